@@ -1,0 +1,86 @@
+# Two commands: `make run` (the main job) and `make test`. Everything lives in .venv, pinned by
+# constraints.txt. Stamp files inside .venv make a second call quick.
+
+PYTHON ?= python3.11
+OUT    ?= out/agreement
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Most tests keep one core busy: as many at a time as there are cores, up to four.
+PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses=4 --dist worksteal
+CORE   := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
+X86    := $(filter x86_64 amd64,$(shell uname -m))
+
+.PHONY: help run test lint fix bench gpu check clean distclean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make run    set up .venv, run the main job on the embedded task, show table, plot and page'
+	@echo 'make test   set up .venv, pass every test (compiled core and Triton interpreter required)'
+	@echo 'make lint   ruff, mypy, clang-format, codespell, file hygiene      make fix    format in place'
+	@echo 'make bench  time the ops against eager PyTorch and torch.compile   make check  test and lint'
+	@echo 'make gpu    on a machine with a CUDA device: build, test and time there, resumable'
+	@echo 'make clean  remove build outputs                      make distclean  remove .venv as well'
+
+run: $(VENV)/.core
+	$(BIN)/w2s-fast run --out $(OUT)
+
+test: $(VENV)/.dev $(VENV)/.core-strict
+	$(PYTEST) --require-backends=cpp,triton,cuda
+ifneq ($(X86),)
+	W2S_CPU_CAPABILITY=avx2 $(PYTEST) --require-backends=cpp -k 'not triton and not cuda' tests/test_ops*.py
+	W2S_CPU_CAPABILITY=base $(PYTEST) --require-backends=cpp -k 'not triton and not cuda' tests/test_ops*.py
+endif
+	W2S_BACKEND=ref $(PYTEST) tests/test_losses*.py
+
+lint: $(VENV)/.dev $(VENV)/.core
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+fix: $(VENV)/.dev
+	-$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+	git ls-files -z 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cu' | xargs -0 -r $(BIN)/clang-format -i
+
+bench: $(VENV)/.dev $(VENV)/.core-strict
+	$(BIN)/python -m bench run
+
+# On a machine with a CUDA device, with the Python that has torch for it: make gpu PYTHON=python3
+gpu:
+	$(PYTHON) -m bench gpu
+
+check: test lint
+
+$(VENV)/.python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: make PYTHON=/path/to/python3.11 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) pip
+	@touch $@
+
+# torch comes first and alone, so that a CPU wheel offered by the local index is the one that stays.
+$(VENV)/.base: $(VENV)/.python constraints.txt pyproject.toml setup.py
+	$(PIP) torch
+	$(PIP) setuptools pybind11 ninja
+	$(PIP) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.base setup.py $(CORE)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+# The tests need the compiled core, and the CUDA kernels as the host emulates them: here a failed
+# build is an error, not a fallback.
+$(VENV)/.core-strict: $(VENV)/.base setup.py $(CORE)
+	W2S_STRICT=1 W2S_BUILD_EMULATION=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@ $(VENV)/.core
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -f w2s_fast/_core.*.so w2s_fast/_cuda*.so w2s_fast/_core_missing.txt $(VENV)/.core $(VENV)/.core-strict
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
