@@ -1,0 +1,116 @@
+// The only file that knows Python. Addresses arrive as integers; the GIL is released while the
+// rows run. Python has checked shapes, dtypes and strides (w2s_fast/ops/targets.py).
+#include <pybind11/pybind11.h>
+
+#include "memory.h"
+#include "parallel.h"
+#include "w2s.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using w2s::CrossEntropy;
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address a) {
+  return reinterpret_cast<T*>(a);
+}
+
+CrossEntropy call(int64_t n, int64_t v, int64_t k, Address logits, int64_t logits_stride, int dtype,
+                  Address ids, Address probs, int64_t probs_stride, int probs_dtype, Address rest,
+                  Address weight, int64_t ignore_index, int rule, float aux, float threshold,
+                  float smoothing, float gamma, float cap, float softcap, float z_loss, float scale,
+                  Address row_scale, Address stats, Address index, Address listed, Address grad,
+                  int64_t grad_stride) {
+  CrossEntropy c{};
+  c.n = n, c.v = v, c.k = k;
+  c.logits = at<void>(logits), c.logits_stride = logits_stride;
+  c.dtype = static_cast<w2s::DType>(dtype);
+  c.ids = at<int64_t>(ids);
+  c.probs = at<void>(probs), c.probs_stride = probs_stride;
+  c.probs_dtype = static_cast<w2s::DType>(probs_dtype);
+  c.rest = at<float>(rest), c.weight = at<float>(weight);
+  c.ignore_index = ignore_index;
+  c.rule = static_cast<w2s::Rule>(rule);
+  c.aux = aux, c.threshold = threshold;
+  c.smoothing = smoothing, c.gamma = gamma, c.cap = cap;
+  c.softcap = softcap, c.z_loss = z_loss;
+  c.scale = scale, c.row_scale = at<float>(row_scale);
+  c.stats = at<float>(stats), c.index = at<int64_t>(index), c.listed = at<float>(listed);
+  c.grad = at<void>(grad), c.grad_stride = grad_stride;
+  return c;
+}
+
+w2s::Scores scores(Address x, int dtype, Address keep, int64_t n) {
+  return {at<void>(x), static_cast<w2s::DType>(dtype), at<uint8_t>(keep), n};
+}
+
+using Kernel = int64_t (*w2s::Kernels::*)(const CrossEntropy&, int64_t, int64_t);
+
+// Binds one kernel: runs it over all rows, returns the first bad row or -1.
+void bind(py::module_& m, const char* name, Kernel kernel) {
+  m.def(name, [kernel](const CrossEntropy& c) {
+    const py::gil_scoped_release free;
+    return w2s::run(w2s::kernels().*kernel, c);
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Torch-free kernels of w2s_fast. Call them through w2s_fast.ops.";
+  m.def("isa", [] { return w2s::kernels().isa; });
+  m.def("set_parallel_for",
+        [](Address pool) { w2s::set_parallel_for(reinterpret_cast<w2s::ParallelFor>(pool)); });
+  m.def("advise_huge", &w2s::advise_huge);
+  py::class_<CrossEntropy>(m, "CrossEntropy").def(py::init(&call));
+  bind(m, "rows", &w2s::Kernels::rows);
+  bind(m, "fixup", &w2s::Kernels::fixup);
+  bind(m, "gradient", &w2s::Kernels::gradient);
+  m.def("two_class", [](const CrossEntropy& c, int select, bool mean, Address loss) {
+    w2s::TwoClassResult r;
+    {
+      const py::gil_scoped_release free;
+      r = w2s::two_class(c, static_cast<w2s::Select>(select), mean);
+    }
+    *at<float>(loss) = r.loss;
+    return py::make_tuple(r.bad_row, r.normaliser, r.threshold);
+  });
+  m.def("quantile", [](Address x, int dtype, Address keep, int64_t n, double q) {
+    const py::gil_scoped_release free;
+    return w2s::quantile(scores(x, dtype, keep, n), q);
+  });
+  m.def("kth_value", [](Address x, int dtype, Address keep, int64_t n, int64_t rank) {
+    const py::gil_scoped_release free;
+    return w2s::kth_value(scores(x, dtype, keep, n), rank);
+  });
+  m.def("histogram", [](Address x, int dtype, Address keep, int64_t n, uint32_t prefix, int round,
+                        Address counts) {
+    const py::gil_scoped_release free;
+    w2s::histogram(scores(x, dtype, keep, n), prefix, round, at<int64_t>(counts));
+  });
+  m.def("successor", [](Address x, int dtype, Address keep, int64_t n, float from) {
+    const py::gil_scoped_release free;
+    return w2s::successor(scores(x, dtype, keep, n), from);
+  });
+  m.def("tally", [](Address x, int dtype, Address keep, int64_t n, float from) {
+    w2s::Tally t;
+    {
+      const py::gil_scoped_release free;
+      t = w2s::tally(scores(x, dtype, keep, n), from);
+    }
+    return py::make_tuple(t.above, t.equal);
+  });
+  m.def("mark",
+        [](Address x, int dtype, Address keep, int64_t n, float from, int64_t ties, Address mask) {
+          const py::gil_scoped_release free;
+          w2s::mark(scores(x, dtype, keep, n), from, ties, at<uint8_t>(mask));
+        });
+  m.def("balance", [](Address logits, int64_t n, int64_t k, Address counts, Address bias,
+                      Address hard) {
+    const py::gil_scoped_release free;
+    w2s::balance(at<float>(logits), n, k, at<int64_t>(counts), at<double>(bias), at<int64_t>(hard));
+  });
+}

@@ -1,0 +1,337 @@
+// Rows of the weak-to-strong cross-entropy: record, gradient, late fix-up. One include per ISA.
+//
+// Each function walks rows [begin, end) and is compiled for every pair of logits and target dtype.
+// Whatever the thread count, a row is summed in the same order.
+#pragma once
+
+#include "../row_math.h"
+#include "../w2s.h"
+#include "row.h"
+
+namespace {
+
+using w2s::CrossEntropy;
+
+inline RowKnobs knobs_of(const CrossEntropy& c) {
+  return {c.rule, c.aux, c.threshold, c.smoothing, c.gamma, c.cap, c.softcap, c.z_loss};
+}
+
+inline float rest_of(const CrossEntropy& c, int64_t i) { return c.rest == nullptr ? 0 : c.rest[i]; }
+
+inline Record read_record(const CrossEntropy& c, int64_t i) {
+  const auto s = [&](int32_t r) { return c.stats[r * c.n + i]; };
+  const auto x = [&](int32_t r) { return c.index[r * c.n + i]; };
+  return {s(w2s::kMax),         s(w2s::kLogS),      s(w2s::kMass),     s(w2s::kLinear),
+          s(w2s::kMean),        s(w2s::kChosen),    s(w2s::kTail),     s(w2s::kCoef),
+          s(w2s::kFactor),      s(w2s::kScore),     s(w2s::kEntropy),  s(w2s::kLoss),
+          x(w2s::kArgmaxClass), x(w2s::kWeakClass), x(w2s::kSelfClass)};
+}
+
+inline void write_record(const CrossEntropy& c, int64_t i, const Record& r) {
+  const auto s = [&](int32_t row, float value) { c.stats[row * c.n + i] = value; };
+  const auto x = [&](int32_t row, int64_t value) { c.index[row * c.n + i] = value; };
+  s(w2s::kLoss, r.loss), s(w2s::kMax, r.max), s(w2s::kLogS, r.logs), s(w2s::kEntropy, r.entropy);
+  s(w2s::kMass, r.mass), s(w2s::kLinear, r.linear), s(w2s::kMean, r.mean);
+  s(w2s::kChosen, r.chosen), s(w2s::kTail, r.tail), s(w2s::kCoef, r.coef);
+  s(w2s::kFactor, r.factor), s(w2s::kScore, r.score);
+  x(w2s::kArgmaxClass, r.argmax), x(w2s::kWeakClass, r.weak), x(w2s::kSelfClass, r.self);
+}
+
+inline bool is_kept(const CrossEntropy& c, int64_t i) {
+  if (c.ids != nullptr && c.probs == nullptr && c.ids[i] == c.ignore_index) return false;
+  return c.weight == nullptr || c.weight[i] != 0;
+}
+
+inline const float* sparse_probs(const CrossEntropy& c, int64_t i) {
+  return c.probs == nullptr ? nullptr : static_cast<const float*>(c.probs) + i * c.k;
+}
+
+// A padding entry of a sparse row, or the label of an ignored row.
+inline bool is_padding(const CrossEntropy& c, int64_t id) {
+  return c.probs == nullptr ? id == c.ignore_index : id < 0;
+}
+
+inline bool bad_ids(const CrossEntropy& c, int64_t i) {
+  const int64_t* ids = c.ids + i * c.k;
+  for (int64_t j = 0; j < c.k; ++j) {
+    if (is_padding(c, ids[j])) continue;
+    if (ids[j] < 0 || ids[j] >= c.v) return true;
+    for (int64_t l = 0; l < j; ++l) {
+      if (ids[l] == ids[j]) return true;
+    }
+  }
+  return false;
+}
+
+template <class T>
+void listed_targets(const CrossEntropy& c, int64_t i, const T* z, Record& r) {
+  const int64_t* ids = c.ids + i * c.k;
+  const float* probs = sparse_probs(c, i);
+  float best = -1, inside = 0;
+  for (int64_t j = 0; j < c.k; ++j) {
+    if (is_padding(c, ids[j])) continue;
+    const float q = probs == nullptr ? 1.0f : probs[j], d = widen(z[ids[j]]) - r.max;
+    if (c.listed != nullptr) c.listed[i * c.k + j] = d;
+    r.mass += q;
+    if (q != 0) r.linear += q * d;
+    inside += expf(d);
+    if (q > best) {
+      best = q;
+      r.weak = ids[j];
+      r.chosen = d;
+    }
+  }
+  if (best < 0) r.chosen = widen(z[0]) - r.max;
+  if (c.rest == nullptr) return;
+  r.mass += c.rest[i];
+  const float all = expf(r.logs);
+  const float outside = all - inside;
+  const bool cancels = outside <= 0.25f * all;  // not for NaN, which stays
+  r.tail = (cancels ? log_outside(z, c.v, r.max, ids, c.k) : logf(outside)) - r.logs;
+}
+
+// Overwrites the entries where the gradient is more than its dense part, from fp32 values; with a
+// softcap > 0 as gradients of what is under the cap.
+template <class T>
+void write_listed(const CrossEntropy& c, int64_t i, const Record& r, const Slope& s,
+                  const float* diffs, float self_diff, float softcap, T* g) {
+  const int64_t* ids = c.ids + i * c.k;
+  const float* probs = sparse_probs(c, i);
+  bool self_listed = false;
+  for (int64_t j = 0; j < c.k; ++j) {
+    if (is_padding(c, ids[j])) continue;
+    const float q = probs == nullptr ? 1.0f : probs[j];
+    const bool is_self = ids[j] == r.self;
+    self_listed |= is_self;
+    const float cap = cap_slope(diffs[j] + r.max, softcap);
+    narrow_to(g[ids[j]], cap * entry(s, s.inside, diffs[j], q, is_self));
+  }
+  if (!self_listed && s.own != 0 && r.self >= 0) {
+    narrow_to(g[r.self], entry(s, s.outside, self_diff - s.shift, 0, true));
+  }
+}
+
+constexpr int64_t kListedOnStack = 64;
+// A gradient of this size in a buffer of its own has left the caches before anyone reads it; a
+// plain store would also fetch every line that it overwrites.
+constexpr int64_t kStreamBytes = 1 << 24;
+
+template <bool DENSE, class T, class U>
+void write_dense_part(const CrossEntropy& c, const T* z, const U* q, T* g, const Record& r,
+                      const Slope& s, float slope, bool more) {
+  const float weak = DENSE ? s.g * s.weak : 0;
+  const T* next = z + (more ? c.logits_stride : 0);
+  const U* next_q = q + (more ? c.probs_stride : 0);
+  const auto write = g != z && c.n * c.v * static_cast<int64_t>(sizeof(T)) >= kStreamBytes
+                         ? write_gradient<DENSE, true, T, U>
+                         : write_gradient<DENSE, false, T, U>;
+  write(z, q, g, c.v, r.max + s.shift, s.g * slope, weak, s.g * s.flat, next, next_q);
+}
+
+// Difference to the maximum, 0 for a class of another vocabulary shard.
+template <class T>
+inline float diff_at(const T* z, int64_t id, const Record& r) {
+  return id < 0 ? 0 : widen(z[id]) - r.max;
+}
+
+// z is the row of logits; out may be the same memory.
+template <class T, class U>
+void row_gradient(const CrossEntropy& c, int64_t i, const Record& r, float g, const T* z, T* out,
+                  bool more) {
+  if (!is_kept(c, i) || r.factor == 0 || g == 0) {
+    memset(static_cast<void*>(out), 0, static_cast<size_t>(c.v) * sizeof(T));
+    return;
+  }
+  const Slope s = row_slope(knobs_of(c), rest_of(c, i), c.v, r, g * r.factor);
+  const float self_diff = diff_at(z, r.self, r);
+  if (c.ids == nullptr) {
+    const U* q = static_cast<const U*>(c.probs) + i * c.probs_stride;
+    const float top_diff = diff_at(z, r.argmax, r);
+    const float at_self = r.self < 0 ? 0 : entry(s, s.inside, self_diff, widen(q[r.self]), true);
+    write_dense_part<true>(c, z, q, out, r, s, s.inside, more);
+    // p can be 1 only here: the vector product would leave a rounding error of the size of p.
+    if (r.argmax >= 0) {
+      const bool is_self = r.argmax == r.self;
+      narrow_to(out[r.argmax], entry(s, s.inside, top_diff, widen(q[r.argmax]), is_self));
+    }
+    if (s.own != 0 && r.self >= 0) narrow_to(out[r.self], at_self);
+    return;
+  }
+  // The sweep may overwrite the logits: take the listed ones first.
+  float stack[kListedOnStack] = {};
+  float* diffs = c.k <= kListedOnStack ? stack : new float[static_cast<size_t>(c.k)];
+  for (int64_t j = 0; j < c.k; ++j) {
+    const int64_t id = c.ids[i * c.k + j];
+    diffs[j] = is_padding(c, id) ? 0 : widen(z[id]) - r.max;
+  }
+  write_dense_part<false>(c, z, z, out, r, s, s.outside, more);
+  write_listed(c, i, r, s, diffs, self_diff, 0, out);
+  if (diffs != stack) delete[] diffs;
+}
+
+template <class T, class U>
+Record make_record(const CrossEntropy& c, int64_t i, const T* z) {
+  const bool dense = c.ids == nullptr, mean = c.smoothing != 0;
+  const U* q = dense ? static_cast<const U*>(c.probs) + i * c.probs_stride : nullptr;
+  // Without dense targets the logits stand in for them, so that both are read in the same order.
+  const Row s = dense ? (mean ? sweep<true, true>(z, q, c.v) : sweep<true, false>(z, q, c.v))
+                      : (mean ? sweep<false, true>(z, z, c.v) : sweep<false, false>(z, z, c.v));
+  Record r{};
+  r.max = s.max;
+  r.logs = s.logs;
+  r.entropy = s.entropy;
+  r.mean = s.mean;
+  r.argmax = find(z, s.max_block, c.v, s.max);
+  r.score = c.v == 2 ? widen(z[0]) - widen(z[1]) : expf(-s.logs);
+  if (dense) {
+    r.mass = s.weak;
+    r.linear = s.linear;
+    r.weak = find(q, s.weak_block, c.v, s.weak_max);
+    r.chosen = widen(z[r.weak]) - r.max;
+  } else {
+    listed_targets(c, i, z, r);
+  }
+  if (c.rule == w2s::kClass) r.self = c.index[w2s::kSelfClass * c.n + i];
+  const RowKnobs knobs = knobs_of(c);
+  choose_self_target(knobs, r);
+  row_factor(knobs, is_kept(c, i), r);
+  row_loss(knobs, rest_of(c, i), widen(z[r.self]) - r.max, r);
+  return r;
+}
+
+inline float upstream(const CrossEntropy& c, int64_t i) {
+  if (c.row_scale != nullptr) return c.row_scale[i];
+  return c.weight == nullptr ? c.scale : c.scale * c.weight[i];
+}
+
+// A row as the phases see it: its logits, and where its gradient goes. With a soft-cap both are a
+// row of fp32 beside the caller's memory, capped on the way in and differentiated on the way out.
+template <class T>
+struct Plain {
+  using Logit = T;
+  static constexpr bool kNext = true;  // the next row lies one stride further
+  const CrossEntropy& c;
+  explicit Plain(const CrossEntropy& call) : c(call) {}
+  const T* logits(int64_t i) const { return static_cast<const T*>(c.logits) + i * c.logits_stride; }
+  T* gradient(int64_t i) const { return static_cast<T*>(c.grad) + i * c.grad_stride; }
+  void finish(int64_t) const {}
+};
+
+template <class T>
+struct Capped {
+  using Logit = float;
+  static constexpr bool kNext = false;
+  const CrossEntropy& c;
+  float* row;
+  explicit Capped(const CrossEntropy& call)
+      : c(call), row(new float[static_cast<size_t>(call.v)]) {}
+  Capped(const Capped&) = delete;
+  Capped& operator=(const Capped&) = delete;
+  ~Capped() { delete[] row; }
+  const float* logits(int64_t i) const {
+    cap_row(Plain<T>(c).logits(i), row, c.v, c.softcap);
+    return row;
+  }
+  float* gradient(int64_t) const { return row; }
+  void finish(int64_t i) const {
+    uncap_row(row, Plain<T>(c).logits(i), Plain<T>(c).gradient(i), c.v, c.softcap);
+  }
+};
+
+template <class Access, class U>
+int64_t sweep_rows(const CrossEntropy& c, int64_t begin, int64_t end) {
+  const Access a(c);
+  for (int64_t i = begin; i < end; ++i) {
+    if (c.ids != nullptr && bad_ids(c, i)) return i;
+    const typename Access::Logit* z = a.logits(i);
+    const Record r = make_record<typename Access::Logit, U>(c, i, z);
+    write_record(c, i, r);
+    if (c.grad == nullptr) continue;
+    row_gradient<typename Access::Logit, U>(c, i, r, upstream(c, i), z, a.gradient(i),
+                                            Access::kNext && i + 1 < end);
+    a.finish(i);
+  }
+  return -1;
+}
+
+template <class Access, class U>
+int64_t gradient_rows(const CrossEntropy& c, int64_t begin, int64_t end) {
+  const Access a(c);
+  for (int64_t i = begin; i < end; ++i) {
+    row_gradient<typename Access::Logit, U>(c, i, read_record(c, i), upstream(c, i), a.logits(i),
+                                            a.gradient(i), Access::kNext && i + 1 < end);
+    a.finish(i);
+  }
+  return -1;
+}
+
+template <class T, class U>
+int64_t rows_of(const CrossEntropy& c, int64_t begin, int64_t end) {
+  return c.softcap != 0 ? sweep_rows<Capped<T>, U>(c, begin, end)
+                        : sweep_rows<Plain<T>, U>(c, begin, end);
+}
+
+template <class T, class U>
+int64_t gradient_of(const CrossEntropy& c, int64_t begin, int64_t end) {
+  return c.softcap != 0 ? gradient_rows<Capped<T>, U>(c, begin, end)
+                        : gradient_rows<Plain<T>, U>(c, begin, end);
+}
+
+// Rows that stay below the threshold lose their self-target. Their dense part is rescaled only if
+// the weak mass is not 1; the few other entries are written again.
+template <class T, class U>
+int64_t fixup_of(const CrossEntropy& c, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    Record r = read_record(c, i);
+    const RowKnobs knobs = knobs_of(c);
+    float by = 1;
+    if (!close_gate(knobs, rest_of(c, i), r, by)) continue;
+    write_record(c, i, r);
+    const float g = upstream(c, i) * r.factor;
+    if (c.grad == nullptr || !is_kept(c, i) || g == 0) continue;
+    T* out = static_cast<T*>(c.grad) + i * c.grad_stride;
+    if (by != 1) rescale(out, c.v, by);
+    const Slope s = row_slope(knobs, rest_of(c, i), c.v, r, g);
+    // The maximum's entry held the self-target: z - max is 0 there.
+    narrow_to(out[r.argmax], entry(s, s.outside, 0, 0, false) * cap_slope(r.max, c.softcap));
+    write_listed(c, i, r, s, c.listed + i * c.k, 0, c.softcap, out);
+  }
+  return -1;
+}
+
+// Calls F::run<T, U> for the dtypes of the logits and of dense targets.
+template <class F>
+int64_t by_dtype(const CrossEntropy& c, int64_t begin, int64_t end) {
+  const bool same = c.probs_dtype == c.dtype;
+  switch (c.dtype) {
+    case w2s::kF32:
+      return F::template run<float, float>(c, begin, end);
+    case w2s::kBF16:
+      return same ? F::template run<BF16, BF16>(c, begin, end)
+                  : F::template run<BF16, float>(c, begin, end);
+    default:
+      return same ? F::template run<F16, F16>(c, begin, end)
+                  : F::template run<F16, float>(c, begin, end);
+  }
+}
+
+struct Rows {
+  template <class T, class U>
+  static int64_t run(const CrossEntropy& c, int64_t b, int64_t e) {
+    return rows_of<T, U>(c, b, e);
+  }
+};
+struct Fixup {
+  template <class T, class U>
+  static int64_t run(const CrossEntropy& c, int64_t b, int64_t e) {
+    return fixup_of<T, U>(c, b, e);
+  }
+};
+struct Gradient {
+  template <class T, class U>
+  static int64_t run(const CrossEntropy& c, int64_t b, int64_t e) {
+    return gradient_of<T, U>(c, b, e);
+  }
+};
+
+}  // namespace

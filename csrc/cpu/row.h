@@ -1,0 +1,350 @@
+// One row: a sweep that sums, and a sweep that writes the gradient.
+//
+// Exponentials are taken as 2^t with t = z log2(e) - hi, one fused multiply-add. hi is `at` log2(e)
+// rounded, for a reference point `at` near the row's maximum; what the rounding left (`lo`) scales
+// every exponential of the row alike, so it cancels from softmax and costs nothing at |z| = 1e4.
+// Without fused multiply-add the product would be rounded first: there t = (z - at) log2(e).
+#pragma once
+
+#include <math.h>
+
+#include "vec.h"
+
+namespace {
+
+constexpr int64_t kBlock = 4096;  // what is summed before the running sums are updated
+constexpr float kLn2 = 0.693147180559945309f;
+// How far the maximum may run ahead of the reference point before a block is summed again.
+constexpr float kSlack = 4.0f;
+
+struct Point {
+  float at, hi, lo;
+};
+
+inline Vec exponent(Vec z, const Point& p) {
+  return kFused ? fma(z, set(kLog2E), set(-p.hi)) : (z - set(p.at)) * set(kLog2E);
+}
+
+inline float first_lane(Vec a) {
+  float lanes[Vec::W];
+  store(lanes, a);
+  return lanes[0];
+}
+
+inline float exponent(float z, const Point& p) { return first_lane(exponent(set(z), p)); }
+
+inline Point point(float at) {
+  Point p = {at, at * kLog2E, 0};
+  p.lo = exponent(at, p);
+  return p;
+}
+
+// The vector polynomial at one point.
+template <int DEGREE>
+inline float exp2_at(float t) {
+  return first_lane(exp2_of<DEGREE>(set(t)));
+}
+
+// What a kernel needs to know of its dtypes: degrees of the exponential that the sums and the
+// gradient can show, and whether logits and targets can both be read as even and odd elements.
+template <class T>
+struct Degree {
+  static constexpr int sum = 5, grad = 5;
+};
+template <>
+struct Degree<BF16> {
+  static constexpr int sum = 5, grad = 3;
+};
+template <>
+struct Degree<F16> {
+  static constexpr int sum = 5, grad = 4;
+};
+template <class T, class U>
+struct Split {
+  static constexpr bool value = false;
+};
+template <>
+struct Split<BF16, BF16> {
+  static constexpr bool value = true;
+};
+
+// Sums over classes of one row relative to a Point; exponentials carry its factor 2^lo.
+struct Sums {
+  float exp = 0;     // sum 2^t
+  float exp_t = 0;   // sum 2^t t
+  float t = 0;       // sum t, with label smoothing
+  float weak_t = 0;  // sum q t, dense targets
+  float weak = 0;    // sum q, dense targets
+  float max = -INFINITY, weak_max = -INFINITY;
+};
+
+struct Lanes {
+  Vec exp = set(0), exp_t = set(0), t = set(0), weak_t = set(0), weak = set(0);
+  Vec max = set(-INFINITY), weak_max = set(-INFINITY);
+};
+
+// CAREFUL keeps 0 * -inf out: a class of logit -inf has no entropy, and no loss without weak mass.
+template <bool DENSE, bool MEAN, bool CAREFUL, int DEGREE>
+inline void add(Lanes& s, Vec z, const Point& p, Vec q) {
+  const Vec t = exponent(z, p);
+  const Vec e = exp2_of<DEGREE>(t);
+  s.max = vmax(s.max, z);
+  s.exp = s.exp + e;
+  s.exp_t = fma(e, CAREFUL ? where_nonzero(e, t) : t, s.exp_t);
+  if (MEAN) s.t = s.t + t;
+  if (DENSE) {
+    s.weak_t = fma(q, CAREFUL ? where_nonzero(q, t) : t, s.weak_t);
+    s.weak = s.weak + q;
+    s.weak_max = vmax(s.weak_max, q);
+  }
+}
+
+inline Sums total(const Lanes& a) {
+  return {sum(a.exp),  sum(a.exp_t),  sum(a.t),          sum(a.weak_t),
+          sum(a.weak), max_of(a.max), max_of(a.weak_max)};
+}
+
+inline Lanes operator+(const Lanes& a, const Lanes& b) {
+  return {a.exp + b.exp,
+          a.exp_t + b.exp_t,
+          a.t + b.t,
+          a.weak_t + b.weak_t,
+          a.weak + b.weak,
+          vmax(a.max, b.max),
+          vmax(a.weak_max, b.weak_max)};
+}
+
+template <bool DENSE, bool MEAN, bool CAREFUL, class T, class U>
+inline Sums sum_block(const T* z, const U* q, int64_t n, const Point& p) {
+  constexpr int degree = Degree<T>::sum;
+  constexpr bool split = Split<T, U>::value;
+  Lanes a, b;
+  Vec za, zb, qa = set(0), qb = set(0);
+  int64_t i = 0;
+  for (; i + 2 * Vec::W <= n; i += 2 * Vec::W) {
+    load_two<split>(z + i, za, zb);
+    if (DENSE) load_two<split>(q + i, qa, qb);
+    add<DENSE, MEAN, CAREFUL, degree>(a, za, p, qa);
+    add<DENSE, MEAN, CAREFUL, degree>(b, zb, p, qb);
+  }
+  Lanes last;
+  float padding = 0;
+  for (; i < n; i += Vec::W) {
+    const int64_t left = n - i < Vec::W ? n - i : Vec::W;
+    add<DENSE, false, true, degree>(last, load(z + i, left, -INFINITY), p,
+                                    DENSE ? load(q + i, left, 0) : qa);
+    // Lanes past the end read as the reference point, whose t is lo.
+    if (MEAN) last.t = last.t + exponent(load(z + i, left, p.at), p);
+    padding += static_cast<float>(Vec::W - left) * p.lo;
+  }
+  Sums s = total(a + b + last);
+  if (MEAN) s.t -= padding;
+  return s;
+}
+
+template <class T>
+inline float block_max(const T* z, int64_t n) {
+  Vec m = set(-INFINITY);
+  for (int64_t i = 0; i < n; i += Vec::W) {
+    m = vmax(m, load(z + i, n - i < Vec::W ? n - i : Vec::W, -INFINITY));
+  }
+  return max_of(m);
+}
+
+// A whole row.
+struct Row {
+  float max, logs;  // largest logit M, log sum e^(z - M)
+  float entropy;
+  float mean;          // mean of z - M, with label smoothing
+  float weak, linear;  // sum q, sum q (z - M): dense targets
+  float weak_max;
+  int64_t max_block, weak_block;
+};
+
+// Moves sums over `seen` classes from one reference point to another.
+inline void move(Sums& s, const Point& from, const Point& to, int64_t seen) {
+  // t falls by this much for every class.
+  const float by = kFused ? to.hi - from.hi : (to.at - from.at) * kLog2E;
+  const float factor = s.exp == 0 ? 0 : exp2f(-by);
+  s.exp_t = s.exp == 0 ? 0 : factor * (s.exp_t - s.exp * by);
+  s.exp *= factor;
+  s.t -= static_cast<float>(seen) * by;
+  s.weak_t -= s.weak * by;
+}
+
+template <bool DENSE, bool MEAN, bool CAREFUL, class T, class U>
+inline Row sweep_once(const T* z, const U* q, int64_t v, bool& again) {
+  Sums s;
+  Point p = point(0);
+  Row r{};
+  for (int64_t b = 0; b < v; b += kBlock) {
+    const int64_t n = v - b < kBlock ? v - b : kBlock;
+    const U* qb = DENSE ? q + b : q;
+    if (s.max == -INFINITY) {
+      // Nothing finite so far: any reference point would do for what was summed.
+      const float m = block_max(z + b, n);
+      const Point to = point(m > -INFINITY && m < INFINITY ? m : 0.0f);
+      move(s, p, to, b);
+      p = to;
+    }
+    Sums add = sum_block<DENSE, MEAN, CAREFUL>(z + b, qb, n, p);
+    if (add.max > p.at + kSlack && add.max < INFINITY) {
+      const Point to = point(add.max);
+      move(s, p, to, b);
+      p = to;
+      add = sum_block<DENSE, MEAN, CAREFUL>(z + b, qb, n, p);
+    }
+    s.exp += add.exp, s.exp_t += add.exp_t, s.t += add.t;
+    s.weak_t += add.weak_t, s.weak += add.weak;
+    if (add.max > s.max) s.max = add.max, r.max_block = b;
+    if (add.weak_max > s.weak_max) s.weak_max = add.weak_max, r.weak_block = b;
+  }
+  // NaN from a sum of products while its factors are numbers: 0 * -inf.
+  again = !CAREFUL && ((s.exp_t != s.exp_t && s.exp == s.exp) || s.weak_t != s.weak_t);
+  // Everything is now taken relative to the maximum's own t and its own 2^t: a row with one class
+  // that matters gets log S = 0 and p = 1 exactly.
+  const float top = exponent(s.max, p);
+  r.max = s.max;
+  r.logs = s.max == -INFINITY ? NAN : logf(s.exp / exp2_at<Degree<T>::sum>(top));
+  r.entropy = r.logs - (s.exp_t / s.exp - top) * kLn2;
+  r.mean = (s.t / static_cast<float>(v) - top) * kLn2;
+  r.weak = s.weak;
+  r.linear = (s.weak_t - top * s.weak) * kLn2;
+  r.weak_max = s.weak_max;
+  return r;
+}
+
+template <bool DENSE, bool MEAN, class T, class U>
+inline Row sweep(const T* z, const U* q, int64_t v) {
+  bool again = false;
+  const Row r = sweep_once<DENSE, MEAN, false>(z, q, v, again);
+  return again ? sweep_once<DENSE, MEAN, true>(z, q, v, again) : r;
+}
+
+// First index in [from, v) within one block whose value equals `value`; `from` if there is none.
+template <class T>
+inline int64_t find(const T* z, int64_t from, int64_t v, float value) {
+  const int64_t end = v - from < kBlock ? v : from + kBlock;
+  const Vec wanted = set(value);
+  for (int64_t i = from; i < end; i += Vec::W) {
+    const int64_t n = end - i < Vec::W ? end - i : Vec::W;
+    const int at = first_equal(load(z + i, n, NAN), wanted);
+    if (at >= 0) return i + at;
+  }
+  return from;
+}
+
+// log of the sum of e^(z - max) over the classes that are not listed, without a difference that
+// cancels and for masses far below the smallest float; -inf if every class is listed.
+template <class T>
+inline float log_outside(const T* z, int64_t v, float max, const int64_t* ids, int64_t k) {
+  float all = 0, top = -INFINITY, buffer[kBlock];
+  for (int64_t b = 0; b < v; b += kBlock) {
+    const int64_t n = v - b < kBlock ? v - b : kBlock;
+    for (int64_t i = 0; i < n; ++i) buffer[i] = widen(z[b + i]);
+    for (int64_t j = 0; j < k; ++j) {
+      if (ids[j] >= b && ids[j] < b + n) buffer[ids[j] - b] = -INFINITY;
+    }
+    const float here = block_max(buffer, n);
+    if (here == -INFINITY) continue;
+    if (here > top) {
+      all *= expf(top - here);
+      top = here;
+    }
+    const Point p = point(top);
+    all +=
+        sum_block<false, false, true>(buffer, buffer, n, p).exp / exp2_at<Degree<float>::sum>(p.lo);
+  }
+  return top == -INFINITY ? top : (top - max) + logf(all);
+}
+
+template <int64_t N, class T>
+inline void prefetch_all(const T* p) {
+  for (size_t b = 0; b < N * sizeof(T); b += 64) prefetch(reinterpret_cast<const char*>(p) + b);
+}
+
+// Elements before the first cache line that starts inside p[0..v), v if there is none.
+template <class T>
+inline int64_t to_line(const T* p, int64_t v) {
+  const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) % 64 / sizeof(T));
+  const int64_t left = past == 0 ? 0 : static_cast<int64_t>(64 / sizeof(T)) - past;
+  return left < v ? left : v;
+}
+
+// g = prob e^(z - max) - weak q - flat for a whole row; g may be z. STREAM writes past the caches.
+// Otherwise `next`, the row this thread reads after this one, is fetched behind the arithmetic:
+// worth it only while the memory is not busy with a second read or write stream.
+template <bool DENSE, bool STREAM, class T, class U>
+inline void write_gradient(const T* z, const U* q, T* g, int64_t v, float max, float prob,
+                           float weak, float flat, const T* next, const U* next_q) {
+  constexpr bool split = Split<T, U>::value;
+  constexpr bool fetch = !STREAM && !(DENSE && sizeof(U) == sizeof(float));
+  const Point at = point(max);
+  const float top = exp2_at<Degree<T>::grad>(at.lo);
+  const Vec p = set(prob / top), w = set(-weak), c = set(-flat);
+  const auto one = [&](Vec x, Vec t) {
+    const Vec e = exp2_of<Degree<T>::grad>(exponent(x, at));
+    return fma(e, p, DENSE ? fma(t, w, c) : c);
+  };
+  const auto edge = [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i += Vec::W) {
+      const int64_t n = to - i < Vec::W ? to - i : Vec::W;
+      store(g + i, one(load(z + i, n, max), DENSE ? load(q + i, n, 0) : c), n);
+    }
+  };
+  constexpr int64_t step = 4 * Vec::W;
+  Vec za, zb, qa = c, qb = c;
+  int64_t i = STREAM ? to_line(g, v) : 0;
+  edge(0, i);
+  for (; i + step <= v; i += step) {
+    if (fetch) prefetch_all<step>(next + i);
+    if (fetch && DENSE) prefetch_all<step>(next_q + i);
+    for (int64_t j = i; j < i + step; j += 2 * Vec::W) {
+      load_two<split>(z + j, za, zb);
+      if (DENSE) load_two<split>(q + j, qa, qb);
+      store_two<split, STREAM>(g + j, one(za, qa), one(zb, qb));
+    }
+  }
+  edge(i, v);
+  if (STREAM) end_stream();
+}
+
+// 1 / (1 + e^(2u / cap)) = (1 - tanh(u / cap)) / 2.
+inline Vec below_cap(Vec u, float cap) {
+  // The operand order keeps NaN; 2^128 is infinity, hence exactly 0 far above the cap.
+  const Vec e = exp2_of<5>(vmin(set(128.0f), u * set(2 * kLog2E / cap)));
+  return set(1.0f) / (set(1.0f) + e);
+}
+
+// z = cap tanh(u / cap).
+template <class T>
+inline void cap_row(const T* u, float* z, int64_t v, float cap) {
+  for (int64_t i = 0; i < v; i += Vec::W) {
+    const int64_t n = v - i < Vec::W ? v - i : Vec::W;
+    store(z + i, fma(below_cap(load(u + i, n, 0), cap), set(-2 * cap), set(cap)), n);
+  }
+}
+
+// g dz/du, dz/du = 1 - tanh(u / cap)^2, for gradients g with respect to z. out may be u.
+template <class T>
+inline void uncap_row(const float* g, const T* u, T* out, int64_t v, float cap) {
+  for (int64_t i = 0; i < v; i += Vec::W) {
+    const int64_t n = v - i < Vec::W ? v - i : Vec::W;
+    const Vec r = below_cap(load(u + i, n, 0), cap);
+    const Vec slope = set(4.0f) * r * (set(1.0f) - r);
+    const Vec gz = load(g + i, n, 0);
+    // A row that does not count has gradient 0 whatever its logits are.
+    store(out + i, where_nonzero(gz, gz * slope), n);
+  }
+}
+
+// Multiplies a finished row: the late closing of a gate whose targets do not sum to 1.
+template <class T>
+inline void rescale(T* g, int64_t v, float by) {
+  for (int64_t i = 0; i < v; i += Vec::W) {
+    const int64_t n = v - i < Vec::W ? v - i : Vec::W;
+    store(g + i, load(g + i, n, 0) * set(by), n);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,92 @@
+// Kernels over all rows: threads, and for two classes the steps around the threshold.
+#include <atomic>
+#include <cstddef>
+#include <vector>
+
+#include "../parallel.h"
+#include "../w2s.h"
+
+namespace w2s {
+namespace {
+
+// Rows of one task: enough elements that handing the task over is small against doing it.
+int64_t grain(const CrossEntropy& c) {
+  constexpr int64_t elements = 1 << 15;
+  return c.v >= elements ? 1 : elements / c.v;
+}
+
+bool is_ignored(const CrossEntropy& c, int64_t i) {
+  return c.ids != nullptr && c.ids[i] == c.ignore_index;
+}
+
+double sum_weights(const CrossEntropy& c) {
+  double total = 0;
+  for (int64_t i = 0; i < c.n; ++i) {
+    if (!is_ignored(c, i)) total += c.weight == nullptr ? 1.0 : static_cast<double>(c.weight[i]);
+  }
+  return total;
+}
+
+// In row order, so that the number of threads changes nothing.
+double sum_losses(const CrossEntropy& c) {
+  double total = 0;
+  for (int64_t i = 0; i < c.n; ++i) {
+    const double w = c.weight == nullptr ? 1.0 : static_cast<double>(c.weight[i]);
+    if (w != 0) total += w * static_cast<double>(c.scratch[i]);
+  }
+  return total;
+}
+
+// The scratch comes from Kernels::margins; its first row is left with the kept margins in front.
+float select_margin(const CrossEntropy& c, Select select) {
+  float *margins = c.scratch, *weak = c.scratch + c.n, *kept = c.scratch + 2 * c.n;
+  double one = 0;
+  int64_t m = 0;
+  for (int64_t i = 0; i < c.n; ++i) {
+    if (kept[i] == 0) continue;
+    one += static_cast<double>(weak[i]);
+    margins[m++] = margins[i];
+  }
+  double q = 0.5;
+  if (select == kPrior && m > 0) {
+    q = one / static_cast<double>(m);
+    q = q < 0 ? 0 : q > 1 ? 1 : q;
+  }
+  return quantile({margins, kF32, nullptr, m}, q);
+}
+
+}  // namespace
+
+int64_t run(Kernel kernel, const CrossEntropy& c) {
+  std::atomic<int64_t> bad{-1};
+  auto body = [&](int64_t lo, int64_t hi) {
+    const int64_t row = kernel(c, lo, hi);
+    if (row >= 0) bad = row;
+  };
+  parallel_rows(c.n, grain(c), body);
+  return bad;
+}
+
+TwoClassResult two_class(CrossEntropy c, Select select, bool mean) {
+  constexpr int64_t on_stack = 256;
+  float small[3 * on_stack];
+  std::vector<float> large(c.n > on_stack ? static_cast<std::size_t>(3 * c.n) : 0);
+  c.scratch = large.empty() ? small : large.data();
+  TwoClassResult r{-1, 0, 0, c.threshold};
+  if (select != kGiven) {
+    r.bad_row = run(kernels().margins, c);
+    if (r.bad_row >= 0) return r;
+    c.threshold = r.threshold = select_margin(c, select);
+  }
+  const double total = sum_weights(c);
+  const double scale = !mean ? 1.0 : total > 0 ? 1.0 / total : 0.0;
+  c.scale = static_cast<float>(scale);
+  r.bad_row = run(kernels().two_class, c);
+  // Divided, not multiplied by the reciprocal: the mean of one row is that row, to the last bit.
+  const double divisor = mean ? total : 1.0;
+  r.loss = divisor > 0 && r.bad_row < 0 ? static_cast<float>(sum_losses(c) / divisor) : 0.0f;
+  r.normaliser = static_cast<float>(total);
+  return r;
+}
+
+}  // namespace w2s

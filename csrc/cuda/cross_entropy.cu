@@ -1,0 +1,134 @@
+// Launches the row kernels. See kernels.h for what they do and cost, launch.h for how they are
+// chosen, csrc/README.md for the rules of this folder.
+#include <cuda_runtime.h>
+
+#include <atomic>
+
+#include "kernels.h"
+
+namespace w2s {
+namespace cuda {
+namespace {
+
+constexpr int kMostDevices = 64;
+constexpr int64_t kKilo = 1024;
+
+template <class K>
+struct Bounds {
+  static constexpr int threads = 256, blocks = 4;  // 64 registers
+};
+// Two blocks of 512 threads an SM: 64 registers.
+template <class T, class U, bool RESIDENT>
+struct Bounds<RowsKernel<T, U, RESIDENT>> {
+  static constexpr int threads = kRowsThreads, blocks = 2;
+};
+
+template <class K>
+__global__ void __launch_bounds__(Bounds<K>::threads, Bounds<K>::blocks)
+    kernel(const __grid_constant__ Call c, const __grid_constant__ Shape s) {
+  K::run(c, s);
+}
+
+// Asked once a device and remembered: launches take microseconds.
+template <class F>
+int remember(std::atomic<int64_t>* known, int device, const F& ask, int64_t& value) {
+  if (device < 0 || device >= kMostDevices) return ask(value);
+  value = known[device].load(std::memory_order_relaxed) - 1;
+  if (value >= 0) return 0;
+  const int error = ask(value);
+  if (error == 0) known[device].store(value + 1, std::memory_order_relaxed);
+  return error;
+}
+
+int limits_here(Limits& limits) {
+  static std::atomic<int64_t> shared[kMostDevices], cluster[kMostDevices];
+  int device = 0;
+  if (const int error = cudaGetDevice(&device)) return error;
+  const auto ask_shared = [&](int64_t& value) -> int {
+    int bytes = 0;
+    const int error =
+        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    value = bytes;
+    return error;
+  };
+  // By the code that was loaded: PTX of sm_80 knows no clusters, whatever the device.
+  const auto ask_cluster = [&](int64_t& value) -> int {
+    cudaFuncAttributes a{};
+    const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true>>);
+    value = a.binaryVersion >= 90 && a.ptxVersion >= 90 ? 8 : 1;
+    return error;
+  };
+  int64_t blocks = 1;
+  if (const int error = remember(shared, device, ask_shared, limits.shared)) return error;
+  if (const int error = remember(cluster, device, ask_cluster, blocks)) return error;
+  limits.cluster = static_cast<int32_t>(blocks);
+  limits.alone = 112 * kKilo;
+  limits.part = 74 * kKilo;
+  return 0;
+}
+
+// Blocks of more than 48 KB must be allowed once a kernel and device.
+template <class K>
+int allow_shared(int64_t bytes) {
+  static std::atomic<int64_t> allowed[kMostDevices];
+  if (bytes <= 48 * kKilo) return 0;
+  int device = 0;
+  if (const int error = cudaGetDevice(&device)) return error;
+  const bool known = device < kMostDevices;
+  if (known && allowed[device].load(std::memory_order_relaxed) != 0) return 0;
+  Limits limits{};
+  if (const int error = limits_here(limits)) return error;
+  const int error = cudaFuncSetAttribute(kernel<K>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         static_cast<int>(limits.shared));
+  if (error == 0 && known) allowed[device].store(1, std::memory_order_relaxed);
+  return error;
+}
+
+template <class K>
+int launch(const Call& c, const Shape& s, int64_t blocks, Stream stream) {
+  if (blocks == 0) return 0;
+  if (const int error = allow_shared<K>(s.shared)) return error;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(s.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(s.shared);
+  config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(s.cluster);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  config.attrs = &cluster;
+  config.numAttrs = s.cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel<K>, c, s);
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace w2s
+
+#include "launch.h"
+
+namespace w2s {
+namespace cuda {
+
+int probe(int device) {
+  int before = 0;
+  if (const int error = cudaGetDevice(&before)) return error;
+  if (const int error = cudaSetDevice(device)) return error;
+  cudaFuncAttributes a{};
+  // Fails where no code of this library fits the device.
+  const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true>>);
+  cudaSetDevice(before);
+  return error;
+}
+
+const char* error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+int runtime_version() {
+  int version = 0;
+  cudaRuntimeGetVersion(&version);
+  return version;
+}
+
+}  // namespace cuda
+}  // namespace w2s

@@ -1,0 +1,56 @@
+// The same kernels on the host, for tests: launches are emulated, limits of the device are chosen.
+#include "emulate.h"
+#include "kernels.h"
+#include "quantile.h"
+
+namespace w2s {
+namespace cuda {
+namespace {
+
+Limits chosen{232448, 8, 112 * 1024, 74 * 1024};
+std::string problem;
+
+int limits_here(Limits& limits) {
+  limits = chosen;
+  return 0;
+}
+
+template <class F>
+int play(int64_t blocks, int threads, int together, int64_t shared, const F& body) {
+  problem = emulate::run(blocks, threads, together, static_cast<std::size_t>(shared), body);
+  return problem.empty() ? 0 : 999;
+}
+
+template <class K>
+int launch(const Call& c, const Shape& s, int64_t blocks, Stream) {
+  return play(blocks, s.threads, s.cluster, s.shared, [&] { K::run(c, s); });
+}
+
+// A grid of up to three blocks, all on stage.
+template <class T>
+int launch_quantile(const Quantile& c, Stream) {
+  const int64_t wanted = c.n / 512 + 1, blocks = wanted < 3 ? wanted : 3;
+  return play(blocks, kQuantileThreads, static_cast<int>(blocks), sizeof(QuantileShared),
+              [&] { QuantileKernel<T>::run(c); });
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace w2s
+
+#include "launch.h"
+#include "quantile_launch.h"
+
+namespace w2s {
+namespace cuda {
+
+int probe(int) { return 0; }
+const char* error_string(int error) {
+  return error == kInvalid ? "invalid argument" : problem.c_str();
+}
+int runtime_version() { return 0; }
+
+void set_limits(const Limits& limits) { chosen = limits; }
+
+}  // namespace cuda
+}  // namespace w2s

@@ -1,0 +1,226 @@
+// The row kernels: sweep, gradient from the record, late fix-up, upstream factor.
+#pragma once
+
+#include "gradient.h"
+#include "sizes.h"
+
+namespace {
+
+static_assert(sizeof(Shared) <= kSharedBytes && kMaxWarps * 32 == kRowsThreads, "see sizes.h");
+
+W2S_DEVICE float* diffs_of(void* shared) {
+  return reinterpret_cast<float*>(static_cast<char*>(shared) + kSharedBytes);
+}
+W2S_DEVICE Pack* tile_of(void* shared, int64_t k) {
+  return reinterpret_cast<Pack*>(static_cast<char*>(shared) + shared_bytes(k));
+}
+
+// max and sum e^(z - max) of this thread's classes that are not listed.
+template <class S>
+W2S_DEVICE Sums sweep_outside(const Call& c, int64_t row, const S& segment, Shared& shared) {
+  constexpr int E = S::E;
+  Sums s = no_sums();
+  float x[E];
+  for (int w = block::thread(); w < 128; w += block::threads()) shared.listed[w] = 0;
+  block::sync();
+  for (int64_t j = block::thread(); j < c.k; j += block::threads()) {
+    const Listed l = listed_at(c, row, j);
+    if (!l.inside) continue;
+    const int bit = segment.z.chunk_of(l.id) % 4096;
+    block::atomic_or(&shared.listed[bit / 32], 1u << (bit % 32));
+  }
+  block::sync();
+  W2S_NO_UNROLL
+  for (int at = segment.begin + block::thread(); at < segment.end; at += block::threads()) {
+    segment.read(at, x);
+    const int bit = at % 4096, from = segment.z.first(at);
+    if ((shared.listed[bit / 32] >> (bit % 32) & 1u) != 0) {
+      for (int64_t j = 0; j < c.k; ++j) {
+        const Listed l = listed_at(c, row, j);
+        W2S_UNROLL
+        for (int e = 0; e < E; ++e) x[e] = l.inside && l.id == from + e ? -INFINITY : x[e];
+      }
+    }
+    float top = -INFINITY;
+    W2S_UNROLL
+    for (int e = 0; e < E; ++e) top = fmaxf(top, x[e]);
+    if (top > s.max) move<false>(s, top);
+    const float origin = s.max == -INFINITY ? 0 : s.max;
+    W2S_UNROLL
+    for (int e = 0; e < E; ++e) s.exp += exp_fast(x[e] - origin);
+  }
+  return s;
+}
+
+// A row's record, and with grad its gradient.
+//
+// Bytes of global memory a row: V (b + b_q) read, V b written, b and b_q the widths of logits and
+// dense targets: the floor. In a resident block the second look at the logits is at shared memory.
+// About 11 instructions an element (two exponentials): 1.4 TFLOP/s of work at 4.8 TB/s of traffic.
+// H200, 8192 x 128256 bf16: 4.2 GB, 0.88 ms at 4.8 TB/s; estimate 1.0 ms (0.88 of bandwidth), from
+// 3 blocks of 64 KB an SM that load, compute and store at different times. Not measured.
+template <class T_, class U_, bool RESIDENT_>
+struct RowsKernel {
+  using T = T_;
+  using U = U_;
+  static constexpr bool RESIDENT = RESIDENT_;
+  using S = Segment<T, U, RESIDENT>;
+
+  W2S_DEVICE static void run(const Call& c, const Shape& shape) {
+    Shared& shared = *block::shared<Shared>();
+    float* diffs = diffs_of(&shared);
+    const int64_t row = block::index() / shape.cluster;
+    const int rank = shape.cluster == 1 ? 0 : block::cluster_rank();
+    const S segment(c, shape, row, rank, tile_of(&shared, c.k));
+    segment.fetch();
+    const Sums mine = sweep(segment, c.smoothing != 0);
+    const Sums sums = reduce_row<S::DENSE>(shared, mine, shape.cluster, 0);
+    // One warp of every block settles the row, all to the same bits; one block publishes.
+    const bool chief = block::thread() == 0;
+    if (block::thread() < 32) {
+      ListedSums listed = {0, 0, 0, -1, 0, kNowhere, 0};
+      if constexpr (!S::DENSE) {
+        const float max = block::from_lane(sums.max, 0);
+        listed = listed_sums(c, row, segment.z, max, diffs, rank == 0);
+      }
+      if (chief) {
+        shared.record = make_record(c, row, segment.z, sums, listed, S::DENSE);
+        shared.outside = sums.exp - listed.exp;
+        // The difference cancels: sum what is outside itself.
+        shared.again = !(shared.outside > 0.25f * sums.exp);
+      }
+    }
+    if (!S::DENSE && c.rest != nullptr) find_tail(c, row, segment, shared, shape.cluster);
+    if (chief) {
+      const RowKnobs knobs = knobs_of(c);
+      Record r = shared.record;
+      if (c.rule == w2s::kClass) r.self = c.index[w2s::kSelfClass * c.n + row];
+      const float self_diff = complete(c, row, segment.z, knobs, r);
+      if (rank == 0) write_record(c, row, r);
+      if (c.grad != nullptr) shared.final = finish(c, row, knobs, r, self_diff);
+    }
+    // Every gather above is done before a block writes, and nobody leaves while it is read from.
+    if (shape.cluster == 1) {
+      block::sync();
+    } else {
+      block::cluster_sync();
+    }
+    if (c.grad == nullptr) return;
+    const Final final = shared.final;
+    write_segment<T>(c, row, segment, final, diffs);
+  }
+
+  // log of the student's mass outside the list; called by all, known to the chief.
+  W2S_DEVICE static void find_tail(const Call& c, int64_t row, const S& segment, Shared& shared,
+                                   int cluster) {
+    block::sync();
+    float log_outside = shared.outside > 0 ? logf(shared.outside) : -INFINITY;
+    if (shared.again != 0) {
+      const Sums mine = sweep_outside(c, row, segment, shared);
+      const Sums s = reduce_row<false>(shared, mine, cluster, 1);
+      log_outside = s.exp == 0 ? -INFINITY : logf(s.exp) + (s.max - shared.record.max);
+    }
+    if (block::thread() == 0) shared.record.tail = log_outside - shared.record.logs;
+  }
+};
+
+// A row's gradient from its record: one read, one write, no reduction; blocks share no row's part.
+// H200, 8192 x 128256 bf16: 4.2 GB, estimate 0.95 ms. Not measured.
+template <class T_, class U_>
+struct GradientKernel {
+  using T = T_;
+  using U = U_;
+  using S = Segment<T, U, false>;
+
+  W2S_DEVICE static void run(const Call& c, const Shape& shape) {
+    float* diffs = diffs_of(block::shared<Shared>());
+    const int64_t row = block::index() / shape.blocks;
+    const int part = static_cast<int>(block::index() % shape.blocks);
+    const S segment(c, shape, row, part, nullptr);
+    const RowKnobs knobs = knobs_of(c);
+    const Record r = read_record(c, row);
+    const bool own = r.self >= segment.lo && r.self < segment.hi;
+    const float self_diff = own ? segment.logit_at(static_cast<int>(r.self)) - r.max : 0;
+    Final f = finish(c, row, knobs, r, self_diff);
+    f.zero |= !is_kept(c, row);
+    if (!S::DENSE) {
+      for (int64_t j = block::thread(); j < c.k; j += block::threads()) {
+        const Listed l = listed_at(c, row, j);
+        if (l.inside && l.id >= segment.lo && l.id < segment.hi) {
+          diffs[j] = segment.logit_at(l.id) - r.max;
+        }
+      }
+    }
+    block::sync();  // in place: the gathers come first
+    write_segment<T>(c, row, segment, f, diffs);
+  }
+};
+
+// Multiplies elements of a row.
+template <class T>
+W2S_DEVICE void rescale(const Line<T>& out, float by, int first, int step) {
+  float g[Line<T>::kCount];
+  const int chunks = out.chunk_of(out.length - 1) + 1;
+  W2S_NO_UNROLL
+  for (int c = first; c < chunks; c += step) {
+    out.read(c, 0, g);
+    W2S_UNROLL
+    for (int e = 0; e < Line<T>::kCount; ++e) g[e] *= by;
+    out.write(c, g);
+  }
+}
+
+// Rows whose gate turns out closed: their record, and the entries that change. A row that stays
+// open costs its few numbers of record; one that closes K + 1 entries, or a read and a write of the
+// row where its weak mass is not 1.
+template <class T_>
+struct FixupKernel {
+  using T = T_;
+
+  W2S_DEVICE static void run(const Call& c, const Shape&) {
+    const int64_t row = block::index();
+    const RowKnobs knobs = knobs_of(c);
+    Record r = read_record(c, row);
+    float by = 1;
+    const bool closes = close_gate(knobs, rest_of(c, row), r, by);
+    block::sync();  // all have read what one now writes
+    if (!closes) return;
+    if (block::thread() == 0) write_record(c, row, r);
+    const float up = upstream(c, row) * r.factor;
+    if (c.grad == nullptr || !is_kept(c, row) || up == 0) return;
+    const Line<T> out(c.grad, c.grad_stride, row, c.v);
+    if (by != 1) rescale(out, by, block::thread(), block::threads());
+    block::sync();
+    const Slope s = row_slope(knobs, rest_of(c, row), c.v, r, up);
+    // The largest entry held the self-target: z - M is 0 there.
+    if (block::thread() == 0) {
+      const float g = entry(s, s.outside, 0, 0, false) * cap_slope(r.max, c.softcap);
+      block::store1(out.p + r.self, Format<T>::narrow(g));
+    }
+    block::sync();
+    for (int64_t j = block::thread(); j < c.k; j += block::threads()) {
+      const Listed l = listed_at(c, row, j);
+      if (!l.inside) continue;
+      const float d = c.listed[row * c.k + j];
+      const float g = entry(s, s.inside, d, l.q, false) * cap_slope(d + r.max, c.softcap);
+      block::store1(out.p + l.id, Format<T>::narrow(g));
+    }
+  }
+};
+
+// grad *= *scale, unless that is 1: then one number is read.
+template <class T_>
+struct ScaleKernel {
+  using T = T_;
+
+  W2S_DEVICE static void run(const Call& c, const Shape& shape) {
+    const float by = *c.scale;
+    if (by == 1) return;
+    const int64_t row = block::index() / shape.blocks;
+    const int part = static_cast<int>(block::index() % shape.blocks);
+    const Line<T> out(c.grad, c.grad_stride, row, c.v);
+    rescale(out, by, part * block::threads() + block::thread(), shape.blocks * block::threads());
+  }
+};
+
+}  // namespace

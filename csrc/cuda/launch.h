@@ -1,0 +1,93 @@
+// From a call to kernels: dtypes become types, shapes become grids. Needs launch<Kernel>() and
+// limits_here(), which cross_entropy.cu has for devices and emulated.cpp for the host.
+#pragma once
+
+#include "kernels.h"
+
+namespace w2s {
+namespace cuda {
+
+constexpr int kInvalid = 1;  // cudaErrorInvalidValue
+constexpr int64_t kMostBlocks = 0x7fffffff;
+constexpr int64_t kMostClasses = 0x7fffffff - 64;  // columns are 32-bit, offsets of rows 64-bit
+
+template <class T>
+struct Tag {
+  using type = T;
+};
+
+// Calls f with tags of the dtypes of logits and dense targets.
+template <class F>
+int by_types(const Call& c, const F& f) {
+  const bool dense = c.ids == nullptr, same = c.probs_dtype == c.dtype;
+  switch (c.dtype) {
+    case kF32:
+      return dense ? f(Tag<float>{}, Tag<float>{}) : f(Tag<float>{}, Tag<None>{});
+    case kBF16:
+      if (!dense) return f(Tag<BF16>{}, Tag<None>{});
+      return same ? f(Tag<BF16>{}, Tag<BF16>{}) : f(Tag<BF16>{}, Tag<float>{});
+    default:
+      if (!dense) return f(Tag<F16>{}, Tag<None>{});
+      return same ? f(Tag<F16>{}, Tag<F16>{}) : f(Tag<F16>{}, Tag<float>{});
+  }
+}
+
+template <template <class> class K>
+int by_type(const Call& c, const Shape& s, int64_t blocks, Stream stream) {
+  switch (c.dtype) {
+    case kF32:
+      return launch<K<float>>(c, s, blocks, stream);
+    case kBF16:
+      return launch<K<BF16>>(c, s, blocks, stream);
+    default:
+      return launch<K<F16>>(c, s, blocks, stream);
+  }
+}
+
+inline bool fits(const Call& c, const Shape& s, const Limits& limits) {
+  return c.v <= kMostClasses && c.n * s.blocks <= kMostBlocks && s.shared <= limits.shared;
+}
+
+int rows(const Call& c, Stream stream) {
+  Limits limits{};
+  if (const int error = limits_here(limits)) return error;
+  const Shape s = shape_of_rows(c, limits);
+  if (!fits(c, s, limits)) return kInvalid;
+  return by_types(c, [&](auto t, auto u) {
+    using T = typename decltype(t)::type;
+    using U = typename decltype(u)::type;
+    return s.resident != 0 ? launch<RowsKernel<T, U, true>>(c, s, c.n * s.blocks, stream)
+                           : launch<RowsKernel<T, U, false>>(c, s, c.n * s.blocks, stream);
+  });
+}
+
+int gradient(const Call& c, Stream stream) {
+  Limits limits{};
+  if (const int error = limits_here(limits)) return error;
+  const Shape s = shape_of_gradient(c);
+  if (!fits(c, s, limits)) return kInvalid;
+  return by_types(c, [&](auto t, auto u) {
+    using T = typename decltype(t)::type;
+    using U = typename decltype(u)::type;
+    return launch<GradientKernel<T, U>>(c, s, c.n * s.blocks, stream);
+  });
+}
+
+int fixup(const Call& c, Stream stream) {
+  const Shape s{kFixupThreads, 1, 0, 1, 0, 0};
+  if (c.v > kMostClasses || c.n > kMostBlocks) return kInvalid;
+  return by_type<FixupKernel>(c, s, c.n, stream);
+}
+
+int scale(void* grad, int64_t grad_stride, int64_t n, int64_t v, int32_t dtype, const float* by,
+          Stream stream) {
+  Call c{};
+  c.n = n, c.v = v, c.grad = grad, c.grad_stride = grad_stride, c.dtype = dtype, c.scale = by;
+  Shape s = shape_of_gradient(c);
+  s.shared = 0;
+  if (v > kMostClasses || n * s.blocks > kMostBlocks) return kInvalid;
+  return by_type<ScaleKernel>(c, s, n * s.blocks, stream);
+}
+
+}  // namespace cuda
+}  // namespace w2s

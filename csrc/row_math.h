@@ -1,0 +1,164 @@
+// The arithmetic of one row, in fp32, shared by every compiled backend.
+//
+// Plain inline functions: the CPU kernels call them per row, the CUDA kernels from device code, and
+// the tests compile them for the host. Formulas stand in w2s_fast/ops/cross_entropy.py, the record
+// in w2s_fast/ops/_rows.py. Anonymous namespace and C headers only, see csrc/README.md.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "w2s.h"
+
+#ifdef __CUDACC__
+#define W2S_HD __host__ __device__
+#else
+#define W2S_HD
+#endif
+
+namespace {
+
+// What shapes a row's loss besides its targets; see Knobs in w2s_fast/ops/_rows.py.
+struct RowKnobs {
+  int32_t rule;
+  float aux, threshold;  // threshold -inf: every gate open
+  float smoothing, gamma, cap, softcap, z_loss;
+};
+
+// The part of the record one row works with.
+struct Record {
+  float max, logs, mass, linear, mean, chosen, tail, coef, factor, score, entropy, loss;
+  int64_t argmax, weak, self;
+};
+
+// softcap tanh(u / softcap), or u itself without a cap.
+W2S_HD inline float capped(float u, float softcap) {
+  return softcap > 0 ? softcap * tanhf(u / softcap) : u;
+}
+
+// Its derivative at the value z it took.
+W2S_HD inline float cap_slope(float z, float softcap) {
+  if (!(softcap > 0)) return 1;
+  const float t = z / softcap;
+  return fmaf(-t, t, 1.0f);
+}
+
+W2S_HD inline void choose_self_target(const RowKnobs& k, Record& r) {
+  if (k.rule != w2s::kClass) r.self = r.argmax;
+  r.coef = k.rule == w2s::kNone ? 0 : k.aux;
+  if (k.rule == w2s::kGate && !(r.score >= k.threshold)) r.coef = 0;
+  if (k.rule == w2s::kMargin) r.self = r.score >= k.threshold ? 0 : 1;
+}
+
+W2S_HD inline void row_factor(const RowKnobs& k, bool kept, Record& r) {
+  r.factor = kept ? 1 : 0;
+  if (k.gamma != 0) {
+    const float miss = -expm1f(r.chosen - r.logs);
+    r.factor *= powf(miss < 0 ? 0 : miss, k.gamma);  // keeps NaN
+  }
+  // Not `< cap`: a NaN row must stay in the loss, where it is seen.
+  if (k.cap != INFINITY && expf(-r.logs) >= k.cap) r.factor = 0;
+  if (!kept) r.factor = 0;
+}
+
+W2S_HD inline void row_loss(const RowKnobs& k, float rest, float self_diff, Record& r) {
+  float weak = (r.mass - rest) * r.logs - r.linear;
+  if (rest != 0) weak -= rest * r.tail;
+  if (k.smoothing != 0) {
+    weak = (1 - k.smoothing) * weak + k.smoothing * r.mass * (r.logs - r.mean);
+  }
+  const float own = r.coef != 0 ? r.coef * (r.logs - self_diff) : 0;
+  const float lse = r.max + r.logs;
+  const float z_loss = k.z_loss != 0 ? k.z_loss * lse * lse : 0;
+  // A factor of 0 takes the row out even where its weak label is impossible (loss +inf).
+  r.loss = r.factor != 0 ? r.factor * ((1 - r.coef) * weak + own + z_loss) : 0;
+}
+
+// What multiplies p in the gradient besides the targets' mass.
+W2S_HD inline float z_loss_slope(const RowKnobs& k, const Record& r) {
+  return k.z_loss != 0 ? 2 * k.z_loss * (r.max + r.logs) : 0;
+}
+
+// Coefficients of one row's gradient. Targets are added up before the upstream factor comes in:
+// where p and the target are both 1 the difference is exactly 0.
+struct Slope {
+  float g;                // upstream factor of this row
+  float inside, outside;  // of e^(z - max) for listed classes, of e^(z - max - shift) for others
+  float shift;
+  float weak, own, flat;
+};
+
+// Where the mass outside the listed classes is smaller than e to this, its slope would overflow:
+// the exponentials of the other classes are then taken relative to that mass.
+constexpr float kFarBelow = -60.0f;
+
+W2S_HD inline Slope row_slope(const RowKnobs& k, float rest, int64_t classes, const Record& r,
+                              float g) {
+  const float keep = 1 - r.coef, hard = 1 - k.smoothing;
+  Slope s;
+  s.g = g;
+  // fmaf here and in entry(): the same rounding on both sides of a difference that may be 0.
+  const float dense = fmaf(keep, r.mass, r.coef) + z_loss_slope(k, r);
+  s.inside = dense * expf(-r.logs);
+  s.outside = s.inside;
+  s.shift = 0;
+  if (rest != 0) {
+    const float tail = r.logs + r.tail;
+    if (tail < kFarBelow) {
+      s.shift = (r.max + tail) - r.max;
+      s.outside = dense * expf(s.shift - r.logs);
+    }
+    s.outside -= keep * hard * rest * expf(s.shift - tail);
+  }
+  s.weak = keep * hard;
+  s.own = r.coef;
+  s.flat = keep * k.smoothing * r.mass / static_cast<float>(classes);
+  return s;
+}
+
+// One entry: `slope` is inside or outside, diff z - max for the former, z - max - shift for the
+// latter, q the weak mass of the class.
+W2S_HD inline float entry(const Slope& s, float slope, float diff, float q, bool is_self) {
+  const float target = fmaf(s.weak, q, is_self ? s.own : 0.0f);
+  return s.g * (slope * expf(diff) - target - s.flat);
+}
+
+// Takes the self-target from a row that was swept with its gate open and whose score stays below
+// the threshold. False if nothing changes. `rescale` is what its dense part must be multiplied by:
+// exactly 1 where the weak mass is 1 but for rounding (two units in the last place).
+W2S_HD inline bool close_gate(const RowKnobs& k, float rest, Record& r, float& rescale) {
+  const float flat = z_loss_slope(k, r), closed = r.mass + flat;
+  const float open = (1 - r.coef) * r.mass + r.coef + flat;
+  const bool had_self = r.coef != 0;
+  choose_self_target(k, r);
+  if (r.coef != 0 || !had_self) return false;
+  row_loss(k, rest, 0, r);
+  rescale = fabsf(open - closed) > 2.5e-7f * fabsf(closed) ? closed / open : 1.0f;
+  return true;
+}
+
+// fp32 bits as an unsigned number in the same order: negative floats reversed, positive above them.
+// -0 and +0 are one score.
+W2S_HD inline uint32_t key_of(float f) {
+  f += 0.0f;
+  uint32_t u;
+  memcpy(&u, &f, sizeof u);
+  return (u & 0x80000000u) != 0 ? ~u : u | 0x80000000u;
+}
+
+W2S_HD inline float value_of(uint32_t key) {
+  const uint32_t u = (key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key;
+  float f;
+  memcpy(&f, &u, sizeof f);
+  return f;
+}
+
+// Between two neighbouring order statistics, as torch.lerp: from the nearer end.
+W2S_HD inline float between(float a, float b, float f) {
+  // inf - inf is NaN, and neither equal neighbours nor an exact rank need interpolation.
+  if (f == 0 || a == b) return a;
+  return f < 0.5f ? a + f * (b - a) : b - (b - a) * (1 - f);
+}
+
+}  // namespace

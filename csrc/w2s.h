@@ -1,0 +1,154 @@
+// Torch-free interface of the compiled core: addresses, sizes and strides in, buffers filled.
+//
+// N rows, V classes, K listed classes a row. Matrices are row-major with column stride 1 and the
+// row stride given in elements. [in] is read, [out] is written, [in/out] both. The math is in
+// w2s_fast/ops/cross_entropy.py; the record's layout is in w2s_fast/ops/_rows.py.
+#pragma once
+
+#include <cstdint>
+
+namespace w2s {
+
+enum DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2 };
+
+// Which self-target a row takes: see Knobs in w2s_fast/ops/_rows.py.
+enum Rule : int32_t { kNone = 0, kArgmax = 1, kGate = 2, kMargin = 3, kClass = 4 };
+
+// Rows of the record. Keep in step with w2s_fast/ops/_rows.py.
+enum Stat : int32_t {
+  kLoss,
+  kMax,
+  kLogS,
+  kEntropy,
+  kMass,
+  kLinear,
+  kMean,
+  kChosen,
+  kTail,
+  kCoef,
+  kFactor,
+  kScore,
+  kStats
+};
+enum Index : int32_t { kArgmaxClass, kWeakClass, kSelfClass, kIndices };
+
+struct CrossEntropy {
+  int64_t n, v, k;
+  const void* logits;  // [in] (N, V), may be the same memory as grad
+  int64_t logits_stride;
+  DType dtype;         // of logits and grad
+  const int64_t* ids;  // [in] (N, K), null for dense targets
+  const void* probs;   // [in] (N, K) fp32 or (N, V) probs_dtype; null for hard labels
+  int64_t probs_stride;
+  DType probs_dtype;    // kF32 or dtype
+  const float* rest;    // [in] (N), null for none
+  const float* weight;  // [in] (N), null for 1
+  int64_t ignore_index;
+  Rule rule;
+  float aux, threshold;  // threshold -inf: every gate open
+  float smoothing, gamma, cap;
+  float softcap;           // logits are softcap tanh(u / softcap) of what is stored; 0 for none
+  float z_loss;            // factor of lse^2
+  float scale;             // factor of the gradient besides the row weight
+  const float* row_scale;  // [in] (N), gradient only: replaces scale and weight
+  float* stats;            // [out] (12, N), or null in two_class
+  int64_t* index;          // [out] (3, N)
+  float* listed;           // [out] (N, K) z_id - max, or null
+  float* scratch;          // [in/out] (3, N), two_class only; it brings its own
+  void* grad;              // [out] (N, V), or null
+  int64_t grad_stride;
+};
+
+// Scores to take order statistics of. NaN is seen; -0 and +0 are one score.
+struct Scores {
+  const void* x;  // [in] (n)
+  DType dtype;
+  const uint8_t* keep;  // [in] (n), 0 leaves a score out; null for all
+  int64_t n;
+};
+
+// Kept scores below, at and above two pivots low <= high. With low == high both `at` count the same
+// scores. What is missing to `kept` lies between the pivots or is NaN.
+struct Parts {
+  int64_t below, at_low, at_high, above, kept;
+};
+
+// Every function works on rows [begin, end) and returns the first row with a label outside the
+// classes or a class listed twice, or -1.
+struct Kernels {
+  const char* isa;
+  int64_t (*rows)(const CrossEntropy&, int64_t begin, int64_t end);
+  int64_t (*fixup)(const CrossEntropy&, int64_t begin, int64_t end);
+  int64_t (*gradient)(const CrossEntropy&, int64_t begin, int64_t end);
+  // Two classes, two steps around the threshold. margins fills scratch: row 0 z_0 - z_1, row 1 the
+  // weak P(class 1), row 2 whether the row counts. two_class leaves the row losses in row 0.
+  int64_t (*margins)(const CrossEntropy&, int64_t begin, int64_t end);
+  int64_t (*two_class)(const CrossEntropy&, int64_t begin, int64_t end);
+  // Adds scores [begin, end) to the parts and writes those strictly between the pivots to `inside`,
+  // which has room for end - begin + 16; returns their number.
+  int64_t (*partition)(const Scores&, int64_t begin, int64_t end, float low, float high, Parts&,
+                       float* inside);
+};
+
+extern const Kernels kernels_base;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+// The widest set this CPU runs; W2S_CPU_CAPABILITY=base|avx2|avx512 asks for a narrower one.
+const Kernels& kernels();
+
+using Kernel = int64_t (*)(const CrossEntropy&, int64_t begin, int64_t end);
+
+// Runs a kernel over all rows on the borrowed threads; returns the first bad row or -1.
+int64_t run(Kernel kernel, const CrossEntropy& c);
+
+// Where the threshold of two classes comes from: given, or a quantile of the margins at the mean
+// weak P(class 1) or at 1/2.
+enum Select : int32_t { kGiven = 0, kPrior = 1, kMedian = 2 };
+
+struct TwoClassResult {
+  int64_t bad_row;  // -1 if every label is a class
+  float loss;       // sum or mean over the rows that count
+  float normaliser, threshold;
+};
+
+// Hard or dense targets over two classes in one call: threshold, loss, gradient, and the record
+// where c.stats is not null.
+TwoClassResult two_class(CrossEntropy c, Select select, bool mean);
+
+// Exact order statistic with linear interpolation. +inf if no score is kept, NaN if a kept score or
+// q is NaN.
+float quantile(const Scores& s, double q);
+
+// The score of rank 0, 1, ... in ascending order; NaN if there is none or a kept score is NaN.
+float kth_value(const Scores& s, int64_t rank);
+
+// Rounds of a radix select over 32-bit keys, for scores that lie in several places: round 0, 1, 2
+// counts by the next 11, 11, 10 bits the keys whose leading bits equal `prefix`.
+constexpr int kBins = 2048;
+// counts[kBins] is the number of NaN, counted in round 0 only.
+void histogram(const Scores& s, uint32_t prefix, int round, int64_t counts[kBins + 1]);
+uint32_t key_of(float score);
+float score_of(uint32_t key);
+
+// Smallest kept score above `at`; +inf if there is none.
+float successor(const Scores& s, float at);
+
+// Kept scores above `at` and equal to it.
+struct Tally {
+  int64_t above, equal;
+};
+Tally tally(const Scores& s, float at);
+
+// mask[i] = 1 for the kept scores above `at` and the first `ties` of those equal to it, else 0.
+void mark(const Scores& s, float at, int64_t ties, uint8_t* mask);
+
+// Classes hard (n) for the logits (n, k), finite and row-major, such that class a gets counts[a]
+// rows (sum n < 2^31) and the sum of the chosen logits is the largest possible; biases (k) of mean
+// 0 under which they are the largest logit + bias, ties apart.
+void balance(const float* logits, int64_t n, int64_t k, const int64_t* counts, double* bias,
+             int64_t* hard);
+
+}  // namespace w2s
