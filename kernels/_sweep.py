@@ -1,0 +1,189 @@
+"""One read of a row: its softmax sums, its largest entry, and its sums with dense weak labels.
+
+A thread keeps a running maximum and sums of its own, so nothing crosses threads before the end of
+the row: no barrier in the loop, and the next tile's loads need not wait for this one's reduction.
+"""
+
+import triton
+import triton.language as tl
+
+from w2s_fast.kernels import _tile as t
+from w2s_fast.kernels._tile import INF, LOG2E
+
+# 2^-200 is 0 in fp32, so no smaller exponent matters; and 0 (-200) is 0 where 0 (-inf) is NaN.
+_LOWEST = tl.constexpr(-200.0)
+
+
+@triton.jit
+def inner_sum(x):
+    """(REP, LANES, VEC) -> (LANES,), within each thread."""
+    return tl.sum(tl.sum(x, 2), 0)
+
+
+@triton.jit
+def inner_max(x):
+    """(REP, LANES, VEC) -> (LANES,), within each thread."""
+    return tl.max(tl.max(x, 2), 0)
+
+
+@triton.jit
+def finite(x):
+    """0 for -inf: any finite origin gives exp(-inf) = 0 where -inf would give NaN."""
+    return tl.where(x == -INF, 0.0, x)
+
+
+@triton.jit
+def product(q, d):
+    """q d, and 0 where q is 0 even if d is -inf."""
+    return q * tl.where(q != 0, d, 0.0)
+
+
+@triton.jit
+def sweep_row(
+    z_ptr, q_ptr, n_cols, softcap, CAP: tl.constexpr, Q_STEP: tl.constexpr, SMOOTH: tl.constexpr,
+    REP: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """One read of a row, and of its dense weak labels if ``q_ptr`` is given.
+
+    Bytes: the row (and its labels) once. FLOPs an entry: 8, one of them an exponential; dense
+    labels add 5, smoothing 1, a cap 20.
+
+    Returns:
+        M, S = sum e^d, sum e^d d, sum d, first argmax, and for dense labels sum q, sum q d and
+        q's first argmax, with d = z - M.
+    """
+    head, body = t.cut(z_ptr, n_cols, VEC)
+    z_body = t.body_of(z_ptr, head, True)
+    q_body = q_ptr if q_ptr is None else t.body_of(q_ptr, head, Q_STEP)
+    top = tl.full([LANES], -INF, tl.float32)
+    q_top = tl.full([LANES], -INF, tl.float32)
+    tile = tl.zeros([LANES], tl.int32)
+    q_tile = tl.zeros([LANES], tl.int32)
+    s = tl.zeros([LANES], tl.float32)
+    ey = tl.zeros([LANES], tl.float32)
+    total = tl.zeros([LANES], tl.float32)
+    mass = tl.zeros([LANES], tl.float32)
+    linear = tl.zeros([LANES], tl.float32)
+    for start in range(0, body, REP * LANES * VEC):
+        at, inside = t.tile_at(start, body, REP, LANES, VEC)
+        x = t.load_logits(z_body, at, inside, softcap, CAP)
+        here = inner_max(x)
+        tile = tl.where(here > top, start, tile)
+        moved = tl.maximum(top, here)
+        origin = finite(moved)
+        shift = tl.where(top == -INF, 0.0, top - origin)
+        d = x - origin[None, :, None]
+        y = d * LOG2E
+        e = tl.exp2(y)
+        alpha = tl.exp2(shift * LOG2E)
+        ey = alpha * (ey + shift * LOG2E * s) + inner_sum(e * tl.maximum(y, _LOWEST))
+        s = alpha * s + inner_sum(e)
+        if SMOOTH:
+            seen = start // LANES  # entries this thread had in earlier tiles
+            total += shift * seen + inner_sum(tl.where(inside, d, 0.0))
+        if q_ptr is not None:
+            q = t.load_probs(q_body, at, inside)
+            linear += shift * mass + inner_sum(product(q, d))
+            mass += inner_sum(q)
+            q_here = inner_max(tl.where(inside, q, -INF))
+            q_tile = tl.where(q_here > q_top, start, q_tile)
+            q_top = tl.maximum(q_top, q_here)
+        top = moved
+    # Head and tail, once the maximum of all is known, then the threads' sums.
+    cols, here = t.edge_of(head, body, n_cols, VEC)
+    x_edge = t.load_logits(z_ptr, cols, here, softcap, CAP)
+    best_top = tl.maximum(tl.max(top, 0), tl.max(x_edge, 0))
+    base = finite(best_top)
+    drop = tl.where(top == -INF, 0.0, top - base)
+    keep = tl.exp2(drop * LOG2E)
+    d_edge = x_edge - base
+    y_edge = d_edge * LOG2E
+    e_edge = tl.exp2(y_edge)
+    if SMOOTH:
+        count = (body // VEC - tl.arange(0, LANES) + LANES - 1) // LANES * VEC  # a thread's entries
+        total += drop * count
+    linear += drop * mass
+    sum_ey, sum_e, sum_q, sum_qd = sums_of(keep * (ey + drop * LOG2E * s), keep * s, mass, linear)
+    sum_ey += tl.sum(e_edge * tl.maximum(y_edge, _LOWEST), 0)
+    sum_e += tl.sum(e_edge, 0)
+    sum_d = tl.full([], 0.0, tl.float32)
+    if SMOOTH:
+        sum_d = tl.sum(total, 0) + tl.sum(tl.where(here, d_edge, 0.0), 0)
+    weak = tl.full([], 0, tl.int32)
+    if q_ptr is not None:
+        q_edge = t.load_probs(q_ptr, cols, here)
+        sum_qd += tl.sum(product(q_edge, d_edge), 0)
+        sum_q += tl.sum(q_edge, 0)
+        q_best = tl.maximum(tl.max(q_top, 0), tl.max(tl.where(here, q_edge, -INF), 0))
+        weak = tl.min(tl.where(here & (q_edge == q_best), cols, n_cols - 1), 0)
+        for r in tl.static_range(REP):
+            q_at, q_here = winners(q_top == q_best, q_tile, r, body, LANES, VEC)
+            q_again = t.load_probs(q_body, q_at, q_here)
+            weak = tl.minimum(weak, first_of(q_here & (q_again == q_best), head + q_at, n_cols))
+    best = tl.min(tl.where(here & (x_edge == best_top), cols, n_cols - 1), 0)
+    for r in tl.static_range(REP):
+        x_at, x_here = winners(top == best_top, tile, r, body, LANES, VEC)
+        x_again = t.load_logits(z_body, x_at, x_here, softcap, CAP)
+        best = tl.minimum(best, first_of(x_here & (x_again == best_top), head + x_at, n_cols))
+    return best_top, sum_e, sum_ey / LOG2E, sum_d, best, sum_q, sum_qd, weak
+
+
+@triton.jit
+def sums_of(a, b, c, d):
+    """Sums of four (LANES,), in one round through shared memory instead of four."""
+    ac, bd = tl.split(tl.sum(tl.join(tl.join(a, c), tl.join(b, d)), 0))
+    sum_a, sum_c = tl.split(ac)
+    sum_b, sum_d = tl.split(bd)
+    return sum_a, sum_b, sum_c, sum_d
+
+
+@triton.jit
+def winners(hit, tile, r, body, LANES: tl.constexpr, VEC: tl.constexpr):
+    """Vector ``r`` of the tile in which a thread met the overall maximum, for threads that did.
+
+    Reading a few vectors again costs less than carrying an index an entry.
+    """
+    at, _ = t.tile_at(r * LANES * VEC, body, 1, LANES, VEC)
+    at += (tile // VEC * VEC)[None, :, None]  # a multiple, and known to be
+    return at, (at // VEC * VEC < body) & hit[None, :, None]
+
+
+@triton.jit
+def first_of(hit, cols, n_cols):
+    """First column of a tile that is marked; the last column of the row if none is (NaN)."""
+    return tl.min(tl.min(tl.min(tl.where(hit, cols, n_cols - 1), 2), 0), 0)
+
+
+@triton.jit
+def outside_row(
+    z_ptr, ids_ptr, n_cols, n_listed, softcap, CAP: tl.constexpr,
+    REP: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """(max, sum e^(z - max)) over the classes that are not listed; (-inf, 0) if there are none.
+
+    Costs ``n_listed`` comparisons an entry, so callers take it only where S minus the listed part
+    would cancel.
+    """
+    head, body = t.cut(z_ptr, n_cols, VEC)
+    z_body = t.body_of(z_ptr, head, True)
+    top = tl.full([LANES], -INF, tl.float32)
+    s = tl.zeros([LANES], tl.float32)
+    for start in range(0, body, REP * LANES * VEC):
+        at, inside = t.tile_at(start, body, REP, LANES, VEC)
+        x = t.load_logits(z_body, at, inside, softcap, CAP)
+        for k in range(0, n_listed):
+            x = tl.where(head + at == tl.load(ids_ptr + k).to(tl.int32), -INF, x)
+        moved = tl.maximum(top, inner_max(x))
+        origin = finite(moved)
+        shift = tl.where(top == -INF, 0.0, top - origin)
+        e = tl.exp2((x - origin[None, :, None]) * LOG2E)
+        s = tl.exp2(shift * LOG2E) * s + inner_sum(e)
+        top = moved
+    cols, here = t.edge_of(head, body, n_cols, VEC)
+    edge = t.load_logits(z_ptr, cols, here, softcap, CAP)
+    for k in range(0, n_listed):
+        edge = tl.where(cols == tl.load(ids_ptr + k).to(tl.int32), -INF, edge)
+    best_top = tl.maximum(tl.max(top, 0), tl.max(edge, 0))
+    base = finite(best_top)
+    keep = tl.exp2(tl.where(top == -INF, 0.0, top - base) * LOG2E)
+    return best_top, tl.sum(keep * s, 0) + tl.sum(tl.exp2((edge - base) * LOG2E), 0)

@@ -1,0 +1,318 @@
+"""Row kernels of the weak-to-strong cross-entropy: sweep, gradient from the record, fix-up.
+
+One program a row. The row is read for its sums, and where a gradient is wanted it is read again,
+from cache, and written once, possibly over itself. Nothing is tuned by running: a kernel that
+overwrites its input must run exactly once, so tiles come from a table.
+The record (12, N) and (3, N) is laid out in ``_tile``; formulas are those of the op.
+"""
+
+import triton
+import triton.language as tl
+
+from w2s_fast.kernels import _sweep as sw
+from w2s_fast.kernels import _tile as t
+from w2s_fast.kernels import _write as wr
+from w2s_fast.kernels._tile import DENSE, HARD, SPARSE
+
+KINDS = {"hard": 0, "sparse": 1, "dense": 2}
+NONE = tl.constexpr(0)
+GATE = tl.constexpr(1)
+MARGIN = tl.constexpr(2)
+GIVEN = tl.constexpr(3)
+# argmax is a gate without a threshold
+RULES = {"none": 0, "argmax": 1, "gate": 1, "margin": 2, "given": 3}
+
+
+@triton.jit
+def rows_kernel(
+    z_ptr, z_stride, g_ptr, g_stride, ids_ptr, q_ptr, q_stride, rest_ptr, w_ptr, aux_ptr, at_ptr,
+    scale_ptr, stats_ptr, index_ptr, listed_ptr, n_rows, n_cols, n_listed, ignore,
+    smoothing, gamma, cap, softcap, z_loss, KIND: tl.constexpr, RULE: tl.constexpr,
+    SMOOTH: tl.constexpr, FOCAL: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
+    G_STEP: tl.constexpr, Q_STEP: tl.constexpr, REP: tl.constexpr, LANES: tl.constexpr,
+    VEC: tl.constexpr, KBLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row's record, and with ``g_ptr`` its gradient.
+
+    Bytes: V b read (dense labels V b_q more), V b written, V b (+ V b_q) read again from cache.
+    FLOPs: 9 V for the record, 6 V for the gradient, two exponentials an entry.
+    8192 x 128256 bf16, hard labels: 4.2 GB of memory traffic, 0.88 ms at an H200's 4.8 TB/s.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.zeros([], tl.int64) + n_rows
+    z_ptr += row * z_stride
+    ids_ptr = ids_ptr if KIND == DENSE else ids_ptr + row * n_listed
+    q_row = q_ptr if q_ptr is None else q_ptr + row * q_stride
+    if KIND != DENSE:  # the listed logits arrive while the row is read
+        ids = t.load_listed(ids_ptr, q_row, n_cols, n_listed, ignore, KIND, KBLOCK)[0]
+        u = tl.load(z_ptr + ids)
+    top, s, ed, total, best, mass, linear, weak_id = sw.sweep_row(
+        z_ptr, q_row if KIND == DENSE else None, n_cols, softcap, CAP, Q_STEP, SMOOTH,
+        REP, LANES, VEC,
+    )  # fmt: skip
+    logs = tl.log(s)
+    mean = total / n_cols
+    rest = 0.0
+    tail = 0.0
+    out_top = top
+    out_sum = s
+    if KIND == DENSE:
+        chosen = t.diffs(tl.load(z_ptr + weak_id), top, softcap, CAP)[0]
+    else:
+        ids, q, real = t.load_listed(ids_ptr, q_row, n_cols, n_listed, ignore, KIND, KBLOCK)
+        d, turn = t.diffs(u, top, softcap, CAP)
+        linear = tl.sum(q * tl.where(q != 0, d, 0.0), 0)
+        mass = tl.sum(q, 0)
+        lanes = tl.arange(0, KBLOCK)
+        # The first of the largest; padding has probability 0 and no say.
+        listed_q = tl.where(real, q, -1.0)
+        first = tl.min(tl.where(listed_q == tl.max(listed_q, 0), lanes, KBLOCK), 0)
+        weak_id = tl.sum(tl.where(lanes == first, ids, 0), 0)
+        chosen = tl.sum(tl.where(lanes == first, d, 0.0), 0)
+        if listed_ptr is not None:
+            tl.store(listed_ptr + row * n_listed + lanes, d, mask=lanes < n_listed)
+        if rest_ptr is not None:
+            rest = tl.load(rest_ptr + row)
+            mass += rest
+            out_sum = s - tl.sum(tl.where(real, tl.exp(d), 0.0), 0)
+            if out_sum < 0.25 * s:  # the difference cancels: sum what is outside itself
+                out_top, out_sum = sw.outside_row(
+                    z_ptr, ids_ptr, n_cols, n_listed, softcap, CAP, REP, LANES, VEC
+                )
+            tail = tl.where(out_sum == 0, -t.INF, (out_top - top) + tl.log(out_sum) - logs)
+    score = 1.0 / s
+    if n_cols == 2:
+        one = t.diffs(tl.load(z_ptr + n_cols - 1), 0.0, softcap, CAP)[0]
+        score = t.diffs(tl.load(z_ptr), one, softcap, CAP)[0]
+    a = 0.0
+    self_id = best
+    if RULE != NONE:
+        a = tl.load(aux_ptr)
+        if RULE == GIVEN:
+            self_id = tl.load(index_ptr + row + t.SELF * n).to(tl.int32)
+        elif at_ptr is not None:
+            above = score >= tl.load(at_ptr)
+            if RULE == GATE:
+                a = tl.where(above, a, 0.0)
+            else:
+                self_id = tl.where(above, 0, 1).to(tl.int32)
+    factor = 1.0
+    if FOCAL:
+        factor = tl.exp(gamma * tl.log(t.complement(chosen - logs)))
+    if WINDOW:
+        factor = tl.where(1.0 / s >= cap, 0.0, factor)  # NaN stays in, to be seen in the loss
+    kept = tl.load(ids_ptr) != ignore if KIND == HARD else row >= 0
+    weight = 1.0
+    if w_ptr is not None:
+        weight = tl.load(w_ptr + row)
+        kept = kept & (weight != 0)
+    factor = tl.where(kept, factor, 0.0)
+    z_part, z_slope = t.z_part(top, logs, z_loss)
+    loss = (1.0 - a) * t.weak_part(mass, rest, linear, tail, logs, mean, smoothing, SMOOTH) + z_part
+    if RULE != NONE:
+        z_self, turn_self = t.diffs(tl.load(z_ptr + self_id), 0.0, softcap, CAP)
+        loss += tl.where(a != 0, a * (logs - (z_self - top)), 0.0)
+    out = stats_ptr + row
+    tl.store(out + t.LOSS * n, tl.where(factor == 0, 0.0, loss * factor))
+    tl.store(out + t.MAX * n, top)
+    tl.store(out + t.LOGS * n, logs)
+    tl.store(out + t.ENTROPY * n, logs - ed / s)
+    tl.store(out + t.MASS * n, mass)
+    tl.store(out + t.LINEAR * n, linear)
+    tl.store(out + t.MEAN * n, mean)
+    tl.store(out + t.CHOSEN * n, chosen)
+    tl.store(out + t.TAIL * n, tail)
+    tl.store(out + t.COEF * n, a)
+    tl.store(out + t.FACTOR * n, factor)
+    tl.store(out + t.SCORE * n, score)
+    tl.store(index_ptr + row + t.ARGMAX * n, best.to(tl.int64))
+    tl.store(index_ptr + row + t.WEAK * n, weak_id.to(tl.int64))
+    tl.store(index_ptr + row + t.SELF * n, self_id.to(tl.int64))
+    if g_ptr is not None:
+        g_ptr += row * g_stride
+        scale = tl.load(scale_ptr) * weight
+        scaled = tl.where(factor == 0, 0.0, factor * scale)
+        slope = (tl.fma(1.0 - a, mass, a) + z_slope) / s
+        base = (1.0 - a) * smoothing * mass / n_cols
+        weak = (1.0 - a) * (1.0 - smoothing)
+        pull = tl.where(rest == 0, 0.0, weak * rest / out_sum)
+        out_top = tl.where(rest == 0, top, out_top)  # -inf if nothing is outside
+        q_self = 0.0
+        if RULE != NONE and KIND == DENSE:
+            q_self = tl.load(q_row + self_id).to(tl.float32)
+        tl.debug_barrier()  # in place: every gather above must be done before the row is written
+        wr.write_row(
+            z_ptr, g_ptr, q_row, n_cols, top, slope, base, weak, pull, out_top, 0.0, scaled,
+            softcap, KIND, rest_ptr is not None, CAP, G_STEP, Q_STEP, REP, LANES, VEC,
+        )  # fmt: skip
+        tl.debug_barrier()  # other threads wrote the dense part of the entries that follow
+        listed = self_id < 0
+        if KIND != DENSE:
+            wr.write_entries(g_ptr, ids, d, turn, q, real, slope, base, weak, self_id, a, scaled)
+            listed = t.contains(ids, real, self_id)
+        if RULE != NONE:
+            wr.write_self(
+                g_ptr, self_id, z_self, turn_self, q_self, listed == 0, top, slope, base, weak,
+                pull, out_top, 0.0, a, scaled, rest_ptr is not None,
+            )  # fmt: skip
+
+
+@triton.jit
+def gradient_kernel(
+    z_ptr, z_stride, g_ptr, g_stride, ids_ptr, q_ptr, q_stride, rest_ptr, scale_ptr, scale_stride,
+    stats_ptr, index_ptr, n_rows, n_cols, n_listed, ignore, smoothing, softcap, z_loss,
+    KIND: tl.constexpr, CAP: tl.constexpr, G_STEP: tl.constexpr, Q_STEP: tl.constexpr,
+    REP: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, KBLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row's gradient from its record: no reduction over the row.
+
+    Bytes: V b (+ V b_q) read, V b written. FLOPs: 6 V, one exponential an entry (see ``_write``).
+    The classes of the record may be -1: they lie in another shard of the vocabulary.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    z_ptr += row * z_stride
+    g_ptr += row * g_stride
+    ids_ptr = ids_ptr if KIND == DENSE else ids_ptr + row * n_listed
+    q_row = q_ptr if q_ptr is None else q_ptr + row * q_stride
+    n = tl.zeros([], tl.int64) + n_rows
+    out = stats_ptr + row
+    top = tl.load(out + t.MAX * n)
+    logs = tl.load(out + t.LOGS * n)
+    mass = tl.load(out + t.MASS * n)
+    a = tl.load(out + t.COEF * n)
+    factor = tl.load(out + t.FACTOR * n)
+    self_id = tl.load(index_ptr + row + t.SELF * n).to(tl.int32)
+    factor = tl.where(factor == 0, 0.0, factor * tl.load(scale_ptr + row * scale_stride))
+    _, z_slope = t.z_part(top, logs, z_loss)
+    slope = (tl.fma(1.0 - a, mass, a) + z_slope) * tl.exp(-logs)
+    base = (1.0 - a) * smoothing * mass / n_cols
+    weak = (1.0 - a) * (1.0 - smoothing)
+    pull = 0.0
+    bias = 0.0
+    if rest_ptr is not None:
+        pull = weak * tl.load(rest_ptr + row)
+        bias = tl.where(pull == 0, 0.0, logs + tl.load(out + t.TAIL * n))
+    # The row is gone once it is written, possibly in place: gather from it first.
+    here = (self_id >= 0) & (self_id < n_cols)
+    u_self = tl.load(z_ptr + self_id, mask=here, other=0.0)
+    z_self, turn_self = t.diffs(u_self, 0.0, softcap, CAP)
+    q_self = 0.0
+    if KIND == DENSE:
+        q_self = tl.load(q_row + self_id, mask=here, other=0.0).to(tl.float32)
+    else:
+        ids, q, real = t.load_listed(ids_ptr, q_row, n_cols, n_listed, ignore, KIND, KBLOCK)
+        d, turn = t.diffs(tl.load(z_ptr + ids), top, softcap, CAP)
+    tl.debug_barrier()
+    wr.write_row(
+        z_ptr, g_ptr, q_row, n_cols, top, slope, base, weak, pull, top, bias, factor, softcap,
+        KIND, rest_ptr is not None, CAP, G_STEP, Q_STEP, REP, LANES, VEC,
+    )  # fmt: skip
+    tl.debug_barrier()  # other threads wrote the dense part of the entries that follow
+    if KIND != DENSE:
+        wr.write_entries(g_ptr, ids, d, turn, q, real, slope, base, weak, self_id, a, factor)
+        here = here & (t.contains(ids, real, self_id) == 0)
+    wr.write_self(
+        g_ptr, self_id, z_self, turn_self, q_self, here, top, slope, base, weak, pull, top, bias,
+        a, factor, rest_ptr is not None,
+    )  # fmt: skip
+
+
+@triton.jit
+def fixup_kernel(
+    g_ptr, g_stride, ids_ptr, q_ptr, w_ptr, rest_ptr, at_ptr, scale_ptr, stats_ptr, index_ptr,
+    listed_ptr, n_rows, n_cols, n_listed, ignore, smoothing, softcap, z_loss, tolerance,
+    KIND: tl.constexpr, SMOOTH: tl.constexpr, CAP: tl.constexpr, REP: tl.constexpr,
+    LANES: tl.constexpr, VEC: tl.constexpr, KBLOCK: tl.constexpr,
+):  # fmt: skip
+    """Close the gate of a row whose score is below the threshold: coefficient, loss, gradient.
+
+    The gradient was written with the gate open and its logits may be gone. The listed entries and
+    the self class are overwritten from the record; the others, p times a number, are rescaled only
+    where that number changes by more than ``tolerance`` (weak mass other than 1).
+
+    Bytes: about 100 and K entries a closed row; V b read and written where it is rescaled.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.zeros([], tl.int64) + n_rows
+    out = stats_ptr + row
+    a = tl.load(out + t.COEF * n)
+    closed = (tl.load(out + t.SCORE * n) >= tl.load(at_ptr)) == 0
+    if closed & (a != 0):
+        top = tl.load(out + t.MAX * n)
+        logs = tl.load(out + t.LOGS * n)
+        mass = tl.load(out + t.MASS * n)
+        z_part, z_slope = t.z_part(top, logs, z_loss)
+        factor = tl.load(out + t.FACTOR * n)
+        rest = 0.0
+        if rest_ptr is not None:
+            rest = tl.load(rest_ptr + row)
+        loss = t.weak_part(
+            mass, rest, tl.load(out + t.LINEAR * n), tl.load(out + t.TAIL * n), logs,
+            tl.load(out + t.MEAN * n), smoothing, SMOOTH,
+        ) + z_part  # fmt: skip
+        tl.store(out + t.COEF * n, 0.0)
+        tl.store(out + t.LOSS * n, tl.where(factor == 0, 0.0, loss * factor))
+        if g_ptr is not None:
+            g_ptr += row * g_stride
+            scale = tl.load(scale_ptr)
+            if w_ptr is not None:
+                scale *= tl.load(w_ptr + row)
+            scaled = tl.where(factor == 0, 0.0, factor * scale)
+            opened = (1.0 - a) * mass + a + z_slope
+            closed_to = mass + z_slope
+            if KIND == SPARSE:  # noqa: SIM102 - the outer test is made at compile time
+                if tl.abs(closed_to - opened) > tolerance * tl.abs(opened):
+                    wr.scale_row(g_ptr, n_cols, closed_to / opened, REP, LANES, VEC)
+                    tl.debug_barrier()
+            slope = closed_to * tl.exp(-logs)
+            self_id = tl.load(index_ptr + row + t.SELF * n)
+            ids, q, real = t.load_listed(
+                ids_ptr + row * n_listed, q_ptr if q_ptr is None else q_ptr + row * n_listed,
+                n_cols, n_listed, ignore, KIND, KBLOCK,
+            )  # fmt: skip
+            lanes = tl.arange(0, KBLOCK)
+            d = tl.load(listed_ptr + row * n_listed + lanes, mask=lanes < n_listed, other=0.0)
+            turn = t.cap_slope(d + top, softcap, CAP)
+            # The self-target was the largest logit: z - M = 0.
+            own = tl.where(scaled == 0, 0.0, slope * scaled * t.cap_slope(top, softcap, CAP))
+            unlisted = t.contains(ids, real, self_id) == 0
+            tl.store(g_ptr + self_id, own.to(g_ptr.dtype.element_ty), mask=unlisted)
+            wr.write_entries(g_ptr, ids, d, turn, q, real, slope, 0.0, 1.0, -1, 0.0, scaled)
+
+
+@triton.jit
+def scale_kernel(
+    g_ptr, g_stride, by_ptr, n_cols, REP: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr
+):  # fmt: skip
+    """Multiply a tile by a 0-d factor; a factor of 1 (the usual upstream) touches nothing.
+
+    Bytes: V b read and written, 0 for a factor of 1. FLOPs: V.
+    """
+    by = tl.load(by_ptr).to(tl.float32)
+    if by != 1.0:
+        g_ptr += tl.program_id(0).to(tl.int64) * g_stride
+        head, body = t.cut(g_ptr, n_cols, VEC)
+        if tl.program_id(1) == 0:
+            wr.scale_edge(g_ptr, head, body, n_cols, by, VEC)
+        start = tl.program_id(1) * (REP * LANES * VEC)
+        wr.scale_tile(t.body_of(g_ptr, head, True), start, body, by, REP, LANES, VEC)
+
+
+# (up to this many classes, entries a thread and tile, warps). Short rows take small blocks. Long
+# rows take few blocks of many threads: what the SMs have read and not yet read again should fit
+# the cache. Two blocks an SM hide each other's reductions; of 132 x 2 rows of 2^17 16-bit classes
+# half, 34 MB, is wanted again at any time, and an H200's L2 has 50 MB. Every line of the table is
+# compiled by the audit of the tests.
+TILES = ((256, 8, 1), (2048, 16, 4), (16384, 16, 8), (65536, 16, 16), (2**31, 32, 16))
+
+
+def tile(n_cols: int, itemsize: int, capped: bool = False) -> dict[str, int]:
+    """``REP``, ``LANES``, ``VEC`` and ``num_warps`` for rows of ``n_cols`` entries.
+
+    A lane is a thread: where several threads held one entry, in place would be a race. A soft-cap
+    keeps arithmetic busy, not memory, and needs the registers of the second half of a tile.
+    """
+    vec = 16 // itemsize
+    entries, warps = next((e, w) for most, e, w in TILES if n_cols <= most)
+    entries = min(entries, 16) if capped else entries
+    return {"REP": entries // vec, "LANES": 32 * warps, "VEC": vec, "num_warps": warps}
