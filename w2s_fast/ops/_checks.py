@@ -1,0 +1,38 @@
+"""Values that would give a wrong loss without a word: looked at before anything is launched.
+
+On the CPU the host looks and raises. On a GPU looking would make it wait, so the device asserts
+behind the host's back: no wait, one small kernel, and a failure ends the CUDA context with the
+message in its log. ``W2S_DEVICE_CHECKS=0`` leaves the device's checks out.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from w2s_fast.errors import W2SError
+
+_ON_DEVICE = os.environ.get("W2S_DEVICE_CHECKS", "1") != "0"
+
+
+def check_weight(weight: Tensor) -> None:
+    """Row weights (N,) must be numbers from 0 up.
+
+    Raises:
+        W2SError: on the CPU, naming the first row that is not.
+    """
+    if torch.compiler.is_compiling() or isinstance(weight, FakeTensor):
+        return
+    fine = weight >= 0
+    if weight.device.type != "cpu":
+        if _ON_DEVICE:
+            torch._assert_async(fine.all(), "w2s_fast: a row weight is negative or NaN")
+        return
+    if not bool(fine.all()):
+        row = int((~fine).nonzero()[0])
+        raise W2SError(
+            f"weight[{row}] is {float(weight[row])}; expected a number >= 0 (0 takes the row out)"
+        )

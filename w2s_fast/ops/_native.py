@@ -1,0 +1,66 @@
+"""The compiled core, if it was built: loading it, and lending it torch's own thread pool.
+
+The core knows nothing of torch: it takes addresses, sizes and strides. It runs its loops through
+``torch_parallel_for``, a C symbol of libtorch (torch >= 2.10), so there is no second thread pool
+and ``torch.set_num_threads`` is honoured; without the symbol it runs on one thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from w2s_fast.errors import W2SError
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        from w2s_fast import _core
+    except ImportError as e:
+        return None, _why_not_built() or f"{e}; install the package with a C++17 compiler at hand"
+    _core.set_parallel_for(_torch_parallel_for())
+    return _core, ""
+
+
+def _torch_parallel_for() -> int:
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        symbol = ctypes.CDLL(str(library)).torch_parallel_for
+    except (OSError, AttributeError):
+        return 0
+    return ctypes.cast(symbol, ctypes.c_void_p).value or 0
+
+
+def _why_not_built() -> str:
+    """What the build left behind where it failed; see setup.py."""
+    note = Path(__file__).resolve().parents[1] / "_core_missing.txt"
+    return note.read_text().strip() if note.is_file() else ""
+
+
+def missing() -> str:
+    """Why the compiled core cannot be used; an empty string if it can."""
+    return _load()[1]
+
+
+def core() -> ModuleType:
+    """The compiled core.
+
+    Raises:
+        W2SError: if it was not built.
+    """
+    module, why = _load()
+    if module is None:
+        raise W2SError(f"the compiled core is missing: {why}")
+    return module
+
+
+def info() -> dict[str, str]:
+    """What was built and chosen: ``isa`` and whether torch's thread pool is borrowed."""
+    if missing():
+        return {"core": missing()}
+    return {"core": "ok", "isa": core().isa(), "torch_pool": str(_torch_parallel_for() != 0)}

@@ -1,0 +1,109 @@
+"""The CUDA kernels, if they were built: loading them, and why they cannot run here.
+
+Like the compiled core they know nothing of torch: addresses, sizes, strides and the stream go in
+as integers, a ``cudaError_t`` comes back. The library loads without a driver; whether it can run
+is asked of the device.
+
+``W2S_CUDA_EMULATE=1``, set before the program starts, loads the same kernels compiled for the host
+instead (a test build, ``csrc/cuda/emulate.h``). They serve CPU tensors, slowly and on one thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from w2s_fast.errors import W2SError
+
+_TOO_OLD = 35  # cudaErrorInsufficientDriver
+_NO_CODE = (98, 209)  # cudaErrorInvalidDeviceFunction, cudaErrorNoKernelImageForDevice
+
+
+def emulated() -> bool:
+    """Whether the host's emulation stands in for a device."""
+    return os.environ.get("W2S_CUDA_EMULATE", "0") == "1"
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str]:
+    name = "_cuda_emulated" if emulated() else "_cuda"
+    try:
+        return importlib.import_module(f"w2s_fast.{name}"), ""
+    except ModuleNotFoundError:
+        how = "W2S_BUILD_EMULATION=1" if emulated() else "nvcc at hand and W2S_CUDA=1"
+        return None, f"{name} was not built; install the package with {how}"
+    except ImportError as e:
+        return None, str(e)
+
+
+def built() -> bool:
+    """Whether the library is there, usable or not."""
+    return _load()[0] is not None
+
+
+@functools.cache
+def missing() -> str:
+    """Why the CUDA kernels cannot be used here; an empty string if they can."""
+    module, why = _load()
+    if module is None:
+        return why
+    if emulated():
+        return ""
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    return _reason(module, module.probe(torch.cuda.current_device()))
+
+
+def _reason(module: ModuleType, error: int) -> str:
+    if error == 0:
+        return ""
+    said = module.error_string(error)
+    if error == _TOO_OLD:
+        version = module.runtime_version()
+        return (
+            f"{said}: built with CUDA {version // 1000}.{version % 1000 // 10}; update the driver"
+        )
+    if error in _NO_CODE:
+        return f"{said}: rebuild the package on this machine with W2S_CUDA=1"
+    return f"CUDA error {error}, {said}"
+
+
+def library() -> ModuleType:
+    """The loaded library.
+
+    Raises:
+        W2SError: if it was not built.
+    """
+    module, why = _load()
+    if module is None:
+        raise W2SError(f"the CUDA kernels are missing: {why}")
+    return module
+
+
+def stream_of(x: Tensor) -> int:
+    """The current stream of a tensor's device, as an integer."""
+    return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+
+
+def check(error: int, what: str) -> None:
+    """Raise ``W2SError`` for the ``cudaError_t`` of a launch. ``what`` names kernel and sizes.
+
+    A launch reports what is wrong with itself: sizes, driver, code. It says nothing about what
+    kernels do once they run.
+    """
+    if error:
+        raise W2SError(f"CUDA kernel {what} was not launched: {_reason(library(), error)}")
+
+
+def info() -> dict[str, str]:
+    """What was built: version of the CUDA runtime that is linked in, empty if nothing was."""
+    module, _ = _load()
+    if module is None or emulated():
+        return {}
+    version = module.runtime_version()
+    return {"cuda runtime": f"{version // 1000}.{version % 1000 // 10}"}

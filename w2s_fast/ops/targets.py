@@ -1,0 +1,163 @@
+"""Weak targets in their three forms, checked once and handed to every backend as one record.
+
+N rows, V classes, K listed classes a row (top-k). Hard labels are int (N,); dense soft labels are
+float (N, V); sparse labels list K classes a row and the mass of all the others together.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from w2s_fast.errors import W2SError
+from w2s_fast.ops._checks import check_weight
+
+LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class SparseTargets(NamedTuple):
+    r"""Top-k weak labels: K classes a row, their probabilities, and the mass left over.
+
+    The remaining mass is the probability of the event "none of the listed classes", so the loss is
+
+        -sum_k probs_k log p_(ids_k)  -  rest log(1 - sum_k p_(ids_k)),
+
+    the cross-entropy on the coarser partition: nothing is assumed about how a teacher spread the
+    mass it did not report. With ``rest=None`` the probabilities are used as they are.
+
+    Attributes:
+        ids: (N, K) integer class ids, different from one another within a row; a negative id is
+            padding and its probability is not read.
+        probs: (N, K) floating point probabilities, >= 0.
+        rest: (N,) floating point mass of all classes not listed, >= 0, or None for 0.
+    """
+
+    ids: Tensor
+    probs: Tensor
+    rest: Tensor | None = None
+
+
+class Problem(NamedTuple):
+    """One loss call after checking: what a backend reads.
+
+    ``ids`` is (N, K) for hard (K = 1) and sparse targets, else None. ``probs`` is (N, K) for
+    sparse, (N, V) for dense, None for hard targets. ``weight`` carries no gradient here.
+    """
+
+    logits: Tensor  # (N, V), column stride 1
+    ids: Tensor | None  # (N, K) int64, contiguous
+    probs: Tensor | None  # (N, K) accumulator dtype, or (N, V) accumulator or logits dtype
+    rest: Tensor | None  # (N,) accumulator dtype
+    weight: Tensor | None  # (N,) accumulator dtype
+    ignore_index: int
+
+    @property
+    def kind(self) -> str:
+        """``hard``, ``sparse`` or ``dense``."""
+        if self.ids is None:
+            return "dense"
+        return "hard" if self.probs is None else "sparse"
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        """fp64 for fp64 logits, else fp32."""
+        return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
+
+    def keep(self) -> Tensor:
+        """(N,) bool: rows that count. An ignored label or a weight of exactly 0 takes a row out."""
+        n = self.logits.shape[0]
+        kept = torch.ones(n, dtype=torch.bool, device=self.logits.device)
+        if self.kind == "hard" and self.ids is not None:
+            kept = self.ids[:, 0] != self.ignore_index
+        return kept if self.weight is None else kept & (self.weight != 0)
+
+
+def make_problem(
+    logits: Tensor,
+    weak: Tensor | SparseTargets,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+) -> Problem:
+    """Check shapes, dtypes and devices and bring the targets into the form backends read.
+
+    Args:
+        logits: (N, V) fp32, bf16, fp16 or fp64. Any row stride; a column stride other than 1 is
+            copied.
+        weak: integer (N,), floating point (N, V), or ``SparseTargets``.
+        weight: (N,) row weights, or None for 1.
+        ignore_index: hard label that takes its row out of the loss.
+
+    Raises:
+        W2SError: if a shape, dtype or device does not fit; the message names the value.
+    """
+    if logits.dim() != 2 or logits.dtype not in LOGIT_DTYPES:
+        raise W2SError(
+            f"logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; expected (N, V) in "
+            "fp32, bf16, fp16 or fp64 (flatten batch and time first: logits.flatten(0, 1))"
+        )
+    n, v = logits.shape
+    if v == 0:
+        raise W2SError("logits have no classes (V = 0); expected V >= 1")
+    if logits.stride(1) != 1 and v > 1:
+        logits = logits.contiguous()
+    return problem_of(logits, weak, weight, ignore_index)
+
+
+def problem_of(
+    logits: Tensor, weak: Tensor | SparseTargets, weight: Tensor | None, ignore_index: int
+) -> Problem:
+    """The same for logits that are fit to read, or that stand for a shape only."""
+    n, v = logits.shape
+    acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    ids, probs, rest = _targets(weak, n, v, acc, logits.dtype)
+    if weight is not None:
+        _expect("weight", weight, (n,))
+        weight = weight.detach().to(acc).contiguous()
+        check_weight(weight)
+    for name, t in (("weak", ids), ("weak", probs), ("rest", rest), ("weight", weight)):
+        if t is not None and t.device != logits.device:
+            raise W2SError(f"{name} is on {t.device}, logits on {logits.device}; move one of them")
+    return Problem(logits, ids, probs, rest, weight, ignore_index)
+
+
+def _targets(
+    weak: Tensor | SparseTargets, n: int, v: int, acc: torch.dtype, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if isinstance(weak, SparseTargets):
+        return _sparse(weak, n, v, acc)
+    if not isinstance(weak, Tensor):
+        raise W2SError(
+            f"weak is {type(weak).__name__}; expected an int tensor (N,), a float tensor (N, V) "
+            "or w2s_fast.SparseTargets(ids, probs, rest)"
+        )
+    if weak.is_floating_point():
+        _expect("weak (soft labels)", weak, (n, v))
+        weak = weak.detach()
+        weak = weak if weak.dtype in (acc, dtype) else weak.to(acc)
+        return None, weak if weak.stride(1) == 1 or v == 1 else weak.contiguous(), None
+    _expect("weak (hard labels)", weak, (n,))
+    return weak.to(torch.int64).unsqueeze(1).contiguous(), None, None
+
+
+def _sparse(
+    weak: SparseTargets, n: int, v: int, acc: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    ids, probs, rest = weak
+    if ids.dim() != 2 or not 1 <= ids.shape[1] <= v or ids.is_floating_point():
+        raise W2SError(
+            f"SparseTargets.ids has shape {tuple(ids.shape)} and dtype {ids.dtype}; expected "
+            f"integers (N, K) = ({n}, 1..{v})"
+        )
+    _expect("SparseTargets.ids", ids, (n, ids.shape[1]))
+    _expect("SparseTargets.probs", probs, tuple(ids.shape))
+    if rest is not None:
+        _expect("SparseTargets.rest", rest, (n,))
+        rest = rest.detach().to(acc).contiguous()
+    return ids.to(torch.int64).contiguous(), probs.detach().to(acc).contiguous(), rest
+
+
+def _expect(name: str, t: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(t.shape) != shape:
+        raise W2SError(f"{name} has shape {tuple(t.shape)}; expected {shape} to fit the logits")

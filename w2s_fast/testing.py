@@ -1,0 +1,208 @@
+"""What tests of ops, here or in another package, need: which backends work, and the error budget.
+
+The budget is the only tolerance of the project. Truth is the reference in fp64, baseline is plain
+eager PyTorch in the tested dtype; a result may err ``c`` times as much as the baseline does (2
+forward, 3 backward), plus 8 roundings of the largest true value, because a baseline can be exact
+by luck.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from w2s_fast.ops.cross_entropy import Stats, WeakLossOut
+    from w2s_fast.ops.reference import Own
+
+FORWARD = 2.0
+BACKWARD = 3.0
+_MAKERS = frozenset((
+    torch.tensor, torch.as_tensor, torch.empty, torch.zeros, torch.ones, torch.full, torch.eye,
+    torch.arange, torch.linspace, torch.rand, torch.randn, torch.randint, torch.randperm,
+))  # fmt: skip
+
+
+def device() -> str:
+    """Device that tests put their tensors on: ``W2S_TEST_DEVICE``, or cpu."""
+    return os.environ.get("W2S_TEST_DEVICE", "cpu")
+
+
+class OnDevice(TorchFunctionMode):
+    """Tensors that a test makes without naming a device lie on this one, with the same values.
+
+    Random numbers of a CPU generator are drawn there and moved. Calls from within ``w2s_fast`` are
+    left alone: where the package forgets a device, the test must see it.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Add the device to the functions that make tensors."""
+        given = dict(kwargs or {})
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if func not in _MAKERS or given.get("device") is not None or caller.startswith("w2s_fast"):
+            return func(*args, **given)
+        source = given.get("generator")
+        if source is not None and source.device.type != self.device.type:
+            wanted = given.pop("requires_grad", False)
+            return func(*args, **given).to(self.device).requires_grad_(wanted)
+        return func(*args, **given, device=self.device)
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that work on this machine."""
+    from w2s_fast.ops import backends_info
+
+    return tuple(name for name, state in backends_info().items() if state == "ok")
+
+
+def assert_within_budget(
+    actual: Tensor, truth: Tensor, baseline: Tensor, c: float, what: str = "result"
+) -> None:
+    """Require max|actual - truth| <= c max|baseline - truth| + 8 eps max|truth|.
+
+    Infinities and NaN must stand where they stand in ``truth``; the rest is compared.
+
+    Args:
+        actual: the result; ``eps`` is that of its dtype.
+        truth: the same in fp64.
+        baseline: eager PyTorch's result, in any dtype.
+        c: ``FORWARD`` or ``BACKWARD``.
+        what: names the result in the message.
+
+    Raises:
+        AssertionError: with the error, its place and the budget.
+    """
+    shapes = [tuple(x.shape) for x in (actual, truth, baseline)]
+    assert shapes[0] == shapes[1] == shapes[2], f"{what}: shapes {shapes} differ"
+    eps = torch.finfo(actual.dtype).eps
+    y, t, b = (x.detach().double().cpu() for x in (actual, truth, baseline))
+    finite = t.isfinite()
+    same = torch.equal(y.isfinite(), finite) and torch.equal(
+        y[~finite].nan_to_num(nan=7.0), t[~finite].nan_to_num(nan=7.0)
+    )
+    assert same, f"{what}: infinities or NaN differ: {y[~(y == t)][:8]} for {t[~(y == t)][:8]}"
+    if not bool(finite.any()):
+        return
+    zero = torch.zeros_like(t)
+    error = torch.where(finite, (y - t).abs(), zero)
+    eager = torch.where(finite & b.isfinite(), (b - t).abs(), zero).max()
+    budget = float(c * eager + 8 * eps * torch.where(finite, t.abs(), zero).max())
+    at = int(error.argmax())
+    assert float(error.max()) <= budget, (
+        f"{what}: error {float(error.max()):.3e} exceeds {budget:.3e} (eager {eager:.3e}) at "
+        f"flat index {at}: is {y.flatten()[at]:.9g}, should be {t.flatten()[at]:.9g}"
+    )
+
+
+def run_cross_entropy(
+    backend: str, call: dict[str, Any], upstream: float | Tensor = 1.0
+) -> tuple[WeakLossOut, Tensor, Tensor | None]:
+    """(output with stats, gradient of the logits, gradient of the weights) of ``weak_loss``."""
+    from w2s_fast.ops import use_backend
+    from w2s_fast.ops.cross_entropy import weak_loss
+
+    call = dict(call)
+    z = call.pop("logits").detach().requires_grad_()
+    # In place needs logits that are not a leaf; the copy keeps the caller's strides.
+    x = _same_layout(z) if call.get("inplace") else z
+    weight = call.pop("weight", None)
+    w = None if weight is None else weight.detach().clone().requires_grad_()
+    with use_backend(backend):
+        out = weak_loss(x, call.pop("weak"), weight=w, return_stats=True, **call)
+        up = torch.as_tensor(upstream, dtype=out.loss.dtype, device=out.loss.device)
+        out.loss.backward(up.expand_as(out.loss))
+    assert z.grad is not None
+    return out, z.grad, None if w is None else w.grad
+
+
+def _same_layout(z: Tensor) -> Tensor:
+    size = z.untyped_storage().size() // z.element_size()
+    room = torch.empty(size, dtype=z.dtype, device=z.device)
+    return room.as_strided(z.shape, z.stride(), z.storage_offset()).copy_(z)
+
+
+def assert_cross_entropy(
+    backend: str, call: dict[str, Any], upstream: float | Tensor = 1.0
+) -> WeakLossOut:
+    """One call of ``weak_loss`` on ``backend``: loss, both gradients and the gate within budget.
+
+    Truth is fp64. The baseline is eager PyTorch in fp32 on the same logits, as under autocast,
+    which is stricter than eager 16-bit arithmetic. Both share the gate that the backend decided;
+    the gate itself must be the one that fp64 finds wherever the score is not a near tie.
+
+    Returns:
+        The output of the call, for further checks.
+    """
+    out, grad, grad_weight = run_cross_entropy(backend, call, upstream)
+    assert out.stats is not None
+    own = _decision(call, out.stats)
+    truth = _oracle(call, upstream, own, torch.float64)
+    eager = _oracle(call, upstream, own, torch.float32)
+    assert_within_budget(out.loss, truth[0], eager[0], FORWARD, "loss")
+    assert_within_budget(grad, truth[1], eager[1].to(grad.dtype), BACKWARD, "gradient")
+    if grad_weight is not None:
+        assert_within_budget(grad_weight, truth[2], eager[2], BACKWARD, "weight gradient")
+    dropped = ~_kept(call)
+    assert bool((grad[dropped] == 0).all()), "rows that do not count must have gradient exactly 0"
+    assert bool((out.stats.loss[dropped] == 0).all()), "rows that do not count must have loss 0"
+    return out
+
+
+def _kept(call: dict[str, Any]) -> Tensor:
+    from w2s_fast.ops.reference import kept_rows
+
+    ignore = call.get("ignore_index", -100)
+    return kept_rows(call["logits"], call["weak"], call.get("weight"), ignore)
+
+
+def _decision(call: dict[str, Any], stats: Stats) -> Own:
+    """The backend's gate, after checking it against the one decided in fp64."""
+    from w2s_fast.ops.reference import decide
+
+    kept = _kept(call)
+    z = torch.where(kept[:, None], call["logits"].double(), 0.0)
+    if softcap := call.get("softcap"):
+        z = softcap * torch.tanh(z / softcap)
+    rule, aux = call.get("rule", "none"), call.get("aux", 0.0)
+    own = decide(z, call["weak"], kept, rule, aux, call.get("threshold"))
+    near = (own.score - own.threshold).abs() <= 1e-5 * own.threshold.abs().clamp(1e-3, 1e9)
+    sure = kept & ~near if rule in ("prior", "median", "fixed") else kept
+    assert torch.equal(stats.coefficient[sure], own.coefficient[sure].to(stats.loss.dtype)), "gate"
+    if softcap:
+        # A cap makes near ties that fp32 and fp64 may break differently.
+        chosen = z.gather(1, stats.hard_class[:, None])[:, 0]
+        sure &= (z.amax(1) - chosen).abs() > 1e-5 * softcap
+    # Logits that tie in fp32 tie in fp64: they are the same numbers.
+    assert torch.equal(stats.hard_class[sure], own.hard_class[sure]), "class of the self-target"
+    return own._replace(
+        coefficient=stats.coefficient.double().nan_to_num(0.0), hard_class=stats.hard_class
+    )
+
+
+def _oracle(
+    call: dict[str, Any], upstream: float | Tensor, own: Own, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    from w2s_fast.ops.reference import cross_entropy_reference
+
+    call = {k: v for k, v in call.items() if k != "inplace"}
+    z = call.pop("logits").detach().to(dtype).requires_grad_()
+    weight = call.pop("weight", None)
+    w = torch.ones(z.shape[0], device=z.device) if weight is None else weight
+    w = w.to(dtype, copy=True).requires_grad_()
+    loss = cross_entropy_reference(z, weight=None if weight is None else w, own=own, **call)
+    up = torch.as_tensor(upstream, dtype=dtype, device=loss.device).expand_as(loss)
+    loss.backward(up)
+    assert z.grad is not None
+    return loss, z.grad, torch.zeros_like(w) if w.grad is None else w.grad
