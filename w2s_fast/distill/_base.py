@@ -1,0 +1,212 @@
+r"""Distillation from an offline teacher that stored its top k and the mass that is left.
+
+K listed classes and the event "none of them" are K + 1 outcomes; q is the teacher's distribution
+over them and p the student's, whose last entry is the mass outside the listed classes. Divergences
+are taken between these two coarse distributions: nothing is assumed about how the teacher spread
+the mass it did not report, and by the data-processing inequality they are lower bounds of the
+divergences between the full ones. The student's temperature is T; the teacher's is in its numbers
+(``w2s_fast.pack_topk(..., temperature=T)``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from w2s_fast.errors import W2SError
+from w2s_fast.ops._logprob_linear import linear_listed
+from w2s_fast.ops._logprob_rows import listed
+from w2s_fast.ops.linear_cross_entropy import flat_rows
+from w2s_fast.ops.linear_logprob import make_head
+from w2s_fast.ops.logprob import check_ids, check_logits, check_scale, row_stats
+from w2s_fast.ops.targets import SparseTargets
+
+# log of 0 where its factor is 0: far below every log-probability, but 0 times it is 0.
+NEVER = -1e5
+
+
+class DistillOut(NamedTuple):
+    """What one call over N rows gives back.
+
+    Attributes:
+        loss_sum: 0-d, differentiable, SUM of weighted row divergences.
+        count: 0-d normaliser: sum of the weights of the rows that count, or their number.
+        metrics: detached 0-d SUMS over the rows that count: ``rows``, their number; ``agreement``
+            (the student's top class is the teacher's); ``max_prob``; ``entropy`` (nats, student at
+            its temperature).
+    """
+
+    loss_sum: Tensor
+    count: Tensor  # type: ignore[assignment]  # tuple.count is of no use here
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Base of the divergences. A new one overrides ``divergence``.
+
+    Attributes:
+        temperature: T of the student's softmax, above 0.
+        rescale: multiply the loss by T^2, so that gradients keep their size whatever T is
+            (Hinton et al., arXiv 1503.02531, Sec. 2).
+    """
+
+    temperature: float = 1.0
+    rescale: bool = False
+
+    def __post_init__(self) -> None:
+        check_scale(self.temperature, 0.0)
+
+    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """(N,) from log-probabilities (N, K + 1) of student and teacher; log 0 is ``NEVER``."""
+        raise TypeError(f"{type(self).__name__} must define divergence")
+
+    def __call__(
+        self,
+        logits: Tensor,
+        teacher: SparseTargets,
+        *,
+        weight: Tensor | None = None,
+        softcap: float = 0.0,
+    ) -> DistillOut:
+        """Sum of the row divergences from the student's logits.
+
+        Args:
+            logits: (N, V) fp32, bf16, fp16 or fp64. Gets gradients.
+            teacher: K classes a row; ``rest=None`` counts as 0. ``ForwardKL`` also takes dense
+                probabilities (N, V).
+            weight: (N,) row weights >= 0; 0 takes a row out.
+            softcap: of the student's logits; 0 for none.
+
+        Raises:
+            W2SError: for shapes, dtypes, devices or ids that do not fit.
+        """
+        check_logits(logits)
+        check_scale(self.temperature, softcap)
+        teacher = _sparse(self, teacher)
+        ids = check_ids(teacher.ids, logits.shape[0], logits.shape[1], logits.device)
+        t = self.temperature
+        logits = logits if t == 1 else logits / t
+        return self._sum(listed(logits, ids, softcap / t, True), ids, teacher, weight)
+
+    def linear(
+        self,
+        hidden: Tensor,
+        head: Tensor,
+        teacher: SparseTargets,
+        *,
+        bias: Tensor | None = None,
+        weight: Tensor | None = None,
+        positions: Tensor | None = None,
+        softcap: float = 0.0,
+        memory_mib: float = 64,
+        fp32_head_gradient: bool = False,
+    ) -> DistillOut:
+        """The same from hidden states and the head; logits are never stored.
+
+        Args:
+            hidden: (N, D) or (B, T, D). Gets gradients.
+            head, bias, memory_mib, fp32_head_gradient: see ``w2s_fast.linear_topk_logprob``.
+            teacher, weight, softcap: see ``__call__``; of M rows with ``positions``.
+            positions: (M,) rows of the flattened hidden states that the teacher labelled; no other
+                row is touched.
+        """
+        rows, t = flat_rows(hidden, positions), self.temperature
+        x = make_head(rows, head, bias, t, softcap, memory_mib, fp32_head_gradient)
+        teacher = _sparse(self, teacher)
+        ids = check_ids(teacher.ids, x.hidden.shape[0], head.shape[0], hidden.device)
+        found = linear_listed(x, ids, softcap / t, True)
+        return self._sum(found, ids, teacher, weight)
+
+    def _sum(
+        self,
+        found: tuple[Tensor, ...],
+        ids: Tensor,
+        teacher: SparseTargets,
+        weight: Tensor | None,
+    ) -> DistillOut:
+        logp, tail, stats, index = found
+        log_q, top = teacher_outcomes(teacher, ids, logp.dtype)
+        log_p = torch.where(ids >= 0, logp, NEVER)
+        log_p = torch.cat([log_p, tail.unsqueeze(1)], 1).clamp_min(NEVER)
+        return self.pack(self.divergence(log_p, log_q), row_stats(stats, index), top, weight)
+
+    def pack(self, rows: Tensor, stats: object, top: Tensor, weight: Tensor | None) -> DistillOut:
+        """Weight, sum up and measure; ``stats`` has argmax, max_prob and entropy by row."""
+        acc = rows.dtype
+        counts = row_weights(rows, weight)
+        kept = counts != 0
+        factor = self.temperature**2 if self.rescale else 1.0
+        loss = torch.where(kept, rows * counts, 0.0).sum() * factor
+        return DistillOut(loss, counts.detach().sum(), metrics(stats, top, kept, acc))
+
+
+def row_weights(rows: Tensor, weight: Tensor | None) -> Tensor:
+    """(N,) weights in the dtype of the rows, 1 without weights."""
+    if weight is None:
+        return torch.ones_like(rows)
+    if tuple(weight.shape) != tuple(rows.shape):
+        raise W2SError(f"weight has shape {tuple(weight.shape)}; expected {tuple(rows.shape)}")
+    return weight.to(rows.dtype)
+
+
+def metrics(stats: object, top: Tensor, kept: Tensor, acc: torch.dtype) -> dict[str, Tensor]:
+    """Detached sums over the rows that count."""
+    argmax, max_prob, entropy = (getattr(stats, f) for f in ("argmax", "max_prob", "entropy"))
+    return {
+        "rows": kept.sum(dtype=acc),
+        "agreement": ((argmax == top) & kept).sum(dtype=acc),
+        "max_prob": torch.where(kept, max_prob, 0.0).sum(),
+        "entropy": torch.where(kept, entropy, 0.0).sum(),
+    }
+
+
+def teacher_outcomes(
+    teacher: SparseTargets, ids: Tensor, acc: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (N, K + 1) of the teacher, and its top class (N,)."""
+    if tuple(teacher.probs.shape) != tuple(ids.shape):
+        raise W2SError(
+            f"SparseTargets.probs has shape {tuple(teacher.probs.shape)}; expected "
+            f"{tuple(ids.shape)} like ids"
+        )
+    real = ids >= 0
+    q = torch.where(real, teacher.probs.detach().to(acc), 0.0)
+    rest = torch.zeros_like(q[:, 0]) if teacher.rest is None else teacher.rest.detach().to(acc)
+    if tuple(rest.shape) != (ids.shape[0],):
+        raise W2SError(
+            f"SparseTargets.rest has shape {tuple(rest.shape)}; expected ({ids.shape[0]},)"
+        )
+    outcomes = torch.cat([q, rest.unsqueeze(1)], 1)
+    top = ids.gather(1, torch.where(real, q, -1.0).argmax(1, keepdim=True))[:, 0]
+    return outcomes.log().clamp_min(NEVER), top
+
+
+def _sparse(loss: Distillation, teacher: SparseTargets) -> SparseTargets:
+    if not isinstance(teacher, SparseTargets):
+        raise W2SError(
+            f"{type(loss).__name__} takes w2s_fast.SparseTargets, not {type(teacher).__name__}; "
+            "w2s_fast.pack_topk makes them from logits or probabilities"
+        )
+    return teacher
+
+
+def neg_entropy(probs: Tensor, acc: torch.dtype) -> Tensor:
+    """(N,) sum q log q with 0 log 0 = 0, a few rows at a time."""
+    probs = probs.detach()
+    rows = max(1, (4 << 20) // max(1, probs.shape[1]))
+    parts = [-torch.special.entr(part.to(acc)).sum(1) for part in probs.split(rows)]
+    return torch.cat(parts) if parts else probs.new_zeros(0, dtype=acc)
+
+
+def check_beta(name: str, beta: float) -> None:
+    """Raise ``W2SError`` unless beta lies strictly between 0 and 1."""
+    if not 0 < beta < 1 or math.isnan(beta):
+        raise W2SError(
+            f"{name}: beta is {beta}; expected a number in (0, 1). Its limits are forward_kl "
+            "(beta to 0) and reverse_kl (beta to 1), divided by beta and 1 - beta"
+        )

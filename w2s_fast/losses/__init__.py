@@ -1,0 +1,43 @@
+"""Weak-to-strong losses. ``LOSSES`` names each one; ``make_loss`` builds one from its spec.
+
+A spec is ``name`` or ``name:field=value,field=value``, the same in Python, YAML and on the command
+line. A name with a dot, ``package.module:Class``, is imported.
+"""
+
+from __future__ import annotations
+
+from w2s_fast.losses._base import Loss, LossOut
+from w2s_fast.losses.focal import Focal
+from w2s_fast.losses.logconf import LogConf, LogConfEleuther, LogConfOpenAI, LogConfPaper
+from w2s_fast.losses.product import Product
+from w2s_fast.losses.smoothing import Smoothing
+from w2s_fast.losses.window import Window
+from w2s_fast.losses.xent import HardXent, Xent
+from w2s_fast.specs import build
+
+LOSSES: dict[str, type[Loss]] = {
+    "xent": Xent,
+    "hard_xent": HardXent,
+    "logconf": LogConf,
+    "logconf_paper": LogConfPaper,
+    "logconf_openai": LogConfOpenAI,
+    "logconf_eleuther": LogConfEleuther,
+    "product": Product,
+    "window": Window,
+    "smoothing": Smoothing,
+    "focal": Focal,
+}
+
+__all__ = ["LOSSES", "Loss", "LossOut", "make_loss"]
+
+
+def make_loss(spec: str) -> Loss:
+    """Build a loss from its spec.
+
+    Equivalent, for ``"logconf:aux=0.75,warmup_frac=0.2"``, to ``LogConf(aux=0.75,
+    warmup_frac=0.2)``.
+
+    Raises:
+        W2SError: for an unknown name or field, or a value that is not a number.
+    """
+    return build(spec, LOSSES, Loss, "loss")

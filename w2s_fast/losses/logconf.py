@@ -1,0 +1,201 @@
+r"""Auxiliary confidence loss, in the variants that exist in the wild, each under its own name.
+
+    L = sum_i w_i CE(z_i, (1-c) q_i + c h_i),   h_i the student's own hard prediction, detached
+
+| name | hard class of two classes | c over training |
+|---|---|---|
+| ``logconf_paper`` | 1 iff P(class 1) above the batch median | 0 -> aux over the first 20 % |
+| ``logconf_openai`` | quantile at the mean weak P(class 1) | aux * frac, then aux from 10 % on |
+| ``logconf`` | the same quantile | 0 -> aux over the first 10 % |
+| ``logconf_eleuther`` | the same quantile, of the last 32 predictions | 0 -> aux over 100 steps |
+
+The jump of ``logconf_openai`` is a bug of the released code (the ramp is not divided by its
+length), kept because published numbers have it. More than two classes have no released form: h_i
+is the argmax, on every row (``logconf``, ``logconf_openai``, ``logconf_eleuther``) or on rows
+whose top probability is at least the batch median (``logconf_paper``).
+
+Sources: Burns et al. 2023 (arXiv 2312.09390), Eq. 1; openai/weak-to-strong ``loss.py``;
+EleutherAI/w2s ``loss.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from w2s_fast.losses._base import Loss, LossOut, kept_rows, p_class1
+from w2s_fast.ops.quantile import masked_quantile
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SelfTarget(Loss):
+    """What the variants share: the coefficient's end value, and the call.
+
+    Attributes:
+        aux: coefficient of the student's own hardened prediction after warm-up, in [0, 1].
+    """
+
+    aux: float = 0.5
+
+    def __post_init__(self) -> None:
+        self._check("aux", 0.0, 1.0)
+
+    def batch_rule(self, n_classes: int) -> str | None:
+        """``prior`` for two classes; more take the argmax on every row."""
+        return "prior" if n_classes == 2 else None
+
+    def __call__(
+        self,
+        logits: Tensor,
+        weak: Tensor,
+        *,
+        weight: Tensor | None = None,
+        frac: float = 0.0,
+        step: int | None = None,
+        threshold: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> LossOut:
+        """See ``Loss.__call__``."""
+        rule = self.batch_rule(logits.shape[1])
+        return self._sum(
+            logits,
+            weak,
+            weight,
+            state,
+            aux=self.coefficient(frac, step),
+            rule=rule or "argmax",
+            threshold=None if rule is None else threshold,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConf(_SelfTarget):
+    """OpenAI's confidence loss with the warm-up ramp fixed.
+
+    Attributes:
+        warmup_frac: fraction of the optimizer steps over which the coefficient rises from 0.
+    """
+
+    warmup_frac: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("warmup_frac", 0.0, 1.0)
+
+    def coefficient(self, frac: float, step: int | None = None) -> float:
+        """aux * min(1, frac / warmup_frac); aux throughout if there is no warm-up."""
+        if frac >= self.warmup_frac:
+            return self.aux
+        return self.aux * frac / self.warmup_frac
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfOpenAI(LogConf):
+    """openai/weak-to-strong as released: c = aux * frac until warmup_frac, then aux at once."""
+
+    def coefficient(self, frac: float, step: int | None = None) -> float:
+        """The released schedule, bug and all."""
+        return self.aux * (1.0 if frac > self.warmup_frac else frac)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfPaper(LogConf):
+    """The paper: batch median, so half of the batch hardens to each class; 20 % warm-up.
+
+    The paper uses aux 0.75 for its largest students and 0.5 for the others.
+    """
+
+    warmup_frac: float = 0.2
+
+    def batch_rule(self, n_classes: int) -> str | None:
+        """The batch median, of margins or (more classes, as a gate) of top probabilities."""
+        return "median"
+
+
+# EleutherAI's own runs: 5000 examples, 3 epochs, batch 32.
+_ELEUTHER_STEPS = 468
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfEleuther(_SelfTarget):
+    """EleutherAI/w2s: the threshold is a quantile of the last ``window`` predictions.
+
+    The state is the ring of those predictions as margins z_0 - z_1, fp64 (window,), oldest first,
+    NaN where still empty. A single row has no class prior and takes 1/2, as in the original.
+
+    Attributes:
+        warmup_steps: optimizer steps to reach ``aux``. A caller that only knows ``frac`` is
+            taken to run 468 steps, as EleutherAI did.
+        window: number of predictions in the ring.
+    """
+
+    warmup_steps: int = 100
+    window: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("warmup_steps", 0)
+        self._check("window", 1)
+
+    def init_state(self) -> Tensor:
+        """An empty ring."""
+        return torch.full((self.window,), float("nan"), dtype=torch.float64)
+
+    def coefficient(self, frac: float, step: int | None = None) -> float:
+        """aux * min(1, step / warmup_steps)."""
+        done = frac * _ELEUTHER_STEPS if step is None else step
+        return self.aux if done >= self.warmup_steps else self.aux * done / self.warmup_steps
+
+    def threshold(
+        self,
+        logits: Tensor,
+        weak: Tensor,
+        *,
+        weight: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> Tensor | None:
+        """Quantile of the ring after these rows went in, at their own weak class prior."""
+        if self.batch_rule(logits.shape[1]) is None:
+            return None
+        ring = self._push(logits, weak, weight, state)
+        acc = torch.promote_types(logits.dtype, torch.float32)
+        kept = kept_rows(weak, weight)
+        n = kept.sum(dtype=torch.float64)
+        ones = torch.where(kept, p_class1(weak, torch.float64), 0.0).sum()
+        prior = torch.where(n > 1, ones / n.clamp_min(1), 0.5).clamp(0, 1)
+        return masked_quantile(ring.to(acc), prior, ~ring.isnan())
+
+    def __call__(
+        self,
+        logits: Tensor,
+        weak: Tensor,
+        *,
+        weight: Tensor | None = None,
+        frac: float = 0.0,
+        step: int | None = None,
+        threshold: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> LossOut:
+        """See ``Loss.__call__``; the state comes back with these rows in it."""
+        if self.batch_rule(logits.shape[1]) is None:
+            return super().__call__(logits, weak, weight=weight, frac=frac, step=step, state=state)
+        if threshold is None:
+            threshold = self.threshold(logits, weak, weight=weight, state=state)
+        out = super().__call__(
+            logits, weak, weight=weight, frac=frac, step=step, threshold=threshold
+        )
+        return out._replace(state=self._push(logits, weak, weight, state))
+
+    def _push(
+        self, logits: Tensor, weak: Tensor, weight: Tensor | None, state: Tensor | None
+    ) -> Tensor:
+        ring = (self.init_state() if state is None else state).to(logits.device)
+        acc = torch.promote_types(logits.dtype, torch.float32)
+        z = logits.detach().to(acc)
+        scores = torch.where(kept_rows(weak, weight), z[:, 0] - z[:, 1], float("nan"))
+        both = torch.cat([ring, scores.to(ring.dtype)])
+        # Empty places first, the rest in order of arrival: fixed shapes, so no device sync.
+        order = torch.argsort((~both.isnan()).to(torch.int8), stable=True)
+        return both[order][-self.window :]

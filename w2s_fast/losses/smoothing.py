@@ -1,0 +1,43 @@
+r"""Label smoothing: cross-entropy with the weak label mixed with the uniform distribution.
+
+    L = sum_i w_i CE(z_i, (1-e) q_i + e m_i / C),        m_i = sum_k q_ik
+
+Source: Szegedy et al. 2016 (arXiv 1512.00567), Sec. 7; ``label_smoothing`` of
+``torch.nn.functional.cross_entropy``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from w2s_fast.losses._base import Loss, LossOut
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smoothing(Loss):
+    """Cross-entropy with smoothed weak labels.
+
+    Attributes:
+        epsilon: mass spread over all classes, in [0, 0.999].
+    """
+
+    epsilon: float = 0.1
+
+    def __post_init__(self) -> None:
+        self._check("epsilon", 0.0, 0.999)
+
+    def __call__(
+        self,
+        logits: Tensor,
+        weak: Tensor,
+        *,
+        weight: Tensor | None = None,
+        frac: float = 0.0,
+        step: int | None = None,
+        threshold: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> LossOut:
+        """See ``Loss.__call__``."""
+        return self._sum(logits, weak, weight, state, smoothing=self.epsilon)

@@ -1,0 +1,44 @@
+"""Preference losses with soft weak preferences. ``PREFERENCES`` names each one."""
+
+from w2s_fast.preference._base import Answers, Preference, PreferenceOut
+from w2s_fast.preference.bradley_terry import BradleyTerry
+from w2s_fast.preference.dpo import DPO, DPONorm
+from w2s_fast.preference.ipo import IPO
+from w2s_fast.preference.kto import KTO
+from w2s_fast.preference.orpo import ORPO
+from w2s_fast.preference.simpo import SimPO
+from w2s_fast.specs import build
+
+PREFERENCES: dict[str, type[Preference]] = {
+    "dpo": DPO,
+    "dpo_norm": DPONorm,
+    "ipo": IPO,
+    "simpo": SimPO,
+    "orpo": ORPO,
+    "kto": KTO,
+    "bradley_terry": BradleyTerry,
+}
+
+__all__ = [
+    "DPO",
+    "IPO",
+    "KTO",
+    "ORPO",
+    "PREFERENCES",
+    "Answers",
+    "BradleyTerry",
+    "DPONorm",
+    "Preference",
+    "PreferenceOut",
+    "SimPO",
+    "make_preference",
+]
+
+
+def make_preference(spec: str) -> Preference:
+    """Build a preference loss from its spec, ``"dpo:beta=0.2,label_smoothing=0.1"``.
+
+    Raises:
+        W2SError: for an unknown name or field, or a value that is not of the field's type.
+    """
+    return build(spec, PREFERENCES, Preference, "preference loss")

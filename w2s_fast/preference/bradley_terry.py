@@ -1,0 +1,39 @@
+r"""Pairwise loss of a reward model.
+
+    l(y1 over y2) = -log sigma( r(y1) - r(y2) - margin )
+
+Sources: Bradley and Terry 1952; Ouyang et al., arXiv 2203.02155, Eq. 1; the margin: Llama 2, arXiv
+2307.09288, Eq. 2. With soft labels and no margin it is the reward-model loss of Burns et al., arXiv
+2312.09390: the cross-entropy of sigma(r(y1) - r(y2)) with q.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from w2s_fast.preference._base import Answers, Preference
+
+
+@dataclass(frozen=True, kw_only=True)
+class BradleyTerry(Preference):
+    """-log sigma of the difference of two rewards, which stand in ``Answers.logp``.
+
+    Attributes:
+        margin: difference of rewards that is asked for, at least 0.
+    """
+
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._check("margin", 0.0)
+
+    def reward(self, answers: Answers) -> Tensor:
+        """The reward itself."""
+        return answers.logp
+
+    def ranked(self, better: Answers, worse: Answers) -> Tensor:
+        """-log sigma(r(better) - r(worse) - margin)."""
+        return -logsigmoid(better.logp - worse.logp - self.margin)

@@ -1,0 +1,67 @@
+r"""Direct preference optimisation, summed or length-normalised, with two ways to doubt the judge.
+
+    h = beta [ (log pi(y1) - log ref(y1)) / n1 - (log pi(y2) - log ref(y2)) / n2 ]
+    l(y1 over y2) = -log sigma(h),            n = 1, or the lengths for ``DPONorm``
+
+Sources: DPO, arXiv 2305.18290, Eq. 7; length-normalised: Tulu 3, arXiv 2411.15124, Eq. 6;
+``label_smoothing`` e (conservative DPO, Mitchell 2023): (1-e) l(+) + e l(-), a judge who says 1 is
+taken to mean 1-e; ``flip_rate`` e (robust DPO, arXiv 2403.00409, Eq. 12): [(1-e) l(+) - e l(-)] /
+(1-2e), unbiased where labels were flipped at that rate. Both are affine in the judge's q.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from w2s_fast.preference._base import Answers, Preference
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPO(Preference):
+    """-log sigma of the difference of log-ratios to the reference.
+
+    Attributes:
+        beta: strength of the tie to the reference, above 0.
+        label_smoothing: share of labels believed to be wrong, in [0, 0.5]; conservative.
+        flip_rate: known rate of flipped labels, in [0, 0.5); unbiased.
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    flip_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._check("beta", 0.0, open_=True)
+        self._check("label_smoothing", 0.0, 0.5)
+        self._check("flip_rate", 0.0, 0.4999)
+
+    def soften(self, q: Tensor) -> Tensor:
+        """q (1-2e) + e for ``label_smoothing``, then (q - e) / (1-2e) for ``flip_rate``."""
+        q = q * (1 - 2 * self.label_smoothing) + self.label_smoothing
+        return (q - self.flip_rate) / (1 - 2 * self.flip_rate)
+
+    def reward(self, answers: Answers) -> Tensor:
+        """beta times the log-ratio."""
+        return self.beta * answers.log_ratio()
+
+    def ranked(self, better: Answers, worse: Answers) -> Tensor:
+        """-log sigma(reward(better) - reward(worse))."""
+        return -logsigmoid(self.reward(better) - self.reward(worse))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPONorm(DPO):
+    """DPO on log-ratios per token; ``beta`` is correspondingly larger.
+
+    Attributes:
+        beta, label_smoothing, flip_rate: see ``DPO``.
+    """
+
+    beta: float = 5.0
+
+    def reward(self, answers: Answers) -> Tensor:
+        """beta times the log-ratio per token."""
+        return self.beta * answers.per_token().log_ratio()

@@ -1,0 +1,48 @@
+r"""Simple preference optimisation: mean log-probability as the reward, no reference.
+
+    l(y1 over y2) = -log sigma( beta/n1 log pi(y1) - beta/n2 log pi(y2) - gamma )
+
+Source: arXiv 2405.14734, Eq. 6 (beta 2 to 2.5, gamma 0.3 to 1.6); ``label_smoothing`` as in its
+released code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from w2s_fast.preference._base import Answers, Preference
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimPO(Preference):
+    """-log sigma of the difference of mean log-probabilities beyond a margin.
+
+    Attributes:
+        beta: scale of the reward, above 0.
+        gamma: margin of rewards that is asked for, at least 0.
+        label_smoothing: share of labels believed to be wrong, in [0, 0.5].
+    """
+
+    beta: float = 2.0
+    gamma: float = 1.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._check("beta", 0.0, open_=True)
+        self._check("gamma", 0.0)
+        self._check("label_smoothing", 0.0, 0.5)
+
+    def soften(self, q: Tensor) -> Tensor:
+        """q (1-2e) + e."""
+        return q * (1 - 2 * self.label_smoothing) + self.label_smoothing
+
+    def reward(self, answers: Answers) -> Tensor:
+        """beta times the mean log-probability."""
+        return self.beta * answers.per_token().logp
+
+    def ranked(self, better: Answers, worse: Answers) -> Tensor:
+        """-log sigma(reward(better) - reward(worse) - gamma)."""
+        return -logsigmoid(self.reward(better) - self.reward(worse) - self.gamma)
