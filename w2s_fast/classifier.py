@@ -1,0 +1,94 @@
+"""The modules behind ``models.build_model``: a pooled transformer with a head, and bag of words.
+
+B sequences, T tokens, D hidden, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from w2s_fast.errors import W2SError
+
+
+class Classifier(nn.Module):
+    """A transformers base model, one pooled vector a sequence, and a linear head in fp32.
+
+    Args:
+        base: model whose output has ``last_hidden_state`` (B, T, D).
+        n_classes: C.
+        pooling: ``last``, ``mean`` or ``cls``.
+        head_init: ``zero`` or ``small``.
+    """
+
+    def __init__(self, base: nn.Module, n_classes: int, pooling: str, head_init: str) -> None:
+        super().__init__()
+        self.base: Any = base
+        self.n_classes, self.pooling = n_classes, pooling
+        config: Any = base.config
+        self.head = nn.Linear(config.hidden_size, n_classes, dtype=torch.float32)
+        with torch.no_grad():
+            self.head.weight.mul_(0.0 if head_init == "zero" else 0.01)
+            self.head.bias.zero_()
+        if getattr(config, "use_cache", False):
+            config.use_cache = False  # one forward a sequence has no use for it
+        positions = any("position_embeddings" in n for n, _ in base.named_parameters())
+        self._limit = config.max_position_embeddings if positions else None
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """(B, C) fp32 logits of right-padded token ids and mask, both (B, T)."""
+        if self._limit is not None and input_ids.shape[1] > self._limit:
+            raise W2SError(
+                f"a sequence has {input_ids.shape[1]} tokens, the model has {self._limit} "
+                f"positions; set max_length={self._limit}"
+            )
+        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        hidden = self.base(
+            input_ids=input_ids, attention_mask=attention_mask, **segments
+        ).last_hidden_state
+        return self.head(self._pool(hidden, attention_mask).to(self.head.weight.dtype))
+
+    def gradient_checkpointing(self, on: bool) -> None:
+        """Recompute activations in backward, or stop doing so."""
+        # transformers 5 renamed the switch.
+        new = hasattr(self.base, "activation_checkpointing_enable")
+        name = "activation_checkpointing" if new else "gradient_checkpointing"
+        if on:
+            getattr(self.base, f"{name}_enable")({"use_reentrant": False})
+        else:
+            getattr(self.base, f"{name}_disable")()
+
+    def _pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        if self.pooling == "last":
+            # By mask, never by token id: a padding id may be a real token.
+            return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+        weight = mask.unsqueeze(2).to(self.head.weight.dtype)
+        return (hidden.to(weight.dtype) * weight).sum(1) / weight.sum(1)
+
+
+class BagOfWords(nn.Module):
+    """Linear model of token counts: logits = bias + sum_t W[id_t] / sqrt(number of tokens).
+
+    The square root keeps long and short texts on one scale. All weights start at 0, so the model
+    is the same for every seed and its training objective is convex.
+    """
+
+    def __init__(self, vocabulary: int, n_classes: int) -> None:
+        super().__init__()
+        self.n_classes = n_classes
+        self.weight = nn.Parameter(torch.zeros(vocabulary, n_classes))
+        self.bias = nn.Parameter(torch.zeros(n_classes))
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """(B, C) logits; order of tokens and segments play no part."""
+        mask = attention_mask.unsqueeze(2).to(self.weight.dtype)
+        total = (self.weight[input_ids] * mask).sum(1)
+        return self.bias + total / mask.sum(1).sqrt()

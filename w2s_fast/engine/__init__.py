@@ -1,0 +1,34 @@
+"""Training and prediction: one loop for every loss and model, resumable at any step.
+
+Names load on first use, so the configuration can be read without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from w2s_fast.engine.config import THRESHOLDS, TrainConfig
+    from w2s_fast.engine.data import Encoded, encode
+    from w2s_fast.engine.predict import predict
+    from w2s_fast.engine.train import train
+
+__all__ = ["THRESHOLDS", "Encoded", "TrainConfig", "encode", "predict", "train"]
+
+_HOMES = {
+    "THRESHOLDS": "config",
+    "TrainConfig": "config",
+    "Encoded": "data",
+    "encode": "data",
+    "predict": "predict",
+    "train": "train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,99 @@
+"""How a model is trained: the fields of ``TrainConfig`` are the whole recipe."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from w2s_fast.errors import W2SError, nearest
+
+SCHEDULES = ("cosine", "linear", "constant")
+THRESHOLDS = ("exact", "window", "ema", "microbatch")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Hyper-parameters of one training.
+
+    Attributes:
+        epochs: passes over the data; each has its own order.
+        batch_size: rows of an optimizer step.
+        micro_batch_size: rows of one forward and backward; None: the whole batch at once. It
+            bounds memory and, with ``threshold="exact"``, does not change the result.
+        lr: peak learning rate of AdamW.
+        schedule: ``cosine`` or ``linear`` to 0 over the training, or ``constant``.
+        warmup_frac: fraction of the steps in which the learning rate rises linearly.
+        weight_decay: decoupled, on parameters with two or more dimensions.
+        beta1, beta2, eps: of AdamW.
+        clip_norm: largest gradient norm of a step; None: no clipping.
+        threshold: where a loss with a batch threshold takes it from when a step has several
+            micro-batches. ``exact``: from all rows of the step, by a first pass without
+            gradients. ``window``: from the last ``batch_size`` rows seen. ``ema``: moving average
+            of the micro-batches' thresholds, over about ``batch_size`` rows. ``microbatch``: each
+            from its own rows. Without micro-batches all four are the same.
+        dropout: train with the model's dropout; off by default, as in openai/weak-to-strong.
+        gradient_checkpointing: recompute activations in the backward pass.
+        max_length: tokens an example is cut to.
+        checkpoint_every: optimizer steps between checkpoints; 0: none.
+        zero: DeepSpeed ZeRO stage; this version has 0 only, plain torch on one device.
+    """
+
+    epochs: int = 2
+    batch_size: int = 32
+    micro_batch_size: int | None = None
+    lr: float = 5e-4
+    schedule: str = "cosine"
+    warmup_frac: float = 0.0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float | None = None
+    threshold: str = "exact"
+    dropout: bool = False
+    gradient_checkpointing: bool = False
+    max_length: int = 512
+    checkpoint_every: int = 0
+    zero: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "max_length"):
+            self._least(name, 1)
+        for name in ("lr", "weight_decay", "eps", "checkpoint_every"):
+            self._least(name, 0)
+        if self.micro_batch_size is not None:
+            self._least("micro_batch_size", 1)
+        for name in ("warmup_frac", "beta1", "beta2"):
+            value = getattr(self, name)
+            if not 0.0 <= value < 1.0:
+                raise W2SError(f"{name} is {value}; expected a number in [0, 1)")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise W2SError(f"clip_norm is {self.clip_norm}; expected a number above 0, or null")
+        for name, names in (("schedule", SCHEDULES), ("threshold", THRESHOLDS)):
+            value = getattr(self, name)
+            if value not in names:
+                hint = nearest(value, names)
+                raise W2SError(f"{name} is {value!r}; expected one of {', '.join(names)}{hint}")
+        if self.zero:
+            raise W2SError(
+                f"zero is {self.zero}; DeepSpeed sharding is not part of this version, use zero=0"
+            )
+
+    def steps(self, n_rows: int) -> int:
+        """Optimizer steps of a training on ``n_rows`` rows; the last one may have fewer rows."""
+        return math.ceil(n_rows * self.epochs / self.batch_size)
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """Learning rate of ``step`` (from 0) out of ``steps``."""
+        warm = round(self.warmup_frac * steps)
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        done = (step - warm) / max(1, steps - warm)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+        return self.lr * (1 - done) if self.schedule == "linear" else self.lr
+
+    def _least(self, name: str, low: int) -> None:
+        value = getattr(self, name)
+        if not (value >= low and math.isfinite(value)):
+            raise W2SError(f"{name} is {value}; expected a number of at least {low}")

@@ -1,0 +1,152 @@
+"""From texts to batches: token ids in one flat array, right padding, orders that are functions.
+
+The order of the rows is a function of seed and epoch alone, so every loss sees the same batches
+and a resumed training needs no iterator state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from w2s_fast.errors import W2SError
+
+
+class Batch(NamedTuple):
+    """Right-padded rows, on the model's device; what a model's ``forward`` takes."""
+
+    input_ids: Tensor  # (B, T) int64
+    attention_mask: Tensor  # (B, T) int64, 1 on real tokens
+    token_type_ids: Tensor | None  # (B, T) int64, for tokenizers that tell two texts apart
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Tokenized rows.
+
+    Attributes:
+        tokens: (total,) int32, all rows one after the other.
+        offsets: (N+1,) int64; row i is ``tokens[offsets[i]:offsets[i+1]]``.
+        types: (total,) int8 segment of each token, or None.
+        pad_id: token id that fills short rows.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    types: np.ndarray | None
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) tokens of each row."""
+        return np.diff(self.offsets)
+
+    def digest(self) -> str:
+        """Content hash, to recognise the data of a checkpoint."""
+        h = hashlib.sha256(f"pad {self.pad_id}".encode())
+        for part in (self.tokens, self.offsets, self.types):
+            h.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
+        return h.hexdigest()
+
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
+        """Collate the given rows, padded on the right to the longest of them."""
+        lengths = self.lengths[rows]
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        flat = np.concatenate([np.arange(self.offsets[r], self.offsets[r + 1]) for r in rows])
+
+        def padded(values: np.ndarray, fill: int) -> Tensor:
+            out = np.full(mask.shape, fill, dtype=np.int64)
+            out[mask] = values[flat]
+            return torch.from_numpy(out).to(device)
+
+        types = None if self.types is None else padded(self.types, 0)
+        attention = torch.from_numpy(mask.astype(np.int64)).to(device)
+        return Batch(padded(self.tokens, self.pad_id), attention, types)
+
+
+def encode(tokenizer: Any, examples: Any, max_length: int = 512) -> Encoded:
+    """Tokenize texts, or pairs of texts, and cut each row to ``max_length`` tokens.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        examples: has ``ids``, ``texts`` and ``pairs`` (or None), all of one length.
+        max_length: tokens; a tokenizer that knows a smaller limit of its model wins.
+
+    Raises:
+        W2SError: if there are no rows, or a row has no tokens at all.
+    """
+    if not len(examples.texts):
+        raise W2SError("no examples to encode; expected at least one row")
+    limit = min(max_length, tokenizer.model_max_length)
+    pairs = () if examples.pairs is None else (list(examples.pairs),)
+    out = tokenizer(list(examples.texts), *pairs, truncation=True, max_length=limit)
+    lengths = np.array([len(row) for row in out["input_ids"]], dtype=np.int64)
+    if (lengths == 0).any():
+        row = int(np.flatnonzero(lengths == 0)[0])
+        raise W2SError(f"example {examples.ids[row]!r} has no tokens; remove its row or fill it")
+    types = out.get("token_type_ids") if examples.pairs is not None else None
+    return Encoded(
+        tokens=np.fromiter(_flat(out["input_ids"]), np.int32, lengths.sum()),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        types=None if types is None else np.fromiter(_flat(types), np.int8, lengths.sum()),
+        pad_id=_pad_id(tokenizer),
+    )
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """(n,) int64 permutation, a function of its arguments."""
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+class RowOrder:
+    """Rows of each optimizer step: the epochs' permutations one after the other, cut in batches.
+
+    Every epoch visits every row once; a batch may end one epoch and begin the next, so only the
+    very last batch can be short.
+    """
+
+    def __init__(self, n: int, batch_size: int, epochs: int, seed: int) -> None:
+        self._n, self._batch_size, self._total, self._seed = n, batch_size, n * epochs, seed
+        self._orders: dict[int, np.ndarray] = {}
+
+    def rows(self, step: int) -> np.ndarray:
+        """(<= batch_size,) int64 row numbers of optimizer step ``step``."""
+        at = np.arange(step * self._batch_size, min((step + 1) * self._batch_size, self._total))
+        epochs = at // self._n
+        return np.concatenate(
+            [self._order(int(e))[at[epochs == e] % self._n] for e in np.unique(epochs)]
+        )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = epoch_order(self._n, self._seed, epoch)
+        return self._orders[epoch]
+
+
+def length_buckets(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Row numbers in batches of similar length, longest first, so memory peaks at the start."""
+    order = np.argsort(-lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _pad_id(tokenizer: Any) -> int:
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0  # masked everywhere, so any valid id does
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> Iterator[int]:
+    for row in rows:
+        yield from row

@@ -1,0 +1,258 @@
+"""Supervisors and students: where a model comes from, and how it is built, saved and loaded.
+
+A model maps ``(input_ids, attention_mask[, token_type_ids])`` to logits (B, C) and knows its
+``n_classes``. Weights are safetensors only; nothing is downloaded and no pickle is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from w2s_fast.errors import W2SError, nearest
+from w2s_fast.weights import load_weights, save_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["ModelConfig", "build_model", "load_tokenizer", "load_weights", "save_weights"]
+
+BUILT_IN = ("agreement-lm", "scratch", "bow")
+POOLINGS = ("last", "mean", "cls")
+HEAD_INITS = ("zero", "small")
+DTYPES = ("fp32", "bf16")
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model.
+
+    Attributes:
+        source: ``agreement-lm`` (the language model pretrained for the task `agreement`),
+            ``scratch`` (a small Llama from random weights), ``bow`` (linear bag of words; wants
+            a larger learning rate, about 0.1), or a directory with a transformers checkpoint
+            (config.json, model.safetensors, tokenizer).
+        hidden, layers, heads: size of ``scratch``.
+        pooling: what the head reads: the ``last`` token (by attention mask; decoders), the
+            ``mean`` over tokens, or the first token (``cls``; encoders).
+        head_init: ``zero`` as in openai/weak-to-strong, or ``small``: 0.01 times the default, as
+            in EleutherAI/w2s.
+        dtype: ``fp32`` or ``bf16``. In bf16 the head stays fp32 and the optimizer keeps fp32
+            masters.
+        trust_remote_code: let a checkpoint run code of its own.
+        pretrained: False keeps a checkpoint's architecture and draws its weights at random, the
+            control that shows what pretraining contributes.
+    """
+
+    source: str = "scratch"
+    hidden: int = 32
+    layers: int = 1
+    heads: int = 4
+    pooling: str = "last"
+    head_init: str = "zero"
+    dtype: str = "fp32"
+    trust_remote_code: bool = False
+    pretrained: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise W2SError(f"source is empty; expected {', '.join(BUILT_IN)} or a directory")
+        for name, names in (
+            ("pooling", POOLINGS),
+            ("head_init", HEAD_INITS),
+            ("dtype", DTYPES),
+        ):
+            value = getattr(self, name)
+            if value not in names:
+                hint = nearest(value, names)
+                raise W2SError(f"{name} is {value!r}; expected one of {', '.join(names)}{hint}")
+        for name in ("hidden", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise W2SError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.hidden % (2 * self.heads):
+            raise W2SError(
+                f"hidden={self.hidden} does not split into {self.heads} heads of even width; use "
+                "a multiple of 2 * heads"
+            )
+
+
+def load_tokenizer(cfg: ModelConfig, fallback: Any = None) -> Any:
+    """The tokenizer a model reads with.
+
+    Args:
+        cfg: a directory brings its own tokenizer.
+        fallback: transformers tokenizer for models without one (``scratch``, ``bow``).
+
+    Raises:
+        W2SError: if there is none.
+    """
+    if cfg.source in BUILT_IN:
+        if fallback is None:
+            raise W2SError(
+                f"model {cfg.source!r} has no tokenizer of its own; give the other model as a "
+                "checkpoint directory, whose tokenizer both then use"
+            )
+        return fallback
+    from transformers import AutoTokenizer
+
+    directory = _directory(cfg)
+    if not any(next(directory.glob(p), None) for p in _VOCABULARIES):
+        # transformers would build an empty one and go on.
+        raise W2SError(
+            f"{directory} has no tokenizer: none of {', '.join(_VOCABULARIES)}; save the "
+            "tokenizer there too"
+        )
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=cfg.trust_remote_code
+            )
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        raise W2SError(f"{directory} has no tokenizer that loads: {_one_line(e)}") from e
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def build_model(cfg: ModelConfig, n_classes: int, tokenizer: Any, seed: int) -> nn.Module:
+    """Build a model with fresh head, on the CPU.
+
+    Args:
+        cfg: what to build.
+        n_classes: C, at least 2.
+        tokenizer: of ``load_tokenizer``; gives the vocabulary and the padding id.
+        seed: of all random weights; the global random state is neither used nor changed.
+
+    Returns:
+        Module with ``forward(input_ids, attention_mask, token_type_ids=None) -> (B, C)`` fp32
+        logits and ``n_classes``.
+
+    Raises:
+        W2SError: if a directory is no checkpoint, has weights missing, or does not fit the
+            tokenizer.
+    """
+    import torch
+
+    from w2s_fast.classifier import BagOfWords, Classifier
+
+    if n_classes < 2:
+        raise W2SError(f"n_classes is {n_classes}; expected at least 2 classes")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if cfg.source == "bow":
+            return BagOfWords(len(tokenizer), n_classes)
+        base: Any = _scratch(cfg, tokenizer) if cfg.source == "scratch" else _checkpoint(cfg)
+        rows = base.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:
+            raise W2SError(
+                f"the tokenizer has {len(tokenizer)} tokens, the model {cfg.source!r} embeds "
+                f"{rows}; use the tokenizer of that checkpoint"
+            )
+        return Classifier(base, n_classes, cfg.pooling, cfg.head_init)
+
+
+def _scratch(cfg: ModelConfig, tokenizer: Any) -> nn.Module:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=cfg.hidden,
+        num_hidden_layers=cfg.layers,
+        num_attention_heads=cfg.heads,
+        num_key_value_heads=cfg.heads,
+        intermediate_size=max(8, cfg.hidden * 8 // 3 // 8 * 8),
+        max_position_embeddings=2048,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        use_cache=False,
+    )
+    return _from_config(config, cfg)
+
+
+def _checkpoint(cfg: ModelConfig) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    directory = _directory(cfg)
+    options = {"local_files_only": True, "trust_remote_code": cfg.trust_remote_code}
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(directory, **options)
+            if getattr(config, "is_encoder_decoder", False):
+                raise W2SError(
+                    f"{directory} is an encoder-decoder ({config.model_type}); expected a decoder "
+                    "or an encoder"
+                )
+            if not cfg.pretrained:
+                return _from_config(config, cfg)
+            model, report = AutoModel.from_pretrained(
+                directory,
+                dtype=_dtype(cfg),
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+    except W2SError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
+        raise W2SError(
+            f"{directory} is no checkpoint that loads (safetensors only): {_one_line(e)}"
+        ) from e
+    # A pooler is unused here; any other missing weight would silently be random.
+    missing = sorted(k for k in report["missing_keys"] if not k.startswith("pooler."))
+    if missing:
+        raise W2SError(
+            f"{directory} lacks {len(missing)} weights of its own config, first {missing[0]!r}; "
+            "fix the checkpoint, or set pretrained=false for random weights"
+        )
+    return model
+
+
+def _from_config(config: Any, cfg: ModelConfig) -> nn.Module:
+    from transformers import AutoModel
+
+    return AutoModel.from_config(config, dtype=_dtype(cfg), trust_remote_code=cfg.trust_remote_code)
+
+
+def _directory(cfg: ModelConfig) -> Path:
+    if cfg.source == "agreement-lm":
+        raise W2SError(
+            "model 'agreement-lm' has to be pretrained first; run the pipeline, or give the "
+            "directory that w2s_fast.tasks.agreement_lm.pretrain wrote"
+        )
+    directory = Path(cfg.source).expanduser()
+    if not (directory / "config.json").is_file():
+        raise W2SError(
+            f"model {cfg.source!r} is neither one of {', '.join(BUILT_IN)} nor a directory with a "
+            f"config.json{nearest(cfg.source, BUILT_IN)}"
+        )
+    return directory
+
+
+def _dtype(cfg: ModelConfig) -> Any:
+    import torch
+
+    return torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
+
+
+def _one_line(e: BaseException) -> str:
+    return " ".join(str(e).split())[:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars and load reports off the terminal; what matters is checked here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,184 @@
+"""Load a data set of the Hugging Face hub, or a local copy of it, as rows for a formatter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from w2s_fast.errors import W2SError
+from w2s_fast.tasks._base import Examples, TaskConfig, TaskData
+from w2s_fast.tasks._files import SUFFIXES, kind, read_table
+from w2s_fast.tasks._split import make_examples, split_pool
+
+Row = Mapping[str, Any]
+# Formatting all 3.6 million rows of the largest set takes minutes and no run uses that many.
+_MAX_ROWS = 100_000
+
+
+class Item(NamedTuple):
+    """What a formatter makes of one row: text, gold class, and what related rows share."""
+
+    text: str
+    label: int
+    group: str
+
+
+@dataclass(frozen=True)
+class HubTask:
+    """A named data set, formatted as openai/weak-to-strong does.
+
+    Three things are done differently there and are defects: rows are taken from the head of the
+    file before they are shuffled, classes are left unbalanced, and related rows (questions about
+    one passage) may stand on both sides of a split. Here rows are shuffled first, classes are
+    balanced (``task.balance``), and related rows stay together. The random choices of a formatter
+    depend on the seed and the row alone, not on the rows before it.
+
+    Attributes:
+        name: Key in ``TASKS``.
+        repo: Name on the hub.
+        columns: Columns that the formatter reads.
+        class_names: Names of the classes.
+        format: Makes an `Item` of a row; raises `W2SError` for a bad value.
+        samples: A few rows in the format of the set, for tests and as documentation.
+        test_split: Split with the test rows.
+        revision: Branch on the hub, where it is not the default one.
+    """
+
+    name: str
+    repo: str
+    columns: tuple[str, ...]
+    class_names: tuple[str, ...]
+    format: Callable[[Row, Random], Item]
+    samples: tuple[dict[str, Any], ...]
+    test_split: str = "test"
+    revision: str | None = None
+
+    def load(self, cfg: TaskConfig, seed: int) -> TaskData:
+        """Return the splits: test rows from the set's own test split, the others from "train".
+
+        Raises:
+            W2SError: The set is neither on disk nor reachable, or a value does not fit.
+        """
+        rows = self._rows("train", cfg.n_weak + cfg.n_transfer, cfg, seed)
+        test_rows = self._rows(self.test_split, cfg.n_test, cfg, seed)
+        pool, test_pool = self.examples(rows + test_rows, seed).cut(len(rows))
+        where = (f"{self.name} (train)", f"{self.name} ({self.test_split})")
+        return split_pool(pool, test_pool, self.class_names, cfg, seed, *where)
+
+    def examples(self, rows: Sequence[Row], seed: int) -> Examples:
+        """Format rows.
+
+        Args:
+            rows: Rows with at least ``columns``.
+            seed: Seed of the formatter's random choices.
+        """
+        items = [self._item(row, seed) for row in rows]
+        return make_examples(
+            [item.text for item in items],
+            [item.label for item in items],
+            groups=[item.group for item in items],
+        )
+
+    def _item(self, row: Row, seed: int) -> Item:
+        # the row is quoted, not counted: numbers mean nothing in a sample of two splits
+        quoted = repr([row.get(name) for name in self.columns])
+        shown = quoted if len(quoted) <= 120 else quoted[:117] + "..."
+        for name in self.columns:
+            if row.get(name) is None:
+                raise W2SError(
+                    f"{self.name}: no value in column {name!r} of the row {shown}; fill or drop it"
+                )
+        try:
+            return self.format(row, Random(f"{seed}/{quoted}"))
+        except W2SError as error:
+            raise W2SError(f"{self.name}: {error}; the row is {shown}") from error
+
+    def _rows(self, split: str, need: int, cfg: TaskConfig, seed: int) -> list[Row]:
+        """Read one split, or of a large one a random sample with room to balance classes."""
+        most = max(_MAX_ROWS, 4 * need)
+        rng = Random(f"{seed}/{split}")
+        if cfg.path is not None:
+            table = self._local_table(Path(cfg.path).expanduser(), split)
+            if table.num_rows > most:
+                table = table.take(rng.sample(range(table.num_rows), most))
+            return table.to_pylist()
+        dataset = self._from_hub(split)
+        if len(dataset) > most:
+            dataset = dataset.select(rng.sample(range(len(dataset)), most))
+        return dataset.to_list()
+
+    def _local_table(self, root: Path, split: str) -> Any:
+        import pyarrow
+
+        if not root.is_dir():
+            raise W2SError(f"task.path={root}: no such directory; {self._where()}")
+        tables = [self._columns_of(file) for file in _split_files(root, split)]
+        if not tables:
+            raise W2SError(f"task.path={root} holds no {split} file; {self._where()}")
+        return pyarrow.concat_tables(tables)
+
+    def _columns_of(self, file: Path) -> Any:
+        table = read_table(file)
+        missing = [name for name in self.columns if name not in table.column_names]
+        if missing:
+            raise W2SError(
+                f"{file}: no column {missing[0]!r}; {self.name} needs {', '.join(self.columns)}, "
+                f"the file has {', '.join(table.column_names)}; {self._where()}"
+            )
+        return table.select(list(self.columns))
+
+    def _from_hub(self, split: str) -> Any:
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise W2SError(
+                f"{self.name}: the package 'datasets' is not installed; run pip install "
+                f"'w2s-fast[hf]', or use a local copy: {self._where()}"
+            ) from error
+        try:
+            dataset = load_dataset(self.repo, revision=self.revision, split=split)
+            return dataset.select_columns(list(self.columns))
+        # the hub client raises whatever its HTTP library does; all of it means: not loaded
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise W2SError(
+                f"{self.name}: {self.repo} could not be loaded from the Hugging Face hub "
+                f"({type(error).__name__}: {reason}); connect, or use a local copy: {self._where()}"
+            ) from error
+
+    def _where(self) -> str:
+        return (
+            f"put train.parquet and {self.test_split}.parquet (or .jsonl, .csv; columns "
+            f"{', '.join(self.columns)}) from https://huggingface.co/datasets/{self.repo} into a "
+            "directory and set task.path=DIRECTORY"
+        )
+
+
+def class_index(value: Any, column_name: str, n_classes: int) -> int:
+    """Return a label cell as an integer class; CSV cells are strings.
+
+    Raises:
+        W2SError: The value is not one of 0 ... n_classes - 1 (for two also true and false).
+    """
+    words = {str(number): number for number in range(n_classes)}
+    if n_classes == 2:
+        words |= {"false": 0, "true": 1}
+    index = words.get(str(value).strip().lower())
+    if index is None:
+        raise W2SError(
+            f"{column_name} is {value!r}; expected one of {', '.join(words)}: use a labelled split "
+            "of this set"
+        )
+    return index
+
+
+def _split_files(root: Path, split: str) -> list[Path]:
+    """Find ``split``.ext, its shards, and files in a directory of that name, at any depth."""
+    named = re.compile(rf"{split}(-\d+-of-\d+)?\.")
+    files = [path for path in root.rglob("*") if path.is_file() and kind(path) in SUFFIXES]
+    found = [path for path in files if named.match(path.name) or path.parent.name == split]
+    return sorted(found)

@@ -1,0 +1,206 @@
+"""Rows to splits: ids, groups of related rows, and a deterministic, balanced draw."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from random import Random
+
+import numpy as np
+
+from w2s_fast.errors import W2SError
+from w2s_fast.tasks._base import Examples, TaskConfig, TaskData
+
+
+def make_examples(
+    texts: Sequence[str],
+    labels: Sequence[int],
+    pairs: Sequence[str] | None = None,
+    groups: Sequence[str | None] | None = None,
+) -> Examples:
+    """Give rows their ids and join what is related: rows of one text, and rows of one group.
+
+    Rows of separate files go in together, else a relation between the files is not seen.
+
+    Args:
+        texts: N texts.
+        labels: N classes.
+        pairs: N second texts, or None.
+        groups: N group names, None for a row without one; or None for no groups at all.
+    """
+    seconds: Sequence[str] = [""] * len(texts) if pairs is None else pairs
+    ids: list[str] = []
+    seen: dict[str, int] = {}
+    for text, second, label in zip(texts, seconds, labels, strict=True):
+        digest = _digest(text, second, str(label))
+        count = seen[digest] = seen.get(digest, 0) + 1
+        ids.append(digest if count == 1 else f"{digest}-{count}")
+    same = [_digest(*map(_squeeze, both)) for both in zip(texts, seconds, strict=True)]
+    names = [None] * len(texts) if groups is None else groups
+    return Examples(
+        ids=tuple(ids),
+        texts=tuple(texts),
+        pairs=None if pairs is None else tuple(pairs),
+        labels=np.asarray(labels, dtype=np.int64),
+        groups=tuple(_join(same, names)),
+    )
+
+
+def split_pool(
+    pool: Examples,
+    test_pool: Examples | None,
+    class_names: Sequence[str],
+    cfg: TaskConfig,
+    seed: int,
+    source: str,
+    test_source: str | None = None,
+) -> TaskData:
+    """Draw the three splits: shuffled first, groups whole, classes balanced if asked for.
+
+    The test rows are drawn first and from their own random stream, so they do not change with
+    ``n_weak`` or ``n_transfer``. Rows related to any row of ``test_pool`` are left out of the
+    other two splits. Groups that do not fit into the room left in a split wait for the next one;
+    where only such are left, the smallest is cut and its surplus rows are dropped.
+
+    Args:
+        pool: All rows for ``weak`` and ``transfer``, and for ``test`` where ``test_pool`` is None.
+        test_pool: Rows of a separate test set.
+        class_names: Name of each class.
+        cfg: Sizes, and whether to balance.
+        seed: Seed of the draw.
+        source: What error messages call the data.
+        test_source: The same for ``test_pool``.
+
+    Raises:
+        W2SError: There are too few rows, or rows of one class only.
+    """
+    test_source = test_source or source
+    _check_enough(pool, test_pool, cfg, source, test_source)
+    taken: set[str] = set()
+    splits: dict[str, Examples] = {}
+    for part in ("test", "weak", "transfer"):
+        rows = test_pool if part == "test" and test_pool is not None else pool
+        rng = Random(f"{seed}/{part}")
+        where = source if rows is pool else test_source
+        splits[part] = _draw(rows, part, taken, class_names, cfg, rng, where)
+        taken.update(splits[part].groups)
+        if part == "test" and test_pool is not None:
+            taken.update(test_pool.groups)
+    return TaskData(name=cfg.name, class_names=tuple(class_names), **splits)
+
+
+def _draw(
+    pool: Examples,
+    part: str,
+    taken: set[str],
+    class_names: Sequence[str],
+    cfg: TaskConfig,
+    rng: Random,
+    source: str,
+) -> Examples:
+    """Fill one split from the groups that are not taken yet, in random order."""
+    size = getattr(cfg, f"n_{part}")
+    room = [size] * len(class_names)
+    if cfg.balance:
+        room = [size // len(room) + (c < size % len(room)) for c in range(len(room))]
+    chosen = _fill(pool, taken, room, size, rng)
+    if len(chosen) < size:
+        short = max(range(len(room)), key=room.__getitem__)
+        raise W2SError(_shortage(source, part, size, len(chosen), room, class_names[short], cfg))
+    rng.shuffle(chosen)  # group by group is no order to train in
+    drawn = pool.take(chosen)
+    if len(set(drawn.labels.tolist())) < 2:
+        raise W2SError(
+            f"{source}: all {size} {part} rows drawn are of class "
+            f"{class_names[int(drawn.labels[0])]!r}; raise task.n_{part} or set task.balance=true"
+        )
+    return drawn
+
+
+def _fill(pool: Examples, taken: set[str], room: list[int], size: int, rng: Random) -> list[int]:
+    """Choose up to ``size`` rows and lower ``room``, the rows still wanted of each class."""
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(pool.groups):
+        if group not in taken:
+            members.setdefault(group, []).append(row)
+    waiting = list(members.values())
+    rng.shuffle(waiting)
+    labels = pool.labels.tolist()
+    chosen: list[int] = []
+    for may_cut in (False, True):
+        later = []
+        # cutting small groups first loses the fewest rows
+        for rows in sorted(waiting, key=len) if may_cut else waiting:
+            if len(chosen) == size:
+                return chosen
+            need = Counter(labels[row] for row in rows)
+            fits = len(chosen) + len(rows) <= size and all(room[c] >= n for c, n in need.items())
+            if not (fits or may_cut):
+                later.append(rows)
+                continue
+            for row in rows:
+                if len(chosen) < size and room[labels[row]] > 0:
+                    room[labels[row]] -= 1
+                    chosen.append(row)
+        waiting = later
+    return chosen
+
+
+def _shortage(
+    source: str, part: str, size: int, found: int, room: list[int], short: str, cfg: TaskConfig
+) -> str:
+    fix = "lower task.n_weak, task.n_transfer or task.n_test, or add rows"
+    if not cfg.balance:
+        return (
+            f"{source}: task.n_{part}={size} but only {found} rows are left once groups are kept "
+            f"whole; {fix}"
+        )
+    return (
+        f"{source}: task.n_{part}={size} balanced over {len(room)} classes is {max(room)} rows of "
+        f"class {short!r} short; {fix}, or set task.balance=false"
+    )
+
+
+def _check_enough(
+    pool: Examples, test_pool: Examples | None, cfg: TaskConfig, source: str, test_source: str
+) -> None:
+    asked = cfg.n_weak + cfg.n_transfer + (cfg.n_test if test_pool is None else 0)
+    if len(pool) < asked:
+        names = "task.n_weak + task.n_transfer" + (" + task.n_test" if test_pool is None else "")
+        raise W2SError(
+            f"{source} has {len(pool)} rows, but {names} = {asked}; lower them or add rows"
+        )
+    if test_pool is not None and len(test_pool) < cfg.n_test:
+        raise W2SError(
+            f"{test_source} has {len(test_pool)} rows, but task.n_test = {cfg.n_test}; lower it or "
+            "add rows"
+        )
+
+
+def _join(first: Sequence[str], second: Sequence[str | None]) -> list[str]:
+    """Name the connected sets of rows that share a key of either column (union-find)."""
+    parent: dict[tuple[int, str], tuple[int, str]] = {}
+
+    def root(key: tuple[int, str]) -> tuple[int, str]:
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for one, two in zip(first, second, strict=True):
+        if two is not None:
+            low, high = sorted((root((0, one)), root((1, two))))
+            parent[high] = low  # the smallest key names the set, whatever the order of the rows
+    return [root((0, one))[1] for one in first]
+
+
+def _digest(*parts: str) -> str:
+    joined = "\x1f".join(parts).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(joined, digest_size=10).hexdigest()
+
+
+def _squeeze(text: str) -> str:
+    """Drop what does not make a text another text: case and runs of white space."""
+    return " ".join(text.split()).casefold()
