@@ -1,0 +1,89 @@
+"""w2s_fast: a fast training core for weak-to-strong generalization.
+
+Public names load on first use, so ``import w2s_fast`` costs nothing and pulls in neither torch nor
+transformers. Everything named in ``__all__`` is importable from here and stays.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from w2s_fast.config import RunConfig
+    from w2s_fast.engine import TrainConfig
+    from w2s_fast.errors import W2SError
+    from w2s_fast.losses import make_loss
+    from w2s_fast.models import ModelConfig
+    from w2s_fast.ops.balanced import balanced_bias
+    from w2s_fast.ops.cross_entropy import cross_entropy
+    from w2s_fast.ops.linear_cross_entropy import linear_cross_entropy
+    from w2s_fast.ops.linear_logprob import linear_logprob, linear_topk_logprob
+    from w2s_fast.ops.logprob import topk_logprob
+    from w2s_fast.ops.quantile import kth_value, quantile, top_fraction_mask
+    from w2s_fast.ops.targets import SparseTargets
+    from w2s_fast.ops.teacher import pack_topk
+    from w2s_fast.ops.vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_logprob
+    from w2s_fast.pipeline import run
+    from w2s_fast.tasks import TaskConfig
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ModelConfig",
+    "RunConfig",
+    "SparseTargets",
+    "TaskConfig",
+    "TrainConfig",
+    "W2SError",
+    "__version__",
+    "balanced_bias",
+    "cross_entropy",
+    "kth_value",
+    "linear_cross_entropy",
+    "linear_logprob",
+    "linear_topk_logprob",
+    "make_loss",
+    "pack_topk",
+    "quantile",
+    "run",
+    "top_fraction_mask",
+    "topk_logprob",
+    "vocab_parallel_cross_entropy",
+    "vocab_parallel_logprob",
+]
+
+_HOMES = {  # public name -> the module that defines it
+    "ModelConfig": "w2s_fast.models",
+    "RunConfig": "w2s_fast.config",
+    "SparseTargets": "w2s_fast.ops.targets",
+    "TaskConfig": "w2s_fast.tasks",
+    "TrainConfig": "w2s_fast.engine",
+    "W2SError": "w2s_fast.errors",
+    "balanced_bias": "w2s_fast.ops.balanced",
+    "cross_entropy": "w2s_fast.ops.cross_entropy",
+    "kth_value": "w2s_fast.ops.quantile",
+    "linear_cross_entropy": "w2s_fast.ops.linear_cross_entropy",
+    "linear_logprob": "w2s_fast.ops.linear_logprob",
+    "linear_topk_logprob": "w2s_fast.ops.linear_logprob",
+    "make_loss": "w2s_fast.losses",
+    "pack_topk": "w2s_fast.ops.teacher",
+    "quantile": "w2s_fast.ops.quantile",
+    "run": "w2s_fast.pipeline",
+    "top_fraction_mask": "w2s_fast.ops.quantile",
+    "topk_logprob": "w2s_fast.ops.logprob",
+    "vocab_parallel_cross_entropy": "w2s_fast.ops.vocab_parallel",
+    "vocab_parallel_logprob": "w2s_fast.ops.vocab_parallel",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,189 @@
+"""The command ``w2s-fast``: parse, call, print. Errors of the user are one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from w2s_fast.errors import W2SError, nearest
+
+USAGE = """\
+usage: w2s-fast COMMAND [options]
+
+A weak-to-strong experiment: weak supervisor, weak labels, student, ceiling, gap recovered.
+
+commands:
+  run      everything, into --out DIR: results.json, plot.png, plot.svg, report.html
+  label    only the weak labels; says where their Parquet files are
+  report   show the results in --out DIR again, and write plot and page anew
+  doctor   what this machine offers: versions, kernels, CPU, CUDA
+  bench    speed of the kernels (in a source checkout)
+
+options of run and label (w2s-fast run --help lists all):
+  --config FILE          YAML file; --print-config shows one
+  --print-config         print the whole configuration and stop
+  --out DIR              folder of the results (default: out)
+  --losses xent logconf  losses of the student
+  --seeds 0 1 2          one run of everything per seed
+  --student_train.lr X   any other setting by its dotted name
+  --quiet                no progress
+
+The same command continues a run that was interrupted.
+"""
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except W2SError as err:
+        print(f"w2s-fast: error: {' '.join(str(err).split())}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("w2s-fast: interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if args else USER_ERROR
+    if args[0] == "--version":
+        import w2s_fast
+
+        print(w2s_fast.__version__)
+        return 0
+    name, *rest = args
+    if name not in COMMANDS:
+        raise W2SError(
+            f"unknown command {name!r}; expected one of {', '.join(COMMANDS)}"
+            f"{nearest(name, COMMANDS)}"
+        )
+    return COMMANDS[name](rest)
+
+
+def _run(args: list[str]) -> int:
+    from w2s_fast.options import load_config, make_parser
+
+    if {"-h", "--help"} & set(args):
+        print(make_parser().format_help())
+        return 0
+    quiet, args = _flag("--quiet", args)
+    shown, args = _flag("--print-config", args)
+    cfg = load_config(args)
+    if shown:
+        from w2s_fast.config import to_yaml
+
+        print(to_yaml(cfg), end="")
+        return 0
+    from rich.console import Console
+
+    from w2s_fast.pipeline import run
+    from w2s_fast.report.table import print_results
+
+    results = run(cfg, quiet=quiet)
+    print_results(results, Console())
+    _say_where(Path(cfg.out))
+    return 0
+
+
+def _label(args: list[str]) -> int:
+    from w2s_fast.options import load_config, make_parser
+
+    if {"-h", "--help"} & set(args):
+        print(make_parser("w2s-fast label").format_help())
+        return 0
+    quiet, args = _flag("--quiet", args)
+    from w2s_fast.pipeline import label
+
+    for seed, path in label(load_config(args), quiet=quiet).items():
+        print(f"seed {seed}: {path}")
+    return 0
+
+
+def _report(args: list[str]) -> int:
+    out = _only_out(args)
+    if out is None:
+        print("usage: w2s-fast report [--out DIR]   (default: out)")
+        return 0
+    from rich.console import Console
+
+    from w2s_fast.report import load_results, write_report
+    from w2s_fast.report.table import print_results
+    from w2s_fast.store import write_errors
+
+    results = load_results(out)
+    with write_errors("the report", out.absolute()):
+        write_report(out, results)
+    print_results(results, Console())
+    _say_where(out)
+    return 0
+
+
+def _doctor(args: list[str]) -> int:
+    if args:
+        print("usage: w2s-fast doctor")
+        if {"-h", "--help"} & set(args):
+            return 0
+        raise W2SError(f"unexpected argument {args[0]!r}; doctor takes none")
+    from rich.console import Console
+
+    from w2s_fast.doctor import examine, print_findings
+
+    print_findings(examine(), Console())
+    return 0
+
+
+def _bench(args: list[str]) -> int:
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "bench" / "__main__.py").is_file():
+        raise W2SError(
+            "the benchmarks are not part of the installed package; run this command in a source "
+            "checkout of w2s_fast, installed with `pip install -e .`"
+        )
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "bench", *args]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "label": _label,
+    "report": _report,
+    "doctor": _doctor,
+    "bench": _bench,
+}
+
+
+def _flag(name: str, args: list[str]) -> tuple[bool, list[str]]:
+    """Return whether ``name`` is among ``args`` (dashes or underscores), and the other args."""
+    rest = [a for a in args if a.replace("_", "-") != name]
+    return len(rest) < len(args), rest
+
+
+def _only_out(args: list[str]) -> Path | None:
+    """Return the folder of ``--out``; None when help was asked for."""
+    out, rest = "out", list(args)
+    while rest:
+        option, eq, value = rest.pop(0).partition("=")
+        if option in ("-h", "--help"):
+            return None
+        if option != "--out" or not (eq or rest):
+            raise W2SError(f"unexpected argument {option!r}; report takes only --out DIR")
+        out = value if eq else rest.pop(0)
+    return Path(out)
+
+
+def _say_where(out: Path) -> None:
+    from w2s_fast.report import PAGE, PLOT, RESULTS
+
+    print(f"\nresults  {out / RESULTS}\nplot     {out / PLOT}.png\npage     {out / PAGE}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

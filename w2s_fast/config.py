@@ -1,0 +1,194 @@
+"""The configuration of a run: one frozen dataclass tree.
+
+The dataclasses of the parts (task, models, training) *are* the schema: a field added there can be
+set here, is checked by its type, and shows in ``--print-config``. Light on purpose: everything
+that needs torch or transformers is checked in ``validate``, not on import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from w2s_fast.engine import TrainConfig
+from w2s_fast.errors import W2SError, nearest
+from w2s_fast.models import BUILT_IN, ModelConfig
+from w2s_fast.tasks import TaskConfig
+
+T = TypeVar("T")
+LIST_FIELDS = ("losses", "seeds")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One weak-to-strong experiment; the defaults are the embedded task `agreement`.
+
+    Attributes:
+        task: Which data, and how many rows each split gets.
+        weak: The weak supervisor.
+        student: The strong model; the ceiling is the same model on true labels.
+        weak_train: How the supervisor is trained on true labels.
+        student_train: How student, ceiling and control are trained.
+        losses: Losses of the student, each "name" or "name:key=value,key=value".
+        seeds: One run of everything per seed (data split, initial weights, data order).
+        control: Also train a student without pretraining, to show where the gain comes from.
+        out: Folder of results.json, plot and page.
+        cache: Folder of the finished stages; without it OUT/cache. Runs may share one.
+        device: "auto" (CUDA if there is one), "cpu" or "cuda".
+        workers: Trainings at the same time; 0 chooses by cores and model. Never changes results.
+        threads: Threads of each training; 0 chooses by cores and model.
+    """
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    weak: ModelConfig = field(
+        default_factory=lambda: ModelConfig(source="scratch", hidden=32, layers=1, heads=4)
+    )
+    student: ModelConfig = field(default_factory=lambda: ModelConfig(source="agreement-lm"))
+    weak_train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(epochs=8, lr=2e-3, checkpoint_every=100)
+    )
+    student_train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(epochs=3, lr=1e-3, checkpoint_every=100)
+    )
+    losses: tuple[str, ...] = ("xent", "logconf")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    control: bool = False
+    out: str = "out"
+    cache: str | None = None
+    device: str = "auto"
+    workers: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name in LIST_FIELDS:
+            values = getattr(self, name)
+            if not values:
+                raise W2SError(f"{name} is empty: name at least one")
+            if twice := [v for i, v in enumerate(values) if v in values[:i]]:
+                raise W2SError(f"{name}: {twice[0]!r} is given twice; drop one")
+        if bad := [s for s in self.seeds if not 0 <= s < 2**31]:
+            raise W2SError(f"seeds: {bad[0]} is outside 0 to 2**31 - 1")
+        if self.device not in ("auto", "cpu", "cuda"):
+            hint = nearest(self.device, ("auto", "cpu", "cuda"))
+            raise W2SError(f"device={self.device!r}: expected auto, cpu or cuda{hint}")
+        for name in ("workers", "threads"):
+            if getattr(self, name) < 0:
+                raise W2SError(f"{name}={getattr(self, name)}: expected 0 (automatic) or more")
+        if not self.out:
+            raise W2SError("out is empty: name a folder for the results")
+
+    @property
+    def store_dir(self) -> Path:
+        """Folder of the finished stages."""
+        return Path(self.cache) if self.cache is not None else Path(self.out) / "cache"
+
+
+def validate(cfg: RunConfig) -> None:
+    """Check what needs the parts themselves: names of losses and tasks, the device.
+
+    Raises:
+        W2SError: A value is unknown or does not fit; nothing has been computed yet.
+    """
+    from w2s_fast.losses import make_loss
+    from w2s_fast.tasks import get_task
+
+    get_task(cfg.task.name)
+    specs: dict[str, str] = {}
+    for spec in cfg.losses:
+        same = specs.setdefault(repr(make_loss(spec)), spec)
+        if same != spec:
+            raise W2SError(f"losses: {same!r} and {spec!r} are the same loss; drop one")
+    if cfg.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise W2SError("device='cuda', but torch finds no CUDA device; use --device cpu")
+    _check_sources(cfg)
+
+
+def _check_sources(cfg: RunConfig) -> None:
+    """Refuse a model that is neither built in nor a folder, or that nothing can tokenize for."""
+    embedded = cfg.task.name == "agreement"
+    sources = {"weak": cfg.weak.source, "student": cfg.student.source}
+    for role, source in sources.items():
+        if source == "agreement-lm" and not embedded:
+            raise W2SError(
+                f"{role}.source='agreement-lm' speaks only the language of task 'agreement', not "
+                f"of {cfg.task.name!r}; give the folder of a checkpoint, 'scratch' or 'bow'"
+            )
+        if source not in BUILT_IN and not Path(source).is_dir():
+            raise W2SError(
+                f"{role}.source={source!r} is no folder; expected the folder of a transformers "
+                f"checkpoint or one of {', '.join(BUILT_IN)}{nearest(source, BUILT_IN)}"
+            )
+    if not embedded and all(source in BUILT_IN for source in sources.values()):
+        raise W2SError(
+            f"task {cfg.task.name!r} needs a tokenizer: give student.source or weak.source as the "
+            "folder of a transformers checkpoint"
+        )
+
+
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration in nested plain values, the inverse of ``to_dict``."""
+    return _fill(RunConfig, values, "")
+
+
+def to_dict(cfg: Any) -> dict[str, Any]:
+    """Return a configuration dataclass as nested plain values: dicts, lists, numbers, strings."""
+    return {
+        f.name: to_dict(value)
+        if dataclasses.is_dataclass(value := getattr(cfg, f.name))
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+        for f in dataclasses.fields(cfg)
+    }
+
+
+def to_yaml(cfg: RunConfig) -> str:
+    """Return the whole configuration as YAML that ``options.load_config`` reads back."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(cfg), sort_keys=False)
+
+
+def field_types(cls: type = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Return the type of every field by its dotted name, e.g. ``student_train.lr: float``."""
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            found |= field_types(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            found[prefix + name] = hint
+    return found
+
+
+def _fill(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:
+    hints = {f.name: typing.get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    kwargs: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise unknown_setting(prefix + name)
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise W2SError(f"{prefix}{name}={value!r}: expected a block of settings")
+            value = _fill(typing.cast(type, hints[name]), value, f"{prefix}{name}.")
+        kwargs[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**kwargs)
+
+
+def unknown_setting(name: str) -> W2SError:
+    """Return the error for a dotted name that is no field, naming what was probably meant."""
+    known = field_types()
+    blocks = {k.rsplit(".", i)[0] for k in known for i in range(1, k.count(".") + 1)}
+    leaf = name.rsplit(".", 1)[-1]
+    moved = [k for k in known if k.rsplit(".", 1)[-1] == leaf]
+    near = nearest(name, known | dict.fromkeys(blocks)) if name not in blocks else ""
+    listed = " and ".join(repr(n) for n in moved)
+    if moved:  # a right name in the wrong block says more than a similar spelling
+        near = f"; there is {listed}" if moved[1:] else f"; did you mean {listed}?"
+    return W2SError(f"unknown setting {name!r}{near or '; see --print-config for all of them'}")

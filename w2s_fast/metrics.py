@@ -1,0 +1,192 @@
+r"""Scores of the three models and the performance gap recovered (PGR), with honest intervals.
+
+    PGR = (a_student - a_floor) / (a_ceiling - a_floor)                  (Burns et al. 2023, §3)
+
+The ratio blows up where floor and ceiling meet, so it is refused unless the ceiling stands at
+least two standard errors above the floor *on the same test items* (and above pure guessing).
+Intervals resample seeds and, inside them, groups of related test items; floor, student and
+ceiling are always scored on the same resampled items. N items, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+N_BOOTSTRAP = 2000
+LEVEL = 0.95
+MIN_GAP_SE = 2.0  # standard errors the ceiling must stand above the floor
+_CHUNK_ITEMS = 4_000_000  # bootstrap weights held at once: 32 MB
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Right or wrong per test item, the three models of one seed on the same items.
+
+    Attributes:
+        weak, student, ceiling: (N,) bool, True where the model's class is the gold class.
+        groups: (N,) int64, items of one group are resampled together.
+    """
+
+    weak: np.ndarray
+    student: np.ndarray
+    ceiling: np.ndarray
+    groups: np.ndarray
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Share of test items where student and weak model choose the same class; None: no items."""
+
+    all: float | None
+    weak_right: float | None
+    weak_wrong: float | None
+
+
+def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of rows of ``probs`` (N, C) whose largest entry is at ``labels`` (N,)."""
+    return float((probs.argmax(1) == labels).mean())
+
+
+def auroc(probs: np.ndarray, labels: np.ndarray) -> float | None:
+    """Return the area under the ROC curve, ties counted half.
+
+    Two classes: of P(class 1). More: the mean of one-vs-rest over the classes that occur.
+    None when only one class occurs in ``labels`` (N,).
+    """
+    classes = [1] if probs.shape[1] == 2 else range(probs.shape[1])
+    areas = [_binary_auroc(probs[:, c], labels == c) for c in classes]
+    kept = [a for a in areas if a is not None]
+    return float(np.mean(kept)) if kept else None
+
+
+def _binary_auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    n_pos = int(positive.sum())
+    n_neg = len(positive) - n_pos
+    if n_pos == 0 or n_neg == 0:
+        return None
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    mid_ranks = np.cumsum(counts) - (counts - 1) / 2  # ties share the mean of their ranks
+    rank_sum = mid_ranks[inverse][positive].sum()
+    return float((rank_sum - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+
+
+def agreement(student: np.ndarray, weak: np.ndarray, labels: np.ndarray) -> Agreement:
+    """Split student-supervisor agreement by whether the supervisor is right; all (N,) classes."""
+    same, right = student == weak, weak == labels
+
+    def share(mask: np.ndarray) -> float | None:
+        return float(same[mask].mean()) if mask.any() else None
+
+    return Agreement(share(np.ones_like(right)), share(right), share(~right))
+
+
+def pgr(floor: float, student: float, ceiling: float) -> float:
+    """Return the performance gap recovered; may be below 0 or above 1.
+
+    Raises:
+        ZeroDivisionError: Floor and ceiling are equal; call ``refusal`` first.
+    """
+    return (student - floor) / (ceiling - floor)
+
+
+def gap_se(floor: float, ceiling: float, n_items: int) -> float:
+    """Return the standard error of ceiling - floor from two accuracies, taken as independent."""
+    return math.sqrt((floor * (1 - floor) + ceiling * (1 - ceiling)) / n_items)
+
+
+def paired_gap_se(outcomes: Outcomes) -> float:
+    """Return the standard error of ceiling - floor on the same items, clustered by group."""
+    diff = outcomes.ceiling.astype(float) - outcomes.weak.astype(float)
+    sums = np.bincount(outcomes.groups, weights=diff - diff.mean())
+    n_groups = len(np.unique(outcomes.groups))
+    if n_groups < 2:
+        return math.inf
+    return float(math.sqrt((sums**2).sum() * n_groups / (n_groups - 1)) / len(diff))
+
+
+def refusal(
+    floor: float, ceiling: float, se: float, *, n_items: int, n_classes: int = 2
+) -> str | None:
+    """Say why a PGR would be noise, or return None when it may be printed.
+
+    Args:
+        floor: Accuracy of the weak model.
+        ceiling: Accuracy of the strong model trained on true labels.
+        se: Standard error of ``ceiling - floor``.
+        n_items: Test items behind both accuracies.
+        n_classes: C; a ceiling that does not beat guessing, 1/C, recovers nothing.
+    """
+    gap, chance = ceiling - floor, 1 / n_classes
+    numbers = f"floor {floor:.3f}, ceiling {ceiling:.3f}, {n_items} test items"
+    if gap <= 0:
+        return f"no PGR: the ceiling is not above the floor ({numbers})"
+    if not gap >= MIN_GAP_SE * se:
+        return (
+            f"no PGR: the ceiling is only {gap / se:.1f} standard errors above the floor, "
+            f"{MIN_GAP_SE:g} are needed ({numbers})"
+        )
+    if not ceiling - chance >= MIN_GAP_SE * math.sqrt(ceiling * (1 - ceiling) / n_items):
+        return f"no PGR: the ceiling is no better than guessing, {chance:.3f} ({numbers})"
+    return None
+
+
+def pgr_interval(
+    seeds: Sequence[Outcomes],
+    *,
+    same_items: bool,
+    n_resamples: int = N_BOOTSTRAP,
+    level: float = LEVEL,
+    rng_seed: int = 0,
+) -> tuple[float, float]:
+    """Return the bootstrap percentile interval of the mean PGR over seeds.
+
+    Both sources of luck are resampled: the seeds, and the test items (by group, the same draw for
+    the three models). One seed gives the interval over items alone.
+
+    Args:
+        seeds: One entry a seed, each with a gap that ``refusal`` accepts.
+        same_items: Every seed was scored on the same test items, so one draw serves all.
+        n_resamples: Bootstrap replicates.
+        level: Coverage, e.g. 0.95.
+        rng_seed: Seed of the resampling; the same inputs give the same interval.
+    """
+    rng = np.random.default_rng(rng_seed)
+    tables = [_group_table(s) for s in seeds]
+    ratios = np.empty((n_resamples, len(seeds)))
+    step = max(1, _CHUNK_ITEMS // max(len(t) for t in tables))
+    for lo in range(0, n_resamples, step):
+        hi = min(lo + step, n_resamples)
+        weights = None
+        for s, table in enumerate(tables):
+            if weights is None or not same_items:
+                weights = _resample(rng, len(table), hi - lo)
+            ratios[lo:hi, s] = _ratios(weights @ table)
+    chosen = rng.integers(len(seeds), size=ratios.shape)
+    means = np.nanmean(np.take_along_axis(ratios, chosen, axis=1), axis=1)
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _group_table(o: Outcomes) -> np.ndarray:
+    """Return (G, 3) float64: per group, how many items weak, student and ceiling got right."""
+    return np.stack(
+        [np.bincount(o.groups, weights=m.astype(float)) for m in (o.weak, o.student, o.ceiling)], 1
+    )
+
+
+def _resample(rng: np.random.Generator, n: int, replicates: int) -> np.ndarray:
+    """Return (replicates, n) float64: how often each of n groups was drawn, n draws a row."""
+    drawn = rng.integers(n, size=(replicates, n)) + n * np.arange(replicates)[:, None]
+    return np.bincount(drawn.ravel(), minlength=n * replicates).reshape(replicates, n).astype(float)
+
+
+def _ratios(right: np.ndarray) -> np.ndarray:
+    """Return PGR of each row of (B, 3) counts; the item count cancels. NaN where undefined."""
+    weak, student, ceiling = right.T
+    gap = ceiling - weak
+    return np.divide(student - weak, gap, out=np.full(len(gap), np.nan), where=gap > 0)

@@ -1,0 +1,83 @@
+"""Run one job against the store, in whichever process; and pack a job for another process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from w2s_fast.config import RunConfig, from_dict, to_dict
+from w2s_fast.pipeline.jobs import Job
+from w2s_fast.store import Artefact, Store
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job with everything that its result depends on.
+
+    Attributes:
+        job: The job.
+        config: ``config_slice`` of the job.
+        inputs: ``input_digests`` of the job.
+        folders: Folder of each finished job it needs, by name.
+    """
+
+    job: Job
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    folders: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for the way to a worker."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Order:
+        """Return the order that ``to_json`` packed."""
+        job = {**values["job"], "needs": tuple(values["job"]["needs"])}
+        return Order(Job(**job), values["config"], values["inputs"], values["folders"])
+
+
+def execute(cfg: RunConfig, order: Order, threads: int, progress: Any) -> Artefact:
+    """Compute the job, or take it from the store when another process has just finished it.
+
+    Args:
+        cfg: The run.
+        order: The job and its inputs.
+        threads: Torch threads; fixed, as the order of a sum may depend on it.
+        progress: Called with (step, steps, loss).
+    """
+    from w2s_fast.pipeline.stages import STAGES, Context
+
+    store = Store(cfg.store_dir)
+    with store.building(order.job.stage, order.config, order.inputs) as build:
+        if build.artefact is None:
+            folders = {name: Path(path) for name, path in order.folders.items()}
+            with _threads(threads):
+                STAGES[order.job.stage](Context(cfg, order.job, folders, progress), build)
+    assert build.artefact is not None
+    return build.artefact
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def pack(cfg: RunConfig) -> dict[str, Any]:
+    """Return the run's settings as plain values with absolute folders."""
+    return to_dict(cfg) | {"cache": str(cfg.store_dir.absolute())}
+
+
+def unpack(values: Mapping[str, Any]) -> RunConfig:
+    """Return the run that ``pack`` packed."""
+    return from_dict(values)

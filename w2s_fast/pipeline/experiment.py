@@ -1,0 +1,171 @@
+"""Runs the whole experiment: plans the jobs, takes what is stored, computes the rest, reports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from w2s_fast.config import RunConfig, validate
+from w2s_fast.pipeline.execute import Order
+from w2s_fast.pipeline.jobs import (
+    Job,
+    config_slice,
+    data_digests,
+    folder_digests,
+    input_digests,
+    plan,
+)
+from w2s_fast.pipeline.pool import Watcher, choose_sizes, make_pool
+from w2s_fast.pipeline.provenance import provenance
+from w2s_fast.pipeline.scores import score
+from w2s_fast.pipeline.stages import LABELS, device, load_data
+from w2s_fast.report import RESULTS, write_report
+from w2s_fast.report.progress import show
+from w2s_fast.store import Artefact, Store, exclusive, hear_warnings, write_errors, write_json
+
+SCORES = "scores.json"
+
+
+def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
+    """Run the experiment and write results.json, plot and page into ``cfg.out``.
+
+    Finished stages are taken from ``cfg.store_dir``; a killed run continues where it was.
+
+    Args:
+        cfg: The run.
+        quiet: Show no progress.
+
+    Returns:
+        What results.json holds: ``runs``, ``summary``, ``controls``, ``provenance``.
+
+    Raises:
+        W2SError: Bad input, a full disk, or another run in the same folder; one line.
+    """
+    with _session(cfg, quiet) as session:
+        jobs = plan(cfg)
+        session.compute(jobs[:-1])
+        found = _report_stage(session, jobs[-1])
+        facts = provenance(cfg, session.results, session.cached)
+        results = {**found, "provenance": facts}
+        with write_errors("the report", Path(cfg.out).absolute()):
+            write_json(Path(cfg.out) / RESULTS, results)
+            write_report(Path(cfg.out), results)
+    return results
+
+
+def label(cfg: RunConfig, *, quiet: bool = True) -> dict[int, Path]:
+    """Run only what weak labels need; return the Parquet file (columns id, probs) by seed."""
+    with _session(cfg, quiet) as session:
+        session.compute(plan(cfg, labels_only=True))
+        return {s: session.results[f"labels/{s}"].path / LABELS for s in cfg.seeds}
+
+
+@contextlib.contextmanager
+def _session(cfg: RunConfig, quiet: bool) -> Iterator[_Session]:
+    """Check the configuration, take the output folder, load the data."""
+    validate(cfg)
+    out = Path(cfg.out).absolute()
+    with write_errors("results", out):
+        out.mkdir(parents=True, exist_ok=True)
+    with write_errors("stages", cfg.store_dir.absolute()):
+        cfg.store_dir.mkdir(parents=True, exist_ok=True)
+        _check_writable(cfg.store_dir)
+    taken = f"another run (process {{pid}}) works in {out}; wait for it or choose another --out"
+    with contextlib.ExitStack() as stack:
+        with write_errors("results", out):
+            stack.enter_context(exclusive(out / ".lock", taken))
+        stack.enter_context(warnings.catch_warnings())
+        watcher = stack.enter_context(show(quiet))
+        hear_warnings(watcher.warned)
+        yield _Session(cfg, watcher)
+
+
+def _check_writable(folder: Path) -> None:
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        probe.touch()
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+@dataclass
+class _Session:
+    """The state of one run: what is finished, and what came from the store."""
+
+    cfg: RunConfig
+    watcher: Watcher
+    results: dict[str, Artefact] = field(default_factory=dict)
+    cached: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        cfg = self.cfg
+        self.store = Store(cfg.store_dir)
+        self.data = {s: load_data(cfg.task, s) for s in cfg.seeds}
+        self._data_digests = {s: data_digests(d) for s, d in self.data.items()}
+        self._folders = folder_digests(cfg)
+
+    def order(self, job: Job) -> Order:
+        """Return the job with its inputs, which must be finished."""
+        digests = {name: self.results[name].digest for name in job.needs}
+        n_classes = len(self.data[self.cfg.seeds[0]].class_names)
+        return Order(
+            job,
+            config_slice(self.cfg, job, n_classes),
+            input_digests(self.cfg, job, digests, self._data_digests, self._folders),
+            {name: str(self.results[name].path) for name in job.needs},
+        )
+
+    def stored(self, job: Job) -> bool:
+        """Take the job's result from the store if it is there."""
+        order = self.order(job)
+        key = self.store.key(job.stage, order.config, order.inputs)
+        found = self.store.find(job.stage, key)
+        if found is None:
+            return False
+        self.results[job.name] = found
+        self.cached.add(job.name)
+        self.watcher.finished(job, None)
+        return True
+
+    def compute(self, jobs: list[Job]) -> None:
+        """Finish every job, as many at a time as there are workers."""
+        workers, threads = choose_sizes(self.cfg, cuda=device(self.cfg) == "cuda")
+        waiting, running = list(jobs), 0
+        with make_pool(self.cfg, workers, threads, self.watcher) as pool:
+            while waiting or running:
+                for job in [j for j in waiting if self._ready(j)]:
+                    if self.stored(job):
+                        waiting.remove(job)
+                        break  # what needed it may be ready now, and stands earlier
+                    if pool.free:
+                        waiting.remove(job)
+                        pool.submit(self.order(job))
+                        running += 1
+                else:
+                    job, artefact = pool.wait()
+                    running -= 1
+                    self.results[job.name] = artefact
+                    self.watcher.finished(job, artefact.info.get("seconds"))
+
+    def _ready(self, job: Job) -> bool:
+        return all(name in self.results for name in job.needs)
+
+
+def _report_stage(session: _Session, job: Job) -> Mapping[str, Any]:
+    """Return the scores, computed once per set of predictions."""
+    if not session.stored(job):
+        order = session.order(job)
+        session.watcher.started(job)
+        with session.store.building(job.stage, order.config, order.inputs) as build:
+            folders = {name: Path(path) for name, path in order.folders.items()}
+            write_json(build.path / SCORES, score(session.cfg, session.data, folders))
+        assert build.artefact is not None
+        session.results[job.name] = build.artefact
+        session.watcher.finished(job, build.artefact.info.get("seconds"))
+    return json.loads((session.results[job.name].path / SCORES).read_bytes())

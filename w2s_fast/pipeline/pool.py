@@ -1,0 +1,208 @@
+"""Runs jobs here or in worker processes; the caller sees the same events either way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from w2s_fast.config import RunConfig
+from w2s_fast.errors import W2SError
+from w2s_fast.models import BUILT_IN
+from w2s_fast.pipeline.execute import Order, execute, pack
+from w2s_fast.pipeline.jobs import Job
+from w2s_fast.store import Artefact
+
+_LARGE_MODEL_THREADS = 4
+
+
+class Watcher(Protocol):
+    """Is told what happens to each job."""
+
+    def started(self, job: Job) -> None:
+        """A job begins."""
+
+    def stepped(self, job: Job, step: int, steps: int) -> None:
+        """A job has done ``step`` of ``steps``."""
+
+    def finished(self, job: Job, seconds: float | None) -> None:
+        """A job is done; ``seconds`` is None when it was stored already."""
+
+    def warned(self, message: str) -> None:
+        """Something the user should know."""
+
+
+def choose_sizes(cfg: RunConfig, *, cuda: bool) -> tuple[int, int]:
+    """Return (workers, threads of each).
+
+    Threads depend on machine and models only, so the number of workers never changes a result.
+    """
+    usable = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(usable(0)) if usable else os.cpu_count() or 1
+    # built-in models are small: they gain nothing from a second thread
+    small = cfg.weak.source in BUILT_IN and cfg.student.source in BUILT_IN
+    threads = cfg.threads or (1 if small else min(cores, _LARGE_MODEL_THREADS))
+    return cfg.workers or (1 if cuda else max(1, cores // threads)), threads
+
+
+class LocalPool:
+    """One job at a time, in this process."""
+
+    def __init__(self, cfg: RunConfig, threads: int, watcher: Watcher) -> None:
+        self._cfg, self._threads, self._watcher = cfg, threads, watcher
+        self._done: list[tuple[Job, Artefact]] = []
+
+    def __enter__(self) -> LocalPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def free(self) -> bool:
+        """Whether a job can be submitted."""
+        return not self._done
+
+    def submit(self, order: Order) -> None:
+        """Compute the job now."""
+        job = order.job
+        self._watcher.started(job)
+
+        def progress(step: int, steps: int, loss: float) -> None:
+            self._watcher.stepped(job, step, steps)
+
+        self._done.append((job, execute(self._cfg, order, self._threads, progress)))
+
+    def wait(self) -> tuple[Job, Artefact]:
+        """Return a finished job."""
+        return self._done.pop()
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[str]
+    log: Path
+    job: Job | None = None
+
+
+class ProcessPool:
+    """Up to ``workers`` jobs at a time, each in its own process; workers start when needed."""
+
+    def __init__(self, cfg: RunConfig, workers: int, threads: int, watcher: Watcher) -> None:
+        self._cfg, self._size, self._threads, self._watcher = cfg, workers, threads, watcher
+        self._workers: list[_Worker] = []
+        self._events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
+
+    def __enter__(self) -> ProcessPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _err: object, _trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            if kind is not None:
+                worker.process.kill()
+            assert worker.process.stdin is not None
+            worker.process.stdin.close()
+        for worker in self._workers:
+            worker.process.wait()
+
+    @property
+    def free(self) -> bool:
+        """Whether a job can be submitted."""
+        return len(self._workers) < self._size or any(w.job is None for w in self._workers)
+
+    def submit(self, order: Order) -> None:
+        """Hand the job to an idle worker, or to a new one."""
+        idle = next((w for w in self._workers if w.job is None), None) or self._start()
+        idle.job = order.job
+        self._watcher.started(order.job)
+        _write(idle.process, order.to_json())
+
+    def wait(self) -> tuple[Job, Artefact]:
+        """Return the next finished job.
+
+        Raises:
+            W2SError: A job failed or its process died; the others are stopped on exit.
+        """
+        while True:
+            worker, message = self._events.get()
+            job = worker.job
+            if message is None:
+                raise W2SError(self._obituary(worker))
+            if "warning" in message:
+                self._watcher.warned(message["warning"])
+            elif job is None:
+                continue
+            elif "progress" in message:
+                self._watcher.stepped(job, *message["progress"])
+            elif "done" in message:
+                worker.job, done = None, message["done"]
+                return job, Artefact(Path(done["path"]), done["digest"], done["info"])
+            elif "error" in message:
+                raise W2SError(message["error"])
+            else:
+                raise W2SError(f"{job.name} failed: {message['crash']}; details in {worker.log}")
+
+    def _start(self) -> _Worker:
+        folder = self._cfg.store_dir / ".logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        log = folder / f"worker-{len(self._workers)}.txt"
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "w2s_fast.pipeline.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=_environment(self._threads),
+            )
+        worker = _Worker(process, log)
+        self._workers.append(worker)
+        _write(process, {"config": pack(self._cfg), "threads": self._threads})
+        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
+        return worker
+
+    def _listen(self, worker: _Worker) -> None:
+        assert worker.process.stdout is not None
+        for line in worker.process.stdout:
+            self._events.put((worker, json.loads(line)))
+        self._events.put((worker, None))
+
+    def _obituary(self, worker: _Worker) -> str:
+        code = worker.process.wait()
+        name = worker.job.name if worker.job else "an idle worker"
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        hint = " (out of memory? try --workers 1)" if code == -9 else ""
+        return f"the process of {name} {how}{hint}; run again to continue; details in {worker.log}"
+
+
+def _environment(threads: int) -> Mapping[str, str]:
+    """Return the environment of a worker: this process's import path and its own thread count."""
+    path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+
+
+def _write(process: subprocess.Popen[str], message: Any) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it died; `wait` tells of it
+        process.stdin.write(json.dumps(message) + "\n")
+        process.stdin.flush()
+
+
+def make_pool(
+    cfg: RunConfig, workers: int, threads: int, watcher: Watcher
+) -> LocalPool | ProcessPool:
+    """Return the pool for this many workers."""
+    if workers == 1:
+        return LocalPool(cfg, threads, watcher)
+    return ProcessPool(cfg, workers, threads, watcher)

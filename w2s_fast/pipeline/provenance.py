@@ -1,0 +1,102 @@
+"""Where a result comes from: configuration, code, versions, machine, and every stage's digest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import w2s_fast
+from w2s_fast.config import RunConfig, to_dict
+from w2s_fast.pipeline.jobs import VERSIONS
+from w2s_fast.store import Artefact
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "triton")
+
+
+def provenance(cfg: RunConfig, results: Mapping[str, Artefact], cached: set[str]) -> dict[str, Any]:
+    """Return the ``provenance`` block of results.json.
+
+    Args:
+        cfg: The run.
+        results: Every stage, by job name.
+        cached: Names of the jobs that were taken from the store.
+    """
+    from w2s_fast.ops import backends_info
+
+    root = cfg.store_dir.absolute()
+    return {
+        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "config": to_dict(cfg),
+        "versions": versions(),
+        "machine": machine(),
+        "git": git_state(),
+        "backends": backends_info() | {"forced": os.environ.get("W2S_BACKEND", "")},
+        "stage_versions": VERSIONS,
+        "store": str(root),
+        "stages": {
+            name: {
+                "folder": done.path.name,
+                "digest": done.digest,
+                "seconds": done.info.get("seconds"),
+                "reused": name in cached,
+            }
+            for name, done in results.items()
+        },
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the version of Python, this package and what it computes with; None: not installed."""
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "w2s_fast": w2s_fast.__version__,
+    }
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return what the numbers were computed on."""
+    import torch
+
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Return commit and cleanliness of the source checkout; None outside one."""
+    root = Path(w2s_fast.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"

@@ -1,0 +1,160 @@
+"""Stage `report`: from the stored predictions of every run to scores, PGR and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from w2s_fast import metrics
+from w2s_fast.config import RunConfig
+from w2s_fast.pipeline.stages import LABELS, TEST
+from w2s_fast.pipeline.tables import read_probs
+from w2s_fast.tasks import TaskData
+
+
+@dataclass(frozen=True)
+class _Seed:
+    """Predictions of one seed; probabilities (N, C) on the test items, ``weak_labels`` on D2."""
+
+    data: TaskData
+    weak: np.ndarray
+    ceiling: np.ndarray
+    weak_labels: np.ndarray
+    groups: np.ndarray
+
+    def right(self, probs: np.ndarray) -> np.ndarray:
+        """Return (N,) bool: where the chosen class is gold."""
+        return probs.argmax(1) == self.data.test.labels
+
+
+def score(
+    cfg: RunConfig, data: Mapping[int, TaskData], folders: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Return ``runs``, ``summary`` and ``controls`` of results.json.
+
+    Args:
+        cfg: The run.
+        data: Splits by seed.
+        folders: Folder of every finished job, by name.
+    """
+    seeds = {s: _load(s, data[s], folders) for s in cfg.seeds}
+    same_items = len({data[s].test.ids for s in cfg.seeds}) == 1
+    runs, summary = [], []
+    for loss in cfg.losses:
+        students = {s: _test_probs(f"student/{s}/{loss}", data[s], folders) for s in cfg.seeds}
+        rows = [_run(s, loss, seeds[s], students[s]) for s in cfg.seeds]
+        runs += rows
+        accepted = [
+            _outcomes(seeds[s], students[s])
+            for s, row in zip(cfg.seeds, rows, strict=True)
+            if row["pgr"] is not None
+        ]
+        summary.append(_summary(loss, rows, accepted, same_items))
+    controls = [
+        _control(s, seeds[s], _test_probs(name, data[s], folders))
+        for s in cfg.seeds
+        for name in folders
+        if name.startswith(f"control/{s}/")
+    ]
+    return {"runs": runs, "summary": summary, "controls": controls}
+
+
+def _load(seed: int, data: TaskData, folders: Mapping[str, Path]) -> _Seed:
+    n_classes = len(data.class_names)
+    return _Seed(
+        data=data,
+        weak=_test_probs(f"weak/{seed}", data, folders),
+        ceiling=_test_probs(f"ceiling/{seed}", data, folders),
+        weak_labels=read_probs(folders[f"labels/{seed}"] / LABELS, data.transfer.ids, n_classes),
+        groups=np.unique(np.array(data.test.groups), return_inverse=True)[1],
+    )
+
+
+def _test_probs(name: str, data: TaskData, folders: Mapping[str, Path]) -> np.ndarray:
+    return read_probs(folders[name] / TEST, data.test.ids, len(data.class_names))
+
+
+def _outcomes(seed: _Seed, student: np.ndarray) -> metrics.Outcomes:
+    return metrics.Outcomes(
+        seed.right(seed.weak), seed.right(student), seed.right(seed.ceiling), seed.groups
+    )
+
+
+def _run(number: int, loss: str, seed: _Seed, student: np.ndarray) -> dict[str, Any]:
+    """Return one entry of ``runs``: a seed and a loss."""
+    gold = seed.data.test.labels
+    outcomes = _outcomes(seed, student)
+    floor, reached, ceiling = (
+        float(m.mean()) for m in (outcomes.weak, outcomes.student, outcomes.ceiling)
+    )
+    se = metrics.paired_gap_se(outcomes)
+    why = metrics.refusal(
+        floor, ceiling, se, n_items=len(gold), n_classes=len(seed.data.class_names)
+    )
+    low, high = (None, None) if why else metrics.pgr_interval([outcomes], same_items=True)
+    return {
+        "seed": number,
+        "loss": loss,
+        "weak": floor,
+        "student": reached,
+        "ceiling": ceiling,
+        "pgr": None if why else metrics.pgr(floor, reached, ceiling),
+        "pgr_low": low,
+        "pgr_high": high,
+        "refused": why,
+        "gap": ceiling - floor,
+        "gap_se": se if np.isfinite(se) else None,
+        "n_test": len(gold),
+        "weak_auroc": metrics.auroc(seed.weak, gold),
+        "student_auroc": metrics.auroc(student, gold),
+        "ceiling_auroc": metrics.auroc(seed.ceiling, gold),
+        "weak_label_accuracy": metrics.accuracy(seed.weak_labels, seed.data.transfer.labels),
+        "agreement": asdict(metrics.agreement(student.argmax(1), seed.weak.argmax(1), gold)),
+    }
+
+
+def _summary(
+    loss: str, rows: list[dict[str, Any]], accepted: list[metrics.Outcomes], same_items: bool
+) -> dict[str, Any]:
+    """Return one entry of ``summary``: a loss over its seeds; the PGR over those not refused."""
+    pgrs = [r["pgr"] for r in rows if r["pgr"] is not None]
+    refused = [r["seed"] for r in rows if r["pgr"] is None]
+    low, high = (None, None)
+    if accepted:
+        low, high = metrics.pgr_interval(accepted, same_items=same_items)
+    means = ("weak", "student", "ceiling", "weak_auroc", "student_auroc", "ceiling_auroc")
+    return {
+        "loss": loss,
+        "pgr_mean": float(np.mean(pgrs)) if pgrs else None,
+        "pgr_low": low,
+        "pgr_high": high,
+        "level": metrics.LEVEL,
+        "seeds": len(pgrs),
+        "refused_seeds": refused,
+        "refused": None if pgrs else rows[0]["refused"],
+        **{name: _mean(r[name] for r in rows) for name in means},
+        "student_sd": float(np.std([r["student"] for r in rows], ddof=1)) if rows[1:] else None,
+        "agreement": {
+            part: _mean(r["agreement"][part] for r in rows)
+            for part in ("all", "weak_right", "weak_wrong")
+        },
+    }
+
+
+def _control(number: int, seed: _Seed, probs: np.ndarray) -> dict[str, Any]:
+    gold = seed.data.test.labels
+    return {
+        "seed": number,
+        "accuracy": metrics.accuracy(probs, gold),
+        "auroc": metrics.auroc(probs, gold),
+    }
+
+
+def _mean(values: Any) -> float | None:
+    """Return the mean of the values that are not None."""
+    kept = [v for v in values if v is not None]
+    return float(np.mean(kept)) if kept else None

@@ -1,0 +1,69 @@
+"""Class probabilities per item as Parquet: weak labels and test predictions alike.
+
+Two columns: ``id`` (string) and ``probs`` (fixed-size list of C float32). The same values give
+the same bytes, so equal runs have equal files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from w2s_fast.errors import W2SError
+
+
+def write_probs(path: Path, ids: Sequence[str], probs: np.ndarray) -> None:
+    """Write ``probs`` (N, C) under ``ids`` (N).
+
+    Raises:
+        W2SError: A value is NaN or infinite, or the sizes differ.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    _check(probs, ids, str(path.name))
+    flat = pa.array(np.ascontiguousarray(probs, dtype=np.float32).ravel())
+    columns = {
+        "id": pa.array(list(ids), pa.string()),
+        "probs": pa.FixedSizeListArray.from_arrays(flat, probs.shape[1]),
+    }
+    pq.write_table(pa.table(columns), path, compression="none")
+
+
+def read_probs(path: Path, ids: Sequence[str], n_classes: int) -> np.ndarray:
+    """Return (N, C) float32 in the order of ``ids``.
+
+    Raises:
+        W2SError: The file has other items, another number of classes, or NaN.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    rows = {key: row for row, key in enumerate(table["id"].to_pylist())}
+    missing = [key for key in ids if key not in rows]
+    if missing or len(rows) != len(ids):
+        raise W2SError(
+            f"{path} has {len(rows)} items where {len(ids)} were expected"
+            f"{f', {len(missing)} of them absent, first {missing[0]!r}' if missing else ''}; "
+            "remove its folder and run again"
+        )
+    width = table.schema.field("probs").type.list_size
+    if width != n_classes:
+        raise W2SError(f"{path} has {width} classes, the task {n_classes}; relabel with this task")
+    flat = table["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    probs = flat.reshape(-1, width)[[rows[key] for key in ids]]
+    _check(probs, ids, str(path))
+    return probs
+
+
+def _check(probs: np.ndarray, ids: Sequence[str], name: str) -> None:
+    if probs.ndim != 2 or len(probs) != len(ids):
+        raise W2SError(f"{name}: probabilities of shape {probs.shape} for {len(ids)} items")
+    bad = np.flatnonzero(~np.isfinite(probs).all(1))
+    if len(bad):
+        raise W2SError(
+            f"{name}: {len(bad)} of {len(ids)} items have NaN probabilities (first id "
+            f"{ids[bad[0]]!r}): the model diverged; lower its learning rate or check its inputs"
+        )

@@ -1,0 +1,84 @@
+"""A worker process: reads jobs as JSON lines, trains, writes progress and results as JSON lines.
+
+Started by ``pool`` as ``python -m w2s_fast.pipeline.worker``, so a script that calls
+``w2s_fast.run`` needs no ``if __name__ == "__main__"``. It never outlives its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any, TextIO
+
+PROGRESS_SECONDS = 0.2  # at most this often, or small models would spend their time reporting
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Serve jobs until standard input ends."""
+    parent = os.getppid()
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
+    replies = os.fdopen(os.dup(1), "w")  # a library's print must not end up between replies
+    os.dup2(2, 1)
+    setup = json.loads(sys.stdin.readline())
+    from w2s_fast.pipeline.execute import unpack
+    from w2s_fast.store import hear_warnings
+
+    cfg = unpack(setup["config"])
+    hear_warnings(lambda text: _send(replies, warning=text))
+    for line in sys.stdin:
+        _serve(cfg, json.loads(line), setup["threads"], replies)
+
+
+def _serve(cfg: Any, message: dict[str, Any], threads: int, replies: TextIO) -> None:
+    from w2s_fast.errors import W2SError
+    from w2s_fast.pipeline.execute import Order, execute
+
+    last = 0.0
+
+    def progress(step: int, steps: int, loss: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if step == steps or now - last >= PROGRESS_SECONDS:
+            last = now
+            _send(replies, progress=[step, steps])
+
+    try:
+        done = execute(cfg, Order.from_json(message), threads, progress)
+    except W2SError as err:
+        _send(replies, error=str(err))
+    except Exception as err:
+        traceback.print_exc()
+        line = " ".join(f"{type(err).__name__}: {err}".split())
+        _send(replies, crash=line)
+    else:
+        _send(replies, done={"path": str(done.path), "digest": done.digest, "info": done.info})
+
+
+def _send(replies: TextIO, **message: Any) -> None:
+    replies.write(json.dumps(message) + "\n")
+    replies.flush()
+
+
+def _die_with(parent: int) -> None:
+    """Die when the parent does, even by ``kill -9``: at once on Linux, else within a second."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Content-addressed artefacts on disk: every finished stage is one folder that never changes.
+
+A stage is a pure function of a config slice, the digests of its inputs and a version. Their hash
+names its folder, ``<root>/<stage>-<hash12>``. The work happens in a hidden folder beside it that
+has a fixed name, so a run killed half-way finds its training checkpoints again; the finished
+folder appears by one rename. ``stage.json`` lists a SHA-256 for each file and is checked on every
+read: damage costs a recomputation of that stage and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from w2s_fast.errors import W2SError
+
+FORMAT_VERSION = 1
+META_NAME = "stage.json"
+CHECKPOINT_NAME = "checkpoint"  # lives in the building folder only; dropped before publication
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+
+
+class StoreWarning(UserWarning):
+    """A stored stage is damaged and will be computed again."""
+
+
+def hear_warnings(listener: Callable[[str], None]) -> None:
+    """Send the text of each ``StoreWarning`` to ``listener``; other warnings go their usual way.
+
+    Call inside ``warnings.catch_warnings()``, which undoes it.
+    """
+    usual = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, StoreWarning):
+            listener(str(message))
+        else:
+            usual(message, category, *rest, **more)
+
+    warnings.simplefilter("always", StoreWarning)
+    warnings.showwarning = show
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One finished stage.
+
+    Attributes:
+        path: Its folder.
+        digest: SHA-256 over the names and contents of its files; what later stages depend on.
+        info: Facts that are not content: seconds, versions.
+    """
+
+    path: Path
+    digest: str
+    info: Mapping[str, Any]
+
+
+def content_hash(value: Any) -> str:
+    """Return the SHA-256 (hex) of ``value`` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def tree_hash(root: Path) -> str:
+    """Return one digest of every file under ``root``, names included, hidden files left out."""
+    names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    kept = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
+    return content_hash({n: file_hash(root / n) for n in kept})
+
+
+@contextlib.contextmanager
+def write_errors(what: str, where: Path) -> Iterator[None]:
+    """Turn a full disk or a forbidden folder into one line that says what is safe.
+
+    Raises:
+        W2SError: The write failed for a reason the user can mend; other errors pass through.
+    """
+    try:
+        yield
+    except Exception as err:
+        code = getattr(err, "errno", None)
+        if _is_full(err):
+            raise W2SError(
+                f"no space left while writing {what} in {where}: free some space or choose another "
+                "folder with --cache, then run the same command; everything stored is kept"
+            ) from err
+        if code in _FORBIDDEN and Path(str(getattr(err, "filename", ""))).is_relative_to(where):
+            raise W2SError(
+                f"cannot write {what} in {where} ({os.strerror(code)}): choose a folder you may "
+                "write with --out or --cache"
+            ) from err
+        raise
+
+
+def _is_full(err: BaseException | None) -> bool:
+    """Tell whether an error, or what caused it, is a full disk or quota."""
+    if err is None:
+        return False
+    # safetensors gives the operating system's number only inside its message
+    told = any(f"os error {n})" in str(err) for n in _FULL)
+    return told or getattr(err, "errno", None) in _FULL or _is_full(err.__cause__)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing: a temporary file beside it, flushed to disk, then renamed."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temp.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, taken: str | None = None) -> Iterator[None]:
+    """Hold the lock file ``path``; the kernel frees it when its process dies, however it dies.
+
+    Args:
+        path: The lock file; it stays, holding the number of its last owner.
+        taken: Message when another process holds it, ``{pid}`` filled in. None: wait instead.
+
+    Raises:
+        W2SError: The lock is taken and ``taken`` is given.
+    """
+    with path.open("a+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            if taken is not None:
+                f.seek(0)
+                raise W2SError(taken.format(pid=f.read().strip() or "unknown")) from err
+            fcntl.flock(f, fcntl.LOCK_EX)
+        f.truncate(0)
+        f.write(str(os.getpid()))
+        f.flush()
+        yield
+
+
+class Store:
+    """The folder of finished stages."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).absolute()
+
+    def key(self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+        """Return the full hash that names a stage's result."""
+        return content_hash(
+            {"format": FORMAT_VERSION, "stage": stage, "config": config, "inputs": inputs}
+        )
+
+    def path(self, stage: str, key: str) -> Path:
+        """Return where the finished stage stands, or would."""
+        return self.root / f"{stage}-{key[:12]}"
+
+    def find(self, stage: str, key: str) -> Artefact | None:
+        """Return the finished stage, verified, or None when it has to be computed.
+
+        A damaged folder is dropped with a warning, so the caller computes it again.
+
+        Raises:
+            W2SError: The folder belongs to another configuration.
+        """
+        path = self.path(stage, key)
+        if not path.exists():
+            return None
+        meta, fault = _read_meta(path)
+        if meta is not None and meta.get("key") != key:
+            raise W2SError(
+                f"{path} holds the result of another configuration; move it away or choose another "
+                "folder with --cache"
+            )
+        if meta is None or fault:
+            text = f"{path} is damaged ({fault}); computing it again"
+            warnings.warn(text, StoreWarning, stacklevel=2)
+            shutil.rmtree(path)
+            return None
+        return Artefact(path, meta["digest"], meta["info"])
+
+    @contextlib.contextmanager
+    def building(
+        self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> Iterator[Building]:
+        """Give a folder to fill; publish it when the block ends without an error.
+
+        A folder left by a killed process is handed out again: files in ``checkpoint/`` survive,
+        everything else is cleared. Another process that builds the same stage is waited for.
+
+        Raises:
+            W2SError: The disk is full or the folder may not be written.
+        """
+        key = self.key(stage, config, inputs)
+        with write_errors(f"stage {stage!r}", self.root):
+            (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+            with exclusive(self.root / ".locks" / f"{stage}-{key[:12]}"):
+                done = self.find(stage, key)
+                if done is not None:
+                    yield Building(self.root, done)
+                    return
+                temp = self.root / f".{stage}-{key[:12]}"
+                _clear(temp)
+                build = Building(temp, None)
+                start = time.monotonic()
+                yield build
+                meta = {"stage": stage, "key": key, "config": config, "inputs": inputs}
+                info = {**build.info, "seconds": round(time.monotonic() - start, 3)}
+                build.artefact = _publish(temp, self.path(stage, key), meta, info)
+
+
+@dataclass
+class Building:
+    """A stage being computed: write into ``path``; ``artefact`` is set once it is published."""
+
+    path: Path
+    artefact: Artefact | None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder for mid-training state: survives a kill, is not part of the result."""
+        return self.path / CHECKPOINT_NAME
+
+
+def _clear(temp: Path) -> None:
+    temp.mkdir(exist_ok=True)
+    for child in temp.iterdir():
+        if child.name == CHECKPOINT_NAME:
+            continue
+        if child.is_dir():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
+
+
+def _read_meta(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """Return the stage record and what is wrong with the folder ("" when nothing is)."""
+    try:
+        meta = json.loads((path / META_NAME).read_bytes())
+        files, digest = meta["files"], meta["digest"]
+        if not {"key", "info"} <= meta.keys():
+            raise KeyError("key")
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        return None, f"{META_NAME}: {type(err).__name__}"
+    for name, want in files.items():
+        if not (path / name).is_file():
+            return meta, f"{name} is missing"
+        if file_hash(path / name) != want:
+            return meta, f"{name} differs from its checksum"
+    return meta, "" if content_hash(files) == digest else f"{META_NAME} differs from its digest"
+
+
+def _publish(temp: Path, final: Path, meta: dict[str, Any], info: dict[str, Any]) -> Artefact:
+    shutil.rmtree(temp / CHECKPOINT_NAME, ignore_errors=True)
+    names = sorted(p.relative_to(temp).as_posix() for p in temp.rglob("*") if p.is_file())
+    files = {name: file_hash(temp / name) for name in names}
+    digest = content_hash(files)
+    for name in names:  # contents must be on disk before the rename makes them visible
+        with (temp / name).open("rb") as f:
+            os.fsync(f.fileno())
+    record = {**meta, "format": FORMAT_VERSION, "digest": digest, "files": files, "info": info}
+    write_json(temp / META_NAME, record)
+    os.replace(temp, final)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return Artefact(final, digest, info)

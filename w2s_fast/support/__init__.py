@@ -1,0 +1,279 @@
+"""What every op can be asked for, op by op; ``ENTRIES`` is the whole table. See ``_declare.py``."""
+
+from __future__ import annotations
+
+from w2s_fast.support._declare import DTYPES, NO, REFERENCE, YES, Cell, Entry, Option, cell
+
+__all__ = ["DTYPES", "ENTRIES", "NO", "REFERENCE", "YES", "Cell", "Entry", "Option", "cell"]
+
+_TWICE = Option(
+    "second derivative",
+    {"twice": True},
+    sample={"kinds": ("rest",)},
+    refuses="targets are detached, so it would be silently incomplete",
+    error=RuntimeError,
+    says="not differentiable twice",
+)
+_COMPILED = Option("`torch.compile(fullgraph=True)`", {"compiled": True}, {"kinds": ("rest",)})
+_HEAD = (
+    Option("head with bias", {"bias": True}),
+    Option("`memory_mib`: logits in chunks", {"memory_mib": 3 * 17 * 4 / 2**20}),
+    Option("`fp32_head_gradient`", {"fp32_head_gradient": True, "memory_mib": 3 * 17 * 4 / 2**20}),
+    Option("frozen head", {"frozen": "head"}),
+    Option("frozen hidden states", {"frozen": "hidden"}),
+)
+_SOFTCAP = Option("`softcap`", {"softcap": 4.0})
+
+_LABELS = (
+    Option("hard labels", sample={"kind": "hard"}),
+    Option("dense labels", sample={"kind": "dense"}),
+    Option("top-k labels", sample={"kind": "sparse"}),
+    Option("top-k labels with a residual", sample={"kind": "rest"}),
+)
+_TERMS = (
+    Option("`smoothing`", {"smoothing": 0.1}),
+    _SOFTCAP,
+    Option("`z_loss`", {"z_loss": 0.02}),
+)
+_REDUCTIONS = tuple(
+    Option(f'`reduction="{name}"`', {"reduction": name}) for name in ("mean", "sum", "none")
+)
+
+CROSS_ENTROPY = Entry(
+    "cross_entropy and the losses",
+    ("w2s_fast.ops.cross_entropy:cross_entropy", "w2s_fast.ops.cross_entropy:weak_loss"),
+    "cross_entropy",
+    ("rows", "fixup", "gradient", "scale_"),
+    ("logits", "weak", "aux", "threshold"),  # the last two: rows of their own below
+    (
+        *_LABELS,
+        Option("two classes", {"rule": "none"}, {"v": 2, "kinds": ("hard", "dense", "sparse")}),
+        Option("`weight`, with gradients", {"weight": True}),
+        Option("`ignore_index`", {"ignore_index": -100}, {"kinds": ("hard",)}),
+        Option("no self-target", {"rule": "none"}),
+        Option("self-target on every row (`argmax`)", {"rule": "argmax", "aux": 0.4}),
+        Option("self-target above the batch median", {"rule": "median", "aux": 0.4}),
+        Option("self-target above a threshold", {"rule": "fixed", "aux": 0.4, "threshold": 0.6}),
+        Option("`aux` as a tensor", {"rule": "argmax", "aux": "tensor"}),
+        Option(
+            "two classes, threshold at the weak prior",
+            {"rule": "prior", "aux": 0.4},
+            {"v": 2, "kinds": ("hard", "dense", "sparse")},
+        ),
+        Option(
+            "two classes, threshold at the median",
+            {"rule": "median", "aux": 0.4},
+            {"v": 2, "kinds": ("hard", "dense", "sparse")},
+        ),
+        Option(
+            "two classes, given threshold",
+            {"rule": "fixed", "aux": 0.4, "threshold": 0.25},
+            {"v": 2, "kinds": ("hard", "dense", "sparse")},
+        ),
+        Option(
+            "balanced self-target (`prior`), 3 to 64 classes",
+            {"rule": "prior", "aux": 0.4},
+            {"kinds": ("hard", "dense")},
+        ),
+        Option("`focal_gamma`", {"focal_gamma": 2.0}),
+        Option("`max_confidence` (window)", {"max_confidence": 0.6}),
+        *_TERMS,
+        *_REDUCTIONS,
+        Option("`inplace`", {"inplace": True, "reduction": "mean"}),
+        Option(
+            '`inplace` with `reduction="none"`',
+            {"inplace": True, "reduction": "none"},
+            note="the gradient gets a buffer of its own",
+        ),
+        Option("`return_stats`", {"return_stats": True}),
+        _COMPILED,
+        Option(
+            "balanced self-target, more than 64 classes",
+            {"rule": "prior", "aux": 0.4},
+            {"v": 65, "kinds": ("hard",)},
+            refuses="its work grows with the square of the number of classes",
+            says="is for 2 to 64 classes",
+        ),
+        Option(
+            "`argmax` with two classes",
+            {"rule": "argmax", "aux": 0.4},
+            {"v": 2},
+            refuses="the self-target is then the rule `fixed` at probability 0.5",
+            says="for more than two classes",
+        ),
+        Option(
+            "`inplace` on leaf logits",
+            {"inplace": True, "leaf": True},
+            refuses="the values of a parameter would be lost",
+            says="leaf logits",
+        ),
+        Option(
+            "second backward after `inplace`",
+            {"inplace": True, "again": True},
+            refuses="the logits were overwritten by their gradient",
+            error=RuntimeError,
+            says="second backward",
+        ),
+        _TWICE,
+    ),
+)
+
+LINEAR_CROSS_ENTROPY = Entry(
+    "linear_cross_entropy",
+    ("w2s_fast.ops.linear_cross_entropy:linear_cross_entropy",),
+    "cross_entropy",
+    ("rows", "fixup", "gradient"),
+    ("hidden", "head", "weak"),
+    (
+        *_LABELS,
+        Option("`weight`, with gradients", {"weight": True}),
+        Option("`ignore_index`", {"ignore_index": -100}, {"kinds": ("hard",)}),
+        Option("`aux` on every row", {"aux": 0.4}),
+        Option("`threshold` at the batch median", {"aux": 0.4, "threshold": "median"}),
+        Option("`threshold` given", {"aux": 0.4, "threshold": 0.4}),
+        Option(
+            "two classes, threshold at the weak prior", {"aux": 0.4}, {"v": 2, "kinds": ("hard",)}
+        ),
+        Option(
+            "balanced self-target (`prior`), more than two classes",
+            {"aux": 0.4, "threshold": "prior"},
+            {"kinds": ("hard",)},
+            refuses="it needs the logits of all rows at once, which are never stored",
+            says="is for 2 to 2 classes",
+        ),
+        *_TERMS,
+        *_REDUCTIONS,
+        Option("`positions`", {"positions": True}),
+        *_HEAD,
+        Option("`return_stats`", {"return_stats": True}),
+        _COMPILED,
+        _TWICE,
+    ),
+)
+
+TOPK_LOGPROB = Entry(
+    "topk_logprob",
+    ("w2s_fast.ops.logprob:topk_logprob",),
+    "topk_logprob",
+    ("rows", "gradient"),
+    ("logits", "ids"),
+    (
+        Option("K classes and the tail; padding"),
+        Option(
+            "`temperature`", {"temperature": 2.5}, note="16-bit logits are rounded once more by it"
+        ),
+        _SOFTCAP,
+        _COMPILED,
+        _TWICE,
+    ),
+)
+
+LINEAR_LOGPROB = Entry(
+    "linear_topk_logprob and linear_logprob",
+    (
+        "w2s_fast.ops.linear_logprob:linear_topk_logprob",
+        "w2s_fast.ops.linear_logprob:linear_logprob",
+    ),
+    "topk_logprob",
+    ("rows", "gradient"),
+    ("hidden", "head", "ids", "tokens"),
+    (
+        Option("K classes and the tail", {"topk": True}),
+        Option("one token a row"),
+        Option("sequences, `mask`", {"mask": True}),
+        Option("sequences, `average`", {"average": True}),
+        Option("`positions`", {"positions": True}),
+        Option("`temperature`", {"temperature": 2.5}),
+        _SOFTCAP,
+        *_HEAD,
+        Option("`return_stats`", {"return_stats": True}),
+        Option(
+            "`average` without sequences",
+            {"average": True, "flat": True},
+            refuses="there is nothing to average over",
+            says="needs sequences",
+        ),
+        _TWICE,
+    ),
+)
+
+QUANTILE = Entry(
+    "quantile, kth_value, top_fraction_mask",
+    (
+        "w2s_fast.ops.quantile:quantile",
+        "w2s_fast.ops.quantile:kth_value",
+        "w2s_fast.ops.quantile:top_fraction_mask",
+    ),
+    "quantile",
+    (),
+    ("scores", "q", "k", "fraction"),
+    (
+        Option("`quantile`", {"which": "quantile"}, phases=("quantile",)),
+        Option("`quantile`, `keep`", {"which": "quantile", "keep": True}, phases=("quantile",)),
+        Option("`quantile`, rank as a tensor", {"which": "quantile", "tensor": True},
+               phases=("quantile",)),
+        Option("`kth_value`", {"which": "kth_value"}, phases=("kth_value",)),
+        Option("`kth_value`, `keep`", {"which": "kth_value", "keep": True}, phases=("kth_value",)),
+        Option("`top_fraction_mask`", {"which": "top_fraction_mask"},
+               phases=("kth_value", "tally", "mark")),
+        Option("`top_fraction_mask`, `keep`", {"which": "top_fraction_mask", "keep": True},
+               phases=("kth_value", "tally", "mark")),
+        Option("over a process `group`", {"which": "quantile", "group": True},
+               phases=("histogram", "successor")),
+        Option("`top_fraction_mask` over a process `group`",
+               {"which": "top_fraction_mask", "group": True},
+               phases=("histogram", "successor", "tally", "mark")),
+        Option("integer scores", {"which": "quantile", "integer": True},
+               refuses="ranks are of floating point scores; convert first",
+               says="floating point"),
+        Option("gradients", {"which": "quantile", "gradient": True},
+               refuses="order statistics are detached",
+               error=RuntimeError, says="does not require grad"),
+    ),
+)  # fmt: skip
+
+DISTILLATION = Entry(
+    "distillation: ForwardKL, ReverseKL, JSD",
+    ("w2s_fast.distill:Distillation.__call__", "w2s_fast.distill:Distillation.linear"),
+    "topk_logprob",
+    ("rows", "gradient"),
+    ("logits", "hidden", "head", "teacher", "memory_mib", "fp32_head_gradient", "positions"),
+    (
+        Option("from logits"),
+        Option("from hidden states and a head", {"linear": True}),
+        Option("from hidden states, with bias", {"linear": True, "bias": True}),
+        Option("temperature and `rescale`", {"temperature": 2.0, "rescale": True}),
+        Option("`weight`", {"weight": True}),
+        _SOFTCAP,
+        Option("dense teacher, `ForwardKL`", {"dense": True, "only": "forward_kl"}),
+        Option(
+            "dense teacher, `ReverseKL` and `JSD`",
+            {"dense": True, "only": "reverse_kl"},
+            refuses="only KL(teacher || student) is a cross-entropy; `pack_topk` packs a teacher",
+            says="pack_topk",
+        ),
+    ),
+)
+
+PREFERENCE = Entry(
+    "preference losses",
+    ("w2s_fast.preference:Preference.__call__",),
+    "",
+    (),
+    ("first", "second"),
+    (
+        Option("`dpo`, `dpo_norm`, `ipo`, `simpo`, `orpo`, `kto`, `bradley_terry`"),
+        Option("soft preferences `q`", {"q": True}),
+        Option("`weight`", {"weight": True}),
+    ),
+)
+
+ENTRIES = (
+    CROSS_ENTROPY,
+    LINEAR_CROSS_ENTROPY,
+    TOPK_LOGPROB,
+    LINEAR_LOGPROB,
+    QUANTILE,
+    DISTILLATION,
+    PREFERENCE,
+)
