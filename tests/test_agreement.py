@@ -1,0 +1,215 @@
+"""The embedded task: its grammar, what is kept out of the pretraining text, and pretraining."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from w2s_fast.errors import W2SError
+from w2s_fast.tasks import PretrainConfig, TaskConfig, get_task
+from w2s_fast.tasks import agreement as grammar
+from w2s_fast.tasks.agreement_lm import load_lm, number_accuracy, pretrain
+
+NUMBER = {form: plural for pair in grammar.NOUNS for plural, form in enumerate(pair)}
+TINY = TaskConfig(
+    n_weak=20,
+    n_transfer=40,
+    n_test=30,
+    pretrain=PretrainConfig(hidden=16, layers=1, heads=2, steps=3, batch_size=4, length=16),
+)
+
+
+def _last_noun(text: str) -> int:
+    return next(NUMBER[word] for word in reversed(text.split()) if word in NUMBER)
+
+
+def _subject_number(text: str) -> int:
+    return next(NUMBER[word] for word in text.split() if word in NUMBER)
+
+
+def test_default_splits() -> None:
+    data = get_task("agreement").load(TaskConfig(), seed=0)
+    parts = (data.weak, data.transfer, data.test)
+    assert [len(part) for part in parts] == [500, 2000, 2000]
+    assert [int(part.labels.sum()) for part in parts] == [250, 1000, 1000]
+    texts = [text for part in parts for text in part.texts]
+    assert len(set(texts)) == len({i for part in parts for i in part.ids}) == 4500
+    assert all(grammar.is_reserved(text) for text in texts)
+    assert data.class_names == ("singular", "plural")
+    for part in parts:
+        assert [_subject_number(text) for text in part.texts] == part.labels.tolist()
+        assert part.pairs is None and len(set(part.groups)) == len(part)
+
+
+def test_labels_are_in_random_order() -> None:
+    labels = get_task("agreement").load(TaskConfig(), seed=0).transfer.labels
+    changes = int((labels[1:] != labels[:-1]).sum())
+    assert 900 < changes < 1100  # 1000 expected, sd 22
+
+
+def test_seed_and_language_decide() -> None:
+    task = get_task("agreement")
+    one, two = task.load(TINY, 0), task.load(TINY, 0)
+    assert one.test.ids == two.test.ids and one.weak.texts == two.weak.texts
+    assert one.test.ids != task.load(TINY, 1).test.ids
+    assert one.test.ids != task.load(replace(TINY, language_seed=1), 0).test.ids
+
+
+def test_attractors_are_as_frequent_as_asked() -> None:
+    rng, language = Random(0), grammar.Language()
+    for text in (language.prefix(rng, 1, attractor=True) for _ in range(100)):
+        assert _last_noun(text) == 0 and _subject_number(text) == 1
+    base = [_last_noun(language.prefix(rng, 0, attractor=False)) for _ in range(2000)]
+    assert 0.32 < sum(base) / 2000 < 0.43  # one noun in a quarter, else a coin: 0.375
+    for frac in (0.0, 0.2, 1.0):  # few items: among many, short ones without attractors repeat
+        items = grammar.draw_items(Random(1), 400, TaskConfig(attractor_frac=frac), set())
+        last = np.array([_last_noun(text) for text in items.texts])
+        assert abs((last != items.labels).mean() - (frac + 0.375 * (1 - frac))) < 0.08
+
+
+def test_no_task_prefix_anywhere_in_the_pretraining_text() -> None:
+    data = get_task("agreement").load(TaskConfig(), seed=0)
+    prefixes = {text for part in (data.weak, data.transfer, data.test) for text in part.texts}
+    for sentence in itertools.islice(grammar.pretraining_text(0), 3000):
+        words = sentence.split()
+        for start in range(len(words)):
+            for end in range(start + 1, len(words)):
+                assert " ".join(words[start:end]) not in prefixes
+
+
+def test_pretraining_text_is_grammatical_and_has_cues_on_half_of_the_nouns() -> None:
+    sentences = list(itertools.islice(grammar.pretraining_text(1), 3000))
+    counts = Counter(word for sentence in sentences for word in sentence.split())
+    cues, articles = (sum(counts[w] for w in ws) for ws in (grammar.CUES, ("the", "some")))
+    assert 0.47 < cues / (cues + articles) < 0.53
+    verbs = {form: plural for pair in grammar.COPULAS for plural, form in enumerate(pair)}
+    for sentence in sentences:
+        words = sentence.split()
+        assert words[-1] == "."
+        for cue, follower in itertools.pairwise(words):
+            if cue in grammar.CUES and follower in NUMBER:
+                assert NUMBER[follower] == grammar.CUES.index(cue)
+        main = next((word for word in words if word in verbs), None)
+        if main is not None:
+            assert verbs[main] == _subject_number(sentence)
+    assert sentences == list(itertools.islice(grammar.pretraining_text(1), 3000))
+    assert sentences[0] != next(grammar.pretraining_text(2))
+
+
+def test_no_cues_where_none_are_asked_for() -> None:
+    cfg = TaskConfig(pretrain=PretrainConfig(cue_frac=0.0))
+    sentences = itertools.islice(grammar.pretraining_text(0, cfg), 200)
+    assert not any(cue in sentence.split() for sentence in sentences for cue in grammar.CUES)
+
+
+def test_tokenizer_knows_every_word() -> None:
+    tokenizer = grammar.tokenizer()
+    assert len(tokenizer) == len(grammar.vocabulary()) == 282
+    data = get_task("agreement").load(TINY, 0)
+    encoded = tokenizer(list(data.test.texts), padding=True, return_tensors="pt")
+    assert set(encoded) == {"input_ids", "attention_mask"}
+    assert tokenizer.unk_token_id not in encoded["input_ids"]
+    assert (encoded["input_ids"][:, 0] == tokenizer.bos_token_id).all()
+    lengths = encoded["attention_mask"].sum(1).tolist()
+    assert lengths == [len(text.split()) + 1 for text in data.test.texts]
+    assert tokenizer("the zebra")["input_ids"][-1] == tokenizer.unk_token_id
+    sentence = next(grammar.pretraining_text(0))
+    assert tokenizer.decode(tokenizer(sentence)["input_ids"][1:]) == sentence
+
+
+def test_pretraining_is_decided_by_its_seed(tmp_path: Path) -> None:
+    steps: list[tuple[int, int, float]] = []
+    state = torch.random.get_rng_state()
+    pretrain(tmp_path / "one", TINY, 0, lambda *step: steps.append(step))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert [(step, total) for step, total, _ in steps] == [(1, 3), (2, 3), (3, 3)]
+    assert all(loss > 0 for *_, loss in steps)
+    torch.rand(5)
+    pretrain(tmp_path / "two", TINY, 0)
+    pretrain(tmp_path / "three", TINY, 1)
+    one, two, three = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "three")
+    )
+    assert one == two != three
+
+
+def test_pretrained_directory_loads_as_transformers_checkpoint(tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    pretrain(tmp_path / "deep" / "lm", TINY, 0)
+    names = {path.name for path in (tmp_path / "deep" / "lm").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["lm"]  # nothing left beside
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "deep" / "lm")
+    text = "the old key of these doors"
+    assert tokenizer(text)["input_ids"] == grammar.tokenizer()(text)["input_ids"]
+    assert tokenizer.pad_token_id == 0 and tokenizer.padding_side == "right"
+    hidden = AutoModel.from_pretrained(tmp_path / "deep" / "lm")(
+        **tokenizer(text, return_tensors="pt")
+    ).last_hidden_state
+    assert hidden.shape == (1, 7, 16)
+    assert 0.0 <= number_accuracy(load_lm(tmp_path / "deep" / "lm"), TINY, n=40) <= 1.0
+
+
+def test_pretraining_never_overwrites(tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("mine")
+    with pytest.raises(W2SError, match="exists and is not empty; remove it"):
+        pretrain(tmp_path, TINY, 0)
+    assert (tmp_path / "kept.txt").read_text() == "mine"
+
+
+def test_failed_save_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaForCausalLM
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
+    with pytest.raises(W2SError, match="No space left on device.*; free space") as caught:
+        pretrain(tmp_path / "lm", TINY, 0)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Oracle(torch.nn.Module):
+    """A language model that gives every verb of one number, right or wrong, more probability."""
+
+    def __init__(self, right: bool) -> None:
+        super().__init__()
+        self._right = right
+        self._words = list(grammar.vocabulary())
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        """Return logits (B, T, V); only those of the last word of a text are not zero."""
+        ids = grammar.vocabulary()
+        logits = torch.zeros(*input_ids.shape, len(ids))
+        for row, length in enumerate(attention_mask.sum(1).tolist()):
+            text = " ".join(self._words[i] for i in input_ids[row, :length])
+            plural = _subject_number(text) if self._right else 1 - _subject_number(text)
+            for verb in grammar.VERBS:
+                logits[row, length - 1, ids[verb[plural]]] = 1.0
+        return SimpleNamespace(logits=logits)
+
+
+def test_number_accuracy_reads_the_verb_after_the_last_word() -> None:
+    assert number_accuracy(_Oracle(right=True), TINY, n=50) == 1.0  # type: ignore[arg-type]
+    assert number_accuracy(_Oracle(right=False), TINY, n=50) == 0.0  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_default_pretraining_learns_agreement(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    pretrain(tmp_path / "lm", TaskConfig(), 0)
+    assert torch.get_num_threads() == threads
+    model = load_lm(tmp_path / "lm")
+    assert sum(p.numel() for p in model.parameters()) == 359_520
+    assert number_accuracy(model, TaskConfig()) > 0.95

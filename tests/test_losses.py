@@ -1,0 +1,284 @@
+"""Losses: each against a formula written here from its source, and the contract all share."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from w2s_fast.errors import W2SError
+from w2s_fast.losses import LOSSES, Loss, make_loss
+from w2s_fast.losses.logconf import LogConf, LogConfEleuther
+from w2s_fast.ops.cross_entropy import weak_loss
+
+FRAC = 0.3  # every schedule is past or inside its warm-up, none at 0
+
+
+def _case(n: int, c: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(n, c, generator=g, dtype=dtype)
+    weak = (2 * torch.randn(n, c, generator=g, dtype=dtype)).softmax(1)
+    return logits, weak
+
+
+def _gradient(loss: Loss, logits: Tensor, weak: Tensor, **kwargs: object) -> tuple[Tensor, Tensor]:
+    z = logits.clone().requires_grad_()
+    out = loss(z, weak, frac=FRAC, state=loss.init_state(), **kwargs)  # type: ignore[arg-type]
+    out.loss_sum.backward()
+    assert z.grad is not None
+    return out.loss_sum.detach(), z.grad
+
+
+def _quantile(x: Tensor, q: float) -> float:
+    """Linear interpolation between order statistics, by hand."""
+    ordered, at = sorted(x.tolist()), q * (len(x) - 1)
+    low = math.floor(at)
+    high = min(low + 1, len(x) - 1)
+    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+
+def _target(name: str, p: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """(T, omega) of each loss at FRAC, from the papers and the released code."""
+    n, c = p.shape
+    omega = torch.ones(n, dtype=p.dtype)
+    hard = F.one_hot(p.argmax(1), c).to(p.dtype)
+    if name.startswith("logconf") and c == 2:
+        q = 0.5 if name == "logconf_paper" else float(w[:, 1].mean())
+        rows = p[-32:, 0] if name == "logconf_eleuther" else p[:, 0]
+        first = p[:, 0] >= _quantile(rows, q)
+        hard = torch.stack([first, ~first], 1).to(p.dtype)
+    if name == "logconf_paper" and c > 2:
+        top = p.amax(1)
+        a = 0.5 * (top >= _quantile(top, 0.5)).to(p.dtype).unsqueeze(1)
+        return (1 - a) * w + a * hard, omega
+    if name.startswith("logconf"):
+        return 0.5 * w + 0.5 * hard, omega
+    if name == "hard_xent":
+        return F.one_hot(w.argmax(1), c).to(p.dtype), omega
+    if name == "product":
+        return p * w / (p * w).sum(1, keepdim=True), omega
+    if name == "window":
+        return w, (p.amax(1) < 0.65).to(p.dtype)
+    if name == "smoothing":
+        return 0.9 * w + 0.1 / c, omega
+    if name == "focal":
+        return w, (1 - p.gather(1, w.argmax(1, keepdim=True)).squeeze(1)) ** 2
+    assert name == "xent"
+    return w, omega
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_identity(name: str, classes: int) -> None:
+    """dL/dz = omega (p sum T - T), and the value, in fp64 to 1e-10."""
+    logits, weak = _case(33, classes, seed=classes)
+    weight = torch.linspace(0, 2, 33, dtype=torch.float64) if name == "xent" else None
+    kwargs = {} if weight is None else {"weight": weight}
+    value, grad = _gradient(make_loss(name), logits, weak, **kwargs)
+    p = logits.softmax(1)
+    target, omega = _target(name, p, weak)
+    omega = omega if weight is None else omega * weight
+    expected = omega.unsqueeze(1) * (p * target.sum(1, keepdim=True) - target)
+    assert (grad - expected).abs().max() < 1e-10
+    assert abs(value - (omega * -(target * p.log()).sum(1)).sum()) < 1e-10
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("step", [0, 3, 10, 11, 40])
+def test_logconf_openai_equals_released_code(seed: int, step: int) -> None:
+    """Written again from openai/weak-to-strong ``loss.py``: fp32 [32, 2], to 1e-7."""
+    logits, weak = _case(32, 2, seed, torch.float32)
+    frac, coef = step / 100, 0.5 * (1.0 if step / 100 > 0.1 else step / 100)
+    z = logits.clone().requires_grad_()
+    preds = z.float().softmax(-1)
+    mean_weak = weak.mean(0)
+    threshold = torch.quantile(preds[:, 0], mean_weak[1])
+    strong = torch.cat([(preds[:, 0] >= threshold)[:, None], (preds[:, 0] < threshold)[:, None]], 1)
+    expected = F.cross_entropy(z, weak * (1 - coef) + strong.float().detach() * coef)
+    expected.backward()
+    ours = logits.clone().requires_grad_()
+    out = make_loss("logconf_openai")(ours, weak, frac=frac)
+    (out.loss_sum / out.count).backward()
+    assert z.grad is not None and ours.grad is not None
+    assert abs(out.loss_sum / out.count - expected) < 2e-7
+    assert (ours.grad - z.grad).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("q", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_hard_class_counts(q: float) -> None:
+    """#{class 1} = ceil(q (N-1)) at prior q, for every N."""
+    for n in (*range(2, 40), 64, 127, 256, 257):
+        logits, _ = _case(n, 2, seed=n)
+        weak = torch.tensor([1 - q, q], dtype=torch.float64).expand(n, 2)
+        exact = float(weak[:, 1].mean())
+        stats = weak_loss(logits, weak, aux=0.5, rule="prior", return_stats=True).stats
+        assert stats is not None
+        # The mean of N equal numbers is not always that number; round as the op must.
+        assert int((stats.hard_class == 1).sum()) == math.ceil(exact * (n - 1)), (n, q)
+
+
+def test_schedules() -> None:
+    fracs = (0, 0.05, 0.1, 0.1001, 0.5)
+    table = {
+        "logconf_openai": (0, 0.025, 0.05, 0.5, 0.5),
+        "logconf": (0, 0.25, 0.5, 0.5, 0.5),
+        "logconf_paper": (0, 0.125, 0.25, 0.25025, 0.5),
+        "xent": (0, 0, 0, 0, 0),
+    }
+    for name, expected in table.items():
+        loss = make_loss(name)
+        assert [loss.coefficient(f) for f in fracs] == pytest.approx(expected, abs=1e-12)
+    assert make_loss("logconf:warmup_frac=0").coefficient(0.0) == 0.5
+    eleuther = make_loss("logconf_eleuther")
+    assert [eleuther.coefficient(0.9, s) for s in (0, 50, 100, 200)] == [0, 0.25, 0.5, 0.5]
+    assert eleuther.coefficient(50 / 468) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("size", [1, 4, 32])
+def test_micro_batches_with_the_exact_threshold(name: str, classes: int, size: int) -> None:
+    """Row gradients equal the full batch bit for bit in fp64; sums and counts add up."""
+    logits, weak = _case(32, classes, seed=5)
+    weight = torch.ones(32, dtype=torch.float64)
+    weight[7] = 0
+    loss = make_loss(name)
+    whole, grad = _gradient(loss, logits, weak, weight=weight)
+    state = loss.init_state()
+    at = loss.threshold(logits, weak, weight=weight, state=state)
+    assert (at is None) == (loss.batch_rule(classes) is None)
+    z = logits.clone().requires_grad_()
+    total, count = 0.0, 0.0
+    for i in range(0, 32, size):
+        part = slice(i, i + size)
+        out = loss(
+            z[part], weak[part], weight=weight[part], frac=FRAC, threshold=at, state=state
+        )  # fmt: skip
+        state = out.state
+        out.loss_sum.backward()
+        total, count = total + float(out.loss_sum.detach()), count + float(out.count)
+    assert z.grad is not None
+    assert torch.equal(z.grad, grad)
+    assert total == pytest.approx(float(whole), abs=1e-12) and count == 31
+    assert torch.equal(grad[7], torch.zeros(classes, dtype=torch.float64))
+    after = loss(logits, weak, weight=weight, frac=FRAC, state=loss.init_state()).state
+    assert (state is None) == (after is None)
+    assert state is None or torch.equal(state.nan_to_num(), after.nan_to_num())
+
+
+def test_soft_self_target_is_only_a_smaller_step() -> None:
+    """EleutherAI's "entropy" loss mixes the detached soft prediction into the target: its gradient
+    is (1-c) times that of cross-entropy, which is why no such loss is offered here."""
+    logits, weak = _case(32, 2, seed=1)
+    z, c = logits.clone().requires_grad_(), 0.4
+    weak_loss(z, (1 - c) * weak + c * z.detach().softmax(1)).loss.backward()
+    _, plain = _gradient(make_loss("xent"), logits, weak)
+    assert z.grad is not None
+    assert (z.grad - (1 - c) * plain).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("alpha,beta", [(1, 1), (0.5, 2), (2, 0)])
+def test_product_in_log_space(alpha: float, beta: float) -> None:
+    """Equals the released formula where that is finite, and is finite where it is 0 / 0."""
+    logits, weak = _case(8, 3, seed=2, dtype=torch.float32)
+    logits[0], weak[0] = torch.tensor([1e4, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
+    logits[1], weak[1] = torch.tensor([0.0, -1e4, 1e4]), torch.tensor([0.5, 0.5, 0.0])
+    weak[2] = 0.0  # no mass: nothing to learn
+    weak[3] = torch.tensor([1.0, 0.0, 0.0])
+    p = logits.softmax(1)
+    released = p**beta * weak**alpha
+    released = released / released.sum(1, keepdim=True)
+    _, grad = _gradient(make_loss(f"product:alpha={alpha},beta={beta}"), logits, weak)
+    finite = released.isfinite().all(1)
+    assert (~finite).sum() >= 1 and finite.sum() >= 5
+    assert (grad - (p - released))[finite].abs().max() < 1e-6
+    assert grad.isfinite().all()
+    assert torch.equal(grad[2], torch.zeros(3))
+    if beta:
+        assert torch.allclose(grad[0], torch.tensor([1.0, -1.0, 0.0]))
+
+
+def test_eleuther_ring_is_the_last_predictions_in_order() -> None:
+    loss = LogConfEleuther(window=4)
+    state: Tensor | None = loss.init_state()
+    margins = [3.0, -1.0, 2.0, 5.0, 7.0, 0.0]
+    for i, m in enumerate(margins):
+        logits = torch.tensor([[m, 0.0]])
+        weight = torch.tensor([0.0 if i == 3 else 1.0])  # this row is out of everything
+        at = loss.threshold(logits, torch.tensor([[0.1, 0.9]]), weight=weight, state=state)
+        out = loss(logits, torch.tensor([[0.1, 0.9]]), weight=weight, frac=1.0, state=state)
+        state = out.state
+        if i == 2:
+            assert at is not None and float(at) == 2.0  # median of 3, -1, 2: one row has prior 1/2
+    assert state is not None and state.tolist() == [-1.0, 2.0, 7.0, 0.0]
+
+
+def test_hard_labels_and_ignored_rows() -> None:
+    """Integer labels give what their one-hot form gives; -100 is a row that is not there."""
+    logits, _ = _case(20, 2, seed=3)
+    labels = torch.arange(20) % 2
+    onehot = F.one_hot(labels, 2).double()
+    ignored = labels.clone()
+    ignored[[0, 11]] = -100
+    kept = ignored != -100
+    for name in LOSSES:
+        loss = make_loss(name)
+        _, hard = _gradient(loss, logits, labels)
+        _, soft = _gradient(loss, logits, onehot)
+        assert (hard - soft).abs().max() < 1e-12, name
+        _, part = _gradient(loss, logits, ignored)
+        _, alone = _gradient(loss, logits[kept], labels[kept])
+        assert torch.equal(part[~kept], torch.zeros(2, 2, dtype=torch.float64)), name
+        assert (part[kept] - alone).abs().max() < 1e-12, name
+        assert loss.count(ignored) == 18, name
+
+
+def test_metrics_are_sums_over_rows_that_count() -> None:
+    logits, weak = _case(10, 3, seed=4)
+    weight = torch.ones(10, dtype=torch.float64)
+    weight[2] = 0
+    out = make_loss("xent")(logits, weak, weight=weight)
+    same = (logits.argmax(1) == weak.argmax(1)) & (weight > 0)
+    assert out.metrics["rows"] == 9 and out.metrics["agreement"] == same.sum()
+    assert all(not m.requires_grad for m in out.metrics.values())
+
+
+def test_bf16_logits_give_bf16_gradients_and_fp32_sums() -> None:
+    logits, weak = _case(16, 2, seed=6, dtype=torch.float32)
+    z = logits.bfloat16().requires_grad_()
+    out = make_loss("logconf")(z, weak, frac=FRAC)
+    out.loss_sum.backward()
+    assert out.loss_sum.dtype == torch.float32 and z.grad is not None
+    assert z.grad.dtype == torch.bfloat16
+
+
+def test_make_loss() -> None:
+    assert make_loss("logconf:aux=0.75, warmup_frac=0.2") == LogConf(aux=0.75, warmup_frac=0.2)
+    assert make_loss(" xent:hard=true ") == LOSSES["xent"](hard=True)  # type: ignore[call-arg]
+    assert make_loss("w2s_fast.losses.logconf:LogConf:aux=1") == LogConf(aux=1.0)
+    assert isinstance(make_loss("logconf_eleuther:window=8"), LogConfEleuther)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("logcnf", "did you mean 'logconf'"),
+        ("logconf:axu=1", "did you mean 'aux'"),
+        ("logconf:aux=much", "expected float"),
+        ("logconf:aux=1.5", r"aux is 1.5; expected a number in \[0, 1\]"),
+        ("logconf:aux=nan", "aux is nan"),
+        ("xent:hard=maybe", "expected bool"),
+        ("xent:hard", "expected field=value"),
+        ("product:alpha=0", "above 0"),
+        ("window:radius=0.7", "radius is 0.7"),
+        ("no.such:Thing", "cannot be imported"),
+        ("w2s_fast.errors:W2SError", "not a subclass"),
+    ],
+)
+def test_bad_specs(spec: str, says: str) -> None:
+    with pytest.raises(W2SError, match=says) as caught:
+        make_loss(spec)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,168 @@
+"""Table, plot and page: say what the numbers say, refuse what they cannot, need no network."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from w2s_fast.errors import W2SError
+from w2s_fast.report import load_results, write_report
+from w2s_fast.report.page import page
+from w2s_fast.report.plot import render
+from w2s_fast.report.rows import rows
+from w2s_fast.report.table import print_results
+
+WHY = "no PGR: the ceiling is only 0.7 standard errors above the floor, 2 are needed"
+AGREE = {"all": 0.84, "weak_right": 0.97, "weak_wrong": 0.17}
+
+
+def results(*, refused: bool = False, control: bool = False) -> dict[str, Any]:
+    """Return results of two losses and two seeds, PGR .50 and .80."""
+    runs, summary = [], []
+    for loss, pgr in (("xent", 0.5), ("logconf:aux=0.3", 0.8)):
+        aurocs = {f"{m}_auroc": 0.9 for m in ("weak", "student", "ceiling")}
+        for seed in (0, 1):
+            runs.append({
+                "seed": seed, "loss": loss, "weak": 0.8, "student": 0.8 + 0.2 * pgr, "ceiling": 1.0,
+                "pgr": None if refused else pgr, "pgr_low": None if refused else pgr - 0.1,
+                "pgr_high": None if refused else pgr + 0.1, "refused": WHY if refused else None,
+                "gap": 0.2, "gap_se": 0.01, "n_test": 500, "weak_label_accuracy": 0.8,
+                "agreement": AGREE, **aurocs,
+            })  # fmt: skip
+        summary.append({
+            "loss": loss, "pgr_mean": None if refused else pgr, "seeds": 0 if refused else 2,
+            "pgr_low": None if refused else pgr - 0.1, "pgr_high": None if refused else pgr + 0.1,
+            "level": 0.95, "refused_seeds": [0, 1] if refused else [], "refused": None,
+            "weak": 0.8, "student": 0.8 + 0.2 * pgr, "ceiling": 1.0, "student_sd": 0.01,
+            "agreement": AGREE, **aurocs,
+        })  # fmt: skip
+    facts = {
+        "utc": "2026-01-01T00:00:00+00:00", "config": {"task": {"name": "<b>mine</b>"},
+        "seeds": [0, 1]}, "versions": {"w2s_fast": "0.1.0", "python": "3.11", "triton": None},
+        "machine": {"system": "Linux", "cpu": "a cpu", "cores": 2, "cuda": None}, "git": None,
+        "backends": {"ref": "ok", "forced": ""}, "stage_versions": {}, "store": "cache",
+        "stages": {"weak/0": {"folder": "weak-1", "digest": "f" * 64, "seconds": None,
+                              "reused": True}},
+    }  # fmt: skip
+    controls = [{"seed": s, "accuracy": 0.81, "auroc": 0.9} for s in (0, 1)] if control else []
+    return {"runs": runs, "summary": summary, "controls": controls, "provenance": facts}
+
+
+def printed(found: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    print_results(found, Console(file=stream, width=80))
+    return stream.getvalue()
+
+
+def test_the_table_shows_every_run_and_fits_a_terminal() -> None:
+    text = printed(results(control=True))
+    assert re.search(r"logconf:aux=0.3\s+1\s+0.800\s+0.960\s+1.000\s+0.80", text)
+    assert "0.70 – 0.90" in text and "0.840" in text and "0.970" in text and "0.170" in text
+    assert "control, seed 1" in text and "0.810" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_refused_pgr_is_nowhere_a_number() -> None:
+    found = results(refused=True)
+    text = printed(found)
+    assert text.count("refused") == 6 and text.count(WHY) == 2  # once a seed, not once a loss
+    assert "0.50" not in text and "–" in text
+    html = page(found)
+    assert "no PGR is given" in html and WHY in html and "PGR refused" in html
+    assert "refused: the gap is too small" in html
+    assert render(found, "png").startswith(b"\x89PNG")
+
+
+class _Outline(HTMLParser):
+    """Checks that tags close in order, and collects what would be fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "rect", "line", "circle"):
+            self.open.append(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("found", [results(), results(refused=True, control=True)])
+def test_the_page_is_one_closed_file(found: dict[str, Any]) -> None:
+    html = page(found)
+    outline = _Outline()
+    outline.feed(html)
+    assert outline.open == [] and outline.links == []
+    assert not re.search(r"https?:|url\(|@import|<script|<link", html)
+    assert "prefers-color-scheme: dark" in html
+    assert "<b>mine</b>" not in html and "&lt;b&gt;mine" in html  # names are text, not markup
+    assert len(re.findall(r"<svg", html)) == 2
+    for svg in re.findall(r"<svg.*?</svg>", html, re.S):
+        ElementTree.fromstring(svg)
+
+
+def test_the_page_tells_the_best_loss_and_its_interval() -> None:
+    html = page(results())
+    assert "<b>logconf:aux=0.3</b> reached 0.960 and recovered" in html.replace("\n", " ")
+    assert "<b>80%</b>" in html and "70% to 90%" in html
+    worse = results()
+    for s in worse["summary"]:
+        s["pgr_mean"], s["pgr_low"], s["pgr_high"] = -0.25, -0.5, -0.1
+    assert "lost" in page(worse) and "<b>25%</b>" in page(worse)
+
+
+def test_rows_run_from_floor_to_ceiling() -> None:
+    found = rows(results(control=True))
+    names = [r.name for r in found]
+    assert names == ["weak supervisor", "control: no pretraining", "student · xent",
+                     "student · logconf:aux=0.3", "ceiling"]  # fmt: skip
+    assert [r.pgr for r in found if r.student] == [(0.5, 0.4, 0.6), (0.8, 0.8 - 0.1, 0.8 + 0.1)]
+    assert len({r.color for r in found}) == len(found)
+
+
+def test_the_plot_is_a_picture_and_reproducible() -> None:
+    svg = render(results(), "svg")
+    assert svg == render(results(), "svg")
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    png = render(results(control=True), "png")
+    width, height = (int.from_bytes(png[k : k + 4], "big") for k in (16, 20))
+    assert width > 1200 and height > 400
+
+
+def test_reports_are_written_again_from_results(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(results()))
+    write_report(tmp_path, load_results(tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "results.json", "plot.png", "plot.svg", "report.html"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
+def test_missing_or_damaged_results_are_one_line(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "results.json").write_text(text)
+    with pytest.raises(W2SError, match="w2s-fast run") as err:
+        load_results(tmp_path)
+    assert "\n" not in str(err.value)
+
+
+def test_one_seed_and_one_loss_are_enough() -> None:
+    found = copy.deepcopy(results())
+    found["runs"], found["summary"] = found["runs"][:1], found["summary"][:1]
+    assert "1 seed, 500" not in page(found)
+    assert printed(found) and render(found, "png")

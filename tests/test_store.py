@@ -1,0 +1,198 @@
+"""The store: atomic, verified, safe under kill, lock and a full disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from w2s_fast.errors import W2SError
+from w2s_fast.store import (
+    Artefact,
+    Store,
+    StoreWarning,
+    content_hash,
+    exclusive,
+    tree_hash,
+    write_bytes,
+    write_json,
+)
+
+CONFIG, INPUTS = {"lr": 1e-3}, {"data": "abc"}
+
+
+def build(store: Store, text: str = "hello", config: dict[str, float] = CONFIG) -> Artefact:
+    """Publish a stage with two files."""
+    with store.building("weak", config, INPUTS) as b:
+        if b.artefact is None:
+            (b.path / "a.txt").write_text(text)
+            (b.path / "sub").mkdir()
+            (b.path / "sub" / "b.txt").write_text("b")
+    assert b.artefact is not None
+    return b.artefact
+
+
+def key(store: Store) -> str:
+    return store.key("weak", CONFIG, INPUTS)
+
+
+def test_a_stage_is_published_once_and_found_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.find("weak", key(store)) is None
+    done = build(store)
+    again = build(store, "something else")  # not computed again
+    assert (done.path / "a.txt").read_text() == "hello" and again.digest == done.digest
+    found = store.find("weak", key(store))
+    assert found is not None and found.digest == done.digest and found.info["seconds"] >= 0
+    meta = json.loads((done.path / "stage.json").read_text())
+    assert meta["config"] == CONFIG and meta["inputs"] == INPUTS
+    assert sorted(meta["files"]) == ["a.txt", "sub/b.txt"]
+
+
+def test_the_digest_is_of_content_and_the_key_of_configuration(tmp_path: Path) -> None:
+    one, two = Store(tmp_path / "1"), Store(tmp_path / "2")
+    assert build(one).digest == build(two).digest != build(Store(tmp_path / "3"), "hallo").digest
+    assert one.key("weak", {"lr": 1e-3}, {}) != one.key("weak", {"lr": 2e-3}, {})
+    assert one.key("weak", {}, {"a": "1"}) != one.key("weak", {}, {"a": "2"})
+    assert one.key("weak", {"a": 1, "b": 2}, {}) == one.key("weak", {"b": 2, "a": 1}, {})
+    with pytest.raises(ValueError):
+        content_hash({"lr": float("nan")})
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "meta", "half meta", "digest"])
+def test_damage_is_noticed_and_computed_again(tmp_path: Path, damage: str) -> None:
+    store = Store(tmp_path)
+    done = build(store)
+    other = build(store, config={"lr": 5.0})
+    file, meta = done.path / "a.txt", done.path / "stage.json"
+    if damage == "flip":
+        file.write_text("hellp")
+    elif damage == "truncate":
+        file.write_text("hel")
+    elif damage == "remove":
+        file.unlink()
+    elif damage == "meta":
+        meta.unlink()
+    elif damage == "half meta":
+        meta.write_text(meta.read_text()[:40])
+    else:
+        meta.write_text(meta.read_text().replace(done.digest, "0" * 64))
+    with pytest.warns(StoreWarning, match="is damaged"):
+        assert store.find("weak", key(store)) is None
+    assert build(store).digest == done.digest
+    assert store.find("weak", store.key("weak", {"lr": 5.0}, INPUTS)) == other
+
+
+def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    done = build(store)
+    meta = json.loads((done.path / "stage.json").read_text())
+    (done.path / "stage.json").write_text(json.dumps({**meta, "key": "f" * 64}))
+    with pytest.raises(W2SError, match="holds the result of another configuration"):
+        store.find("weak", key(store))
+    assert (done.path / "a.txt").exists()
+
+
+def test_a_failed_stage_leaves_nothing_but_its_checkpoint(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(RuntimeError), store.building("weak", CONFIG, INPUTS) as b:
+        b.checkpoint.mkdir()
+        (b.checkpoint / "step").write_text("7")
+        (b.path / "half").write_text("x")
+        raise RuntimeError
+    assert store.find("weak", key(store)) is None
+    with store.building("weak", CONFIG, INPUTS) as b:
+        assert (b.checkpoint / "step").read_text() == "7" and not (b.path / "half").exists()
+        (b.path / "whole").write_text("x")
+    assert b.artefact is not None
+    assert sorted(p.name for p in b.artefact.path.iterdir()) == ["stage.json", "whole"]
+
+
+def test_the_lock_is_exclusive_and_a_dead_owner_does_not_hold_it(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    lock.write_text("999999")  # what a killed process leaves
+    with (
+        exclusive(lock, "taken by {pid}"),
+        pytest.raises(W2SError, match=r"taken by \d+"),
+        exclusive(lock, "taken by {pid}"),
+    ):
+        pass
+    with exclusive(lock, "taken"):
+        pass
+    holder = subprocess.Popen(
+        [sys.executable, "-c",
+         "import sys, time, pathlib; from w2s_fast.store import exclusive\n"
+         f"with exclusive(pathlib.Path({str(lock)!r})): print('held', flush=True); time.sleep(60)"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(W2SError, match=f"taken by {holder.pid}"), exclusive(lock, "taken by {pid}"):
+        pass
+    holder.kill()
+    holder.wait()
+    with exclusive(lock, "taken by {pid}"):
+        pass
+
+
+_FILL = """
+import resource, sys
+from pathlib import Path
+from w2s_fast.errors import W2SError
+from w2s_fast.store import Store
+store = Store(Path(sys.argv[1]))
+with store.building("weak", {"n": 1}, {}) as b:
+    (b.path / "small").write_bytes(b"x" * 1000)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    with store.building("labels", {}, {}) as b:
+        (b.path / "large").write_bytes(b"x" * 10000)
+except W2SError as err:
+    print(err)
+"""
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    """The process may not write files above 4 KiB: a real failure of the operating system."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FILL, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("no space left while writing stage 'labels' in ")
+    assert done.stdout.count("\n") == 1 and "--cache" in done.stdout
+    store = Store(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert store.find("weak", store.key("weak", {"n": 1}, {})) is not None
+        assert store.find("labels", store.key("labels", {}, {})) is None
+    with store.building("labels", {}, {}) as b:  # there is space again
+        (b.path / "large").write_bytes(b"x" * 10000)
+    assert b.artefact is not None
+
+
+def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(W2SError, match="cannot write stage 'weak'"):
+        build(Store(tmp_path / "cache"))
+
+
+def test_files_are_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    write_bytes(path, b"{}")
+    assert path.read_bytes() == b"{}" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    assert path.read_bytes() == b"{}"
+
+
+def test_tree_hash_sees_names_and_contents_but_no_hidden_files(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    first = tree_hash(tmp_path)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "x").write_text("2")
+    assert tree_hash(tmp_path) == first
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert tree_hash(tmp_path) != first
