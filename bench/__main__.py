@@ -1,0 +1,18 @@
+"""``python -m bench [run|compare|report|plot|support|gpu] ...``; without a name it measures."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = ("run", "compare", "report", "plot", "support", "gpu")
+
+
+def main(args: list[str]) -> int:
+    """Hand the arguments to one of the commands; return its exit code."""
+    name, rest = (args[0], args[1:]) if args and args[0] in COMMANDS else ("run", args)
+    return importlib.import_module(f"bench.{name}").main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

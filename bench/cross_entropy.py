@@ -1,0 +1,163 @@
+"""The losses over a large vocabulary: inputs, candidates, and the truth in fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import w2s_fast
+from bench import peers
+from bench.measure import Candidate
+
+CASES = ("logconf_hard", "logconf_topk", "logconf_dense", "hard", "dense")
+SHAPES = ((4096, 32000), (1024, 128256))
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PROVIDERS = ("ours", "ours_inplace", "eager", "compile", "eager_gather", "compile_gather")
+AUX = 0.5
+TOP_K = 8
+_CHUNK = 128  # rows of fp64 truth at a time
+_SAMPLE = 64  # rows whose gradient is checked
+
+Loss = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Inputs:
+    """logits (N, V); labels (N, V) dense in the dtype of the logits; ours: what our op is given."""
+
+    logits: Tensor
+    labels: Tensor | None  # None: hard labels in ``ids``
+    ids: Tensor
+    ours: Tensor | w2s_fast.SparseTargets
+
+
+class Upstream(torch.autograd.Function):
+    """Stands for the model: hands out a fixed buffer as its output, and drops the gradient."""
+
+    @staticmethod
+    def forward(ctx: object, seed: Tensor, holder: list[Tensor]) -> Tensor:
+        return holder[0].detach()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.new_zeros(()), None
+
+
+def make_inputs(case: str, dtype: str, n: int, v: int) -> Inputs:
+    """Logits with spread 3 whose weak class stands out in most rows, as after some training."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(n, v, generator=g).mul_(3.0)
+    ids = torch.randint(v, (n,), generator=g)
+    lift = torch.rand(n, generator=g).mul_(20.0)
+    logits[torch.arange(n), ids] += lift
+    logits = logits.to(DTYPES[dtype])
+    ours: Tensor | w2s_fast.SparseTargets
+    if case in ("hard", "logconf_hard"):
+        ours = ids
+        labels = None if case == "hard" else _one_hot(ids[:, None], torch.ones(n, 1), logits)
+    elif case == "logconf_topk":
+        k = min(TOP_K, v)
+        listed = (ids[:, None] + 17 * torch.arange(k)) % v
+        probs = torch.rand(n, k, generator=g)
+        probs /= probs.sum(dim=1, keepdim=True)
+        ours, labels = w2s_fast.SparseTargets(listed, probs), _one_hot(listed, probs, logits)
+    else:
+        labels = torch.randn(n, v, generator=g).mul_(3.0).softmax(dim=1).to(logits.dtype)
+        ours = labels
+    return Inputs(logits, labels, ids, ours)
+
+
+def _one_hot(ids: Tensor, probs: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like).scatter_(1, ids, probs.to(like.dtype))
+
+
+def losses(case: str, x: Inputs, providers: Sequence[str]) -> dict[str, Loss]:
+    """Provider -> loss as a function of the logits."""
+    if case.startswith("logconf"):
+        options: dict[str, object] = {"aux": AUX, "threshold": "median"}
+        peer = partial(peers.logconf, labels=x.labels, coef=AUX)
+    else:
+        options = {}
+        peer = partial(peers.cross_entropy, labels=x.ids if x.labels is None else x.labels)
+    ours = partial(w2s_fast.cross_entropy, weak=x.ours, **options)
+    table: dict[str, Loss] = {
+        "ours": ours,
+        "ours_inplace": partial(ours, inplace=True),
+        "eager": peer,
+        "compile": torch.compile(peer, dynamic=False),
+    }
+    if case == "logconf_hard":
+        gather = partial(peers.logconf_gather, ids=x.ids, coef=AUX)
+        table["eager_gather"] = gather
+        table["compile_gather"] = torch.compile(gather, dynamic=False)
+    return {name: loss for name, loss in table.items() if name in providers}
+
+
+def candidates(x: Inputs, table: dict[str, Loss]) -> dict[str, Candidate]:
+    """Forward and backward of every loss, and the memory floor of the same bytes."""
+    seed = torch.zeros((), requires_grad=True)
+    work = torch.empty_like(x.logits) if "ours_inplace" in table else None
+
+    def step(loss: Loss, buffer: Tensor) -> None:
+        loss(Upstream.apply(seed, [buffer])).backward()
+
+    found = {}
+    for name, loss in table.items():
+        if name == "ours_inplace" and work is not None:
+            # In place eats its logits: every call gets a fresh copy, outside of its time.
+            found[name] = Candidate(partial(step, loss, work), partial(work.copy_, x.logits))
+        else:
+            found[name] = Candidate(partial(step, loss, x.logits))
+    plain = torch.ones(x.logits.nbytes // 4)
+    found["floor_write"] = Candidate(partial(plain.mul_, 1.0))
+    if isinstance(x.ours, Tensor) and x.ours.dim() == 2:
+        # Labels are read on top: the same number of bytes, summed.
+        found["floor_read"] = Candidate(plain.sum)
+    return found
+
+
+def errors(x: Inputs, loss: Loss, truth: tuple[float, Tensor, Tensor]) -> dict[str, float]:
+    """Relative error of the loss, and of the sampled gradient rows over their largest entry."""
+    logits = x.logits.clone().requires_grad_()
+    value = loss(logits.view_as(logits))
+    value.backward()
+    assert logits.grad is not None
+    total, rows, expected = truth
+    got = logits.grad[rows].double()
+    return {
+        "loss_err": abs(value.item() - total) / abs(total),
+        "grad_err": ((got - expected).abs().max() / expected.abs().max()).item(),
+    }
+
+
+def truth(case: str, x: Inputs) -> tuple[float, Tensor, Tensor]:
+    """fp64 loss over all rows; a sample of rows and their fp64 gradients."""
+    n = x.logits.shape[0]
+    top = torch.cat([z.double().softmax(1).amax(1) for z in x.logits.split(_CHUNK)])
+    at = torch.quantile(top, 0.5)
+    share = AUX * (top >= at) if case.startswith("logconf") else torch.zeros_like(top)
+    total = 0.0
+    for start in range(0, n, _CHUNK):
+        rows = torch.arange(start, min(start + _CHUNK, n))
+        z, target = _target(x, rows, share)
+        total += -(z.log_softmax(1) * target).sum().item() / n
+    rows = torch.linspace(0, n - 1, min(n, _SAMPLE)).long()
+    z, target = _target(x, rows, share)
+    return total, rows, (z.softmax(1) * target.sum(1, keepdim=True) - target) / n
+
+
+def _target(x: Inputs, rows: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    z = x.logits[rows].double()
+    if isinstance(x.ours, w2s_fast.SparseTargets):
+        weak = torch.zeros_like(z).scatter_(1, x.ours.ids[rows], x.ours.probs[rows].double())
+    elif x.ours.dim() == 1:
+        weak = torch.zeros_like(z).scatter_(1, x.ids[rows, None], 1.0)
+    else:
+        weak = x.ours[rows].double()
+    a = share[rows, None]
+    own = torch.zeros_like(z).scatter_(1, z.argmax(1, keepdim=True), 1.0)
+    return z, weak * (1 - a) + own * a

@@ -1,0 +1,203 @@
+"""``python -m bench gpu``: build, test and time everything on a machine with a CUDA device.
+
+One command for a bare machine with torch, triton, nvcc, pybind11, ninja and pytest. Each part runs
+in a process of its own under a time limit, so a crash or a hang loses that part only. A part that
+finished leaves a row in the output and is skipped by the next call; ``--again`` runs it anew. The
+output is one JSON-lines file: a row with the environment, rows of the parts, rows of measurements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import gpu_table
+from bench.environment import ROOT
+from bench.gpu_cases import CASES
+
+OUT = ROOT / "out" / "gpu.jsonl"
+TESTS = ("tests/test_ops.py", "tests/test_linear.py", "tests/test_quantile.py")
+TESTS += ("tests/test_logprob.py", "tests/test_gpu.py")
+_TAIL = 4000  # characters of a failed part's output that its row keeps
+
+
+@dataclass(frozen=True)
+class Part:
+    """One step: a command, and the seconds it may take."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: int
+    measures: bool = False  # its output holds rows of measurements
+
+
+def parts() -> list[Part]:
+    """Everything there is to do, in order; limits add up to less than eight minutes."""
+    me = sys.executable
+    pytest = (me, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider")
+    pytest += ("--require-backends=triton", "--device=cuda")
+    found = [
+        Part("build", (me, "setup.py", "-q", "build_ext", "--inplace"), 70),
+        Part("tests", (*pytest, *TESTS), 125),
+        Part("memcheck", (me, "-m", "bench.gpu_memcheck"), 25),
+        Part("ceilings", (me, "-m", "bench.gpu_worker", "ceilings"), 15, True),
+    ]
+    for name, case in CASES.items():
+        found.append(Part(name, (me, "-m", "bench.gpu_worker", name), case.seconds, True))
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m bench gpu``."""
+    p = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__.splitlines()[0])
+    p.add_argument("--parts", default="", help="comma-separated; default: all that are unfinished")
+    p.add_argument("--again", action="store_true", help="run finished parts anew")
+    p.add_argument("--out", type=Path, default=OUT, help="file of rows: %(default)s")
+    p.add_argument("--dry-run", action="store_true", help="print the plan, run nothing")
+    p.add_argument("--table", action="store_true", help="print the table of --out, run nothing")
+    return p
+
+
+def no_device() -> str:
+    """Why nothing can be measured here; an empty string if it can."""
+    try:
+        import torch
+    except ImportError as e:
+        return f"{e}; install torch for CUDA"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA device; run this on a machine with one"
+    return ""
+
+
+def load(path: Path) -> list[dict[str, object]]:
+    """Rows of the output; a line that a killed process left unfinished is dropped."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def save(path: Path, rows: list[dict[str, object]]) -> None:
+    """Write all rows, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as f:
+        f.write("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(f.name, path)
+
+
+def unfinished(rows: list[dict[str, object]], commit: object, again: bool) -> list[Part]:
+    """Parts without a row that says they succeeded on this commit."""
+    done = {
+        r["part"]
+        for r in rows
+        if r.get("kind") == "part" and r.get("ok") and r.get("git_sha") == commit
+    }
+    return [p for p in parts() if again or p.name not in done]
+
+
+def select(wanted: list[Part], names: str) -> list[Part]:
+    """The named parts of those; all without names.
+
+    Raises:
+        SystemExit: for a name that no part has.
+    """
+    known = [p.name for p in parts()]
+    for name in filter(None, names.split(",")):
+        if name not in known:
+            raise SystemExit(f"bench gpu: unknown part {name!r}; expected some of {known}")
+    asked = names.split(",") if names else known
+    return [p for p in wanted if p.name in asked]
+
+
+def run(part: Part) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """The part's own row, and the rows it measured; whatever it does, this process goes on."""
+    start = time.monotonic()
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    with tempfile.TemporaryFile("w+") as log:
+        child = subprocess.Popen(
+            part.command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code: int | str = child.wait(timeout=part.seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)  # compilers and test workers as well
+            child.wait()
+            code = f"over its {part.seconds} s"
+        log.seek(0)
+        said = log.read()
+    row: dict[str, object] = {
+        "kind": "part", "part": part.name, "ok": code == 0,
+        "seconds": round(time.monotonic() - start, 1),
+    }  # fmt: skip
+    lines = [line for line in said.splitlines() if line.strip()]
+    if code != 0:
+        row |= {"exit": code, "tail": said[-_TAIL:]}
+    elif lines and not part.measures:
+        row["said"] = lines[-1][:200]
+    return row, measured(lines, part.name) if part.measures else []
+
+
+def measured(lines: list[str], part: str) -> list[dict[str, object]]:
+    """Rows that a worker printed; those before a crash count."""
+    found = []
+    for line in lines:
+        if line.startswith('{"kind"'):
+            try:
+                found.append({**json.loads(line), "part": part})
+            except json.JSONDecodeError:
+                continue
+    return found
+
+
+def main(args: list[str]) -> int:
+    """Run what is unfinished; exit code 0 if all of it succeeded, 1 if not, 2 without a device."""
+    a = parser().parse_args(args)
+    rows = load(a.out)
+    if a.table:
+        print(gpu_table.table(rows))
+        return 0
+    if a.dry_run:
+        for part in select(parts(), a.parts):
+            print(f"{part.name:<22} {part.seconds:>3} s  {' '.join(part.command)}")
+        print(f"{sum(p.seconds for p in select(parts(), a.parts))} s at most, to {a.out}")
+        return 0
+    if why := no_device():
+        print(f"bench gpu: {why}", file=sys.stderr)
+        return 2
+    from bench.gpu_environment import gpu_environment
+
+    about = gpu_environment()
+    sha = about["git_sha"]
+    rows = [r for r in rows if r.get("kind") != "environment" or r.get("git_sha") != sha]
+    rows.append({"kind": "environment", **about})
+    failed = False
+    for part in select(unfinished(rows, sha, a.again), a.parts):
+        print(f"{part.name} ...", end=" ", flush=True)
+        row, found = run(part)
+        mine = [r for r in rows if r.get("part") == part.name and r.get("git_sha") == sha]
+        rows = [r for r in rows if r not in mine]
+        rows += [{**r, "git_sha": sha} for r in (*found, row)]
+        save(a.out, rows)
+        failed |= not row["ok"]
+        print(f"{'ok' if row['ok'] else 'FAILED'} {row['seconds']} s {row.get('said', '')}")
+        if not row["ok"]:
+            print(str(row["tail"])[-1500:])
+    print(gpu_table.table([r for r in rows if r.get("git_sha") == sha]))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,142 @@
+"""Inputs and providers of the GPU measurements: ours, PyTorch's, and other people's kernels.
+
+Other libraries are imported by the names they have today and called as their documentation says;
+one that is not installed, or has changed its names, is left out with a row that says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import cross_entropy, linear
+from bench.gpu_cases import Case
+from bench.linear import Unavailable
+
+INPLACE = ("liger",)  # write their gradient over the logits
+Loss = Callable[..., Tensor]
+
+
+def dense_inputs(case: Case) -> cross_entropy.Inputs:
+    """``cross_entropy.make_inputs``, made on the device: spread 3, the weak class lifted."""
+    n, v, dtype = case.n, case.v, cross_entropy.DTYPES[case.dtype]
+    g = torch.Generator("cuda").manual_seed(0)
+    logits = torch.randn(n, v, generator=g, device="cuda").mul_(3.0)
+    ids = torch.randint(v, (n,), generator=g, device="cuda")
+    logits[torch.arange(n, device="cuda"), ids] += torch.rand(n, generator=g, device="cuda") * 20
+    logits = logits.to(dtype)
+    if case.loss == "hard":
+        return cross_entropy.Inputs(logits, None, ids, ids)
+    if case.loss == "logconf_hard":
+        labels = torch.zeros_like(logits).scatter_(1, ids[:, None], 1.0)
+        return cross_entropy.Inputs(logits, labels, ids, ids)
+    soft = torch.randn(n, v, generator=g, device="cuda").mul_(3.0).softmax(1).to(dtype)
+    return cross_entropy.Inputs(logits, soft, ids, soft)
+
+
+def dense_losses(
+    case: Case, x: cross_entropy.Inputs, names: Sequence[str], say: Callable[..., None]
+) -> dict[str, Loss]:
+    """Provider -> loss of the logits; those that cannot take part leave a row."""
+    table = dict(cross_entropy.losses(case.loss, x, names))
+    if "ours_triton" in names:
+        table["ours_triton"] = table["ours"]
+    return table | _available(_DENSE, x.ids, case, names, say)
+
+
+def linear_inputs(case: Case) -> linear.Inputs:
+    """``linear.make_inputs`` with hard labels, made on the device."""
+    dtype = cross_entropy.DTYPES[case.dtype]
+    g = torch.Generator("cuda").manual_seed(0)
+    hidden = torch.randn(case.n, case.d, generator=g, device="cuda")
+    head = torch.randn(case.v, case.d, generator=g, device="cuda").mul_(3.0 / math.sqrt(case.d))
+    ids = torch.randint(case.v, (case.n,), generator=g, device="cuda")
+    own = head[ids]
+    lift = torch.rand(case.n, 1, generator=g, device="cuda") * 20
+    hidden += lift * own / own.square().sum(1, keepdim=True)
+    hidden, head = (t.to(dtype).requires_grad_() for t in (hidden, head))
+    return linear.Inputs(hidden, head, ids, None, ids)
+
+
+def linear_losses(
+    case: Case, x: linear.Inputs, names: Sequence[str], say: Callable[..., None]
+) -> dict[str, Loss]:
+    """Provider -> loss of (hidden, head); those that cannot take part leave a row."""
+    here = [name for name in names if name not in (*_LINEAR, "ours_triton")]
+    table, skipped = linear.losses(case.loss, x, here)
+    for name, why in skipped.items():
+        _skip(say, case, name, why)
+    if "ours_triton" in names:
+        table["ours_triton"] = table["ours"]
+    return dict(table) | _available(_LINEAR, x.ids, case, names, say)
+
+
+def _available(
+    makers: dict[str, Callable[[Tensor], Loss]],
+    ids: Tensor,
+    case: Case,
+    names: Sequence[str],
+    say: Callable[..., None],
+) -> dict[str, Loss]:
+    found = {}
+    for name in [n for n in names if n in makers]:
+        try:
+            found[name] = makers[name](ids)
+        except Unavailable as e:
+            _skip(say, case, name, str(e))
+    return found
+
+
+def _skip(say: Callable[..., None], case: Case, provider: str, why: str) -> None:
+    say(kind="skipped", op=case.op, case=case.loss, dtype=case.dtype, n=case.n, v=case.v,
+        provider=provider, why=why, **({"d": case.d} if case.d else {}))  # fmt: skip
+
+
+def _get(module: str, name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as e:  # a library built for another torch may raise anything on import
+        raise Unavailable(f"{module}.{name}: {type(e).__name__}: {e}".splitlines()[0]) from e
+
+
+def _liger(ids: Tensor) -> Loss:
+    return partial(_get("liger_kernel.transformers.functional", "liger_cross_entropy"), target=ids)
+
+
+def _quack(ids: Tensor) -> Loss:
+    return partial(_get("quack.cross_entropy", "cross_entropy"), target=ids, reduction="mean")
+
+
+def _flash(ids: Tensor) -> Loss:
+    call = _get("flash_attn.losses.cross_entropy", "CrossEntropyLoss")()
+    return lambda logits: call(logits, ids)
+
+
+def _cce(ids: Tensor) -> Loss:
+    call = _get("cut_cross_entropy", "linear_cross_entropy")
+    return lambda hidden, head: call(hidden, head, ids)
+
+
+def _liger_head(ids: Tensor) -> Loss:
+    name = "liger_fused_linear_cross_entropy"
+    call = _get("liger_kernel.transformers.functional", name)
+    return lambda hidden, head: call(hidden, head, ids)
+
+
+def _quack_head(ids: Tensor) -> Loss:
+    call = _get("quack.linear_cross_entropy", "chunked_linear_cross_entropy")
+    return lambda hidden, head: call(hidden, head, ids)
+
+
+_DENSE: dict[str, Callable[[Tensor], Loss]] = {
+    "liger": _liger, "quack": _quack, "flash_attn": _flash,
+}  # fmt: skip
+_LINEAR: dict[str, Callable[[Tensor], Loss]] = {
+    "liger": _liger_head, "quack": _quack_head, "cce": _cce,
+}  # fmt: skip

@@ -1,0 +1,84 @@
+"""The rows of ``python -m bench gpu`` as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Row = dict[str, Any]
+_COLUMNS = (
+    "provider", "ms p20 / p50 / p80", "of ours", "peak MiB", "GB/s", "TFLOP/s", "of ceiling",
+    "error",
+)  # fmt: skip
+
+
+def table(rows: list[Row]) -> str:
+    """Environment, parts, then a block for every case; ``of ours``: above 1, ours is faster."""
+    lines = [*_environment(rows), *_parts(rows)]
+    limit = next((r for r in rows if r.get("kind") == "ceilings"), {})
+    if limit:
+        lines.append(
+            f"ceilings: copy {limit['copy_gbps']:.0f} GB/s, GEMM bf16 "
+            f"{limit['gemm_bf16_tflops']:.0f}, fp32 {limit['gemm_fp32_tflops']:.0f} TFLOP/s"
+        )
+    cases: dict[str, list[Row]] = {}
+    for r in rows:
+        if r.get("kind") in ("time", "skipped"):
+            size = f"{r['n']} x {r['v']}" + (f", D {r['d']}" if r.get("d") else "")
+            cases.setdefault(f"{r['op']} {r['case']}, {size}, {r['dtype']}", []).append(r)
+    for title, found in cases.items():
+        lines += ["", title, *_block(found, limit)]
+    return "\n".join(lines) if lines else "no rows yet"
+
+
+def _environment(rows: list[Row]) -> list[str]:
+    return [
+        f"{r.get('gpu')} ({r.get('memory_gib')} GiB), driver {r.get('driver_version')}, "
+        f"torch {r.get('torch')}, CUDA {r.get('cuda')}, triton {r.get('triton')}, "
+        f"commit {r.get('git_sha')}{' with changes' if r.get('dirty') else ''}"
+        for r in rows
+        if r.get("kind") == "environment"
+    ]
+
+
+def _parts(rows: list[Row]) -> list[str]:
+    return [
+        f"{r['part']}: {'ok' if r['ok'] else 'FAILED (' + str(r.get('exit')) + ')'} "
+        f"{r['seconds']} s {r.get('said', '')}".rstrip()
+        for r in rows
+        if r.get("kind") == "part"
+    ]
+
+
+def _block(rows: list[Row], limit: Row) -> list[str]:
+    cells = [_COLUMNS, *(_cells(r, limit) for r in rows if r["kind"] == "time")]
+    widths = [max(len(c[i]) for c in cells) for i in range(len(_COLUMNS))]
+    lines = ["  " + "  ".join(x.ljust(w) for x, w in zip(c, widths, strict=True)) for c in cells]
+    lines += [f"  {r['provider']}: {r['why']}" for r in rows if r["kind"] == "skipped"]
+    return [line.rstrip() for line in lines]
+
+
+def _cells(r: Row, limit: Row) -> tuple[str, ...]:
+    name = f"{r['provider']} ({r['backend']})" if "backend" in r else r["provider"]
+    errors = [f"{k.removesuffix('_err')} {x:.1e}" for k, x in r.items() if k.endswith("_err")]
+    return (
+        name,
+        " / ".join(f"{r[k]:.4g}" for k in ("ms_p20", "ms_p50", "ms_p80")),
+        _number(r, "ratio_to_ours", ".2f"),
+        _number(r, "peak_mib", ".0f"),
+        _number(r, "gbps", ".0f"),
+        _number(r, "tflops", ".0f"),
+        _share(r, limit),
+        ", ".join(errors),
+    )
+
+
+def _number(r: Row, name: str, form: str) -> str:
+    return format(r[name], form) if name in r else ""
+
+
+def _share(r: Row, limit: Row) -> str:
+    """The larger resource's share: bytes over the copy, flops over the GEMM of the same dtype."""
+    for mine, best in (("tflops", f"gemm_{r['dtype']}_tflops"), ("gbps", "copy_gbps")):
+        if mine in r and limit.get(best):
+            return f"{r[mine] / limit[best]:.0%}"
+    return ""

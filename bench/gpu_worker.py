@@ -1,0 +1,200 @@
+"""``python -m bench.gpu_worker PART``: measure one part on the CUDA device, print rows as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import cross_entropy, gpu_peers, gpu_time, linear, quantile, two_class
+from bench.gpu_cases import CASES, Case
+from w2s_fast.ops import OPS, _op, use_backend
+
+_TIMED = 2.5  # seconds a case spends on timed turns
+
+
+def say(**row: Any) -> None:
+    """One row, at once: a crash of the next case cannot take it away."""
+    short = {k: float(f"{x:.4g}") if isinstance(x, float) else x for k, x in row.items()}
+    print(json.dumps(short), flush=True)
+
+
+def forced(provider: str) -> Any:
+    """The backend of a provider of ours: ``ours_triton`` forces it, ``ours`` is what users get."""
+    return use_backend("triton") if provider == "ours_triton" else nullcontext()
+
+
+def serving(op: str, dtype: torch.dtype) -> str:
+    """Name of the backend that CUDA tensors get."""
+    module = OPS[op].backend(torch.device("cuda"), dtype).__name__
+    return next(b for b in _op.BACKENDS if OPS[op].backends[b] == module)
+
+
+def names_of(case: Case, op: str) -> list[str]:
+    """Providers, without ours a second time where Triton is what users get anyway."""
+    same = serving(op, cross_entropy.DTYPES[case.dtype]) == "triton"
+    return [p for p in case.providers if not (same and p == "ours_triton")]
+
+
+def measure(
+    case: Case,
+    calls: dict[str, Callable[[], Any]],
+    before: Callable[[str], None],
+    moved: dict[str, float],
+    errors: Callable[[str], dict[str, float]],
+) -> None:
+    """Errors, peak memory, then time of every call; ``moved`` has the least bytes and flops."""
+    about = {"op": case.op, "case": case.loss, "dtype": case.dtype, "n": case.n, "v": case.v}
+    about |= {"d": case.d} if case.d else {}
+
+    def drop(name: str, error: Exception) -> None:
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        say(kind="skipped", **about, provider=name, why=said)
+
+    known: dict[str, dict[str, float]] = {}
+    for name in list(calls):
+        try:
+            with forced(name):
+                known[name] = errors(name)
+                before(name)
+                calls[name]()  # compiles: not to be counted as memory
+                known[name]["peak_mib"] = gpu_time.peak_mib(partial(before, name), calls[name])
+        except Exception as e:  # another library may refuse this card: that is a result
+            drop(name, e)
+            del calls[name]
+        torch.cuda.empty_cache()
+
+    def run(name: str) -> None:
+        with forced(name):
+            calls[name]()
+
+    times = gpu_time.interleave({n: partial(run, n) for n in calls}, before, _TIMED, drop)
+    for name, found in times.items():
+        ms = found["ms_p50"]
+        row: dict[str, Any] = {"provider": name, **found, **known[name]}
+        row |= {"ratio_to_ours": ms / times["ours"]["ms_p50"]} if "ours" in times else {}
+        row |= {"gbps": moved["bytes"] / ms / 1e6} if moved.get("bytes") else {}
+        row |= {"tflops": moved["flops"] / ms / 1e9} if moved.get("flops") else {}
+        if name.startswith("ours"):
+            op = "quantile" if case.op == "quantile" else "cross_entropy"
+            with forced(name):
+                row["backend"] = serving(op, cross_entropy.DTYPES[case.dtype])
+        say(kind="time", **about, **row)
+
+
+def dense(case: Case) -> None:
+    """Forward and backward of the loss from logits; the model is a buffer."""
+    x = gpu_peers.dense_inputs(case)
+    table = gpu_peers.dense_losses(case, x, names_of(case, "cross_entropy"), say)
+    truth = cross_entropy.truth(case.loss, x)
+    seed = torch.zeros((), device="cuda", requires_grad=True)
+    work = torch.empty_like(x.logits)  # some write their gradient over the logits
+
+    def step(name: str) -> None:
+        logits = work if name in gpu_peers.INPLACE else x.logits
+        table[name](cross_entropy.Upstream.apply(seed, [logits])).backward()
+
+    def before(name: str) -> None:
+        seed.grad = None
+        if name in gpu_peers.INPLACE:
+            work.copy_(x.logits)
+
+    passes = 3 if isinstance(x.ours, Tensor) and x.ours.dim() == 2 else 2
+    moved = {"bytes": passes * x.logits.nbytes}
+    calls = {name: partial(step, name) for name in table}
+    measure(case, calls, before, moved, lambda n: cross_entropy.errors(x, table[n], truth))
+
+
+def head(case: Case) -> None:
+    """Forward and backward of the loss from hidden states."""
+    x = gpu_peers.linear_inputs(case)
+    table = gpu_peers.linear_losses(case, x, names_of(case, "cross_entropy"), say)
+    rows = torch.linspace(0, case.n - 1, 64, device="cuda").long()
+    z = x.hidden.detach()[rows].double() @ x.head.detach().double().t()
+    p = z.softmax(1)
+    p[torch.arange(64, device="cuda"), x.ids[rows]] -= 1
+    expected = p @ x.head.detach().double() / case.n
+    del z, p
+
+    def errors(name: str) -> dict[str, float]:
+        linear.reset(x)
+        linear.step(x, table[name])
+        assert x.hidden.grad is not None
+        got = x.hidden.grad[rows].double()
+        linear.reset(x)
+        return {"grad_err": ((got - expected).abs().max() / expected.abs().max()).item()}
+
+    calls: dict[str, Callable[[], Any]] = {
+        name: partial(linear.step, x, call) for name, call in table.items()
+    }
+    moved = {"flops": 6.0 * case.n * case.v * case.d}
+    measure(case, calls, lambda _: linear.reset(x), moved, errors)
+
+
+def order_statistic(case: Case) -> None:
+    """The median of many scores."""
+    scores = quantile.make_inputs(case.n).cuda()
+    found = quantile.candidates(scores, case.providers)
+    calls: dict[str, Callable[[], Any]] = {n: c.call for n, c in found.items()}
+
+    def errors(name: str) -> dict[str, float]:
+        return {"value_err": quantile.error(scores)} if name == "ours" else {}
+
+    measure(case, calls, lambda _: None, {"bytes": scores.nbytes}, errors)
+
+
+def two(case: Case) -> None:
+    """The confidence loss of a small batch over two classes: launches, hardly any work."""
+    logits, labels = (t.cuda() for t in two_class.make_inputs(case.n))
+    names = names_of(case, "cross_entropy")
+    table = two_class.losses(labels, names)
+    if "ours_triton" in names:
+        table["ours_triton"] = table["ours"]
+    leaf = logits.clone().requires_grad_()
+
+    def step(name: str) -> None:
+        table[name](leaf).backward()
+
+    def before(_: str) -> None:
+        leaf.grad = None
+
+    calls = {name: partial(step, name) for name in table}
+    measure(case, calls, before, {}, lambda n: two_class.errors(logits, labels, table[n]))
+
+
+RUN = {"cross_entropy": dense, "linear": head, "quantile": order_statistic, "two_class": two}
+
+
+def main(args: list[str]) -> int:
+    """Measure the named part."""
+    torch.manual_seed(0)
+    if args == ["ceilings"]:
+        say(kind="ceilings", **gpu_time.ceilings())
+        return 0
+    start = time.monotonic()
+    failed = 0
+    for case in CASES[args[0]].cases:
+        try:
+            RUN[case.op](case)
+        except torch.cuda.OutOfMemoryError as e:
+            say(kind="skipped", op=case.op, case=case.loss, dtype=case.dtype, n=case.n, v=case.v,
+                provider="all", why=str(e).splitlines()[0][:300])  # fmt: skip
+        except torch.AcceleratorError:
+            raise  # the device is lost to this process: nothing after it would mean anything
+        except Exception as e:
+            failed = 1
+            print(f"{case}: {type(e).__name__}: {e}", file=sys.stderr)
+        torch.cuda.empty_cache()
+    print(f"{time.monotonic() - start:.1f} s", file=sys.stderr)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,247 @@
+"""The loss of a language-model head, from hidden states: inputs, candidates, and the fp64 truth.
+
+``gemms`` is the floor: the three bare products of the same shapes, into buffers made beforehand.
+Other people's fused heads take part where they are installed and can run here (``bench-peers``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import w2s_fast
+from bench import peers
+from bench.cross_entropy import AUX, DTYPES, TOP_K
+from bench.measure import Candidate
+
+CASES = ("hard", "dense", "topk", "logconf_hard", "logconf_topk")
+SHAPES = ((2048, 1024, 32000), (1024, 2048, 128256))  # N, D, V
+PEERS = ("torch_lce", "torch_lce_auto", "cce", "liger", "quack")
+PROVIDERS = ("ours", "eager", "compile", *PEERS)
+MEMORY_MIB = 64  # what ours may spend on logits
+_TORCH_ROWS = 512  # a chunk of torch_lce: the best of a few sizes on the first shape
+_CHUNK = 256  # rows of fp64 truth at a time
+_SAMPLE = 64  # rows whose gradient is checked
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Unavailable(Exception):
+    """Why a provider cannot take part on this machine."""
+
+
+@dataclass
+class Inputs:
+    """hidden (N, D), head (V, D), both leaves; labels (N, V) dense or None; ours: for our op."""
+
+    hidden: Tensor
+    head: Tensor
+    ids: Tensor
+    labels: Tensor | None
+    ours: Tensor | w2s_fast.SparseTargets
+
+
+def make_inputs(case: str, dtype: str, n: int, d: int, v: int) -> Inputs:
+    """Logits with spread 3 whose weak class stands out in most rows, as after some training."""
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(n, d, generator=g)
+    head = torch.randn(v, d, generator=g).mul_(3.0 / math.sqrt(d))
+    ids = torch.randint(v, (n,), generator=g)
+    lift = torch.rand(n, 1, generator=g).mul_(20.0)
+    own = head[ids]
+    hidden += lift * own / own.square().sum(1, keepdim=True)
+    hidden, head = (x.to(DTYPES[dtype]).requires_grad_() for x in (hidden, head))
+    if case in ("hard", "logconf_hard"):
+        ours: Tensor | w2s_fast.SparseTargets = ids
+        listed, probs = ids[:, None], torch.ones(n, 1)
+    elif case == "dense":
+        ours = torch.randn(n, v, generator=g).mul_(3.0).softmax(dim=1).to(hidden.dtype)
+        return Inputs(hidden, head, ids, ours, ours)
+    else:
+        k = min(TOP_K, v)
+        listed = (ids[:, None] + 17 * torch.arange(k)) % v
+        probs = torch.rand(n, k, generator=g)
+        probs /= probs.sum(dim=1, keepdim=True)
+        ours = w2s_fast.SparseTargets(listed, probs)
+    labels = None
+    if case != "hard":
+        # What the others are given: dense labels, scattered outside of their time and memory.
+        labels = torch.zeros(n, v, dtype=hidden.dtype).scatter_(1, listed, probs.to(hidden.dtype))
+    return Inputs(hidden, head, ids, labels, ours)
+
+
+def loss(provider: str, case: str, x: Inputs) -> Loss | None:
+    """Loss of (hidden, head); None where the provider has no such loss.
+
+    Raises:
+        Unavailable: if the provider is not installed or cannot run here.
+    """
+    confidence = case.startswith("logconf")
+    target = x.ids if x.labels is None else x.labels
+    if provider == "ours":
+        options: dict[str, Any] = {"aux": AUX, "threshold": "median"} if confidence else {}
+        return partial(w2s_fast.linear_cross_entropy, weak=x.ours, memory_mib=MEMORY_MIB, **options)
+    if provider in ("eager", "compile"):
+        peer = partial(peers.linear_cross_entropy, labels=target)
+        if confidence:
+            peer = partial(peers.linear_logconf, labels=target, coef=AUX)
+        return peer if provider == "eager" else torch.compile(peer, dynamic=False)
+    if confidence or (provider != "torch_lce" and case != "hard"):
+        return None
+    return _PEERS[provider](target)
+
+
+def _torch_lce(target: Tensor, **options: Any) -> Loss:
+    if not hasattr(F, "linear_cross_entropy"):
+        raise Unavailable(f"torch {torch.__version__} has no linear_cross_entropy")
+    # Dense labels take its reference path whatever the options, and it warns.
+    chunked = torch.nn.LinearCrossEntropyOptions(**options) if target.dim() == 1 else None
+    return lambda hidden, head: F.linear_cross_entropy(hidden, head, target, options=chunked)
+
+
+def _torch_compact(target: Tensor) -> Loss:
+    return _torch_lce(
+        target, chunking_method=None, batch_chunk_size=_TORCH_ROWS, acc_policy="compact"
+    )
+
+
+def _cce(target: Tensor) -> Loss:
+    module = _installed("cut_cross_entropy", "cut-cross-entropy")
+    return partial(module.linear_cross_entropy, targets=target, impl="torch_compile")
+
+
+def _liger(target: Tensor) -> Loss:
+    module = _installed("liger_kernel.ops.fused_linear_scaled_cross_entropy", "liger-kernel")
+    op = module.LigerFusedLinearScaledCrossEntropyFunction
+    return lambda hidden, head: op.apply(hidden, head, target).mean()
+
+
+def _quack(target: Tensor) -> Loss:
+    raise Unavailable("quack-kernels runs on CUDA only")
+
+
+_PEERS: dict[str, Callable[[Tensor], Loss]] = {
+    "torch_lce": _torch_compact, "torch_lce_auto": _torch_lce, "cce": _cce, "liger": _liger,
+    "quack": _quack,
+}  # fmt: skip
+
+
+def _installed(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise Unavailable(f"{package} cannot be imported: {e}") from e
+
+
+def losses(
+    case: str, x: Inputs, providers: Sequence[str]
+) -> tuple[dict[str, Loss], dict[str, str]]:
+    """Provider -> loss, and provider -> why it does not take part."""
+    table, skipped = {}, {}
+    for provider in providers:
+        try:
+            found = loss(provider, case, x)
+        except Unavailable as e:
+            skipped[provider] = str(e)
+        else:
+            if found is not None:
+                table[provider] = found
+    return table, skipped
+
+
+def step(x: Inputs, call: Loss) -> Tensor:
+    """Forward and backward; gradients are left in the leaves."""
+    value = call(x.hidden, x.head)
+    value.backward()
+    return value.detach()
+
+
+def reset(x: Inputs) -> None:
+    """No gradients, as after ``zero_grad(set_to_none=True)``."""
+    x.hidden.grad = x.head.grad = None
+
+
+def candidates(x: Inputs, table: dict[str, Loss]) -> dict[str, Candidate]:
+    """Forward and backward of every loss, and the bare products."""
+    found = {
+        name: Candidate(partial(step, x, call), partial(reset, x), warm=1)
+        for name, call in table.items()
+    }
+    found["gemms"] = Candidate(gemms(x), partial(reset, x), warm=1)
+    return found
+
+
+def gemms(x: Inputs) -> Callable[[], None]:
+    """logits = hidden head^T, dhidden = dlogits head, dhead = dlogits^T hidden."""
+    hidden, head = x.hidden.detach(), x.head.detach()
+    logits = hidden.new_zeros((hidden.shape[0], head.shape[0]))
+    dhidden, dhead = torch.empty_like(hidden), torch.empty_like(head)
+
+    def products() -> None:
+        torch.mm(hidden, head.t(), out=logits)
+        torch.mm(logits, head, out=dhidden)
+        torch.mm(logits.t(), hidden, out=dhead)
+
+    return products
+
+
+def errors(x: Inputs, call: Loss, truth: tuple[float, Tensor, Tensor]) -> dict[str, float]:
+    """Relative error of the loss; of sampled rows of dhidden over their largest entry."""
+    reset(x)
+    value = step(x, call)
+    assert x.hidden.grad is not None
+    total, rows, expected = truth
+    got = x.hidden.grad[rows].double()
+    return {
+        "loss_err": abs(value.item() - total) / abs(total),
+        "grad_err": ((got - expected).abs().max() / expected.abs().max()).item(),
+    }
+
+
+def truth(case: str, x: Inputs) -> tuple[float, Tensor, Tensor]:
+    """fp64 loss over all rows; a sample of rows and their fp64 dL/dhidden."""
+    hidden, head = x.hidden.detach().double(), x.head.detach().double()
+    n = hidden.shape[0]
+    sample = torch.linspace(0, n - 1, min(n, _SAMPLE)).long()
+    picked = torch.zeros(n, dtype=torch.bool).index_fill_(0, sample, True)
+    weak, own, top, grads = [], [], [], []
+    for rows in torch.arange(n).split(_CHUNK):
+        z = hidden[rows] @ head.t()
+        lse = z.logsumexp(1)
+        most, chosen = z.max(1)
+        y = _target(x, rows, z)
+        weak.append(lse * y.sum(1) - (y * z).sum(1))
+        own.append(lse - most)
+        top.append((most - lse).exp())
+        at = picked[rows]
+        p = (z[at] - lse[at, None]).exp()
+        # Of the weak part and of the self-target; mixed below, when the threshold is known.
+        one = torch.zeros_like(p).scatter_(1, chosen[at, None], 1.0)
+        grads.append(
+            torch.stack([(p * y[at].sum(1, keepdim=True) - y[at]) @ head, (p - one) @ head], 1)
+        )
+    tops = torch.cat(top)
+    share = torch.zeros(n, dtype=torch.float64)
+    if case.startswith("logconf"):
+        share = AUX * (tops >= torch.quantile(tops, 0.5)).double()
+    total = ((1 - share) * torch.cat(weak) + share * torch.cat(own)).mean().item()
+    a = share[sample, None]
+    parts = torch.cat(grads)
+    return total, sample, ((1 - a) * parts[:, 0] + a * parts[:, 1]) / n
+
+
+def _target(x: Inputs, rows: Tensor, like: Tensor) -> Tensor:
+    zeros = torch.zeros_like(like)
+    if isinstance(x.ours, w2s_fast.SparseTargets):
+        return zeros.scatter_(1, x.ours.ids[rows], x.ours.probs[rows].double())
+    if x.ours.dim() == 1:
+        return zeros.scatter_(1, x.ids[rows, None], 1.0)
+    return x.ours[rows].double()

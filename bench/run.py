@@ -1,0 +1,214 @@
+"""``python -m bench run``: time the ops against eager PyTorch, torch.compile and the memory floor.
+
+Every job runs in a fresh process per allocator setting. ``stock`` is the C library's allocator as
+users have it: every buffer of a few MB is mapped anew and pays its page faults. ``recycled`` keeps
+freed pages, as jemalloc and tcmalloc do. The first is what a user sees, the second what a kernel
+earned; both are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from bench import cross_entropy, linear, quantile, rows, two_class
+from bench.environment import ROOT
+from bench.worker import Job
+
+OPS = ("cross_entropy", "linear_cross_entropy", "two_class", "quantile")
+_CASES = tuple(dict.fromkeys(cross_entropy.CASES + linear.CASES))
+ALLOCATORS = {
+    "stock": {},
+    "recycled": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"},
+}
+_QUICK_SHAPE = (6, 130)
+_QUICK_HEAD = (6, 16, 130)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m bench run``."""
+    p = argparse.ArgumentParser(prog="python -m bench run", description=__doc__.splitlines()[0])
+    p.add_argument("--op", default=",".join(OPS), help="comma-separated: %(default)s")
+    p.add_argument("--cases", default="", help=f"of {','.join(_CASES)}; default: all of the op")
+    p.add_argument("--dtypes", default="", help="fp32, bf16; default: what each shape is meant for")
+    shapes = ",".join(f"{n}x{v}" for n, v in cross_entropy.SHAPES)
+    p.add_argument("--shapes", default=shapes, help="NxV of cross_entropy: %(default)s")
+    heads = ",".join("x".join(map(str, s)) for s in linear.SHAPES)
+    p.add_argument("--heads", default=heads, help="NxDxV of linear_cross_entropy: %(default)s")
+    sizes = ",".join(map(str, quantile.SIZES))
+    p.add_argument("--sizes", default=sizes, help="N of quantile, up to 1e8 and more: %(default)s")
+    p.add_argument("--allocator", default="stock,recycled", help="%(default)s")
+    p.add_argument("--providers", default="", help="comma-separated; default: all of the op")
+    p.add_argument("--rounds", type=int, default=0, help="turns of each candidate; 0: by op")
+    p.add_argument("--threads", type=int, default=2, help="of the large cases: %(default)s")
+    p.add_argument("--quick", action="store_true", help="toy sizes: does it run, not how fast")
+    p.add_argument("--out", type=Path, help="file the rows are added to")
+    p.add_argument(
+        "--record", action="store_true", help="replace the rows in bench/results/cpu (clean tree)"
+    )
+    return p
+
+
+def jobs(a: argparse.Namespace) -> Iterator[Job]:
+    """All jobs the options ask for."""
+    for op, allocator in itertools.product(_names(a.op, OPS), _names(a.allocator, ALLOCATORS)):
+        if op == "cross_entropy":
+            yield from _cross_entropy_jobs(a, allocator)
+            continue
+        if op == "linear_cross_entropy":
+            yield from _linear_jobs(a, allocator)
+            continue
+        module = two_class if op == "two_class" else quantile
+        case, columns = ("logconf", 2) if op == "two_class" else ("median", 1)
+        providers = _names(a.providers, module.PROVIDERS, strict=False)
+        # A loss over two classes is launch bound: a second thread would only wait.
+        threads = 1 if op == "two_class" else a.threads
+        rounds = a.rounds or (3 if a.quick else 60 if op == "two_class" else 7)
+        if op == "quantile":
+            sizes = (1000,) if a.quick else tuple(_count(n) for n in a.sizes.split(","))
+        else:
+            sizes = two_class.SIZES[:1] if a.quick else two_class.SIZES
+        for n in sizes:
+            yield Job(op, case, "fp32", n, columns, allocator, threads, providers, rounds, a.quick)
+
+
+def _cross_entropy_jobs(a: argparse.Namespace, allocator: str) -> Iterator[Job]:
+    cases = _cases(a, cross_entropy.CASES)
+    dtypes = _names(a.dtypes, cross_entropy.DTYPES)
+    providers = _names(a.providers, cross_entropy.PROVIDERS, strict=False)
+    shapes = [_QUICK_SHAPE] if a.quick else [_shape(s, "NxV") for s in a.shapes.split(",")]
+    rounds = a.rounds or (2 if a.quick else 5)
+    for (n, v), dtype, case in itertools.product(shapes, dtypes, cases):
+        yield Job(
+            "cross_entropy", case, dtype, n, v, allocator, a.threads, providers, rounds, a.quick
+        )
+
+
+def _linear_jobs(a: argparse.Namespace, allocator: str) -> Iterator[Job]:
+    providers = _names(a.providers, linear.PROVIDERS, strict=False)
+    shapes = [_QUICK_HEAD] if a.quick else [_shape(s, "NxDxV") for s in a.heads.split(",")]
+    for n, d, v in shapes:
+        # A head of 128256 classes in fp32 is nobody's, and takes minutes.
+        large = (n, d, v) == linear.SHAPES[1]
+        dtypes = _names(a.dtypes or ("bf16" if large else ""), cross_entropy.DTYPES)
+        for dtype, case in itertools.product(dtypes, _cases(a, linear.CASES)):
+            yield Job(
+                "linear_cross_entropy", case, dtype, n, v, allocator, a.threads, providers,
+                a.rounds or (2 if a.quick else 3), a.quick, d,
+            )  # fmt: skip
+
+
+def _cases(a: argparse.Namespace, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the op; an unknown name is an error, one of another op is not."""
+    return tuple(case for case in _names(a.cases, _CASES) if case in known)
+
+
+def _names(text: str, known: object, strict: bool = True) -> tuple[str, ...]:
+    everything = tuple(known)  # type: ignore[call-overload]
+    names = tuple(text.split(",")) if text else everything
+    unknown = [name for name in names if name not in everything]
+    if unknown and strict:
+        raise SystemExit(f"bench: unknown {unknown[0]!r}; expected some of {everything}")
+    return tuple(name for name in names if name in everything)
+
+
+def _count(text: str) -> int:
+    try:
+        return int(float(text))
+    except ValueError:
+        raise SystemExit(f"bench: size {text!r}; expected a number, as 1e8") from None
+
+
+def _shape(text: str, form: str) -> tuple[int, ...]:
+    parts = text.split("x")
+    if len(parts) != len(form.split("x")) or not all(p.isdecimal() for p in parts):
+        raise SystemExit(f"bench: shape {text!r}; expected {form}, as 4096x32000")
+    return tuple(int(p) for p in parts)
+
+
+def spawn(group: list[Job]) -> Iterator[rows.Row]:
+    """Measure jobs of one allocator in one fresh process; yield rows as they come."""
+    settings = {
+        **ALLOCATORS[group[0].allocator],
+        "OMP_NUM_THREADS": str(group[0].threads),
+        # Waiting threads sleep: otherwise their spinning would count as CPU time of a candidate.
+        "OMP_WAIT_POLICY": "passive",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    command = [sys.executable, "-m", "bench.worker", json.dumps([asdict(j) for j in group])]
+    with subprocess.Popen(
+        command, env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("{"):
+                yield json.loads(line)
+    if child.returncode:
+        raise SystemExit(f"bench: measuring {group[0]} failed with exit code {child.returncode}")
+
+
+def show(row: rows.Row) -> str:
+    """One line of the terminal table."""
+    shape = "x".join(str(row[name]) for name in ("n", "d", "v") if name in row)
+    if "skipped" in row:
+        who = f"{row['provider']:<14} skipped: {row['skipped']}"
+        return f"{row['case']:<14} {row['dtype']} {shape:<12} {row['allocator']:<8} {who}"
+    ratios = "".join(
+        f" {label} {row[name]:>7}" if name in row else " " * (len(label) + 9)
+        for label, name in (
+            ("/ours", "ratio_to_ours"),
+            ("/inplace", "ratio_to_inplace"),
+            ("/floor", "floor_ratio"),
+        )
+    )
+    return (
+        f"{row['case']:<14} {row['dtype']} {shape:<12} {row['allocator']:<8} {row['provider']:<14} "
+        f"cpu {row['cpu_ms']:>8} ms  wall {row['wall_ms']:>8} ms  faults {row['faults']:>8}{ratios}"
+    )
+
+
+def main(args: list[str]) -> int:
+    """Measure, print, and store where ``--out`` or ``--record`` say."""
+    a = parser().parse_args(args)
+    wanted = list(jobs(a))
+    # A toy run shares one process per allocator and thread count; a real one shares nothing.
+    groups = [[job] for job in wanted]
+    if a.quick:
+        by_process = sorted(wanted, key=_process)
+        groups = [list(group) for _, group in itertools.groupby(by_process, _process)]
+    for group in groups:
+        measured = []
+        for row in spawn(group):
+            measured.append(row)
+            print(show(row), flush=True)
+        if a.out:
+            rows.save(a.out, measured)
+        if a.record:
+            _record(measured)
+    return 0
+
+
+def _process(job: Job) -> tuple[str, int]:
+    return job.allocator, job.threads
+
+
+def _record(measured: list[rows.Row]) -> None:
+    if any(row["quick"] or row["dirty"] for row in measured):
+        raise SystemExit(
+            "bench: rows of a toy run, of a changed source tree or of a core older than its "
+            "sources are not recorded; commit, rebuild, and run without --quick"
+        )
+    for row in measured:
+        rows.save(rows.RESULTS / "cpu" / f"{row['op']}.jsonl", [row])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

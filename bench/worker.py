@@ -1,0 +1,133 @@
+"""Measures jobs in a process of its own, so that allocator settings and heap are theirs alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+
+from bench import cross_entropy, linear, memory, quantile, two_class
+from bench.environment import environment
+from bench.measure import Samples, interleave
+
+_FLOORS = ("floor_write", "floor_read", "gemms")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One group of candidates that are timed together; ``allocator`` is set by the parent."""
+
+    op: str
+    case: str
+    dtype: str
+    n: int
+    v: int
+    allocator: str
+    threads: int
+    providers: tuple[str, ...]
+    rounds: int
+    quick: bool = False
+    d: int = 0  # hidden size, for a head
+
+
+def measure(job: Job) -> list[dict[str, object]]:
+    """One row per provider, and one for the floor."""
+    torch.set_num_threads(job.threads)
+    if job.op == "linear_cross_entropy":
+        return _linear(job)
+    samples, errors = _OPS[job.op](job)
+    return rows(job, samples, errors)
+
+
+def _cross_entropy(job: Job) -> tuple[dict[str, Samples], dict[str, dict[str, float]]]:
+    x = cross_entropy.make_inputs(job.case, job.dtype, job.n, job.v)
+    table = cross_entropy.losses(job.case, x, job.providers)
+    truth = cross_entropy.truth(job.case, x)
+    errors = {name: cross_entropy.errors(x, loss, truth) for name, loss in table.items()}
+    return interleave(cross_entropy.candidates(x, table), job.rounds), errors
+
+
+def _two_class(job: Job) -> tuple[dict[str, Samples], dict[str, dict[str, float]]]:
+    logits, labels = two_class.make_inputs(job.n)
+    table = two_class.losses(labels, job.providers)
+    errors = {name: two_class.errors(logits, labels, loss) for name, loss in table.items()}
+    return interleave(two_class.candidates(logits, table, job.quick), job.rounds), errors
+
+
+def _quantile(job: Job) -> tuple[dict[str, Samples], dict[str, dict[str, float]]]:
+    scores = quantile.make_inputs(job.n)
+    errors = {"ours": {"value_err": quantile.error(scores)}}
+    return interleave(quantile.candidates(scores, job.providers), job.rounds), errors
+
+
+def _linear(job: Job) -> list[dict[str, object]]:
+    x = linear.make_inputs(job.case, job.dtype, job.n, job.d, job.v)
+    table, skipped = linear.losses(job.case, x, job.providers)
+    about: dict[str, dict[str, float]] = {name: {} for name in table}
+    if job.allocator == "stock":  # errors and memory are the same under the other one
+        truth = linear.truth(job.case, x)
+        about = {name: linear.errors(x, loss, truth) for name, loss in table.items()}
+        shape = (job.case, job.dtype, job.n, job.d, job.v, job.threads)
+        for name, peak in memory.peaks(list(table), *shape).items():
+            about[name]["peak_mib"] = peak
+    samples = interleave(linear.candidates(x, table), job.rounds)
+    return rows(job, samples, about) + [
+        {**_asked(job), "provider": name, "skipped": why, **environment()}
+        for name, why in skipped.items()
+    ]
+
+
+_OPS = {"cross_entropy": _cross_entropy, "two_class": _two_class, "quantile": _quantile}
+
+
+def rows(
+    job: Job, samples: Mapping[str, Samples], errors: Mapping[str, dict[str, float]]
+) -> list[dict[str, object]]:
+    """Rows in the order of the candidates, with ratios to ours and to the memory floor.
+
+    ``ratio_to_ours`` is this provider's CPU time over ours of the same turns: above 1, ours is
+    faster. ``floor_ratio`` is the CPU time over that of reading and writing the same bytes, for a
+    head over that of its bare products.
+    """
+    summary = {name: s.summary() for name, s in samples.items()}
+    floor = sum(summary[name]["cpu_ms"] for name in _FLOORS if name in summary)
+    about = environment()
+    found = []
+    for name, numbers in summary.items():
+        row: dict[str, object] = {**_asked(job), "provider": name, **_rounded(numbers)}
+        for column, base in (("ratio_to_ours", "ours"), ("ratio_to_inplace", "ours_inplace")):
+            if base in summary:
+                row[column] = _digits(numbers["cpu_ms"] / max(summary[base]["cpu_ms"], 1e-9))
+        if floor > 0:
+            row["floor_ratio"] = _digits(numbers["cpu_ms"] / floor)
+        found.append({**row, **_rounded(errors.get(name, {})), **about})
+    return found
+
+
+def _asked(job: Job) -> dict[str, object]:
+    left_out = ("providers", "rounds", "threads") + (() if job.d else ("d",))
+    return {k: v for k, v in asdict(job).items() if k not in left_out}
+
+
+def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name: _digits(x) for name, x in numbers.items()}
+
+
+def _digits(x: float) -> float:
+    return float(f"{x:.4g}") if x < 1e4 else float(round(x))
+
+
+def main(args: list[str]) -> int:
+    """Measure the jobs of the JSON list on the command line; print one JSON row a line."""
+    for fields in json.loads(args[0]):
+        job = Job(**{**fields, "providers": tuple(fields["providers"])})
+        for row in measure(job):
+            print(json.dumps(row), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
