@@ -73,12 +73,11 @@ def test_no_labeling_is_better() -> None:
 
 
 def test_equals_the_assignment_problem() -> None:
-    """A column for every place in a class; needs scipy, which nothing else here does."""
-    optimize = pytest.importorskip("scipy.optimize")
+    """A column for every place in a class."""
     z, prior = problem(150, 7)
     counts = class_counts(prior, torch.tensor(150))
     columns = torch.arange(7).repeat_interleave(counts)
-    _, place = optimize.linear_sum_assignment(-z.double()[:, columns].numpy())
+    _, place = linear_sum_assignment(-z.double()[:, columns].numpy())
     assert torch.equal(balanced_bias(z, prior).hard, columns[torch.from_numpy(place)])
 
 
