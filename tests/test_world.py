@@ -1,0 +1,164 @@
+"""Processes of a job: what launchers say, exchanges, and what happens when one is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+
+from w2s_fast import world
+from w2s_fast.errors import W2SError
+from w2s_fast.heartbeat import EXIT_CODE, is_broken_link, say, watching
+from w2s_fast.pipeline.preflight import difference
+from w2s_fast.world import ALONE, World, launched, processes_here
+
+
+def test_launchers() -> None:
+    assert launched({}) is None
+    torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert launched(torchrun) == World(3, 8, 1)
+    slurm = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
+    assert launched(slurm) is None  # the batch script itself
+    assert launched(slurm | {"SLURM_STEP_ID": "0"}) == World(2, 4, 0)
+    with pytest.raises(W2SError, match="RANK is 8; expected 0..WORLD_SIZE - 1 = 7"):
+        launched(torchrun | {"RANK": "8"})
+    with pytest.raises(W2SError, match="expected whole numbers"):
+        launched(torchrun | {"WORLD_SIZE": "many"})
+    assert processes_here({"LOCAL_WORLD_SIZE": "4"}) == 4 and processes_here({}) == 1
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    t = torch.arange(3)
+    assert ALONE.rows(t) is t and ALONE.sum(t) is t and ALONE.broadcast(t, 0) is t
+    assert ALONE.share({"a": 1}) == {"a": 1} and ALONE.gather(5) == [5]
+    ALONE.sum_all([t])
+    ALONE.barrier()
+    with watching(ALONE, 1.0):
+        pass
+    assert world.join(1.0, {}) is ALONE
+    with pytest.raises(W2SError, match="MASTER_ADDR is not set"):
+        world.join(1.0, {"RANK": "0", "WORLD_SIZE": "2"})
+    env = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "http"}
+    with pytest.raises(W2SError, match="MASTER_PORT is 'http'"):
+        world.join(1.0, env)
+
+
+def test_who_differs() -> None:
+    same = {"torch": "2.13", "data": "abc"}
+    everyone: list[Any] = [["a", same], ["a", same], ["b", same | {"torch": "2.12"}], ["b", same]]
+    assert difference(everyone) == (
+        "torch is 2.12 on b (rank 2), 2.13 elsewhere; make them the same"
+    )
+    everyone[2] = ["b", same]
+    assert difference(everyone) == ""
+    everyone[0] = ["a", same | {"data": "xyz"}]
+    assert "data is xyz on a (rank 0), abc elsewhere" in difference(everyone)
+
+
+def test_what_a_broken_link_is() -> None:
+    assert is_broken_link(RuntimeError("Connection closed by peer [10.0.0.2]:1"))
+    assert is_broken_link(RuntimeError("Timed out waiting 8000ms for send operation"))
+    assert not is_broken_link(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_broken_link(W2SError("lr is -1"))
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_exchanges() -> None:
+    ranks.run(__file__, 3, {"part": "exchanges"})
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("fault", ["error", "killed", "stopped", "first"])
+def test_the_others_end_and_name_it(fault: str) -> None:
+    """Three processes in a loop of exchanges; one fails, dies or hangs."""
+    found = ranks.start(__file__, 3, json.dumps({"part": "lost", "fault": fault}))
+    lost = 0 if fault == "first" else 1
+    for p in found:
+        assert p.stdout is not None
+        while "looping" not in p.stdout.readline():
+            assert p.poll() is None
+    begin = time.monotonic()
+    if fault != "error":
+        os.kill(found[lost].pid, signal.SIGSTOP if fault == "stopped" else signal.SIGKILL)
+    try:
+        outputs = [p.communicate(timeout=60)[0] for p in found]
+    finally:
+        for p in found:
+            p.kill()
+    assert time.monotonic() - begin < 20
+    for rank, (p, text) in enumerate(zip(found, outputs, strict=True)):
+        if rank != lost:
+            assert p.returncode == EXIT_CODE, (rank, text)
+            assert f"lost rank {lost} on " in text, (rank, text)
+        else:
+            assert p.returncode != 0
+    if fault == "error":
+        assert "the shard is half-written" in outputs[0] and "the shard is" in outputs[2]
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_nobody_comes() -> None:
+    (alone, *others) = ranks.start(__file__, 2, json.dumps({"part": "meet"}))
+    others[0].kill()
+    text, _ = alone.communicate(timeout=60)
+    assert "did not meet the other 1 processes" in text and alone.returncode == 1
+
+
+def _exchanges(here: World) -> None:
+    r = here.rank
+    assert here.share({"from": r}, root=1) == {"from": 1}
+    assert here.gather([r, "x"]) == [[0, "x"], [1, "x"], [2, "x"]]
+    assert here.sum(torch.tensor([r, 1.0])).tolist() == [3.0, 3.0]
+    # Rank r holds rows r, r + 3 of the batch 0..5.
+    assert here.rows(torch.tensor([r, r + 3])).tolist() == [0, 1, 2, 3, 4, 5]
+    assert here.rows(torch.full((2, 4), float(r))).shape == (6, 4)
+    many = [torch.full((2, 2), float(r)), torch.tensor(1.0), torch.tensor(1, dtype=torch.float64)]
+    here.sum_all(many)
+    assert many[0].tolist() == [[3.0, 3.0], [3.0, 3.0]] and float(many[2]) == 3
+    t = torch.full((3,), float(r), dtype=torch.bfloat16)
+    assert here.broadcast(t, 2).tolist() == [2.0] * 3
+    assert here.broadcast(torch.empty(0), 0).numel() == 0
+
+
+def _lost(here: World, fault: str) -> None:
+    with watching(here, 3.0):
+        print("looping", flush=True)
+        end = time.monotonic() + 40
+        while time.monotonic() < end:
+            here.sum(torch.ones(10))
+            time.sleep(0.01)
+            if fault == "error" and here.rank == 1:
+                time.sleep(1)
+                raise W2SError("the shard is half-written")
+
+
+def main(job: dict[str, Any]) -> int:
+    here = world.join(3.0 if job["part"] == "meet" else 20.0)
+    if job["part"] == "exchanges":
+        _exchanges(here)
+        return 0
+    try:
+        _lost(here, job["fault"])
+    except RuntimeError as e:
+        assert is_broken_link(e)
+        os._exit(EXIT_CODE)
+    except W2SError as e:
+        say(str(e))
+        os._exit(2)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    sys.exit(main(json.loads(sys.argv[1])))
