@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.engine import THRESHOLDS, Encoded, TrainConfig, checkpoint, encode, predict, train
-from w2s_fast.engine.data import RowOrder, length_buckets
+from w2s_fast.engine.checkpoint import finished
+from w2s_fast.engine.data import RowOrder, token_batches
 from w2s_fast.engine.modes import training_mode
 from w2s_fast.engine.optim import MasterAdamW
 from w2s_fast.engine.step import Micro, PlainEngine, Progress, forward, run_step
@@ -124,12 +125,27 @@ def test_predict_keeps_the_order_and_the_mode(tokenizer: Any, data: Encoded) -> 
     got = predict(model, data, batch_size=8, progress=lambda a, b: seen.append((a, b)))
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert seen[-1] == (N, N) and got.dtype == np.float32 and got.shape == (N, 2)
-    lengths = [data.lengths[r] for r in length_buckets(data.lengths, 8)]
-    assert all(a.min() >= b.max() for a, b in zip(lengths, lengths[1:], strict=False))
     model.eval()
     for i in (0, 5, N - 1):
         alone = forward(model, data.batch(np.array([i]))).softmax(1)
         assert np.allclose(got[i], alone.detach().numpy()[0], atol=1e-6)
+
+
+def test_token_batches() -> None:
+    """Every row once, longest first; no batch has more rows, tokens or padding than it may."""
+    lengths = np.random.default_rng(0).integers(1, 300, 500)
+    batches = list(token_batches(lengths, 16, tokens=1000))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(500))
+    groups = [lengths[rows] for rows in batches]
+    assert all(a.min() >= b.max() for a, b in zip(groups, groups[1:], strict=False))
+    for sizes in groups:
+        area = len(sizes) * sizes.max()
+        assert len(sizes) <= 16 and (area <= 1000 or len(sizes) == 1)
+        assert sizes.sum() >= 0.95 * area
+    assert max(map(len, batches)) > 1
+    assert list(token_batches(np.array([], dtype=np.int64), 16)) == []
+    (one,) = token_batches(np.array([5000]), 16)
+    assert one.tolist() == [0]
 
 
 @pytest.mark.parametrize("spec", ["xent", "logconf", "logconf_eleuther", "window"])
@@ -202,8 +218,9 @@ def test_the_losss_memory_passes_through_micro_batches_and_steps(
     for step in range(2):
         rows = RowOrder(N, 16, 1, 0).rows(step)
         micro = [
-            Micro(data.batch(part), torch.from_numpy(soft[part]).float(), None)
+            Micro(data.batch(part), weak, None, weak, None)
             for part in np.split(rows, 4)
+            for weak in (torch.from_numpy(soft[part]).float(),)
         ]
         for m in micro:
             z = engine.logits(m.batch).detach()
@@ -261,7 +278,7 @@ def test_resume_is_the_straight_run(
     log = train(straight, data, soft, loss, cfg, 3)
     with pytest.raises(Killed):
         train(fresh(), data, soft, loss, cfg, 3, checkpoint_dir=tmp_path, progress=kill)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
+    assert [p.name for p in finished(tmp_path)] == ["step-00000002", "step-00000004"]
     torch.manual_seed(999)
     resumed, done = fresh(), []
     again = train(
@@ -290,32 +307,42 @@ def test_checkpoint_of_another_training_is_refused(
     refused("lr was 0.01, now it is 0.02", lr=0.02)
     refused("loss was Xent", spec="logconf")
     refused("targets was", targets=soft[::-1].copy())
-    (newest,) = tmp_path.iterdir()
+    before, newest = finished(tmp_path)
     train(
         _model(tokenizer), data, soft, make_loss("xent"), replace(cfg, checkpoint_every=3), 0,
         checkpoint_dir=tmp_path,
     )  # fmt: skip
-    (newest / "state.safetensors").write_bytes(b"cut")
-    refused("damaged")
+    assert finished(tmp_path) == [before, newest]  # the last two
+    weights = newest / "state-00000.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + b"?")  # one byte
+    with pytest.warns(UserWarning, match="differs from its checksum.; continuing from step"):
+        refused("lr was 0.01, now it is 0.02", lr=0.02)
+    (before / "state.json").write_text("{}")
+    refused("is damaged .state-00000.safetensors differs from its checksum.; remove it")
+    weights.unlink()
+    refused("No such file")
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors = {"model.w": torch.arange(3.0)}
-    checkpoint.save(tmp_path, 2, 1.0, tensors, {"seed": 0})
+    checkpoint.save(tmp_path, 2, 1.0, tensors.items(), {"seed": 0})
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(W2SError, match="No space left on device; free some space"):
-        checkpoint.save(tmp_path, 4, 1.0, tensors, {"seed": 0})
+        checkpoint.save(tmp_path, 4, 1.0, tensors.items(), {"seed": 0})
     monkeypatch.undo()
     (tmp_path / ".step-00000006.1").mkdir()  # what a kill leaves
     found = checkpoint.load(tmp_path, {"seed": 0})
     assert found is not None and found.step == 2
-    assert torch.equal(found.tensors["model.w"], tensors["model.w"])
+    read = found.read("model.w")
+    assert read is not None and torch.equal(read, tensors["model.w"])
+    assert found.read("model.other") is None
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
 
 
@@ -459,7 +486,7 @@ def test_a_loss_that_is_not_finite_names_its_step(
     cfg = replace(BASE, checkpoint_every=1)
     with pytest.raises(W2SError, match="loss is nan at step 3 of 6; use a smaller lr"):
         train(model, data, soft, make_loss("xent"), cfg, 0, checkpoint_dir=tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
+    assert [p.name for p in finished(tmp_path)] == ["step-00000001", "step-00000002"]
     calls[0] = 2
     with pytest.raises(W2SError, match="the model has diverged"):
         predict(model, data)
@@ -487,7 +514,13 @@ def test_bad_targets(tokenizer: Any, data: Encoded, soft: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"zero": 2}, "DeepSpeed sharding is not part of this version"),
+        ({"zero": 4}, "zero is 4; expected a ZeRO stage, 0 to 3"),
+        ({"offload_optimizer": "cpu"}, "at zero=0; it needs ZeRO stage 1 or more"),
+        ({"zero": 2, "offload_params": "cpu"}, "at zero=2; it needs ZeRO stage 3 or more"),
+        ({"zero": 3, "offload_params": "nvme"}, "it needs ZeRO stage 3 and the folder of a local"),
+        ({"zero": 3, "offload_params": "disk"}, "expected one of none, cpu, nvme"),
+        ({"deepspeed": "x.json"}, "at zero=0, which is plain torch"),
+        ({"timeout_s": 0}, "timeout_s is 0; expected seconds"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"threshold": "median"}, "expected one of exact, window, ema, microbatch"),
         ({"lr": float("nan")}, "lr is nan"),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from w2s_fast.engine.config import THRESHOLDS, TrainConfig
     from w2s_fast.engine.data import Encoded, encode
-    from w2s_fast.engine.predict import predict
-    from w2s_fast.engine.train import train
+    from w2s_fast.engine.loop import train
+    from w2s_fast.engine.prediction import predict
 
 __all__ = ["THRESHOLDS", "Encoded", "TrainConfig", "encode", "predict", "train"]
 
@@ -21,8 +21,8 @@ _HOMES = {
     "TrainConfig": "config",
     "Encoded": "data",
     "encode": "data",
-    "predict": "predict",
-    "train": "train",
+    "predict": "prediction",
+    "train": "loop",
 }
 
 

@@ -9,6 +9,12 @@ from w2s_fast.errors import W2SError, nearest
 
 SCHEDULES = ("cosine", "linear", "constant")
 THRESHOLDS = ("exact", "window", "ema", "microbatch")
+OFFLOAD = ("none", "cpu", "nvme")
+# How a training is carried out, not what is trained: a checkpoint resumes with other values.
+CARRIED_OUT = (
+    "checkpoint_every", "zero", "offload_optimizer", "offload_params", "nvme_path", "deepspeed",
+    "timeout_s",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,15 @@ class TrainConfig:
         gradient_checkpointing: recompute activations in the backward pass.
         max_length: tokens an example is cut to.
         checkpoint_every: optimizer steps between checkpoints; 0: none.
-        zero: DeepSpeed ZeRO stage; this version has 0 only, plain torch on one device.
+        zero: DeepSpeed ZeRO stage: 0 keeps the whole model on every device (plain torch), 1
+            shards optimizer state, 2 gradients too, 3 weights too. It changes where things are,
+            not what is trained.
+        offload_optimizer: where ZeRO keeps optimizer state: ``none`` (the device), ``cpu`` or
+            ``nvme``.
+        offload_params: where ZeRO-3 keeps weights that are not in use: the same names.
+        nvme_path: folder on a local disk, for ``nvme``.
+        deepspeed: a DeepSpeed JSON file with settings that are not named here, or null.
+        timeout_s: seconds after which a process that does not answer counts as lost.
     """
 
     epochs: int = 2
@@ -55,6 +69,11 @@ class TrainConfig:
     max_length: int = 512
     checkpoint_every: int = 0
     zero: int = 0
+    offload_optimizer: str = "none"
+    offload_params: str = "none"
+    nvme_path: str | None = None
+    deepspeed: str | None = None
+    timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "max_length"):
@@ -69,15 +88,38 @@ class TrainConfig:
                 raise W2SError(f"{name} is {value}; expected a number in [0, 1)")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise W2SError(f"clip_norm is {self.clip_norm}; expected a number above 0, or null")
-        for name, names in (("schedule", SCHEDULES), ("threshold", THRESHOLDS)):
+        for name, names in (
+            ("schedule", SCHEDULES),
+            ("threshold", THRESHOLDS),
+            ("offload_optimizer", OFFLOAD),
+            ("offload_params", OFFLOAD),
+        ):
             value = getattr(self, name)
             if value not in names:
                 hint = nearest(value, names)
                 raise W2SError(f"{name} is {value!r}; expected one of {', '.join(names)}{hint}")
-        if self.zero:
+        self._check_sharding()
+
+    def _check_sharding(self) -> None:
+        if self.zero not in (0, 1, 2, 3):
+            raise W2SError(f"zero is {self.zero}; expected a ZeRO stage, 0 to 3")
+        if not self.timeout_s > 0:
+            raise W2SError(f"timeout_s is {self.timeout_s}; expected seconds, more than 0")
+        for name, least in (("offload_optimizer", 1), ("offload_params", 3)):
+            if getattr(self, name) != "none" and self.zero < least:
+                raise W2SError(
+                    f"{name} is {getattr(self, name)!r} at zero={self.zero}; it needs ZeRO stage "
+                    f"{least} or more"
+                )
+        if "nvme" in (self.offload_optimizer, self.offload_params) and (
+            self.nvme_path is None or self.zero < 3
+        ):
             raise W2SError(
-                f"zero is {self.zero}; DeepSpeed sharding is not part of this version, use zero=0"
+                f"offload to nvme at zero={self.zero}, nvme_path={self.nvme_path}; it needs ZeRO "
+                "stage 3 and the folder of a local disk"
             )
+        if self.deepspeed is not None and not self.zero:
+            raise W2SError(f"deepspeed is {self.deepspeed!r} at zero=0, which is plain torch")
 
     def steps(self, n_rows: int) -> int:
         """Optimizer steps of a training on ``n_rows`` rows; the last one may have fewer rows."""

@@ -57,6 +57,15 @@ class Encoded:
             h.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
         return h.hexdigest()
 
+    def rows(self, part: slice) -> Encoded:
+        """Some of the rows, in their order."""
+        start, stop, _ = part.indices(len(self))
+        low, high = self.offsets[start], self.offsets[stop]
+        types = None if self.types is None else self.types[low:high]
+        return Encoded(
+            self.tokens[low:high], self.offsets[start : stop + 1] - low, types, self.pad_id
+        )
+
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
         """Collate the given rows, padded on the right to the longest of them."""
         lengths = self.lengths[rows]
@@ -133,11 +142,33 @@ class RowOrder:
         return self._orders[epoch]
 
 
-def length_buckets(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Row numbers in batches of similar length, longest first, so memory peaks at the start."""
+# Tokens of a batch that is predicted: enough to keep every core busy, few enough for its caches.
+BATCH_TOKENS = 4096
+# A shorter row may join a batch if at most this share of the batch's tokens is then padding.
+_PADDING = 0.05
+
+
+def token_batches(
+    lengths: np.ndarray, batch_size: int, tokens: int = BATCH_TOKENS
+) -> Iterator[np.ndarray]:
+    """Row numbers in batches of like length, longest first, so memory peaks at the start.
+
+    A batch ends at ``batch_size`` rows, at ``tokens`` tokens (one row may have more), or where a
+    shorter row would bring in too much padding.
+    """
     order = np.argsort(-lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    start = real = 0
+    for i, row in enumerate(order):
+        rows = i - start
+        longest = lengths[order[start]]
+        full = rows >= batch_size or (rows + 1) * longest > tokens
+        padded = real + lengths[row] < (1 - _PADDING) * (rows + 1) * longest
+        if rows and (full or padded):
+            yield order[start:i]
+            start, real = i, 0
+        real += lengths[row]
+    if len(order):
+        yield order[start:]
 
 
 def _pad_id(tokenizer: Any) -> int:

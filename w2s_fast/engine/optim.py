@@ -7,34 +7,35 @@ copy of its master.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from w2s_fast.engine.config import TrainConfig
 from w2s_fast.errors import W2SError
+from w2s_fast.world import ALONE, World
+
+STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter
 
 
 class MasterAdamW:
     """``torch.optim.AdamW`` over the masters of a module's trainable parameters."""
 
-    def __init__(self, model: nn.Module, cfg: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, cfg: TrainConfig, here: World = ALONE) -> None:
         self._params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self._params:
             raise W2SError("the model has no trainable parameters; expected at least one")
         self._masters = {n: _master(p) for n, p in self._params.items()}
-        groups = [
-            {"params": [m for m in self._masters.values() if (m.dim() > 1) == decayed],
-             "weight_decay": cfg.weight_decay if decayed else 0.0}
-            for decayed in (True, False)
-        ]  # fmt: skip
         self._adamw = torch.optim.AdamW(
-            [g for g in groups if g["params"]],
+            decay_groups(self._masters.values(), cfg),
             lr=cfg.lr,
             betas=(cfg.beta1, cfg.beta2),
             eps=cfg.eps,
             foreach=True,
         )
-        self._clip_norm = cfg.clip_norm
+        self._clip_norm, self._here = cfg.clip_norm, here
 
     def accumulate(self) -> None:
         """Move low-precision gradients into fp32 ones, so that sums over micro-batches are exact
@@ -50,7 +51,9 @@ class MasterAdamW:
             p.grad = None
 
     def step(self, lr: float) -> None:
-        """Clip, update, round the masters back into the parameters, drop the gradients."""
+        """Sum over processes, clip, update, round the masters back into the parameters, drop the
+        gradients."""
+        self._here.sum_all([m.grad for m in self._masters.values() if m.grad is not None])
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._masters.values(), self._clip_norm)
         for group in self._adamw.param_groups:
@@ -72,19 +75,30 @@ class MasterAdamW:
                 out[f"{key}.{name}"] = value
         return out
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what ``tensors`` gave."""
+    def load(self, read: Callable[[str], Tensor | None]) -> None:
+        """Restore what ``tensors`` gave; ``read`` answers None for a name that was not saved."""
         for name, master in self._masters.items():
-            if f"master.{name}" in tensors:
+            if (saved := read(f"master.{name}")) is not None:
                 with torch.no_grad():
-                    master.copy_(tensors[f"master.{name}"])
-            state = {
-                key: tensors[f"{key}.{name}"].to("cpu" if key == "step" else master.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{key}.{name}" in tensors
-            }
-            if state:
-                self._adamw.state[master] = state
+                    master.copy_(saved)
+            state = {key: read(f"{key}.{name}") for key in STATE}
+            if state["step"] is not None:
+                self._adamw.state[master] = {
+                    key: t.to("cpu" if key == "step" else master.device)
+                    for key, t in state.items()
+                    if t is not None
+                }
+
+
+def decay_groups(params: Iterable[Tensor], cfg: TrainConfig) -> list[dict[str, Any]]:
+    """Parameter groups of an optimizer: weights decay, biases and norms do not."""
+    weights: list[Tensor] = []
+    others: list[Tensor] = []
+    for p in params:
+        # A partitioned (ZeRO-3) parameter is empty; its own shape is beside it.
+        (weights if len(getattr(p, "ds_shape", p.shape)) > 1 else others).append(p)
+    groups = ((weights, cfg.weight_decay), (others, 0.0))
+    return [{"params": ps, "weight_decay": decay} for ps, decay in groups if ps]
 
 
 def _master(p: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
 """One optimizer step: micro-batches, exact threshold, one normaliser.
 
-    1. normaliser of all rows of the step, from the targets alone
+    1. normaliser of all rows of the step, on every process, from the targets alone
     2. ``exact`` threshold with several micro-batches: forward all of them without gradients
     3. per micro-batch: forward, loss sum / normaliser, backward; its graph is freed
     4. clip and update
 
-What moves the weights is behind ``Engine``; a sharded engine replaces that and nothing else.
+Several processes hold different rows of every micro-batch. Each knows the targets of all, so a
+statistic of the batch costs one exchange of logits and nothing else does. What moves the weights
+is behind ``Engine``; a sharded engine replaces that and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,15 +22,26 @@ from w2s_fast.engine.config import TrainConfig
 from w2s_fast.engine.data import Batch
 from w2s_fast.engine.optim import MasterAdamW
 from w2s_fast.engine.thresholds import Thresholds
+from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss
+from w2s_fast.weights import load_module, module_tensors
+from w2s_fast.world import ALONE, World
+
+# A saved tensor by name, the same on every process; None if it was not saved.
+Read = Callable[[str], Tensor | None]
 
 
 class Micro(NamedTuple):
-    """Rows of one forward and backward."""
+    """Rows of one forward and backward: this process's, and the targets of everyone's.
+
+    Row i of everyone's is row i // size of process i % size.
+    """
 
     batch: Batch
     weak: Tensor
     weight: Tensor | None
+    all_weak: Tensor
+    all_weight: Tensor | None
 
 
 class Progress(NamedTuple):
@@ -49,30 +62,33 @@ class Engine(Protocol):
     def logits(self, batch: Batch) -> Tensor:
         """(B, C) logits of a micro-batch."""
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this 0-d loss, already divided by the step's normaliser."""
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradient of this 0-d loss, already divided by the step's normaliser.
+
+        ``last`` says that no other micro-batch of the step follows.
+        """
 
     def update(self, lr: float) -> None:
-        """Clip and take one optimizer step; the gradient is zero afterwards."""
+        """Sum over processes, clip, take one optimizer step; the gradient is zero afterwards."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Optimizer state by name."""
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights and optimizer state, whole and by name, one at a time; all processes together."""
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what ``tensors`` gave."""
+    def load(self, read: Read) -> None:
+        """Restore what ``tensors`` gave, from any engine; all processes together."""
 
 
 class PlainEngine:
-    """Plain torch on one device."""
+    """Plain torch: the whole model on every device, gradients summed over the processes."""
 
-    def __init__(self, model: nn.Module, cfg: TrainConfig) -> None:
-        self._model, self._optimizer = model, MasterAdamW(model, cfg)
+    def __init__(self, model: nn.Module, cfg: TrainConfig, here: World = ALONE) -> None:
+        self._model, self._optimizer = model, MasterAdamW(model, cfg, here)
 
     def logits(self, batch: Batch) -> Tensor:
         """See ``Engine``."""
         return forward(self._model, batch)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, last: bool) -> None:
         """See ``Engine``."""
         loss.backward()
         self._optimizer.accumulate()
@@ -81,21 +97,40 @@ class PlainEngine:
         """See ``Engine``."""
         self._optimizer.step(lr)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """See ``Engine``."""
-        return self._optimizer.tensors()
+        yield from ((f"model.{k}", t) for k, t in module_tensors(self._model).items())
+        yield from ((f"optimizer.{k}", t) for k, t in self._optimizer.tensors().items())
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, read: Read) -> None:
         """See ``Engine``."""
-        self._optimizer.load(tensors)
+        own = module_tensors(self._model)
+        load_module(self._model, {k: found(read, f"model.{k}") for k in own})
+        self._optimizer.load(lambda name: read(f"optimizer.{name}"))
 
 
 class StepResult(NamedTuple):
-    """Detached 0-d results of one optimizer step, and the loss's state after it."""
+    """Detached 0-d results of one optimizer step, and the loss's state after it.
 
-    loss: Tensor  # mean over the step, by its normaliser
-    agreement: Tensor  # fraction of rows on which student and weak label name the same class
+    The three numbers are sums over the rows of this process; add them up over all.
+    """
+
+    loss: Tensor  # share in the mean over the step, by its normaliser
+    agreed: Tensor  # rows on which student and weak label name the same class
+    rows: Tensor  # rows that count
     state: Tensor | None
+
+
+def found(read: Read, name: str) -> Tensor:
+    """The saved tensor ``name``.
+
+    Raises:
+        W2SError: if it was not saved.
+    """
+    t = read(name)
+    if t is None:
+        raise W2SError(f"the checkpoint has no tensor {name!r}; it is of another model")
+    return t
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:
@@ -113,43 +148,72 @@ def run_step(
     state: Tensor | None,
     at: Progress,
     lr: float,
+    here: World = ALONE,
 ) -> StepResult:
     """Take one optimizer step over ``micro``; see the module for the order of things."""
-    parts = [loss.count(m.weak, m.weight) for m in micro]
-    total = torch.stack(parts).sum()
+    total = torch.stack([loss.count(m.all_weak, m.all_weight) for m in micro]).sum()
     normaliser = torch.where(total > 0, total, 1.0)
     known = None
     if thresholds.mode == "exact" and len(micro) > 1:
-        known = _probe(engine, loss, micro, state)
+        known = _probe(engine, loss, micro, state, here)
     sums: list[Tensor] = []
-    for m in micro:
+    for i, m in enumerate(micro):
         logits = engine.logits(m.batch)
-        t = known if known is not None else thresholds.rolling(logits, m.weak, m.weight)
+        t, after = known, None
+        if known is None or (state is not None and here.size > 1):
+            t, after = _statistic(loss, logits, m, thresholds, state, known, here)
         out = loss(
             logits, m.weak, weight=m.weight, frac=at.frac, step=at.step, threshold=t, state=state
         )
-        state = out.state
-        engine.backward(out.loss_sum / normaliser)
+        state = out.state if after is None else after
+        engine.backward(out.loss_sum / normaliser, i == len(micro) - 1)
         zero = torch.zeros_like(total)
         agreed, rows = out.metrics.get("agreement", zero), out.metrics.get("rows", zero)
         sums.append(torch.stack([out.loss_sum.detach(), agreed, rows]))
         del logits, out  # the graph goes before the next forward
     engine.update(lr)
     loss_sum, agreed, rows = torch.stack(sums).sum(0)
-    return StepResult(loss_sum / normaliser, agreed / rows.clamp_min(1), state)
+    return StepResult(loss_sum / normaliser, agreed, rows, state)
+
+
+def _statistic(
+    loss: Loss,
+    logits: Tensor,
+    m: Micro,
+    thresholds: Thresholds,
+    state: Tensor | None,
+    known: Tensor | None,
+    here: World,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Threshold of this micro-batch, and the loss's state after everyone's rows.
+
+    None: the loss finds it in its own rows, which are all there are.
+    """
+    mode = thresholds.mode
+    if here.size == 1:
+        return thresholds.rolling(logits, m.weak, m.weight), None
+    if state is None and mode in ("none", "microbatch"):
+        return None, None
+    z, weak, weight = here.rows(logits.detach()), m.all_weak, m.all_weight
+    t = known
+    if t is None and mode == "exact":
+        t = loss.threshold(z, weak, weight=weight, state=state)
+    elif t is None:
+        t = thresholds.rolling(z, weak, weight)
+    return t, loss.advance(z, weak, weight=weight, state=state)
 
 
 @torch.no_grad()
 def _probe(
-    engine: Engine, loss: Loss, micro: Sequence[Micro], state: Tensor | None
+    engine: Engine, loss: Loss, micro: Sequence[Micro], state: Tensor | None, here: World
 ) -> Tensor | None:
     """Exact threshold over the whole step. Dropout, if on, replays in the pass that follows."""
     device = micro[0].batch.input_ids.device
     rng = _random_state(device)
-    logits = torch.cat([engine.logits(m.batch) for m in micro])
+    logits = torch.cat([here.rows(engine.logits(m.batch)) for m in micro])
     _restore_random_state(device, rng)
-    weak = torch.cat([m.weak for m in micro])
-    weights = [m.weight for m in micro if m.weight is not None]
+    weak = torch.cat([m.all_weak for m in micro])
+    weights = [m.all_weight for m in micro if m.all_weight is not None]
     return loss.threshold(logits, weak, weight=torch.cat(weights) if weights else None, state=state)
 
 

@@ -79,6 +79,17 @@ class Loss:
         rule = self.batch_rule(logits.shape[1])
         return None if rule is None else batch_threshold(logits, weak, rule, weight=weight)
 
+    def advance(
+        self,
+        logits: Tensor,
+        weak: Tensor,
+        *,
+        weight: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> Tensor | None:
+        """The state after these rows: what ``__call__`` over all of them gives as ``state``."""
+        return state
+
     def count(self, weak: Tensor, weight: Tensor | None = None) -> Tensor:
         """0-d normaliser of these rows: the weights of the rows that count, or their number.
 

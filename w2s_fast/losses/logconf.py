@@ -167,6 +167,19 @@ class LogConfEleuther(_SelfTarget):
         prior = torch.where(n > 1, ones / n.clamp_min(1), 0.5).clamp(0, 1)
         return masked_quantile(ring.to(acc), prior, ~ring.isnan())
 
+    def advance(
+        self,
+        logits: Tensor,
+        weak: Tensor,
+        *,
+        weight: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> Tensor | None:
+        """The ring with these rows in it."""
+        if self.batch_rule(logits.shape[1]) is None:
+            return state
+        return self._push(logits, weak, weight, state)
+
     def __call__(
         self,
         logits: Tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.engine import checkpoint
-from w2s_fast.engine.config import TrainConfig
+from w2s_fast.engine.config import CARRIED_OUT, TrainConfig
 from w2s_fast.engine.data import Encoded, RowOrder
 from w2s_fast.engine.modes import training_mode
-from w2s_fast.engine.step import Micro, PlainEngine, Progress, StepResult, run_step
+from w2s_fast.engine.step import Engine, Micro, PlainEngine, Progress, StepResult, run_step
 from w2s_fast.engine.thresholds import Thresholds
+from w2s_fast.engine.zero import batch_shape
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss
-from w2s_fast.weights import load_module, module_tensors
+from w2s_fast.weights import module_tensors, shape_of
+from w2s_fast.world import World, world
 
-# Reading a loss waits for the device; a CPU has nothing to wait for.
-_READ_EVERY = {"cpu": 1}
-_READ_EVERY_OTHERWISE = 20
+# Reading a loss waits for the device, or for the other processes; one CPU has nothing to wait for.
+_READ_EVERY = 20
 
 
 def train(
@@ -44,7 +45,8 @@ def train(
 
     The result is a function of the arguments: the global random state is neither used nor
     changed, and a training continued from a checkpoint ends in the same weights, bit for bit, as
-    one that was not interrupted.
+    one that was not interrupted. Under a launcher every process calls this with the same arguments;
+    rows, and with ``cfg.zero`` the model, are shared out, which changes nothing but rounding.
 
     Args:
         model: ``forward(input_ids, attention_mask)`` gives logits (B, C).
@@ -56,7 +58,7 @@ def train(
         weight: (N,) row weights, or None.
         checkpoint_dir: where checkpoints go, ``cfg.checkpoint_every`` steps apart, and where a
             training that was interrupted continues from. The last one is left for the caller.
-        progress: called with (steps done, steps, loss of the last step).
+        progress: called on rank 0 with (steps done, steps, loss of the last step).
 
     Returns:
         ``steps``, ``seconds`` (over all interrupted parts), and per step ``losses`` (mean) and
@@ -69,8 +71,9 @@ def train(
     check_targets(targets, weight, len(data), getattr(model, "n_classes", None))
     run = _Training(model, data, targets, loss, cfg, seed, weight)
     device = run.device
+    rank = run.here.rank
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(derived_seed(seed, 0, rank) if rank else seed)
         with training_mode(model, cfg):
             return run.loop(checkpoint_dir, progress)
 
@@ -95,7 +98,9 @@ class _Training:
         self.weight = None if weight is None else torch.from_numpy(weight.astype(np.float32))
         self.steps = cfg.steps(len(data))
         self.order = RowOrder(len(data), cfg.batch_size, cfg.epochs, seed)
-        self.engine = PlainEngine(model, cfg)
+        self.here = world()
+        self.shapes = [(n, list(shape_of(t))) for n, t in module_tensors(model).items()]
+        self.engine = make_engine(model, cfg, self.here)
         n_classes = getattr(model, "n_classes", 2 if hard else targets.shape[1])
         self.thresholds = Thresholds(cfg.threshold, loss, n_classes, cfg.batch_size)
         state = loss.init_state()
@@ -110,12 +115,12 @@ class _Training:
         """All steps that are still to do."""
         what = self.identity() if directory is not None else {}
         first = self.resume(directory, what)
-        every = _READ_EVERY.get(self.device.type, _READ_EVERY_OTHERWISE)
+        every = 1 if self.here.size == 1 and self.device.type == "cpu" else _READ_EVERY
         start = time.perf_counter() - self.seconds
         for step in range(first, self.steps):
             result = run_step(
                 self.engine, self.loss, self.micro(step), self.thresholds, self.loss_state,
-                Progress(step, self.steps), self.cfg.lr_at(step, self.steps),
+                Progress(step, self.steps), self.cfg.lr_at(step, self.steps), self.here,
             )  # fmt: skip
             self.loss_state = result.state
             self.unread.append(result)
@@ -123,11 +128,11 @@ class _Training:
             due = self.cfg.checkpoint_every and done % self.cfg.checkpoint_every == 0
             if due or done % every == 0 or done == self.steps:
                 self.read(done)
-                if progress is not None:
+                if progress is not None and self.here.first:
                     progress(done, self.steps, self.log[-1][0])
             if due and directory is not None and done < self.steps:
                 self.seconds = time.perf_counter() - start
-                checkpoint.save(directory, done, self.seconds, self.tensors(), what)
+                checkpoint.save(directory, done, self.seconds, self.tensors(), what, self.here)
         return {
             "steps": self.steps,
             "seconds": time.perf_counter() - start,
@@ -136,81 +141,121 @@ class _Training:
         }
 
     def micro(self, step: int) -> list[Micro]:
-        """The micro-batches of a step."""
+        """This process's micro-batches of a step; every process has as many, of as many rows."""
         rows = self.order.rows(step)
-        size = self.cfg.micro_batch_size or len(rows)
-        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return [
-            Micro(
-                self.data.batch(part, self.device),
-                self.targets[part].to(self.device),
-                None if self.weight is None else self.weight[part].to(self.device),
-            )
-            for part in parts
-        ]
+        size, here = self.here.size, self.here
+        weight = None if self.weight is None else self.weight[rows]
+        if fill := -len(rows) % size:  # with a row that does not count
+            weight = torch.ones(len(rows)) if weight is None else weight
+            weight = torch.cat([weight, torch.zeros(fill)])
+            rows = np.concatenate([rows, np.repeat(rows[:1], fill)])
+        together = (self.cfg.micro_batch_size or len(rows) // size) * size
+        mine = slice(here.rank, None, size)
+        parts = []
+        for start in range(0, len(rows), together):
+            part = rows[start : start + together]
+            weak = self.targets[part].to(self.device)
+            counts = None
+            if weight is not None:
+                counts = weight[start : start + together].to(self.device)
+            own = None if counts is None else counts[mine]
+            batch = self.data.batch(part[mine], self.device)
+            parts.append(Micro(batch, weak[mine], own, weak, counts))
+        return parts
 
     def read(self, done: int) -> None:
         """Bring the results of the last steps to the host and stop at one that is not finite."""
-        values = torch.stack([torch.stack([r.loss, r.agreement]) for r in self.unread])
+        parts = [torch.stack([r.loss, r.agreed, r.rows]) for r in self.unread]
+        sums = self.here.sum(torch.stack(parts).double()).cpu()
         self.unread.clear()
-        self.log.extend(values.double().cpu().tolist())
-        for offset, bad in enumerate((~values[:, 0].isfinite()).tolist()):
+        self.log.extend([[loss, agreed / max(rows, 1.0)] for loss, agreed, rows in sums.tolist()])
+        for offset, bad in enumerate((~sums[:, 0].isfinite()).tolist()):
             if bad:
-                step = done - len(values) + offset + 1
+                step = done - len(sums) + offset + 1
                 raise W2SError(
                     f"the loss is {self.log[step - 1][0]} at step {step} of {self.steps}; use a "
                     "smaller lr, a warm-up (warmup_frac) or clip_norm=1"
                 )
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that changes during training."""
-        out = {f"model.{k}": t for k, t in module_tensors(self.model).items()}
-        out |= {f"optimizer.{k}": t for k, t in self.engine.tensors().items()}
-        out |= {f"threshold.{k}": t for k, t in self.thresholds.state.items()}
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that changes during training, whole, by name."""
+        yield from self.engine.tensors()
+        yield from ((f"threshold.{k}", t) for k, t in self.thresholds.state.items())
         if self.loss_state is not None:
-            out["loss.state"] = self.loss_state
-        out["random.cpu"] = torch.get_rng_state()
+            yield "loss.state", self.loss_state
+        yield "random.cpu", self.here.rows(torch.get_rng_state()[None])
         if self.device.type == "cuda":
-            out["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        out["log.steps"] = torch.tensor(self.log, dtype=torch.float64)
-        return out
+            state = torch.cuda.get_rng_state(self.device)
+            yield "random.cuda", self.here.rows(state[None])
+        yield "log.steps", torch.tensor(self.log, dtype=torch.float64)
 
     def resume(self, directory: Path | None, what: dict[str, Any]) -> int:
         """Restore the newest checkpoint, if any; the step to go on with."""
-        found = checkpoint.load(directory, what) if directory is not None else None
+        found = checkpoint.load(directory, what, self.here) if directory is not None else None
         if found is None:
             return 0
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, t in found.tensors.items():
-            part, _, name = key.partition(".")
-            parts.setdefault(part, {})[name] = t
-        load_module(self.model, parts["model"])
-        self.engine.load(parts["optimizer"])
-        here = self.device
-        self.thresholds.state = {k: t.to(here) for k, t in parts.get("threshold", {}).items()}
-        if "loss" in parts:
-            self.loss_state = parts["loss"]["state"].to(here)
-        torch.set_rng_state(parts["random"]["cpu"])
-        if here.type == "cuda" and "cuda" in parts["random"]:
-            torch.cuda.set_rng_state(parts["random"]["cuda"], here)
-        self.log, self.seconds = parts["log"]["steps"].tolist(), found.seconds
+        self.engine.load(found.read)
+        for name in found.names("threshold."):
+            if (t := found.read(name)) is not None:
+                self.thresholds.state[name.partition(".")[2]] = t.to(self.device)
+        if (state := found.read("loss.state")) is not None:
+            self.loss_state = state.to(self.device)
+        self.restore_random(found.read("random.cpu"), found.read("random.cuda"), found.step)
+        log = found.read("log.steps")
+        self.log, self.seconds = [] if log is None else log.tolist(), found.seconds
         return found.step
+
+    def restore_random(self, cpu: Tensor | None, cuda: Tensor | None, step: int) -> None:
+        """Each process's own random state; another number of processes begins new ones."""
+        if cpu is None or len(cpu) != self.here.size:
+            torch.manual_seed(derived_seed(self.seed, step, self.here.rank))
+            return
+        torch.set_rng_state(cpu[self.here.rank].clone())
+        if self.device.type == "cuda" and cuda is not None:
+            torch.cuda.set_rng_state(cuda[self.here.rank].clone(), self.device)
 
     def identity(self) -> dict[str, Any]:
         """What makes this training this one, for the checkpoint."""
-        shapes = [(n, list(t.shape), str(t.dtype)) for n, t in self.model.state_dict().items()]
-        recipe = dataclasses.asdict(self.cfg)
-        recipe.pop("checkpoint_every")  # changes nothing but the checkpoints
+        recipe = {k: v for k, v in dataclasses.asdict(self.cfg).items() if k not in CARRIED_OUT}
         hashed = hashlib.sha256(self.targets.numpy().tobytes())
         hashed.update(b"" if self.weight is None else self.weight.numpy().tobytes())
         return {
             **recipe,
             "seed": self.seed,
             "loss": repr(self.loss),
-            "model": hashlib.sha256(repr(shapes).encode()).hexdigest(),
+            "model": hashlib.sha256(repr(self.shapes).encode()).hexdigest(),
             "data": self.data.digest(),
             "targets": hashed.hexdigest(),
         }
+
+
+def make_engine(model: nn.Module, cfg: TrainConfig, here: World) -> Engine:
+    """What moves the weights of ``model``: plain torch, or DeepSpeed where ``cfg.zero`` says so.
+
+    Raises:
+        W2SError: for a recipe that the processes or the model's dtype do not fit.
+    """
+    batch_shape(cfg, here.size)
+    dtype = _lowest_dtype(model)
+    if cfg.zero:
+        from w2s_fast.engine.sharded import ShardedEngine
+
+        return ShardedEngine(model, cfg, here, dtype)
+    if dtype == "fp16":
+        raise W2SError("fp16 weights need loss scaling; use zero=1 or more, or dtype bf16")
+    return PlainEngine(model, cfg, here)
+
+
+def _lowest_dtype(model: nn.Module) -> str:
+    found = {p.dtype for p in model.parameters()}
+    names = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+    return next((name for dtype, name in names.items() if dtype in found), "fp32")
+
+
+def derived_seed(seed: int, *where: int) -> int:
+    """A seed of its own for every place, 63 bits."""
+    text = ",".join(map(str, (seed, *where)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def check_targets(

@@ -1,0 +1,235 @@
+"""Sharding changes nothing: any number of ranks, ZeRO stage, micro-batch and accumulation give the
+loss curve and the weights of one process. Real processes, gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ranks
+import torch
+from torch import Tensor, nn
+
+from w2s_fast import world
+from w2s_fast.engine import Encoded, TrainConfig, checkpoint, train
+from w2s_fast.losses import make_loss
+from w2s_fast.weights import module_tensors, whole
+
+pytest.importorskip("deepspeed")
+N = 43  # rows: no batch of the matrix divides it, so last batches are short and ranks run dry
+MATRIX = [(z, m, a) for z in (0, 1, 2, 3) for m in (1, 4) for a in (1, 8)]
+
+
+class Tiny(nn.Module):
+    """Embedding, one nonlinear layer and a head: 333 parameters, no size divides by 2 or 4."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.n_classes = 2
+        torch.manual_seed(0)
+        self.table = nn.Embedding(23, 9)
+        self.layer = nn.Linear(9, 11)
+        self.head = nn.Linear(11, 2, bias=False)
+        self.to(dtype)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = (self.table(ids) * mask[..., None]).sum(1)
+        return self.head(torch.tanh(self.layer(x))).float()
+
+
+def rows() -> tuple[Encoded, np.ndarray, np.ndarray]:
+    g = np.random.default_rng(0)
+    lengths = g.integers(1, 7, N)
+    tokens = g.integers(0, 23, lengths.sum()).astype(np.int32)
+    data = Encoded(tokens, np.concatenate([[0], np.cumsum(lengths)]), None, 0)
+    p = g.uniform(size=N)
+    weight = np.where(g.uniform(size=N) < 0.4, 0.0, g.uniform(0.5, 2, N))  # many unlabelled rows
+    return data, np.stack([1 - p, p], 1), weight
+
+
+class Stopped(Exception):
+    pass
+
+
+class _Stopping:
+    """A loss that stops the training, on every rank, in the forward of one step."""
+
+    def __init__(self, loss: Any, step: int | None) -> None:
+        self._loss, self._step = loss, step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loss, name)
+
+    def __repr__(self) -> str:
+        return repr(self._loss)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs["step"] == self._step:
+            raise Stopped
+        return self._loss(*args, **kwargs)
+
+
+def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str, Any]:
+    """Train; the loss curve, and all weights as one list."""
+    directory, dtype = fields.pop("directory", None), fields.pop("dtype", "float32")
+    stop = fields.pop("stop", None)
+    data, targets, weight = rows()
+    model = Tiny(getattr(torch, dtype))
+    cfg = TrainConfig(**{"epochs": 2, "lr": 3e-2, "weight_decay": 0.1, **fields})
+
+    try:
+        log = train(
+            model, data, targets, _Stopping(make_loss(spec), stop), cfg, seed=5,
+            weight=weight if weighted else None,
+            checkpoint_dir=None if directory is None else Path(directory),
+        )  # fmt: skip
+    except Stopped:
+        return {}
+    flat = []
+    for t in module_tensors(model).values():
+        with whole([t]):
+            flat += t.detach().double().flatten().tolist()
+    return {"losses": log["losses"], "agreement": log["agreement"], "weights": flat}
+
+
+def close(got: dict[str, Any], want: dict[str, Any], eps: float = 1.2e-7) -> None:
+    """Sums of 43 fp32 rows in another order, over two dozen steps of AdamW."""
+    for name in ("losses", "agreement", "weights"):
+        a, b = torch.tensor(got[name]), torch.tensor(want[name])
+        error, room = (a - b).abs().max(), 100 * eps * b.abs().max()
+        assert a.shape == b.shape and error <= room, f"{name}: {error:.2e} > {room:.2e}"
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_matrix(size: int, tmp_path: Path) -> None:
+    jobs = [
+        {"zero": z, "micro_batch_size": m, "batch_size": m * a * size, "clip_norm": 0.5}
+        for z, m, a in MATRIX
+    ]
+    out = tmp_path / "out.json"
+    ranks.run(__file__, size, {"fits": jobs, "out": str(out)})
+    for job, got in zip(jobs, json.loads(out.read_text()), strict=True):
+        want = fit(batch_size=job["batch_size"], clip_norm=0.5)
+        try:
+            close(got, want)
+        except AssertionError as e:
+            raise AssertionError(f"{job}: {e}") from e
+
+
+# Stage and processes before the stop, and after it.
+MOVES = [
+    ((0, 2), (0, 2)), ((1, 2), (1, 2)), ((2, 2), (2, 2)), ((3, 2), (3, 2)),  # as it was
+    ((3, 2), (3, 1)), ((1, 1), (2, 2)), ((2, 2), (0, 1)), ((0, 1), (3, 2)), ((3, 2), (1, 2)),
+]  # fmt: skip
+RECIPE = {"batch_size": 8, "checkpoint_every": 2, "micro_batch_size": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_resume_anywhere(tmp_path: Path) -> None:
+    """Stopped after step 5, checkpoint at 4. As it was: bit for bit; elsewhere: within rounding."""
+    spec = "logconf_eleuther"  # the one with a memory to save
+    places = sorted({p for move in MOVES for p in move})
+    straight: dict[tuple[int, int], Any] = {}
+    for size in (1, 2):
+        jobs = [{"spec": spec, "zero": z, **RECIPE} for z, n in places if n == size]
+        out = tmp_path / "straight.json"
+        ranks.run(__file__, size, {"fits": jobs, "out": str(out)})
+        found = json.loads(out.read_text())
+        straight |= dict(zip([p for p in places if p[1] == size], found, strict=True))
+    for part in (0, 1):  # what is stopped, then what goes on
+        for size in (1, 2):
+            moves = [(i, m[part]) for i, m in enumerate(MOVES) if m[part][1] == size]
+            jobs = [
+                {"spec": spec, "zero": z, **RECIPE, "directory": str(tmp_path / str(i))}
+                | ({"stop": 5} if part == 0 else {})
+                for i, (z, _) in moves
+            ]
+            out = tmp_path / f"resumed-{part}-{size}.json"
+            ranks.run(__file__, size, {"fits": jobs, "out": str(out)})
+            if part == 1:
+                for (i, place), got in zip(moves, json.loads(out.read_text()), strict=True):
+                    if MOVES[i][0] == MOVES[i][1]:
+                        assert got == straight[place], MOVES[i]
+                    else:
+                        close(got, straight[place])
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("moment", ["writing", "publishing"])
+def test_a_kill_while_saving_keeps_the_checkpoint_before(moment: str, tmp_path: Path) -> None:
+    """Rank 1 dies with a half-written file, or rank 0 before the rename, in the save at step 4."""
+    cell = {"zero": 2, **RECIPE, "directory": str(tmp_path / "ckpt")}
+    job = {"fits": [cell], "out": str(tmp_path / "never.json"), "die": moment}
+    found = ranks.start(__file__, 2, json.dumps(job))
+    for p in found:
+        p.communicate(timeout=120)
+    assert found[1 if moment == "writing" else 0].returncode == -signal.SIGKILL
+    assert all(p.returncode for p in found)
+    assert [p.name for p in checkpoint.finished(tmp_path / "ckpt")] == ["step-00000002"]
+    assert list((tmp_path / "ckpt").glob(".step-00000004*"))
+    outs = [tmp_path / "again.json", tmp_path / "straight.json"]
+    ranks.run(__file__, 2, {"fits": [cell], "out": str(outs[0])})
+    del cell["directory"]
+    ranks.run(__file__, 2, {"fits": [cell], "out": str(outs[1])})
+    again, straight = (json.loads(out.read_text()) for out in outs)
+    assert again == straight
+    assert not list((tmp_path / "ckpt").glob(".step*"))
+
+
+def _die_while_saving(here: world.World, moment: str) -> None:
+    name = "_write" if moment == "writing" else "_publish"
+    real = getattr(checkpoint, name)
+
+    def deadly(what: Any, path: Path, *rest: Any) -> Any:
+        if "00000004" in str(path) and here.rank == (1 if moment == "writing" else 0):
+            if moment == "writing":
+                path.write_bytes(b"half a file")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(what, path, *rest)
+
+    setattr(checkpoint, name, deadly)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_modes_and_precision(tmp_path: Path) -> None:
+    """Rolling thresholds, a loss with memory, hard labels without weights, and bf16."""
+    modes: list[dict[str, Any]] = [
+        {"batch_size": 8, "micro_batch_size": 2, "threshold": t, "spec": spec}
+        for t, spec in (("window", "logconf"), ("ema", "logconf"), ("exact", "logconf_eleuther"))
+    ]
+    modes += [{"batch_size": 6, "spec": "logconf_paper", "weighted": False}]
+    modes += [{"batch_size": 8, "spec": "product"}, {"batch_size": 8, "spec": "window"}]
+    low = [{"batch_size": 8, "dtype": "bfloat16", "zero": z} for z in (0, 1, 2, 3)]
+    jobs = [{**m, "zero": z} for m in modes for z in (0, 2)] + low
+    out = tmp_path / "out.json"
+    ranks.run(__file__, 2, {"fits": jobs, "out": str(out)})
+    found = json.loads(out.read_text())
+    for job, got in zip(jobs, found, strict=True):
+        alone = {k: v for k, v in job.items() if k != "zero"}
+        if "micro_batch_size" in alone:  # rows of both ranks are one micro-batch here
+            alone["micro_batch_size"] *= 2
+        close(got, fit(**alone), eps=2e-4 if job.get("dtype") else 1.2e-7)
+
+
+def main(job: dict[str, Any]) -> None:
+    here = world.join(20)
+    if "die" in job:
+        _die_while_saving(here, job["die"])
+    found = [fit(**fields) for fields in job["fits"]]
+    if here.first:
+        Path(job["out"]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,86 @@
+"""Prediction: batches of rows of like length, shared out over the processes, results in order.
+
+The batches are a function of the rows alone, so the number of processes changes nothing, not even
+a last bit. A batch holds rows of nearly one length up to a number of tokens: hardly any padding is
+computed, whatever the texts are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from w2s_fast.engine.data import Encoded, token_batches
+from w2s_fast.engine.step import forward
+from w2s_fast.errors import W2SError
+from w2s_fast.world import world
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    data: Encoded,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Class probabilities of every row.
+
+    The model runs in eval mode and is left in the mode it came in; random state is not touched.
+    Under a launcher every process calls this with the same rows, computes its share and gets all.
+
+    Args:
+        model: ``forward(input_ids, attention_mask)`` gives logits (B, C).
+        data: rows to predict.
+        batch_size: rows of one forward at most.
+        progress: called on rank 0 with (rows done, rows).
+
+    Returns:
+        (N, C) float32 probabilities in input order.
+
+    Raises:
+        W2SError: if a probability is not finite; the model has diverged.
+    """
+    here = world()
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    batches = list(token_batches(data.lengths, batch_size))
+    parts: list[Tensor] = []
+    done = 0
+    try:
+        for start in range(0, len(batches), here.size):
+            together = batches[start : start + here.size]
+            # A partitioned model needs all of its processes in every forward.
+            mine = together[min(here.rank, len(together) - 1)]
+            probs = forward(model, data.batch(mine, device)).float().softmax(1)
+            parts.append(_gather(probs, together))
+            done += sum(map(len, together))
+            if progress is not None and here.first:
+                progress(done, len(data))
+    finally:
+        model.train(training)
+    bucketed = torch.cat(parts).cpu().numpy()
+    out = np.empty_like(bucketed)
+    out[np.concatenate(batches)] = bucketed
+    if not np.isfinite(out).all():
+        row = int(np.flatnonzero(~np.isfinite(out).all(1))[0])
+        raise W2SError(
+            f"the prediction of row {row} is not finite; the model has diverged, "
+            "train it with a smaller lr"
+        )
+    return out
+
+
+def _gather(probs: Tensor, together: list[np.ndarray]) -> Tensor:
+    """Rows of all batches that the processes computed at once, batch after batch."""
+    here = world()
+    if here.size == 1:
+        return probs
+    most = max(map(len, together))
+    padded = probs.new_zeros((most, probs.shape[1]))
+    padded[: len(probs)] = probs
+    everyone = here.rows(padded).view(most, here.size, -1)
+    return torch.cat([everyone[: len(rows), r] for r, rows in enumerate(together)])

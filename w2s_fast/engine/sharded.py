@@ -1,0 +1,157 @@
+"""The engine on DeepSpeed ZeRO 1 to 3: states, gradients and weights in parts over the processes.
+
+Its checkpoints are those of the plain engine: whole tensors by name, so a training resumes on any
+number of processes, at any stage, and without DeepSpeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from w2s_fast import world
+from w2s_fast.engine.config import TrainConfig
+from w2s_fast.engine.data import Batch
+from w2s_fast.engine.optim import STATE, decay_groups
+from w2s_fast.engine.step import Read, forward, found
+from w2s_fast.engine.zero import deepspeed_config, ready
+from w2s_fast.errors import W2SError
+from w2s_fast.weights import is_partitioned, module_tensors, shape_of, whole
+from w2s_fast.world import World
+
+
+class ShardedEngine:
+    """See ``Engine``. ``dtype`` is the model's: fp32, bf16 or fp16."""
+
+    def __init__(self, model: nn.Module, cfg: TrainConfig, here: World, dtype: str) -> None:
+        deepspeed = ready(cfg.timeout_s)
+        cuda = next(model.parameters()).device.type == "cuda"
+        config = deepspeed_config(cfg, dtype, here.size, cuda)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if not trained:
+            raise W2SError("the model has no trainable parameters; expected at least one")
+        self._model, self._here, self._low = model, here, dtype != "fp32"
+        self._steps = 0
+        self._engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=decay_groups(trained, cfg), config=config
+        )
+        world.bound(cfg.timeout_s)  # DeepSpeed made groups of its own
+
+    @property
+    def _zero(self) -> Any:
+        return self._engine.optimizer
+
+    def logits(self, batch: Batch) -> Tensor:
+        """See ``Engine``."""
+        return forward(self._engine, batch)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """See ``Engine``."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over the processes; the loss is a share in a sum.
+        self._engine.backward(loss * self._here.size, scale_wrt_gas=False)
+
+    def update(self, lr: float) -> None:
+        """See ``Engine``."""
+        for group in self._zero.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        self._steps += 1
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """See ``Engine``."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        self._link_states()
+        step = torch.tensor(float(self._steps))
+        for name, t in module_tensors(self._model).items():
+            with whole([t]):
+                yield f"model.{name}", t
+            if not (isinstance(t, nn.Parameter) and t.requires_grad):
+                continue
+            if self._low:
+                yield f"optimizer.master.{name}", safe_get_full_fp32_param(t)
+            yield f"optimizer.step.{name}", step
+            for key in STATE[1:]:
+                yield f"optimizer.{key}.{name}", safe_get_full_optimizer_state(t, key)
+
+    def load(self, read: Read) -> None:
+        """See ``Engine``."""
+        own = module_tensors(self._model)
+        trained = {n: t for n, t in own.items() if isinstance(t, nn.Parameter) and t.requires_grad}
+        states = {}
+        self._make_states()
+        for name, t in own.items():
+            value = found(read, f"model.{name}")
+            if value.shape != shape_of(t):
+                raise W2SError(
+                    f"the checkpoint's {name!r} is {tuple(value.shape)}, the model's "
+                    f"{tuple(shape_of(t))}; it is of another model"
+                )
+            with whole([t], change=True), torch.no_grad():
+                t.copy_(value)
+            if name not in trained:
+                continue
+            master = read(f"optimizer.master.{name}") if self._low else value
+            self._put(t, (value if master is None else master).float(), None)
+            for key in STATE:
+                if (saved := read(f"optimizer.{key}.{name}")) is None:
+                    continue
+                if key == "step":
+                    states[name] = int(saved)
+                else:
+                    self._put(t, saved, key)
+        self._steps = max(states.values(), default=0)
+        self._set_steps()
+
+    def _put(self, p: Any, value: Tensor, key: str | None) -> None:
+        """Set this process's part of a parameter's master (None) or optimizer state."""
+        from deepspeed import utils
+
+        if not is_partitioned(p):
+            if key is None:
+                utils.safe_set_full_fp32_param(p, value)
+            else:
+                utils.safe_set_full_optimizer_state(p, value, key)
+            return
+        size = p.ds_tensor.numel()
+        padded = value.new_zeros(size * self._here.size)
+        padded[: value.numel()] = value.flatten()
+        part = padded.narrow(0, size * self._here.rank, size)
+        if key is None:
+            utils.safe_set_local_fp32_param(p, part)
+        else:
+            utils.safe_set_local_optimizer_state(p, part, key)
+
+    def _masters(self) -> list[Tensor]:
+        """The flat fp32 parts that the optimizer works on."""
+        parts = getattr(self._zero, "fp32_partitioned_groups_flat", None)  # stage 3
+        if parts is not None:
+            return list(parts)
+        return [p for group in self._zero.optimizer.param_groups for p in group["params"]]
+
+    def _make_states(self) -> None:
+        """Optimizer state as before the first step, which would make it."""
+        state = self._zero.optimizer.state
+        for flat in self._masters():
+            state[flat] = {key: torch.zeros_like(flat) for key in STATE[1:]} | {"step": 0}
+        self._link_states()
+
+    def _link_states(self) -> None:
+        """Let DeepSpeed find a parameter's part of the flat optimizer state.
+
+        By itself it does so once, after the step of the first group, when the later groups
+        (biases and norms, here) have no state yet.
+        """
+        if hasattr(self._zero, "_lazy_init_hp_params_optimizer_state"):
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _set_steps(self) -> None:
+        torch_adam = isinstance(self._zero.optimizer, torch.optim.AdamW)
+        for flat in self._masters():
+            steps = torch.tensor(float(self._steps)) if torch_adam else self._steps
+            self._zero.optimizer.state[flat]["step"] = steps

@@ -1,0 +1,279 @@
+"""The DeepSpeed configuration of a training: made from ``TrainConfig``, or a user's own, checked.
+
+``TrainConfig`` says what is trained, so it decides batch, optimizer, clipping and precision. A
+user's own JSON adds what DeepSpeed alone knows (buckets, persistence, communication); where it
+repeats one of ours it must agree, or say "auto".
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from w2s_fast import world
+from w2s_fast.engine.config import TrainConfig
+from w2s_fast.errors import W2SError, nearest
+
+AUTO = "auto"
+REDUCE_BUCKET = 50_000_000  # gradients reduced at a time; DeepSpeed would set 1 GB aside for them
+PREFETCH = 50_000_000  # weights fetched ahead of their use
+SUB_GROUP = 100_000_000  # parameters of one optimizer call at ZeRO-3; bounds its fp32 gradient
+# What a configuration may hold. DeepSpeed itself passes over names it does not know.
+_SECTIONS = (
+    "activation_checkpointing", "aio", "amp", "autotuning", "bf16", "bfloat16", "checkpoint",
+    "comms_logger", "communication_data_type", "compile", "csv_monitor", "data_types",
+    "disable_allgather", "dump_state", "elasticity", "flops_profiler", "fp16",
+    "gradient_accumulation_steps", "gradient_clipping", "gradient_predivide_factor",
+    "memory_breakdown", "nebula", "optimizer", "prescale_gradients", "scheduler",
+    "sparse_gradients", "steps_per_print", "tensorboard", "timers", "torch_autocast",
+    "train_batch_size", "train_micro_batch_size_per_gpu", "wall_clock_breakdown", "wandb",
+    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
+)  # fmt: skip
+# Change what is trained, or how its gradients are summed, behind the back of the loss.
+_REFUSED = {
+    "scheduler": "the learning rate comes from schedule and warmup_frac",
+    "prescale_gradients": "gradients are summed over all rows of a step, whoever holds them",
+    "gradient_predivide_factor": "gradients are summed over all rows of a step, whoever holds them",
+    "amp": "set the model's dtype",
+    "torch_autocast": "set the model's dtype",
+    "elasticity": "a checkpoint resumes on any number of processes as it is",
+    "autotuning": "it would run other trainings than this one",
+}
+_OWN = {  # the user's words for it
+    "train_batch_size": "batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size",
+    "gradient_accumulation_steps": "batch_size and micro_batch_size",
+    "gradient_clipping": "clip_norm",
+    "optimizer.type": "the optimizer, AdamW",
+    "optimizer.params.lr": "lr",
+    "optimizer.params.betas": "beta1 and beta2",
+    "optimizer.params.eps": "eps",
+    "optimizer.params.weight_decay": "weight_decay",
+    "zero_optimization.stage": "zero",
+    "zero_optimization.offload_optimizer.device": "offload_optimizer",
+    "zero_optimization.offload_param.device": "offload_params",
+    "bf16.enabled": "the model's dtype",
+    "fp16.enabled": "the model's dtype",
+}
+
+
+def load_deepspeed() -> Any:
+    """The deepspeed package, quiet, and on CPUs without what it would have to compile.
+
+    Raises:
+        W2SError: if it is not installed.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|deepspeed)\..*")
+    try:
+        import deepspeed
+    except ImportError as e:
+        raise W2SError(
+            f"sharding needs deepspeed ({e}): pip install 'w2s-fast[deepspeed]', or use zero=0"
+        ) from e
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # Shared-memory collectives between CPU ranks: a build at start-up that gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def ready(timeout_s: float) -> Any:
+    """DeepSpeed, with the processes of this job introduced to it.
+
+    Raises:
+        W2SError: see ``load_deepspeed``, and ``world.solo``.
+    """
+    deepspeed = load_deepspeed()
+    world.solo(timeout_s)
+    deepspeed.init_distributed(verbose=False)
+    return deepspeed
+
+
+def batch_shape(cfg: TrainConfig, size: int) -> tuple[int, int]:
+    """(rows of a micro-batch, micro-batches of a step) of each of ``size`` processes.
+
+    Raises:
+        W2SError: if the batch does not split evenly over the processes.
+    """
+    if cfg.batch_size % size:
+        low = cfg.batch_size // size * size
+        fits = f"{low} or {low + size}" if low else f"{size}"
+        raise W2SError(
+            f"batch_size is {cfg.batch_size}, which does not split over {size} processes; use "
+            f"{fits}, or another number of processes"
+        )
+    rows = cfg.batch_size // size
+    micro = min(cfg.micro_batch_size or rows, rows)
+    return micro, -(-rows // micro)
+
+
+def deepspeed_config(cfg: TrainConfig, dtype: str, size: int, cuda: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration for this training.
+
+    Args:
+        cfg: ``zero`` 1 to 3, offload and the rest.
+        dtype: of the model: fp32, bf16 or fp16.
+        size: number of processes.
+        cuda: whether the model is on CUDA devices.
+
+    Raises:
+        W2SError: for a batch that does not fit, or a user's own file that contradicts.
+    """
+    micro, accumulation = batch_shape(cfg, size)
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": micro * accumulation * size,
+        "gradient_clipping": cfg.clip_norm or 0.0,
+        "steps_per_print": 2**31 - 1,
+        "optimizer": _optimizer(cfg, cuda),
+        "zero_optimization": _zero(cfg, cuda),
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": dtype == "bf16"},
+        "fp16": {"enabled": dtype == "fp16"},
+    }
+    if dtype != "fp32":
+        ours["data_types"] = {"grad_accum_dtype": "fp32"}
+    if cfg.deepspeed is None:
+        return ours
+    return merge(ours, read_config(Path(cfg.deepspeed)), cfg.deepspeed)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A user's own DeepSpeed JSON, every name in it known.
+
+    Raises:
+        W2SError: if it cannot be read, or has a name DeepSpeed does not know.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except OSError as e:
+        raise W2SError(f"cannot read the DeepSpeed configuration {path}: {e.strerror}") from e
+    except ValueError as e:
+        raise W2SError(f"the DeepSpeed configuration {path} is not JSON: {e}") from e
+    if not isinstance(found, dict):
+        raise W2SError(f"the DeepSpeed configuration {path} holds no settings; expected {{...}}")
+    for name in found:
+        if name in _REFUSED:
+            raise W2SError(f"{path}: leave out {name!r}: {_REFUSED[name]}")
+        if name not in _SECTIONS:
+            raise W2SError(f"{path}: unknown setting {name!r}{nearest(name, _SECTIONS)}")
+    _check_zero(found.get("zero_optimization", {}), path)
+    return found
+
+
+def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """``theirs`` on top of ``ours``; "auto" takes ours.
+
+    Raises:
+        W2SError: where they contradict.
+    """
+    out = copy.deepcopy(dict(ours))
+    flat = dict(_flat(ours, ""))
+    for name, value in _flat(theirs, ""):
+        mine = flat.get(name)
+        if value == AUTO:
+            if name not in flat:
+                raise W2SError(f'{path}: {name} is "auto"; leave it out to get its default')
+            continue
+        if name in _OWN and name in flat and not _same(mine, value):
+            raise W2SError(
+                f"{path}: {name} is {value!r}, this training says {mine!r}; change {_OWN[name]}, "
+                'or write "auto"'
+            )
+        _put(out, name, value)
+    return out
+
+
+def _optimizer(cfg: TrainConfig, cuda: bool) -> dict[str, Any]:
+    params: dict[str, Any] = {
+        "lr": cfg.lr,
+        "betas": [cfg.beta1, cfg.beta2],
+        "eps": cfg.eps,
+        "weight_decay": cfg.weight_decay,
+    }
+    if not cuda and cfg.offload_optimizer == "none":
+        params["torch_adam"] = True  # nothing to compile
+        params["fused"] = True  # and nothing as large as the model beside it
+    return {"type": "AdamW", "params": params}
+
+
+def _zero(cfg: TrainConfig, cuda: bool) -> dict[str, Any]:
+    zero: dict[str, Any] = {
+        "stage": cfg.zero,
+        "overlap_comm": cuda,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": REDUCE_BUCKET,
+    }
+    if cfg.offload_optimizer != "none":
+        zero["offload_optimizer"] = _offload(cfg, cfg.offload_optimizer, cuda)
+    if cfg.offload_params != "none":
+        zero["offload_param"] = _offload(cfg, cfg.offload_params, cuda)
+    if cfg.zero == 3:
+        zero["stage3_prefetch_bucket_size"] = PREFETCH
+        zero["sub_group_size"] = SUB_GROUP
+        zero["stage3_gather_16bit_weights_on_model_save"] = False  # weights are written in shards
+    return zero
+
+
+def _offload(cfg: TrainConfig, device: str, cuda: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {"device": device, "pin_memory": cuda}
+    if device == "nvme":
+        found["nvme_path"] = cfg.nvme_path
+    return found
+
+
+def _check_zero(section: Any, path: Path) -> None:
+    from pydantic import ValidationError
+
+    load_deepspeed()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    if not isinstance(section, dict):
+        raise W2SError(f"{path}: zero_optimization is {section!r}; expected {{...}}")
+    known = set(DeepSpeedZeroConfig.model_fields)
+    known |= {f.alias for f in DeepSpeedZeroConfig.model_fields.values() if f.alias}
+    for name in section:
+        if name not in known:
+            raise W2SError(
+                f"{path}: unknown setting zero_optimization.{name}{nearest(name, known)}"
+            )
+    try:
+        DeepSpeedZeroConfig(**{k: v for k, v in section.items() if v != AUTO})
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise W2SError(f"{path}: zero_optimization.{where}: {first['msg']}") from e
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _put(out: dict[str, Any], name: str, value: Any) -> None:
+    *path, last = name.split(".")
+    for part in path:
+        out = out.setdefault(part, {})
+    out[last] = value
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, str) and isinstance(b, str):
+        return a.lower() == b.lower()
+    return bool(a == b)
