@@ -13,6 +13,15 @@ from torch import Tensor, nn
 from w2s_fast.errors import W2SError
 
 
+class Head(nn.Linear):
+    """A linear layer that computes in fp32 (fp64 with such weights) whatever it was cast to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C) of x (B, D)."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        return nn.functional.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
 class Classifier(nn.Module):
     """A transformers base model, one pooled vector a sequence, and a linear head in fp32.
 
@@ -28,7 +37,7 @@ class Classifier(nn.Module):
         self.base: Any = base
         self.n_classes, self.pooling = n_classes, pooling
         config: Any = base.config
-        self.head = nn.Linear(config.hidden_size, n_classes, dtype=torch.float32)
+        self.head = Head(config.hidden_size, n_classes, dtype=torch.float32)
         with torch.no_grad():
             self.head.weight.mul_(0.0 if head_init == "zero" else 0.01)
             self.head.bias.zero_()
@@ -50,7 +59,7 @@ class Classifier(nn.Module):
         hidden = self.base(
             input_ids=input_ids, attention_mask=attention_mask, **segments
         ).last_hidden_state
-        return self.head(self._pool(hidden, attention_mask).to(self.head.weight.dtype))
+        return self.head(self._pool(hidden, attention_mask))
 
     def gradient_checkpointing(self, on: bool) -> None:
         """Recompute activations in backward, or stop doing so."""
@@ -68,7 +77,7 @@ class Classifier(nn.Module):
         if self.pooling == "last":
             # By mask, never by token id: a padding id may be a real token.
             return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
-        weight = mask.unsqueeze(2).to(self.head.weight.dtype)
+        weight = mask.unsqueeze(2).to(torch.promote_types(hidden.dtype, torch.float32))
         return (hidden.to(weight.dtype) * weight).sum(1) / weight.sum(1)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.weights import load_weights, save_weights
+from w2s_fast.weights import load_weights, save_weights, shape_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ __all__ = ["ModelConfig", "build_model", "load_tokenizer", "load_weights", "save
 BUILT_IN = ("agreement-lm", "scratch", "bow")
 POOLINGS = ("last", "mean", "cls")
 HEAD_INITS = ("zero", "small")
-DTYPES = ("fp32", "bf16")
+DTYPES = ("fp32", "bf16", "fp16")
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
@@ -41,8 +41,11 @@ class ModelConfig:
             ``mean`` over tokens, or the first token (``cls``; encoders).
         head_init: ``zero`` as in openai/weak-to-strong, or ``small``: 0.01 times the default, as
             in EleutherAI/w2s.
-        dtype: ``fp32`` or ``bf16``. In bf16 the head stays fp32 and the optimizer keeps fp32
-            masters.
+        dtype: ``fp32``, ``bf16`` or ``fp16`` (with ZeRO only, for its loss scaling). The optimizer
+            keeps fp32 masters, and the head computes in fp32.
+        lora_rank: train low-rank updates of the linear layers and the head instead of all
+            weights; 0: all weights. Needs peft.
+        lora_alpha: their scale; the update is multiplied by lora_alpha / lora_rank.
         trust_remote_code: let a checkpoint run code of its own.
         pretrained: False keeps a checkpoint's architecture and draws its weights at random, the
             control that shows what pretraining contributes.
@@ -55,6 +58,8 @@ class ModelConfig:
     pooling: str = "last"
     head_init: str = "zero"
     dtype: str = "fp32"
+    lora_rank: int = 0
+    lora_alpha: int = 16
     trust_remote_code: bool = False
     pretrained: bool = True
 
@@ -73,6 +78,13 @@ class ModelConfig:
         for name in ("hidden", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise W2SError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.lora_rank < 0 or self.lora_alpha < 1:
+            raise W2SError(
+                f"lora_rank is {self.lora_rank}, lora_alpha {self.lora_alpha}; expected at least 0 "
+                "and 1"
+            )
+        if self.lora_rank and self.source == "bow":
+            raise W2SError("a bag of words has no linear layers for lora_rank; set it to 0")
         if self.hidden % (2 * self.heads):
             raise W2SError(
                 f"hidden={self.hidden} does not split into {self.heads} heads of even width; use "
@@ -117,7 +129,13 @@ def load_tokenizer(cfg: ModelConfig, fallback: Any = None) -> Any:
     return tokenizer
 
 
-def build_model(cfg: ModelConfig, n_classes: int, tokenizer: Any, seed: int) -> nn.Module:
+def build_model(
+    cfg: ModelConfig,
+    n_classes: int,
+    tokenizer: Any,
+    seed: int,
+    partition: dict[str, Any] | None = None,
+) -> nn.Module:
     """Build a model with fresh head, on the CPU.
 
     Args:
@@ -125,6 +143,8 @@ def build_model(cfg: ModelConfig, n_classes: int, tokenizer: Any, seed: int) -> 
         n_classes: C, at least 2.
         tokenizer: of ``load_tokenizer``; gives the vocabulary and the padding id.
         seed: of all random weights; the global random state is neither used nor changed.
+        partition: DeepSpeed configuration of a ZeRO-3 training: weights are spread over the
+            processes as they are made or read, and never whole on one. None: whole here.
 
     Returns:
         Module with ``forward(input_ids, attention_mask, token_type_ids=None) -> (B, C)`` fp32
@@ -144,14 +164,54 @@ def build_model(cfg: ModelConfig, n_classes: int, tokenizer: Any, seed: int) -> 
         torch.manual_seed(seed)
         if cfg.source == "bow":
             return BagOfWords(len(tokenizer), n_classes)
-        base: Any = _scratch(cfg, tokenizer) if cfg.source == "scratch" else _checkpoint(cfg)
-        rows = base.get_input_embeddings().weight.shape[0]
+        with _spread(partition):
+            base: Any = _scratch(cfg, tokenizer) if cfg.source == "scratch" else _checkpoint(cfg)
+            base = _with_lora(base, cfg) if cfg.lora_rank else base
+        rows = shape_of(base.get_input_embeddings().weight)[0]
         if len(tokenizer) > rows:
             raise W2SError(
                 f"the tokenizer has {len(tokenizer)} tokens, the model {cfg.source!r} embeds "
                 f"{rows}; use the tokenizer of that checkpoint"
             )
         return Classifier(base, n_classes, cfg.pooling, cfg.head_init)
+
+
+def build_untrained(cfg: ModelConfig) -> Any:
+    """The base model of a checkpoint's config.json alone, with random weights and no LoRA."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        _directory(cfg), local_files_only=True, trust_remote_code=cfg.trust_remote_code
+    )
+    config.use_cache = False
+    return _from_config(config, cfg)
+
+
+@contextlib.contextmanager
+def _spread(partition: dict[str, Any] | None) -> Iterator[None]:
+    """Let transformers make and read weights in parts; see ``partition`` of ``build_model``."""
+    if partition is None:
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    kept_alive = HfDeepSpeedConfig(partition)
+    try:
+        yield
+    finally:
+        del kept_alive
+        unset_hf_deepspeed_config()
+
+
+def _with_lora(base: Any, cfg: ModelConfig) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as e:
+        raise W2SError(f"lora_rank={cfg.lora_rank} needs peft ({e}): pip install peft") from e
+    lora = LoraConfig(
+        r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, lora_dropout=0.0, target_modules="all-linear"
+    )
+    return get_peft_model(base, lora)
 
 
 def _scratch(cfg: ModelConfig, tokenizer: Any) -> nn.Module:
@@ -235,7 +295,7 @@ def _directory(cfg: ModelConfig) -> Path:
 def _dtype(cfg: ModelConfig) -> Any:
     import torch
 
-    return torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.dtype]
 
 
 def _one_line(e: BaseException) -> str:
