@@ -117,8 +117,9 @@ def test_label_says_where_the_labels_are(
     assert main(["label", "--out", str(tmp_path), *TINY]) == 0
     line = capsys.readouterr().out.strip()
     assert line.startswith("seed 3: ")
-    assert Path(line.removeprefix("seed 3: ")).name == "labels.parquet"
-    assert Path(line.removeprefix("seed 3: ")).is_file()
+    assert Path(line.removeprefix("seed 3: ")).name == "labels"
+    parts = Path(line.removeprefix("seed 3: ")).iterdir()
+    assert [p.name for p in parts] == ["part-00000.parquet"]
 
 
 def test_doctor_shows_kernels_and_versions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from w2s_fast import heartbeat, world
 from w2s_fast.errors import W2SError, nearest
 
 USAGE = """\
@@ -19,6 +20,9 @@ commands:
   run      everything, into --out DIR: results.json, plot.png, plot.svg, report.html
   label    only the weak labels; says where their Parquet files are
   report   show the results in --out DIR again, and write plot and page anew
+  launch   run on several accelerators or hosts (w2s-fast launch --help)
+  export   a trained model of a run as a folder that transformers loads
+  plan     memory and traffic of a training on machines not at hand (w2s-fast plan --help)
   doctor   what this machine offers: versions, kernels, CPU, CUDA
   bench    speed of the kernels (in a source checkout)
 
@@ -39,11 +43,23 @@ USER_ERROR, INTERRUPTED = 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    # DeepSpeed's launcher puts this in front; the environment says it too.
+    args = args[1:] if args and args[0].startswith("--local_rank") else args
     try:
-        return _dispatch(args)
+        code = _dispatch(args)
+        world.leave()
+        return code
     except W2SError as err:
-        print(f"w2s-fast: error: {' '.join(str(err).split())}", file=sys.stderr)
+        here = world.world()
+        who = f" ({here.name})" if here.size > 1 else ""
+        print(f"w2s-fast: error: {' '.join(str(err).split())}{who}", file=sys.stderr)
         return USER_ERROR
+    except RuntimeError as err:
+        if world.world().size == 1 or not heartbeat.is_broken_link(err):
+            raise
+        # The watch has said which process was lost. Waiting for the others would never end.
+        sys.stderr.flush()
+        os._exit(heartbeat.EXIT_CODE)
     except KeyboardInterrupt:
         print("w2s-fast: interrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED
@@ -87,8 +103,9 @@ def _run(args: list[str]) -> int:
     from w2s_fast.report.table import print_results
 
     results = run(cfg, quiet=quiet)
-    print_results(results, Console())
-    _say_where(Path(cfg.out))
+    if world.world().first:
+        print_results(results, Console())
+        _say_where(Path(cfg.out))
     return 0
 
 
@@ -102,7 +119,8 @@ def _label(args: list[str]) -> int:
     from w2s_fast.pipeline import label
 
     for seed, path in label(load_config(args), quiet=quiet).items():
-        print(f"seed {seed}: {path}")
+        if world.world().first:
+            print(f"seed {seed}: {path}")
     return 0
 
 
@@ -151,10 +169,53 @@ def _bench(args: list[str]) -> int:
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
 
 
+def _launch(args: list[str]) -> int:
+    from w2s_fast import launch
+
+    if not args or {"-h", "--help"} & set(args):
+        print(launch.USAGE, end="")
+        return 0 if args else USER_ERROR
+    return launch.launch(launch.parse(args))
+
+
+def _plan(args: list[str]) -> int:
+    from w2s_fast import plan
+
+    if not args or {"-h", "--help"} & set(args):
+        print(plan.USAGE, end="")
+        return 0 if args else USER_ERROR
+    return plan.main(args)
+
+
+def _export(args: list[str]) -> int:
+    from w2s_fast.options import load_config
+
+    own: dict[str, str] = {}
+    rest: list[str] = []
+    left = list(args)
+    while left:
+        option, eq, value = left.pop(0).partition("=")
+        if option in ("--stage", "--to"):
+            own[option] = value if eq else left.pop(0) if left else ""
+        else:
+            rest.append(f"{option}{eq}{value}")
+    if {"-h", "--help"} & set(args) or not all(own.get(name) for name in ("--stage", "--to")):
+        print("usage: w2s-fast export --stage student/0/xent --to FOLDER [the options of the run]")
+        return 0 if {"-h", "--help"} & set(args) else USER_ERROR
+    from w2s_fast.pipeline.export import export
+
+    export(load_config(rest), own["--stage"], Path(own["--to"]))
+    print(f"model    {own['--to']}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "label": _label,
     "report": _report,
+    "launch": _launch,
+    "plan": _plan,
+    "export": _export,
     "doctor": _doctor,
     "bench": _bench,
 }

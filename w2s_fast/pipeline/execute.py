@@ -10,7 +10,8 @@ from typing import Any
 
 from w2s_fast.config import RunConfig, from_dict, to_dict
 from w2s_fast.pipeline.jobs import Job
-from w2s_fast.store import Artefact, Store
+from w2s_fast.store import Artefact, Building, Store
+from w2s_fast.world import world
 
 
 @dataclass(frozen=True)
@@ -43,22 +44,56 @@ class Order:
 def execute(cfg: RunConfig, order: Order, threads: int, progress: Any) -> Artefact:
     """Compute the job, or take it from the store when another process has just finished it.
 
+    Under a launcher all processes compute it together; rank 0 keeps the store.
+
     Args:
         cfg: The run.
         order: The job and its inputs.
         threads: Torch threads; fixed, as the order of a sum may depend on it.
         progress: Called with (step, steps, loss).
     """
-    from w2s_fast.pipeline.stages import STAGES, Context
-
+    here = world()
+    if not here.first:
+        told = here.share(None)
+        if not told["done"]:
+            _compute(cfg, order, threads, progress, Building(Path(told["path"]), None))
+        return _from_json(here.share(None))
     store = Store(cfg.store_dir)
     with store.building(order.job.stage, order.config, order.inputs) as build:
+        here.share({"path": str(build.path), "done": build.artefact is not None})
         if build.artefact is None:
-            folders = {name: Path(path) for name, path in order.folders.items()}
-            with _threads(threads):
-                STAGES[order.job.stage](Context(cfg, order.job, folders, progress), build)
+            _compute(cfg, order, threads, progress, build)
     assert build.artefact is not None
+    here.share(_to_json(build.artefact))
     return build.artefact
+
+
+def find(store: Store, order: Order) -> Artefact | None:
+    """Look for the job's result in the store; rank 0's answer counts."""
+    here, found = world(), None
+    if here.first:
+        key = store.key(order.job.stage, order.config, order.inputs)
+        artefact = store.find(order.job.stage, key)
+        found = None if artefact is None else _to_json(artefact)
+    told = here.share(found)
+    return None if told is None else _from_json(told)
+
+
+def _compute(cfg: RunConfig, order: Order, threads: int, progress: Any, build: Building) -> None:
+    from w2s_fast.pipeline.stages import STAGES, Context
+
+    folders = {name: Path(path) for name, path in order.folders.items()}
+    with _threads(threads):
+        STAGES[order.job.stage](Context(cfg, order.job, folders, progress), build)
+    world().barrier()  # nobody reads or writes in the folder when it moves
+
+
+def _to_json(a: Artefact) -> dict[str, Any]:
+    return {"path": str(a.path), "digest": a.digest, "info": dict(a.info)}
+
+
+def _from_json(told: Mapping[str, Any]) -> Artefact:
+    return Artefact(Path(told["path"]), told["digest"], told["info"])
 
 
 @contextmanager

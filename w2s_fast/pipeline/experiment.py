@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, validate
-from w2s_fast.pipeline.execute import Order
+from w2s_fast.heartbeat import watching
+from w2s_fast.pipeline.execute import Order, execute, find
 from w2s_fast.pipeline.jobs import (
     Job,
     config_slice,
@@ -22,14 +23,13 @@ from w2s_fast.pipeline.jobs import (
     plan,
 )
 from w2s_fast.pipeline.pool import Watcher, choose_sizes, make_pool
+from w2s_fast.pipeline.preflight import check_alike
 from w2s_fast.pipeline.provenance import provenance
-from w2s_fast.pipeline.scores import score
-from w2s_fast.pipeline.stages import LABELS, device, load_data
+from w2s_fast.pipeline.stages import LABELS, SCORES, device, load_data
 from w2s_fast.report import RESULTS, write_report
 from w2s_fast.report.progress import show
 from w2s_fast.store import Artefact, Store, exclusive, hear_warnings, write_errors, write_json
-
-SCORES = "scores.json"
+from w2s_fast.world import join, world
 
 
 def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
@@ -47,29 +47,48 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
     Raises:
         W2SError: Bad input, a full disk, or another run in the same folder; one line.
     """
-    with _session(cfg, quiet) as session:
+    with session(cfg, quiet) as running:
         jobs = plan(cfg)
-        session.compute(jobs[:-1])
-        found = _report_stage(session, jobs[-1])
-        facts = provenance(cfg, session.results, session.cached)
-        results = {**found, "provenance": facts}
-        with write_errors("the report", Path(cfg.out).absolute()):
-            write_json(Path(cfg.out) / RESULTS, results)
-            write_report(Path(cfg.out), results)
+        running.compute(jobs[:-1])
+        found = _report_stage(running, jobs[-1])
+        facts = provenance(cfg, running.results, running.cached)
+        results = running.here.share({**found, "provenance": facts})
+        if running.here.first:
+            with write_errors("the report", Path(cfg.out).absolute()):
+                write_json(Path(cfg.out) / RESULTS, results)
+                write_report(Path(cfg.out), results)
     return results
 
 
 def label(cfg: RunConfig, *, quiet: bool = True) -> dict[int, Path]:
     """Run only what weak labels need; return the Parquet file (columns id, probs) by seed."""
-    with _session(cfg, quiet) as session:
-        session.compute(plan(cfg, labels_only=True))
-        return {s: session.results[f"labels/{s}"].path / LABELS for s in cfg.seeds}
+    with session(cfg, quiet) as running:
+        running.compute(plan(cfg, labels_only=True))
+        return {s: running.results[f"labels/{s}"].path / LABELS for s in cfg.seeds}
 
 
 @contextlib.contextmanager
-def _session(cfg: RunConfig, quiet: bool) -> Iterator[_Session]:
-    """Check the configuration, take the output folder, load the data."""
+def session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
+    """Check the configuration, meet the other processes, take the output folder, load the data."""
     validate(cfg)
+    with contextlib.ExitStack() as stack:
+        here = join(cfg.student_train.timeout_s)
+        stack.enter_context(watching(here, cfg.student_train.timeout_s))
+        if here.first:
+            stack.enter_context(_folders(cfg))
+        stack.enter_context(warnings.catch_warnings())
+        watcher = stack.enter_context(show(quiet or not here.first))
+        hear_warnings(watcher.warned)
+        running = Session(cfg, watcher)
+        if here.size > 1:
+            check_alike(cfg, running.digests, here)
+        yield running
+        here.barrier()  # the folders are rank 0's until everyone is done with them
+
+
+@contextlib.contextmanager
+def _folders(cfg: RunConfig) -> Iterator[None]:
+    """Make the output folder and the store, and keep other runs out of the former."""
     out = Path(cfg.out).absolute()
     with write_errors("results", out):
         out.mkdir(parents=True, exist_ok=True)
@@ -80,10 +99,7 @@ def _session(cfg: RunConfig, quiet: bool) -> Iterator[_Session]:
     with contextlib.ExitStack() as stack:
         with write_errors("results", out):
             stack.enter_context(exclusive(out / ".lock", taken))
-        stack.enter_context(warnings.catch_warnings())
-        watcher = stack.enter_context(show(quiet))
-        hear_warnings(watcher.warned)
-        yield _Session(cfg, watcher)
+        yield
 
 
 def _check_writable(folder: Path) -> None:
@@ -95,7 +111,7 @@ def _check_writable(folder: Path) -> None:
 
 
 @dataclass
-class _Session:
+class Session:
     """The state of one run: what is finished, and what came from the store."""
 
     cfg: RunConfig
@@ -105,9 +121,10 @@ class _Session:
 
     def __post_init__(self) -> None:
         cfg = self.cfg
+        self.here = world()
         self.store = Store(cfg.store_dir)
         self.data = {s: load_data(cfg.task, s) for s in cfg.seeds}
-        self._data_digests = {s: data_digests(d) for s, d in self.data.items()}
+        self.digests = {s: data_digests(d) for s, d in self.data.items()}
         self._folders = folder_digests(cfg)
 
     def order(self, job: Job) -> Order:
@@ -117,15 +134,13 @@ class _Session:
         return Order(
             job,
             config_slice(self.cfg, job, n_classes),
-            input_digests(self.cfg, job, digests, self._data_digests, self._folders),
+            input_digests(self.cfg, job, digests, self.digests, self._folders),
             {name: str(self.results[name].path) for name in job.needs},
         )
 
     def stored(self, job: Job) -> bool:
         """Take the job's result from the store if it is there."""
-        order = self.order(job)
-        key = self.store.key(job.stage, order.config, order.inputs)
-        found = self.store.find(job.stage, key)
+        found = find(self.store, self.order(job))
         if found is None:
             return False
         self.results[job.name] = found
@@ -139,7 +154,7 @@ class _Session:
         waiting, running = list(jobs), 0
         with make_pool(self.cfg, workers, threads, self.watcher) as pool:
             while waiting or running:
-                for job in [j for j in waiting if self._ready(j)]:
+                for job in [j for j in waiting if self.ready(j)]:
                     if self.stored(job):
                         waiting.remove(job)
                         break  # what needed it may be ready now, and stands earlier
@@ -153,19 +168,16 @@ class _Session:
                     self.results[job.name] = artefact
                     self.watcher.finished(job, artefact.info.get("seconds"))
 
-    def _ready(self, job: Job) -> bool:
+    def ready(self, job: Job) -> bool:
+        """Whether everything the job needs is finished."""
         return all(name in self.results for name in job.needs)
 
 
-def _report_stage(session: _Session, job: Job) -> Mapping[str, Any]:
+def _report_stage(running: Session, job: Job) -> Mapping[str, Any]:
     """Return the scores, computed once per set of predictions."""
-    if not session.stored(job):
-        order = session.order(job)
-        session.watcher.started(job)
-        with session.store.building(job.stage, order.config, order.inputs) as build:
-            folders = {name: Path(path) for name, path in order.folders.items()}
-            write_json(build.path / SCORES, score(session.cfg, session.data, folders))
-        assert build.artefact is not None
-        session.results[job.name] = build.artefact
-        session.watcher.finished(job, build.artefact.info.get("seconds"))
-    return json.loads((session.results[job.name].path / SCORES).read_bytes())
+    if not running.stored(job):
+        running.watcher.started(job)
+        artefact = execute(running.cfg, running.order(job), 1, lambda *_: None)
+        running.results[job.name] = artefact
+        running.watcher.finished(job, artefact.info.get("seconds"))
+    return json.loads((running.results[job.name].path / SCORES).read_bytes())

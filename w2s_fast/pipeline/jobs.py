@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, to_dict
+from w2s_fast.engine.config import CARRIED_OUT
 from w2s_fast.models import ModelConfig
 from w2s_fast.store import content_hash, tree_hash
 from w2s_fast.tasks import Examples, TaskData
@@ -24,7 +25,7 @@ VERSIONS = {
 }
 EMBEDDED = "agreement-lm"  # the model source that stage `pretrain` makes
 CONTROL_LOSS = "xent"
-_NOT_CONTENT = {"checkpoint_every"}  # settings that cannot change a result
+_NOT_CONTENT = set(CARRIED_OUT)  # settings that cannot change a result
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from w2s_fast.models import BUILT_IN
 from w2s_fast.pipeline.execute import Order, execute, pack
 from w2s_fast.pipeline.jobs import Job
 from w2s_fast.store import Artefact
+from w2s_fast.world import processes_here, world
 
 _LARGE_MODEL_THREADS = 4
 
@@ -45,12 +46,15 @@ def choose_sizes(cfg: RunConfig, *, cuda: bool) -> tuple[int, int]:
     """Return (workers, threads of each).
 
     Threads depend on machine and models only, so the number of workers never changes a result.
+    Under a launcher all processes work on one job at a time, and share the cores of their host.
     """
     usable = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(usable(0)) if usable else os.cpu_count() or 1
     # built-in models are small: they gain nothing from a second thread
     small = cfg.weak.source in BUILT_IN and cfg.student.source in BUILT_IN
     threads = cfg.threads or (1 if small else min(cores, _LARGE_MODEL_THREADS))
+    if world().size > 1:
+        return 1, cfg.threads or max(1, min(threads, cores // processes_here()))
     return cfg.workers or (1 if cuda else max(1, cores // threads)), threads
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from w2s_fast import world
 from w2s_fast.config import RunConfig
+from w2s_fast.errors import W2SError
 from w2s_fast.models import (
     ModelConfig,
     build_model,
@@ -25,15 +28,18 @@ from w2s_fast.models import (
     save_weights,
 )
 from w2s_fast.pipeline.jobs import EMBEDDED, Job
-from w2s_fast.pipeline.tables import read_probs, write_probs
-from w2s_fast.store import Building
+from w2s_fast.pipeline.tables import is_whole, read_probs, write_probs
+from w2s_fast.store import Building, write_json
 from w2s_fast.tasks import Examples, TaskConfig, TaskData, get_task
+from w2s_fast.world import World
 
 if TYPE_CHECKING:
     from torch import nn
 
 Progress = Callable[[int, int, float], None]
-MODEL, TEST, LABELS, LOG = "model.safetensors", "test.parquet", "labels.parquet", "log.json"
+MODEL, TEST, LABELS, LOG = "model.safetensors", "test.parquet", "labels", "log.json"
+SCORES = "scores.json"
+SHARD_ROWS = 20_000  # items of one file of weak labels; also what a kill can cost
 PRETRAINED, PRETRAIN_SEED = "model", 0
 
 
@@ -52,6 +58,24 @@ class Context:
     job: Job
     folders: Mapping[str, Path]
     progress: Progress
+
+    @property
+    def here(self) -> World:
+        """This process among those that compute the stage together."""
+        return world.world()
+
+    def write(self, write: Callable[[], Any]) -> None:
+        """Let rank 0 write; an error there is one everywhere."""
+        error = ""
+        if self.here.first:
+            try:
+                write()
+            except OSError as e:
+                if self.here.size == 1:
+                    raise
+                error = f"{e}"
+        if error := self.here.share(error):
+            raise W2SError(f"rank 0 could not write: {error}")
 
     @property
     def seed(self) -> int:
@@ -77,7 +101,8 @@ def pretrain(ctx: Context, build: Building) -> None:
     from w2s_fast.tasks import agreement_lm
 
     logging.disable_progress_bar()  # of saving one small file; the run shows its own
-    agreement_lm.pretrain(build.path / PRETRAINED, ctx.cfg.task, ctx.seed, ctx.progress)
+    target = build.path / PRETRAINED
+    ctx.write(lambda: agreement_lm.pretrain(target, ctx.cfg.task, ctx.seed, ctx.progress))
 
 
 def weak(ctx: Context, build: Building) -> None:
@@ -86,11 +111,27 @@ def weak(ctx: Context, build: Building) -> None:
 
 
 def labels(ctx: Context, build: Building) -> None:
-    """Label the second half: the full soft vector of every item."""
-    model, tokenizer = _new_model(ctx, "weak")
-    load_weights(model, ctx.folders[f"weak/{ctx.job.seed}"] / MODEL)
-    items = ctx.data.transfer
-    write_probs(build.path / LABELS, items.ids, _predict(ctx, "weak", model, tokenizer, items))
+    """Label the second half: the full soft vector of every item, a shard of items at a time.
+
+    Shards are the same whatever the number of processes, and a finished one survives a kill.
+    """
+    from w2s_fast.engine import encode, predict
+
+    model, tokenizer = new_model(ctx, "weak")
+    load_weights(model, ctx.folders[f"weak/{ctx.job.seed}"] / MODEL, ctx.here)
+    items, cfg = ctx.data.transfer, ctx.cfg.weak_train
+    data = encode(tokenizer, items, cfg.max_length)
+    starts = range(0, len(items.ids), SHARD_ROWS)
+    if ctx.here.first:
+        build.checkpoint.mkdir(exist_ok=True)
+    for i, start in enumerate(starts):
+        shard = slice(start, start + SHARD_ROWS)
+        path = build.checkpoint / f"part-{i:05d}.parquet"
+        if not ctx.here.share(path.exists() and is_whole(path, items.ids[shard])):
+            probs = predict(model, data.rows(shard))
+            ctx.write(lambda: write_probs(path, items.ids[shard], probs))  # noqa: B023 - called now
+        ctx.progress(i + 1, len(starts), 0.0)
+    ctx.write(lambda: os.replace(build.checkpoint, build.path / LABELS))
 
 
 def student(ctx: Context, build: Building) -> None:
@@ -103,13 +144,22 @@ def ceiling(ctx: Context, build: Building) -> None:
     _fit(ctx, build, "student", ctx.data.transfer, _one_hot(ctx.data.transfer, ctx.data))
 
 
+def report(ctx: Context, build: Building) -> None:
+    """Score every run's predictions."""
+    from w2s_fast.pipeline.scores import score
+
+    data = {s: load_data(ctx.cfg.task, s) for s in ctx.cfg.seeds}
+    ctx.write(lambda: write_json(build.path / SCORES, score(ctx.cfg, data, ctx.folders)))
+
+
 STAGES: dict[str, Callable[[Context, Building], None]] = {
     "pretrain": pretrain,
     "weak": weak,
     "labels": labels,
     "student": student,
     "ceiling": ceiling,
-    "control": student,  # `_new_model` leaves the pretrained weights out
+    "control": student,  # `new_model` leaves the pretrained weights out
+    "report": report,
 }
 
 
@@ -118,7 +168,7 @@ def _fit(ctx: Context, build: Building, role: str, items: Examples, targets: np.
     from w2s_fast.losses import make_loss
 
     cfg = ctx.cfg.weak_train if role == "weak" else ctx.cfg.student_train
-    model, tokenizer = _new_model(ctx, role)
+    model, tokenizer = new_model(ctx, role)
     log = train(
         model,
         encode(tokenizer, items, cfg.max_length),
@@ -129,11 +179,12 @@ def _fit(ctx: Context, build: Building, role: str, items: Examples, targets: np.
         checkpoint_dir=build.checkpoint,
         progress=ctx.progress,
     )
-    save_weights(model, build.path / MODEL)
+    save_weights(model, build.path / MODEL, ctx.here)
     test = ctx.data.test
-    write_probs(build.path / TEST, test.ids, _predict(ctx, role, model, tokenizer, test))
+    probs = _predict(ctx, role, model, tokenizer, test)
+    ctx.write(lambda: write_probs(build.path / TEST, test.ids, probs))
     build.info["train_seconds"] = log.pop("seconds", None)
-    (build.path / LOG).write_text(json.dumps(log) + "\n")
+    ctx.write(lambda: (build.path / LOG).write_text(json.dumps(log) + "\n"))
 
 
 def _predict(
@@ -145,13 +196,21 @@ def _predict(
     return predict(model, encode(tokenizer, items, cfg.max_length))
 
 
-def _new_model(ctx: Context, role: str) -> tuple[nn.Module, Any]:
+def new_model(ctx: Context, role: str) -> tuple[nn.Module, Any]:
     """Return the role's untrained classifier on its device, and its tokenizer."""
     cfg = _located(ctx, ctx.cfg.weak if role == "weak" else ctx.cfg.student)
     if ctx.job.stage == "control":
         cfg = replace(cfg, pretrained=False)
     tokenizer = load_tokenizer(cfg, _fallback_tokenizer(ctx))
-    model = build_model(cfg, len(ctx.data.class_names), tokenizer, ctx.seed)
+    train = ctx.cfg.weak_train if role == "weak" else ctx.cfg.student_train
+    partition = None
+    if train.zero == 3 and cfg.source != "bow":
+        from w2s_fast.engine.zero import deepspeed_config, ready
+
+        ready(train.timeout_s)
+        cuda = device(ctx.cfg) == "cuda"
+        partition = deepspeed_config(train, cfg.dtype, ctx.here.size, cuda)
+    model = build_model(cfg, len(ctx.data.class_names), tokenizer, ctx.seed, partition)
     return model.to(device(ctx.cfg)), tokenizer
 
 

@@ -6,6 +6,7 @@ the same bytes, so equal runs have equal files.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,11 +30,24 @@ def write_probs(path: Path, ids: Sequence[str], probs: np.ndarray) -> None:
         "id": pa.array(list(ids), pa.string()),
         "probs": pa.FixedSizeListArray.from_arrays(flat, probs.shape[1]),
     }
-    pq.write_table(pa.table(columns), path, compression="none")
+    temporary = path.with_name(f".{path.name}")
+    pq.write_table(pa.table(columns), temporary, compression="none")
+    os.replace(temporary, path)
+
+
+def is_whole(path: Path, ids: Sequence[str]) -> bool:
+    """Whether a file of ``write_probs`` is there with just these items."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=["id"])["id"].to_pylist() == list(ids)
+    except (OSError, KeyError, pa.ArrowException):
+        return False
 
 
 def read_probs(path: Path, ids: Sequence[str], n_classes: int) -> np.ndarray:
-    """Return (N, C) float32 in the order of ``ids``.
+    """Return (N, C) float32 in the order of ``ids``, from a file or a folder of them.
 
     Raises:
         W2SError: The file has other items, another number of classes, or NaN.

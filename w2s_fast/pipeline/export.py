@@ -1,0 +1,82 @@
+"""A trained model of a run as a folder that ``transformers`` loads."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from w2s_fast.config import RunConfig
+from w2s_fast.errors import W2SError, nearest
+from w2s_fast.pipeline.experiment import session
+from w2s_fast.pipeline.jobs import plan
+from w2s_fast.pipeline.stages import MODEL, Context, new_model
+from w2s_fast.store import write_errors, write_json
+from w2s_fast.weights import load_weights, save_tensors
+from w2s_fast.world import ALONE
+
+HEAD, ABOUT = "head.safetensors", "w2s.json"
+TRAINED = ("weak", "student", "ceiling", "control")
+
+
+def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> None:
+    """Write the model that a finished stage trained.
+
+    ``AutoModel.from_pretrained(folder)`` gives its body, LoRA merged in; ``head.safetensors`` holds
+    the classification head (``weight`` (C, D), ``bias`` (C,)) and ``w2s.json`` how it is pooled.
+
+    Args:
+        cfg: The run; its stages must be in the store.
+        name: Of the stage: ``weak/SEED``, ``ceiling/SEED``, ``student/SEED/LOSS``.
+        folder: Where to; must not exist, or be empty.
+        quiet: Show no progress.
+
+    Raises:
+        W2SError: If there is no such stage, it is not finished, or the folder has something in it.
+    """
+    jobs = {job.name: job for job in plan(cfg) if job.stage in TRAINED}
+    if name not in jobs:
+        raise W2SError(f"no stage {name!r} in this run; expected one of {', '.join(jobs)}"
+                       f"{nearest(name, jobs)}")  # fmt: skip
+    if folder.exists() and any(folder.iterdir()):
+        raise W2SError(f"{folder} has something in it; name a new folder")
+    cfg = _whole(cfg)
+    with session(cfg, quiet) as running:
+        for job in plan(cfg)[:-1]:
+            if running.ready(job):
+                running.stored(job)
+        if name not in running.results:
+            raise W2SError(f"{name} is not finished in {cfg.store_dir}; run this run first")
+        order = running.order(jobs[name])
+        places = {n: Path(path) for n, path in order.folders.items()}
+        ctx = Context(cfg, jobs[name], places, lambda *_: None)
+        model, tokenizer = new_model(ctx, "weak" if jobs[name].stage == "weak" else "student")
+        load_weights(model, running.results[name].path / MODEL)
+        with write_errors("the model", folder.absolute()):
+            _write(model, tokenizer, folder)
+
+
+def _write(model: Any, tokenizer: Any, folder: Path) -> None:
+    if not hasattr(model, "base"):
+        raise W2SError(f"{type(model).__name__} is no transformers model; only those are exported")
+    base = model.base
+    if hasattr(base, "merge_and_unload"):
+        base = base.merge_and_unload()
+    folder.mkdir(parents=True, exist_ok=True)
+    base.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    head = [("weight", model.head.weight), ("bias", model.head.bias)]
+    save_tensors(head, folder / HEAD, ALONE, 10**9)
+    write_json(folder / ABOUT, {"pooling": model.pooling, "classes": model.n_classes})
+
+
+def _whole(cfg: RunConfig) -> RunConfig:
+    """The same run without sharding, which is not part of what a stage is."""
+    trains = {
+        name: dataclasses.replace(
+            getattr(cfg, name), zero=0, offload_optimizer="none", offload_params="none",
+            nvme_path=None, deepspeed=None,
+        )
+        for name in ("weak_train", "student_train")
+    }  # fmt: skip
+    return dataclasses.replace(cfg, **trains)
