@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from w2s_fast.config import RunConfig
     from w2s_fast.engine import TrainConfig
     from w2s_fast.errors import W2SError
+    from w2s_fast.head import LMHeadLoss
     from w2s_fast.losses import make_loss
     from w2s_fast.models import ModelConfig
     from w2s_fast.ops.balanced import balanced_bias
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "LMHeadLoss",
     "ModelConfig",
     "RunConfig",
     "SparseTargets",
@@ -54,6 +56,7 @@ __all__ = [
 ]
 
 _HOMES = {  # public name -> the module that defines it
+    "LMHeadLoss": "w2s_fast.head",
     "ModelConfig": "w2s_fast.models",
     "RunConfig": "w2s_fast.config",
     "SparseTargets": "w2s_fast.ops.targets",

@@ -1,0 +1,74 @@
+"""A module that owns a language model's head and computes the weak-to-strong loss with it.
+
+Sharding libraries bring a weight together when the module that owns it is called, and take its
+gradient into their reduction. A weight that is read past its module is empty under ZeRO-3 or FSDP,
+and its gradient is lost to DDP. So the loss is a module, and the weight is its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from w2s_fast.errors import W2SError
+from w2s_fast.ops.linear_cross_entropy import linear_cross_entropy
+from w2s_fast.ops.targets import SparseTargets
+
+
+class LMHeadLoss(nn.Module):
+    """``linear_cross_entropy`` of a head that may be sharded, tied or frozen.
+
+    The parameters are those of ``head``, not copies: what trains here trains there. Build it before
+    the model goes to DeepSpeed, DDP or FSDP, as a part of that model, and call it inside the
+    model's forward:
+
+        class Student(nn.Module):
+            def __init__(self, lm):
+                super().__init__()
+                self.lm, self.loss = lm, LMHeadLoss(lm.lm_head)
+
+            def forward(self, input_ids, weak):
+                hidden = self.lm.model(input_ids).last_hidden_state
+                return self.loss(hidden[:, :-1], weak[:, 1:])
+
+    Args:
+        head: has ``weight`` (V, D) and maybe ``bias`` (V,), an ``nn.Linear`` for instance.
+        memory_mib: what the logits of one chunk may take.
+        softcap: of the model's logits; 0 for none.
+
+    Raises:
+        W2SError: if ``head`` has no weight of two dimensions.
+    """
+
+    def __init__(self, head: nn.Module, *, memory_mib: float = 64, softcap: float = 0.0) -> None:
+        super().__init__()
+        weight = getattr(head, "weight", None)
+        if not isinstance(weight, nn.Parameter) or len(_shape(weight)) != 2:
+            raise W2SError(
+                f"head is {type(head).__name__} without a weight (V, D); expected the module that "
+                "makes logits, such as model.lm_head"
+            )
+        self.weight = weight
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", getattr(head, "bias", None))
+        self.memory_mib, self.softcap = memory_mib, softcap
+
+    def forward(self, hidden: Tensor, weak: Tensor | SparseTargets, **options: Any) -> Any:
+        """Loss of hidden states (N, D) or (B, T, D) against weak labels.
+
+        ``options`` are the keywords of ``linear_cross_entropy``. A batch without a single row that
+        counts gives 0 and gradients of 0: no process of a sharded training falls out of step.
+        """
+        options = {"memory_mib": self.memory_mib, "softcap": self.softcap, **options}
+        return linear_cross_entropy(hidden, self.weight, weak, bias=self.bias, **options)
+
+    def extra_repr(self) -> str:
+        """The sizes of the head."""
+        shape = _shape(self.weight)
+        return f"classes={shape[0]}, hidden={shape[1]}, memory_mib={self.memory_mib:g}"
+
+
+def _shape(p: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole parameter; a partitioned one is empty, and its shape beside it."""
+    return tuple(getattr(p, "ds_shape", p.shape))
