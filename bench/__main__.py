@@ -1,11 +1,11 @@
-"""``python -m bench [run|compare|report|plot|support|gpu] ...``; without a name it measures."""
+"""``python -m bench COMMAND ...``, one of ``COMMANDS``; without a name it measures."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-COMMANDS = ("run", "compare", "report", "plot", "support", "gpu")
+COMMANDS = ("run", "scale", "compare", "report", "plot", "support", "gpu")
 
 
 def main(args: list[str]) -> int:

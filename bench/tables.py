@@ -248,3 +248,22 @@ def quantile(table: Table) -> str:
     head = ["N", "ours", "torch.quantile", "sort", "kthvalue", "one read"]
     head += ["sort / ours", "sort / ours, wall"]
     return _markdown(head, lines, 1)
+
+
+def scale(table: Table) -> str:
+    """What sharing a job out costs and gains, and how well memory was planned."""
+    lines = []
+    for r in table.rows:
+        if r["op"] not in ("labelling", "exchange", "memory"):
+            continue
+        ratio = rows.number(r, "ratio_to_plan" if r["op"] == "memory" else "ratio_to_ours")
+        lines.append([
+            str(r["op"]), str(r["case"]), str(r["provider"]),
+            *(_show(rows.number(r, c)) if c in r else "-" for c in
+              ("wall_ms", "rows_per_s", "peak_mib")),
+            f"{ratio:.3g}",
+        ])  # fmt: skip
+    head = ["measured", "case", "of", "wall ms", "rows/s", "peak MiB", "ratio"]
+    cpus = ", ".join(sorted({str(r["cpu"]) for r in table.rows}))
+    note = f"Two cores of {cpus}, gloo. Ratio to ours, of memory to the plan.\n"
+    return note + "\n" + _markdown(head, lines, 3)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 import w2s_fast

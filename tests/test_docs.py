@@ -24,7 +24,8 @@ DOCS = sorted(
     + list((ROOT / "docs").glob("*.md"))
 )
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_ELSEWHERE = {"git", "cd", "pip", "export", "source"}  # commands that are not ours to check
+# commands that are not ours to check
+_ELSEWHERE = {"git", "cd", "pip", "export", "source", "torchrun", "deepspeed", "sbatch"}
 
 
 def _name(path: Path) -> str:
@@ -89,7 +90,7 @@ def _check_cli(words: list[str]) -> None:
     for word in words[2:]:
         if word.startswith("--"):
             option = word.split("=")[0]
-            known = _help() + _help(words[1])
+            known = _help() + _help(words[1]) + _help("run")
             assert option in known, f"{words[1]} has no option {option}"
 
 
