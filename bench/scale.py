@@ -30,7 +30,7 @@ from bench.measure import Candidate, interleave
 from w2s_fast.engine import Encoded, TrainConfig, predict, train
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig
-from w2s_fast.world import free_port, join, world
+from w2s_fast.world import end, free_port, join, world
 
 PARTS = ("labelling", "exchange", "memory")
 EVAL_BATCH = 32  # rows of a batch of the padded loop
@@ -197,7 +197,7 @@ def _rank(job: dict[str, Any]) -> int:
     told = _exchange_rank(job) if job["part"] == "exchange" else _memory_rank(job)
     if here.first:
         print(json.dumps(told))
-    return 0
+    return end(0)
 
 
 def _exchange_rank(job: dict[str, Any]) -> dict[str, float]:

@@ -172,3 +172,4 @@ def main(job: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
+    world.end(0)

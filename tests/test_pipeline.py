@@ -54,9 +54,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict[str,
     return cfg, run(cfg)
 
 
-def label_bytes(cfg: RunConfig) -> dict[int, bytes]:
-    """Return the weak label file of each seed; every stage must be stored already."""
-    return {seed: path.read_bytes() for seed, path in label(cfg).items()}
+def label_bytes(cfg: RunConfig) -> dict[int, dict[str, bytes]]:
+    """Return the weak label files of each seed; every stage must be stored already."""
+    return {s: {p.name: p.read_bytes() for p in path.iterdir()} for s, path in label(cfg).items()}
 
 
 def comparable(results: dict[str, Any]) -> dict[str, Any]:

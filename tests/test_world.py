@@ -161,4 +161,4 @@ def main(job: dict[str, Any]) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    sys.exit(main(json.loads(sys.argv[1])))
+    sys.exit(world.end(main(json.loads(sys.argv[1]))))

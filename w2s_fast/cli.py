@@ -45,10 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     # DeepSpeed's launcher puts this in front; the environment says it too.
     args = args[1:] if args and args[0].startswith("--local_rank") else args
+    return world.end(_guarded(args))
+
+
+def _guarded(args: list[str]) -> int:
+    """Run one command; an error the user can mend is one line."""
     try:
-        code = _dispatch(args)
-        world.leave()
-        return code
+        return _dispatch(args)
     except W2SError as err:
         here = world.world()
         who = f" ({here.name})" if here.size > 1 else ""
@@ -57,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as err:
         if world.world().size == 1 or not heartbeat.is_broken_link(err):
             raise
-        # The watch has said which process was lost. Waiting for the others would never end.
-        sys.stderr.flush()
-        os._exit(heartbeat.EXIT_CODE)
+        return heartbeat.EXIT_CODE  # the watch has said which process was lost
     except KeyboardInterrupt:
         print("w2s-fast: interrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED

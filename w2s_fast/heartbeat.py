@@ -2,11 +2,10 @@
 
 Libraries notice a lost process late (after their own timeout) and without a name. Here every
 process counts up in a store that rank 0 keeps, from a thread of its own; rank 0 watches the
-counts. A process that died, hangs stopped, or lost its network stops counting; so does one that is
-``failed``. Then every process says which rank on which host it was and ends with ``EXIT_CODE``, so
-that launchers clean up and no one waits in a collective for a peer that will never come. A process
-that hangs cannot end itself: a guard, a small process beside each, listens to its beat and kills
-it.
+counts. A process that died, hangs, or lost its network stops counting; one that fails says so. Then
+every process says which rank on which host it was and ends with ``EXIT_CODE``, so that launchers
+clean up and no one waits in a collective for a peer that will never come. A process that hangs
+cannot end itself: a guard, a small process beside each, listens to its beat and kills it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -47,13 +46,10 @@ class Heartbeat:
     Args:
         here: this process.
         silence_s: how long a process may be silent.
-        leave: what ends the process; replaced in tests.
     """
 
-    def __init__(
-        self, here: World, silence_s: float, leave: Callable[[int], Any] = os._exit
-    ) -> None:
-        self._here, self._silence_s, self._leave = here, silence_s, leave
+    def __init__(self, here: World, silence_s: float) -> None:
+        self._here, self._silence_s = here, silence_s
         self._every_s = min(max(_FASTEST_S, here.size / _ALL_PER_S), silence_s / 4)
         self._stop, self._ending = threading.Event(), False
         self._hosts: list[str] = here.gather(socket.gethostname())
@@ -106,6 +102,16 @@ class Heartbeat:
         """``rank 1 on node-b, rank 2 on node-b``."""
         return ", ".join(map(self._name, ranks))
 
+    def told(self) -> str:
+        """Who was lost, if that is known by now."""
+        try:
+            return self._verdict() or self.names(self.silent())
+        except RuntimeError:
+            return self._name(0)
+
+    def _verdict(self) -> str:
+        return self._store.get(_VERDICT).decode() if self._store.check([_VERDICT]) else ""
+
     def _connect(self) -> Any:
         from torch.distributed import TCPStore
 
@@ -129,14 +135,14 @@ class Heartbeat:
                 self._store.add(_beat(self._here.rank), 1)
                 if self._here.first:
                     heard = self._judge(heard)
-                verdict = self._store.get(_VERDICT) if self._store.check([_VERDICT]) else b""
+                verdict = self._verdict()
             except RuntimeError:
                 if time.monotonic() - reached > self._silence_s:
                     self._end(f"{self._name(0)} has not been reached for {self._silence_s:g} s")
                 continue
             reached = time.monotonic()
             if verdict:
-                self._end(verdict.decode())
+                self._end(verdict)
 
     def _judge(self, heard: list[tuple[int, float]]) -> list[tuple[int, float]]:
         """Rank 0: note new beats; pass a verdict on who has been silent for too long."""
@@ -160,7 +166,9 @@ class Heartbeat:
         if self._stop.is_set() or self._ending:
             return
         say(f"lost {why}; this job ends, run the same command again to continue")
-        self._leave(EXIT_CODE)
+        if self._here.first:
+            self.linger()  # the others have yet to read it, in this process's store
+        os._exit(EXIT_CODE)
 
 
 def say(message: str) -> None:
@@ -188,9 +196,8 @@ def watching(here: World, silence_s: float) -> Iterator[None]:
         text = " ".join(f"{e}".split()) or type(e).__name__
         if is_broken_link(e):
             # The library knows an address at most; the beats know who is missing.
-            lost = beat.silent()
-            if lost:
-                say(f"lost {beat.names(lost)} ({text[:160]})")
+            if lost := beat.told():
+                say(f"lost {lost} ({text[:160]})")
             beat.linger()
         else:
             beat.failed(text[:300])

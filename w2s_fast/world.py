@@ -224,15 +224,17 @@ def solo(timeout_s: float) -> None:
         start(ALONE, ("127.0.0.1", free_port()), timeout_s)
 
 
-def leave() -> None:
-    """Say goodbye; the process is alone again."""
-    global _here
-    if "torch" in sys.modules:
-        import torch.distributed as dist
+def end(code: int) -> int:
+    """Exit code of this program; a process of several ends here and now.
 
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
-    _here = ALONE
+    The threads of its exchanges are not waited for, which at times aborts a process that had done
+    all its work: everything must be written, and nobody may expect an answer any more.
+    """
+    if _here.size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def bound(timeout_s: float) -> None:
@@ -280,11 +282,6 @@ def interface_to(host: str, port: int) -> str | None:
     except OSError:
         pass
     return None
-
-
-def ranks(numbers: Sequence[int]) -> str:
-    """``rank 3`` or ``ranks 1, 3``."""
-    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def _address(env: Mapping[str, str]) -> tuple[str, int]:

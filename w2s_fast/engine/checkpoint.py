@@ -35,7 +35,6 @@ class Checkpoint:
     def __init__(self, path: Path, meta: dict[str, Any], here: World) -> None:
         self.path, self._here = path, here
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
-        self.processes = len(meta["files"])
         self._files = {name: file for file, names in meta["tensors"].items() for name in names}
         self._position = {name: i for i, name in enumerate(self._files)}
 
