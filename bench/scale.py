@@ -85,7 +85,7 @@ def _row(op: str, case: str, n: int, provider: str, **numbers: float) -> rows.Ro
 
 def labelling(a: argparse.Namespace) -> Iterator[rows.Row]:
     """Rows a second of both loops on every set of texts."""
-    sets = {"long_tailed": _long_tailed(60 if a.quick else 1500)}
+    sets = {"long_tailed": _long_tailed(60 if a.quick else 500)}
     model = _classifier(a.model)
     for named in a.texts:
         name, _, path = named.partition("=")
