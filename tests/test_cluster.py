@@ -28,7 +28,7 @@ pytest.importorskip("deepspeed")
 ROOT = Path(__file__).parents[1]
 NODES = {"w2s-node-a": "10.77.0.1", "w2s-node-b": "10.77.0.2"}
 TIMEOUT_S = 10
-pytestmark = [pytest.mark.slow, pytest.mark.dist, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.dist, pytest.mark.timeout(700)]
 if os.geteuid() != 0 or shutil.which("ip") is None:
     pytestmark.append(pytest.mark.skip(reason="network namespaces need root and iproute2"))
 
