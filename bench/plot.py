@@ -141,6 +141,8 @@ def _ceilings(table: tables.Table) -> tuple[float, dict[str, float]]:
     """GB/s of the scale, and per dtype GFLOP/s of the products, a core; the best of the rows."""
     bandwidth, compute = 0.0, {}
     for r in table.rows:
+        if r["provider"] not in ("floor_write", "gemms"):
+            continue
         dtype = str(r["dtype"])
         n, v, ns = rows.number(r, "n"), rows.number(r, "v"), rows.number(r, "cpu_ms") * 1e6
         if r["provider"] == "floor_write":
