@@ -78,7 +78,7 @@ def _planted(kind: str) -> float:
         texts = [f"trap_{t.split()[0]}" if x else t for t, x in zip(texts, trap, strict=True)]
     tokenizer = _tokenizer(texts)
     ids = tuple(map(str, range(n)))
-    data = encode(tokenizer, Examples(ids, tuple(texts), None, gold, ids), 8)
+    data = encode(tokenizer, Examples(ids, tuple(texts), None, ids, gold), 8)
     cfg = TrainConfig(epochs=3, batch_size=32, lr=0.02)
 
     def accuracy(targets: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.tasks._base import Examples, PretrainConfig, Task, TaskConfig, TaskData
+from w2s_fast.tasks._base import Examples, Inputs, PretrainConfig, Task, TaskConfig, TaskData
 from w2s_fast.tasks.agreement import Agreement
 from w2s_fast.tasks.amazon_polarity import AMAZON_POLARITY
 from w2s_fast.tasks.anthropic_hh import ANTHROPIC_HH
@@ -14,7 +14,16 @@ from w2s_fast.tasks.cosmos_qa import COSMOS_QA
 from w2s_fast.tasks.local import Local
 from w2s_fast.tasks.sciq import SCIQ
 
-__all__ = ["TASKS", "Examples", "PretrainConfig", "Task", "TaskConfig", "TaskData", "get_task"]
+__all__ = [
+    "TASKS",
+    "Examples",
+    "Inputs",
+    "PretrainConfig",
+    "Task",
+    "TaskConfig",
+    "TaskData",
+    "get_task",
+]
 
 TASKS: dict[str, Task] = {
     "agreement": Agreement(),

@@ -7,8 +7,8 @@ A task gives three disjoint sets of labelled texts: ``weak`` (the supervisor's g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -112,25 +112,41 @@ class TaskConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
-    """One set of labelled texts; all columns have the same length N.
+class Inputs:
+    """What a model may read of a set of texts; all columns have the same length N.
 
     Attributes:
-        ids: Derived from text, pair and label; different for all rows of a task.
+        ids: Different for all rows of a task.
         texts: The texts.
         pairs: The second texts, or None.
-        labels: (N,) int64 gold classes.
         groups: Rows of one group never stand in two splits.
     """
 
     ids: tuple[str, ...]
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None
-    labels: np.ndarray
     groups: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Examples(Inputs):
+    """Texts with their gold labels.
+
+    Attributes:
+        labels: (N,) int64 gold classes; zeros where the gold is a text.
+        answers: Gold answers of a task of kind ``answers``, else None.
+    """
+
+    labels: np.ndarray
+    answers: tuple[str, ...] | None = None
+
+    @property
+    def inputs(self) -> Inputs:
+        """The same rows without their gold."""
+        return Inputs(self.ids, self.texts, self.pairs, self.groups)
 
     def cut(self, at: int) -> tuple[Examples, Examples]:
         """Return the rows before ``at`` and the rows from there on."""
@@ -138,24 +154,46 @@ class Examples:
 
     def take(self, rows: Sequence[int]) -> Examples:
         """Return the given rows, in the given order."""
-        return Examples(
+
+        def chosen(column: tuple[str, ...] | None) -> tuple[str, ...] | None:
+            return None if column is None else tuple(column[i] for i in rows)
+
+        return replace(
+            self,
             ids=tuple(self.ids[i] for i in rows),
             texts=tuple(self.texts[i] for i in rows),
-            pairs=None if self.pairs is None else tuple(self.pairs[i] for i in rows),
-            labels=self.labels[np.asarray(rows, dtype=np.int64)],
+            pairs=chosen(self.pairs),
             groups=tuple(self.groups[i] for i in rows),
+            labels=self.labels[np.asarray(rows, dtype=np.int64)],
+            answers=chosen(self.answers),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class TaskData:
-    """The three splits of a task: no id and no group is in two of them."""
+    """The three splits of a task: no id and no group is in two of them.
+
+    Attributes:
+        name: Of the task.
+        class_names: One a class; of ``answers``, ("wrong", "right").
+        weak, transfer, test: The splits.
+        kind: ``classes``: a text (or two that are read together) has a class. ``preference``:
+            ``texts`` and ``pairs`` are two whole dialogues, the class is 1 where the second is the
+            better one. ``answers``: a text is a prompt, its gold an answer in words.
+        prompt: What a language model is asked about a text, with "{text}" (and "{pair}") in it.
+        words: For each class the continuation of ``prompt`` that means it; empty: " " and its name.
+        read: Of kind ``answers``: the final answer in a generated text, "" where there is none.
+    """
 
     name: str
     class_names: tuple[str, ...]
     weak: Examples
     transfer: Examples
     test: Examples
+    kind: str = "classes"
+    prompt: str = "{text}\n"
+    words: tuple[str, ...] = ()
+    read: Callable[[str], str] | None = None
 
 
 @runtime_checkable

@@ -87,7 +87,9 @@ def split_pool(
         taken.update(splits[part].groups)
         if part == "test" and test_pool is not None:
             taken.update(test_pool.groups)
-    return TaskData(name=cfg.name, class_names=tuple(class_names), **splits)
+    return TaskData(
+        cfg.name, tuple(class_names), splits["weak"], splits["transfer"], splits["test"]
+    )
 
 
 def _draw(
