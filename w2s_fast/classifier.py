@@ -30,11 +30,23 @@ class Classifier(nn.Module):
         n_classes: C.
         pooling: ``last``, ``mean`` or ``cls``.
         head_init: ``zero`` or ``small``.
+        frozen: train the head alone; the base then leaves no graph behind.
     """
 
-    def __init__(self, base: nn.Module, n_classes: int, pooling: str, head_init: str) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        n_classes: int,
+        pooling: str,
+        head_init: str,
+        *,
+        frozen: bool = False,
+    ) -> None:
         super().__init__()
         self.base: Any = base
+        self.frozen = frozen
+        if frozen:
+            base.requires_grad_(False)
         self.n_classes, self.pooling = n_classes, pooling
         config: Any = base.config
         self.head = Head(config.hidden_size, n_classes, dtype=torch.float32)
@@ -56,10 +68,12 @@ class Classifier(nn.Module):
                 f"positions; set max_length={self._limit}"
             )
         segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        hidden = self.base(
-            input_ids=input_ids, attention_mask=attention_mask, **segments
-        ).last_hidden_state
-        return self.head(self._pool(hidden, attention_mask))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            hidden = self.base(
+                input_ids=input_ids, attention_mask=attention_mask, **segments
+            ).last_hidden_state
+            pooled = pool(hidden, attention_mask, self.pooling)
+        return self.head(pooled)
 
     def gradient_checkpointing(self, on: bool) -> None:
         """Recompute activations in backward, or stop doing so."""
@@ -71,14 +85,16 @@ class Classifier(nn.Module):
         else:
             getattr(self.base, f"{name}_disable")()
 
-    def _pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        if self.pooling == "cls":
-            return hidden[:, 0]
-        if self.pooling == "last":
-            # By mask, never by token id: a padding id may be a real token.
-            return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
-        weight = mask.unsqueeze(2).to(torch.promote_types(hidden.dtype, torch.float32))
-        return (hidden.to(weight.dtype) * weight).sum(1) / weight.sum(1)
+
+def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
+    """(B, D) of hidden states (B, T, D) of right-padded rows: ``last``, ``mean`` or ``cls``."""
+    if how == "cls":
+        return hidden[:, 0]
+    if how == "last":
+        # By mask, never by token id: a padding id may be a real token.
+        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+    weight = mask.unsqueeze(2).to(torch.promote_types(hidden.dtype, torch.float32))
+    return (hidden.to(weight.dtype) * weight).sum(1) / weight.sum(1)
 
 
 class BagOfWords(nn.Module):

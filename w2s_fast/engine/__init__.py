@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from w2s_fast.engine.data import Encoded, encode
     from w2s_fast.engine.loop import train
     from w2s_fast.engine.prediction import predict
+    from w2s_fast.engine.states import hidden_states
 
-__all__ = ["THRESHOLDS", "Encoded", "TrainConfig", "encode", "predict", "train"]
+__all__ = ["THRESHOLDS", "Encoded", "TrainConfig", "encode", "hidden_states", "predict", "train"]
 
 _HOMES = {
     "THRESHOLDS": "config",
     "TrainConfig": "config",
     "Encoded": "data",
     "encode": "data",
+    "hidden_states": "states",
     "predict": "prediction",
     "train": "loop",
 }

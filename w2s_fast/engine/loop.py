@@ -99,7 +99,9 @@ class _Training:
         self.steps = cfg.steps(len(data))
         self.order = RowOrder(len(data), cfg.batch_size, cfg.epochs, seed)
         self.here = world()
-        self.shapes = [(n, list(shape_of(t))) for n, t in module_tensors(model).items()]
+        self.shapes = [
+            (n, list(shape_of(t)), t.requires_grad) for n, t in module_tensors(model).items()
+        ]
         self.engine = make_engine(model, cfg, self.here)
         n_classes = getattr(model, "n_classes", 2 if hard else targets.shape[1])
         self.thresholds = Thresholds(cfg.threshold, loss, n_classes, cfg.batch_size)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.engine.data import Encoded, token_batches
+from w2s_fast.engine.data import Batch, Encoded, token_batches
 from w2s_fast.engine.step import forward
 from w2s_fast.errors import W2SError
 from w2s_fast.world import world
@@ -43,6 +43,32 @@ def predict(
     Raises:
         W2SError: if a probability is not finite; the model has diverged.
     """
+    out = share(
+        model, data, batch_size, lambda batch: forward(model, batch).float().softmax(1), progress
+    )
+    if not np.isfinite(out).all():
+        row = int(np.flatnonzero(~np.isfinite(out).all(1))[0])
+        raise W2SError(
+            f"the prediction of row {row} is not finite; the model has diverged, "
+            "train it with a smaller lr"
+        )
+    return out
+
+
+def share(
+    model: nn.Module,
+    data: Encoded,
+    batch_size: int,
+    compute: Callable[[Batch], Tensor],
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """(N, C) results of all rows in input order, each process computing its share of batches.
+
+    Args:
+        model: put in eval mode meanwhile.
+        data, batch_size, progress: see ``predict``.
+        compute: (B, C) results of a batch on the model's device, the same C for every batch.
+    """
     here = world()
     device = next(model.parameters()).device
     training = model.training
@@ -55,8 +81,7 @@ def predict(
             together = batches[start : start + here.size]
             # A partitioned model needs all of its processes in every forward.
             mine = together[min(here.rank, len(together) - 1)]
-            probs = forward(model, data.batch(mine, device)).float().softmax(1)
-            parts.append(_gather(probs, together))
+            parts.append(_gather(compute(data.batch(mine, device)), together))
             done += sum(map(len, together))
             if progress is not None and here.first:
                 progress(done, len(data))
@@ -65,22 +90,16 @@ def predict(
     bucketed = torch.cat(parts).cpu().numpy()
     out = np.empty_like(bucketed)
     out[np.concatenate(batches)] = bucketed
-    if not np.isfinite(out).all():
-        row = int(np.flatnonzero(~np.isfinite(out).all(1))[0])
-        raise W2SError(
-            f"the prediction of row {row} is not finite; the model has diverged, "
-            "train it with a smaller lr"
-        )
     return out
 
 
-def _gather(probs: Tensor, together: list[np.ndarray]) -> Tensor:
+def _gather(found: Tensor, together: list[np.ndarray]) -> Tensor:
     """Rows of all batches that the processes computed at once, batch after batch."""
     here = world()
     if here.size == 1:
-        return probs
+        return found
     most = max(map(len, together))
-    padded = probs.new_zeros((most, probs.shape[1]))
-    padded[: len(probs)] = probs
+    padded = found.new_zeros((most, found.shape[1]))
+    padded[: len(found)] = found
     everyone = here.rows(padded).view(most, here.size, -1)
     return torch.cat([everyone[: len(rows), r] for r, rows in enumerate(together)])

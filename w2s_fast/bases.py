@@ -1,0 +1,239 @@
+"""Transformers bodies: what a user asks for, and how it is made or read.
+
+Weights are safetensors only; nothing is downloaded and no pickle is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from w2s_fast.errors import W2SError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BUILT_IN = ("agreement-lm", "scratch", "bow")
+POOLINGS = ("last", "mean", "cls")
+HEAD_INITS = ("zero", "small")
+DTYPES = ("fp32", "bf16", "fp16")
+FREEZES = ("none", "base")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model.
+
+    Attributes:
+        source: ``agreement-lm`` (the language model pretrained for the task `agreement`),
+            ``scratch`` (a small Llama from random weights), ``bow`` (linear bag of words; wants
+            a larger learning rate, about 0.1), or a directory with a transformers checkpoint
+            (config.json, model.safetensors, tokenizer).
+        hidden, layers, heads: size of ``scratch``.
+        pooling: what the head reads: the ``last`` token (by attention mask; decoders), the
+            ``mean`` over tokens, or the first token (``cls``; encoders).
+        head_init: ``zero`` as in openai/weak-to-strong, or ``small``: 0.01 times the default, as
+            in EleutherAI/w2s.
+        dtype: ``fp32``, ``bf16`` or ``fp16`` (with ZeRO only, for its loss scaling). The optimizer
+            keeps fp32 masters, and the head computes in fp32.
+        lora_rank: train low-rank updates of the linear layers and the head instead of all
+            weights; 0: all weights. Needs peft.
+        lora_alpha: their scale; the update is multiplied by lora_alpha / lora_rank.
+        trust_remote_code: let a checkpoint run code of its own.
+        pretrained: False keeps a checkpoint's architecture and draws its weights at random, the
+            control that shows what pretraining contributes.
+        freeze: ``base`` trains the head alone (linear probing, Burns et al. 2023, App. D.2);
+            ``none`` everything.
+    """
+
+    source: str = "scratch"
+    hidden: int = 32
+    layers: int = 1
+    heads: int = 4
+    pooling: str = "last"
+    head_init: str = "zero"
+    dtype: str = "fp32"
+    lora_rank: int = 0
+    lora_alpha: int = 16
+    trust_remote_code: bool = False
+    pretrained: bool = True
+    freeze: str = "none"
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise W2SError(f"source is empty; expected {', '.join(BUILT_IN)} or a directory")
+        for name, names in (
+            ("pooling", POOLINGS),
+            ("head_init", HEAD_INITS),
+            ("dtype", DTYPES),
+            ("freeze", FREEZES),
+        ):
+            value = getattr(self, name)
+            if value not in names:
+                hint = nearest(value, names)
+                raise W2SError(f"{name} is {value!r}; expected one of {', '.join(names)}{hint}")
+        for name in ("hidden", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise W2SError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.lora_rank < 0 or self.lora_alpha < 1:
+            raise W2SError(
+                f"lora_rank is {self.lora_rank}, lora_alpha {self.lora_alpha}; expected at least 0 "
+                "and 1"
+            )
+        if self.freeze == "base" and (self.lora_rank or self.source == "bow"):
+            raise W2SError(
+                f"freeze='base' at source={self.source!r}, lora_rank={self.lora_rank}: nothing but "
+                "a head would train; use a transformers model without LoRA, or freeze='none'"
+            )
+        if self.lora_rank and self.source == "bow":
+            raise W2SError("a bag of words has no linear layers for lora_rank; set it to 0")
+        if self.hidden % (2 * self.heads):
+            raise W2SError(
+                f"hidden={self.hidden} does not split into {self.heads} heads of even width; use "
+                "a multiple of 2 * heads"
+            )
+
+
+def build_untrained(cfg: ModelConfig) -> Any:
+    """The base model of a checkpoint's config.json alone, with random weights and no LoRA."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        folder_of(cfg), local_files_only=True, trust_remote_code=cfg.trust_remote_code
+    )
+    config.use_cache = False
+    return _from_config(config, cfg)
+
+
+@contextlib.contextmanager
+def spread(partition: dict[str, Any] | None) -> Iterator[None]:
+    """Let transformers make and read weights in parts; see ``partition`` of ``build_model``."""
+    if partition is None:
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    kept_alive = HfDeepSpeedConfig(partition)
+    try:
+        yield
+    finally:
+        del kept_alive
+        unset_hf_deepspeed_config()
+
+
+def with_lora(base: Any, cfg: ModelConfig) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as e:
+        raise W2SError(f"lora_rank={cfg.lora_rank} needs peft ({e}): pip install peft") from e
+    lora = LoraConfig(
+        r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, lora_dropout=0.0, target_modules="all-linear"
+    )
+    return get_peft_model(base, lora)
+
+
+def scratch(cfg: ModelConfig, tokenizer: Any) -> nn.Module:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=cfg.hidden,
+        num_hidden_layers=cfg.layers,
+        num_attention_heads=cfg.heads,
+        num_key_value_heads=cfg.heads,
+        intermediate_size=max(8, cfg.hidden * 8 // 3 // 8 * 8),
+        max_position_embeddings=2048,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        use_cache=False,
+    )
+    return _from_config(config, cfg)
+
+
+def checkpoint(cfg: ModelConfig) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    folder = folder_of(cfg)
+    options = {"local_files_only": True, "trust_remote_code": cfg.trust_remote_code}
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, **options)
+            if getattr(config, "is_encoder_decoder", False):
+                raise W2SError(
+                    f"{folder} is an encoder-decoder ({config.model_type}); expected a decoder "
+                    "or an encoder"
+                )
+            if not cfg.pretrained:
+                return _from_config(config, cfg)
+            model, report = AutoModel.from_pretrained(
+                folder,
+                dtype=_dtype(cfg),
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+    except W2SError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
+        raise W2SError(
+            f"{folder} is no checkpoint that loads (safetensors only): {one_line(e)}"
+        ) from e
+    # A pooler is unused here; any other missing weight would silently be random.
+    missing = sorted(k for k in report["missing_keys"] if not k.startswith("pooler."))
+    if missing:
+        raise W2SError(
+            f"{folder} lacks {len(missing)} weights of its own config, first {missing[0]!r}; "
+            "fix the checkpoint, or set pretrained=false for random weights"
+        )
+    return model
+
+
+def _from_config(config: Any, cfg: ModelConfig) -> nn.Module:
+    from transformers import AutoModel
+
+    return AutoModel.from_config(config, dtype=_dtype(cfg), trust_remote_code=cfg.trust_remote_code)
+
+
+def folder_of(cfg: ModelConfig) -> Path:
+    if cfg.source == "agreement-lm":
+        raise W2SError(
+            "model 'agreement-lm' has to be pretrained first; run the pipeline, or give the "
+            "directory that w2s_fast.tasks.agreement_lm.pretrain wrote"
+        )
+    folder = Path(cfg.source).expanduser()
+    if not (folder / "config.json").is_file():
+        raise W2SError(
+            f"model {cfg.source!r} is neither one of {', '.join(BUILT_IN)} nor a directory with a "
+            f"config.json{nearest(cfg.source, BUILT_IN)}"
+        )
+    return folder
+
+
+def _dtype(cfg: ModelConfig) -> Any:
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.dtype]
+
+
+def one_line(e: BaseException) -> str:
+    return " ".join(str(e).split())[:300]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' bars and load reports off the terminal; what matters is checked here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
