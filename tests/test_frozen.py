@@ -138,8 +138,9 @@ def test_hidden_states(tokenizer: Any, pooling: str) -> None:
     model: Any = build_model(replace(CFG, pooling=pooling), 2, tokenizer, 0)
     model.train()
     state = torch.get_rng_state()
-    layers = {
-        name: hidden_states(model, data, name, batch_size=5) for name in (-1, 3, 0, 1, "half")
+    layers: dict[int | str, np.ndarray] = {
+        name: hidden_states(model, data, name, batch_size=5)
+        for name in (-1, 3, 0, 1, "half", "last")
     }
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(layers["last"], layers[-1])

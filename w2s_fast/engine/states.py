@@ -61,7 +61,7 @@ def _index(layer: int | str, layers: int) -> int:
         return layers // 2 if layer == "half" else layers
     if not isinstance(layer, int) or not -layers - 1 <= layer <= layers:
         raise W2SError(
-            f"layer is {layer!r}; expected {-layers - 1} to {layers}, 'half' or 'last' for a model of "
-            f"{layers} layers"
+            f"layer is {layer!r}; expected {-layers - 1} to {layers}, 'half' or 'last' for a model "
+            f"of {layers} layers"
         )
     return layer % (layers + 1)
