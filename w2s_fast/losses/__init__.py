@@ -7,9 +7,13 @@ line. A name with a dot, ``package.module:Class``, is imported.
 from __future__ import annotations
 
 from w2s_fast.losses._base import Loss, LossOut
+from w2s_fast.losses.entropy import EntropyEleuther, EntropyMin
 from w2s_fast.losses.focal import Focal
+from w2s_fast.losses.gce import GCE
 from w2s_fast.losses.logconf import LogConf, LogConfEleuther, LogConfOpenAI, LogConfPaper
 from w2s_fast.losses.product import Product
+from w2s_fast.losses.reverse_ce import ReverseCE
+from w2s_fast.losses.reverse_kl import ReverseKL
 from w2s_fast.losses.smoothing import Smoothing
 from w2s_fast.losses.window import Window
 from w2s_fast.losses.xent import HardXent, Xent
@@ -26,6 +30,11 @@ LOSSES: dict[str, type[Loss]] = {
     "window": Window,
     "smoothing": Smoothing,
     "focal": Focal,
+    "gce": GCE,
+    "reverse_ce": ReverseCE,
+    "reverse_kl": ReverseKL,
+    "entropy_min": EntropyMin,
+    "entropy_eleuther": EntropyEleuther,
 }
 
 __all__ = ["LOSSES", "Loss", "LossOut", "make_loss"]

@@ -135,7 +135,7 @@ class Loss:
         out = weak_loss(
             logits, weak, weight=weight, ignore_index=IGNORE, return_stats=True, **knobs
         )
-        return LossOut(out.loss, self.count(weak, weight), state, _metrics(out, weak, weight))
+        return LossOut(out.loss, self.count(weak, weight), state, fused_metrics(out, weak, weight))
 
     def _check(self, name: str, low: float, high: float = math.inf) -> None:
         """Raise ``W2SError`` unless field ``name`` is a number in [low, high]."""
@@ -164,7 +164,8 @@ def hyper_parameters(loss: type[Loss]) -> tuple[str, ...]:
     return tuple(f.name for f in fields(loss))
 
 
-def _metrics(out: WeakLossOut, weak: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
+def fused_metrics(out: WeakLossOut, weak: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
+    """``LossOut.metrics`` from the by-products of the fused op; none if it kept none."""
     s = out.stats
     if s is None:
         return {}

@@ -118,6 +118,12 @@ class LogConfPaper(LogConf):
 _ELEUTHER_STEPS = 468
 
 
+def eleuther_ramp(aux: float, warmup_steps: int, frac: float, step: int | None) -> float:
+    """aux * min(1, step / warmup_steps)."""
+    done = frac * _ELEUTHER_STEPS if step is None else step
+    return aux if done >= warmup_steps else aux * done / warmup_steps
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogConfEleuther(_SelfTarget):
     """EleutherAI/w2s: the threshold is a quantile of the last ``window`` predictions.
@@ -145,8 +151,7 @@ class LogConfEleuther(_SelfTarget):
 
     def coefficient(self, frac: float, step: int | None = None) -> float:
         """aux * min(1, step / warmup_steps)."""
-        done = frac * _ELEUTHER_STEPS if step is None else step
-        return self.aux if done >= self.warmup_steps else self.aux * done / self.warmup_steps
+        return eleuther_ramp(self.aux, self.warmup_steps, frac, step)
 
     def threshold(
         self,

@@ -1,0 +1,37 @@
+r"""Reverse Kullback-Leibler divergence KL(p || t): the student keeps to what the label allows.
+
+    L       = sum_i w_i sum_k p_ik (log p_ik - log max(t_ik, floor))
+    dL/dz_ik = w_i p_ik (log p_ik - log t_ik - KL_i),          KL_i the row's divergence, t floored
+
+Reverse cross-entropy minus the student's entropy: its minimum is p = t, where reverse
+cross-entropy alone goes on to the label's top class. Plain torch, not the fused op.
+
+Sources: arXiv 2505.24313; Gu et al. 2023 (arXiv 2306.08543) for language models, which are
+``w2s_fast.distill``'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from w2s_fast.losses._rows import RowLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseKL(RowLoss):
+    """KL(student || weak label).
+
+    Attributes:
+        floor: weak probabilities below it count as it in the logarithm, in [1e-18, 0.5].
+    """
+
+    floor: float = 1e-4
+
+    def __post_init__(self) -> None:
+        self._check("floor", 1e-18, 0.5)
+
+    def rows(self, log_p: Tensor, q: Tensor) -> Tensor:
+        """sum_k p_k (log p_k - log t_k)."""
+        return (log_p.exp() * (log_p - q.clamp_min(self.floor).log())).sum(1)
