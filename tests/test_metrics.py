@@ -78,6 +78,32 @@ def test_auroc_of_three_classes_is_the_mean_over_those_that_occur() -> None:
     assert metrics.auroc(probs, np.zeros(60, int)) is None
 
 
+def _choose(classes: list[int], n_classes: int) -> np.ndarray:
+    """(N, C) probabilities whose largest entries are these classes."""
+    return 0.1 + 0.5 * np.eye(n_classes)[classes]
+
+
+def test_balanced_accuracy_and_f1_of_two_classes() -> None:
+    labels = np.array([0] * 8 + [1] * 2)
+    probs = _choose([0] * 7 + [1] + [1, 0], 2)
+    assert metrics.accuracy(probs, labels) == 0.8
+    assert metrics.balanced_accuracy(probs, labels) == pytest.approx((7 / 8 + 1 / 2) / 2)
+    assert metrics.f1(probs, labels) == pytest.approx(2 * 1 / (2 * 1 + 1 + 1))
+    never = _choose([0] * 10, 2)
+    assert metrics.balanced_accuracy(never, labels) == 0.5 and metrics.f1(never, labels) == 0
+    none = np.zeros(10, int)
+    assert metrics.f1(never, none) is None and metrics.f1(probs, none) == 0
+    assert metrics.balanced_accuracy(probs, none) == pytest.approx(0.8)
+
+
+def test_balanced_accuracy_and_f1_of_more_classes() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1])  # classes 2 and 3 never occur; 2 is chosen once
+    probs = _choose([0, 0, 0, 2, 1, 0], 4)
+    assert metrics.balanced_accuracy(probs, labels) == pytest.approx((3 / 4 + 1 / 2) / 2)
+    one, two, three = 2 * 3 / (2 * 3 + 1 + 1), 2 * 1 / (2 * 1 + 0 + 1), 0.0
+    assert metrics.f1(probs, labels) == pytest.approx((one + two + three) / 3)
+
+
 def test_agreement_is_split_by_the_supervisors_errors() -> None:
     gold, weak = np.array([0, 0, 1, 1, 1]), np.array([0, 0, 1, 0, 0])
     student = np.array([0, 1, 1, 0, 1])

@@ -51,6 +51,31 @@ def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
     return float((probs.argmax(1) == labels).mean())
 
 
+def balanced_accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean, over the classes that occur in ``labels`` (N,), of the share found of each.
+
+    Guessing one class throughout scores 1 / (number of those classes), however frequent it is.
+    """
+    right = probs.argmax(1) == labels
+    return float(np.mean([right[labels == c].mean() for c in np.unique(labels)]))
+
+
+def f1(probs: np.ndarray, labels: np.ndarray) -> float | None:
+    """Return F1 = 2 TP / (2 TP + FP + FN) of the classes chosen by ``probs`` (N, C).
+
+    Two classes: of class 1. More: the mean over the classes that occur in ``labels`` (N,) or are
+    chosen. None for two classes when class 1 neither occurs nor is chosen.
+    """
+    chosen = probs.argmax(1)
+    classes = [1] if probs.shape[1] == 2 else range(probs.shape[1])
+    each = [
+        2 * np.sum((chosen == c) & (labels == c)) / n
+        for c in classes
+        if (n := np.sum(chosen == c) + np.sum(labels == c))
+    ]
+    return float(np.mean(each)) if each else None
+
+
 def auroc(probs: np.ndarray, labels: np.ndarray) -> float | None:
     """Return the area under the ROC curve, ties counted half.
 
