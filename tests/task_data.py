@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from w2s_fast.errors import W2SError
-from w2s_fast.tasks import TASKS, TaskConfig, TaskData
+from w2s_fast.tasks import TASKS, Examples, TaskConfig, TaskData
 from w2s_fast.tasks._hub import HubTask
 
 HUB_TASKS = {name: task for name, task in TASKS.items() if isinstance(task, HubTask)}
@@ -44,7 +44,7 @@ def local_config(path: Path, **options: object) -> TaskConfig:
 
 def all_columns(data: TaskData) -> list[object]:
     parts = (data.weak, data.transfer, data.test)
-    return [(p.ids, p.texts, p.pairs, p.labels.tolist(), p.groups) for p in parts]
+    return [(p.ids, p.texts, p.pairs, p.labels.tolist(), p.groups, p.answers) for p in parts]
 
 
 def check_schema(data: TaskData, cfg: TaskConfig) -> None:
@@ -54,15 +54,27 @@ def check_schema(data: TaskData, cfg: TaskConfig) -> None:
         assert len(part.texts) == len(part.groups) == len(part.labels) == len(part)
         assert part.labels.dtype == np.int64
         assert part.pairs is None or len(part.pairs) == len(part)
-        counts = Counter(part.labels.tolist())
-        assert set(counts) == set(range(len(data.class_names)))
-        if cfg.balance:
-            assert max(counts.values()) - min(counts.values()) <= 1
+        _check_gold(data, part, cfg)
+    assert "{text}" in data.prompt and ("{pair}" in data.prompt) == (data.kind == "preference")
+    assert len(data.words) in (0, len(data.class_names)) and len(set(data.words)) == len(data.words)
     ids = [i for part in parts for i in part.ids]
     assert len(set(ids)) == len(ids)
     for one, two in ((0, 1), (0, 2), (1, 2)):
         assert not set(parts[one].groups) & set(parts[two].groups)
         assert not set(parts[one].texts) & set(parts[two].texts)
+
+
+def _check_gold(data: TaskData, part: Examples, cfg: TaskConfig) -> None:
+    """Both classes occur, balanced; or every row has an answer that the task can read."""
+    counts = Counter(part.labels.tolist())
+    if data.kind == "answers":
+        assert data.read is not None and part.answers is not None and set(counts) == {0}
+        assert all(data.agree(answer, answer) for answer in part.answers)
+        return
+    assert part.answers is None and (part.pairs is not None) >= (data.kind == "preference")
+    assert set(counts) == set(range(len(data.class_names)))
+    if cfg.balance:
+        assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def fails(call: object, *words: str) -> None:
@@ -76,13 +88,14 @@ def fails(call: object, *words: str) -> None:
 
 
 def many_like(task: HubTask, n: int, mark: str) -> list[dict[str, object]]:
-    """n rows like the samples, all of them different."""
-    fixed = ("label", "answer") if task.name != "sciq" else ()
+    """n rows like the samples, all of them different and in groups of their own."""
+    fixed = ("label", "answer", "answerKey")  # what says which class a row has
     rows = []
     for i in range(n):
-        row = dict(task.samples[i % len(task.samples)])
-        if task.name == "anthropic_hh":  # the opening is what makes dialogues different
-            rows.append({k: v.replace("Human: ", f"Human: {mark}{i} ") for k, v in row.items()})
-        else:
-            rows.append({k: v if k in fixed else f"{v} {mark}{i}" for k, v in row.items()})
+        row = task.samples[i % len(task.samples)]
+        marked = {k for k, v in row.items() if isinstance(v, str) and k not in fixed}
+        new: dict[str, object] = {k: f"{mark}{i} {v}" if k in marked else v for k, v in row.items()}
+        if task.name == "dream":
+            new["dialogue"] = [f"{mark}{i}", *row["dialogue"]]
+        rows.append(new)
     return rows

@@ -5,17 +5,40 @@ from __future__ import annotations
 from importlib import import_module
 
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.tasks._base import Examples, Inputs, PretrainConfig, Task, TaskConfig, TaskData
+from w2s_fast.tasks._base import Examples, Inputs, Task, TaskData
+from w2s_fast.tasks._config import ChessConfig, PretrainConfig, TaskConfig
 from w2s_fast.tasks.agreement import Agreement
 from w2s_fast.tasks.amazon_polarity import AMAZON_POLARITY
+from w2s_fast.tasks.anli_r2 import ANLI_R2
 from w2s_fast.tasks.anthropic_hh import ANTHROPIC_HH
 from w2s_fast.tasks.boolq import BOOLQ
+from w2s_fast.tasks.cola import COLA
 from w2s_fast.tasks.cosmos_qa import COSMOS_QA
+from w2s_fast.tasks.dream import DREAM
+from w2s_fast.tasks.ethics import (
+    ETHICS_DEONTOLOGY,
+    ETHICS_JUSTICE,
+    ETHICS_UTILITARIANISM,
+    ETHICS_VIRTUE,
+)
+from w2s_fast.tasks.hellaswag import HELLASWAG
 from w2s_fast.tasks.local import Local
-from w2s_fast.tasks.sciq import SCIQ
+from w2s_fast.tasks.mc_taco import MC_TACO
+from w2s_fast.tasks.multirc import MULTIRC
+from w2s_fast.tasks.openbookqa import OPENBOOKQA
+from w2s_fast.tasks.paws import PAWS
+from w2s_fast.tasks.piqa import PIQA
+from w2s_fast.tasks.quail import QUAIL
+from w2s_fast.tasks.quartz import QUARTZ
+from w2s_fast.tasks.sciq import SCIQ, SCIQ_WITH_SUPPORT
+from w2s_fast.tasks.social_i_qa import SOCIAL_I_QA
+from w2s_fast.tasks.sst2 import SST2
+from w2s_fast.tasks.twitter_sentiment import TWITTER_SENTIMENT
+from w2s_fast.tasks.wic import WIC
 
 __all__ = [
     "TASKS",
+    "ChessConfig",
     "Examples",
     "Inputs",
     "PretrainConfig",
@@ -29,10 +52,30 @@ TASKS: dict[str, Task] = {
     "agreement": Agreement(),
     "local": Local(),
     "sciq": SCIQ,
+    "sciq_with_support": SCIQ_WITH_SUPPORT,
     "boolq": BOOLQ,
     "cosmos_qa": COSMOS_QA,
     "amazon_polarity": AMAZON_POLARITY,
     "anthropic_hh": ANTHROPIC_HH,
+    "anli_r2": ANLI_R2,
+    "cola": COLA,
+    "dream": DREAM,
+    "ethics_deontology": ETHICS_DEONTOLOGY,
+    "ethics_justice": ETHICS_JUSTICE,
+    "ethics_virtue": ETHICS_VIRTUE,
+    "ethics_utilitarianism": ETHICS_UTILITARIANISM,
+    "hellaswag": HELLASWAG,
+    "mc_taco": MC_TACO,
+    "multirc": MULTIRC,
+    "openbookqa": OPENBOOKQA,
+    "paws": PAWS,
+    "piqa": PIQA,
+    "quail": QUAIL,
+    "quartz": QUARTZ,
+    "social_i_qa": SOCIAL_I_QA,
+    "sst2": SST2,
+    "twitter_sentiment": TWITTER_SENTIMENT,
+    "wic": WIC,
 }
 
 

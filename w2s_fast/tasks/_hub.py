@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 from w2s_fast.errors import W2SError
-from w2s_fast.tasks._base import Examples, TaskConfig, TaskData
+from w2s_fast.tasks._base import Examples, TaskData
+from w2s_fast.tasks._config import TaskConfig
 from w2s_fast.tasks._files import SUFFIXES, kind, read_table
 from w2s_fast.tasks._split import make_examples, split_pool
 
@@ -20,16 +21,26 @@ _MAX_ROWS = 100_000
 
 
 class Item(NamedTuple):
-    """What a formatter makes of one row: text, gold class, and what related rows share."""
+    """What a formatter makes of one row.
+
+    Attributes:
+        text: The text.
+        label: Gold class; 0 where the gold is an answer.
+        group: What related rows share.
+        pair: The second text of a preference.
+        answer: The gold answer in words.
+    """
 
     text: str
     label: int
     group: str
+    pair: str | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
 class HubTask:
-    """A named data set, formatted as openai/weak-to-strong does.
+    """A named data set, formatted as openai/weak-to-strong or EleutherAI/w2s does.
 
     Three things are done differently there and are defects: rows are taken from the head of the
     file before they are shuffled, classes are left unbalanced, and related rows (questions about
@@ -42,20 +53,30 @@ class HubTask:
         repo: Name on the hub.
         columns: Columns that the formatter reads.
         class_names: Names of the classes.
-        format: Makes an `Item` of a row; raises `W2SError` for a bad value.
+        format: Makes an `Item` of a row, None of a row with nothing to decide; raises `W2SError`
+            for a bad value.
         samples: A few rows in the format of the set, for tests and as documentation.
+        train_split: Split with the other rows; may be ``test_split``, which is then cut in three.
         test_split: Split with the test rows.
+        config: Configuration on the hub, where the set is one of several.
         revision: Branch on the hub, where it is not the default one.
+        kind, prompt, words, read: As of `TaskData`.
     """
 
     name: str
     repo: str
     columns: tuple[str, ...]
     class_names: tuple[str, ...]
-    format: Callable[[Row, Random], Item]
+    format: Callable[[Row, Random], Item | None]
     samples: tuple[dict[str, Any], ...]
+    train_split: str = "train"
     test_split: str = "test"
+    config: str | None = None
     revision: str | None = None
+    kind: str = "classes"
+    prompt: str = "{text}\nIs the answer correct?"
+    words: tuple[str, ...] = (" no", " yes")
+    read: Callable[[str], str] | None = None
 
     def load(self, cfg: TaskConfig, seed: int) -> TaskData:
         """Return the splits: test rows from the set's own test split, the others from "train".
@@ -63,11 +84,19 @@ class HubTask:
         Raises:
             W2SError: The set is neither on disk nor reachable, or a value does not fit.
         """
-        rows = self._rows("train", cfg.n_weak + cfg.n_transfer, cfg, seed)
-        test_rows = self._rows(self.test_split, cfg.n_test, cfg, seed)
-        pool, test_pool = self.examples(rows + test_rows, seed).cut(len(rows))
-        where = (f"{self.name} (train)", f"{self.name} ({self.test_split})")
-        return split_pool(pool, test_pool, self.class_names, cfg, seed, *where)
+        sources = [f"{self.name} ({split})" for split in self._splits]
+        sizes = [cfg.n_weak + cfg.n_transfer, cfg.n_test]
+        if len(sources) == 1:
+            sizes = [sum(sizes)]
+        parts = [
+            self._items(self._rows(split, size, cfg, seed), seed)
+            for split, size in zip(self._splits, sizes, strict=True)
+        ]
+        pool, tests = _examples([i for part in parts for i in part]).cut(len(parts[0]))
+        test_pool = tests if len(parts) == 2 else None
+        data = split_pool(pool, test_pool, self.class_names, cfg, seed, sources[0], sources[-1])
+        data = replace(data, kind=self.kind, read=self.read)
+        return data.worded(cfg, self.prompt, self.words)
 
     def examples(self, rows: Sequence[Row], seed: int) -> Examples:
         """Format rows.
@@ -76,14 +105,16 @@ class HubTask:
             rows: Rows with at least ``columns``.
             seed: Seed of the formatter's random choices.
         """
-        items = [self._item(row, seed) for row in rows]
-        return make_examples(
-            [item.text for item in items],
-            [item.label for item in items],
-            groups=[item.group for item in items],
-        )
+        return _examples(self._items(rows, seed))
 
-    def _item(self, row: Row, seed: int) -> Item:
+    @property
+    def _splits(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.train_split, self.test_split)))
+
+    def _items(self, rows: Sequence[Row], seed: int) -> list[Item]:
+        return [item for row in rows if (item := self._item(row, seed)) is not None]
+
+    def _item(self, row: Row, seed: int) -> Item | None:
         # the row is quoted, not counted: numbers mean nothing in a sample of two splits
         quoted = repr([row.get(name) for name in self.columns])
         shown = quoted if len(quoted) <= 120 else quoted[:117] + "..."
@@ -116,6 +147,8 @@ class HubTask:
 
         if not root.is_dir():
             raise W2SError(f"task.path={root}: no such directory; {self._where()}")
+        if self.config is not None and (root / self.config).is_dir():
+            root = root / self.config
         tables = [self._columns_of(file) for file in _split_files(root, split)]
         if not tables:
             raise W2SError(f"task.path={root} holds no {split} file; {self._where()}")
@@ -140,7 +173,7 @@ class HubTask:
                 f"'w2s-fast[hf]', or use a local copy: {self._where()}"
             ) from error
         try:
-            dataset = load_dataset(self.repo, revision=self.revision, split=split)
+            dataset = load_dataset(self.repo, **self._address(), split=split)
             return dataset.select_columns(list(self.columns))
         # the hub client raises whatever its HTTP library does; all of it means: not loaded
         except Exception as error:
@@ -150,12 +183,35 @@ class HubTask:
                 f"({type(error).__name__}: {reason}); connect, or use a local copy: {self._where()}"
             ) from error
 
+    def _address(self) -> dict[str, str]:
+        """Say where in the repository the set is: a converted branch has a folder a config."""
+        if self.revision is None:
+            return {} if self.config is None else {"name": self.config}
+        folder = {} if self.config is None else {"data_dir": self.config}
+        return {"revision": self.revision, **folder}
+
     def _where(self) -> str:
+        files = " and ".join(f"{split}.parquet" for split in self._splits)
+        nested = any(isinstance(v, list | dict) for row in self.samples for v in row.values())
+        config = "" if self.config is None else f" (configuration {self.config})"
         return (
-            f"put train.parquet and {self.test_split}.parquet (or .jsonl, .csv; columns "
-            f"{', '.join(self.columns)}) from https://huggingface.co/datasets/{self.repo} into a "
-            "directory and set task.path=DIRECTORY"
+            f"put {files} (or .jsonl{'' if nested else ', .csv'}; columns "
+            f"{', '.join(self.columns)}) from https://huggingface.co/datasets/{self.repo}{config} "
+            "into a directory and set task.path=DIRECTORY"
         )
+
+
+def _examples(items: Sequence[Item]) -> Examples:
+    """Columns of items that all have a second text or none, and an answer or none."""
+    seconds = [item.pair for item in items if item.pair is not None]
+    answers = [item.answer for item in items if item.answer is not None]
+    return make_examples(
+        [item.text for item in items],
+        [item.label for item in items],
+        seconds or None,
+        [item.group for item in items],
+        answers or None,
+    )
 
 
 def class_index(value: Any, column_name: str, n_classes: int) -> int:

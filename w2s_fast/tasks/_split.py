@@ -10,7 +10,8 @@ from random import Random
 import numpy as np
 
 from w2s_fast.errors import W2SError
-from w2s_fast.tasks._base import Examples, TaskConfig, TaskData
+from w2s_fast.tasks._base import Examples, TaskData
+from w2s_fast.tasks._config import TaskConfig
 
 
 def make_examples(
@@ -18,6 +19,7 @@ def make_examples(
     labels: Sequence[int],
     pairs: Sequence[str] | None = None,
     groups: Sequence[str | None] | None = None,
+    answers: Sequence[str] | None = None,
 ) -> Examples:
     """Give rows their ids and join what is related: rows of one text, and rows of one group.
 
@@ -28,12 +30,14 @@ def make_examples(
         labels: N classes.
         pairs: N second texts, or None.
         groups: N group names, None for a row without one; or None for no groups at all.
+        answers: N gold answers in words, or None; the labels mean nothing then.
     """
     seconds: Sequence[str] = [""] * len(texts) if pairs is None else pairs
     ids: list[str] = []
     seen: dict[str, int] = {}
-    for text, second, label in zip(texts, seconds, labels, strict=True):
-        digest = _digest(text, second, str(label))
+    golds: Sequence[str] = list(map(str, labels)) if answers is None else answers
+    for text, second, gold in zip(texts, seconds, golds, strict=True):
+        digest = _digest(text, second, gold)
         count = seen[digest] = seen.get(digest, 0) + 1
         ids.append(digest if count == 1 else f"{digest}-{count}")
     same = [_digest(*map(_squeeze, both)) for both in zip(texts, seconds, strict=True)]
@@ -44,6 +48,7 @@ def make_examples(
         pairs=None if pairs is None else tuple(pairs),
         labels=np.asarray(labels, dtype=np.int64),
         groups=tuple(_join(same, names)),
+        answers=None if answers is None else tuple(answers),
     )
 
 
@@ -61,7 +66,8 @@ def split_pool(
     The test rows are drawn first and from their own random stream, so they do not change with
     ``n_weak`` or ``n_transfer``. Rows related to any row of ``test_pool`` are left out of the
     other two splits. Groups that do not fit into the room left in a split wait for the next one;
-    where only such are left, the smallest is cut and its surplus rows are dropped.
+    where only such are left, the smallest is cut and its surplus rows are dropped. Rows with
+    answers have no classes to balance.
 
     Args:
         pool: All rows for ``weak`` and ``transfer``, and for ``test`` where ``test_pool`` is None.
@@ -77,19 +83,20 @@ def split_pool(
     """
     test_source = test_source or source
     _check_enough(pool, test_pool, cfg, source, test_source)
+    drawn = class_names if pool.answers is None else ("answers",)
     taken: set[str] = set()
     splits: dict[str, Examples] = {}
     for part in ("test", "weak", "transfer"):
         rows = test_pool if part == "test" and test_pool is not None else pool
         rng = Random(f"{seed}/{part}")
         where = source if rows is pool else test_source
-        splits[part] = _draw(rows, part, taken, class_names, cfg, rng, where)
+        splits[part] = _draw(rows, part, taken, drawn, cfg, rng, where)
         taken.update(splits[part].groups)
         if part == "test" and test_pool is not None:
             taken.update(test_pool.groups)
-    return TaskData(
-        cfg.name, tuple(class_names), splits["weak"], splits["transfer"], splits["test"]
-    )
+    kind = "classes" if pool.answers is None else "answers"
+    weak, transfer, test = splits["weak"], splits["transfer"], splits["test"]
+    return TaskData(cfg.name, tuple(class_names), weak, transfer, test, kind=kind)
 
 
 def _draw(
@@ -112,7 +119,7 @@ def _draw(
         raise W2SError(_shortage(source, part, size, len(chosen), room, class_names[short], cfg))
     rng.shuffle(chosen)  # group by group is no order to train in
     drawn = pool.take(chosen)
-    if len(set(drawn.labels.tolist())) < 2:
+    if len(class_names) > 1 and len(set(drawn.labels.tolist())) < 2:
         raise W2SError(
             f"{source}: all {size} {part} rows drawn are of class "
             f"{class_names[int(drawn.labels[0])]!r}; raise task.n_{part} or set task.balance=true"
@@ -153,7 +160,7 @@ def _shortage(
     source: str, part: str, size: int, found: int, room: list[int], short: str, cfg: TaskConfig
 ) -> str:
     fix = "lower task.n_weak, task.n_transfer or task.n_test, or add rows"
-    if not cfg.balance:
+    if not cfg.balance or len(room) == 1:
         return (
             f"{source}: task.n_{part}={size} but only {found} rows are left once groups are kept "
             f"whole; {fix}"

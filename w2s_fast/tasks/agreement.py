@@ -17,7 +17,8 @@ from itertools import accumulate
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
-from w2s_fast.tasks._base import Examples, TaskConfig, TaskData
+from w2s_fast.tasks._base import Examples, TaskData
+from w2s_fast.tasks._config import TaskConfig
 from w2s_fast.tasks._split import make_examples
 
 if TYPE_CHECKING:
@@ -232,7 +233,8 @@ class Agreement:
         weak, transfer, test = (
             draw_items(rng, n, cfg, used) for n in (cfg.n_weak, cfg.n_transfer, cfg.n_test)
         )
-        return TaskData(cfg.name, ("singular", "plural"), weak, transfer, test)
+        data = TaskData(cfg.name, ("singular", "plural"), weak, transfer, test)
+        return data.worded(cfg, "{text}", (" is", " are"))
 
 
 def _noun(rng: Random, plural: int, cue_frac: float) -> Slot:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.tasks import agreement
-from w2s_fast.tasks._base import PretrainConfig, TaskConfig
+from w2s_fast.tasks._config import PretrainConfig, TaskConfig
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

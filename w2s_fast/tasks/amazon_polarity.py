@@ -27,4 +27,6 @@ AMAZON_POLARITY = HubTask(
     class_names=("negative", "positive"),
     format=format_row,
     samples=tuple({"label": y, "title": t, "content": c} for y, t, c in _SAMPLES),
+    prompt="Review: {text}\nSentiment:",
+    words=(" negative", " positive"),
 )

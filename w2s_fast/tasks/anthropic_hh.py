@@ -40,4 +40,5 @@ ANTHROPIC_HH = HubTask(
         }
         for ask, good, bad in _SAMPLES
     ),
+    prompt="{text}\n\nIs the last answer a good one?",
 )

@@ -36,4 +36,5 @@ BOOLQ = HubTask(
     format=format_row,
     samples=tuple({"passage": p, "question": q, "answer": a} for p, q, a in _SAMPLES),
     test_split="validation",
+    prompt="{text}\nAnswer:",
 )

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.tasks._base import Examples, TaskConfig, TaskData
+from w2s_fast.tasks._base import Examples, TaskData
+from w2s_fast.tasks._config import TaskConfig
 from w2s_fast.tasks._files import check_file, column, read_table
 from w2s_fast.tasks._split import make_examples, split_pool
 
@@ -36,13 +37,15 @@ class Local:
         names = tuple(map(str, cfg.classes)) if cfg.classes else _infer_classes(path, rows, cfg)
         _check_labels(path, rows, names, cfg)
         if cfg.test_path is None:
-            return split_pool(_examples(rows, names), None, names, cfg, seed, str(path))
+            data = split_pool(_examples(rows, names), None, names, cfg, seed, str(path))
+            return data.worded(cfg)
         test_path = Path(cfg.test_path).expanduser()
         test_rows = _read(test_path, cfg)
         _check_labels(test_path, test_rows, names, cfg)
         both = {key: rows[key] + test_rows[key] for key in rows}
         pool, test_pool = _examples(both, names).cut(len(rows["label"]))
-        return split_pool(pool, test_pool, names, cfg, seed, str(path), str(test_path))
+        data = split_pool(pool, test_pool, names, cfg, seed, str(path), str(test_path))
+        return data.worded(cfg)
 
 
 _Rows = dict[str, list[Any]]  # keys: text, label, and where configured text_pair, group

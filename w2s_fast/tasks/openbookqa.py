@@ -1,0 +1,47 @@
+"""OpenBookQA: is this the right answer to an elementary science question? (Mihaylov et al. 2018).
+
+EleutherAI/w2s shows a right answer by its letter and a wrong one by its words, which tells them
+apart at sight; here both are shown as "B) its words".
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from w2s_fast.tasks._choice import lettered, picked, show
+from w2s_fast.tasks._hub import HubTask, Item, Row
+
+
+def format_row(row: Row, rng: Random) -> Item:
+    """Show all choices, then the right one or, as often, one of the others."""
+    choices = {k: f"{k}) {v}" for k, v in lettered(row["choices"], "choices").items()}
+    right = picked(choices, row["answerKey"], "answerKey")
+    answer, label = show(right, list(choices.values()), rng)
+    options = "\n".join(choices.values())
+    text = f"Q: {row['question_stem']}\n\nChoices:\n{options}\n\nAnswer: {answer}"
+    return Item(text, label, row["question_stem"])
+
+
+_SAMPLES = (
+    ("A metal spoon in hot soup becomes", "hot", "soft", "blue", "longer by a metre", "A"),
+    ("Owls find mice at night by", "smell alone", "hearing", "asking", "luck", "B"),
+    ("A puddle vanishes on a sunny day as it", "burns", "rusts", "evaporates", "shrinks", "C"),
+    ("Which of these is renewable?", "coal", "oil", "gas", "wind", "D"),
+    ("A seed needs to sprout", "water", "music", "paper", "salt", "A"),
+)
+OPENBOOKQA = HubTask(
+    name="openbookqa",
+    repo="allenai/openbookqa",
+    columns=("question_stem", "choices", "answerKey"),
+    class_names=("wrong", "correct"),
+    format=format_row,
+    samples=tuple(
+        {
+            "question_stem": stem,
+            "choices": {"text": choices, "label": ["A", "B", "C", "D"]},
+            "answerKey": key,
+        }
+        for stem, *choices, key in _SAMPLES
+    ),
+    config="main",
+)
