@@ -148,7 +148,7 @@ class TaskConfig:
             )
         if self.words is not None and len(set(self.words) - {""}) < max(2, len(self.words)):
             raise W2SError(
-                f"task.words={list(self.words)}: expected a different word for each class"
+                f"task.words={list(self.words)}: expected one word a class, all different"
             )
         _check_frac("task.attractor_frac", self.attractor_frac)
 

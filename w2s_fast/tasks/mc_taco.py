@@ -19,7 +19,7 @@ def format_row(row: Row, rng: Random) -> Item:
     return Item(text, class_index(row["label"], "label", 2), row["sentence"])
 
 
-_BREAD = "Ines put the bread in the oven and set the table."
+_BREAD = "Irma put the bread in the oven and set the table."
 _MOVE = "Last year the Kovacs moved to the coast."
 _COLUMNS = ("sentence", "question", "answer", "label")
 _SAMPLES = (
