@@ -14,12 +14,23 @@ if TYPE_CHECKING:
     from w2s_fast.engine.loop import train
     from w2s_fast.engine.prediction import predict
     from w2s_fast.engine.states import hidden_states
+    from w2s_fast.engine.watch import Watch
 
-__all__ = ["THRESHOLDS", "Encoded", "TrainConfig", "encode", "hidden_states", "predict", "train"]
+__all__ = [
+    "THRESHOLDS",
+    "Encoded",
+    "TrainConfig",
+    "Watch",
+    "encode",
+    "hidden_states",
+    "predict",
+    "train",
+]
 
 _HOMES = {
     "THRESHOLDS": "config",
     "TrainConfig": "config",
+    "Watch": "watch",
     "Encoded": "data",
     "encode": "data",
     "hidden_states": "states",

@@ -175,7 +175,7 @@ def _write(tensors: dict[str, Tensor], path: Path) -> tuple[str, str]:
 
     try:
         save_file(tensors, path)
-        _flush(path)
+        flush(path)
         return file_hash(path), ""
     except (OSError, SafetensorError) as e:
         return "", _line(e)
@@ -184,11 +184,11 @@ def _write(tensors: dict[str, Tensor], path: Path) -> tuple[str, str]:
 def _publish(temporary: Path, final: Path, meta: dict[str, Any]) -> str:
     try:
         (temporary / _META).write_text(json.dumps(meta, indent=1, sort_keys=True))
-        _flush(temporary / _META)
+        flush(temporary / _META)
         if final.exists():  # a later try of the same step
             shutil.rmtree(final)
         os.replace(temporary, final)
-        _flush(final.parent)
+        flush(final.parent)
     except OSError as e:
         return _line(e)
     return ""
@@ -231,7 +231,8 @@ def _difference(key: str, saved: dict[str, Any], what: dict[str, Any]) -> str:
     return f"{key} was {short[0]}, now it is {short[1]}"
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

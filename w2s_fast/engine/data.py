@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,23 @@ class Batch(NamedTuple):
     input_ids: Tensor  # (B, T) int64
     attention_mask: Tensor  # (B, T) int64, 1 on real tokens
     token_type_ids: Tensor | None  # (B, T) int64, for tokenizers that tell two texts apart
+
+
+class RowData(Protocol):
+    """What training and prediction ask of their rows; ``Encoded`` and cached states answer."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) tokens of each row."""
+
+    def digest(self) -> str:
+        """Content hash, to recognise the data of a checkpoint."""
+
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
+        """What the model's ``forward`` takes, of these rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +131,12 @@ def encode(tokenizer: Any, examples: Any, max_length: int = 512) -> Encoded:
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """(n,) int64 permutation, a function of its arguments."""
     return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def derived_seed(seed: int, *where: int) -> int:
+    """A seed of its own for every place, 63 bits."""
+    text = ",".join(map(str, (seed, *where)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 class RowOrder:

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from w2s_fast.engine import checkpoint
 from w2s_fast.engine.config import CARRIED_OUT, TrainConfig
-from w2s_fast.engine.data import Encoded, RowOrder
+from w2s_fast.engine.data import Encoded, RowOrder, derived_seed
 from w2s_fast.engine.modes import training_mode
 from w2s_fast.engine.step import Engine, Micro, PlainEngine, Progress, StepResult, run_step
+from w2s_fast.engine.targets import check_targets
 from w2s_fast.engine.thresholds import Thresholds
+from w2s_fast.engine.watch import Watch, Watching
 from w2s_fast.engine.zero import batch_shape
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss
@@ -40,6 +42,7 @@ def train(
     weight: np.ndarray | None = None,
     checkpoint_dir: Path | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place, on the device it is on.
 
@@ -59,10 +62,13 @@ def train(
         checkpoint_dir: where checkpoints go, ``cfg.checkpoint_every`` steps apart, and where a
             training that was interrupted continues from. The last one is left for the caller.
         progress: called on rank 0 with (steps done, steps, loss of the last step).
+        watch: what to predict on the way, and whether the best or the last weights stay.
 
     Returns:
         ``steps``, ``seconds`` (over all interrupted parts), and per step ``losses`` (mean) and
-        ``agreement`` (fraction of rows where student and weak label name the same class).
+        ``agreement`` (fraction of rows where student and weak label name the same class). With a
+        watch of M rows and K looks also ``watched`` (the steps of the looks), ``scores`` (or None),
+        ``best`` (the step of the highest score, or None) and ``trajectory`` (K, M, C) float32.
 
     Raises:
         W2SError: for targets that do not fit or are not finite, a loss that is not finite (the
@@ -70,6 +76,8 @@ def train(
     """
     check_targets(targets, weight, len(data), getattr(model, "n_classes", None))
     run = _Training(model, data, targets, loss, cfg, seed, weight)
+    if watch is not None:
+        run.watching = Watching(watch, model, cfg, len(data), run.here, checkpoint_dir)
     device = run.device
     rank = run.here.rank
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -109,6 +117,7 @@ class _Training:
         self.loss_state = None if state is None else state.to(self.device)
         self.log: list[list[float]] = []  # per step: loss, agreement
         self.unread: list[StepResult] = []
+        self.watching: Watching | None = None
         self.seed, self.seconds = seed, 0.0
 
     def loop(
@@ -116,6 +125,7 @@ class _Training:
     ) -> dict[str, Any]:
         """All steps that are still to do."""
         what = self.identity() if directory is not None else {}
+        watching = self.watching
         first = self.resume(directory, what)
         every = 1 if self.here.size == 1 and self.device.type == "cpu" else _READ_EVERY
         start = time.perf_counter() - self.seconds
@@ -128,19 +138,31 @@ class _Training:
             self.unread.append(result)
             done = step + 1
             due = self.cfg.checkpoint_every and done % self.cfg.checkpoint_every == 0
-            if due or done % every == 0 or done == self.steps:
+            look = watching is not None and watching.due(done)
+            if due or look or done % every == 0 or done == self.steps:
                 self.read(done)
                 if progress is not None and self.here.first:
                     progress(done, self.steps, self.log[-1][0])
+            if look and watching is not None:
+                watching.look(done)
             if due and directory is not None and done < self.steps:
                 self.seconds = time.perf_counter() - start
-                checkpoint.save(directory, done, self.seconds, self.tensors(), what, self.here)
+                self.save(directory, done, what)
         return {
             "steps": self.steps,
             "seconds": time.perf_counter() - start,
             "losses": [row[0] for row in self.log],
             "agreement": [row[1] for row in self.log],
+            **({} if watching is None else watching.finish()),
         }
+
+    def save(self, directory: Path, done: int, what: dict[str, Any]) -> None:
+        """Write a checkpoint."""
+        if self.watching is not None:
+            self.watching.before_checkpoint()
+        checkpoint.save(directory, done, self.seconds, self.tensors(), what, self.here)
+        if self.watching is not None:
+            self.watching.after_checkpoint()
 
     def micro(self, step: int) -> list[Micro]:
         """This process's micro-batches of a step; every process has as many, of as many rows."""
@@ -189,6 +211,8 @@ class _Training:
         if self.device.type == "cuda":
             state = torch.cuda.get_rng_state(self.device)
             yield "random.cuda", self.here.rows(state[None])
+        if self.watching is not None:
+            yield from self.watching.tensors()
         yield "log.steps", torch.tensor(self.log, dtype=torch.float64)
 
     def resume(self, directory: Path | None, what: dict[str, Any]) -> int:
@@ -202,6 +226,8 @@ class _Training:
                 self.thresholds.state[name.partition(".")[2]] = t.to(self.device)
         if (state := found.read("loss.state")) is not None:
             self.loss_state = state.to(self.device)
+        if self.watching is not None:
+            self.watching.load(found)
         self.restore_random(found.read("random.cpu"), found.read("random.cuda"), found.step)
         log = found.read("log.steps")
         self.log, self.seconds = [] if log is None else log.tolist(), found.seconds
@@ -228,6 +254,7 @@ class _Training:
             "model": hashlib.sha256(repr(self.shapes).encode()).hexdigest(),
             "data": self.data.digest(),
             "targets": hashed.hexdigest(),
+            "watch": None if self.watching is None else self.watching.identity,
         }
 
 
@@ -252,38 +279,3 @@ def _lowest_dtype(model: nn.Module) -> str:
     found = {p.dtype for p in model.parameters()}
     names = {torch.float16: "fp16", torch.bfloat16: "bf16"}
     return next((name for dtype, name in names.items() if dtype in found), "fp32")
-
-
-def derived_seed(seed: int, *where: int) -> int:
-    """A seed of its own for every place, 63 bits."""
-    text = ",".join(map(str, (seed, *where)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
-
-
-def check_targets(
-    targets: np.ndarray, weight: np.ndarray | None, n: int, n_classes: int | None
-) -> None:
-    """Raise ``W2SError`` unless targets and weights fit ``n`` rows and ``n_classes`` classes."""
-    if targets.ndim == 2 and np.issubdtype(targets.dtype, np.floating):
-        expected: tuple[int, ...] = (n, n_classes or targets.shape[1])
-        bad = ~np.isfinite(targets).all(1) | (targets < 0).any(1)
-        problem = "weak labels must be finite and not negative"
-    elif targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
-        expected = (n,)
-        bad = ((targets < 0) & (targets != -100)) | (targets >= (n_classes or np.inf))
-        problem = f"labels must be 0..{(n_classes or 0) - 1}, or -100 for a row not to use"
-    else:
-        raise W2SError(
-            f"targets have shape {targets.shape} and dtype {targets.dtype}; expected integers "
-            "(N,) or floats (N, C)"
-        )
-    if targets.shape != expected:
-        raise W2SError(f"targets have shape {targets.shape}; expected {expected} to fit the data")
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        raise W2SError(f"target {targets[row].tolist()} in row {row}: {problem}")
-    if weight is not None:
-        if weight.shape != (n,):
-            raise W2SError(f"weight has shape {weight.shape}; expected {(n,)} to fit the data")
-        if not (np.isfinite(weight).all() and (weight >= 0).all()):
-            raise W2SError("row weights must be finite and not negative")
