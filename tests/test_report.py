@@ -32,14 +32,14 @@ def results(*, refused: bool = False, control: bool = False) -> dict[str, Any]:
         aurocs = {f"{m}_auroc": 0.9 for m in ("weak", "student", "ceiling")}
         for seed in (0, 1):
             runs.append({
-                "seed": seed, "loss": loss, "weak": 0.8, "student": 0.8 + 0.2 * pgr, "ceiling": 1.0,
+                **_who(loss), "seed": seed, "weak": 0.8, "student": 0.8 + 0.2 * pgr, "ceiling": 1.0,
                 "pgr": None if refused else pgr, "pgr_low": None if refused else pgr - 0.1,
                 "pgr_high": None if refused else pgr + 0.1, "refused": WHY if refused else None,
                 "gap": 0.2, "gap_se": 0.01, "n_test": 500, "weak_label_accuracy": 0.8,
                 "agreement": AGREE, **aurocs,
             })  # fmt: skip
         summary.append({
-            "loss": loss, "pgr_mean": None if refused else pgr, "seeds": 0 if refused else 2,
+            **_who(loss), "pgr_mean": None if refused else pgr, "seeds": 0 if refused else 2,
             "pgr_low": None if refused else pgr - 0.1, "pgr_high": None if refused else pgr + 0.1,
             "level": 0.95, "refused_seeds": [0, 1] if refused else [], "refused": None,
             "weak": 0.8, "student": 0.8 + 0.2 * pgr, "ceiling": 1.0, "student_sd": 0.01,
@@ -54,12 +54,17 @@ def results(*, refused: bool = False, control: bool = False) -> dict[str, Any]:
                               "reused": True}},
     }  # fmt: skip
     controls = [{"seed": s, "accuracy": 0.81, "auroc": 0.9} for s in (0, 1)] if control else []
-    return {"runs": runs, "summary": summary, "controls": controls, "provenance": facts}
+    blocks = {"runs": runs, "summary": summary, "controls": controls, "gold": []}
+    return {**blocks, "provenance": facts}
 
 
-def printed(found: dict[str, Any]) -> str:
+def _who(loss: str) -> dict[str, str]:
+    return {"name": loss, "method": "naive", "loss": loss, "ceiling_name": ""}
+
+
+def printed(found: dict[str, Any], width: int = 80) -> str:
     stream = io.StringIO()
-    print_results(found, Console(file=stream, width=80))
+    print_results(found, Console(file=stream, width=width))
     return stream.getvalue()
 
 
@@ -80,6 +85,27 @@ def test_a_refused_pgr_is_nowhere_a_number() -> None:
     assert "no PGR is given" in html and WHY in html and "PGR refused" in html
     assert "refused: the gap is too small" in html
     assert render(found, "png").startswith(b"\x89PNG")
+
+
+def test_true_labels_that_were_used_are_named() -> None:
+    found = results()
+    found["gold"] = [{"name": "oracle_stop+xent", "use": "early stopping on true labels"}]
+    note = "oracle_stop+xent used true labels: early stopping on true labels"
+    assert note in " ".join(printed(found).split()) and note in page(found)
+
+
+def test_a_ceiling_of_its_own_is_shown_beside_the_plain_one() -> None:
+    found = results()
+    for block in ("runs", "summary"):
+        for row in found[block]:
+            if row["loss"] == "xent":
+                row |= {"name": "probe+xent", "ceiling_name": "probe+xent", "ceiling": 0.95}
+    text = printed(found, 120)
+    assert re.search(r"ceiling · probe\+xent\s+0.950", text)
+    assert re.search(r"ceiling\s+1.000", text)
+    names = [row.name for row in rows(found)]
+    assert names[-2:] == ["ceiling · probe+xent", "ceiling"] and names.count("ceiling") == 1
+    assert "ceiling · probe+xent" in page(found)
 
 
 class _Outline(HTMLParser):

@@ -17,10 +17,12 @@ from typing import Any, TypeVar
 from w2s_fast.engine import TrainConfig
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.models import BUILT_IN, ModelConfig
+from w2s_fast.specs import settings
 from w2s_fast.tasks import TaskConfig
 
 T = TypeVar("T")
-LIST_FIELDS = ("losses", "seeds")
+LIST_FIELDS = ("losses", "methods", "seeds", "chain")
+MAY_BE_EMPTY = ("chain",)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class RunConfig:
         weak_train: How the supervisor is trained on true labels.
         student_train: How student, ceiling and control are trained.
         losses: Losses of the student, each "name" or "name:key=value,key=value".
+        methods: What is done with the weak labels before the student learns them, each with every
+            loss; "a|b" does a, then b; "method@loss" goes with that loss alone.
+        chain: Models between weak and student for methods that use some, each a source with what
+            differs from the student: "path/to/model" or "scratch:hidden=64,layers=2".
         seeds: One run of everything per seed (data split, initial weights, data order).
         control: Also train a student without pretraining, to show where the gain comes from.
         out: Folder of results.json, plot and page.
@@ -55,6 +61,8 @@ class RunConfig:
         default_factory=lambda: TrainConfig(epochs=3, lr=1e-3, checkpoint_every=100)
     )
     losses: tuple[str, ...] = ("xent", "logconf")
+    methods: tuple[str, ...] = ("naive",)
+    chain: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     control: bool = False
     out: str = "out"
@@ -66,8 +74,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in LIST_FIELDS:
             values = getattr(self, name)
-            if not values:
+            if not values and name not in MAY_BE_EMPTY:
                 raise W2SError(f"{name} is empty: name at least one")
+            if name == "chain":
+                continue
             if twice := [v for i, v in enumerate(values) if v in values[:i]]:
                 raise W2SError(f"{name}: {twice[0]!r} is given twice; drop one")
         if bad := [s for s in self.seeds if not 0 <= s < 2**31]:
@@ -94,6 +104,7 @@ def validate(cfg: RunConfig) -> None:
         W2SError: A value is unknown or does not fit; nothing has been computed yet.
     """
     from w2s_fast.losses import make_loss
+    from w2s_fast.methods import make_steps
     from w2s_fast.tasks import get_task
 
     get_task(cfg.task.name)
@@ -102,6 +113,8 @@ def validate(cfg: RunConfig) -> None:
         same = specs.setdefault(repr(make_loss(spec)), spec)
         if same != spec:
             raise W2SError(f"losses: {same!r} and {spec!r} are the same loss; drop one")
+    for spec in cfg.methods:
+        make_steps(spec.partition("@")[0])
     if cfg.device == "cuda":
         import torch
 
@@ -113,7 +126,8 @@ def validate(cfg: RunConfig) -> None:
 def _check_sources(cfg: RunConfig) -> None:
     """Refuse a model that is neither built in nor a folder, or that nothing can tokenize for."""
     embedded = cfg.task.name == "agreement"
-    sources = {"weak": cfg.weak.source, "student": cfg.student.source}
+    roles = ("weak", "student", *(f"chain/{i}" for i in range(len(cfg.chain))))
+    sources = {role: model_of(cfg, role).source for role in roles}
     for role, source in sources.items():
         if source == "agreement-lm" and not embedded:
             raise W2SError(
@@ -130,6 +144,29 @@ def _check_sources(cfg: RunConfig) -> None:
             f"task {cfg.task.name!r} needs a tokenizer: give student.source or weak.source as the "
             "folder of a transformers checkpoint"
         )
+
+
+def model_of(cfg: RunConfig, role: str) -> ModelConfig:
+    """The model of a role: ``weak``, ``student``, or ``chain/0`` and on.
+
+    Raises:
+        W2SError: An entry of ``chain`` has a setting that no model has.
+    """
+    name, _, position = role.partition("/")
+    if name != "chain":
+        return cfg.weak if name == "weak" else cfg.student
+    spec = cfg.chain[int(position)]
+    source, _, rest = spec.rpartition(":")
+    if "=" not in rest:  # a colon of the path, or none
+        return dataclasses.replace(cfg.student, source=spec)
+    return dataclasses.replace(
+        cfg.student, source=source, **settings(ModelConfig, rest, spec, "model")
+    )
+
+
+def train_of(cfg: RunConfig, role: str) -> TrainConfig:
+    """How the model of a role is trained."""
+    return cfg.weak_train if role == "weak" else cfg.student_train
 
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:

@@ -38,11 +38,20 @@ def build(spec: str, table: Mapping[str, type[T]], base: type[T], what: str) -> 
         raise W2SError(
             f"unknown {what} {name!r}; expected one of {', '.join(table)}{nearest(name, table)}"
         )
+    return kind(**settings(kind, rest, spec, what))
+
+
+def settings(kind: Any, rest: str, spec: str, what: str) -> dict[str, Any]:
+    """The fields of a dataclass that ``rest``, "field=value,field=value", names.
+
+    Raises:
+        W2SError: as ``build``.
+    """
     given = [part.strip() for part in rest.split(",") if part.strip()]
-    return kind(**dict(_setting(kind, part, spec, what) for part in given))
+    return dict(_setting(kind, part, spec, what) for part in given)
 
 
-def _setting(kind: Any, part: str, spec: str, what: str) -> tuple[str, bool | int | float]:
+def _setting(kind: Any, part: str, spec: str, what: str) -> tuple[str, bool | int | float | str]:
     key, equals, text = (s.strip() for s in part.partition("="))
     names = tuple(f.name for f in fields(kind))
     if not equals:

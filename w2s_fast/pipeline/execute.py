@@ -37,7 +37,10 @@ class Order:
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Order:
         """Return the order that ``to_json`` packed."""
-        job = {**values["job"], "needs": tuple(values["job"]["needs"])}
+        job = dict(values["job"])
+        for name in ("settings", "inputs"):
+            job[name] = tuple((key, value) for key, value in job[name])
+        job["gold"] = tuple(job["gold"])
         return Order(Job(**job), values["config"], values["inputs"], values["folders"])
 
 
@@ -80,7 +83,8 @@ def find(store: Store, order: Order) -> Artefact | None:
 
 
 def _compute(cfg: RunConfig, order: Order, threads: int, progress: Any, build: Building) -> None:
-    from w2s_fast.pipeline.stages import STAGES, Context
+    from w2s_fast.pipeline.context import Context
+    from w2s_fast.pipeline.stages import STAGES
 
     folders = {name: Path(path) for name, path in order.folders.items()}
     with _threads(threads):

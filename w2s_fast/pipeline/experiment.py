@@ -13,7 +13,9 @@ from typing import Any
 
 from w2s_fast.config import RunConfig, validate
 from w2s_fast.heartbeat import watching
+from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import Order, execute, find
+from w2s_fast.pipeline.fitting import LABELS, device
 from w2s_fast.pipeline.jobs import (
     Job,
     config_slice,
@@ -25,7 +27,7 @@ from w2s_fast.pipeline.jobs import (
 from w2s_fast.pipeline.pool import Watcher, choose_sizes, make_pool
 from w2s_fast.pipeline.preflight import check_alike
 from w2s_fast.pipeline.provenance import provenance
-from w2s_fast.pipeline.stages import LABELS, SCORES, device, load_data
+from w2s_fast.pipeline.stages import SCORES
 from w2s_fast.report import RESULTS, write_report
 from w2s_fast.report.progress import show
 from w2s_fast.store import Artefact, Store, exclusive, hear_warnings, write_errors, write_json
@@ -48,7 +50,7 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
         W2SError: Bad input, a full disk, or another run in the same folder; one line.
     """
     with session(cfg, quiet) as running:
-        jobs = plan(cfg)
+        jobs = plan(cfg).order
         running.compute(jobs[:-1])
         found = _report_stage(running, jobs[-1])
         facts = provenance(cfg, running.results, running.cached)
@@ -63,7 +65,7 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
 def label(cfg: RunConfig, *, quiet: bool = True) -> dict[int, Path]:
     """Run only what weak labels need; return the Parquet file (columns id, probs) by seed."""
     with session(cfg, quiet) as running:
-        running.compute(plan(cfg, labels_only=True))
+        running.compute(plan(cfg, labels_only=True).order)
         return {s: running.results[f"labels/{s}"].path / LABELS for s in cfg.seeds}
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.experiment import session
-from w2s_fast.pipeline.jobs import plan
-from w2s_fast.pipeline.stages import MODEL, Context, new_model
+from w2s_fast.pipeline.fitting import MODEL, new_model
+from w2s_fast.pipeline.jobs import TRAINED, plan
 from w2s_fast.store import write_errors, write_json
 from w2s_fast.weights import load_weights, save_tensors
 from w2s_fast.world import ALONE
 
 HEAD, ABOUT = "head.safetensors", "w2s.json"
-TRAINED = ("weak", "student", "ceiling", "control")
 
 
 def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> None:
@@ -27,14 +27,15 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
 
     Args:
         cfg: The run; its stages must be in the store.
-        name: Of the stage: ``weak/SEED``, ``ceiling/SEED``, ``student/SEED/LOSS``.
+        name: Of the stage: ``weak/SEED``, ``ceiling/SEED``, ``student/SEED/LOSS``, or with a method
+            ``student/SEED/METHOD+LOSS``.
         folder: Where to; must not exist, or be empty.
         quiet: Show no progress.
 
     Raises:
         W2SError: If there is no such stage, it is not finished, or the folder has something in it.
     """
-    jobs = {job.name: job for job in plan(cfg) if job.stage in TRAINED}
+    jobs = {job.name: job for job in plan(cfg).order if job.stage in TRAINED}
     if name not in jobs:
         raise W2SError(f"no stage {name!r} in this run; expected one of {', '.join(jobs)}"
                        f"{nearest(name, jobs)}")  # fmt: skip
@@ -42,7 +43,7 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
         raise W2SError(f"{folder} has something in it; name a new folder")
     cfg = _whole(cfg)
     with session(cfg, quiet) as running:
-        for job in plan(cfg)[:-1]:
+        for job in plan(cfg).order[:-1]:
             if running.ready(job):
                 running.stored(job)
         if name not in running.results:
@@ -50,7 +51,7 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
         order = running.order(jobs[name])
         places = {n: Path(path) for n, path in order.folders.items()}
         ctx = Context(cfg, jobs[name], places, lambda *_: None)
-        model, tokenizer = new_model(ctx, "weak" if jobs[name].stage == "weak" else "student")
+        model, tokenizer = new_model(ctx, jobs[name].setting("role"))
         load_weights(model, running.results[name].path / MODEL)
         with write_errors("the model", folder.absolute()):
             _write(model, tokenizer, folder)

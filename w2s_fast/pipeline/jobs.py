@@ -1,4 +1,4 @@
-"""What has to be computed: one job a stage, seed and loss, and what each result depends on."""
+"""What has to be computed: one job a node and seed, and what each result depends on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.config import RunConfig, to_dict
+from w2s_fast.config import RunConfig, model_of, to_dict, train_of
 from w2s_fast.engine.config import CARRIED_OUT
+from w2s_fast.methods import Node, Plan
 from w2s_fast.models import ModelConfig
+from w2s_fast.pipeline.students import students
 from w2s_fast.store import content_hash, tree_hash
 from w2s_fast.tasks import Examples, TaskData
 
@@ -18,78 +20,163 @@ VERSIONS = {
     "pretrain": 1,
     "weak": 1,
     "labels": 1,
+    "intermediate": 1,
     "student": 1,
     "ceiling": 1,
     "control": 1,
-    "report": 1,
+    "tuned": 1,
+    "features": 1,
+    "prior": 1,
+    "balance": 1,
+    "trajectory": 1,
+    "apply": 1,
+    "report": 2,
 }
 EMBEDDED = "agreement-lm"  # the model source that stage `pretrain` makes
 CONTROL_LOSS = "xent"
 _NOT_CONTENT = set(CARRIED_OUT)  # settings that cannot change a result
+TRAINED = ("weak", "intermediate", "student", "ceiling", "control")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One stage of one seed (and loss).
+    """One stage of one seed.
 
     Attributes:
         stage: Key of ``VERSIONS``.
+        name: Unique in the run, e.g. ``student/0/xent``.
         seed: Seed of the run; None for what all seeds share.
-        loss: Spec of the student's loss; None elsewhere.
-        needs: Names of the jobs whose results go in.
+        settings: Of its node.
+        inputs: Names of the jobs whose results go in, by what they are here.
+        gold: Uses of true labels of the transfer set.
     """
 
     stage: str
+    name: str
     seed: int | None = None
-    loss: str | None = None
-    needs: tuple[str, ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
+    inputs: tuple[tuple[str, str], ...] = ()
+    gold: tuple[str, ...] = ()
 
     @property
-    def name(self) -> str:
-        """A name unique in the run, e.g. ``student/0/xent``."""
-        return "/".join(str(p) for p in (self.stage, self.seed, self.loss) if p is not None)
+    def needs(self) -> tuple[str, ...]:
+        """Names of the jobs that must be finished before."""
+        return tuple(name for _, name in self.inputs)
+
+    def setting(self, name: str, default: Any = None) -> Any:
+        """One of ``settings``."""
+        return dict(self.settings).get(name, default)
 
 
-def plan(cfg: RunConfig, *, labels_only: bool = False) -> list[Job]:
-    """Return every job of the run in an order that respects ``needs``; stage `report` is last."""
+@dataclass(frozen=True)
+class Entry:
+    """A student of one seed: the names of its training and of its ceiling's."""
 
-    def base(model: ModelConfig) -> tuple[str, ...]:
-        return ("pretrain",) if model.source == EMBEDDED else ()
+    student: str
+    ceiling: str
 
-    roles = (cfg.weak,) if labels_only else (cfg.weak, cfg.student)
-    jobs = [Job("pretrain")] if any(base(m) for m in roles) else []
-    for s in cfg.seeds:
-        jobs += [Job("weak", s, None, base(cfg.weak))]
-        jobs += [Job("labels", s, None, (*base(cfg.weak), f"weak/{s}"))]
+
+@dataclass(frozen=True)
+class Jobs:
+    """All jobs of a run, each after what it needs; ``report`` is the last.
+
+    Attributes:
+        order: The jobs.
+        entries: By seed and name of the student.
+    """
+
+    order: list[Job]
+    entries: dict[tuple[int, str], Entry]
+
+
+def plan(cfg: RunConfig, *, labels_only: bool = False) -> Jobs:
+    """Return every job of the run."""
+    writer = _Writer(cfg)
+    entries: dict[tuple[int, str], Entry] = {}
+    everyone = [(s.name, s.nodes(len(cfg.chain))) for s in students(cfg)]
+    base = Plan(CONTROL_LOSS, len(cfg.chain))
+    for seed in cfg.seeds:
+        writer.add(base.weak_model(), seed, "")
+        writer.add(base.weak_labels(), seed, "")
     if labels_only:
-        return jobs
-    for s in cfg.seeds:
-        labels = (f"labels/{s}",)
-        jobs += [Job("ceiling", s, None, base(cfg.student))]
-        jobs += [Job("student", s, loss, base(cfg.student) + labels) for loss in cfg.losses]
+        return Jobs(writer.order(), entries)
+    for seed in cfg.seeds:
+        writer.add(base.ceiling(), seed, "")
+        for name, (student, ceiling) in everyone:
+            trained = writer.add(student, seed, name)
+            entries[seed, name] = Entry(trained, writer.add(ceiling, seed, name))
         if cfg.control:
-            jobs += [Job("control", s, CONTROL_LOSS, base(cfg.student) + labels)]
-    return [*jobs, Job("report", needs=tuple(j.name for j in jobs if j.stage != "pretrain"))]
+            writer.add(base.control(base.weak_labels()), seed, CONTROL_LOSS)
+    jobs = writer.order()
+    scored = tuple((j.name, j.name) for j in jobs if j.stage in (*TRAINED, "labels"))
+    return Jobs([*jobs, Job("report", "report", inputs=scored)], entries)
+
+
+class _Writer:
+    """Turns nodes into jobs; equal nodes of one seed are one job."""
+
+    def __init__(self, cfg: RunConfig) -> None:
+        self.cfg = cfg
+        self.jobs: dict[str, Job] = {}
+        self._names: dict[tuple[Node, int], str] = {}
+        self._pretrained = False
+
+    def order(self) -> list[Job]:
+        """The jobs, each after what it needs; what all seeds share comes first."""
+        first = [Job("pretrain", "pretrain")] if self._pretrained else []
+        return [*first, *self.jobs.values()]
+
+    def add(self, node: Node, seed: int, owner: str) -> str:
+        """Add the node's job and all before it; its name."""
+        if (node, seed) in self._names:
+            return self._names[node, seed]
+        inputs = [(argument, self.add(n, seed, owner)) for argument, n in node.needs]
+        role = dict(node.settings).get("role")
+        if role is not None and model_of(self.cfg, role).source == EMBEDDED:
+            self._pretrained = True
+            inputs = [("pretrain", "pretrain"), *inputs]
+        name = self._name(node, seed, owner)
+        self._names[node, seed] = name
+        self.jobs[name] = Job(node.stage, name, seed, node.settings, tuple(inputs), node.gold)
+        return name
+
+    def _name(self, node: Node, seed: int, owner: str) -> str:
+        """stage/seed/student, with a number where a student has several of one stage."""
+        name = "/".join([node.stage, str(seed), *filter(None, [owner])])
+        if name not in self.jobs:
+            return name
+        return next(n for i in range(2, 10**6) if (n := f"{name}/{i}") not in self.jobs)
 
 
 def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     """Return the settings that can change the job's result, and nothing else."""
-    from w2s_fast.losses import make_loss
-
     common: dict[str, Any] = {"version": VERSIONS[job.stage]}
     if job.stage == "pretrain":
         task = cfg.task
         return common | {"language": task.language_seed, "model": to_dict(task.pretrain)}
     if job.stage == "report":
-        return common | {"seeds": list(cfg.seeds), "losses": list(cfg.losses)}
-    weak = job.stage in ("weak", "labels")
-    model, train = (cfg.weak, cfg.weak_train) if weak else (cfg.student, cfg.student_train)
-    common |= {"model": _model_slice(model), "classes": n_classes, "device": cfg.device}
-    if job.stage == "labels":
-        return common | {"max_length": train.max_length}
-    settings = {k: v for k, v in to_dict(train).items() if k not in _NOT_CONTENT}
-    loss = repr(make_loss(job.loss)) if job.loss else None
-    return common | {"train": settings, "loss": loss, "seed": job.seed}
+        kept = {"losses": list(cfg.losses), "methods": list(cfg.methods)}
+        return common | {"seeds": list(cfg.seeds), **kept}
+    common |= {"classes": n_classes, "settings": _canonical(job)}
+    role = job.setting("role")
+    if role is None:
+        return common | ({"seed": job.seed} if job.stage == "apply" else {})
+    train = train_of(cfg, role)
+    common |= {"model": _model_slice(model_of(cfg, role)), "device": cfg.device}
+    if job.stage in TRAINED or job.stage == "tuned":
+        settings = {k: v for k, v in to_dict(train).items() if k not in _NOT_CONTENT}
+        return common | {"train": settings, "seed": job.seed}
+    return common | {"max_length": train.max_length}
+
+
+def _canonical(job: Job) -> dict[str, Any]:
+    """Settings with specs written out, so that two spellings of one loss are one result."""
+    from w2s_fast.losses import make_loss
+
+    settings = dict(job.settings)
+    if settings.get("loss"):
+        settings["loss"] = repr(make_loss(settings["loss"]))
+    return settings
 
 
 def _model_slice(model: ModelConfig) -> dict[str, Any]:
@@ -104,20 +191,33 @@ def data_digests(data: TaskData) -> dict[str, str]:
         "transfer": data.transfer,
         "test": data.test,
     }
-    found = {}
+    found = {"question": content_hash([data.kind, data.class_names, data.prompt, data.words])}
     for name, split in splits.items():
         found[f"{name}.inputs"] = content_hash([split.ids, split.texts, split.pairs])
-        found[f"{name}.labels"] = content_hash([split.labels.tolist(), split.groups])
+        found[f"{name}.labels"] = content_hash([split.labels.tolist(), split.groups, split.answers])
     return found
 
 
+_TRANSFER = ("transfer.inputs", "test.inputs")
 _DATA_INPUTS = {
     "weak": ("weak.inputs", "weak.labels", "test.inputs"),
-    "labels": ("transfer.inputs",),
-    "student": ("transfer.inputs", "test.inputs"),
-    "control": ("transfer.inputs", "test.inputs"),
-    "ceiling": ("transfer.inputs", "transfer.labels", "test.inputs"),
+    "intermediate": _TRANSFER,
+    "student": _TRANSFER,
+    "control": _TRANSFER,
+    "ceiling": (*_TRANSFER, "transfer.labels"),
+    "tuned": ("transfer.inputs",),
+    "prior": ("question",),
+    "features": ("question",),
+    "balance": ("transfer.labels",),
 }
+
+
+def data_inputs(job: Job) -> tuple[str, ...]:
+    """Keys of ``data_digests`` that the job reads."""
+    reads = _DATA_INPUTS.get(job.stage, ())
+    if split := job.setting("split"):
+        return (*reads, f"{split}.inputs")
+    return (*reads, "transfer.labels") if job.gold and job.stage == "student" else reads
 
 
 def input_digests(
@@ -136,19 +236,21 @@ def input_digests(
         data: ``data_digests`` by seed.
         folders: Digest of each checkpoint folder, by role.
     """
-    found = {name: results[name] for name in job.needs}
+    found = {argument: results[name] for argument, name in job.inputs}
     if job.stage == "report":
         kept = ("test.inputs", "test.labels", "transfer.labels")
         return found | {f"{k}/{s}": data[s][k] for s in cfg.seeds for k in kept}
     if job.seed is not None:
-        found |= {k: data[job.seed][k] for k in _DATA_INPUTS[job.stage]}
-        role = "weak" if job.stage in ("weak", "labels") else "student"
-        own = [role] if role in folders else list(folders)  # else the tokenizer may be the other's
-        found |= {f"folder.{r}": folders[r] for r in own}
+        found |= {k: data[job.seed][k] for k in data_inputs(job)}
+        role = job.setting("role")
+        if role is not None:
+            own = [role] if role in folders else list(folders)  # else another's tokenizer is used
+            found |= {f"folder.{r}": folders[r] for r in own}
     return found
 
 
 def folder_digests(cfg: RunConfig) -> dict[str, str]:
     """Return a digest of each model that is a folder, by role."""
-    roles = {"weak": cfg.weak, "student": cfg.student}
-    return {r: tree_hash(Path(m.source)) for r, m in roles.items() if Path(m.source).is_dir()}
+    roles = ("weak", "student", *(f"chain/{i}" for i in range(len(cfg.chain))))
+    sources = {role: Path(model_of(cfg, role).source) for role in roles}
+    return {role: tree_hash(path) for role, path in sources.items() if path.is_dir()}

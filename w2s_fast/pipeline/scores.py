@@ -11,7 +11,9 @@ import numpy as np
 
 from w2s_fast import metrics
 from w2s_fast.config import RunConfig
-from w2s_fast.pipeline.stages import LABELS, TEST
+from w2s_fast.pipeline.fitting import LABELS, TEST
+from w2s_fast.pipeline.jobs import Entry, Jobs, plan
+from w2s_fast.pipeline.students import Student, students
 from w2s_fast.pipeline.tables import read_probs
 from w2s_fast.tasks import TaskData
 
@@ -22,7 +24,6 @@ class _Seed:
 
     data: TaskData
     weak: np.ndarray
-    ceiling: np.ndarray
     weak_labels: np.ndarray
     groups: np.ndarray
 
@@ -31,36 +32,60 @@ class _Seed:
         return probs.argmax(1) == self.data.test.labels
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """A student of one seed and its ceiling: probabilities (N, C) on the test items."""
+
+    student: np.ndarray
+    ceiling: np.ndarray
+    ceiling_name: str  # the student whose ceiling it is; empty: the plain one
+
+
 def score(
     cfg: RunConfig, data: Mapping[int, TaskData], folders: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Return ``runs``, ``summary`` and ``controls`` of results.json.
+    """Return ``runs``, ``summary``, ``controls`` and ``gold`` of results.json.
 
     Args:
         cfg: The run.
         data: Splits by seed.
         folders: Folder of every finished job, by name.
     """
+    jobs = plan(cfg)
     seeds = {s: _load(s, data[s], folders) for s in cfg.seeds}
     same_items = len({data[s].test.ids for s in cfg.seeds}) == 1
     runs, summary = [], []
-    for loss in cfg.losses:
-        students = {s: _test_probs(f"student/{s}/{loss}", data[s], folders) for s in cfg.seeds}
-        rows = [_run(s, loss, seeds[s], students[s]) for s in cfg.seeds]
+    for student in students(cfg):
+        found = {s: _trained(jobs.entries[s, student.name], data[s], folders) for s in cfg.seeds}
+        rows = [_run(s, student, seeds[s], found[s]) for s in cfg.seeds]
         runs += rows
         accepted = [
-            _outcomes(seeds[s], students[s])
+            _outcomes(seeds[s], found[s])
             for s, row in zip(cfg.seeds, rows, strict=True)
             if row["pgr"] is not None
         ]
-        summary.append(_summary(loss, rows, accepted, same_items))
+        summary.append(_summary(student, rows, accepted, same_items))
     controls = [
         _control(s, seeds[s], _test_probs(name, data[s], folders))
         for s in cfg.seeds
         for name in folders
         if name.startswith(f"control/{s}/")
     ]
-    return {"runs": runs, "summary": summary, "controls": controls}
+    return {"runs": runs, "summary": summary, "controls": controls, "gold": gold_uses(jobs)}
+
+
+def gold_uses(jobs: Jobs) -> list[dict[str, str]]:
+    """Every use of true labels of the transfer set on the way to a student, in words."""
+    by_name = {job.name: job for job in jobs.order}
+    uses: dict[str, dict[str, str]] = {}
+    for (_, student), entry in jobs.entries.items():
+        waiting = [entry.student]
+        while waiting:
+            job = by_name[waiting.pop()]
+            waiting += job.needs
+            for use in job.gold:
+                uses[f"{student} {use}"] = {"name": student, "use": use}
+    return list(uses.values())
 
 
 def _load(seed: int, data: TaskData, folders: Mapping[str, Path]) -> _Seed:
@@ -68,9 +93,16 @@ def _load(seed: int, data: TaskData, folders: Mapping[str, Path]) -> _Seed:
     return _Seed(
         data=data,
         weak=_test_probs(f"weak/{seed}", data, folders),
-        ceiling=_test_probs(f"ceiling/{seed}", data, folders),
         weak_labels=read_probs(folders[f"labels/{seed}"] / LABELS, data.transfer.ids, n_classes),
         groups=np.unique(np.array(data.test.groups), return_inverse=True)[1],
+    )
+
+
+def _trained(entry: Entry, data: TaskData, folders: Mapping[str, Path]) -> _Trained:
+    return _Trained(
+        _test_probs(entry.student, data, folders),
+        _test_probs(entry.ceiling, data, folders),
+        entry.ceiling.partition("/")[2].partition("/")[2],
     )
 
 
@@ -78,16 +110,15 @@ def _test_probs(name: str, data: TaskData, folders: Mapping[str, Path]) -> np.nd
     return read_probs(folders[name] / TEST, data.test.ids, len(data.class_names))
 
 
-def _outcomes(seed: _Seed, student: np.ndarray) -> metrics.Outcomes:
-    return metrics.Outcomes(
-        seed.right(seed.weak), seed.right(student), seed.right(seed.ceiling), seed.groups
-    )
+def _outcomes(seed: _Seed, found: _Trained) -> metrics.Outcomes:
+    weak, student, ceiling = map(seed.right, (seed.weak, found.student, found.ceiling))
+    return metrics.Outcomes(weak, student, ceiling, seed.groups)
 
 
-def _run(number: int, loss: str, seed: _Seed, student: np.ndarray) -> dict[str, Any]:
-    """Return one entry of ``runs``: a seed and a loss."""
-    gold = seed.data.test.labels
-    outcomes = _outcomes(seed, student)
+def _run(number: int, who: Student, seed: _Seed, found: _Trained) -> dict[str, Any]:
+    """Return one entry of ``runs``: a seed and a student."""
+    gold, student = seed.data.test.labels, found.student
+    outcomes = _outcomes(seed, found)
     floor, reached, ceiling = (
         float(m.mean()) for m in (outcomes.weak, outcomes.student, outcomes.ceiling)
     )
@@ -98,7 +129,10 @@ def _run(number: int, loss: str, seed: _Seed, student: np.ndarray) -> dict[str, 
     low, high = (None, None) if why else metrics.pgr_interval([outcomes], same_items=True)
     return {
         "seed": number,
-        "loss": loss,
+        "name": who.name,
+        "method": who.method,
+        "loss": who.loss,
+        "ceiling_name": found.ceiling_name,
         "weak": floor,
         "student": reached,
         "ceiling": ceiling,
@@ -111,16 +145,19 @@ def _run(number: int, loss: str, seed: _Seed, student: np.ndarray) -> dict[str, 
         "n_test": len(gold),
         "weak_auroc": metrics.auroc(seed.weak, gold),
         "student_auroc": metrics.auroc(student, gold),
-        "ceiling_auroc": metrics.auroc(seed.ceiling, gold),
+        "ceiling_auroc": metrics.auroc(found.ceiling, gold),
         "weak_label_accuracy": metrics.accuracy(seed.weak_labels, seed.data.transfer.labels),
         "agreement": asdict(metrics.agreement(student.argmax(1), seed.weak.argmax(1), gold)),
     }
 
 
 def _summary(
-    loss: str, rows: list[dict[str, Any]], accepted: list[metrics.Outcomes], same_items: bool
+    who: Student,
+    rows: list[dict[str, Any]],
+    accepted: list[metrics.Outcomes],
+    same_items: bool,
 ) -> dict[str, Any]:
-    """Return one entry of ``summary``: a loss over its seeds; the PGR over those not refused."""
+    """Return one entry of ``summary``: a student over its seeds; the PGR over those not refused."""
     pgrs = [r["pgr"] for r in rows if r["pgr"] is not None]
     refused = [r["seed"] for r in rows if r["pgr"] is None]
     low, high = (None, None)
@@ -128,7 +165,10 @@ def _summary(
         low, high = metrics.pgr_interval(accepted, same_items=same_items)
     means = ("weak", "student", "ceiling", "weak_auroc", "student_auroc", "ceiling_auroc")
     return {
-        "loss": loss,
+        "name": who.name,
+        "method": who.method,
+        "loss": who.loss,
+        "ceiling_name": rows[0]["ceiling_name"],
         "pgr_mean": float(np.mean(pgrs)) if pgrs else None,
         "pgr_low": low,
         "pgr_high": high,

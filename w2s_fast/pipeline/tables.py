@@ -1,7 +1,8 @@
 """Class probabilities per item as Parquet: weak labels and test predictions alike.
 
-Two columns: ``id`` (string) and ``probs`` (fixed-size list of C float32). The same values give
-the same bytes, so equal runs have equal files.
+Two columns: ``id`` (string) and ``probs`` (fixed-size list of C float32); labels that a method made
+may have a third, ``weight`` (float32). The same values give the same bytes, so equal runs have
+equal files.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import numpy as np
 from w2s_fast.errors import W2SError
 
 
-def write_probs(path: Path, ids: Sequence[str], probs: np.ndarray) -> None:
-    """Write ``probs`` (N, C) under ``ids`` (N).
+def write_probs(
+    path: Path, ids: Sequence[str], probs: np.ndarray, weight: np.ndarray | None = None
+) -> None:
+    """Write ``probs`` (N, C), and row weights (N,) if there are any, under ``ids`` (N).
 
     Raises:
         W2SError: A value is NaN or infinite, or the sizes differ.
@@ -30,6 +33,8 @@ def write_probs(path: Path, ids: Sequence[str], probs: np.ndarray) -> None:
         "id": pa.array(list(ids), pa.string()),
         "probs": pa.FixedSizeListArray.from_arrays(flat, probs.shape[1]),
     }
+    if weight is not None:
+        columns["weight"] = pa.array(np.asarray(weight, dtype=np.float32))
     temporary = path.with_name(f".{path.name}")
     pq.write_table(pa.table(columns), temporary, compression="none")
     os.replace(temporary, path)
@@ -52,6 +57,13 @@ def read_probs(path: Path, ids: Sequence[str], n_classes: int) -> np.ndarray:
     Raises:
         W2SError: The file has other items, another number of classes, or NaN.
     """
+    return read_labels(path, ids, n_classes)[0]
+
+
+def read_labels(
+    path: Path, ids: Sequence[str], n_classes: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return ``read_probs`` and the row weights (N,), None where the file has none."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
@@ -67,9 +79,12 @@ def read_probs(path: Path, ids: Sequence[str], n_classes: int) -> np.ndarray:
     if width != n_classes:
         raise W2SError(f"{path} has {width} classes, the task {n_classes}; relabel with this task")
     flat = table["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    probs = flat.reshape(-1, width)[[rows[key] for key in ids]]
+    order = [rows[key] for key in ids]
+    probs = flat.reshape(-1, width)[order]
     _check(probs, ids, str(path))
-    return probs
+    if "weight" not in table.column_names:
+        return probs, None
+    return probs, table["weight"].to_numpy()[order]
 
 
 def _check(probs: np.ndarray, ids: Sequence[str], name: str) -> None:

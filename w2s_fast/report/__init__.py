@@ -39,8 +39,8 @@ def load_results(out: Path) -> dict[str, Any]:
     path = out / RESULTS
     try:
         results = json.loads(path.read_bytes())
-        if not {"runs", "summary", "provenance"} <= results.keys():
-            raise ValueError("runs, summary or provenance is missing")
+        if missing := {"runs", "summary", "gold", "provenance"} - results.keys():
+            raise ValueError(f"{', '.join(sorted(missing))} is missing")
     except FileNotFoundError as err:
         raise W2SError(f"no {RESULTS} in {out}; run `w2s-fast run --out {out}` first") from err
     except (OSError, ValueError, AttributeError) as err:

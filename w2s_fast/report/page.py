@@ -11,7 +11,7 @@ from typing import Any
 from w2s_fast.report.chart import accuracy_chart, pgr_chart
 from w2s_fast.report.rows import rows
 from w2s_fast.report.style import STYLE
-from w2s_fast.report.table import interval, notes, number
+from w2s_fast.report.table import ceilings, interval, notes, number
 
 _PAGE = Template("""\
 <!doctype html>
@@ -94,8 +94,8 @@ def _lead(results: Mapping[str, Any]) -> str:
     best = max(kept, key=lambda s: s["pgr_mean"])
     verb = "recovered" if best["pgr_mean"] >= 0 else "lost"
     return (
-        f"Taught only by a supervisor of accuracy {number(best['weak'])}, the student with loss "
-        f"<b>{_text(best['loss'])}</b> reached {number(best['student'])} and {verb} "
+        f"Taught only by a supervisor of accuracy {number(best['weak'])}, the student with "
+        f"<b>{_text(best['name'])}</b> reached {number(best['student'])} and {verb} "
         f"<b>{abs(best['pgr_mean']):.0%}</b> of the gap to the ceiling of "
         f"{number(best['ceiling'])} "
         f"(95&nbsp;% interval {best['pgr_low']:.0%} to {best['pgr_high']:.0%})."
@@ -123,10 +123,10 @@ def _table(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
 
 def _runs(results: Mapping[str, Any]) -> str:
     models = ("weak", "student", "ceiling")
-    head = ["loss", "seed", *models, "PGR", "interval over items", "gap ± se"]
+    head = ["method", "seed", *models, "PGR", "interval over items", "gap ± se"]
     body = [
         [
-            r["loss"],
+            r["name"],
             str(r["seed"]),
             *(number(r[m]) for m in models),
             "refused" if r["pgr"] is None else number(r["pgr"], 2),
@@ -146,8 +146,10 @@ def _agreement(results: Mapping[str, Any]) -> str:
     for s in results["summary"]:
         split = [number(s["agreement"][p]) for p in parts]
         scores = [number(s["student"]), number(s["student_auroc"])]
-        body.append([f"student · {s['loss']}", *scores, *split])
-    body.append(["ceiling", number(first["ceiling"]), number(first["ceiling_auroc"]), *dashes])
+        body.append([f"student · {s['name']}", *scores, *split])
+    for name, c in ceilings(results).items():
+        title = f"ceiling · {name}" if name else "ceiling"
+        body.append([title, number(c["ceiling"]), number(c["ceiling_auroc"]), *dashes])
     return _table(head, body)
 
 

@@ -18,8 +18,6 @@ class _Job(Protocol):
     @property
     def seed(self) -> int | None: ...
     @property
-    def loss(self) -> str | None: ...
-    @property
     def name(self) -> str: ...
 
 
@@ -92,5 +90,7 @@ def _note(console: Console, message: str) -> None:
 
 
 def _title(job: _Job) -> str:
-    parts = [job.stage] + ([job.loss] if job.loss else [])
+    stage, _, rest = job.name.partition("/")
+    student = rest.partition("/")[2]
+    parts = [stage] + ([student] if student else [])
     return " · ".join(parts) + ("" if job.seed is None else f" · seed {job.seed}")

@@ -1,8 +1,8 @@
-"""The rows that plot and page draw: supervisor, control, one student a loss, ceiling."""
+"""The rows that plot and page draw: supervisor, control, the students, ceiling."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ class Row:
         accuracies: By seed.
         pgrs: By seed, without the refused ones; empty for what is no student.
         pgr: Mean PGR with the ends of its interval; None if refused or no student.
-        student: Whether it learned from weak labels with one of the losses.
+        student: Whether it learned from weak labels.
     """
 
     name: str
@@ -39,20 +39,19 @@ class Row:
 def rows(results: Mapping[str, Any]) -> list[Row]:
     """Return the rows from the floor up to the ceiling."""
     runs = results["runs"]
-    # floor and ceiling are the same in the runs of every loss
-    first = [r for r in runs if r["loss"] == runs[0]["loss"]]
+    first = [r for r in runs if r["name"] == runs[0]["name"]]  # the floor is the same in all
     found = [Row("weak supervisor", GREY, tuple(r["weak"] for r in first))]
     if results["controls"]:
         accuracies = tuple(c["accuracy"] for c in results["controls"])
         found.append(Row("control: no pretraining", "#b9a07a", accuracies))
     for i, s in enumerate(results["summary"]):
-        mine = [r for r in runs if r["loss"] == s["loss"]]
+        mine = [r for r in runs if r["name"] == s["name"]]
         pgr = None
         if s["pgr_mean"] is not None:
             pgr = (s["pgr_mean"], s["pgr_low"], s["pgr_high"])
         found.append(
             Row(
-                f"student · {s['loss']}",
+                f"student · {s['name']}",
                 PALETTE[i % len(PALETTE)],
                 tuple(r["student"] for r in mine),
                 tuple(r["pgr"] for r in mine if r["pgr"] is not None),
@@ -60,4 +59,15 @@ def rows(results: Mapping[str, Any]) -> list[Row]:
                 student=True,
             )
         )
-    return [*found, Row("ceiling", DARK, tuple(r["ceiling"] for r in first))]
+    return [*found, *_ceilings(runs)]
+
+
+def _ceilings(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The ceiling of every way of training, the plain one last."""
+    found: dict[str, dict[int, float]] = {}
+    for r in runs:
+        found.setdefault(r["ceiling_name"], {})[r["seed"]] = r["ceiling"]
+    return [
+        Row(f"ceiling · {name}" if name else "ceiling", DARK, tuple(found[name].values()))
+        for name in sorted(found, reverse=True)
+    ]

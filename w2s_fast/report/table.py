@@ -28,11 +28,11 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
 
 
 def _runs(results: Mapping[str, Any]) -> Table:
-    table = _table("Accuracy by seed and loss", ["loss"], ["seed", *MODELS, "PGR"])
+    table = _table("Accuracy by seed and method", ["method"], ["seed", *MODELS, "PGR"])
     for r in results["runs"]:
         cells = [number(r[k]) for k in MODELS]
         ratio = number(r["pgr"], 2) if r["pgr"] is not None else "refused"
-        table.add_row(r["loss"], str(r["seed"]), *cells, ratio)
+        table.add_row(r["name"], str(r["seed"]), *cells, ratio)
     return table
 
 
@@ -44,14 +44,16 @@ def _summary(results: Mapping[str, Any]) -> Table:
     for s in results["summary"]:
         split = [number(s["agreement"][k]) for k in ("all", "weak_right", "weak_wrong")]
         table.add_row(
-            s["loss"],
+            s["name"],
             number(s["student"]),
             number(s["student_auroc"]),
             number(s["pgr_mean"], 2) if s["pgr_mean"] is not None else "refused",
             interval(s),
             *split,
         )
-    table.add_row("ceiling", number(first["ceiling"]), number(first["ceiling_auroc"]))
+    for name, c in ceilings(results).items():
+        title = f"ceiling · {name}" if name else "ceiling"
+        table.add_row(title, number(c["ceiling"]), number(c["ceiling_auroc"]))
     table.caption = "* with weak: on all test items, where weak is right, where weak is wrong"
     table.caption_justify = "left"
     return table
@@ -79,6 +81,13 @@ def interval(row: Mapping[str, Any]) -> str:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """Return one line per seed whose PGR is refused; the reason is the same for every loss."""
+    """Return one line per use of true labels, and per seed whose PGR is refused."""
     reasons = {r["seed"]: r["refused"] for r in results["runs"] if r["refused"]}
-    return [f"seed {seed}: {why}" for seed, why in sorted(reasons.items())]
+    refused = [f"seed {seed}: {why}" for seed, why in sorted(reasons.items())]
+    return [*(f"{g['name']} used true labels: {g['use']}" for g in results["gold"]), *refused]
+
+
+def ceilings(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return a summary row for each ceiling, by the student it belongs to; the plain one last."""
+    found = {s["ceiling_name"]: s for s in results["summary"]}
+    return {name: found[name] for name in sorted(found, reverse=True)}

@@ -1,0 +1,145 @@
+"""The stages between labels and student that methods ask for: arrays in, arrays out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from w2s_fast.config import train_of
+from w2s_fast.errors import W2SError
+from w2s_fast.methods import Targets, make_method
+from w2s_fast.pipeline.context import Context
+from w2s_fast.pipeline.fitting import LABELS, PRETRAINED, TRAJECTORY, encoded, new_model
+from w2s_fast.pipeline.tables import read_labels, write_probs
+from w2s_fast.store import Building
+from w2s_fast.tasks import Inputs
+
+FEATURES, BALANCE = "features.safetensors", "balance.npy"
+_PART = "part-00000.parquet"
+
+
+def features(ctx: Context, build: Building) -> None:
+    """Hidden states of the untrained model at the label position, bf16 (N, D)."""
+    import torch
+    from safetensors.torch import save_file
+
+    from w2s_fast.engine import hidden_states
+
+    model, tokenizer = new_model(ctx, ctx.job.setting("role"), "classes")
+    items = ctx.inputs(ctx.job.setting("split"))
+    if (word := ctx.job.setting("word")) is not None:
+        items = asked(ctx, items, words(ctx)[word])
+    layer = ctx.job.setting("layer")
+    at = layer if layer in ("half", "last") else int(layer)
+    found = hidden_states(model, encoded(ctx, tokenizer, items), at)
+    stored = torch.from_numpy(found).to(torch.bfloat16)
+    ctx.write(lambda: save_file({"features": stored}, build.path / FEATURES))
+
+
+def prior(ctx: Context, build: Building) -> None:
+    """The untrained model's own answer: probabilities of the words of the classes."""
+    from w2s_fast.engine import next_token_probs
+
+    model, tokenizer = new_model(ctx, ctx.job.setting("role"), "answers")
+    items = ctx.inputs(ctx.job.setting("split"))
+    probs = next_token_probs(model, tokenizer, asked(ctx, items, "").texts, words(ctx))
+    ctx.write(lambda: _write_labels(build.path, items, Targets(probs)))
+
+
+def balance(ctx: Context, build: Building) -> None:
+    """True share of every class of the transfer set (C,)."""
+    labels = ctx.gold("transfer").labels
+    shares = np.bincount(labels, minlength=ctx.n_classes) / len(labels)
+    ctx.write(lambda: np.save(build.path / BALANCE, shares, allow_pickle=False))
+
+
+def trajectory(ctx: Context, build: Building) -> None:
+    """What a training recorded: (K, N, C) predictions of the transfer texts."""
+    recorded = ctx.input("model") / TRAJECTORY
+    ctx.write(lambda: os.link(recorded, build.path / TRAJECTORY))
+
+
+def apply(ctx: Context, build: Building) -> None:
+    """Call a method's own function with the arrays it asked for."""
+    method = make_method(ctx.job.setting("method"))
+    function = getattr(method, ctx.job.setting("function"))
+    given = {name: _read(ctx, name) for name, _ in ctx.job.inputs}
+    out = function(**given, seed=ctx.seed)
+    items = ctx.inputs("transfer")
+    _check(ctx, method, out, len(items))
+    ctx.write(lambda: _write_labels(build.path, items, out))
+
+
+def _check(ctx: Context, method: object, out: Any, n: int) -> None:
+    shape = (n, ctx.n_classes)
+    if not isinstance(out, Targets) or out.probs.shape != shape:
+        got = out.probs.shape if isinstance(out, Targets) else type(out).__name__
+        raise W2SError(
+            f"{type(method).__name__}.{ctx.job.setting('function')} gave {got}; expected Targets "
+            f"with probs {shape}"
+        )
+    if out.weight is not None and (out.weight.shape != (n,) or not (out.weight >= 0).all()):
+        raise W2SError(
+            f"{type(method).__name__}.{ctx.job.setting('function')} gave weights of shape "
+            f"{out.weight.shape}; expected ({n},), none negative"
+        )
+
+
+def _read(ctx: Context, name: str) -> Any:
+    """An input as the method's function takes it, by what its folder holds."""
+    folder = ctx.input(name)
+    if (folder / LABELS).exists():
+        ids = ctx.inputs("transfer").ids
+        return Targets(*read_labels(folder / LABELS, ids, ctx.n_classes))
+    if (folder / FEATURES).exists():
+        return read_features(folder)
+    path = next(p for p in (folder / TRAJECTORY, folder / BALANCE) if p.exists())
+    return np.load(path, allow_pickle=False)
+
+
+def read_features(folder: Path) -> np.ndarray:
+    """(N, D) float32 hidden states that stage `features` stored."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / FEATURES)["features"].float().numpy()
+
+
+def _write_labels(folder: Path, items: Inputs, targets: Targets) -> None:
+    (folder / LABELS).mkdir()
+    write_probs(folder / LABELS / _PART, items.ids, targets.probs, targets.weight)
+
+
+def words(ctx: Context) -> tuple[str, ...]:
+    """What a language model says for each class: the task's words, else " " and the name."""
+    task = ctx.task
+    return task.words or tuple(f" {name}" for name in task.class_names)
+
+
+def asked(ctx: Context, items: Inputs, word: str) -> Inputs:
+    """The texts as questions to a language model, each followed by ``word``."""
+    pairs = items.pairs or ("",) * len(items)
+    texts = tuple(
+        ctx.task.prompt.replace("{text}", text).replace("{pair}", pair) + word
+        for text, pair in zip(items.texts, pairs, strict=True)
+    )
+    return Inputs(items.ids, texts, None, items.groups)
+
+
+def tuned(ctx: Context, build: Building) -> None:
+    """Train the language model on the transfer texts alone (Burns et al. 2023, §4.3.2)."""
+    from w2s_fast.engine import train_language_model
+
+    role = ctx.job.setting("role")
+    model: Any
+    model, tokenizer = new_model(ctx, role, "answers")
+    items = ctx.inputs("transfer")
+    texts = [*items.texts, *(items.pairs or ())] if ctx.task.kind == "preference" else items.texts
+    train_language_model(
+        model, tokenizer, texts, train_of(ctx.cfg, role), ctx.seed,
+        checkpoint_dir=build.checkpoint, progress=ctx.progress,
+    )  # fmt: skip
+    target = build.path / PRETRAINED
+    ctx.write(lambda: (model.save_pretrained(target), tokenizer.save_pretrained(target)))

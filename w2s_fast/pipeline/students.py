@@ -1,0 +1,59 @@
+"""The students of a run: every method with every loss, and what each of them needs computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from w2s_fast.config import RunConfig
+from w2s_fast.errors import W2SError
+from w2s_fast.methods import Node, Plan, make_steps, student_nodes
+
+PLAIN = "naive"
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student of every seed.
+
+    Attributes:
+        method: Its spec.
+        loss: Spec of its loss.
+    """
+
+    method: str
+    loss: str
+
+    @property
+    def name(self) -> str:
+        """What tables and folders call it: the loss, with any method but the plain one before."""
+        return self.loss if self.method == PLAIN else f"{self.method}+{self.loss}"
+
+    def nodes(self, chain: int) -> tuple[Node, Node]:
+        """Its training and that of its ceiling; the same for every seed."""
+        return student_nodes(make_steps(self.method), Plan(self.loss, chain))
+
+
+def students(cfg: RunConfig) -> list[Student]:
+    """Every method with every loss; ``method@loss`` goes with that loss alone.
+
+    Raises:
+        W2SError: A spec does not fit, or two students are the same.
+    """
+    from w2s_fast.losses import make_loss
+
+    found: dict[str, Student] = {}
+    for spec in cfg.methods:
+        method, at, pinned = (part.strip() for part in spec.partition("@"))
+        if at and not pinned:
+            raise W2SError(f"methods: {spec!r} names no loss after '@'")
+        steps = repr(make_steps(method))
+        for loss in (pinned,) if at else cfg.losses:
+            student = Student(method, loss)
+            same = found.setdefault(f"{steps} {make_loss(loss)!r}", student)
+            if same is not student:
+                raise W2SError(
+                    f"the students {same.name!r} and {student.name!r} are the same; drop one of "
+                    "losses or methods"
+                )
+            student.nodes(len(cfg.chain))
+    return list(found.values())
