@@ -103,7 +103,7 @@ def student_nodes(steps: tuple[Method, ...], plan: Plan) -> tuple[Node, Node]:
     """The student after ``steps``, one after the other, and its ceiling.
 
     Raises:
-        W2SError: if two steps ask for different trainings.
+        W2SError: if two steps ask for different trainings, or one learns from a ceiling.
     """
     labels = plan.weak_labels()
     training: dict[str, Any] = {}
@@ -115,5 +115,19 @@ def student_nodes(steps: tuple[Method, ...], plan: Plan) -> tuple[Node, Node]:
                     f"{type(step).__name__} trains with {key}={value}, a step before it with "
                     f"{key}={training[key]}; leave one out"
                 )
-    ceiling = {k: v for k, v in training.items() if k in _CEILING_TOO}
-    return plan.student(labels, **training), plan.ceiling(**ceiling)
+    student = plan.student(labels, **training)
+    _refuse_gold(student)
+    return student, plan.ceiling(**{k: v for k, v in training.items() if k in _CEILING_TOO})
+
+
+def _refuse_gold(student: Node) -> None:
+    """No road from the true labels of the transfer set may end in a student unnamed."""
+    waiting = [student]
+    while waiting:
+        node = waiting.pop()
+        waiting += [n for _, n in node.needs]
+        if node.stage == "ceiling":
+            raise W2SError(
+                "the method learns from a model of stage 'ceiling', which was trained on the true "
+                "labels of the same rows; use a student or the weak model"
+            )

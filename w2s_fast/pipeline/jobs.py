@@ -126,26 +126,24 @@ class _Writer:
         first = [Job("pretrain", "pretrain")] if self._pretrained else []
         return [*first, *self.jobs.values()]
 
-    def add(self, node: Node, seed: int, owner: str) -> str:
-        """Add the node's job and all before it; its name."""
+    def add(self, node: Node, seed: int, owner: str, *, on_the_way: bool = False) -> str:
+        """Add the node's job and all before it; its name.
+
+        It is stage/seed/owner; what is computed on the way to it has a number at the end.
+        """
         if (node, seed) in self._names:
             return self._names[node, seed]
-        inputs = [(argument, self.add(n, seed, owner)) for argument, n in node.needs]
+        inputs = [(a, self.add(n, seed, owner, on_the_way=True)) for a, n in node.needs]
         role = dict(node.settings).get("role")
         if role is not None and model_of(self.cfg, role).source == EMBEDDED:
             self._pretrained = True
             inputs = [("pretrain", "pretrain"), *inputs]
-        name = self._name(node, seed, owner)
+        name = "/".join([node.stage, str(seed), *filter(None, [owner])])
+        if on_the_way:
+            name = next(n for i in range(1, 10**6) if (n := f"{name}/{i}") not in self.jobs)
         self._names[node, seed] = name
         self.jobs[name] = Job(node.stage, name, seed, node.settings, tuple(inputs), node.gold)
         return name
-
-    def _name(self, node: Node, seed: int, owner: str) -> str:
-        """stage/seed/student, with a number where a student has several of one stage."""
-        name = "/".join([node.stage, str(seed), *filter(None, [owner])])
-        if name not in self.jobs:
-            return name
-        return next(n for i in range(2, 10**6) if (n := f"{name}/{i}") not in self.jobs)
 
 
 def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
