@@ -9,33 +9,54 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from w2s_fast.engine.cached import CachedHead, CachedRows, cache_features
     from w2s_fast.engine.config import THRESHOLDS, TrainConfig
     from w2s_fast.engine.data import Encoded, encode
+    from w2s_fast.engine.heads import HeadRun, predict_heads, train_heads
     from w2s_fast.engine.loop import train
     from w2s_fast.engine.prediction import predict
     from w2s_fast.engine.states import hidden_states
+    from w2s_fast.engine.tail import LastLayer, cache_tokens, last_layer
     from w2s_fast.engine.watch import Watch
 
 __all__ = [
     "THRESHOLDS",
+    "CachedHead",
+    "CachedRows",
     "Encoded",
+    "HeadRun",
+    "LastLayer",
     "TrainConfig",
     "Watch",
+    "cache_features",
+    "cache_tokens",
     "encode",
     "hidden_states",
+    "last_layer",
     "predict",
+    "predict_heads",
     "train",
+    "train_heads",
 ]
 
 _HOMES = {
     "THRESHOLDS": "config",
+    "CachedHead": "cached",
+    "CachedRows": "cached",
+    "HeadRun": "heads",
+    "LastLayer": "tail",
     "TrainConfig": "config",
     "Watch": "watch",
     "Encoded": "data",
     "encode": "data",
     "hidden_states": "states",
     "predict": "prediction",
+    "cache_features": "cached",
+    "cache_tokens": "tail",
+    "last_layer": "tail",
+    "predict_heads": "heads",
     "train": "loop",
+    "train_heads": "heads",
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from w2s_fast.engine import checkpoint
 from w2s_fast.engine.config import CARRIED_OUT, TrainConfig
-from w2s_fast.engine.data import Encoded, RowOrder, derived_seed
+from w2s_fast.engine.data import RowData, RowOrder, derived_seed
 from w2s_fast.engine.modes import training_mode
 from w2s_fast.engine.step import Engine, Micro, PlainEngine, Progress, StepResult, run_step
 from w2s_fast.engine.targets import check_targets
@@ -33,7 +33,7 @@ _READ_EVERY = 20
 
 def train(
     model: nn.Module,
-    data: Encoded,
+    data: RowData,
     targets: np.ndarray,
     loss: Loss,
     cfg: TrainConfig,
@@ -53,7 +53,7 @@ def train(
 
     Args:
         model: ``forward(input_ids, attention_mask)`` gives logits (B, C).
-        data: N tokenized rows.
+        data: N rows, tokenized or cached, as the model takes them.
         targets: (N,) integer hard labels (-100: row not used), or (N, C) soft labels.
         loss: what is minimised.
         cfg: the recipe.
@@ -92,7 +92,7 @@ class _Training:
     def __init__(
         self,
         model: nn.Module,
-        data: Encoded,
+        data: RowData,
         targets: np.ndarray,
         loss: Loss,
         cfg: TrainConfig,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.engine.data import Batch, Encoded, token_batches
+from w2s_fast.engine.data import Batch, RowData, token_batches
 from w2s_fast.engine.step import forward
 from w2s_fast.errors import W2SError
 from w2s_fast.world import world
@@ -22,7 +22,7 @@ from w2s_fast.world import world
 @torch.inference_mode()
 def predict(
     model: nn.Module,
-    data: Encoded,
+    data: RowData,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -57,7 +57,7 @@ def predict(
 
 def share(
     model: nn.Module,
-    data: Encoded,
+    data: RowData,
     batch_size: int,
     compute: Callable[[Batch], Tensor],
     progress: Callable[[int, int], None] | None = None,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from w2s_fast.engine.checkpoint import KEPT, Checkpoint, flush
 from w2s_fast.engine.config import TrainConfig
-from w2s_fast.engine.data import Encoded
+from w2s_fast.engine.data import RowData
 from w2s_fast.engine.prediction import predict
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.weights import load_weights, save_weights
@@ -49,7 +49,7 @@ class Watch:
         W2SError: for a name or number that does not fit.
     """
 
-    data: Encoded
+    data: RowData
     score: Callable[[np.ndarray], float] | None = None
     every: int = 0
     keep: str = "last"
