@@ -19,7 +19,8 @@ class Head(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C) of x (B, D)."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        return nn.functional.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return nn.functional.linear(x.to(dtype), self.weight.to(dtype), bias)
 
 
 class Classifier(nn.Module):
@@ -31,6 +32,9 @@ class Classifier(nn.Module):
         pooling: ``last``, ``mean`` or ``cls``.
         head_init: ``zero`` or ``small``.
         frozen: train the head alone; the base then leaves no graph behind.
+        ways: C rows of tokens an example, each with one score r(.), which are the C logits. Of two
+            completions the probability of the second is sigmoid(r_2 - r_1), a reward model's.
+            1: one row an example, with C logits of its own.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Classifier(nn.Module):
         head_init: str,
         *,
         frozen: bool = False,
+        ways: int = 1,
     ) -> None:
         super().__init__()
         self.base: Any = base
@@ -49,10 +54,13 @@ class Classifier(nn.Module):
             base.requires_grad_(False)
         self.n_classes, self.pooling = n_classes, pooling
         config: Any = base.config
-        self.head = Head(config.hidden_size, n_classes, dtype=torch.float32)
+        # A bias of scores would cancel.
+        outputs, bias = (n_classes, True) if ways == 1 else (1, False)
+        self.head = Head(config.hidden_size, outputs, bias=bias, dtype=torch.float32)
         with torch.no_grad():
             self.head.weight.mul_(0.0 if head_init == "zero" else 0.01)
-            self.head.bias.zero_()
+            if bias:
+                self.head.bias.zero_()
         if getattr(config, "use_cache", False):
             config.use_cache = False  # one forward a sequence has no use for it
         positions = any("position_embeddings" in n for n, _ in base.named_parameters())
@@ -61,7 +69,7 @@ class Classifier(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """(B, C) fp32 logits of right-padded token ids and mask, both (B, T)."""
+        """(B, C) fp32 logits of right-padded token ids and mask, both (B ways, T)."""
         if self._limit is not None and input_ids.shape[1] > self._limit:
             raise W2SError(
                 f"a sequence has {input_ids.shape[1]} tokens, the model has {self._limit} "
@@ -73,7 +81,7 @@ class Classifier(nn.Module):
                 input_ids=input_ids, attention_mask=attention_mask, **segments
             ).last_hidden_state
             pooled = pool(hidden, attention_mask, self.pooling)
-        return self.head(pooled)
+        return self.head(pooled).view(-1, self.n_classes)
 
     def gradient_checkpointing(self, on: bool) -> None:
         """Recompute activations in backward, or stop doing so."""
@@ -104,11 +112,12 @@ class BagOfWords(nn.Module):
     is the same for every seed and its training objective is convex.
     """
 
-    def __init__(self, vocabulary: int, n_classes: int) -> None:
+    def __init__(self, vocabulary: int, n_classes: int, ways: int = 1) -> None:
         super().__init__()
         self.n_classes = n_classes
-        self.weight = nn.Parameter(torch.zeros(vocabulary, n_classes))
-        self.bias = nn.Parameter(torch.zeros(n_classes))
+        outputs = n_classes if ways == 1 else 1  # see ``Classifier``
+        self.weight = nn.Parameter(torch.zeros(vocabulary, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if ways == 1 else None
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -116,4 +125,5 @@ class BagOfWords(nn.Module):
         """(B, C) logits; order of tokens and segments play no part."""
         mask = attention_mask.unsqueeze(2).to(self.weight.dtype)
         total = (self.weight[input_ids] * mask).sum(1)
-        return self.bias + total / mask.sum(1).sqrt()
+        scores = total / mask.sum(1).sqrt()
+        return (scores if self.bias is None else self.bias + scores).view(-1, self.n_classes)

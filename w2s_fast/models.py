@@ -21,7 +21,7 @@ from w2s_fast.bases import (
     spread,
     with_lora,
 )
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import W2SError, nearest
 from w2s_fast.weights import load_weights, save_weights, shape_of
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = [
     "save_weights",
 ]  # fmt: skip
 
+KINDS = ("classes", "preference")
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
@@ -78,6 +79,7 @@ def build_model(
     tokenizer: Any,
     seed: int,
     partition: dict[str, Any] | None = None,
+    kind: str = "classes",
 ) -> nn.Module:
     """Build a model with fresh head, on the CPU.
 
@@ -88,25 +90,33 @@ def build_model(
         seed: of all random weights; the global random state is neither used nor changed.
         partition: DeepSpeed configuration of a ZeRO-3 training: weights are spread over the
             processes as they are made or read, and never whole on one. None: whole here.
+        kind: of the task. ``classes``: C logits a text. ``preference``: C = 2 completions an
+            example, each with a score of its own, a reward model (Burns et al. 2023, Sec. 4).
 
     Returns:
         Module with ``forward(input_ids, attention_mask, token_type_ids=None) -> (B, C)`` fp32
-        logits and ``n_classes``.
+        logits and ``n_classes``. Of preferences it takes 2 B rows, see ``encode``.
 
     Raises:
         W2SError: if a directory is no checkpoint, has weights missing, or does not fit the
-            tokenizer.
+            tokenizer or the kind.
     """
     import torch
 
     from w2s_fast.classifier import BagOfWords, Classifier
 
-    if n_classes < 2:
-        raise W2SError(f"n_classes is {n_classes}; expected at least 2 classes")
+    if kind not in KINDS:
+        raise W2SError(
+            f"kind is {kind!r}; expected one of {', '.join(KINDS)}{nearest(kind, KINDS)}"
+        )
+    if n_classes < 2 or (kind == "preference" and n_classes > 2):
+        wanted = "2 completions" if kind == "preference" else "at least 2 classes"
+        raise W2SError(f"n_classes is {n_classes}; expected {wanted}")
+    ways = 2 if kind == "preference" else 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if cfg.source == "bow":
-            return BagOfWords(len(tokenizer), n_classes)
+            return BagOfWords(len(tokenizer), n_classes, ways)
         with spread(partition):
             base: Any = scratch(cfg, tokenizer) if cfg.source == "scratch" else checkpoint(cfg)
             base = with_lora(base, cfg) if cfg.lora_rank else base
@@ -116,4 +126,6 @@ def build_model(
                 f"the tokenizer has {len(tokenizer)} tokens, the model {cfg.source!r} embeds "
                 f"{rows}; use the tokenizer of that checkpoint"
             )
-        return Classifier(base, n_classes, cfg.pooling, cfg.head_init, frozen=cfg.freeze == "base")
+        return Classifier(
+            base, n_classes, cfg.pooling, cfg.head_init, frozen=cfg.freeze == "base", ways=ways
+        )

@@ -6,9 +6,10 @@ and a resumed training needs no iterator state.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,7 +20,10 @@ from w2s_fast.errors import W2SError
 
 
 class Batch(NamedTuple):
-    """Right-padded rows, on the model's device; what a model's ``forward`` takes."""
+    """Right-padded rows, on the model's device; what a model's ``forward`` takes.
+
+    B counts rows of tokens: of preferences two an example, its completions one after the other.
+    """
 
     input_ids: Tensor  # (B, T) int64
     attention_mask: Tensor  # (B, T) int64, 1 on real tokens
@@ -45,47 +49,52 @@ class RowData(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Tokenized rows.
+    """N tokenized examples, each of W ``ways`` rows of tokens that stand side by side.
 
     Attributes:
         tokens: (total,) int32, all rows one after the other.
-        offsets: (N+1,) int64; row i is ``tokens[offsets[i]:offsets[i+1]]``.
+        offsets: (N W + 1,) int64; row i is ``tokens[offsets[i]:offsets[i+1]]``, and example j has
+            rows j W to j W + W - 1.
         types: (total,) int8 segment of each token, or None.
         pad_id: token id that fills short rows.
+        ways: W; 2 for preferences, whose examples are two completions.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
     types: np.ndarray | None
     pad_id: int
+    ways: int = 1
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return (len(self.offsets) - 1) // self.ways
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) tokens of each row."""
-        return np.diff(self.offsets)
+        """(N,) tokens that each example takes: W times the longest of its rows."""
+        return np.diff(self.offsets).reshape(-1, self.ways).max(1) * self.ways
 
     def digest(self) -> str:
         """Content hash, to recognise the data of a checkpoint."""
-        h = hashlib.sha256(f"pad {self.pad_id}".encode())
+        ways = f" ways {self.ways}" if self.ways > 1 else ""
+        h = hashlib.sha256(f"pad {self.pad_id}{ways}".encode())
         for part in (self.tokens, self.offsets, self.types):
             h.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
         return h.hexdigest()
 
     def rows(self, part: slice) -> Encoded:
-        """Some of the rows, in their order."""
+        """Some of the examples, in their order."""
         start, stop, _ = part.indices(len(self))
-        low, high = self.offsets[start], self.offsets[stop]
+        first, last = start * self.ways, stop * self.ways
+        low, high = self.offsets[first], self.offsets[last]
         types = None if self.types is None else self.types[low:high]
-        return Encoded(
-            self.tokens[low:high], self.offsets[start : stop + 1] - low, types, self.pad_id
-        )
+        offsets = self.offsets[first : last + 1] - low
+        return replace(self, tokens=self.tokens[low:high], offsets=offsets, types=types)
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
-        """Collate the given rows, padded on the right to the longest of them."""
-        lengths = self.lengths[rows]
+        """Collate B given examples: B W rows, padded on the right to the longest of them."""
+        rows = (rows[:, None] * self.ways + np.arange(self.ways)).reshape(-1)
+        lengths = np.diff(self.offsets)[rows]
         mask = np.arange(lengths.max()) < lengths[:, None]
         flat = np.concatenate([np.arange(self.offsets[r], self.offsets[r + 1]) for r in rows])
 
@@ -99,33 +108,72 @@ class Encoded:
         return Batch(padded(self.tokens, self.pad_id), attention, types)
 
 
-def encode(tokenizer: Any, examples: Any, max_length: int = 512) -> Encoded:
+def encode(tokenizer: Any, examples: Any, max_length: int = 512, kind: str = "classes") -> Encoded:
     """Tokenize texts, or pairs of texts, and cut each row to ``max_length`` tokens.
 
     Args:
         tokenizer: a transformers tokenizer.
         examples: has ``ids``, ``texts`` and ``pairs`` (or None), all of one length.
         max_length: tokens; a tokenizer that knows a smaller limit of its model wins.
+        kind: ``classes``: text and pair are one row, cut at the end. ``preference``: text and pair
+            are two rows of one example, cut at the beginning, because the completion stands last.
 
     Raises:
-        W2SError: if there are no rows, or a row has no tokens at all.
+        W2SError: if there are no rows, a row has no tokens at all, or a preference has no pairs.
     """
     if not len(examples.texts):
         raise W2SError("no examples to encode; expected at least one row")
+    if kind not in ("classes", "preference"):
+        raise W2SError(
+            f"kind is {kind!r}; expected classes or preference (answers: encode_answers)"
+        )
     limit = min(max_length, tokenizer.model_max_length)
+    if kind == "preference":
+        return _preferences(tokenizer, examples, limit)
     pairs = () if examples.pairs is None else (list(examples.pairs),)
     out = tokenizer(list(examples.texts), *pairs, truncation=True, max_length=limit)
-    lengths = np.array([len(row) for row in out["input_ids"]], dtype=np.int64)
-    if (lengths == 0).any():
-        row = int(np.flatnonzero(lengths == 0)[0])
-        raise W2SError(f"example {examples.ids[row]!r} has no tokens; remove its row or fill it")
     types = out.get("token_type_ids") if examples.pairs is not None else None
+    return _encoded(tokenizer, out["input_ids"], types, examples.ids, 1)
+
+
+def _preferences(tokenizer: Any, examples: Any, limit: int) -> Encoded:
+    if examples.pairs is None:
+        raise W2SError("preferences have no pairs; expected two completions an example")
+    texts = [t for both in zip(examples.texts, examples.pairs, strict=True) for t in both]
+    with truncation_side(tokenizer, "left"):
+        out = tokenizer(texts, truncation=True, max_length=limit)
+    return _encoded(tokenizer, out["input_ids"], None, examples.ids, 2)
+
+
+def _encoded(
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    types: Sequence[Sequence[int]] | None,
+    ids: Sequence[str],
+    ways: int,
+) -> Encoded:
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    if (lengths == 0).any():
+        row = int(np.flatnonzero(lengths == 0)[0]) // ways
+        raise W2SError(f"example {ids[row]!r} has no tokens; remove its row or fill it")
     return Encoded(
-        tokens=np.fromiter(_flat(out["input_ids"]), np.int32, lengths.sum()),
+        tokens=np.fromiter(_flat(rows), np.int32, lengths.sum()),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         types=None if types is None else np.fromiter(_flat(types), np.int8, lengths.sum()),
-        pad_id=_pad_id(tokenizer),
+        pad_id=pad_id(tokenizer),
+        ways=ways,
     )
+
+
+@contextlib.contextmanager
+def truncation_side(tokenizer: Any, side: str) -> Iterator[None]:
+    """Let a tokenizer cut texts on this side, ``left`` or ``right``, for the time being."""
+    before = tokenizer.truncation_side
+    tokenizer.truncation_side = side
+    try:
+        yield
+    finally:
+        tokenizer.truncation_side = before
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -194,7 +242,8 @@ def token_batches(
         yield order[start:]
 
 
-def _pad_id(tokenizer: Any) -> int:
+def pad_id(tokenizer: Any) -> int:
+    """Token id that fills short rows."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)

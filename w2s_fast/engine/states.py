@@ -31,7 +31,8 @@ def hidden_states(
         batch_size: rows of one forward at most.
 
     Returns:
-        (N, D) float32 in input order.
+        (N, D) float32 in input order; of preferences second minus first completion, of which the
+        log-odds of a reward model are a linear function.
 
     Raises:
         W2SError: for a layer that the model does not have, or a model without hidden states.
@@ -50,7 +51,8 @@ def hidden_states(
             output_hidden_states=True,
             **segments,
         )
-        return pool(out.hidden_states[at], batch.attention_mask, how).float()
+        pooled = pool(out.hidden_states[at], batch.attention_mask, how).float()
+        return pooled[1::2] - pooled[::2] if data.ways == 2 else pooled
 
     return share(model, data, batch_size, compute)
 
