@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = ("run", "scale", "compare", "report", "plot", "support", "gpu")
+COMMANDS = ("run", "scale", "heads", "compare", "report", "plot", "support", "gpu", "w2s")
 
 
 def main(args: list[str]) -> int:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import rows, tables
+from bench import rows, tables, w2s
 from bench.environment import ROOT
 
 _NONE = "No rows have been recorded yet: `python -m bench run --record`.\n"
@@ -26,8 +26,10 @@ DOCUMENTS: dict[str, dict[str, Callable[[tables.Table], str]]] = {
         "linear": tables.linear,
         "two_class": tables.two_class,
         "quantile": tables.quantile,
+        "heads": tables.heads,
     },
     "docs/distributed.md": {"scale": tables.scale},
+    w2s.PAGE: w2s.blocks(),
 }
 
 

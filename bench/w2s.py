@@ -1,0 +1,198 @@
+"""``python -m bench w2s``: weak-to-strong experiments whose outcome the documents quote.
+
+Not a speed: what the methods recover, over seeds, with intervals. ``agreement`` needs nothing;
+the others read real data that is not part of the repository and a pretrained student:
+
+    python -m bench w2s agreement --record
+    python -m bench w2s sst2 cola safety hh --data DIR --student DIR --record
+
+DIR of data holds sst2/train.tsv, cola/in_domain_train.tsv, safety/safety.csv and
+hh_single_turn/harmless_train_w2s.jsonl as they are published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.environment import ROOT, environment
+from bench.rows import RESULTS
+
+FOLDER = RESULTS / "w2s"
+PAGE = "docs/results.md"
+REAL = ("sst2", "cola", "safety", "hh")
+NAMES = ("agreement", *REAL)
+_KEPT = ("runs", "summary", "controls", "gold")
+_REAL_METHODS = (
+    "naive@xent", "naive@logconf", "naive@logconf_openai", "confident@xent", "ensemble@xent",
+    "strong_to_strong@xent", "probe_filter:probe=knn@xent", "small_loss@xent",
+    "early_stop@xent", "linear_probe@xent",
+)  # fmt: skip
+
+
+def agreement() -> Any:
+    """The embedded task, five seeds: the losses, a chain, an ensemble, what the student knows."""
+    from w2s_fast.config import RunConfig
+
+    return RunConfig(
+        losses=("xent", "logconf"),
+        methods=(
+            "naive", "bootstrap", "ensemble", "strong_to_strong@xent", "early_stop@xent",
+            "elicit@xent", "posterior@xent", "combine@xent",
+        ),
+        chain=("scratch:hidden=64,layers=2",),
+        seeds=(0, 1, 2, 3, 4),
+        control=True,
+    )  # fmt: skip
+
+
+def real(name: str, data: Path, student: Path) -> Any:
+    """A bag of words teaches a pretrained sentence encoder, three seeds."""
+    from w2s_fast.config import RunConfig
+    from w2s_fast.engine import TrainConfig
+    from w2s_fast.models import ModelConfig
+    from w2s_fast.tasks import TaskConfig
+
+    sizes = {"n_weak": 500, "n_transfer": 1000, "n_test": 1000}
+    tasks = {
+        "sst2": TaskConfig("local", str(data / "sst2/train.tsv"), text="0", label="1", **sizes),
+        "cola": TaskConfig(
+            "local", str(data / "cola/in_domain_train.tsv"), text="3", label="1", **sizes
+        ),
+        "safety": TaskConfig("wts_safety", str(data / "safety/safety.csv"), **sizes),
+        "hh": TaskConfig("pairs", str(data / "hh_single_turn/harmless_train_w2s.jsonl"), **sizes),
+    }
+    return RunConfig(
+        task=tasks[name],
+        weak=ModelConfig("bow"),
+        student=ModelConfig(str(student), pooling="mean"),
+        weak_train=TrainConfig(epochs=10, lr=0.1, max_length=128),
+        student_train=TrainConfig(epochs=2, lr=5e-5, max_length=128, checkpoint_every=20),
+        losses=("xent",),
+        methods=_REAL_METHODS,
+        seeds=(0, 1, 2),
+    )
+
+
+def measure(name: str, cfg: Any, out: Path) -> dict[str, Any]:
+    """Run one experiment; what is committed of it."""
+    from w2s_fast.pipeline import run
+
+    results = run(replace(cfg, out=str(out / name), cache=str(out / "cache")), quiet=False)
+    config = json.loads(json.dumps(results["provenance"]["config"]))
+    for block, key in (("task", "path"), ("student", "source")):
+        if config[block][key] and "/" in config[block][key]:
+            config[block][key] = Path(config[block][key]).name  # not where it lay
+    config |= {"out": "out", "cache": None}
+    found = {key: results[key] for key in _KEPT}
+    return {"name": name, "environment": environment(), "config": config, **found}
+
+
+def beats(found: Mapping[str, Any], name: str, other: str) -> float:
+    """One-sided p that ``name`` is no better than ``other``: paired t-test over the seeds."""
+    from scipy.stats import ttest_rel
+
+    by = {(r["name"], r["seed"]): r["student"] for r in found["runs"]}
+    seeds = sorted({seed for _, seed in by})
+    pairs = [[by[who, s] for s in seeds] for who in (name, other)]
+    return float(ttest_rel(*pairs, alternative="greater").pvalue)
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The experiment as Markdown."""
+    config, first = found["config"], found["summary"][0]
+    n, seeds = found["runs"][0]["n_test"], len(config["seeds"])
+    task = config["task"]
+    lines = [
+        f"{seeds} seeds, {task['n_weak']} / {task['n_transfer']} / {n} items of weak / transfer / "
+        f"test, weak model {first['weak']:.3f}, ceiling {first['ceiling']:.3f}"
+        + _control(found)
+        + ".",
+        "",
+        "| method + loss | accuracy | PGR | 95 % interval | agrees where weak is right / wrong | "
+        "p, no better than `xent` |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for s in found["summary"]:
+        lines.append(_line(found, s))
+    for use in found["gold"]:
+        lines += ["", f"`{use['name']}` used true labels: {use['use']}."]
+    return "\n".join(lines) + "\n"
+
+
+def _line(found: Mapping[str, Any], s: Mapping[str, Any]) -> str:
+    pgr = "refused" if s["pgr_mean"] is None else f"{s['pgr_mean']:.2f}"
+    span = "–" if s["pgr_low"] is None else f"{s['pgr_low']:.2f} – {s['pgr_high']:.2f}"
+    split = " / ".join(
+        "–" if s["agreement"][k] is None else f"{s['agreement'][k]:.3f}"
+        for k in ("weak_right", "weak_wrong")
+    )
+    p = "" if s["name"] == "xent" else f"{beats(found, s['name'], 'xent'):.3f}"
+    own = f" (ceiling {s['ceiling']:.3f})" if s["ceiling_name"] else ""
+    return f"| `{s['name']}`{own} | {s['student']:.3f} | {pgr} | {span} | {split} | {p} |"
+
+
+def _control(found: Mapping[str, Any]) -> str:
+    if not found["controls"]:
+        return ""
+    mean = sum(c["accuracy"] for c in found["controls"]) / len(found["controls"])
+    first = found["summary"][0]
+    pgr = (mean - first["weak"]) / (first["ceiling"] - first["weak"])
+    return f", student without pretraining {mean:.3f} (PGR {pgr:.2f})"
+
+
+def blocks() -> dict[str, Callable[[Any], str]]:
+    """Marker -> what ``bench report`` writes there: one block an experiment."""
+    return {name: (lambda _, name=name: _block(name)) for name in NAMES}
+
+
+def _block(name: str) -> str:
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        return f"No rows have been recorded yet: `python -m bench w2s {name} --record`.\n"
+    found = json.loads(path.read_text())
+    e = found["environment"]
+    where = f"{e['cpu']}, torch {e['torch']}, commit {e['git_sha']}."
+    picture = f"![{name}: accuracy and gap recovered](img/w2s-{name}.svg)"
+    return f"{table(found)}\n{picture}\n\n{where}\n"
+
+
+def save(found: Mapping[str, Any]) -> None:
+    """Write the committed file and its picture."""
+    from w2s_fast.report.plot import render
+
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{found['name']}.json").write_text(json.dumps(found, indent=1) + "\n")
+    shown = {**found, "provenance": {"config": found["config"]}}
+    (ROOT / "docs" / "img" / f"w2s-{found['name']}.svg").write_bytes(render(shown, "svg"))
+
+
+def main(args: list[str]) -> int:
+    """Run experiments; exit code 2 for bad input."""
+    p = argparse.ArgumentParser(prog="python -m bench w2s", description=__doc__.splitlines()[0])
+    p.add_argument("names", nargs="+", choices=NAMES)
+    p.add_argument("--data", type=Path, help="folder of the real data sets")
+    p.add_argument("--student", type=Path, help="folder of a transformers checkpoint")
+    p.add_argument("--out", type=Path, default=Path("out/w2s"), help="%(default)s")
+    p.add_argument(
+        "--record", action="store_true", help="replace the committed results (clean tree)"
+    )
+    options = p.parse_args(args)
+    if options.record and environment()["dirty"]:
+        print("bench w2s: --record needs a clean tree; commit first", file=sys.stderr)
+        return 2
+    if set(options.names) & set(REAL) and not (options.data and options.student):
+        print("bench w2s: real data needs --data DIR and --student DIR", file=sys.stderr)
+        return 2
+    for name in options.names:
+        cfg = agreement() if name == "agreement" else real(name, options.data, options.student)
+        found = measure(name, cfg, options.out)
+        print(table(found))
+        if options.record:
+            save(found)
+    return 0
