@@ -131,7 +131,8 @@ def encoded(ctx: Context, tokenizer: Any, items: Inputs) -> Encoded:
     """The texts as the model of the job's role reads them."""
     from w2s_fast.engine import encode
 
-    return encode(tokenizer, items, train_of(ctx.cfg, ctx.job.setting("role")).max_length)
+    length = train_of(ctx.cfg, ctx.job.setting("role")).max_length
+    return encode(tokenizer, items, length, ctx.task.kind)
 
 
 def trained_model(ctx: Context, folder: Path) -> tuple[nn.Module, Any]:
@@ -163,7 +164,8 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
         ready(train.timeout_s)
         cuda = device(ctx.cfg) == "cuda"
         partition = deepspeed_config(train, cfg.dtype, ctx.here.size, cuda)
-    model = build_model(cfg, ctx.n_classes, tokenizer, ctx.seed, partition)
+    kind = kind or ctx.task.kind
+    model = build_model(cfg, ctx.n_classes, tokenizer, ctx.seed, partition, kind)
     return model.to(device(ctx.cfg)), tokenizer
 
 
