@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from w2s_fast.config import RunConfig, field_types, from_dict, to_dict, to_yaml, validate
+from w2s_fast.engine import TrainConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.options import load_config, make_parser
+from w2s_fast.specs import settings, split
+from w2s_fast.tasks import TaskConfig
 
 
 def test_defaults_are_the_embedded_task_and_survive_both_ways() -> None:
@@ -148,3 +151,17 @@ def test_reading_a_configuration_imports_neither_torch_nor_transformers() -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_settings_behind_a_name_take_the_type_of_their_field() -> None:
+    """Colons of paths and imports belong to the name; a field that may be null has a type too."""
+    assert split("lab.tasks:Mine") == ("lab.tasks:Mine", "")
+    assert split("a:b/c:path=/x:y=z,n_test=3") == ("a:b/c", "path=/x:y=z,n_test=3")
+    given = "path=rows.csv,n_test=3,header=false,group=7"
+    assert settings(TaskConfig, given, given, "task") == {
+        "path": "rows.csv", "n_test": 3, "header": False, "group": "7"
+    }  # fmt: skip
+    assert settings(TrainConfig, "micro_batch_size=4", "", "train") == {"micro_batch_size": 4}
+    for field in ("classes", "pretrain"):
+        with pytest.raises(W2SError, match=f"{field} has no place here"):
+            settings(TaskConfig, f"{field}=1", f"local:{field}=1", "task")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from w2s_fast.engine import TrainConfig
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.models import BUILT_IN, ModelConfig
-from w2s_fast.specs import settings
+from w2s_fast.specs import settings, split
 from w2s_fast.tasks import TaskConfig
 
 T = TypeVar("T")
@@ -156,12 +156,9 @@ def model_of(cfg: RunConfig, role: str) -> ModelConfig:
     if name != "chain":
         return cfg.weak if name == "weak" else cfg.student
     spec = cfg.chain[int(position)]
-    source, _, rest = spec.rpartition(":")
-    if "=" not in rest:  # a colon of the path, or none
-        return dataclasses.replace(cfg.student, source=spec)
-    return dataclasses.replace(
-        cfg.student, source=source, **settings(ModelConfig, rest, spec, "model")
-    )
+    source, rest = split(spec)
+    changes = {"source": source, **settings(ModelConfig, rest, spec, "model")}
+    return dataclasses.replace(cfg.student, **changes)
 
 
 def train_of(cfg: RunConfig, role: str) -> TrainConfig:
@@ -171,7 +168,7 @@ def train_of(cfg: RunConfig, role: str) -> TrainConfig:
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
     """Return the configuration in nested plain values, the inverse of ``to_dict``."""
-    return _fill(RunConfig, values, "")
+    return fill(RunConfig, values)
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:
@@ -186,7 +183,7 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     }
 
 
-def to_yaml(cfg: RunConfig) -> str:
+def to_yaml(cfg: Any) -> str:
     """Return the whole configuration as YAML that ``options.load_config`` reads back."""
     import yaml
 
@@ -204,23 +201,34 @@ def field_types(cls: type = RunConfig, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _fill(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:
+def fill(cls: type[T], values: Mapping[str, Any], prefix: str = "", root: type = RunConfig) -> T:
+    """Return a configuration dataclass from nested plain values.
+
+    Args:
+        cls: The dataclass.
+        values: By field.
+        prefix: Of the names in messages.
+        root: The dataclass that holds all of it, for the same.
+
+    Raises:
+        W2SError: A name is no field, or a value no block where one is expected.
+    """
     hints = {f.name: typing.get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     kwargs: dict[str, Any] = {}
     for name, value in values.items():
         if name not in hints:
-            raise unknown_setting(prefix + name)
+            raise unknown_setting(prefix + name, root)
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
                 raise W2SError(f"{prefix}{name}={value!r}: expected a block of settings")
-            value = _fill(typing.cast(type, hints[name]), value, f"{prefix}{name}.")
+            value = fill(typing.cast(type, hints[name]), value, f"{prefix}{name}.", root)
         kwargs[name] = tuple(value) if isinstance(value, list) else value
     return cls(**kwargs)
 
 
-def unknown_setting(name: str) -> W2SError:
+def unknown_setting(name: str, root: type = RunConfig) -> W2SError:
     """Return the error for a dotted name that is no field, naming what was probably meant."""
-    known = field_types()
+    known = field_types(root)
     blocks = {k.rsplit(".", i)[0] for k in known for i in range(1, k.count(".") + 1)}
     leaf = name.rsplit(".", 1)[-1]
     moved = [k for k in known if k.rsplit(".", 1)[-1] == leaf]

@@ -1,4 +1,4 @@
-"""Fills ``RunConfig`` from YAML files and the command line; strict about names and types.
+"""Fills a configuration from YAML files and the command line; strict about names and types.
 
 jsonargparse reads the dataclasses and checks types; this module adds what it lacks: the nearest
 valid name for an unknown one, lists and truth values written the usual way, and errors of one line.
@@ -12,13 +12,15 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from w2s_fast.config import LIST_FIELDS, RunConfig, field_types, from_dict, unknown_setting
+from w2s_fast.config import RunConfig, field_types, fill, unknown_setting
 from w2s_fast.errors import W2SError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
+
+T = TypeVar("T")
 
 
 def load_config(args: Sequence[str] = (), paths: Sequence[str | Path] = ()) -> RunConfig:
@@ -32,26 +34,33 @@ def load_config(args: Sequence[str] = (), paths: Sequence[str | Path] = ()) -> R
     Raises:
         W2SError: A file or option is unknown or has a value of the wrong type.
     """
+    return load(RunConfig, args, paths)
+
+
+def load(kind: type[T], args: Sequence[str] = (), paths: Sequence[str | Path] = ()) -> T:
+    """Return another configuration dataclass, with defaults for all fields, in the same way."""
     from jsonargparse import ArgumentError
 
-    options = _normalise([*(f"--config={path}" for path in paths), *args])
+    options = _normalise([*(f"--config={path}" for path in paths), *args], kind)
     try:
-        parsed = make_parser().parse_args(options)
+        parsed = make_parser(kind=kind).parse_args(options)
     except (ArgumentError, TypeError) as err:
         raise W2SError(_one_line(err)) from err
     values = parsed.as_dict()
     values.pop("config", None)
-    return from_dict(values)
+    return fill(kind, values, root=kind)
 
 
-def make_parser(prog: str = "w2s-fast run") -> ArgumentParser:
-    """Return the parser with one option a field of ``RunConfig``."""
+def make_parser(
+    prog: str = "w2s-fast run", kind: type = RunConfig, flags: str = ""
+) -> ArgumentParser:
+    """Return the parser with one option a field of a configuration dataclass."""
     from jsonargparse import ArgumentParser
 
-    usage = f"{prog} [--config FILE] [--print-config] [--quiet] [--NAME VALUE ...]"
+    usage = f"{prog} [--config FILE] [--print-config] [--quiet] {flags}[--NAME VALUE ...]"
     parser = ArgumentParser(prog=prog, exit_on_error=False, usage=usage)
     parser.add_argument("--config", action="config", help="YAML file; may be given again")
-    _add_fields(parser, parser, RunConfig(), "")
+    _add_fields(parser, parser, kind(), "")
     return parser
 
 
@@ -83,13 +92,13 @@ def _attribute_texts(cls: type) -> dict[str, str]:
     return texts
 
 
-def _normalise(args: Sequence[str]) -> list[str]:
+def _normalise(args: Sequence[str], kind: type) -> list[str]:
     """Return options as ``--name=value``, each checked to exist.
 
     ``--student-train.lr`` means ``--student_train.lr``; a truth value alone means true; lists may
     be given as ``--seeds 0 1 2``, ``--seeds 0,1,2`` or ``--seeds "[0, 1, 2]"``.
     """
-    known = field_types()
+    known = field_types(kind)
     out, rest = [], list(args)
     while rest:
         option = rest.pop(0)
@@ -99,14 +108,14 @@ def _normalise(args: Sequence[str]) -> list[str]:
         name = name.replace("-", "_")
         if name == "config":
             value = value if eq else (rest.pop(0) if rest else "")
-            _check_yaml(value)
+            _check_yaml(value, kind)
         elif name not in known:
-            raise unknown_setting(name)
-        elif name in LIST_FIELDS:
+            raise unknown_setting(name, kind)
+        elif typing.get_origin(known[name]) is tuple:
             values = [value] if eq else []
             while not eq and rest and not rest[0].startswith("--"):
                 values.append(rest.pop(0))
-            value = _yaml_list(name, values)
+            value = _yaml_list(values, typing.get_args(known[name])[0])
         elif not eq:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else _bare(name, known)
         out.append(f"--{name}={value}")
@@ -119,7 +128,7 @@ def _bare(name: str, known: Mapping[str, Any]) -> str:
     raise W2SError(f"--{name} needs a value ({_type_name(known[name])})")
 
 
-def _yaml_list(name: str, values: Sequence[str]) -> str:
+def _yaml_list(values: Sequence[str], kind: type) -> str:
     if len(values) == 1 and values[0].lstrip().startswith("["):
         return values[0]
     items: list[str] = []
@@ -128,11 +137,11 @@ def _yaml_list(name: str, values: Sequence[str]) -> str:
             items[-1] += f",{piece}"  # a further hyper-parameter of the loss before it
         elif piece:
             items.append(piece)
-    quoted = (item if name == "seeds" else repr(item) for item in items)
+    quoted = (repr(item) if kind is str else item for item in items)
     return f"[{', '.join(quoted)}]"
 
 
-def _check_yaml(path: str) -> None:
+def _check_yaml(path: str, kind: type) -> None:
     """Refuse a file that is missing, not YAML, or has a key that does not exist."""
     import yaml
 
@@ -144,12 +153,12 @@ def _check_yaml(path: str) -> None:
         raise W2SError(f"config file {path!r} is not YAML: {' '.join(str(err).split())}") from err
     if not isinstance(values, Mapping):
         raise W2SError(f"config file {path!r}: expected lines as --print-config shows")
-    known = field_types()
+    known = field_types(kind)
     for name, value in _flat(values, ""):
         if name not in known:
             if any(k.startswith(f"{name}.") for k in known):
                 raise W2SError(f"{path}: {name}={value!r}: expected a block of settings")
-            raise W2SError(f"{path}: {unknown_setting(name)}")
+            raise W2SError(f"{path}: {unknown_setting(name, kind)}")
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,9 @@ A name with a dot, ``package.module:Class``, is imported.
 from __future__ import annotations
 
 import importlib
+import re
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -41,6 +44,13 @@ def build(spec: str, table: Mapping[str, type[T]], base: type[T], what: str) -> 
     return kind(**settings(kind, rest, spec, what))
 
 
+def split(spec: str) -> tuple[str, str]:
+    """A name, which may hold colons as a path or an import does, and the settings behind it."""
+    found = re.fullmatch(r"(.*?)(?::(\w+=.*))?", spec.strip(), re.DOTALL)
+    assert found is not None  # the pattern takes any text
+    return found[1], found[2] or ""
+
+
 def settings(kind: Any, rest: str, spec: str, what: str) -> dict[str, Any]:
     """The fields of a dataclass that ``rest``, "field=value,field=value", names.
 
@@ -61,11 +71,24 @@ def _setting(kind: Any, part: str, spec: str, what: str) -> tuple[str, bool | in
             f"{what} {spec!r} has no field {key!r}; it has "
             f"{', '.join(names) or 'none'}{nearest(key, names)}"
         )
-    wanted: Any = next(type(f.default) for f in fields(kind) if f.name == key)
+    wanted = _type(kind, key)
+    if wanted not in (bool, int, float, str):
+        raise W2SError(f"{what} {spec!r}: {key} has no place here; set it in its own block")
     try:
         return key, _BOOLS[text.lower()] if wanted is bool else wanted(text)
     except (KeyError, ValueError):
         raise W2SError(f"{what} {spec!r}: {key} is {text!r}; expected {wanted.__name__}") from None
+
+
+def _type(kind: Any, key: str) -> Any:
+    """What a field takes, by its default; by its annotation, without None, where that says more."""
+    default = next(f.default for f in fields(kind) if f.name == key)
+    if default is not None:
+        return type(default)
+    hint = typing.get_type_hints(kind)[key]
+    if not isinstance(hint, types.UnionType):
+        return hint
+    return next(t for t in hint.__args__ if t is not types.NoneType)
 
 
 def _imported(module: str, attribute: str, base: type[T], what: str) -> type[T]:
