@@ -57,10 +57,9 @@ def _guarded(args: list[str]) -> int:
         who = f" ({here.name})" if here.size > 1 else ""
         print(f"w2s-fast: error: {' '.join(str(err).split())}{who}", file=sys.stderr)
         return USER_ERROR
-    except RuntimeError as err:
-        if world.world().size == 1 or not heartbeat.is_broken_link(err):
-            raise
-        return heartbeat.EXIT_CODE  # the watch has said which process was lost
+    except heartbeat.LostError as err:
+        heartbeat.say(f"{err}; run the same command again to continue")
+        return heartbeat.EXIT_CODE
     except KeyboardInterrupt:
         print("w2s-fast: interrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED

@@ -40,6 +40,10 @@ _LISTEN = 4  # beats to wait before a process counts as silent, once something w
 _VERDICT = "verdict"
 
 
+class LostError(RuntimeError):
+    """Another process of the job is gone; the message says which."""
+
+
 class Heartbeat:
     """This process's beat, and on rank 0 the watch over all.
 
@@ -194,27 +198,16 @@ def watching(here: World, silence_s: float) -> Iterator[None]:
     except BaseException as e:
         beat.ending()
         text = " ".join(f"{e}".split()) or type(e).__name__
-        if is_broken_link(e):
-            # The library knows an address at most; the beats know who is missing.
-            if lost := beat.told():
-                say(f"lost {lost} ({text[:160]})")
-            beat.linger()
-        else:
+        # Libraries fail with RuntimeError and words of their own when a peer is gone. The beats
+        # know whether one is, and which.
+        lost = beat.told() if isinstance(e, RuntimeError) else ""
+        if not lost:
             beat.failed(text[:300])
-            beat.linger()  # or they would only see the connection break
+        beat.linger()  # or the others would only see the connection break
+        if lost:
+            raise LostError(f"lost {lost} ({text[:160]})") from e
         raise
     beat.stop()
-
-
-def is_broken_link(e: BaseException) -> bool:
-    """Whether an exchange with other processes failed, and not this process's own work."""
-    import torch.distributed as dist
-
-    text = str(e).lower()
-    told = ("connection", "timed out", "socket", "gloo", "nccl", "peer")
-    return isinstance(e, dist.DistError) or (
-        isinstance(e, RuntimeError) and any(word in text for word in told)
-    )
 
 
 def _beat(rank: int) -> str:
