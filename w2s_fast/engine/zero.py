@@ -99,6 +99,37 @@ def ready(timeout_s: float) -> Any:
     return deepspeed
 
 
+def check_offload(cfg: TrainConfig) -> None:
+    """Build, where that is still to do, what DeepSpeed needs for the offload of this training.
+
+    Raises:
+        W2SError: if it cannot be built here, or ``nvme_path`` cannot be used.
+    """
+    if cfg.offload_optimizer == cfg.offload_params == "none":
+        return
+    load_deepspeed()
+    from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder
+
+    wanted = []
+    if cfg.offload_optimizer != "none":
+        wanted.append(("offload_optimizer", CPUAdamBuilder(), "ninja and a C++ compiler"))
+    if cfg.nvme_path is not None:
+        wanted.append(("nvme", AsyncIOBuilder(), "ninja, a C++ compiler and libaio-dev"))
+        try:
+            Path(cfg.nvme_path).mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise W2SError(f"nvme_path is {cfg.nvme_path!r}: {e.strerror}; name a folder") from e
+    for what, builder, tools in wanted:
+        try:
+            builder.load(verbose=False)
+        except Exception as e:  # a build fails in many ways
+            said = " ".join(str(e).split())[:160]
+            raise W2SError(
+                f"{what} needs DeepSpeed's {builder.name}, which cannot be built here ({said}); "
+                f"install {tools}, or leave offload out"
+            ) from e
+
+
 def batch_shape(cfg: TrainConfig, size: int) -> tuple[int, int]:
     """(rows of a micro-batch, micro-batches of a step) of each of ``size`` processes.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, validate
+from w2s_fast.engine.zero import check_offload
 from w2s_fast.heartbeat import watching
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import Order, execute, find
@@ -84,6 +85,8 @@ def session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
         running = Session(cfg, watcher)
         if here.size > 1:
             check_alike(cfg, running.digests, here)
+        for train in (cfg.weak_train, cfg.student_train):
+            check_offload(train)
         yield running
         here.barrier()  # the folders are rank 0's until everyone is done with them
 
