@@ -306,6 +306,52 @@ def test_eleuther_ring_is_the_last_predictions_in_order() -> None:
     assert state is not None and state.tolist() == [-1.0, 2.0, 7.0, 0.0]
 
 
+def _balanced_as_released(logits: Tensor, weak: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Row targets of EleutherAI's loss with ``balance_batch`` at its full coefficient 1/2."""
+    one = weak[:, 1]
+    odds = torch.log(one + 1e-7) - torch.log(1 - one + 1e-7)
+    one = torch.sigmoid(odds - odds[kept].mean())
+    first = logits.softmax(1)[:, 0] >= _quantile(logits[kept].softmax(1)[:, 0], 0.5)
+    hard = torch.stack([first, ~first], 1).to(logits.dtype)
+    return torch.stack([1 - one, one], 1), hard
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("size", [1, 4, 24])
+def test_eleuther_balance_over_the_whole_step(size: int, hard: bool) -> None:
+    """The released formula on the rows that count, for any split of the step into parts."""
+    logits, weak = _case(24, 2, seed=12)
+    weight = torch.ones(24, dtype=torch.float64)
+    weight[5] = 0
+    labels = (weak[:, 0] < 0.7).long() if hard else weak
+    soft = F.one_hot(labels, 2).double() if hard else weak
+    kept = weight > 0
+    if hard:
+        labels[9], kept[9] = -100, False
+    balanced, own = _balanced_as_released(logits, soft, kept)
+    expected = torch.where(kept.unsqueeze(1), logits.softmax(1) - (balanced + own) / 2, 0.0)
+    loss = make_loss("logconf_eleuther:balance=true,warmup_steps=0")
+    at = loss.threshold(logits, labels, weight=weight, state=loss.init_state())
+    z, state, count = logits.clone().requires_grad_(), loss.init_state(), 0.0
+    for i in range(0, 24, size):
+        part = slice(i, i + size)
+        out = loss(z[part], labels[part], weight=weight[part], threshold=at, state=state)
+        out.loss_sum.backward()
+        state, count = out.state, count + float(out.count)
+    assert z.grad is not None and (z.grad - expected).abs().max() < 1e-10
+    assert count == kept.sum()
+    if size == 24:  # without a threshold from outside, without weights
+        labels = torch.where(kept, labels, -100) if hard else labels
+        out = loss(logits, labels, weight=None if hard else weight, state=loss.init_state())
+        p = logits.log_softmax(1)
+        assert abs(out.loss_sum + ((balanced + own) / 2 * p).sum(1)[kept].sum()) < 1e-10
+
+
+def test_eleuther_balance_is_for_two_classes() -> None:
+    with pytest.raises(W2SError, match="balance is for two classes, the labels have 3"):
+        make_loss("logconf_eleuther:balance=1")(*_case(4, 3, seed=0))
+
+
 def test_hard_labels_and_ignored_rows() -> None:
     """Integer labels give what their one-hot form gives; -100 is a row that is not there."""
     logits, _ = _case(20, 2, seed=3)

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from w2s_fast.errors import W2SError
 from w2s_fast.losses._base import Loss, LossOut, kept_rows, p_class1
 from w2s_fast.ops.quantile import masked_quantile
 
@@ -131,19 +132,38 @@ class LogConfEleuther(_SelfTarget):
     The state is the ring of those predictions as margins z_0 - z_1, fp64 (window,), oldest first,
     NaN where still empty. A single row has no class prior and takes 1/2, as in the original.
 
+    ``balance`` makes classes alike in every batch: of two-class labels q it learns
+
+        q_i1 <- sigma(l_i - mean_j l_j),   l = log(q_1 + 1e-7) - log(1 - q_1 + 1e-7),   prior 1/2
+
+    The original takes the mean over a micro-batch, with one row a micro-batch over that row, so
+    that every label becomes 1/2. Here it belongs to the threshold, which is then (2,), quantile
+    and mean, and like it is that of the whole step. ``agreement`` is with the balanced labels.
+
     Attributes:
         warmup_steps: optimizer steps to reach ``aux``. A caller that only knows ``frac`` is
             taken to run 468 steps, as EleutherAI did.
         window: number of predictions in the ring.
+        balance: see above; two classes only.
     """
 
     warmup_steps: int = 100
     window: int = 32
+    balance: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check("warmup_steps", 0)
         self._check("window", 1)
+
+    def batch_rule(self, n_classes: int) -> str | None:
+        """``prior`` for two classes; more take the argmax on every row, and cannot be balanced."""
+        if self.balance and n_classes != 2:
+            raise W2SError(
+                f"logconf_eleuther: balance is for two classes, the labels have {n_classes}; "
+                "leave it out"
+            )
+        return super().batch_rule(n_classes)
 
     def init_state(self) -> Tensor:
         """An empty ring."""
@@ -161,13 +181,20 @@ class LogConfEleuther(_SelfTarget):
         weight: Tensor | None = None,
         state: Tensor | None = None,
     ) -> Tensor | None:
-        """Quantile of the ring after these rows went in, at their own weak class prior."""
+        """Quantile of the ring after these rows went in, at their own weak class prior.
+
+        With ``balance`` (2,): the quantile at 1/2, and the mean log-odds of these rows.
+        """
         if self.batch_rule(logits.shape[1]) is None:
             return None
         ring = self._push(logits, weak, weight, state)
         acc = torch.promote_types(logits.dtype, torch.float32)
         kept = kept_rows(weak, weight)
         n = kept.sum(dtype=torch.float64)
+        if self.balance:
+            odds = torch.where(kept, _log_odds(weak), 0.0).sum() / n.clamp_min(1)
+            median = masked_quantile(ring.to(acc), torch.full_like(odds, 0.5), ~ring.isnan())
+            return torch.stack([median, odds.to(acc)])
         ones = torch.where(kept, p_class1(weak, torch.float64), 0.0).sum()
         prior = torch.where(n > 1, ones / n.clamp_min(1), 0.5).clamp(0, 1)
         return masked_quantile(ring.to(acc), prior, ~ring.isnan())
@@ -201,10 +228,18 @@ class LogConfEleuther(_SelfTarget):
             return super().__call__(logits, weak, weight=weight, frac=frac, step=step, state=state)
         if threshold is None:
             threshold = self.threshold(logits, weak, weight=weight, state=state)
+        after = self._push(logits, weak, weight, state)
+        if self.balance and threshold is not None:
+            threshold, mean = threshold.unbind()
+            if not weak.is_floating_point():  # soft labels have no -100
+                kept = kept_rows(weak, weight)
+                weight = torch.where(kept, mean.new_ones(()) if weight is None else weight, 0.0)
+            one = (_log_odds(weak) - mean).sigmoid().to(mean.dtype)
+            weak = torch.stack([1 - one, one], 1)
         out = super().__call__(
             logits, weak, weight=weight, frac=frac, step=step, threshold=threshold
         )
-        return out._replace(state=self._push(logits, weak, weight, state))
+        return out._replace(state=after)
 
     def _push(
         self, logits: Tensor, weak: Tensor, weight: Tensor | None, state: Tensor | None
@@ -217,3 +252,9 @@ class LogConfEleuther(_SelfTarget):
         # Empty places first, the rest in order of arrival: fixed shapes, so no device sync.
         order = torch.argsort((~both.isnan()).to(torch.int8), stable=True)
         return both[order][-self.window :]
+
+
+def _log_odds(weak: Tensor) -> Tensor:
+    """(n,) fp64 log-odds of class 1 of two-class labels, those of sure labels finite."""
+    one = p_class1(weak, torch.float64)
+    return (one + 1e-7).log() - (1 - one + 1e-7).log()
