@@ -29,7 +29,8 @@ def results(*, refused: bool = False, control: bool = False) -> dict[str, Any]:
     """Return results of two losses and two seeds, PGR .50 and .80."""
     runs, summary = [], []
     for loss, pgr in (("xent", 0.5), ("logconf:aux=0.3", 0.8)):
-        aurocs = {f"{m}_auroc": 0.9 for m in ("weak", "student", "ceiling")}
+        models = ("weak", "student", "ceiling")
+        aurocs = {f"{m}_{k}": 0.9 for m in models for k in ("auroc", "balanced", "f1")}
         for seed in (0, 1):
             runs.append({
                 **_who(loss), "seed": seed, "weak": 0.8, "student": 0.8 + 0.2 * pgr, "ceiling": 1.0,

@@ -143,9 +143,10 @@ def refusal(
         ceiling: Accuracy of the strong model trained on true labels.
         se: Standard error of ``ceiling - floor``.
         n_items: Test items behind both accuracies.
-        n_classes: C; a ceiling that does not beat guessing, 1/C, recovers nothing.
+        n_classes: C; a ceiling that does not beat guessing, 1/C, recovers nothing. 0: answers in
+            words, which nobody guesses.
     """
-    gap, chance = ceiling - floor, 1 / n_classes
+    gap, chance = ceiling - floor, 1 / n_classes if n_classes else 0.0
     numbers = f"floor {floor:.3f}, ceiling {ceiling:.3f}, {n_items} test items"
     if gap <= 0:
         return f"no PGR: the ceiling is not above the floor ({numbers})"

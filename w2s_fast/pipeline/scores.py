@@ -13,31 +13,29 @@ from w2s_fast import metrics
 from w2s_fast.config import RunConfig
 from w2s_fast.pipeline.fitting import LABELS, TEST
 from w2s_fast.pipeline.jobs import Entry, Jobs, plan
+from w2s_fast.pipeline.said import Said, read_said
 from w2s_fast.pipeline.students import Student, students
-from w2s_fast.pipeline.tables import read_probs
 from w2s_fast.tasks import TaskData
+
+MODELS = ("weak", "student", "ceiling")
 
 
 @dataclass(frozen=True)
 class _Seed:
-    """Predictions of one seed; probabilities (N, C) on the test items, ``weak_labels`` on D2."""
+    """What the supervisor of one seed said of the test items and, as ``labels``, of D2."""
 
-    data: TaskData
-    weak: np.ndarray
-    weak_labels: np.ndarray
+    weak: Said
+    labels: Said
     groups: np.ndarray
-
-    def right(self, probs: np.ndarray) -> np.ndarray:
-        """Return (N,) bool: where the chosen class is gold."""
-        return probs.argmax(1) == self.data.test.labels
+    n_classes: int
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """A student of one seed and its ceiling: probabilities (N, C) on the test items."""
+    """A student of one seed and its ceiling, on the test items."""
 
-    student: np.ndarray
-    ceiling: np.ndarray
+    student: Said
+    ceiling: Said
     ceiling_name: str  # the student whose ceiling it is; empty: the plain one
 
 
@@ -66,7 +64,7 @@ def score(
         ]
         summary.append(_summary(student, rows, accepted, same_items))
     controls = [
-        _control(s, seeds[s], _test_probs(name, data[s], folders))
+        _control(s, _test(name, data[s], folders))
         for s in cfg.seeds
         for name in folders
         if name.startswith(f"control/{s}/")
@@ -89,43 +87,37 @@ def gold_uses(jobs: Jobs) -> list[dict[str, str]]:
 
 
 def _load(seed: int, data: TaskData, folders: Mapping[str, Path]) -> _Seed:
-    n_classes = len(data.class_names)
     return _Seed(
-        data=data,
-        weak=_test_probs(f"weak/{seed}", data, folders),
-        weak_labels=read_probs(folders[f"labels/{seed}"] / LABELS, data.transfer.ids, n_classes),
+        weak=_test(f"weak/{seed}", data, folders),
+        labels=read_said(folders[f"labels/{seed}"] / LABELS, data.transfer, data),
         groups=np.unique(np.array(data.test.groups), return_inverse=True)[1],
+        n_classes=len(data.class_names) if data.kind != "answers" else 0,
     )
 
 
 def _trained(entry: Entry, data: TaskData, folders: Mapping[str, Path]) -> _Trained:
     return _Trained(
-        _test_probs(entry.student, data, folders),
-        _test_probs(entry.ceiling, data, folders),
+        _test(entry.student, data, folders),
+        _test(entry.ceiling, data, folders),
         entry.ceiling.partition("/")[2].partition("/")[2],
     )
 
 
-def _test_probs(name: str, data: TaskData, folders: Mapping[str, Path]) -> np.ndarray:
-    return read_probs(folders[name] / TEST, data.test.ids, len(data.class_names))
+def _test(name: str, data: TaskData, folders: Mapping[str, Path]) -> Said:
+    return read_said(folders[name] / TEST, data.test, data)
 
 
 def _outcomes(seed: _Seed, found: _Trained) -> metrics.Outcomes:
-    weak, student, ceiling = map(seed.right, (seed.weak, found.student, found.ceiling))
-    return metrics.Outcomes(weak, student, ceiling, seed.groups)
+    return metrics.Outcomes(seed.weak.right, found.student.right, found.ceiling.right, seed.groups)
 
 
 def _run(number: int, who: Student, seed: _Seed, found: _Trained) -> dict[str, Any]:
     """Return one entry of ``runs``: a seed and a student."""
-    gold, student = seed.data.test.labels, found.student
     outcomes = _outcomes(seed, found)
-    floor, reached, ceiling = (
-        float(m.mean()) for m in (outcomes.weak, outcomes.student, outcomes.ceiling)
-    )
-    se = metrics.paired_gap_se(outcomes)
-    why = metrics.refusal(
-        floor, ceiling, se, n_items=len(gold), n_classes=len(seed.data.class_names)
-    )
+    said = {"weak": seed.weak, "student": found.student, "ceiling": found.ceiling}
+    floor, reached, ceiling = (said[m].accuracy for m in MODELS)
+    se, n_test = metrics.paired_gap_se(outcomes), len(seed.groups)
+    why = metrics.refusal(floor, ceiling, se, n_items=n_test, n_classes=seed.n_classes)
     low, high = (None, None) if why else metrics.pgr_interval([outcomes], same_items=True)
     return {
         "seed": number,
@@ -142,12 +134,12 @@ def _run(number: int, who: Student, seed: _Seed, found: _Trained) -> dict[str, A
         "refused": why,
         "gap": ceiling - floor,
         "gap_se": se if np.isfinite(se) else None,
-        "n_test": len(gold),
-        "weak_auroc": metrics.auroc(seed.weak, gold),
-        "student_auroc": metrics.auroc(student, gold),
-        "ceiling_auroc": metrics.auroc(found.ceiling, gold),
-        "weak_label_accuracy": metrics.accuracy(seed.weak_labels, seed.data.transfer.labels),
-        "agreement": asdict(metrics.agreement(student.argmax(1), seed.weak.argmax(1), gold)),
+        "n_test": n_test,
+        **{f"{m}_{k}": v for m in MODELS for k, v in said[m].scores().items()},
+        "weak_label_accuracy": seed.labels.accuracy,
+        "agreement": asdict(
+            metrics.agreement(found.student.chosen, seed.weak.chosen, seed.weak.gold)
+        ),
     }
 
 
@@ -163,7 +155,7 @@ def _summary(
     low, high = (None, None)
     if accepted:
         low, high = metrics.pgr_interval(accepted, same_items=same_items)
-    means = ("weak", "student", "ceiling", "weak_auroc", "student_auroc", "ceiling_auroc")
+    means = [*MODELS, *(f"{m}_{k}" for m in MODELS for k in ("auroc", "balanced", "f1"))]
     return {
         "name": who.name,
         "method": who.method,
@@ -185,13 +177,8 @@ def _summary(
     }
 
 
-def _control(number: int, seed: _Seed, probs: np.ndarray) -> dict[str, Any]:
-    gold = seed.data.test.labels
-    return {
-        "seed": number,
-        "accuracy": metrics.accuracy(probs, gold),
-        "auroc": metrics.auroc(probs, gold),
-    }
+def _control(number: int, said: Said) -> dict[str, Any]:
+    return {"seed": number, "accuracy": said.accuracy, "auroc": said.scores()["auroc"]}
 
 
 def _mean(values: Any) -> float | None:

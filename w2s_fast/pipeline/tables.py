@@ -1,8 +1,8 @@
-"""Class probabilities per item as Parquet: weak labels and test predictions alike.
+"""What a model said of every item as Parquet: weak labels and test predictions alike.
 
-Two columns: ``id`` (string) and ``probs`` (fixed-size list of C float32); labels that a method made
-may have a third, ``weight`` (float32). The same values give the same bytes, so equal runs have
-equal files.
+Two columns: ``id`` (string) and ``probs`` (fixed-size list of C float32), or ``text`` where answers
+are words; labels that a method made may have a third, ``weight`` (float32). The same values give
+the same bytes, so equal runs have equal files.
 """
 
 from __future__ import annotations
@@ -40,6 +40,31 @@ def write_probs(
     os.replace(temporary, path)
 
 
+def write_texts(path: Path, ids: Sequence[str], texts: Sequence[str]) -> None:
+    """Write one text an item: columns ``id`` and ``text``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"id": pa.array(list(ids), pa.string()), "text": pa.array(list(texts), pa.string())}
+    temporary = path.with_name(f".{path.name}")
+    pq.write_table(pa.table(columns), temporary, compression="none")
+    os.replace(temporary, path)
+
+
+def read_texts(path: Path, ids: Sequence[str]) -> list[str]:
+    """Return the texts of ``write_texts`` in the order of ``ids``.
+
+    Raises:
+        W2SError: The file has other items.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    rows = _rows(path, table["id"].to_pylist(), ids)
+    texts = table["text"].to_pylist()
+    return [texts[i] for i in rows]
+
+
 def is_whole(path: Path, ids: Sequence[str]) -> bool:
     """Whether a file of ``write_probs`` is there with just these items."""
     import pyarrow as pa
@@ -67,7 +92,21 @@ def read_labels(
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    rows = {key: row for row, key in enumerate(table["id"].to_pylist())}
+    order = _rows(path, table["id"].to_pylist(), ids)
+    width = table.schema.field("probs").type.list_size
+    if width != n_classes:
+        raise W2SError(f"{path} has {width} classes, the task {n_classes}; relabel with this task")
+    flat = table["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    probs = flat.reshape(-1, width)[order]
+    _check(probs, ids, str(path))
+    if "weight" not in table.column_names:
+        return probs, None
+    return probs, table["weight"].to_numpy()[order]
+
+
+def _rows(path: Path, found: Sequence[str], ids: Sequence[str]) -> list[int]:
+    """Position of each of ``ids`` among the items of a file."""
+    rows = {key: row for row, key in enumerate(found)}
     missing = [key for key in ids if key not in rows]
     if missing or len(rows) != len(ids):
         raise W2SError(
@@ -75,16 +114,7 @@ def read_labels(
             f"{f', {len(missing)} of them absent, first {missing[0]!r}' if missing else ''}; "
             "remove its folder and run again"
         )
-    width = table.schema.field("probs").type.list_size
-    if width != n_classes:
-        raise W2SError(f"{path} has {width} classes, the task {n_classes}; relabel with this task")
-    flat = table["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    order = [rows[key] for key in ids]
-    probs = flat.reshape(-1, width)[order]
-    _check(probs, ids, str(path))
-    if "weight" not in table.column_names:
-        return probs, None
-    return probs, table["weight"].to_numpy()[order]
+    return [rows[key] for key in ids]
 
 
 def _check(probs: np.ndarray, ids: Sequence[str], name: str) -> None:

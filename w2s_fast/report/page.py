@@ -140,17 +140,22 @@ def _runs(results: Mapping[str, Any]) -> str:
 
 def _agreement(results: Mapping[str, Any]) -> str:
     parts = ("all", "weak_right", "weak_wrong")
-    head = ["model", "accuracy", "AUROC", "agreement, all", "supervisor right", "supervisor wrong"]
+    head = ["model", "accuracy", "balanced", "F1", "AUROC",
+            "agreement, all", "supervisor right", "supervisor wrong"]  # fmt: skip
     first, dashes = results["summary"][0], ["–"] * len(parts)
-    body = [["weak supervisor", number(first["weak"]), number(first["weak_auroc"]), *dashes]]
+    body = [["weak supervisor", *_scores(first, "weak"), *dashes]]
     for s in results["summary"]:
         split = [number(s["agreement"][p]) for p in parts]
-        scores = [number(s["student"]), number(s["student_auroc"])]
-        body.append([f"student · {s['name']}", *scores, *split])
+        body.append([f"student · {s['name']}", *_scores(s, "student"), *split])
     for name, c in ceilings(results).items():
         title = f"ceiling · {name}" if name else "ceiling"
-        body.append([title, number(c["ceiling"]), number(c["ceiling_auroc"]), *dashes])
+        body.append([title, *_scores(c, "ceiling"), *dashes])
     return _table(head, body)
+
+
+def _scores(row: Mapping[str, Any], model: str) -> list[str]:
+    names = (model, *(f"{model}_{score}" for score in ("balanced", "f1", "auroc")))
+    return [number(row[name]) for name in names]
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

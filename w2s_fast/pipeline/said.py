@@ -1,0 +1,68 @@
+"""What a model said about a set of items, in whichever kind of task, and whether it was right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from w2s_fast import metrics
+from w2s_fast.errors import W2SError
+from w2s_fast.pipeline.tables import read_probs, read_texts
+from w2s_fast.tasks import Examples, TaskData
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """The choices of one model.
+
+    Attributes:
+        chosen: (N,) classes, or final answers in words; "" where none was found.
+        gold: (N,) the same of the truth.
+        probs: (N, C) class probabilities; None where answers are words.
+    """
+
+    chosen: np.ndarray
+    gold: np.ndarray
+    probs: np.ndarray | None
+
+    @property
+    def right(self) -> np.ndarray:
+        """(N,) bool. Nothing said is never right."""
+        return (self.chosen == self.gold) & (self.chosen != "")
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right items."""
+        return float(self.right.mean())
+
+    def scores(self) -> dict[str, float | None]:
+        """AUROC, balanced accuracy and F1; None for answers in words."""
+        if self.probs is None:
+            return dict.fromkeys(("auroc", "balanced", "f1"))
+        return {
+            "auroc": metrics.auroc(self.probs, self.gold),
+            "balanced": metrics.balanced_accuracy(self.probs, self.gold),
+            "f1": metrics.f1(self.probs, self.gold),
+        }
+
+
+def read_said(path: Path, items: Examples, data: TaskData) -> Said:
+    """Read what a model said of ``items``: a file or folder of labels or predictions."""
+    if data.kind != "answers":
+        probs = read_probs(path, items.ids, len(data.class_names))
+        return Said(probs.argmax(1), items.labels, probs)
+    if data.read is None or items.answers is None:
+        raise W2SError(
+            f"task {data.name!r} is of kind 'answers' but has no answers or no way to read them; "
+            "give Examples.answers and TaskData.read"
+        )
+    chosen = [data.read(text) for text in read_texts(path, items.ids)]
+    gold = [data.read(text) for text in items.answers]
+    return Said(_words(chosen), _words(gold), None)
+
+
+def _words(values: Any) -> np.ndarray:
+    return np.array(values, dtype=object)
