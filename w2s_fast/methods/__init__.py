@@ -10,12 +10,23 @@ from w2s_fast.errors import W2SError
 from w2s_fast.methods._base import Method, Naive, Targets, student_nodes
 from w2s_fast.methods._plan import Node, Plan, spec_of
 from w2s_fast.methods.bootstrap import Bootstrap, StrongToStrong
+from w2s_fast.methods.ccs import CCS
+from w2s_fast.methods.consistent import Consistent
+from w2s_fast.methods.elicit import Elicit
+from w2s_fast.methods.posterior import Posterior
+from w2s_fast.methods.probes import ProbeFilter, ProbeRelabel
 from w2s_fast.specs import build
 
 METHODS: dict[str, type[Method]] = {
     "naive": Naive,
     "bootstrap": Bootstrap,
     "strong_to_strong": StrongToStrong,
+    "probe_relabel": ProbeRelabel,
+    "probe_filter": ProbeFilter,
+    "elicit": Elicit,
+    "ccs": CCS,
+    "consistent": Consistent,
+    "posterior": Posterior,
 }
 
 __all__ = [

@@ -1,0 +1,49 @@
+r"""A class bias that gives probabilities the class balance they should have.
+
+    p_i <- softmax(log p_i + b),     b the minimum of  mean_i lse(log p_i + b) - pi . b
+
+The gradient is mean_i softmax(log p_i + b) - pi, so at the minimum the mean probability of every
+class is pi. What a language model prefers to answer whatever it is asked is such a bias.
+
+Sources: Zhao et al. 2021 (arXiv 2102.09690), contextual calibration; Zhou et al. 2023 (arXiv
+2309.17249), batch calibration, which estimates the bias from the batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_FLOOR = 1e-6  # of a probability
+
+
+def log_probs(probs: np.ndarray) -> np.ndarray:
+    """(N, K) float64 logarithms of probabilities, those of 0 finite."""
+    return np.log(np.clip(probs.astype(np.float64), _FLOOR, None))
+
+
+def balance_of(probs: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """(K,) float64 mean probability of every class over the rows ``kept`` (N,) bool."""
+    mean = np.clip(probs[kept].astype(np.float64).mean(0), _FLOOR, None)
+    return mean / mean.sum()
+
+
+def class_bias(log_p: np.ndarray, balance: np.ndarray) -> np.ndarray:
+    """The bias (K,) under which rows (N, K) of log-probabilities have mean ``balance`` (K,)."""
+    from scipy.optimize import minimize
+    from scipy.special import logsumexp, softmax
+
+    def objective(bias: np.ndarray) -> tuple[float, np.ndarray]:
+        z = log_p + bias
+        value = logsumexp(z, axis=1).mean() - balance @ bias
+        return float(value), softmax(z, axis=1).mean(0) - balance
+
+    start = np.log(balance) - np.log(softmax(log_p, axis=1).mean(0))
+    return minimize(objective, start, jac=True, method="BFGS", options={"gtol": 1e-8}).x
+
+
+def matched(probs: np.ndarray, balance: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Probabilities (N, K) float64, whose mean over the rows ``kept`` is ``balance`` (K,)."""
+    from scipy.special import softmax
+
+    log_p = log_probs(probs)
+    return softmax(log_p + class_bias(log_p[kept], balance), axis=1)
