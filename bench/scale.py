@@ -227,7 +227,8 @@ def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
     from transformers import AutoModel, LlamaConfig
 
     from w2s_fast.config import RunConfig
-    from w2s_fast.engine.zero import deepspeed_config, ready
+    from w2s_fast.engine.zero import deepspeed_config
+    from w2s_fast.engine.zero_library import ready
     from w2s_fast.models import build_model
     from w2s_fast.plan import plan
 

@@ -20,7 +20,7 @@ import test_sharding
 from test_sharding import RECIPE, close, fit
 
 from w2s_fast.engine import TrainConfig
-from w2s_fast.engine.zero import check_offload
+from w2s_fast.engine.zero_library import check_offload
 from w2s_fast.errors import W2SError
 
 pytest.importorskip("deepspeed")

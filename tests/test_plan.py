@@ -12,7 +12,7 @@ import torch
 from w2s_fast.cli import main
 from w2s_fast.config import RunConfig
 from w2s_fast.engine import TrainConfig
-from w2s_fast.engine.zero import load_deepspeed
+from w2s_fast.engine.zero_library import load_deepspeed
 from w2s_fast.errors import W2SError
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.plan import Counts, count, memory_of, plan, traffic

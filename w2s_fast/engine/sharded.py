@@ -17,7 +17,8 @@ from w2s_fast.engine.config import TrainConfig
 from w2s_fast.engine.data import Batch
 from w2s_fast.engine.optim import STATE, decay_groups
 from w2s_fast.engine.step import Read, forward, found
-from w2s_fast.engine.zero import deepspeed_config, ready
+from w2s_fast.engine.zero import deepspeed_config
+from w2s_fast.engine.zero_library import ready
 from w2s_fast.errors import W2SError
 from w2s_fast.weights import is_partitioned, module_tensors, shape_of, whole
 from w2s_fast.world import World

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, validate
-from w2s_fast.engine.zero import check_offload
+from w2s_fast.engine.zero_library import check_offload
 from w2s_fast.heartbeat import watching
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import Order, execute, find

@@ -159,7 +159,8 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
     train = train_of(ctx.cfg, role)
     partition = None
     if train.zero == 3 and cfg.source != "bow":
-        from w2s_fast.engine.zero import deepspeed_config, ready
+        from w2s_fast.engine.zero import deepspeed_config
+        from w2s_fast.engine.zero_library import ready
 
         ready(train.timeout_s)
         cuda = device(ctx.cfg) == "cuda"
