@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._plan import Node, Plan
+
+ANY_KIND = ("classes", "preference", "answers")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,12 @@ class Method:
 
     A method overrides what it needs. Fields are hyper-parameters. ``a|b`` in a spec does ``a``,
     then ``b`` to what ``a`` gave.
+
+    Attributes:
+        kinds: Kinds of task it can be used on, see ``TaskData.kind``.
     """
+
+    kinds: ClassVar[tuple[str, ...]] = ("classes", "preference")
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """The labels that the student learns from, made of the ones that came in."""
@@ -93,6 +100,8 @@ class Method:
 @dataclass(frozen=True, kw_only=True)
 class Naive(Method):
     """Train on the weak labels as they are (Burns et al. 2023, arXiv 2312.09390, §4.2)."""
+
+    kinds = ANY_KIND
 
 
 # What a ceiling shares with its student: how it is trained, not what is done about labels.

@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._base import Method
+from w2s_fast.methods._base import ANY_KIND, Method
 from w2s_fast.methods._plan import Node, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap(Method):
     """Weak model, then every model of ``chain`` in the configuration, then the student."""
+
+    kinds = ANY_KIND
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """Labels of the last model of the chain.
@@ -41,6 +43,7 @@ class StrongToStrong(Method):
         rounds: how often; 0 is the naive student.
     """
 
+    kinds = ANY_KIND
     rounds: int = 1
 
     def __post_init__(self) -> None:

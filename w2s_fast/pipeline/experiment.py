@@ -16,7 +16,6 @@ from w2s_fast.engine.zero_library import check_offload
 from w2s_fast.heartbeat import watching
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import Order, execute, find
-from w2s_fast.pipeline.fitting import LABELS, device
 from w2s_fast.pipeline.jobs import (
     Job,
     config_slice,
@@ -25,10 +24,13 @@ from w2s_fast.pipeline.jobs import (
     input_digests,
     plan,
 )
+from w2s_fast.pipeline.lessons import LABELS
 from w2s_fast.pipeline.pool import Watcher, choose_sizes, make_pool
 from w2s_fast.pipeline.preflight import check_alike
 from w2s_fast.pipeline.provenance import provenance
+from w2s_fast.pipeline.roles import device
 from w2s_fast.pipeline.stages import SCORES
+from w2s_fast.pipeline.students import check_kind
 from w2s_fast.report import RESULTS, write_report
 from w2s_fast.report.progress import show
 from w2s_fast.store import Artefact, Store, exclusive, hear_warnings, write_errors, write_json
@@ -129,6 +131,7 @@ class Session:
         self.here = world()
         self.store = Store(cfg.store_dir)
         self.data = {s: load_data(cfg.task, s) for s in cfg.seeds}
+        check_kind(cfg, self.data[cfg.seeds[0]].kind)
         self.digests = {s: data_digests(d) for s, d in self.data.items()}
         self._folders = folder_digests(cfg)
 

@@ -10,8 +10,8 @@ from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.experiment import session
-from w2s_fast.pipeline.fitting import MODEL, new_model
 from w2s_fast.pipeline.jobs import TRAINED, plan
+from w2s_fast.pipeline.roles import MODEL, new_model
 from w2s_fast.store import write_errors, write_json
 from w2s_fast.weights import load_weights, save_tensors
 from w2s_fast.world import ALONE

@@ -12,7 +12,9 @@ from w2s_fast.config import train_of
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Targets, make_method
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.fitting import LABELS, PRETRAINED, TRAJECTORY, encoded, new_model
+from w2s_fast.pipeline.fitting import TRAJECTORY
+from w2s_fast.pipeline.lessons import LABELS, encoded
+from w2s_fast.pipeline.roles import PRETRAINED, new_model
 from w2s_fast.pipeline.tables import read_labels, write_probs
 from w2s_fast.store import Building
 from w2s_fast.tasks import Inputs

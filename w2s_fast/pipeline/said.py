@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from w2s_fast import metrics
+from w2s_fast.config import train_of
 from w2s_fast.errors import W2SError
-from w2s_fast.pipeline.tables import read_probs, read_texts
-from w2s_fast.tasks import Examples, TaskData
+from w2s_fast.pipeline.context import Context
+from w2s_fast.pipeline.lessons import encoded
+from w2s_fast.pipeline.tables import read_probs, read_texts, write_probs, write_texts
+from w2s_fast.tasks import Examples, Inputs, TaskData
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,23 @@ class Said:
             "balanced": metrics.balanced_accuracy(self.probs, self.gold),
             "f1": metrics.f1(self.probs, self.gold),
         }
+
+
+def say(ctx: Context, model: Any, tokenizer: Any, items: Inputs, path: Path) -> None:
+    """Let a model say its mind about ``items`` and write it to ``path``."""
+    if ctx.task.kind == "answers":
+        from w2s_fast.engine import generate
+
+        length = train_of(ctx.cfg, ctx.job.setting("role")).max_length
+        texts = generate(
+            model, tokenizer, items.texts, ctx.cfg.task.answer_tokens, max_length=length
+        )
+        ctx.write(lambda: write_texts(path, items.ids, texts))
+        return
+    from w2s_fast.engine import predict
+
+    probs = predict(model, encoded(ctx, tokenizer, items))
+    ctx.write(lambda: write_probs(path, items.ids, probs))
 
 
 def read_said(path: Path, items: Examples, data: TaskData) -> Said:

@@ -11,8 +11,9 @@ import numpy as np
 
 from w2s_fast import metrics
 from w2s_fast.config import RunConfig
-from w2s_fast.pipeline.fitting import LABELS, TEST
+from w2s_fast.pipeline.fitting import TEST
 from w2s_fast.pipeline.jobs import Entry, Jobs, plan
+from w2s_fast.pipeline.lessons import LABELS
 from w2s_fast.pipeline.said import Said, read_said
 from w2s_fast.pipeline.students import Student, students
 from w2s_fast.tasks import TaskData

@@ -13,8 +13,11 @@ from collections.abc import Callable
 
 from w2s_fast.pipeline import research
 from w2s_fast.pipeline.context import Context, load_data
-from w2s_fast.pipeline.fitting import LABELS, PRETRAINED, encoded, fit, trained_model
-from w2s_fast.pipeline.tables import is_whole, write_probs
+from w2s_fast.pipeline.fitting import fit
+from w2s_fast.pipeline.lessons import LABELS
+from w2s_fast.pipeline.roles import PRETRAINED, trained_model
+from w2s_fast.pipeline.said import say
+from w2s_fast.pipeline.tables import is_whole
 from w2s_fast.store import Building, write_json
 
 SCORES = "scores.json"
@@ -33,24 +36,20 @@ def pretrain(ctx: Context, build: Building) -> None:
 
 
 def labels(ctx: Context, build: Building) -> None:
-    """Label a split: the full soft vector of every item, a shard of items at a time.
+    """Label a split: the full soft vector, or the answer, of every item, a shard at a time.
 
     Shards are the same whatever the number of processes, and a finished one survives a kill.
     """
-    from w2s_fast.engine import predict
-
     model, tokenizer = trained_model(ctx, ctx.input("model"))
     items = ctx.inputs(ctx.job.setting("split"))
-    data = encoded(ctx, tokenizer, items)
-    starts = range(0, len(items.ids), SHARD_ROWS)
+    starts = range(0, len(items), SHARD_ROWS)
     if ctx.here.first:
         build.checkpoint.mkdir(exist_ok=True)
     for i, start in enumerate(starts):
-        shard = slice(start, start + SHARD_ROWS)
+        shard = items.take(range(start, min(start + SHARD_ROWS, len(items))))
         path = build.checkpoint / f"part-{i:05d}.parquet"
-        if not ctx.here.share(path.exists() and is_whole(path, items.ids[shard])):
-            probs = predict(model, data.rows(shard))
-            ctx.write(lambda: write_probs(path, items.ids[shard], probs))  # noqa: B023 - called now
+        if not ctx.here.share(path.exists() and is_whole(path, shard.ids)):
+            say(ctx, model, tokenizer, shard, path)
         ctx.progress(i + 1, len(starts), 0.0)
     ctx.write(lambda: os.replace(build.checkpoint, build.path / LABELS))
 

@@ -57,3 +57,18 @@ def students(cfg: RunConfig) -> list[Student]:
                 )
             student.nodes(len(cfg.chain))
     return list(found.values())
+
+
+def check_kind(cfg: RunConfig, kind: str) -> None:
+    """Refuse a method that cannot be used on the task's kind, before anything is computed.
+
+    Raises:
+        W2SError: naming it.
+    """
+    for student in students(cfg):
+        for step in make_steps(student.method):
+            if kind not in step.kinds:
+                raise W2SError(
+                    f"method {student.method!r} works on tasks of kind {', '.join(step.kinds)}; "
+                    f"{cfg.task.name!r} is of kind {kind!r}"
+                )

@@ -103,6 +103,7 @@ class TaskConfig:
         words: What it says for each class, in the order of the classes, instead of the task's own.
         read: Where the answer of `local_answers` stands in a generated text: "text" (all of it),
             "line" (its last line) or "number" (after "####", else the last number).
+        answer_tokens: Longest answer that a model may write (tasks of kind `answers`).
         attractor_frac: Share of `agreement` items that end in a noun of the other number.
         language_seed: Which of its words the language of `agreement` uses often.
         pretrain: The language model of `agreement`.
@@ -129,6 +130,7 @@ class TaskConfig:
     prompt: str | None = None
     words: tuple[str, ...] | None = None
     read: str = "text"
+    answer_tokens: int = 256
     attractor_frac: float = 0.2
     language_seed: int = 0
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -138,6 +140,8 @@ class TaskConfig:
         for name in ("n_weak", "n_transfer", "n_test"):
             if getattr(self, name) < 2:
                 raise W2SError(f"task.{name}={getattr(self, name)}: expected at least 2 examples")
+        if self.answer_tokens < 1:
+            raise W2SError(f"task.answer_tokens={self.answer_tokens}: expected at least 1 token")
         if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
             raise W2SError(
                 f"task.classes={list(self.classes)}: expected at least two different class names"
