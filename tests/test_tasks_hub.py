@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ def test_a_copy_of_several_configurations(tmp_path: Path) -> None:
             write_rows(folder / "0000.parquet", many_like(HUB_TASKS[name], n, split[0]))
     data = HUB_TASKS["wic"].load(TaskConfig(name="wic", path=str(tmp_path), **SMALL), 0)
     assert all(text.startswith("Sentence 1:") for text in data.weak.texts + data.test.texts)
+
+
+def test_a_set_with_one_split_is_cut_in_three(tmp_path: Path) -> None:
+    legal = HUB_TASKS["wts_legal"]
+    write_rows(tmp_path / "train.jsonl", many_like(legal, 8, "t"))
+    write_rows(tmp_path / "test.jsonl", many_like(legal, 45, "e"))
+    cfg = TaskConfig(name="wts_legal", path=str(tmp_path), **SMALL)
+    data = legal.load(cfg, 0)
+    check_schema(data, cfg)
+    texts = data.weak.texts + data.transfer.texts + data.test.texts
+    assert all(text.startswith("Question: e") for text in texts)
+    other = replace(cfg, n_test=30)
+    fails(lambda: legal.load(other, 0), "wts_legal (test) has 45 rows", "task.n_test = 50")
 
 
 def test_csv_copy_and_shards(tmp_path: Path) -> None:

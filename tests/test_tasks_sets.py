@@ -57,6 +57,11 @@ EXPECTED_TEXTS = {
     "twitter_sentiment": "@sam thanks for the soup, you saved my week",
     "wic": "Sentence 1:\nThe bank lends money.\n\nSentence 2:\nMy bank closed early.\n\n"
     'Q: Does "bank" have the same meaning in the above sentences?',
+    "hh_rlhf": "\n\nHuman: How tall is a giraffe?\n\nAssistant: ",
+    "gsm8k": "Question: Half of the 30 pupils walk to school, 8 cycle. How many do neither?\n"
+    "Answer:",
+    "wts_legal": "Question: How long does it take to delete my account?\nClause: You may ask us to "
+    "delete your account; we do so within thirty days.",
 }
 # Sets whose labels stand in the file: those of the samples.
 FIXED_LABELS = {
@@ -73,6 +78,8 @@ FIXED_LABELS = {
     "sst2": [1, 0, 1, 0, 1],
     "twitter_sentiment": [1, 0, 1, 0, 1],
     "wic": [0, 1, 1, 0, 1],
+    "wts_legal": [1, 0, 1, 0, 1],
+    "gsm8k": [0] * 5,
 }
 
 
@@ -98,13 +105,13 @@ RIGHT_ENDINGS: dict[str, Callable[[Row], str]] = {
 GROUPED = [
     *("boolq", "cosmos_qa", "anli_r2", "dream", "ethics_deontology", "ethics_justice"),
     *("ethics_virtue", "ethics_utilitarianism", "hellaswag", "mc_taco", "multirc", "paws"),
-    *("quail", "quartz", "social_i_qa", "wic"),
+    *("quail", "quartz", "social_i_qa", "wic", "wts_legal"),
 ]
 
 
 def test_the_tables_hold_every_set() -> None:
     assert set(EXPECTED_TEXTS) == set(HUB_TASKS)
-    assert {*FIXED_LABELS, *RIGHT_ENDINGS, "ethics_utilitarianism"} == set(HUB_TASKS)
+    assert {*FIXED_LABELS, *RIGHT_ENDINGS, "ethics_utilitarianism", "hh_rlhf"} == set(HUB_TASKS)
 
 
 @pytest.mark.parametrize("name", HUB_TASKS)
@@ -117,7 +124,8 @@ def test_formatters_on_the_sample_rows(name: str) -> None:
     reversed_rows = task.examples(task.samples[::-1], 0)
     assert reversed_rows.texts[::-1] == one.texts  # the coin is the row's own
     labels = [task.examples(task.samples, seed).labels for seed in range(40)]
-    assert set(np.concatenate(labels)) == {0, 1}
+    assert set(np.concatenate(labels)) == ({0} if task.kind == "answers" else {0, 1})
+    assert task.kind != "classes" or len(task.words) == len(task.class_names)
 
 
 @pytest.mark.parametrize("name", RIGHT_ENDINGS)
@@ -181,6 +189,8 @@ def test_an_answer_like_the_right_one_is_never_wrong() -> None:
         ("social_i_qa", {"label": "0"}, ("label is '0'", "1, 2, 3")),
         ("openbookqa", {"answerKey": "E"}, ("answerKey is 'E'", "A, B, C, D")),
         ("quartz", {"choices": ["a", "b"]}, ("choices is ['a', 'b']", "'text'")),
+        ("gsm8k", {"answer": "It is cold."}, ("holds no number", "#### n")),
+        ("wts_legal", {"answer": "Maybe"}, ("answer is 'Maybe'", "Relevant or Irrelevant")),
         ("anli_r2", {"label": 3}, ("label is 3", "0, 1, 2")),
     ],
 )

@@ -12,6 +12,7 @@ from w2s_fast.tasks.amazon_polarity import AMAZON_POLARITY
 from w2s_fast.tasks.anli_r2 import ANLI_R2
 from w2s_fast.tasks.anthropic_hh import ANTHROPIC_HH
 from w2s_fast.tasks.boolq import BOOLQ
+from w2s_fast.tasks.chess import Chess
 from w2s_fast.tasks.cola import COLA
 from w2s_fast.tasks.cosmos_qa import COSMOS_QA
 from w2s_fast.tasks.dream import DREAM
@@ -21,11 +22,15 @@ from w2s_fast.tasks.ethics import (
     ETHICS_UTILITARIANISM,
     ETHICS_VIRTUE,
 )
+from w2s_fast.tasks.gsm8k import GSM8K
 from w2s_fast.tasks.hellaswag import HELLASWAG
+from w2s_fast.tasks.hh_rlhf import HH_RLHF
 from w2s_fast.tasks.local import Local
+from w2s_fast.tasks.local_answers import LocalAnswers
 from w2s_fast.tasks.mc_taco import MC_TACO
 from w2s_fast.tasks.multirc import MULTIRC
 from w2s_fast.tasks.openbookqa import OPENBOOKQA
+from w2s_fast.tasks.pairs import Pairs
 from w2s_fast.tasks.paws import PAWS
 from w2s_fast.tasks.piqa import PIQA
 from w2s_fast.tasks.quail import QUAIL
@@ -35,6 +40,9 @@ from w2s_fast.tasks.social_i_qa import SOCIAL_I_QA
 from w2s_fast.tasks.sst2 import SST2
 from w2s_fast.tasks.twitter_sentiment import TWITTER_SENTIMENT
 from w2s_fast.tasks.wic import WIC
+from w2s_fast.tasks.wts_legal import WTS_LEGAL
+from w2s_fast.tasks.wts_safety import Safety
+from w2s_fast.tasks.wts_toxicity import Toxicity
 
 __all__ = [
     "TASKS",
@@ -76,6 +84,14 @@ TASKS: dict[str, Task] = {
     "sst2": SST2,
     "twitter_sentiment": TWITTER_SENTIMENT,
     "wic": WIC,
+    "hh_rlhf": HH_RLHF,
+    "pairs": Pairs(),
+    "gsm8k": GSM8K,
+    "local_answers": LocalAnswers(),
+    "chess": Chess(),
+    "wts_safety": Safety(),
+    "wts_toxicity": Toxicity(),
+    "wts_legal": WTS_LEGAL,
 }
 
 

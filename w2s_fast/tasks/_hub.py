@@ -7,35 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 from w2s_fast.errors import W2SError
 from w2s_fast.tasks._base import Examples, TaskData
 from w2s_fast.tasks._config import TaskConfig
 from w2s_fast.tasks._files import SUFFIXES, kind, read_table
-from w2s_fast.tasks._split import make_examples, split_pool
+from w2s_fast.tasks._items import Item, as_examples, split_items
 
 Row = Mapping[str, Any]
 # Formatting all 3.6 million rows of the largest set takes minutes and no run uses that many.
 _MAX_ROWS = 100_000
-
-
-class Item(NamedTuple):
-    """What a formatter makes of one row.
-
-    Attributes:
-        text: The text.
-        label: Gold class; 0 where the gold is an answer.
-        group: What related rows share.
-        pair: The second text of a preference.
-        answer: The gold answer in words.
-    """
-
-    text: str
-    label: int
-    group: str
-    pair: str | None = None
-    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,9 +74,7 @@ class HubTask:
             self._items(self._rows(split, size, cfg, seed), seed)
             for split, size in zip(self._splits, sizes, strict=True)
         ]
-        pool, tests = _examples([i for part in parts for i in part]).cut(len(parts[0]))
-        test_pool = tests if len(parts) == 2 else None
-        data = split_pool(pool, test_pool, self.class_names, cfg, seed, sources[0], sources[-1])
+        data = split_items(parts, sources, self.class_names, cfg, seed)
         data = replace(data, kind=self.kind, read=self.read)
         return data.worded(cfg, self.prompt, self.words)
 
@@ -105,7 +85,7 @@ class HubTask:
             rows: Rows with at least ``columns``.
             seed: Seed of the formatter's random choices.
         """
-        return _examples(self._items(rows, seed))
+        return as_examples(self._items(rows, seed))
 
     @property
     def _splits(self) -> tuple[str, ...]:
@@ -199,19 +179,6 @@ class HubTask:
             f"{', '.join(self.columns)}) from https://huggingface.co/datasets/{self.repo}{config} "
             "into a directory and set task.path=DIRECTORY"
         )
-
-
-def _examples(items: Sequence[Item]) -> Examples:
-    """Columns of items that all have a second text or none, and an answer or none."""
-    seconds = [item.pair for item in items if item.pair is not None]
-    answers = [item.answer for item in items if item.answer is not None]
-    return make_examples(
-        [item.text for item in items],
-        [item.label for item in items],
-        seconds or None,
-        [item.group for item in items],
-        answers or None,
-    )
 
 
 def class_index(value: Any, column_name: str, n_classes: int) -> int:

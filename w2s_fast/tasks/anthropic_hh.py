@@ -3,7 +3,7 @@
 As in the original code, one dialogue of the pair is shown alone. Judged that way the set is close
 to chance for models of any size (published ceilings .490 to .496), so no recovered performance
 gap can be told from noise on it: the report refuses to print one. Dialogues with the same opening
-stay in one split.
+stay in one split. `hh_rlhf` shows both.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 from random import Random
 
 from w2s_fast.tasks._hub import HubTask, Item, Row
+from w2s_fast.tasks._pairs import opening
 
 
 def format_row(row: Row, rng: Random) -> Item:
     """Show the chosen dialogue or, as often, the rejected one."""
     label = int(rng.random() < 0.5)
-    opening = row["chosen"].split("\n\nAssistant:")[0]
-    return Item(row["chosen"] if label else row["rejected"], label, opening)
+    return Item(row["chosen"] if label else row["rejected"], label, opening(row["chosen"]))
 
 
 _SAMPLES = (

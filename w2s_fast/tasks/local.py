@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.tasks._base import Examples, TaskData
+from w2s_fast.tasks._columns import (
+    check_present,
+    data_path,
+    groups,
+    is_missing,
+    read_columns,
+    texts,
+)
 from w2s_fast.tasks._config import TaskConfig
-from w2s_fast.tasks._files import check_file, column, read_table
 from w2s_fast.tasks._split import make_examples, split_pool
 
 
@@ -27,12 +33,7 @@ class Local:
         Raises:
             W2SError: A file, a column or a value is missing or does not fit.
         """
-        if cfg.path is None:
-            raise W2SError(
-                "task.path is not set: the task 'local' reads a .csv, .tsv, .jsonl or .parquet "
-                "file; set task.path=FILE"
-            )
-        path = Path(cfg.path).expanduser()
+        path = data_path(cfg)
         rows = _read(path, cfg)
         names = tuple(map(str, cfg.classes)) if cfg.classes else _infer_classes(path, rows, cfg)
         _check_labels(path, rows, names, cfg)
@@ -54,18 +55,12 @@ _Rows = dict[str, list[Any]]  # keys: text, label, and where configured text_pai
 def _read(path: Path, cfg: TaskConfig) -> _Rows:
     keys = [key for key in ("text", "text_pair", "label", "group") if getattr(cfg, key) is not None]
     refs = {key: str(getattr(cfg, key)) for key in keys}
-    header = cfg.header
-    if header is None:
-        header = not all(ref.isdecimal() for ref in refs.values())
-    check_file(path)
-    table = read_table(path, header, cfg.delimiter, cfg.quoted)
-    rows = {key: column(table, ref, f"task.{key}", path) for key, ref in refs.items()}
+    rows = read_columns(path, refs, cfg)
     for key in ("text", "text_pair"):
         if key in rows:
-            rows[key] = [_text(value) for value in rows[key]]
-            _check_present(path, rows[key], key, refs[key])
+            rows[key] = texts(path, rows[key], key, refs[key])
     rows["label"] = [_label(value, path, refs["label"]) for value in rows["label"]]
-    _check_present(path, rows["label"], "label", refs["label"])
+    check_present(path, rows["label"], "label", refs["label"])
     return rows
 
 
@@ -86,11 +81,9 @@ def _check_labels(path: Path, rows: _Rows, names: tuple[str, ...], cfg: TaskConf
 
 def _examples(rows: _Rows, names: tuple[str, ...]) -> Examples:
     index = {name: number for number, name in enumerate(names)}
-    groups = rows.get("group")
-    if groups is not None:
-        groups = [None if _is_missing(value) else str(value) for value in groups]
+    related = groups(rows.get("group"), len(rows["label"]))
     labels = [index[label] for label in rows["label"]]
-    return make_examples(rows["text"], labels, rows.get("text_pair"), groups)
+    return make_examples(rows["text"], labels, rows.get("text_pair"), related)
 
 
 def _infer_classes(path: Path, rows: _Rows, cfg: TaskConfig) -> tuple[str, ...]:
@@ -107,22 +100,9 @@ def _infer_classes(path: Path, rows: _Rows, cfg: TaskConfig) -> tuple[str, ...]:
         return tuple(sorted(found))
 
 
-def _check_present(path: Path, values: list[str | None], key: str, ref: str) -> None:
-    missing = [row for row, value in enumerate(values) if value is None]
-    if missing:
-        raise W2SError(
-            f"{path}: {len(missing)} of {len(values)} rows have no value in column {ref!r} "
-            f"(task.{key}), the first is row {missing[0] + 1}; fill or remove them"
-        )
-
-
-def _text(value: Any) -> str | None:
-    return None if _is_missing(value) else str(value)
-
-
 def _label(value: Any, path: Path, ref: str) -> str | None:
     """Bring a label to one spelling: 1, 1.0 and "1" are the class "1"."""
-    if _is_missing(value):
+    if is_missing(value):
         return None
     if isinstance(value, float):
         if not value.is_integer():
@@ -138,9 +118,3 @@ def _label(value: Any, path: Path, ref: str) -> str | None:
         )
     label = str(value).strip()
     return None if label.lower() == "nan" else label
-
-
-def _is_missing(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or (isinstance(value, str) and not value.strip())

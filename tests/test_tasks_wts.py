@@ -1,0 +1,47 @@
+"""The three tasks beyond accuracy: safety, toxicity, legal reasoning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from task_data import check_schema, fails, local_config, write_rows
+
+from w2s_fast.tasks import TaskConfig, get_task
+
+
+def test_safety_reads_its_own_columns(tmp_path: Path) -> None:
+    path = tmp_path / "safety.csv"
+    body = "".join(f'"Ask, {i}\n",{("False", "True")[i % 2]}\n' for i in range(60))
+    path.write_text("prompt,is_safe\n" + body)
+    cfg = replace(local_config(path), name="wts_safety")
+    data = get_task("wts_safety").load(cfg, 0)
+    check_schema(data, cfg)
+    assert data.class_names == ("unsafe", "safe") and data.words == (" no", " yes")
+    for text, label in zip(data.test.texts, data.test.labels, strict=True):
+        assert int(text.split()[1]) % 2 == label
+    named = replace(cfg, text="question")
+    fails(lambda: get_task("wts_safety").load(named, 0), "no column 'question' (task.text)")
+
+
+def test_toxicity_reads_nested_and_plain_cells(tmp_path: Path) -> None:
+    plain = [{"prompt": f"The road {i}", "continuation": f" went on {i}. "} for i in range(60)]
+    nested = [
+        {k: {"text": v, "toxicity": 0.1} for k, v in row.items()} | {"filename": f"f{i // 4}"}
+        for i, row in enumerate(plain)
+    ]
+    loaded = []
+    for name, rows in (("a", plain), ("b", nested)):
+        path = write_rows(tmp_path / f"{name}.jsonl", rows)
+        cfg = TaskConfig(**{**vars(local_config(path)), "name": "wts_toxicity"})
+        loaded.append(get_task("wts_toxicity").load(cfg, 0))
+        check_schema(loaded[-1], cfg)
+    one, two = loaded
+    assert one.test.texts == two.test.texts and one.test.answers == two.test.answers
+    assert one.test.answers is not None and one.read is not None
+    assert all(a.startswith("went on ") and a.endswith(".") for a in one.test.answers)
+    assert one.read("  and then  ") == "and then" and one.read(" \n") == ""
+    grouped = replace(cfg, group="filename", n_weak=8, n_transfer=8, n_test=8)
+    data = get_task("wts_toxicity").load(grouped, 0)
+    files = [{int(t.split()[2]) // 4 for t in p.texts} for p in (data.weak, data.transfer)]
+    assert not files[0] & files[1]

@@ -1,0 +1,56 @@
+"""Where the answer stands in a generated text. Gold and generated texts are read alike.
+
+Every reader returns "" where there is no answer, and that never counts as a match.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+CLASSES = ("wrong", "right")
+PROMPT = "{text}"
+_MARK = "####"
+# A minus after a digit or a bracket is a subtraction; commas count only between thousands.
+_NUMBER = re.compile(r"(?<![\w.)])[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))")
+
+
+def whole_text(text: str) -> str:
+    """Return all of the text but the white space around it."""
+    return text.strip()
+
+
+def last_line(text: str) -> str:
+    """Return the last line that is not blank."""
+    return text.strip().rpartition("\n")[2].strip()
+
+
+def final_number(text: str) -> str:
+    """Return the number after "####", or else the last number, in one spelling.
+
+    "1,000", "$1000", "1000." and "1000.0" are all "1000".
+    """
+    before, mark, after = text.partition(_MARK)
+    found = _NUMBER.search(after) if mark else None
+    if found is None:
+        numbers = list(_NUMBER.finditer(text))
+        if not numbers:
+            return ""
+        found = numbers[-1]
+    return _plain(found.group())
+
+
+def _plain(number: str) -> str:
+    digits = number.replace(",", "").replace("$", "").replace("+", "")
+    minus, digits = digits.startswith("-"), digits.lstrip("-")
+    whole, dot, rest = digits.partition(".")
+    rest = rest.rstrip("0")
+    plain = (whole.lstrip("0") or "0") + (f".{rest}" if rest else "")
+    return f"-{plain}" if minus and plain != "0" else plain
+
+
+READERS: dict[str, Callable[[str], str]] = {
+    "text": whole_text,
+    "line": last_line,
+    "number": final_number,
+}

@@ -1,0 +1,105 @@
+"""Columns of a user's file by the names in `TaskConfig`: all there, no cell empty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from w2s_fast.errors import W2SError
+from w2s_fast.tasks._base import TaskData
+from w2s_fast.tasks._config import TaskConfig
+from w2s_fast.tasks._files import check_file, column, read_table
+from w2s_fast.tasks._items import Item, split_items
+
+
+def split_files(
+    cfg: TaskConfig,
+    seed: int,
+    class_names: Sequence[str],
+    read: Callable[[Path], list[Item]],
+) -> TaskData:
+    """Return the splits of ``cfg.path`` and, if given, ``cfg.test_path``.
+
+    Raises:
+        W2SError: A file, a column or a value is missing or does not fit.
+    """
+    paths = [data_path(cfg)]
+    if cfg.test_path is not None:
+        paths.append(Path(cfg.test_path).expanduser())
+    parts = [read(path) for path in paths]
+    return split_items(parts, list(map(str, paths)), class_names, cfg, seed)
+
+
+def data_path(cfg: TaskConfig) -> Path:
+    """Return ``cfg.path``.
+
+    Raises:
+        W2SError: It is not set.
+    """
+    if cfg.path is None:
+        raise W2SError(
+            f"task.path is not set: the task {cfg.name!r} reads a .csv, .tsv, .jsonl or .parquet "
+            "file; set task.path=FILE"
+        )
+    return Path(cfg.path).expanduser()
+
+
+def read_columns(
+    path: Path, refs: Mapping[str, str], cfg: TaskConfig, optional: Sequence[str] = ()
+) -> dict[str, list[Any]]:
+    """Return the cells of the named columns.
+
+    Args:
+        path: The file.
+        refs: Field of `TaskConfig` -> the column it names, or its position.
+        cfg: How a CSV or TSV file is written.
+        optional: Fields whose column may be missing; they are then left out.
+
+    Raises:
+        W2SError: The file or a column is missing, or the file is damaged.
+    """
+    header = cfg.header
+    if header is None:
+        header = not all(ref.isdecimal() for key, ref in refs.items() if key not in optional)
+    check_file(path)
+    table = read_table(path, header, cfg.delimiter, cfg.quoted)
+    return {
+        key: column(table, ref, f"task.{key}", path)
+        for key, ref in refs.items()
+        if key not in optional or ref in table.column_names
+    }
+
+
+def texts(path: Path, values: Sequence[Any], key: str, ref: str) -> list[str]:
+    """Return the cells of a column as strings.
+
+    Raises:
+        W2SError: A cell is empty.
+    """
+    found = [None if is_missing(value) else str(value) for value in values]
+    check_present(path, found, key, ref)
+    return [value for value in found if value is not None]
+
+
+def groups(values: Sequence[Any] | None, n: int) -> list[str | None]:
+    """Return the cells of the group column, None for a blank one or where there is no column."""
+    return [None if is_missing(value) else str(value) for value in values or [None] * n]
+
+
+def check_present(path: Path, values: Sequence[str | None], key: str, ref: str) -> None:
+    """Raise `W2SError` if a value is None."""
+    missing = [row for row, value in enumerate(values) if value is None]
+    if missing:
+        raise W2SError(
+            f"{path}: {len(missing)} of {len(values)} rows have no value in column {ref!r} "
+            f"(task.{key}), the first is row {missing[0] + 1}; fill or remove them"
+        )
+
+
+def is_missing(value: Any) -> bool:
+    """Tell whether a cell is null, not a number, or blank."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value.strip())

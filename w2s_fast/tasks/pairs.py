@@ -1,0 +1,66 @@
+"""Your own preferences: a CSV, TSV, JSONL or Parquet file with two answers a row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from w2s_fast.errors import W2SError
+from w2s_fast.tasks._base import TaskData
+from w2s_fast.tasks._columns import groups, read_columns, split_files, texts
+from w2s_fast.tasks._config import TaskConfig
+from w2s_fast.tasks._items import Item
+from w2s_fast.tasks._pairs import CLASSES, PROMPT, WORDS, joined, pair_up, shared_opening
+
+
+class Pairs:
+    """Rows of a chosen and a rejected answer, with their prompt in a column or in the answers.
+
+    What is compared is prompt and answer together; the prompt is the column ``task.text`` (by
+    default "prompt", where there is one). Related pairs never stand in two splits: those of one
+    value in ``task.group``, without it those of one prompt, or else of one opening as Anthropic's
+    dialogues have it. Rows whose two answers are equal are left out.
+    """
+
+    def load(self, cfg: TaskConfig, seed: int) -> TaskData:
+        """Return the splits of ``cfg.path`` and, if given, ``cfg.test_path``.
+
+        Raises:
+            W2SError: A file, a column or a value is missing or does not fit.
+        """
+        named = cfg.with_defaults(text="prompt")
+        data = split_files(cfg, seed, CLASSES, lambda path: _read(path, named, seed))
+        return replace(data, kind="preference").worded(cfg, PROMPT, WORDS)
+
+
+def _read(path: Path, cfg: TaskConfig, seed: int) -> list[Item]:
+    refs = {"chosen": cfg.chosen, "rejected": cfg.rejected, "text": cfg.text}
+    if cfg.group is not None:
+        refs["group"] = cfg.group
+    found = read_columns(path, refs, cfg, optional=("text",) if cfg.text == "prompt" else ())
+    rows = {k: _strings(path, found[k], k, refs[k]) for k in refs if k in found and k != "group"}
+    prompts: list[str | None] = [*rows.get("text", ())] or [None] * len(rows["chosen"])
+    related = groups(found.get("group"), len(prompts))
+    columns = zip(prompts, rows["chosen"], rows["rejected"], related, strict=True)
+    items = (_item(*row, seed) for row in columns)
+    return [item for item in items if item is not None]
+
+
+def _item(
+    prompt: str | None, chosen: str, rejected: str, group: str | None, seed: int
+) -> Item | None:
+    rng = Random(f"{seed}/{[prompt, chosen, rejected]!r}")
+    if prompt is None:
+        return pair_up(chosen, rejected, group or shared_opening(chosen, rejected), rng)
+    return pair_up(joined(prompt, chosen), joined(prompt, rejected), group or prompt, rng)
+
+
+def _strings(path: Path, values: list[Any], key: str, ref: str) -> list[str]:
+    if lists := [value for value in values if isinstance(value, list | dict)]:
+        raise W2SError(
+            f"{path}: column {ref!r} (task.{key}) holds a {type(lists[0]).__name__}; expected "
+            "text, so write each dialogue out as one string"
+        )
+    return texts(path, values, key, ref)
