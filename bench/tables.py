@@ -250,6 +250,26 @@ def quantile(table: Table) -> str:
     return _markdown(head, lines, 1)
 
 
+def heads(table: Table) -> str:
+    """Sweeps of heads on cached features, and the same work in other ways."""
+    order, lines = ("sweep", "epoch", "probe"), []
+    found = [r for r in table.rows if r["op"] == "heads"]
+    for r in sorted(found, key=lambda r: (order.index(str(r["case"])), rows.number(r, "d"))):
+        lines.append([
+            str(r["case"]), str(r["provider"]), f"{r['n']} x {r['d']}",
+            *(f"{rows.number(r, c):.0f}" for c in ("losses", "seeds", "epochs", "threads")),
+            *(f"{rows.number(r, c) / 1e3:.3g}" for c in ("wall_ms", "cpu_ms")),
+            _cell(r, "ratio_to_ours", ".3g"), _cell(r, "load", ".1f"),
+        ])  # fmt: skip
+    if not lines:
+        return "No rows have been recorded yet: `python -m bench heads --record`.\n"
+    head = [
+        "case", "by", "N x D", "losses", "seeds", "epochs", "cores", "wall s", "CPU s", "/ ours",
+        "load",
+    ]  # fmt: skip
+    return _markdown(head, lines, 3)
+
+
 def scale(table: Table) -> str:
     """What sharing a job out costs and gains, and how well memory was planned."""
     lines = []

@@ -62,6 +62,21 @@ def test_every_benchmark_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_sweeps_of_heads(tmp_path: Path) -> None:
+    """Every way of the same work is measured, and the cached probe is the uncached one."""
+    out = tmp_path / "rows.jsonl"
+    done = _bench("heads", "--quick", "--sizes", "384", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    found = {(r["case"], r["provider"]): r for r in _rows(out)}
+    ways = {"sweep": ("ours",), "epoch": ("ours", "loop")}
+    ways["probe"] = ("ours", "loop", "uncached", "cache")
+    assert set(found) == {(case, who) for case, names in ways.items() for who in names}
+    assert found["sweep", "ours"]["losses"] == 50 and found["sweep", "ours"]["seeds"] == 5
+    assert found["probe", "uncached"]["prob_err"] < 1e-5
+    assert all(r["quick"] and r["wall_ms"] > 0 for r in found.values())
+
+
+@pytest.mark.slow
 def test_candidates_compute_the_same(tmp_path: Path) -> None:
     """A speed is worth nothing where the loss or its gradient is another one."""
     out = tmp_path / "rows.jsonl"

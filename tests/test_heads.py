@@ -185,6 +185,10 @@ def test_a_cache_is_written_once(frozen: tuple[Any, Encoded], tmp_path: Path) ->
     ):
         with pytest.raises(W2SError, match=f"holds states of another {name}"):
             call()
+    other = copy.copy(model)
+    other.pooling = "mean"
+    with pytest.raises(W2SError, match="another pooling"):
+        cache_features(other, data, path, "half")
     with torch.no_grad():
         weight = next(model.base.parameters())
         weight[0, 0] += 1

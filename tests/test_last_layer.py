@@ -122,8 +122,9 @@ def test_cached_tokens(data: Encoded) -> None:
     cached = CachedTokens(states, data.offsets)
     assert len(cached) == N and np.array_equal(cached.lengths, data.lengths)
     part = cached.rows(slice(5, 9))
-    rows = np.array([2, 0])
+    rows = np.array([2, 0, 3])
     batch, tokens = part.batch(rows), data.rows(slice(5, 9)).batch(rows)
+    assert (batch.attention_mask == 0).sum() > 0
     assert torch.equal(batch.attention_mask, tokens.attention_mask)
     low = data.offsets[7]
     assert torch.equal(batch.input_ids[0, : data.lengths[7]], states[low : low + data.lengths[7]])
@@ -139,6 +140,16 @@ def test_a_model_that_cannot_be_cut_is_refused(kind: str, data: Encoded) -> None
         W2SError, match=f"{kind}Model alone does not give what the model gives: out"
     ):
         last_layer(_model(kind), data, RANK)
+
+
+def test_short_and_long_rows_are_tried(data: Encoded) -> None:
+    model, seen = _model("Llama"), []
+    model.base.register_forward_pre_hook(
+        lambda _m, _a, given: seen.append(given["attention_mask"].sum(1)), with_kwargs=True
+    )
+    last_layer(model, data, RANK)
+    assert len(seen[0]) == 4
+    assert seen[0].min() == data.lengths.min() and seen[0].max() == data.lengths.max()
 
 
 def test_other_refusals(data: Encoded, tmp_path: Path) -> None:

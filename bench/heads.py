@@ -1,0 +1,275 @@
+"""``python -m bench heads``: a sweep of linear heads on cached features, and what it replaces.
+
+``sweep`` is what a user waits for: every loss with every seed, on all cores, from the released
+processes' first step to the last one's end. ``epoch`` is the same work, every loss once over the
+rows, by ``train_heads`` and by one ``train`` a loss on the same features. ``probe`` is a single
+linear probe of a small transformer: uncached (its base runs at every step), by ``train`` on cached
+features, by ``train_heads``; and the cost of the cache. Labels are noisy and so is the clock: CPU
+time is the least of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench import rows
+from bench.environment import ROOT, environment
+from bench.measure import Candidate, interleave
+from w2s_fast.engine import (
+    CachedHead,
+    CachedRows,
+    Encoded,
+    HeadRun,
+    TrainConfig,
+    cache_features,
+    predict,
+    predict_heads,
+    train,
+    train_heads,
+)
+from w2s_fast.losses import make_loss
+
+PARTS = ("sweep", "epoch", "probe")
+SEEDS = 5
+# The vision probes of openai/weak-to-strong as released: Adam at 1e-3, cosine, 5 to 20 epochs.
+RECIPE = TrainConfig(epochs=10, batch_size=128, lr=1e-3)
+_BODY = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
+_VARIANTS = {
+    "xent": ("",),
+    "hard_xent": ("",),
+    "logconf": ("aux=0.25", "aux=0.5", "aux=0.75", "aux=0.5,warmup_frac=0.2"),
+    "logconf_paper": ("aux=0.25", "aux=0.5", "aux=0.75", "aux=0.75,warmup_frac=0.1"),
+    "logconf_openai": ("aux=0.25", "aux=0.5", "aux=0.75"),
+    "logconf_eleuther": ("aux=0.25", "aux=0.5", "aux=0.75", "window=128"),
+    "product": ("", "alpha=2", "beta=0.5", "beta=2"),
+    "window": ("radius=0.05", "radius=0.1", "radius=0.15", "radius=0.3"),
+    "smoothing": ("epsilon=0.05", "epsilon=0.1", "epsilon=0.2", "epsilon=0.3"),
+    "focal": ("gamma=0.5", "gamma=1", "gamma=2", "gamma=5"),
+    "gce": ("q=0.3", "q=0.5", "q=0.7", "q=0.9"),
+    "reverse_ce": ("", "floor=0.01", "forward=0.5", "forward=1"),
+    "reverse_kl": ("", "floor=0.01"),
+    "entropy_min": ("aux=0.05", "aux=0.1", "aux=0.3", "aux=1"),
+    "entropy_eleuther": ("aux=0.25", "aux=0.5", "aux=0.75"),
+}
+SPECS = tuple(f"{name}:{fields}" for name, all_ in _VARIANTS.items() for fields in all_)
+
+
+def main(args: list[str]) -> int:
+    """Measure, print, and store where ``--out`` or ``--record`` say."""
+    p = argparse.ArgumentParser(prog="python -m bench heads", description=__doc__.splitlines()[0])
+    p.add_argument("--parts", default=",".join(PARTS), help="comma-separated: %(default)s")
+    p.add_argument("--sizes", default="384,1024", help="numbers of features: %(default)s")
+    p.add_argument("--workers", type=int, default=2, help="processes of one core: %(default)s")
+    p.add_argument("--quick", action="store_true", help="toy sizes")
+    p.add_argument("--out", type=Path, help="add the rows to this file")
+    p.add_argument("--record", action="store_true", help="add them to bench/results/cpu")
+    p.add_argument("--job", help=argparse.SUPPRESS)
+    a = p.parse_args(args)
+    if a.job:
+        return _worker(json.loads(a.job))
+    torch.set_num_threads(1)
+    found = []
+    for part, d in itertools.product(a.parts.split(","), map(int, a.sizes.split(","))):
+        for row in _PARTS[part](a, d):
+            threads = {"threads": a.workers} if part == "sweep" else {}
+            row = {**row, "quick": a.quick, **environment(), **threads}
+            print(json.dumps({k: row[k] for k in list(row)[:14]}), flush=True)
+            found.append(row)
+    if a.out:
+        rows.save(a.out, found)
+    if a.record:
+        if any(row["quick"] or row["dirty"] for row in found):
+            raise SystemExit("bench: rows of a toy run or of a changed tree are not recorded")
+        rows.save(rows.RESULTS / "cpu" / "heads.jsonl", found)
+    return 0
+
+
+def _row(case: str, n: int, d: int, provider: str, **numbers: float) -> rows.Row:
+    shape = {"op": "heads", "case": case, "dtype": "bf16", "n": n, "d": d, "v": 2}
+    told = {k: float(f"{v:.4g}") for k, v in numbers.items()}
+    return {**shape, "allocator": "stock", "provider": provider, **told}
+
+
+def _problem(n: int, d: int) -> tuple[Tensor, np.ndarray]:
+    """Features (N, D) bf16 and weak labels (N, 2): a linear rule, seen through noise."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d, generator=g)
+    rule = x @ torch.randn(d, generator=g) / d**0.5
+    p = (2 * rule + torch.randn(n, generator=g)).sigmoid()
+    return x.bfloat16(), torch.stack([1 - p, p], 1).numpy()
+
+
+def _runs(weak: np.ndarray, specs: tuple[str, ...] = SPECS) -> list[HeadRun]:
+    return [HeadRun(weak, make_loss(spec)) for spec in specs]
+
+
+def _recipe(quick: bool, epochs: int | None = None) -> TrainConfig:
+    return TrainConfig(epochs=epochs or (1 if quick else RECIPE.epochs), batch_size=128, lr=1e-3)
+
+
+# Sweep ----------------------------------------------------------------------------------------
+
+
+def sweep(a: argparse.Namespace, d: int) -> Iterator[rows.Row]:
+    """Wall and CPU time of all losses and seeds, shared out over the processes."""
+    from safetensors.torch import save_file
+
+    n = 600 if a.quick else 20000
+    x, weak = _problem(n, d)
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/problem.safetensors"
+        save_file({"x": x, "weak": torch.from_numpy(weak)}, path)
+        tasks = [(seed, part) for seed in range(SEEDS) for part in range(a.workers)]
+        jobs = [
+            {"path": path, "tasks": tasks[i :: a.workers], "parts": a.workers, "quick": a.quick}
+            for i in range(a.workers)
+        ]
+        rounds = [_released(jobs) for _ in range(1 if a.quick else 3)]
+    wall, cpu = min(r[0] for r in rounds), min(r[1] for r in rounds)
+    yield _row("sweep", n, d, "ours", wall_ms=1e3 * wall, cpu_ms=1e3 * cpu, losses=len(SPECS),
+               seeds=SEEDS, epochs=_recipe(a.quick).epochs)  # fmt: skip
+
+
+def _released(jobs: list[dict[str, Any]]) -> tuple[float, float]:
+    """Wall seconds from letting all processes go to the end of the last; their CPU seconds."""
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "bench", "heads", "--job"]
+    workers = [
+        subprocess.Popen([*command, json.dumps(job)], env=env, text=True,
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for job in jobs
+    ]  # fmt: skip
+    for w in workers:
+        assert w.stdout is not None and w.stdout.readline() == "ready\n"
+    start = time.perf_counter()
+    for w in workers:
+        assert w.stdin is not None
+        w.stdin.write("go\n")
+        w.stdin.flush()
+    told = [w.stdout.readline() for w in workers if w.stdout is not None]
+    wall = time.perf_counter() - start
+    if any([w.wait() for w in workers]):
+        raise SystemExit("bench: a process of the sweep failed")
+    return wall, sum(map(float, told))
+
+
+def _worker(job: dict[str, Any]) -> int:
+    """Train this process's tasks when told to; print CPU seconds."""
+    from safetensors import safe_open
+
+    torch.set_num_threads(1)
+    with safe_open(job["path"], framework="pt") as f:
+        x, weak = f.get_tensor("x"), f.get_tensor("weak").numpy()
+    runs, recipe = _runs(weak), _recipe(job["quick"])
+    train_heads(x[:256], [HeadRun(weak[:256], r.loss) for r in runs], recipe, 0)  # whatever is lazy
+    print("ready", flush=True)
+    sys.stdin.readline()
+    start = time.process_time()
+    for seed, part in job["tasks"]:
+        train_heads(x, runs[part :: job["parts"]], recipe, seed)
+    print(time.process_time() - start, flush=True)
+    return 0
+
+
+# The same work in other ways ------------------------------------------------------------------
+
+
+def epoch(a: argparse.Namespace, d: int) -> Iterator[rows.Row]:
+    """All losses, one seed, one epoch: together, and one after the other by the ordinary loop."""
+    n = 300 if a.quick else 20000
+    x, weak = _problem(n, d)
+    data, recipe, runs = CachedRows(x), _recipe(a.quick, 1), _runs(weak)
+
+    def loop() -> None:
+        for run in runs:
+            train(CachedHead(d, 2), data, weak, run.loss, recipe, 0)
+
+    ways = {"ours": Candidate(lambda: train_heads(x, runs, recipe, 0), warm=0),
+            "loop": Candidate(loop, warm=0)}  # fmt: skip
+    yield from _compared(a, "epoch", n, d, ways, {"losses": len(SPECS), "seeds": 1, "epochs": 1})
+
+
+def probe(a: argparse.Namespace, d: int) -> Iterator[rows.Row]:
+    """One loss, one seed, one epoch of a transformer's probe, with and without the cache."""
+    if d != _BODY["hidden_size"]:
+        return
+    model, data = _transformer(64 if a.quick else 512)
+    weak = _problem(len(data), d)[1]
+    loss, recipe = make_loss("logconf"), _recipe(a.quick, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        x = cache_features(model, data, Path(folder) / "f.safetensors", dtype=torch.float32)
+
+        def uncached() -> None:
+            with torch.no_grad():
+                model.head.weight.zero_()
+                model.head.bias.zero_()
+            train(model, data, weak, loss, recipe, 0)
+
+        uncached()
+        together = train_heads(x, [HeadRun(weak, loss)], recipe, 0)
+        error = np.abs(predict(model, data) - predict_heads(x, together)[0]).max()
+        fresh = itertools.count()
+        ways = {
+            "ours": Candidate(lambda: train_heads(x, [HeadRun(weak, loss)], recipe, 0), warm=0),
+            "loop": Candidate(
+                lambda: train(CachedHead(d, 2), CachedRows(x), weak, loss, recipe, 0), warm=0
+            ),
+            "uncached": Candidate(uncached, warm=0),
+            "cache": Candidate(
+                lambda: cache_features(model, data, Path(folder) / f"{next(fresh)}"), warm=0
+            ),
+        }
+        about = {"losses": 1, "seeds": 1, "epochs": 1, "prob_err": float(error)}
+        yield from _compared(a, "probe", len(data), d, ways, about)
+
+
+def _transformer(n: int) -> tuple[Any, Encoded]:
+    """A frozen Llama of six layers with a head, and N rows of 32 tokens."""
+    from transformers import LlamaConfig, LlamaModel
+
+    from w2s_fast.classifier import Classifier
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=1000, intermediate_size=1536, use_cache=False, **_BODY)
+    tokens = np.random.default_rng(0).integers(0, 1000, 32 * n).astype(np.int32)
+    data = Encoded(tokens, np.arange(n + 1) * 32, None, 0)
+    return Classifier(LlamaModel(config), 2, "last", "zero", frozen=True), data
+
+
+def _compared(
+    a: argparse.Namespace,
+    case: str,
+    n: int,
+    d: int,
+    ways: dict[str, Candidate],
+    about: dict[str, float],
+) -> Iterator[rows.Row]:
+    samples = interleave(ways, 1 if a.quick else 3)
+    base = samples["ours"].summary()["cpu_ms"]
+    for who, s in samples.items():
+        told = s.summary()
+        yield _row(case, n, d, who, cpu_ms=told["cpu_ms"], wall_ms=told["wall_ms"],
+                   ratio_to_ours=told["cpu_ms"] / base, **about)  # fmt: skip
+
+
+_PARTS = {"sweep": sweep, "epoch": epoch, "probe": probe}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
