@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.engine import THRESHOLDS, Encoded, TrainConfig, checkpoint, encode, predict, train
+from w2s_fast.engine import THRESHOLDS, Encoded, TrainConfig, encode, predict, train
 from w2s_fast.engine.checkpoint import finished
-from w2s_fast.engine.data import RowOrder, token_batches
+from w2s_fast.engine.data import RowOrder
 from w2s_fast.engine.modes import training_mode
-from w2s_fast.engine.optim import MasterAdamW
 from w2s_fast.engine.step import Micro, PlainEngine, Progress, forward, run_step
 from w2s_fast.engine.thresholds import Thresholds
 from w2s_fast.errors import W2SError
@@ -64,59 +62,6 @@ def _weights(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().double().flatten() for p in model.parameters()])
 
 
-def test_encode(tokenizer: Any) -> None:
-    rows = Rows(("x", "y", "z"), ("the key", "a", "the old red door"))
-    data = encode(tokenizer, rows, max_length=3)
-    assert data.lengths.tolist() == [3, 2, 3]
-    batch = data.batch(np.array([1, 2]))
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    a, the, old = tokenizer.convert_tokens_to_ids(["a", "the", "old"])
-    assert batch.input_ids.tolist() == [[eos, a, pad], [eos, the, old]]
-    assert batch.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert batch.token_type_ids is None
-    with pytest.raises(W2SError, match="at least one row"):
-        encode(tokenizer, Rows((), ()))
-
-
-def test_encode_pairs_and_empty_rows() -> None:
-    class Words:
-        """Segment ids like BERT's; an empty text has no tokens."""
-
-        model_max_length, pad_token_id, eos_token_id = 8, None, None
-
-        def __call__(self, texts: list[str], pairs: list[str] | None = None, **_: Any) -> Any:
-            first = [[len(w) for w in t.split()] for t in texts]
-            second = [[len(w) for w in t.split()] for t in pairs or [""] * len(texts)]
-            return {
-                "input_ids": [a + b for a, b in zip(first, second, strict=True)],
-                "token_type_ids": [
-                    [0] * len(a) + [1] * len(b) for a, b in zip(first, second, strict=True)
-                ],
-            }
-
-    data = encode(Words(), Rows(("x", "y"), ("a bb", "c"), ("ddd", "e ff")))
-    types = data.batch(np.array([0, 1])).token_type_ids
-    assert types is not None and types.tolist() == [[0, 0, 1], [0, 1, 1]]
-    with pytest.raises(W2SError, match="'y' has no tokens"):
-        encode(Words(), Rows(("x", "y"), ("a", " ")))
-
-
-def test_row_order() -> None:
-    """Every epoch has every row once, in an order of its own; only the last batch is short."""
-    order = RowOrder(10, 4, 3, seed=7)
-    rows = [order.rows(s) for s in range(8)]
-    assert [len(r) for r in rows] == [4] * 7 + [2]
-    flat = np.concatenate(rows)
-    epochs = flat.reshape(3, 10)
-    assert all(sorted(e) == list(range(10)) for e in epochs)
-    assert len({tuple(e) for e in epochs}) == 3
-    late = RowOrder(10, 4, 3, seed=7).rows(6)  # no memory of earlier steps
-    assert np.array_equal(late, rows[6])
-    assert not np.array_equal(
-        np.concatenate([RowOrder(10, 4, 3, 8).rows(s) for s in range(8)]), flat
-    )
-
-
 def test_predict_keeps_the_order_and_the_mode(tokenizer: Any, data: Encoded) -> None:
     model = _model(tokenizer)
     model.train()
@@ -129,23 +74,6 @@ def test_predict_keeps_the_order_and_the_mode(tokenizer: Any, data: Encoded) -> 
     for i in (0, 5, N - 1):
         alone = forward(model, data.batch(np.array([i]))).softmax(1)
         assert np.allclose(got[i], alone.detach().numpy()[0], atol=1e-6)
-
-
-def test_token_batches() -> None:
-    """Every row once, longest first; no batch has more rows, tokens or padding than it may."""
-    lengths = np.random.default_rng(0).integers(1, 300, 500)
-    batches = list(token_batches(lengths, 16, tokens=1000))
-    assert sorted(np.concatenate(batches).tolist()) == list(range(500))
-    groups = [lengths[rows] for rows in batches]
-    assert all(a.min() >= b.max() for a, b in zip(groups, groups[1:], strict=False))
-    for sizes in groups:
-        area = len(sizes) * sizes.max()
-        assert len(sizes) <= 16 and (area <= 1000 or len(sizes) == 1)
-        assert sizes.sum() >= 0.95 * area
-    assert max(map(len, batches)) > 1
-    assert list(token_batches(np.array([], dtype=np.int64), 16)) == []
-    (one,) = token_batches(np.array([5000]), 16)
-    assert one.tolist() == [0]
 
 
 @pytest.mark.parametrize("spec", ["xent", "logconf", "logconf_eleuther", "window"])
@@ -324,65 +252,6 @@ def test_checkpoint_of_another_training_is_refused(
     refused("No such file")
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tensors = {"model.w": torch.arange(3.0)}
-    checkpoint.save(tmp_path, 2, 1.0, tensors.items(), {"seed": 0})
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(W2SError, match="No space left on device; free some space"):
-        checkpoint.save(tmp_path, 4, 1.0, tensors.items(), {"seed": 0})
-    monkeypatch.undo()
-    (tmp_path / ".step-00000006.1").mkdir()  # what a kill leaves
-    found = checkpoint.load(tmp_path, {"seed": 0})
-    assert found is not None and found.step == 2
-    read = found.read("model.w")
-    assert read is not None and torch.equal(read, tensors["model.w"])
-    assert found.read("model.other") is None
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
-
-
-def test_bf16_keeps_updates_below_its_resolution(tokenizer: Any) -> None:
-    """AdamW at lr 1e-5 moves bf16 weights of size 1 only through an fp32 master."""
-    module = nn.Module()
-    module.w = nn.Parameter(torch.ones(8, 8, dtype=torch.bfloat16))
-    optimizer = MasterAdamW(module, replace(BASE, lr=1e-5))
-    for _ in range(400):
-        module.w.grad = torch.ones_like(module.w)
-        optimizer.accumulate()
-        assert module.w.grad is None
-        optimizer.step(1e-5)
-    assert float(optimizer.tensors()["master.w"].detach().mean()) == pytest.approx(
-        1 - 400e-5, abs=1e-5
-    )
-    assert float(module.w.detach().float().mean()) == pytest.approx(1 - 400e-5, abs=2**-8)
-
-
-def test_bf16_gradients_add_up_in_fp32() -> None:
-    """256 + 1 is 256 in bf16; eight times 1 must still arrive."""
-    module = nn.Module()
-    module.w = nn.Parameter(torch.zeros(2, 2, dtype=torch.bfloat16))
-    optimizer = MasterAdamW(module, BASE)
-    for value in (256.0, *[1.0] * 8):
-        module.w.grad = torch.full_like(module.w, value)
-        optimizer.accumulate()
-    assert float(optimizer.tensors()["master.w"].grad[0, 0]) == 264.0
-
-
-def test_weight_decay_spares_vectors() -> None:
-    module = nn.Linear(3, 3)
-    optimizer = MasterAdamW(module, replace(BASE, weight_decay=0.5))
-    before = module.weight.detach().clone(), module.bias.detach().clone()
-    for p in module.parameters():
-        p.grad = torch.zeros_like(p)
-    optimizer.step(0.1)
-    assert torch.allclose(module.weight, 0.95 * before[0]) and torch.equal(module.bias, before[1])
-
-
 def test_dropout_is_off_in_train_mode_and_restored(tokenizer: Any) -> None:
     """BERT keeps rates in modules, Llama as a number; both are silent, in train mode."""
     from transformers import BertConfig, BertModel
@@ -509,36 +378,3 @@ def test_bad_targets(tokenizer: Any, data: Encoded, soft: np.ndarray) -> None:
     refused(r"shape \(44, 2\) and dtype int64", np.ones((N, 2), dtype=np.int64))
     refused(r"weight has shape \(3,\)", soft, np.ones(3))
     refused("weights must be finite", soft, np.full(N, np.inf))
-
-
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        ({"zero": 4}, "zero is 4; expected a ZeRO stage, 0 to 3"),
-        ({"offload_optimizer": "cpu"}, "at zero=0; it needs ZeRO stage 1 or more"),
-        ({"zero": 2, "offload_params": "cpu"}, "at zero=2; it needs ZeRO stage 3 or more"),
-        ({"zero": 3, "offload_params": "nvme"}, "it needs ZeRO stage 3 and the folder of a local"),
-        ({"zero": 3, "offload_params": "disk"}, "expected one of none, cpu, nvme"),
-        ({"deepspeed": "x.json"}, "at zero=0, which is plain torch"),
-        ({"timeout_s": 0}, "timeout_s is 0; expected seconds"),
-        ({"schedule": "cosin"}, "did you mean 'cosine'"),
-        ({"threshold": "median"}, "expected one of exact, window, ema, microbatch"),
-        ({"lr": float("nan")}, "lr is nan"),
-        ({"epochs": 0}, "epochs is 0"),
-        ({"micro_batch_size": 0}, "micro_batch_size is 0"),
-        ({"warmup_frac": 1.0}, "warmup_frac is 1.0"),
-        ({"clip_norm": 0.0}, "clip_norm is 0.0"),
-    ],
-)
-def test_bad_configs(fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(W2SError, match=says):
-        TrainConfig(**fields)
-
-
-def test_learning_rates() -> None:
-    cosine = TrainConfig(lr=1.0)
-    assert [round(cosine.lr_at(s, 4), 4) for s in range(4)] == [1.0, 0.8536, 0.5, 0.1464]
-    warm = TrainConfig(lr=1.0, schedule="linear", warmup_frac=0.5)
-    assert [warm.lr_at(s, 4) for s in range(4)] == [0.5, 1.0, 1.0, 0.5]
-    assert TrainConfig(lr=2.0, schedule="constant").lr_at(3, 4) == 2.0
-    assert TrainConfig(epochs=3, batch_size=32).steps(2000) == 188
