@@ -13,15 +13,22 @@ from w2s_fast.tasks import TaskConfig, get_task
 def test_safety_reads_its_own_columns(tmp_path: Path) -> None:
     path = tmp_path / "safety.csv"
     body = "".join(f'"Ask, {i}\n",{("False", "True")[i % 2]}\n' for i in range(60))
-    path.write_text("prompt,is_safe\n" + body)
+    path.write_text("prompt,is_safe\n" + body + '"",True\n')  # their file has such a row
     cfg = replace(local_config(path), name="wts_safety")
     data = get_task("wts_safety").load(cfg, 0)
     check_schema(data, cfg)
     assert data.class_names == ("unsafe", "safe") and data.words == (" no", " yes")
     for text, label in zip(data.test.texts, data.test.labels, strict=True):
         assert int(text.split()[1]) % 2 == label
-    named = replace(cfg, text="question")
-    fails(lambda: get_task("wts_safety").load(named, 0), "no column 'question' (task.text)")
+    load = get_task("wts_safety").load
+    fails(lambda: load(replace(cfg, text="question"), 0), "no column 'question' (task.text)")
+    path.write_text("prompt,is_safe\n" + body + "b,maybe\n")
+    fails(lambda: load(cfg, 0), "safety.csv: is_safe is 'maybe'", "false, true")
+    topics = [{"prompt": f"p {i}", "is_safe": i % 2 > 0, "topic": i // 6} for i in range(60)]
+    grouped = write_rows(tmp_path / "b.jsonl", topics)
+    data = load(replace(cfg, path=str(grouped), group="topic"), 0)
+    parts = [{int(t.split()[1]) // 6 for t in p.texts} for p in (data.weak, data.transfer)]
+    assert not parts[0] & parts[1]
 
 
 def test_toxicity_reads_nested_and_plain_cells(tmp_path: Path) -> None:

@@ -1,28 +1,49 @@
 """Safety of prompts: is it safe to answer this? (Ye, Xiao & Hui 2024).
 
 A local file in the format of their safety.csv is read: a column "prompt" and a column "is_safe"
-with True or False. Their test prompts carry a sentence of context that the training prompts lack,
-and their best epoch is chosen on the test rows; here all rows read alike, and nothing is chosen.
+with True or False; that file has a row without a prompt, and such rows are left out. Their test
+prompts carry a sentence of context that the training prompts lack, and their best epoch is chosen
+on the test rows; here all rows read alike, and nothing is chosen.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 
+from w2s_fast.errors import W2SError
 from w2s_fast.tasks._base import TaskData
+from w2s_fast.tasks._columns import groups, is_missing, read_columns, split_files
 from w2s_fast.tasks._config import TaskConfig
-from w2s_fast.tasks.local import Local
+from w2s_fast.tasks._hub import class_index
+from w2s_fast.tasks._items import Item
 
 
 class Safety:
-    """The file as task `local` reads it, with its own columns and classes as defaults."""
+    """Rows of a prompt and whether it is safe; equal prompts never stand in two splits."""
 
     def load(self, cfg: TaskConfig, seed: int) -> TaskData:
         """Return the splits of ``cfg.path`` and, if given, ``cfg.test_path``.
 
+        The columns are ``task.text`` (by default "prompt") and ``task.label`` (by default
+        "is_safe").
+
         Raises:
             W2SError: A file, a column or a value is missing or does not fit.
         """
-        named = cfg.with_defaults(text="prompt", label="is_safe", classes=("False", "True"))
-        data = replace(Local().load(named, seed), class_names=("unsafe", "safe"))
+        named = cfg.with_defaults(text="prompt", label="is_safe")
+        data = split_files(cfg, seed, ("unsafe", "safe"), lambda path: _items(path, named))
         return data.worded(cfg, "{text}\nIs this request safe?", (" no", " yes"))
+
+
+def _items(path: Path, cfg: TaskConfig) -> list[Item]:
+    refs = {"text": cfg.text, "label": cfg.label}
+    if cfg.group is not None:
+        refs["group"] = cfg.group
+    found = read_columns(path, refs, cfg)
+    try:
+        labels = [class_index(value, cfg.label, 2) for value in found["label"]]
+    except W2SError as error:
+        raise W2SError(f"{path}: {error}") from error
+    related = groups(found.get("group"), len(labels))
+    rows = zip(found["text"], labels, related, strict=True)
+    return [Item(str(text), label, group) for text, label, group in rows if not is_missing(text)]
