@@ -98,6 +98,36 @@ def test_offload_moves_and_stages_shard() -> None:
     assert z3 == {"gather weights": 420_000_000, "scatter gradients": 210_000_000}
 
 
+M = 1_000_000
+PARTS: list[tuple[int, str, dict[str, int]]] = [
+    (0, "fp32", {"weights": 1600 * M, "gradients": 400 * M, "optimizer": 800 * M}),
+    (0, "bf16", {"weights": 800 * M, "gradients": 200 * M, "optimizer": 1200 * M}),
+    (1, "bf16", {"weights": 800 * M, "gradients": 400 * M, "gradient bucket": 100 * M,
+                 "optimizer": 300 * M, "step, beyond those two": 99 * M}),
+    (2, "bf16", {"weights": 800 * M, "gradients": 100 * M, "gradient bucket": 100 * M,
+                 "optimizer": 300 * M, "step, beyond those two": 99 * M}),
+    (3, "bf16", {"weights": 200 * M + 2000, "gradients": 100 * M, "gradient bucket": 100 * M,
+                 "optimizer": 300 * M, "weights in use": 900 * M}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stage", "dtype", "parts"), PARTS)
+def test_every_part_by_hand(stage: int, dtype: str, parts: dict[str, int]) -> None:
+    """400 M parameters, 100 M of them trained, on 4 devices. At ZeRO-3 everything is in use at
+    once, and what is fetched comes on top: (400 M + 50 M) x 2 bytes, more than the step takes."""
+    c = Counts(400 * M, 100 * M, 4 * M, 1000, 300 * M, activations=M // 2, transient=M // 4)
+    assert memory_of(c, TrainConfig(zero=stage), dtype, 4)[0] == parts | {"activations": M}
+    assert (
+        traffic(c, TrainConfig(zero=stage), dtype, 4, 3)
+        == {
+            0: {"sum gradients": 600 * M},
+            1: {"scatter gradients": 150 * M, "gather weights": 150 * M},
+            2: {"scatter gradients": 450 * M, "gather weights": 150 * M},
+            3: {"scatter gradients": 450 * M, "gather weights": 3600 * M},
+        }[stage]
+    )
+
+
 def test_time_and_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = replace(RunConfig(), student=ModelConfig(str(folder)))
     p = plan(cfg, 2, 16, tflops=1e-3, gbytes=1e-3)
