@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,18 @@ from w2s_fast.store import Artefact
 from w2s_fast.world import processes_here, world
 
 _LARGE_MODEL_THREADS = 4
+
+
+class JobError(W2SError):
+    """A job failed, or its process died; the pool goes on.
+
+    Attributes:
+        job: The job.
+    """
+
+    def __init__(self, message: str, job: Job) -> None:
+        super().__init__(message)
+        self.job = job
 
 
 class Watcher(Protocol):
@@ -91,19 +104,30 @@ class LocalPool:
         return self._done.pop()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
+    place: int
     process: subprocess.Popen[str]
     log: Path
     job: Job | None = None
 
 
 class ProcessPool:
-    """Up to ``workers`` jobs at a time, each in its own process; workers start when needed."""
+    """As many jobs at a time as there are places, each in its own process, started when needed.
 
-    def __init__(self, cfg: RunConfig, workers: int, threads: int, watcher: Watcher) -> None:
-        self._cfg, self._size, self._threads, self._watcher = cfg, workers, threads, watcher
+    Args:
+        cfg: The run; of several runs with one store, any.
+        threads: Of each process.
+        places: Environment variables of the process at each place.
+        watcher: Is told what happens.
+    """
+
+    def __init__(
+        self, cfg: RunConfig, threads: int, places: Sequence[Mapping[str, str]], watcher: Watcher
+    ) -> None:
+        self._cfg, self._threads, self._places, self._watcher = cfg, threads, places, watcher
         self._workers: list[_Worker] = []
+        self._numbers = itertools.count()  # of the logs: that of a lost process stays
         self._events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
 
     def __enter__(self) -> ProcessPool:
@@ -123,27 +147,33 @@ class ProcessPool:
     @property
     def free(self) -> bool:
         """Whether a job can be submitted."""
-        return len(self._workers) < self._size or any(w.job is None for w in self._workers)
+        return sum(w.job is not None for w in self._workers) < len(self._places)
 
-    def submit(self, order: Order) -> None:
-        """Hand the job to an idle worker, or to a new one."""
+    def submit(self, order: Order, cfg: RunConfig | None = None) -> None:
+        """Hand the job, of the pool's run or of ``cfg``, to an idle worker, or to a new one."""
         idle = next((w for w in self._workers if w.job is None), None) or self._start()
         idle.job = order.job
         self._watcher.started(order.job)
-        _write(idle.process, order.to_json())
+        threads = self._threads if cfg is None else choose_sizes(cfg, cuda=False)[1]
+        config = pack(cfg or self._cfg)
+        message = {"config": config, "order": order.to_json(), "threads": threads}
+        _write(idle.process, message)
 
     def wait(self) -> tuple[Job, Artefact]:
         """Return the next finished job.
 
         Raises:
-            W2SError: A job failed or its process died; the others are stopped on exit.
+            JobError: A job failed or its process died; the others are stopped on exit.
         """
         while True:
             worker, message = self._events.get()
             job = worker.job
             if message is None:
-                raise W2SError(self._obituary(worker))
-            if "warning" in message:
+                worker.process.wait()
+                self._drop(worker)
+                if job is not None:
+                    raise JobError(_obituary(worker, job), job)
+            elif "warning" in message:
                 self._watcher.warned(message["warning"])
             elif job is None:
                 continue
@@ -153,14 +183,26 @@ class ProcessPool:
                 worker.job, done = None, message["done"]
                 return job, Artefact(Path(done["path"]), done["digest"], done["info"])
             elif "error" in message:
-                raise W2SError(message["error"])
+                worker.job = None
+                raise JobError(message["error"], job)
             else:
-                raise W2SError(f"{job.name} failed: {message['crash']}; details in {worker.log}")
+                self._drop(worker)  # after an error of CUDA nothing works there any more
+                text = f"{job.name} failed: {message['crash']}; details in {worker.log}"
+                raise JobError(text, job)
+
+    def _drop(self, worker: _Worker) -> None:
+        if worker in self._workers:
+            self._workers.remove(worker)
+            worker.job = None
+            worker.process.kill()
+            worker.process.wait()
 
     def _start(self) -> _Worker:
         folder = self._cfg.store_dir / ".logs"
         folder.mkdir(parents=True, exist_ok=True)
-        log = folder / f"worker-{len(self._workers)}.txt"
+        taken = {w.place for w in self._workers}
+        place = next(i for i in range(len(self._places)) if i not in taken)
+        log = folder / f"worker-{next(self._numbers)}.txt"
         with log.open("w") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "w2s_fast.pipeline.worker"],
@@ -168,11 +210,10 @@ class ProcessPool:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=_environment(self._threads),
+                env={**_environment(self._threads), **self._places[place]},
             )
-        worker = _Worker(process, log)
+        worker = _Worker(place, process, log)
         self._workers.append(worker)
-        _write(process, {"config": pack(self._cfg), "threads": self._threads})
         threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
         return worker
 
@@ -182,15 +223,15 @@ class ProcessPool:
             self._events.put((worker, json.loads(line)))
         self._events.put((worker, None))
 
-    def _obituary(self, worker: _Worker) -> str:
-        code = worker.process.wait()
-        name = worker.job.name if worker.job else "an idle worker"
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        hint = " (out of memory? try --workers 1)" if code == -9 else ""
-        return f"the process of {name} {how}{hint}; run again to continue; details in {worker.log}"
+
+def _obituary(worker: _Worker, job: Job) -> str:
+    code = worker.process.returncode
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    hint = " (out of memory? try --workers 1)" if code == -9 else ""
+    return f"the process of {job.name} {how}{hint}; run again to continue; details in {worker.log}"
 
 
-def _environment(threads: int) -> Mapping[str, str]:
+def _environment(threads: int) -> dict[str, str]:
     """Return the environment of a worker: this process's import path and its own thread count."""
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
@@ -209,4 +250,4 @@ def make_pool(
     """Return the pool for this many workers."""
     if workers == 1:
         return LocalPool(cfg, threads, watcher)
-    return ProcessPool(cfg, workers, threads, watcher)
+    return ProcessPool(cfg, threads, [{}] * workers, watcher)

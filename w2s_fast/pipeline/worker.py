@@ -27,19 +27,16 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
     replies = os.fdopen(os.dup(1), "w")  # a library's print must not end up between replies
     os.dup2(2, 1)
-    setup = json.loads(sys.stdin.readline())
-    from w2s_fast.pipeline.execute import unpack
     from w2s_fast.store import hear_warnings
 
-    cfg = unpack(setup["config"])
     hear_warnings(lambda text: _send(replies, warning=text))
     for line in sys.stdin:
-        _serve(cfg, json.loads(line), setup["threads"], replies)
+        _serve(json.loads(line), replies)
 
 
-def _serve(cfg: Any, message: dict[str, Any], threads: int, replies: TextIO) -> None:
+def _serve(message: dict[str, Any], replies: TextIO) -> None:
     from w2s_fast.errors import W2SError
-    from w2s_fast.pipeline.execute import Order, execute
+    from w2s_fast.pipeline.execute import Order, execute, unpack
 
     last = 0.0
 
@@ -51,7 +48,8 @@ def _serve(cfg: Any, message: dict[str, Any], threads: int, replies: TextIO) -> 
             _send(replies, progress=[step, steps])
 
     try:
-        done = execute(cfg, Order.from_json(message), threads, progress)
+        cfg, order = unpack(message["config"]), Order.from_json(message["order"])
+        done = execute(cfg, order, message["threads"], progress)
     except W2SError as err:
         _send(replies, error=str(err))
     except Exception as err:
