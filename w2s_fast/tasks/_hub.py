@@ -24,9 +24,9 @@ _MAX_ROWS = 100_000
 class HubTask:
     """A named data set, formatted as openai/weak-to-strong or EleutherAI/w2s does.
 
-    Three things are done differently in the first and are defects: rows are taken from the head of the
-    file before they are shuffled, classes are left unbalanced, and related rows (questions about
-    one passage) may stand on both sides of a split. Here rows are shuffled first, classes are
+    Three things are done differently in the first and are defects: rows are taken from the head of
+    the file before they are shuffled, classes are left unbalanced, and related rows (questions
+    about one passage) may stand on both sides of a split. Here rows are shuffled first, classes are
     balanced (``task.balance``), and related rows stay together. The random choices of a formatter
     depend on the seed and the row alone, not on the rows before it.
 
