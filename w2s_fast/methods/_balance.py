@@ -27,17 +27,26 @@ def balance_of(probs: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return mean / mean.sum()
 
 
-def class_bias(log_p: np.ndarray, balance: np.ndarray) -> np.ndarray:
-    """The bias (K,) under which rows (N, K) of log-probabilities have mean ``balance`` (K,)."""
+def class_bias(
+    log_p: np.ndarray, balance: np.ndarray, start: np.ndarray | None = None
+) -> np.ndarray:
+    """The bias (K,) under which rows (N, K) of log-probabilities have mean ``balance`` (K,).
+
+    ``start`` is a guess; None: what would do if all rows were alike.
+    """
     from scipy.optimize import minimize
-    from scipy.special import logsumexp, softmax
 
     def objective(bias: np.ndarray) -> tuple[float, np.ndarray]:
         z = log_p + bias
-        value = logsumexp(z, axis=1).mean() - balance @ bias
-        return float(value), softmax(z, axis=1).mean(0) - balance
+        top = z.max(axis=1, keepdims=True)
+        p = np.exp(z - top)
+        total = p.sum(axis=1, keepdims=True)
+        value = (np.log(total) + top).mean() - balance @ bias
+        return float(value), (p / total).mean(0) - balance
 
-    start = np.log(balance) - np.log(softmax(log_p, axis=1).mean(0))
+    if start is None:
+        zero = np.zeros(len(balance))
+        start = np.log(balance) - np.log(objective(zero)[1] + balance)
     return minimize(objective, start, jac=True, method="BFGS", options={"gtol": 1e-8}).x
 
 

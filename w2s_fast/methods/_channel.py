@@ -1,11 +1,13 @@
 r"""One noisy label a row, and a prior belief a row: how the label lies, and what to believe.
 
-    P(y_i = c) = softmax_c(log p_i + b),     P(w_i | y_i = c) ~ prod_l C_cl^{w_il}
-    E:  q_ic ~ P(y_i = c) prod_l C_cl^{w_il}
-    M:  C_cl ~ a + sum_i q_ic w_il,          b such that mean_i P(y_i) = mean_i q_i, or b = 0
+    P(y_i = c) = softmax_c(log p_i + b),     L_ic = P(w_i | y_i = c) = sum_l C_cl w_il
+    E:  q_ic ~ P(y_i = c) L_ic
+    M:  C_cl ~ a + sum_i q_ic C_cl w_il / L_ic,
+        b such that mean_i P(y_i) = mean_i q_i, or b = 0
 
-C is (K, K): row c says how often a row of class c gets label l. A soft label counts as the
-fractions of labels that it is made of. All products are sums of logarithms.
+C is (K, K): row c says how often a row of class c gets label l. A soft label is one that was not
+seen for certain: w_il is the chance of what was seen had the label been l, and the M-step counts
+expected labels. So a label of 1/K everywhere says nothing, and one-hot labels give Dawid and Skene.
 
 Sources: Dawid and Skene 1979, "Maximum likelihood estimation of observer error-rates using the EM
 algorithm", with one annotator and a prior of every row in place of the shared one, which is what
@@ -60,13 +62,14 @@ def estimate(
     log_prior, weak = np.log(clipped(prior)), weak.astype(np.float64)
     bias = np.zeros(weak.shape[1])
     # The first guess of the label's errors: where it differs from the prior.
-    confusion = _confusion(np.exp(log_prior[kept]), weak[kept], smoothing)
+    confusion = _normalised(np.exp(log_prior[kept]).T @ weak[kept] + smoothing)
     for _ in range(limit):
-        posterior = _posterior(log_prior + bias, weak, confusion)
         old = confusion, bias
-        confusion = _confusion(posterior[kept], weak[kept], smoothing)
+        posterior = _posterior(log_prior + bias, weak, confusion)[kept]
+        expected = confusion * ((posterior / (weak[kept] @ confusion.T)).T @ weak[kept])
+        confusion = _normalised(expected + smoothing)
         if shift:
-            bias = class_bias(log_prior[kept], posterior[kept].mean(0))
+            bias = class_bias(log_prior[kept], posterior.mean(0), bias)
             bias = bias - bias.mean()
         if max(np.abs(confusion - old[0]).max(), np.abs(bias - old[1]).max()) < tolerance:
             break
@@ -76,9 +79,8 @@ def estimate(
 def _posterior(log_prior: np.ndarray, weak: np.ndarray, confusion: np.ndarray) -> np.ndarray:
     from scipy.special import softmax
 
-    return softmax(log_prior + weak @ np.log(confusion).T, axis=1)
+    return softmax(log_prior + np.log(weak @ confusion.T), axis=1)
 
 
-def _confusion(belief: np.ndarray, weak: np.ndarray, smoothing: float) -> np.ndarray:
-    counts = belief.T @ weak + smoothing
+def _normalised(counts: np.ndarray) -> np.ndarray:
     return clipped(counts / counts.sum(axis=1, keepdims=True))
