@@ -18,7 +18,7 @@ from task_data import (
 )
 
 from w2s_fast.tasks import TaskConfig, get_task, gsm8k
-from w2s_fast.tasks._answers import READERS
+from w2s_fast.tasks._answers import READERS, after
 from w2s_fast.tasks._split import make_examples, split_pool
 
 # What stands in a text -> the number that is read.
@@ -59,11 +59,18 @@ def test_other_readers() -> None:
     assert READERS["text"](" \n") == READERS["line"]("\n ") == ""
 
 
+def test_an_answer_brings_the_space_before_it() -> None:
+    assert after("Why?", "Because. ") == " Because."
+    assert after("Why?", " Because.") == " Because."
+    assert after("Why? ", "Because.") == "Because."
+    assert after("<assistant>\n", "Because.") == "Because."
+
+
 def test_gsm8k_gold_and_generations(tmp_path: Path) -> None:
     task = HUB_TASKS["gsm8k"]
     made = task.examples(task.samples, 0)
     assert made.answers is not None
-    assert made.answers[1] == "He has saved 6 * 250 = $1500.\n#### 1,500"
+    assert made.answers[1] == " He has saved 6 * 250 = $1500.\n#### 1,500"
     assert [gsm8k.read(a) for a in made.answers] == ["48", "1500", "7", "-2", "10"]
     assert gsm8k.read(" It is 4.\n#### 4\n\nQuestion: How old are 9 cats?") == "4"
     assert gsm8k.read(" It is 4.\nQuestion: How old are 9 cats?") == "4"
@@ -94,7 +101,7 @@ def test_local_answers(tmp_path: Path, suffix: str) -> None:
     data = get_task("local_answers").load(cfg, 0)
     check_schema(data, cfg)
     assert all_columns(data) == all_columns(get_task("local_answers").load(cfg, 0))
-    gold = {(str(row["prompt"]).strip(), row["answer"]) for row in rows}
+    gold = {(row["prompt"], row["answer"]) for row in rows}
     for part in (data.weak, data.transfer, data.test):
         assert part.answers is not None
         assert set(zip(part.texts, part.answers, strict=True)) <= gold

@@ -44,7 +44,7 @@ def _mates(board: chess.Board) -> list[str]:
 def _check_mates(part: Examples) -> None:
     assert part.answers is not None
     for text, answer in zip(part.texts, part.answers, strict=True):
-        assert _mates(_board(text)) == [answer]
+        assert _mates(_board(text)) == [answer.strip()]
 
 
 def test_puzzles_have_one_solution_and_depend_on_the_seed() -> None:
@@ -63,7 +63,7 @@ def test_a_prompt_ends_where_the_answer_goes() -> None:
     assert data.weak.answers is not None
     turns = set()
     for text, answer in zip(data.weak.texts, data.weak.answers, strict=True):
-        whole = f"{text} {answer}"
+        whole = text + answer
         board = _board(whole)
         assert board.is_checkmate()
         assert chess.Board().variation_san(board.move_stack) == whole
@@ -165,4 +165,4 @@ def test_an_engine_decides() -> None:
     assert all_columns(data) == all_columns(again)
     assert data.test.answers is not None
     for text, answer in zip(data.test.texts, data.test.answers, strict=True):
-        _board(text).parse_san(answer)  # legal
+        _board(text).parse_san(answer.strip())  # legal

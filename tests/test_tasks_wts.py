@@ -46,7 +46,7 @@ def test_toxicity_reads_nested_and_plain_cells(tmp_path: Path) -> None:
     one, two = loaded
     assert one.test.texts == two.test.texts and one.test.answers == two.test.answers
     assert one.test.answers is not None and one.read is not None
-    assert all(a.startswith("went on ") and a.endswith(".") for a in one.test.answers)
+    assert all(a.startswith(" went on ") and a.endswith(".") for a in one.test.answers)
     assert one.read("  and then  ") == "and then" and one.read(" \n") == ""
     grouped = replace(cfg, group="filename", n_weak=8, n_transfer=8, n_test=8)
     data = get_task("wts_toxicity").load(grouped, 0)

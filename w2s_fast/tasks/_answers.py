@@ -15,6 +15,12 @@ _MARK = "####"
 _NUMBER = re.compile(r"(?<![\w.)])[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))")
 
 
+def after(prompt: str, answer: str) -> str:
+    """Return the answer as it follows its prompt: after a space where neither brings one."""
+    seam = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
+    return seam + answer.rstrip()
+
+
 def whole_text(text: str) -> str:
     """Return all of the text but the white space around it."""
     return text.strip()

@@ -94,8 +94,8 @@ class TaskData:
         weak, transfer, test: The splits.
         kind: ``classes``: a text (or two that are read together) has a class. ``preference``:
             ``texts`` and ``pairs`` are two whole dialogues, the class is 1 where the second is the
-            better one. ``answers``: a text is a prompt, its gold an answer in words; one space
-            joins the two.
+            better one. ``answers``: a text is a prompt, its gold an answer in words that starts
+            with the white space between the two.
         prompt: What a language model is asked about a text, with "{text}" (and "{pair}") in it.
         words: For each class the continuation of ``prompt`` that means it; empty: " " and its name.
         read: Of kind ``answers``: the final answer in a generated text, "" where there is none.

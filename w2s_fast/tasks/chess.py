@@ -90,7 +90,7 @@ def _puzzles(find: _Find, stream: str, n: int, used: set[str], cfg: ChessConfig)
         text = _move_list(board)
         if text not in used:
             used.add(text)
-            items.append(Item(text, 0, None, answer=board.san(move)))
+            items.append(Item(text, 0, None, answer=f" {board.san(move)}"))
         if len(items) == n:
             return as_examples(items)
     raise W2SError(

@@ -23,7 +23,7 @@ def format_row(row: Row, rng: Random) -> Item:
     if not read(answer):
         raise W2SError("the answer holds no number; expected it to end in '#### n'")
     question = row["question"].strip()
-    return Item(f"Question: {question}\nAnswer:", 0, question, answer=answer)
+    return Item(f"Question: {question}\nAnswer:", 0, question, answer=f" {answer}")
 
 
 def read(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.tasks._answers import CLASSES, PROMPT, READERS
+from w2s_fast.tasks._answers import CLASSES, PROMPT, READERS, after
 from w2s_fast.tasks._base import TaskData
 from w2s_fast.tasks._columns import groups, read_columns, split_files, texts
 from w2s_fast.tasks._config import TaskConfig
@@ -70,7 +70,7 @@ def _items(path: Path, cfg: TaskConfig, read: Callable[[str], str]) -> list[Item
         )
     related = groups(found.get("group"), len(prompts))
     return [
-        Item(prompt.rstrip(), 0, group or prompt, answer=answer.strip())
+        Item(prompt, 0, group or prompt, answer=after(prompt, answer))
         for prompt, answer, group in zip(prompts, answers, related, strict=True)
     ]
 
