@@ -9,12 +9,27 @@ from __future__ import annotations
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._base import Method, Naive, Targets, student_nodes
 from w2s_fast.methods._plan import Node, Plan, spec_of
+from w2s_fast.methods.agree import Agree
+from w2s_fast.methods.agree_prior import AgreePrior
 from w2s_fast.methods.bootstrap import Bootstrap, StrongToStrong
+from w2s_fast.methods.born_again import BornAgain
 from w2s_fast.methods.ccs import CCS
+from w2s_fast.methods.combine import Combine
+from w2s_fast.methods.confident import Confident
+from w2s_fast.methods.conformal import Conformal
 from w2s_fast.methods.consistent import Consistent
+from w2s_fast.methods.early_stop import EarlyStop, OracleStop
 from w2s_fast.methods.elicit import Elicit
+from w2s_fast.methods.ensemble import Ensemble
+from w2s_fast.methods.knn_filter import KNNFilter
+from w2s_fast.methods.linear_probe import LinearProbe
 from w2s_fast.methods.posterior import Posterior
 from w2s_fast.methods.probes import ProbeFilter, ProbeRelabel
+from w2s_fast.methods.resample import Resample
+from w2s_fast.methods.self_consistency import SelfConsistency
+from w2s_fast.methods.small_loss import SmallLoss
+from w2s_fast.methods.trajectory import Trajectory
+from w2s_fast.methods.tune_lm import TuneLM
 from w2s_fast.specs import build
 
 METHODS: dict[str, type[Method]] = {
@@ -27,6 +42,22 @@ METHODS: dict[str, type[Method]] = {
     "ccs": CCS,
     "consistent": Consistent,
     "posterior": Posterior,
+    "confident": Confident,
+    "resample": Resample,
+    "agree": Agree,
+    "agree_prior": AgreePrior,
+    "self_consistency": SelfConsistency,
+    "knn_filter": KNNFilter,
+    "small_loss": SmallLoss,
+    "trajectory": Trajectory,
+    "conformal": Conformal,
+    "ensemble": Ensemble,
+    "combine": Combine,
+    "born_again": BornAgain,
+    "early_stop": EarlyStop,
+    "oracle_stop": OracleStop,
+    "probe": LinearProbe,
+    "tune_lm": TuneLM,
 }
 
 __all__ = [

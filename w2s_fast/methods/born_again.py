@@ -1,0 +1,44 @@
+r"""The student again, from its pretrained weights, on its own labels mixed with the weak ones.
+
+    q_i <- (1 - share) q_i + share p_i,          p_i the student that the labels before made
+
+Source: Furlanello et al. 2018 (arXiv 1805.04770), born-again networks, whose loss adds the label's
+and the former student's cross-entropies: the same gradient. ``share`` 1 is ``strong_to_strong``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._plan import Node, Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class BornAgain(Method):
+    """Mix the student's own soft labels in.
+
+    Attributes:
+        share: of the student's labels, in [0, 1]. The weak ones are those that came in, every
+            round.
+        rounds: students before the last, at least 1.
+    """
+
+    share: float = 0.5
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        self._check("share", 0.0, 1.0)
+        self._check("rounds", 1)
+
+    def labels(self, plan: Plan, labels: Node) -> Node:
+        """See ``Method.labels``."""
+        mixed = labels
+        for _ in range(self.rounds):
+            own = plan.labels(plan.student(mixed))
+            mixed = plan.apply(self.mix, weak=labels, own=own)
+        return mixed
+
+    def mix(self, weak: Targets, own: Targets, seed: int) -> Targets:
+        """Mixed probabilities; row weights stay."""
+        return replace(weak, probs=(1 - self.share) * weak.probs + self.share * own.probs)

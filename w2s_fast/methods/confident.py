@@ -1,0 +1,55 @@
+"""Confident labels only: what the supervisor is unsure of is left out.
+
+Two classes: rows with P(class 1) at most ``low`` or at least ``high``. More: rows whose top
+probability is at least ``high``.
+
+Source: Yang et al. 2024 (arXiv 2406.11431), high-confidence labels. Their code also asks that the
+label be true; this asks the label alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from w2s_fast.errors import W2SError
+from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._rows import one_hot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confident(Method):
+    """Keep the rows whose weak labels are confident.
+
+    Attributes:
+        low: two classes: P(class 1) up to which a row counts as class 0, at most ``high``.
+        high: P(class 1), or with more classes the top probability, from which on a row is kept.
+        hard: replace the labels that are kept by their top class (first of equals).
+    """
+
+    low: float = 0.25
+    high: float = 0.75
+    hard: bool = False
+
+    def __post_init__(self) -> None:
+        self._check("low", 0.0, 1.0)
+        self._check("high", 0.0, 1.0)
+        if self.low > self.high:
+            raise W2SError(
+                f"Confident: low is {self.low}, high is {self.high}; expected low at most high"
+            )
+
+    def labels(self, plan: Plan, labels: Node) -> Node:
+        """See ``Method.labels``."""
+        return plan.apply(self.sure, weak=labels)
+
+    def sure(self, weak: Targets, seed: int) -> Targets:
+        """The labels, with weight 0 on those in between."""
+        probs = weak.probs
+        if probs.shape[1] == 2:
+            rows = (probs[:, 1] <= self.low) | (probs[:, 1] >= self.high)
+        else:
+            rows = probs.max(1) >= self.high
+        if self.hard:
+            weak = replace(weak, probs=one_hot(probs.argmax(1), probs.shape[1]))
+        return weak.keep(rows)

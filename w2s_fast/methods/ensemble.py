@@ -1,0 +1,40 @@
+"""Several supervisors that differ by their seeds, their labels pooled.
+
+Source: Lang, Huang & Li 2025 (arXiv 2501.13124), the finetune ensemble: the mean of four; more did
+not help there. Pooled logarithms are the product of experts (Hinton 2002).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._pool import POOLS, pool
+from w2s_fast.methods._rows import member_labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(Method):
+    """Labels of several supervisors as one.
+
+    Attributes:
+        members: supervisors, at least 2; the labels that came in count as the first.
+        pool: "mean" of the probabilities, or "log": their normalised geometric mean.
+    """
+
+    members: int = 4
+    pool: str = "mean"
+
+    def __post_init__(self) -> None:
+        self._check("members", 2)
+        self._one_of("pool", POOLS)
+
+    def labels(self, plan: Plan, labels: Node) -> Node:
+        """See ``Method.labels``."""
+        return plan.apply(self.pooled, weak=labels, **member_labels(plan, self.members))
+
+    def pooled(self, weak: Targets, seed: int, **members: Targets) -> Targets:
+        """Pooled probabilities; row weights stay those of the labels that came in."""
+        every = [weak.probs, *(m.probs for m in members.values())]
+        return replace(weak, probs=pool(every, self.pool))

@@ -1,0 +1,56 @@
+r"""The vote of several supervisors, where it is clear enough.
+
+    q_i = share of the members that name each class;     row i stays if max_k q_ik >= share
+
+Source: Wang et al. 2022 (arXiv 2203.11171), self-consistency, and the confidence of majority
+answers in Weak-to-Strong Reasoning (arXiv 2407.13647): there samples of one model vote, here
+supervisors that differ by their seeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._rows import member_labels, one_hot
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfConsistency(Method):
+    """Majority labels.
+
+    Attributes:
+        members: supervisors that vote, at least 2; the labels that came in count as the first.
+        share: of the votes that the majority needs, in [0, 1].
+        hard: the label is the majority's class instead of the shares. Of classes with as many
+            votes it is the one of larger mean probability, of equals there the first.
+    """
+
+    members: int = 5
+    share: float = 0.8
+    hard: bool = False
+
+    def __post_init__(self) -> None:
+        self._check("members", 2)
+        self._check("share", 0.0, 1.0)
+
+    def labels(self, plan: Plan, labels: Node) -> Node:
+        """See ``Method.labels``."""
+        return plan.apply(self.majority, weak=labels, **member_labels(plan, self.members))
+
+    def majority(self, weak: Targets, seed: int, **members: Targets) -> Targets:
+        """Shares of the votes (N, C), or the majority's class."""
+        every = np.stack([weak.probs, *(m.probs for m in members.values())])
+        n_classes = every.shape[2]
+        votes = one_hot(every.argmax(2), n_classes).sum(0)
+        most = votes.max(1)
+        if self.hard:
+            leading = np.where(votes == most[:, None], every.mean(0), -1.0)
+            probs = one_hot(leading.argmax(1), n_classes)
+        else:
+            probs = votes / np.float32(len(every))
+        # Counts are compared, in fp32: 7 of 25 are 0.28, though 25 * 0.28 is a bit above 7.
+        return replace(weak, probs=probs).keep(most >= np.float32(self.share * len(every)))
