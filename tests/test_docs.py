@@ -16,6 +16,7 @@ import w2s_fast
 from w2s_fast.distill import DISTILLATIONS
 from w2s_fast.losses import LOSSES
 from w2s_fast.losses._base import hyper_parameters
+from w2s_fast.methods import METHODS
 from w2s_fast.preference import PREFERENCES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,3 +168,9 @@ def test_preferences_page_names_every_loss_and_its_fields() -> None:
     for name, kind in {**PREFERENCES, **DISTILLATIONS}.items():
         assert table.pop(name) == tuple(f.name for f in fields(kind)), name
     assert all(hasattr(w2s_fast, name) for name in table), "the functions"
+
+
+def test_methods_page_names_methods_and_their_fields() -> None:
+    expected = {name: tuple(f.name for f in fields(kind)) for name, kind in METHODS.items()}
+    table = _tabled(ROOT / "docs" / "methods.md")
+    assert table and table.items() <= expected.items()

@@ -9,8 +9,8 @@ falling geometrically from ``heat`` to ``heat``/1000 over the sweeps.
 Source: after internal coherence maximization, Wen et al. 2025 (arXiv 2506.10139). What differs:
 - There P is a language model that reads the other labelled rows in its context, a forward pass a
   row and proposal; here it is a leave-one-out ridge regression on the student's hidden states,
-  updated in closed form, so that thousands of rows take seconds. What is coherent is what is
-  linear in those states.
+  updated in closed form at N numbers a proposal. What is coherent is what is linear in those
+  states.
 - There the search begins with a few random labels and adds rows; here all rows are labelled from
   the first step on, by the weak labels or by the student's own answers, and the search stays near.
 - There logical constraints between rows rule out the solution that gives all rows one class; here
