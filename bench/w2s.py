@@ -31,7 +31,7 @@ _KEPT = ("runs", "summary", "controls", "gold")
 _REAL_METHODS = (
     "naive@xent", "naive@logconf", "naive@logconf_openai", "confident@xent", "ensemble@xent",
     "strong_to_strong@xent", "probe_filter:probe=knn@xent", "small_loss@xent",
-    "early_stop@xent", "linear_probe@xent",
+    "early_stop@xent", "probe@xent",
 )  # fmt: skip
 
 

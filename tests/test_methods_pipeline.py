@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from w2s_fast.config import RunConfig, from_dict
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import METHODS, Method, Node, Plan, Targets
 from w2s_fast.pipeline import run
-from w2s_fast.pipeline.context import Context
+from w2s_fast.pipeline.context import Context, load_data
+from w2s_fast.pipeline.export import export
 from w2s_fast.pipeline.jobs import Job, plan
 from w2s_fast.pipeline.students import students
-from w2s_fast.tasks import TaskConfig, TaskData, get_task
+from w2s_fast.pipeline.tables import read_probs
+from w2s_fast.tasks import TASKS, TaskConfig, TaskData
+from w2s_fast.tasks.agreement import Agreement
 
 GOLD = {"oracle_stop": "early stopping on true labels"}  # the only methods that use true labels
 
@@ -42,7 +46,7 @@ class FlippedGold:
     """The embedded task with every true label of the transfer set turned round."""
 
     def load(self, cfg: TaskConfig, seed: int) -> TaskData:
-        data = get_task("agreement").load(cfg, seed)
+        data = Agreement().load(cfg, seed)
         flipped = dataclasses.replace(data.transfer, labels=1 - data.transfer.labels)
         return dataclasses.replace(data, transfer=flipped)
 
@@ -178,3 +182,77 @@ def test_a_student_stage_has_no_gold_to_give(stage: str) -> None:
             ctx.gold(split)
         assert not hasattr(ctx.inputs(split), "labels")
         assert len(getattr(ctx.task, split).labels) == 0
+
+
+def every_method(out: Path, flipped: bool) -> dict[str, Any]:
+    """All methods once, on the embedded task with a language model of a few seconds."""
+    pretrain = {"hidden": 16, "layers": 2, "heads": 2, "steps": 12, "batch_size": 4, "length": 32}
+    sizes = {"n_weak": 40, "n_transfer": 64, "n_test": 40}
+    cfg = config(
+        out,
+        task={"name": "agreement", **sizes, "pretrain": pretrain},
+        student={"source": "agreement-lm"},
+        weak_train={"epochs": 20, "lr": 0.3, "batch_size": 16},
+        student_train={"epochs": 2, "lr": 3e-3, "batch_size": 32},
+        chain=["bow"],
+        methods=list(METHODS),
+    )
+    load_data.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        if flipped:
+            patch.setitem(TASKS, "agreement", FlippedGold())
+        results = run(cfg)
+    load_data.cache_clear()
+    return results
+
+
+@pytest.mark.slow
+def test_every_method_runs_and_none_sees_a_true_label(tmp_path: Path) -> None:
+    """Turning every true label of the transfer set round changes no student, bit for bit.
+
+    It changes the ceilings, and the one method that says it uses true labels.
+    """
+    true, flipped = (every_method(tmp_path / str(f), f) for f in (False, True))
+    names = [r["name"] for r in true["runs"]]
+    assert names == ["xent", *(f"{m}+xent" for m in METHODS if m != "naive")]
+    assert true["gold"] == [{"name": f"{m}+xent", "use": use} for m, use in GOLD.items()]
+    before, after = (r["provenance"]["stages"] for r in (true, flipped))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if before[name]["digest"] != after[name]["digest"]}
+    ceilings = {name for name in before if name.startswith("ceiling/")}
+    assert changed == ceilings | {f"student/0/{m}+xent" for m in GOLD} | {"report"}
+
+
+def test_a_probe_from_the_cache_is_the_probe(tmp_path: Path) -> None:
+    """The head that read cached states is the head of a frozen body in the ordinary loop."""
+    pretrain = {"hidden": 16, "layers": 2, "heads": 2, "steps": 12, "batch_size": 4, "length": 32}
+    task = {"n_weak": 40, "n_transfer": 64, "n_test": 40, "pretrain": pretrain}
+    recipe = {"epochs": 4, "lr": 0.02, "batch_size": 16}
+    cached = config(
+        tmp_path / "cached",
+        task=task,
+        student={"source": "agreement-lm"},
+        student_train=recipe,
+        methods=["probe", "tune_lm", "tune_lm|probe|strong_to_strong"],
+    )
+    frozen = dataclasses.replace(
+        cached,
+        student=dataclasses.replace(cached.student, freeze="base"),
+        methods=("naive",),
+        out=str(tmp_path / "frozen"),
+    )
+    found = {}
+    for cfg, name in ((cached, "student/0/probe+xent"), (frozen, "student/0/xent")):
+        stage = run(cfg)["provenance"]["stages"][name]["folder"]
+        ids = load_data(cfg.task, 0).test.ids
+        found[name] = read_probs(cfg.store_dir / stage / "test.parquet", ids, 2)
+    one, two = found.values()
+    assert np.abs(one - 0.5).max() > 0.01, "nothing was learned"
+    np.testing.assert_allclose(one, two, atol=2e-3)  # states are kept in bf16
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    export(cached, "student/0/probe+xent", ours)
+    export(frozen, "student/0/xent", theirs)
+    heads = [load_file(folder / "head.safetensors")["weight"].numpy() for folder in (ours, theirs)]
+    np.testing.assert_allclose(*heads, atol=2e-3)
+    bodies = [(folder / "model.safetensors").read_bytes() for folder in (ours, theirs)]
+    assert bodies[0] == bodies[1]

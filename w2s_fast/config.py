@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from w2s_fast.debate import WriterConfig
 from w2s_fast.engine import TrainConfig
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.models import BUILT_IN, ModelConfig
@@ -40,6 +41,7 @@ class RunConfig:
             loss; "a|b" does a, then b; "method@loss" goes with that loss alone.
         chain: Models between weak and student for methods that use some, each a source with what
             differs from the student: "path/to/model" or "scratch:hidden=64,layers=2".
+        writer: Who writes the transcripts of methods that let the strong model argue.
         seeds: One run of everything per seed (data split, initial weights, data order).
         control: Also train a student without pretraining, to show where the gain comes from.
         out: Folder of results.json, plot and page.
@@ -63,6 +65,7 @@ class RunConfig:
     losses: tuple[str, ...] = ("xent", "logconf")
     methods: tuple[str, ...] = ("naive",)
     chain: tuple[str, ...] = ()
+    writer: WriterConfig = field(default_factory=WriterConfig)
     seeds: tuple[int, ...] = (0, 1, 2)
     control: bool = False
     out: str = "out"
@@ -164,6 +167,13 @@ def model_of(cfg: RunConfig, role: str) -> ModelConfig:
 def train_of(cfg: RunConfig, role: str) -> TrainConfig:
     """How the model of a role is trained."""
     return cfg.weak_train if role == "weak" else cfg.student_train
+
+
+def unsharded(cfg: TrainConfig) -> TrainConfig:
+    """The same training on one device: sharding is not part of what is trained."""
+    return dataclasses.replace(
+        cfg, zero=0, offload_optimizer="none", offload_params="none", nvme_path=None, deepspeed=None
+    )
 
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:

@@ -39,14 +39,27 @@ class Plan:
     Attributes:
         loss: Spec of the loss of the student, and of every student on the way to it.
         chain: Number of models between weak model and student (``RunConfig.chain``).
+        writer: Role of the model that writes transcripts, None where an endpoint does.
     """
 
     loss: str = "xent"
     chain: int = 0
+    writer: str | None = "student"
 
-    def weak_model(self, member: int = 0) -> Node:
-        """The supervisor trained on true labels of its own half; others begin differently."""
-        return _node("weak", {"role": "weak", "member": member})
+    def weak_model(
+        self, member: int = 0, context: Node | None = None, fold: int | None = None
+    ) -> Node:
+        """The supervisor trained on true labels of its own half; others begin differently.
+
+        Args:
+            member: Which of several; 0 is the floor.
+            context: ``transcripts`` of the split "weak" that it reads after each text.
+            fold: 0 or 1: this half of its half is left out of the training.
+        """
+        settings = {"role": "weak", "member": member}
+        if fold is not None:
+            settings["fold"] = fold
+        return _node("weak", settings, _given(context=context))
 
     def weak_labels(self, member: int = 0, split: str = "transfer") -> Node:
         """Class probabilities of the supervisor for every text of a split."""
@@ -54,8 +67,13 @@ class Plan:
 
     def labels(self, model: Node, split: str = "transfer") -> Node:
         """Class probabilities of a trained model for every text of a split."""
-        role = dict(model.settings)["role"]
-        return _node("labels", {"role": role, "split": split}, {"model": model})
+        known, start = dict(model.settings), dict(model.needs).get("start")
+        settings = {"role": known["role"], "split": split}
+        needs = {"model": model} if start is None else {"model": model, "start": start}
+        if known.get("freeze"):
+            settings["freeze"] = True
+            needs[split] = self.features(split, "last", start=start)
+        return _node("labels", settings, needs)
 
     def intermediate(self, position: int, labels: Node) -> Node:
         """Model ``position`` of the chain, trained on these labels."""
@@ -84,7 +102,11 @@ class Plan:
         return _node("tuned", {"role": "student"})
 
     def features(
-        self, split: str = "transfer", layer: str = "half", word: int | None = None
+        self,
+        split: str = "transfer",
+        layer: str = "half",
+        word: int | None = None,
+        start: Node | None = None,
     ) -> Node:
         """Hidden states (N, D) of the untrained student at the label position.
 
@@ -92,8 +114,10 @@ class Plan:
             split: Of which texts.
             layer: "half", "last", or a number counted from 0, the embeddings.
             word: Read each text followed by the word of this class instead of the text alone.
+            start: A model to read with instead of the pretrained one, see ``Method.training``.
         """
-        return _node("features", {"role": "student", "split": split, "layer": layer, "word": word})
+        settings = {"role": "student", "split": split, "layer": layer, "word": word}
+        return _node("features", settings, {} if start is None else {"start": start})
 
     def prior(self, split: str = "transfer") -> Node:
         """What the untrained student itself answers: probabilities of the words of the classes."""
@@ -125,6 +149,9 @@ class Plan:
         nodes = {k: v for k, v in training.items() if isinstance(v, Node)}
         plain = {k: v for k, v in training.items() if not isinstance(v, Node)}
         gold = ("early stopping on true labels",) if plain.get("keep") == "gold" else ()
+        if plain.get("freeze"):  # the body is read once for all heads
+            for split in ("transfer", "test"):
+                nodes[split] = self.features(split, "last", start=nodes.get("start"))
         return _node(stage, {"role": "student", **plain}, {**needs, **nodes}, gold)
 
 
@@ -135,6 +162,10 @@ def spec_of(thing: Any) -> str:
     kind = type(thing)
     given = ",".join(f"{f.name}={getattr(thing, f.name)}" for f in fields(thing))
     return f"{kind.__module__}:{kind.__qualname__}" + (f":{given}" if given else "")
+
+
+def _given(**needs: Node | None) -> dict[str, Node]:
+    return {name: node for name, node in needs.items() if node is not None}
 
 
 def _node(

@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from w2s_fast.methods._base import Method
+from w2s_fast.methods._base import ANY_KIND, Method
 from w2s_fast.methods._plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneLM(Method):
     """Start the student from its language model trained on the transfer texts."""
+
+    kinds = ANY_KIND
 
     def training(self, plan: Plan) -> Mapping[str, Any]:
         """See ``Method.training``."""

@@ -6,14 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.config import RunConfig
+from w2s_fast.config import RunConfig, unsharded
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.experiment import session
 from w2s_fast.pipeline.jobs import TRAINED, plan
-from w2s_fast.pipeline.roles import MODEL, new_model
+from w2s_fast.pipeline.roles import whole_model
 from w2s_fast.store import write_errors, write_json
-from w2s_fast.weights import load_weights, save_tensors
+from w2s_fast.weights import save_tensors
 from w2s_fast.world import ALONE
 
 HEAD, ABOUT = "head.safetensors", "w2s.json"
@@ -41,7 +41,9 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
                        f"{nearest(name, jobs)}")  # fmt: skip
     if folder.exists() and any(folder.iterdir()):
         raise W2SError(f"{folder} has something in it; name a new folder")
-    cfg = _whole(cfg)
+    cfg = dataclasses.replace(
+        cfg, weak_train=unsharded(cfg.weak_train), student_train=unsharded(cfg.student_train)
+    )
     with session(cfg, quiet) as running:
         for job in plan(cfg).order[:-1]:
             if running.ready(job):
@@ -51,8 +53,7 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
         order = running.order(jobs[name])
         places = {n: Path(path) for n, path in order.folders.items()}
         ctx = Context(cfg, jobs[name], places, lambda *_: None)
-        model, tokenizer = new_model(ctx, jobs[name].setting("role"))
-        load_weights(model, running.results[name].path / MODEL)
+        model, tokenizer = whole_model(ctx, running.results[name].path)
         with write_errors("the model", folder.absolute()):
             _write(model, tokenizer, folder)
 
@@ -69,15 +70,3 @@ def _write(model: Any, tokenizer: Any, folder: Path) -> None:
     head = [("weight", model.head.weight), ("bias", model.head.bias)]
     save_tensors(head, folder / HEAD, ALONE, 10**9)
     write_json(folder / ABOUT, {"pooling": model.pooling, "classes": model.n_classes})
-
-
-def _whole(cfg: RunConfig) -> RunConfig:
-    """The same run without sharding, which is not part of what a stage is."""
-    trains = {
-        name: dataclasses.replace(
-            getattr(cfg, name), zero=0, offload_optimizer="none", offload_params="none",
-            nvme_path=None, deepspeed=None,
-        )
-        for name in ("weak_train", "student_train")
-    }  # fmt: skip
-    return dataclasses.replace(cfg, **trains)

@@ -9,11 +9,11 @@ import json
 
 import numpy as np
 
-from w2s_fast.config import train_of
+from w2s_fast.config import train_of, unsharded
 from w2s_fast.models import save_weights
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.lessons import lesson_of, rows_and_targets, watched
-from w2s_fast.pipeline.roles import MODEL, new_model
+from w2s_fast.pipeline.roles import MODEL, head_model, new_model
 from w2s_fast.pipeline.said import say
 from w2s_fast.store import Building
 
@@ -25,8 +25,12 @@ def fit(ctx: Context, build: Building) -> None:
     from w2s_fast.engine import train
     from w2s_fast.losses import make_loss
 
-    role = ctx.job.setting("role")
-    model, tokenizer = new_model(ctx, role)
+    cfg = train_of(ctx.cfg, ctx.job.setting("role"))
+    if ctx.job.setting("freeze"):
+        model, tokenizer = head_model(ctx)
+        cfg = unsharded(cfg)
+    else:
+        model, tokenizer = new_model(ctx, ctx.job.setting("role"))
     lesson, watch = watched(ctx, lesson_of(ctx), tokenizer)
     rows, targets = rows_and_targets(ctx, tokenizer, lesson)
     log = train(
@@ -34,7 +38,7 @@ def fit(ctx: Context, build: Building) -> None:
         rows,
         targets,
         make_loss(ctx.job.setting("loss", "xent")),
-        train_of(ctx.cfg, role),
+        cfg,
         ctx.seed,
         weight=lesson.weight,
         checkpoint_dir=build.checkpoint,
@@ -42,7 +46,8 @@ def fit(ctx: Context, build: Building) -> None:
         watch=watch,
     )
     save_weights(model, build.path / MODEL, ctx.here)
-    say(ctx, model, tokenizer, ctx.inputs("test"), build.path / TEST)
+    if "context" not in dict(ctx.job.inputs):  # transcripts of the test items are never written
+        say(ctx, model, tokenizer, ctx.inputs("test"), "test", build.path / TEST)
     seen = log.pop("trajectory", None)
     if ctx.job.setting("record"):
         ctx.write(lambda: np.save(build.path / TRAJECTORY, seen, allow_pickle=False))

@@ -10,14 +10,15 @@ import numpy as np
 
 from w2s_fast.config import train_of
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.tables import read_labels, read_texts
+from w2s_fast.pipeline.roles import read_features
+from w2s_fast.pipeline.tables import read_all_texts, read_labels, read_texts
 from w2s_fast.tasks import Inputs
 
 if TYPE_CHECKING:
-    from w2s_fast.engine import Encoded
+    from w2s_fast.engine.data import RowData
     from w2s_fast.engine.watch import Watch
 
-LABELS = "labels"
+LABELS, TRANSCRIPTS = "labels", "transcripts"
 _HOLDOUT = 0.1  # share of the rows that decide when to stop
 
 
@@ -46,6 +47,8 @@ def lesson_of(ctx: Context) -> Lesson:
     in_words = ctx.task.kind == "answers"
     if ctx.job.stage in ("weak", "ceiling"):
         items = ctx.gold("weak" if ctx.job.stage == "weak" else "transfer")
+        if (fold := ctx.job.setting("fold")) is not None:
+            items = items.take(np.flatnonzero(folds(ctx, items) != fold).tolist())
         if in_words:
             return Lesson(items.inputs, np.array(items.answers, dtype=object))
         return Lesson(items.inputs, np.eye(ctx.n_classes, dtype=np.float32)[items.labels])
@@ -60,18 +63,43 @@ def lesson_of(ctx: Context) -> Lesson:
     return replace(kept, weight=None) if (weight[weight > 0] == 1).all() else kept
 
 
-def encoded(ctx: Context, tokenizer: Any, items: Inputs) -> Encoded:
+def encoded(ctx: Context, tokenizer: Any, items: Inputs) -> RowData:
     """The texts as the model of the job's role reads them."""
     from w2s_fast.engine import encode
 
     length = train_of(ctx.cfg, ctx.job.setting("role")).max_length
-    return encode(tokenizer, items, length, ctx.task.kind)
+    return encode(tokenizer, with_context(ctx, items), length, ctx.task.kind)
 
 
-def rows_and_targets(ctx: Context, tokenizer: Any, lesson: Lesson) -> tuple[Encoded, np.ndarray]:
+def with_context(ctx: Context, items: Inputs) -> Inputs:
+    """The texts, each with its transcript behind it where the job's model reads some."""
+    if "context" not in dict(ctx.job.inputs):
+        return items
+    found = read_all_texts(ctx.input("context") / TRANSCRIPTS)
+    last = items.texts if items.pairs is None else items.pairs
+    longer = tuple(f"{t}\n\n{found[i]}" for t, i in zip(last, items.ids, strict=True))
+    return replace(items, **{"texts" if items.pairs is None else "pairs": longer})
+
+
+def folds(ctx: Context, items: Inputs) -> np.ndarray:
+    """(N,) 0 or 1: the half of each text of the weak model's half, the same for all its members."""
+    return held_out(items.groups, 0.5, ctx.job.seed or 0).astype(np.int64)
+
+
+def rows_of(ctx: Context, tokenizer: Any, items: Inputs, split: str) -> RowData:
+    """Texts of a split as the model of the job reads them: a frozen one from the cache."""
+    if not ctx.job.setting("freeze"):
+        return encoded(ctx, tokenizer, items)
+    from w2s_fast.engine.cached import CachedRows
+
+    place = {name: row for row, name in enumerate(ctx.inputs(split).ids)}
+    return CachedRows(read_features(ctx.input(split))[[place[name] for name in items.ids]])
+
+
+def rows_and_targets(ctx: Context, tokenizer: Any, lesson: Lesson) -> tuple[RowData, np.ndarray]:
     """A lesson as ``engine.train`` takes it; answers in words become the tokens to predict."""
     if ctx.task.kind != "answers":
-        return encoded(ctx, tokenizer, lesson.items), lesson.targets
+        return rows_of(ctx, tokenizer, lesson.items, "transfer"), lesson.targets
     from w2s_fast.engine.answers import encode_answers
 
     length = train_of(ctx.cfg, ctx.job.setting("role")).max_length
@@ -87,7 +115,7 @@ def watched(ctx: Context, lesson: Lesson, tokenizer: Any) -> tuple[Lesson, Watch
     if keep == "last":
         if not ctx.job.setting("record"):
             return lesson, None
-        return lesson, Watch(encoded(ctx, tokenizer, ctx.inputs("transfer")))
+        return lesson, Watch(rows_of(ctx, tokenizer, ctx.inputs("transfer"), "transfer"))
     held = held_out(lesson.items.groups, ctx.job.setting("holdout", _HOLDOUT), ctx.seed)
     part = lesson.take(np.flatnonzero(held))
     wanted = part.targets.argmax(1)
@@ -95,7 +123,7 @@ def watched(ctx: Context, lesson: Lesson, tokenizer: Any) -> tuple[Lesson, Watch
         gold = dict(zip(ctx.gold("transfer").ids, ctx.gold("transfer").labels, strict=True))
         wanted = np.array([gold[i] for i in part.items.ids])
     watch = Watch(
-        encoded(ctx, tokenizer, part.items),
+        rows_of(ctx, tokenizer, part.items, "transfer"),
         score=lambda probs: float((probs.argmax(1) == wanted).mean()),
         keep="best",
     )

@@ -14,31 +14,26 @@ from w2s_fast.methods import Targets, make_method
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.fitting import TRAJECTORY
 from w2s_fast.pipeline.lessons import LABELS, encoded
-from w2s_fast.pipeline.roles import PRETRAINED, new_model
+from w2s_fast.pipeline.roles import FEATURES, PRETRAINED, new_model, read_features, save_base
 from w2s_fast.pipeline.tables import read_labels, write_probs
 from w2s_fast.store import Building
 from w2s_fast.tasks import Inputs
 
-FEATURES, BALANCE = "features.safetensors", "balance.npy"
+BALANCE = "balance.npy"
 _PART = "part-00000.parquet"
 
 
 def features(ctx: Context, build: Building) -> None:
     """Hidden states of the untrained model at the label position, bf16 (N, D)."""
-    import torch
-    from safetensors.torch import save_file
+    from w2s_fast.engine.cached import cache_features
 
-    from w2s_fast.engine import hidden_states
-
-    model, tokenizer = new_model(ctx, ctx.job.setting("role"), "classes")
+    model, tokenizer = new_model(ctx, ctx.job.setting("role"))
     items = ctx.inputs(ctx.job.setting("split"))
     if (word := ctx.job.setting("word")) is not None:
         items = asked(ctx, items, words(ctx)[word])
     layer = ctx.job.setting("layer")
     at = layer if layer in ("half", "last") else int(layer)
-    found = hidden_states(model, encoded(ctx, tokenizer, items), at)
-    stored = torch.from_numpy(found).to(torch.bfloat16)
-    ctx.write(lambda: save_file({"features": stored}, build.path / FEATURES))
+    cache_features(model, encoded(ctx, tokenizer, items), build.path / FEATURES, at)
 
 
 def prior(ctx: Context, build: Building) -> None:
@@ -97,16 +92,9 @@ def _read(ctx: Context, name: str) -> Any:
         ids = ctx.inputs("transfer").ids
         return Targets(*read_labels(folder / LABELS, ids, ctx.n_classes))
     if (folder / FEATURES).exists():
-        return read_features(folder)
+        return read_features(folder).float().numpy()
     path = next(p for p in (folder / TRAJECTORY, folder / BALANCE) if p.exists())
     return np.load(path, allow_pickle=False)
-
-
-def read_features(folder: Path) -> np.ndarray:
-    """(N, D) float32 hidden states that stage `features` stored."""
-    from safetensors.torch import load_file
-
-    return load_file(folder / FEATURES)["features"].float().numpy()
 
 
 def _write_labels(folder: Path, items: Inputs, targets: Targets) -> None:
@@ -131,17 +119,17 @@ def asked(ctx: Context, items: Inputs, word: str) -> Inputs:
 
 
 def tuned(ctx: Context, build: Building) -> None:
-    """Train the language model on the transfer texts alone (Burns et al. 2023, §4.3.2)."""
-    from w2s_fast.engine import train_language_model
+    """Train the language model on the transfer texts alone (Burns et al. 2023, §5.2.2)."""
+    from w2s_fast.engine import train
+    from w2s_fast.engine.answers import encode_texts
+    from w2s_fast.losses import make_loss
 
-    role = ctx.job.setting("role")
-    model: Any
-    model, tokenizer = new_model(ctx, role, "answers")
+    cfg = train_of(ctx.cfg, ctx.job.setting("role"))
+    model, tokenizer = new_model(ctx, ctx.job.setting("role"), "answers")
     items = ctx.inputs("transfer")
-    texts = [*items.texts, *(items.pairs or ())] if ctx.task.kind == "preference" else items.texts
-    train_language_model(
-        model, tokenizer, texts, train_of(ctx.cfg, role), ctx.seed,
+    rows = encode_texts(tokenizer, [*items.texts, *(items.pairs or ())], cfg.max_length)
+    train(
+        model, rows, rows.labels, make_loss("xent"), cfg, ctx.seed,
         checkpoint_dir=build.checkpoint, progress=ctx.progress,
     )  # fmt: skip
-    target = build.path / PRETRAINED
-    ctx.write(lambda: (model.save_pretrained(target), tokenizer.save_pretrained(target)))
+    save_base(model, tokenizer, build.path / PRETRAINED, ctx)

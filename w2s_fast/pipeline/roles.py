@@ -10,18 +10,70 @@ from w2s_fast.config import RunConfig, model_of, train_of
 from w2s_fast.models import ModelConfig, build_model, load_tokenizer, load_weights
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import EMBEDDED
+from w2s_fast.weights import whole
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-MODEL, PRETRAINED = "model.safetensors", "model"
+MODEL, PRETRAINED, FEATURES = "model.safetensors", "model", "features.safetensors"
 
 
 def trained_model(ctx: Context, folder: Path) -> tuple[nn.Module, Any]:
     """The model of the job's role with the weights of a finished training."""
-    model, tokenizer = new_model(ctx, ctx.job.setting("role"))
+    frozen = ctx.job.setting("freeze")
+    model, tokenizer = head_model(ctx) if frozen else new_model(ctx, ctx.job.setting("role"))
     load_weights(model, folder / MODEL, ctx.here)
     return model, tokenizer
+
+
+def whole_model(ctx: Context, folder: Path) -> tuple[Any, Any]:
+    """The same with its body, also where only the head was trained, on one process."""
+    model: Any
+    model, tokenizer = new_model(ctx, ctx.job.setting("role"))
+    if ctx.job.setting("freeze"):
+        head: Any = head_model(ctx)[0]
+        load_weights(head, folder / MODEL)
+        model.head.load_state_dict(head.head.state_dict())
+    else:
+        load_weights(model, folder / MODEL)
+    return model, tokenizer
+
+
+def head_model(ctx: Context) -> tuple[nn.Module, Any]:
+    """The untrained head of a frozen model, which reads the states of its body from the cache."""
+    from w2s_fast.engine.cached import CachedHead
+
+    cfg = model_of(ctx.cfg, ctx.job.setting("role"))
+    states = next(ctx.input(name) for name, _ in ctx.job.inputs if name in ("transfer", "test"))
+    start: Any = None
+    if cfg.head_init != "zero":
+        start = new_model(ctx, ctx.job.setting("role"))[0]
+    hidden = read_features(states).shape[1]
+    model = CachedHead(hidden, ctx.n_classes, start.head if start is not None else None)
+    return model.to(device(ctx.cfg)), None
+
+
+def read_features(folder: Path) -> Tensor:
+    """(N, D) bf16 hidden states that stage `features` stored, memory-mapped."""
+    from safetensors import safe_open
+
+    with safe_open(folder / FEATURES, framework="pt") as f:
+        return f.get_tensor("states")
+
+
+def save_base(model: Any, tokenizer: Any, folder: Path, ctx: Context) -> None:
+    """A language model as a folder that ``model.source`` can name, LoRA merged in."""
+    lm = model.lm
+    body = getattr(lm, lm.base_model_prefix)
+    if hasattr(body, "merge_and_unload"):
+        setattr(lm, lm.base_model_prefix, body.merge_and_unload())
+
+    def write() -> None:
+        lm.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    with whole(lm.parameters()):
+        ctx.write(write)
 
 
 def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Module, Any]:

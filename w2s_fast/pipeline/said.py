@@ -12,7 +12,7 @@ from w2s_fast import metrics
 from w2s_fast.config import train_of
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.lessons import encoded
+from w2s_fast.pipeline.lessons import rows_of
 from w2s_fast.pipeline.tables import read_probs, read_texts, write_probs, write_texts
 from w2s_fast.tasks import Examples, Inputs, TaskData
 
@@ -52,8 +52,8 @@ class Said:
         }
 
 
-def say(ctx: Context, model: Any, tokenizer: Any, items: Inputs, path: Path) -> None:
-    """Let a model say its mind about ``items`` and write it to ``path``."""
+def say(ctx: Context, model: Any, tokenizer: Any, items: Inputs, split: str, path: Path) -> None:
+    """Let a model say its mind about ``items`` of a split and write it to ``path``."""
     if ctx.task.kind == "answers":
         from w2s_fast.engine import generate
 
@@ -65,7 +65,7 @@ def say(ctx: Context, model: Any, tokenizer: Any, items: Inputs, path: Path) -> 
         return
     from w2s_fast.engine import predict
 
-    probs = predict(model, encoded(ctx, tokenizer, items))
+    probs = predict(model, rows_of(ctx, tokenizer, items, split))
     ctx.write(lambda: write_probs(path, items.ids, probs))
 
 

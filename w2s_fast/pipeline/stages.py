@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
-from w2s_fast.pipeline import research
+from w2s_fast.pipeline import research, transcripts
 from w2s_fast.pipeline.context import Context, load_data
 from w2s_fast.pipeline.fitting import fit
 from w2s_fast.pipeline.lessons import LABELS
+from w2s_fast.pipeline.parts import in_parts
 from w2s_fast.pipeline.roles import PRETRAINED, trained_model
 from w2s_fast.pipeline.said import say
-from w2s_fast.pipeline.tables import is_whole
 from w2s_fast.store import Building, write_json
 
 SCORES = "scores.json"
@@ -41,16 +42,13 @@ def labels(ctx: Context, build: Building) -> None:
     Shards are the same whatever the number of processes, and a finished one survives a kill.
     """
     model, tokenizer = trained_model(ctx, ctx.input("model"))
-    items = ctx.inputs(ctx.job.setting("split"))
-    starts = range(0, len(items), SHARD_ROWS)
-    if ctx.here.first:
-        build.checkpoint.mkdir(exist_ok=True)
-    for i, start in enumerate(starts):
-        shard = items.take(range(start, min(start + SHARD_ROWS, len(items))))
-        path = build.checkpoint / f"part-{i:05d}.parquet"
-        if not ctx.here.share(path.exists() and is_whole(path, shard.ids)):
-            say(ctx, model, tokenizer, shard, path)
-        ctx.progress(i + 1, len(starts), 0.0)
+    split = ctx.job.setting("split")
+    items = ctx.inputs(split)
+
+    def write(rows: range, path: Path) -> None:
+        say(ctx, model, tokenizer, items.take(rows), split, path)
+
+    in_parts(ctx, items, SHARD_ROWS, build.checkpoint, write)
     ctx.write(lambda: os.replace(build.checkpoint, build.path / LABELS))
 
 
@@ -74,6 +72,7 @@ STAGES: dict[str, Callable[[Context, Building], None]] = {
     "features": research.features,
     "prior": research.prior,
     "balance": research.balance,
+    "transcripts": transcripts.transcripts,
     "trajectory": research.trajectory,
     "apply": research.apply,
     "report": report,
