@@ -35,12 +35,13 @@ class Tiny(nn.Module):
         torch.manual_seed(0)
         self.table = nn.Embedding(23, 9)
         self.layer = nn.Linear(9, 11)
+        self.drop = nn.Dropout(0.3)  # silent unless a recipe wants it
         self.head = nn.Linear(11, 2, bias=False)
         self.to(dtype)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         x = (self.table(ids) * mask[..., None]).sum(1)
-        return self.head(torch.tanh(self.layer(x))).float()
+        return self.head(self.drop(torch.tanh(self.layer(x)))).float()
 
 
 def rows() -> tuple[Encoded, np.ndarray, np.ndarray]:
@@ -161,6 +162,23 @@ def test_resume_anywhere(tmp_path: Path) -> None:
                         assert got == straight[place], MOVES[i]
                     else:
                         close(got, straight[place])
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_every_rank_finds_its_own_masks_again(tmp_path: Path) -> None:
+    """Dropout draws from a stream of each rank's own, and goes on in it after a stop."""
+    found = []
+    for part in ({}, {"stop": 5}, {}):
+        jobs = [{**RECIPE, "zero": z, "dropout": True, **part} for z in (0, 2)]
+        if found:
+            jobs = [{**job, "directory": str(tmp_path / str(job["zero"]))} for job in jobs]
+        ranks.run(__file__, 2, {"fits": jobs, "out": str(tmp_path / "out.json")})
+        found.append(json.loads((tmp_path / "out.json").read_text()))
+    straight, _, resumed = found
+    assert resumed == straight
+    silent = fit(**RECIPE)["losses"]
+    assert np.abs(np.subtract(straight[0]["losses"], silent)).max() > 1e-3
 
 
 @pytest.mark.slow
