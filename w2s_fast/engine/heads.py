@@ -99,7 +99,7 @@ def train_heads(
     classes = _check(features, runs, head)
     start = time.perf_counter()
     stack = _Stack(features, len(runs), classes, cfg, head)
-    lanes = [_Lane(run, classes, cfg) for run in runs]
+    lanes = [_Lane(run, classes, cfg, features.device) for run in runs]
     table = _Targets(runs, features.device)
     rates = torch.tensor([cfg.lr if r.lr is None else r.lr for r in runs], dtype=torch.float64)
     unit, steps = replace(cfg, lr=1.0), cfg.steps(len(features))
@@ -147,8 +147,9 @@ def predict_heads(features: Tensor, result: HeadResult) -> np.ndarray:
 class _Lane:
     """The loss of one head, with its threshold and its state."""
 
-    def __init__(self, run: HeadRun, classes: int, cfg: TrainConfig) -> None:
-        self._loss, self._state = run.loss, run.loss.init_state()
+    def __init__(self, run: HeadRun, classes: int, cfg: TrainConfig, device: torch.device) -> None:
+        state = run.loss.init_state()
+        self._loss, self._state = run.loss, None if state is None else state.to(device)
         self._thresholds = Thresholds(cfg.threshold, run.loss, classes, cfg.batch_size)
 
     def loss(
