@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from w2s_fast.ops.teacher import pack_topk
     from w2s_fast.ops.vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_logprob
     from w2s_fast.pipeline import run
+    from w2s_fast.sweeps import SweepConfig, sweep
     from w2s_fast.tasks import TaskConfig
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "ModelConfig",
     "RunConfig",
     "SparseTargets",
+    "SweepConfig",
     "TaskConfig",
     "TrainConfig",
     "W2SError",
@@ -49,6 +51,7 @@ __all__ = [
     "pack_topk",
     "quantile",
     "run",
+    "sweep",
     "top_fraction_mask",
     "topk_logprob",
     "vocab_parallel_cross_entropy",
@@ -60,6 +63,7 @@ _HOMES = {  # public name -> the module that defines it
     "ModelConfig": "w2s_fast.models",
     "RunConfig": "w2s_fast.config",
     "SparseTargets": "w2s_fast.ops.targets",
+    "SweepConfig": "w2s_fast.sweeps.config",
     "TaskConfig": "w2s_fast.tasks",
     "TrainConfig": "w2s_fast.engine",
     "W2SError": "w2s_fast.errors",
@@ -73,6 +77,7 @@ _HOMES = {  # public name -> the module that defines it
     "pack_topk": "w2s_fast.ops.teacher",
     "quantile": "w2s_fast.ops.quantile",
     "run": "w2s_fast.pipeline",
+    "sweep": "w2s_fast.sweeps.experiment",
     "top_fraction_mask": "w2s_fast.ops.quantile",
     "topk_logprob": "w2s_fast.ops.logprob",
     "vocab_parallel_cross_entropy": "w2s_fast.ops.vocab_parallel",

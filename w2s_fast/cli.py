@@ -18,6 +18,7 @@ A weak-to-strong experiment: weak supervisor, weak labels, student, ceiling, gap
 
 commands:
   run      everything, into --out DIR: results.json, plot.png, plot.svg, report.html
+  sweep    many runs as one: models x losses x methods x seeds x tasks
   label    only the weak labels; says where their Parquet files are
   report   show the results in --out DIR again, and write plot and page anew
   launch   run on several accelerators or hosts (w2s-fast launch --help)
@@ -187,6 +188,12 @@ def _plan(args: list[str]) -> int:
     return plan.main(args)
 
 
+def _sweep(args: list[str]) -> int:
+    from w2s_fast.sweeps.command import main as sweep
+
+    return sweep(args)
+
+
 def _export(args: list[str]) -> int:
     from w2s_fast.options import load_config
 
@@ -211,6 +218,7 @@ def _export(args: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
+    "sweep": _sweep,
     "label": _label,
     "report": _report,
     "launch": _launch,

@@ -11,7 +11,7 @@ from w2s_fast.report.rows import DARK, GREY, Row, rows
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STYLE = {
+STYLE = {
     "font.size": 10.5,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": "#c8cdd5",
@@ -21,7 +21,7 @@ _STYLE = {
     "svg.hashsalt": "w2s_fast",  # the same result gives the same file
     "svg.fonttype": "path",
 }
-_DPI = 160
+DPI = 160
 
 
 def render(results: Mapping[str, Any], kind: str) -> bytes:
@@ -30,8 +30,8 @@ def render(results: Mapping[str, Any], kind: str) -> bytes:
     from matplotlib.figure import Figure
 
     shown = rows(results)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(10.2, 1.75 + 0.5 * len(shown)), layout="constrained", dpi=_DPI)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10.2, 1.75 + 0.5 * len(shown)), layout="constrained", dpi=DPI)
         left, right = figure.subplots(1, 2, width_ratios=(1.55, 1), sharey=True)
         _accuracies(left, shown)
         _recovered(right, shown)
