@@ -7,7 +7,7 @@ import pytest
 from plans import evaluate, kept, two
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods import Node, Plan, Targets, make_method, spec_of
+from w2s_fast.methods import Node, Plan, Targets, make_method
 from w2s_fast.methods.agree import Agree
 from w2s_fast.methods.agree_prior import AgreePrior
 from w2s_fast.methods.confident import Confident
@@ -337,12 +337,3 @@ def test_conformal_needs_rows() -> None:
 def test_bad_fields(make: object, says: str) -> None:
     with pytest.raises(W2SError, match=says):
         make()  # type: ignore[operator]
-
-
-def test_no_method_here_looks_at_true_labels() -> None:
-    def gold(node: Node) -> tuple[str, ...]:
-        return node.gold + sum((gold(n) for _, n in node.needs), ())
-
-    for method in (Confident(), Resample(), Agree(), AgreePrior(), SelfConsistency(), KNNFilter(),
-                   SmallLoss(rounds=3), Trajectory(), Conformal()):  # fmt: skip
-        assert gold(method.labels(PLAN, WEAK)) == (), spec_of(method)
