@@ -18,6 +18,7 @@ from w2s_fast.methods.combine import Combine
 from w2s_fast.methods.confident import Confident
 from w2s_fast.methods.conformal import Conformal
 from w2s_fast.methods.consistent import Consistent
+from w2s_fast.methods.debate import Consultancy, Debate, MarketMaking
 from w2s_fast.methods.early_stop import EarlyStop, OracleStop
 from w2s_fast.methods.elicit import Elicit
 from w2s_fast.methods.ensemble import Ensemble
@@ -58,6 +59,9 @@ METHODS: dict[str, type[Method]] = {
     "oracle_stop": OracleStop,
     "probe": LinearProbe,
     "tune_lm": TuneLM,
+    "debate": Debate,
+    "consultancy": Consultancy,
+    "market_making": MarketMaking,
 }
 
 __all__ = [

@@ -65,15 +65,39 @@ class Plan:
         """Class probabilities of the supervisor for every text of a split."""
         return self.labels(self.weak_model(member), split)
 
-    def labels(self, model: Node, split: str = "transfer") -> Node:
-        """Class probabilities of a trained model for every text of a split."""
+    def labels(self, model: Node, split: str = "transfer", context: Node | None = None) -> Node:
+        """Class probabilities of a trained model for every text of a split.
+
+        ``context``: ``transcripts`` of the same split that it reads after each text.
+        """
         known, start = dict(model.settings), dict(model.needs).get("start")
         settings = {"role": known["role"], "split": split}
-        needs = {"model": model} if start is None else {"model": model, "start": start}
+        needs = {"model": model, **_given(start=start, context=context)}
         if known.get("freeze"):
             settings["freeze"] = True
             needs[split] = self.features(split, "last", start=start)
         return _node("labels", settings, needs)
+
+    def transcripts(
+        self, protocol: str, split: str = "transfer", member: int = 0, judged: bool = False
+    ) -> Node:
+        """What a protocol says of every text of a split, written without any label.
+
+        Args:
+            protocol: A spec of ``debate.PROTOCOLS``.
+            split: Of which texts.
+            member: Which of several samples.
+            judged: Whether the protocol asks what the supervisor thinks. Of its own half it is
+                told by two, each of texts that it did not learn: one that had learned a text
+                would give away its true label.
+        """
+        settings = {"role": self.writer, "protocol": protocol, "split": split, "member": member}
+        needs: dict[str, Node] = {}
+        if judged and split == "weak":
+            needs = {f"fold{i}": self.labels(self.weak_model(fold=i), split) for i in (0, 1)}
+        elif judged:
+            needs = {"weak": self.weak_labels(split=split)}
+        return _node("transcripts", settings, needs)
 
     def intermediate(self, position: int, labels: Node) -> Node:
         """Model ``position`` of the chain, trained on these labels."""

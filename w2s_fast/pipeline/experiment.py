@@ -31,6 +31,7 @@ from w2s_fast.pipeline.provenance import provenance
 from w2s_fast.pipeline.roles import device
 from w2s_fast.pipeline.stages import SCORES
 from w2s_fast.pipeline.students import check_kind
+from w2s_fast.pipeline.transcripts import check_writer
 from w2s_fast.report import RESULTS, write_report
 from w2s_fast.report.progress import show
 from w2s_fast.store import Artefact, Store, exclusive, hear_warnings, write_errors, write_json
@@ -132,6 +133,7 @@ class Session:
         self.store = Store(cfg.store_dir)
         self.data = {s: load_data(cfg.task, s) for s in cfg.seeds}
         check_kind(cfg, self.data[cfg.seeds[0]].kind)
+        check_writer(cfg)
         self.digests = {s: data_digests(d) for s, d in self.data.items()}
         self._folders = folder_digests(cfg)
 

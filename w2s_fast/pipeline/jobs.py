@@ -28,6 +28,7 @@ VERSIONS = {
     "features": 1,
     "prior": 1,
     "balance": 1,
+    "transcripts": 1,
     "trajectory": 1,
     "apply": 1,
     "report": 2,
@@ -93,7 +94,7 @@ def plan(cfg: RunConfig, *, labels_only: bool = False) -> Jobs:
     """Return every job of the run."""
     writer = _Writer(cfg)
     entries: dict[tuple[int, str], Entry] = {}
-    everyone = [(s.name, s.nodes(len(cfg.chain))) for s in students(cfg)]
+    everyone = [(s.name, s.nodes(cfg)) for s in students(cfg)]
     base = Plan(CONTROL_LOSS, len(cfg.chain))
     for seed in cfg.seeds:
         writer.add(base.weak_model(), seed, "")
@@ -157,6 +158,8 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
         return common | {"seeds": list(cfg.seeds), **kept}
     common |= {"classes": n_classes, "settings": _canonical(job)}
     role = job.setting("role")
+    if job.stage == "transcripts":
+        common |= {"writer": cfg.writer.content, "seed": job.seed}
     if role is None:
         return common | ({"seed": job.seed} if job.stage == "apply" else {})
     train = train_of(cfg, role)
@@ -164,7 +167,8 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     if job.stage in TRAINED or job.stage == "tuned":
         settings = {k: v for k, v in to_dict(train).items() if k not in _NOT_CONTENT}
         return common | {"train": settings, "seed": job.seed}
-    return common | {"max_length": train.max_length}
+    # A writer reads as much as it can, whatever its training will be.
+    return common | ({} if job.stage == "transcripts" else {"max_length": train.max_length})
 
 
 def _canonical(job: Job) -> dict[str, Any]:
@@ -206,6 +210,7 @@ _DATA_INPUTS = {
     "tuned": ("transfer.inputs",),
     "prior": ("question",),
     "features": ("question",),
+    "transcripts": ("question",),
     "balance": ("transfer.labels",),
 }
 

@@ -28,9 +28,10 @@ class Student:
         """What tables and folders call it: the loss, with any method but the plain one before."""
         return self.loss if self.method == PLAIN else f"{self.method}+{self.loss}"
 
-    def nodes(self, chain: int) -> tuple[Node, Node]:
+    def nodes(self, cfg: RunConfig) -> tuple[Node, Node]:
         """Its training and that of its ceiling; the same for every seed."""
-        return student_nodes(make_steps(self.method), Plan(self.loss, chain))
+        writer = "student" if cfg.writer.kind == "local" else None
+        return student_nodes(make_steps(self.method), Plan(self.loss, len(cfg.chain), writer))
 
 
 def students(cfg: RunConfig) -> list[Student]:
@@ -55,7 +56,7 @@ def students(cfg: RunConfig) -> list[Student]:
                     f"the students {same.name!r} and {student.name!r} are the same; drop one of "
                     "losses or methods"
                 )
-            student.nodes(len(cfg.chain))
+            student.nodes(cfg)
     return list(found.values())
 
 

@@ -65,6 +65,14 @@ def read_texts(path: Path, ids: Sequence[str]) -> list[str]:
     return [texts[i] for i in rows]
 
 
+def read_all_texts(path: Path) -> dict[str, str]:
+    """Return every text of ``write_texts`` by its id, from a file or a folder of them."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    return dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+
 def is_whole(path: Path, ids: Sequence[str]) -> bool:
     """Whether a file of ``write_probs`` is there with just these items."""
     import pyarrow as pa

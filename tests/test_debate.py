@@ -1,0 +1,498 @@
+"""Debates: who argues what, who writes it, and that it helps a weak model and nobody else."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from plans import evaluate, two
+
+from w2s_fast.config import RunConfig, from_dict
+from w2s_fast.debate import EndpointWriter, LocalWriter, WriterConfig, _request, make_protocol
+from w2s_fast.debate._prompts import spoken
+from w2s_fast.errors import W2SError
+from w2s_fast.methods import Plan, make_method
+from w2s_fast.pipeline import run
+from w2s_fast.pipeline.context import Context, load_data
+from w2s_fast.pipeline.jobs import Job, config_slice, plan
+from w2s_fast.pipeline.lessons import folds, lesson_of
+from w2s_fast.pipeline.tables import read_all_texts, read_probs
+from w2s_fast.tasks import TaskConfig
+
+VERDICTS = ("no", "yes")
+KEY = "sk-secret-0123456789"
+
+
+class Scripted:
+    """A writer that says which turn it is, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
+        self.asked.append(list(prompts))
+        return [f"argument {len(self.asked)} of {seed}" for seed in seeds]
+
+
+def test_three_turns_in_order() -> None:
+    writer = Scripted()
+    ids = ("r0", "r1")
+    out = make_protocol("debate").transcripts(["Is ice cold?", "?"], ids, VERDICTS, writer, 3)
+    first, second, third = (prompts[0] for prompts in writer.asked)
+    lines = out[0].splitlines()
+    a = lines[0].split('"')[1]
+    b = "no" if a == "yes" else "yes"
+    assert [line.split(" argument")[0] for line in lines] == [
+        f'A, for "{a}":', f'B, for "{b}":', f'A, for "{a}":'
+    ]  # fmt: skip
+    assert all("Is ice cold?" in p for p in (first, second, third))
+    assert first.endswith(lines[0].split(" argument")[0]) and "So far" not in first
+    assert f'Make the case for "{a}"' in first and "wrong in the argument" not in first
+    assert lines[0] in second and f'Make the case for "{b}" and against "{a}"' in second
+    assert "what is wrong in the argument of A" in second
+    assert lines[0] in third and lines[1] in third and "Reply to what B said last" in third
+    assert len({line.split("of ")[1] for line in lines}) == 3, "every turn is a sample of its own"
+
+
+def test_longer_debates_and_single_speakers() -> None:
+    def speakers(spec: str, weak: np.ndarray | None = None) -> list[str]:
+        out = make_protocol(spec).transcripts(["?"], ["r"], VERDICTS, Scripted(), 0, weak)
+        return [line.split(",")[0] for line in out[0].splitlines()]
+
+    assert speakers("debate:turns=2") == ["A", "B"]
+    assert speakers("debate:turns=5") == ["A", "B", "A", "B", "A"]
+    assert speakers("consultancy") == ["Adviser"]
+    assert speakers("market_making", np.array([[0.3, 0.7]])) == ["Adviser"]
+    with pytest.raises(W2SError, match="expected at least 2, one a side"):
+        make_protocol("debate:turns=1")
+    with pytest.raises(W2SError, match="argues against the weak model"):
+        speakers("market_making")
+
+
+def _sides(spec: str, n: int, verdicts: Sequence[str], seed: int = 0) -> list[tuple[str, ...]]:
+    ids = [f"row{i}" for i in range(n)]
+    out = make_protocol(spec).transcripts([""] * n, ids, verdicts, Scripted(), seed)
+    return [tuple(line.split('"')[1] for line in t.splitlines()) for t in out]
+
+
+def test_verdicts_are_a_fair_draw_of_the_row_alone() -> None:
+    sides = _sides("debate:turns=2", 2000, VERDICTS)
+    counts = Counter(sides)
+    assert set(counts) == {("no", "yes"), ("yes", "no")}
+    assert abs(counts["no", "yes"] - 1000) < 110  # 5 standard deviations of a coin
+    # another sample is another draw, unrelated to the first
+    again = _sides("debate:turns=2", 2000, VERDICTS, seed=1)
+    assert abs(sum(a == b for a, b in zip(sides, again, strict=True)) - 1000) < 110
+    assert sides == _sides("debate:turns=2", 2000, VERDICTS)
+    assert sides[7] == _sides("debate:turns=2", 8, VERDICTS)[7], "neighbours play no part"
+    three = Counter(_sides("debate:turns=2", 6000, ("a", "b", "c")))
+    assert len(three) == 6 and all(x != y for x, y in three)
+    assert all(abs(n - 1000) < 150 for n in three.values())
+    assert abs(Counter(_sides("consultancy", 2000, VERDICTS))["no",] - 1000) < 110
+
+
+def test_market_making_argues_what_the_weak_model_did_not_pick() -> None:
+    weak = np.array([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5], [0.1, 0.8, 0.1]])
+    out = make_protocol("market_making").transcripts(
+        ["", "", ""], ["r0", "r1", "r2"], ("a", "b", "c"), Scripted(), 0, weak
+    )
+    assert [t.split('"')[1] for t in out] == ["b", "b", "a"]
+
+
+def test_only_the_argument_is_kept() -> None:
+    assert spoken(' A, for "yes": it melts.\nB, for "no": wrong\n') == "it melts."
+    assert spoken("it melts.\n\nSo I say.") == "it melts.\n\nSo I say."
+    assert spoken('Adviser, for "a b": x') == "x" and spoken("") == ""
+
+
+# The endpoint: a real server on this machine.
+
+
+class Server:
+    """Answers what ``reply`` gives, (status, headers, body), for a number and a request."""
+
+    def __init__(self, reply: Callable[[int, dict[str, Any]], tuple[int, dict[str, str], bytes]]):
+        self.requests: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        server, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    server.requests.append(body)
+                    server.keys.append(self.headers.get("Authorization"))
+                    number = len(server.requests)
+                status, headers, text = reply(number, body)
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(text))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.base = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def config(self, path: str = "/chat/completions", **changes: Any) -> WriterConfig:
+        values = {"model": "strong", "retries": 2, "timeout_s": 5.0, "workers": 3, **changes}
+        return WriterConfig(kind="endpoint", url=self.base + path, **values)
+
+
+def chat(text: str | None) -> bytes:
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+
+
+def echo(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+    return 200, {}, chat(f"on {body['messages'][0]['content']}")
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
+    monkeypatch.setattr(_request, "BACKOFF_S", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    servers: list[Server] = []
+
+    def start(reply: Any = echo) -> Server:
+        servers.append(Server(reply))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def test_both_endpoints_are_asked_as_they_expect(serve: Any, tmp_path: Path) -> None:
+    server = serve()
+    writer = EndpointWriter(server.config(temperature=0.5, max_tokens=9), tmp_path)
+    assert writer(["one", "two"], [5, 6]) == ["on one", "on two"]
+    assert sorted(server.requests, key=lambda r: r["seed"]) == [
+        {"model": "strong", "messages": [{"role": "user", "content": text}],
+         "temperature": 0.5, "max_tokens": 9, "seed": seed}
+        for text, seed in (("one", 5), ("two", 6))
+    ]  # fmt: skip
+    assert server.keys == [None, None]
+    old = serve(
+        lambda n, body: (200, {}, json.dumps({"choices": [{"text": body["prompt"]}]}).encode())
+    )
+    assert EndpointWriter(old.config("/completions"), tmp_path)(["one"], [1]) == ["one"]
+
+
+def test_a_busy_endpoint_is_asked_again(serve: Any, tmp_path: Path) -> None:
+    def busy(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        if number <= 2:
+            return (429, {"Retry-After": "0"}, b"later") if number == 1 else (503, {}, b"")
+        return echo(number, body)
+
+    server = serve(busy)
+    assert EndpointWriter(server.config(workers=1), tmp_path)(["x"], [0]) == ["on x"]
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "changes", "problem", "asked"),
+    [
+        ((429, {}, b""), {}, r"did not answer in 3 tries \(HTTP 429\)", 3),
+        ((401, {}, b"bad " + KEY.encode()), {"key_variable": "W2S_KEY"},
+         r"refuses the key in W2S_KEY \(HTTP 401\)", 1),
+        ((401, {}, b""), {}, "refuses a request without a key", 1),
+        ((404, {}, b"no model of key " + KEY.encode()), {"key_variable": "W2S_KEY"},
+         r"HTTP 404: no model of key \*\*\*", 1),
+        ((307, {"Location": "http://127.0.0.1:9/v1/completions"}, b""), {}, "HTTP 307", 1),
+        ((200, {}, b"<html>"), {}, "answered what is no completion \\('<html>'\\)", 1),
+        ((200, {}, b'{"choices": []}'), {}, "expected JSON with choices", 1),
+        ((200, {}, b'{"choices": [{"text": 3}]}'), {}, "expected JSON with choices", 1),
+        ((200, {}, chat(None)), {}, "answered 1 prompts with empty texts", 1),
+    ],
+)  # fmt: skip
+def test_what_an_endpoint_cannot_do_is_one_line(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    reply: Any, changes: dict[str, Any], problem: str, asked: int,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("W2S_KEY", KEY)
+    server = serve(lambda *_: reply)
+    with pytest.raises(W2SError, match=problem) as err:
+        EndpointWriter(server.config(**changes), tmp_path)(["x"], [0])
+    assert "\n" not in str(err.value) and KEY not in str(err.value)
+    assert len(server.requests) == asked
+
+
+def test_nobody_listens(serve: Any, tmp_path: Path) -> None:
+    server = serve()
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(W2SError, match="connection refused; is the server running"):
+        EndpointWriter(server.config(), tmp_path)(["x"], [0])
+
+
+def test_one_refusal_ends_the_others(serve: Any, tmp_path: Path) -> None:
+    """The first prompt would wait for its next try; the second one says there is no use."""
+    slow = threading.Event()
+
+    def reply(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        if "first" in body["messages"][0]["content"]:
+            slow.set()
+            return 429, {"Retry-After": "50"}, b""
+        slow.wait(5)
+        return 400, {}, b"no"
+
+    with pytest.raises(W2SError, match="HTTP 400: no"):
+        EndpointWriter(serve(reply).config(workers=2), tmp_path)(["first", "second"], [0, 0])
+
+
+def test_an_answer_is_paid_for_once(serve: Any, tmp_path: Path) -> None:
+    limit = 4
+
+    def reply(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        return echo(number, body) if number <= limit else (400, {}, b"out of money")
+
+    server = serve(reply)
+    prompts, seeds = [f"p{i}" for i in range(10)], list(range(10))
+    with pytest.raises(W2SError, match="out of money"):
+        EndpointWriter(server.config(workers=1), tmp_path)(prompts, seeds)
+    (file,) = tmp_path.glob("answers-*.jsonl")
+    file.write_bytes(file.read_bytes() + b'\n["half a li')  # what a kill leaves behind
+    limit, before = 100, len(server.requests)
+    writer = EndpointWriter(server.config(workers=1), tmp_path, process=1)
+    assert writer(prompts, seeds) == [f"on p{i}" for i in range(10)]
+    assert len(server.requests) - before == 6
+    EndpointWriter(server.config(), tmp_path)(prompts, seeds)
+    assert len(server.requests) - before == 6
+    other = EndpointWriter(server.config(temperature=0.1), tmp_path)
+    other(prompts[:1], seeds[:1])
+    assert len(server.requests) - before == 7, "another temperature is another question"
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"kind": "endpint"}, "did you mean 'endpoint'"),
+        ({"url": "http://x/v1/completions"}, "writer.url is given, writer.kind is 'local'"),
+        ({"kind": "endpoint", "url": "http://x/v1", "model": "m"}, "ends in /chat/completions"),
+        ({"kind": "endpoint", "url": "x/completions", "model": "m"}, "expected an address"),
+        ({"kind": "endpoint", "url": "http://x/completions"}, "writer.model is empty"),
+        ({"kind": "endpoint", "url": "http://u:p@x/completions"}, "holds a name or password"),
+        ({"key_variable": KEY}, "is no name of an environment variable"),
+        ({"temperature": -1.0}, "writer.temperature=-1.0"),
+        ({"temperature": float("nan")}, "writer.temperature=nan"),
+        ({"workers": 0}, "writer.workers=0"),
+        ({"timeout_s": 0.0}, "writer.timeout_s=0"),
+    ],
+)
+def test_bad_settings(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(W2SError, match=problem) as err:
+        WriterConfig(**values)
+    assert KEY not in str(err.value)
+
+
+# Plans.
+
+
+def test_members_differ_in_transcripts_or_in_seeds() -> None:
+    p = Plan()
+    members = make_method("debate:members=3").labels(p, p.weak_labels()).needs[1:]
+    asked = [dict(n.needs) for _, n in members]
+    assert [dict(a["context"].settings)["member"] for a in asked] == [0, 1, 2]
+    assert {dict(a["model"].settings)["member"] for a in asked} == {0}
+    for a in asked:  # what a model learned with is what it labels with, of the other half
+        learned, read = dict(a["model"].needs)["context"].settings, a["context"].settings
+        assert dict(learned) == {**dict(read), "split": "weak"}
+        assert dict(read)["split"] == "transfer" and dict(read)["protocol"] == "debate:turns=3"
+    seeds = make_method("debate:members=3,ensemble=finetune").labels(p, p.weak_labels()).needs[1:]
+    models = [dict(n.needs)["model"] for _, n in seeds]
+    assert [dict(m.settings)["member"] for m in models] == [0, 1, 2]
+    assert len({dict(n.needs)["context"] for _, n in seeds}) == 1
+
+
+@pytest.mark.parametrize(("how", "expected"), [("mean", 0.55), ("log", 0.6)])
+def test_labels_of_members_are_pooled_and_the_plain_ones_left_out(
+    how: str, expected: float
+) -> None:
+    p = Plan()
+    node = make_method(f"debate:members=2,pool={how}").labels(p, p.weak_labels())
+    one, other = (n for name, n in node.needs if name != "weak")
+    given = {p.weak_labels(): two(0.01, weight=[0.5]), one: two(0.9), other: two(0.2)}
+    out = evaluate(node, given)
+    assert out.probs[0, 1] == pytest.approx(expected) and out.weight.tolist() == [0.5]
+
+
+def config(out: Path, **changes: Any) -> RunConfig:
+    recipe = {"epochs": 4, "lr": 0.1, "batch_size": 16}
+    values = {
+        "task": {"n_weak": 48, "n_transfer": 64, "n_test": 40},
+        "weak": {"source": "bow"},
+        "student": {"source": "bow"},
+        "weak_train": recipe,
+        "student_train": recipe,
+        "losses": ["xent"],
+        "seeds": [0],
+        "out": str(out),
+        "workers": 1,
+        "threads": 1,
+    }
+    return from_dict({**values, **changes})
+
+
+def test_nobody_pays_again_for_what_cannot_change_a_text() -> None:
+    def slices(**changes: Any) -> Any:
+        base = {"kind": "endpoint", "url": "http://x/completions", "model": "m", **changes}
+        cfg = config(Path("unused"), methods=["debate"], writer=base)
+        jobs = [j for j in plan(cfg).order if j.stage == "transcripts"]
+        assert len(jobs) == 8 and all(not j.inputs for j in jobs), (
+            "no model of this run plays a part"
+        )
+        return [config_slice(cfg, j, 2) for j in jobs]
+
+    plain = slices()
+    assert plain == slices(workers=1, retries=0, timeout_s=1.0, key_variable="OTHER")
+    for change in ({"model": "n"}, {"temperature": 0.0}, {"max_tokens": 3}):
+        assert plain != slices(**change)
+
+
+# True labels.
+
+
+def test_the_debaters_have_no_gold_to_see() -> None:
+    cfg = config(Path("unused"))
+    ctx = Context(cfg, Job("transcripts", "transcripts/0", 0), {}, lambda *_: None)
+    for split in ("weak", "transfer", "test"):
+        with pytest.raises(W2SError, match="asked for the true labels"):
+            ctx.gold(split)
+        assert not hasattr(ctx.inputs(split), "labels")
+
+
+def test_no_weak_model_is_asked_about_texts_that_it_learned() -> None:
+    """Its pick of one would be the true label."""
+    cfg, p = config(Path("unused")), Plan()
+    learned = p.transcripts("market_making", "weak", judged=True)
+    models = [dict(n.needs)["model"] for _, n in learned.needs]
+    rows = []
+    for fold, model in enumerate(models):
+        job = Job("weak", f"weak/{fold}", 0, model.settings)
+        ctx = Context(cfg, job, {}, lambda *_: None)
+        taught = set(lesson_of(ctx).items.ids)
+        weak = ctx.inputs("weak")
+        asked = {i for i, f in zip(weak.ids, folds(ctx, weak), strict=True) if f == fold}
+        assert taught and asked and not taught & asked and taught | asked == set(weak.ids)
+        rows.append(asked)
+    assert not rows[0] & rows[1]
+    (only,) = p.transcripts("market_making", "transfer", judged=True).needs
+    assert only == ("weak", p.weak_labels())
+
+
+# Whole runs.
+
+TINY = {"hidden": 16, "layers": 1, "heads": 2, "steps": 4}
+
+
+def test_debate_on_the_embedded_task(tmp_path: Path) -> None:
+    methods = ["naive", "debate:members=2", "consultancy", "market_making"]
+    task = {"n_weak": 24, "n_transfer": 30, "n_test": 40, "pretrain": TINY}
+    cfg = config(tmp_path, task=task, student={"source": "agreement-lm"}, methods=methods,
+                 student_train={"epochs": 1}, writer={"max_tokens": 6})  # fmt: skip
+    results = run(cfg)
+    stages = results["provenance"]["stages"]
+    assert len({r["weak"] for r in results["runs"]}) == 1 and results["gold"] == []
+    written = {n: s for n, s in stages.items() if n.startswith("transcripts/")}
+    assert len(written) == 2 * (2 + 1 + 1)
+    texts = {n: _transcripts(cfg, s) for n, s in written.items()}
+    assert sorted(map(len, texts.values())) == [24] * 4 + [30] * 4
+    one, *_ = [t for n, t in texts.items() if "debate" in n and len(t) == 30]
+    assert all(t.count("A, for") == 2 and t.count("B, for") == 1 for t in one.values())
+    assert len(set(one.values())) > 20, "samples of their own"
+    again = run(replace(cfg, out=str(tmp_path / "again"), cache=str(tmp_path / "other")))
+    assert [r["student"] for r in again["runs"]] == [r["student"] for r in results["runs"]]
+    for name, stage in written.items():
+        assert again["provenance"]["stages"][name]["digest"] == stage["digest"]
+
+
+def _transcripts(cfg: RunConfig, stage: dict[str, Any]) -> dict[str, str]:
+    return read_all_texts(cfg.store_dir / stage["folder"] / "transcripts")
+
+
+def test_true_arguments_make_better_weak_labels(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endpoint knows the number of the subject and says so in 90 % of its answers."""
+    monkeypatch.setenv("W2S_KEY", KEY)
+    task = TaskConfig(n_weak=300, n_transfer=300, n_test=100)
+    data = load_data(task, 0)
+    gold = {
+        t: int(y)
+        for d in (data.weak, data.transfer)
+        for t, y in zip(d.texts, d.labels, strict=True)
+    }
+
+    def knowing(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        prompt = body["messages"][0]["content"]
+        item = prompt.split("Item:\n")[1].split("\n")[0]
+        told = gold[item] ^ (body["seed"] % 10 == 0)
+        return 200, {}, chat(("this one", "these all")[told])
+
+    server = serve(knowing)
+    writer = {"kind": "endpoint", "url": f"{server.base}/chat/completions", "model": "strong",
+              "key_variable": "W2S_KEY"}  # fmt: skip
+    sizes = {"n_weak": 300, "n_transfer": 300, "n_test": 100}
+    cfg = config(tmp_path, task=sizes, methods=["naive", "debate:members=2"], writer=writer)
+    results = run(cfg)
+    assert len(server.requests) == 2 * 3 * 600 and set(server.keys) == {f"Bearer {KEY}"}
+    stages = results["provenance"]["stages"]
+
+    def right(name: str) -> float:
+        folder = cfg.store_dir / stages[name]["folder"] / "labels"
+        return float(
+            (read_probs(folder, data.transfer.ids, 2).argmax(1) == data.transfer.labels).mean()
+        )
+
+    plain = right("labels/0")
+    member = [right(n) for n in stages if n.startswith("labels/0/debate")]
+    pooled = right("apply/0/debate:members=2+xent/1")
+    assert len(member) == 2 and min(member) > plain + 0.05 and pooled >= min(member) > 0.85
+    naive, debated = results["runs"]
+    assert naive["weak"] == debated["weak"] and naive["ceiling"] == debated["ceiling"]
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+    run(cfg)
+    assert len(server.requests) == 2 * 3 * 600
+
+
+def test_a_run_that_nobody_could_write_for_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("W2S_KEY", raising=False)
+    endpoint = {"kind": "endpoint", "url": "http://127.0.0.1:9/completions", "model": "m",
+                "key_variable": "W2S_KEY"}  # fmt: skip
+    lm = {"source": "agreement-lm"}
+    for changes, problem in (
+        ({}, "student.source='bow' is none"),
+        ({"student": lm}, "writer.max_tokens=256"),
+        ({"writer": endpoint}, "'W2S_KEY': this variable is not set"),
+    ):
+        with pytest.raises(W2SError, match=problem):
+            run(config(tmp_path, methods=["debate"], **changes))
+    assert not any(tmp_path.glob("cache/*-*"))
+    run(config(tmp_path, writer=endpoint))  # nobody is to write anything
+
+
+def test_a_writer_with_a_chat_template_gets_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from w2s_fast.tasks import agreement
+
+    tokenizer = agreement.tokenizer()
+    writer = LocalWriter(None, tokenizer, WriterConfig())
+    assert writer._asked("the dog") == "the dog"
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %} [reply]"
+    )
+    assert writer._asked("the dog") == "[user] the dog [reply]"

@@ -1,0 +1,98 @@
+"""Where transcripts are written: by the student's own language model, or by an endpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from w2s_fast.errors import W2SError, nearest
+
+KINDS = ("local", "endpoint")
+CHAT, COMPLETIONS = "/chat/completions", "/completions"
+
+
+@dataclass(frozen=True)
+class WriterConfig:
+    """Who writes debates and other transcripts (methods `debate`, `consultancy`, `market_making`).
+
+    Attributes:
+        kind: "local" (the student's language model before any training) or "endpoint" (a server
+            that speaks OpenAI's protocol).
+        url: Of the endpoint, ending in /chat/completions or /completions.
+        model: What the endpoint calls its model.
+        key_variable: Name of the environment variable that holds the endpoint's key; empty: no key.
+            The key itself stands in no file.
+        temperature: 0 writes the most likely text; above, members of an ensemble differ more.
+        max_tokens: Tokens of one turn at most.
+        workers: Requests at the same time, of each process.
+        retries: Further tries of a request that the endpoint was too busy for.
+        timeout_s: Seconds that one request may take.
+    """
+
+    kind: str = "local"
+    url: str = ""
+    model: str = ""
+    key_variable: str = ""
+    temperature: float = 0.7
+    max_tokens: int = 256
+    workers: int = 8
+    retries: int = 6
+    timeout_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            hint = nearest(self.kind, KINDS)
+            raise W2SError(f"writer.kind={self.kind!r}: expected one of {', '.join(KINDS)}{hint}")
+        for name, low in (("max_tokens", 1), ("workers", 1), ("retries", 0), ("temperature", 0)):
+            if not low <= getattr(self, name) < float("inf"):
+                raise W2SError(f"writer.{name}={getattr(self, name)}: expected at least {low}")
+        if not 0 < self.timeout_s < float("inf"):
+            raise W2SError(f"writer.timeout_s={self.timeout_s}: expected seconds above 0")
+        if self.key_variable and not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable):
+            raise W2SError(  # it may be a key, so it is not repeated here
+                "writer.key_variable is no name of an environment variable in capitals; put the "
+                "key into a variable such as OPENAI_API_KEY and give that name"
+            )
+        if self.kind == "local":
+            given = [n for n in ("url", "model", "key_variable") if getattr(self, n)]
+            if given:
+                raise W2SError(f"writer.{given[0]} is given, writer.kind is 'local'; use endpoint")
+            return
+        self._check_endpoint()
+
+    def _check_endpoint(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.username or parts.password:
+            raise W2SError("writer.url holds a name or password; use writer.key_variable instead")
+        good = parts.scheme in ("http", "https") and parts.hostname
+        if not good or not parts.path.endswith(COMPLETIONS):
+            raise W2SError(
+                f"writer.url={self.url!r}: expected an address that ends in {CHAT} or "
+                f"{COMPLETIONS}, such as http://localhost:8000/v1/chat/completions"
+            )
+        if not self.model:
+            raise W2SError("writer.model is empty; give the name that the endpoint has for it")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The settings that can change what is written."""
+        names = ["kind", "temperature", "max_tokens"]
+        names += ["url", "model"] if self.kind == "endpoint" else []
+        return {name: getattr(self, name) for name in names}
+
+    def key(self, env: Mapping[str, str] = os.environ) -> str:
+        """The endpoint's key; empty where none is needed.
+
+        Raises:
+            W2SError: the variable that should hold it is not set.
+        """
+        if self.key_variable and not env.get(self.key_variable):
+            raise W2SError(
+                f"writer.key_variable={self.key_variable!r}: this variable is not set in the "
+                "environment; export it, or leave the setting empty for an endpoint without a key"
+            )
+        return env[self.key_variable] if self.key_variable else ""

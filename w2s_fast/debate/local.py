@@ -1,0 +1,50 @@
+"""A writer that is a language model in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from w2s_fast.debate.config import WriterConfig
+
+
+@dataclass(frozen=True, eq=False)
+class LocalWriter:
+    """Writes with ``engine.generate``; a text is a function of the model, its prompt and its seed.
+
+    Args:
+        model: of ``build_model(..., kind="answers")``.
+        tokenizer: its tokenizer; one with a chat template gets prompts as a user's message.
+        cfg: ``temperature`` and ``max_tokens`` are used.
+    """
+
+    model: Any
+    tokenizer: Any
+    cfg: WriterConfig
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
+        """N texts of N prompts.
+
+        Raises:
+            W2SError: the model has no room for ``max_tokens``.
+        """
+        from w2s_fast.engine import generate
+
+        return generate(
+            self.model,
+            self.tokenizer,
+            [self._asked(prompt) for prompt in prompts],
+            self.cfg.max_tokens,
+            temperature=self.cfg.temperature,
+            seed=seeds,
+        )
+
+    def _asked(self, prompt: str) -> str:
+        if not getattr(self.tokenizer, "chat_template", None):
+            return prompt
+        message = [{"role": "user", "content": prompt}]
+        text = self.tokenizer.apply_chat_template(
+            message, tokenize=False, add_generation_prompt=True
+        )
+        return text.removeprefix(self.tokenizer.bos_token or "")  # encoding puts it there again
