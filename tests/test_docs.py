@@ -11,13 +11,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 import w2s_fast
+from w2s_fast.config import RunConfig
 from w2s_fast.distill import DISTILLATIONS
 from w2s_fast.losses import LOSSES
 from w2s_fast.losses._base import hyper_parameters
 from w2s_fast.methods import METHODS
 from w2s_fast.preference import PREFERENCES
+from w2s_fast.sweeps import SweepConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted(
@@ -121,11 +124,12 @@ def test_commands_exist(path: Path) -> None:
 def test_yaml_blocks_are_valid_configs(path: Path, tmp_path: Path) -> None:
     blocks = _blocks(path, "yaml")
     for line, text in blocks:
-        from w2s_fast.options import load_config
+        from w2s_fast.options import load
 
         file = tmp_path / f"line{line}.yaml"
         file.write_text(text)
-        assert load_config(paths=[file])
+        kind = SweepConfig if "run" in yaml.safe_load(text) else RunConfig
+        assert load(kind, paths=[file])
 
 
 @pytest.mark.parametrize("path", DOCS, ids=_name)

@@ -241,7 +241,7 @@ def test_a_change_of_data_is_seen_within_one_process(tmp_path: Path) -> None:
         ({"weak_models": ("bow", "bow")}, "weak_models: 'bow' is given twice"),
         ({"weak_models": ("scratch", "scratch:hidden=32")}, "are the same run; drop one"),
         ({"weak_models": ("bwo",)}, "did you mean 'bow'?"),
-        ({"weak_models": ("scratch:hiden=3",)}, "did you mean 'hidden'?"),
+        ({"weak_models": ("scratch:hiddenn=3",)}, "did you mean 'hidden'?"),
         ({"weak_models": ("scratch:lr=fast",)}, "lr is 'fast'; expected float"),
         ({"tasks": ("agrement",)}, "did you mean 'agreement'?"),
         ({"tasks": ("agreement:n_tset=3",)}, "did you mean 'n_test'?"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from w2s_fast.config import RunConfig, model_of
 from w2s_fast.pipeline.context import load_data
@@ -38,27 +38,36 @@ class Node:
     inputs: Mapping[str, str]
 
 
+class _Data(NamedTuple):
+    digests: dict[str, str]
+    n_classes: int
+    kind: str
+
+
 @dataclass
 class Facts:
     """What keys are made of, read once for all cells: they share tasks and models."""
 
-    data: dict[tuple[TaskConfig, int], tuple[dict[str, str], int]] = field(default_factory=dict)
+    data: dict[tuple[TaskConfig, int], _Data] = field(default_factory=dict)
     trees: dict[Path, str] = field(default_factory=dict)
 
     def settings(self, cfg: RunConfig, job: Job) -> dict[str, Any]:
         """``config_slice`` of a job."""
-        return config_slice(cfg, job, self._data(cfg.task, cfg.seeds[0])[1])
+        return config_slice(cfg, job, self._data(cfg.task, cfg.seeds[0]).n_classes)
 
     def inputs(self, cfg: RunConfig, job: Job, results: Mapping[str, str]) -> dict[str, str]:
         """``input_digests`` of a job, from the digests of the results it needs."""
-        data = {seed: self._data(cfg.task, seed)[0] for seed in cfg.seeds}
+        data = {seed: self._data(cfg.task, seed).digests for seed in cfg.seeds}
         return input_digests(cfg, job, results, data, self._folders(cfg))
 
-    def _data(self, task: TaskConfig, seed: int) -> tuple[dict[str, str], int]:
-        """Digests of the data, and the number of classes."""
+    def kind(self, cfg: RunConfig) -> str:
+        """Kind of the run's task."""
+        return self._data(cfg.task, cfg.seeds[0]).kind
+
+    def _data(self, task: TaskConfig, seed: int) -> _Data:
         if (task, seed) not in self.data:
             data = load_data(task, seed)
-            self.data[task, seed] = (data_digests(data), len(data.class_names))
+            self.data[task, seed] = _Data(data_digests(data), len(data.class_names), data.kind)
         return self.data[task, seed]
 
     def _folders(self, cfg: RunConfig) -> dict[str, str]:

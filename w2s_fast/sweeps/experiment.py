@@ -16,6 +16,7 @@ from w2s_fast.pipeline.execute import find
 from w2s_fast.pipeline.pool import JobError, ProcessPool, choose_sizes
 from w2s_fast.pipeline.provenance import git_state, machine, provenance, versions
 from w2s_fast.pipeline.stages import SCORES
+from w2s_fast.pipeline.students import check_kind
 from w2s_fast.report import RESULTS
 from w2s_fast.store import (
     Artefact,
@@ -92,7 +93,10 @@ def prepare(cfg: SweepConfig) -> tuple[list[Cell], Board]:
     cells = make_cells(cfg, device_of(cfg.devices))
     for cell in cells:
         validate(cell.cfg)
-    return cells, make_board(cells)
+    board = make_board(cells)
+    for cell in cells:
+        check_kind(cell.cfg, board.facts.kind(cell.cfg))
+    return cells, board
 
 
 @contextlib.contextmanager

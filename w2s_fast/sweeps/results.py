@@ -11,12 +11,7 @@ from typing import Any
 from w2s_fast.store import write_bytes, write_json
 
 SWEEP = "sweep"
-_RUN = (
-    "seed", "name", "method", "loss", "weak", "student", "ceiling", "pgr", "pgr_low", "pgr_high",
-    "refused", "gap", "gap_se", "n_test", "weak_auroc", "student_auroc", "ceiling_auroc",
-    "weak_label_accuracy",
-)  # fmt: skip
-_AGREEMENT = ("all", "weak_right", "weak_wrong")
+_SPLIT = "agreement"  # the one field of a run that has parts
 
 
 def write_results(out: Path, results: Mapping[str, Any]) -> None:
@@ -39,18 +34,23 @@ def write_results(out: Path, results: Mapping[str, Any]) -> None:
 
 
 def to_csv(results: Mapping[str, Any]) -> str:
-    """Return one row a cell, student and seed; what is None is empty."""
-    head = ["cell", "task", "weak_model", "student_model", "same_model", *_RUN]
+    """Return one row a cell, student and seed, with every number of it; what is None is empty."""
+    rows = [row for cell in results["cells"] for row in _rows(cell)]
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*head, *(f"agreement_{part}" for part in _AGREEMENT)])
-    writer.writerows(_rows(results))
+    writer = csv.DictWriter(stream, list(rows[0]) if rows else ["cell"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return stream.getvalue()
 
 
-def _rows(results: Mapping[str, Any]) -> Iterator[list[Any]]:
-    for cell in results["cells"]:
-        where = [cell[k] for k in ("name", "task", "weak", "student", "same")]
-        for run in cell["runs"]:
-            split = [run["agreement"][part] for part in _AGREEMENT]
-            yield [*where, *(run[k] for k in _RUN), *split]
+def _rows(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    where = {
+        "cell": cell["name"],
+        "task": cell["task"],
+        "weak_model": cell["weak"],
+        "student_model": cell["student"],
+        "same_model": cell["same"],
+    }
+    for run in cell["runs"]:
+        plain = {name: value for name, value in run.items() if name != _SPLIT}
+        yield where | plain | {f"{_SPLIT}_{part}": v for part, v in run[_SPLIT].items()}
