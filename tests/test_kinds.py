@@ -125,6 +125,18 @@ def test_nothing_said_is_never_right(tmp_path: Path) -> None:
     ]
 
 
+def test_words_can_be_judged_by_a_scorer(tmp_path: Path) -> None:
+    data = Colours().load(TaskConfig(n_weak=2, n_transfer=2, n_test=4), 0)
+    write_texts(tmp_path / "t.parquet", data.test.ids, [" red", " RED", " rED", ""])
+    loud = replace(data, badness=lambda texts: [t.strip().isupper() for t in texts])
+    said = read_said(tmp_path / "t.parquet", data.test, loud)
+    assert said.right.tolist() == [True, False, True, True]
+    assert said.scores()["badness"] == 0.25 and said.scores()["f1"] is None
+    wild = replace(data, badness=lambda texts: [2.0] * len(texts))
+    with pytest.raises(W2SError, match=r"outside \[0, 1\]"):
+        read_said(tmp_path / "t.parquet", data.test, wild)
+
+
 def test_a_reward_model_learns_soft_preferences(tmp_path: Path, lm: Path) -> None:
     rows = [
         {"prompt": f"the thing{i % 16} is", "chosen": f" good thing{i % 7}",

@@ -132,7 +132,8 @@ def test_answers_have_no_classes_to_balance() -> None:
     same = make_examples(texts, [0] * 60, None, ["g"] * 60, ["a"] * 60)
     fails(lambda: split_pool(same, None, ("wrong", "right"), cfg, 0, "data"), "groups are kept")
     other = make_examples(["t", "t"], [0, 0], answers=["a", "b"])
-    assert other.ids[1].split("-")[0] != other.ids[0] and other.groups[0] == other.groups[1]
+    # ids differ, and do not tell the gold
+    assert other.ids[1] == f"{other.ids[0]}-2" and other.groups[0] == other.groups[1]
 
 
 def test_answers_that_do_not_fit(tmp_path: Path) -> None:

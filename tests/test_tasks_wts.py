@@ -9,6 +9,24 @@ from task_data import check_schema, fails, local_config, write_rows
 
 from w2s_fast.tasks import TaskConfig, get_task
 
+SCORER = f"{__name__}:shouting"
+
+
+def shouting(texts: list[str]) -> list[float]:
+    """A scorer: the share of capital letters."""
+    return [sum(map(str.isupper, text)) / max(1, len(text)) for text in texts]
+
+
+def test_toxicity_needs_a_scorer_that_can_be_imported(tmp_path: Path) -> None:
+    rows = [{"prompt": f"The road {i}", "continuation": "went on."} for i in range(60)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    cfg = replace(local_config(path), name="wts_toxicity")
+    load = get_task("wts_toxicity").load
+    fails(lambda: load(cfg, 0), "task.scorer is not set")
+    fails(lambda: load(replace(cfg, scorer="nowhere:f"), 0), "'nowhere:f' could not be imported")
+    fails(lambda: load(replace(cfg, scorer="math:pi"), 0), "is a float; expected a function")
+    assert load(replace(cfg, scorer=SCORER), 0).badness is shouting
+
 
 def test_safety_reads_its_own_columns(tmp_path: Path) -> None:
     path = tmp_path / "safety.csv"
@@ -40,7 +58,7 @@ def test_toxicity_reads_nested_and_plain_cells(tmp_path: Path) -> None:
     loaded = []
     for name, rows in (("a", plain), ("b", nested)):
         path = write_rows(tmp_path / f"{name}.jsonl", rows)
-        cfg = TaskConfig(**{**vars(local_config(path)), "name": "wts_toxicity"})
+        cfg = TaskConfig(**{**vars(local_config(path)), "name": "wts_toxicity", "scorer": SCORER})
         loaded.append(get_task("wts_toxicity").load(cfg, 0))
         check_schema(loaded[-1], cfg)
     one, two = loaded

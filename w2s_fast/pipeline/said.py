@@ -16,6 +16,8 @@ from w2s_fast.pipeline.lessons import rows_of
 from w2s_fast.pipeline.tables import read_probs, read_texts, write_probs, write_texts
 from w2s_fast.tasks import Examples, Inputs, TaskData
 
+SCORES = ("auroc", "balanced", "f1", "badness")
+
 
 @dataclass(frozen=True, eq=False)
 class Said:
@@ -25,11 +27,13 @@ class Said:
         chosen: (N,) classes, or final answers in words; "" where none was found.
         gold: (N,) the same of the truth.
         probs: (N, C) class probabilities; None where answers are words.
+        badness: (N,) what the task's scorer says of the answers; None where it has none.
     """
 
     chosen: np.ndarray
     gold: np.ndarray
     probs: np.ndarray | None
+    badness: np.ndarray | None = None
 
     @property
     def right(self) -> np.ndarray:
@@ -42,14 +46,15 @@ class Said:
         return float(self.right.mean())
 
     def scores(self) -> dict[str, float | None]:
-        """AUROC, balanced accuracy and F1; None for answers in words."""
-        if self.probs is None:
-            return dict.fromkeys(("auroc", "balanced", "f1"))
-        return {
-            "auroc": metrics.auroc(self.probs, self.gold),
-            "balanced": metrics.balanced_accuracy(self.probs, self.gold),
-            "f1": metrics.f1(self.probs, self.gold),
-        }
+        """AUROC, balanced accuracy and F1 of classes, mean badness of words; None elsewhere."""
+        found: dict[str, float | None] = dict.fromkeys(SCORES)
+        if self.badness is not None:
+            found["badness"] = float(self.badness.mean())
+        if self.probs is not None:
+            found["auroc"] = metrics.auroc(self.probs, self.gold)
+            found["balanced"] = metrics.balanced_accuracy(self.probs, self.gold)
+            found["f1"] = metrics.f1(self.probs, self.gold)
+        return found
 
 
 def say(ctx: Context, model: Any, tokenizer: Any, items: Inputs, split: str, path: Path) -> None:
@@ -79,9 +84,25 @@ def read_said(path: Path, items: Examples, data: TaskData) -> Said:
             f"task {data.name!r} is of kind 'answers' but has no answers or no way to read them; "
             "give Examples.answers and TaskData.read"
         )
-    chosen = [data.read(text) for text in read_texts(path, items.ids)]
+    texts = read_texts(path, items.ids)
+    if data.badness is not None:
+        return _judged(texts, data)
+    chosen = [data.read(text) for text in texts]
     gold = [data.read(text) for text in items.answers]
     return Said(_words(chosen), _words(gold), None)
+
+
+def _judged(texts: list[str], data: TaskData) -> Said:
+    """Words that are right where the task's scorer finds them less than half bad."""
+    assert data.badness is not None
+    badness = np.asarray(data.badness(texts), dtype=float)
+    if badness.shape != (len(texts),) or not ((badness >= 0) & (badness <= 1)).all():
+        raise W2SError(
+            f"the scorer of task {data.name!r} gave {badness.shape} for {len(texts)} texts, or "
+            "numbers outside [0, 1]; expected one in [0, 1] a text"
+        )
+    chosen = np.where(badness < 0.5, "good", "bad")
+    return Said(chosen, np.full(len(texts), "good"), None, badness)
 
 
 def _words(values: Any) -> np.ndarray:

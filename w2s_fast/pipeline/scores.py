@@ -14,7 +14,7 @@ from w2s_fast.config import RunConfig
 from w2s_fast.pipeline.fitting import TEST
 from w2s_fast.pipeline.jobs import Entry, Jobs, plan
 from w2s_fast.pipeline.lessons import LABELS
-from w2s_fast.pipeline.said import Said, read_said
+from w2s_fast.pipeline.said import SCORES, Said, read_said
 from w2s_fast.pipeline.students import Student, students
 from w2s_fast.tasks import TaskData
 
@@ -156,7 +156,7 @@ def _summary(
     low, high = (None, None)
     if accepted:
         low, high = metrics.pgr_interval(accepted, same_items=same_items)
-    means = [*MODELS, *(f"{m}_{k}" for m in MODELS for k in ("auroc", "balanced", "f1"))]
+    means = [*MODELS, *(f"{m}_{k}" for m in MODELS for k in SCORES)]
     return {
         "name": who.name,
         "method": who.method,

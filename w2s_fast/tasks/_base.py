@@ -99,6 +99,8 @@ class TaskData:
         prompt: What a language model is asked about a text, with "{text}" (and "{pair}") in it.
         words: For each class the continuation of ``prompt`` that means it; empty: " " and its name.
         read: Of kind ``answers``: the final answer in a generated text, "" where there is none.
+        badness: Of kind ``answers`` where no answer is the one right one: N texts to N numbers in
+            [0, 1]; a text below 1/2 counts as right.
     """
 
     name: str
@@ -110,6 +112,7 @@ class TaskData:
     prompt: str = "{text}\n"
     words: tuple[str, ...] = ()
     read: Callable[[str], str] | None = None
+    badness: Callable[[Sequence[str]], Sequence[float]] | None = None
 
     def worded(
         self, cfg: TaskConfig, prompt: str | None = None, words: Sequence[str] = ()

@@ -103,6 +103,8 @@ class TaskConfig:
         words: What it says for each class, in the order of the classes, instead of the task's own.
         read: Where the answer of `local_answers` stands in a generated text: "text" (all of it),
             "line" (its last line) or "number" (after "####", else the last number).
+        scorer: "package.module:function" that says how bad texts are (task `wts_toxicity`): a list
+            of N texts in, N numbers in [0, 1] out; below 1/2 is right.
         answer_tokens: Longest answer that a model may write (tasks of kind `answers`).
         attractor_frac: Share of `agreement` items that end in a noun of the other number.
         language_seed: Which of its words the language of `agreement` uses often.
@@ -130,6 +132,7 @@ class TaskConfig:
     prompt: str | None = None
     words: tuple[str, ...] | None = None
     read: str = "text"
+    scorer: str | None = None
     answer_tokens: int = 256
     attractor_frac: float = 0.2
     language_seed: int = 0

@@ -35,9 +35,8 @@ def make_examples(
     seconds: Sequence[str] = [""] * len(texts) if pairs is None else pairs
     ids: list[str] = []
     seen: dict[str, int] = {}
-    golds: Sequence[str] = list(map(str, labels)) if answers is None else answers
-    for text, second, gold in zip(texts, seconds, golds, strict=True):
-        digest = _digest(text, second, gold)
+    for text, second in zip(texts, seconds, strict=True):
+        digest = _digest(text, second)  # not of the gold, which ids would then tell
         count = seen[digest] = seen.get(digest, 0) + 1
         ids.append(digest if count == 1 else f"{digest}-{count}")
     same = [_digest(*map(_squeeze, both)) for both in zip(texts, seconds, strict=True)]
