@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.world import free_port
+from w2s_fast.network import free_port
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ from w2s_fast import launch as module
 from w2s_fast.cli import main
 from w2s_fast.errors import W2SError
 from w2s_fast.launch import Launch, build, check_hosts, check_port, launch, parse, read_hosts
-from w2s_fast.world import free_port
+from w2s_fast.network import free_port
 
 pytest.importorskip("deepspeed")
 

@@ -22,7 +22,8 @@ _DATA = {"errors", "tasks", "models", "weights", "metrics", "store", "report"}
 _CORE = {"errors", "kernels", "_core", "ops"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "world": {"errors"},
+    "network": set(),
+    "world": {"errors", "network"},
     "heartbeat": {"errors", "world"},
     "kernels": set(),
     "ops": {"errors", "kernels", "_core"},
@@ -69,7 +70,8 @@ ALLOWED: dict[str, set[str]] = {
         "world",
         "heartbeat",
     },
-    "plan": {"errors", "config", "engine", "models", "options"},
+    "counts": {"errors", "models"},
+    "plan": {"errors", "config", "counts", "engine", "options"},
     "launch": {"errors", "world", "engine", "options"},
     "sweeps": {*_DATA, "config", "options", "engine", "pipeline", "specs"},
     "cli": {

@@ -7,12 +7,9 @@ Messages are JSON and tensors; nothing is pickled.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import socket
-import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from w2s_fast.errors import W2SError
+from w2s_fast.network import free_port, interface_to
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +28,6 @@ _VARIABLES = (
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),  # srun
 )
 DEFAULT_PORT = 29500
-_GET_ADDRESS = 0x8915  # SIOCGIFADDR
 _BUCKET = 25_000_000  # gradients summed in one exchange
 
 
@@ -250,38 +247,12 @@ def bound(timeout_s: float) -> None:
         c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody listens on right now."""
-    with socket.socket() as s:
-        s.bind((host, 0))
-        return s.getsockname()[1]
-
-
 def processes_here(env: Mapping[str, str] = os.environ) -> int:
     """How many processes of this job the launcher started on this host; 1 if it does not say."""
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
         if env.get(name, "").isdecimal():
             return max(1, int(env[name]))
     return 1
-
-
-def interface_to(host: str, port: int) -> str | None:
-    """Name of the network interface that leads to ``host``; None for this host's loopback."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            s.connect((host, port))  # sends nothing
-            own = s.getsockname()[0]
-            if own.startswith("127."):
-                return None
-            for _, name in socket.if_nameindex():
-                asked = struct.pack("256s", name.encode()[:15])
-                with contextlib.suppress(OSError):
-                    answer = fcntl.ioctl(s.fileno(), _GET_ADDRESS, asked)
-                    if socket.inet_ntoa(answer[20:24]) == own:
-                        return name
-    except OSError:
-        pass
-    return None
 
 
 def _address(env: Mapping[str, str]) -> tuple[str, int]:
