@@ -278,7 +278,7 @@ def test_an_answer_is_paid_for_once(serve: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"kind": "endpint"}, "did you mean 'endpoint'"),
+        ({"kind": "endpoints"}, "did you mean 'endpoint'"),
         ({"url": "http://x/v1/completions"}, "writer.url is given, writer.kind is 'local'"),
         ({"kind": "endpoint", "url": "http://x/v1", "model": "m"}, "ends in /chat/completions"),
         ({"kind": "endpoint", "url": "x/completions", "model": "m"}, "expected an address"),
@@ -362,15 +362,6 @@ def test_nobody_pays_again_for_what_cannot_change_a_text() -> None:
 
 
 # True labels.
-
-
-def test_the_debaters_have_no_gold_to_see() -> None:
-    cfg = config(Path("unused"))
-    ctx = Context(cfg, Job("transcripts", "transcripts/0", 0), {}, lambda *_: None)
-    for split in ("weak", "transfer", "test"):
-        with pytest.raises(W2SError, match="asked for the true labels"):
-            ctx.gold(split)
-        assert not hasattr(ctx.inputs(split), "labels")
 
 
 def test_no_weak_model_is_asked_about_texts_that_it_learned() -> None:

@@ -173,7 +173,9 @@ def test_what_a_method_may_not_do(tmp_path: Path, method: str, problem: str) -> 
         run(config(tmp_path, methods=[f"{__name__}:{method}"]))
 
 
-@pytest.mark.parametrize("stage", ["student", "labels", "apply", "features", "control", "tuned"])
+@pytest.mark.parametrize(
+    "stage", ["student", "labels", "apply", "features", "control", "tuned", "transcripts"]
+)
 def test_a_student_stage_has_no_gold_to_give(stage: str) -> None:
     """Not by asking, and not by looking: the rows it can see have no labels."""
     ctx = Context(config(Path("unused")), Job(stage, f"{stage}/0", 0), {}, lambda *_: None)
@@ -195,6 +197,7 @@ def every_method(out: Path, flipped: bool) -> dict[str, Any]:
         weak_train={"epochs": 20, "lr": 0.3, "batch_size": 16},
         student_train={"epochs": 2, "lr": 3e-3, "batch_size": 32},
         chain=["bow"],
+        writer={"max_tokens": 3},
         methods=list(METHODS),
     )
     load_data.cache_clear()
