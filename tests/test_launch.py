@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import socket
 import subprocess
 import sys
@@ -67,6 +68,18 @@ def test_command(hosts: str, config: str) -> None:
     line = " ".join(command)
     assert f"--hostfile {hosts}" in line and "--master_addr 10.0.0.1 --master_port 29500" in line
     assert line.endswith(f"--module w2s_fast run --config {config} --seeds 1")
+
+
+def test_words_reach_other_hosts_as_they_are(hosts: str, config: str) -> None:
+    """Through DeepSpeed's own quoting and a shell."""
+    from deepspeed.launcher.multinode_runner import PDSHRunner
+
+    words = ["posterior|confident", "a b", "$HOME", 'it\'s; $x `y` \\ "z"', "plain", "*"]
+    command = build(Launch(config, tuple(words), hosts), {"a": 1, "b": 1})
+    runner = PDSHRunner(argparse.Namespace(user_args=command[-len(words) :], user_script="x"), "")
+    line = " ".join(["printf '%s\\n'", *runner.parse_user_args()])
+    assert subprocess.check_output(["sh", "-c", line], text=True).splitlines() == words
+    assert build(Launch(config, ("a|b",), hosts), {"a": 1})[-1] == "a|b"  # no shell in between
 
 
 def test_bad_input_before_anything_starts(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -136,7 +137,7 @@ def launch(options: Launch) -> int:
     if options.dry_run:
         print(" ".join(command))
         return 0
-    over_ssh = hosts is not None and len(hosts) > 1 and not options.no_ssh
+    over_ssh = _over_ssh(options, hosts)
     if over_ssh:
         check_hosts(list(hosts or ()), options.ssh_port)
     first = hosts is None or options.node_rank in (None, 0)
@@ -166,7 +167,19 @@ def build(options: Launch, hosts: dict[str, int] | None) -> list[str]:
     command += ["--master_port", str(options.master_port)]
     if options.no_ssh:
         command.append("--no_ssh")
-    return [*command, "--module", "w2s_fast", "run", "--config", options.config, *options.arguments]
+    run = ["--config", options.config, *options.arguments]
+    if _over_ssh(options, hosts):
+        run = [_for_shell(word) for word in run]
+    return [*command, "--module", "w2s_fast", "run", *run]
+
+
+def _over_ssh(options: Launch, hosts: dict[str, int] | None) -> bool:
+    return hosts is not None and len(hosts) > 1 and not options.no_ssh
+
+
+def _for_shell(word: str) -> str:
+    """A word for the shell of another host. DeepSpeed quotes those with spaces, and only those."""
+    return re.sub(r"([\\$`])", r"\\\1", word) if " " in word else shlex.quote(word)
 
 
 def check_hosts(hosts: Sequence[str], ssh_port: int | None) -> None:
