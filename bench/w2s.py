@@ -58,7 +58,7 @@ def real(name: str, data: Path, student: Path) -> Any:
     from w2s_fast.models import ModelConfig
     from w2s_fast.tasks import TaskConfig
 
-    sizes = {"n_weak": 500, "n_transfer": 1000, "n_test": 1000}
+    sizes = {"n_weak": 500, "n_transfer": 600, "n_test": 800}
     tasks = {
         "sst2": TaskConfig("local", str(data / "sst2/train.tsv"), text="0", label="1", **sizes),
         "cola": TaskConfig(
