@@ -39,8 +39,8 @@ class ModelConfig:
             in EleutherAI/w2s.
         dtype: ``fp32``, ``bf16`` or ``fp16`` (with ZeRO only, for its loss scaling). The optimizer
             keeps fp32 masters, and the head computes in fp32.
-        lora_rank: train low-rank updates of the linear layers and the head instead of all
-            weights; 0: all weights. Needs peft.
+        lora_rank: train low-rank updates of the linear layers, and a classifier's head, instead of
+            all weights; 0: all weights. Needs peft.
         lora_alpha: their scale; the update is multiplied by lora_alpha / lora_rank.
         trust_remote_code: let a checkpoint run code of its own.
         pretrained: False keeps a checkpoint's architecture and draws its weights at random, the
@@ -135,7 +135,8 @@ def with_lora(base: Any, cfg: ModelConfig) -> Any:
     return get_peft_model(base, lora)
 
 
-def scratch(cfg: ModelConfig, tokenizer: Any) -> nn.Module:
+def scratch(cfg: ModelConfig, tokenizer: Any, causal: bool = False) -> nn.Module:
+    """A small Llama of random weights; ``causal`` with its language-model head."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -151,11 +152,12 @@ def scratch(cfg: ModelConfig, tokenizer: Any) -> nn.Module:
         eos_token_id=tokenizer.eos_token_id,
         use_cache=False,
     )
-    return _from_config(config, cfg)
+    return _from_config(config, cfg, causal)
 
 
-def checkpoint(cfg: ModelConfig) -> nn.Module:
-    from transformers import AutoConfig, AutoModel
+def checkpoint(cfg: ModelConfig, causal: bool = False) -> nn.Module:
+    """The model in a directory; ``causal`` with its language-model head."""
+    from transformers import AutoConfig
 
     folder = folder_of(cfg)
     options = {"local_files_only": True, "trust_remote_code": cfg.trust_remote_code}
@@ -168,8 +170,8 @@ def checkpoint(cfg: ModelConfig) -> nn.Module:
                     "or an encoder"
                 )
             if not cfg.pretrained:
-                return _from_config(config, cfg)
-            model, report = AutoModel.from_pretrained(
+                return _from_config(config, cfg, causal)
+            model, report = _auto(causal).from_pretrained(
                 folder,
                 dtype=_dtype(cfg),
                 use_safetensors=True,
@@ -192,10 +194,16 @@ def checkpoint(cfg: ModelConfig) -> nn.Module:
     return model
 
 
-def _from_config(config: Any, cfg: ModelConfig) -> nn.Module:
-    from transformers import AutoModel
+def _from_config(config: Any, cfg: ModelConfig, causal: bool = False) -> nn.Module:
+    return _auto(causal).from_config(
+        config, dtype=_dtype(cfg), trust_remote_code=cfg.trust_remote_code
+    )
 
-    return AutoModel.from_config(config, dtype=_dtype(cfg), trust_remote_code=cfg.trust_remote_code)
+
+def _auto(causal: bool) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    return AutoModelForCausalLM if causal else AutoModel
 
 
 def folder_of(cfg: ModelConfig) -> Path:

@@ -63,18 +63,13 @@ class Classifier(nn.Module):
                 self.head.bias.zero_()
         if getattr(config, "use_cache", False):
             config.use_cache = False  # one forward a sequence has no use for it
-        positions = any("position_embeddings" in n for n, _ in base.named_parameters())
-        self._limit = config.max_position_embeddings if positions else None
+        self._limit = position_limit(base)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
         """(B, C) fp32 logits of right-padded token ids and mask, both (B ways, T)."""
-        if self._limit is not None and input_ids.shape[1] > self._limit:
-            raise W2SError(
-                f"a sequence has {input_ids.shape[1]} tokens, the model has {self._limit} "
-                f"positions; set max_length={self._limit}"
-            )
+        check_length(input_ids, self._limit)
         segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             hidden = self.base(
@@ -85,13 +80,34 @@ class Classifier(nn.Module):
 
     def gradient_checkpointing(self, on: bool) -> None:
         """Recompute activations in backward, or stop doing so."""
-        # transformers 5 renamed the switch.
-        new = hasattr(self.base, "activation_checkpointing_enable")
-        name = "activation_checkpointing" if new else "gradient_checkpointing"
-        if on:
-            getattr(self.base, f"{name}_enable")({"use_reentrant": False})
-        else:
-            getattr(self.base, f"{name}_disable")()
+        switch_checkpointing(self.base, on)
+
+
+def position_limit(base: Any) -> int | None:
+    """Positions that a transformers model has embeddings for; None where it needs none."""
+    names = ("position_embeddings", "wpe", "embed_positions")
+    learned = any(part in name for name, _ in base.named_parameters() for part in names)
+    return base.config.max_position_embeddings if learned else None
+
+
+def check_length(input_ids: Tensor, limit: int | None) -> None:
+    """Raise ``W2SError`` for rows (B, T) of more tokens than the model has positions."""
+    if limit is not None and input_ids.shape[1] > limit:
+        raise W2SError(
+            f"a sequence has {input_ids.shape[1]} tokens, the model has {limit} positions; set "
+            f"max_length={limit}"
+        )
+
+
+def switch_checkpointing(base: Any, on: bool) -> None:
+    """Gradient checkpointing of a transformers model."""
+    # transformers 5 renamed the switch.
+    new = hasattr(base, "activation_checkpointing_enable")
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    if on:
+        getattr(base, f"{name}_enable")({"use_reentrant": False})
+    else:
+        getattr(base, f"{name}_disable")()
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:

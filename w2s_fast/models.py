@@ -32,7 +32,7 @@ __all__ = [
     "save_weights",
 ]  # fmt: skip
 
-KINDS = ("classes", "preference")
+KINDS = ("classes", "preference", "answers")
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
@@ -92,10 +92,12 @@ def build_model(
             processes as they are made or read, and never whole on one. None: whole here.
         kind: of the task. ``classes``: C logits a text. ``preference``: C = 2 completions an
             example, each with a score of its own, a reward model (Burns et al. 2023, Sec. 4).
+            ``answers``: a causal language model with its own head; C and ``pooling`` play no part.
 
     Returns:
         Module with ``forward(input_ids, attention_mask, token_type_ids=None) -> (B, C)`` fp32
-        logits and ``n_classes``. Of preferences it takes 2 B rows, see ``encode``.
+        logits and ``n_classes``. Of preferences it takes 2 B rows, see ``encode``. Of answers an
+        ``AnswerModel``.
 
     Raises:
         W2SError: if a directory is no checkpoint, has weights missing, or does not fit the
@@ -103,8 +105,36 @@ def build_model(
     """
     import torch
 
+    from w2s_fast.causal import AnswerModel
     from w2s_fast.classifier import BagOfWords, Classifier
 
+    _check_kind(cfg, n_classes, kind)
+    causal, ways = kind == "answers", 2 if kind == "preference" else 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if cfg.source == "bow":
+            return BagOfWords(len(tokenizer), n_classes, ways)
+        with spread(partition):
+            if cfg.source == "scratch":
+                base: Any = scratch(cfg, tokenizer, causal)
+            else:
+                base = checkpoint(cfg, causal)
+            if cfg.lora_rank:
+                base = _with_lora_body(base, cfg) if causal else with_lora(base, cfg)
+        rows = shape_of(base.get_input_embeddings().weight)[0]
+        if len(tokenizer) > rows:
+            raise W2SError(
+                f"the tokenizer has {len(tokenizer)} tokens, the model {cfg.source!r} embeds "
+                f"{rows}; use the tokenizer of that checkpoint"
+            )
+        if causal:
+            return AnswerModel(base)
+        return Classifier(
+            base, n_classes, cfg.pooling, cfg.head_init, frozen=cfg.freeze == "base", ways=ways
+        )
+
+
+def _check_kind(cfg: ModelConfig, n_classes: int, kind: str) -> None:
     if kind not in KINDS:
         raise W2SError(
             f"kind is {kind!r}; expected one of {', '.join(KINDS)}{nearest(kind, KINDS)}"
@@ -112,20 +142,15 @@ def build_model(
     if n_classes < 2 or (kind == "preference" and n_classes > 2):
         wanted = "2 completions" if kind == "preference" else "at least 2 classes"
         raise W2SError(f"n_classes is {n_classes}; expected {wanted}")
-    ways = 2 if kind == "preference" else 1
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if cfg.source == "bow":
-            return BagOfWords(len(tokenizer), n_classes, ways)
-        with spread(partition):
-            base: Any = scratch(cfg, tokenizer) if cfg.source == "scratch" else checkpoint(cfg)
-            base = with_lora(base, cfg) if cfg.lora_rank else base
-        rows = shape_of(base.get_input_embeddings().weight)[0]
-        if len(tokenizer) > rows:
-            raise W2SError(
-                f"the tokenizer has {len(tokenizer)} tokens, the model {cfg.source!r} embeds "
-                f"{rows}; use the tokenizer of that checkpoint"
-            )
-        return Classifier(
-            base, n_classes, cfg.pooling, cfg.head_init, frozen=cfg.freeze == "base", ways=ways
+    if kind == "answers" and (cfg.source == "bow" or cfg.freeze != "none"):
+        raise W2SError(
+            f"source={cfg.source!r}, freeze={cfg.freeze!r} cannot answer in words; expected a "
+            "language model and freeze='none'"
         )
+
+
+def _with_lora_body(lm: Any, cfg: ModelConfig) -> Any:
+    """LoRA in the body alone: the head may be the embedding, and stays as it is."""
+    lm.requires_grad_(False)
+    setattr(lm, lm.base_model_prefix, with_lora(getattr(lm, lm.base_model_prefix), cfg))
+    return lm

@@ -43,8 +43,8 @@ class RowData(Protocol):
     def digest(self) -> str:
         """Content hash, to recognise the data of a checkpoint."""
 
-    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
-        """What the model's ``forward`` takes, of these rows."""
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Any:
+        """What the model's ``forward`` takes, of these rows: ``Batch`` or ``AnswerBatch``."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.engine import checkpoint
+from w2s_fast.engine.answers import AnswerBatch, Answers
 from w2s_fast.engine.config import CARRIED_OUT, TrainConfig
 from w2s_fast.engine.data import RowData, RowOrder, derived_seed
 from w2s_fast.engine.modes import training_mode
@@ -24,6 +25,7 @@ from w2s_fast.engine.watch import Watch, Watching
 from w2s_fast.engine.zero import batch_shape
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss
+from w2s_fast.losses._base import IGNORE
 from w2s_fast.weights import module_tensors, shape_of
 from w2s_fast.world import World, world
 
@@ -74,7 +76,8 @@ def train(
         W2SError: for targets that do not fit or are not finite, a loss that is not finite (the
             message names the step), or a checkpoint of another training.
     """
-    check_targets(targets, weight, len(data), getattr(model, "n_classes", None))
+    tokens = len(data.labels) if isinstance(data, Answers) else None
+    check_targets(targets, weight, len(data), getattr(model, "n_classes", None), tokens)
     run = _Training(model, data, targets, loss, cfg, seed, weight)
     if watch is not None:
         run.watching = Watching(watch, model, cfg, len(data), run.here, checkpoint_dir)
@@ -113,6 +116,11 @@ class _Training:
         self.engine = make_engine(model, cfg, self.here)
         n_classes = getattr(model, "n_classes", 2 if hard else targets.shape[1])
         self.thresholds = Thresholds(cfg.threshold, loss, n_classes, cfg.batch_size)
+        if isinstance(data, Answers) and self.thresholds.mode in ("window", "ema"):
+            raise W2SError(
+                f"threshold={cfg.threshold!r} remembers rows, of which answers have no fixed "
+                "number; use 'exact' or 'microbatch'"
+            )
         state = loss.init_state()
         self.loss_state = None if state is None else state.to(self.device)
         self.log: list[list[float]] = []  # per step: loss, agreement
@@ -178,14 +186,23 @@ class _Training:
         parts = []
         for start in range(0, len(rows), together):
             part = rows[start : start + together]
-            weak = self.targets[part].to(self.device)
-            counts = None
-            if weight is not None:
-                counts = weight[start : start + together].to(self.device)
-            own = None if counts is None else counts[mine]
-            batch = self.data.batch(part[mine], self.device)
-            parts.append(Micro(batch, weak[mine], own, weak, counts))
+            counts = None if weight is None else weight[start : start + together]
+            parts.append(self.part(part, counts, mine))
         return parts
+
+    def part(self, rows: np.ndarray, weight: Tensor | None, mine: slice) -> Micro:
+        """Everyone's rows of a micro-batch, of which ``mine`` are this process's."""
+        index, batch = rows, self.data.batch(rows[mine], self.device)
+        if isinstance(self.data, Answers):
+            index, owner = self.data.label_index(rows, self.here.size)
+            weight = None if weight is None else weight[owner]
+        weak = self.targets[index]
+        if isinstance(batch, AnswerBatch):
+            weak[torch.from_numpy(index < 0)] = IGNORE
+            batch = batch.padded(len(weak[mine]))
+        weak = weak.to(self.device)
+        weight = None if weight is None else weight.to(self.device)
+        return Micro(batch, weak[mine], None if weight is None else weight[mine], weak, weight)
 
     def read(self, done: int) -> None:
         """Bring the results of the last steps to the host and stop at one that is not finite."""

@@ -8,12 +8,13 @@ computed, whatever the texts are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.engine.data import Batch, RowData, token_batches
+from w2s_fast.engine.data import RowData, token_batches
 from w2s_fast.engine.step import forward
 from w2s_fast.errors import W2SError
 from w2s_fast.world import world
@@ -57,16 +58,17 @@ def predict(
 
 def share(
     model: nn.Module,
-    data: RowData,
+    data: Any,
     batch_size: int,
-    compute: Callable[[Batch], Tensor],
+    compute: Callable[[Any], Tensor],
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """(N, C) results of all rows in input order, each process computing its share of batches.
 
     Args:
         model: put in eval mode meanwhile.
-        data, batch_size, progress: see ``predict``.
+        data: rows with ``lengths`` and ``batch``, such as ``Encoded``.
+        batch_size, progress: see ``predict``.
         compute: (B, C) results of a batch on the model's device, the same C for every batch.
     """
     here = world()

@@ -6,13 +6,14 @@ number of processes, at any stage, and without DeepSpeed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from w2s_fast import world
+from w2s_fast.engine.answers import AnswerBatch
 from w2s_fast.engine.config import TrainConfig
 from w2s_fast.engine.data import Batch
 from w2s_fast.engine.optim import STATE, decay_groups
@@ -45,9 +46,13 @@ class ShardedEngine:
     def _zero(self) -> Any:
         return self._engine.optimizer
 
-    def logits(self, batch: Batch) -> Tensor:
+    def logits(self, batch: Batch | AnswerBatch) -> Any:
         """See ``Engine``."""
         return forward(self._engine, batch)
+
+    def loss(self, batch: Batch | AnswerBatch, then: Callable[[Any], Tensor]) -> Tensor:
+        """See ``Engine``."""
+        return forward(self._engine, batch, then)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """See ``Engine``."""

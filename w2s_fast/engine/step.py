@@ -13,18 +13,21 @@ is behind ``Engine``; a sharded engine replaces that and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from w2s_fast.engine.answers import AnswerBatch
 from w2s_fast.engine.config import TrainConfig
 from w2s_fast.engine.data import Batch
 from w2s_fast.engine.optim import MasterAdamW
 from w2s_fast.engine.thresholds import Thresholds
 from w2s_fast.errors import W2SError
-from w2s_fast.losses import Loss
-from w2s_fast.weights import load_module, module_tensors
+from w2s_fast.losses import Loss, LossOut
+from w2s_fast.ops.projected import Projected
+from w2s_fast.weights import load_module, module_tensors, whole
 from w2s_fast.world import ALONE, World
 
 # A saved tensor by name, the same on every process; None if it was not saved.
@@ -34,10 +37,10 @@ Read = Callable[[str], Tensor | None]
 class Micro(NamedTuple):
     """Rows of one forward and backward: this process's, and the targets of everyone's.
 
-    Row i of everyone's is row i // size of process i % size.
+    Row i of everyone's is row i // size of process i % size. Of answers a row is a token.
     """
 
-    batch: Batch
+    batch: Batch | AnswerBatch
     weak: Tensor
     weight: Tensor | None
     all_weak: Tensor
@@ -59,8 +62,11 @@ class Progress(NamedTuple):
 class Engine(Protocol):
     """Moves weights. ``backward`` adds to the gradient, ``update`` uses it up."""
 
-    def logits(self, batch: Batch) -> Tensor:
-        """(B, C) logits of a micro-batch."""
+    def logits(self, batch: Batch | AnswerBatch) -> Any:
+        """(B, C) logits of a micro-batch; of answers (n, V), ``Projected``."""
+
+    def loss(self, batch: Batch | AnswerBatch, then: Callable[[Any], Tensor]) -> Tensor:
+        """``then`` of the logits, called where all weights behind them are at hand."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add the gradient of this 0-d loss, already divided by the step's normaliser.
@@ -84,9 +90,13 @@ class PlainEngine:
     def __init__(self, model: nn.Module, cfg: TrainConfig, here: World = ALONE) -> None:
         self._model, self._optimizer = model, MasterAdamW(model, cfg, here)
 
-    def logits(self, batch: Batch) -> Tensor:
+    def logits(self, batch: Batch | AnswerBatch) -> Any:
         """See ``Engine``."""
         return forward(self._model, batch)
+
+    def loss(self, batch: Batch | AnswerBatch, then: Callable[[Any], Tensor]) -> Tensor:
+        """See ``Engine``."""
+        return forward(self._model, batch, then)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """See ``Engine``."""
@@ -133,11 +143,15 @@ def found(read: Read, name: str) -> Tensor:
     return t
 
 
-def forward(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits; segment ids are passed only where there are any."""
-    if batch.token_type_ids is None:
-        return model(batch.input_ids, batch.attention_mask)
-    return model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+def forward(
+    model: nn.Module, batch: Batch | AnswerBatch, then: Callable[[Any], Tensor] | None = None
+) -> Any:
+    """Logits, or ``then`` of them; segment ids are passed only where there are any."""
+    given = [t for t in batch if t is not None]
+    if isinstance(batch, AnswerBatch):
+        return model(*given, then=then)
+    logits = model(*given)
+    return logits if then is None else then(logits)
 
 
 def run_step(
@@ -158,27 +172,48 @@ def run_step(
         known = _probe(engine, loss, micro, state, here)
     sums: list[Tensor] = []
     for i, m in enumerate(micro):
-        logits = engine.logits(m.batch)
+        loss_sum, metrics, state = _evaluate(engine, loss, m, thresholds, state, known, at, here)
+        engine.backward(loss_sum / normaliser, i == len(micro) - 1)
+        zero = torch.zeros_like(total)
+        agreed, rows = metrics.get("agreement", zero), metrics.get("rows", zero)
+        sums.append(torch.stack([loss_sum.detach(), agreed, rows]))
+        del loss_sum  # the graph goes before the next forward
+    engine.update(lr)
+    loss_sum, agreed, rows = torch.stack(sums).sum(0)
+    return StepResult(loss_sum / normaliser, agreed, rows, state)
+
+
+def _evaluate(
+    engine: Engine,
+    loss: Loss,
+    m: Micro,
+    thresholds: Thresholds,
+    state: Tensor | None,
+    known: Tensor | None,
+    at: Progress,
+    here: World,
+) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    """Loss sum of a micro-batch with its graph, metrics, and the loss's state afterwards."""
+    found: list[tuple[LossOut, Tensor | None]] = []
+
+    def then(logits: Any) -> Tensor:
         t, after = known, None
         if known is None or (state is not None and here.size > 1):
             t, after = _statistic(loss, logits, m, thresholds, state, known, here)
         out = loss(
             logits, m.weak, weight=m.weight, frac=at.frac, step=at.step, threshold=t, state=state
         )
-        state = out.state if after is None else after
-        engine.backward(out.loss_sum / normaliser, i == len(micro) - 1)
-        zero = torch.zeros_like(total)
-        agreed, rows = out.metrics.get("agreement", zero), out.metrics.get("rows", zero)
-        sums.append(torch.stack([out.loss_sum.detach(), agreed, rows]))
-        del logits, out  # the graph goes before the next forward
-    engine.update(lr)
-    loss_sum, agreed, rows = torch.stack(sums).sum(0)
-    return StepResult(loss_sum / normaliser, agreed, rows, state)
+        found.append((out, after))
+        return out.loss_sum
+
+    loss_sum = engine.loss(m.batch, then)
+    out, after = found[0]
+    return loss_sum, out.metrics, out.state if after is None else after
 
 
 def _statistic(
     loss: Loss,
-    logits: Tensor,
+    logits: Any,
     m: Micro,
     thresholds: Thresholds,
     state: Tensor | None,
@@ -194,7 +229,7 @@ def _statistic(
         return thresholds.rolling(logits, m.weak, m.weight), None
     if state is None and mode in ("none", "microbatch"):
         return None, None
-    z, weak, weight = here.rows(logits.detach()), m.all_weak, m.all_weight
+    z, weak, weight = _everyone(logits.detach(), here), m.all_weak, m.all_weight
     t = known
     if t is None and mode == "exact":
         t = loss.threshold(z, weak, weight=weight, state=state)
@@ -210,11 +245,27 @@ def _probe(
     """Exact threshold over the whole step. Dropout, if on, replays in the pass that follows."""
     device = micro[0].batch.input_ids.device
     rng = _random_state(device)
-    logits = torch.cat([here.rows(engine.logits(m.batch)) for m in micro])
+    logits = _joined([_everyone(engine.logits(m.batch), here) for m in micro])
     _restore_random_state(device, rng)
     weak = torch.cat([m.all_weak for m in micro])
     weights = [m.all_weight for m in micro if m.all_weight is not None]
-    return loss.threshold(logits, weak, weight=torch.cat(weights) if weights else None, state=state)
+    weight = torch.cat(weights) if weights else None
+    with whole([logits.weight] if isinstance(logits, Projected) else []):
+        return loss.threshold(logits, weak, weight=weight, state=state)
+
+
+def _everyone(logits: Any, here: World) -> Any:
+    """Logits of all processes' rows."""
+    if isinstance(logits, Projected):
+        return replace(logits, hidden=here.rows(logits.hidden))
+    return here.rows(logits)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Logits of one micro-batch after the other."""
+    if isinstance(parts[0], Projected):
+        return replace(parts[0], hidden=torch.cat([p.hidden for p in parts]))
+    return torch.cat(parts)
 
 
 def _random_state(device: torch.device) -> Tensor:

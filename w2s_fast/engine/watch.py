@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from w2s_fast.engine.answers import Answers
 from w2s_fast.engine.checkpoint import KEPT, Checkpoint, flush
 from w2s_fast.engine.config import TrainConfig
 from w2s_fast.engine.data import RowData
+from w2s_fast.engine.likelihood import answer_logprob
 from w2s_fast.engine.prediction import predict
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.weights import load_weights, save_weights
@@ -38,8 +40,9 @@ class Watch:
     """What ``train`` looks at on its way.
 
     Attributes:
-        data: M rows that are predicted.
-        score: of their (M, C) probabilities; higher is better.
+        data: M rows that are predicted; of ``Answers`` the (M,) log-probabilities take the place of
+            (M, C) probabilities.
+        score: of what was predicted; higher is better.
         every: optimizer steps between looks; 0: at the end of every epoch. The end of the training
             is always looked at.
         keep: ``last`` leaves the weights of the last step, ``best`` those of the first look with
@@ -111,7 +114,9 @@ class Watching:
 
     def look(self, done: int) -> None:
         """Predict, score, and save the weights if they are the best so far."""
-        probs = predict(self._model, self._watch.data)
+        data = self._watch.data
+        look = answer_logprob if isinstance(data, Answers) else predict
+        probs = look(self._model, data)
         score = math.nan
         if self._watch.score is not None:
             score = float(self._watch.score(probs))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses._base import Loss, LossOut, kept_rows
+from w2s_fast.ops.projected import dense
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class RowLoss(Loss):
         state: Tensor | None = None,
     ) -> LossOut:
         """See ``Loss.__call__``."""
+        logits = dense(logits)
         kept = kept_rows(weak, weight)
         acc = torch.promote_types(logits.dtype, torch.float32)
         # A row that is out must not pass on a NaN, so its logits are replaced, not its loss alone.

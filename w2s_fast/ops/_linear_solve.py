@@ -165,7 +165,7 @@ def solve_linear(x: Head, p: Problem, r: Request, wanted: Wanted, mean: bool) ->
         return _solve_at_once(x, p, r, wanted, mean)
     late = r.rule in ("prior", "median") and r.threshold is None
     if late and not fixes_by_rank_one(p, r, wanted):
-        r = dataclasses.replace(r, threshold=_probe(x, p, r))
+        r = dataclasses.replace(r, threshold=probe(x, p, r))
         late = False
     total = normaliser(p)
     scale = torch.where(total > 0, 1 / total, 0.0) if mean else torch.ones_like(total)
@@ -211,7 +211,7 @@ def _solve_at_once(x: Head, p: Problem, r: Request, wanted: Wanted, mean: bool) 
     return LinearSolution(s.stats, s.index, s.total, s.normaliser, s.threshold, *grads.result())
 
 
-def _probe(x: Head, p: Problem, r: Request) -> Tensor:
+def probe(x: Head, p: Problem, r: Request) -> Tensor:
     """The batch threshold from the scores alone."""
     stats, index = record(p)
     for chunk in chunks(x, p):

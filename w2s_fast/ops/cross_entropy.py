@@ -38,6 +38,7 @@ from w2s_fast.ops._cross_entropy_autograd import Call, FusedLoss, check_inplace
 from w2s_fast.ops._linear_solve import LinearSolution
 from w2s_fast.ops._op import Cost, Op
 from w2s_fast.ops._rows import Index, Stat
+from w2s_fast.ops.projected import Projected
 from w2s_fast.ops.targets import Problem, SparseTargets, make_problem
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -134,7 +135,7 @@ def cross_entropy(
 
 
 def weak_loss(
-    logits: Tensor,
+    logits: Tensor | Projected,
     weak: Tensor | SparseTargets,
     *,
     weight: Tensor | None = None,
@@ -155,7 +156,7 @@ def weak_loss(
 
     Args:
         logits, weak, weight, aux, ignore_index, reduction, inplace, return_stats: see
-            ``cross_entropy``.
+            ``cross_entropy``. ``Projected`` logits are never stored, and bring their own softcap.
         rule: ``none``, ``prior``, ``median``, ``argmax`` or ``fixed``.
         threshold: 0-d tensor in SCORE units (two classes: margin z_0 - z_1; more: top
             probability; rule ``prior`` of more than two classes: class bias (V,)) that replaces the
@@ -167,17 +168,21 @@ def weak_loss(
     Returns:
         ``WeakLossOut``; ``count`` is the 0-d normaliser Z.
     """
-    p = make_problem(logits, weak, weight, ignore_index)
     request = _solve.Request(
         rule, aux, threshold, smoothing, focal_gamma, max_confidence, softcap, z_loss, return_stats
     )
+    if isinstance(logits, Projected):
+        from w2s_fast.ops.linear_cross_entropy import projected_loss
+
+        return projected_loss(logits, weak, weight, request, ignore_index, reduction)
+    p = make_problem(logits, weak, weight, ignore_index)
     loss, solution = _run(p, request, logits, weight, reduction, inplace)
     stats = make_stats(p, solution) if return_stats else None
     return WeakLossOut(loss, as_scalar(solution.normaliser, p), stats)
 
 
 def batch_threshold(
-    logits: Tensor,
+    logits: Tensor | Projected,
     weak: Tensor | SparseTargets,
     rule: str,
     *,
@@ -189,6 +194,10 @@ def batch_threshold(
 
     0-d; for rule ``prior`` of more than two classes the class bias (V,) of ``balanced_bias``.
     """
+    if isinstance(logits, Projected):
+        from w2s_fast.ops.linear_cross_entropy import projected_threshold
+
+        return projected_threshold(logits, weak, rule, weight, ignore_index)
     p = make_problem(logits.detach(), weak, weight, ignore_index)
     _solve.check_request(_solve.Request(rule, softcap=softcap), p, _solve.BALANCED_CLASSES)
     if rule not in ("prior", "median"):

@@ -20,9 +20,24 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops import _cross_entropy_solve as _solve
 from w2s_fast.ops._linear_autograd import FusedLinearLoss, LinearCall
-from w2s_fast.ops._linear_solve import Head, LinearSolution, Wanted, shape_only, solve_linear
+from w2s_fast.ops._linear_solve import (
+    Head,
+    LinearSolution,
+    Wanted,
+    probe,
+    shape_only,
+    solve_linear,
+)
 from w2s_fast.ops._op import Cost
-from w2s_fast.ops.cross_entropy import REDUCTIONS, Stats, make_request, make_stats
+from w2s_fast.ops.cross_entropy import (
+    REDUCTIONS,
+    Stats,
+    WeakLossOut,
+    as_scalar,
+    make_request,
+    make_stats,
+)
+from w2s_fast.ops.projected import Projected
 from w2s_fast.ops.targets import LOGIT_DTYPES, Problem, SparseTargets, problem_of
 
 
@@ -86,6 +101,46 @@ def linear_cross_entropy(
     x = Head(hidden, head, bias, memory_mib, fp32_head_gradient)
     loss, solution = _run(x, p, request, weight, reduction)
     return (loss, make_stats(p, solution)) if return_stats else loss
+
+
+def projected_loss(
+    logits: Projected,
+    weak: Tensor | SparseTargets,
+    weight: Tensor | None,
+    request: _solve.Request,
+    ignore_index: int,
+    reduction: str,
+) -> WeakLossOut:
+    """``weak_loss`` of logits that were not computed; gradients go to hidden, weight and bias."""
+    x, p = _projected(logits, weak, weight, ignore_index)
+    request.softcap = logits.softcap
+    loss, solution = _run(x, p, request, weight, reduction)
+    return WeakLossOut(loss, as_scalar(solution.normaliser, p), make_stats(p, solution))
+
+
+@torch.no_grad()
+def projected_threshold(
+    logits: Projected,
+    weak: Tensor | SparseTargets,
+    rule: str,
+    weight: Tensor | None,
+    ignore_index: int,
+) -> Tensor:
+    """``batch_threshold`` of logits that were not computed."""
+    x, p = _projected(logits.detach(), weak, weight, ignore_index)
+    request = _solve.Request(rule, softcap=logits.softcap)
+    _solve.check_request(request, p)
+    return probe(x, p, request)
+
+
+def _projected(
+    logits: Projected, weak: Tensor | SparseTargets, weight: Tensor | None, ignore_index: int
+) -> tuple[Head, Problem]:
+    hidden, head, bias = cast_for_autocast(logits.hidden, logits.weight, logits.bias)
+    check_head(hidden, head, bias)
+    n, v = logits.shape
+    p = problem_of(shape_only(n, v, hidden), weak, weight, ignore_index)
+    return Head(hidden, head, bias, logits.memory_mib), p
 
 
 def cast_for_autocast(

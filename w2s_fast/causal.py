@@ -1,0 +1,128 @@
+"""A causal language model that answers in words, with the head and its loss kept together.
+
+B sequences, T tokens, D hidden, V vocabulary, n label positions of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from w2s_fast.classifier import check_length, position_limit, switch_checkpointing
+from w2s_fast.errors import W2SError
+from w2s_fast.ops.projected import Projected
+from w2s_fast.weights import is_partitioned, shape_of
+
+# Factors that models put on their logits, by the name in their configuration: (times, divided by).
+_FACTORS = (("logit_scale", False), ("logits_scaling", True), ("lm_head_multiplier", False))
+
+
+class Projection(nn.Module):
+    """The head, as the module that owns its weight: sharding brings it together for a call.
+
+    The parameters are those of the language model's own head, not copies.
+    """
+
+    def __init__(self, head: Any, softcap: float, factor: float) -> None:
+        super().__init__()
+        self.weight: nn.Parameter = head.weight
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", getattr(head, "bias", None))
+        self.softcap, self.factor = softcap, factor
+
+    def forward(self, hidden: Tensor, then: Callable[[Projected], Tensor] | None) -> Any:
+        """``then`` of the projected logits of hidden (n, D), or those themselves."""
+        hidden = hidden.to(self.weight.dtype)
+        if self.factor != 1:
+            hidden = hidden * self.factor
+        logits = Projected(hidden, self.weight, self.bias, self.softcap)
+        return logits if then is None else then(logits)
+
+
+class AnswerModel(nn.Module):
+    """A language model whose forward gives what a loss of answer tokens needs, and no logits.
+
+    Args:
+        lm: transformers model with a language-model head; its body has ``last_hidden_state``.
+
+    Attributes:
+        n_classes: V, rows of the head.
+        base: the body.
+
+    Raises:
+        W2SError: if its logits are more than a linear head on its last hidden states.
+    """
+
+    pooling = "last"
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.lm = lm
+        head = lm.get_output_embeddings()
+        if head is None or len(shape_of(head.weight)) != 2:
+            raise W2SError(f"{type(lm).__name__} has no language-model head; expected a decoder")
+        config = lm.config
+        softcap = float(getattr(config, "final_logit_softcapping", None) or 0)
+        factor = 1.0
+        if getattr(head, "bias", None) is None:
+            for name, divides in _FACTORS:
+                value = float(getattr(config, name, None) or 1)
+                factor *= 1 / value if divides else value
+        self.head = Projection(head, softcap, factor)
+        self.n_classes = int(shape_of(head.weight)[0])
+        self._limit = position_limit(lm)
+        if not any(map(is_partitioned, lm.parameters())):
+            self._verify()
+
+    @property
+    def base(self) -> Any:
+        """The body without the head."""
+        return getattr(self.lm, self.lm.base_model_prefix)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
+        then: Callable[[Projected], Tensor] | None = None,
+    ) -> Any:
+        """Logits (n, V) of some positions, not computed.
+
+        Args:
+            input_ids, attention_mask: (B, T), right-padded.
+            positions: (n,) of the flattened (B, T).
+            then: what is done with the logits, a loss for instance. It runs inside the forward,
+                where a sharded head is whole.
+
+        Returns:
+            What ``then`` gives, or ``Projected`` without it.
+        """
+        check_length(input_ids, self._limit)
+        hidden = self.base(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        return self.head(hidden.flatten(0, 1).index_select(0, positions), then)
+
+    def gradient_checkpointing(self, on: bool) -> None:
+        """Recompute activations in backward, or stop doing so."""
+        switch_checkpointing(self.lm, on)
+
+    @torch.no_grad()
+    def _verify(self) -> None:
+        """Compare with the model's own logits on two tokens: some scale or shift theirs."""
+        training = self.lm.training
+        self.lm.eval()
+        ids = torch.tensor([[0, min(1, self.n_classes - 1)]], device=self.head.weight.device)
+        mask = torch.ones_like(ids)
+        theirs = self.lm(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
+        ours = self(ids, mask, torch.arange(2, device=ids.device)).dense().float()
+        self.lm.train(training)
+        room = 64 * torch.finfo(self.head.weight.dtype).eps * theirs.abs().max()
+        if not (theirs - ours).abs().max() <= room:
+            raise W2SError(
+                f"the logits of {type(self.lm).__name__} are more than its head on its last hidden "
+                "states; use another architecture"
+            )

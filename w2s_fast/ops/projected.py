@@ -1,0 +1,64 @@
+"""Logits that were not computed: hidden states and the head that would make them.
+
+Whatever takes logits for a weak-to-strong loss takes these in their place, and goes to the fused
+head instead: (n, V) is never stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """Logits (n, V) = hidden weight^T + bias, soft-capped; see ``linear_cross_entropy``.
+
+    Attributes:
+        hidden: (n, D).
+        weight: (V, D), of the dtype of hidden.
+        bias: (V,) or None.
+        softcap: logits are softcap tanh(. / softcap); 0: as they are.
+        memory_mib: what a chunk of logits may take.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float = 0.0
+    memory_mib: float = 64
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(n, V)."""
+        return torch.Size((len(self.hidden), len(self.weight)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the logits."""
+        return self.hidden.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where they would be."""
+        return self.hidden.device
+
+    def detach(self) -> Projected:
+        """The same without a graph."""
+        bias = None if self.bias is None else self.bias.detach()
+        return replace(self, hidden=self.hidden.detach(), weight=self.weight.detach(), bias=bias)
+
+    def dense(self) -> Tensor:
+        """(n, V) logits after all, for what cannot do without them."""
+        z = torch.nn.functional.linear(self.hidden, self.weight, self.bias)
+        return self.softcap * torch.tanh(z / self.softcap) if self.softcap else z
+
+
+def dense(logits: Tensor | Projected) -> Tensor:
+    """Logits as a tensor."""
+    return logits.dense() if isinstance(logits, Projected) else logits
