@@ -88,10 +88,25 @@ def session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
         running = Session(cfg, watcher)
         if here.size > 1:
             check_alike(cfg, running.digests, here)
-        for train in (cfg.weak_train, cfg.student_train):
-            check_offload(train)
+        check_fit(cfg, running.data[cfg.seeds[0]].kind)
         yield running
         here.barrier()  # the folders are rank 0's until everyone is done with them
+
+
+def check_fit(cfg: RunConfig, kind: str) -> None:
+    """Check what needs the data or a library: methods, transcripts, offload.
+
+    Args:
+        cfg: The run.
+        kind: Of its task.
+
+    Raises:
+        W2SError: Something does not fit; nothing has been computed yet.
+    """
+    check_kind(cfg, kind)
+    check_writer(cfg)
+    for train in (cfg.weak_train, cfg.student_train):
+        check_offload(train)
 
 
 @contextlib.contextmanager
@@ -132,8 +147,6 @@ class Session:
         self.here = world()
         self.store = Store(cfg.store_dir)
         self.data = {s: load_data(cfg.task, s) for s in cfg.seeds}
-        check_kind(cfg, self.data[cfg.seeds[0]].kind)
-        check_writer(cfg)
         self.digests = {s: data_digests(d) for s, d in self.data.items()}
         self._folders = folder_digests(cfg)
 

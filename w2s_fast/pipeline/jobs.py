@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,8 +252,8 @@ def input_digests(
     return found
 
 
-def folder_digests(cfg: RunConfig) -> dict[str, str]:
-    """Return a digest of each model that is a folder, by role."""
+def folder_digests(cfg: RunConfig, digest: Callable[[Path], str] = tree_hash) -> dict[str, str]:
+    """Return a digest of each model that is a folder, by role; ``digest`` may remember some."""
     roles = ("weak", "student", *(f"chain/{i}" for i in range(len(cfg.chain))))
     sources = {role: Path(model_of(cfg, role).source) for role in roles}
-    return {role: tree_hash(path) for role, path in sources.items() if path.is_dir()}
+    return {role: digest(path) for role, path in sources.items() if path.is_dir()}

@@ -12,10 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from w2s_fast.config import RunConfig, model_of
+from w2s_fast.config import RunConfig
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import Order
-from w2s_fast.pipeline.jobs import Job, config_slice, data_digests, input_digests, plan
+from w2s_fast.pipeline.jobs import (
+    Job,
+    config_slice,
+    data_digests,
+    folder_digests,
+    input_digests,
+    plan,
+)
 from w2s_fast.store import Artefact, content_hash, tree_hash
 from w2s_fast.sweeps.cells import Cell
 from w2s_fast.tasks import TaskConfig
@@ -58,7 +65,7 @@ class Facts:
     def inputs(self, cfg: RunConfig, job: Job, results: Mapping[str, str]) -> dict[str, str]:
         """``input_digests`` of a job, from the digests of the results it needs."""
         data = {seed: self._data(cfg.task, seed).digests for seed in cfg.seeds}
-        return input_digests(cfg, job, results, data, self._folders(cfg))
+        return input_digests(cfg, job, results, data, folder_digests(cfg, self._tree))
 
     def kind(self, cfg: RunConfig) -> str:
         """Kind of the run's task."""
@@ -70,17 +77,10 @@ class Facts:
             self.data[task, seed] = _Data(data_digests(data), len(data.class_names), data.kind)
         return self.data[task, seed]
 
-    def _folders(self, cfg: RunConfig) -> dict[str, str]:
-        """Digest of each model that is a folder, by role."""
-        roles = ("weak", "student", *(f"chain/{i}" for i in range(len(cfg.chain))))
-        found = {}
-        for role in roles:
-            path = Path(model_of(cfg, role).source)
-            if path.is_dir() and path not in self.trees:
-                self.trees[path] = tree_hash(path)
-            if path in self.trees:
-                found[role] = self.trees[path]
-        return found
+    def _tree(self, path: Path) -> str:
+        if path not in self.trees:
+            self.trees[path] = tree_hash(path)
+        return self.trees[path]
 
 
 @dataclass

@@ -13,10 +13,10 @@ from typing import Any
 
 from w2s_fast.config import to_dict, to_yaml, validate
 from w2s_fast.pipeline.execute import find
+from w2s_fast.pipeline.experiment import check_fit
 from w2s_fast.pipeline.pool import JobError, ProcessPool, choose_sizes
 from w2s_fast.pipeline.provenance import git_state, machine, provenance, versions
 from w2s_fast.pipeline.stages import SCORES
-from w2s_fast.pipeline.students import check_kind
 from w2s_fast.report import RESULTS
 from w2s_fast.store import (
     Artefact,
@@ -95,7 +95,7 @@ def prepare(cfg: SweepConfig) -> tuple[list[Cell], Board]:
         validate(cell.cfg)
     board = make_board(cells)
     for cell in cells:
-        check_kind(cell.cfg, board.facts.kind(cell.cfg))
+        check_fit(cell.cfg, board.facts.kind(cell.cfg))
     return cells, board
 
 
