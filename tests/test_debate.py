@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ranks
 from plans import evaluate, two
 
-from w2s_fast.config import RunConfig, from_dict
+from w2s_fast import cli
+from w2s_fast.config import RunConfig, from_dict, to_yaml
 from w2s_fast.debate import EndpointWriter, LocalWriter, WriterConfig, _request, make_protocol
 from w2s_fast.debate._prompts import spoken
 from w2s_fast.errors import W2SError
@@ -210,7 +213,7 @@ def test_a_busy_endpoint_is_asked_again(serve: Any, tmp_path: Path) -> None:
         ((401, {}, b""), {}, "refuses a request without a key", 1),
         ((404, {}, b"no model of key " + KEY.encode()), {"key_variable": "W2S_KEY"},
          r"HTTP 404: no model of key \*\*\*", 1),
-        ((307, {"Location": "http://127.0.0.1:9/v1/completions"}, b""), {}, "HTTP 307", 1),
+        ((302, {"Location": "http://127.0.0.1:9/v1/completions"}, b""), {}, "HTTP 302", 1),
         ((200, {}, b"<html>"), {}, "answered what is no completion \\('<html>'\\)", 1),
         ((200, {}, b'{"choices": []}'), {}, "expected JSON with choices", 1),
         ((200, {}, b'{"choices": [{"text": 3}]}'), {}, "expected JSON with choices", 1),
@@ -388,6 +391,7 @@ def test_no_weak_model_is_asked_about_texts_that_it_learned() -> None:
 TINY = {"hidden": 16, "layers": 1, "heads": 2, "steps": 4}
 
 
+@pytest.mark.slow
 def test_debate_on_the_embedded_task(tmp_path: Path) -> None:
     methods = ["naive", "debate:members=2", "consultancy", "market_making"]
     task = {"n_weak": 24, "n_transfer": 30, "n_test": 40, "pretrain": TINY}
@@ -413,50 +417,86 @@ def _transcripts(cfg: RunConfig, stage: dict[str, Any]) -> dict[str, str]:
     return read_all_texts(cfg.store_dir / stage["folder"] / "transcripts")
 
 
+@pytest.mark.slow
 def test_true_arguments_make_better_weak_labels(
     serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The endpoint knows the number of the subject and says so in 90 % of its answers."""
+    """The endpoint knows the number of the subject and says so in 90 % of its answers.
+
+    The first run ends half-way; the second one asks for the rest.
+    """
     monkeypatch.setenv("W2S_KEY", KEY)
-    task = TaskConfig(n_weak=300, n_transfer=300, n_test=100)
-    data = load_data(task, 0)
+    sizes = {"n_weak": 200, "n_transfer": 300, "n_test": 100}
+    data = load_data(TaskConfig(**sizes), 0)
     gold = {
         t: int(y)
-        for d in (data.weak, data.transfer)
-        for t, y in zip(d.texts, d.labels, strict=True)
+        for split in (data.weak, data.transfer)
+        for t, y in zip(split.texts, split.labels, strict=True)
     }
+    paid: list[int] = []
+    money = 700
 
     def knowing(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
-        prompt = body["messages"][0]["content"]
-        item = prompt.split("Item:\n")[1].split("\n")[0]
+        if len(paid) >= money:
+            return 402, {}, b"no money"
+        paid.append(number)
+        item = body["messages"][0]["content"].split("Item:\n")[1].split("\n")[0]
         told = gold[item] ^ (body["seed"] % 10 == 0)
         return 200, {}, chat(("this one", "these all")[told])
 
     server = serve(knowing)
     writer = {"kind": "endpoint", "url": f"{server.base}/chat/completions", "model": "strong",
-              "key_variable": "W2S_KEY"}  # fmt: skip
-    sizes = {"n_weak": 300, "n_transfer": 300, "n_test": 100}
+              "key_variable": "W2S_KEY", "workers": 1}  # fmt: skip
     cfg = config(tmp_path, task=sizes, methods=["naive", "debate:members=2"], writer=writer)
+    with pytest.raises(W2SError, match="HTTP 402: no money"):
+        run(cfg)
+    money = 10**6
     results = run(cfg)
-    assert len(server.requests) == 2 * 3 * 600 and set(server.keys) == {f"Bearer {KEY}"}
+    assert len(paid) == 2 * 3 * 500 and set(server.keys) == {f"Bearer {KEY}"}
     stages = results["provenance"]["stages"]
 
     def right(name: str) -> float:
-        folder = cfg.store_dir / stages[name]["folder"] / "labels"
-        return float(
-            (read_probs(folder, data.transfer.ids, 2).argmax(1) == data.transfer.labels).mean()
-        )
+        labels = cfg.store_dir / stages[name]["folder"] / "labels"
+        probs = read_probs(labels, data.transfer.ids, 2)
+        return float((probs.argmax(1) == data.transfer.labels).mean())
 
-    plain = right("labels/0")
-    member = [right(n) for n in stages if n.startswith("labels/0/debate")]
-    pooled = right("apply/0/debate:members=2+xent/1")
-    assert len(member) == 2 and min(member) > plain + 0.05 and pooled >= min(member) > 0.85
+    member = [right(name) for name in stages if name.startswith("labels/0/debate")]
+    assert len(member) == 2 and min(member) > right("labels/0") + 0.05
+    assert right("apply/0/debate:members=2+xent/1") >= min(member) > 0.85
     naive, debated = results["runs"]
     assert naive["weak"] == debated["weak"] and naive["ceiling"] == debated["ceiling"]
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
-    run(cfg)
-    assert len(server.requests) == 2 * 3 * 600
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_processes_ask_for_what_one_asks(serve: Any, tmp_path: Path) -> None:
+    """Each asks for half of the rows, once; the transcripts are the same files."""
+    server = serve(lambda _, body: (200, {}, chat(f"the {['dog', 'cat'][body['seed'] % 2]}")))
+    writer = {"kind": "endpoint", "url": f"{server.base}/chat/completions", "model": "strong"}
+    found, asked = [], []
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        cfg = config(folder / "out", methods=["market_making"], writer=writer)
+        (folder / "run.yaml").write_text(to_yaml(cfg))
+        before = len(server.requests)
+        ranks.run(__file__, size, ["run", "--config", str(folder / "run.yaml"), "--quiet"])
+        asked.append(sorted(json.dumps(r) for r in server.requests[before:]))
+        paths = sorted(cfg.store_dir.glob("transcripts-*/transcripts/*"))
+        found.append([path.read_bytes() for path in paths])
+    assert len(asked[0]) == 48 + 64 and asked[0] == asked[1]
+    assert len(found[0]) == 2 and sorted(found[0]) == sorted(found[1])
+    refuses = serve(lambda *_: (400, {}, b"no such model"))
+    cfg = config(tmp_path / "no", methods=["consultancy"],
+                 writer={**writer, "url": f"{refuses.base}/completions"})  # fmt: skip
+    (tmp_path / "no.yaml").write_text(to_yaml(cfg))
+    job = json.dumps(["run", "--config", str(tmp_path / "no.yaml"), "--quiet"])
+    processes = ranks.start(__file__, 2, job)
+    outputs = [p.communicate(timeout=120)[0] for p in processes]
+    assert all(p.returncode == 2 for p in processes)
+    assert all("HTTP 400: no such model" in text for text in outputs), outputs
 
 
 def test_a_run_that_nobody_could_write_for_is_refused_at_once(
@@ -487,3 +527,7 @@ def test_a_writer_with_a_chat_template_gets_messages(monkeypatch: pytest.MonkeyP
         "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %} [reply]"
     )
     assert writer._asked("the dog") == "[user] the dog [reply]"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(json.loads(sys.argv[1])))
