@@ -115,8 +115,10 @@ class Watching:
     def look(self, done: int) -> None:
         """Predict, score, and save the weights if they are the best so far."""
         data = self._watch.data
-        look = answer_logprob if isinstance(data, Answers) else predict
-        probs = look(self._model, data)
+        if isinstance(data, Answers):
+            probs = answer_logprob(self._model, data)
+        else:
+            probs = predict(self._model, data)
         score = math.nan
         if self._watch.score is not None:
             score = float(self._watch.score(probs))
