@@ -351,7 +351,8 @@ def config(out: Path, **changes: Any) -> RunConfig:
 def test_nobody_pays_again_for_what_cannot_change_a_text() -> None:
     def slices(**changes: Any) -> Any:
         base = {"kind": "endpoint", "url": "http://x/completions", "model": "m", **changes}
-        cfg = config(Path("unused"), methods=["debate"], writer=base)
+        lm = {"source": "agreement-lm"}
+        cfg = config(Path("unused"), methods=["debate"], student=lm, writer=base)
         jobs = [j for j in plan(cfg).order if j.stage == "transcripts"]
         assert len(jobs) == 8 and all(not j.inputs for j in jobs), (
             "no model of this run plays a part"
