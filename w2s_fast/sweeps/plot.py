@@ -127,17 +127,18 @@ def _limits(ax: Axes, shown: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _ratios(ax: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
-    """Draw each method's PGRs and their median."""
+    """Draw each method's PGRs and their median, which is the one of the table."""
     for value, color in ((0.0, GREY), (1.0, DARK)):
         ax.axvline(value, color=color, lw=1, ls=(0, (4, 3)), zorder=1)
     for i, name in enumerate(methods):
-        values = [s["pgr_mean"] for s in _shown(cells, name)]
+        runs = [r for c in cells for r in c["runs"] if r["name"] == name]
+        values = [r["pgr"] for r in runs if r["pgr"] is not None]
         y = len(methods) - 1 - i
         if values:
             _strip(ax, values, y, i, float(np.median(values)))
         else:
             ax.annotate("refused", (0.5, y), ha="center", va="center", color=GREY)
-    ax.set_xlabel("PGR by cell; bars: medians")
+    ax.set_xlabel("PGR by cell and seed; bars: medians")
     ax.margins(x=0.08)
     _plain(ax, "x")
 
