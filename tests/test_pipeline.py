@@ -22,8 +22,8 @@ import pytest
 from w2s_fast.config import RunConfig, from_dict, to_yaml
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline import label, run
-from w2s_fast.pipeline.pool import choose_sizes
 from w2s_fast.pipeline.context import load_data
+from w2s_fast.pipeline.pool import choose_sizes
 
 STAGES = ("pretrain", "weak", "labels", "ceiling", "student", "control", "report")
 

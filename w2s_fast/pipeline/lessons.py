@@ -15,7 +15,7 @@ from w2s_fast.pipeline.tables import read_all_texts, read_labels, read_texts
 from w2s_fast.tasks import Inputs
 
 if TYPE_CHECKING:
-    from w2s_fast.engine.data import RowData
+    from w2s_fast.engine.data import Encoded, RowData
     from w2s_fast.engine.watch import Watch
 
 LABELS, TRANSCRIPTS = "labels", "transcripts"
@@ -63,7 +63,7 @@ def lesson_of(ctx: Context) -> Lesson:
     return replace(kept, weight=None) if (weight[weight > 0] == 1).all() else kept
 
 
-def encoded(ctx: Context, tokenizer: Any, items: Inputs) -> RowData:
+def encoded(ctx: Context, tokenizer: Any, items: Inputs) -> Encoded:
     """The texts as the model of the job's role reads them."""
     from w2s_fast.engine import encode
 
