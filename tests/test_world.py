@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import ranks
 import torch
 
 from w2s_fast import world
+from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.heartbeat import EXIT_CODE, LostError, say, watching
-from w2s_fast.pipeline.preflight import difference
+from w2s_fast.pipeline.preflight import difference, facts, tree_digest
 from w2s_fast.world import ALONE, World, launched, processes_here
 
 
@@ -33,6 +35,22 @@ def test_launchers() -> None:
     with pytest.raises(W2SError, match="expected whole numbers"):
         launched(torchrun | {"WORLD_SIZE": "many"})
     assert processes_here({"LOCAL_WORLD_SIZE": "4"}) == 4 and processes_here({}) == 1
+
+
+def test_what_is_compared(tmp_path: Path) -> None:
+    cfg, data = RunConfig(), {0: {"test": "a"}}
+    same = facts(cfg, data)
+    for other, names in (
+        (facts(cfg, data), set()),
+        (facts(cfg, {0: {"test": "b"}}), {"data"}),
+        (facts(replace(cfg, seeds=(7,)), data), {"configuration"}),
+    ):
+        assert {name for name in same if other[name] != same[name]} == names
+    (tmp_path / "a.py").write_text("x = 1")
+    before = tree_digest(tmp_path)
+    (tmp_path / "a.py").write_text("x = 2")
+    assert tree_digest(tmp_path) != before
+    assert {"torch", "deepspeed", "w2s_fast's source", "device"} < same.keys()
 
 
 def test_alone_nothing_is_exchanged() -> None:
@@ -71,9 +89,10 @@ def test_exchanges() -> None:
 
 @pytest.mark.slow
 @pytest.mark.dist
-@pytest.mark.parametrize("fault", ["error", "crash", "killed", "stopped", "first"])
+@pytest.mark.parametrize("fault", ["error", "crash", "killed", "stopped", "unguarded", "first"])
 def test_the_others_end_and_name_it(fault: str) -> None:
-    """Three processes in a loop of exchanges; one fails, dies or hangs."""
+    """Three processes in a loop of exchanges; one fails, dies or hangs. Unguarded it stays, and
+    nothing but its silence tells."""
     found = ranks.start(__file__, 3, json.dumps({"part": "lost", "fault": fault}))
     lost = 0 if fault == "first" else 1
     for p in found:
@@ -82,9 +101,16 @@ def test_the_others_end_and_name_it(fault: str) -> None:
             assert p.poll() is None
     begin = time.monotonic()
     if fault not in ("error", "crash"):
-        os.kill(found[lost].pid, signal.SIGSTOP if fault == "stopped" else signal.SIGKILL)
+        hangs = fault in ("stopped", "unguarded")
+        if fault == "unguarded":
+            children = Path(f"/proc/{found[lost].pid}/task/{found[lost].pid}/children").read_text()
+            os.kill(int(children), signal.SIGKILL)
+        os.kill(found[lost].pid, signal.SIGSTOP if hangs else signal.SIGKILL)
     try:
-        outputs = [p.communicate(timeout=60)[0] for p in found]
+        told = {r: p.communicate(timeout=60)[0] for r, p in enumerate(found) if r != lost}
+        if fault == "unguarded":
+            found[lost].kill()
+        outputs = [told.get(r) or p.communicate(timeout=60)[0] for r, p in enumerate(found)]
     finally:
         for p in found:
             p.kill()
@@ -150,9 +176,9 @@ def main(job: dict[str, Any]) -> int:
     except LostError as e:
         say(str(e))
         os._exit(EXIT_CODE)
-    except W2SError as e:
+    except (W2SError, RuntimeError) as e:
         say(str(e))
-        os._exit(2)
+        os._exit(2 if isinstance(e, W2SError) else 1)
     return 0
 
 

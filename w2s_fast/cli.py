@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ options of run and label (w2s-fast run --help lists all):
 
 The same command continues a run that was interrupted.
 """
-USER_ERROR, INTERRUPTED = 2, 130
+CRASHED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +62,11 @@ def _guarded(args: list[str]) -> int:
     except heartbeat.LostError as err:
         heartbeat.say(f"{err}; run the same command again to continue")
         return heartbeat.EXIT_CODE
+    except Exception:
+        if world.world().size == 1:
+            raise
+        traceback.print_exc()  # here: on its way out a process of several may wait for the others
+        return CRASHED
     except KeyboardInterrupt:
         print("w2s-fast: interrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED
