@@ -13,7 +13,17 @@ import pytest
 from w2s_fast import launch as module
 from w2s_fast.cli import main
 from w2s_fast.errors import W2SError
-from w2s_fast.launch import Launch, build, check_hosts, check_port, launch, parse, read_hosts
+from w2s_fast.heartbeat import EXIT_CODE
+from w2s_fast.launch import (
+    Launch,
+    build,
+    check_hosts,
+    check_port,
+    job_code,
+    launch,
+    parse,
+    read_hosts,
+)
 from w2s_fast.network import free_port
 
 pytest.importorskip("deepspeed")
@@ -68,6 +78,12 @@ def test_command(hosts: str, config: str) -> None:
     line = " ".join(command)
     assert f"--hostfile {hosts}" in line and "--master_addr 10.0.0.1 --master_port 29500" in line
     assert line.endswith(f"--module w2s_fast run --config {config} --seeds 1")
+
+
+def test_codes_of_a_job_that_lost_a_process() -> None:
+    """By signal 9 or 15, or with its host; what a process says itself is passed on."""
+    assert [job_code(c) for c in (256 - 9, 256 - 15, 255)] == [EXIT_CODE] * 3
+    assert [job_code(c) for c in (0, 1, 2, EXIT_CODE, 130)] == [0, 1, 2, EXIT_CODE, 130]
 
 
 def test_words_reach_other_hosts_as_they_are(hosts: str, config: str) -> None:

@@ -72,7 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "counts": {"errors", "models"},
     "plan": {"errors", "config", "counts", "engine", "options"},
-    "launch": {"errors", "world", "engine", "options"},
+    "launch": {"errors", "world", "heartbeat", "engine", "options"},
     "sweeps": {*_DATA, "config", "options", "engine", "pipeline", "specs"},
     "cli": {
         *_DATA,

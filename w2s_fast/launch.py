@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.heartbeat import EXIT_CODE
 from w2s_fast.world import DEFAULT_PORT
 
 USAGE = """usage: w2s-fast launch [options] CONFIG.yaml [--NAME VALUE ...]
@@ -150,7 +151,7 @@ def launch(options: Launch) -> int:
             "DS_ENV_FILE": str(exported),
             "PDSH_SSH_ARGS_APPEND": f"{_KEEP_ALIVE} {os.environ.get('PDSH_SSH_ARGS_APPEND', '')}",
         }
-        return _wait(subprocess.Popen(command, env=env))
+        return job_code(_wait(subprocess.Popen(command, env=env)))
 
 
 def build(options: Launch, hosts: dict[str, int] | None) -> list[str]:
@@ -180,6 +181,15 @@ def _over_ssh(options: Launch, hosts: dict[str, int] | None) -> bool:
 def _for_shell(word: str) -> str:
     """A word for the shell of another host. DeepSpeed quotes those with spaces, and only those."""
     return re.sub(r"([\\$`])", r"\\\1", word) if " " in word else shlex.quote(word)
+
+
+def job_code(code: int) -> int:
+    """Exit code of the job, by that of DeepSpeed's launcher: 75 if it lost a process.
+
+    The launcher passes on 256 - 9 for a process that signal 9 killed, and 255 for a host whose ssh
+    broke.
+    """
+    return EXIT_CODE if code >= 256 - signal.NSIG else code
 
 
 def check_hosts(hosts: Sequence[str], ssh_port: int | None) -> None:
