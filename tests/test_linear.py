@@ -226,8 +226,8 @@ def test_frozen_parts_skip_their_product(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_exact_threshold_in_one_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hard labels, and listed ones of mass 1, never look at the scores first."""
     probed = []
-    probe = _linear_solve._probe
-    monkeypatch.setattr(_linear_solve, "_probe", lambda *a: probed.append(1) or probe(*a))
+    probe = _linear_solve.probe
+    monkeypatch.setattr(_linear_solve, "probe", lambda *a: probed.append(1) or probe(*a))
     late = {"aux": 0.4, "threshold": "median", "memory_mib": CHUNKS}
     for call in (sample("hard"), unit_mass(sample("sparse"))):
         run("ref", call | late)
