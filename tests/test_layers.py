@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "causal": {"errors", "ops", "weights", "classifier"},
     "models": {"errors", "bases", "weights", "classifier", "causal"},
     "debate": {"errors", "engine", "specs", "store"},
+    "data": {"errors", "tasks"},
     "metrics": {"errors"},
     "store": {"errors"},
     "report": {"errors", "metrics", "store"},

@@ -1,0 +1,104 @@
+"""Classes that are answered in words: class probabilities as targets of the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from w2s_fast.data.labels import WeakLabels
+from w2s_fast.errors import W2SError
+
+
+def label_tokens(tokenizer: Any, words: Sequence[str]) -> tuple[int, ...]:
+    """The token of each label word.
+
+    Raises:
+        W2SError: if a word is no token or several, is unknown, or two words are the same token.
+    """
+    tokens: list[int] = []
+    for word in words:
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            raise W2SError(
+                f"label word {word!r} is {_pieces(tokenizer, ids)}; expected one token of the "
+                f"tokenizer{_spaced(tokenizer, word)}"
+            )
+        if ids[0] in tokens:
+            raise W2SError(f"label word {word!r} is the same token as another; choose other words")
+        tokens.append(int(ids[0]))
+    if len(tokens) < 2:
+        raise W2SError(f"label words are {list(words)!r}; expected one for each class")
+    return tuple(tokens)
+
+
+def _pieces(tokenizer: Any, ids: Sequence[int]) -> str:
+    if len(ids) == 1:
+        return "unknown"
+    shown = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(list(ids))))
+    return f"{len(ids)} tokens" + (f" ({shown})" if ids else "")
+
+
+def _spaced(tokenizer: Any, word: str) -> str:
+    """A hint where a leading space, or none, would make it one token."""
+    other = word.lstrip() if word != word.lstrip() else f" {word}"
+    ids = tokenizer(other, add_special_tokens=False)["input_ids"]
+    one = len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+    return f"; {other!r} is one" if one else "; choose another word"
+
+
+def answer_rows(
+    tokenizer: Any,
+    prompts: Sequence[str],
+    labels: WeakLabels,
+    words: Sequence[str],
+    *,
+    max_length: int | None = None,
+) -> list[dict[str, Any]]:
+    """Rows for a causal language model that is to answer each prompt with a label word.
+
+    Each row is the prompt and one token more, the likeliest label word, whose place is the only one
+    that counts: ``labels`` are -100 before it. ``weak_ids`` and ``weak_probs`` (C,) say what is
+    learned there, ``weak_weight`` how much it counts. ``WeakLabelCollator`` makes batches of them.
+
+    Args:
+        tokenizer: of transformers. An end token that it puts behind a text is taken off.
+        prompts: N texts, in the order of ``labels`` (``labels.at(ids)``).
+        labels: of C classes.
+        words: C, one for each class, each a single token; mind the leading space where the
+            tokenizer does (``" yes"``).
+        max_length: of a row; a longer prompt loses its beginning.
+
+    Raises:
+        W2SError: if sizes differ, a word is not one token, or a prompt is empty.
+    """
+    tokens = label_tokens(tokenizer, words)
+    if len(prompts) != len(labels) or len(tokens) != labels.probs.shape[1]:
+        raise W2SError(
+            f"{len(prompts)} prompts and {len(tokens)} label words for labels of "
+            f"{len(labels)} items and {labels.probs.shape[1]} classes; expected as many"
+        )
+    rows = []
+    for i, prompt in enumerate(_encoded(tokenizer, prompts, max_length)):
+        probs = labels.probs[i].tolist()
+        answer = tokens[max(range(len(tokens)), key=probs.__getitem__)]
+        row = {
+            "input_ids": [*prompt, answer],
+            "labels": [-100] * len(prompt) + [answer],
+            "weak_ids": list(tokens),
+            "weak_probs": probs,
+        }
+        if labels.weight is not None:
+            row["weak_weight"] = float(labels.weight[i])
+        rows.append(row)
+    return rows
+
+
+def _encoded(tokenizer: Any, prompts: Sequence[str], max_length: int | None) -> list[list[int]]:
+    encoded = []
+    for i, ids in enumerate(tokenizer(list(prompts))["input_ids"] if prompts else []):
+        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]
+        if not ids:
+            raise W2SError(f"prompt {i} is empty; expected a text to answer")
+        encoded.append(list(ids) if max_length is None else list(ids[-(max_length - 1) :]))
+    return encoded
