@@ -10,14 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from w2s_fast.config import RunConfig, from_dict
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline import run
+from w2s_fast.pipeline.export import export
 from w2s_fast.pipeline.said import Said, read_said
 from w2s_fast.pipeline.tables import read_texts, write_texts
 from w2s_fast.tasks import Examples, TaskConfig, TaskData
@@ -99,6 +107,11 @@ def test_answers_in_words_from_weak_labels_to_pgr(tmp_path: Path, lm: Path) -> N
     truth = [f" {COLOURS[int(t.split('thing')[1].split()[0]) % 4]}" for t in _transfer(cfg).texts]
     right = np.mean([a.strip() == b.strip() for a, b in zip(labels, truth, strict=True)])
     assert first["weak_label_accuracy"] == pytest.approx(right)
+    export(cfg, "ceiling/0", tmp_path / "exported")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    wrote = model.generate(**tokenizer("the thing5 is", return_tensors="pt"), max_new_tokens=1)
+    assert tokenizer.decode(wrote[0, -1]) == COLOURS[5 % 4]
 
 
 def _transfer(cfg: RunConfig) -> Examples:
@@ -151,3 +164,6 @@ def test_a_reward_model_learns_soft_preferences(tmp_path: Path, lm: Path) -> Non
     results = run(cfg)
     assert {r["ceiling"] for r in results["runs"]} == {1.0}
     assert all(r["student"] > 0.9 for r in results["runs"])
+    export(cfg, "student/0/xent", tmp_path / "exported")
+    head = load_file(tmp_path / "exported" / "head.safetensors")
+    assert {k: tuple(v.shape) for k, v in head.items()} == {"weight": (1, 32)}

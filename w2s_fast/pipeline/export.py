@@ -11,7 +11,7 @@ from w2s_fast.errors import W2SError, nearest
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.experiment import session
 from w2s_fast.pipeline.jobs import TRAINED, plan
-from w2s_fast.pipeline.roles import whole_model
+from w2s_fast.pipeline.roles import save_language_model, whole_model
 from w2s_fast.store import write_errors, write_json
 from w2s_fast.weights import save_tensors
 from w2s_fast.world import ALONE
@@ -23,7 +23,9 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
     """Write the model that a finished stage trained.
 
     ``AutoModel.from_pretrained(folder)`` gives its body, LoRA merged in; ``head.safetensors`` holds
-    the classification head (``weight`` (C, D), ``bias`` (C,)) and ``w2s.json`` how it is pooled.
+    the classification head (``weight`` (C, D), ``bias`` (C,)) or, of a reward model, ``weight``
+    (1, D); ``w2s.json`` says how it is pooled. Of a task of kind ``answers`` the folder is a causal
+    language model.
 
     Args:
         cfg: The run; its stages must be in the store.
@@ -61,12 +63,15 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
 def _write(model: Any, tokenizer: Any, folder: Path) -> None:
     if not hasattr(model, "base"):
         raise W2SError(f"{type(model).__name__} is no transformers model; only those are exported")
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(model, "lm"):
+        save_language_model(model, tokenizer, folder)
+        return
     base = model.base
     if hasattr(base, "merge_and_unload"):
         base = base.merge_and_unload()
-    folder.mkdir(parents=True, exist_ok=True)
     base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    head = [("weight", model.head.weight), ("bias", model.head.bias)]
+    head = [(name, t) for name, t in model.head.state_dict().items()]
     save_tensors(head, folder / HEAD, ALONE, 10**9)
     write_json(folder / ABOUT, {"pooling": model.pooling, "classes": model.n_classes})

@@ -14,10 +14,17 @@ from w2s_fast.methods import Targets, make_method
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.fitting import TRAJECTORY
 from w2s_fast.pipeline.lessons import LABELS, encoded
-from w2s_fast.pipeline.roles import FEATURES, PRETRAINED, new_model, read_features, save_base
+from w2s_fast.pipeline.roles import (
+    FEATURES,
+    PRETRAINED,
+    new_model,
+    read_features,
+    save_language_model,
+)
 from w2s_fast.pipeline.tables import read_labels, write_probs
 from w2s_fast.store import Building
 from w2s_fast.tasks import Inputs
+from w2s_fast.weights import whole
 
 BALANCE = "balance.npy"
 _PART = "part-00000.parquet"
@@ -132,4 +139,5 @@ def tuned(ctx: Context, build: Building) -> None:
         model, rows, rows.labels, make_loss("xent"), cfg, ctx.seed,
         checkpoint_dir=build.checkpoint, progress=ctx.progress,
     )  # fmt: skip
-    save_base(model, tokenizer, build.path / PRETRAINED, ctx)
+    with whole(model.parameters()):
+        ctx.write(lambda: save_language_model(model, tokenizer, build.path / PRETRAINED))

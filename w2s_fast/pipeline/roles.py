@@ -10,7 +10,6 @@ from w2s_fast.config import RunConfig, model_of, train_of
 from w2s_fast.models import ModelConfig, build_model, load_tokenizer, load_weights
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import EMBEDDED
-from w2s_fast.weights import whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,19 +60,14 @@ def read_features(folder: Path) -> Tensor:
         return f.get_tensor("states")
 
 
-def save_base(model: Any, tokenizer: Any, folder: Path, ctx: Context) -> None:
-    """A language model as a folder that ``model.source`` can name, LoRA merged in."""
+def save_language_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """A model that answers in words as a folder that ``model.source`` can name, LoRA merged in."""
     lm = model.lm
     body = getattr(lm, lm.base_model_prefix)
     if hasattr(body, "merge_and_unload"):
         setattr(lm, lm.base_model_prefix, body.merge_and_unload())
-
-    def write() -> None:
-        lm.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    with whole(lm.parameters()):
-        ctx.write(write)
+    lm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Module, Any]:
