@@ -17,7 +17,7 @@ X86    := $(filter x86_64 amd64,$(shell uname -m))
 help:
 	@echo 'make run    set up .venv, run the main job on the embedded task, show table, plot and page'
 	@echo 'make test   set up .venv, pass every test (compiled core and Triton interpreter required)'
-	@echo 'make test-cluster   two hosts as network namespaces: kill, hang, cut, resume (root, iproute2)'
+	@echo 'make test-cluster   two hosts as network namespaces: ssh, kill, cut, resume (root, iproute2)'
 	@echo 'make lint   ruff, mypy, clang-format, codespell, file hygiene      make fix    format in place'
 	@echo 'make bench  time the ops against eager PyTorch and torch.compile   make check  test and lint'
 	@echo 'make gpu    on a machine with a CUDA device: build, test and time there, resumable'
@@ -34,7 +34,7 @@ ifneq ($(X86),)
 endif
 	W2S_BACKEND=ref $(PYTEST) tests/test_losses*.py
 
-# Part of `make test` where it can run: as root, with iproute2.
+# Part of `make test` where it can run: as root, with iproute2; over ssh with pdsh and an ssh server.
 test-cluster: $(VENV)/.dev $(VENV)/.core-strict
 	$(BIN)/python -m pytest -s --durations=5 tests/test_cluster.py
 
