@@ -18,8 +18,8 @@ from w2s_fast.engine import TrainConfig, encode, predict, train
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
-from w2s_fast.pipeline.jobs import data_digests, plan
 from w2s_fast.pipeline.context import load_data
+from w2s_fast.pipeline.jobs import data_digests, plan
 from w2s_fast.pipeline.tables import read_probs, write_probs
 from w2s_fast.tasks import Examples, TaskConfig
 

@@ -20,7 +20,8 @@ from w2s_fast import cli
 from w2s_fast.config import RunConfig, to_yaml
 from w2s_fast.errors import W2SError
 from w2s_fast.models import ModelConfig
-from w2s_fast.pipeline import stages
+from w2s_fast.pipeline import said, stages
+from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.export import ABOUT, HEAD, export
 from w2s_fast.tasks import TaskConfig
 
@@ -145,7 +146,7 @@ def test_export_loads_in_transformers(tmp_path: Path) -> None:
     base, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     head, about = load_file(folder / HEAD), json.loads((folder / ABOUT).read_text())
     assert about == {"pooling": "last", "classes": 2}
-    data = stages.load_data(cfg.task, 0).test
+    data = load_data(cfg.task, 0).test
     want = tables(Path(cfg.out))["student/test.parquet"]
     for i in (0, 7):
         ids = torch.tensor([tokenizer(data.texts[i])["input_ids"]])
@@ -163,13 +164,13 @@ def main(args: list[str]) -> int:
 
     stages.SHARD_ROWS = SHARD
     if os.environ.get("W2S_TEST_SLOW_LABELS"):
-        whole = stages.write_probs
+        whole = said.write_probs
 
         def slow(*given: Any) -> None:
             whole(*given)
             time.sleep(1.0)
 
-        stages.write_probs = slow  # type: ignore[assignment]
+        said.write_probs = slow  # type: ignore[assignment]
     if os.environ.get("W2S_TEST_OTHER_RANK") == os.environ["RANK"]:
         from w2s_fast.pipeline import experiment
 
