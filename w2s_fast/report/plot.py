@@ -61,7 +61,7 @@ def _accuracies(ax: Axes, shown: list[Row]) -> None:
         bar = [y - 0.24, y + 0.24]
         ax.plot([row.mean] * 2, bar, color=row.color, lw=3.2, solid_capstyle="round")
         _label(ax, f"{row.mean:.3f}", row.mean, y + 0.28, row.color)
-    ax.set_xlabel("accuracy on the test items (points: seeds, bars: means)")
+    ax.set_xlabel("accuracy (points: seeds, bars: means)")
     ax.margins(x=0.08)
     _plain(ax)
 

@@ -1,0 +1,51 @@
+"""The committed results hold what the documents say of them, and their tables say what they hold."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from bench import w2s
+from w2s_fast import metrics
+
+FILES = sorted(w2s.FOLDER.glob("*.json"))
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((w2s.FOLDER / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_result_is_of_a_clean_tree_and_adds_up(path: Any) -> None:
+    found = json.loads(path.read_text())
+    assert not found["environment"]["dirty"] and found["name"] == path.stem
+    seeds = set(found["config"]["seeds"])
+    assert len(seeds) >= 3
+    for s in found["summary"]:
+        rows = [r for r in found["runs"] if r["name"] == s["name"]]
+        assert {r["seed"] for r in rows} == seeds
+        assert s["student"] == pytest.approx(np.mean([r["student"] for r in rows]))
+        kept = [r for r in rows if r["pgr"] is not None]
+        for r in kept:
+            assert r["pgr"] == pytest.approx(metrics.pgr(r["weak"], r["student"], r["ceiling"]))
+        line = next(x for x in w2s.table(found).splitlines() if x.startswith(f"| `{s['name']}`"))
+        assert f"{s['student']:.3f}" in line
+        assert ("refused" in line) == (not kept)
+
+
+def test_on_the_embedded_task_the_confidence_loss_beats_cross_entropy() -> None:
+    """Paired over five seeds, one-sided p < 0.05; and pretraining is where the gain comes from."""
+    found = load("agreement")
+    by = {(r["name"], r["seed"]): r["student"] for r in found["runs"]}
+    logconf, xent = ([by[name, s] for s in range(5)] for name in ("logconf", "xent"))
+    p = ttest_rel(logconf, xent, alternative="greater").pvalue
+    assert p < 0.05 and w2s.beats(found, "logconf", "xent") == pytest.approx(p)
+    first = found["summary"][0]
+    control = np.mean([c["accuracy"] for c in found["controls"]])
+    assert abs(metrics.pgr(first["weak"], control, first["ceiling"])) < 0.1
+    names = {s["name"].partition("+")[0] for s in found["summary"]}
+    assert {"bootstrap", "ensemble"} <= names
