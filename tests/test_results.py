@@ -1,4 +1,4 @@
-"""The committed results hold what the documents say of them, and their tables say what they hold."""
+"""The committed results hold what the documents say, and their tables say what they hold."""
 
 from __future__ import annotations
 
