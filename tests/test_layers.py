@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "ops": {"errors", "kernels", "_core"},
     "losses": {"errors", "ops", "specs"},
     "head": {"errors", "ops"},
+    "patching": {"errors", "ops", "losses", "head", "weights"},
     "specs": {"errors"},
     "preference": {"errors", "specs"},
     "distill": {"errors", "ops", "specs"},
@@ -91,7 +92,17 @@ ALLOWED: dict[str, set[str]] = {
         "sweeps",
     },
     "__main__": {"cli"},
-    "__init__": {*_DATA, "config", "losses", "engine", "pipeline", "sweeps", "ops", "head"},
+    "__init__": {
+        *_DATA,
+        "config",
+        "losses",
+        "engine",
+        "pipeline",
+        "sweeps",
+        "ops",
+        "head",
+        "patching",
+    },
 }
 _HARMLESS = {"w2s_fast", "w2s_fast.__version__", "w2s_fast.__file__"}
 FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "kernels").glob("*.py")])

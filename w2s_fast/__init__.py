@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from w2s_fast.ops.targets import SparseTargets
     from w2s_fast.ops.teacher import pack_topk
     from w2s_fast.ops.vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_logprob
+    from w2s_fast.patching import patch, unpatch
     from w2s_fast.pipeline import run
     from w2s_fast.sweeps import SweepConfig, sweep
     from w2s_fast.tasks import TaskConfig
@@ -49,11 +50,13 @@ __all__ = [
     "linear_topk_logprob",
     "make_loss",
     "pack_topk",
+    "patch",
     "quantile",
     "run",
     "sweep",
     "top_fraction_mask",
     "topk_logprob",
+    "unpatch",
     "vocab_parallel_cross_entropy",
     "vocab_parallel_logprob",
 ]
@@ -75,11 +78,13 @@ _HOMES = {  # public name -> the module that defines it
     "linear_topk_logprob": "w2s_fast.ops.linear_logprob",
     "make_loss": "w2s_fast.losses",
     "pack_topk": "w2s_fast.ops.teacher",
+    "patch": "w2s_fast.patching",
     "quantile": "w2s_fast.ops.quantile",
     "run": "w2s_fast.pipeline",
     "sweep": "w2s_fast.sweeps.experiment",
     "top_fraction_mask": "w2s_fast.ops.quantile",
     "topk_logprob": "w2s_fast.ops.logprob",
+    "unpatch": "w2s_fast.patching",
     "vocab_parallel_cross_entropy": "w2s_fast.ops.vocab_parallel",
     "vocab_parallel_logprob": "w2s_fast.ops.vocab_parallel",
 }

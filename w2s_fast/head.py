@@ -59,7 +59,11 @@ class LMHeadLoss(nn.Module):
 
         ``options`` are the keywords of ``linear_cross_entropy``. A batch without a single row that
         counts gives 0 and gradients of 0: no process of a sharded training falls out of step.
+
+        Raises:
+            W2SError: if the weight is still sharded, see ``check_gathered``.
         """
+        check_gathered(self.weight)
         options = {"memory_mib": self.memory_mib, "softcap": self.softcap, **options}
         return linear_cross_entropy(hidden, self.weight, weak, bias=self.bias, **options)
 
@@ -67,6 +71,16 @@ class LMHeadLoss(nn.Module):
         """The sizes of the head."""
         shape = _shape(self.weight)
         return f"classes={shape[0]}, hidden={shape[1]}, memory_mib={self.memory_mib:g}"
+
+
+def check_gathered(weight: Tensor) -> None:
+    """Raise ``W2SError`` for a head that FSDP2 or ZeRO-3 has in parts at this moment."""
+    if hasattr(weight, "device_mesh") or weight.numel() == 0:
+        raise W2SError(
+            f"the head is sharded, here it holds {tuple(weight.shape)} as {type(weight).__name__}; "
+            "call the model that FSDP or DeepSpeed has wrapped, and let one of its groups hold "
+            "all modules that share this weight"
+        )
 
 
 def _shape(p: nn.Parameter) -> tuple[int, ...]:

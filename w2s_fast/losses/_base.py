@@ -17,6 +17,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.cross_entropy import WeakLossOut, batch_threshold, weak_loss
+from w2s_fast.ops.targets import SparseTargets
 
 IGNORE = -100
 
@@ -145,9 +146,11 @@ class Loss:
             raise W2SError(f"{type(self).__name__}: {name} is {value}; expected a number {span}")
 
 
-def kept_rows(weak: Tensor, weight: Tensor | None) -> Tensor:
+def kept_rows(weak: Tensor | SparseTargets, weight: Tensor | None) -> Tensor:
     """(n,) bool: rows that count."""
-    if weak.is_floating_point():
+    if isinstance(weak, SparseTargets):
+        kept = torch.ones(weak.ids.shape[0], dtype=torch.bool, device=weak.ids.device)
+    elif weak.is_floating_point():
         kept = torch.ones(weak.shape[0], dtype=torch.bool, device=weak.device)
     else:
         kept = weak != IGNORE

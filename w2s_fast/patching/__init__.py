@@ -1,0 +1,161 @@
+"""Two lines in anyone's trainer: a causal LM of transformers whose loss never stores its logits.
+
+``patch`` gives one model, and no other, a forward that answers a batch with targets by the fused
+loss of its body's hidden states and its head; without targets it is the model's own forward. The
+head computes inside its own call, so whoever shards its weight (DDP, FSDP2, ZeRO-3) sees it used.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+from w2s_fast.errors import W2SError
+from w2s_fast.losses import Loss, make_loss
+from w2s_fast.patching.checks import fused_kinds, refuse, transformers_model, verify
+from w2s_fast.patching.columns import COLUMNS
+from w2s_fast.patching.forward import State, loss_output
+from w2s_fast.patching.heads import hand_back, logit_form, take_over
+
+__all__ = ["patch", "progress_callback", "set_progress", "unpatch"]
+
+
+def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = 64) -> Any:
+    """Let a causal LM of transformers return its loss without ever making (B, T, V) logits.
+
+    A forward with ``labels`` or weak columns (B sequences, T tokens, V vocabulary) gives ``loss``
+    and ``logits=None``. All columns are shifted as ``labels`` are:
+
+    - ``weak_labels``: int64 (B, T), -100 where none, or floating point (B, T, V);
+    - ``weak_ids``, ``weak_probs`` (B, T, K) and maybe ``weak_rest`` (B, T): ``SparseTargets``;
+    - ``weak_weight``: (B,) or (B, T) row weights;
+    - ``weak_frac``, ``weak_step``: where in training this is, instead of ``set_progress``.
+
+    With ``labels`` and weak columns, ``labels`` mark the positions that count and the weak columns
+    say what is learned there. Without ``labels`` positions count that have a weak label, an id or
+    some mass. The sum of row losses is divided by ``num_items_in_batch``, or else by the weights of
+    the positions that count; where none counts the loss is 0 and so is every gradient. In eval mode
+    the loss is plain cross-entropy. Forwards without targets, and generation, are the model's own.
+
+    Args:
+        model: a transformers causal LM, or a peft model around one. Patch before it goes to DDP,
+            FSDP or DeepSpeed. Changed in place.
+        loss: spec or object, see ``make_loss``.
+        memory_mib: what a chunk of logits may take.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        W2SError: if the model is patched already, by us or someone else, if its logits or its loss
+            are more than its head on its body's hidden states (found by comparing them on twelve
+            tokens, unless weights are partitioned or on the meta device), or if ``loss`` needs
+            logits.
+    """
+    lm = transformers_model(model)
+    refuse(lm)
+    chosen = make_loss(loss) if isinstance(loss, str) else loss
+    softcap, factor = logit_form(lm.config)
+    original = type(lm).forward
+    forward = _forward_like(original)
+    state = State(forward, chosen, fused_kinds(chosen), memory_mib, softcap, factor)
+    take_over(lm.get_output_embeddings())
+    lm._w2s_fast = state
+    lm.forward = MethodType(forward, lm)
+    try:
+        verify(lm, original, state)
+    except BaseException:
+        unpatch(lm)
+        raise
+    return model
+
+
+def unpatch(model: Any) -> Any:
+    """Give a patched model its own forward back.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        W2SError: if it is not patched, or if its forward was wrapped since.
+    """
+    for lm in _patched(model):
+        if getattr(lm.__dict__.get("forward"), "__func__", None) is not lm._w2s_fast.forward:
+            raise W2SError(
+                f"the forward of {type(lm).__name__} was wrapped after patch(); undo that first "
+                "(accelerate: unwrap_model(model, keep_fp32_wrapper=False))"
+            )
+        del lm.forward, lm._w2s_fast
+        hand_back(lm)
+    return model
+
+
+def set_progress(model: Any, frac: float, step: int | None = None) -> None:
+    """Say where in training a patched model is; losses with a schedule need it before every step.
+
+    Args:
+        model: a patched model, or whatever holds one.
+        frac: optimizer step over the number of steps, in [0, 1].
+        step: optimizer step, for schedules that count steps.
+
+    Raises:
+        W2SError: if nothing is patched, or ``frac`` is out of range.
+    """
+    if not 0 <= frac <= 1:
+        raise W2SError(f"frac is {frac}; expected optimizer step / number of steps, in [0, 1]")
+    for lm in _patched(model):
+        lm._w2s_fast.tell(frac, step)
+
+
+def progress_callback(model: Any) -> Any:
+    """A transformers ``TrainerCallback`` that calls ``set_progress`` at every optimizer step."""
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        """Where the Trainer is, told to the patched model."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            set_progress(model, state.global_step / max(state.max_steps, 1), state.global_step)
+
+    return Progress()
+
+
+def _patched(model: Any) -> list[Any]:
+    found = [m for m in model.modules() if "_w2s_fast" in m.__dict__ and hasattr(m, "config")]
+    if not found:
+        raise W2SError(f"{type(model).__name__} is not patched; call w2s_fast.patch(model) first")
+    return found
+
+
+def _forward_like(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a patched model; its signature names the weak columns.
+
+    It holds no model: bound to one, it moves to a copy of it with ``copy.deepcopy``.
+    """
+    signature = inspect.signature(original)
+    names = tuple(signature.parameters)[1:]
+
+    @functools.wraps(original)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        columns = {c: kwargs.pop(c) for c in COLUMNS if c in kwargs}
+        columns = {c: value for c, value in columns.items() if value is not None}
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        targets = (given.get("labels"), given.get("shift_labels"))
+        if not columns and all(t is None for t in targets):
+            return original(self, *args, **kwargs)
+        return loss_output(self, given, columns)
+
+    forward.__signature__ = _with_columns(signature)  # type: ignore[attr-defined]
+    return forward
+
+
+def _with_columns(signature: inspect.Signature) -> inspect.Signature:
+    """So that trainers keep the columns of a data set that they would call unused."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    extra = [inspect.Parameter(c, kind, default=None) for c in COLUMNS]
+    own = list(signature.parameters.values())
+    tail = [p for p in own if p.kind is inspect.Parameter.VAR_KEYWORD]
+    return signature.replace(parameters=[*(p for p in own if p not in tail), *extra, *tail])

@@ -1,0 +1,186 @@
+"""Batch columns as rows of a loss: which positions count, what they learn, how much they weigh.
+
+B sequences, T tokens, V vocabulary, K listed classes a position, n rows that reach the head.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from w2s_fast.errors import W2SError
+from w2s_fast.ops._checks import check_weight
+from w2s_fast.ops.targets import SparseTargets
+
+COLUMNS = (
+    "weak_labels", "weak_ids", "weak_probs", "weak_rest", "weak_weight", "weak_frac", "weak_step",
+)  # fmt: skip
+
+
+class Rows(NamedTuple):
+    """What the head and the loss get.
+
+    Attributes:
+        hidden: (n, D).
+        weak: (n,), (n, V) or ``SparseTargets`` of n rows.
+        weight: (n,) row weights over their sum, or over ``num_items_in_batch``; 0 takes out.
+    """
+
+    hidden: Tensor
+    weak: Tensor | SparseTargets
+    weight: Tensor
+
+
+def read_rows(
+    labels: Tensor | None,
+    shift_labels: Tensor | None,
+    columns: dict[str, Any],
+    size: tuple[int, int],
+    vocabulary: int,
+    hidden: Tensor,
+    n_items: Tensor | int | None,
+) -> Rows:
+    """Rows of a batch; see ``patch`` for the columns.
+
+    Eagerly these are the labelled positions alone, which the host has to know. Compiled code must
+    not wait for them: it gets every position, those without a label at weight 0.
+
+    Raises:
+        W2SError: if a column does not fit the others, the batch or the vocabulary.
+    """
+    device = hidden.device
+    columns = {name: value.to(device) for name, value in columns.items()}
+    weak = _weak(columns, size, vocabulary)
+    weight = _weight(columns.get("weak_weight"), size, hidden)
+    if shift_labels is not None:
+        if weak is not None or ("weak_weight" in columns and columns["weak_weight"].dim() == 2):
+            raise W2SError("shift_labels came with weak columns, which are not shifted; use labels")
+        labels = shift_labels
+    if labels is None and weak is None:
+        raise W2SError("weak_weight came without targets; add labels or a weak column")
+    if labels is not None:
+        labels = labels.to(device)
+        _shape("labels", labels, size)
+    counts = _counts(labels, weak)
+    weak = labels if weak is None else weak
+    assert weak is not None
+    ahead = 0 if shift_labels is not None else 1
+    counts = counts[:, ahead:]
+    rows = None
+    if not torch.compiler.is_compiling():
+        at = counts.nonzero()
+        rows = at[:, 0] * size[1] + at[:, 1]
+    weight = _pick(weight, rows, ahead)
+    if rows is None:
+        weight = torch.where(counts.flatten(), weight, 0.0)
+        hidden = hidden[:, : size[1] - ahead].flatten(0, 1)
+    else:
+        hidden = hidden.flatten(0, 1).index_select(0, rows)
+    return Rows(hidden, _pick_weak(weak, rows, ahead), _normalised(weight, n_items))
+
+
+def _pick(x: Tensor, rows: Tensor | None, ahead: int) -> Tensor:
+    """What belongs to some rows of the flattened hidden states, of a column (B, T, ...)."""
+    if rows is None:
+        return x[:, ahead:].flatten(0, 1)
+    return x.flatten(0, 1).index_select(0, rows + ahead)
+
+
+def _pick_weak(
+    weak: Tensor | SparseTargets, rows: Tensor | None, ahead: int
+) -> Tensor | SparseTargets:
+    if isinstance(weak, Tensor):
+        return _pick(weak, rows, ahead)
+    rest = None if weak.rest is None else _pick(weak.rest, rows, ahead)
+    return SparseTargets(_pick(weak.ids, rows, ahead), _pick(weak.probs, rows, ahead), rest)
+
+
+def _normalised(weight: Tensor, n_items: Tensor | int | None) -> Tensor:
+    """Weights over what the sum of row losses is divided by: its gradient is scaled but once."""
+    if n_items is None:
+        total = weight.sum()
+    else:
+        total = torch.as_tensor(n_items, device=weight.device).to(weight.dtype)
+    return weight * torch.where(total > 0, 1 / total, 0.0)
+
+
+def _counts(labels: Tensor | None, weak: Tensor | SparseTargets | None) -> Tensor:
+    """(B, T) bool: positions that are marked and have something to be learned."""
+    if labels is None:
+        assert weak is not None
+        return _says_something(weak)
+    marked = labels != -100
+    # Whether soft labels have mass is a pass over (B, T, V); the marks have decided already.
+    dense = isinstance(weak, Tensor) and weak.is_floating_point()
+    return marked if weak is None or dense else marked & _says_something(weak)
+
+
+def _says_something(weak: Tensor | SparseTargets) -> Tensor:
+    """(B, T) bool: positions with a hard label, an id, or some mass."""
+    if not isinstance(weak, Tensor):
+        return (weak.ids >= 0).any(-1)
+    return weak.sum(-1) > 0 if weak.is_floating_point() else weak != -100
+
+
+def _weight(weight: Tensor | None, size: tuple[int, int], hidden: Tensor) -> Tensor:
+    """(B, T) row weights, of the precision of the loss."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    if weight is None:
+        return torch.ones(size, dtype=dtype, device=hidden.device)
+    if tuple(weight.shape) not in ((size[0],), size):
+        raise W2SError(
+            f"weak_weight has shape {tuple(weight.shape)}; expected {(size[0],)} or {size}"
+        )
+    weight = weight.detach().to(dtype)
+    check_weight(weight.flatten())
+    return weight.unsqueeze(1).expand(size) if weight.dim() == 1 else weight
+
+
+def _weak(
+    columns: dict[str, Any], size: tuple[int, int], vocabulary: int
+) -> Tensor | SparseTargets | None:
+    """The weak columns as one target (B, T, ...); None if there are none."""
+    labels, ids, probs, rest = (
+        columns.get(c) for c in ("weak_labels", "weak_ids", "weak_probs", "weak_rest")
+    )
+    if labels is not None:
+        if not all(c is None for c in (ids, probs, rest)):
+            raise W2SError("weak_labels came with weak_ids or weak_probs; expected one of the two")
+        return _dense_or_hard(labels, size, vocabulary)
+    if ids is None and probs is None:
+        if rest is not None:
+            raise W2SError("weak_rest came without weak_ids and weak_probs")
+        return None
+    if ids is None or probs is None:
+        missing = "weak_ids" if ids is None else "weak_probs"
+        raise W2SError(f"{missing} is missing; sparse weak labels are weak_ids with weak_probs")
+    if ids.dim() != 3 or ids.is_floating_point():
+        raise W2SError(
+            f"weak_ids has shape {tuple(ids.shape)} and dtype {ids.dtype}; expected integers "
+            f"({size[0]}, {size[1]}, K)"
+        )
+    _shape("weak_ids", ids, (*size, ids.shape[2]))
+    _shape("weak_probs", probs, tuple(ids.shape))
+    if rest is not None:
+        _shape("weak_rest", rest, size)
+    return SparseTargets(ids, probs, rest)
+
+
+def _dense_or_hard(labels: Tensor, size: tuple[int, int], vocabulary: int) -> Tensor:
+    if not labels.is_floating_point():
+        _shape("weak_labels (hard)", labels, size)
+        return labels
+    if labels.dim() == 3 and labels.shape[2] != vocabulary:
+        raise W2SError(
+            f"weak_labels are {labels.shape[2]} wide, the vocabulary of the head is {vocabulary}; "
+            "give every class its column, or the listed ones as weak_ids and weak_probs"
+        )
+    _shape("weak_labels (soft)", labels, (*size, vocabulary))
+    return labels
+
+
+def _shape(name: str, t: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(t.shape) != expected:
+        raise W2SError(f"{name} has shape {tuple(t.shape)}; expected {expected} to fit the batch")
