@@ -1,0 +1,59 @@
+"""A loop of your own: the head and its loss as one module, only answers reach the head.
+
+    python examples/bare_loop.py
+
+Every row has one position that counts, its last token. Its logits are made in chunks and never
+stored, the other positions are not multiplied with the head at all. Gradients accumulate: the
+denominator is that of the whole step.
+"""
+
+from typing import Any
+
+import tiny
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from w2s_fast import LMHeadLoss, SparseTargets
+from w2s_fast.data import WeakLabelCollator
+
+
+class Student(nn.Module):
+    """A causal language model whose forward gives the sum of the losses of its answers."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.lm, self.loss = lm, LMHeadLoss(lm.lm_head, memory_mib=64)
+
+    def forward(self, batch: dict[str, Tensor], aux: float) -> Tensor:
+        hidden = self.lm.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).last_hidden_state
+        # The state before a label predicts it: labels are shifted by one.
+        row, at = (batch["labels"][:, 1:] != -100).nonzero(as_tuple=True)
+        weak = SparseTargets(batch["weak_ids"][row, at + 1], batch["weak_probs"][row, at + 1])
+        weight = batch["weak_weight"][row]
+        return self.loss(hidden[row, at], weak, weight=weight, aux=aux, reduction="sum")
+
+
+def main(steps: int = 6, micro: int = 4, accumulate: int = 2, aux: float = 0.5) -> Student:
+    student = Student(tiny.lm())
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
+    loader = DataLoader(tiny.rows(), micro, collate_fn=WeakLabelCollator(tiny.tokenizer))
+    batches = iter(loader)
+    for step in range(steps):
+        of_step = [next(batches) for _ in range(accumulate)]
+        total = sum(batch["weak_weight"].sum() for batch in of_step)
+        loss = torch.zeros(())
+        for batch in of_step:
+            part = student(batch, aux * min(1, step / steps / 0.1)) / total
+            part.backward()
+            loss += part.detach()
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"step {step}: loss {loss:.4f}")
+    return student
+
+
+if __name__ == "__main__":
+    main()
