@@ -59,6 +59,15 @@ def test_loss_and_gradients(name: str, tied: bool) -> None:
     assert_patch_keeps(build, **batch())
 
 
+def test_bias_and_scale() -> None:
+    def build(dtype: torch.dtype) -> Any:
+        lm = tiny_lm("granite", dtype)
+        lm.lm_head.bias = nn.Parameter(torch.linspace(-1, 1, lm.lm_head.out_features, dtype=dtype))
+        return lm
+
+    assert_patch_keeps(build, **batch())
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "phi"])
 def test_bf16(name: str) -> None:
     weights = tiny_lm(name, torch.bfloat16).state_dict()  # the truth has these very weights
@@ -167,8 +176,10 @@ def test_training_modes_and_random_numbers_survive_patching() -> None:
 def test_no_labelled_position() -> None:
     lm = w2s_fast.patch(tiny_lm())
     inputs = batch()
+    weightless = result(lm, **inputs, weak_weight=torch.zeros(3))
     inputs["labels"][:] = -100
     got = result(lm, **inputs)
+    assert not any(value.any() for value in weightless.values())
     assert got.keys() == {"loss", *(n for n, _ in lm.named_parameters())}
     assert not any(value.any() for value in got.values())
 

@@ -21,7 +21,16 @@ from w2s_fast import world
 from w2s_fast.errors import W2SError
 
 # DDP; FSDP2 with every layer and the head a group, tied with the rest in the root's; a LoRA head.
-CASES = ("ddp", "ddp_tied", "fsdp", "fsdp_tied", "fsdp_layers", "fsdp_lora", "fsdp_loss")
+CASES = (
+    "ddp",
+    "ddp_tied",
+    "fsdp",
+    "fsdp_tied",
+    "fsdp_layers",
+    "fsdp_lora",
+    "fsdp_loss",
+    "fsdp_loss_group",
+)
 ITEMS = 20  # what Trainer would count over both processes
 
 
@@ -48,7 +57,7 @@ def whole(case: str, dtype: torch.dtype) -> dict[str, Tensor]:
     lm = model(case, dtype)
     loss: Any = 0
     for rank in range(2):
-        if case == "fsdp_loss":
+        if case.startswith("fsdp_loss"):
             inputs = part(rank)
             loss = loss + Student(lm, fused=False)(inputs["input_ids"], inputs["labels"], 0.0)
         else:
@@ -64,9 +73,11 @@ def sharded(case: str, here: world.World) -> dict[str, Tensor]:
 
     lm = model(case)
     inputs = part(here.rank)
-    if case == "fsdp_loss":
-        student = fully_shard(Student(lm, fused=True))
-        loss = student(inputs["input_ids"], inputs["labels"], 0.0)
+    if case.startswith("fsdp_loss"):
+        student = Student(lm, fused=True)
+        if case.endswith("group"):
+            fully_shard([lm.lm_head, student.loss])
+        loss = fully_shard(student)(inputs["input_ids"], inputs["labels"], 0.0)
     else:
         w2s_fast.patch(lm)
         if case == "fsdp_layers":
