@@ -19,6 +19,7 @@ from w2s_fast.patching.checks import fused_kinds, refuse, transformers_model, ve
 from w2s_fast.patching.columns import COLUMNS
 from w2s_fast.patching.forward import State, loss_output
 from w2s_fast.patching.heads import hand_back, logit_form, take_over
+from w2s_fast.patching.logprob import answer_logprob
 
 __all__ = ["patch", "progress_callback", "set_progress", "unpatch"]
 
@@ -39,6 +40,8 @@ def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = 64) -> A
     some mass. The sum of row losses is divided by ``num_items_in_batch``, or else by the weights of
     the positions that count; where none counts the loss is 0 and so is every gradient. In eval mode
     the loss is plain cross-entropy. Forwards without targets, and generation, are the model's own.
+    With ``labels`` and ``return_logprob=True`` a forward gives the summed log-probability of each
+    sequence's labelled tokens instead, (B,): what losses of pairs are made of.
 
     Args:
         model: a transformers causal LM, or a peft model around one. Patch before it goes to DDP,
@@ -143,6 +146,8 @@ def _forward_like(original: Callable[..., Any]) -> Callable[..., Any]:
         columns = {c: kwargs.pop(c) for c in COLUMNS if c in kwargs}
         columns = {c: value for c, value in columns.items() if value is not None}
         given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if given.pop("return_logprob", False):
+            return answer_logprob(self, given)
         targets = (given.get("labels"), given.get("shift_labels"))
         if not columns and all(t is None for t in targets):
             return original(self, *args, **kwargs)

@@ -95,7 +95,7 @@ def loss_output(lm: Any, given: dict[str, Any], columns: dict[str, Any]) -> Any:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     state: State = lm._w2s_fast
-    _no_logits(given)
+    refuse_logits(given)
     labels, shift_labels, n_items, as_dict = (
         given.pop(k, None) for k in ("labels", "shift_labels", "num_items_in_batch", "return_dict")
     )
@@ -168,7 +168,7 @@ def _first(value: Any) -> Any:
     return value.flatten()[0].item() if isinstance(value, torch.Tensor) else value
 
 
-def _no_logits(given: dict[str, Any]) -> None:
+def refuse_logits(given: dict[str, Any]) -> None:
     """Raise ``W2SError`` where a forward with targets is asked for logits, or more than a loss."""
     keep = given.pop("logits_to_keep", None)
     for name, asked in (

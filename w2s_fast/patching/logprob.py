@@ -1,0 +1,53 @@
+"""Log-probabilities of answers from a patched model, for losses of pairs or of policies.
+
+B sequences, T tokens, n labelled positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w2s_fast.errors import W2SError
+from w2s_fast.ops.linear_logprob import linear_logprob
+from w2s_fast.ops.projected import Projected
+from w2s_fast.patching.forward import refuse_logits
+from w2s_fast.patching.heads import through
+
+
+def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
+    """(B,) log-probabilities of the labelled tokens of each sequence, summed; fp32.
+
+    What ``model(input_ids=..., labels=..., return_logprob=True)`` gives. ``labels`` (B, T) are -100
+    where nothing counts and are shifted as always; only labelled positions reach the head.
+
+    Raises:
+        W2SError: without labels, or with labels of another shape.
+    """
+    refuse_logits(given)
+    labels = given.pop("labels", None)
+    for name in ("shift_labels", "num_items_in_batch", "return_dict"):
+        given.pop(name, None)
+    if labels is None:
+        raise W2SError("return_logprob came without labels; give the tokens of the answers, (B, T)")
+    hidden = lm.base_model(**given, return_dict=True).last_hidden_state
+    if labels.shape != hidden.shape[:2]:
+        raise W2SError(
+            f"labels has shape {tuple(labels.shape)}; expected {tuple(hidden.shape[:2])} to fit "
+            "the batch"
+        )
+    tokens = labels.to(hidden.device)[:, 1:]
+    row, at = (tokens != -100).nonzero(as_tuple=True)
+    state = lm._w2s_fast
+    project = state.project(Projected)
+
+    def then(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x = project(hidden, weight, bias)
+        scale: dict[str, Any] = {"softcap": x.softcap, "memory_mib": x.memory_mib}
+        logp: Any = linear_logprob(x.hidden, x.weight, tokens[row, at], bias=x.bias, **scale)
+        return logp
+
+    logp: Tensor = through(lm.get_output_embeddings(), hidden[row, at], then)
+    return torch.zeros(len(labels), dtype=logp.dtype, device=logp.device).index_add(0, row, logp)
