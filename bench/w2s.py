@@ -29,9 +29,10 @@ REAL = ("sst2", "cola", "safety", "hh")
 NAMES = ("agreement", *REAL)
 _KEPT = ("runs", "summary", "controls", "gold")
 _REAL_METHODS = (
-    "naive@xent", "naive@logconf", "naive@logconf_openai", "confident@xent", "ensemble@xent",
-    "strong_to_strong@xent", "probe_filter:probe=knn@xent", "small_loss@xent",
-    "early_stop@xent", "probe@xent",
+    "probe@xent", "probe@logconf", "probe@logconf_openai", "probe@gce", "confident|probe@xent",
+    "ensemble|probe@xent", "strong_to_strong|probe@xent", "probe_filter:probe=knn|probe@xent",
+    "probe_relabel:probe=logreg|probe@xent", "small_loss|probe@xent", "conformal|probe@xent",
+    "early_stop|probe@xent", "consistent|probe@xent",
 )  # fmt: skip
 
 
@@ -52,13 +53,16 @@ def agreement() -> Any:
 
 
 def real(name: str, data: Path, student: Path) -> Any:
-    """A bag of words teaches a pretrained sentence encoder, three seeds."""
+    """A bag of words teaches the head of a frozen pretrained sentence encoder, three seeds.
+
+    The recipe is Burns et al.'s for linear probes (batches of 128, 1e-3), for 100 epochs.
+    """
     from w2s_fast.config import RunConfig
     from w2s_fast.engine import TrainConfig
     from w2s_fast.models import ModelConfig
     from w2s_fast.tasks import TaskConfig
 
-    sizes = {"n_weak": 500, "n_transfer": 600, "n_test": 800}
+    sizes = {"n_weak": 500, "n_transfer": 1000, "n_test": 1000}
     tasks = {
         "sst2": TaskConfig("local", str(data / "sst2/train.tsv"), text="0", label="1", **sizes),
         "cola": TaskConfig(
@@ -72,7 +76,7 @@ def real(name: str, data: Path, student: Path) -> Any:
         weak=ModelConfig("bow"),
         student=ModelConfig(str(student), pooling="mean"),
         weak_train=TrainConfig(epochs=10, lr=0.1, max_length=128),
-        student_train=TrainConfig(epochs=2, lr=5e-5, max_length=128, checkpoint_every=20),
+        student_train=TrainConfig(epochs=100, lr=1e-3, batch_size=128, max_length=128),
         losses=("xent",),
         methods=_REAL_METHODS,
         seeds=(0, 1, 2),
@@ -115,7 +119,7 @@ def table(found: Mapping[str, Any]) -> str:
         + ".",
         "",
         "| method + loss | accuracy | PGR | 95 % interval | agrees where weak is right / wrong | "
-        "p, no better than `xent` |",
+        f"p, no better than `{_plain(found)}` |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for s in found["summary"]:
@@ -132,9 +136,15 @@ def _line(found: Mapping[str, Any], s: Mapping[str, Any]) -> str:
         "–" if s["agreement"][k] is None else f"{s['agreement'][k]:.3f}"
         for k in ("weak_right", "weak_wrong")
     )
-    p = "" if s["name"] == "xent" else f"{beats(found, s['name'], 'xent'):.3f}"
-    own = f" (ceiling {s['ceiling']:.3f})" if s["ceiling_name"] else ""
+    plain = _plain(found)
+    p = "" if s["name"] == plain else f"{beats(found, s['name'], plain):.3f}"
+    own = f" (ceiling {s['ceiling']:.3f})" if s["ceiling"] != found["summary"][0]["ceiling"] else ""
     return f"| `{s['name']}`{own} | {s['student']:.3f} | {pgr} | {span} | {split} | {p} |"
+
+
+def _plain(found: Mapping[str, Any]) -> str:
+    """Name of the student that learns the weak labels as they are by cross-entropy: the first."""
+    return found["summary"][0]["name"]
 
 
 def _control(found: Mapping[str, Any]) -> str:

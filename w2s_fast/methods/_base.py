@@ -104,8 +104,8 @@ class Naive(Method):
     kinds = ANY_KIND
 
 
-# What a ceiling shares with its student: how it is trained, not what is done about labels.
-_CEILING_TOO = ("freeze", "start")
+# What is done to the model and not to its labels: students on the way and the ceiling share it.
+_OF_THE_BODY = ("freeze", "start")
 
 
 def student_nodes(steps: tuple[Method, ...], plan: Plan) -> tuple[Node, Node]:
@@ -114,19 +114,22 @@ def student_nodes(steps: tuple[Method, ...], plan: Plan) -> tuple[Node, Node]:
     Raises:
         W2SError: if two steps ask for different trainings, or one learns from a ceiling.
     """
-    labels = plan.weak_labels()
     training: dict[str, Any] = {}
     for step in steps:
-        labels = step.labels(plan, labels)
         for key, value in step.training(plan).items():
             if training.setdefault(key, value) != value:
                 raise W2SError(
                     f"{type(step).__name__} trains with {key}={value}, a step before it with "
                     f"{key}={training[key]}; leave one out"
                 )
+    body = tuple((k, training.pop(k)) for k in _OF_THE_BODY if k in training)
+    plan = replace(plan, body=body)
+    labels = plan.weak_labels()
+    for step in steps:
+        labels = step.labels(plan, labels)
     student = plan.student(labels, **training)
     _refuse_gold(student)
-    return student, plan.ceiling(**{k: v for k, v in training.items() if k in _CEILING_TOO})
+    return student, plan.ceiling()
 
 
 def _refuse_gold(student: Node) -> None:

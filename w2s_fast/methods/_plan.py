@@ -40,11 +40,14 @@ class Plan:
         loss: Spec of the loss of the student, and of every student on the way to it.
         chain: Number of models between weak model and student (``RunConfig.chain``).
         writer: Role of the model that writes transcripts, None where an endpoint does.
+        body: How the student's model is made, for every student on the way and for the ceiling:
+            ``freeze`` and ``start`` of ``Method.training``.
     """
 
     loss: str = "xent"
     chain: int = 0
     writer: str | None = "student"
+    body: tuple[tuple[str, Any], ...] = ()
 
     def weak_model(
         self, member: int = 0, context: Node | None = None, fold: int | None = None
@@ -114,7 +117,7 @@ class Plan:
         return self._strong("student", {"labels": labels}, {"loss": self.loss, **training})
 
     def ceiling(self, **training: Any) -> Node:
-        """The student's model trained on true labels; of ``training`` what is no use of labels."""
+        """The student's model trained on true labels."""
         return self._strong("ceiling", {}, training)
 
     def control(self, labels: Node) -> Node:
@@ -170,6 +173,7 @@ class Plan:
         return _node("apply", settings, inputs)
 
     def _strong(self, stage: str, needs: Mapping[str, Node], training: Mapping[str, Any]) -> Node:
+        training = {**dict(self.body), **training}
         nodes = {k: v for k, v in training.items() if isinstance(v, Node)}
         plain = {k: v for k, v in training.items() if not isinstance(v, Node)}
         gold = ("early stopping on true labels",) if plain.get("keep") == "gold" else ()

@@ -102,10 +102,12 @@ def plan(cfg: RunConfig, *, labels_only: bool = False) -> Jobs:
     if labels_only:
         return Jobs(writer.order(), entries)
     for seed in cfg.seeds:
-        writer.add(base.ceiling(), seed, "")
         for name, (student, ceiling) in everyone:
-            trained = writer.add(student, seed, name)
-            entries[seed, name] = Entry(trained, writer.add(ceiling, seed, name))
+            plain = ceiling == base.ceiling()
+            entries[seed, name] = Entry(
+                ceiling=writer.add(ceiling, seed, "" if plain else name),
+                student=writer.add(student, seed, name),
+            )
         if cfg.control:
             writer.add(base.control(base.weak_labels()), seed, CONTROL_LOSS)
     jobs = writer.order()

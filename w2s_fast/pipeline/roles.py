@@ -48,7 +48,8 @@ def head_model(ctx: Context) -> tuple[nn.Module, Any]:
     if cfg.head_init != "zero":
         start = new_model(ctx, ctx.job.setting("role"))[0]
     hidden = read_features(states).shape[1]
-    model = CachedHead(hidden, ctx.n_classes, start.head if start is not None else None)
+    ways = 2 if ctx.task.kind == "preference" else 1
+    model = CachedHead(hidden, ctx.n_classes, None if start is None else start.head, ways)
     return model.to(device(ctx.cfg)), None
 
 
