@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ranks
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,11 +115,11 @@ class Reference(nn.Module):
         return (batch["weak_weight"][row] * soft_ce(logits[row, at - 1], probs)).sum()
 
 
-def reference(steps: int, size: int, mean_of_weights: bool, first: int = 0) -> Any:
+def reference(steps: int, size: int, mean_of_weights: bool) -> Any:
     """A loop over whole batches, AdamW as in the examples."""
     model = Reference(tiny.lm())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    rows = tiny.rows(48 if steps * size <= 48 else steps * size)
+    rows = tiny.rows(steps * size)
     for step in range(steps):
         batch = WeakLabelCollator(tiny.tokenizer)(rows[step * size : (step + 1) * size])
         total = batch["weak_weight"].sum() if mean_of_weights else size
@@ -130,6 +133,14 @@ def test_bare_loop() -> None:
     same(door("bare_loop").main(aux=0.0).lm, reference(6, 8, True), atol=1e-4)
 
 
+def in_order(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The better answer as the chosen one."""
+    return [
+        row if row["q"] == 1 else row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+        for row in pairs
+    ]
+
+
 def test_reward_is_trls_own(tmp_path: Path, certain: None) -> None:
     """q of 1 or 0 is TRL's loss with the answers put in order."""
     from datasets import Dataset
@@ -137,14 +148,9 @@ def test_reward_is_trls_own(tmp_path: Path, certain: None) -> None:
 
     example = door("trl_reward")
     ours = example.main(str(tmp_path), **PLAIN)
-    ordered = [
-        row if row["q"] == 1 else row | {"chosen": row["rejected"], "rejected": row["chosen"]}
-        for row in tiny.pairs()
-    ]
-    theirs = RewardTrainer(
-        tiny.classifier(num_labels=1), ours.args, train_dataset=Dataset.from_list(ordered),
-        processing_class=tiny.tokenizer,
-    )  # fmt: skip
+    data = Dataset.from_list(in_order(tiny.pairs()))
+    model = tiny.classifier(num_labels=1)
+    theirs = RewardTrainer(model, ours.args, train_dataset=data, processing_class=tiny.tokenizer)
     theirs.train()
     same(ours.model, theirs.model)
     assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
@@ -163,3 +169,151 @@ def test_soft_rewards_accumulate(tmp_path: Path) -> None:
     chosen, rejected = whole.model(**model_inputs).logits[:, 0].chunk(2)
     bce = F.binary_cross_entropy_with_logits(chosen - rejected, q, weight)
     torch.testing.assert_close(loss, bce)
+
+
+def hard_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a trainer without weak labels gets."""
+    return [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
+
+
+def test_trainer_is_its_own(certain: None, tmp_path: Path) -> None:
+    """A certain judge is the model's own loss of its labels, micro-batches accumulated."""
+    from transformers import Trainer
+
+    ours = door("hf_trainer").main(str(tmp_path), "xent", **PLAIN)
+    theirs = Trainer(
+        tiny.lm(), ours.args, train_dataset=hard_rows(tiny.rows()),
+        data_collator=WeakLabelCollator(tiny.tokenizer),
+    )  # fmt: skip
+    theirs.train()
+    same(ours.model, theirs.model)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
+
+
+def test_trainer_accumulates_doubts(tmp_path: Path) -> None:
+    """Soft, weighted labels against the formula, in micro-batches and whole."""
+    from transformers import Trainer
+
+    class Formula(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Tensor:
+            return Reference(model)(inputs) / len(inputs["input_ids"])
+
+    run = door("hf_trainer").main
+    parts, whole = (run(str(tmp_path), "xent", **PLAIN | size) for size in ({}, WHOLE))
+    args = replace(whole.args, remove_unused_columns=False)
+    collator = whole.data_collator
+    theirs = Formula(tiny.lm(), args, train_dataset=tiny.rows(), data_collator=collator)
+    theirs.train()
+    same(parts.model, theirs.model)
+    same(whole.model, theirs.model)
+
+
+def test_sft_is_trls_own(certain: None, tmp_path: Path) -> None:
+    """Against the loss that SFTTrainer makes itself."""
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    ours = door("trl_sft").main(str(tmp_path), "xent", **PLAIN)
+    theirs = SFTTrainer(
+        tiny.lm(), ours.args, train_dataset=Dataset.from_list(hard_rows(tiny.rows())),
+        data_collator=ours.data_collator, processing_class=tiny.tokenizer,
+    )  # fmt: skip
+    theirs.train()
+    same(ours.model, theirs.model)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
+    assert ours.train_dataset.column_names == ["input_ids", "labels", "weak_ids", "weak_probs",
+                                               "weak_weight"]  # fmt: skip
+
+
+def test_dpo_is_trls_own(certain: None, tmp_path: Path) -> None:
+    """q of 1 or 0 is TRL's loss with the answers put in order; reference computed by each."""
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    ours = door("trl_dpo").main(str(tmp_path), **PLAIN | {"learning_rate": 2.0})
+    theirs = DPOTrainer(
+        tiny.lm(), args=ours.args, train_dataset=Dataset.from_list(in_order(tiny.pairs())),
+        processing_class=tiny.tokenizer,
+    )  # fmt: skip
+    theirs.train()
+    same(ours.model, theirs.model, atol=2e-5)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
+    (a, b) = (t.state.log_history[-2] for t in (ours, theirs))
+    assert a["rewards/accuracy"] == pytest.approx(b["rewards/accuracies"])
+    assert abs(a["rewards/margin"]) > 1e-3
+    assert a["rewards/margin"] == pytest.approx(b["rewards/margins"], rel=1e-3)
+
+
+def test_soft_dpo(tmp_path: Path) -> None:
+    """q and weights in the formula, from logits in full."""
+    example = door("trl_dpo")
+    trainer = example.main(str(tmp_path), **PLAIN | WHOLE | {"max_steps": 1, "learning_rate": 2.0})
+    inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    loss = trainer.compute_loss(trainer.model, inputs)
+    mask = inputs["completion_mask"][:, 1:]
+    columns = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    logits = trainer.model(**columns).logits[:, :-1].log_softmax(-1)
+    logp = logits.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0] * mask
+    first, second = logp.sum(1).chunk(2)
+    h = 0.1 * (first - inputs["ref_chosen_logps"] - second + inputs["ref_rejected_logps"])
+    assert h.abs().max() > 1e-3
+    bce = F.binary_cross_entropy_with_logits(h, inputs["q"], inputs["weight"])
+    torch.testing.assert_close(loss, bce, rtol=1e-5, atol=1e-6)
+
+
+def test_lightning(certain: None) -> None:
+    quiet = {"enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = door("lightning_module").main(spec="xent", **quiet)
+    same(trainer.lightning_module.lm, reference(6, 8, False), atol=1e-4)
+    scheduled = door("lightning_module").main(max_steps=1, **quiet)
+    assert scheduled.callback_metrics["loss"] > 0
+
+
+def test_accelerate() -> None:
+    same(door("accelerate_loop").main(spec="xent"), reference(6, 8, False), atol=1e-4)
+
+
+def sharded(job: dict[str, Any]) -> None:
+    """Every door of several processes in turn; weights to files, from rank 0."""
+    from safetensors.torch import save_file
+
+    from w2s_fast.engine.zero_library import load_deepspeed
+
+    def keep(name: str, weights: dict[str, Tensor]) -> None:
+        weights = {k: v.detach().clone() for k, v in weights.items()}
+        save_file(weights, f"{job['folder']}/{name}-{job['rank']}.safetensors")
+
+    deepspeed = load_deepspeed()
+    torch.distributed.init_process_group("gloo")
+    for zero in range(4):
+        engine = door("deepspeed_engine").main(zero, spec="xent", steps=3, micro=2)
+        with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+            keep(f"zero{zero}", dict(engine.module.named_parameters()))
+        engine.destroy()
+    model = door("fsdp2").main(spec="xent", steps=3, micro=4)
+    keep("fsdp2", {k: v.full_tensor() for k, v in model.named_parameters()})
+    model = door("accelerate_loop").main(spec="xent", steps=3, micro=2)
+    keep("accelerate", dict(model.named_parameters()))
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_processes(tmp_path: Path) -> None:
+    """Under DDP, ZeRO 0 to 3 and FSDP2: the weights of one process."""
+    pytest.importorskip("deepspeed")
+    from safetensors.torch import load_file
+
+    ranks.run(__file__, 2, {"folder": str(tmp_path)}, ACCELERATE_USE_CPU="1", DS_ACCELERATOR="cpu")
+    expected = reference(3, 8, False)
+    for name in ("zero0", "zero1", "zero2", "zero3", "fsdp2", "accelerate"):
+        for rank in range(2):
+            found = load_file(tmp_path / f"{name}-{rank}.safetensors")
+            model = tiny.lm(1)
+            model.load_state_dict(found)
+            same(model, expected, atol=1e-4)
+
+
+if __name__ == "__main__":
+    import os
+
+    sharded({**json.loads(sys.argv[1]), "rank": os.environ["RANK"]})

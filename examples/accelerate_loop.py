@@ -1,0 +1,49 @@
+"""A loop under accelerate, on one device or, by ``accelerate launch``, on several.
+
+    python examples/accelerate_loop.py
+    torchrun --nproc-per-node 2 examples/accelerate_loop.py   # on CPUs with ACCELERATE_USE_CPU=1
+
+The model is patched before ``prepare``. ``num_items_in_batch`` is the number of answers of the
+whole step, over all micro-batches and processes, so neither changes a gradient.
+"""
+
+from contextlib import nullcontext
+
+import tiny
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+import w2s_fast
+from w2s_fast.data import WeakLabelCollator
+from w2s_fast.patching import set_progress
+
+
+def main(steps: int = 6, micro: int = 4, accumulate: int = 2, spec: str = "logconf:aux=0.5"):
+    accelerator = Accelerator()  # its own accumulation would divide by micro-batches, not answers
+    model = w2s_fast.patch(tiny.lm(), loss=spec)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    rows = tiny.rows(steps * accumulate * micro * accelerator.num_processes)
+    loader = DataLoader(rows, micro, collate_fn=WeakLabelCollator(tiny.tokenizer))
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    batches = iter(loader)
+    for step in range(steps):
+        of_step = [next(batches) for _ in range(accumulate)]
+        answers = sum((batch["labels"][:, 1:] != -100).sum() for batch in of_step)
+        answers = accelerator.reduce(answers)
+        set_progress(model, step / steps, step)
+        loss = torch.zeros((), device=accelerator.device)
+        for i, batch in enumerate(of_step):
+            last = i == accumulate - 1
+            with nullcontext() if last else accelerator.no_sync(model):
+                part = model(**batch, num_items_in_batch=answers).loss
+                accelerator.backward(part * accelerator.num_processes)  # DDP takes the mean
+            loss += part.detach()
+        optimizer.step()
+        optimizer.zero_grad()
+        accelerator.print(f"step {step}: loss {accelerator.reduce(loss):.4f}")
+    return accelerator.unwrap_model(model)
+
+
+if __name__ == "__main__":
+    main()

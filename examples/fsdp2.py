@@ -1,0 +1,56 @@
+"""FSDP2, two ranks or more.
+
+    torchrun --nproc-per-node 2 examples/fsdp2.py
+
+``fully_shard`` of each layer and of the model, as anywhere else. The model is patched before, and
+called as a whole: its head is gathered by the group that it belongs to. Tied embeddings must stay
+in one group.
+"""
+
+from typing import Any
+
+import tiny
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader, DistributedSampler
+
+import w2s_fast
+from w2s_fast.data import WeakLabelCollator
+from w2s_fast.patching import set_progress
+
+
+def main(steps: int = 3, micro: int = 8, spec: str = "logconf:aux=0.5") -> Any:
+    if not dist.is_initialized():
+        dist.init_process_group()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(dist.get_node_local_rank())
+    model = w2s_fast.patch(tiny.lm().to(device), loss=spec)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    rows = tiny.rows(steps * micro * dist.get_world_size())
+    loader = DataLoader(
+        rows, micro, sampler=DistributedSampler(rows, shuffle=False),
+        collate_fn=WeakLabelCollator(tiny.tokenizer),
+    )  # fmt: skip
+    for step, batch in enumerate(loader):
+        batch = {name: column.to(device) for name, column in batch.items()}
+        answers = (batch["labels"][:, 1:] != -100).sum()
+        dist.all_reduce(answers)
+        set_progress(model, step / steps, step)
+        loss = model(**batch, num_items_in_batch=answers).loss
+        (loss * dist.get_world_size()).backward()  # FSDP takes the mean over ranks
+        optimizer.step()
+        optimizer.zero_grad()
+        dist.all_reduce(total := loss.detach().clone())
+        if dist.get_rank() == 0:
+            print(f"step {step}: loss {total.item():.4f}")
+    return model
+
+
+if __name__ == "__main__":
+    main()
+    dist.destroy_process_group()

@@ -1,0 +1,49 @@
+"""A Lightning module.
+
+    python examples/lightning_module.py
+
+Lightning divides an accumulated step by its number of micro-batches. With as many answers in each,
+as here with one a row, that is the loss of the whole batch; where they differ, give ``forward`` a
+``num_items_in_batch`` of your own.
+"""
+
+from typing import Any
+
+import lightning
+import tiny
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import w2s_fast
+from w2s_fast.data import WeakLabelCollator
+from w2s_fast.patching import set_progress
+
+
+class Student(lightning.LightningModule):
+    def __init__(self, lm: Any, spec: str, lr: float = 1e-2) -> None:
+        super().__init__()
+        self.lm, self.lr = w2s_fast.patch(lm, loss=spec), lr
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        steps = self.trainer.estimated_stepping_batches
+        set_progress(self.lm, self.global_step / steps, self.global_step)
+        loss = self.lm(**batch).loss
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+
+def main(micro: int = 4, spec: str = "logconf:aux=0.5", **settings: Any) -> lightning.Trainer:
+    data = DataLoader(tiny.rows(), micro, collate_fn=WeakLabelCollator(tiny.tokenizer))
+    args = {"max_steps": 6, "accumulate_grad_batches": 2, "accelerator": "auto"}
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(**args | quiet | settings)
+    trainer.fit(Student(tiny.lm(), spec), data)
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

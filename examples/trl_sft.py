@@ -1,0 +1,44 @@
+"""TRL's SFTTrainer on weak labels: the model's own forward gives the loss.
+
+    python examples/trl_sft.py
+
+SFTTrainer computes a loss of its own from hidden states. One method hands the loss back to the
+model, as transformers' Trainer has it, and ``patch`` made that model return the weak-to-strong
+loss; accumulation is exact. ``entropy`` and ``mean_token_accuracy`` are no longer logged.
+"""
+
+import sys
+import tempfile
+from typing import Any
+
+import tiny
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+import w2s_fast
+from w2s_fast.data import WeakLabelCollator
+from w2s_fast.patching import progress_callback
+
+
+class WeakSFTTrainer(SFTTrainer):
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return super(SFTTrainer, self).compute_loss(*args, **kwargs)  # transformers' Trainer's
+
+
+def main(folder: str, spec: str = "logconf:aux=0.5", **settings: Any) -> WeakSFTTrainer:
+    model = w2s_fast.patch(tiny.lm(), loss=spec)
+    trainer = WeakSFTTrainer(
+        model,
+        SFTConfig(folder, **tiny.SETTINGS | tiny.TRL | settings),
+        train_dataset=Dataset.from_list(tiny.rows()),
+        data_collator=WeakLabelCollator(tiny.tokenizer),
+        processing_class=tiny.tokenizer,
+        callbacks=[progress_callback(model)],
+    )
+    trainer.train()
+    return trainer
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        main(sys.argv[1] if len(sys.argv) > 1 else folder)
