@@ -36,7 +36,7 @@ endif
 
 # Part of `make test` where it can run: as root, with iproute2; over ssh with pdsh and an ssh server.
 test-cluster: $(VENV)/.dev $(VENV)/.core-strict
-	$(BIN)/python -m pytest -s --durations=5 tests/test_cluster.py
+	W2S_CLUSTER=all $(BIN)/python -m pytest -s --durations=5 tests/test_cluster.py
 
 lint: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

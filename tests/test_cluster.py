@@ -27,6 +27,9 @@ pytestmark = [
     pytest.mark.skipif(bool(without()), reason=without()),
 ]
 needs_ssh = pytest.mark.skipif(bool(without_ssh()), reason=without_ssh())
+minutes = pytest.mark.skipif(
+    os.environ.get("W2S_CLUSTER") != "all", reason="takes minutes: make test-cluster"
+)
 FIRST, SECOND = HOSTS
 SHORT = "--student_train.epochs 2"
 
@@ -71,7 +74,7 @@ MOST_S = TIMEOUT_S + 40.0
 FAULTS = {"no ssh": ("killed", "stopped", "cut"), "ssh": ("killed", "cut")}
 
 
-@pytest.mark.parametrize("how", ["no ssh", pytest.param("ssh", marks=needs_ssh)])
+@pytest.mark.parametrize("how", ["no ssh", pytest.param("ssh", marks=[needs_ssh, minutes])])
 def test_faults(how: str, cluster: Cluster, folder: Path) -> None:
     lines = ssh_lines() if how == "ssh" else without_ssh_lines()
     undisturbed = Job(cluster, folder / f"{how[:2]}-undisturbed", lines).succeed()
@@ -96,6 +99,7 @@ def test_faults(how: str, cluster: Cluster, folder: Path) -> None:
         assert Job(cluster, job.out, lines).succeed() == undisturbed, fault
 
 
+@minutes
 @needs_ssh
 def test_every_launcher_runs_the_same(cluster: Cluster, folder: Path) -> None:
     """Byte for byte: over ssh, without it, and by the launchers of others; Slurm's is a script."""

@@ -87,7 +87,8 @@ def _compute(cfg: RunConfig, order: Order, threads: int, progress: Any, build: B
     from w2s_fast.pipeline.stages import STAGES
 
     folders = {name: Path(path) for name, path in order.folders.items()}
-    with _threads(threads):
+    # a head on cached states is too small to share out: two threads would wait for each other
+    with _threads(1 if order.job.setting("freeze") else threads):
         STAGES[order.job.stage](Context(cfg, order.job, folders, progress), build)
     world().barrier()  # nobody reads or writes in the folder when it moves
 
