@@ -8,6 +8,7 @@ whole step, over all micro-batches and processes, so neither changes a gradient.
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import tiny
 import torch
@@ -19,10 +20,16 @@ from w2s_fast.data import WeakLabelCollator
 from w2s_fast.patching import set_progress
 
 
-def main(steps: int = 6, micro: int = 4, accumulate: int = 2, spec: str = "logconf:aux=0.5"):
+def main(
+    steps: int = 6,
+    micro: int = 4,
+    accumulate: int = 2,
+    spec: str = "logconf:aux=0.5",
+    adam: Any = torch.optim.AdamW,
+) -> Any:
     accelerator = Accelerator()  # its own accumulation would divide by micro-batches, not answers
     model = w2s_fast.patch(tiny.lm(), loss=spec)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = adam(model.parameters(), lr=1e-2)
     rows = tiny.rows(steps * accumulate * micro * accelerator.num_processes)
     loader = DataLoader(rows, micro, collate_fn=WeakLabelCollator(tiny.tokenizer))
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

@@ -36,9 +36,15 @@ class Student(nn.Module):
         return self.loss(hidden[row, at], weak, weight=weight, aux=aux, reduction="sum")
 
 
-def main(steps: int = 6, micro: int = 4, accumulate: int = 2, aux: float = 0.5) -> Student:
+def main(
+    steps: int = 6,
+    micro: int = 4,
+    accumulate: int = 2,
+    aux: float = 0.5,
+    adam: Any = torch.optim.AdamW,
+) -> Student:
     student = Student(tiny.lm())
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
+    optimizer = adam(student.parameters(), lr=1e-2)
     loader = DataLoader(tiny.rows(), micro, collate_fn=WeakLabelCollator(tiny.tokenizer))
     batches = iter(loader)
     for step in range(steps):

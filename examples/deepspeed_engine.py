@@ -27,6 +27,7 @@ def main(
     micro: int = 4,
     accumulate: int = 2,
     spec: str = "logconf:aux=0.5",
+    adam: Any = torch.optim.AdamW,
 ) -> Any:
     deepspeed.init_distributed()
     model = w2s_fast.patch(tiny.lm(), loss=spec)
@@ -37,7 +38,7 @@ def main(
         "zero_optimization": {"stage": zero},
         "zero_allow_untested_optimizer": True,
     }
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = adam(model.parameters(), lr=1e-2)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     rows = tiny.rows(steps * accumulate * micro * dist.get_world_size())
     loader = DataLoader(

@@ -20,7 +20,12 @@ from w2s_fast.data import WeakLabelCollator
 from w2s_fast.patching import set_progress
 
 
-def main(steps: int = 3, micro: int = 8, spec: str = "logconf:aux=0.5") -> Any:
+def main(
+    steps: int = 3,
+    micro: int = 8,
+    spec: str = "logconf:aux=0.5",
+    adam: Any = torch.optim.AdamW,
+) -> Any:
     if not dist.is_initialized():
         dist.init_process_group()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,7 +35,7 @@ def main(steps: int = 3, micro: int = 8, spec: str = "logconf:aux=0.5") -> Any:
     for layer in model.model.layers:
         fully_shard(layer)
     fully_shard(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = adam(model.parameters(), lr=1e-2)
     rows = tiny.rows(steps * micro * dist.get_world_size())
     loader = DataLoader(
         rows, micro, sampler=DistributedSampler(rows, shuffle=False),

@@ -21,9 +21,9 @@ from w2s_fast.patching import set_progress
 
 
 class Student(lightning.LightningModule):
-    def __init__(self, lm: Any, spec: str, lr: float = 1e-2) -> None:
+    def __init__(self, lm: Any, spec: str, adam: Any = torch.optim.AdamW) -> None:
         super().__init__()
-        self.lm, self.lr = w2s_fast.patch(lm, loss=spec), lr
+        self.lm, self.adam = w2s_fast.patch(lm, loss=spec), adam
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         steps = self.trainer.estimated_stepping_batches
@@ -33,15 +33,20 @@ class Student(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+        return self.adam(self.parameters(), lr=1e-2)
 
 
-def main(micro: int = 4, spec: str = "logconf:aux=0.5", **settings: Any) -> lightning.Trainer:
+def main(
+    micro: int = 4,
+    spec: str = "logconf:aux=0.5",
+    adam: Any = torch.optim.AdamW,
+    **settings: Any,
+) -> lightning.Trainer:
     data = DataLoader(tiny.rows(), micro, collate_fn=WeakLabelCollator(tiny.tokenizer))
     args = {"max_steps": 6, "accumulate_grad_batches": 2, "accelerator": "auto"}
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = lightning.Trainer(**args | quiet | settings)
-    trainer.fit(Student(tiny.lm(), spec), data)
+    trainer.fit(Student(tiny.lm(), spec, adam), data)
     return trainer
 
 
