@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = ("run", "scale", "heads", "compare", "report", "plot", "support", "gpu", "w2s")
+COMMANDS = (
+    "run", "scale", "heads", "trainers", "compare", "report", "plot", "support", "gpu", "w2s",
+)  # fmt: skip
 
 
 def main(args: list[str]) -> int:

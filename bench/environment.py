@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # What can change a measured number; results and documents cannot.
-_SOURCES = ("w2s_fast", "csrc", "kernels", "setup.py", "bench", ":!bench/results")
+_SOURCES = ("w2s_fast", "csrc", "kernels", "setup.py", "examples", "bench", ":!bench/results")
 
 
 def environment() -> dict[str, object]:

@@ -169,6 +169,16 @@ def reset(x: Inputs) -> None:
     x.hidden.grad = x.head.grad = None
 
 
+def prepare(
+    provider: str, case: str, dtype: str, n: int, d: int, v: int
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A step on inputs of its own, and its ``reset``: for ``memory.peaks``."""
+    x = make_inputs(case, dtype, n, d, v)
+    call = loss(provider, case, x)
+    assert call is not None
+    return partial(step, x, call), partial(reset, x)
+
+
 def candidates(x: Inputs, table: dict[str, Loss]) -> dict[str, Candidate]:
     """Forward and backward of every loss, and the bare products."""
     found = {

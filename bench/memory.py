@@ -1,6 +1,6 @@
-"""Peak memory of forward and backward of a fused head beyond its inputs.
+"""Peak memory of a call, forward and backward of a fused head for instance, beyond its inputs.
 
-Every provider gets a process of its own, forked from a server that has imported torch and nothing
+Every provider gets a process of its own, forked from a server that has imported torch and little
 else. It makes the inputs, makes one call so that libraries, compilers and primitives are loaded,
 gives freed pages back, and then reads how far the resident set of a second call rises above the
 resident set before it: logits, gradients (those of hidden and head among them), temporaries of
@@ -13,30 +13,38 @@ import contextlib
 import ctypes
 import gc
 import multiprocessing
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
-from bench import linear
-
 _MIB = 1024.0
 _LIMIT_S = 240.0
 
+# Provider -> the call to measure, and what takes its results away before the second one.
+Prepare = Callable[[str], tuple[Callable[[], object], Callable[[], object]]]
+
 
 def peaks(
-    providers: list[str], case: str, dtype: str, n: int, d: int, v: int, threads: int
+    providers: Sequence[str], prepare: Prepare, threads: int, preload: Sequence[str]
 ) -> dict[str, float]:
-    """Provider -> peak MiB over inputs; without those whose process failed or took too long."""
+    """Provider -> peak MiB over inputs; without those whose process failed or took too long.
+
+    Args:
+        providers: names that ``prepare`` knows.
+        prepare: makes the inputs in the process that is measured; pickled to get there.
+        threads: of torch.
+        preload: modules that the server imports for all of them.
+    """
     if not Path("/proc/self/clear_refs").exists():
         return {}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.linear"])
+    context.set_forkserver_preload(list(preload))
     found = {}
     for provider in providers:
         ours, theirs = context.Pipe(duplex=False)
-        args = (theirs, provider, case, dtype, n, d, v, threads)
-        child = context.Process(target=_measure, args=args)
+        child = context.Process(target=_measure, args=(theirs, provider, prepare, threads))
         child.start()
         theirs.close()
         with contextlib.suppress(EOFError):
@@ -48,21 +56,17 @@ def peaks(
     return found
 
 
-def _measure(
-    out: Connection, provider: str, case: str, dtype: str, n: int, d: int, v: int, threads: int
-) -> None:
+def _measure(out: Connection, provider: str, prepare: Prepare, threads: int) -> None:
     torch.set_num_threads(threads)
-    x = linear.make_inputs(case, dtype, n, d, v)
-    call = linear.loss(provider, case, x)
-    assert call is not None
-    linear.step(x, call)
-    linear.reset(x)
+    call, reset = prepare(provider)
+    call()
+    reset()
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = _status("VmRSS")
-    linear.step(x, call)
+    call()
     out.send((_status("VmHWM") - before) / _MIB)
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import rows, tables, w2s
+from bench import rows, tables, trainer_table, w2s
 from bench.environment import ROOT
 
 _NONE = "No rows have been recorded yet: `python -m bench run --record`.\n"
@@ -29,6 +29,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[tables.Table], str]]] = {
         "heads": tables.heads,
     },
     "docs/distributed.md": {"scale": tables.scale},
+    "docs/trainers.md": {"steps": trainer_table.steps},
     w2s.PAGE: w2s.blocks(),
 }
 

@@ -192,7 +192,7 @@ def main(args: list[str]) -> int:
         if a.out:
             rows.save(a.out, measured)
         if a.record:
-            _record(measured)
+            record(measured)
     return 0
 
 
@@ -200,7 +200,12 @@ def _process(job: Job) -> tuple[str, int]:
     return job.allocator, job.threads
 
 
-def _record(measured: list[rows.Row]) -> None:
+def record(measured: list[rows.Row]) -> None:
+    """Add rows to the committed ones, one file an op.
+
+    Raises:
+        SystemExit: if one may not be quoted.
+    """
     if any(row["quick"] or row["dirty"] for row in measured):
         raise SystemExit(
             "bench: rows of a toy run, of a changed source tree or of a core older than its "

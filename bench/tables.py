@@ -81,7 +81,7 @@ def _show(x: float | None) -> str:
     return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2g}"
 
 
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]], text: int) -> str:
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], text: int) -> str:
     """A table whose first ``text`` columns are text and the others numbers."""
     rule = ["---"] * text + ["---:"] * (len(head) - text)
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *lines))
@@ -132,7 +132,7 @@ def summary(table: Table) -> str:
         "`inplace=True` avoids them. Two classes, larger vocabularies, wall time and errors: "
         "[docs/speed.md](docs/speed.md).\n"
     )
-    return text + "\n" + _markdown(head, lines, 2)
+    return text + "\n" + markdown(head, lines, 2)
 
 
 def cross_entropy(table: Table) -> str:
@@ -154,7 +154,7 @@ def cross_entropy(table: Table) -> str:
         "loss", "dtype", "N x V", "provider", "CPU ms", "wall ms", "page faults", "/ ours",
         "/ in place", "/ floor",
     ]  # fmt: skip
-    return _markdown(head, lines, 4)
+    return markdown(head, lines, 4)
 
 
 def accuracy(table: Table) -> str:
@@ -167,7 +167,7 @@ def accuracy(table: Table) -> str:
             _TITLES[str(r["case"])], str(r["dtype"]), f"{r['n']} x {r['v']}", str(r["provider"]),
             f"{rows.number(r, 'loss_err'):.1e}", f"{rows.number(r, 'grad_err'):.1e}",
         ])  # fmt: skip
-    return _markdown(["loss", "dtype", "N x V", "provider", "loss", "gradient"], lines, 4)
+    return markdown(["loss", "dtype", "N x V", "provider", "loss", "gradient"], lines, 4)
 
 
 def linear(table: Table) -> str:
@@ -184,16 +184,21 @@ def linear(table: Table) -> str:
                 table.pair(op, group, who, "cpu_ms"), table.pair(op, group, who, "wall_ms"),
                 table.ratio(op, group, who, "ours", form=".2f"),
                 table.ratio(op, group, who, "gemms", form=".2f"),
-                _cell(found[0], "peak_mib", ".0f"), _cell(found[0], "loss_err", ".1e"),
-                _cell(found[0], "grad_err", ".1e"), _cell(found[0], "load", ".1f"),
+                cell(found[0], "peak_mib", ".0f"), cell(found[0], "loss_err", ".1e"),
+                cell(found[0], "grad_err", ".1e"), cell(found[0], "load", ".1f"),
             ])  # fmt: skip
     head = [
         "loss", "dtype", "N x D x V", "provider", "CPU ms", "wall ms", "/ ours", "/ GEMMs",
         "peak MiB", "error of the loss", "of dhidden", "load",
     ]  # fmt: skip
-    why = dict.fromkeys(f"- `{r['provider']}`: {r['skipped']}\n" for r in table.skipped)
-    left_out = "\nNot measured here:\n\n" + "".join(why) if why else ""
-    return _markdown(head, lines, 4) + left_out
+    return markdown(head, lines, 4) + left_out(table, op)
+
+
+def left_out(table: Table, op: str) -> str:
+    """Who could not take part, and why."""
+    found = [r for r in table.skipped if r["op"] == op]
+    why = dict.fromkeys(f"- `{r['provider']}`: {r['skipped']}\n" for r in found)
+    return "\nNot measured here:\n\n" + "".join(why) if why else ""
 
 
 def linear_summary(table: Table) -> str:
@@ -201,7 +206,7 @@ def linear_summary(table: Table) -> str:
     op, lines = "linear_cross_entropy", []
     for group in table.of(op):
         peak = [table.get(op, group, "stock", who) for who in ("eager", "ours")]
-        memory = " / ".join(_cell(r, "peak_mib", ".0f") for r in peak if r)
+        memory = " / ".join(cell(r, "peak_mib", ".0f") for r in peak if r)
         lines.append([
             _TITLES[group[0]], group[1], f"{group[2]} x {group[4]} x {group[3]}",
             table.ratio(op, group, "ours", "gemms", form=".2f"),
@@ -212,10 +217,11 @@ def linear_summary(table: Table) -> str:
         "loss of a head", "dtype", "N x D x V", "ours / bare GEMMs", "eager / ours",
         "compile / ours", "peak MiB, eager / ours",
     ]  # fmt: skip
-    return _markdown(head, lines, 3)
+    return markdown(head, lines, 3)
 
 
-def _cell(r: rows.Row | None, column: str, form: str) -> str:
+def cell(r: rows.Row | None, column: str, form: str) -> str:
+    """A number of a row, or a dash."""
     return "-" if r is None or column not in r else format(rows.number(r, column), form)
 
 
@@ -232,7 +238,7 @@ def two_class(table: Table) -> str:
             line.append(table.ratio(op, group, who, "ours"))
         lines.append(line)
     head = ["N x C", "ours, us", "eager, us", "compile, us", "eager / ours", "compile / ours"]
-    return _markdown(head, lines, 1)
+    return markdown(head, lines, 1)
 
 
 def quantile(table: Table) -> str:
@@ -247,7 +253,7 @@ def quantile(table: Table) -> str:
         lines.append([f"{group[2]:,}", *times, *ratios])
     head = ["N", "ours", "torch.quantile", "sort", "kthvalue", "one read"]
     head += ["sort / ours", "sort / ours, wall"]
-    return _markdown(head, lines, 1)
+    return markdown(head, lines, 1)
 
 
 def heads(table: Table) -> str:
@@ -259,7 +265,7 @@ def heads(table: Table) -> str:
             str(r["case"]), str(r["provider"]), f"{r['n']} x {r['d']}",
             *(f"{rows.number(r, c):.0f}" for c in ("losses", "seeds", "epochs", "threads")),
             *(f"{rows.number(r, c) / 1e3:.3g}" for c in ("wall_ms", "cpu_ms")),
-            _cell(r, "ratio_to_ours", ".3g"), _cell(r, "load", ".1f"),
+            cell(r, "ratio_to_ours", ".3g"), cell(r, "load", ".1f"),
         ])  # fmt: skip
     if not lines:
         return "No rows have been recorded yet: `python -m bench heads --record`.\n"
@@ -267,7 +273,7 @@ def heads(table: Table) -> str:
         "case", "by", "N x D", "losses", "seeds", "epochs", "cores", "wall s", "CPU s", "/ ours",
         "load",
     ]  # fmt: skip
-    return _markdown(head, lines, 3)
+    return markdown(head, lines, 3)
 
 
 def scale(table: Table) -> str:
@@ -286,4 +292,4 @@ def scale(table: Table) -> str:
     head = ["measured", "case", "of", "wall ms", "rows/s", "peak MiB", "ratio"]
     cpus = ", ".join(sorted({str(r["cpu"]) for r in table.rows}))
     note = f"Two cores of {cpus}, gloo. Ratio to ours, of memory to the plan.\n"
-    return note + "\n" + _markdown(head, lines, 3)
+    return note + "\n" + markdown(head, lines, 3)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 
@@ -38,6 +39,10 @@ def measure(job: Job) -> list[dict[str, object]]:
     torch.set_num_threads(job.threads)
     if job.op == "linear_cross_entropy":
         return _linear(job)
+    if job.op == "trainers":
+        from bench import trainers
+
+        return trainers.measure(job)
     samples, errors = _OPS[job.op](job)
     return rows(job, samples, errors)
 
@@ -70,12 +75,13 @@ def _linear(job: Job) -> list[dict[str, object]]:
     if job.allocator == "stock":  # errors and memory are the same under the other one
         truth = linear.truth(job.case, x)
         about = {name: linear.errors(x, loss, truth) for name, loss in table.items()}
-        shape = (job.case, job.dtype, job.n, job.d, job.v, job.threads)
-        for name, peak in memory.peaks(list(table), *shape).items():
+        shape = {"case": job.case, "dtype": job.dtype, "n": job.n, "d": job.d, "v": job.v}
+        prepare = partial(linear.prepare, **shape)
+        for name, peak in memory.peaks(list(table), prepare, job.threads, ["bench.linear"]).items():
             about[name]["peak_mib"] = peak
     samples = interleave(linear.candidates(x, table), job.rounds)
     return rows(job, samples, about) + [
-        {**_asked(job), "provider": name, "skipped": why, **environment()}
+        {**asked(job), "provider": name, "skipped": why, **environment()}
         for name, why in skipped.items()
     ]
 
@@ -97,7 +103,7 @@ def rows(
     about = environment()
     found = []
     for name, numbers in summary.items():
-        row: dict[str, object] = {**_asked(job), "provider": name, **_rounded(numbers)}
+        row: dict[str, object] = {**asked(job), "provider": name, **_rounded(numbers)}
         for column, base in (("ratio_to_ours", "ours"), ("ratio_to_inplace", "ours_inplace")):
             if base in summary:
                 row[column] = _digits(numbers["cpu_ms"] / max(summary[base]["cpu_ms"], 1e-9))
@@ -107,7 +113,8 @@ def rows(
     return found
 
 
-def _asked(job: Job) -> dict[str, object]:
+def asked(job: Job) -> dict[str, object]:
+    """The columns that say what was measured."""
     left_out = ("providers", "rounds", "threads") + (() if job.d else ("d",))
     return {k: v for k, v in asdict(job).items() if k not in left_out}
 

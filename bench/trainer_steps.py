@@ -1,0 +1,297 @@
+"""Training steps of a small Llama with a large vocabulary, in trainers as they are and with ours.
+
+B sequences of T tokens, V in the vocabulary. All candidates of a case start from the same
+weights, get the same batch and the Trainer's own AdamW; a step is forward, backward, clipping and
+update. Reference, trainer and data set are made beforehand and not timed.
+
+``sft``: every token is learned. ``dpo``: pairs, the first half of a row is the prompt. ``labels``:
+two label tokens with weak probabilities at the end of each row, confidence loss.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import w2s_fast
+from bench.cross_entropy import AUX, DTYPES
+from bench.environment import ROOT
+from bench.linear import Unavailable
+
+# Case -> candidates; the first one is the formula that the others are compared with.
+PROVIDERS = {
+    "sft": ("trainer", "liger", "trl", "ours"),
+    "dpo": ("full_logits", "trl", "trl_cached", "ours"),
+    "labels": ("full_logits", "label_rows", "ours"),
+}
+BETA = 0.1
+_LABELS = (11, 12)  # tokens that answer
+_SETTINGS: dict[str, Any] = {
+    "report_to": [], "save_strategy": "no", "use_cpu": True, "learning_rate": 1e-6,
+    "disable_tqdm": True, "bf16": False, "remove_unused_columns": False,
+    "activation_checkpointing": False, "gradient_checkpointing": False,
+}  # fmt: skip
+_SIZES = {
+    "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is trained: a case, a dtype of all weights, and sizes."""
+
+    case: str
+    dtype: str
+    batch: int
+    length: int
+    vocabulary: int
+
+
+@dataclass
+class Step:
+    """One candidate: a trainer, the batch in its columns, and how many tokens or rows count."""
+
+    trainer: Any
+    batch: dict[str, Tensor]
+    n_items: int | None = None
+    optimizer: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = self.trainer.create_optimizer()
+        self.trainer.current_gradient_accumulation_steps = 1
+
+    def backward(self) -> float:
+        """The loss; gradients are left in the weights."""
+        items = None if self.n_items is None else torch.tensor(self.n_items)
+        loss = self.trainer.training_step(self.trainer.model, dict(self.batch), items)
+        return float(loss)
+
+    def __call__(self) -> None:
+        self.backward()
+        torch.nn.utils.clip_grad_norm_(self.trainer.model.parameters(), 1.0)
+        self.optimizer.step()
+
+    def reset(self) -> None:
+        """No gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def gradient(self) -> Tensor:
+        """(V, D) fp32 gradient of the embeddings, which are the head as well."""
+        grad: Tensor = self.trainer.model.get_input_embeddings().weight.grad
+        return grad.float()
+
+
+def make_step(provider: str, shape: Shape) -> Step:
+    """One candidate of ``PROVIDERS``.
+
+    Raises:
+        Unavailable: if it is not installed or cannot run here.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return _MAKERS[shape.case](provider, shape, folder)
+
+
+def prepare(provider: str, shape: Shape) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A step and its ``reset``: for ``memory.peaks``."""
+    step = make_step(provider, shape)
+    return step, step.reset
+
+
+def _model(shape: Shape, seed: int = 0) -> Any:
+    """Embeddings are tied, as in the small models that have this vocabulary."""
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    set_seed(seed)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary, max_position_embeddings=shape.length, initializer_range=0.1,
+        tie_word_embeddings=True, use_cache=False, **_SIZES,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).to(DTYPES[shape.dtype])
+
+
+def _tokens(shape: Shape) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(shape.vocabulary, (shape.batch, shape.length), generator=g)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _trainer(model: Any, folder: str, formula: Callable[..., Tensor] | None = None) -> Any:
+    """transformers' Trainer: with the model's own loss, or with ``formula(model, inputs)``."""
+    from transformers import Trainer, TrainingArguments
+
+    class Formula(Trainer):
+        """A loss written out."""
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            assert formula is not None
+            return formula(model, inputs)
+
+    kind = Trainer if formula is None else Formula
+    return kind(model, TrainingArguments(folder, **_SETTINGS))
+
+
+def _library(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise Unavailable(f"{package} cannot be imported: {e}") from e
+
+
+def _tokenizer() -> Any:
+    """TRL wants one; the batches are tokens already."""
+    from w2s_fast.tasks.agreement import tokenizer
+
+    return tokenizer()
+
+
+# Supervised fine-tuning -----------------------------------------------------------------------
+
+
+def _sft(provider: str, shape: Shape, folder: str) -> Step:
+    tokens = _tokens(shape)
+    batch = {**tokens, "labels": tokens["input_ids"]}
+    n_items = shape.batch * (shape.length - 1)
+    model = _model(shape)
+    if provider == "trl":
+        from datasets import Dataset
+
+        trl = _library("trl", "trl")
+        trainer = trl.SFTTrainer(
+            model, trl.SFTConfig(folder, **_SETTINGS),
+            train_dataset=Dataset.from_list([{"input_ids": [1, 2, 3]}]),
+            processing_class=_tokenizer(),
+        )  # fmt: skip
+        return Step(trainer, batch, n_items)
+    if provider == "liger":
+        _liger(model)
+    if provider == "ours":
+        w2s_fast.patch(model)
+    return Step(_trainer(model, folder), batch, n_items)
+
+
+def _liger(model: Any) -> None:
+    """Liger's fused loss alone; its other kernels would be swapped for every model here."""
+    module = _library("liger_kernel.transformers", "liger-kernel")
+    module.apply_liger_kernel_to_llama(model=model, rope=False, swiglu=False, rms_norm=False)
+    ids = torch.ones(1, 4, dtype=torch.int64)
+    try:
+        model.train()(input_ids=ids, labels=ids)
+    except RuntimeError as e:
+        raise Unavailable(f"its patch runs Triton kernels, which need a GPU: {e}") from e
+
+
+# Preferences ----------------------------------------------------------------------------------
+
+
+def _dpo(provider: str, shape: Shape, folder: str) -> Step:
+    """The first half of the rows are the chosen answers, the second half the rejected ones."""
+    batch = _tokens(shape)
+    batch["completion_mask"] = torch.ones_like(batch["input_ids"])
+    batch["completion_mask"][:, : shape.length // 2] = 0
+    other, model = _model(shape, seed=1), _model(shape)
+    if provider != "trl":
+        with torch.no_grad():
+            rows = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(shape.batch)]
+            numbers = torch.cat([_answers(other, row) for row in rows])
+        batch["ref_chosen_logps"], batch["ref_rejected_logps"] = numbers.chunk(2)
+    if provider == "full_logits":
+        return Step(_trainer(model, folder, _dpo_formula), batch)
+    if provider == "ours":
+        batch["q"] = batch["weight"] = torch.ones(shape.batch // 2)
+        kind = _example("trl_dpo").SoftDPOTrainer
+        return Step(_dpo_trainer(kind, w2s_fast.patch(model), folder), batch)
+    kind = _library("trl", "trl").DPOTrainer
+    return Step(_dpo_trainer(kind, model, folder, other if provider == "trl" else None), batch)
+
+
+def _dpo_trainer(kind: Any, model: Any, folder: str, reference: Any = None) -> Any:
+    """Without a reference model its numbers come with the batch."""
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    config = _library("trl", "trl").DPOConfig(
+        folder, **_SETTINGS, beta=BETA, precompute_ref_log_probs=reference is None
+    )
+    rows = [{"prompt": "the key", "chosen": " is", "rejected": " are", "q": 1.0, "weight": 1.0}]
+    extra = {"data_collator": _example("trl_dpo").SoftPairs(pad_token_id=0)}
+    return kind(
+        model, reference, args=config, train_dataset=Dataset.from_list(rows),
+        processing_class=_tokenizer(), **(extra if kind.__name__ == "SoftDPOTrainer" else {}),
+    )  # fmt: skip
+
+
+def _example(name: str) -> Any:
+    """A module of ``examples``: what the documents tell users to write is what is timed."""
+    _library("trl", "trl")
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "examples"))
+
+
+def _answers(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """(B,) log-probabilities of the answers, from logits in full."""
+    out = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    logp = out.logits[:, :-1].float().log_softmax(-1)
+    logp = logp.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0]
+    return (logp * inputs["completion_mask"][:, 1:]).sum(1)
+
+
+def _dpo_formula(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    first, second = _answers(model, inputs).chunk(2)
+    gap = first - second - (inputs["ref_chosen_logps"] - inputs["ref_rejected_logps"])
+    return -F.logsigmoid(BETA * gap).mean()
+
+
+# Classification with label tokens -------------------------------------------------------------
+
+
+def _labels(provider: str, shape: Shape, folder: str) -> Step:
+    batch, model = _tokens(shape), _model(shape)
+    g = torch.Generator().manual_seed(1)
+    p = torch.rand(shape.batch, generator=g)
+    probs, ids = torch.stack([1 - p, p], 1), torch.tensor(_LABELS)
+    if provider == "ours":
+        w2s_fast.patch(model, loss=f"logconf:aux={AUX},warmup_frac=0")
+        size = (shape.batch, shape.length)
+        batch["labels"] = torch.full(size, -100)
+        batch["labels"][:, -1] = ids[0]  # marks the position; the weak columns say what is learned
+        batch["weak_ids"] = torch.full((*size, 2), -1)
+        batch["weak_ids"][:, -1] = ids
+        batch["weak_probs"] = torch.zeros(*size, 2)
+        batch["weak_probs"][:, -1] = probs
+        return Step(_trainer(model, folder), batch, shape.batch)
+    batch["target"] = torch.zeros(shape.batch, shape.vocabulary)
+    batch["target"][:, ids] = probs
+    formula = _all_rows if provider == "full_logits" else _label_rows
+    return Step(_trainer(model, folder, formula), batch)
+
+
+def _all_rows(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    out = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    return _confidence(out.logits.float()[:, -2], inputs["target"])
+
+
+def _label_rows(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """What a careful user writes: the head on one hidden state a row."""
+    out = model.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    return _confidence(model.lm_head(out.last_hidden_state[:, -2]).float(), inputs["target"])
+
+
+def _confidence(logits: Tensor, weak: Tensor) -> Tensor:
+    """Confidence loss over many classes: the student's own class is its largest logit."""
+    own = F.one_hot(logits.detach().argmax(1), logits.shape[1])
+    return F.cross_entropy(logits, (1 - AUX) * weak + AUX * own)
+
+
+_MAKERS = {"sft": _sft, "dpo": _dpo, "labels": _labels}
