@@ -70,12 +70,12 @@ def test_what_differs_is_not_timed(who: str) -> None:
     shape = Shape("labels", "fp32", 4, 16, 600)
     steps, skipped = trainers.make_all(("full_logits", "label_rows", "ours"), shape)
     assert not skipped
-    about = trainers.compared(steps, "fp32")
+    about = trainers.compared(steps, trainers.BUDGET["fp32"])
     assert about["full_logits"]["loss_err"] == 0 and about["ours"]["loss_err"] < 1e-5
     column = "weak_probs" if who == "ours" else "target"
     steps[who].batch[column] = 1.01 * steps[who].batch[column]
     with pytest.raises(SystemExit, match=f"^bench: the loss of {who} differs from that of full_l"):
-        trainers.compared(steps, "fp32")
+        trainers.compared(steps, trainers.BUDGET["fp32"])
 
 
 def _row(**columns: Any) -> dict[str, Any]:
