@@ -50,4 +50,6 @@ def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
         return logp
 
     logp: Tensor = through(lm.get_output_embeddings(), hidden[row, at], then)
-    return torch.zeros(len(labels), dtype=logp.dtype, device=logp.device).index_add(0, row, logp)
+    # Summed by ``sum``, in pairs: one after the other, some thousand in fp32 lose their last digits.
+    whole = torch.zeros(tokens.shape, dtype=logp.dtype, device=logp.device)
+    return whole.index_put((row, at), logp).sum(1)
