@@ -50,6 +50,6 @@ def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
         return logp
 
     logp: Tensor = through(lm.get_output_embeddings(), hidden[row, at], then)
-    # Summed by ``sum``, in pairs: one after the other, some thousand in fp32 lose their last digits.
+    # Summed in pairs: one after the other, a sum of some thousand in fp32 loses its last digits.
     whole = torch.zeros(tokens.shape, dtype=logp.dtype, device=logp.device)
     return whole.index_put((row, at), logp).sum(1)
