@@ -139,7 +139,8 @@ def _line(found: Mapping[str, Any], s: Mapping[str, Any]) -> str:
     plain = _plain(found)
     p = "" if s["name"] == plain else f"{beats(found, s['name'], plain):.3f}"
     own = f" (ceiling {s['ceiling']:.3f})" if s["ceiling"] != found["summary"][0]["ceiling"] else ""
-    return f"| `{s['name']}`{own} | {s['student']:.3f} | {pgr} | {span} | {split} | {p} |"
+    name = s["name"].replace("|", "\\|")  # or the table would end here
+    return f"| `{name}`{own} | {s['student']:.3f} | {pgr} | {span} | {split} | {p} |"
 
 
 def _plain(found: Mapping[str, Any]) -> str:

@@ -32,7 +32,8 @@ def test_a_result_is_of_a_clean_tree_and_adds_up(path: Any) -> None:
         kept = [r for r in rows if r["pgr"] is not None]
         for r in kept:
             assert r["pgr"] == pytest.approx(metrics.pgr(r["weak"], r["student"], r["ceiling"]))
-        line = next(x for x in w2s.table(found).splitlines() if x.startswith(f"| `{s['name']}`"))
+        name = s["name"].replace("|", "\\|")
+        line = next(x for x in w2s.table(found).splitlines() if x.startswith(f"| `{name}`"))
         assert f"{s['student']:.3f}" in line
         assert ("refused" in line) == (not kept)
 
