@@ -24,8 +24,8 @@ from bench.environment import ROOT
 from bench.gpu_cases import CASES
 
 OUT = ROOT / "out" / "gpu.jsonl"
-TESTS = ("tests/test_ops.py", "tests/test_linear.py", "tests/test_quantile.py")
-TESTS += ("tests/test_logprob.py", "tests/test_gpu.py")
+TESTS = ("tests/test_ops.py", "tests/test_ops_contract.py", "tests/test_linear.py")
+TESTS += ("tests/test_quantile.py", "tests/test_logprob.py", "tests/test_gpu.py")
 _TAIL = 4000  # characters of a failed part's output that its row keeps
 
 

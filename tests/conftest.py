@@ -27,7 +27,9 @@ from w2s_fast.ops import _op  # noqa: E402
 from w2s_fast.testing import OnDevice  # noqa: E402
 
 # Files whose tests of backends run on a GPU as they stand, and names of tests that cannot.
-ANY_DEVICE = ("test_ops.py", "test_linear.py", "test_quantile.py", "test_logprob.py")
+ANY_DEVICE = (
+    "test_ops.py", "test_ops_contract.py", "test_linear.py", "test_quantile.py", "test_logprob.py",
+)  # fmt: skip
 HOST_ONLY = ("compile", "opcheck", "gradcheck", "autocast")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))  # tests are small: more threads only wait

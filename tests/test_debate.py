@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ranks
+from endpoint import KEY, chat
 from plans import evaluate, two
 
 from w2s_fast import cli
 from w2s_fast.config import RunConfig, from_dict, to_yaml
-from w2s_fast.debate import EndpointWriter, LocalWriter, WriterConfig, _request, make_protocol
+from w2s_fast.debate import LocalWriter, WriterConfig, make_protocol
 from w2s_fast.debate._prompts import spoken
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Plan, make_method
@@ -30,8 +29,8 @@ from w2s_fast.pipeline.lessons import folds, lesson_of
 from w2s_fast.pipeline.tables import read_all_texts, read_probs
 from w2s_fast.tasks import TaskConfig
 
+pytest_plugins = ("endpoint",)
 VERDICTS = ("no", "yes")
-KEY = "sk-secret-0123456789"
 
 
 class Scripted:
@@ -114,193 +113,6 @@ def test_only_the_argument_is_kept() -> None:
     assert spoken(' A, for "yes": it melts.\nB, for "no": wrong\n') == "it melts."
     assert spoken("it melts.\n\nSo I say.") == "it melts.\n\nSo I say."
     assert spoken('Adviser, for "a b": x') == "x" and spoken("") == ""
-
-
-# The endpoint: a real server on this machine.
-
-
-class Server:
-    """Answers what ``reply`` gives, (status, headers, body), for a number and a request."""
-
-    def __init__(self, reply: Callable[[int, dict[str, Any]], tuple[int, dict[str, str], bytes]]):
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        server, lock = self, threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    server.requests.append(body)
-                    server.keys.append(self.headers.get("Authorization"))
-                    number = len(server.requests)
-                status, headers, text = reply(number, body)
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(text))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(text)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.base = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def config(self, path: str = "/chat/completions", **changes: Any) -> WriterConfig:
-        values = {"model": "strong", "retries": 2, "timeout_s": 5.0, "workers": 3, **changes}
-        return WriterConfig(kind="endpoint", url=self.base + path, **values)
-
-
-def chat(text: str | None) -> bytes:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
-
-
-def echo(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
-    return 200, {}, chat(f"on {body['messages'][0]['content']}")
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
-    monkeypatch.setattr(_request, "BACKOFF_S", 0.01)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    servers: list[Server] = []
-
-    def start(reply: Any = echo) -> Server:
-        servers.append(Server(reply))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.http.shutdown()
-        server.http.server_close()
-
-
-def test_both_endpoints_are_asked_as_they_expect(serve: Any, tmp_path: Path) -> None:
-    server = serve()
-    writer = EndpointWriter(server.config(temperature=0.5, max_tokens=9), tmp_path)
-    assert writer(["one", "two"], [5, 6]) == ["on one", "on two"]
-    assert sorted(server.requests, key=lambda r: r["seed"]) == [
-        {"model": "strong", "messages": [{"role": "user", "content": text}],
-         "temperature": 0.5, "max_tokens": 9, "seed": seed}
-        for text, seed in (("one", 5), ("two", 6))
-    ]  # fmt: skip
-    assert server.keys == [None, None]
-    old = serve(
-        lambda n, body: (200, {}, json.dumps({"choices": [{"text": body["prompt"]}]}).encode())
-    )
-    assert EndpointWriter(old.config("/completions"), tmp_path)(["one"], [1]) == ["one"]
-
-
-def test_a_busy_endpoint_is_asked_again(serve: Any, tmp_path: Path) -> None:
-    def busy(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
-        if number <= 2:
-            return (429, {"Retry-After": "0"}, b"later") if number == 1 else (503, {}, b"")
-        return echo(number, body)
-
-    server = serve(busy)
-    assert EndpointWriter(server.config(workers=1), tmp_path)(["x"], [0]) == ["on x"]
-    assert len(server.requests) == 3
-
-
-@pytest.mark.parametrize(
-    ("reply", "changes", "problem", "asked"),
-    [
-        ((429, {}, b""), {}, r"did not answer in 3 tries \(HTTP 429\)", 3),
-        ((401, {}, b"bad " + KEY.encode()), {"key_variable": "W2S_KEY"},
-         r"refuses the key in W2S_KEY \(HTTP 401\)", 1),
-        ((401, {}, b""), {}, "refuses a request without a key", 1),
-        ((404, {}, b"no model of key " + KEY.encode()), {"key_variable": "W2S_KEY"},
-         r"HTTP 404: no model of key \*\*\*", 1),
-        ((302, {"Location": "http://127.0.0.1:9/v1/completions"}, b""), {}, "HTTP 302", 1),
-        ((200, {}, b"<html>"), {}, "answered what is no completion \\('<html>'\\)", 1),
-        ((200, {}, b'{"choices": []}'), {}, "expected JSON with choices", 1),
-        ((200, {}, b'{"choices": [{"text": 3}]}'), {}, "expected JSON with choices", 1),
-        ((200, {}, chat(None)), {}, "answered 1 prompts with empty texts", 1),
-    ],
-)  # fmt: skip
-def test_what_an_endpoint_cannot_do_is_one_line(
-    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    reply: Any, changes: dict[str, Any], problem: str, asked: int,
-) -> None:  # fmt: skip
-    monkeypatch.setenv("W2S_KEY", KEY)
-    server = serve(lambda *_: reply)
-    with pytest.raises(W2SError, match=problem) as err:
-        EndpointWriter(server.config(**changes), tmp_path)(["x"], [0])
-    assert "\n" not in str(err.value) and KEY not in str(err.value)
-    assert len(server.requests) == asked
-
-
-def test_nobody_listens(serve: Any, tmp_path: Path) -> None:
-    server = serve()
-    server.http.shutdown()
-    server.http.server_close()
-    with pytest.raises(W2SError, match="connection refused; is the server running"):
-        EndpointWriter(server.config(), tmp_path)(["x"], [0])
-
-
-def test_one_refusal_ends_the_others(serve: Any, tmp_path: Path) -> None:
-    """The first prompt would wait for its next try; the second one says there is no use."""
-    slow = threading.Event()
-
-    def reply(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
-        if "first" in body["messages"][0]["content"]:
-            slow.set()
-            return 429, {"Retry-After": "50"}, b""
-        slow.wait(5)
-        return 400, {}, b"no"
-
-    with pytest.raises(W2SError, match="HTTP 400: no"):
-        EndpointWriter(serve(reply).config(workers=2), tmp_path)(["first", "second"], [0, 0])
-
-
-def test_an_answer_is_paid_for_once(serve: Any, tmp_path: Path) -> None:
-    limit = 4
-
-    def reply(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
-        return echo(number, body) if number <= limit else (400, {}, b"out of money")
-
-    server = serve(reply)
-    prompts, seeds = [f"p{i}" for i in range(10)], list(range(10))
-    with pytest.raises(W2SError, match="out of money"):
-        EndpointWriter(server.config(workers=1), tmp_path)(prompts, seeds)
-    (file,) = tmp_path.glob("answers-*.jsonl")
-    file.write_bytes(file.read_bytes() + b'\n["half a li')  # what a kill leaves behind
-    limit, before = 100, len(server.requests)
-    writer = EndpointWriter(server.config(workers=1), tmp_path, process=1)
-    assert writer(prompts, seeds) == [f"on p{i}" for i in range(10)]
-    assert len(server.requests) - before == 6
-    EndpointWriter(server.config(), tmp_path)(prompts, seeds)
-    assert len(server.requests) - before == 6
-    other = EndpointWriter(server.config(temperature=0.1), tmp_path)
-    other(prompts[:1], seeds[:1])
-    assert len(server.requests) - before == 7, "another temperature is another question"
-
-
-@pytest.mark.parametrize(
-    ("values", "problem"),
-    [
-        ({"kind": "endpoints"}, "did you mean 'endpoint'"),
-        ({"url": "http://x/v1/completions"}, "writer.url is given, writer.kind is 'local'"),
-        ({"kind": "endpoint", "url": "http://x/v1", "model": "m"}, "ends in /chat/completions"),
-        ({"kind": "endpoint", "url": "x/completions", "model": "m"}, "expected an address"),
-        ({"kind": "endpoint", "url": "http://x/completions"}, "writer.model is empty"),
-        ({"kind": "endpoint", "url": "http://u:p@x/completions"}, "holds a name or password"),
-        ({"key_variable": KEY}, "is no name of an environment variable"),
-        ({"temperature": -1.0}, "writer.temperature=-1.0"),
-        ({"temperature": float("nan")}, "writer.temperature=nan"),
-        ({"workers": 0}, "writer.workers=0"),
-        ({"timeout_s": 0.0}, "writer.timeout_s=0"),
-    ],
-)
-def test_bad_settings(values: dict[str, Any], problem: str) -> None:
-    with pytest.raises(W2SError, match=problem) as err:
-        WriterConfig(**values)
-    assert KEY not in str(err.value)
-
-
-# Plans.
 
 
 def test_members_differ_in_transcripts_or_in_seeds() -> None:
