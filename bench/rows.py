@@ -40,6 +40,21 @@ def save(path: Path, rows: Iterable[Row]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in kept.values()))
 
 
+def record(measured: list[Row], file: str | None = None) -> None:
+    """Add rows to the committed ones: one file an op, or all to ``file``.
+
+    Raises:
+        SystemExit: if one may not be quoted.
+    """
+    if any(row["quick"] or row["dirty"] for row in measured):
+        raise SystemExit(
+            "bench: rows of a toy run, of a changed source tree or of a core older than its "
+            "sources are not recorded; commit, rebuild, and run without --quick"
+        )
+    for row in measured:
+        save(RESULTS / "cpu" / (file or f"{row['op']}.jsonl"), [row])
+
+
 def number(row: Row, name: str) -> float:
     """A numeric column."""
     value = row[name]

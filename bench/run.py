@@ -192,27 +192,12 @@ def main(args: list[str]) -> int:
         if a.out:
             rows.save(a.out, measured)
         if a.record:
-            record(measured)
+            rows.record(measured)
     return 0
 
 
 def _process(job: Job) -> tuple[str, int]:
     return job.allocator, job.threads
-
-
-def record(measured: list[rows.Row]) -> None:
-    """Add rows to the committed ones, one file an op.
-
-    Raises:
-        SystemExit: if one may not be quoted.
-    """
-    if any(row["quick"] or row["dirty"] for row in measured):
-        raise SystemExit(
-            "bench: rows of a toy run, of a changed source tree or of a core older than its "
-            "sources are not recorded; commit, rebuild, and run without --quick"
-        )
-    for row in measured:
-        rows.save(rows.RESULTS / "cpu" / f"{row['op']}.jsonl", [row])
 
 
 if __name__ == "__main__":

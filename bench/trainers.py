@@ -19,7 +19,7 @@ from bench import memory, rows, worker
 from bench.environment import environment
 from bench.linear import Unavailable
 from bench.measure import Candidate, interleave
-from bench.run import ALLOCATORS, record, show, spawn
+from bench.run import ALLOCATORS, show, spawn
 from bench.trainer_steps import PROVIDERS, Shape, Step, make_step, prepare
 from bench.worker import Job
 
@@ -147,5 +147,5 @@ def main(args: list[str]) -> int:
         if a.out:
             rows.save(a.out, measured)
         if a.record:
-            record(measured)
+            rows.record(measured)
     return 0

@@ -39,11 +39,11 @@ class Protocol:
             n_classes: C.
             weak: (C,) probabilities of the weak model, where ``judged``.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define sides")
 
     def plan(self) -> tuple[Turn, ...]:
         """The turns, in order."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define plan")
 
     def transcripts(
         self,

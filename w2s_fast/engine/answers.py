@@ -135,14 +135,7 @@ def encode_answers(
             )
         inputs.append([*cut(tokenizer, prompt, room), *wanted[:-1]])
         labels.append(wanted)
-    return Answers(
-        tokens=np.concatenate(inputs).astype(np.int32),
-        offsets=_offsets(inputs),
-        types=None,
-        pad_id=pad_id(tokenizer),
-        labels=np.concatenate(labels).astype(np.int32),
-        starts=_offsets(labels),
-    )
+    return _answers(tokenizer, inputs, labels)
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int = 512) -> Answers:
@@ -161,14 +154,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int = 512) ->
     limit, eos = min(max_length, tokenizer.model_max_length), end_token(tokenizer)
     whole = [[*ids, eos][: limit + 1] for ids in prompt_ids(tokenizer, texts)]
     inputs, labels = [ids[:-1] for ids in whole], [ids[1:] for ids in whole]
-    return Answers(
-        tokens=np.concatenate(inputs).astype(np.int32),
-        offsets=_offsets(inputs),
-        types=None,
-        pad_id=pad_id(tokenizer),
-        labels=np.concatenate(labels).astype(np.int32),
-        starts=_offsets(labels),
-    )
+    return _answers(tokenizer, inputs, labels)
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], room: int) -> Encoded:
@@ -216,6 +202,17 @@ def end_token(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
         raise W2SError("the tokenizer has no end token (eos_token), which answers need; set one")
     return int(tokenizer.eos_token_id)
+
+
+def _answers(tokenizer: Any, inputs: list[list[int]], labels: list[list[int]]) -> Answers:
+    return Answers(
+        tokens=np.concatenate(inputs).astype(np.int32),
+        offsets=_offsets(inputs),
+        types=None,
+        pad_id=pad_id(tokenizer),
+        labels=np.concatenate(labels).astype(np.int32),
+        starts=_offsets(labels),
+    )
 
 
 def _offsets(rows: Sequence[Sequence[int]]) -> np.ndarray:
