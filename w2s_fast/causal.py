@@ -13,11 +13,8 @@ from torch import Tensor, nn
 
 from w2s_fast.classifier import check_length, position_limit, switch_checkpointing
 from w2s_fast.errors import W2SError
-from w2s_fast.ops.projected import Projected
+from w2s_fast.ops.projected import Projected, logit_form
 from w2s_fast.weights import is_partitioned, shape_of
-
-# Factors that models put on their logits, by the name in their configuration: (times, divided by).
-_FACTORS = (("logit_scale", False), ("logits_scaling", True), ("lm_head_multiplier", False))
 
 
 class Projection(nn.Module):
@@ -64,13 +61,9 @@ class AnswerModel(nn.Module):
         head = lm.get_output_embeddings()
         if head is None or len(shape_of(head.weight)) != 2:
             raise W2SError(f"{type(lm).__name__} has no language-model head; expected a decoder")
-        config = lm.config
-        softcap = float(getattr(config, "final_logit_softcapping", None) or 0)
-        factor = 1.0
-        if getattr(head, "bias", None) is None:
-            for name, divides in _FACTORS:
-                value = float(getattr(config, name, None) or 1)
-                factor *= 1 / value if divides else value
+        softcap, factor = logit_form(lm.config)
+        if getattr(head, "bias", None) is not None:
+            factor = 1.0  # it would scale the bias, too; ``_verify`` tells where that matters
         self.head = Projection(head, softcap, factor)
         self.n_classes = int(shape_of(head.weight)[0])
         self._limit = position_limit(lm)

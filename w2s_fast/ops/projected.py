@@ -7,6 +7,7 @@ head instead: (n, V) is never stored.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,3 +63,17 @@ class Projected:
 def dense(logits: Tensor | Projected) -> Tensor:
     """Logits as a tensor."""
     return logits.dense() if isinstance(logits, Projected) else logits
+
+
+# Factors that models put on their logits, by the name in their configuration: (name, divides).
+_FACTORS = (("logit_scale", False), ("logits_scaling", True), ("lm_head_multiplier", False))
+
+
+def logit_form(config: Any) -> tuple[float, float]:
+    """(softcap, factor): a model's logits are softcap tanh(factor z / softcap) of its head's z."""
+    softcap = float(getattr(config, "final_logit_softcapping", None) or 0)
+    factor = 1.0
+    for name, divides in _FACTORS:
+        value = float(getattr(config, name, None) or 1)
+        factor *= 1 / value if divides else value
+    return softcap, factor

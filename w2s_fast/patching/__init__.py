@@ -15,10 +15,11 @@ from typing import Any
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, make_loss
+from w2s_fast.ops.projected import logit_form
 from w2s_fast.patching.checks import fused_kinds, refuse, transformers_model, verify
 from w2s_fast.patching.columns import COLUMNS
 from w2s_fast.patching.forward import State, loss_output
-from w2s_fast.patching.heads import hand_back, logit_form, take_over
+from w2s_fast.patching.heads import hand_back, take_over
 from w2s_fast.patching.logprob import answer_logprob
 
 __all__ = ["patch", "progress_callback", "set_progress", "unpatch"]

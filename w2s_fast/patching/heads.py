@@ -20,19 +20,6 @@ from w2s_fast.head import check_gathered
 # What is done with hidden states (n, D), the head's weight (V, D) and its bias (V,) or None.
 Then = Callable[[Tensor, Tensor, Tensor | None], Any]
 
-# Factors that models put on their logits, by the name in their configuration: (name, divides).
-_FACTORS = (("logit_scale", False), ("logits_scaling", True), ("lm_head_multiplier", False))
-
-
-def logit_form(config: Any) -> tuple[float, float]:
-    """(softcap, factor): a model's logits are softcap tanh(factor z / softcap) of its head's z."""
-    softcap = float(getattr(config, "final_logit_softcapping", None) or 0)
-    factor = 1.0
-    for name, divides in _FACTORS:
-        value = float(getattr(config, name, None) or 1)
-        factor *= 1 / value if divides else value
-    return softcap, factor
-
 
 def owner(head: Any) -> Any:
     """The module that owns the weight: of an adapted head, the one beneath its adapters."""
