@@ -154,7 +154,7 @@ def _classifier(source: str | None) -> Any:
 def exchange(a: argparse.Namespace) -> Iterator[rows.Row]:
     """Step time with a threshold over all processes, and with each process's own."""
     for size in (2, 4):
-        job = {"part": "exchange", "steps": 3 if a.quick else 12, "rounds": 1 if a.quick else 5}
+        job = {"part": "exchange", "steps": 3 if a.quick else 12, "rounds": 1 if a.quick else 20}
         told = _start(size, job)
         for who, ms in told.items():
             yield _row("exchange", f"{size} ranks", 32, who, wall_ms=ms,
