@@ -22,10 +22,10 @@ def batch() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def expected(lm: Any) -> Tensor:
-    inputs = batch()
-    labels = inputs.pop("labels")[:, 1:]
-    logp = lm(**inputs).logits[:, :-1].float().log_softmax(-1)
+def expected(lm: Any, inputs: dict[str, Tensor]) -> Tensor:
+    labels = inputs["labels"][:, 1:]
+    logits = lm(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+    logp = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     taken = logp.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
     return torch.where(labels != -100, taken, 0).sum(1)
 
@@ -34,7 +34,7 @@ def expected(lm: Any) -> Tensor:
 def test_values_and_gradients(name: str) -> None:
     lm = tiny_lm(name)
     upstream = torch.tensor([1.0, -2.0, 3.0])
-    theirs = expected(lm)
+    theirs = expected(lm, batch())
     theirs.backward(upstream)
     grads = {n: p.grad.clone() for n, p in lm.named_parameters()}
     lm.zero_grad()
@@ -52,7 +52,7 @@ def test_lora_on_the_head_and_no_answer() -> None:
 
     lora = LoraConfig(r=2, target_modules=["lm_head", "q_proj"], init_lora_weights=False)
     model = get_peft_model(tiny_lm(), lora)
-    theirs = expected(model)
+    theirs = expected(model, batch())
     w2s_fast.patch(model)
     ours = model(**batch(), return_logprob=True)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -62,6 +62,18 @@ def test_lora_on_the_head_and_no_answer() -> None:
     nothing.sum().backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     assert trained and all(p.grad is not None and not p.grad.any() for p in trained)
+
+
+def test_compiled_without_graph_breaks() -> None:
+    lm = w2s_fast.patch(tiny_lm(num_hidden_layers=1, use_cache=False))
+    theirs = lm(**batch(), return_logprob=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(lm, fullgraph=True, backend="aot_eager")
+    ours = compiled(**batch(), return_logprob=True)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    grads = [torch.autograd.grad(y.sum(), list(lm.parameters())) for y in (ours, theirs)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_bad_requests() -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_head import Student
 from test_patch import assert_same
+from test_patch_logprob import expected
 from tiny_lms import batch, tiny_lm
 from torch import Tensor
 
@@ -20,7 +21,8 @@ import w2s_fast
 from w2s_fast import world
 from w2s_fast.errors import W2SError
 
-# DDP; FSDP2 with every layer and the head a group, tied with the rest in the root's; a LoRA head.
+# DDP; FSDP2 with every layer and the head a group, tied with the rest in the root's; a LoRA head;
+# log-probabilities instead of a loss.
 CASES = (
     "ddp",
     "ddp_tied",
@@ -28,9 +30,11 @@ CASES = (
     "fsdp_tied",
     "fsdp_layers",
     "fsdp_lora",
+    "fsdp_logprob",
     "fsdp_loss",
     "fsdp_loss_group",
 )
+ZERO = ("plain-2", "plain-3", "tied-3", "logprob-3")  # and the stage
 ITEMS = 20  # what Trainer would count over both processes
 
 
@@ -57,7 +61,9 @@ def whole(case: str, dtype: torch.dtype) -> dict[str, Tensor]:
     lm = model(case, dtype)
     loss: Any = 0
     for rank in range(2):
-        if case.startswith("fsdp_loss"):
+        if case.endswith("logprob"):
+            loss = loss - expected(lm, part(rank)).sum()
+        elif case.startswith("fsdp_loss"):
             inputs = part(rank)
             loss = loss + Student(lm, fused=False)(inputs["input_ids"], inputs["labels"], 0.0)
         else:
@@ -84,12 +90,18 @@ def sharded(case: str, here: world.World) -> dict[str, Tensor]:
             for module in (*lm.model.layers, lm.lm_head):
                 fully_shard(module)
         run = DistributedDataParallel(lm) if case.startswith("ddp") else fully_shard(lm)
-        loss = run(**inputs, num_items_in_batch=ITEMS).loss
+        loss = loss_of(case, run, inputs)
     (loss * here.size).backward()
     found = {"loss": here.sum(loss.detach()), **full_grads(lm)}
     if case == "fsdp_layers":
         past_the_model(lm)
     return found
+
+
+def loss_of(case: str, run: Any, inputs: dict[str, Tensor]) -> Tensor:
+    if case.endswith("logprob"):
+        return -run(**inputs, return_logprob=True).sum()
+    return run(**inputs, num_items_in_batch=ITEMS).loss
 
 
 def full_grads(lm: Any) -> dict[str, Tensor]:
@@ -104,7 +116,7 @@ def past_the_model(lm: Any) -> None:
         loss(torch.zeros(2, 16), torch.zeros(2, dtype=torch.long))
 
 
-def zero(case: str, stage: int) -> dict[str, Tensor]:
+def zero(case: str, stage: str) -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_grad
 
     from w2s_fast.engine.zero_library import ready
@@ -118,11 +130,11 @@ def zero(case: str, stage: int) -> dict[str, Tensor]:
         config={
             "train_micro_batch_size_per_gpu": 3,
             "optimizer": {"type": "AdamW", "params": {"lr": 0.0, "torch_adam": True}},
-            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+            "zero_optimization": {"stage": int(stage), "stage3_param_persistence_threshold": 0},
             "zero_allow_untested_optimizer": True,
         },
     )
-    loss = engine(**part(here.rank), num_items_in_batch=ITEMS).loss
+    loss = loss_of(case, engine, part(here.rank))
     engine.backward(loss * here.size)
     found = {n: safe_get_full_grad(p).detach().clone() for n, p in lm.named_parameters()}
     return {"loss": here.sum(loss.detach()), **found}
@@ -146,13 +158,13 @@ def test_ddp_and_fsdp(tmp_path: Path) -> None:
 def test_zero(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     ranks.run(__file__, 2, {"folder": str(tmp_path), "zero": True})
-    assert_all(tmp_path, ("plain-2", "plain-3", "tied-3"))
+    assert_all(tmp_path, ZERO)
 
 
 def main(job: dict[str, Any]) -> None:
     here = world.join(60)
     if job["zero"]:
-        found = {f"{c}-{s}": zero(c, s) for c, s in (("plain", 2), ("plain", 3), ("tied", 3))}
+        found = {case: zero(*case.split("-")) for case in ZERO}
     else:
         found = {case: sharded(case, here) for case in CASES}
     for name, tensors in found.items():

@@ -17,7 +17,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.head import check_gathered
 
-# What is done with hidden states (n, D), the head's weight (V, D) and its bias (V,) or None.
+# What is done with hidden states (..., D), the head's weight (V, D) and its bias (V,) or None.
 Then = Callable[[Tensor, Tensor, Tensor | None], Any]
 
 
@@ -104,6 +104,6 @@ def _adapted(head: Any, hidden: Tensor, then: Then) -> Then:
 
     def wider(_: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         ups = [up.to(weight.dtype) for up in weights]
-        return then(torch.cat(columns, 1), torch.cat([weight, *ups], 1), bias)
+        return then(torch.cat(columns, -1), torch.cat([weight, *ups], 1), bias)
 
     return wider

@@ -1,6 +1,6 @@
 """Log-probabilities of answers from a patched model, for losses of pairs or of policies.
 
-B sequences, T tokens, n labelled positions.
+B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops.linear_logprob import linear_logprob
+from w2s_fast.ops.linear_logprob import IGNORE, linear_logprob
 from w2s_fast.ops.projected import Projected
 from w2s_fast.patching.forward import refuse_logits
 from w2s_fast.patching.heads import through
@@ -39,17 +39,16 @@ def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
             "the batch"
         )
     tokens = labels.to(hidden.device)[:, 1:]
-    row, at = (tokens != -100).nonzero(as_tuple=True)
-    state = lm._w2s_fast
-    project = state.project(Projected)
+    # Compiled code must not wait to learn which positions count; it takes all of them.
+    compiling = torch.compiler.is_compiling()
+    rows = None if compiling else (tokens != IGNORE).flatten().nonzero()[:, 0]
+    project = lm._w2s_fast.project(Projected)
 
     def then(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x = project(hidden, weight, bias)
         scale: dict[str, Any] = {"softcap": x.softcap, "memory_mib": x.memory_mib}
-        logp: Any = linear_logprob(x.hidden, x.weight, tokens[row, at], bias=x.bias, **scale)
+        logp: Any = linear_logprob(x.hidden, x.weight, tokens, positions=rows, bias=x.bias, **scale)
         return logp
 
-    logp: Tensor = through(lm.get_output_embeddings(), hidden[row, at], then)
-    # Summed in pairs: one after the other, a sum of some thousand in fp32 loses its last digits.
-    whole = torch.zeros(tokens.shape, dtype=logp.dtype, device=logp.device)
-    return whole.index_put((row, at), logp).sum(1)
+    summed: Tensor = through(lm.get_output_embeddings(), hidden[:, :-1], then)
+    return summed
