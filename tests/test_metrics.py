@@ -54,6 +54,29 @@ def test_clear_gaps_are_accepted_and_two_standard_errors_is_the_border() -> None
     assert metrics.refusal(0.2, 0.9, float("inf"), n_items=1) is not None
 
 
+def test_a_lucky_seed_does_not_speak_for_the_others() -> None:
+    def over(*gaps: float) -> str | None:
+        seeds = [
+            metrics.Gap(0.6, 0.6 + g, 0.02, metrics.refusal(0.6, 0.6 + g, 0.02, n_items=1000))
+            for g in gaps
+        ]
+        return metrics.refusal_over_seeds(seeds, n_items=1000)
+
+    assert "not above" in (over(-0.03, 0.05, -0.02) or "")
+    assert "1.9 standard errors" in (over(0.035, 0.05, 0.029) or "")
+    assert over(0.035, 0.05, 0.06) is None  # one is refused; all of them are wide enough
+    assert over(0.05, 0.06, 0.07) is None
+    assert over(0.03, 0.03) == over(0.03) is not None
+    unknown = metrics.Gap(0.6, 0.7, None, "why")
+    assert metrics.refusal_over_seeds([unknown, metrics.Gap(0.6, 0.9, 0.02, None)], n_items=1000)
+
+
+def test_draws_without_a_gap_leave_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    close = outcomes(0.6, 0.62, 0.66, 200, 3)
+    low, high = metrics.pgr_interval([close], same_items=True)
+    assert np.isfinite(low) and low < high and not recwarn.list
+
+
 def test_chance_depends_on_the_number_of_classes() -> None:
     se = 0.001
     assert "guessing" in (metrics.refusal(0.40, 0.50, se, n_items=500, n_classes=2) or "")

@@ -77,6 +77,14 @@ def test_the_table_shows_every_run_and_fits_a_terminal() -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_a_refusal_of_all_seeds_is_told_beside_that_of_one() -> None:
+    found = results()
+    found["runs"][0]["refused"], found["summary"][0]["refused"] = WHY, f"{WHY} (mean)"
+    text = " ".join(printed(found).split())
+    assert f"seed 0: {WHY}" in text and f"all seeds: {WHY} (mean)" in text
+    assert "seed 1: no PGR" not in text
+
+
 def test_a_refused_pgr_is_nowhere_a_number() -> None:
     found = results(refused=True)
     text = printed(found)

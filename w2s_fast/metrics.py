@@ -46,6 +46,16 @@ class Agreement:
     weak_wrong: float | None
 
 
+@dataclass(frozen=True)
+class Gap:
+    """Floor and ceiling of a seed, the standard error of their difference, and its refusal."""
+
+    floor: float
+    ceiling: float
+    se: float | None  # None: unknown, as of one group
+    refused: str | None
+
+
 def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
     """Return the share of rows of ``probs`` (N, C) whose largest entry is at ``labels`` (N,)."""
     return float((probs.argmax(1) == labels).mean())
@@ -160,6 +170,22 @@ def refusal(
     return None
 
 
+def refusal_over_seeds(seeds: Sequence[Gap], *, n_items: int, n_classes: int = 2) -> str | None:
+    """Say why a mean PGR over seeds would be noise, or return None; see ``refusal``.
+
+    Seeds whose gap happened to be wide do not speak for the others: where some are refused, the
+    mean of the rest is given only if the gap over all seeds is wide enough. Its standard error is
+    the mean of theirs, as if all had the same test items.
+    """
+    refused = [s.refused for s in seeds if s.refused]
+    if not refused or len(refused) == len(seeds):
+        return refused[0] if refused else None
+    floor = math.fsum(s.floor for s in seeds) / len(seeds)
+    ceiling = math.fsum(s.ceiling for s in seeds) / len(seeds)
+    se = sum(math.inf if s.se is None else s.se for s in seeds) / len(seeds)
+    return refusal(floor, ceiling, se, n_items=n_items, n_classes=n_classes)
+
+
 def pgr_interval(
     seeds: Sequence[Outcomes],
     *,
@@ -192,9 +218,11 @@ def pgr_interval(
                 weights = _resample(rng, len(table), hi - lo)
             ratios[lo:hi, s] = _ratios(weights @ table)
     chosen = rng.integers(len(seeds), size=ratios.shape)
-    means = np.nanmean(np.take_along_axis(ratios, chosen, axis=1), axis=1)
+    drawn = np.take_along_axis(ratios, chosen, axis=1)
+    defined = np.isfinite(drawn).sum(axis=1)  # a draw may have no gap
+    means = np.nansum(drawn, axis=1)[defined > 0] / defined[defined > 0]
     tail = (1 - level) / 2
-    low, high = np.nanquantile(means, [tail, 1 - tail])
+    low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
 
 

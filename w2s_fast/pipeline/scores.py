@@ -63,7 +63,11 @@ def score(
             for s, row in zip(cfg.seeds, rows, strict=True)
             if row["pgr"] is not None
         ]
-        summary.append(_summary(student, rows, accepted, same_items))
+        gaps = [metrics.Gap(r["weak"], r["ceiling"], r["gap_se"], r["refused"]) for r in rows]
+        why = metrics.refusal_over_seeds(
+            gaps, n_items=rows[0]["n_test"], n_classes=seeds[cfg.seeds[0]].n_classes
+        )
+        summary.append(_summary(student, rows, [] if why else accepted, same_items, why))
     controls = [
         _control(s, _test(name, data[s], folders))
         for s in cfg.seeds
@@ -149,9 +153,10 @@ def _summary(
     rows: list[dict[str, Any]],
     accepted: list[metrics.Outcomes],
     same_items: bool,
+    why: str | None,
 ) -> dict[str, Any]:
     """Return one entry of ``summary``: a student over its seeds; the PGR over those not refused."""
-    pgrs = [r["pgr"] for r in rows if r["pgr"] is not None]
+    pgrs = [] if why else [r["pgr"] for r in rows if r["pgr"] is not None]
     refused = [r["seed"] for r in rows if r["pgr"] is None]
     low, high = (None, None)
     if accepted:
@@ -168,7 +173,7 @@ def _summary(
         "level": metrics.LEVEL,
         "seeds": len(pgrs),
         "refused_seeds": refused,
-        "refused": None if pgrs else rows[0]["refused"],
+        "refused": why,
         **{name: _mean(r[name] for r in rows) for name in means},
         "student_sd": float(np.std([r["student"] for r in rows], ddof=1)) if rows[1:] else None,
         "agreement": {

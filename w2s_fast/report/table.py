@@ -81,9 +81,12 @@ def interval(row: Mapping[str, Any]) -> str:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """Return one line per use of true labels, and per seed whose PGR is refused."""
+    """Return one line per use of true labels, and per seed whose PGR is refused, and for all."""
     reasons = {r["seed"]: r["refused"] for r in results["runs"] if r["refused"]}
     refused = [f"seed {seed}: {why}" for seed, why in sorted(reasons.items())]
+    overall = dict.fromkeys(s["refused"] for s in results["summary"] if s["refused"])
+    if len(results["provenance"]["config"]["seeds"]) > 1:
+        refused += [f"all seeds: {why}" for why in overall]
     return [*(f"{g['name']} used true labels: {g['use']}" for g in results["gold"]), *refused]
 
 
