@@ -4,7 +4,8 @@ Every provider gets a process of its own, forked from a server that has imported
 else. It makes the inputs, makes one call so that libraries, compilers and primitives are loaded,
 gives freed pages back, and then reads how far the resident set of a second call rises above the
 resident set before it: logits, gradients (those of hidden and head among them), temporaries of
-every library. The C library's stock allocator is used, so that freed buffers leave at once.
+every library. The C library's allocator is told to give freed buffers back at once: by default it
+learns to keep those below 32 MiB, and the peak would be that of its heap.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 
 _MIB = 1024.0
 _LIMIT_S = 240.0
+_AT_ONCE = {-1: 2**17, -3: 2**17}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of mallopt(3), bytes
 
 # Provider -> the call to measure, and what takes its results away before the second one.
 Prepare = Callable[[str], tuple[Callable[[], object], Callable[[], object]]]
@@ -58,6 +60,9 @@ def peaks(
 
 def _measure(out: Connection, provider: str, prepare: Prepare, threads: int) -> None:
     torch.set_num_threads(threads)
+    with contextlib.suppress(OSError, AttributeError):
+        for option, value in _AT_ONCE.items():
+            ctypes.CDLL(None).mallopt(option, value)
     call, reset = prepare(provider)
     call()
     reset()

@@ -64,7 +64,7 @@ def real(name: str, data: Path, student: Path) -> Any:
 
     sizes = {"n_weak": 500, "n_transfer": 1000, "n_test": 1000}
     # Pairs are harder: with 1000 of them the student's ceiling is the weak model's accuracy.
-    pairs = {"n_weak": 250, "n_transfer": 2750, "n_test": 1000}
+    pairs = {"n_weak": 250, "n_transfer": 2500, "n_test": 1000}
     tasks = {
         "sst2": TaskConfig("local", str(data / "sst2/train.tsv"), text="0", label="1", **sizes),
         "cola": TaskConfig(
