@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,10 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     stop = fields.pop("stop", None)
     data, targets, weight = rows()
     model = Tiny(getattr(torch, dtype))
+    streams: list[int] = []  # where the random numbers of each mask came from
+    model.drop.register_forward_pre_hook(
+        lambda *_: streams.append(zlib.crc32(torch.get_rng_state().numpy().tobytes()))
+    )
     cfg = TrainConfig(**{"epochs": 2, "lr": 3e-2, "weight_decay": 0.1, **fields})
 
     try:
@@ -96,7 +101,10 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     for t in module_tensors(model).values():
         with whole([t]):
             flat += t.detach().double().flatten().tolist()
-    return {"losses": log["losses"], "agreement": log["agreement"], "weights": flat}
+    first = world.world().gather(streams[0])
+    return {
+        "losses": log["losses"], "agreement": log["agreement"], "weights": flat, "streams": first
+    }  # fmt: skip
 
 
 def close(got: dict[str, Any], want: dict[str, Any], eps: float = 1.2e-7) -> None:
@@ -176,7 +184,10 @@ def test_every_rank_finds_its_own_masks_again(tmp_path: Path) -> None:
         ranks.run(__file__, 2, {"fits": jobs, "out": str(tmp_path / "out.json")})
         found.append(json.loads((tmp_path / "out.json").read_text()))
     straight, _, resumed = found
-    assert resumed == straight
+    assert [
+        {**r, "streams": s["streams"]} for r, s in zip(resumed, straight, strict=True)
+    ] == straight
+    assert all(len(set(s["streams"])) == 2 for s in straight)
     silent = fit(**RECIPE)["losses"]
     assert np.abs(np.subtract(straight[0]["losses"], silent)).max() > 1e-3
 
