@@ -10,7 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from w2s_fast.errors import W2SError, nearest
@@ -29,7 +29,8 @@ def build(spec: str, table: Mapping[str, type[T]], base: type[T], what: str) -> 
         what: names the kind of object in messages, "loss".
 
     Raises:
-        W2SError: for an unknown name or field, or a value that is not of the field's type.
+        W2SError: for an unknown name or field, a value that is not of the field's type, or a field
+            without a default that is not given.
     """
     name, _, rest = spec.strip().partition(":")
     if "." in name:
@@ -41,7 +42,11 @@ def build(spec: str, table: Mapping[str, type[T]], base: type[T], what: str) -> 
         raise W2SError(
             f"unknown {what} {name!r}; expected one of {', '.join(table)}{nearest(name, table)}"
         )
-    return kind(**settings(kind, rest, spec, what))
+    given = settings(kind, rest, spec, what)
+    for f in fields(kind):  # type: ignore[arg-type]
+        if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
+            raise W2SError(f"{what} {spec!r} has no {f.name}; add {f.name}=value")
+    return kind(**given)
 
 
 def split(spec: str) -> tuple[str, str]:
@@ -83,7 +88,7 @@ def _setting(kind: Any, part: str, spec: str, what: str) -> tuple[str, bool | in
 def _type(kind: Any, key: str) -> Any:
     """What a field takes, by its default; by its annotation, without None, where that says more."""
     default = next(f.default for f in fields(kind) if f.name == key)
-    if default is not None:
+    if default is not None and default is not MISSING:
         return type(default)
     hint = typing.get_type_hints(kind)[key]
     if not isinstance(hint, types.UnionType):
