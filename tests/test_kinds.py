@@ -145,6 +145,8 @@ def test_words_can_be_judged_by_a_scorer(tmp_path: Path) -> None:
     said = read_said(tmp_path / "t.parquet", data.test, loud)
     assert said.right.tolist() == [True, False, True, True]
     assert said.scores()["badness"] == 0.25 and said.scores()["f1"] is None
+    half = replace(data, badness=lambda texts: [0.5] * len(texts))
+    assert not read_said(tmp_path / "t.parquet", data.test, half).right.any()
     wild = replace(data, badness=lambda texts: [2.0] * len(texts))
     with pytest.raises(W2SError, match=r"outside \[0, 1\]"):
         read_said(tmp_path / "t.parquet", data.test, wild)
