@@ -212,14 +212,15 @@ def _exchange_rank(job: dict[str, Any]) -> dict[str, float]:
     data = Encoded(np.full(n * 64, 7, np.int32), np.arange(n + 1) * 64, None, 0)
     p = np.random.default_rng(0).uniform(size=n)
     soft = np.stack([1 - p, p], 1)
-    best: dict[str, float] = {}
+    found: dict[str, list[float]] = {"exact": [], "microbatch": []}
     for i in range(job["rounds"]):
         modes = ("exact", "microbatch") if i % 2 else ("microbatch", "exact")
         for mode in modes:
             cfg = TrainConfig(epochs=job["steps"], batch_size=n, lr=1e-5, threshold=mode)
             ms = 1e3 * train(model, data, soft, make_loss("logconf"), cfg, 0)["seconds"]
-            best[mode] = min(best.get(mode, 1e9), ms / job["steps"])
-    return best
+            found[mode].append(ms / job["steps"])
+    # Processes that share cores wait for one another: the least of the rounds is a matter of luck.
+    return {mode: float(np.median(ms)) for mode, ms in found.items()}
 
 
 def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
