@@ -35,7 +35,10 @@ def test_a_result_is_of_a_clean_tree_and_adds_up(path: Any) -> None:
         name = s["name"].replace("|", "\\|")
         line = next(x for x in w2s.table(found).splitlines() if x.startswith(f"| `{name}`"))
         assert f"{s['student']:.3f}" in line
-        assert ("refused" in line) == (not kept)
+        assert ("refused" in line) == (s["pgr_mean"] is None)
+        gaps = [metrics.Gap(r["weak"], r["ceiling"], r["gap_se"], r["refused"]) for r in rows]
+        assert s["refused"] == metrics.refusal_over_seeds(gaps, n_items=rows[0]["n_test"])
+        assert (s["pgr_mean"] is None) == (s["refused"] is not None)
 
 
 def test_on_the_embedded_task_the_confidence_loss_beats_cross_entropy() -> None:
