@@ -207,6 +207,7 @@ def test_other_columns_of_a_batch(tokenizer: Any) -> None:
         ([{"input_ids": [1, 2], "labels": [1]}], r"labels of row 0 has shape \(1,\); .* 2 tokens"),
         ([{"input_ids": [1], "weak_probs": [float("nan")]}], "weak_probs holds NaN"),
         ([{"input_ids": [1], "weak_labels": [0.5]}], r"weak_labels holds \[0.5\]; expected integ"),
+        ([{"input_ids": [1], "weak_weights": 1}], "no weak column is called 'weak_weights'"),
         ([{"input_ids": [1], "weak_ids": [["a"]]}], "weak_ids is not a table of numbers"),
         ([{"input_ids": [1, 2], "weak_ids": [[1], [2], [3]]}], "weak_ids of row 0 has shape"),
         (
@@ -219,6 +220,21 @@ def test_other_columns_of_a_batch(tokenizer: Any) -> None:
 def test_bad_batches(rows: list[dict[str, Any]], message: str, tokenizer: Any) -> None:
     with pytest.raises(W2SError, match=message):
         WeakLabelCollator(tokenizer)(rows)
+
+
+def test_rows_without_a_weak_column_bring_a_warning(tokenizer: Any) -> None:
+    with pytest.warns(UserWarning, match="no weak column.*remove_unused_columns=False"):
+        WeakLabelCollator(tokenizer)([{"input_ids": [5], "labels": [5]}])
+
+
+def test_labels_in_memory(tokenizer: Any) -> None:
+    labels = WeakLabels([7, 8], torch.tensor([[0.25, 0.75], [1, 0]]), [1, 0.5])
+    assert labels.ids == ("7", "8") and labels.probs.dtype == labels.weight.dtype == np.float32
+    assert labels.at([8]).probs.tolist() == [[1, 0]]
+    with pytest.raises(W2SError, match=r"weights of shape \(1,\) for 2 items"):
+        WeakLabels("ab", [[0.5, 0.5]] * 2, [1])
+    with pytest.raises(W2SError, match=r"labels are Tensor; expected WeakLabels\(ids, probs\)"):
+        answer_rows(tokenizer, ["the boy"], torch.ones(1, 2), ("is", "are"))
 
 
 def test_a_tokenizer_that_cannot_pad(tokenizer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,10 @@ sys.path.insert(0, str(EXAMPLES))
 
 import tiny  # noqa: E402
 
+import w2s_fast  # noqa: E402
 from w2s_fast.data import WeakLabelCollator, WeakLabels  # noqa: E402
+from w2s_fast.errors import W2SError  # noqa: E402
+from w2s_fast.patching import progress_callback  # noqa: E402
 
 # Gradients as they are: no optimizer that rescales them, and no clipping.
 PLAIN = {
@@ -228,6 +232,84 @@ def test_sft_is_trls_own(certain: None, tmp_path: Path) -> None:
     assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
     assert ours.train_dataset.column_names == ["input_ids", "labels", "weak_ids", "weak_probs",
                                                "weak_weight"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "own", "problem"),
+    [
+        ({}, True, "computed a loss of its own in this step"),
+        ({"label_smoothing_factor": 0.1}, False, "label_smoothing_factor=0.1 needs logits"),
+    ],
+    ids=["its own loss", "smoothing"],
+)
+def test_a_trainer_that_does_not_ask_the_model(
+    settings: dict[str, Any], own: bool, problem: str, tmp_path: Path
+) -> None:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    lm = w2s_fast.patch(tiny.lm(), loss="logconf")
+    trainer = (SFTTrainer if own else door("trl_sft").WeakSFTTrainer)(
+        lm, SFTConfig(str(tmp_path), **tiny.SETTINGS | tiny.TRL | settings),
+        train_dataset=Dataset.from_list(tiny.rows()), processing_class=tiny.tokenizer,
+        data_collator=WeakLabelCollator(tiny.tokenizer), callbacks=[progress_callback(lm)],
+    )  # fmt: skip
+    with pytest.raises(W2SError, match=problem):
+        trainer.train()
+    with pytest.raises(W2SError, match=r"wrapped by trl\S* after patch"):
+        w2s_fast.unpatch(lm)
+    plain = tiny.lm()
+    SFTTrainer(
+        plain, trainer.args, train_dataset=trainer.train_dataset, processing_class=tiny.tokenizer
+    )
+    with pytest.raises(W2SError, match=r"replaced by trl\S*; .* patch it first"):
+        w2s_fast.patch(plain)
+
+
+def test_the_trainers_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Dataset
+
+    monkeypatch.chdir(tmp_path)
+    text = (EXAMPLES.parent / "README.md").read_text()
+    code = next(b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "SFTTrainer" in b)
+    names: dict[str, Any] = {"w2s_fast": w2s_fast}
+    exec(code, names)
+    lm = tiny.lm()
+    trainer = names["weak_sft_trainer"](lm, Dataset.from_list(tiny.rows(16)), tiny.tokenizer)
+    trainer.args.logging_steps, trainer.args.learning_rate = 1, 1e-2
+    trainer.train()
+    found = losses(trainer)
+    assert len(found) == 6 and found[-1] < found[0]
+
+    lightning = pytest.importorskip("lightning")
+
+    class Student(lightning.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lm = w2s_fast.patch(tiny.lm(), loss="logconf")
+            self.seen: list[float] = []
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            self.seen.append(float(loss := names["training_step"](self, batch, index)))
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    student = Student()
+    loader = torch.utils.data.DataLoader(
+        tiny.rows(16), 8, collate_fn=WeakLabelCollator(tiny.tokenizer)
+    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    lightning.Trainer(max_epochs=2, accelerator="cpu", **quiet).fit(student, loader)
+    assert len(student.seen) == 4 and student.seen[-1] < student.seen[0]
+
+
+def test_progress_ends_with_the_training(tmp_path: Path) -> None:
+    lm = door("trl_sft").main(str(tmp_path), "logconf").model
+    batch = WeakLabelCollator(tiny.tokenizer)(tiny.rows()[:2])
+    with pytest.raises(W2SError, match="was not told where it is"):
+        lm.train()(**batch)
 
 
 def test_sft_learns_doubts(tmp_path: Path) -> None:

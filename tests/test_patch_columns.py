@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -147,6 +148,22 @@ def test_a_schedule_without_progress_is_refused() -> None:
     w2s_fast.patch(tiny_lm(), loss="logconf:warmup_frac=0")(**batch())  # nothing to be told
 
 
+def sparse(*probs: float) -> dict[str, Tensor]:
+    """These probabilities of the first classes at every position, and one of padding."""
+    k = len(probs)
+    ids = torch.arange(k + 1).where(torch.arange(k + 1) < k, -1)
+    return {
+        "weak_ids": ids.repeat(B, T, 1),
+        "weak_probs": torch.tensor([*probs, 9.0]).repeat(B, T, 1),
+    }
+
+
+def test_mass_may_be_left_out() -> None:
+    lm = w2s_fast.patch(tiny_lm(num_hidden_layers=1))
+    halves = [lm(**batch(), **sparse(*p)).loss.item() for p in ((0.3, 0.2), (0.6, 0.4))]
+    assert 2 * halves[0] == pytest.approx(halves[1], rel=1e-5)
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"weak_labels": torch.rand(B, T, V + 1)}, f"68 wide, the vocabulary of the head is {V}"),
     ({"weak_labels": torch.rand(B, T)}, r"weak_labels \(soft\) has shape \(3, 9\)"),
@@ -164,6 +181,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"logits_to_keep": 1}, "logits_to_keep asks for logits"),
     ({"output_logits": True}, "output_logits asks for logits"),
     ({"output_router_logits": True}, "router loss"),
+    ({"weak_prob": soft()}, "no weak column is called 'weak_prob'.*did you mean 'weak_probs'"),
+    ({"weak_weights": None}, "no weak column is called 'weak_weights'"),
+    ({"weak_labels": 3 * soft()}, "position 0 sum to 3, .* apply a softmax first"),
+    ({"weak_labels": soft() * math.nan}, "position 0 sum to nan"),
+    ({"weak_labels": soft().log()}, "the least is -"),
+    ({**sparse(0.5, 0.4), "weak_rest": torch.full((B, T), 0.2)}, r"sum to 1\.1,"),
 ]
 
 
@@ -197,7 +220,7 @@ def test_patched_twice() -> None:
         w2s_fast.patch(lm)
     w2s_fast.patch(w2s_fast.unpatch(lm))
     lm.forward = torch.no_grad()(lm.forward)  # as accelerate does
-    with pytest.raises(W2SError, match="wrapped after patch"):
+    with pytest.raises(W2SError, match=r"wrapped by torch\.utils\S+ after patch"):
         w2s_fast.unpatch(lm)
 
 
@@ -252,7 +275,7 @@ def test_models_that_are_more_than_body_and_head() -> None:
     for model in (nn.Linear(2, 2), nn.DataParallel(lm)):
         with pytest.raises(W2SError, match="expected a causal LM of transformers"):
             w2s_fast.patch(model)
-    with pytest.raises(W2SError, match="LlamaModel is not a body and a head"):
+    with pytest.raises(W2SError, match=r"LlamaModel is not a body .* such as LlamaForCausalLM"):
         w2s_fast.patch(lm.model)
     lm.lm_head = nn.Sequential(lm.lm_head)
     with pytest.raises(W2SError, match=r"head of LlamaForCausalLM is a Sequential"):

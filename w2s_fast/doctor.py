@@ -19,7 +19,12 @@ _EXTRAS = {  # package -> what it is for
     "triton": "kernels on CUDA",
     "datasets": "Hugging Face data sets by name",
     "deepspeed": "training on several devices",
+    "peft": "adapters (LoRA)",
+    "accelerate": "its loops with these losses",
+    "trl": "its trainers with these losses",
+    "lightning": "its trainer with these losses",
 }
+_GPU = ("triton", "cuda")  # backends that nothing lacks on a machine without one
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,16 @@ def _versions() -> list[Finding]:
 
 
 def _kernels() -> list[Finding]:
+    import torch
+
     from w2s_fast.ops import _native, _native_cuda, backends_info
 
-    found = [
-        Finding("kernels", f"backend {name}", state, state == "ok")
-        for name, state in backends_info().items()
-    ]
+    found = []
+    for name, state in backends_info().items():
+        wanted = torch.cuda.is_available() or name not in _GPU
+        good = True if state == "ok" else False if wanted else None
+        note = "" if good is not None else " (for GPUs; none here)"
+        found.append(Finding("kernels", f"backend {name}", state + note, good))
     found += [Finding("kernels", name, state) for name, state in _native.info().items()][1:]
     found += [Finding("kernels", name, state) for name, state in _native_cuda.info().items()]
     forced = os.environ.get("W2S_BACKEND")

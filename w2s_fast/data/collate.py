@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import W2SError, nearest
 
 Row = Mapping[str, Any]
 # column -> (dtype, what stands where there is nothing)
@@ -40,8 +41,8 @@ class WeakLabelCollator:
     - ``weak_rest``: a number, for the last token, or one for each token; becomes (B, T);
     - ``weak_weight``: a number, becomes (B,), or one for each token, (B, T).
 
-    Padding is on the right. The columns are those of ``w2s_fast.patch``. Datasets of transformers'
-    Trainer lose columns that it does not know: ``remove_unused_columns=False``.
+    Padding is on the right. The columns are those of ``w2s_fast.patch``. TRL drops them unless
+    ``remove_unused_columns=False``.
 
     Args:
         tokenizer: has ``pad_token_id``, or else ``eos_token_id``.
@@ -49,7 +50,10 @@ class WeakLabelCollator:
 
     Raises:
         W2SError: when called, for a column that some rows lack, whose length is not that of its
-            row, or that holds NaN; when made, for a tokenizer without a token to pad with.
+            row, or that holds NaN, and for an unknown ``weak_`` column; when made, for a tokenizer
+            without a token to pad with.
+
+    Rows without any weak column bring a warning: the trainer may have dropped them.
     """
 
     tokenizer: Any
@@ -90,11 +94,29 @@ def _present(rows: Sequence[Row]) -> set[str]:
     known = {"input_ids", *_TOKENS, *_LISTED}
     found = [{name for name in row if name in known and row[name] is not None} for row in rows]
     wanted = set().union(*found, {"input_ids"})
+    _check_weak(set().union(*rows), wanted)
     for i, names in enumerate(found):
         if names != wanted:
             lacking = ", ".join(sorted(wanted - names))
             raise W2SError(f"row {i} of the batch lacks {lacking}; expected it in every row")
     return wanted
+
+
+def _check_weak(given: set[str], wanted: set[str]) -> None:
+    """Refuse a weak column that nobody reads; warn where there is none at all."""
+    known = [name for name in (*_TOKENS, *_LISTED) if name.startswith("weak_")]
+    for name in sorted(given):
+        if name.startswith("weak_") and name not in known:
+            raise W2SError(
+                f"no weak column is called {name!r}; expected some of {', '.join(known)}"
+                f"{nearest(name, known)}"
+            )
+    if not wanted & set(known):
+        warnings.warn(
+            "these rows have no weak column, their labels are all there is to learn; did the "
+            "trainer drop them? (remove_unused_columns=False)",
+            stacklevel=4,
+        )
 
 
 def _by_token(name: str, values: list[Any], lengths: list[int], size: int) -> Tensor:

@@ -24,8 +24,8 @@ class WeakLabels:
     """What a supervisor said of N items.
 
     Attributes:
-        ids: N different names.
-        probs: (N, C) float32, rows sum to 1.
+        ids: N different names; anything else becomes its string.
+        probs: (N, C) float32, rows sum to 1; an array, a tensor or lists.
         weight: (N,) float32 row weights, or None.
         source: where they are from, for messages.
     """
@@ -36,6 +36,10 @@ class WeakLabels:
     source: str = "weak labels"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(map(str, self.ids)))
+        object.__setattr__(self, "probs", np.asarray(self.probs, dtype=np.float32))
+        if self.weight is not None:
+            object.__setattr__(self, "weight", np.asarray(self.weight, dtype=np.float32))
         if self.probs.ndim != 2 or len(self.probs) != len(self.ids):
             raise W2SError(
                 f"{self.source}: probabilities of shape {self.probs.shape} for {len(self.ids)} "
@@ -50,6 +54,11 @@ class WeakLabels:
         off = abs(total - 1) > SLACK
         self._refuse(off, total, "probabilities that do not sum to 1; apply a softmax first; sum")
         if self.weight is not None:
+            if self.weight.shape != (len(self.ids),):
+                raise W2SError(
+                    f"{self.source}: weights of shape {self.weight.shape} for {len(self.ids)} "
+                    "items; expected one an item"
+                )
             wrong = ~(np.isfinite(self.weight) & (self.weight >= 0))
             self._refuse(wrong, self.weight, "a weight that is not a number of at least 0:")
 

@@ -71,6 +71,11 @@ def answer_rows(
     Raises:
         W2SError: if sizes differ, a word is not one token, or a prompt is empty.
     """
+    if not isinstance(labels, WeakLabels):
+        raise W2SError(
+            f"labels are {type(labels).__name__}; expected WeakLabels(ids, probs), or what "
+            "read_labels gives"
+        )
     tokens = label_tokens(tokenizer, words)
     if len(prompts) != len(labels) or len(tokens) != labels.probs.shape[1]:
         raise W2SError(

@@ -36,3 +36,25 @@ def check_weight(weight: Tensor) -> None:
         raise W2SError(
             f"weight[{row}] is {float(weight[row])}; expected a number >= 0 (0 takes the row out)"
         )
+
+
+def check_probs(probs: Tensor) -> None:
+    """Soft labels (N, K) must be numbers from 0 up whose sum is at most 1, to within 1 %.
+
+    Raises:
+        W2SError: on the CPU, naming the first row that is not.
+    """
+    if torch.compiler.is_compiling() or isinstance(probs, FakeTensor) or not probs.numel():
+        return
+    total = probs.sum(1, dtype=torch.promote_types(probs.dtype, torch.float32))
+    fine = (probs.amin(1) >= 0) & (total <= 1.01)
+    if probs.device.type != "cpu":
+        if _ON_DEVICE:
+            torch._assert_async(fine.all(), "w2s_fast: soft labels are no probabilities")
+        return
+    if not bool(fine.all()):
+        row = int((~fine).nonzero()[0])
+        raise W2SError(
+            f"the soft labels of labelled position {row} sum to {float(total[row]):g}, the least "
+            f"is {float(probs[row].min()):g}; expected probabilities, apply a softmax first"
+        )

@@ -16,11 +16,12 @@ from typing import Any
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, make_loss
 from w2s_fast.ops.projected import logit_form
-from w2s_fast.patching.checks import fused_kinds, refuse, transformers_model, verify
-from w2s_fast.patching.columns import COLUMNS
+from w2s_fast.patching.checks import fused_kinds, origin, refuse, transformers_model, verify
+from w2s_fast.patching.columns import COLUMNS, take_columns
 from w2s_fast.patching.forward import State, loss_output
 from w2s_fast.patching.heads import hand_back, take_over
 from w2s_fast.patching.logprob import answer_logprob
+from w2s_fast.patching.progress import patched, progress_callback, set_progress
 
 __all__ = ["patch", "progress_callback", "set_progress", "unpatch"]
 
@@ -86,52 +87,16 @@ def unpatch(model: Any) -> Any:
     Raises:
         W2SError: if it is not patched, or if its forward was wrapped since.
     """
-    for lm in _patched(model):
+    for lm in patched(model):
         if getattr(lm.__dict__.get("forward"), "__func__", None) is not lm._w2s_fast.forward:
             raise W2SError(
-                f"the forward of {type(lm).__name__} was wrapped after patch(); undo that first "
-                "(accelerate: unwrap_model(model, keep_fp32_wrapper=False))"
+                f"the forward of {type(lm).__name__} was wrapped by {origin(lm.forward)} after "
+                "patch(); undo that first (accelerate: unwrap_model(model, "
+                "keep_fp32_wrapper=False)), or save the weights and load them again (TRL)"
             )
         del lm.forward, lm._w2s_fast
         hand_back(lm)
     return model
-
-
-def set_progress(model: Any, frac: float, step: int | None = None) -> None:
-    """Say where in training a patched model is; losses with a schedule need it before every step.
-
-    Args:
-        model: a patched model, or whatever holds one.
-        frac: optimizer step over the number of steps, in [0, 1].
-        step: optimizer step, for schedules that count steps.
-
-    Raises:
-        W2SError: if nothing is patched, or ``frac`` is out of range.
-    """
-    if not 0 <= frac <= 1:
-        raise W2SError(f"frac is {frac}; expected optimizer step / number of steps, in [0, 1]")
-    for lm in _patched(model):
-        lm._w2s_fast.tell(frac, step)
-
-
-def progress_callback(model: Any) -> Any:
-    """A transformers ``TrainerCallback`` that calls ``set_progress`` at every optimizer step."""
-    from transformers import TrainerCallback
-
-    class Progress(TrainerCallback):
-        """Where the Trainer is, told to the patched model."""
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            set_progress(model, state.global_step / max(state.max_steps, 1), state.global_step)
-
-    return Progress()
-
-
-def _patched(model: Any) -> list[Any]:
-    found = [m for m in model.modules() if "_w2s_fast" in m.__dict__ and hasattr(m, "config")]
-    if not found:
-        raise W2SError(f"{type(model).__name__} is not patched; call w2s_fast.patch(model) first")
-    return found
 
 
 def _forward_like(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -144,8 +109,7 @@ def _forward_like(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        columns = {c: kwargs.pop(c) for c in COLUMNS if c in kwargs}
-        columns = {c: value for c, value in columns.items() if value is not None}
+        columns = take_columns(kwargs)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         if given.pop("return_logprob", False):
             return answer_logprob(self, given)

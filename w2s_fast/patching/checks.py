@@ -38,20 +38,22 @@ def refuse(lm: Any) -> None:
     if "_w2s_fast" in lm.__dict__:
         raise W2SError(f"{name} is patched already; unpatch(model) first")
     if "forward" in lm.__dict__:
-        by = _origin(lm.forward) or "someone else"
         raise W2SError(
-            f"the forward of this {name} was replaced by {by}; load the model without that "
-            "(Liger's patch, accelerate's hooks of device_map or prepare())"
+            f"the forward of this {name} was replaced by {origin(lm.forward)}; load the model "
+            "without that (Liger's patch, accelerate's hooks of device_map or prepare()), or patch "
+            "it first (TRL's trainers)"
         )
     home = next(c for c in type(lm).__mro__ if "forward" in c.__dict__)
-    by = _origin(home.__dict__["forward"])
+    by = _module(home.__dict__["forward"])
     if by != home.__module__ and by.partition(".")[0] not in ("transformers", "torch"):
         raise W2SError(
             f"the forward of the class {home.__name__} was replaced by {by}; start a process "
             "without that patch"
         )
     if getattr(lm.config, "is_encoder_decoder", False) or lm.base_model is lm:
-        raise W2SError(f"{name} is not a body and a head; expected a decoder such as Llama")
+        raise W2SError(
+            f"{name} is not a body and a head; expected a causal LM such as LlamaForCausalLM"
+        )
     _refuse_head(name, lm.get_output_embeddings())
 
 
@@ -68,7 +70,7 @@ def _refuse_owner(name: str, own: Any) -> None:
         raise W2SError(f"the head of {name} is a {type(own).__name__}; expected nn.Linear")
     if "forward" in own.__dict__:
         raise W2SError(
-            f"the forward of the head of this {name} was replaced by {_origin(own.forward)}; load "
+            f"the forward of the head of this {name} was replaced by {origin(own.forward)}; load "
             "the model without that"
         )
     if shape_of(weight)[0] != own.out_features:
@@ -78,7 +80,14 @@ def _refuse_owner(name: str, own: Any) -> None:
         )
 
 
-def _origin(forward: Any) -> str:
+def origin(forward: Any) -> str:
+    """Who put a forward where it is; it may wear the name of what it wraps."""
+    function = getattr(forward, "__func__", forward)
+    function = getattr(function, "func", function)  # of functools.partial
+    return str(getattr(function, "__globals__", {}).get("__name__") or "someone else")
+
+
+def _module(forward: Any) -> str:
     """The module that a function comes from, behind its decorators."""
     return str(getattr(inspect.unwrap(forward), "__module__", "") or "")
 

@@ -10,13 +10,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError
-from w2s_fast.ops._checks import check_weight
+from w2s_fast.errors import W2SError, nearest
+from w2s_fast.ops._checks import check_probs, check_weight
 from w2s_fast.ops.targets import SparseTargets
 
 COLUMNS = (
     "weak_labels", "weak_ids", "weak_probs", "weak_rest", "weak_weight", "weak_frac", "weak_step",
 )  # fmt: skip
+
+
+def take_columns(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the weak columns out of a forward's keywords; those that are None are not there.
+
+    Raises:
+        W2SError: for a name that looks like one and is none: transformers would swallow it.
+    """
+    found = {name: given.pop(name) for name in list(given) if name.startswith("weak_")}
+    for name in found:
+        if name not in COLUMNS:
+            raise W2SError(
+                f"no weak column is called {name!r}; expected some of {', '.join(COLUMNS)}"
+                f"{nearest(name, COLUMNS)}"
+            )
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class Rows(NamedTuple):
@@ -78,7 +94,23 @@ def read_rows(
         hidden = hidden[:, : size[1] - ahead].flatten(0, 1)
     else:
         hidden = hidden.flatten(0, 1).index_select(0, rows)
-    return Rows(hidden, _pick_weak(weak, rows, ahead), _normalised(weight, n_items))
+    weak = _pick_weak(weak, rows, ahead)
+    if rows is not None:
+        _check_mass(weak)
+    return Rows(hidden, weak, _normalised(weight, n_items))
+
+
+def _check_mass(weak: Tensor | SparseTargets) -> None:
+    """Soft labels of the rows that count must be probabilities; those not listed may be left out.
+
+    Raises:
+        W2SError: on the CPU, see ``check_probs``.
+    """
+    if not isinstance(weak, Tensor):
+        probs = torch.where(weak.ids >= 0, weak.probs, 0)
+        check_probs(probs if weak.rest is None else torch.cat([probs, weak.rest[:, None]], 1))
+    elif weak.is_floating_point():
+        check_probs(weak)
 
 
 def _pick(x: Tensor, rows: Tensor | None, ahead: int) -> Tensor:

@@ -50,7 +50,8 @@ class State:
         memory_mib: of a chunk of logits.
         softcap, factor: logits are softcap tanh(factor (head hidden + bias) / softcap).
         frac, step: see ``tell``.
-        told: whether they were ever set.
+        told: whether they were set.
+        asked: whether a loss or log-probabilities were computed since this was last made false.
         now: the coefficient they give, and ``timed``, the loss that reads it.
         show: give logits in full, to be compared with the model's own.
     """
@@ -64,6 +65,7 @@ class State:
     frac: float = 0.0
     step: int | None = None
     told: bool = False
+    asked: bool = False
     show: bool = False
     now: _Coefficient = field(default_factory=_Coefficient)
 
@@ -95,6 +97,7 @@ def loss_output(lm: Any, given: dict[str, Any], columns: dict[str, Any]) -> Any:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     state: State = lm._w2s_fast
+    state.asked = True
     refuse_logits(given)
     labels, shift_labels, n_items, as_dict = (
         given.pop(k, None) for k in ("labels", "shift_labels", "num_items_in_batch", "return_dict")

@@ -27,6 +27,7 @@ def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
         W2SError: without labels, or with labels of another shape.
     """
     refuse_logits(given)
+    lm._w2s_fast.asked = True
     labels = given.pop("labels", None)
     for name in ("shift_labels", "num_items_in_batch", "return_dict"):
         given.pop(name, None)
