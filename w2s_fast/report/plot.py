@@ -82,7 +82,7 @@ def _recovered(ax: Axes, shown: list[Row]) -> None:
             ax.annotate("refused: gap too small", (0.5, y), ha="center", va="center", color=GREY)
     air = 0.08 * (max(ends) - min(ends))
     ax.set_xlim(min(ends) - air, max(ends) + air)
-    ax.set_xlabel("performance gap recovered, 95 % interval")
+    ax.set_xlabel("PGR, 95 % interval")
     _plain(ax)
 
 
