@@ -11,13 +11,13 @@ PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses=4 --dist
 CORE   := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 X86    := $(filter x86_64 amd64,$(shell uname -m))
 
-.PHONY: help run test test-cluster lint fix bench gpu check clean distclean
+.PHONY: help run test test-long lint fix bench gpu check clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run    set up .venv, run the main job on the embedded task, show table, plot and page'
 	@echo 'make test   set up .venv, pass every test (compiled core and Triton interpreter required)'
-	@echo 'make test-cluster   two hosts as network namespaces: ssh, kill, cut, resume (root, iproute2)'
+	@echo 'make test-long   what takes minutes: two hosts over ssh, every fault, every offload (root)'
 	@echo 'make lint   ruff, mypy, clang-format, codespell, file hygiene      make fix    format in place'
 	@echo 'make bench  time the ops against eager PyTorch and torch.compile   make check  test and lint'
 	@echo 'make gpu    on a machine with a CUDA device: build, test and time there, resumable'
@@ -34,9 +34,10 @@ ifneq ($(X86),)
 endif
 	W2S_BACKEND=ref $(PYTEST) tests/test_losses*.py
 
-# Part of `make test` where it can run: as root, with iproute2; over ssh with pdsh and an ssh server.
-test-cluster: $(VENV)/.dev $(VENV)/.core-strict
-	W2S_CLUSTER=all $(BIN)/python -m pytest -s --durations=5 tests/test_cluster.py
+# The files whose tests take minutes, with what `make test` leaves out of them. Two hosts are network
+# namespaces: as root, with iproute2; over ssh with pdsh and an ssh server. NVMe needs libaio.
+test-long: $(VENV)/.dev $(VENV)/.core-strict
+	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/test_cluster.py tests/test_offload.py
 
 lint: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

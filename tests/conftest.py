@@ -6,7 +6,11 @@ import os
 import sys
 from collections.abc import Iterator
 
-import torch
+# Before torch: threads that wait give their core to the other workers and to the other processes of
+# a test. Otherwise they spin, and all takes half as long again.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
 
 # Before anything imports triton: without a GPU its kernels run in the interpreter, and the default
 # for fused multiply-add differs between versions, so it is pinned for reproducible numbers.

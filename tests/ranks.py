@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from w2s_fast.network import free_port
 
 ROOT = Path(__file__).parents[1]
+LONG = bool(os.environ.get("W2S_LONG"))
+minutes = pytest.mark.skipif(not LONG, reason="takes minutes: make test-long")
 
 
 def start(file: str, size: int, *args: str, **env: str) -> list[subprocess.Popen[str]]:
