@@ -53,6 +53,14 @@ def test_a_field_without_a_default(spec: str, problem: str) -> None:
         make_method(f"{__name__}:{spec}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fold(Method):
+    """Labels of a supervisor that did not learn one half of its half."""
+
+    def labels(self, plan: Plan, labels: Node) -> Node:
+        return plan.labels(plan.weak_model(fold=0))
+
+
 def logs(tmp_path: Path, *methods: str) -> tuple[RunConfig, list[dict[str, Any]]]:
     """What was logged of the student of each method, in batches of four."""
     cfg = config(tmp_path, methods=methods, student_train={"batch_size": 4, "lr": 0.1})
@@ -76,3 +84,14 @@ def test_rows_of_weight_0_cost_no_step_and_other_weights_count(tmp_path: Path) -
     assert none["steps"] == cfg.student_train.steps(n // 2)
     assert less["steps"] == cfg.student_train.steps(n)
     assert all_["losses"] == naive["losses"] != less["losses"]
+
+
+def test_a_fold_is_left_out_of_the_supervisors_half(tmp_path: Path) -> None:
+    methods, recipe = ["naive", f"{__name__}:Fold"], {"batch_size": 1, "epochs": 1, "lr": 0.1}
+    cfg = config(tmp_path, methods=methods, weak_train=recipe)
+    stages = run(cfg, quiet=True)["provenance"]["stages"]
+    folders = [cfg.store_dir / s["folder"] for name, s in stages.items() if name.startswith("weak")]
+    steps = [json.loads((folder / "log.json").read_text())["steps"] for folder in folders]
+    groups = load_data(cfg.task, 0).weak.groups
+    kept = int(held_out(groups, 0.5, 0).sum())  # fold 1
+    assert 0 < kept < len(groups) and sorted(steps) == [kept, len(groups)]
