@@ -119,6 +119,15 @@ def pytest_runtest_makereport(item: pytest.Item):  # type: ignore[no-untyped-def
                 report.longrepr = f"{name} is required, but the test was skipped: {reason}"
 
 
+@pytest.fixture(params=_op.BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend in turn; one that is missing here is skipped, or fails where it is required."""
+    if why := _op.missing(request.param):
+        pytest.skip(f"backend {request.param} is missing: {why}")
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many Triton tiles a row, two vectors a thread, at sizes the interpreter can afford."""

@@ -19,13 +19,6 @@ from w2s_fast.testing import assert_cross_entropy
 SHAPES = [(1, 3), (9, 3), (40, 3), (40, 5), (75, 4), (200, 10), (64, 64)]
 
 
-@pytest.fixture(params=_op.BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if why := _op.missing(request.param):
-        pytest.skip(f"backend {request.param} is missing: {why}")
-    return request.param
-
-
 def problem(n: int, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(1000 * k + n + seed)
     prior = torch.rand(k, generator=g)

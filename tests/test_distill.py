@@ -20,20 +20,13 @@ from w2s_fast.distill import (
     make_distillation,
 )
 from w2s_fast.errors import W2SError
-from w2s_fast.ops import _op, use_backend
+from w2s_fast.ops import use_backend
 from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.ops.teacher import pack_topk
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 FP32, BF16, FP64 = torch.float32, torch.bfloat16, torch.float64
 FLOOR, BETA = 1e-8, 0.3
-
-
-@pytest.fixture(params=_op.BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if why := _op.missing(request.param):
-        pytest.skip(f"backend {request.param} is missing: {why}")
-    return request.param
 
 
 def make(name: str, **kw: Any) -> Distillation:

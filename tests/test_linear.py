@@ -22,13 +22,6 @@ D = 16
 WHOLE, CHUNKS = 64.0, 3 * 17 * 4 / 2**20
 
 
-@pytest.fixture(params=_op.BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if why := _op.missing(request.param):
-        pytest.skip(f"backend {request.param} is missing: {why}")
-    return request.param
-
-
 def sample(kind: str, n: int = 8, v: int = 17, dtype: torch.dtype = FP32, **kw: Any) -> dict:
     """A call whose logits lean towards the weak label, as a student's do."""
     call = cross_entropy_sample(n, v, dtype, device(), seed=n + v, kind=kind)

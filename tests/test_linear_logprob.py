@@ -11,20 +11,13 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops import _gemm, _op, use_backend
+from w2s_fast.ops import _gemm, use_backend
 from w2s_fast.ops.linear_logprob import linear_logprob, linear_topk_logprob
 from w2s_fast.ops.logprob import topk_logprob_reference
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 FP32, BF16, FP64 = torch.float32, torch.bfloat16, torch.float64
 _MIB = 1 << 20
-
-
-@pytest.fixture(params=_op.BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if why := _op.missing(request.param):
-        pytest.skip(f"backend {request.param} is missing: {why}")
-    return request.param
 
 
 def inputs(n: int, d: int, v: int, seed: int, dtype: torch.dtype = FP32) -> dict[str, Tensor]:

@@ -10,18 +10,11 @@ import torch
 from torch import Tensor
 
 import w2s_fast
-from w2s_fast.ops import _op, use_backend
+from w2s_fast.ops import use_backend
 from w2s_fast.ops.logprob import topk_logprob, topk_logprob_reference, topk_logprob_sample
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget, device
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
-
-
-@pytest.fixture(params=_op.BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if why := _op.missing(request.param):
-        pytest.skip(f"backend {request.param} is missing: {why}")
-    return request.param
 
 
 def upstream(ids: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -10,40 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from dense_calls import KNOWN, LATE, OPEN, sample
 
 import w2s_fast
 from w2s_fast.ops import _op, use_backend
 from w2s_fast.ops.cross_entropy import batch_threshold
-from w2s_fast.ops.reference import KINDS, REGIMES, cross_entropy_sample
+from w2s_fast.ops.reference import KINDS, REGIMES
 from w2s_fast.testing import (
     FORWARD,
     assert_cross_entropy,
     assert_within_budget,
-    device,
     run_cross_entropy,
 )
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
-# Rules beyond two classes. The late gate (median) and the known one run different phases.
-LATE, OPEN, KNOWN = {"rule": "median"}, {"rule": "argmax"}, {"rule": "fixed", "threshold": 0.6}
-
-
-@pytest.fixture(params=_op.BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if why := _op.missing(request.param):
-        pytest.skip(f"backend {request.param} is missing: {why}")
-    return request.param
-
-
-def sample(
-    kind: str, n: int = 5, v: int = 17, dtype: torch.dtype = FP32, regime: str = "plain", **kw: Any
-) -> dict[str, Any]:
-    call = cross_entropy_sample(n, v, dtype, device(), seed=n + v, kind=kind, regime=regime)
-    if "rule" in kw:
-        kw.setdefault("aux", 0.4)
-    if isinstance(kw.get("threshold"), float):
-        kw["threshold"] = torch.tensor(kw["threshold"])
-    return call | kw
 
 
 # Kind x gate x dtype: the phases (one sweep, sweep and fix-up, record and gradient) are chosen by

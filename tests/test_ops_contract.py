@@ -6,40 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+from dense_calls import LATE, OPEN, sample
 
 import w2s_fast
 from w2s_fast.ops import OPS, _op, use_backend
 from w2s_fast.ops._rows import Index, Stat
 from w2s_fast.ops.cross_entropy import weak_loss
-from w2s_fast.ops.reference import KINDS, cross_entropy_reference, cross_entropy_sample
+from w2s_fast.ops.reference import KINDS, cross_entropy_reference
 from w2s_fast.testing import (
     FORWARD,
     assert_within_budget,
-    device,
     run_cross_entropy,
 )
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
-# Rules beyond two classes. The late gate (median) and the known one run different phases.
-LATE, OPEN, KNOWN = {"rule": "median"}, {"rule": "argmax"}, {"rule": "fixed", "threshold": 0.6}
-
-
-@pytest.fixture(params=_op.BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if why := _op.missing(request.param):
-        pytest.skip(f"backend {request.param} is missing: {why}")
-    return request.param
-
-
-def sample(
-    kind: str, n: int = 5, v: int = 17, dtype: torch.dtype = FP32, regime: str = "plain", **kw: Any
-) -> dict[str, Any]:
-    call = cross_entropy_sample(n, v, dtype, device(), seed=n + v, kind=kind, regime=regime)
-    if "rule" in kw:
-        kw.setdefault("aux", 0.4)
-    if isinstance(kw.get("threshold"), float):
-        kw["threshold"] = torch.tensor(kw["threshold"])
-    return call | kw
 
 
 def test_public_function_is_its_docstring(backend: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import w2s_fast
-from w2s_fast.ops import _balanced_device, _op, use_backend
+from w2s_fast.ops import _balanced_device, use_backend
 from w2s_fast.ops._quantile_keys import keys_of, score_of
 from w2s_fast.ops.balanced import class_counts
 from w2s_fast.ops.quantile import _kth_value, _quantile, _top_mask
@@ -55,13 +55,6 @@ KINDS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
     "zeros": lambda n, g: torch.where(torch.rand(n, generator=g) < 0.5, 0.0, -0.0),
     "one apart": lambda n, g: torch.zeros(n).index_fill_(0, torch.tensor([n // 3]), 7.0),
 }
-
-
-@pytest.fixture(params=_op.BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if why := _op.missing(request.param):
-        pytest.skip(f"backend {request.param} is missing: {why}")
-    return request.param
 
 
 def kth(x: Tensor, k: int | Tensor, keep: Tensor | None = None) -> float:

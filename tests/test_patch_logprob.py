@@ -64,6 +64,20 @@ def test_lora_on_the_head_and_no_answer() -> None:
     assert trained and all(p.grad is not None and not p.grad.any() for p in trained)
 
 
+def test_only_labelled_positions_enter_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    from w2s_fast.patching import logprob
+
+    seen, real = [], logprob.linear_logprob
+
+    def watched(*args: Any, positions: Tensor, **kwargs: Any) -> Any:
+        seen.append(positions.tolist())
+        return real(*args, positions=positions, **kwargs)
+
+    monkeypatch.setattr(logprob, "linear_logprob", watched)
+    w2s_fast.patch(tiny_lm())(**batch(), return_logprob=True)
+    assert seen == [(batch()["labels"][:, 1:] != -100).flatten().nonzero()[:, 0].tolist()]
+
+
 def test_compiled_without_graph_breaks() -> None:
     lm = w2s_fast.patch(tiny_lm(num_hidden_layers=1, use_cache=False))
     theirs = lm(**batch(), return_logprob=True)

@@ -9,18 +9,11 @@ import torch
 from torch import Tensor
 
 import w2s_fast
-from w2s_fast.ops import OPS, _op, use_backend
+from w2s_fast.ops import OPS, use_backend
 from w2s_fast.ops.quantile import masked_quantile
 from w2s_fast.testing import FORWARD, assert_within_budget, device
 
 QS = (0.0, 0.1, 0.5, 0.77, 1.0)
-
-
-@pytest.fixture(params=_op.BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if why := _op.missing(request.param):
-        pytest.skip(f"backend {request.param} is missing: {why}")
-    return request.param
 
 
 def definition(x: Tensor, q: float) -> Tensor:

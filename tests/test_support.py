@@ -12,16 +12,8 @@ import torch.distributed as dist
 from support_calls import BY_NAME, DRIVERS, FP64
 
 from bench import support as document
-from w2s_fast.ops import OPS, _op, use_backend
+from w2s_fast.ops import OPS, use_backend
 from w2s_fast.support import DTYPES, ENTRIES, NO, REFERENCE, Entry, cell
-
-
-@pytest.fixture(params=_op.BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if why := _op.missing(request.param):
-        pytest.skip(f"backend {request.param} is missing: {why}")
-    return request.param
-
 
 ROWS = [(name, i) for name, entry in BY_NAME.items() for i in range(len(entry.options))]
 

@@ -24,15 +24,10 @@ def check_weight(weight: Tensor) -> None:
     Raises:
         W2SError: on the CPU, naming the first row that is not.
     """
-    if torch.compiler.is_compiling() or isinstance(weight, FakeTensor):
+    if _unknown(weight):
         return
-    fine = weight >= 0
-    if weight.device.type != "cpu":
-        if _ON_DEVICE:
-            torch._assert_async(fine.all(), "w2s_fast: a row weight is negative or NaN")
-        return
-    if not bool(fine.all()):
-        row = int((~fine).nonzero()[0])
+    row = _first_wrong(weight >= 0, "a row weight is negative or NaN")
+    if row is not None:
         raise W2SError(
             f"weight[{row}] is {float(weight[row])}; expected a number >= 0 (0 takes the row out)"
         )
@@ -44,17 +39,26 @@ def check_probs(probs: Tensor) -> None:
     Raises:
         W2SError: on the CPU, naming the first row that is not.
     """
-    if torch.compiler.is_compiling() or isinstance(probs, FakeTensor) or not probs.numel():
+    if _unknown(probs) or not probs.numel():
         return
     total = probs.sum(1, dtype=torch.promote_types(probs.dtype, torch.float32))
-    fine = (probs.amin(1) >= 0) & (total <= 1.01)
-    if probs.device.type != "cpu":
-        if _ON_DEVICE:
-            torch._assert_async(fine.all(), "w2s_fast: soft labels are no probabilities")
-        return
-    if not bool(fine.all()):
-        row = int((~fine).nonzero()[0])
+    row = _first_wrong((probs.amin(1) >= 0) & (total <= 1.01), "soft labels are no probabilities")
+    if row is not None:
         raise W2SError(
             f"the soft labels of labelled position {row} sum to {float(total[row]):g}, the least "
             f"is {float(probs[row].min()):g}; expected probabilities, apply a softmax first"
         )
+
+
+def _unknown(x: Tensor) -> bool:
+    """Whether there are no values to look at yet."""
+    return torch.compiler.is_compiling() or isinstance(x, FakeTensor)
+
+
+def _first_wrong(fine: Tensor, what: str) -> int | None:
+    """The first row (N,) that is not fine, on the CPU; elsewhere the device asserts ``what``."""
+    if fine.device.type != "cpu":
+        if _ON_DEVICE:
+            torch._assert_async(fine.all(), f"w2s_fast: {what}")
+        return None
+    return None if bool(fine.all()) else int((~fine).nonzero()[0])
