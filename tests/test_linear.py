@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import w2s_fast
 from w2s_fast import SparseTargets
-from w2s_fast.ops import _gemm, _linear_solve, _op, use_backend
+from w2s_fast.ops import _gemm, _head_gradient, _linear_solve, _op, use_backend
 from w2s_fast.ops.linear_cross_entropy import linear_cross_entropy, reference
 from w2s_fast.ops.reference import KINDS, Own, cross_entropy_reference, cross_entropy_sample
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget, device
@@ -204,7 +204,7 @@ def test_frozen_parts_skip_their_product(monkeypatch: pytest.MonkeyPatch) -> Non
     _, full = run("ref", call | {"hidden": hidden, "head": head})
     for reduction in ("mean", "none"):
         with monkeypatch.context() as m:
-            m.setattr(_gemm.HeadGradient, "_add_product", forbidden)
+            m.setattr(_head_gradient.HeadGradient, "_add_product", forbidden)
             x = hidden.clone().requires_grad_()
             linear_cross_entropy(x, head, **call, reduction=reduction).sum().backward()
         with monkeypatch.context() as m:

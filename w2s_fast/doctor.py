@@ -85,6 +85,7 @@ def _kernels() -> list[Finding]:
     import torch
 
     from w2s_fast.ops import _native, _native_cuda, backends_info
+    from w2s_fast.ops._gemm import has_kernels
 
     found = []
     for name, state in backends_info().items():
@@ -94,6 +95,10 @@ def _kernels() -> list[Finding]:
         found.append(Finding("kernels", f"backend {name}", state + note, good))
     found += [Finding("kernels", name, state) for name, state in _native.info().items()][1:]
     found += [Finding("kernels", name, state) for name, state in _native_cuda.info().items()]
+    for dtype in (torch.bfloat16, torch.float16):
+        way = "as they are (oneDNN)" if has_kernels(dtype) else "through fp32 (no oneDNN kernel)"
+        name = str(dtype).removeprefix("torch.")
+        found.append(Finding("kernels", f"{name} products", f"{way}, on this CPU"))
     forced = os.environ.get("W2S_BACKEND")
     if forced:
         found.append(Finding("kernels", "forced (W2S_BACKEND)", forced))

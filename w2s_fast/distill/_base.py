@@ -104,7 +104,7 @@ class Distillation:
         positions: Tensor | None = None,
         softcap: float = 0.0,
         memory_mib: float = 64,
-        fp32_head_gradient: bool = False,
+        fp32_head_gradient: bool = True,
     ) -> DistillOut:
         """The same from hidden states and the head; logits are never stored.
 

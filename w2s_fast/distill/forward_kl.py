@@ -69,7 +69,7 @@ class ForwardKL(Distillation):
         positions: Tensor | None = None,
         softcap: float = 0.0,
         memory_mib: float = 64,
-        fp32_head_gradient: bool = False,
+        fp32_head_gradient: bool = True,
     ) -> DistillOut:
         """See ``Distillation.linear``; in 16 bits a temperature rounds hidden / T once more."""
         check_scale(self.temperature, softcap)

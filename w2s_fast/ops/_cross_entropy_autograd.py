@@ -1,10 +1,12 @@
 """Two doors from autograd to the same sweep.
 
-Eager mean and sum know the upstream factor of every row in advance, so the forward sweep also
-writes the gradient (one read, one write) and backward hands that buffer over. Everything else
-(``reduction="none"``, ``torch.compile``, tensor subclasses) goes through two registered operators,
-forward from the logits and backward from the logits and the record: one more read, but functional.
-Neither is differentiable twice; both say so.
+Eager mean and sum know the upstream factor of every row but for a common scalar, so the forward
+sweep also writes the gradient (one read, one write) and backward multiplies that buffer by the
+scalar. fp16 is the exception: its small entries would be lost before a loss scale could save them,
+so backward writes the gradient from the record once the scalar is known, rounded once (one more
+read, but no pass over a finished gradient). Everything else (``reduction="none"``,
+``torch.compile``, tensor subclasses) goes through two registered operators, forward from the logits
+and backward from the logits and the record. Neither is differentiable twice; both say so.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class Call:
     inplace: bool
     weight_dtype: torch.dtype | None
     solution: Solution | None = None
+    consumed: bool = False  # the logits now hold their gradient
 
 
 class FusedLoss(torch.autograd.Function):
@@ -60,15 +63,17 @@ class FusedLoss(torch.autograd.Function):
         p, call.problem = call.problem, None
         assert p is not None
         wanted, for_weight, _ = ctx.needs_input_grad
-        if for_weight:
+        late = needs_upstream(p.logits.dtype)
+        if for_weight or late:
             call.request.record = True
         snapshot(call.request)
-        grad = (p.logits if call.inplace else NEW) if wanted else None
+        grad = (p.logits if call.inplace else NEW) if wanted and not late else None
         call.solution = solution = solve(p, call.request, grad, call.mean)
         ctx.call, ctx.ignore_index = call, p.ignore_index
-        if call.inplace and wanted:
+        if grad is p.logits:
             # Whoever saved these logits for its own backward must notice that they are gone.
             torch.autograd.graph.increment_version(logits)
+            call.consumed = True
             ctx.save_for_backward(None, p.ids, p.probs, p.rest, p.weight)
         else:
             # Saved, not kept on ctx: freed by backward even where the loss lives on.
@@ -92,13 +97,34 @@ class FusedLoss(torch.autograd.Function):
         if not wanted:
             return None, grad_weight, None
         grad, solution.grad = solution.grad, None
+        if grad is None and ctx.call.consumed:
+            raise RuntimeError(_CONSUMED)
         if grad is None:
-            grad = _again(ctx)
+            p = _saved_problem(ctx)
+            if needs_upstream(p.logits.dtype):
+                return _written(p, ctx.call, upstream), grad_weight, None
+            # A later backward with retain_graph: the first one has handed the gradient over.
+            grad = solve(p, ctx.call.request, NEW, ctx.call.mean).grad
+            assert grad is not None
         if grad.device.type != "cpu":
             scale(grad, upstream)
         elif upstream.item() != 1.0:
             grad.mul_(upstream)
         return grad, grad_weight, None
+
+
+def needs_upstream(dtype: torch.dtype) -> bool:
+    """Whether a gradient of this dtype must not be rounded before its loss scale is known."""
+    return dtype == torch.float16
+
+
+def row_scale(p: Problem, normaliser: Tensor | float, mean: bool, upstream: Tensor) -> Tensor:
+    """(N,) dtotal/drow times the upstream scalar, in the precision of the record."""
+    scale = upstream.to(p.accumulator)
+    if mean:
+        count = torch.as_tensor(normaliser, dtype=p.accumulator, device=scale.device)
+        scale = torch.where(count > 0, scale / count, 0.0)
+    return scale.expand(p.logits.shape[0]) if p.weight is None else scale * p.weight
 
 
 def weight_gradient(
@@ -120,14 +146,23 @@ def snapshot(r: Request) -> None:
         r.threshold = r.threshold.clone()
 
 
-def _again(ctx: Any) -> Tensor:
-    """A later backward with retain_graph: the first one has handed the gradient over."""
-    if ctx.call.inplace:
-        raise RuntimeError(_CONSUMED)
+def _saved_problem(ctx: Any) -> Problem:
     logits, ids, probs, rest, weight = ctx.saved_tensors
-    p = Problem(logits, ids, probs, rest, weight, ctx.ignore_index)
-    grad = solve(p, ctx.call.request, NEW, ctx.call.mean).grad
-    assert grad is not None
+    return Problem(logits, ids, probs, rest, weight, ctx.ignore_index)
+
+
+def _written(p: Problem, call: Call, upstream: Tensor) -> Tensor:
+    """The gradient from the record, rounded once; over the logits where the caller allows it."""
+    s, r = call.solution, call.request
+    assert s is not None and s.stats is not None and s.index is not None
+    serve = backend(p)
+    grad = p.logits if call.inplace else gradient_buffer(p, serve, any_stride=True)
+    knobs = Knobs(smoothing=r.smoothing, softcap=r.softcap, z_loss=r.z_loss)
+    scale = row_scale(p, s.normaliser, call.mean, upstream)
+    serve.gradient(p, knobs, s.stats, s.index, scale, grad)
+    if call.inplace:
+        torch.autograd.graph.increment_version(grad)
+        call.consumed = True
     return grad
 
 

@@ -1,9 +1,11 @@
 """Two doors from autograd to the fused head.
 
 Eager mean and sum make all gradients in forward, 6 N V D operations, and backward hands them over.
+fp16 gradients wait for backward, where the loss scale is known (see ``_cross_entropy_autograd``):
+a batch of one chunk keeps its logits until then, several chunks are made again, 8 N V D.
 ``reduction="none"`` and ``torch.compile`` go through two registered operators; backward knows the
-upstream of every row only then and makes the logits again, 8 N V D. Neither is differentiable
-twice; both say so.
+upstream of every row only then and makes the logits again, too. Neither is differentiable twice;
+both say so.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from w2s_fast.ops._cross_entropy_autograd import (
     TWICE,
     fake_record,
     filled_record,
+    needs_upstream,
     refuse,
+    row_scale,
     snapshot,
     weight_gradient,
 )
@@ -29,8 +33,10 @@ from w2s_fast.ops._linear_solve import (
     LinearSolution,
     Wanted,
     chunks,
+    fits,
     shape_only,
     solve_linear,
+    whole,
 )
 from w2s_fast.ops._op import LIBRARY
 from w2s_fast.ops._rows import Knobs
@@ -69,7 +75,10 @@ class FusedLinearLoss(torch.autograd.Function):
         ctx.save_for_backward(hidden, head, bias, p.ids, p.probs, p.rest, p.weight)
         x = Head(hidden, head, bias, call.memory_mib, call.fp32_head_gradient)
         wanted = Wanted(*ctx.needs_input_grad[:3])
-        call.solution = solution = solve_linear(x, p, call.request, wanted, call.mean)
+        keep = wanted.any and needs_upstream(hidden.dtype)
+        if keep:
+            wanted = Wanted()
+        call.solution = solution = solve_linear(x, p, call.request, wanted, call.mean, keep)
         # Not the tensor itself: it would own ctx, and ctx owns the solution it lies in.
         return solution.total.detach()
 
@@ -84,15 +93,31 @@ class FusedLinearLoss(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             dtype = ctx.call.weight_dtype
             grad_weight = weight_gradient(p, s, ctx.call.mean, upstream, dtype)
-        if wanted.any and s.hidden is None and s.head is None and s.bias is None:
+        if not wanted.any:
+            return None, None, None, grad_weight, None
+        if needs_upstream(x.hidden.dtype):
+            return (*_late_gradients(x, p, ctx.call, upstream, wanted), grad_weight, None)
+        if s.hidden is None and s.head is None and s.bias is None:
             # The first backward has handed its gradients over: make them again.
             s = solve_linear(x, p, ctx.call.request, wanted, ctx.call.mean)
         grads = (s.hidden, s.head, s.bias)
         s.hidden = s.head = s.bias = None
         for grad in grads:
             if grad is not None:
-                _scale(grad, upstream)
+                scale_gradient(grad, upstream)
         return (*grads, grad_weight, None)
+
+
+def _late_gradients(
+    x: Head, p: Problem, call: LinearCall, upstream: Tensor, wanted: Wanted
+) -> tuple[Tensor | None, ...]:
+    """Gradients from the record, and from the logits where the solution still has them."""
+    s, r = call.solution, call.request
+    assert s is not None
+    logits, s.logits = s.logits, None
+    scale = row_scale(p, s.normaliser, call.mean, upstream)
+    knobs = Knobs(smoothing=r.smoothing, softcap=r.softcap, z_loss=r.z_loss)
+    return gradients_from_record(x, p, knobs, s.stats, s.index, scale, wanted, logits)
 
 
 def _saved(ctx: Any) -> tuple[Head, Problem]:
@@ -101,7 +126,8 @@ def _saved(ctx: Any) -> tuple[Head, Problem]:
     return Head(hidden, head, bias, ctx.call.memory_mib, ctx.call.fp32_head_gradient), p
 
 
-def _scale(grad: Tensor, upstream: Tensor) -> None:
+def scale_gradient(grad: Tensor, upstream: Tensor) -> None:
+    """grad *= upstream (0-d, fp32), in place and rounded once, without waiting for a GPU."""
     if grad.device.type == "cpu":
         if upstream.item() != 1.0:
             grad.mul_(upstream)
@@ -208,10 +234,14 @@ def gradients_from_record(
     index: Tensor,
     row_scale: Tensor,
     wanted: Wanted,
+    logits: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of hidden, head and bias from the record and logits made again."""
-    grads = Gradients(x, wanted)
-    for chunk in chunks(x, p):
+    """Gradients of hidden, head and bias from the record and logits made again.
+
+    ``logits`` (N, V) of all rows, where a forward has kept them, are overwritten instead.
+    """
+    grads = Gradients(x, wanted, chunked=logits is None and not fits(x, p))
+    for chunk in chunks(x, p) if logits is None else [whole(x, p, logits)]:
         z, at = chunk.problem.logits, chunk.rows
         some, few = stats[:, at].contiguous(), index[:, at].contiguous()
         backend(chunk.problem).gradient(chunk.problem, knobs, some, few, row_scale[at], z)

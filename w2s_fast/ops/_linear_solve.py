@@ -37,6 +37,7 @@ from w2s_fast.ops._cross_entropy_solve import (
     solve,
     total_loss,
 )
+from w2s_fast.ops._head_gradient import HeadGradient
 from w2s_fast.ops._rows import Index, Knobs, Stat
 from w2s_fast.ops.targets import Problem
 
@@ -54,7 +55,7 @@ class Head(NamedTuple):
     head: Tensor
     bias: Tensor | None
     memory_mib: float
-    fp32_head_gradient: bool = False
+    fp32_head_gradient: bool = True
     alpha: float = 1.0
 
 
@@ -83,6 +84,7 @@ class LinearSolution:
     hidden: Tensor | None = None
     head: Tensor | None = None
     bias: Tensor | None = None
+    logits: Tensor | None = None  # (N, V), kept on request where one chunk held them
 
 
 class Chunk(NamedTuple):
@@ -91,6 +93,12 @@ class Chunk(NamedTuple):
     rows: slice
     problem: Problem
     hidden: Tensor
+
+
+def fits(x: Head, p: Problem) -> bool:
+    """Whether one chunk holds every row."""
+    n, v = p.logits.shape
+    return _gemm.rows_per_chunk(n, v, x.hidden.dtype.itemsize, x.memory_mib) >= n
 
 
 def chunks(x: Head, p: Problem) -> Iterator[Chunk]:
@@ -106,6 +114,12 @@ def chunks(x: Head, p: Problem) -> Iterator[Chunk]:
         hidden = x.hidden[rows]
         z = _gemm.logits_chunk(hidden, x.head, x.bias, buffer, x.alpha)
         yield Chunk(rows, slice_rows(p, rows, z), hidden)
+
+
+def whole(x: Head, p: Problem, logits: Tensor) -> Chunk:
+    """All rows as one chunk, of logits that are at hand."""
+    rows = slice(0, p.logits.shape[0])
+    return Chunk(rows, slice_rows(p, rows, logits), x.hidden)
 
 
 def slice_rows(p: Problem, rows: slice, logits: Tensor) -> Problem:
@@ -131,16 +145,15 @@ def check_ids(p: Problem) -> None:
 
 
 class Gradients:
-    """Where the chunks' gradients go."""
+    """Where the chunks' gradients go; ``chunked`` says that there may be several."""
 
-    def __init__(self, x: Head, wanted: Wanted) -> None:
+    def __init__(self, x: Head, wanted: Wanted, chunked: bool) -> None:
         self.x, self.wanted = x, wanted
         self.hidden = torch.empty_like(x.hidden) if wanted.hidden else None
-        self.head: _gemm.HeadGradient | None = None
+        self.head: HeadGradient | None = None
         if wanted.head or wanted.bias:
-            self.head = _gemm.HeadGradient(
-                x.head, x.fp32_head_gradient, wanted.bias, with_head=wanted.head
-            )
+            wide = x.fp32_head_gradient and chunked
+            self.head = HeadGradient(x.head, wide, wanted.bias, with_head=wanted.head)
 
     def add(self, dlogits: Tensor, rows: slice) -> None:
         """Take a chunk's gradient, which may be overwritten afterwards."""
@@ -156,13 +169,19 @@ class Gradients:
         return self.hidden, *self.head.result()
 
 
-def solve_linear(x: Head, p: Problem, r: Request, wanted: Wanted, mean: bool) -> LinearSolution:
-    """Loss, record and gradients of one call; ``p`` carries the targets and a shape."""
+def solve_linear(
+    x: Head, p: Problem, r: Request, wanted: Wanted, mean: bool, keep_logits: bool = False
+) -> LinearSolution:
+    """Loss, record and gradients of one call; ``p`` carries the targets and a shape.
+
+    ``keep_logits`` leaves them in the solution where one chunk holds them all and no gradient is
+    wanted yet.
+    """
     check_request(r, p)
     check_ids(p)
-    n, v = p.logits.shape
-    if _gemm.rows_per_chunk(n, v, x.hidden.dtype.itemsize, x.memory_mib) >= n:
-        return _solve_at_once(x, p, r, wanted, mean)
+    if fits(x, p):
+        s, z = _solve_at_once(x, p, r, wanted, mean)
+        return dataclasses.replace(s, logits=z) if keep_logits else s
     late = r.rule in ("prior", "median") and r.threshold is None
     if late and not fixes_by_rank_one(p, r, wanted):
         r = dataclasses.replace(r, threshold=probe(x, p, r))
@@ -173,7 +192,7 @@ def solve_linear(x: Head, p: Problem, r: Request, wanted: Wanted, mean: bool) ->
     listed = None
     if late and p.ids is not None:
         listed = torch.empty(p.ids.shape, dtype=p.accumulator, device=p.ids.device)
-    grads = Gradients(x, wanted)
+    grads = Gradients(x, wanted, chunked=True)
     knobs = knobs_for(p, r, r.threshold)
     for chunk in chunks(x, p):
         z, at = chunk.problem.logits, chunk.rows
@@ -195,20 +214,20 @@ def solve_linear(x: Head, p: Problem, r: Request, wanted: Wanted, mean: bool) ->
     return LinearSolution(stats, index, loss, total, threshold, *grads.result())
 
 
-def _solve_at_once(x: Head, p: Problem, r: Request, wanted: Wanted, mean: bool) -> LinearSolution:
+def _solve_at_once(
+    x: Head, p: Problem, r: Request, wanted: Wanted, mean: bool
+) -> tuple[LinearSolution, Tensor]:
     n = p.logits.shape[0]
-    z = _gemm.logits_chunk(x.hidden, x.head, x.bias, _gemm.logits_buffer(x.hidden, x.head, n))
-    s = solve(
-        slice_rows(p, slice(0, n), z),
-        dataclasses.replace(r, record=True),
-        z if wanted.any else None,
-        mean,
-    )
+    buffer = _gemm.logits_buffer(x.hidden, x.head, n)
+    z = _gemm.logits_chunk(x.hidden, x.head, x.bias, buffer, x.alpha)
+    chunk = whole(x, p, z)
+    s = solve(chunk.problem, dataclasses.replace(r, record=True), z if wanted.any else None, mean)
     assert s.stats is not None and s.index is not None
-    grads = Gradients(x, wanted)
+    grads = Gradients(x, wanted, chunked=False)
     if wanted.any and n:
-        grads.add(z, slice(0, n))
-    return LinearSolution(s.stats, s.index, s.total, s.normaliser, s.threshold, *grads.result())
+        grads.add(z, chunk.rows)
+    found = grads.result()
+    return LinearSolution(s.stats, s.index, s.total, s.normaliser, s.threshold, *found), z
 
 
 def probe(x: Head, p: Problem, r: Request) -> Tensor:

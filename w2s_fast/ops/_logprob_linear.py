@@ -129,7 +129,7 @@ def _linear_topk_logp_backward(
     x = Head(hidden, head, bias, memory_mib, fp32_head_gradient, alpha)
     knobs, row_scale = Knobs(softcap=softcap), alpha * row_scale
     if logits.shape[0]:
-        made = Gradients(x, Wanted(*wanted))
+        made = Gradients(x, Wanted(*wanted), chunked=False)
         dlogits = torch.empty_like(logits)
         q = p._replace(logits=logits)
         backend(q).gradient(q, knobs, stats, index, row_scale, dlogits)

@@ -202,7 +202,7 @@ def solve_vocab(
     listed = None
     if p.ids is not None:
         listed = torch.empty(p.ids.shape, dtype=p.accumulator, device=total.device)
-    grads = Gradients(x, wanted)
+    grads = Gradients(x, wanted, chunk_rows(x, p, at) < p.logits.shape[0])
     for part in parts(x, p, r, at):
         finish_rows(part, r, r.threshold, aux)
         if listed is not None and part.listed is not None:
@@ -227,9 +227,9 @@ def gradients_from_rows(
     x: Head, p: Problem, r: Request, s: LinearSolution, upstream: Tensor, wanted: Wanted, at: Shard
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients for an upstream (N,) of row losses, from the record and logits made again."""
-    grads = Gradients(x, wanted)
     size = chunk_rows(x, p, at)
     n = p.logits.shape[0]
+    grads = Gradients(x, wanted, size < n)
     buffer = _gemm.logits_buffer(x.hidden, x.head, min(size, n))
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))

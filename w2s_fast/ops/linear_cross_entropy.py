@@ -49,7 +49,7 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     positions: Tensor | None = None,
     memory_mib: float = 64,
-    fp32_head_gradient: bool = False,
+    fp32_head_gradient: bool = True,
     weight: Tensor | None = None,
     aux: float | Tensor = 0.0,
     threshold: str | float | None = None,
@@ -73,8 +73,8 @@ def linear_cross_entropy(
             is touched. None: every row.
         memory_mib: what the logits of a chunk may take, in MiB. Fewer than about a thousand rows
             a chunk starve the GEMMs.
-        fp32_head_gradient: sum the head's gradient over chunks in fp32 and round once; costs
-            4 V D bytes.
+        fp32_head_gradient: sum a 16-bit head's gradient over chunks in fp32 and round once; costs
+            4 V D bytes where there are several chunks. False rounds once a chunk.
         weight, aux, threshold, smoothing, softcap, z_loss, ignore_index, reduction, return_stats:
             see ``cross_entropy``.
 

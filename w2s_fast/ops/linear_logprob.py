@@ -31,7 +31,7 @@ def linear_topk_logprob(
     temperature: float = 1.0,
     softcap: float = 0.0,
     memory_mib: float = 64,
-    fp32_head_gradient: bool = False,
+    fp32_head_gradient: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """``topk_logprob(hidden @ head.T + bias, ids, ...)`` without the logits.
 
@@ -44,7 +44,8 @@ def linear_topk_logprob(
         temperature, softcap: see ``topk_logprob``.
         memory_mib: what the logits of a chunk may take, in MiB. Logits that take at most half of
             it are kept for backward, which saves it one of four products.
-        fp32_head_gradient: sum the head's gradient over chunks in fp32 and round once.
+        fp32_head_gradient: sum a 16-bit head's gradient over chunks in fp32 and round once; costs
+            4 V D bytes where there are several chunks. False rounds once a chunk.
 
     Returns:
         logp (N, K) and tail (N,), fp32 (fp64 for fp64 inputs).
@@ -73,7 +74,7 @@ def linear_logprob(
     temperature: float = 1.0,
     softcap: float = 0.0,
     memory_mib: float = 64,
-    fp32_head_gradient: bool = False,
+    fp32_head_gradient: bool = True,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, RowStats]:
     """Log-probabilities of given tokens, of single positions or of whole sequences.

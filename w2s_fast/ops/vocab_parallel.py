@@ -21,7 +21,14 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops import _cross_entropy_solve as _solve
-from w2s_fast.ops._cross_entropy_autograd import TWICE, snapshot, weight_gradient
+from w2s_fast.ops._cross_entropy_autograd import (
+    TWICE,
+    needs_upstream,
+    row_scale,
+    snapshot,
+    weight_gradient,
+)
+from w2s_fast.ops._linear_autograd import scale_gradient
 from w2s_fast.ops._linear_solve import Head, LinearSolution, Wanted, shape_only
 from w2s_fast.ops._quantile_group import check_group
 from w2s_fast.ops._rows import Stat
@@ -41,7 +48,7 @@ def vocab_parallel_cross_entropy(
     bias: Tensor | None = None,
     positions: Tensor | None = None,
     memory_mib: float = 64,
-    fp32_head_gradient: bool = False,
+    fp32_head_gradient: bool = True,
     weight: Tensor | None = None,
     aux: float | Tensor = 0.0,
     threshold: str | float | None = None,
@@ -162,7 +169,7 @@ class _Call:
 
 
 class _VocabLoss(torch.autograd.Function):
-    """Mean and sum make their gradients in forward, none in backward."""
+    """Mean and sum make their gradients in forward; none, and fp16, in backward."""
 
     @staticmethod
     def forward(
@@ -178,12 +185,12 @@ class _VocabLoss(torch.autograd.Function):
         ctx.save_for_backward(hidden, head, bias)
         x = Head(hidden, head, bias, *call.memory)
         wanted = Wanted(*ctx.needs_input_grad[:3])
-        early = call.reduction != "none"
+        early = _early(call, hidden)
         mean = call.reduction == "mean"
         call.solution = s = solve_vocab(
             x, call.problem, call.request, wanted if early else Wanted(), mean, call.shard
         )
-        if early:
+        if call.reduction != "none":
             return s.total.detach()
         rows = s.stats[Stat.LOSS]
         return rows.clone() if call.problem.weight is None else rows * call.problem.weight
@@ -199,23 +206,27 @@ class _VocabLoss(torch.autograd.Function):
         x = Head(hidden, head, bias, *call.memory)
         wanted = Wanted(*ctx.needs_input_grad[:3])
         grad_weight = None
-        if call.reduction == "none":
-            if ctx.needs_input_grad[3]:
-                grad_weight = (s.stats[Stat.LOSS] * upstream).to(call.weight_dtype)
-            rows = upstream.to(s.stats.dtype)
-            rows = rows if p.weight is None else rows * p.weight
+        mean, dtype = call.reduction == "mean", call.weight_dtype
+        if ctx.needs_input_grad[3]:
+            if call.reduction == "none":
+                grad_weight = (s.stats[Stat.LOSS] * upstream).to(dtype)
+            else:
+                grad_weight = weight_gradient(p, s, mean, upstream, dtype)
+        if not _early(call, hidden):
+            rows = row_scale(p, s.normaliser, mean, upstream).contiguous()
             grads = gradients_from_rows(x, p, call.request, s, rows, wanted, call.shard)
             return (*grads, grad_weight, None)
-        mean = call.reduction == "mean"
-        if ctx.needs_input_grad[3]:
-            grad_weight = weight_gradient(p, s, mean, upstream, call.weight_dtype)
         if wanted.any and s.hidden is None and s.head is None and s.bias is None:
             # The first backward has handed its gradients over: make them again.
             s = solve_vocab(x, p, call.request, wanted, mean, call.shard)
         grads = (s.hidden, s.head, s.bias)
         s.hidden = s.head = s.bias = None
-        return (
-            *(None if g is None else g * upstream.to(g.dtype) for g in grads),
-            grad_weight,
-            None,
-        )
+        for grad in grads:
+            if grad is not None:
+                scale_gradient(grad, upstream)
+        return (*grads, grad_weight, None)
+
+
+def _early(call: _Call, hidden: Tensor) -> bool:
+    """Whether forward makes the gradients: the upstream is a scalar that may come later."""
+    return call.reduction != "none" and not needs_upstream(hidden.dtype)
