@@ -155,7 +155,6 @@ def test_either_way_to_multiply(
     monkeypatch: pytest.MonkeyPatch, kernels: bool, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(_gemm, "has_kernels", lambda d: kernels or d.itemsize > 2)
-    monkeypatch.setattr(_gemm, "_TILE", 64 * D)  # two tiles of 130 classes
     n, v = 24, 130
     hidden, head = normal(n, D, seed=1).to(dtype), normal(v, D, seed=2).to(dtype)
     bias = normal(v, seed=3).to(dtype)
@@ -193,10 +192,9 @@ def test_either_way_to_multiply(
 def test_products_of_slow_dtypes_are_those_of_an_upcast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit the fp32 product, rounded: tiles split the classes, which are not summed over."""
     monkeypatch.setattr(_gemm, "has_kernels", lambda d: d.itemsize > 2)
-    monkeypatch.setattr(_gemm, "_TILE", 64 * D)
     hidden, head = normal(5, D, seed=1).to(BF16), normal(128, D, seed=2).to(BF16)
     z = _gemm.logits_chunk(hidden, head, None, None, alpha=0.5)
-    for at in _gemm.tiles(head):
+    for at in _gemm.tiles(head, 5):
         whole = _gemm.product(hidden.float(), head[at].float())
         assert torch.equal(z[:, at], (0.5 * whole).to(BF16))
 

@@ -96,7 +96,7 @@ def _kernels() -> list[Finding]:
     found += [Finding("kernels", name, state) for name, state in _native.info().items()][1:]
     found += [Finding("kernels", name, state) for name, state in _native_cuda.info().items()]
     for dtype in (torch.bfloat16, torch.float16):
-        way = "as they are (oneDNN)" if has_kernels(dtype) else "through fp32 (no oneDNN kernel)"
+        way = "as they are (oneDNN)" if has_kernels(dtype) else "through fp32 (no instructions)"
         name = str(dtype).removeprefix("torch.")
         found.append(Finding("kernels", f"{name} products", f"{way}, on this CPU"))
     forced = os.environ.get("W2S_BACKEND")

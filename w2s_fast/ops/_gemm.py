@@ -5,16 +5,18 @@ and dhead = dlogits^T hidden (backward, ``_head_gradient.py``), 2 N V D operatio
 fp32 goes through oneDNN where that needs no second buffer of the size of the head: its kernels were
 1.2 (Zen 4) to 2 (Zen 5) times as fast as MKL's, which ``torch.mm`` calls.
 
-bf16 and fp16 are multiplied as they are where oneDNN has kernels for them on this CPU. Elsewhere
-torch falls back to loops that are 5 to 300 times slower than fp32, so the operands are upcast a
-tile of classes at a time, multiplied in fp32 and rounded once. The choice depends on the
-instruction set alone, never on a timing: the same machine computes the same numbers in every run.
+bf16 and fp16 are multiplied as they are where the CPU has instructions for them and oneDNN uses
+them. Elsewhere a 16-bit product is 2 (AVX-512) to 300 times (AVX2) slower than one in fp32, so the
+operands are upcast a tile of classes at a time, multiplied in fp32 and rounded once. The choice
+depends on the instruction set alone, never on a timing: the same machine computes the same numbers
+in every run.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import platform
 from collections.abc import Iterator
 
 import torch
@@ -25,12 +27,14 @@ from w2s_fast.errors import W2SError
 _MIB = 1 << 20
 # Rows of a chunk are a multiple of this where the budget allows: GEMM tiles stay full.
 _ROUND = 64
-# Entries of the head that are upcast, or of its gradient that are made, at a time: 16 MiB in fp32.
-_TILE = 1 << 22
+# Entries of the head that are upcast, or of its gradient that are made, at a time: 4 MiB in fp32.
+_TILE = 1 << 20
 _ONE_DNN_HAS = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
     torch.float16: "_is_mkldnn_fp16_supported",
 }
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
+_BF16_ON_X86 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
 
 def rows_per_chunk(n: int, v: int, itemsize: int, memory_mib: float) -> int:
@@ -59,10 +63,15 @@ def rows_per_chunk(n: int, v: int, itemsize: int, memory_mib: float) -> int:
 @functools.cache
 def has_kernels(dtype: torch.dtype) -> bool:
     """Whether this CPU multiplies matrices of ``dtype`` at speed: fp32 and wider always."""
-    if dtype not in _ONE_DNN_HAS:
+    query = _ONE_DNN_HAS.get(dtype)
+    if query is None:
         return True
-    supported = getattr(torch.ops.mkldnn, _ONE_DNN_HAS[dtype], None)
-    return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
+    if not torch.backends.mkldnn.is_available() or not getattr(torch.ops.mkldnn, query)():
+        return False
+    # AVX-512 alone is enough for oneDNN to take bf16, but it then multiplies in fp32 itself, at
+    # half the speed.
+    instructions = [getattr(torch.cpu, name, None) for name in _BF16_ON_X86]
+    return dtype != torch.bfloat16 or not _X86 or any(has and has() for has in instructions)
 
 
 def upcasts(x: Tensor) -> bool:
@@ -70,11 +79,24 @@ def upcasts(x: Tensor) -> bool:
     return x.device.type == "cpu" and not has_kernels(x.dtype)
 
 
-def tiles(head: Tensor) -> Iterator[slice]:
-    """Classes of a head (V, D), a few thousand at a time."""
-    step = max(_ROUND, _TILE // max(head.shape[1], 1))
+def tiles(head: Tensor, n: int) -> Iterator[slice]:
+    """Classes of a head (V, D), about a thousand at a time, for products with n rows."""
+    step = _tile_size(head, n)
     for start in range(0, head.shape[0], step):
         yield slice(start, min(start + step, head.shape[0]))
+
+
+def upcast_tiles(head: Tensor, n: int) -> Iterator[tuple[slice, Tensor]]:
+    """The same with the tile in fp32, in one buffer: fresh ones would cost a page fault a page."""
+    v, d = head.shape
+    room = torch.empty((min(_tile_size(head, n), v), d), dtype=torch.float32)
+    for at in tiles(head, n):
+        yield at, room[: at.stop - at.start].copy_(head[at])
+
+
+def _tile_size(head: Tensor, n: int) -> int:
+    # A quarter of the classes: a tile of logits in fp32 then takes half of what the chunk does.
+    return max(_ROUND, min(_TILE // max(head.shape[1], n, 1), head.shape[0] // 4))
 
 
 def logits_chunk(
@@ -100,8 +122,8 @@ def _upcast_logits(
     hidden: Tensor, head: Tensor, bias: Tensor | None, out: Tensor, alpha: float
 ) -> Tensor:
     wide = hidden.float()
-    for at in tiles(head):
-        z = product(wide, head[at].float())
+    for at, tile in upcast_tiles(head, hidden.shape[0]):
+        z = product(wide, tile)
         if bias is not None:
             z += bias[at]
         out[:, at] = z if alpha == 1.0 else z.mul_(alpha)
@@ -119,8 +141,8 @@ def hidden_gradient(dlogits: Tensor, head: Tensor, out: Tensor) -> None:
         out.copy_(product(dlogits, head.t()))
     elif upcasts(dlogits):
         total = torch.zeros(out.shape, dtype=torch.float32)
-        for at in tiles(head):
-            total += product(dlogits[:, at].float(), head[at].float().t())
+        for at, tile in upcast_tiles(head, dlogits.shape[0]):
+            total.addmm_(dlogits[:, at].float(), tile)
         out.copy_(total)
     else:
         torch.mm(dlogits, head, out=out)

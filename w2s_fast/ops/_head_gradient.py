@@ -56,16 +56,19 @@ class HeadGradient:
             torch.addmm(out, dlogits.t(), hidden, out=out)
 
     def _add_tiles(self, out: Tensor, dlogits: Tensor, hidden: Tensor) -> None:
-        """CPU products have no wider output, and a tile of them is still in the caches."""
+        """CPU products have no wider output, but a tile of one is still in the caches."""
         wide = upcasts(dlogits)
         hidden = hidden.float() if wide else hidden
-        for at in tiles(out):
-            part = dlogits[:, at].float() if wide else dlogits[:, at]
-            product = torch.mm(part.t(), hidden)
-            if self._empty:
-                out[at] = product
+        for at in tiles(out, hidden.shape[0]):
+            part = (dlogits[:, at].float() if wide else dlogits[:, at]).t()
+            if out.dtype == part.dtype and self._empty:
+                torch.mm(part, hidden, out=out[at])
+            elif out.dtype == part.dtype:
+                torch.addmm(out[at], part, hidden, out=out[at])
+            elif self._empty:
+                out[at] = torch.mm(part, hidden)
             else:
-                out[at] += product
+                out[at] += torch.mm(part, hidden)
 
     def add_entries(self, classes: Tensor, values: Tensor, hidden: Tensor) -> None:
         """Add dlogits^T hidden of M rows with K entries each: classes and values (M, K)."""
