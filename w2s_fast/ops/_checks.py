@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops._modes import values
 
 _ON_DEVICE = os.environ.get("W2S_DEVICE_CHECKS", "1") != "0"
 
@@ -26,6 +27,7 @@ def check_weight(weight: Tensor) -> None:
     """
     if _unknown(weight):
         return
+    weight = values(weight).flatten()  # under vmap, of every sample
     row = _first_wrong(weight >= 0, "a row weight is negative or NaN")
     if row is not None:
         raise W2SError(
@@ -41,6 +43,7 @@ def check_probs(probs: Tensor) -> None:
     """
     if _unknown(probs) or not probs.numel():
         return
+    probs = values(probs).flatten(0, -2)
     total = probs.sum(1, dtype=torch.promote_types(probs.dtype, torch.float32))
     row = _first_wrong((probs.amin(1) >= 0) & (total <= 1.01), "soft labels are no probabilities")
     if row is not None:

@@ -28,6 +28,7 @@ from w2s_fast.ops._cross_entropy_solve import (
     scale,
     solve,
 )
+from w2s_fast.ops._modes import batched, differentiable, refuse_batched
 from w2s_fast.ops._op import LIBRARY
 from w2s_fast.ops._rows import Index, Knobs, Stat
 from w2s_fast.ops.targets import Problem
@@ -102,20 +103,28 @@ class FusedLoss(torch.autograd.Function):
         if grad is None:
             p = _saved_problem(ctx)
             if needs_upstream(p.logits.dtype):
+                refuse_batched("cross_entropy in fp16", upstream)
                 return _written(p, ctx.call, upstream), grad_weight, None
             # A later backward with retain_graph: the first one has handed the gradient over.
             grad = solve(p, ctx.call.request, NEW, ctx.call.mean).grad
             assert grad is not None
-        if grad.device.type != "cpu":
-            scale(grad, upstream)
-        elif upstream.item() != 1.0:
-            grad.mul_(upstream)
-        return grad, grad_weight, None
+        return scaled(grad, upstream), grad_weight, None
 
 
 def needs_upstream(dtype: torch.dtype) -> bool:
     """Whether a gradient of this dtype must not be rounded before its loss scale is known."""
     return dtype == torch.float16
+
+
+def scaled(grad: Tensor, upstream: Tensor) -> Tensor:
+    """grad times the upstream scalar, rounded once; in place, and without waiting for a GPU."""
+    if batched(upstream):  # by is_grads_batched: a gradient for every scalar
+        return (grad.to(upstream.dtype) * upstream).to(grad.dtype)
+    if grad.device.type != "cpu":
+        scale(grad if grad.dim() == 2 else grad.unsqueeze(0), upstream)
+    elif upstream.item() != 1.0:
+        grad.mul_(upstream)
+    return grad
 
 
 def row_scale(p: Problem, normaliser: Tensor | float, mean: bool, upstream: Tensor) -> Tensor:
@@ -296,8 +305,8 @@ def refuse(name: str) -> Any:
     return backward
 
 
-torch.library.register_autograd("w2s_fast::weak_ce", _rows_backward, setup_context=_save)
-torch.library.register_autograd("w2s_fast::weak_ce_backward", refuse("cross_entropy"))
+differentiable("weak_ce", "cross_entropy", _rows_backward, _save)
+differentiable("weak_ce_backward", "cross_entropy", refuse("cross_entropy"))
 
 
 def check_inplace(logits: Tensor) -> None:

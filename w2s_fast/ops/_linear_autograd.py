@@ -23,10 +23,11 @@ from w2s_fast.ops._cross_entropy_autograd import (
     needs_upstream,
     refuse,
     row_scale,
+    scaled,
     snapshot,
     weight_gradient,
 )
-from w2s_fast.ops._cross_entropy_solve import Request, backend, scale
+from w2s_fast.ops._cross_entropy_solve import Request, backend
 from w2s_fast.ops._linear_solve import (
     Gradients,
     Head,
@@ -38,6 +39,7 @@ from w2s_fast.ops._linear_solve import (
     solve_linear,
     whole,
 )
+from w2s_fast.ops._modes import differentiable, refuse_batched
 from w2s_fast.ops._op import LIBRARY
 from w2s_fast.ops._rows import Knobs
 from w2s_fast.ops.targets import Problem
@@ -96,16 +98,14 @@ class FusedLinearLoss(torch.autograd.Function):
         if not wanted.any:
             return None, None, None, grad_weight, None
         if needs_upstream(x.hidden.dtype):
+            refuse_batched("linear_cross_entropy in fp16", upstream)
             return (*_late_gradients(x, p, ctx.call, upstream, wanted), grad_weight, None)
         if s.hidden is None and s.head is None and s.bias is None:
             # The first backward has handed its gradients over: make them again.
             s = solve_linear(x, p, ctx.call.request, wanted, ctx.call.mean)
         grads = (s.hidden, s.head, s.bias)
         s.hidden = s.head = s.bias = None
-        for grad in grads:
-            if grad is not None:
-                scale_gradient(grad, upstream)
-        return (*grads, grad_weight, None)
+        return (*(None if g is None else scaled(g, upstream) for g in grads), grad_weight, None)
 
 
 def _late_gradients(
@@ -124,15 +124,6 @@ def _saved(ctx: Any) -> tuple[Head, Problem]:
     hidden, head, bias, ids, probs, rest, weight = ctx.saved_tensors
     p = _problem(hidden, head, ids, probs, rest, weight, ctx.ignore_index)
     return Head(hidden, head, bias, ctx.call.memory_mib, ctx.call.fp32_head_gradient), p
-
-
-def scale_gradient(grad: Tensor, upstream: Tensor) -> None:
-    """grad *= upstream (0-d, fp32), in place and rounded once, without waiting for a GPU."""
-    if grad.device.type == "cpu":
-        if upstream.item() != 1.0:
-            grad.mul_(upstream)
-    else:
-        scale(grad if grad.dim() == 2 else grad.unsqueeze(0), upstream)
 
 
 def _problem(
@@ -282,5 +273,5 @@ def _rows_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor |
     return (*grads, *(None,) * 15)
 
 
-torch.library.register_autograd("w2s_fast::linear_weak_ce", _rows_backward, setup_context=_save)
-torch.library.register_autograd("w2s_fast::linear_weak_ce_backward", refuse("linear_cross_entropy"))
+differentiable("linear_weak_ce", "linear_cross_entropy", _rows_backward, _save)
+differentiable("linear_weak_ce_backward", "linear_cross_entropy", refuse("linear_cross_entropy"))

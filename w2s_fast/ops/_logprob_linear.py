@@ -24,6 +24,7 @@ from w2s_fast.ops._logprob_rows import (
     refuse,
     sweep,
 )
+from w2s_fast.ops._modes import differentiable, needs_operators
 from w2s_fast.ops._op import LIBRARY
 from w2s_fast.ops._rows import Knobs
 
@@ -51,7 +52,7 @@ def linear_listed(
     n, row = x.hidden.shape[0], x.head.shape[0] * x.hidden.dtype.itemsize
     # Backward writes beside them: kept logits and their gradient fit the budget together.
     keep = (
-        not torch.compiler.is_compiling()
+        not needs_operators()
         and 2 * n * row <= x.memory_mib * _MIB
         and torch.is_grad_enabled()
         and any(t is not None and t.requires_grad for t in (x.hidden, x.head, x.bias))
@@ -180,5 +181,5 @@ def _backward(
     return (*grads, *(None,) * 7)
 
 
-torch.library.register_autograd("w2s_fast::linear_topk_logp", _backward, setup_context=_save)
-torch.library.register_autograd("w2s_fast::linear_topk_logp_backward", refuse)
+differentiable("linear_topk_logp", "linear_logprob", _backward, _save)
+differentiable("linear_topk_logp_backward", "linear_logprob", refuse)

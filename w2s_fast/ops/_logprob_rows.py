@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.ops._cross_entropy_solve import backend, gradient_buffer, record
+from w2s_fast.ops._modes import differentiable
 from w2s_fast.ops._op import LIBRARY
 from w2s_fast.ops._rows import Index, Knobs, Stat
 from w2s_fast.ops.targets import Problem
@@ -179,5 +180,5 @@ def refuse(ctx: Any, *_: Any) -> None:
     raise RuntimeError(_TWICE)
 
 
-torch.library.register_autograd("w2s_fast::topk_logp", _backward, setup_context=_save)
-torch.library.register_autograd("w2s_fast::topk_logp_backward", refuse)
+differentiable("topk_logp", "topk_logprob", _backward, _save)
+differentiable("topk_logp_backward", "topk_logprob", refuse)

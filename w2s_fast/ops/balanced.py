@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops._modes import sample_by_sample, values
 from w2s_fast.ops._op import LIBRARY
 from w2s_fast.ops.quantile import masked_quantile
 
@@ -83,6 +84,7 @@ def balanced_bias(logits: Tensor, prior: Tensor, *, keep: Tensor | None = None) 
 
 
 def _is_prior(prior: Tensor) -> bool:
+    prior = values(prior)
     return bool(prior.isfinite().all() & (prior >= 0).all() & (prior.sum() > 0))
 
 
@@ -133,6 +135,9 @@ def _fake(logits: Tensor, prior: Tensor, keep: Tensor | None) -> tuple[Tensor, T
         logits.new_empty(prior.shape, dtype=acc),
         logits.new_empty(logits.shape[:1], dtype=torch.int64),
     )
+
+
+sample_by_sample("balanced_bias")
 
 
 def _two_classes(z: Tensor, prior: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ the form above rewrites both as one cross-entropy against a detached target.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.ops import _cross_entropy_solve as _solve
 from w2s_fast.ops._cross_entropy_autograd import Call, FusedLoss, check_inplace
 from w2s_fast.ops._linear_solve import LinearSolution
+from w2s_fast.ops._modes import constant, needs_operators, outside_transforms
 from w2s_fast.ops._op import Cost, Op
 from w2s_fast.ops._rows import Index, Stat
 from w2s_fast.ops.projected import Projected
@@ -120,7 +121,8 @@ def cross_entropy(
 
     Raises:
         W2SError: for shapes, dtypes, coefficients or thresholds that do not fit.
-        RuntimeError: on a second derivative, or a second backward after ``inplace=True``.
+        RuntimeError: on a second derivative, a tangent of forward mode, or a second backward after
+            ``inplace=True``.
     """
     p = make_problem(logits, weak, weight, ignore_index)
     # Coefficient 0 known in advance: the plain weak loss, no threshold to compute.
@@ -194,15 +196,44 @@ def batch_threshold(
 
     0-d; for rule ``prior`` of more than two classes the class bias (V,) of ``balanced_bias``.
     """
+    logits, weak, weight = _constants(logits, weak, weight)
+    with outside_transforms():
+        return _batch_threshold(logits, weak, rule, weight, softcap, ignore_index)
+
+
+def _batch_threshold(
+    logits: Tensor | Projected,
+    weak: Tensor | SparseTargets,
+    rule: str,
+    weight: Tensor | None,
+    softcap: float,
+    ignore_index: int,
+) -> Tensor:
     if isinstance(logits, Projected):
         from w2s_fast.ops.linear_cross_entropy import projected_threshold
 
         return projected_threshold(logits, weak, rule, weight, ignore_index)
-    p = make_problem(logits.detach(), weak, weight, ignore_index)
+    p = make_problem(logits, weak, weight, ignore_index)
     _solve.check_request(_solve.Request(rule, softcap=softcap), p, _solve.BALANCED_CLASSES)
     if rule not in ("prior", "median"):
         raise W2SError(f"rule {rule!r} has no batch statistic; expected 'prior' or 'median'")
     return _solve.batch_threshold(p, rule, softcap=softcap)
+
+
+def _constants(logits: Any, weak: Any, weight: Tensor | None) -> tuple[Any, Any, Any]:
+    """The inputs of a batch statistic, which has no derivative."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return constant("batch_threshold", x)
+        if isinstance(x, SparseTargets):
+            return SparseTargets(*map(plain, x))
+        if isinstance(x, Projected):
+            parts = {name: plain(getattr(x, name)) for name in ("hidden", "weight", "bias")}
+            return replace(x, **parts)
+        return x
+
+    return plain(logits), plain(weak), plain(weight)
 
 
 def make_request(threshold: str | float | None, aux: float | Tensor, p: Problem) -> _solve.Request:
@@ -232,7 +263,7 @@ def _run(
 ) -> tuple[Tensor, _solve.Solution]:
     if reduction not in REDUCTIONS:
         raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
-    if torch.compiler.is_compiling() or reduction == "none" or type(logits) is not Tensor:
+    if reduction == "none" or type(logits) is not Tensor or needs_operators():
         return _functional(p, request, weight, reduction)
     mean = reduction == "mean"
     if not torch.is_grad_enabled() or not (

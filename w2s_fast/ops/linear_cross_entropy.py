@@ -28,6 +28,7 @@ from w2s_fast.ops._linear_solve import (
     shape_only,
     solve_linear,
 )
+from w2s_fast.ops._modes import needs_operators
 from w2s_fast.ops._op import Cost
 from w2s_fast.ops.cross_entropy import (
     REDUCTIONS,
@@ -86,7 +87,7 @@ def linear_cross_entropy(
 
     Raises:
         W2SError: for shapes, dtypes, devices, coefficients or a budget that do not fit.
-        RuntimeError: on a second derivative.
+        RuntimeError: on a second derivative, or a tangent of forward mode.
     """
     hidden, head, bias = cast_for_autocast(hidden, head, bias)
     weak, weight = _flat_targets(hidden, weak, weight)
@@ -214,7 +215,7 @@ def _run(
 ) -> tuple[Tensor, LinearSolution]:
     if reduction not in REDUCTIONS:
         raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
-    if torch.compiler.is_compiling() or reduction == "none" or type(x.hidden) is not Tensor:
+    if reduction == "none" or type(x.hidden) is not Tensor or needs_operators():
         return _functional(x, p, request, weight, reduction)
     mean = reduction == "mean"
     inputs = (x.hidden, x.head, x.bias, weight)

@@ -16,6 +16,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops._linear_solve import Head
 from w2s_fast.ops._logprob_linear import linear_listed
+from w2s_fast.ops._modes import batched, values
 from w2s_fast.ops.linear_cross_entropy import cast_for_autocast, check_head
 from w2s_fast.ops.logprob import RowStats, check_ids, check_scale, row_stats
 
@@ -52,7 +53,7 @@ def linear_topk_logprob(
 
     Raises:
         W2SError: for shapes, dtypes, devices, ids or a budget that do not fit.
-        RuntimeError: on a second derivative.
+        RuntimeError: on a second derivative, or a tangent of forward mode.
     """
     if hidden.dim() != 2:
         raise W2SError(f"hidden has shape {tuple(hidden.shape)}; expected (N, D)")
@@ -102,7 +103,7 @@ def linear_logprob(
 
     Raises:
         W2SError: for shapes, dtypes, devices, tokens or a budget that do not fit.
-        RuntimeError: on a second derivative.
+        RuntimeError: on a second derivative, or a tangent of forward mode.
     """
     _check(hidden, tokens, mask, average)
     kept = tokens != IGNORE
@@ -147,7 +148,7 @@ def _positions(kept: Tensor, positions: Tensor | None, rows: Tensor) -> Tensor |
                 "expected (M,) integers, rows of the flattened hidden states"
             )
         return positions.to(rows.device, torch.int64, non_blocking=True)
-    if kept.device.type != "cpu" or torch.compiler.is_compiling():
+    if kept.device.type != "cpu" or torch.compiler.is_compiling() or batched(kept):
         return None
     return kept.nonzero()[:, 0].to(rows.device, non_blocking=True)
 
@@ -166,6 +167,7 @@ def _check(hidden: Tensor, tokens: Tensor, mask: Tensor | None, average: bool) -
     if average and hidden.dim() == 2:
         raise W2SError("average=True needs sequences: hidden (B, T, D) and tokens (B, T)")
     if tokens.device.type == "cpu" and not torch.compiler.is_compiling() and tokens.numel():
+        tokens = values(tokens)
         wrong = (tokens < 0) & (tokens != IGNORE)
         if bool(wrong.any()):
             raise W2SError(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops._logprob_rows import listed
+from w2s_fast.ops._modes import values
 from w2s_fast.ops._op import Cost, Op
 from w2s_fast.ops._rows import Index, Stat
 from w2s_fast.ops.cross_entropy import OP as CROSS_ENTROPY
@@ -56,7 +57,7 @@ def topk_logprob(
     Raises:
         W2SError: for shapes, dtypes, devices or ids that do not fit (ids are looked at on the CPU
             only).
-        RuntimeError: on a second derivative.
+        RuntimeError: on a second derivative, or a tangent of forward mode.
     """
     check_logits(logits)
     ids = check_ids(ids, logits.shape[0], logits.shape[1], logits.device)
@@ -94,12 +95,13 @@ def check_ids(ids: Tensor, n: int, v: int, device: torch.device) -> Tensor:
     if ids.device != device:
         raise W2SError(f"ids are on {ids.device}, expected {device}; move one of them")
     if device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
-        wrong = ids >= v
+        seen = values(ids).reshape(-1, ids.shape[1])
+        wrong = seen >= v
         if bool(wrong.any()):
             row = int(wrong.any(1).nonzero()[0])
             raise W2SError(
-                f"ids[{row}] = {ids[row].tolist()} is outside the classes; expected 0..{v - 1}, or "
-                "a negative id for padding"
+                f"ids[{row}] = {seen[row].tolist()} is outside the classes; expected 0..{v - 1}, "
+                "or a negative id for padding"
             )
     return ids.to(torch.int64).contiguous()
 

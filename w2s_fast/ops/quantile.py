@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops._modes import sample_by_sample
 from w2s_fast.ops._op import LIBRARY, Cost, Op
 
 
@@ -236,6 +237,10 @@ def _top_mask(scores: Tensor, fraction: Tensor, keep: Tensor | None) -> Tensor:
 
 def _contiguous(keep: Tensor | None) -> Tensor | None:
     return None if keep is None else keep.contiguous()
+
+
+for _name in ("quantile", "kth_value", "top_mask"):
+    sample_by_sample(_name)
 
 
 @torch.library.register_fake("w2s_fast::quantile")

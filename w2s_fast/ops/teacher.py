@@ -11,6 +11,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops._gemm import rows_per_chunk
+from w2s_fast.ops._modes import constant, outside_transforms
 from w2s_fast.ops.logprob import check_logits, check_scale, topk_logprob
 from w2s_fast.ops.targets import SparseTargets
 
@@ -52,11 +53,20 @@ def pack_topk(
         raise W2SError(f"k is {k}; expected 1..{v}, the number of classes")
     if ids_dtype not in (torch.int32, torch.int64):
         raise W2SError(f"ids_dtype is {ids_dtype}; expected torch.int32 or torch.int64")
+    teacher = constant("pack_topk", teacher)
+    with outside_transforms():
+        return _packed(teacher, k, temperature, probs, ids_dtype, memory_mib)
+
+
+def _packed(
+    teacher: Tensor, k: int, temperature: float, probs: bool, ids_dtype: torch.dtype, mib: float
+) -> SparseTargets:
+    n, v = teacher.shape
     acc = torch.float64 if teacher.dtype == torch.float64 else torch.float32
     ids = torch.empty((n, k), dtype=ids_dtype, device=teacher.device)
     kept = torch.empty((n, k), dtype=acc, device=teacher.device)
     rest = torch.empty(n, dtype=acc, device=teacher.device)
-    size = rows_per_chunk(n, v, acc.itemsize, memory_mib)
+    size = rows_per_chunk(n, v, acc.itemsize, mib)
     for start in range(0, n, size):
         at = slice(start, min(start + size, n))
         make = _probabilities if probs and temperature == 1 else _logits

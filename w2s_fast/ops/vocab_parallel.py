@@ -25,11 +25,12 @@ from w2s_fast.ops._cross_entropy_autograd import (
     TWICE,
     needs_upstream,
     row_scale,
+    scaled,
     snapshot,
     weight_gradient,
 )
-from w2s_fast.ops._linear_autograd import scale_gradient
 from w2s_fast.ops._linear_solve import Head, LinearSolution, Wanted, shape_only
+from w2s_fast.ops._modes import refuse_batched, refuse_transforms
 from w2s_fast.ops._quantile_group import check_group
 from w2s_fast.ops._rows import Stat
 from w2s_fast.ops._vocab_solve import Shard, gradients_from_rows, solve_vocab
@@ -79,7 +80,7 @@ def vocab_parallel_cross_entropy(
 
     Raises:
         W2SError: for what ``linear_cross_entropy`` refuses, and a shard or group that do not fit.
-        RuntimeError: on a second derivative.
+        RuntimeError: on a second derivative, or a tangent of forward mode.
     """
     check_group(group)
     hidden, head, bias = cast_for_autocast(hidden, head, bias)
@@ -97,6 +98,7 @@ def vocab_parallel_cross_entropy(
         raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
     dtype = None if weight is None else weight.dtype
     call = _Call(p, request, at, (memory_mib, fp32_head_gradient), reduction, dtype)
+    refuse_transforms("vocab_parallel_cross_entropy", rows, head, bias, weight)
     loss = _VocabLoss.apply(rows, head, bias, weight, call)
     assert call.solution is not None
     return (loss, make_stats(p, call.solution)) if return_stats else loss
@@ -213,6 +215,7 @@ class _VocabLoss(torch.autograd.Function):
             else:
                 grad_weight = weight_gradient(p, s, mean, upstream, dtype)
         if not _early(call, hidden):
+            refuse_batched("vocab_parallel_cross_entropy", upstream)
             rows = row_scale(p, s.normaliser, mean, upstream).contiguous()
             grads = gradients_from_rows(x, p, call.request, s, rows, wanted, call.shard)
             return (*grads, grad_weight, None)
@@ -221,10 +224,7 @@ class _VocabLoss(torch.autograd.Function):
             s = solve_vocab(x, p, call.request, wanted, mean, call.shard)
         grads = (s.hidden, s.head, s.bias)
         s.hidden = s.head = s.bias = None
-        for grad in grads:
-            if grad is not None:
-                scale_gradient(grad, upstream)
-        return (*grads, grad_weight, None)
+        return (*(None if g is None else scaled(g, upstream) for g in grads), grad_weight, None)
 
 
 def _early(call: _Call, hidden: Tensor) -> bool:

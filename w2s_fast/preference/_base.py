@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops._modes import values
 
 
 class Answers(NamedTuple):
@@ -186,7 +187,8 @@ def _values(name: str, x: Tensor | None, low: float, high: float, expected: str)
     # On an accelerator the question would make the host wait.
     if x is None or x.device.type != "cpu" or x.numel() == 0:
         return
+    x = values(x.detach()).flatten()  # under vmap, of every sample
     wrong = ~((x >= low) & (x <= high))
     if bool(wrong.any()):
         at = int(wrong.nonzero()[0])
-        raise W2SError(f"{name}[{at}] is {float(x[at].detach())}; expected {expected}")
+        raise W2SError(f"{name}[{at}] is {float(x[at])}; expected {expected}")

@@ -1,0 +1,437 @@
+"""Every way to differentiate: the right numbers or an error, never a silent zero.
+
+The table ``CALLS`` has one differentiable input of one public call in each row. A new public name
+fails ``test_every_public_name_is_in_the_table`` until it has rows, or is listed as constant.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils.checkpoint import checkpoint
+
+import w2s_fast
+from w2s_fast import SparseTargets
+from w2s_fast.distill import DISTILLATIONS, make_distillation
+from w2s_fast.losses import LOSSES, make_loss
+from w2s_fast.ops import use_backend
+from w2s_fast.ops.cross_entropy import batch_threshold, weak_loss
+from w2s_fast.ops.projected import Projected
+from w2s_fast.preference import PREFERENCES, Answers, make_preference
+
+N, D, V = 4, 3, 5
+G = torch.Generator().manual_seed(0)
+Z, H, W, B, U = (torch.randn(s, generator=G) for s in ((N, V), (N, D), (V, D), (V,), (N,)))
+Y = torch.tensor([1, 0, 4, 2])
+Q = torch.rand(N, V, generator=G).softmax(1)
+SPARSE = SparseTargets(torch.tensor([[0, 2]] * N), torch.full((N, 2), 0.3), torch.full((N,), 0.4))
+POSITIVE = U.abs() + 0.5
+PAIR = {"reference": U.roll(1), "length": torch.full((N,), 3)}
+
+ce, linear = w2s_fast.cross_entropy, w2s_fast.linear_cross_entropy
+Call = Callable[[Tensor], Tensor]
+# name -> (call, its differentiable input, the same in plain torch or None)
+CALLS: dict[str, tuple[Call, Tensor, Call | None]] = {}
+TWO = (Z[:, :2].contiguous(), Q[:, :2].softmax(1))
+REFUSAL = "has no forward-mode derivative|not differentiable twice"
+
+# Constants by contract: no derivative flows through them in any mode.
+CONSTANT = {"balanced_bias", "kth_value", "pack_topk", "quantile", "top_fraction_mask"}
+# Neither takes nor gives tensors.
+NO_TENSORS = {
+    "ModelConfig", "RunConfig", "SparseTargets", "SweepConfig", "TaskConfig", "TrainConfig",
+    "W2SError", "__version__", "make_loss", "patch", "run", "sweep", "unpatch",
+}  # fmt: skip
+
+
+def logp(z: Tensor) -> Tensor:
+    """Of the labels Y."""
+    return z.log_softmax(1).gather(1, Y[:, None])[:, 0]
+
+
+def _weighted(z: Tensor, w: Tensor, reduction: str) -> Tensor:
+    rows = -logp(z) * w
+    return rows if reduction == "none" else rows.sum() / (w.sum() if reduction == "mean" else 1)
+
+
+def _add_cross_entropy() -> None:
+    for r in ("mean", "sum", "none"):
+        kw: dict[str, Any] = {"reduction": r}
+        CALLS.update({
+            f"cross_entropy {r} logits": (
+                lambda z, kw=kw: ce(z, Y, **kw), Z, lambda z, kw=kw: F.cross_entropy(z, Y, **kw)),
+            f"cross_entropy {r} two": (lambda z, kw=kw: ce(z, TWO[1], aux=0.5, **kw), TWO[0], None),
+            f"cross_entropy {r} weight": (
+                lambda w, kw=kw: ce(Z, Y, weight=w, **kw), POSITIVE,
+                lambda w, r=r: _weighted(Z, w, r)),
+            f"weak_loss {r} logits": (
+                lambda z, kw=kw: weak_loss(z, SPARSE, z_loss=0.1, **kw).loss, Z, None),
+            f"weak_loss {r} projected": (
+                lambda h, kw=kw: weak_loss(Projected(h, W, B), Y, **kw).loss, H, None),
+            f"linear_cross_entropy {r} hidden": (
+                lambda h, kw=kw: linear(h, W, Y, bias=B, **kw), H,
+                lambda h, kw=kw: F.cross_entropy(h @ W.T + B, Y, **kw)),
+            f"linear_cross_entropy {r} head": (
+                lambda w, kw=kw: linear(H, w, Y, bias=B, **kw), W,
+                lambda w, kw=kw: F.cross_entropy(H @ w.T + B, Y, **kw)),
+            f"linear_cross_entropy {r} bias": (
+                lambda b, kw=kw: linear(H, W, Y, bias=b, **kw), B,
+                lambda b, kw=kw: F.cross_entropy(H @ W.T + b, Y, **kw)),
+            f"linear_cross_entropy {r} weight": (
+                lambda w, kw=kw: linear(H, W, Y, weight=w, **kw), POSITIVE,
+                lambda w, r=r: _weighted(H @ W.T, w, r)),
+        })  # fmt: skip
+
+
+def _add_logprob() -> None:
+    ids = Y[:, None]
+    frozen = w2s_fast.LMHeadLoss(torch.nn.Linear(D, V)).requires_grad_(False)
+    CALLS.update({
+        "topk_logprob": (lambda z: w2s_fast.topk_logprob(z, ids)[0][:, 0], Z, logp),
+        "linear_topk_logprob hidden": (
+            lambda h: w2s_fast.linear_topk_logprob(h, W, ids)[0][:, 0], H, lambda h: logp(h @ W.T)),
+        "linear_logprob hidden": (
+            lambda h: w2s_fast.linear_logprob(h, W, Y), H, lambda h: logp(h @ W.T)),
+        "linear_logprob head": (
+            lambda w: w2s_fast.linear_logprob(H, w, Y), W, lambda w: logp(H @ w.T)),
+        "LMHeadLoss": (
+            lambda h: frozen(h, Y), H,
+            lambda h: F.cross_entropy(F.linear(h, frozen.weight, frozen.bias), Y)),
+    })  # fmt: skip
+
+
+def _add_losses() -> None:
+    for name in LOSSES:
+        loss, two = make_loss(name), name == "logconf_eleuther"
+        z, q = TWO if two else (Z, Q)
+        CALLS[f"loss {name}"] = (
+            lambda z, loss=loss, q=q: loss(z, q, frac=0.5, step=50,
+                                           state=loss.init_state()).loss_sum, z, None,
+        )  # fmt: skip
+    for name in PREFERENCES:
+        pref = make_preference(name)
+        more = {"baseline": 0.1} if name == "kto" else {}
+        CALLS[f"preference {name}"] = (
+            lambda x, pref=pref, more=more: (
+                pref(Answers(x, **PAIR), Answers(U.roll(2) - 3, **PAIR), 0.7, **more).loss_sum
+            ),
+            U - 3,
+            None,
+        )
+    for name in DISTILLATIONS:
+        kl = make_distillation(name)
+        CALLS[f"distill {name}"] = (lambda z, kl=kl: kl(z, SPARSE).loss_sum, Z, None)
+        CALLS[f"distill {name} linear"] = (
+            lambda h, kl=kl: kl.linear(h, W, SPARSE).loss_sum, H, None
+        )  # fmt: skip
+
+
+_add_cross_entropy()
+_add_logprob()
+_add_losses()
+
+
+def total(f: Call) -> Call:
+    return lambda x: f(x).sum()
+
+
+def gradient(f: Call, x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    f(x).sum().backward()
+    assert x.grad is not None
+    return x.grad
+
+
+def truth(name: str) -> Tensor:
+    f, x, plain = CALLS[name]
+    return gradient(plain or f, x)
+
+
+def same(got: Any, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_every_public_name_is_in_the_table() -> None:
+    covered = {name.split()[0] for name in CALLS} | CONSTANT | NO_TENSORS
+    covered |= {"vocab_parallel_cross_entropy", "vocab_parallel_logprob"}  # below, with a group
+    assert set(w2s_fast.__all__) <= covered
+
+
+def _checkpointed(reentrant: bool) -> Callable[[Call, Tensor], Tensor]:
+    return lambda f, x: gradient(lambda a: checkpoint(f, a, use_reentrant=reentrant), x)
+
+
+def _vjp(f: Call, x: Tensor) -> Tensor:
+    out, back = vjp(f, x)
+    return back(torch.ones_like(out))[0]
+
+
+def _batched(f: Call, x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    out = f(x)
+    up = torch.stack([torch.ones_like(out), 2 * torch.ones_like(out)])
+    one, two = torch.autograd.grad(out, x, up, is_grads_batched=True)[0]
+    same(two, 2 * one)
+    return one
+
+
+def _under(context: Callable[[], Any]) -> Callable[[Call, Tensor], Tensor]:
+    def run(f: Call, x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        with context():
+            out = f(x).sum()
+        return torch.autograd.grad(out, x)[0]
+
+    return run
+
+
+def _per_sample(f: Call, x: Tensor) -> Tensor:
+    one, two = vmap(grad(total(f)))(torch.stack([x, x * 0.5]))
+    same(two, gradient(f, x * 0.5))
+    return one
+
+
+def _jacobian_rows(f: Call, x: Tensor) -> Tensor:
+    j = jacrev(f)(x)
+    return j.sum(0) if j.dim() > x.dim() else j
+
+
+REVERSE: dict[str, Callable[[Call, Tensor], Any]] = {
+    "grad": lambda f, x: grad(total(f))(x),
+    "vjp": _vjp,
+    "jacrev": _jacobian_rows,
+    "vmap(grad)": _per_sample,
+    "is_grads_batched": _batched,
+    "functional.vjp": lambda f, x: torch.autograd.functional.vjp(total(f), x)[1],
+    "checkpoint reentrant": _checkpointed(True),
+    "checkpoint": _checkpointed(False),
+    "anomaly": _under(lambda: torch.autograd.set_detect_anomaly(True)),
+    "save_on_cpu": _under(torch.autograd.graph.save_on_cpu),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_reverse_modes_are_right(name: str) -> None:
+    f, x, _ = CALLS[name]
+    expected = truth(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "Anomaly Detection has been enabled")
+        for mode, run in REVERSE.items():
+            try:
+                same(run(f, x), expected)
+            except Exception as e:
+                raise AssertionError(f"{mode} of {name}: {e}") from e
+
+
+def _dual(f: Call, x: Tensor) -> Tensor | None:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x.cos()))).tangent
+
+
+def _along(matrix: Tensor, x: Tensor) -> Tensor:
+    return (matrix * x.cos()).flatten(-x.dim()).sum(-1)
+
+
+FORWARD: dict[str, Callable[[Call, Tensor], Any]] = {
+    "jvp": lambda f, x: jvp(f, (x,), (x.cos(),))[1],
+    "dual": _dual,
+    "jacfwd": lambda f, x: _along(jacfwd(f)(x), x),
+    "vmap(jvp)": lambda f, x: vmap(lambda t: jvp(f, (x,), (t,))[1])(x.cos()[None])[0],
+    "vectorized": lambda f, x: _along(
+        torch.autograd.functional.jacobian(f, x, vectorize=True, strategy="forward-mode"), x
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_forward_mode_is_right_or_refused(name: str) -> None:
+    f, x, _ = CALLS[name]
+    expected = (truth(name) * x.cos()).sum()
+    for mode, run in FORWARD.items():
+        try:
+            got = run(f, x)
+        except RuntimeError as e:
+            assert "has no forward-mode derivative" in str(e), f"{mode} of {name}: {e}"
+        else:
+            assert got is not None, f"{mode} of {name}: no tangent"
+            same(got.sum(), expected)
+
+
+def _twice(f: Call, x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+    along = (g * x.detach().cos()).sum() + 0 * x.sum()  # linear losses have no second graph
+    return torch.autograd.grad(along, x)[0]
+
+
+SECOND: dict[str, Callable[[Call, Tensor], Any]] = {
+    "create_graph": _twice,
+    "grad(grad)": lambda f, x: grad(lambda a: (grad(total(f))(a) * x.cos()).sum())(x),
+    "jvp(grad)": lambda f, x: jvp(grad(total(f)), (x,), (x.cos(),))[1],
+    "grad(jvp)": lambda f, x: grad(lambda a: jvp(total(f), (a,), (x.cos(),))[1])(x),
+    "hessian": lambda f, x: _along(hessian(total(f))(x), x),
+    "jacrev(jacrev)": lambda f, x: _along(jacrev(jacrev(total(f)))(x), x),
+    "functional.hvp": lambda f, x: torch.autograd.functional.hvp(total(f), x, x.cos())[1],
+    "functional.vhp": lambda f, x: torch.autograd.functional.vhp(total(f), x, x.cos())[1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_second_derivatives_are_right_or_refused(name: str) -> None:
+    f, x, plain = CALLS[name]
+    f64 = plain or f
+    eps = 1e-2
+    near = (gradient(f64, x + eps * x.cos()) - gradient(f64, x - eps * x.cos())) / (2 * eps)
+    for mode, run in SECOND.items():
+        try:
+            got = run(f, x)
+        except RuntimeError as e:
+            known = "has no forward-mode derivative", "not differentiable twice", "second derivat"
+            assert any(k in str(e) for k in known), f"{mode} of {name}: {e}"
+        else:
+            torch.testing.assert_close(got, near, rtol=2e-2, atol=2e-3, msg=f"{mode} of {name}")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_vmap_is_a_loop(reduction: str) -> None:
+    """With a threshold each sample has its own, as in a loop; weights and labels may be mapped."""
+    z, y = torch.stack([Z, 2 * Z, Z.flip(0)]), torch.stack([Y, Y.flip(0), Y])
+    w = torch.stack([POSITIVE, POSITIVE.flip(0), 3 * POSITIVE])
+
+    def f(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        loss = w2s_fast.cross_entropy(
+            z, y, weight=w, aux=0.5, threshold="median", reduction=reduction
+        )
+        assert isinstance(loss, Tensor)
+        return loss
+
+    same(vmap(f)(z, y, w), torch.stack([f(*one) for one in zip(z, y, w, strict=True)]))
+    tokens = vmap(lambda h, y: w2s_fast.linear_logprob(h, W, y))(H.expand(3, N, D), y)
+    same(tokens, torch.stack([w2s_fast.linear_logprob(H, W, one) for one in y]))
+    with pytest.raises(w2s_fast.W2SError, match="expected a number >= 0"):
+        vmap(f)(z, y, -w)
+    with pytest.raises(w2s_fast.W2SError, match="outside the classes"):
+        vmap(lambda y: w2s_fast.topk_logprob(Z, y[:, None])[0])(y + 3)
+
+
+def test_nested_transforms_on_every_backend(backend: str) -> None:
+    z, y = Z[:2], Y[:2]
+
+    def f(z: Tensor, r: str = "mean") -> Tensor:
+        loss = w2s_fast.cross_entropy(z, y, reduction=r)
+        assert isinstance(loss, Tensor)
+        return loss
+
+    with use_backend(backend):
+        got = vmap(vmap(grad(f)))(torch.stack([z, z / 2])[None])
+        same(got, torch.stack([gradient(f, z), gradient(f, z / 2)])[None])
+        for reduction in ("mean", "none"):
+            with pytest.raises(RuntimeError, match=REFUSAL):
+                jvp(lambda z, r=reduction: f(z, r), (z,), (z,))
+
+
+def test_per_sample_gradients_of_a_model() -> None:
+    """``functional_call`` with ``grad`` and ``vmap``, against backward one sample at a time."""
+    model = torch.nn.Sequential(torch.nn.Linear(D, D), torch.nn.Tanh())
+    loss = w2s_fast.LMHeadLoss(torch.nn.Linear(D, V))
+    whole = torch.nn.ModuleDict({"body": model, "loss": loss})
+    whole.forward = lambda h, y: loss(model(h), y)  # type: ignore[method-assign]
+    parameters = {k: p.detach() for k, p in whole.named_parameters()}
+
+    def one(parameters: dict[str, Tensor], h: Tensor, y: Tensor) -> Tensor:
+        out = functional_call(whole, parameters, (h[None], y[None]))
+        assert isinstance(out, Tensor)
+        return out
+
+    got = vmap(grad(one), in_dims=(None, 0, 0))(parameters, H, Y)
+    for i in range(N):
+        whole.zero_grad()
+        whole(H[i : i + 1], Y[i : i + 1]).backward()
+        for k, p in whole.named_parameters():
+            same(got[k][i], p.grad if p.grad is not None else torch.zeros_like(p))
+
+
+def test_lm_head_loss_refuses_tangents() -> None:
+    loss = w2s_fast.LMHeadLoss(torch.nn.Linear(D, V))
+    with pytest.raises(RuntimeError, match=REFUSAL):
+        jvp(lambda h: loss(h, Y), (H,), (H,))
+    with pytest.raises(RuntimeError, match=REFUSAL):
+        _dual(lambda w: functional_call(loss, {"weight": w}, (H, Y)), loss.weight.detach())
+
+
+def test_values_computed_from_constants() -> None:
+    """No derivative by contract, also where the transforms would follow them."""
+
+    def with_threshold(z: Tensor) -> Tensor:
+        at = batch_threshold(z, TWO[1], "prior")
+        return weak_loss(z, TWO[1], aux=0.5, rule="prior", threshold=at).loss
+
+    same(grad(with_threshold)(TWO[0]), gradient(with_threshold, TWO[0]))
+    projected = grad(lambda h: batch_threshold(Projected(h, W[:2]), TWO[1], "prior") + h.sum())(H)
+    same(projected, torch.ones_like(H))
+    packed = grad(lambda z: w2s_fast.pack_topk(z, 2).probs.sum() + z.sum())(Z)
+    same(packed, torch.ones_like(Z))
+    beside = grad(lambda z: z.sum() + w2s_fast.cross_entropy(Z, Y) + CALLS["LMHeadLoss"][0](H))(Z)
+    same(beside, torch.ones_like(Z))
+    with pytest.raises(RuntimeError, match="batch_threshold cannot run under torch.func.vmap"):
+        vmap(lambda z: batch_threshold(z, TWO[1], "prior"))(TWO[0][None])
+    both = torch.stack([Z, 2 * Z])
+    same(vmap(lambda z: w2s_fast.quantile(z, 0.3))(both), torch.stack(
+        [w2s_fast.quantile(z, 0.3) for z in both]))  # fmt: skip
+    bias = vmap(lambda z: w2s_fast.balanced_bias(z, Q[0]).bias)(both)
+    same(bias, torch.stack([w2s_fast.balanced_bias(z, Q[0]).bias for z in both]))
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Any]:
+    """A process group of one."""
+    init = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=init, rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
+def test_vocab_parallel(group: Any) -> None:
+    for r in ("mean", "sum", "none"):
+        calls: dict[str, tuple[Call, Tensor]] = {
+            "hidden": (lambda h, r=r: w2s_fast.vocab_parallel_cross_entropy(
+                h, W, Y, group=group, reduction=r), H),
+            "head": (lambda w, r=r: w2s_fast.vocab_parallel_cross_entropy(
+                H, w, Y, group=group, reduction=r), W),
+            "logprob": (lambda h: w2s_fast.vocab_parallel_logprob(h, W, Y, group=group), H),
+        }  # fmt: skip
+        for f, x in calls.values():
+            for run in FORWARD.values():
+                with pytest.raises(RuntimeError, match=REFUSAL + "|inside torch.func transforms"):
+                    run(f, x)
+            for run in (REVERSE["grad"], REVERSE["vmap(grad)"], REVERSE["jacrev"]):
+                with pytest.raises(RuntimeError, match="cannot run inside torch.func transforms"):
+                    run(f, x)
+        for name, (f, x) in calls.items():
+            if r == "none" or name == "logprob":
+                with pytest.raises(RuntimeError, match="no batched backward"):
+                    _batched(f, x)
+            else:
+                same(_batched(f, x), gradient(f, x))
+
+
+def test_compiled_transforms() -> None:
+    f = CALLS["cross_entropy none logits"][0]
+    step = torch.compile(
+        lambda x: vmap(grad(total(f)))(x), fullgraph=True, backend="aot_eager"
+    )  # fmt: skip
+    same(step(torch.stack([Z, -Z])), torch.stack([gradient(f, Z), gradient(f, -Z)]))
+    for run in (FORWARD["jvp"], FORWARD["dual"]):
+        with pytest.raises(Exception, match=REFUSAL):
+            torch.compile(lambda x, run=run: run(f, x), fullgraph=True, backend="aot_eager")(Z)
+    torch.compiler.reset()
