@@ -10,7 +10,6 @@ divergences between the full ones. The student's temperature is T; the teacher's
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops._checks import check_weight_dtype
+from w2s_fast.ops._inputs import check_methods, check_number
 from w2s_fast.ops._logprob_linear import linear_listed
 from w2s_fast.ops._logprob_rows import listed
 from w2s_fast.ops.linear_cross_entropy import flat_rows
@@ -45,6 +46,9 @@ class DistillOut(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+_CHECKED = ("__call__", "linear")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
     """Base of the divergences. A new one overrides ``divergence``.
@@ -57,6 +61,10 @@ class Distillation:
 
     temperature: float = 1.0
     rescale: bool = False
+
+    def __init_subclass__(cls) -> None:
+        """Check what every call is given, see ``checked``."""
+        check_methods(cls, _CHECKED)
 
     def __post_init__(self) -> None:
         check_scale(self.temperature, 0.0)
@@ -145,12 +153,16 @@ class Distillation:
         return DistillOut(loss, counts.detach().sum(), metrics(stats, top, kept, acc))
 
 
+check_methods(Distillation, _CHECKED)
+
+
 def row_weights(rows: Tensor, weight: Tensor | None) -> Tensor:
     """(N,) weights in the dtype of the rows, 1 without weights."""
     if weight is None:
         return torch.ones_like(rows)
     if tuple(weight.shape) != tuple(rows.shape):
         raise W2SError(f"weight has shape {tuple(weight.shape)}; expected {tuple(rows.shape)}")
+    check_weight_dtype(weight)
     return weight.to(rows.dtype)
 
 
@@ -205,7 +217,8 @@ def neg_entropy(probs: Tensor, acc: torch.dtype) -> Tensor:
 
 def check_beta(name: str, beta: float) -> None:
     """Raise ``W2SError`` unless beta lies strictly between 0 and 1."""
-    if not 0 < beta < 1 or math.isnan(beta):
+    check_number(f"{name}: beta", beta)
+    if not 0 < beta < 1:
         raise W2SError(
             f"{name}: beta is {beta}; expected a number in (0, 1). Its limits are forward_kl "
             "(beta to 0) and reverse_kl (beta to 1), divided by beta and 1 - beta"

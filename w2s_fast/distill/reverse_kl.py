@@ -15,6 +15,7 @@ from torch import Tensor
 
 from w2s_fast.distill._base import Distillation
 from w2s_fast.errors import W2SError
+from w2s_fast.ops._inputs import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class ReverseKL(Distillation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_number("ReverseKL: floor", self.floor)
         if not 0 < self.floor < 1:
             raise W2SError(f"ReverseKL: floor is {self.floor}; expected a number in (0, 1)")
 

@@ -16,10 +16,15 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops._checks import check_weight_dtype
+from w2s_fast.ops._inputs import check_methods, check_number
 from w2s_fast.ops.cross_entropy import WeakLossOut, batch_threshold, weak_loss
+from w2s_fast.ops.projected import Projected
 from w2s_fast.ops.targets import SparseTargets
 
 IGNORE = -100
+# What a loss takes beside tensors.
+_ACCEPT: dict[str, tuple[type, ...]] = {"logits": (Projected,), "weak": (SparseTargets,)}
 
 
 class LossOut(NamedTuple):
@@ -39,6 +44,9 @@ class LossOut(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+_CHECKED = ("__call__", "threshold")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loss:
     """Base of all losses. A new one overrides ``__call__``, and the hooks it needs.
@@ -47,6 +55,10 @@ class Loss:
     ``logits`` is (n, C) in fp32, bf16, fp16 or fp64 and the only argument that gets a gradient.
     ``frac`` is the optimizer step over the number of steps, in [0, 1).
     """
+
+    def __init_subclass__(cls) -> None:
+        """Check what every call is given, see ``checked``."""
+        check_methods(cls, _CHECKED, **_ACCEPT)
 
     def init_state(self) -> Tensor | None:
         """State before the first step; None for a loss without memory."""
@@ -141,13 +153,24 @@ class Loss:
     def _check(self, name: str, low: float, high: float = math.inf) -> None:
         """Raise ``W2SError`` unless field ``name`` is a number in [low, high]."""
         value = getattr(self, name)
+        check_number(f"{type(self).__name__}: {name}", value)
         if not low <= value <= high:
             span = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
             raise W2SError(f"{type(self).__name__}: {name} is {value}; expected a number {span}")
 
 
+check_methods(Loss, _CHECKED, **_ACCEPT)
+
+
 def kept_rows(weak: Tensor | SparseTargets, weight: Tensor | None) -> Tensor:
     """(n,) bool: rows that count."""
+    n = (weak.ids if isinstance(weak, SparseTargets) else weak).shape[:1]
+    if weight is not None and weight.shape != n:
+        raise W2SError(
+            f"weight has shape {tuple(weight.shape)}; expected {tuple(n)}, one number a row"
+        )
+    if weight is not None:
+        check_weight_dtype(weight)
     if isinstance(weak, SparseTargets):
         kept = torch.ones(weak.ids.shape[0], dtype=torch.bool, device=weak.ids.device)
     elif weak.is_floating_point():
@@ -157,8 +180,23 @@ def kept_rows(weak: Tensor | SparseTargets, weight: Tensor | None) -> Tensor:
     return kept if weight is None else kept & (weight != 0)
 
 
+def check_labels(weak: Tensor) -> None:
+    """Raise ``W2SError`` for labels of which no single class can be taken."""
+    if isinstance(weak, SparseTargets):
+        raise W2SError(
+            "weak is SparseTargets, which this loss cannot take; expected hard labels (n,) or soft "
+            "ones (n, C), or use loss 'xent' or 'logconf'"
+        )
+    if weak.is_floating_point() and weak.dim() != 2:
+        raise W2SError(
+            f"weak has shape {tuple(weak.shape)} and dtype {weak.dtype}; expected soft labels "
+            "(n, C), or hard labels as integers (weak.long())"
+        )
+
+
 def p_class1(weak: Tensor, dtype: torch.dtype) -> Tensor:
     """(n,) weak P(class 1) of two-class labels, hard or soft."""
+    check_labels(weak)
     return weak[:, 1].to(dtype) if weak.is_floating_point() else (weak == 1).to(dtype)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses._base import Loss, LossOut, kept_rows
+from w2s_fast.losses._base import Loss, LossOut, check_labels, kept_rows
 from w2s_fast.ops.projected import dense
 
 
@@ -38,6 +38,7 @@ class RowLoss(Loss):
         state: Tensor | None = None,
     ) -> LossOut:
         """See ``Loss.__call__``."""
+        check_labels(weak)
         logits = dense(logits)
         kept = kept_rows(weak, weight)
         acc = torch.promote_types(logits.dtype, torch.float32)
@@ -59,7 +60,8 @@ def soft_labels(weak: Tensor, logits: Tensor, acc: torch.dtype) -> Tensor:
     """
     wanted = tuple(logits.shape) if weak.is_floating_point() else (logits.shape[0],)
     if tuple(weak.shape) != wanted:
-        raise W2SError(f"weak has shape {tuple(weak.shape)}; expected {wanted}")
+        hint = "; hard labels must be integers: weak.long()" if weak.dim() == 1 else ""
+        raise W2SError(f"weak has shape {tuple(weak.shape)}; expected {wanted}{hint}")
     if weak.is_floating_point():
         return weak.detach().to(acc)
     return F.one_hot(weak.clamp_min(0), logits.shape[1]).to(acc)

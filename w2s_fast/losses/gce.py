@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses._base import IGNORE, LossOut, fused_metrics, kept_rows
+from w2s_fast.losses._base import IGNORE, LossOut, check_labels, fused_metrics, kept_rows
 from w2s_fast.losses._rows import RowLoss
 from w2s_fast.ops.cross_entropy import weak_loss
 
@@ -55,6 +55,7 @@ class GCE(RowLoss):
         state: Tensor | None = None,
     ) -> LossOut:
         """See ``Loss.__call__``."""
+        check_labels(weak)
         if weak.is_floating_point():
             return super().__call__(logits, weak, weight=weight, state=state)
         kept = kept_rows(weak, weight)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses._base import Loss, LossOut
+from w2s_fast.losses._base import Loss, LossOut, check_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class Product(Loss):
         state: Tensor | None = None,
     ) -> LossOut:
         """See ``Loss.__call__``. A hard label is its own product, whatever the student says."""
+        check_labels(weak)
         if weak.is_floating_point() and tuple(weak.shape) == tuple(logits.shape):
             weak = self._target(logits, weak)
         return self._sum(logits, weak, weight, state)

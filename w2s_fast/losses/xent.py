@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from w2s_fast.losses._base import Loss, LossOut
+from w2s_fast.losses._base import Loss, LossOut, check_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class Xent(Loss):
         state: Tensor | None = None,
     ) -> LossOut:
         """See ``Loss.__call__``; ``frac``, ``step`` and ``threshold`` play no part."""
+        if self.hard:
+            check_labels(weak)
         if self.hard and weak.is_floating_point():
             weak = weak.argmax(1)
         return self._sum(logits, weak, weight, state)

@@ -35,6 +35,25 @@ def check_weight(weight: Tensor) -> None:
         )
 
 
+def check_weight_dtype(weight: Tensor) -> None:
+    """Raise ``W2SError`` for weights that are no numbers."""
+    if weight.dtype == torch.bool or weight.is_complex():
+        raise W2SError(
+            f"weight has dtype {weight.dtype}; expected numbers >= 0, for a mask weight.float()"
+        )
+
+
+def check_coefficient(name: str, x: Tensor) -> None:
+    """Raise ``W2SError`` unless ``x`` is 0-d and, where that costs no wait, in [0, 1]."""
+    if x.dim():
+        raise W2SError(f"{name} has shape {tuple(x.shape)}; expected a number or a 0-d tensor")
+    if x.device.type != "cpu" or _unknown(x):
+        return
+    for value in values(x).detach().flatten().tolist():  # several under vmap
+        if not 0.0 <= value <= 1.0:
+            raise W2SError(f"{name} is {value}; expected a coefficient in [0, 1]")
+
+
 def check_probs(probs: Tensor) -> None:
     """Soft labels (N, K) must be numbers from 0 up whose sum is at most 1, to within 1 %.
 

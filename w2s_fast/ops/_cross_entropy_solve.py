@@ -24,6 +24,7 @@ from w2s_fast.errors import W2SError, nearest
 from w2s_fast.ops import _op
 from w2s_fast.ops import balanced as _balanced  # noqa: F401 - registers its operator
 from w2s_fast.ops import quantile as quantile_op
+from w2s_fast.ops._checks import check_coefficient
 from w2s_fast.ops._cross_entropy_ref import dense_weak, soft_capped
 from w2s_fast.ops._rows import Index, Knobs, Stat
 from w2s_fast.ops.targets import Problem
@@ -79,7 +80,9 @@ def check_request(r: Request, p: Problem, most: int = 2) -> None:
         raise W2SError(
             f"rule {r.rule!r} is unknown; expected one of {RULES}{nearest(r.rule, RULES)}"
         )
-    if not isinstance(r.aux, Tensor) and not 0.0 <= r.aux <= 1.0:
+    if isinstance(r.aux, Tensor):
+        check_coefficient("aux", r.aux)
+    elif not 0.0 <= r.aux <= 1.0:
         raise W2SError(f"aux is {r.aux}; expected a coefficient in [0, 1]")
     if r.rule == "prior" and not 2 <= v <= most:
         raise W2SError(
@@ -96,6 +99,10 @@ def check_request(r: Request, p: Problem, most: int = 2) -> None:
     for name, value, top in (("smoothing", r.smoothing, 1.0), ("softcap", r.softcap, math.inf)):
         if not 0.0 <= value < top:
             raise W2SError(f"{name} is {value}; expected a number in [0, {top:g})")
+    if not r.gamma >= 0:
+        raise W2SError(f"focal_gamma is {r.gamma}; expected a number of at least 0")
+    if math.isnan(r.cap):
+        raise W2SError("max_confidence is nan; expected a probability, or inf for none")
     if not math.isfinite(r.z_loss):
         raise W2SError(f"z_loss is {r.z_loss}; expected a finite factor of lse^2")
 

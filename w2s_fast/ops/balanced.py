@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops._inputs import checked
 from w2s_fast.ops._modes import sample_by_sample, values
 from w2s_fast.ops._op import LIBRARY
 from w2s_fast.ops.quantile import masked_quantile
@@ -44,6 +45,7 @@ class Balanced(NamedTuple):
     hard: Tensor
 
 
+@checked
 def balanced_bias(logits: Tensor, prior: Tensor, *, keep: Tensor | None = None) -> Balanced:
     """Class bias and hard labels with the class counts of ``prior``.
 

@@ -32,9 +32,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import W2SError, nearest
 from w2s_fast.ops import _cross_entropy_solve as _solve
 from w2s_fast.ops._cross_entropy_autograd import Call, FusedLoss, check_inplace
+from w2s_fast.ops._inputs import checked
 from w2s_fast.ops._linear_solve import LinearSolution
 from w2s_fast.ops._modes import constant, needs_operators, outside_transforms
 from w2s_fast.ops._op import Cost, Op
@@ -43,6 +44,7 @@ from w2s_fast.ops.projected import Projected
 from w2s_fast.ops.targets import Problem, SparseTargets, make_problem
 
 REDUCTIONS = ("mean", "sum", "none")
+_THRESHOLDS = ("prior", "median", "argmax")
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class WeakLossOut:
     stats: Stats | None
 
 
+@checked
 def cross_entropy(
     logits: Tensor,
     weak: Tensor | SparseTargets,
@@ -136,6 +139,7 @@ def cross_entropy(
     return (loss, make_stats(p, solution)) if return_stats else loss
 
 
+@checked
 def weak_loss(
     logits: Tensor | Projected,
     weak: Tensor | SparseTargets,
@@ -183,6 +187,7 @@ def weak_loss(
     return WeakLossOut(loss, as_scalar(solution.normaliser, p), stats)
 
 
+@checked
 def batch_threshold(
     logits: Tensor | Projected,
     weak: Tensor | SparseTargets,
@@ -242,6 +247,11 @@ def make_request(threshold: str | float | None, aux: float | Tensor, p: Problem)
     if threshold is None:
         return _solve.Request("prior" if two else "argmax", aux)
     if isinstance(threshold, str):
+        if threshold not in _THRESHOLDS:
+            raise W2SError(
+                f"threshold is {threshold!r}; expected a number or one of {_THRESHOLDS}"
+                f"{nearest(threshold, _THRESHOLDS)}"
+            )
         return _solve.Request(threshold, aux)
     if not 0.0 <= threshold <= 1.0:
         raise W2SError(f"threshold is {threshold}; expected a probability in [0, 1] or a rule name")

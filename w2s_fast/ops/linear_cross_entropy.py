@@ -19,6 +19,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops import _cross_entropy_solve as _solve
+from w2s_fast.ops._inputs import checked
 from w2s_fast.ops._linear_autograd import FusedLinearLoss, LinearCall
 from w2s_fast.ops._linear_solve import (
     Head,
@@ -42,6 +43,7 @@ from w2s_fast.ops.projected import Projected
 from w2s_fast.ops.targets import LOGIT_DTYPES, Problem, SparseTargets, problem_of
 
 
+@checked
 def linear_cross_entropy(
     hidden: Tensor,
     head: Tensor,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops._inputs import checked
 from w2s_fast.ops._linear_solve import Head
 from w2s_fast.ops._logprob_linear import linear_listed
 from w2s_fast.ops._modes import batched, values
@@ -23,6 +24,7 @@ from w2s_fast.ops.logprob import RowStats, check_ids, check_scale, row_stats
 IGNORE = -100
 
 
+@checked
 def linear_topk_logprob(
     hidden: Tensor,
     head: Tensor,
@@ -63,6 +65,7 @@ def linear_topk_logprob(
     return logp, tail
 
 
+@checked
 def linear_logprob(
     hidden: Tensor,
     head: Tensor,

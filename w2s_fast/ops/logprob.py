@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops._inputs import check_number, checked
 from w2s_fast.ops._logprob_rows import listed
 from w2s_fast.ops._modes import values
 from w2s_fast.ops._op import Cost, Op
@@ -34,6 +35,7 @@ class RowStats(NamedTuple):
     argmax: Tensor  # int64, first class with the largest logit
 
 
+@checked
 def topk_logprob(
     logits: Tensor, ids: Tensor, *, temperature: float = 1.0, softcap: float = 0.0
 ) -> tuple[Tensor, Tensor]:
@@ -108,6 +110,8 @@ def check_ids(ids: Tensor, n: int, v: int, device: torch.device) -> Tensor:
 
 def check_scale(temperature: float, softcap: float) -> None:
     """Raise ``W2SError`` unless the temperature is positive and the soft-cap at least 0."""
+    check_number("temperature", temperature)
+    check_number("softcap", softcap)
     if not 0 < temperature < math.inf:
         raise W2SError(f"temperature is {temperature}; expected a number above 0")
     if not 0 <= softcap < math.inf:

@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops._inputs import checked
 from w2s_fast.ops._modes import sample_by_sample
 from w2s_fast.ops._op import LIBRARY, Cost, Op
 
 
+@checked
 def quantile(
     scores: Tensor, q: float | Tensor, *, keep: Tensor | None = None, group: Any = None
 ) -> Tensor:
@@ -53,6 +55,7 @@ def quantile(
     return masked_quantile(x, q, keep, group)
 
 
+@checked
 def kth_value(
     scores: Tensor, k: int | Tensor, *, keep: Tensor | None = None, group: Any = None
 ) -> Tensor:
@@ -78,12 +81,18 @@ def kth_value(
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most:
             raise W2SError(f"k is {k}; expected an integer from 1 to the number of scores, {most}")
         k = torch.full((), k, dtype=torch.int64, device=x.device)
+    elif k.dim() or k.is_floating_point():
+        raise W2SError(
+            f"k has shape {tuple(k.shape)} and dtype {k.dtype}; expected an integer or a 0-d "
+            "integer tensor"
+        )
     rank = k.to(device=x.device, dtype=torch.int64) - 1
     if group is None:
         return torch.ops.w2s_fast.kth_value(x, rank, keep)
     return _over_group().kth_value(_serve(x), x, rank, keep, group)
 
 
+@checked
 def top_fraction_mask(
     scores: Tensor, fraction: float | Tensor, *, keep: Tensor | None = None, group: Any = None
 ) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops._checks import check_weight
+from w2s_fast.ops._checks import check_weight, check_weight_dtype
 
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -114,6 +114,7 @@ def problem_of(
     ids, probs, rest = _targets(weak, n, v, acc, logits.dtype)
     if weight is not None:
         _expect("weight", weight, (n,))
+        check_weight_dtype(weight)
         weight = weight.detach().to(acc).contiguous()
         check_weight(weight)
     for name, t in (("weak", ids), ("weak", probs), ("rest", rest), ("weight", weight)):
@@ -133,11 +134,14 @@ def _targets(
             "or w2s_fast.SparseTargets(ids, probs, rest)"
         )
     if weak.is_floating_point():
-        _expect("weak (soft labels)", weak, (n, v))
+        hint = "; hard labels must be integers: weak.long()" if weak.dim() == 1 else ""
+        _expect("weak (soft labels)", weak, (n, v), hint)
         weak = weak.detach()
         weak = weak if weak.dtype in (acc, dtype) else weak.to(acc)
         return None, weak if weak.stride(1) == 1 or v == 1 else weak.contiguous(), None
     _expect("weak (hard labels)", weak, (n,))
+    if weak.dtype == torch.bool or weak.is_complex():
+        raise W2SError(f"weak has dtype {weak.dtype}; expected class ids as integers (weak.long())")
     return weak.to(torch.int64).unsqueeze(1).contiguous(), None, None
 
 
@@ -158,6 +162,8 @@ def _sparse(
     return ids.to(torch.int64).contiguous(), probs.detach().to(acc).contiguous(), rest
 
 
-def _expect(name: str, t: Tensor, shape: tuple[int, ...]) -> None:
+def _expect(name: str, t: Tensor, shape: tuple[int, ...], hint: str = "") -> None:
     if tuple(t.shape) != shape:
-        raise W2SError(f"{name} has shape {tuple(t.shape)}; expected {shape} to fit the logits")
+        raise W2SError(
+            f"{name} has shape {tuple(t.shape)}; expected {shape} to fit the logits{hint}"
+        )

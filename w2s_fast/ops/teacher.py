@@ -11,11 +11,13 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops._gemm import rows_per_chunk
+from w2s_fast.ops._inputs import checked
 from w2s_fast.ops._modes import constant, outside_transforms
 from w2s_fast.ops.logprob import check_logits, check_scale, topk_logprob
 from w2s_fast.ops.targets import SparseTargets
 
 
+@checked
 @torch.no_grad()
 def pack_topk(
     teacher: Tensor,

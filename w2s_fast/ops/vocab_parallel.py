@@ -29,6 +29,7 @@ from w2s_fast.ops._cross_entropy_autograd import (
     snapshot,
     weight_gradient,
 )
+from w2s_fast.ops._inputs import checked
 from w2s_fast.ops._linear_solve import Head, LinearSolution, Wanted, shape_only
 from w2s_fast.ops._modes import refuse_batched, refuse_transforms
 from w2s_fast.ops._quantile_group import check_group
@@ -39,6 +40,7 @@ from w2s_fast.ops.linear_cross_entropy import cast_for_autocast, check_head, fla
 from w2s_fast.ops.targets import Problem, SparseTargets, problem_of
 
 
+@checked
 def vocab_parallel_cross_entropy(
     hidden: Tensor,
     head: Tensor,
@@ -104,6 +106,7 @@ def vocab_parallel_cross_entropy(
     return (loss, make_stats(p, call.solution)) if return_stats else loss
 
 
+@checked
 def vocab_parallel_logprob(
     hidden: Tensor,
     head: Tensor,

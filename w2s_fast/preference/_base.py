@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops._checks import check_weight_dtype
+from w2s_fast.ops._inputs import check_methods, check_number
 from w2s_fast.ops._modes import values
 
 
@@ -65,9 +67,16 @@ class PreferenceOut(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+_CHECKED = ("__call__", "baseline")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preference:
     """Base of all preference losses. A new one overrides ``reward`` and ``ranked``."""
+
+    def __init_subclass__(cls) -> None:
+        """Check what every call is given, see ``checked``."""
+        check_methods(cls, _CHECKED)
 
     def reward(self, answers: Answers) -> Tensor:
         """(P,) implicit reward of each answer, by which ``metrics`` compare them."""
@@ -111,10 +120,14 @@ class Preference:
     def _check(self, name: str, low: float, high: float = math.inf, *, open_: bool = False) -> None:
         """Raise ``W2SError`` unless field ``name`` is in [low, high], or above low if ``open_``."""
         value = getattr(self, name)
+        check_number(f"{type(self).__name__}: {name}", value)
         if not low <= value <= high or (open_ and value == low):
             least = "above" if open_ else "at least"
             span = f"{least} {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
             raise W2SError(f"{type(self).__name__}: {name} is {value}; expected a number {span}")
+
+
+check_methods(Preference, _CHECKED)
 
 
 def mix(q: Tensor, plus: Tensor, minus: Tensor) -> Tensor:
@@ -170,6 +183,8 @@ def check(
     else:
         q = torch.full((n,), float(q), dtype=acc, device=logp.device)
     _expect("weight", weight, n, logp)
+    if weight is not None:
+        check_weight_dtype(weight)
     _values("weight", weight, 0, math.inf, "weights of at least 0")
     return q, weight
 
