@@ -22,6 +22,7 @@ from w2s_fast.errors import W2SKeywordError
 from w2s_fast.losses import LOSSES, Loss, make_loss
 from w2s_fast.ops import OPS
 from w2s_fast.ops.cross_entropy import batch_threshold, weak_loss
+from w2s_fast.ops.projected import Projected
 from w2s_fast.preference import PREFERENCES, Answers, make_preference
 
 N, D, V = 4, 3, 2
@@ -252,3 +253,12 @@ def test_signatures_and_types_are_kept() -> None:
     numpy_scalar: Any = np.float32(0.25)
     loss = w2s_fast.cross_entropy(Z, Y, smoothing=numpy_scalar, aux=0)
     assert torch.equal(loss, w2s_fast.cross_entropy(Z, Y, smoothing=0.25))
+
+
+def test_subclasses_of_what_is_expected_pass() -> None:
+    class Mine(Projected):
+        """As patching makes them."""
+
+    for loss in (make_loss("xent"), make_loss("logconf")):
+        loss(Mine(H, W), Y)
+    weak_loss(Mine(H, W), Y)

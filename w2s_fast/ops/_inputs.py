@@ -172,7 +172,7 @@ def _fits(kind: str, value: Any) -> bool:
         return isinstance(value, numbers.Integral | torch.SymInt) and not isinstance(value, bool)
     if kind in ("bool", "str", "None"):
         return isinstance(value, tuple(_USUAL[kind]))
-    return type(value).__name__ == kind
+    return any(c.__name__ == kind for c in type(value).__mro__)  # subclasses fit as well
 
 
 def _is_number(value: Any) -> bool:
@@ -198,6 +198,8 @@ def _shown(value: Any) -> str:
 
 def _fix(kind: str, name: str, value: Any) -> str:
     """What to write instead."""
+    if kind == "SparseTargets" and name == "teacher":
+        return "; w2s_fast.pack_topk makes them from logits or probabilities"
     if isinstance(value, Tensor):
         return f"; pass float({name}) or a Python constant" if kind in ("float", "str") else ""
     if kind not in ("Tensor", "SparseTargets"):
