@@ -194,6 +194,12 @@ class Machine:
             value = self.params.get((at // self.kernel.PARAM - 1, at % self.kernel.PARAM))
             return ANY if value is None else const(value)
         values = [self.read(a, state) for a in op.args]
+        if len(op.to) > 1:  # words of one register
+            why = values[0].why if op.name == "mov.b64" else None
+            return why[2 + i] if why and why[0] == "pack" else ANY
+        if op.name == "mov.b64" and op.args[0].startswith("{"):
+            halves = [self.read(a, state) for a in re.split(r"[{},\s]+", op.args[0])[1:-1]]
+            return replace(ANY, why=("pack", "", *halves)) if len(halves) == 2 else ANY
         value = compute(op.name, values)
         if value is not ANY and op.name.startswith("setp"):
             value = replace(value, why=(op.name, op.args[0], *values))

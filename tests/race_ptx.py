@@ -205,7 +205,7 @@ def instruction(line: int, text: str, place: str) -> Op:
     to: list[str] = []
     silent = ("st", "bra", "ret", "exit", "bar", "barrier", "red", "cp", "call", "stmatrix", "trap")
     if head not in silent and args and args[0].startswith(("%", "{")):
-        to = re.findall(r"%[a-z]+\d+", args.pop(0).split("|")[0])
+        to = re.findall(r"%[a-z]+\d+|\b_\b", args.pop(0).split("|")[0])
     return Op(line, guard, name, to, args, place)
 
 

@@ -21,7 +21,8 @@ class Value:
 
     lo: Any
     hi: Any
-    why: tuple[str, str, Value, Value] | None = None  # of a predicate: comparison, register, both
+    # Of a predicate: comparison, register, both operands. Of two words in one register: both.
+    why: tuple[str, str, Value, Value] | None = None
 
 
 def value_of(lo: Any, hi: Any) -> Value:
@@ -64,7 +65,7 @@ def slim(x: Value) -> Value:
 def union(a: Value, b: Value, in_a: Any, in_b: Any) -> Value:
     """Threads of ``in_a`` have ``a``, those of ``in_b`` have ``b``, those of both have either."""
     if np.array_equal(a.lo, b.lo) and np.array_equal(a.hi, b.hi):
-        return a
+        return a if a.why is b.why else Value(a.lo, a.hi)
     n = max(len(a.lo), len(b.lo))
     parts = []
     for i in range(n):  # a thread that is in one of them only has the same alternatives twice

@@ -80,6 +80,11 @@ RACY = {
     "a barrier that some do not reach": ["@%p1 bra $A;", BAR, "$A:"],
 }  # fmt: skip
 FINE = {
+    "an index in half a register": [
+        "mov.b64 %rd5, {%r2, %r1};", "mov.b64 {_, %r6}, %rd5;", "mov.b64 {%r4, _}, %rd5;",
+        "mad.lo.s32 %r5, %r6, 64, %r4;", "mad.wide.s32 %rd3, %r5, 4, %rd1;",
+        "ld.global.u32 %r3, [%rd3];", "st.global.u32 [%rd2+1792], %r3;",
+    ],
     "barrier": [ALL, BAR, FIRST],
     "barrier before the load": [FIRST, BAR, ALL],
     "barrier.sync": [ALL, "barrier.sync 0;", FIRST],
