@@ -49,11 +49,10 @@ def of_cuda(name: str) -> list[Layout]:
     long = threads * 3 // 2 * each + 1
     layouts = [cuda_layout(long, each, dense), cuda_layout(2, each, dense)]
     if kind in ("RowsKernel", "GradientKernel"):
-        layouts += [
-            cuda_layout(40 * each + 1, each, dense, threads=32, k=70),
-            cuda_layout(long, each, dense, apart=1, cluster=2),
+        layouts += [  # targets start elsewhere within 16 bytes
+            cuda_layout(40 * each + 1, each, dense, threads=32, k=70, q=1),
+            cuda_layout(long, each, dense, apart=1, cluster=2, q=2),
         ]
-        layouts += [cuda_layout(20 * each + 1, each, True, q=q) for q in (1, 2) if dense]
     return layouts
 
 

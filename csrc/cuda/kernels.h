@@ -74,10 +74,9 @@ struct RowsKernel {
     const S segment(c, shape, row, rank, tile_of(&shared, c.k));
     segment.fetch();
     const bool chief = block::thread() == 0;
-    // Before the barriers of the sums: after them the block that publishes may have written it.
-    if (chief && c.rule == w2s::kClass) {
-      shared.final.self = static_cast<int>(c.index[w2s::kSelfClass * c.n + row]);
-    }
+    // In a cluster before the barriers of the sums: then another block may write it.
+    const int64_t* const given = &c.index[w2s::kSelfClass * c.n + row];
+    if (RESIDENT && chief && c.rule == w2s::kClass) shared.final.self = static_cast<int>(*given);
     const Sums mine = sweep(segment, c.smoothing != 0);
     const Sums sums = reduce_row<S::DENSE>(shared, mine, shape.cluster, 0);
     // One warp of every block settles the row, all to the same bits; one block publishes.
@@ -98,7 +97,7 @@ struct RowsKernel {
     if (chief) {
       const RowKnobs knobs = knobs_of(c);
       Record r = shared.record;
-      if (c.rule == w2s::kClass) r.self = shared.final.self;
+      if (c.rule == w2s::kClass) r.self = RESIDENT ? shared.final.self : *given;
       const float self_diff = complete(c, row, segment.z, knobs, r);
       if (rank == 0) write_record(c, row, r);
       if (c.grad != nullptr) shared.final = finish(c, row, knobs, r, self_diff);
