@@ -10,9 +10,10 @@ its own; an address that depends on data may be any in its buffer.
 
 A barrier is bar.sync of the whole block. A shuffle is none; bar.warp.sync is one within a warp, and
 the shared memory of another block needs a cluster barrier. Atomics and relaxed loads do not race
-with each other. Two stores are held against each other where both certainly happen and where. An
-asynchronous copy stays open, for its own thread too, until that has waited for its group.
-Blocks of a grid are not held against each other.
+with each other. Two stores are held against each other only where neither they nor their addresses
+depend on data: which of several entries a label names is not known here. An asynchronous copy stays
+open, for its own thread too, until that has waited for its group. Blocks of a grid are not held
+against each other.
 """
 
 from __future__ import annotations
