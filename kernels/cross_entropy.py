@@ -127,7 +127,8 @@ def rows_kernel(
     tl.store(out + t.SCORE * n, score)
     tl.store(index_ptr + row + t.ARGMAX * n, best.to(tl.int64))
     tl.store(index_ptr + row + t.WEAK * n, weak_id.to(tl.int64))
-    tl.store(index_ptr + row + t.SELF * n, self_id.to(tl.int64))
+    if RULE != GIVEN:  # a given one stands there already, and other warps may still be reading it
+        tl.store(index_ptr + row + t.SELF * n, self_id.to(tl.int64))
     if g_ptr is not None:
         g_ptr += row * g_stride
         scale = tl.load(scale_ptr) * weight
@@ -250,6 +251,7 @@ def fixup_kernel(
             mass, rest, tl.load(out + t.LINEAR * n), tl.load(out + t.TAIL * n), logs,
             tl.load(out + t.MEAN * n), smoothing, SMOOTH,
         ) + z_part  # fmt: skip
+        tl.debug_barrier()  # every warp has read the coefficient that one thread now overwrites
         tl.store(out + t.COEF * n, 0.0)
         tl.store(out + t.LOSS * n, tl.where(factor == 0, 0.0, loss * factor))
         if g_ptr is not None:

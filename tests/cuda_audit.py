@@ -1,7 +1,7 @@
 """Read registers, spills, and widths of loads and stores from the machine code of a library.
 
 Needs the disassembler of the Triton wheel. ``python tests/cuda_audit.py LIBRARY 80 90``
-prints one JSON object a kernel and architecture.
+prints one JSON object a kernel and architecture, ``... LIBRARY races`` one a kernel with its races.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import race_layouts
+from race_audit import races
+from race_ptx import kernels_of
 
 FORMS = {"f": "fp32", "4BF16": "bf16", "3F16": "fp16", "4None": "listed"}
 KINDS = ("RowsKernel", "GradientKernel", "FixupKernel", "ScaleKernel", "quantile_kernel")
@@ -87,7 +91,24 @@ def audit(library: Path, arch: int) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
+def races_of(library: Path) -> Iterator[dict[str, Any]]:
+    """One row a kernel of the PTX for Hopper, which has clusters.
+
+    What differs between fp16 and bf16 are conversions: bf16 stands for both.
+    """
+    parts = dump(library, "-ptx").split("Fatbin ptx code:")
+    ptx = "".join(part for part in parts if ".target sm_90" in part)
+    for kernel in kernels_of(ptx, lambda name: "F16" not in name.replace("BF16", "")):
+        name = name_of(kernel.name)
+        found, unseen = races(kernel, race_layouts.of_cuda(name))
+        yield {"name": name, "races": found, "unseen": unseen, "accesses": len(kernel.accesses())}
+
+
 if __name__ == "__main__":
+    if sys.argv[2:] == ["races"]:
+        for row in races_of(Path(sys.argv[1])):
+            print(json.dumps(row), flush=True)
+        sys.exit()
     for arch in map(int, sys.argv[2:]):
         for row in audit(Path(sys.argv[1]), arch):
             print(json.dumps(row), flush=True)

@@ -19,7 +19,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import race_layouts
 import triton
+from race_audit import races
+from race_ptx import kernels_of
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -184,6 +187,8 @@ def compile_case(case: Case, arch: int) -> dict[str, Any]:
     done = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     report = {k: case[k] for k in ("name", "wide", "plain", "busy")} | {"arch": arch}
     report |= {"shared": done.metadata.shared} | inspect_cubin(done.asm["cubin"], case["vec"])
+    (entry,) = kernels_of(done.asm["ptx"])
+    report["races"], report["unseen"] = races(entry, race_layouts.of_triton(case))
     return report | {"in_flight": in_flight(report, 32 * case["warps"])}
 
 

@@ -27,6 +27,8 @@ SPILLS = {
 # 4.8 TB/s times 800 ns of latency, divided by 132 SMs, at the 0.84 of it that we aim for.
 IN_FLIGHT = 24_000
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def audit(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
@@ -93,6 +95,15 @@ def complaints(r: dict[str, Any]) -> list[str]:
         and r["in_flight"] < IN_FLIGHT,
     }
     return [what for what, bad in checks.items() if bad]
+
+
+@pytest.mark.slow
+def test_no_races(audit: list[dict[str, Any]]) -> None:
+    """No word is stored by one thread and loaded by another with no barrier between."""
+    found = [f"{r['name']} sm_{r['arch']}: {race}" for r in audit for race in r["races"]]
+    assert not found, "\n".join(found)
+    unseen = [f"{r['name']} sm_{r['arch']}: {op}" for r in audit for op in r["unseen"]]
+    assert not unseen, "never reached: " + "\n".join(unseen)
 
 
 def test_complaints_are_found() -> None:

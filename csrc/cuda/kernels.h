@@ -26,7 +26,7 @@ W2S_DEVICE Sums sweep_outside(const Call& c, int64_t row, const S& segment, Shar
   for (int64_t j = block::thread(); j < c.k; j += block::threads()) {
     const Listed l = listed_at(c, row, j);
     if (!l.inside) continue;
-    const int bit = segment.z.chunk_of(l.id) % 4096;
+    const uint32_t bit = static_cast<uint32_t>(segment.z.chunk_of(l.id)) % 4096;
     block::atomic_or(&shared.listed[bit / 32], 1u << (bit % 32));
   }
   block::sync();
@@ -73,10 +73,13 @@ struct RowsKernel {
     const int rank = shape.cluster == 1 ? 0 : block::cluster_rank();
     const S segment(c, shape, row, rank, tile_of(&shared, c.k));
     segment.fetch();
+    const bool chief = block::thread() == 0;
+    // In a cluster before the barriers of the sums: then another block may write it.
+    const int64_t* const given = &c.index[w2s::kSelfClass * c.n + row];
+    if (RESIDENT && chief && c.rule == w2s::kClass) shared.final.self = static_cast<int>(*given);
     const Sums mine = sweep(segment, c.smoothing != 0);
     const Sums sums = reduce_row<S::DENSE>(shared, mine, shape.cluster, 0);
     // One warp of every block settles the row, all to the same bits; one block publishes.
-    const bool chief = block::thread() == 0;
     if (block::thread() < 32) {
       ListedSums listed = {0, 0, 0, -1, 0, kNowhere, 0};
       if constexpr (!S::DENSE) {
@@ -94,7 +97,7 @@ struct RowsKernel {
     if (chief) {
       const RowKnobs knobs = knobs_of(c);
       Record r = shared.record;
-      if (c.rule == w2s::kClass) r.self = c.index[w2s::kSelfClass * c.n + row];
+      if (c.rule == w2s::kClass) r.self = RESIDENT ? shared.final.self : *given;
       const float self_diff = complete(c, row, segment.z, knobs, r);
       if (rank == 0) write_record(c, row, r);
       if (c.grad != nullptr) shared.final = finish(c, row, knobs, r, self_diff);
