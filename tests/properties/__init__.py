@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis.strategies import SearchStrategy
 
-from properties import cases, dense, heads, scaled, scores, special
+from properties import cases, dense, heads, listed, scaled, scores, special
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ PROPERTIES: dict[str, Property] = {
     "scaled loss of a head": Property(scaled.linear, scaled.head_losses),
     "head": Property(heads.linear, heads.heads, 3.0),
     "head over ranks": Property(heads.vocab, heads.heads, 1.0, ("cpp", "ref")),
-    "listed classes": Property(heads.listed, heads.listings, 2.0),
-    "listed classes of a head": Property(heads.linear_listed, heads.head_listings),
-    "tokens of a head": Property(heads.tokens, heads.head_listings),
+    "listed classes": Property(listed.listed, listed.listings, 2.0),
+    "listed classes of a head": Property(listed.linear_listed, listed.head_listings),
+    "tokens of a head": Property(listed.tokens, listed.head_listings),
     "order statistics": Property(scores.order, scores.scores),
     "balanced labels": Property(scores.balanced, scores.balances, 1.0, ("cpp", "ref")),
 }

@@ -80,8 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"\n{unit.name} on {unit.backend}: {times} x {kind}\n  {case}\n  {message}")
     cases = sum(f.cases for f in found.values())
     broken = sum(f.failed for f in found.values())
-        sum(x) for x in zip(*((f.cases, f.failed) for f in found.values()), strict=True)
-    )
     print(f"\n{cases} cases, {broken} failed, {sum(f.seconds for f in found.values()):.0f} s")
     return 1 if broken else 0
 

@@ -15,15 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from properties.cases import (
-    Rows,
-    build,
-    capped,
-    clear,
-    kept_rows_of,
-    lay_out,
-    settle,
-)
+from properties.cases import Rows, settle
+from properties.inputs import build, capped, clear, kept_rows_of, lay_out
 from w2s_fast.errors import W2SError
 from w2s_fast.ops import use_backend
 from w2s_fast.ops.cross_entropy import batch_threshold, cross_entropy, weak_loss

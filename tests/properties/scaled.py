@@ -13,9 +13,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from properties.cases import Record, capped, kept_rows_of, pick, rows
+from properties.cases import Record, pick, rows
 from properties.dense import decided
 from properties.heads import Head, head_call, heads
+from properties.inputs import capped, kept_rows_of
 from w2s_fast.ops import use_backend
 from w2s_fast.ops.cross_entropy import weak_loss
 from w2s_fast.ops.linear_cross_entropy import linear_cross_entropy

@@ -9,8 +9,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from properties.cases import DTYPES, Record, Rows, lay_out
+from properties.cases import DTYPES, Record, Rows
 from properties.dense import decided, fixed_gate, oracle, run
+from properties.inputs import lay_out
 from w2s_fast.ops import use_backend
 from w2s_fast.ops.cross_entropy import cross_entropy
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
@@ -114,7 +115,7 @@ def two_classes(backend: str, c: Margins) -> None:
             with use_backend(backend):
                 loss = cross_entropy(leaf, weak, aux=c.aux, threshold=c.threshold)
         else:
-            target = ((1 - c.aux) * weak + c.aux * own).to(dtype)
+            target = ((1 - c.aux) * weak.double() + c.aux * own).to(dtype)
             log_p = leaf.log_softmax(1)
             loss = -torch.where(target != 0, target * log_p, 0.0).sum() / c.n
         loss.backward()
