@@ -109,9 +109,11 @@ def within_eager(got: Tensor, truth: Tensor, eager: Tensor, alone: Tensor) -> No
 def _alone(call: dict[str, Any]) -> Tensor:
     """(N, V) bool: entries that are a probability times a number, and no difference."""
     z, weak = call["logits"], call["weak"]
-    if call["smoothing"] or call["z_loss"] or call["softcap"] or call["rule"] != "none":
+    own = call["rule"] == "prior" or (call["rule"] != "none" and z.shape[1] == 2)
+    if call["smoothing"] or call["z_loss"] or call["softcap"] or own:
         return torch.zeros(z.shape, dtype=torch.bool)
-    return dense_target(weak, z, kept_rows_of(call))[0] == 0
+    alone = dense_target(weak, z, kept_rows_of(call))[0] == 0
+    return alone & (torch.arange(z.shape[1]) != capped(call).argmax(1, keepdim=True))
 
 
 def linear(backend: str, c: Scaled) -> None:
