@@ -56,8 +56,9 @@ def _length(example: tuple[str, str]) -> int:
 
 
 def kind_of(e: BaseException) -> str:
-    """What failures have in common: the text before the first number."""
-    return f"{type(e).__name__}: {re.split(r'[0-9([]', str(e))[0].strip()[:70]}"
+    """What failures have in common: the first line before its first number."""
+    first = re.split(r"[0-9(\[\n]", str(e))[0].strip()
+    return f"{type(e).__name__}: {first[:70]}"
 
 
 def examine(unit: Unit) -> Found:
