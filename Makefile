@@ -11,13 +11,14 @@ PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses=4 --dist
 CORE   := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 X86    := $(filter x86_64 amd64,$(shell uname -m))
 
-.PHONY: help run test test-long lint fix bench gpu check clean distclean
+.PHONY: help run test test-long test-properties lint fix bench gpu check clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run    set up .venv, run the main job on the embedded task, show table, plot and page'
 	@echo 'make test   set up .venv, pass every test (compiled core and Triton interpreter required)'
 	@echo 'make test-long   what takes minutes: two hosts over ssh, every fault, every offload (root)'
+	@echo 'make test-properties   100,000 random calls of the ops against fp64 (CASES, SEED, JOBS)'
 	@echo 'make lint   ruff, mypy, clang-format, codespell, file hygiene      make fix    format in place'
 	@echo 'make bench  time the ops against eager PyTorch and torch.compile   make check  test and lint'
 	@echo 'make gpu    on a machine with a CUDA device: build, test and time there, resumable'
@@ -38,6 +39,14 @@ endif
 # namespaces: as root, with iproute2; over ssh with pdsh and an ssh server. NVMe needs libaio.
 test-long: $(VENV)/.dev $(VENV)/.core-strict
 	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/test_cluster.py tests/test_offload.py
+
+# Random calls, more than `make test` takes time for: half an hour to an hour of one core. Failures
+# are printed as minimal inputs and stop nothing.
+CASES ?= 100000
+SEED  ?= 0
+JOBS  ?= 1
+test-properties: $(VENV)/.dev $(VENV)/.core-strict
+	PYTHONPATH=tests $(BIN)/python -m properties --cases $(CASES) --seed $(SEED) --jobs $(JOBS)
 
 lint: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
