@@ -333,7 +333,7 @@ def distillation(backend: str, dtype: torch.dtype, option: Option) -> None:
             p, q = (z / t).softmax(1), dense.to(z.dtype)
             if not how.get("dense"):
                 p, q = (_outcomes(y, teacher.ids) for y in (p, q))
-            rows = _DIVERGENCES[name](q, p)
+            rows = DIVERGENCES[name](q, p)
             return ((rows * weight.to(z.dtype)).sum() * (t * t if how.get("rescale") else 1),)
 
         compare(backend, ours, truth, parts, dtype)
@@ -347,7 +347,7 @@ def _kl(q: Tensor, p: Tensor) -> Tensor:
     return (q * (q / p).log()).sum(1)
 
 
-_DIVERGENCES = {
+DIVERGENCES = {
     "forward_kl": _kl,
     "reverse_kl": lambda q, p: _kl(p, q),
     "jsd": lambda q, p: 0.5 * _kl(q, (p + q) / 2) + 0.5 * _kl(p, (p + q) / 2),

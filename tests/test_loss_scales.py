@@ -7,18 +7,23 @@ upcast to fp32, so that its 16-bit gradient is rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from support_calls import DIVERGENCES, DRIVERS
 from torch import Tensor
 from torch.nn import functional as F
 
 import w2s_fast
 from w2s_fast import SparseTargets
+from w2s_fast.distill import DISTILLATIONS
 from w2s_fast.ops import use_backend
 from w2s_fast.ops.cross_entropy import weak_loss
+from w2s_fast.ops.vocab_parallel import vocab_parallel_cross_entropy
+from w2s_fast.preference import DPO, Answers
 
 DTYPES = (torch.float16, torch.bfloat16)
 # With few rows and scale 1 most entries of an fp16 gradient are subnormal; from 2^16 on, the
@@ -228,36 +233,138 @@ def test_log_probabilities(backend: str, dtype: torch.dtype) -> None:
             )  # fmt: skip
 
 
-@pytest.mark.parametrize("linear", [False, True], ids=["logits", "head"])
-def test_a_scaler_skips_what_overflows_and_takes_what_does_not(linear: bool) -> None:
-    """torch's GradScaler on fp16 autocast: the weights after every step are those of eager."""
-    ids = targets("hard")[0]
-    x = normal(N, D, seed=7)
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
 
-    def train(loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, list[float]]:
-        w = (normal(V, D, seed=5) * 0.1).requires_grad_()
-        step = torch.optim.SGD([w], lr=0.5)
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**19, growth_interval=3)
-        seen = []
-        for _ in range(12):
-            step.zero_grad()
-            with torch.autocast("cpu", torch.float16):
-                value = loss(x, w)
-            scaler.scale(value).backward()
-            scaler.step(step)
-            scaler.update()
-            seen.append(scaler.get_scale())
-        return w.detach(), seen
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_vocabulary_parallel_head(group: Any, reduction: str, dtype: torch.dtype) -> None:
+    hidden, head = normal(N, D, seed=4).to(dtype), normal(V, D, seed=5).to(dtype)
+    weak, whole = targets("hard")
+
+    def ours(h: Tensor, w: Tensor) -> Tensor:
+        loss = vocab_parallel_cross_entropy(
+            h, w, weak, group=group, reduction=reduction, memory_mib=2 * V * 2 / 2**20
+        )
+        assert isinstance(loss, Tensor)
+        return loss.sum()
+
+    def plain(h: Tensor, w: Tensor) -> Tensor:
+        return reduced(rows_of(upcast(F.linear(h, w)), weak, whole), reduction, 1.0)
+
+    for scale in (1 / 3, *SCALES):
+        check("cpp", ours, plain, [hidden, head], scale, reduction)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", list(DISTILLATIONS))
+def test_distillation(name: str, dtype: torch.dtype) -> None:
+    """A student's 16-bit logits and the top k of a teacher."""
+    z, teacher = (normal(N, V, seed=2) * 3).to(dtype), targets("rest")[0]
+
+    def ours(z: Tensor) -> Tensor:
+        return DISTILLATIONS[name]()(z, teacher).loss_sum / 1e4
+
+    def plain(z: Tensor) -> Tensor:
+        p = upcast(z).softmax(1)
+        p = torch.cat([p.gather(1, teacher.ids), p.scatter(1, teacher.ids, 0.0).sum(1)[:, None]], 1)
+        q = torch.cat([teacher.probs, teacher.rest[:, None]], 1).to(p.dtype)
+        return DIVERGENCES[name](q, p).sum() / 1e4
+
+    for scale in SCALES:
+        check("cpp", ours, plain, [z], scale, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_preference(dtype: torch.dtype) -> None:
+    first, second = (
+        (-normal(64, seed=8).abs() * 20).to(dtype),
+        (-normal(64, seed=9).abs()).to(dtype),
+    )
+    reference = torch.zeros(64)
+
+    def ours(a: Tensor, b: Tensor) -> Tensor:
+        return DPO(beta=0.1)(Answers(a, reference), Answers(b, reference)).loss_sum / 1e4
+
+    def plain(a: Tensor, b: Tensor) -> Tensor:
+        return -F.logsigmoid(0.1 * (upcast(a) - upcast(b))).sum() / 1e4
+
+    for scale in SCALES:
+        check("cpp", ours, plain, [first, second], scale, "DPO")
+
+
+def test_no_op_is_without_a_scale() -> None:
+    """What docs/support.md lists has a test of its own in this file, or no gradient."""
+    tested = {
+        "cross_entropy": test_logits,
+        "linear_cross_entropy": test_fused_head,
+        "topk_logprob": test_log_probabilities,
+        "linear_topk_logprob": test_log_probabilities,
+        "distillation": test_distillation,
+        "preference": test_preference,
+    }
+    assert set(tested) | {"quantile"} == set(DRIVERS)
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+START = 2.0**19
+
+
+def train_autocast(loss: Loss, x: Tensor) -> tuple[Tensor, list[float]]:
+    """Weights after some steps under fp16 autocast and torch's GradScaler, and the scales."""
+    w = (normal(V, D, seed=5) * 0.1).requires_grad_()
+    step = torch.optim.SGD([w], lr=0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=START, growth_interval=3)
+    seen = []
+    for _ in range(12):
+        step.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            value = loss(x, w)
+        scaler.scale(value).backward()
+        scaler.step(step)
+        scaler.update()
+        seen.append(scaler.get_scale())
+    return w.detach(), seen
+
+
+def train_half(loss: Loss, x: Tensor) -> tuple[Tensor, list[float]]:
+    """The same with fp16 weights, fp32 masters and a dynamic scale: the arithmetic of DeepSpeed's
+    fp16 optimizer, which has none on CPUs."""
+    master, scale, good, seen = normal(V, D, seed=5) * 0.1, START, 0, []
+    for _ in range(12):
+        w = master.half().requires_grad_()
+        (loss(x.half(), w).float() * scale).backward()
+        assert w.grad is not None
+        if bool(w.grad.isfinite().all()):
+            master -= 0.5 * w.grad.float() / scale
+            good += 1
+            scale *= 2.0 if good % 3 == 0 else 1.0
+        else:
+            scale, good = scale / 2, 0
+        seen.append(scale)
+    return master, seen
+
+
+@pytest.mark.parametrize("train", [train_autocast, train_half])
+@pytest.mark.parametrize("linear", [False, True], ids=["logits", "head"])
+def test_steps_that_overflow_are_skipped_and_no_others(
+    linear: bool, train: Callable[..., tuple[Tensor, list[float]]]
+) -> None:
+    ids, x = targets("hard")[0], normal(N, D, seed=7)
 
     def ours(x: Tensor, w: Tensor) -> Tensor:
         if linear:
             return w2s_fast.linear_cross_entropy(x, w, ids, memory_mib=2 * V * 2 / 2**20)
         return w2s_fast.cross_entropy(F.linear(x, w), ids)
 
-    def eager(x: Tensor, w: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(x, w).float(), ids)
-
-    (got, scales), (expected, wanted) = train(ours), train(eager)
+    (got, scales), (expected, wanted) = (
+        train(loss, x) for loss in (ours, lambda x, w: F.cross_entropy(F.linear(x, w).float(), ids))
+    )
     assert scales == wanted
-    assert min(wanted) < 2.0**19, "no step overflowed: the test shows nothing"
+    assert min(wanted) < START, "no step overflowed: the test shows nothing"
     torch.testing.assert_close(got, expected, rtol=2e-3, atol=2e-4)
