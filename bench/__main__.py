@@ -6,7 +6,8 @@ import importlib
 import sys
 
 COMMANDS = (
-    "run", "scale", "heads", "trainers", "compare", "report", "plot", "support", "gpu", "w2s",
+    "run", "scale", "heads", "products", "trainers", "compare", "report", "plot", "support", "gpu",
+    "w2s",
 )  # fmt: skip
 
 

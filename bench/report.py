@@ -27,6 +27,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[tables.Table], str]]] = {
         "two_class": tables.two_class,
         "quantile": tables.quantile,
         "heads": tables.heads,
+        "products": tables.products,
     },
     "docs/distributed.md": {"scale": tables.scale},
     "docs/trainers.md": {"steps": trainer_table.steps},

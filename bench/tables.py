@@ -256,6 +256,31 @@ def quantile(table: Table) -> str:
     return markdown(head, lines, 1)
 
 
+def products(table: Table) -> str:
+    """A 16-bit head on CPUs with and without instructions for it: CPU time, and against ours."""
+    lines = []
+    for r in table.rows:
+        if r["op"] == "products":
+            lines.append([
+                str(r["case"]), str(r["dtype"]), f"{r['n']} x {r['d']} x {r['v']}",
+                str(r["provider"]), str(r["through"]), _show(rows.number(r, "cpu_ms")),
+                cell(r, "ratio_to_ours", ".2f"), cell(r, "load", ".1f"),
+            ])  # fmt: skip
+    if not lines:
+        return "No rows have been recorded yet: `python -m bench products --record`.\n"
+    head = [
+        "CPU",
+        "dtype",
+        "N x D x V",
+        "provider",
+        "ours goes through",
+        "CPU ms",
+        "/ ours",
+        "load",
+    ]
+    return markdown(head, lines, 5)
+
+
 def heads(table: Table) -> str:
     """Sweeps of heads on cached features, and the same work in other ways."""
     order, lines = ("sweep", "epoch", "probe"), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -74,6 +75,20 @@ def test_sweeps_of_heads(tmp_path: Path) -> None:
     assert found["sweep", "ours"]["losses"] == 50 and found["sweep", "ours"]["seeds"] == 5
     assert found["probe", "uncached"]["prob_err"] < 1e-5
     assert all(r["quick"] and r["wall_ms"] > 0 for r in found.values())
+
+
+@pytest.mark.slow
+def test_products_of_16_bit_heads(tmp_path: Path) -> None:
+    """AVX2 is what the second process really sees, and ours then goes through fp32."""
+    out = tmp_path / "rows.jsonl"
+    done = _bench("products", "--quick", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    found = {(r["case"], r["dtype"], r["provider"]): r for r in _rows(out)}
+    names = ("ours", "upcast", "eager")
+    cells = itertools.product(("native", "avx2"), ("bf16", "fp16"), names)
+    assert set(found) == set(cells)
+    limited = [r for (case, *_), r in found.items() if case == "avx2"]
+    assert all(r["isa"] in ("avx2", "base") and r["through"] == "fp32" for r in limited)
 
 
 @pytest.mark.slow

@@ -1,0 +1,126 @@
+"""``python -m bench products``: a 16-bit head on CPUs with and without instructions for it.
+
+torch multiplies bf16 and fp16 matrices slowly where the CPU has no instructions for them. ``ours``
+takes 16-bit hidden states and head as they are; ``upcast`` is what a caller can do instead, eager
+PyTorch on fp32 copies made in every step; ``eager`` leaves the products in 16 bit. ``avx2`` is this
+machine told to use AVX2 only, ``native`` as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import w2s_fast
+from bench import linear, rows
+from bench.environment import ROOT, environment
+from bench.measure import Candidate, interleave
+from w2s_fast.ops import _gemm
+
+LIMITS = {
+    "native": {},
+    "avx2": {
+        "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "W2S_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+}  # fmt: skip
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SHAPES = ((256, 512, 8000), (512, 1024, 32000))  # N, D, V
+_MEMORY_MIB = 16
+_SLOWEST = 1e10  # operations a product may have for eager to take part where it has to crawl
+
+
+def main(args: list[str]) -> int:
+    """Measure every limit in a process of its own, print, and store on request."""
+    p = argparse.ArgumentParser(
+        prog="python -m bench products", description=__doc__.splitlines()[0]
+    )
+    p.add_argument("--limits", default=",".join(LIMITS), help="comma-separated: %(default)s")
+    p.add_argument("--quick", action="store_true", help="toy sizes")
+    p.add_argument("--out", type=Path, help="add the rows to this file")
+    p.add_argument("--record", action="store_true", help="add them to bench/results/cpu")
+    p.add_argument("--job", help=argparse.SUPPRESS)
+    a = p.parse_args(args)
+    if a.job:
+        return _worker(a.job, a.quick)
+    found = [row for limit in a.limits.split(",") for row in _limited(limit, a.quick)]
+    for row in found:
+        told = ("case", "dtype", "n", "d", "v", "provider", "cpu_ms", "ratio_to_ours", "through")
+        print(json.dumps({k: row[k] for k in told}), flush=True)
+    if a.out:
+        rows.save(a.out, found)
+    if a.record:
+        rows.record(found)
+    return 0
+
+
+def _limited(limit: str, quick: bool) -> list[rows.Row]:
+    if limit not in LIMITS:
+        raise SystemExit(f"bench: limit {limit!r}; expected some of {tuple(LIMITS)}")
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "bench", "products", "--job", limit]
+    done = subprocess.run(
+        command + ["--quick"] * quick, env=os.environ | LIMITS[limit] | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def _worker(limit: str, quick: bool) -> int:
+    shapes = ((6, 16, 130),) if quick else SHAPES
+    for dtype, (n, d, v) in itertools.product(_DTYPES, shapes):
+        for row in _measured(limit, dtype, n, d, v, quick):
+            print(json.dumps(row), flush=True)
+    return 0
+
+
+def losses(x: linear.Inputs) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Provider -> loss of (hidden, head)."""
+
+    def upcast(hidden: Tensor, head: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(hidden.float(), head.float()), x.ids)
+
+    def eager(hidden: Tensor, head: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(hidden, head).float(), x.ids)
+
+    ours = partial(w2s_fast.linear_cross_entropy, weak=x.ours, memory_mib=_MEMORY_MIB)
+    return {"ours": ours, "upcast": upcast, "eager": eager}
+
+
+def _measured(limit: str, dtype: str, n: int, d: int, v: int, quick: bool) -> list[rows.Row]:
+    x = linear.make_inputs("hard", "fp32", n, d, v)
+    x.hidden, x.head = (t.detach().to(_DTYPES[dtype]).requires_grad_() for t in (x.hidden, x.head))
+    has = _gemm.has_kernels(_DTYPES[dtype])
+    table = losses(x)
+    if not has and n * d * v > _SLOWEST:
+        del table["eager"]  # minutes a step
+    ways = {
+        name: Candidate(partial(linear.step, x, loss), partial(linear.reset, x), warm=1)
+        for name, loss in table.items()
+    }
+    told = {name: s.summary() for name, s in interleave(ways, 1 if quick else 5).items()}
+    about = {"op": "products", "case": limit, "dtype": dtype, "n": n, "d": d, "v": v}
+    about |= {"allocator": "stock", "quick": quick, "through": dtype if has else "fp32"}
+    base = told["ours"]["cpu_ms"]
+    found: list[rows.Row] = []
+    for name, numbers in told.items():
+        short = {k: float(f"{y:.4g}") for k, y in numbers.items()}
+        ratio = {"ratio_to_ours": float(f"{numbers['cpu_ms'] / base:.4g}")}
+        found.append({**about, "provider": name, **short, **ratio, **environment()})
+    return found
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    sys.exit(main(sys.argv[1:]))
