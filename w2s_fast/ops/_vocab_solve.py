@@ -18,6 +18,7 @@ from torch import Tensor
 
 from w2s_fast.ops import _gemm
 from w2s_fast.ops import quantile as quantile_op
+from w2s_fast.ops._cross_entropy_ref import unless_own
 from w2s_fast.ops._cross_entropy_solve import Request, backend, normaliser, record, total_loss
 from w2s_fast.ops._linear_solve import (
     Gradients,
@@ -149,8 +150,10 @@ def set_loss(part: Part, r: Request) -> None:
     if rest is not None:
         weak = weak - torch.where(rest != 0, rest * stats[Stat.TAIL], 0.0)
     if r.smoothing:
-        weak = (1 - r.smoothing) * weak + r.smoothing * mass * (logs - stats[Stat.MEAN])
-    row = (1 - a) * weak + torch.where(a != 0, a * logs, 0.0)
+        even = r.smoothing * mass
+        uniform = torch.where(even != 0, even * (logs - stats[Stat.MEAN]), 0.0)
+        weak = (1 - r.smoothing) * weak + uniform
+    row = unless_own(weak, mass, a) + torch.where(a != 0, a * logs, 0.0)
     if r.z_loss:
         row = row + r.z_loss * (stats[Stat.MAX] + logs).square()
     factor = stats[Stat.FACTOR]

@@ -277,7 +277,8 @@ def make_stats(p: Problem, s: _solve.Solution | LinearSolution) -> Stats:
         max_prob=(-logs).exp(),
         chosen_prob=(s.stats[Stat.CHOSEN] - logs).exp(),
         entropy=s.stats[Stat.ENTROPY],
-        agreement=best == s.index[Index.WEAK],
+        # Probabilities that do not exist agree with nothing.
+        agreement=(best == s.index[Index.WEAK]) & ~(s.stats[Stat.CHOSEN] - logs).isnan(),
         coefficient=s.stats[Stat.COEF],
         hard_class=s.index[Index.SELF],
         threshold=at,
