@@ -38,8 +38,7 @@ def finite(x):
 @triton.jit
 def shift_of(top, moved):
     """By how much the entries seen so far fall when their maximum ``top`` becomes ``moved``."""
-    fall = tl.where(top == -INF, 0.0, top - finite(moved))
-    return tl.where(moved == INF, 0.0, fall)
+    return tl.where(moved == INF, 0.0, tl.where(top == -INF, 0.0, top - moved))
 
 
 @triton.jit

@@ -145,7 +145,7 @@ inline Sums sum_block_of(const T* z, const U* q, int64_t n, const Point& p) {
   for (; i < n; i += Vec::W) {
     const int64_t left = n - i < Vec::W ? n - i : Vec::W;
     add<DENSE, false, EXACT, degree>(last, load(z + i, left, -INFINITY), p,
-                                    DENSE ? load(q + i, left, 0) : qa);
+                                     DENSE ? load(q + i, left, 0) : qa);
     // Lanes past the end read as the reference point, whose t is lo.
     if (MEAN) last.t = last.t + exponent<EXACT>(load(z + i, left, p.at), p);
     padding += static_cast<float>(Vec::W - left) * p.lo;
@@ -183,8 +183,8 @@ struct Row {
 // Moves sums over `seen` classes from one reference point to another.
 inline void move(Sums& s, const Point& from, const Point& to, int64_t seen) {
   // t falls by this much for every class.
-  const float by = !to.exact && !from.exact ? to.hi - from.hi
-                                            : (to.at - from.at) * kLog2E + (from.lo - to.lo);
+  const float by =
+      !to.exact && !from.exact ? to.hi - from.hi : (to.at - from.at) * kLog2E + (from.lo - to.lo);
   const float factor = s.exp == 0 ? 0 : exp2f(-by);
   s.exp_t = factor == 0 ? 0 : factor * (s.exp_t - s.exp * by);
   s.exp *= factor;
@@ -290,8 +290,7 @@ inline float log_outside(const T* z, int64_t v, float max, const int64_t* ids, i
       top = here;
     }
     const Point p = point(top);
-    all +=
-        sum_block<false, false>(buffer, buffer, n, p).exp / exp2_at<Degree<float>::sum>(p.lo);
+    all += sum_block<false, false>(buffer, buffer, n, p).exp / exp2_at<Degree<float>::sum>(p.lo);
   }
   return top == -INFINITY ? top : (top - max) + logf(all);
 }

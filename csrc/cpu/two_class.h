@@ -75,7 +75,7 @@ inline void softmax(int64_t n, Columns& x) {
   for (int64_t i = 0; i < n; i += Vec::W) {
     const Vec z0 = load(x.z0 + i), z1 = load(x.z1 + i);
     const Vec s = z0 - z1, top = vmax(z0, z1);
-    const Vec d = vmin(set(0) - s, s);  // -|s|
+    const Vec d = vmin(set(0) - s, s);                        // -|s|
     const Vec e = exp2_of<5>(d * set(kLog2E)) + (top - top);  // inf - inf: NaN
     const Vec logs = log1p_of(e), big = set(1) / (e + set(1)), small = e * big;
     store(x.margin + i, s);

@@ -27,8 +27,8 @@ constexpr int kSumsWords = 10;
 
 W2S_DEVICE Sums no_sums() { return {-INFINITY, 0, 0, 0, 0, 0, 0, -INFINITY, kNowhere, kNowhere}; }
 
-// What logits are taken relative to. Beside an infinite maximum any number would do: sum e^d is then
-// +inf, or NaN where there is a NaN.
+// What logits are taken relative to. Beside an infinite maximum any number would do: sum e^d is
+// then +inf, or NaN where there is a NaN.
 W2S_DEVICE float origin_of(float max) { return fabsf(max) == INFINITY ? 0 : max; }
 
 // Moves sums to a larger maximum. Sums over nothing but -inf and NaN stay as they are.

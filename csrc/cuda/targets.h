@@ -79,7 +79,8 @@ W2S_DEVICE ListedSums listed_sums(const Call& c, int64_t row, const Line<T>& z, 
     if (publish && c.listed != nullptr) c.listed[row * c.k + j] = d;
     if (!l.real) continue;
     ListedSums one = {
-        l.q, l.q != 0 && d != 0 ? l.q * d : 0, l.inside ? expf(d) : 0, l.q, d, static_cast<int>(j), l.id};
+        l.q, l.q != 0 && d != 0 ? l.q * d : 0, l.inside ? expf(d) : 0, l.q, d, static_cast<int>(j),
+        l.id};
     merge(s, one);
   }
   W2S_NO_UNROLL

@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError
 from w2s_fast.ops._rows import Index, Knobs, Stat
-from w2s_fast.ops.targets import Problem
+from w2s_fast.ops.targets import Problem, check_labels
 
 # Gradients are written after the threshold is known, never repaired.
 FIXES_IN_PLACE = False
@@ -117,14 +116,7 @@ def entries(p: Problem) -> tuple[Tensor, Tensor]:
     real = p.ids >= 0
     if p.kind == "hard":
         real = p.ids != p.ignore_index
-    v = p.logits.shape[1]
-    wrong = real & ((p.ids < 0) | (p.ids >= v))
-    if p.ids.device.type == "cpu" and bool(wrong.any()):
-        row = int(wrong.any(1).nonzero()[0])
-        raise W2SError(
-            f"weak label {p.ids[row][wrong[row]].tolist()} in row {row} is outside the classes; "
-            f"expected 0..{v - 1} or ignore_index={p.ignore_index}"
-        )
+    check_labels(p)
     return torch.where(real, p.ids, 0), real
 
 

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from w2s_fast.ops import _gemm
-from w2s_fast.ops._cross_entropy_ref import entries
 from w2s_fast.ops._cross_entropy_solve import (
     Request,
     backend,
@@ -38,7 +37,7 @@ from w2s_fast.ops._cross_entropy_solve import (
     total_loss,
 )
 from w2s_fast.ops._rows import Index, Knobs, Stat
-from w2s_fast.ops.targets import Problem
+from w2s_fast.ops.targets import Problem, check_labels
 
 # A weak mass this close to 1 moves a gradient by no more than a sum over the classes is off anyway.
 _MASS_TOLERANCE = 1e-6
@@ -121,15 +120,6 @@ def shape_only(n: int, v: int, like: Tensor) -> Tensor:
     return like.new_empty((1, 1)).expand(n, v)
 
 
-def check_ids(p: Problem) -> None:
-    """Raise ``W2SError`` for a label outside the classes, named by its row of the batch.
-
-    On a GPU the host cannot see it without waiting; there its row's loss and gradient are NaN.
-    """
-    if p.ids is not None and p.ids.device.type == "cpu":
-        entries(p)
-
-
 class Gradients:
     """Where the chunks' gradients go."""
 
@@ -159,7 +149,7 @@ class Gradients:
 def solve_linear(x: Head, p: Problem, r: Request, wanted: Wanted, mean: bool) -> LinearSolution:
     """Loss, record and gradients of one call; ``p`` carries the targets and a shape."""
     check_request(r, p)
-    check_ids(p)
+    check_labels(p)  # before a chunk counts rows of its own
     n, v = p.logits.shape
     if _gemm.rows_per_chunk(n, v, x.hidden.dtype.itemsize, x.memory_mib) >= n:
         return _solve_at_once(x, p, r, wanted, mean)

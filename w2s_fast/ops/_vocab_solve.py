@@ -27,12 +27,11 @@ from w2s_fast.ops._linear_solve import (
     Wanted,
     add_entries,
     cap_slope,
-    check_ids,
     fixes_by_rank_one,
 )
 from w2s_fast.ops._rows import Index, Knobs, Stat
 from w2s_fast.ops._vocab_merge import merge
-from w2s_fast.ops.targets import Problem
+from w2s_fast.ops.targets import Problem, check_labels
 
 
 class Shard(NamedTuple):
@@ -191,7 +190,7 @@ def solve_vocab(
     x: Head, p: Problem, r: Request, wanted: Wanted, mean: bool, at: Shard
 ) -> LinearSolution:
     """Loss, record and gradients; every rank returns the same loss, record and dhidden."""
-    check_ids(p)
+    check_labels(p)
     stats, index = record(p)
     late = r.rule == "median" and r.threshold is None
     if late and not fixes_by_rank_one(p, r, wanted):

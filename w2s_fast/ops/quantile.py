@@ -5,7 +5,8 @@ r"""Exact order statistics of any number of scores, on one device or over a proc
 where x_(0) <= ... <= x_(N-1) are the kept scores in order. It is ``torch.quantile`` without its
 limit of 2^24 elements, and it can leave rows out without compacting them first. If one of the two
 scores is infinite and 0 < f < 1, it is x_(k+1): the scores at or above it are then those from k + 1
-on, as between finite scores (``torch.quantile`` says NaN or an infinity there). Order statistics are detached: no gradient flows through them. Nothing is sorted and, with a process group, no score
+on, as between finite scores (``torch.quantile`` says NaN or an infinity there). Order statistics
+are detached: no gradient flows through them. Nothing is sorted and, with a process group, no score
 leaves its rank. Nothing here waits for a CUDA device.
 
 Ties: equal scores share their value, and every user of a threshold t in this package takes
