@@ -62,12 +62,20 @@ W2S_HD inline void row_factor(const RowKnobs& k, bool kept, Record& r) {
   if (!kept) r.factor = 0;
 }
 
+// A weak label with a NaN in it has no top class.
+W2S_HD inline void check_weak(Record& r) {
+  if (r.mass != r.mass) r.weak = 0, r.chosen = NAN;
+}
+
 W2S_HD inline void row_loss(const RowKnobs& k, float rest, float self_diff, Record& r) {
   float weak = (r.mass - rest) * r.logs - r.linear;
   if (rest != 0) weak -= rest * r.tail;
   if (k.smoothing != 0) {
-    weak = (1 - k.smoothing) * weak + k.smoothing * r.mass * (r.logs - r.mean);
+    const float even = k.smoothing * r.mass;
+    weak = (1 - k.smoothing) * weak + (even != 0 ? even * (r.logs - r.mean) : 0);
   }
+  // A coefficient of 1 takes out a weak label that is impossible (+inf), but no NaN.
+  if (r.coef == 1 && fabsf(weak) == INFINITY && fabsf(r.mass) < INFINITY) weak = 0;
   const float own = r.coef != 0 ? r.coef * (r.logs - self_diff) : 0;
   const float lse = r.max + r.logs;
   const float z_loss = k.z_loss != 0 ? k.z_loss * lse * lse : 0;
@@ -103,17 +111,19 @@ W2S_HD inline Slope row_slope(const RowKnobs& k, float rest, int64_t classes, co
   s.inside = dense * expf(-r.logs);
   s.outside = s.inside;
   s.shift = 0;
-  if (rest != 0) {
+  const float pull = keep * hard * rest;
+  if (pull != 0) {
     const float tail = r.logs + r.tail;
     if (tail < kFarBelow) {
       s.shift = (r.max + tail) - r.max;
       s.outside = dense * expf(s.shift - r.logs);
     }
-    s.outside -= keep * hard * rest * expf(s.shift - tail);
+    s.outside -= pull * expf(s.shift - tail);
   }
   s.weak = keep * hard;
   s.own = r.coef;
-  s.flat = keep * k.smoothing * r.mass / static_cast<float>(classes);
+  const float even = k.smoothing != 0 ? k.smoothing * r.mass : 0;  // the mass may be infinite
+  s.flat = keep * even / static_cast<float>(classes);
   return s;
 }
 
@@ -154,11 +164,17 @@ W2S_HD inline float value_of(uint32_t key) {
   return f;
 }
 
-// Between two neighbouring order statistics, as torch.lerp: from the nearer end.
+// Between two neighbouring order statistics a <= b, as torch.lerp: from the nearer end.
 W2S_HD inline float between(float a, float b, float f) {
-  // inf - inf is NaN, and neither equal neighbours nor an exact rank need interpolation.
   if (f == 0 || a == b) return a;
-  return f < 0.5f ? a + f * (b - a) : b - (b - a) * (1 - f);
+  const float gap = b - a;
+  if (gap == INFINITY) {
+    // Beside an infinity the upper neighbour: as many scores are at or above it as for any number
+    // in between.
+    const bool open = a == -INFINITY || b == INFINITY;
+    return open ? b : a * (1 - f) + b * f;
+  }
+  return f < 0.5f ? a + f * gap : b - gap * (1 - f);
 }
 
 }  // namespace

@@ -28,14 +28,23 @@ def inner_max(x):
 
 @triton.jit
 def finite(x):
-    """0 for -inf: any finite origin gives exp(-inf) = 0 where -inf would give NaN."""
-    return tl.where(x == -INF, 0.0, x)
+    """0 for an infinity: any finite origin gives exp(-inf) = 0 where -inf would give NaN.
+
+    Beside +inf the sum of exponentials is then +inf, or NaN where there is a NaN.
+    """
+    return tl.where(tl.abs(x) == INF, 0.0, x)
+
+
+@triton.jit
+def shift_of(top, moved):
+    """By how much the entries seen so far fall when their maximum ``top`` becomes ``moved``."""
+    return tl.where(moved == INF, 0.0, tl.where(top == -INF, 0.0, top - moved))
 
 
 @triton.jit
 def product(q, d):
-    """q d, and 0 where q is 0 even if d is -inf."""
-    return q * tl.where(q != 0, d, 0.0)
+    """q d, and 0 where one of them is 0 even if the other is infinite."""
+    return tl.where((q != 0) & (d != 0), q * d, 0.0)
 
 
 @triton.jit
@@ -49,12 +58,13 @@ def sweep_row(
     labels add 5, smoothing 1, a cap 20.
 
     Returns:
-        M, S = sum e^d, sum e^d d, sum d, first argmax, and for dense labels sum q, sum q d and
+        M, S = sum e^d, sum e^d d, mean d, first argmax, and for dense labels sum q, sum q d and
         q's first argmax, with d = z - M.
     """
     head, body = t.cut(z_ptr, n_cols, VEC)
     z_body = t.body_of(z_ptr, head, True)
     q_body = q_ptr if q_ptr is None else t.body_of(q_ptr, head, Q_STEP)
+    share = 1.0 / n_cols  # of each entry in the mean: a sum of masked logits would overflow
     top = tl.full([LANES], -INF, tl.float32)
     q_top = tl.full([LANES], -INF, tl.float32)
     tile = tl.zeros([LANES], tl.int32)
@@ -71,19 +81,20 @@ def sweep_row(
         tile = tl.where(here > top, start, tile)
         moved = tl.maximum(top, here)
         origin = finite(moved)
-        shift = tl.where(top == -INF, 0.0, top - origin)
+        shift = shift_of(top, moved)
         d = x - origin[None, :, None]
         y = d * LOG2E
         e = tl.exp2(y)
         alpha = tl.exp2(shift * LOG2E)
-        ey = alpha * (ey + shift * LOG2E * s) + inner_sum(e * tl.maximum(y, _LOWEST))
+        fall = tl.maximum(shift * LOG2E, _LOWEST)
+        ey = alpha * (ey + fall * s) + inner_sum(e * tl.maximum(y, _LOWEST))
         s = alpha * s + inner_sum(e)
         if SMOOTH:
             seen = start // LANES  # entries this thread had in earlier tiles
-            total += shift * seen + inner_sum(tl.where(inside, d, 0.0))
+            total += shift * (seen * share) + inner_sum(tl.where(inside, d * share, 0.0))
         if q_ptr is not None:
             q = t.load_probs(q_body, at, inside)
-            linear += shift * mass + inner_sum(product(q, d))
+            linear += product(mass, shift) + inner_sum(product(q, d))
             mass += inner_sum(q)
             q_here = inner_max(tl.where(inside, q, -INF))
             q_tile = tl.where(q_here > q_top, start, q_tile)
@@ -94,21 +105,22 @@ def sweep_row(
     x_edge = t.load_logits(z_ptr, cols, here, softcap, CAP)
     best_top = tl.maximum(tl.max(top, 0), tl.max(x_edge, 0))
     base = finite(best_top)
-    drop = tl.where(top == -INF, 0.0, top - base)
+    drop = shift_of(top, best_top)
+    fall = tl.maximum(drop * LOG2E, _LOWEST)
     keep = tl.exp2(drop * LOG2E)
     d_edge = x_edge - base
     y_edge = d_edge * LOG2E
     e_edge = tl.exp2(y_edge)
     if SMOOTH:
         count = (body // VEC - tl.arange(0, LANES) + LANES - 1) // LANES * VEC  # a thread's entries
-        total += drop * count
-    linear += drop * mass
-    sum_ey, sum_e, sum_q, sum_qd = sums_of(keep * (ey + drop * LOG2E * s), keep * s, mass, linear)
+        total += drop * (count * share)
+    linear += product(mass, drop)
+    sum_ey, sum_e, sum_q, sum_qd = sums_of(keep * (ey + fall * s), keep * s, mass, linear)
     sum_ey += tl.sum(e_edge * tl.maximum(y_edge, _LOWEST), 0)
     sum_e += tl.sum(e_edge, 0)
     sum_d = tl.full([], 0.0, tl.float32)
     if SMOOTH:
-        sum_d = tl.sum(total, 0) + tl.sum(tl.where(here, d_edge, 0.0), 0)
+        sum_d = tl.sum(total, 0) + tl.sum(tl.where(here, d_edge * share, 0.0), 0)
     weak = tl.full([], 0, tl.int32)
     if q_ptr is not None:
         q_edge = t.load_probs(q_ptr, cols, here)
@@ -175,7 +187,7 @@ def outside_row(
             x = tl.where(head + at == tl.load(ids_ptr + k).to(tl.int32), -INF, x)
         moved = tl.maximum(top, inner_max(x))
         origin = finite(moved)
-        shift = tl.where(top == -INF, 0.0, top - origin)
+        shift = shift_of(top, moved)
         e = tl.exp2((x - origin[None, :, None]) * LOG2E)
         s = tl.exp2(shift * LOG2E) * s + inner_sum(e)
         top = moved
@@ -185,5 +197,5 @@ def outside_row(
         edge = tl.where(cols == tl.load(ids_ptr + k).to(tl.int32), -INF, edge)
     best_top = tl.maximum(tl.max(top, 0), tl.max(edge, 0))
     base = finite(best_top)
-    keep = tl.exp2(tl.where(top == -INF, 0.0, top - base) * LOG2E)
+    keep = tl.exp2(shift_of(top, best_top) * LOG2E)
     return best_top, tl.sum(keep * s, 0) + tl.sum(tl.exp2((edge - base) * LOG2E), 0)

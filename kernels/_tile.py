@@ -159,6 +159,17 @@ def load_listed(
 
 
 @triton.jit
+def listed_twice(ids_ptr, n_cols, n_listed, KBLOCK: tl.constexpr):
+    """Whether a class of the row is listed more than once. K comparisons of K ids."""
+    lanes = tl.arange(0, KBLOCK)
+    ids = tl.load(ids_ptr + lanes, mask=lanes < n_listed, other=-1)
+    again = tl.zeros([KBLOCK], tl.int32)
+    for k in range(0, n_listed):
+        again = again | ((ids == tl.load(ids_ptr + k)) & (lanes > k) & (ids >= 0)).to(tl.int32)
+    return tl.max(again, 0) != 0
+
+
+@triton.jit
 def contains(ids, real, wanted):
     """Whether one of the listed classes is ``wanted``."""
     return tl.max((real & (ids == wanted)).to(tl.int32), 0) != 0
@@ -176,8 +187,22 @@ def weak_part(mass, rest, linear, tail, logs, mean, smoothing, SMOOTH: tl.conste
     """Cross-entropy with the weak label alone."""
     loss = (mass - rest) * logs - linear - tl.where(rest != 0, rest * tail, 0.0)
     if SMOOTH:
-        loss = (1.0 - smoothing) * loss + smoothing * mass * (logs - mean)
+        even = smoothing * mass
+        loss = (1.0 - smoothing) * loss + tl.where(even != 0, even * (logs - mean), 0.0)
     return loss
+
+
+@triton.jit
+def even_part(a, smoothing, mass, n_cols):
+    """What label smoothing takes off every entry; 0 without it, though the mass be infinite."""
+    return tl.where(smoothing != 0, (1.0 - a) * smoothing * mass / n_cols, 0.0)
+
+
+@triton.jit
+def unless_own(loss, mass, a):
+    """(1 - a) loss; a coefficient of 1 takes out an impossible label (+inf), but no NaN."""
+    out = (a == 1.0) & (tl.abs(loss) == INF) & (tl.abs(mass) < INF)
+    return tl.where(out, 0.0, (1.0 - a) * loss)
 
 
 @triton.jit

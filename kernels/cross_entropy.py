@@ -46,12 +46,15 @@ def rows_kernel(
     if KIND != DENSE:  # the listed logits arrive while the row is read
         ids = t.load_listed(ids_ptr, q_row, n_cols, n_listed, ignore, KIND, KBLOCK)[0]
         u = tl.load(z_ptr + ids)
-    top, s, ed, total, best, mass, linear, weak_id = sw.sweep_row(
+    top, s, ed, mean, best, mass, linear, weak_id = sw.sweep_row(
         z_ptr, q_row if KIND == DENSE else None, n_cols, softcap, CAP, Q_STEP, SMOOTH,
         REP, LANES, VEC,
     )  # fmt: skip
+    # The sum knows of a NaN, the maximum need not.
+    best = tl.where(s != s, 0, best)
+    top = tl.where(s != s, float("nan"), top)
+    s = tl.where(tl.abs(top) == t.INF, float("nan"), s)
     logs = tl.log(s)
-    mean = total / n_cols
     rest = 0.0
     tail = 0.0
     out_top = top
@@ -61,8 +64,11 @@ def rows_kernel(
     else:
         ids, q, real = t.load_listed(ids_ptr, q_row, n_cols, n_listed, ignore, KIND, KBLOCK)
         d, turn = t.diffs(u, top, softcap, CAP)
-        linear = tl.sum(q * tl.where(q != 0, d, 0.0), 0)
+        linear = tl.sum(sw.product(q, d), 0)
         mass = tl.sum(q, 0)
+        if KIND == SPARSE:
+            twice = t.listed_twice(ids_ptr, n_cols, n_listed, KBLOCK)
+            mass = tl.where(twice, float("nan"), mass)
         lanes = tl.arange(0, KBLOCK)
         # The first of the largest; padding has probability 0 and no say.
         listed_q = tl.where(real, q, -1.0)
@@ -80,6 +86,9 @@ def rows_kernel(
                     z_ptr, ids_ptr, n_cols, n_listed, softcap, CAP, REP, LANES, VEC
                 )
             tail = tl.where(out_sum == 0, -t.INF, (out_top - top) + tl.log(out_sum) - logs)
+    # A weak label with a NaN in it has no top class.
+    weak_id = tl.where(mass != mass, 0, weak_id)
+    chosen = tl.where(mass != mass, float("nan"), chosen)
     score = 1.0 / s
     if n_cols == 2:
         one = t.diffs(tl.load(z_ptr + n_cols - 1), 0.0, softcap, CAP)[0]
@@ -108,7 +117,8 @@ def rows_kernel(
         kept = kept & (weight != 0)
     factor = tl.where(kept, factor, 0.0)
     z_part, z_slope = t.z_part(top, logs, z_loss)
-    loss = (1.0 - a) * t.weak_part(mass, rest, linear, tail, logs, mean, smoothing, SMOOTH) + z_part
+    weak_loss = t.weak_part(mass, rest, linear, tail, logs, mean, smoothing, SMOOTH)
+    loss = t.unless_own(weak_loss, mass, a) + z_part
     if RULE != NONE:
         z_self, turn_self = t.diffs(tl.load(z_ptr + self_id), 0.0, softcap, CAP)
         loss += tl.where(a != 0, a * (logs - (z_self - top)), 0.0)
@@ -134,10 +144,11 @@ def rows_kernel(
         scale = tl.load(scale_ptr) * weight
         scaled = tl.where(factor == 0, 0.0, factor * scale)
         slope = (tl.fma(1.0 - a, mass, a) + z_slope) / s
-        base = (1.0 - a) * smoothing * mass / n_cols
+        base = t.even_part(a, smoothing, mass, n_cols)
         weak = (1.0 - a) * (1.0 - smoothing)
-        pull = tl.where(rest == 0, 0.0, weak * rest / out_sum)
-        out_top = tl.where(rest == 0, top, out_top)  # -inf if nothing is outside
+        pull = weak * rest
+        out_top = tl.where(pull == 0, top, out_top)  # -inf if nothing is outside
+        pull = tl.where(pull == 0, 0.0, pull / out_sum)
         q_self = 0.0
         if RULE != NONE and KIND == DENSE:
             q_self = tl.load(q_row + self_id).to(tl.float32)
@@ -186,7 +197,7 @@ def gradient_kernel(
     factor = tl.where(factor == 0, 0.0, factor * tl.load(scale_ptr + row * scale_stride))
     _, z_slope = t.z_part(top, logs, z_loss)
     slope = (tl.fma(1.0 - a, mass, a) + z_slope) * tl.exp(-logs)
-    base = (1.0 - a) * smoothing * mass / n_cols
+    base = t.even_part(a, smoothing, mass, n_cols)
     weak = (1.0 - a) * (1.0 - smoothing)
     pull = 0.0
     bias = 0.0

@@ -119,6 +119,11 @@ def finish_kernel(q_ptr, hist_ptr, out_ptr, KTH: tl.constexpr):
         high = tl.where(next_one, value, value_of(0x100000000 - above))
         gap = high - value
         between = tl.where(f < 0.5, value + f * gap, high - gap * (1.0 - f))
+        # Beside an infinity the upper neighbour; a gap that overflows, without the gap.
+        inf: tl.constexpr = float("inf")
+        open = (value == -inf) | (high == inf)
+        wide = tl.where(open, high, value * (1.0 - f) + high * f)
+        between = tl.where(gap == inf, wide, between)
         # inf - inf is NaN, and neither equal neighbours nor an exact rank need interpolation.
         value = tl.where((value == high) | (f == 0.0), value, between)
         value = tl.where(total > 0, value, float("inf"))

@@ -8,6 +8,7 @@ Each either gives the right number here or raises.
 from __future__ import annotations
 
 import gc
+import importlib
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -17,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import w2s_fast
 from w2s_fast import SparseTargets, W2SError, cross_entropy
-from w2s_fast.ops import use_backend
+from w2s_fast.ops import _op, logprob, use_backend
 from w2s_fast.ops.cross_entropy import weak_loss
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
@@ -247,22 +249,55 @@ def test_underflowed_class_is_no_division_by_zero(backend: str) -> None:
     assert bool(z.grad.isfinite().all())
 
 
-def test_label_outside_the_classes(backend: str, z: Tensor) -> None:
-    """On the CPU an error that names it; on a GPU NaN, because an error would need a sync."""
-    for weak in (
-        torch.tensor([1, V, 0, 0, 0]),
-        torch.tensor([1, -7, 0, 0, 0]),
-        SparseTargets(torch.tensor([[0], [V + 5], [0], [0], [0]]), torch.ones(N, 1)),
-    ):
-        if backend not in ("triton", "cuda"):
-            with pytest.raises(W2SError, match="outside the classes"):
-                cross_entropy(z, weak)
-            continue
-        rows = cross_entropy(z, weak, reduction="none")
-        assert rows.isnan().tolist() == [False, True, False, False, False]
-        z.grad = None
-        rows.sum().backward()
-        assert bool(z.grad[1].isnan().all()) and bool(z.grad[2:].isfinite().all())
+UNFIT = (
+    torch.tensor([1, V, 0, 0, 0]),
+    torch.tensor([1, -7, 0, 0, 0]),
+    SparseTargets(torch.tensor([[0], [V + 5], [0], [0], [0]]), torch.ones(N, 1)),
+    SparseTargets(torch.tensor([[0, 1], [2, 2], [-1, -1], [0, -1], [-1, 0]]), torch.ones(N, 2) / 2),
+    SparseTargets(torch.tensor([[3, 1, 2], [2, -1, 2]] * 2 + [[0, 1, 2]]), torch.ones(N, 3) / 3),
+)
+
+
+def test_labels_that_do_not_fit(backend: str, z: Tensor) -> None:
+    """A class that does not exist or is listed twice: one error for all, named by its row."""
+    for weak in UNFIT:
+        with pytest.raises(W2SError, match=r"in row 1 is outside the classes"):
+            cross_entropy(z, weak)
+        if isinstance(weak, SparseTargets):
+            with pytest.raises(W2SError, match=r"ids\[1\] = .* is outside the classes"):
+                w2s_fast.topk_logprob(z, weak.ids)
+            with pytest.raises(W2SError, match=r"in row 1 is outside the classes"):
+                w2s_fast.linear_cross_entropy(torch.eye(N), z.detach().t().contiguous(), weak)
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_labels_that_no_host_has_seen(
+    backend: str, z: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU an error would need a sync: the row is NaN, and the others are what they are."""
+    if why := _op.missing(backend):
+        pytest.skip(f"backend {backend} is missing: {why}")
+    module = importlib.import_module(f"w2s_fast.ops._cross_entropy_{backend}")
+    monkeypatch.setattr(module, "check_labels", lambda p: None)
+    monkeypatch.setattr(logprob, "unfit_rows", lambda ids, v: torch.empty(0))
+    unfit = torch.tensor([False, True, False, False, False])
+    for weak in UNFIT:
+        unfit[3] = weak is UNFIT[-1]
+        for reduction in ("sum", "none"):
+            z.grad = None
+            with use_backend(backend):
+                loss, stats = cross_entropy(z, weak, reduction=reduction, return_stats=True)
+                loss.sum().backward()
+            assert torch.equal(stats.loss.isnan(), unfit)
+            assert torch.equal(z.grad.isnan().all(1), unfit)
+            assert torch.equal(z.grad.isfinite().all(1), ~unfit)
+        if isinstance(weak, SparseTargets):
+            z.grad = None
+            with use_backend(backend):
+                logp, tail = w2s_fast.topk_logprob(z, weak.ids)
+                (logp.sum() + tail.sum()).backward()
+            assert torch.equal(logp.isnan().any(1), unfit) and torch.equal(tail.isnan(), unfit)
+            assert torch.equal(z.grad.isnan().all(1), unfit)
 
 
 def test_empty_batch_keeps_a_graph(backend: str) -> None:

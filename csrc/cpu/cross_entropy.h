@@ -73,7 +73,7 @@ void listed_targets(const CrossEntropy& c, int64_t i, const T* z, Record& r) {
     const float q = probs == nullptr ? 1.0f : probs[j], d = widen(z[ids[j]]) - r.max;
     if (c.listed != nullptr) c.listed[i * c.k + j] = d;
     r.mass += q;
-    if (q != 0) r.linear += q * d;
+    if (q != 0 && d != 0) r.linear += q * d;
     inside += expf(d);
     if (q > best) {
       best = q;
@@ -191,6 +191,7 @@ Record make_record(const CrossEntropy& c, int64_t i, const T* z) {
   } else {
     listed_targets(c, i, z, r);
   }
+  check_weak(r);
   if (c.rule == w2s::kClass) r.self = c.index[w2s::kSelfClass * c.n + i];
   const RowKnobs knobs = knobs_of(c);
   choose_self_target(knobs, r);

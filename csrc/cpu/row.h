@@ -3,7 +3,12 @@
 // Exponentials are taken as 2^t with t = z log2(e) - hi, one fused multiply-add. hi is `at` log2(e)
 // rounded, for a reference point `at` near the row's maximum; what the rounding left (`lo`) scales
 // every exponential of the row alike, so it cancels from softmax and costs nothing at |z| = 1e4.
-// Without fused multiply-add the product would be rounded first: there t = (z - at) log2(e).
+// Where it does not, t = (z - at) log2(e): far from 0, where `lo` grows until 2^lo overflows, and
+// without a fused multiply-add, where the product would be rounded first.
+//
+// A class of logit -inf, or one that is masked by the smallest number, costs nothing more: its t is
+// raised to a finite number before anything is multiplied by it, so 0 t is 0. Sums in which such a
+// class has weak mass are taken again, exactly; they are infinite, or nearly so.
 #pragma once
 
 #include <math.h>
@@ -17,12 +22,19 @@ constexpr float kLn2 = 0.693147180559945309f;
 // How far the maximum may run ahead of the reference point before a block is summed again.
 constexpr float kSlack = 4.0f;
 
+// Reference points up to here keep `lo` below 2^-4.
+constexpr float kFar = 1 << 20;
+// Sums of t beyond this came from a class that is masked: no model's logits are so far apart.
+constexpr float kMasked = 1e10f;
+
 struct Point {
   float at, hi, lo;
+  bool exact;  // t is (z - at) log2(e), and lo is 0
 };
 
+template <bool EXACT>
 inline Vec exponent(Vec z, const Point& p) {
-  return kFused ? fma(z, set(kLog2E), set(-p.hi)) : (z - set(p.at)) * set(kLog2E);
+  return EXACT ? (z - set(p.at)) * set(kLog2E) : fma(z, set(kLog2E), set(-p.hi));
 }
 
 inline float first_lane(Vec a) {
@@ -31,10 +43,12 @@ inline float first_lane(Vec a) {
   return lanes[0];
 }
 
-inline float exponent(float z, const Point& p) { return first_lane(exponent(set(z), p)); }
+inline float exponent(float z, const Point& p) {
+  return first_lane(p.exact ? exponent<true>(set(z), p) : exponent<false>(set(z), p));
+}
 
 inline Point point(float at) {
-  Point p = {at, at * kLog2E, 0};
+  Point p = {at, at * kLog2E, 0, !kFused || !(fabsf(at) <= kFar)};
   p.lo = exponent(at, p);
   return p;
 }
@@ -83,17 +97,16 @@ struct Lanes {
   Vec max = set(-INFINITY), weak_max = set(-INFINITY);
 };
 
-// CAREFUL keeps 0 * -inf out: a class of logit -inf has no entropy, and no loss without weak mass.
-template <bool DENSE, bool MEAN, bool CAREFUL, int DEGREE>
+template <bool DENSE, bool MEAN, bool EXACT, int DEGREE>
 inline void add(Lanes& s, Vec z, const Point& p, Vec q) {
-  const Vec t = exponent(z, p);
+  const Vec t = exponent<EXACT>(z, p);
   const Vec e = exp2_of<DEGREE>(t);
   s.max = vmax(s.max, z);
   s.exp = s.exp + e;
-  s.exp_t = fma(e, CAREFUL ? where_nonzero(e, t) : t, s.exp_t);
+  s.exp_t = fma(e, raised(t), s.exp_t);
   if (MEAN) s.t = s.t + t;
   if (DENSE) {
-    s.weak_t = fma(q, CAREFUL ? where_nonzero(q, t) : t, s.weak_t);
+    s.weak_t = fma(q, finite(t), s.weak_t);
     s.weak = s.weak + q;
     s.weak_max = vmax(s.weak_max, q);
   }
@@ -114,8 +127,8 @@ inline Lanes operator+(const Lanes& a, const Lanes& b) {
           vmax(a.weak_max, b.weak_max)};
 }
 
-template <bool DENSE, bool MEAN, bool CAREFUL, class T, class U>
-inline Sums sum_block(const T* z, const U* q, int64_t n, const Point& p) {
+template <bool DENSE, bool MEAN, bool EXACT, class T, class U>
+inline Sums sum_block_of(const T* z, const U* q, int64_t n, const Point& p) {
   constexpr int degree = Degree<T>::sum;
   constexpr bool split = Split<T, U>::value;
   Lanes a, b;
@@ -124,22 +137,28 @@ inline Sums sum_block(const T* z, const U* q, int64_t n, const Point& p) {
   for (; i + 2 * Vec::W <= n; i += 2 * Vec::W) {
     load_two<split>(z + i, za, zb);
     if (DENSE) load_two<split>(q + i, qa, qb);
-    add<DENSE, MEAN, CAREFUL, degree>(a, za, p, qa);
-    add<DENSE, MEAN, CAREFUL, degree>(b, zb, p, qb);
+    add<DENSE, MEAN, EXACT, degree>(a, za, p, qa);
+    add<DENSE, MEAN, EXACT, degree>(b, zb, p, qb);
   }
   Lanes last;
   float padding = 0;
   for (; i < n; i += Vec::W) {
     const int64_t left = n - i < Vec::W ? n - i : Vec::W;
-    add<DENSE, false, true, degree>(last, load(z + i, left, -INFINITY), p,
-                                    DENSE ? load(q + i, left, 0) : qa);
+    add<DENSE, false, EXACT, degree>(last, load(z + i, left, -INFINITY), p,
+                                     DENSE ? load(q + i, left, 0) : qa);
     // Lanes past the end read as the reference point, whose t is lo.
-    if (MEAN) last.t = last.t + exponent(load(z + i, left, p.at), p);
+    if (MEAN) last.t = last.t + exponent<EXACT>(load(z + i, left, p.at), p);
     padding += static_cast<float>(Vec::W - left) * p.lo;
   }
   Sums s = total(a + b + last);
   if (MEAN) s.t -= padding;
   return s;
+}
+
+template <bool DENSE, bool MEAN, class T, class U>
+inline Sums sum_block(const T* z, const U* q, int64_t n, const Point& p) {
+  return kFused && !p.exact ? sum_block_of<DENSE, MEAN, !kFused>(z, q, n, p)
+                            : sum_block_of<DENSE, MEAN, true>(z, q, n, p);
 }
 
 template <class T>
@@ -164,16 +183,40 @@ struct Row {
 // Moves sums over `seen` classes from one reference point to another.
 inline void move(Sums& s, const Point& from, const Point& to, int64_t seen) {
   // t falls by this much for every class.
-  const float by = kFused ? to.hi - from.hi : (to.at - from.at) * kLog2E;
+  const float by =
+      !to.exact && !from.exact ? to.hi - from.hi : (to.at - from.at) * kLog2E + (from.lo - to.lo);
   const float factor = s.exp == 0 ? 0 : exp2f(-by);
-  s.exp_t = s.exp == 0 ? 0 : factor * (s.exp_t - s.exp * by);
+  s.exp_t = factor == 0 ? 0 : factor * (s.exp_t - s.exp * by);
   s.exp *= factor;
   s.t -= static_cast<float>(seen) * by;
   s.weak_t -= s.weak * by;
 }
 
-template <bool DENSE, bool MEAN, bool CAREFUL, class T, class U>
-inline Row sweep_once(const T* z, const U* q, int64_t v, bool& again) {
+// Sums over a row in which masked classes have weak mass, or weak mass is infinite.
+template <bool DENSE, bool MEAN, class T, class U>
+void sum_exactly(const T* z, const U* q, int64_t v, Row& r) {
+  const double max = static_cast<double>(r.max);
+  double linear = 0, mean = 0;
+  for (int64_t i = 0; i < v; ++i) {
+    const double d = static_cast<double>(widen(z[i])) - max;
+    const double mass = DENSE ? static_cast<double>(widen(q[i])) : 0;
+    if (mass != 0 && d != 0) linear += mass * d;  // inf * 0 at the maximum: 0
+    mean += d;
+  }
+  if (DENSE) r.linear = static_cast<float>(linear);
+  if (MEAN) r.mean = static_cast<float>(mean / static_cast<double>(v));
+}
+
+template <class T>
+bool has_nan(const T* z, int64_t v) {
+  for (int64_t i = 0; i < v; ++i) {
+    if (widen(z[i]) != widen(z[i])) return true;
+  }
+  return false;
+}
+
+template <bool DENSE, bool MEAN, class T, class U>
+inline Row sweep(const T* z, const U* q, int64_t v) {
   Sums s;
   Point p = point(0);
   Row r{};
@@ -187,20 +230,18 @@ inline Row sweep_once(const T* z, const U* q, int64_t v, bool& again) {
       move(s, p, to, b);
       p = to;
     }
-    Sums add = sum_block<DENSE, MEAN, CAREFUL>(z + b, qb, n, p);
+    Sums add = sum_block<DENSE, MEAN>(z + b, qb, n, p);
     if (add.max > p.at + kSlack && add.max < INFINITY) {
       const Point to = point(add.max);
       move(s, p, to, b);
       p = to;
-      add = sum_block<DENSE, MEAN, CAREFUL>(z + b, qb, n, p);
+      add = sum_block<DENSE, MEAN>(z + b, qb, n, p);
     }
     s.exp += add.exp, s.exp_t += add.exp_t, s.t += add.t;
     s.weak_t += add.weak_t, s.weak += add.weak;
     if (add.max > s.max) s.max = add.max, r.max_block = b;
     if (add.weak_max > s.weak_max) s.weak_max = add.weak_max, r.weak_block = b;
   }
-  // NaN from a sum of products while its factors are numbers: 0 * -inf.
-  again = !CAREFUL && ((s.exp_t != s.exp_t && s.exp == s.exp) || s.weak_t != s.weak_t);
   // Everything is now taken relative to the maximum's own t and its own 2^t: a row with one class
   // that matters gets log S = 0 and p = 1 exactly.
   const float top = exponent(s.max, p);
@@ -211,14 +252,11 @@ inline Row sweep_once(const T* z, const U* q, int64_t v, bool& again) {
   r.weak = s.weak;
   r.linear = (s.weak_t - top * s.weak) * kLn2;
   r.weak_max = s.weak_max;
+  const bool masked = DENSE && !(fabsf(s.weak_t) < kMasked);
+  if (masked || (MEAN && !(fabsf(s.t) < kMasked))) sum_exactly<DENSE, MEAN>(z, q, v, r);
+  // The maximum above leaves NaN out.
+  if (r.logs != r.logs && has_nan(z, v)) r.max = NAN, r.max_block = 0;
   return r;
-}
-
-template <bool DENSE, bool MEAN, class T, class U>
-inline Row sweep(const T* z, const U* q, int64_t v) {
-  bool again = false;
-  const Row r = sweep_once<DENSE, MEAN, false>(z, q, v, again);
-  return again ? sweep_once<DENSE, MEAN, true>(z, q, v, again) : r;
 }
 
 // First index in [from, v) within one block whose value equals `value`; `from` if there is none.
@@ -252,8 +290,7 @@ inline float log_outside(const T* z, int64_t v, float max, const int64_t* ids, i
       top = here;
     }
     const Point p = point(top);
-    all +=
-        sum_block<false, false, true>(buffer, buffer, n, p).exp / exp2_at<Degree<float>::sum>(p.lo);
+    all += sum_block<false, false>(buffer, buffer, n, p).exp / exp2_at<Degree<float>::sum>(p.lo);
   }
   return top == -INFINITY ? top : (top - max) + logf(all);
 }
@@ -274,22 +311,21 @@ inline int64_t to_line(const T* p, int64_t v) {
 // g = prob e^(z - max) - weak q - flat for a whole row; g may be z. STREAM writes past the caches.
 // Otherwise `next`, the row this thread reads after this one, is fetched behind the arithmetic:
 // worth it only while the memory is not busy with a second read or write stream.
-template <bool DENSE, bool STREAM, class T, class U>
-inline void write_gradient(const T* z, const U* q, T* g, int64_t v, float max, float prob,
-                           float weak, float flat, const T* next, const U* next_q) {
+template <bool DENSE, bool STREAM, bool EXACT, class T, class U>
+inline void write_gradient_of(const T* z, const U* q, T* g, int64_t v, const Point& at, float prob,
+                              float weak, float flat, const T* next, const U* next_q) {
   constexpr bool split = Split<T, U>::value;
   constexpr bool fetch = !STREAM && !(DENSE && sizeof(U) == sizeof(float));
-  const Point at = point(max);
   const float top = exp2_at<Degree<T>::grad>(at.lo);
   const Vec p = set(prob / top), w = set(-weak), c = set(-flat);
   const auto one = [&](Vec x, Vec t) {
-    const Vec e = exp2_of<Degree<T>::grad>(exponent(x, at));
+    const Vec e = exp2_of<Degree<T>::grad>(exponent<EXACT>(x, at));
     return fma(e, p, DENSE ? fma(t, w, c) : c);
   };
   const auto edge = [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i += Vec::W) {
       const int64_t n = to - i < Vec::W ? to - i : Vec::W;
-      store(g + i, one(load(z + i, n, max), DENSE ? load(q + i, n, 0) : c), n);
+      store(g + i, one(load(z + i, n, at.at), DENSE ? load(q + i, n, 0) : c), n);
     }
   };
   constexpr int64_t step = 4 * Vec::W;
@@ -307,6 +343,15 @@ inline void write_gradient(const T* z, const U* q, T* g, int64_t v, float max, f
   }
   edge(i, v);
   if (STREAM) end_stream();
+}
+
+template <bool DENSE, bool STREAM, class T, class U>
+inline void write_gradient(const T* z, const U* q, T* g, int64_t v, float max, float prob,
+                           float weak, float flat, const T* next, const U* next_q) {
+  const Point at = point(max);
+  const auto write = kFused && !at.exact ? write_gradient_of<DENSE, STREAM, !kFused, T, U>
+                                         : write_gradient_of<DENSE, STREAM, true, T, U>;
+  write(z, q, g, v, at, prob, weak, flat, next, next_q);
 }
 
 // 1 / (1 + e^(2u / cap)) = (1 - tanh(u / cap)) / 2.

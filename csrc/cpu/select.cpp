@@ -14,6 +14,7 @@
 #include <memory>
 #include <vector>
 
+#include "../row_math.h"
 #include "scores.h"
 
 namespace w2s {
@@ -243,12 +244,7 @@ float quantile(const Scores& s, double q) {
   if (r.nan) return std::numeric_limits<float>::quiet_NaN();
   if (r.kept == 0) return kInfinity;
   const double position = wanted.position(r.kept);
-  const float f = static_cast<float>(position - std::floor(position));
-  const float a = r.pair.at, b = r.pair.next;
-  // inf - inf is NaN, and equal neighbours need no interpolation.
-  if (f == 0 || a == b) return a;
-  // As torch.lerp: from the nearer end.
-  return f < 0.5f ? a + f * (b - a) : b - (b - a) * (1 - f);
+  return between(r.pair.at, r.pair.next, static_cast<float>(position - std::floor(position)));
 }
 
 float kth_value(const Scores& s, int64_t rank) {

@@ -1,5 +1,6 @@
 // Two classes: rows across lanes. A row has one degree of freedom, the margin s = z_0 - z_1:
 //   e = exp(-|s|), log S = log(1 + e), p_small = e / (1 + e), p_big = 1 / (1 + e).
+// A logit of +inf, which s alone would take for certainty, makes e NaN.
 #pragma once
 
 #include "cross_entropy.h"
@@ -72,9 +73,10 @@ int64_t margins_of(const CrossEntropy& c, int64_t begin, int64_t end) {
 
 inline void softmax(int64_t n, Columns& x) {
   for (int64_t i = 0; i < n; i += Vec::W) {
-    const Vec s = load(x.z0 + i) - load(x.z1 + i);
-    const Vec d = vmin(set(0) - s, s);  // -|s|
-    const Vec e = exp2_of<5>(d * set(kLog2E));
+    const Vec z0 = load(x.z0 + i), z1 = load(x.z1 + i);
+    const Vec s = z0 - z1, top = vmax(z0, z1);
+    const Vec d = vmin(set(0) - s, s);                        // -|s|
+    const Vec e = exp2_of<5>(d * set(kLog2E)) + (top - top);  // inf - inf: NaN
     const Vec logs = log1p_of(e), big = set(1) / (e + set(1)), small = e * big;
     store(x.margin + i, s);
     store(x.logs + i, logs);
@@ -93,22 +95,29 @@ inline void finish(const CrossEntropy& c, int64_t n, Columns& x) {
   const float threshold = c.rule == w2s::kMargin ? c.threshold : 0;
   for (int64_t j = 0; j < n; ++j) {
     const float s = x.margin[j], q0 = x.q0[j], q1 = x.q1[j], logs = x.logs[j];
+    const float z0 = x.z0[j], z1 = x.z1[j];
     const float d0 = s < 0 ? s : 0, minus = -s, d1 = s < 0 ? 0 : minus;
     const float p0 = s < 0 ? x.small[j] : x.big[j], p1 = s < 0 ? x.big[j] : x.small[j];
-    const float l0 = q0 * d0, l1 = q1 * d1;
-    const float linear = (q0 != 0 ? l0 : 0) + (q1 != 0 ? l1 : 0), mass = q0 + q1;
+    // One of d0 and d1 is 0: only the other counts, and only where its class has weak mass.
+    const float lower = s < 0 ? q0 : q1, l = lower * (s < 0 ? s : minus);
+    const float linear = lower != 0 ? l : 0, mass = q0 + q1;
     const float mean = 0.5f * (d0 + d1);
     const float h1 = s >= threshold ? 0.0f : 1.0f, h0 = 1 - h1;
     const float own = logs - (s >= threshold ? d0 : d1);
     const float weak = hard * (mass * logs - linear);
-    const float even = c.smoothing * mass, spread = even * (logs - mean);
-    const float value = keep * (c.smoothing != 0 ? weak + spread : weak) + (a != 0 ? a * own : 0);
+    const float even = c.smoothing != 0 ? c.smoothing * mass : 0;  // the mass may be infinite
+    const float spread = even * (logs - mean);
+    const float label = weak + (even != 0 ? spread : 0), some = keep * label;
+    // A coefficient of 1 takes out a weak label that is impossible (+inf), but no NaN.
+    // mass * 0 is NaN where the mass is infinite.
+    const float none = fabsf(label) == INFINITY ? mass * 0 : some;
+    const float value = (keep == 0 ? none : some) + (a != 0 ? a * own : 0);
     const float dense = keep * mass + a, flat = 0.5f * keep * even, soft = keep * hard;
     const float t0 = soft * q0 + a * h0, t1 = soft * q1 + a * h1;
     const float u0 = dense * p0 - t0 - flat, u1 = dense * p1 - t1 - flat;
     const float g = x.g[j], v0 = g * u0, v1 = g * u1, v = x.factor[j] * value;
     x.own1[j] = h1, x.mass[j] = mass, x.linear[j] = linear, x.mean[j] = mean, x.coef[j] = a;
-    x.max[j] = s < 0 ? x.z1[j] : x.z0[j];
+    x.max[j] = s < 0 ? z1 : z0;
     x.chosen[j] = q1 > q0 ? d1 : d0;
     x.loss[j] = x.kept[j] != 0 ? v : 0;
     // Not v0 alone: NaN logits of a row that does not count must give exactly 0.
@@ -141,6 +150,11 @@ inline void write_columns(const CrossEntropy& c, int64_t at, int64_t n, const Co
   put(w2s::kEntropy, x.entropy), put(w2s::kMass, x.mass), put(w2s::kLinear, x.linear);
   put(w2s::kMean, x.mean), put(w2s::kChosen, x.chosen), put(w2s::kCoef, x.coef);
   put(w2s::kFactor, x.factor), put(w2s::kScore, x.margin);
+  for (int64_t j = 0; j < n; ++j) {
+    // NaN is the maximum, as torch.max has it; a weak label with a NaN in it has no top class.
+    if (x.z1[j] != x.z1[j]) c.stats[w2s::kMax * c.n + at + j] = NAN;
+    if (x.mass[j] != x.mass[j]) c.stats[w2s::kChosen * c.n + at + j] = NAN;
+  }
   int64_t* index = c.index + at;
   for (int64_t j = 0; j < n; ++j) {
     index[w2s::kArgmaxClass * c.n + j] = x.margin[j] < 0;

@@ -26,8 +26,11 @@ inline __m128i narrow(__m256i u) {
   return _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1));
 }
 // Round to nearest, ties away from zero: one addition, and the largest error is still half a unit.
+// Not to NaN, whose bits could carry over into the sign.
 inline __m256i rounded(__m256 f) {
-  return _mm256_add_epi32(_mm256_castps_si256(f), _mm256_set1_epi32(0x8000));
+  const __m256 half = _mm256_castsi256_ps(_mm256_set1_epi32(0x8000));
+  const __m256 up = _mm256_and_ps(_mm256_cmp_ps(f, f, _CMP_ORD_Q), half);
+  return _mm256_add_epi32(_mm256_castps_si256(f), _mm256_castps_si256(up));
 }
 inline __m128i to_bf16(__m256 f) { return narrow(_mm256_srli_epi32(rounded(f), 16)); }
 inline __m128i to_f16(__m256 f) { return _mm256_cvtps_ph(f, _MM_FROUND_TO_NEAREST_INT); }
@@ -67,6 +70,7 @@ inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.x, b.x)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.x, b.x, c.x)}; }
 inline Vec vmax(Vec a, Vec b) { return {_mm256_max_ps(a.x, b.x)}; }
 inline Vec vmin(Vec a, Vec b) { return {_mm256_min_ps(a.x, b.x)}; }
+inline Vec finite(Vec t) { return vmax(set(-FLT_MAX), t); }
 inline Vec where_nonzero(Vec t, Vec a) {
   return {_mm256_and_ps(_mm256_cmp_ps(t.x, _mm256_setzero_ps(), _CMP_NEQ_UQ), a.x)};
 }
@@ -85,15 +89,16 @@ inline int first_equal(Vec a, Vec b) {
   return m == 0 ? -1 : __builtin_ctz(static_cast<unsigned>(m));
 }
 
+// t, or any number of which 2^t is 0 if t is lower. The operand order keeps NaN. Below 2^-127 the
+// result is 0, and -127 survives the floor.
+inline Vec raised(Vec t) { return vmax(set(-126.99f), t); }
 inline Vec fraction(Vec t) {
-  // The operand order keeps NaN. Below 2^-127 the result is 0, and -127 survives the floor.
-  const __m256 c = _mm256_max_ps(_mm256_set1_ps(-126.99f), t.x);
+  const __m256 c = raised(t).x;
   return {_mm256_sub_ps(c, _mm256_floor_ps(c))};
 }
 inline Vec scale2(Vec p, Vec t) {
-  const __m256 c = _mm256_max_ps(_mm256_set1_ps(-126.99f), t.x);
-  const __m256i e =
-      _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_floor_ps(c)), _mm256_set1_epi32(127));
+  const __m256 floor = _mm256_floor_ps(raised(t).x);
+  const __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(floor), _mm256_set1_epi32(127));
   return {_mm256_mul_ps(p.x, _mm256_castsi256_ps(_mm256_slli_epi32(e, 23)))};
 }
 

@@ -51,7 +51,10 @@ inline void store_split(BF16* p, Vec even, Vec odd) {
   U4 a, b;
   memcpy(&a, &even.x, sizeof a);
   memcpy(&b, &odd.x, sizeof b);
-  a = ((a + 0x8000u) >> 16) | ((b + 0x8000u) & 0xffff0000u);
+  // Half a unit is not added to NaN, whose bits could carry over into the sign.
+  const U4 half = {0x8000u, 0x8000u, 0x8000u, 0x8000u};
+  a = ((a + ((U4)(even.x == even.x) & half)) >> 16) |
+      ((b + ((U4)(odd.x == odd.x) & half)) & 0xffff0000u);
   memcpy(static_cast<void*>(p), &a, sizeof a);
 }
 
@@ -71,6 +74,7 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {a.x * b.x + c.x}; }
 // Both return b where either side is NaN, as the x86 instructions do.
 inline Vec vmax(Vec a, Vec b) { return {a.x > b.x ? a.x : b.x}; }
 inline Vec vmin(Vec a, Vec b) { return {a.x < b.x ? a.x : b.x}; }
+inline Vec finite(Vec t) { return vmax(set(-FLT_MAX), t); }
 inline Vec where_nonzero(Vec t, Vec a) {
   const F4 zero = {0, 0, 0, 0};
   return {t.x != zero ? a.x : zero};
@@ -96,6 +100,8 @@ inline F4 clamped(F4 t) {
   const F4 low = {-126.99f, -126.99f, -126.99f, -126.99f};
   return low > t ? low : t;  // NaN compares false and stays
 }
+// t, or any number of which 2^t is 0 if t is lower.
+inline Vec raised(Vec t) { return {clamped(t.x)}; }
 inline Vec fraction(Vec t) {
   const F4 c = clamped(t.x);
   return {c - floor4(c)};

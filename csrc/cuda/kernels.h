@@ -45,7 +45,7 @@ W2S_DEVICE Sums sweep_outside(const Call& c, int64_t row, const S& segment, Shar
     W2S_UNROLL
     for (int e = 0; e < E; ++e) top = fmaxf(top, x[e]);
     if (top > s.max) move<false>(s, top);
-    const float origin = s.max == -INFINITY ? 0 : s.max;
+    const float origin = origin_of(s.max);
     W2S_UNROLL
     for (int e = 0; e < E; ++e) s.exp += exp_fast(x[e] - origin);
   }
@@ -74,12 +74,14 @@ struct RowsKernel {
     const S segment(c, shape, row, rank, tile_of(&shared, c.k));
     segment.fetch();
     const bool chief = block::thread() == 0;
+    if (chief) shared.twice = 0;
     // In a cluster before the barriers of the sums: then another block may write it.
     const int64_t* const given = &c.index[w2s::kSelfClass * c.n + row];
     if (RESIDENT && chief && c.rule == w2s::kClass) shared.final.self = static_cast<int>(*given);
-    const Sums mine = sweep(segment, c.smoothing != 0);
+    const Sums mine = sweep(segment, c.smoothing != 0 ? 1 / static_cast<float>(c.v) : 0);
     const Sums sums = reduce_row<S::DENSE>(shared, mine, shape.cluster, 0);
     // One warp of every block settles the row, all to the same bits; one block publishes.
+    if (!S::DENSE && c.k > 1) find_twice(c, row, shared);
     if (block::thread() < 32) {
       ListedSums listed = {0, 0, 0, -1, 0, kNowhere, 0};
       if constexpr (!S::DENSE) {
@@ -87,6 +89,7 @@ struct RowsKernel {
         listed = listed_sums(c, row, segment.z, max, diffs, rank == 0);
       }
       if (chief) {
+        if (shared.twice != 0) listed.mass = NAN;
         shared.record = make_record(c, row, segment.z, sums, listed, S::DENSE);
         shared.outside = sums.exp - listed.exp;
         // The difference cancels: sum what is outside itself.
@@ -111,6 +114,18 @@ struct RowsKernel {
     if (c.grad == nullptr) return;
     const Final final = shared.final;
     write_segment<T>(c, row, segment, final, diffs);
+  }
+
+  // Whether a class is listed twice: no host has seen to it where the targets lie on a device.
+  W2S_DEVICE static void find_twice(const Call& c, int64_t row, Shared& shared) {
+    const int64_t* ids = c.ids + row * c.k;
+    for (int64_t j = block::thread(); j < c.k; j += block::threads()) {
+      const int64_t id = ids[j];
+      bool seen = false;
+      for (int64_t l = 0; l < j; ++l) seen |= ids[l] == id;
+      if (seen && id >= 0) block::atomic_or(&shared.twice, 1u);
+    }
+    block::sync();
   }
 
   // log of the student's mass outside the list; called by all, known to the chief.

@@ -17,8 +17,8 @@ W2S_DEVICE float exp_fast(float d) { return block::exp2_fast(d * kLog2E); }
 
 struct Sums {
   float max, exp, exp_d;  // M; sum e^d, sum e^d d with d = z - M
-  float d;                // sum d, with label smoothing
-  float seen;             // how many elements
+  float d;                // sum d / V, with label smoothing: a sum of masked logits would overflow
+  float seen;             // elements / V
   float mass, linear;     // sum q, sum q d: dense targets
   float q_max;
   int at, q_at;  // first element with the maximum
@@ -27,16 +27,22 @@ constexpr int kSumsWords = 10;
 
 W2S_DEVICE Sums no_sums() { return {-INFINITY, 0, 0, 0, 0, 0, 0, -INFINITY, kNowhere, kNowhere}; }
 
+// What logits are taken relative to. Beside an infinite maximum any number would do: sum e^d is
+// then +inf, or NaN where there is a NaN.
+W2S_DEVICE float origin_of(float max) { return fabsf(max) == INFINITY ? 0 : max; }
+
 // Moves sums to a larger maximum. Sums over nothing but -inf and NaN stay as they are.
 template <bool DENSE>
 W2S_DEVICE void move(Sums& s, float to) {
-  const float shift = s.max == -INFINITY ? 0 : s.max - to;
+  const float shift = s.max == -INFINITY || to == INFINITY ? 0 : s.max - to;
+  s.max = to;
+  if (shift == 0) return;
   const float factor = exp_fast(shift);
-  s.exp_d = factor * fmaf(shift, s.exp, s.exp_d);
+  // From a class that is masked by the smallest number the product would be infinite: 0 * inf.
+  s.exp_d = factor == 0 ? 0 : factor * fmaf(shift, s.exp, s.exp_d);
   s.exp *= factor;
   s.d = fmaf(shift, s.seen, s.d);
   if (DENSE) s.linear = fmaf(shift, s.mass, s.linear);
-  s.max = to;
 }
 
 template <bool DENSE>
@@ -74,6 +80,7 @@ struct Shared {
   Record record;
   float outside;         // sum e^d over the classes that are not listed
   int again;             // which has to be summed itself
+  uint32_t twice;        // a class is listed more than once
   uint32_t listed[128];  // bit c % 4096: a listed class may lie in chunk c
 };
 
@@ -131,9 +138,10 @@ W2S_DEVICE Sums reduce_row(Shared& shared, Sums s, int cluster, int slot) {
   return s;
 }
 
-// Adds one chunk. FULL: every element of it is of this row.
+// Adds one chunk. FULL: every element of it is of this row. `share` is 1 / V with label smoothing,
+// else 0.
 template <bool FULL, class S>
-W2S_DEVICE void add_chunk(const S& segment, int chunk, bool mean, Sums& s) {
+W2S_DEVICE void add_chunk(const S& segment, int chunk, float share, Sums& s) {
   constexpr int E = S::E;
   constexpr bool DENSE = S::DENSE;
   const int from = segment.z.first(chunk);
@@ -148,7 +156,7 @@ W2S_DEVICE void add_chunk(const S& segment, int chunk, bool mean, Sums& s) {
     move<DENSE>(s, top);
     s.at = from;  // of the chunk, for now
   }
-  const float origin = s.max == -INFINITY ? 0 : s.max;
+  const float origin = origin_of(s.max);
   float exp = 0, exp_d = 0, sum_d = 0, mass = 0, linear = 0;
   W2S_UNROLL
   for (int e = 0; e < E; ++e) {
@@ -156,14 +164,14 @@ W2S_DEVICE void add_chunk(const S& segment, int chunk, bool mean, Sums& s) {
     const float p = exp_fast(d);
     exp += p;
     exp_d = fmaf(p, fmaxf(d, -1e4f), exp_d);  // 0 * -inf: no entropy; NaN is in p
-    if (mean) sum_d += holds(e) ? d : 0;
+    if (share != 0) sum_d += holds(e) ? d * share : 0;
     if constexpr (DENSE) {
       mass += q[e];  // 0 outside
-      linear += q[e] != 0 ? q[e] * d : 0;
+      linear += q[e] != 0 && d != 0 ? q[e] * d : 0;
     }
   }
   s.exp += exp, s.exp_d += exp_d, s.d += sum_d, s.mass += mass, s.linear += linear;
-  if (mean) s.seen += static_cast<float>(FULL ? E : segment.z.count(chunk));
+  if (share != 0) s.seen += share * static_cast<float>(FULL ? E : segment.z.count(chunk));
   if constexpr (DENSE) {
     float q_top = -INFINITY;
     W2S_UNROLL
@@ -173,11 +181,11 @@ W2S_DEVICE void add_chunk(const S& segment, int chunk, bool mean, Sums& s) {
 }
 
 template <class S>
-W2S_DEVICE void add(const S& segment, int chunk, bool mean, Sums& s) {
+W2S_DEVICE void add(const S& segment, int chunk, float share, Sums& s) {
   if (segment.z.full(chunk)) {
-    add_chunk<true>(segment, chunk, mean, s);
+    add_chunk<true>(segment, chunk, share, s);
   } else {
-    add_chunk<false>(segment, chunk, mean, s);
+    add_chunk<false>(segment, chunk, share, s);
   }
 }
 
@@ -207,7 +215,7 @@ W2S_DEVICE void locate(const S& segment, Sums& s) {
 
 // The sums of this thread's chunks.
 template <class S>
-W2S_DEVICE Sums sweep(const S& segment, bool mean) {
+W2S_DEVICE Sums sweep(const S& segment, float share) {
   Sums s = no_sums();
   const int size = segment.group();
   W2S_NO_UNROLL
@@ -216,7 +224,7 @@ W2S_DEVICE Sums sweep(const S& segment, bool mean) {
     const int from = segment.begin + stage * size;
     const int to = from + size < segment.end ? from + size : segment.end;
     W2S_NO_UNROLL
-    for (int c = from + block::thread(); c < to; c += block::threads()) add(segment, c, mean, s);
+    for (int c = from + block::thread(); c < to; c += block::threads()) add(segment, c, share, s);
   }
   locate(segment, s);
   return s;

@@ -30,7 +30,8 @@ W2S_DEVICE float upstream(const Call& c, int64_t row) {
 }
 
 // One listed class. Padding is not real; a label outside the classes is real, not inside, and its
-// mass NaN: it turns its row into NaN and is not used as an address.
+// mass NaN: it turns its row into NaN and is not used as an address. A class listed twice does so,
+// too (find_twice in kernels.h).
 struct Listed {
   bool real, inside;
   int id;
@@ -78,7 +79,8 @@ W2S_DEVICE ListedSums listed_sums(const Call& c, int64_t row, const Line<T>& z, 
     if (publish && c.listed != nullptr) c.listed[row * c.k + j] = d;
     if (!l.real) continue;
     ListedSums one = {
-        l.q, l.q != 0 ? l.q * d : 0, l.inside ? expf(d) : 0, l.q, d, static_cast<int>(j), l.id};
+        l.q, l.q != 0 && d != 0 ? l.q * d : 0, l.inside ? expf(d) : 0, l.q, d, static_cast<int>(j),
+        l.id};
     merge(s, one);
   }
   W2S_NO_UNROLL
@@ -137,11 +139,13 @@ template <class T>
 W2S_DEVICE Record make_record(const Call& c, int64_t row, const Line<T>& z, const Sums& s,
                               const ListedSums& l, bool dense) {
   Record r{};
-  r.max = s.max;
-  r.logs = s.max == -INFINITY ? NAN : logf(s.exp);
+  // The sum knows of a NaN, the maximum does not.
+  const bool nan = s.exp != s.exp;
+  r.max = nan ? NAN : s.max;
+  r.logs = fabsf(s.max) == INFINITY ? NAN : logf(s.exp);
   r.entropy = r.logs - s.exp_d / s.exp;
-  r.mean = s.d / static_cast<float>(c.v);
-  r.argmax = s.at == kNowhere ? 0 : s.at;
+  r.mean = s.d;
+  r.argmax = nan || s.at == kNowhere ? 0 : s.at;
   const auto logit = [&](int64_t v) { return capped(widen(block::load1(z.p + v)), c.softcap); };
   r.score = c.v == 2 ? logit(0) - logit(1) : expf(-r.logs);
   if (dense) {
@@ -153,6 +157,7 @@ W2S_DEVICE Record make_record(const Call& c, int64_t row, const Line<T>& z, cons
     r.weak = l.weak;
     r.chosen = l.best < 0 ? logit(0) - r.max : l.chosen;
   }
+  check_weak(r);
   return r;
 }
 

@@ -2,7 +2,8 @@
 //
 // As csrc/w2s.h, but scalars that a step computes stand in device memory, so that no launch waits
 // for the host. Launchers neither allocate nor synchronise and may be captured into a CUDA graph.
-// They return a cudaError_t as int (0 is success); a label outside the classes turns its row NaN.
+// They return a cudaError_t as int (0 is success); a label outside the classes, or listed twice,
+// turns its row NaN.
 #pragma once
 
 #include <cstddef>

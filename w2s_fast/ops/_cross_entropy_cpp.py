@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError
 from w2s_fast.ops import _native
 from w2s_fast.ops._cross_entropy_solve import Request, Solution, record
 from w2s_fast.ops._rows import Knobs
-from w2s_fast.ops.targets import Problem
+from w2s_fast.ops.targets import Problem, check_labels
 
 FIXES_IN_PLACE = True
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -135,10 +134,6 @@ def _call(
 
 
 def _check(p: Problem, bad: int) -> None:
-    if bad < 0:
-        return
-    assert p.ids is not None
-    raise W2SError(
-        f"weak label {p.ids[bad].tolist()} in row {bad} is outside the classes or listed twice; "
-        f"expected different classes 0..{p.logits.shape[1] - 1} or ignore_index={p.ignore_index}"
-    )
+    """The kernel looks at the labels while it reads them, and returns a row it could not serve."""
+    if bad >= 0:
+        check_labels(p)  # the first such row, whichever thread met one first

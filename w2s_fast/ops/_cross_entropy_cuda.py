@@ -2,8 +2,8 @@
 
 Same phases as the plain torch backend. A row stays in shared memory (of a cluster of blocks where
 it is long), so it is read once and written once. Nothing waits for the device and nothing is
-allocated by a launch: calls can be captured into a CUDA graph. A label outside the classes turns
-its row's loss and gradient into NaN.
+allocated by a launch: calls can be captured into a CUDA graph. A label outside the classes, or
+listed twice, turns its row's loss and gradient into NaN.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from w2s_fast.ops import _native_cuda as native
 from w2s_fast.ops._rows import Knobs
-from w2s_fast.ops.targets import Problem
+from w2s_fast.ops.targets import Problem, check_labels
 
 FIXES_IN_PLACE = True
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -36,6 +36,7 @@ def rows(
 
     ``grad`` may be the logits themselves. ``listed`` (N, K) fp32 receives z_id - M for ``fixup``.
     """
+    check_labels(p)
     _launch("rows", p, knobs, stats, index, grad, scale, None, listed)
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError
 from w2s_fast.ops._rows import Index, Knobs, Stat
-from w2s_fast.ops.targets import Problem
+from w2s_fast.ops.targets import Problem, check_labels
 
 # Gradients are written after the threshold is known, never repaired.
 FIXES_IN_PLACE = False
@@ -35,7 +34,8 @@ def rows(
     if listed is not None:
         listed.copy_(d.gather(1, entries(p)[0]))
     if knobs.smoothing:
-        stats[Stat.MEAN] = d.mean(1)
+        # A sum of masked logits overflows, their mean does not.
+        stats[Stat.MEAN] = d.mean(1, dtype=torch.float64)
     _self_target(p, knobs, stats, index)
     _factor(p, knobs, stats)
     _loss(p, knobs, d, stats, index)
@@ -76,7 +76,9 @@ def gradient(
     slope = (1 - a) * mass + a
     if knobs.z_loss:
         slope = slope + 2 * knobs.z_loss * (stats[Stat.MAX] + stats[Stat.LOGS]).unsqueeze(1)
-    g = slope * prob - (1 - a) * (smooth * mass / d.shape[1])
+    g = slope * prob
+    if smooth:
+        g = g - (1 - a) * (smooth * mass / d.shape[1])
     if p.rest is not None:
         pull = (1 - a) * (1 - smooth) * p.rest.unsqueeze(1)
         outside = (d - (stats[Stat.LOGS] + stats[Stat.TAIL]).unsqueeze(1)).exp()
@@ -114,14 +116,7 @@ def entries(p: Problem) -> tuple[Tensor, Tensor]:
     real = p.ids >= 0
     if p.kind == "hard":
         real = p.ids != p.ignore_index
-    v = p.logits.shape[1]
-    wrong = real & ((p.ids < 0) | (p.ids >= v))
-    if p.ids.device.type == "cpu" and bool(wrong.any()):
-        row = int(wrong.any(1).nonzero()[0])
-        raise W2SError(
-            f"weak label {p.ids[row][wrong[row]].tolist()} in row {row} is outside the classes; "
-            f"expected 0..{v - 1} or ignore_index={p.ignore_index}"
-        )
+    check_labels(p)
     return torch.where(real, p.ids, 0), real
 
 
@@ -137,7 +132,7 @@ def _softmax_stats(z: Tensor, stats: Tensor, index: Tensor) -> Tensor:
     e = d.exp()
     s = e.sum(1)
     classes = torch.arange(z.shape[1], device=z.device).expand_as(z)
-    first = torch.where(z == top, classes, z.shape[1] - 1).amin(1)
+    first = torch.where((z == top) | top.isnan(), classes, z.shape[1] - 1).amin(1)
     stats[Stat.MAX] = top.squeeze(1)
     stats[Stat.LOGS] = s.log()
     # exp(-inf) * -inf is NaN, and 0 is meant: a class of probability 0 has no entropy.
@@ -149,7 +144,7 @@ def _softmax_stats(z: Tensor, stats: Tensor, index: Tensor) -> Tensor:
 
 def _target_stats(p: Problem, d: Tensor, stats: Tensor, index: Tensor) -> None:
     weak = dense_weak(p, d.dtype)
-    stats[Stat.LINEAR] = torch.where(weak != 0, weak * d, 0.0).sum(1)
+    stats[Stat.LINEAR] = torch.where((weak != 0) & (d != 0), weak * d, 0.0).sum(1)
     stats[Stat.MASS] = weak.sum(1)
     if p.kind == "sparse":
         ids, real = entries(p)
@@ -158,7 +153,11 @@ def _target_stats(p: Problem, d: Tensor, stats: Tensor, index: Tensor) -> None:
         index[Index.WEAK] = ids.gather(1, best).squeeze(1)
     else:
         index[Index.WEAK] = weak.argmax(1)
-    stats[Stat.CHOSEN] = d.gather(1, index[Index.WEAK].unsqueeze(1)).squeeze(1)
+    # A weak label with a NaN in it has no top class.
+    nan = stats[Stat.MASS].isnan()
+    index[Index.WEAK] = torch.where(nan, 0, index[Index.WEAK])
+    chosen = d.gather(1, index[Index.WEAK].unsqueeze(1)).squeeze(1)
+    stats[Stat.CHOSEN] = torch.where(nan, float("nan"), chosen)
     if p.rest is not None:
         stats[Stat.MASS] += p.rest
         outside = torch.where(_listed(p), float("-inf"), d)
@@ -197,14 +196,20 @@ def _loss(p: Problem, knobs: Knobs, d: Tensor, stats: Tensor, index: Tensor) -> 
     if p.rest is not None:
         weak = weak - torch.where(p.rest != 0, p.rest * stats[Stat.TAIL], 0.0)
     if knobs.smoothing:
-        uniform = mass * (logs - stats[Stat.MEAN])
-        weak = (1 - knobs.smoothing) * weak + knobs.smoothing * uniform
+        even = knobs.smoothing * mass
+        uniform = torch.where(even != 0, even * (logs - stats[Stat.MEAN]), 0.0)
+        weak = (1 - knobs.smoothing) * weak + uniform
     own = logs - d.gather(1, index[Index.SELF].unsqueeze(1)).squeeze(1)
-    row = (1 - a) * weak + torch.where(a != 0, a * own, 0.0)
+    row = unless_own(weak, mass, a) + torch.where(a != 0, a * own, 0.0)
     if knobs.z_loss:
         row = row + knobs.z_loss * (stats[Stat.MAX] + logs).square()
     # A factor of 0 takes the row out even where its weak label is impossible (loss +inf).
     stats[Stat.LOSS] = torch.where(stats[Stat.FACTOR] != 0, row * stats[Stat.FACTOR], 0.0)
+
+
+def unless_own(weak: Tensor, mass: Tensor, a: Tensor) -> Tensor:
+    """(1 - a) weak; a coefficient of 1 takes out an impossible label (+inf), but no NaN."""
+    return torch.where((a == 1) & weak.isinf() & mass.isfinite(), 0.0, (1 - a) * weak)
 
 
 def scale_(grad: Tensor, upstream: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from w2s_fast.kernels import cross_entropy as kernels
 from w2s_fast.ops._rows import Knobs
-from w2s_fast.ops.targets import Problem
+from w2s_fast.ops.targets import Problem, check_labels
 
 FIXES_IN_PLACE = True
 
@@ -31,7 +31,9 @@ def rows(
     """Fill ``stats`` (12, N) and ``index`` (3, N); with ``grad`` (N, V) also scale * dloss/dz.
 
     ``grad`` may be the logits themselves. ``listed`` (N, K) fp32 receives z_id - M for ``fixup``.
+    A label outside the classes, or listed twice, turns its row's loss and gradient into NaN.
     """
+    check_labels(p)
     n, v = p.logits.shape
     if n == 0:
         return

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from w2s_fast.ops import _gemm
-from w2s_fast.ops._cross_entropy_ref import entries
 from w2s_fast.ops._cross_entropy_solve import (
     Request,
     backend,
@@ -39,7 +38,7 @@ from w2s_fast.ops._cross_entropy_solve import (
 )
 from w2s_fast.ops._head_gradient import HeadGradient
 from w2s_fast.ops._rows import Index, Knobs, Stat
-from w2s_fast.ops.targets import Problem
+from w2s_fast.ops.targets import Problem, check_labels
 
 # A weak mass this close to 1 moves a gradient by no more than a sum over the classes is off anyway.
 _MASS_TOLERANCE = 1e-6
@@ -135,15 +134,6 @@ def shape_only(n: int, v: int, like: Tensor) -> Tensor:
     return like.new_empty((1, 1)).expand(n, v)
 
 
-def check_ids(p: Problem) -> None:
-    """Raise ``W2SError`` for a label outside the classes, named by its row of the batch.
-
-    On a GPU the host cannot see it without waiting; there its row's loss and gradient are NaN.
-    """
-    if p.ids is not None and p.ids.device.type == "cpu":
-        entries(p)
-
-
 class Gradients:
     """Where the chunks' gradients go; ``chunked`` says that there may be several."""
 
@@ -178,7 +168,7 @@ def solve_linear(
     wanted yet.
     """
     check_request(r, p)
-    check_ids(p)
+    check_labels(p)  # before a chunk counts rows of its own
     if fits(x, p):
         s, z = _solve_at_once(x, p, r, wanted, mean)
         return dataclasses.replace(s, logits=z) if keep_logits else s

@@ -53,8 +53,10 @@ def read_off(
     """(logp (N, K), tail (N,), stats, index), everything defined."""
     assert p.ids is not None
     logp = torch.where(p.ids >= 0, diffs - stats[Stat.LOGS].unsqueeze(1), 0.0)
-    if p.rest is None:
-        stats[Stat.TAIL] = 0.0
+    # Ids that do not fit, where no host has seen to it (see targets.check_labels).
+    unfit = stats[Stat.MASS].isnan()
+    logp = torch.where(unfit.unsqueeze(1), torch.nan, logp)
+    stats[Stat.TAIL] = 0.0 if p.rest is None else torch.where(unfit, torch.nan, stats[Stat.TAIL])
     stats[Stat.MEAN] = 0.0
     return logp, stats[Stat.TAIL].clone(), stats, index
 
@@ -80,6 +82,7 @@ def backward_problem(
         rest = -grad_tail.to(acc).contiguous()
         mass, used = mass - rest, used | (rest != 0)
     stats = stats.clone()
+    mass = torch.where(stats[Stat.MASS].isnan(), torch.nan, mass)
     stats[Stat.MASS], stats[Stat.COEF], stats[Stat.FACTOR] = -mass, 0.0, 1.0
     p = Problem(shape, ids.contiguous(), (-up).contiguous(), rest, None, -100)
     return p, stats, used.to(acc)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops._quantile_keys import BINS, accumulator, rounds_of, score_of
+from w2s_fast.ops.quantile import between
 
 
 class Found(NamedTuple):
@@ -82,8 +83,7 @@ def quantile(
     found = search(serve, scores, keep, lambda kept: position(kept).floor().long(), group)
     place = position(found.kept)
     f = (place - place.floor()).to(found.at.dtype)
-    same = (found.at == found.next) | (f == 0)
-    value = torch.where(same, found.at, torch.lerp(found.at, found.next, f))
+    value = between(found.at, found.next, f)
     value = torch.where(found.kept > 0, value, float("inf"))
     return torch.where(found.unordered | ~valid, float("nan"), value)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from w2s_fast.ops import _gemm
 from w2s_fast.ops import quantile as quantile_op
+from w2s_fast.ops._cross_entropy_ref import unless_own
 from w2s_fast.ops._cross_entropy_solve import Request, backend, normaliser, record, total_loss
 from w2s_fast.ops._linear_solve import (
     Gradients,
@@ -26,12 +27,11 @@ from w2s_fast.ops._linear_solve import (
     Wanted,
     add_entries,
     cap_slope,
-    check_ids,
     fixes_by_rank_one,
 )
 from w2s_fast.ops._rows import Index, Knobs, Stat
 from w2s_fast.ops._vocab_merge import merge
-from w2s_fast.ops.targets import Problem
+from w2s_fast.ops.targets import Problem, check_labels
 
 
 class Shard(NamedTuple):
@@ -149,8 +149,10 @@ def set_loss(part: Part, r: Request) -> None:
     if rest is not None:
         weak = weak - torch.where(rest != 0, rest * stats[Stat.TAIL], 0.0)
     if r.smoothing:
-        weak = (1 - r.smoothing) * weak + r.smoothing * mass * (logs - stats[Stat.MEAN])
-    row = (1 - a) * weak + torch.where(a != 0, a * logs, 0.0)
+        even = r.smoothing * mass
+        uniform = torch.where(even != 0, even * (logs - stats[Stat.MEAN]), 0.0)
+        weak = (1 - r.smoothing) * weak + uniform
+    row = unless_own(weak, mass, a) + torch.where(a != 0, a * logs, 0.0)
     if r.z_loss:
         row = row + r.z_loss * (stats[Stat.MAX] + logs).square()
     factor = stats[Stat.FACTOR]
@@ -188,7 +190,7 @@ def solve_vocab(
     x: Head, p: Problem, r: Request, wanted: Wanted, mean: bool, at: Shard
 ) -> LinearSolution:
     """Loss, record and gradients; every rank returns the same loss, record and dhidden."""
-    check_ids(p)
+    check_labels(p)
     stats, index = record(p)
     late = r.rule == "median" and r.threshold is None
     if late and not fixes_by_rank_one(p, r, wanted):

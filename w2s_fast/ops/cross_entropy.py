@@ -19,6 +19,11 @@ The self-target (a_i, h_i) is the student's own hardened prediction, detached:
                   or h_i = argmax_v (z_iv + b_v), a_i = aux, b such that the hard classes are as
                   frequent as the weak ones ("prior", see ``balanced``)
 
+A product with 0 is 0: a class of logit -inf costs nothing where it has no weak mass, and makes the
+loss +inf where it has some (label smoothing gives it some). A row whose logits hold NaN, +inf or
+nothing but -inf has no softmax, one whose weak label holds NaN no target: its loss and gradient are
+NaN. A NaN threshold opens no gate and, of two classes, chooses class 1.
+
 Source: Burns et al. 2023 (arXiv 2312.09390), Eq. 1 and its openai/weak-to-strong implementation;
 the form above rewrites both as one cross-entropy against a detached target.
 """
@@ -318,7 +323,8 @@ def make_stats(p: Problem, s: _solve.Solution | LinearSolution) -> Stats:
         max_prob=(-logs).exp(),
         chosen_prob=(s.stats[Stat.CHOSEN] - logs).exp(),
         entropy=s.stats[Stat.ENTROPY],
-        agreement=best == s.index[Index.WEAK],
+        # Probabilities that do not exist agree with nothing.
+        agreement=(best == s.index[Index.WEAK]) & ~(s.stats[Stat.CHOSEN] - logs).isnan(),
         coefficient=s.stats[Stat.COEF],
         hard_class=s.index[Index.SELF],
         threshold=at,

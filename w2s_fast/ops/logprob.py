@@ -23,7 +23,7 @@ from w2s_fast.ops._modes import values
 from w2s_fast.ops._op import Cost, Op
 from w2s_fast.ops._rows import Index, Stat
 from w2s_fast.ops.cross_entropy import OP as CROSS_ENTROPY
-from w2s_fast.ops.targets import LOGIT_DTYPES
+from w2s_fast.ops.targets import LOGIT_DTYPES, unfit_rows
 
 
 class RowStats(NamedTuple):
@@ -47,14 +47,16 @@ def topk_logprob(
     Args:
         logits: (N, V) fp32, bf16, fp16 or fp64. Gets gradients.
         ids: (N, K) integer class ids, different from one another within a row. A negative id is
-            padding: its log-probability is 0 and it has no gradient.
+            padding: its log-probability is 0 and it has no gradient. A class that does not exist or
+            is listed twice is an error on the CPU; on a GPU its row is NaN.
         temperature: above 0; other than 1 costs one more read and write, and rounds 16-bit logits
             once more.
         softcap: 0 for none.
 
     Returns:
-        logp (N, K) and tail (N,), fp32 (fp64 for fp64 logits). With every class listed the tail
-        is -inf.
+        logp (N, K) and tail (N,), fp32 (fp64 for fp64 logits). With every class listed, or nothing
+        but -inf beside them, the tail is -inf. NaN in a row whose logits hold NaN, +inf or nothing
+        but -inf.
 
     Raises:
         W2SError: for shapes, dtypes, devices or ids that do not fit (ids are looked at on the CPU
@@ -98,12 +100,12 @@ def check_ids(ids: Tensor, n: int, v: int, device: torch.device) -> Tensor:
         raise W2SError(f"ids are on {ids.device}, expected {device}; move one of them")
     if device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
         seen = values(ids).reshape(-1, ids.shape[1])
-        wrong = seen >= v
-        if bool(wrong.any()):
-            row = int(wrong.any(1).nonzero()[0])
+        bad = unfit_rows(seen, v)
+        if bad.numel():
+            row = int(bad[0])
             raise W2SError(
-                f"ids[{row}] = {seen[row].tolist()} is outside the classes; expected 0..{v - 1}, "
-                "or a negative id for padding"
+                f"ids[{row}] = {seen[row].tolist()} is outside the classes or lists one twice; "
+                f"expected different classes 0..{v - 1}, or a negative id for padding"
             )
     return ids.to(torch.int64).contiguous()
 

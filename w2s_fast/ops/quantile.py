@@ -3,7 +3,9 @@ r"""Exact order statistics of any number of scores, on one device or over a proc
     quantile(x, q) = (1 - f) x_(k) + f x_(k+1),   k = floor(q (N-1)),  f = q (N-1) - k
 
 where x_(0) <= ... <= x_(N-1) are the kept scores in order. It is ``torch.quantile`` without its
-limit of 2^24 elements, and it can leave rows out without compacting them first. Order statistics
+limit of 2^24 elements, and it can leave rows out without compacting them first. If one of the two
+scores is infinite and 0 < f < 1, it is x_(k+1): the scores at or above it are then those from k + 1
+on, as between finite scores (``torch.quantile`` says NaN or an infinity there). Order statistics
 are detached: no gradient flows through them. Nothing is sorted and, with a process group, no score
 leaves its rank. Nothing here waits for a CUDA device.
 
@@ -34,7 +36,8 @@ def quantile(
 ) -> Tensor:
     """Exact q-quantile of all elements of ``scores``.
 
-    Equivalent to ``torch.quantile(scores.float().flatten(), q)``, for any number of elements.
+    Equivalent to ``torch.quantile(scores.float().flatten(), q)``, for any number of elements, but
+    beside an infinity (see above).
 
     Args:
         scores: floating point tensor of any shape with N >= 1 elements (N >= 0 with ``group``).
@@ -184,10 +187,19 @@ def quantile_ref(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
     below = _at(ordered, low.long())
     above = _at(ordered, position.ceil().long())
     f = (position - low).to(ordered.dtype)
-    # inf - inf is NaN, and equal neighbours need no interpolation.
-    value = torch.where(below == above, below, torch.lerp(below, above, f))
+    value = between(below, above, f)
     value = torch.where(count > 0, value, float("inf"))
     return torch.where(unordered | ~valid, float("nan"), value)
+
+
+def between(below: Tensor, above: Tensor, f: Tensor) -> Tensor:
+    """The score at fraction ``f`` between two neighbours in order."""
+    gap = above - below
+    open_ended = (below == -torch.inf) | (above == torch.inf)
+    wide = torch.where(open_ended, above, below * (1 - f) + above * f)  # where the gap overflows
+    value = torch.where(gap == torch.inf, wide, torch.lerp(below, above, f))
+    # inf - inf is NaN, and neither equal neighbours nor an exact rank need interpolation.
+    return torch.where((below == above) | (f == 0), below, value)
 
 
 def kth_value_ref(scores: Tensor, rank: Tensor, keep: Tensor | None) -> Tensor:

@@ -117,7 +117,7 @@ def decide(
         if rule == "prior":
             q, _, _ = dense_target(weak, logits, kept)
             share = float(q[kept, 1].double().mean().clamp(0, 1))
-        at = torch.quantile(score[kept], share)
+        at = _quantile(score[kept], share)
     above = score >= at
     best = logits.argmax(1)
     a = torch.as_tensor(aux, dtype=logits.dtype, device=logits.device).expand(n)
@@ -128,6 +128,14 @@ def decide(
     if rule != "argmax":
         a = torch.where(above, a, 0.0)
     return Own(a, best, score, at)
+
+
+def _quantile(x: Tensor, q: float) -> Tensor:
+    """``torch.quantile``, but beside an infinite score the upper of the two it lies between."""
+    place = torch.tensor(q, dtype=torch.float64) * (x.numel() - 1)
+    low, high = x.sort().values[[int(place.floor()), int(place.ceil())]]
+    value = torch.quantile(x, q)
+    return high if bool((low.isinf() | high.isinf()) & ~x.isnan().any()) else value
 
 
 def _decide_balanced(

@@ -29,7 +29,8 @@ class SparseTargets(NamedTuple):
 
     Attributes:
         ids: (N, K) integer class ids, different from one another within a row; a negative id is
-            padding and its probability is not read.
+            padding and its probability is not read. A class that does not exist or is listed twice
+            is an error on the CPU; on a GPU its row's loss and gradient are NaN.
         probs: (N, K) floating point probabilities, >= 0.
         rest: (N,) floating point mass of all classes not listed, >= 0, or None for 0.
     """
@@ -72,6 +73,47 @@ class Problem(NamedTuple):
         if self.kind == "hard" and self.ids is not None:
             kept = self.ids[:, 0] != self.ignore_index
         return kept if self.weight is None else kept & (self.weight != 0)
+
+
+def check_labels(p: Problem) -> None:
+    """Raise ``W2SError`` for a row that lists a class outside the classes, or one class twice.
+
+    On a device the host cannot look without waiting: there the row's loss and gradient are NaN.
+    """
+    if p.ids is None or p.ids.device.type != "cpu":
+        return
+    bad = unfit_rows(p.ids, p.logits.shape[1], None if p.probs is not None else p.ignore_index)
+    if bad.numel():
+        raise label_error(p, int(bad[0]))
+
+
+def unfit_rows(ids: Tensor, v: int, ignore_index: int | None = None) -> Tensor:
+    """Rows of ids (N, K) with one of v or more, or with the same twice; negative ids are padding.
+
+    Hard labels have an ``ignore_index`` instead of padding.
+    """
+    wrong = (ids >= v).any(1)
+    if ignore_index is not None:
+        wrong = ((ids != ignore_index) & ((ids < 0) | (ids >= v))).any(1)
+    elif ids.shape[1] > 1:
+        ordered = ids.sort(1).values
+        wrong = wrong | ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(1)
+    return wrong.nonzero().squeeze(1)
+
+
+def label_error(p: Problem, row: int) -> W2SError:
+    """What a row with such labels is answered with, whoever noticed them."""
+    assert p.ids is not None
+    ids, v = p.ids[row].tolist(), p.logits.shape[1]
+    if p.probs is None:
+        return W2SError(
+            f"weak label {ids} in row {row} is outside the classes; expected 0..{v - 1} or "
+            f"ignore_index={p.ignore_index}"
+        )
+    return W2SError(
+        f"weak label {ids} in row {row} is outside the classes or listed twice; expected different "
+        f"classes 0..{v - 1}, or a negative id for padding"
+    )
 
 
 def make_problem(

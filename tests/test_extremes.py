@@ -1,0 +1,469 @@
+"""Infinite, NaN and huge logits and targets: every backend gives the formula's value, or NaN.
+
+One call holds a row for each extreme. Truth is written here in plain fp64, from the same inputs.
+The compiled core is run with each of its instruction sets, the narrower ones in processes of their
+own: this file is their program.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import w2s_fast
+from w2s_fast import SparseTargets
+from w2s_fast.ops import _op, use_backend
+from w2s_fast.ops._cross_entropy_solve import Request, solve
+from w2s_fast.ops.cross_entropy import weak_loss
+from w2s_fast.ops.targets import make_problem
+
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+INF, NAN = math.inf, math.nan
+# Triton's interpreter computes with numpy, which warns.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+LEAST = torch.finfo(FP32).min
+# Quiet and signalling, both signs, payloads that carry into the sign when half a unit is added.
+NANS = (0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF800001, 0x7FC00000)
+BLOCK = 4096  # what the CPU kernels sum at once
+LABEL = 1  # class of the hard label in every row
+
+
+def nan_of(bits: int) -> Tensor:
+    return torch.tensor(bits - (bits >> 31 << 32), dtype=torch.int32).view(FP32)
+
+
+def logit_rows(v: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A row of v logits for each extreme, by name."""
+    base = 2 * torch.randn(v, generator=torch.Generator().manual_seed(v))
+    least, last, none = float(torch.finfo(dtype).min), v - 1, torch.full((v,), -INF)
+    rows = {"plain": base, "all -inf": none, "zeros": torch.zeros(v)}
+    for name, x in (("-inf", -INF), ("least", least), ("+inf", INF)):
+        for at in (0, LABEL):
+            rows[f"{name} at {at}"] = base.index_fill(0, torch.tensor([at]), x)
+        rows[f"all {name}"] = torch.full((v,), x)
+        rows[f"{name}, one left"] = torch.full((v,), x).index_fill(0, torch.tensor([last]), 1.0)
+        rows[f"{name} in front"] = torch.where(torch.arange(v) < v - 1 - v // 5, x, base)
+        rows[f"{name} behind"] = torch.where(torch.arange(v) > v // 5, x, base)
+    rows["+inf and -inf"] = rows["+inf at 0"].index_fill(0, torch.tensor([last]), -INF)
+    rows["+inf and NaN"] = rows["+inf at 0"].index_fill(0, torch.tensor([last]), NAN)
+    for offset in (1e6, 1e10, 1e30):
+        rows[f"+{offset:g}"], rows[f"-{offset:g}"] = base + offset, base - offset
+        rows[f"times {offset:g}"] = base * offset
+        rows[f"+{offset:g} behind"] = torch.where(torch.arange(v) > v // 5, base + offset, base)
+    rows["greatest"] = torch.full((v,), -least)
+    rows = {name: row.to(dtype) for name, row in rows.items()}
+    for bits in NANS:
+        row = base.clone()
+        row[v // 2] = nan_of(bits)
+        rows[f"NaN {bits:x}"] = row.to(dtype)
+        if dtype != FP32:  # the bits themselves, not what a conversion makes of them
+            high = bits >> 16 if dtype == BF16 else (bits >> 16 & 0x83FF) | 0x7C01
+            one = torch.tensor(high - (high >> 15 << 16), dtype=torch.int16).view(dtype)
+            rows[f"NaN {high:x}"] = base.to(dtype).index_put((torch.tensor([v // 2]),), one)
+    return rows
+
+
+class Case(NamedTuple):
+    """Rows of logits with a target each: as the op takes it, and as the formula does."""
+
+    names: list[str]
+    logits: Tensor
+    weak: Tensor | SparseTargets
+    q: Tensor  # (N, V) fp64
+    rest: Tensor  # (N,) fp64
+    listed: Tensor  # (N, V)
+
+
+def probabilities(n: int, v: int) -> Tensor:
+    q = torch.rand(n, v, generator=torch.Generator().manual_seed(n)) ** 3
+    q[:, LABEL] += 1
+    q[:, 0] = 0
+    return 0.9 * q / q.sum(1, keepdim=True)
+
+
+def case(kind: str, v: int, dtype: torch.dtype) -> Case:
+    """Every extreme row of logits with a usual target, and extreme soft targets."""
+    rows = logit_rows(v, dtype)
+    names, z = list(rows), torch.stack(list(rows.values()))
+    if kind == "hard":
+        return _hard(names, z)
+    # A 16th: what the formula multiplies them by must not make them infinite on the way.
+    extreme = {f"q {x:g}": x for x in (INF, -INF, float(torch.finfo(dtype).min) / 16, 0.0)}
+    extreme |= {f"q NaN {bits:x}": nan_of(bits) for bits in NANS}
+    z = torch.cat([z, z[:1].expand(len(extreme), v), rows["-inf at 1"][None]])
+    names += [*extreme, "q NaN on -inf"]
+    q = probabilities(len(names), v)
+    for i, x in enumerate((*extreme.values(), NAN), len(rows)):
+        q[i, LABEL] = x
+        if x == 0:
+            q[i] = 0
+    if kind.startswith("dense"):
+        q = q.to(dtype) if kind == "dense" else q
+        return Case(
+            names, z, q, q.double(), torch.zeros(len(q)).double(), torch.ones_like(q).bool()
+        )
+    return _listed(names, z, q, kind == "rest")
+
+
+def chosen(c: Case, names: Sequence[str]) -> Case:
+    """The rows of those names."""
+    at = [i for i, name in enumerate(c.names) if name in names]
+    weak = c.weak
+    if isinstance(weak, SparseTargets):
+        rest = None if weak.rest is None else weak.rest[at]
+        weak = SparseTargets(weak.ids[at], weak.probs[at], rest)
+    else:
+        weak = weak[at]
+    return Case([c.names[i] for i in at], c.logits[at], weak, c.q[at], c.rest[at], c.listed[at])
+
+
+def _hard(names: list[str], z: Tensor) -> Case:
+    n, v = z.shape
+    q = torch.nn.functional.one_hot(torch.full((n,), LABEL), v).double()
+    return Case(names, z, torch.full((n,), LABEL), q, torch.zeros(n).double(), torch.ones(n, v) > 0)
+
+
+def _listed(names: list[str], z: Tensor, q: Tensor, rest: bool) -> Case:
+    n, v = z.shape
+    q = torch.where(q < 0, 0.0, q)  # no top class among negative probabilities
+    ids = torch.tensor([LABEL, -1, v - 1] if v > 2 else [LABEL, -1]).repeat(n, 1)
+    probs = q.gather(1, ids.clamp_min(0))
+    probs[:, 1] = NAN  # padding is not read
+    left = torch.full((n,), 0.25) if rest else None
+    if left is not None:
+        left[-6:] = torch.tensor([INF, -INF, NAN, LEAST, 0.0, 0.1])
+        # log P of what is outside would be LEAST + log(V - 2): no float holds both.
+        left[names.index("least, one left")] = 0.0
+    listed = torch.zeros(n, v, dtype=torch.bool).scatter(1, ids[:, [0, -1]].clamp_min(0), True)
+    if v == 2:
+        listed[:, 0] = False
+    mass = torch.where(listed, q.double(), 0.0)
+    total = torch.zeros(n).double() if left is None else left.double()
+    return Case(names, z, SparseTargets(ids, probs, left), mass, total, listed)
+
+
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """a b, 0 where one of them is 0."""
+    return torch.where((a == 0) | (b == 0), 0.0, a * b)
+
+
+def truth(c: Case, a: Tensor, own: Tensor, smoothing: float, softcap: float) -> dict[str, Tensor]:
+    """Loss, gradient and by-products of every row in fp64."""
+    z = c.logits.double()
+    z = softcap * torch.tanh(z / softcap) if softcap else z
+    top, first = z.max(1)
+    first = torch.where(top.isnan(), 0, (z == top[:, None]).double().argmax(1))
+    d = z - top[:, None]
+    logs = torch.where(top.isfinite(), d.exp().sum(1).log(), NAN)
+    logp = d - logs[:, None]
+    p, mass = logp.exp(), c.q.sum(1) + c.rest
+    outside = torch.where(c.listed, -INF, d).logsumexp(1) - logs
+    loss = times(c.q, -logp).sum(1) - times(c.rest, outside)
+    even = times(torch.tensor(smoothing), mass)
+    loss = (1 - smoothing) * loss + times(even, -logp.mean(1)) + 0 * logs
+    loss = times(1 - a, loss) + times(a, -logp.gather(1, own[:, None])[:, 0]) + 0 * logs
+    loss = torch.where(mass.isnan() | (mass.isinf() & (a == 1)), NAN, loss)  # 0 * inf
+    away = times(((1 - a) * (1 - smoothing) * c.rest)[:, None], (logp - outside[:, None]).exp())
+    away = torch.where(c.listed, 0.0, away)
+    hot = torch.nn.functional.one_hot(own, z.shape[1])
+    target = ((1 - a) * (1 - smoothing))[:, None] * c.q + a[:, None] * hot
+    grad = (
+        ((1 - a) * mass + a)[:, None] * p - target - ((1 - a) * even / z.shape[1])[:, None] - away
+    )
+    if softcap:
+        grad = grad * (1 - (z / softcap) ** 2)
+    listed_q = torch.where(c.listed, c.q, -INF).nan_to_num(0, INF, -INF)
+    best = torch.where(mass.isnan(), 0, listed_q.argmax(1))
+    chosen = torch.where(mass.isnan(), NAN, p.gather(1, best[:, None])[:, 0])
+    entropy = logs - times(p, d).sum(1)
+    return {
+        "loss": loss, "gradient": grad, "lse": top + logs, "max": top, "max_prob": (-logs).exp(),
+        "chosen_prob": chosen, "entropy": entropy, "argmax": first, "coefficient": a,
+        "agreement": (first == best) & ~chosen.isnan(), "hard_class": own,
+    }  # fmt: skip
+
+
+def compare(name: str, rows: list[str], got: Tensor, wanted: Tensor, room: float) -> None:
+    """Infinities and NaN in the same places, the rest within ``room`` of the larger of 1 and it."""
+    if not got.is_floating_point():
+        off = got != wanted
+    else:
+        wanted = wanted.to(got.dtype)
+        near = (got.double() - wanted.double()).abs() <= room * wanted.double().abs().clamp_min(1)
+        off = ~(near | (got == wanted) | (got.isnan() & wanted.isnan()))
+    if bool(off.any()):
+        i = tuple(int(x) for x in off.nonzero()[0])
+        bad = sorted({rows[int(i[0])] for i in off.nonzero()})
+        raise AssertionError(f"{name} of {bad}: {float(got[i])} for {float(wanted[i])} at {i}")
+
+
+def call(c: Case, reduction: str, **kw: Any) -> tuple[Any, Tensor]:
+    z = c.logits.clone().requires_grad_()
+    out = weak_loss(z, c.weak, reduction=reduction, return_stats=True, **kw)
+    out.loss.sum().backward()
+    assert z.grad is not None
+    return out.stats, z.grad
+
+
+def self_target(c: Case, aux: float, softcap: float) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Coefficient, class and how the op is asked for them; two classes take the margin 0."""
+    z, n = c.logits.double(), len(c.logits)
+    if softcap:
+        z = softcap * torch.tanh(z / softcap)
+    if z.shape[1] == 2:
+        own, kw = (
+            (~(z[:, 0] - z[:, 1] >= 0)).long(),
+            {"rule": "fixed", "threshold": torch.zeros(())},
+        )
+    else:
+        top = z.amax(1, keepdim=True)
+        own, kw = (z == top).double().argmax(1), {"rule": "argmax"}
+    return torch.full((n,), aux).double(), own, kw | {"aux": aux}
+
+
+KINDS = ("hard", "dense", "dense fp32", "sparse", "rest")
+
+
+def check_table(backend: str, kind: str, v: int, dtype: torch.dtype, **kw: Any) -> None:
+    aux, smoothing = kw.pop("aux", 0.0), kw.pop("smoothing", 0.0)
+    softcap, reduction = kw.pop("softcap", 0.0), kw.pop("reduction", "sum")
+    c, names = case(kind, v, dtype), kw.pop("names", None)
+    c = c if names is None else chosen(c, names)
+    a, own, rule = self_target(c, aux, softcap)
+    wanted = truth(c, a, own, smoothing, softcap)
+    with use_backend(backend):
+        stats, grad = call(c, reduction, smoothing=smoothing, softcap=softcap, **rule)
+    where = f"{backend} {kind} {v} {dtype} {aux} {smoothing} {softcap} {reduction}: "
+    room = {FP32: 2e-5, BF16: 2**-7, FP16: 2**-9}[dtype]
+    compare(where + "gradient", c.names, grad, wanted.pop("gradient"), room)
+    for name, value in wanted.items():
+        compare(where + name, c.names, getattr(stats, name), value, 3e-5)
+
+
+# What a call adds to plain cross-entropy, each with the kinds of target whose code it reaches.
+EXTRAS: tuple[dict[str, Any], ...] = (
+    {}, {"aux": 0.4}, {"aux": 1.0}, {"smoothing": 0.1}, {"softcap": 5.0}, {"reduction": "none"},
+)  # fmt: skip
+
+
+def check_all(backend: str, dtype: torch.dtype, kind: str) -> None:
+    for extra in EXTRAS if dtype == FP32 else EXTRAS[:1]:
+        for v in (2, 37):
+            if (kind, v) != ("rest", 2):
+                check_table(backend, kind, v, dtype, **extra)
+    if dtype != FP16:
+        check_table(backend, kind, BLOCK + 101, dtype, aux=0.4)
+
+
+# Triton's interpreter takes a tenth of a second a row: it gets a few, and one extra for each kind.
+FEW = {
+    FP32: ("plain", "all least", "least in front", "+inf at 0", "+1e+10 behind", "q inf"),
+    BF16: ("plain", "-inf, one left", "NaN 7fffffff", "q NaN 7fffffff"),
+    FP16: ("all -inf", "-inf at 1"),
+}
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_table(backend: str, kind: str, dtype: torch.dtype) -> None:
+    if backend == "triton":
+        extra = EXTRAS[KINDS.index(kind)]
+        check_table(backend, kind, 37, dtype, names=FEW[dtype], **extra)
+    else:
+        check_all(backend, dtype, kind)
+
+
+def test_narrow_instruction_sets() -> None:
+    """The narrower instruction sets, each chosen once in a process: both run while we wait."""
+    runs = []
+    for isa in ("avx2", "base"):
+        env = os.environ | {"W2S_CPU_CAPABILITY": isa, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__]
+        runs.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
+    assert [run.communicate(timeout=120)[0].strip() for run in runs] == ["ok", "ok"]
+
+
+@pytest.mark.skipif(bool(_op.missing("cpp")), reason="backend cpp is missing: no compiled core")
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_nan_past_the_caches(dtype: torch.dtype) -> None:
+    """Large gradients are stored by other instructions: one NaN label makes all of its row NaN."""
+    z = torch.zeros(2, 1 << 22, dtype=dtype)
+    for bits in NANS[:3]:
+        q = torch.full((2, 1 << 22), 2.0**-22)
+        q[1, 77] = nan_of(bits)
+        grad = call(Case([], z, q, q, q, q), "sum")[1]
+        assert float(grad[0].abs().amax()) < 1e-9 and bool(grad[1].isnan().all()), hex(bits)
+
+
+@pytest.mark.skipif(bool(_op.missing("cpp")), reason="backend cpp is missing: no compiled core")
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "dense"])
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_masked_classes_cost_nothing(dtype: torch.dtype, soft: bool) -> None:
+    """They made the kernel pass the row twice, 1.3 to 1.5 times the time; 1.0 is usual now."""
+    g = torch.Generator().manual_seed(0)
+    plain = torch.randn(16, 32000, generator=g)
+    masked = {"none": plain, "ten": plain.clone(), "padding": plain.clone()}
+    masked["ten"][:, 1000:32000:3100] = -INF
+    masked["padding"][:, -400:] = LEAST
+    weak = torch.full((16,), LABEL)
+    if soft:
+        weak = torch.rand(16, 32000, generator=g)
+        weak[:, 1000:32000:3100] = weak[:, -400:] = 0
+        weak = (weak / weak.sum(1, keepdim=True)).to(dtype)
+    problems = {name: make_problem(z.to(dtype), weak) for name, z in masked.items()}
+    buffer, threads = torch.empty_like(plain, dtype=dtype), torch.get_num_threads()
+    best = dict.fromkeys(problems, INF)
+    torch.set_num_threads(1)
+    try:
+        with use_backend("cpp"):
+            for _ in range(60):
+                for name, p in problems.items():
+                    start = time.thread_time()
+                    solve(p, Request(), buffer, True)
+                    best[name] = min(best[name], time.thread_time() - start)
+    finally:
+        torch.set_num_threads(threads)
+    assert max(best.values()) < 1.2 * best["none"], best
+
+
+# Logits of two classes with infinite margins, and their quantile's two neighbours.
+MARGINS = {
+    "between both infinities": [[0.0, -INF], [-INF, 0.0]],
+    "above -inf": [[-INF, 0.0], [5.0, 0.0]],
+    "below +inf": [[3.0, 0.0], [0.0, -INF]],
+    "all -inf": [[-INF, 0.0], [-INF, 1.0]],
+    "three": [[-INF, 0.0], [LEAST, 0.0], [0.0, LEAST], [0.0, -INF]],
+    "a gap that overflows": [[0.0, 3e38], [3e38, 0.0]],
+}
+
+
+@pytest.mark.parametrize("rule", ["prior", "median"])
+@pytest.mark.parametrize("name", MARGINS)
+def test_quantile_of_infinite_margins(backend: str, name: str, rule: str) -> None:
+    """As the docstring of the loss has it, by probabilities, between which nothing is infinite."""
+    z = torch.tensor(MARGINS[name])
+    p = z.double().softmax(1)
+    weak = torch.tensor([0, 1, 0, 1][: len(z)])
+    at = torch.quantile(p[:, 0], weak.double().mean() if rule == "prior" else 0.5)
+    own = torch.stack([p[:, 0] >= at, p[:, 0] < at], 1).double()
+    target = 0.5 * torch.nn.functional.one_hot(weak, 2) + 0.5 * own
+    rows = -times(target, z.double().log_softmax(1)).sum(1)
+    for reduction in ("sum", "none"):
+        x = z.clone().requires_grad_()
+        with use_backend(backend):
+            out = weak_loss(x, weak, aux=0.5, rule=rule, reduction=reduction, return_stats=True)
+            out.loss.sum().backward()
+        compare("loss", [name] * 4, out.stats.loss, rows, 1e-6)
+        compare("gradient", [name] * 4, x.grad, p - target, 1e-6)
+        assert torch.equal(out.stats.hard_class, own.argmax(1))
+
+
+def test_quantile_beside_infinity(backend: str) -> None:
+    for x, q, wanted in (
+        ([-INF, INF], 0.5, INF), ([-INF, 5.0], 0.25, 5.0), ([-INF, 5.0], 0.75, 5.0),
+        ([5.0, INF], 0.25, INF), ([5.0, INF], 0.75, INF), ([-INF, 5.0, INF], 0.5, 5.0),
+        ([-INF, -INF, 1.0], 0.5, -INF), ([-INF, INF, INF], 0.75, INF), ([-INF, INF], 0.0, -INF),
+        ([-3e38, 3e38], 0.5, 0.0), ([-3e38, 3e38], 0.75, 1.5e38), ([-3e38, 3e38], 0.25, -1.5e38),
+    ):  # fmt: skip
+        with use_backend(backend):
+            got = float(w2s_fast.quantile(torch.tensor(x), q))
+        assert got == pytest.approx(wanted, rel=1e-6), (x, q)
+
+
+@pytest.mark.parametrize("v", [2, 37])
+@pytest.mark.parametrize("kind", ["hard", "dense", "sparse"])
+def test_rows_that_do_not_count(backend: str, kind: str, v: int) -> None:
+    """Weight 0 or an ignored label: loss and gradient are exactly 0, whatever the row holds."""
+    extremes = [NAN] if backend == "triton" else [NAN, INF, -INF, LEAST, 1e30]
+    z = torch.tensor(extremes)[:, None].repeat(1, v)
+    z = torch.cat([z, torch.zeros(1, v)])
+    n = len(z)
+    for counted, reduction in ((1, "none"), (1, "mean"), (0, "mean")):  # 0: no row at all
+        weight = torch.zeros(n).index_fill(0, torch.tensor([n - 1]), float(counted))
+        weak: Any = torch.where(weight > 0, LABEL, -100)
+        kw: dict[str, Any] = {} if kind == "hard" else {"weight": weight}
+        if kind == "dense":
+            weak = torch.where(weight[:, None] > 0, 1 / v, NAN).expand(n, v)
+        elif kind == "sparse":
+            weak = SparseTargets(
+                torch.full((n, 1), LABEL), torch.where(weight > 0, 1.0, NAN)[:, None]
+            )
+        kw |= {"aux": 0.5, "rule": "median", "smoothing": 0.1, "z_loss": 0.1}
+        x = z.clone().requires_grad_()
+        with use_backend(backend):
+            loss = weak_loss(x, weak, reduction=reduction, **kw).loss
+            loss.sum().backward()
+        assert bool(loss.isfinite().all()) and bool(x.grad.isfinite().all())
+        assert bool((x.grad[: n - counted] == 0).all())
+
+
+def test_factors_and_z_loss(backend: str) -> None:
+    """Focal, window and z-loss: an impossible label counts in full, a masked class not at all."""
+    z = torch.tensor([[0.0, 1.0, -INF], [0.0, -INF, 1.0], [0.0, NAN, 1.0], [-INF, 0.0, -INF]])
+    y = torch.full((4,), LABEL)
+    wide = z.double()
+    logp = wide.log_softmax(1)[:, LABEL]
+    for kw, wanted in (
+        ({"focal_gamma": 2.0}, times((1 - logp.exp()) ** 2, -logp)),
+        ({"max_confidence": 0.9}, torch.where(wide.softmax(1).amax(1) >= 0.9, 0.0, -logp)),
+        ({"z_loss": 0.1}, 0.1 * wide.logsumexp(1) ** 2 - logp),
+    ):
+        x = z.clone().requires_grad_()
+        with use_backend(backend):
+            out = weak_loss(x, y, return_stats=True, **kw)
+            out.loss.backward()
+        compare(str(kw), ["a", "b", "c", "d"], out.stats.loss, wanted, 1e-6)
+        assert x.grad.isfinite().all(1).tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_logprob_tails(backend: str, dtype: torch.dtype) -> None:
+    rows = logit_rows(37, dtype)
+    if backend == "triton":
+        rows = {k: rows[k] for k in ("plain", "-inf, one left", "all least", "+inf at 0", "+1e+10")}
+    z, names = torch.stack(list(rows.values())), list(rows)
+    ids = torch.tensor([LABEL, -1, 36]).repeat(len(z), 1)
+    wide = z.double().log_softmax(1)
+    wide = torch.where(z.isnan().any(1, keepdim=True), NAN, wide)
+    logp = wide.gather(1, ids.clamp_min(0))
+    logp[:, 1] = 0
+    outside = wide.index_fill(1, torch.tensor([LABEL, 36]), -INF)
+    x = z.clone().requires_grad_()
+    with use_backend(backend):
+        got, tail = w2s_fast.topk_logprob(x, ids)
+        got[:, 0].sum().backward()
+    compare("logp", names, got, logp, 3e-5)
+    compare("tail", names, tail, outside.logsumexp(1), 3e-5)
+    hot = torch.nn.functional.one_hot(ids[:, 0], 37)
+    compare("gradient", names, x.grad, hot - wide.exp(), {FP32: 2e-5, BF16: 2**-7}[dtype])
+
+
+def test_linear_logprob_of_masked_classes() -> None:
+    """A bias of -inf masks a class; hidden states of 1 and a head of logits."""
+    z = torch.tensor([[0.0, 1.0, -INF, 2.0]])
+    hidden, head = torch.zeros(1, 1), torch.zeros(4, 1)
+    logp, tail = w2s_fast.linear_topk_logprob(hidden, head, torch.tensor([[1, 3]]), bias=z[0])
+    assert logp[0].tolist() == pytest.approx(z.log_softmax(1)[0, [1, 3]].tolist())
+    assert float(tail) == pytest.approx(float(z.log_softmax(1)[0, 0]))
+    _, tail = w2s_fast.linear_topk_logprob(hidden, head, torch.tensor([[0, 1, 3]]), bias=z[0])
+    assert float(tail) == -INF
+
+
+def main() -> None:
+    for dtype in (FP32, BF16, FP16):
+        for kind in ("hard", "dense", "dense fp32", "rest"):
+            check_all("cpp", dtype, kind)
+    print("ok")
+
+
+if __name__ == "__main__":
+    main()
