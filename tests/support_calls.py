@@ -48,7 +48,8 @@ def kinds(option: Option, backend: str) -> tuple[str, ...]:
 def cross_entropy(backend: str, dtype: torch.dtype, option: Option) -> None:
     for kind in kinds(option, backend):
         v = option.sample.get("v", 7)
-        n = 19 if v == 2 else N  # eager is exact by luck on a few rows of two classes
+        # Eager is exact by luck on a few rows of two classes; the interpreter pays for each.
+        n = N if v != 2 else 8 if backend == "triton" else 19
         call = cross_entropy_sample(n, v, dtype, "cpu", seed=v, kind=kind) | dict(option.call)
         if not call.pop("return_stats", True):
             raise AssertionError("the check reads the by-products")
