@@ -19,6 +19,8 @@ The self-target (a_i, h_i) is the student's own hardened prediction, detached:
                   or h_i = argmax_v (z_iv + b_v), a_i = aux, b such that the hard classes are as
                   frequent as the weak ones ("prior", see ``balanced``)
 
+Scores that tie with a threshold count as above it; near ones are decided by their rounding.
+
 Source: Burns et al. 2023 (arXiv 2312.09390), Eq. 1 and its openai/weak-to-strong implementation;
 the form above rewrites both as one cross-entropy against a detached target.
 """
