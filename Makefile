@@ -9,7 +9,6 @@ PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-p
 # Most tests keep one core busy: as many at a time as there are cores, up to four.
 PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses=4 --dist worksteal
 CORE   := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
-X86    := $(filter x86_64 amd64,$(shell uname -m))
 
 .PHONY: help run test test-long test-properties lint fix bench gpu check clean distclean
 .DEFAULT_GOAL := help
@@ -29,16 +28,11 @@ run: $(VENV)/.core
 
 test: $(VENV)/.dev $(VENV)/.core-strict
 	$(PYTEST) --require-backends=cpp,triton,cuda
-ifneq ($(X86),)
-	W2S_CPU_CAPABILITY=avx2 $(PYTEST) --require-backends=cpp -k 'not triton and not cuda' tests/test_ops*.py
-	W2S_CPU_CAPABILITY=base $(PYTEST) --require-backends=cpp -k 'not triton and not cuda' tests/test_ops*.py
-endif
-	W2S_BACKEND=ref $(PYTEST) tests/test_losses*.py
 
 # The files whose tests take minutes, with what `make test` leaves out of them. Two hosts are network
 # namespaces: as root, with iproute2; over ssh with pdsh and an ssh server. NVMe needs libaio.
 test-long: $(VENV)/.dev $(VENV)/.core-strict
-	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/test_cluster.py tests/test_offload.py
+	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/test_cluster.py tests/test_offload.py tests/test_bench.py
 
 # Random calls, more than `make test` takes time for: half an hour to an hour of one core. Failures
 # are printed as minimal inputs and stop nothing.

@@ -62,6 +62,7 @@ void bind(py::module_& m, const char* name, Kernel kernel) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Torch-free kernels of w2s_fast. Call them through w2s_fast.ops.";
   m.def("isa", [] { return w2s::kernels().isa; });
+  m.def("use_isa", &w2s::use_isa);
   m.def("set_parallel_for",
         [](Address pool) { w2s::set_parallel_for(reinterpret_cast<w2s::ParallelFor>(pool)); });
   m.def("advise_huge", &w2s::advise_huge);

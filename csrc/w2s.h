@@ -99,6 +99,10 @@ extern const Kernels kernels_avx512;
 // The widest set this CPU runs; W2S_CPU_CAPABILITY=base|avx2|avx512 asks for a narrower one.
 const Kernels& kernels();
 
+// Makes kernels() the set of this name from now on, for tests of the narrower ones in one process;
+// false where this CPU does not run it. Not while a kernel runs.
+bool use_isa(const char* name);
+
 using Kernel = int64_t (*)(const CrossEntropy&, int64_t begin, int64_t end);
 
 // Runs a kernel over all rows on the borrowed threads; returns the first bad row or -1.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before torch: threads that wait give their core to the other workers and to the other processes of
 # a test. Otherwise they spin, and all takes half as long again.
@@ -24,10 +28,14 @@ os.environ["W2S_TEST_DEVICE"] = DEVICE
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
+# Whatever started the tests, a test that starts ranks is their launcher.
+for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID"):
+    os.environ.pop(_name, None)
+os.environ.pop("W2S_DEVICE_CHECKS", None)
 
 import pytest  # noqa: E402
 
-from w2s_fast.ops import _op  # noqa: E402
+from w2s_fast.ops import _native, _op, use_backend  # noqa: E402
 from w2s_fast.testing import OnDevice  # noqa: E402
 
 # Files whose tests of backends run on a GPU as they stand, and names of tests that cannot.
@@ -35,6 +43,11 @@ ANY_DEVICE = (
     "test_ops.py", "test_ops_contract.py", "test_linear.py", "test_quantile.py", "test_logprob.py",
 )  # fmt: skip
 HOST_ONLY = ("compile", "opcheck", "gradcheck", "autocast")
+
+# Instruction sets of the compiled core, widest first, and files whose tests of ``cpp`` run on every
+# set that this processor has: what differs between sets is the arithmetic of rows and selections.
+SETS = ("avx512", "avx2", "base")
+ALL_SETS = ("test_ops.py", "test_ops_rows.py", "test_order_statistics.py")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))  # tests are small: more threads only wait
 
@@ -97,6 +110,27 @@ def _belongs(item: pytest.Item) -> bool:
     return backend != "cpp" or "small_tiles" in getattr(item, "fixturenames", ())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nowhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests run in an empty folder: none finds what `make run` or another left in the checkout."""
+    before, empty = Path.cwd(), tmp_path_factory.mktemp("empty")
+    os.chdir(empty)
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(_nowhere: None) -> Iterator[None]:
+    here = Path.cwd()
+    yield
+    assert Path.cwd() == here, "the test went to another folder for good"
+    left = sorted(p.name for p in here.iterdir())
+    for name in left:  # the next test is not to blame
+        path = here / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert not left, f"the test left {left} in the working folder; write to tmp_path"
+
+
 @pytest.fixture(autouse=True)
 def _on_device(request: pytest.FixtureRequest) -> Iterator[None]:
     """With --device=cuda, tensors that an op's test makes lie on the GPU, of the same values."""
@@ -105,6 +139,37 @@ def _on_device(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with OnDevice(DEVICE):
         yield
+
+
+ROOT = Path(__file__).resolve().parents[1]
+# What builds and caches write is theirs.
+_SKIPPED = frozenset((".git", ".venv", "build", "__pycache__"))
+_CACHES = re.compile(r"\.(pytest|mypy|ruff)_cache$|.*\.egg-info$")
+_files: set[str] = set()
+
+
+def _checkout() -> set[str]:
+    found: set[str] = set()
+    for folder, below, names in os.walk(ROOT):
+        below[:] = [n for n in below if n not in _SKIPPED and not _CACHES.match(n)]
+        found.update(os.path.join(folder, n) for n in names if not n.endswith(".so"))
+    return found
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Remember what lies in the checkout; in the process that the workers belong to."""
+    if not hasattr(session.config, "workerinput"):
+        _files.update(_checkout())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that left files in the checkout: the next one would find them."""
+    if hasattr(session.config, "workerinput"):
+        return
+    new = sorted(os.path.relpath(p, ROOT) for p in _checkout() - _files)
+    if new and session.exitstatus == 0:
+        print(f"\nFAILED: the tests left {len(new)} files in the checkout: {new[:5]}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -119,13 +184,62 @@ def pytest_runtest_makereport(item: pytest.Item):  # type: ignore[no-untyped-def
                 report.longrepr = f"{name} is required, but the test was skipped: {reason}"
 
 
-@pytest.fixture(params=_op.BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
+def _sets() -> tuple[str, ...]:
+    """Instruction sets of the core that this process may use; empty where there is no core."""
+    if DEVICE == "cuda" or _op.missing("cpp"):
+        return ()
+    return SETS[SETS.index(_native.core().isa()) :]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every backend in turn; ``cpp`` on each narrower instruction set too, where it matters."""
+    name = metafunc.definition.name
+    every = metafunc.definition.path.name in ALL_SETS and not any(w in name for w in HOST_ONLY)
+    if "isa" in metafunc.fixturenames:
+        metafunc.parametrize("isa", _sets() or ("missing",), indirect=True)
+    if "backend" in metafunc.fixturenames:
+        narrower = [f"cpp-{isa}" for isa in _sets()[1:]] if every else []
+        metafunc.parametrize("backend", [*_op.BACKENDS, *narrower], indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend in turn; one that is missing here is skipped, or fails where it is required."""
-    if why := _op.missing(request.param):
-        pytest.skip(f"backend {request.param} is missing: {why}")
-    name: str = request.param
-    return name
+    name, _, isa = request.param.partition("-")
+    if why := _op.missing(name):
+        pytest.skip(f"backend {name} is missing: {why}")
+    with _instructions(isa):
+        yield name
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of the compiled core that this processor has, for tests of it alone."""
+    if why := _op.missing("cpp"):
+        pytest.skip(f"backend cpp is missing: {why}")
+    with _instructions(request.param):
+        yield request.param
+
+
+@contextlib.contextmanager
+def _instructions(isa: str) -> Iterator[None]:
+    if not isa:
+        yield
+        return
+    core = _native.core()
+    before = core.isa()
+    assert core.use_isa(isa) and core.isa() == isa
+    try:
+        yield
+    finally:
+        core.use_isa(before)
+
+
+@pytest.fixture(params=["", "ref"], ids=["chosen", "ref"])
+def served(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The backend of this machine, then plain torch, which serves where nothing was compiled."""
+    with use_backend(request.param or None):
+        yield
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ hard classes are counted by the prior
     ``test_losses.test_hard_class_counts``
 warm-up: released, fixed, paper
     ``test_losses.test_schedules``
-micro-batches are the batch, bit for bit, also through a model; two processes are one
+micro-batches are the batch, to rounding in fp64, also through a model; two processes are one
     ``test_losses.test_micro_batches_with_the_exact_threshold``,
     ``test_engine.test_micro_batches_change_nothing``, ``test_sharding.test_matrix``
 EleutherAI's entropy loss does nothing

@@ -60,7 +60,7 @@ def test_print_config_is_a_config_file(capsys: pytest.CaptureFixture[str], tmp_p
     path.write_text(text)
     assert main(["run", "--config", str(path), "--seeds", "9", "--print_config"]) == 0
     assert capsys.readouterr().out == text.replace("- 0\n- 1\n- 2\n", "- 9\n")
-    assert not Path("out").exists()
+    assert not Path("out").exists()  # in the empty folder that tests run in
 
 
 @pytest.mark.parametrize(

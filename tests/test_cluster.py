@@ -76,8 +76,12 @@ FAULTS = {"no ssh": ("cut", "killed", "stopped") if ranks.LONG else ("cut",),
 
 @pytest.mark.parametrize("how", ["no ssh", pytest.param("ssh", marks=[needs_ssh, ranks.minutes])])
 def test_faults(how: str, cluster: Cluster, folder: Path) -> None:
+    """The job ends and says who was lost; in full, the same command then ends as if undisturbed,
+    which on one host test_together.py and test_sharding.py show."""
     lines = ssh_lines() if how == "ssh" else without_ssh_lines()
-    undisturbed = Job(cluster, folder / f"{how[:2]}-undisturbed", lines).succeed()
+    undisturbed = None
+    if ranks.LONG:
+        undisturbed = Job(cluster, folder / f"{how[:2]}-undisturbed", lines).succeed()
     for fault in FAULTS[how]:
         job = Job(cluster, folder / f"{how[:2]}-{fault}", lines)
         job.until_checkpoint()
@@ -96,7 +100,8 @@ def test_faults(how: str, cluster: Cluster, folder: Path) -> None:
         assert set(codes) == {EXIT_CODE} and seconds < MOST_S, (fault, codes, seconds, job.output())
         assert f"lost rank 1 on {SECOND}" in job.output(), (fault, job.output())
         assert not job.processes(), f"{fault}: processes are left behind"
-        assert Job(cluster, job.out, lines).succeed() == undisturbed, fault
+        if ranks.LONG:
+            assert Job(cluster, job.out, lines).succeed() == undisturbed, fault
 
 
 @ranks.minutes

@@ -155,8 +155,8 @@ def test_hidden_states(tokenizer: Any, pooling: str) -> None:
         for layer in (0, 1):
             want = out[layer][0, where].mean(0).detach()
             assert np.allclose(layers[layer][i], want, atol=1e-6)
-    if pooling == "last":
-        assert np.array_equal(hidden_states(model.base, data), layers[-1])
+    if pooling == "last":  # in the same batches
+        assert np.array_equal(hidden_states(model.base, data, batch_size=5), layers[-1])
 
 
 def test_bad_layers(tokenizer: Any) -> None:
@@ -196,7 +196,8 @@ def test_sharded(tmp_path: Path) -> None:
     ranks.run(__file__, 2, {"stages": [0, 2, 3], "out": str(out)})
     want = fit(0)
     for got in json.loads(out.read_text()):
-        assert got["states"] == want["states"]  # of the frozen base: no rounding either
+        # The same batches of the same frozen base, but products of other threads: other sums.
+        assert np.allclose(got["states"], want["states"], rtol=0, atol=1e-6)
         for name in ("losses", "weights", "probs"):
             assert np.allclose(got[name], want[name], atol=1e-5), name
 

@@ -105,7 +105,7 @@ def test_runs_share_the_order_of_a_seed(features: Tensor) -> None:
     """The same run twice is the same head, and another seed is another one."""
     run = HeadRun(_soft(2), make_loss("xent"))
     twice = train_heads(features, [run, run], RECIPE, 3)
-    assert torch.equal(twice.weight[0], twice.weight[1])
+    assert (twice.weight[0] - twice.weight[1]).abs().max() < 1e-12  # of one batched product
     other = train_heads(features, [run], RECIPE, 4)
     assert (other.weight[0] - twice.weight[0]).abs().max() > 1e-5
 

@@ -90,7 +90,7 @@ def test_the_cache_trains_what_the_model_trains(
     _lora_in_place(model, student)
     names = {n for n, p in student.named_parameters() if p.requires_grad}
     assert names and all("lora_" in n or n.startswith("head.") for n in names)
-    loss = make_loss("logconf")
+    loss = make_loss("xent")  # no threshold: scores of a small head lie within rounding of any
     cached = train(student, states, soft, loss, RECIPE, 2)
     whole = train(model, data, soft, loss, RECIPE, 2)
     assert np.allclose(cached["losses"], whole["losses"], atol=1e-4)

@@ -133,7 +133,7 @@ def test_positions_that_do_not_count_are_never_touched(monkeypatch: pytest.Monke
     assert seen == [3, 3, 3] and torch.equal(again, out)
     # On an accelerator the rows may be named, so that the host need not wait.
     named = linear_logprob(hidden, x["head"], tokens, mask=mask, positions=torch.tensor([5, 0, 4]))
-    assert torch.equal(named, out)
+    assert_within_budget(named, out.double(), out, FORWARD)  # a product of rows in another order
 
 
 def test_per_token_and_by_products(backend: str) -> None:
@@ -173,10 +173,12 @@ def test_chunks_and_fp32_head_gradient_change_nothing_but_rounding() -> None:
         out = linear_logprob(leaf["hidden"], leaf["head"], tokens, **kw)
         out.sum().backward()
         grads[name] = out, leaf["hidden"].grad, leaf["head"].grad
-    assert torch.equal(grads["one"][0], grads["many"][0])
-    assert torch.equal(grads["one"][1], grads["many"][1])
     leaf = leaves(x, FP64)
-    linear_logprob(leaf["hidden"], leaf["head"], tokens).sum().backward()
+    exact = linear_logprob(leaf["hidden"], leaf["head"], tokens)
+    exact.sum().backward()
+    # Products of another shape may round another way.
+    for i, truth in enumerate((exact, leaf["hidden"].grad)):
+        assert_within_budget(grads["many"][i], truth, grads["one"][i], BACKWARD)
     error = {k: float((g[2].double() - leaf["head"].grad).abs().max()) for k, g in grads.items()}
     assert error["wide"] < 0.5 * error["many"], error
 

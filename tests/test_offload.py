@@ -47,7 +47,7 @@ def _ready(where: str, tmp_path: Path) -> list[dict[str, Any]]:
     """The cells of a place, after one process has compiled what all need; or skip."""
     if where == "cpu":
         check_offload(TrainConfig(**CPU[0]))
-        return CPU if ranks.LONG else [CPU[1], CPU[-1]]
+        return CPU if ranks.LONG else CPU[-1:]
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     if not AsyncIOBuilder().is_compatible(verbose=False):

@@ -13,7 +13,7 @@ import torch
 from dense_calls import KNOWN, LATE, OPEN, sample
 
 import w2s_fast
-from w2s_fast.ops import _op, use_backend
+from w2s_fast.ops import use_backend
 from w2s_fast.ops.cross_entropy import batch_threshold
 from w2s_fast.ops.reference import KINDS, REGIMES
 from w2s_fast.testing import (
@@ -307,9 +307,7 @@ def test_same_inputs_give_the_same_bits(backend: str) -> None:
 
 @pytest.mark.parametrize("v", [2, 1003])
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-def test_thread_count_does_not_change_a_bit(v: int, dtype: torch.dtype) -> None:
-    if why := _op.missing("cpp"):
-        pytest.skip(f"backend cpp is missing: {why}")
+def test_thread_count_does_not_change_a_bit(isa: str, v: int, dtype: torch.dtype) -> None:
     before = torch.get_num_threads()
     try:
         for kind in KINDS:
@@ -324,10 +322,9 @@ def test_thread_count_does_not_change_a_bit(v: int, dtype: torch.dtype) -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(bool(_op.missing("cpp")), reason="the compiled core is missing")
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "dense"])
 @pytest.mark.parametrize("dtype", [FP32, BF16, torch.float16], ids=str)
-def test_large_gradient_in_a_buffer_of_its_own(dtype: torch.dtype, soft: bool) -> None:
+def test_large_gradient_in_a_buffer_of_its_own(isa: str, dtype: torch.dtype, soft: bool) -> None:
     """It is written past the caches, from the first aligned class of each row."""
     n, v = 200, 50257
     g = torch.Generator().manual_seed(0)

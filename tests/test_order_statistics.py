@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +17,6 @@ from w2s_fast.ops._quantile_keys import keys_of, score_of
 from w2s_fast.ops.balanced import class_counts
 from w2s_fast.ops.quantile import _kth_value, _quantile, _top_mask
 
-ROOT = Path(__file__).resolve().parents[1]
 MANY = 70_001  # above what the compiled core sorts out on one thread without a sample
 INF = math.inf
 
@@ -77,7 +72,7 @@ def test_kth_value_is_the_kth_of_a_sort(backend: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_quantile_of_many(kind: str) -> None:
+def test_quantile_of_many(isa: str, kind: str) -> None:
     """Both neighbours of the rank, wherever the pivots fall."""
     g = torch.Generator().manual_seed(11)
     x = KINDS[kind](MANY, g)
@@ -108,7 +103,7 @@ def _sampled(n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("trap", ["above", "below", "between"])
-def test_a_sample_that_misleads_costs_time_only(trap: str) -> None:
+def test_a_sample_that_misleads_costs_time_only(isa: str, trap: str) -> None:
     g = torch.Generator().manual_seed(3)
     x = torch.rand(MANY, generator=g) * 0.01
     seen = _sampled(MANY)
@@ -126,7 +121,7 @@ def test_a_sample_that_misleads_costs_time_only(trap: str) -> None:
     assert low < got < high and got == pytest.approx((low + high) / 2, rel=1e-6)
 
 
-def test_between_two_ties() -> None:
+def test_between_two_ties(isa: str) -> None:
     """The next score may lie behind the upper pivot, where nothing was copied out."""
     x = torch.zeros(MANY)
     x[::3] = 1.0
@@ -143,7 +138,7 @@ def test_between_two_ties() -> None:
         assert math.isnan(kth(x, 3))
 
 
-def test_few_kept_among_many() -> None:
+def test_few_kept_among_many(isa: str) -> None:
     g = torch.Generator().manual_seed(5)
     x = torch.randn(MANY, generator=g)
     for few in (1, 2, 40):
@@ -168,7 +163,7 @@ def test_agrees_with_torch(backend: str, n: int, dtype: torch.dtype) -> None:
             assert torch.equal(got, w2s_fast.kth_value(x, torch.tensor(k)))
 
 
-def test_threads_change_nothing() -> None:
+def test_threads_change_nothing(isa: str) -> None:
     g = torch.Generator().manual_seed(2)
     n = 1 << 19
     x = torch.randn(n, generator=g).mul(1000).round()
@@ -312,23 +307,6 @@ def test_device_code_reads_nothing_on_the_host() -> None:
         bias, hard = _balanced_device.solve(z, counts, keep[:10])
     assert int(mask.sum()) == round(0.4 * int(keep.sum()))
     assert hard.shape == (10,) and bias.shape == (5,)
-
-
-@pytest.mark.parametrize("isa", ["avx2", "base"])
-def test_narrower_instruction_sets(isa: str) -> None:
-    """The same selections in a process that may use less of this processor."""
-    mine = Path(__file__)
-    names = "kth_value_is and cpp or quantile_of_many or misleads or agrees and cpp or top_fraction"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(mine)]
-        + ["-k", f"({names}) and not triton and not ref"],
-        cwd=ROOT,
-        env={**os.environ, "W2S_CPU_CAPABILITY": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ranks
 
 from w2s_fast.config import RunConfig, from_dict, to_yaml
 from w2s_fast.errors import W2SError
@@ -196,12 +197,9 @@ def test_workers_and_caller_settings_change_nothing(
     assert comparable(again) == comparable(results)
 
 
-def _start(cfg: RunConfig, stage: str) -> tuple[subprocess.Popen[str], list[int]]:
+def _start(cfg: RunConfig, stage: str) -> tuple[Any, list[int]]:
     """Start the run in its folder, wait until ``stage`` is being built; return its children."""
-    command = [sys.executable, "-m", "w2s_fast", "run", "--quiet", "--config", _file(cfg)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = ranks.program("w2s_fast", "run", "--quiet", "--config", _file(cfg))
     trains = stage in ("weak", "ceiling", "student", "control")
     pattern = f".{stage}-*/checkpoint/*" if trains else f".{stage}-*"
     deadline = time.monotonic() + 120
@@ -251,7 +249,7 @@ def test_kill_in_every_stage_then_the_same_command(
 def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
     process, children = _start(tiny(tmp_path, workers=2), "weak")
     os.kill(children[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    errors, _ = process.communicate(timeout=60)
     assert process.returncode == 2 and errors.count("\n") == 1
     assert "was killed by signal 9" in errors and "run again to continue" in errors
     _wait_for_the_end_of(children)

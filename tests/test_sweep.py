@@ -13,8 +13,6 @@ import itertools
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ranks
 from rich.console import Console
 from scipy.stats import wilcoxon
 
@@ -122,10 +121,8 @@ def test_kill_then_the_same_command_in_parallel(
     cfg, _ = done
     killed = dataclasses.replace(cfg, out=str(tmp_path / "out"), devices=("cpu", "cpu"))
     (tmp_path / "sweep.yaml").write_text(to_yaml(killed))
-    command = [sys.executable, "-m", "w2s_fast", "sweep", "--quiet"]
-    process = subprocess.Popen(
-        [*command, "--config", str(tmp_path / "sweep.yaml")], stdout=subprocess.DEVNULL
-    )
+    command = ["sweep", "--quiet", "--config", str(tmp_path / "sweep.yaml")]
+    process = ranks.program("w2s_fast", *command)
     cache, deadline = tmp_path / "out" / "cache", time.monotonic() + 120
     while not any(cache.glob("student-*")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -138,7 +135,7 @@ def test_kill_then_the_same_command_in_parallel(
         time.sleep(0.02)
     assert children and not (tmp_path / "out" / "sweep.json").exists()
     assert stages(cache).total() < 20
-    assert main([*command[3:], "--config", str(tmp_path / "sweep.yaml"), "--devices", "cpu"]) == 0
+    assert main([*command, "--devices", "cpu"]) == 0
     assert comparable(tmp_path / "out") == comparable(Path(cfg.out))
 
 

@@ -93,7 +93,7 @@ def test_exchanges() -> None:
 def test_the_others_end_and_name_it(fault: str) -> None:
     """Three processes in a loop of exchanges; one fails, dies or hangs. Unguarded it stays, and
     nothing but its silence tells."""
-    found = ranks.start(__file__, 3, json.dumps({"part": "lost", "fault": fault}))
+    found = ranks.start(__file__, 3, json.dumps({"part": "lost", "fault": fault}), fresh=True)
     lost = 0 if fault == "first" else 1
     for p in found:
         assert p.stdout is not None
@@ -128,7 +128,7 @@ def test_the_others_end_and_name_it(fault: str) -> None:
 @pytest.mark.slow
 @pytest.mark.dist
 def test_nobody_comes() -> None:
-    (alone, *others) = ranks.start(__file__, 2, json.dumps({"part": "meet"}))
+    (alone, *others) = ranks.start(__file__, 2, json.dumps({"part": "meet"}), fresh=True)
     others[0].kill()
     text, _ = alone.communicate(timeout=60)
     assert "did not meet the other 1 processes" in text and alone.returncode == 1

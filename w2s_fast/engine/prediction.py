@@ -1,8 +1,8 @@
 """Prediction: batches of rows of like length, shared out over the processes, results in order.
 
-The batches are a function of the rows alone, so the number of processes changes nothing, not even
-a last bit. A batch holds rows of nearly one length up to a number of tokens: hardly any padding is
-computed, whatever the texts are.
+The batches are a function of the rows alone, so the number of processes changes nothing; where all
+have the same processor and as many threads, not even a last bit. A batch holds rows of nearly one
+length up to a number of tokens: hardly any padding is computed, whatever the texts are.
 """
 
 from __future__ import annotations

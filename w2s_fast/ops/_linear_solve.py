@@ -40,8 +40,9 @@ from w2s_fast.ops._head_gradient import HeadGradient
 from w2s_fast.ops._rows import Index, Knobs, Stat
 from w2s_fast.ops.targets import Problem, check_labels
 
-# A weak mass this close to 1 moves a gradient by no more than a sum over the classes is off anyway.
-_MASS_TOLERANCE = 1e-6
+# A weak mass this many roundings from 1 moves a gradient by no more than a sum over the classes is
+# off anyway.
+_MASS_ROUNDINGS = 8
 
 
 class Head(NamedTuple):
@@ -240,7 +241,8 @@ def fixes_by_rank_one(p: Problem, r: Request, wanted: Wanted) -> bool:
     if p.probs.device.type != "cpu":
         return False  # looking at the masses would wait for the device
     mass = torch.where(p.ids >= 0, p.probs, 0.0).sum(1)
-    return bool((((mass - 1).abs() <= _MASS_TOLERANCE) | ~p.keep()).all())
+    room = _MASS_ROUNDINGS * torch.finfo(mass.dtype).eps
+    return bool((((mass - 1).abs() <= room) | ~p.keep()).all())
 
 
 def _close_gates(

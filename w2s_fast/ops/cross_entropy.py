@@ -19,6 +19,8 @@ The self-target (a_i, h_i) is the student's own hardened prediction, detached:
                   or h_i = argmax_v (z_iv + b_v), a_i = aux, b such that the hard classes are as
                   frequent as the weak ones ("prior", see ``balanced``)
 
+Scores that tie with a threshold count as above it; near ones are decided by their rounding.
+
 A product with 0 is 0: a class of logit -inf costs nothing where it has no weak mass, and makes the
 loss +inf where it has some (label smoothing gives it some). A row whose logits hold NaN, +inf or
 nothing but -inf has no softmax, one whose weak label holds NaN no target: its loss and gradient are
