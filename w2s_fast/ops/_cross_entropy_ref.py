@@ -88,7 +88,7 @@ def gradient(
     own = index[Index.SELF].unsqueeze(1)
     g = g - target.scatter_add(1, own.clamp_min(0), torch.where(own >= 0, a, 0.0))
     if knobs.softcap:
-        g = g * (1 - (z / knobs.softcap).square())
+        g = g * soft_cap_slope(p.logits.to(stats.dtype), knobs.softcap)
     factor = stats[Stat.FACTOR] * row_scale
     kept = (p.keep() & (factor != 0)).unsqueeze(1)
     grad.copy_(torch.where(kept, g * factor.unsqueeze(1), 0.0))
@@ -97,6 +97,12 @@ def gradient(
 def soft_capped(u: Tensor, softcap: float) -> Tensor:
     """softcap tanh(u / softcap), or u itself without a cap."""
     return softcap * torch.tanh(u / softcap) if softcap else u
+
+
+def soft_cap_slope(u: Tensor, softcap: float) -> Tensor:
+    """Its derivative, 4 t / (1 + t)^2 for t = e^(-2|u|/softcap): no difference where tanh is 1."""
+    t = (-2 * (u / softcap).abs()).exp()
+    return 4 * t / (1 + t).square()
 
 
 def dense_weak(p: Problem, dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from w2s_fast.ops import _gemm
 from w2s_fast.ops import quantile as quantile_op
-from w2s_fast.ops._cross_entropy_ref import unless_own
+from w2s_fast.ops._cross_entropy_ref import soft_cap_slope, unless_own
 from w2s_fast.ops._cross_entropy_solve import Request, backend, normaliser, record, total_loss
 from w2s_fast.ops._linear_solve import (
     Gradients,
@@ -178,7 +178,7 @@ def write_gradient(part: Part, r: Request, row_scale: Tensor, at: Shard) -> Tens
     p = p._replace(probs=p.probs * hard, rest=None if p.rest is None else p.rest * hard)
     slope = None
     if r.softcap:
-        slope = 1 - torch.tanh(z.to(stats.dtype) / r.softcap).square()
+        slope = soft_cap_slope(z.to(stats.dtype), r.softcap)
     backend(p).gradient(p, knobs, stats, index, row_scale, z)
     flat = (1 - stats[Stat.COEF]) * r.smoothing * stats[Stat.MASS] / at.total
     flat = torch.where(stats[Stat.FACTOR] != 0, flat * stats[Stat.FACTOR] * row_scale, 0.0)
