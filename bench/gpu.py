@@ -9,6 +9,7 @@ output is one JSON-lines file: a row with the environment, rows of the parts, ro
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from bench.gpu_cases import CASES
 OUT = ROOT / "out" / "gpu.jsonl"
 TESTS = ("tests/test_ops.py", "tests/test_ops_contract.py", "tests/test_linear.py")
 TESTS += ("tests/test_quantile.py", "tests/test_logprob.py", "tests/test_gpu.py")
+TESTS += ("tests/test_loss_scales.py", "tests/test_softcap.py", "tests/test_extremes.py")
 _TAIL = 4000  # characters of a failed part's output that its row keeps
 
 
@@ -44,6 +46,8 @@ def parts() -> list[Part]:
     me = sys.executable
     pytest = (me, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider")
     pytest += ("--require-backends=triton", "--device=cuda")
+    if importlib.util.find_spec("xdist"):
+        pytest += ("-n", str(min(8, os.cpu_count() or 1)))  # compiling Triton is most of it
     found = [
         Part("build", (me, "setup.py", "-q", "build_ext", "--inplace"), 70),
         Part("tests", (*pytest, *TESTS), 125),
