@@ -257,7 +257,7 @@ def test_no_gradient_and_opcheck(backend: str) -> None:
     [
         (lambda x: w2s_fast.kth_value(x, 0), "k is 0"),
         (lambda x: w2s_fast.kth_value(x, 4), "number of scores, 3"),
-        (lambda x: w2s_fast.kth_value(x, 1.5), "k is 1.5"),
+        (lambda x: w2s_fast.kth_value(x, 1.5), "k is the float 1.5"),
         (lambda x: w2s_fast.top_fraction_mask(x, -0.1), "fraction is -0.1"),
         (lambda x: w2s_fast.top_fraction_mask(x, math.nan), "fraction is nan"),
         (lambda x: w2s_fast.top_fraction_mask(x.int(), 0.5), "torch.int32"),
