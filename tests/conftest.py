@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch: threads that wait give their core to the other workers and to the other processes of
 # a test. Otherwise they spin, and all takes half as long again.
@@ -249,6 +250,16 @@ def served(request: pytest.FixtureRequest) -> Iterator[None]:
     """The backend of this machine, then plain torch, which serves where nothing was compiled."""
     with use_backend(request.param or None):
         yield
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> Iterator[Any]:
+    """A process group of this process alone, for as long as the file's tests: none inherits it."""
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture

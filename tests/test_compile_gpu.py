@@ -19,7 +19,11 @@ AUDIT = Path(__file__).with_name("gpu_audit.py")
 # Ampere, Hopper, Blackwell. Bytes of shared memory that one block may use.
 SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
 REGISTERS = 255
-# Kernel -> (bytes of stack it may use, reason). In a loop over a row nothing may spill.
+# Accesses of the stack within loops over a row, by kernel and architecture, and why.
+LOOPED = {
+    ("rows dense fp32", 100): (2, "a sum and its guard; sm_100 gives the loop fewer registers")
+}
+# Kernel -> (bytes of stack it may use, reason). In other loops over a row nothing may spill.
 SPILLS = {
     "rows": (32, "addresses, parked while the row is read: makes room for a second block an SM"),
     "kth finish": (16, "runs once, in one block"),
@@ -82,7 +86,7 @@ def complaints(r: dict[str, Any]) -> list[str]:
     checks = {
         f"stack of {r['stack']} bytes": r["stack"] > allowed,
         f"{r['spills']} spills": r["spills"] > 0 and not allowed,
-        f"{r['looped']} spills in loops": r["looped"] > 0,
+        f"{r['looped']} spills in loops": r["looped"] > LOOPED.get((r["name"], r["arch"]), (0,))[0],
         f"{r['regs']} registers": not 0 < r["regs"] <= REGISTERS,
         f"shared memory {r['shared']}": r["shared"] > SHARED[r["arch"]],
         f"{r['narrow']} accesses of a row under 16 bytes": r["wide"] and r["narrow"] > 0,

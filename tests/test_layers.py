@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "head": {"errors", "ops"},
     "patching": {"errors", "ops", "losses", "head", "weights"},
     "specs": {"errors"},
-    "preference": {"errors", "specs"},
+    "preference": {"errors", "ops", "specs"},
     "distill": {"errors", "ops", "specs"},
     "support": {"errors", "ops"},
     "engine": {

@@ -19,7 +19,7 @@ CASES = {"cpp": 20, "ref": 10, "cuda": 3, "triton": 2}
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_property(backend: str, name: str) -> None:
+def test_property(backend: str, name: str, one_rank: Any) -> None:
     p = PROPERTIES[name]
     if backend not in p.backends:
         return

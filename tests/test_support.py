@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from support_calls import BY_NAME, DRIVERS, FP64
 
 from bench import support as document
@@ -22,15 +20,6 @@ def title(row: Any) -> str | None:
     if isinstance(row, tuple):
         return f"{row[0]}-{BY_NAME[row[0]].options[row[1]].name.replace('`', '')}"
     return str(row).rpartition(".")[2]
-
-
-@pytest.fixture(scope="module")
-def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process group of this process alone; how ranks add up is test_quantile_group.py's."""
-    store = tmp_path_factory.mktemp("group") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=title)

@@ -119,9 +119,11 @@ struct RowsKernel {
   // Whether a class is listed twice: no host has seen to it where the targets lie on a device.
   W2S_DEVICE static void find_twice(const Call& c, int64_t row, Shared& shared) {
     const int64_t* ids = c.ids + row * c.k;
+    W2S_NO_UNROLL
     for (int64_t j = block::thread(); j < c.k; j += block::threads()) {
       const int64_t id = ids[j];
       bool seen = false;
+      W2S_NO_UNROLL
       for (int64_t l = 0; l < j; ++l) seen |= ids[l] == id;
       if (seen && id >= 0) block::atomic_or(&shared.twice, 1u);
     }

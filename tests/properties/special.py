@@ -48,7 +48,12 @@ def poisoned(backend: str, c: Rows) -> None:
         others = torch.arange(c.n) != at
         truth, eager = (oracle(call, 1.0, d) for d in (torch.float64, torch.float32))
         if c.n > 1:
-            y, t, b = grad[others], truth[1][others], eager[1][others]
+            # 1 - tanh^2 of the definition ends at 1e-16; the slope of the op goes on.
+            floor = 1e-16 if c.softcap else 0.0
+            y, t, b = (
+                torch.where(x.abs() <= floor, torch.zeros_like(x), x)
+                for x in (grad[others], truth[1][others], eager[1][others])
+            )
             assert_within_budget(y, t, b.to(y.dtype), BACKWARD, "other rows")
 
 
