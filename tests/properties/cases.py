@@ -159,8 +159,12 @@ def settle(c: Rows) -> Rows:
         # (1 - p)^gamma where p is nearly 1 magnifies every rounding: there is no yardstick.
         changes["gamma"] = 0.0
     lowest = any(m[0] == "row of lowest" for m in c.marks)
-    # lse^2 leaves fp32, its gradient fp16, and the definition in fp64 is no truth for fp64.
-    far = abs(c.offset) > (1e3 if c.dtype == "fp64" else 1e4) or lowest
+    # The definition in fp64 is no truth for fp64 where it takes differences of large numbers.
+    same = c.dtype == "fp64" and (c.regime == "huge" or abs(c.offset) > 1e3)
+    if same or (c.dtype == "fp64" and c.offset):
+        changes["softcap"] = 0.0
+    # lse^2 leaves fp32, and its gradient fp16.
+    far = abs(c.offset) > 1e4 or lowest or same
     if far or (c.dtype == "fp16" and (c.regime == "huge" or abs(c.offset) > 1e3)):
         changes["z_loss"] = 0.0
     return replace(c, **changes)

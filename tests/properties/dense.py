@@ -65,6 +65,12 @@ def require(got: Results, call: dict[str, Any], upstream: float) -> None:
     for name, y, t, b in zip(names, got, truth, eager, strict=True):
         if y is not None and t is not None and b is not None:
             c = FORWARD if name == "loss" else BACKWARD
+            if (
+                name == "weight gradient"
+                and t.numel()
+                and c * t.abs().max() < 1e-6 * truth[0].max()
+            ):
+                continue  # the mean of equal rows: a difference of equals, without a yardstick
             assert_within_budget(y, t, b.to(y.dtype), c, name)
 
 
@@ -280,7 +286,7 @@ def stats(backend: str, c: Rows) -> None:
             assert_within_budget(y, t, b, FORWARD, name)
     for name in ("argmax", "hard_class", "agreement", "coefficient"):
         y, t = (getattr(s, name)[kept] for s in (got, exact))
-        if name in ("argmax", "agreement") and call["softcap"]:
+        if name != "coefficient" and call["softcap"]:
             continue  # a cap makes ties
         assert torch.equal(y, t.to(y.dtype)), f"{name}: {y} for {t}"
     assert float(got.count) == float(near.count), f"count: {got.count} for {near.count}"

@@ -46,7 +46,8 @@ def heads(small: bool = False) -> st.SearchStrategy[Head]:
         "regime": "plain", "offset": 0.0, "marks": (), "layout": "plain", "gamma": 0.0,
         "window": 1.0, "rule": "none", "upstream": mostly(1.0, 0.5, 3.0),
     }  # fmt: skip
-    v = st.sampled_from((3, 1, 2, 4, 7, 8, 9, 16, 17, 31, 33, 64, 65, 129))
+    # Of one class all is the z-loss of a single product: of its cancellation there is no yardstick.
+    v = st.sampled_from((3, 2, 4, 7, 8, 9, 16, 17, 31, 33, 64, 65, 129))
     n = st.integers(0, 6 if small else 40)
     return st.builds(
         Head,

@@ -49,7 +49,7 @@ def listings(small: bool = False, head: bool = False) -> st.SearchStrategy[Liste
     n, v = sizes(small)
     if head:
         n, v = st.integers(0, 6 if small else 40), st.sampled_from((3, 1, 2, 8, 17, 33, 65, 129))
-    return st.builds(
+    cases = st.builds(
         Listed,
         n=n,
         v=v,
@@ -70,6 +70,8 @@ def listings(small: bool = False, head: bool = False) -> st.SearchStrategy[Liste
         budget=pick(0, 1, 3, 7),
         fp32_head_gradient=st.booleans(),
     )
+    # fp32 holds the depth of a tail of e^-300 to 5 digits: docs/numerics.md says so.
+    return cases.map(lambda c: replace(c, tail=c.tail and c.spread < 100))
 
 
 def _ids(c: Listed, g: torch.Generator) -> Tensor:
