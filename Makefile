@@ -82,7 +82,8 @@ $(VENV)/.core: $(VENV)/.base setup.py $(CORE)
 
 # The tests need the compiled core, and the CUDA kernels as the host emulates them: here a failed
 # build is an error, not a fallback.
-$(VENV)/.core-strict: $(VENV)/.base setup.py $(CORE)
+# After .dev, whose installation would build the core anew, without the emulation.
+$(VENV)/.core-strict: $(VENV)/.dev setup.py $(CORE)
 	W2S_STRICT=1 W2S_BUILD_EMULATION=1 $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@ $(VENV)/.core
 
