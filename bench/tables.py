@@ -123,7 +123,8 @@ def summary(table: Table) -> str:
         "eager / out of place", "compile / out of place", "in place / memory floor",
     ]  # fmt: skip
     n, v = _README_SHAPE
-    cpus = ", ".join(sorted({f"{r['cpu']}, {r['isa']}" for r in table.rows}))
+    own = [r for r in table.rows if r["op"] == "cross_entropy"]
+    cpus = ", ".join(sorted({f"{r['cpu']}, {r['isa']}" for r in own}))
     text = (
         f"{n} rows, {v} classes, 2 threads, {cpus}. CPU time over all threads; each cell is "
         "`stock / recycled`: with the C library's allocator, and with one that reuses freed "
@@ -315,6 +316,7 @@ def scale(table: Table) -> str:
             f"{ratio:.3g}",
         ])  # fmt: skip
     head = ["measured", "case", "of", "wall ms", "rows/s", "peak MiB", "ratio"]
-    cpus = ", ".join(sorted({str(r["cpu"]) for r in table.rows}))
+    own = [r for r in table.rows if r["op"] in ("memory", "labelling", "exchange")]
+    cpus = ", ".join(sorted({str(r["cpu"]) for r in own}))
     note = f"Two cores of {cpus}, gloo. Ratio to ours, of memory to the plan.\n"
     return note + "\n" + markdown(head, lines, 3)
