@@ -302,6 +302,17 @@ def test_no_op_is_without_a_scale() -> None:
     assert set(tested) | {"quantile"} == set(DRIVERS)
 
 
+@pytest.mark.parametrize("budget", [2 * V * 2 / 2**20, 64.0], ids=["chunks", "whole"])
+def test_a_second_backward_gives_the_same(budget: float) -> None:
+    """The first one writes over the logits that a head of one chunk has kept."""
+    ids = targets("hard")[0]
+    h, w = (normal(n, D, seed=4).half().requires_grad_() for n in (N, V))
+    loss = w2s_fast.linear_cross_entropy(h, w, ids, memory_mib=budget) * 2.0**10
+    first, second = (torch.autograd.grad(loss, (h, w), retain_graph=True) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-5)
+
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 START = 2.0**19
 
