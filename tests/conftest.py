@@ -42,6 +42,7 @@ for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID"):
     os.environ.pop(_name, None)
 os.environ.pop("W2S_DEVICE_CHECKS", None)
 
+import interpreter  # noqa: E402, F401
 import pytest  # noqa: E402
 
 from w2s_fast.ops import _native, _op, use_backend  # noqa: E402
@@ -207,7 +208,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     every = metafunc.definition.path.name in ALL_SETS and not any(w in name for w in HOST_ONLY)
     if "isa" in metafunc.fixturenames:
         metafunc.parametrize("isa", _sets() or ("missing",), indirect=True)
-    if "backend" in metafunc.fixturenames:
+    chosen = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "backend" in metafunc.fixturenames and "backend" not in chosen:
         narrower = [f"cpp-{isa}" for isa in _sets()[1:]] if every else []
         metafunc.parametrize("backend", [*_op.BACKENDS, *narrower], indirect=True)
 

@@ -104,6 +104,8 @@ def shrink(unit: Unit, kind: str) -> tuple[str, str]:
 
 
 def _property(unit: Unit) -> tuple[Callable[[str, Any], None], Any]:
+    import interpreter  # noqa: F401
+
     from properties import PROPERTIES
 
     p = PROPERTIES[unit.name]
