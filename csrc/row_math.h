@@ -88,6 +88,10 @@ W2S_HD inline float z_loss_slope(const RowKnobs& k, const Record& r) {
   return k.z_loss != 0 ? 2 * k.z_loss * (r.max + r.logs) : 0;
 }
 
+// Up to this share of the listed classes the mass outside is what they leave of 1; behind it the
+// difference cancels, and what is outside has to be summed itself.
+constexpr float kMostListed = 0.75f;
+
 // Coefficients of one row's gradient. Targets are added up before the upstream factor comes in:
 // where p and the target are both 1 the difference is exactly 0.
 struct Slope {

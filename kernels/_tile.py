@@ -177,9 +177,21 @@ def contains(ids, real, wanted):
 
 @triton.jit
 def complement(x):
-    """1 - e^x for x <= 0."""
-    y = 1.0 - tl.exp(x)
+    """1 - e^x for x <= 0; near 0, where that cancels, x (1 + x/2 (1 + x/3 (...)))."""
+    s = 1.0 + x / 9.0
+    for k in tl.static_range(7):
+        s = 1.0 + x / (8.0 - k) * s
+    y = tl.where(x > -0.5, -x * s, 1.0 - tl.exp(x))
     return tl.where(y < 0, 0.0, y)  # not maximum(y, 0), which loses NaN
+
+
+@triton.jit
+def log_complement(x):
+    """log(1 - x) for 0 <= x < 1; near 0 by -2 artanh(x / (2 - x)), with the error of x."""
+    s = x / (2.0 - x)
+    t = s * s
+    near = 1.0 + t * (1.0 / 3 + t * (1.0 / 5 + t * (1.0 / 7 + t * (1.0 / 9))))
+    return tl.where(x < 0.25, -2.0 * s * near, tl.log(1.0 - x))
 
 
 @triton.jit

@@ -84,10 +84,9 @@ void listed_targets(const CrossEntropy& c, int64_t i, const T* z, Record& r) {
   if (best < 0) r.chosen = widen(z[0]) - r.max;
   if (c.rest == nullptr) return;
   r.mass += c.rest[i];
-  const float all = expf(r.logs);
-  const float outside = all - inside;
-  const bool cancels = outside <= 0.25f * all;  // not for NaN, which stays
-  r.tail = (cancels ? log_outside(z, c.v, r.max, ids, c.k) : logf(outside)) - r.logs;
+  const float share = inside / expf(r.logs);
+  const bool cancels = share >= kMostListed;  // not for NaN, which stays
+  r.tail = cancels ? log_outside(z, c.v, r.max, ids, c.k) - r.logs : log1pf(-share);
 }
 
 // Overwrites the entries where the gradient is more than its dense part, from fp32 values; with a

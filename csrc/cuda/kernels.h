@@ -91,9 +91,8 @@ struct RowsKernel {
       if (chief) {
         if (shared.twice != 0) listed.mass = NAN;
         shared.record = make_record(c, row, segment.z, sums, listed, S::DENSE);
-        shared.outside = sums.exp - listed.exp;
-        // The difference cancels: sum what is outside itself.
-        shared.again = !(shared.outside > 0.25f * sums.exp);
+        shared.share = listed.exp / sums.exp;
+        shared.again = !(shared.share < kMostListed);
       }
     }
     if (!S::DENSE && c.rest != nullptr) find_tail(c, row, segment, shared, shape.cluster);
@@ -134,13 +133,14 @@ struct RowsKernel {
   W2S_DEVICE static void find_tail(const Call& c, int64_t row, const S& segment, Shared& shared,
                                    int cluster) {
     block::sync();
-    float log_outside = shared.outside > 0 ? logf(shared.outside) : -INFINITY;
+    float tail = log1pf(-shared.share);
     if (shared.again != 0) {
       const Sums mine = sweep_outside(c, row, segment, shared);
       const Sums s = reduce_row<false>(shared, mine, cluster, 1);
-      log_outside = s.exp == 0 ? -INFINITY : logf(s.exp) + (s.max - shared.record.max);
+      tail = s.exp == 0 ? -INFINITY : logf(s.exp) + (s.max - shared.record.max);
+      tail -= shared.record.logs;
     }
-    if (block::thread() == 0) shared.record.tail = log_outside - shared.record.logs;
+    if (block::thread() == 0) shared.record.tail = tail;
   }
 };
 

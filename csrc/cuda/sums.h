@@ -78,8 +78,8 @@ struct Shared {
   Sums part[2];  // of this block, read by its cluster; two, so that none is overwritten while read
   Final final;
   Record record;
-  float outside;         // sum e^d over the classes that are not listed
-  int again;             // which has to be summed itself
+  float share;           // of the listed classes in the sum of e^d
+  int again;             // what they leave has to be summed itself
   uint32_t twice;        // a class is listed more than once
   uint32_t listed[128];  // bit c % 4096: a listed class may lie in chunk c
 };

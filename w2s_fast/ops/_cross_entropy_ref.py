@@ -166,8 +166,14 @@ def _target_stats(p: Problem, d: Tensor, stats: Tensor, index: Tensor) -> None:
     stats[Stat.CHOSEN] = torch.where(nan, float("nan"), chosen)
     if p.rest is not None:
         stats[Stat.MASS] += p.rest
-        outside = torch.where(_listed(p), float("-inf"), d)
-        stats[Stat.TAIL] = outside.logsumexp(1) - stats[Stat.LOGS]
+        stats[Stat.TAIL] = _tail(d, stats[Stat.LOGS], _listed(p))
+
+
+def _tail(d: Tensor, logs: Tensor, listed: Tensor) -> Tensor:
+    """(N,) log of the mass outside: from the classes outside, or from those inside if few."""
+    outside = torch.where(listed, float("-inf"), d).logsumexp(1) - logs
+    share = torch.where(listed, (d - logs.unsqueeze(1)).exp(), 0.0).sum(1)
+    return torch.where(share < 0.75, (-share).log1p(), outside)
 
 
 def _self_target(p: Problem, knobs: Knobs, stats: Tensor, index: Tensor) -> None:

@@ -74,8 +74,7 @@ def merge(
     stats[Stat.LINEAR] = torch.where(mass != 0, linear + mass * shift, 0.0).sum(0)
     lost = torch.where(empty, -torch.inf, mean + widths_of(widths, top, group) * shift)
     stats[Stat.MEAN] = lost.sum(0) / widths[1]
-    outside = torch.where(empty, 0.0, (tail + logs + shift).exp()).sum(0)
-    stats[Stat.TAIL] = outside.log() - all_logs
+    stats[Stat.TAIL] = _tail(tail, size, total)
     stats[Stat.SCORE] = (-all_logs).exp()
     # max returns the first of equals: the lowest rank, hence the lowest class.
     winner = torch.where(top == peak, 1.0, 0.0).argmax(0, keepdim=True)
@@ -83,6 +82,13 @@ def merge(
     holder = q_top.argmax(0, keepdim=True)
     index[Index.WEAK] = weak.gather(0, holder)[0].to(torch.int64)
     stats[Stat.CHOSEN] = chosen.gather(0, holder)[0] - peak
+
+
+def _tail(tail: Tensor, size: Tensor, total: Tensor) -> Tensor:
+    """(N,) log of the mass outside the list; of each shard (R, N): its own, and its share's sum."""
+    inside = torch.where(size == 0, 0.0, -tail.expm1() * size).sum(0) / total
+    outside = (torch.where(size == 0, 0.0, tail) + size.log()).logsumexp(0) - total.log()
+    return torch.where(inside < 0.75, (-inside).log1p(), outside)
 
 
 def widths_of(widths: tuple[int, int], like: Tensor, group: Any) -> Tensor:

@@ -35,9 +35,6 @@ from w2s_fast.ops._modes import sample_by_sample, values
 from w2s_fast.ops._op import LIBRARY
 from w2s_fast.ops.quantile import masked_quantile
 
-_HUGE = 1e30  # stands for infinite logits, so that differences are numbers
-
-
 class Balanced(NamedTuple):
     """Bias (K,) and labels (N,) int64; what is not kept has the argmax of z + b."""
 
@@ -50,8 +47,8 @@ def balanced_bias(logits: Tensor, prior: Tensor, *, keep: Tensor | None = None) 
     """Class bias and hard labels with the class counts of ``prior``.
 
     Args:
-        logits: (N, K) floating point scores, K >= 2; detached. Infinite ones are taken as +-1e30.
-            Rows with NaN are left out.
+        logits: (N, K) floating point scores, K >= 2; detached. No sum of finite ones outweighs an
+            infinite one. Rows with NaN are left out.
         prior: (K,) non-negative class frequencies; their sum is divided out. On CUDA a negative
             value counts as 0, and a sum of 0 as equal frequencies.
         keep: (N,) bool: rows that count; None for all.
@@ -117,7 +114,7 @@ def _balanced_bias(logits: Tensor, prior: Tensor, keep: Tensor | None) -> tuple[
     kept = ~z.isnan().any(1)
     if keep is not None:
         kept = kept & keep
-    z = z.nan_to_num(nan=0.0, posinf=_HUGE, neginf=-_HUGE)
+    z = _finite(z, kept)
     if z.shape[1] == 2:
         return _two_classes(z, prior, kept)
     counts = class_counts(prior, kept.sum())
@@ -128,6 +125,24 @@ def _balanced_bias(logits: Tensor, prior: Tensor, keep: Tensor | None) -> tuple[
     bias, hard = solve(z, counts, kept)
     bias = bias.to(acc)
     return bias, torch.where(kept, hard, (z + bias).argmax(1))
+
+
+def _finite(z: Tensor, kept: Tensor) -> Tensor:
+    """``z`` with numbers for infinities: far enough that one outweighs all differences of finite
+    logits together, and no farther, because sums of costs must keep the digits of the others.
+    """
+    finite = z.isfinite() & kept.unsqueeze(1)
+    if not z.numel():
+        return z
+    low = torch.where(finite, z, torch.inf).amin()
+    high = torch.where(finite, z, -torch.inf).amax()
+    low, high = (torch.where(x.isfinite(), x, 0.0) for x in (low, high))
+    most = torch.finfo(z.dtype).max
+    beyond = ((kept.sum() + 1) * (high - low + 1)).clamp_max(most / 8)  # differences are numbers
+    above, below = (high + beyond).clamp_max(most), (low - beyond).clamp_min(-most)
+    z = torch.where(z == torch.inf, above, z)
+    z = torch.where(z == -torch.inf, below, z)
+    return torch.where(z.isnan(), 0.0, z)
 
 
 @torch.library.register_fake("w2s_fast::balanced_bias")
