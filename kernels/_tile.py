@@ -177,11 +177,8 @@ def contains(ids, real, wanted):
 
 @triton.jit
 def complement(x):
-    """1 - e^x for x <= 0; near 0, where that cancels, x (1 + x/2 (1 + x/3 (...)))."""
-    s = 1.0 + x / 9.0
-    for k in tl.static_range(7):
-        s = 1.0 + x / (8.0 - k) * s
-    y = tl.where(x > -0.5, -x * s, 1.0 - tl.exp(x))
+    """1 - e^x for x <= 0."""
+    y = 1.0 - tl.exp(x)
     return tl.where(y < 0, 0.0, y)  # not maximum(y, 0), which loses NaN
 
 

@@ -57,6 +57,8 @@ def rows_kernel(
     logs = tl.log(s)
     rest = 0.0
     tail = 0.0
+    out_top = top
+    out_sum = s
     if KIND == DENSE:
         chosen = t.diffs(tl.load(z_ptr + weak_id), top, softcap, CAP)[0]
     else:
@@ -78,9 +80,10 @@ def rows_kernel(
         if rest_ptr is not None:
             rest = tl.load(rest_ptr + row)
             mass += rest
-            share = tl.sum(tl.where(real, tl.exp(d), 0.0), 0) / s
-            tail = t.log_complement(share)
-            if share >= 0.75:  # the difference cancels: sum what is outside itself
+            inside = tl.sum(tl.where(real, tl.exp(d), 0.0), 0)
+            out_sum = s - inside
+            tail = t.log_complement(inside / s)
+            if out_sum < 0.25 * s:  # the difference cancels: sum what is outside itself
                 out_top, out_sum = sw.outside_row(
                     z_ptr, ids_ptr, n_cols, n_listed, softcap, CAP, REP, LANES, VEC
                 )

@@ -75,6 +75,27 @@ def test_equals_the_assignment_problem() -> None:
     assert torch.equal(balanced_bias(z, prior).hard, columns[torch.from_numpy(place)])
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("solver", ["cpp", "ref"])
+def test_infinite_logits_leave_the_others_their_digits(solver: str, seed: int) -> None:
+    """As few impossible labels as can be, and then the largest sum of the finite logits."""
+    if why := _op.missing(solver):
+        pytest.skip(f"backend {solver} is missing: {why}")
+    z, prior = problem(30, 4, seed)
+    hidden = torch.rand(30, 4, generator=torch.Generator().manual_seed(seed)) < 0.4
+    z = torch.where(hidden, -math.inf, z)
+    counts = class_counts(prior, torch.tensor(30))
+    columns = torch.arange(4).repeat_interleave(counts)
+    _, place = linear_sum_assignment(-z.double().nan_to_num(neginf=-1e4)[:, columns].numpy())
+    with use_backend(solver):
+        found = balanced_bias(z, prior).hard
+    best, ours = (z.gather(1, h[:, None])[:, 0] for h in (columns[torch.from_numpy(place)], found))
+    assert torch.equal(counts_of(found, 4), counts)
+    assert ours.isinf().sum() == best.isinf().sum()
+    sums = [float(x[x.isfinite()].double().sum()) for x in (ours, best)]
+    assert sums[0] == pytest.approx(sums[1], abs=1e-4)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_solvers_agree(seed: int) -> None:
     """Core, numpy and the fixed number of steps find the same labels where nothing ties."""

@@ -84,6 +84,16 @@ def test_a_tail_of_almost_no_mass(backend: str, gap: float) -> None:
     assert float(torch.where(outside, grad, 0.0)[1].abs().max()) > 0.01
 
 
+def test_a_tail_of_almost_all_mass(backend: str) -> None:
+    """Its log is near 0, and exact in proportion: no difference of two logarithms."""
+    z = torch.randn(6, 1000, generator=torch.Generator().manual_seed(7))
+    z[:, 3] -= torch.tensor([0.0, 2.0, 5.0, 10.0, 20.0, 40.0])
+    with use_backend(backend):
+        tail = topk_logprob(z, torch.full((6, 1), 3))[1]
+    truth = torch.log1p(-z.double().softmax(1)[:, 3])
+    torch.testing.assert_close(tail.double(), truth, rtol=5e-6, atol=0.0)
+
+
 def test_masked_vocabulary(backend: str) -> None:
     call = topk_logprob_sample(5, 13, FP32, device(), seed=4)
     call["logits"][torch.rand(5, 13, generator=torch.Generator().manual_seed(0)) < 0.4] = -math.inf

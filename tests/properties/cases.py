@@ -155,9 +155,12 @@ def settle(c: Rows) -> Rows:
             changes["rule"] = "none"
     if c.layout == "expanded":  # one class would be impossible for all labels
         changes["marks"] = tuple(m for m in c.marks if m[0] == "row of lowest")
-    if c.regime == "confident":
+    if c.regime == "confident" or (c.regime == "wide" and c.dtype == "fp64"):
         # (1 - p)^gamma where p is nearly 1 magnifies every rounding: there is no yardstick.
         changes["gamma"] = 0.0
+    if c.kind == "rest" and c.regime == "wide":
+        # fp32 holds the depth of what is outside the list: docs/numerics.md says so.
+        changes["regime"] = "plain"
     lowest = any(m[0] == "row of lowest" for m in c.marks)
     # The definition in fp64 is no truth for fp64 where it takes differences of large numbers.
     same = c.dtype == "fp64" and (c.regime == "huge" or abs(c.offset) > 1e3)

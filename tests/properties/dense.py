@@ -270,7 +270,9 @@ def duplicates(backend: str, c: Rows) -> None:
 
 def stats(backend: str, c: Rows) -> None:
     """By-products of a backend are those of fp64, as near as plain torch comes."""
-    call = decided(settle(replace(c, reduction="sum", v=max(c.v, 2))))  # of one class all is 0
+    # Of one class all is 0; of rows that are all alike eager can be exact by luck.
+    layout = "plain" if c.layout == "expanded" else c.layout
+    call = decided(settle(replace(c, reduction="sum", v=max(c.v, 2), layout=layout)))
     kept = kept_rows_of(call)
     wide = call | {"logits": call["logits"].double()}
     if call.get("threshold") is not None:
@@ -289,4 +291,4 @@ def stats(backend: str, c: Rows) -> None:
         if name != "coefficient" and call["softcap"]:
             continue  # a cap makes ties
         assert torch.equal(y, t.to(y.dtype)), f"{name}: {y} for {t}"
-    assert float(got.count) == float(near.count), f"count: {got.count} for {near.count}"
+    assert_within_budget(got.count, exact.count, near.count, FORWARD, "count")
