@@ -312,7 +312,7 @@ inline int64_t to_line(const T* p, int64_t v) {
 // Otherwise `next`, the row this thread reads after this one, is fetched behind the arithmetic:
 // worth it only while the memory is not busy with a second read or write stream.
 template <bool DENSE, bool STREAM, bool EXACT, class T, class U>
-inline void write_gradient_of(const T* z, const U* q, T* g, int64_t v, const Point& at, float prob,
+inline void write_gradient_of(const T* z, const U* q, T* g, int64_t v, Point at, float prob,
                               float weak, float flat, const T* next, const U* next_q) {
   constexpr bool split = Split<T, U>::value;
   constexpr bool fetch = !STREAM && !(DENSE && sizeof(U) == sizeof(float));
@@ -348,6 +348,10 @@ inline void write_gradient_of(const T* z, const U* q, T* g, int64_t v, const Poi
 template <bool DENSE, bool STREAM, class T, class U>
 inline void write_gradient(const T* z, const U* q, T* g, int64_t v, float max, float prob,
                            float weak, float flat, const T* next, const U* next_q) {
+  if (prob != prob) {  // all of the row is NaN
+    for (int64_t i = 0; i < v; ++i) narrow_to(g[i], NAN);
+    return;
+  }
   const Point at = point(max);
   const auto write = kFused && !at.exact ? write_gradient_of<DENSE, STREAM, !kFused, T, U>
                                          : write_gradient_of<DENSE, STREAM, true, T, U>;
@@ -394,7 +398,7 @@ inline void uncap_row(const float* g, const T* u, T* out, int64_t v, float cap) 
     const Vec r = set(1.0f) / (set(1.0f) + t);
     const Vec gz = load(g + i, n, 0);
     // A row that does not count has gradient 0 whatever its logits are.
-    store(out + i, where_nonzero(gz, gz * (set(4.0f) * t * r * r)), n);
+    store(out + i, plain_nan(where_nonzero(gz, gz * (set(4.0f) * t * r * r))), n);
   }
 }
 
@@ -403,7 +407,7 @@ template <class T>
 inline void rescale(T* g, int64_t v, float by) {
   for (int64_t i = 0; i < v; i += Vec::W) {
     const int64_t n = v - i < Vec::W ? v - i : Vec::W;
-    store(g + i, load(g + i, n, 0) * set(by), n);
+    store(g + i, plain_nan(load(g + i, n, 0) * set(by)), n);
   }
 }
 

@@ -8,13 +8,15 @@
 // odd elements); + - * /, fma, vmax and vmin (the second operand where either is NaN);
 // where_nonzero(t, a) = a where t != 0, else 0; sum, max_of, first_equal; fraction(t) = t -
 // floor(t) and scale2(p, t) = p 2^floor(t); raised(t), a number of which 2^t is 0 where t is so
-// low; finite(t), t but for -inf; prefetch; one bit a lane from less, equal and nonzero, their
-// number from ones, and compress, which stores the chosen lanes next to each other. stream and
-// stream_split are store and store_split to an aligned address past the caches, visible to other
-// threads after end_stream.
+// low; finite(t), t but for -inf; plain_nan(a), a with one kind of NaN, which a store in bf16 asks
+// for: the bits of another could carry over into the sign; prefetch; one bit a lane from less,
+// equal and nonzero, their number from ones, and compress, which stores the chosen lanes next to
+// each other. stream and stream_split are store and store_split to an aligned address past the
+// caches, visible to other threads after end_stream.
 #pragma once
 
 #include <float.h>
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 

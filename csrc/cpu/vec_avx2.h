@@ -26,11 +26,8 @@ inline __m128i narrow(__m256i u) {
   return _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1));
 }
 // Round to nearest, ties away from zero: one addition, and the largest error is still half a unit.
-// Not to NaN, whose bits could carry over into the sign.
 inline __m256i rounded(__m256 f) {
-  const __m256 half = _mm256_castsi256_ps(_mm256_set1_epi32(0x8000));
-  const __m256 up = _mm256_and_ps(_mm256_cmp_ps(f, f, _CMP_ORD_Q), half);
-  return _mm256_add_epi32(_mm256_castps_si256(f), _mm256_castps_si256(up));
+  return _mm256_add_epi32(_mm256_castps_si256(f), _mm256_set1_epi32(0x8000));
 }
 inline __m128i to_bf16(__m256 f) { return narrow(_mm256_srli_epi32(rounded(f), 16)); }
 inline __m128i to_f16(__m256 f) { return _mm256_cvtps_ph(f, _MM_FROUND_TO_NEAREST_INT); }
@@ -70,6 +67,9 @@ inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.x, b.x)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.x, b.x, c.x)}; }
 inline Vec vmax(Vec a, Vec b) { return {_mm256_max_ps(a.x, b.x)}; }
 inline Vec vmin(Vec a, Vec b) { return {_mm256_min_ps(a.x, b.x)}; }
+inline Vec plain_nan(Vec a) {
+  return {_mm256_blendv_ps(_mm256_set1_ps(NAN), a.x, _mm256_cmp_ps(a.x, a.x, _CMP_ORD_Q))};
+}
 inline Vec finite(Vec t) { return vmax(set(-FLT_MAX), t); }
 inline Vec where_nonzero(Vec t, Vec a) {
   return {_mm256_and_ps(_mm256_cmp_ps(t.x, _mm256_setzero_ps(), _CMP_NEQ_UQ), a.x)};

@@ -45,11 +45,8 @@ inline Vec load(const F16* p, int64_t n, float fill) {
 }
 
 // Round to nearest, ties away from zero: one addition, and the largest error is still half a unit.
-// Not to NaN, whose bits could carry over into the sign.
 inline __m512i rounded(__m512 f) {
-  const __mmask16 number = _mm512_cmp_ps_mask(f, f, _CMP_ORD_Q);
-  return _mm512_mask_add_epi32(_mm512_set1_epi32(0x7fc00000), number, _mm512_castps_si512(f),
-                               _mm512_set1_epi32(0x8000));
+  return _mm512_add_epi32(_mm512_castps_si512(f), _mm512_set1_epi32(0x8000));
 }
 inline __m256i to_bf16(__m512 f) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded(f), 16));
@@ -100,6 +97,9 @@ inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.x, b.x)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.x, b.x, c.x)}; }
 inline Vec vmax(Vec a, Vec b) { return {_mm512_max_ps(a.x, b.x)}; }
 inline Vec vmin(Vec a, Vec b) { return {_mm512_min_ps(a.x, b.x)}; }
+inline Vec plain_nan(Vec a) {
+  return {_mm512_mask_mov_ps(_mm512_set1_ps(NAN), _mm512_cmp_ps_mask(a.x, a.x, _CMP_ORD_Q), a.x)};
+}
 inline Vec finite(Vec t) { return vmax(set(-FLT_MAX), t); }
 inline Vec where_nonzero(Vec t, Vec a) {
   const __mmask16 m = _mm512_cmp_ps_mask(t.x, _mm512_setzero_ps(), _CMP_NEQ_UQ);

@@ -51,10 +51,7 @@ inline void store_split(BF16* p, Vec even, Vec odd) {
   U4 a, b;
   memcpy(&a, &even.x, sizeof a);
   memcpy(&b, &odd.x, sizeof b);
-  // Half a unit is not added to NaN, whose bits could carry over into the sign.
-  const U4 half = {0x8000u, 0x8000u, 0x8000u, 0x8000u};
-  a = ((a + ((U4)(even.x == even.x) & half)) >> 16) |
-      ((b + ((U4)(odd.x == odd.x) & half)) & 0xffff0000u);
+  a = ((a + 0x8000u) >> 16) | ((b + 0x8000u) & 0xffff0000u);
   memcpy(static_cast<void*>(p), &a, sizeof a);
 }
 
@@ -74,6 +71,10 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {a.x * b.x + c.x}; }
 // Both return b where either side is NaN, as the x86 instructions do.
 inline Vec vmax(Vec a, Vec b) { return {a.x > b.x ? a.x : b.x}; }
 inline Vec vmin(Vec a, Vec b) { return {a.x < b.x ? a.x : b.x}; }
+inline Vec plain_nan(Vec a) {
+  for (int i = 0; i < 4; ++i) a.x[i] = a.x[i] == a.x[i] ? a.x[i] : NAN;
+  return a;
+}
 inline Vec finite(Vec t) { return vmax(set(-FLT_MAX), t); }
 inline Vec where_nonzero(Vec t, Vec a) {
   const F4 zero = {0, 0, 0, 0};

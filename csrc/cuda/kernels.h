@@ -133,12 +133,13 @@ struct RowsKernel {
   W2S_DEVICE static void find_tail(const Call& c, int64_t row, const S& segment, Shared& shared,
                                    int cluster) {
     block::sync();
-    float tail = log1pf(-shared.share);
+    const float logs = shared.record.logs;
+    float tail = logs == logs ? log1pf(-shared.share) : NAN;
     if (shared.again != 0) {
       const Sums mine = sweep_outside(c, row, segment, shared);
       const Sums s = reduce_row<false>(shared, mine, cluster, 1);
       tail = s.exp == 0 ? -INFINITY : logf(s.exp) + (s.max - shared.record.max);
-      tail -= shared.record.logs;
+      tail -= logs;
     }
     if (block::thread() == 0) shared.record.tail = tail;
   }

@@ -96,9 +96,10 @@ def check_request(r: Request, p: Problem, most: int = 2) -> None:
         raise W2SError("threshold 'argmax' is for more than two classes; use 0.5 for two")
     if r.rule == "fixed" and r.threshold is None:
         raise W2SError("rule 'fixed' needs a threshold")
-    for name, value, top in (("smoothing", r.smoothing, 1.0), ("softcap", r.softcap, math.inf)):
-        if not 0.0 <= value < top:
-            raise W2SError(f"{name} is {value}; expected a number in [0, {top:g})")
+    if not 0.0 <= r.smoothing < 1.0:
+        raise W2SError(f"smoothing is {r.smoothing}; expected a number in [0, 1)")
+    if not 0.0 <= r.softcap < math.inf:
+        raise W2SError(f"softcap is {r.softcap}; expected a number in [0, inf)")
     if not r.gamma >= 0:
         raise W2SError(f"focal_gamma is {r.gamma}; expected a number of at least 0")
     if math.isnan(r.cap):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from w2s_fast.errors import W2SError, W2SKeywordError, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
+_is_compiling = torch.compiler.is_compiling
 
 _NUMBER = frozenset({float, int})
 _USUAL: dict[str, frozenset[Any]] = {  # annotation -> exact types that need no closer look
@@ -96,14 +97,15 @@ def checked(f: F, accept: dict[str, tuple[type, ...]] | None = None) -> F:
 
     @functools.wraps(f)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
+        if not _is_compiling():
             odd = len(args) > most
             for value, types in zip(args, usual_at):  # noqa: B905 - fewer of them is fine
-                odd = odd or type(value) not in types
+                if type(value) not in types:
+                    odd = True
             for name, value in kwargs.items():
                 kind = type(value)
-                nan = kind is float and value != value
-                odd = odd or nan or kind not in usual.get(name, _NONE)
+                if kind not in usual.get(name, _NONE) or (kind is float and value != value):
+                    odd = True
             if odd:
                 complain(args, kwargs)
         return f(*args, **kwargs)

@@ -47,6 +47,7 @@ def missing() -> str:
     return _load()[1]
 
 
+@functools.cache  # a loss of 32 rows takes microseconds
 def core() -> ModuleType:
     """The compiled core.
 

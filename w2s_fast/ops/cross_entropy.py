@@ -41,7 +41,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.ops import _cross_entropy_solve as _solve
-from w2s_fast.ops._cross_entropy_autograd import Call, FusedLoss, check_inplace
+from w2s_fast.ops._cross_entropy_autograd import Call, apply, check_inplace
 from w2s_fast.ops._inputs import checked
 from w2s_fast.ops._linear_solve import LinearSolution
 from w2s_fast.ops._modes import constant, needs_operators, outside_transforms
@@ -291,7 +291,7 @@ def _run(
     if inplace:
         check_inplace(logits)
     call = Call(p, request, mean, inplace, None if weight is None else weight.dtype)
-    loss = FusedLoss.apply(logits, weight, call)
+    loss = apply(logits, weight, call)
     assert call.solution is not None
     return loss, call.solution
 

@@ -159,9 +159,11 @@ def problem_of(
         check_weight_dtype(weight)
         weight = weight.detach().to(acc).contiguous()
         check_weight(weight)
-    for name, t in (("weak", ids), ("weak", probs), ("rest", rest), ("weight", weight)):
-        if t is not None and t.device != logits.device:
-            raise W2SError(f"{name} is on {t.device}, logits on {logits.device}; move one of them")
+    device = logits.device
+    for t in (ids, probs, rest, weight):
+        if t is not None and t.device != device:
+            name = "rest" if t is rest else "weight" if t is weight else "weak"
+            raise W2SError(f"{name} is on {t.device}, logits on {device}; move one of them")
     return Problem(logits, ids, probs, rest, weight, ignore_index)
 
 
