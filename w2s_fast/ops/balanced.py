@@ -35,6 +35,7 @@ from w2s_fast.ops._modes import sample_by_sample, values
 from w2s_fast.ops._op import LIBRARY
 from w2s_fast.ops.quantile import masked_quantile
 
+
 class Balanced(NamedTuple):
     """Bias (K,) and labels (N,) int64; what is not kept has the argmax of z + b."""
 
