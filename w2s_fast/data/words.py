@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from w2s_fast.data._arrays import items
 from w2s_fast.data.labels import WeakLabels
 from w2s_fast.errors import W2SError
 
@@ -71,6 +72,7 @@ def answer_rows(
     Raises:
         W2SError: if sizes differ, a word is not one token, or a prompt is empty.
     """
+    prompts = items(prompts)
     if not isinstance(labels, WeakLabels):
         raise W2SError(
             f"labels are {type(labels).__name__}; expected WeakLabels(ids, probs), or what "
