@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.data._arrays import is_missing, rows_of, tensor
+from w2s_fast.data._arrays import is_missing, plain, rows_of, tensor
 from w2s_fast.data._columns import (
     LISTED,
     NUMBERS,
@@ -21,6 +21,7 @@ from w2s_fast.data._columns import (
     one_dimension,
     padded,
 )
+from w2s_fast.data._packing import begins, check_mask, positions_of, refuse_elsewhere, separate
 from w2s_fast.errors import W2SError, nearest
 
 Row = Mapping[str, Any]
@@ -43,7 +44,14 @@ class WeakLabelCollator:
       (B, T, V);
     - ``weak_rest``: a number, for the last token, or one for each token; becomes (B, T);
     - ``weak_weight``: a number, becomes (B,), or one for each token, (B, T);
-    - ``weak_frac``, ``weak_step``: a number, become (B,).
+    - ``weak_frac``, ``weak_step``: a number, become (B,);
+    - ``position_ids``, one for each token, or ``seq_lengths``, of which TRL's ``pack_dataset``
+      makes a list: become int64 ``position_ids`` (B, T).
+
+    Rows whose positions begin anew are packed. Such a batch has no ``attention_mask``, because
+    transformers keeps sequences apart only without one, and nothing is learned at the first token
+    of a later sequence: labels there become -100, weak columns what says nothing. The model must
+    not keep a cache (``use_cache=False``, which transformers' Trainer sets).
 
     Padding is on the right, and on the CPU. The columns are those of ``w2s_fast.patch``. TRL drops
     them unless ``remove_unused_columns=False``.
@@ -54,8 +62,9 @@ class WeakLabelCollator:
 
     Raises:
         W2SError: when called, for a column that some rows lack, whose length is not that of its
-            row, or that holds NaN, booleans or fractions where they do not belong, and for an
-            unknown ``weak_`` column; when made, for a tokenizer without a token to pad with.
+            row, or that holds NaN, booleans or fractions where they do not belong, for an unknown
+            ``weak_`` column, and for a column that says in another way where packed sequences
+            begin; when made, for a tokenizer without a token to pad with.
 
     Rows without any weak column bring a warning: the trainer may have dropped them.
     """
@@ -101,7 +110,8 @@ class WeakLabelCollator:
         for name, dtype in NUMBERS.items():
             if name in present:
                 batch[name] = by_row(name, [row[name] for row in rows], dtype)
-        return batch
+        positions = positions_of(rows, lengths)
+        return batch if positions is None else _positioned(batch, rows, positions)
 
 
 def _present(rows: Sequence[Row]) -> set[str]:
@@ -112,6 +122,7 @@ def _present(rows: Sequence[Row]) -> set[str]:
     found = [{name for name in row if name in known and not is_missing(row[name])} for row in rows]
     wanted = set().union(*found, {"input_ids"})
     given = set().union(*rows)
+    refuse_elsewhere(given)
     _check_weak(given, wanted)
     for i, names in enumerate(found):
         if names != wanted:
@@ -135,3 +146,32 @@ def _check_weak(given: set[str], wanted: set[str]) -> None:
             "trainer drop them? (remove_unused_columns=False)",
             stacklevel=4,
         )
+
+
+def _positioned(
+    batch: dict[str, Tensor], rows: Sequence[Row], positions: list[Tensor]
+) -> dict[str, Tensor]:
+    """With ``position_ids``; packed rows lose their mask, and what would be learned across them."""
+    size = batch["input_ids"].shape[1]
+    # Padding repeats 0: each of its tokens is a sequence of its own.
+    batch["position_ids"] = padded(positions, size, 0)
+    starts = [begins(x) for x in positions]
+    if not any(bool(x.any()) for x in starts):
+        return batch
+    for i, mask in enumerate(batch.pop("attention_mask")):
+        check_mask(i, mask)
+        if starts[i].any():
+            _check_each_token(i, rows[i])
+    separate(batch, padded(starts, size, False))
+    return batch
+
+
+def _check_each_token(i: int, row: Row) -> None:
+    """Raise ``W2SError`` for what is meant for the last token of a row of several sequences."""
+    for name, dims in (("weak_ids", 2), ("weak_probs", 2), ("weak_rest", 1)):
+        value = None if is_missing(row.get(name)) else plain(f"{name} is", row[name])
+        if isinstance(value, Tensor) and value.dim() < dims:
+            raise W2SError(
+                f"{name} of row {i} is for its last token, and the row has several packed "
+                "sequences; expected one entry for each of its tokens"
+            )
