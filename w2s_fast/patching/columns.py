@@ -13,6 +13,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.ops._checks import check_probs, check_weight
 from w2s_fast.ops.targets import SparseTargets
+from w2s_fast.patching.values import read_targets, unpack_sparse
 
 COLUMNS = (
     "weak_labels", "weak_ids", "weak_probs", "weak_rest", "weak_weight", "weak_frac", "weak_step",
@@ -23,7 +24,8 @@ def take_columns(given: dict[str, Any]) -> dict[str, Any]:
     """Take the weak columns out of a forward's keywords; those that are None are not there.
 
     Raises:
-        W2SError: for a name that looks like one and is none: transformers would swallow it.
+        W2SError: for a name that looks like one and is none: transformers would swallow it; for
+            ``SparseTargets`` beside the columns that they are.
     """
     found = {name: given.pop(name) for name in list(given) if name.startswith("weak_")}
     for name in found:
@@ -32,7 +34,7 @@ def take_columns(given: dict[str, Any]) -> dict[str, Any]:
                 f"no weak column is called {name!r}; expected some of {', '.join(COLUMNS)}"
                 f"{nearest(name, COLUMNS)}"
             )
-    return {name: value for name, value in found.items() if value is not None}
+    return unpack_sparse({name: value for name, value in found.items() if value is not None})
 
 
 class Rows(NamedTuple):
@@ -64,10 +66,12 @@ def read_rows(
     not wait for them: it gets every position, those without a label at weight 0.
 
     Raises:
-        W2SError: if a column does not fit the others, the batch or the vocabulary.
+        W2SError: if a column is no tensor of its kind, or does not fit the others, the batch or the
+            vocabulary.
     """
-    device = hidden.device
-    columns = {name: value.to(device) for name, value in columns.items()}
+    given = {"labels": labels, "shift_labels": shift_labels, **columns}
+    columns = read_targets(given, size, hidden.device)
+    labels, shift_labels = columns.pop("labels"), columns.pop("shift_labels")
     weak = _weak(columns, size, vocabulary)
     weight = _weight(columns.get("weak_weight"), size, hidden)
     if shift_labels is not None:
@@ -77,7 +81,6 @@ def read_rows(
     if labels is None and weak is None:
         raise W2SError("weak_weight came without targets; add labels or a weak column")
     if labels is not None:
-        labels = labels.to(device)
         _shape("labels", labels, size)
     counts = _counts(labels, weak)
     weak = labels if weak is None else weak
