@@ -27,7 +27,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"weak_weight": 0.5}, r"weak_weight is the float 0.5; expected a tensor \(3,\) or \(3, 9\)"),
     ({"weak_weight": [1.0] * B}, "weak_weight is a list; expected a tensor"),
     ({"weak_weight": np.ones(B)}, r"weak_weight is a ndarray; .* torch.as_tensor\(weak_weight\)"),
-    ({"weak_weight": torch.ones(B, dtype=torch.bool)}, "weak_weight has dtype torch.bool; expec"),
+    ({"weak_weight": torch.ones(B, dtype=torch.bool)}, "weak_weight has dtype torch.bool; expected"),
     ({"weak_weight": torch.ones(B, dtype=torch.complex64)}, "weak_weight has dtype torch.complex"),
     ({"labels": LABELS.float()}, "labels have dtype torch.float32; expected class ids .*long"),
     ({"labels": LABELS > 0}, "labels have dtype torch.bool; expected class ids"),
