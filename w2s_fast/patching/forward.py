@@ -17,6 +17,7 @@ from w2s_fast.ops.projected import Projected
 from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.patching.columns import Rows, read_rows
 from w2s_fast.patching.heads import owner, through
+from w2s_fast.patching.predictions import refuse_predictions
 from w2s_fast.patching.schedule import changes, coefficient_at, read_progress
 
 _XENT = Xent()
@@ -105,6 +106,8 @@ def loss_output(lm: Any, given: dict[str, Any], columns: dict[str, Any]) -> Any:
         given.pop(k, None) for k in ("labels", "shift_labels", "num_items_in_batch", "return_dict")
     )
     _progress(lm, state, columns)
+    if not lm.training:
+        refuse_predictions(labelled=labels is not None or shift_labels is not None)
     given = {k: v for k, v in given.items() if v is not None}
     body = lm.base_model(**given, return_dict=True)
     head = lm.get_output_embeddings()
