@@ -19,6 +19,7 @@ from w2s_fast.patching.columns import Rows, read_rows
 from w2s_fast.patching.heads import owner, through
 from w2s_fast.patching.predictions import refuse_predictions
 from w2s_fast.patching.schedule import changes, coefficient_at, read_progress
+from w2s_fast.patching.whole import Unpickled
 
 _XENT = Xent()
 
@@ -42,7 +43,7 @@ class _Coefficient:
 
 
 @dataclass
-class State:
+class State(Unpickled):
     """What a patched model carries.
 
     Attributes:
