@@ -196,6 +196,22 @@ def test_progress_columns(tokenizer: Any) -> None:
     assert batch["weak_step"].dtype == torch.int64
 
 
+def test_numbers_in_unusual_containers(tokenizer: Any) -> None:
+    """Scalars of a library inside lists, reversed and byte-swapped arrays, views."""
+    ids = np.arange(3)
+    expected = [[2, 1, 0]]
+    for value in (
+        list(ids[::-1]), ids[::-1], ids[::-1].astype(">i4"), list(torch.tensor([2, 1, 0])),
+        [np.array(2), 1, torch.tensor(0)], torch.arange(6)[::2].flip(0) // 2, ids[::-1].astype("O"),
+        range(2, -1, -1), pa.array([2, 1, 0], pa.uint8()), (pa.scalar(2), pa.scalar(1), 0),
+    ):  # fmt: skip
+        batch = WeakLabelCollator(tokenizer)([{"input_ids": value, "weak_weight": 1}])
+        assert batch["input_ids"].tolist() == expected and batch["input_ids"].dtype == torch.int64
+    nested = [[0.5, torch.tensor(0.5)], (np.float16(1), 0)]
+    batch = WeakLabelCollator(tokenizer)([{"input_ids": [5, 6], "weak_labels": nested}])
+    assert batch["weak_labels"].tolist() == [[[0.5, 0.5], [1, 0]]]
+
+
 def test_default_dtype_does_not_round(tokenizer: Any) -> None:
     torch.set_default_dtype(torch.float16)
     try:
@@ -310,6 +326,8 @@ def test_prompts_of_every_format(tokenizer: Any) -> None:
     expected = answer_rows(tokenizer, texts, labels, ("is", "are"))
     for prompts in (np.array(texts), pa.array(texts), np.array(texts, object), tuple(texts)):
         assert answer_rows(tokenizer, prompts, labels, ("is", "are")) == expected
+    for words in (np.array(["is", "are"]), pa.array(["is", "are"])):
+        assert answer_rows(tokenizer, texts, labels, words) == expected
 
 
 def test_answers_survive_a_data_set(tokenizer: Any) -> None:

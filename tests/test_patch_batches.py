@@ -27,7 +27,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"weak_weight": 0.5}, r"weak_weight is the float 0.5; expected a tensor \(3,\) or \(3, 9\)"),
     ({"weak_weight": [1.0] * B}, "weak_weight is a list; expected a tensor"),
     ({"weak_weight": np.ones(B)}, r"weak_weight is a ndarray; .* torch.as_tensor\(weak_weight\)"),
-    ({"weak_weight": torch.ones(B, dtype=torch.bool)}, "weak_weight has dtype torch.bool; expected"),
+    ({"weak_weight": torch.ones(B, dtype=torch.bool)}, "weak_weight has dtype torch.bool"),
     ({"weak_weight": torch.ones(B, dtype=torch.complex64)}, "weak_weight has dtype torch.complex"),
     ({"labels": LABELS.float()}, "labels have dtype torch.float32; expected class ids .*long"),
     ({"labels": LABELS > 0}, "labels have dtype torch.bool; expected class ids"),
@@ -51,6 +51,15 @@ def test_columns_of_another_type(columns: dict[str, Any], message: str) -> None:
     lm = w2s_fast.patch(tiny_lm(num_hidden_layers=1))
     with pytest.raises(W2SError, match=message):
         lm(**{**batch(), **columns})
+
+
+@pytest.mark.parametrize("labels", [LABELS.tolist(), LABELS.float(), LABELS > 0, 3])
+def test_log_probabilities_of_labels_of_another_type(labels: Any) -> None:
+    lm = w2s_fast.patch(tiny_lm(num_hidden_layers=1))
+    with pytest.raises(W2SError, match="labels (is|have dtype) .*; expected"):
+        lm(**{**batch(), "labels": labels}, return_logprob=True)
+    narrow = {**batch(), "labels": LABELS.to(torch.int8)}
+    assert torch.equal(lm(**narrow, return_logprob=True), lm(**batch(), return_logprob=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8])

@@ -5,7 +5,7 @@ Containers are known by what they can do, so no library is imported for the sake
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,12 +46,17 @@ def _plain(value: Any) -> Plain:
             return _listed(list(array))
         # Copied: arrays of Arrow are read-only, and a view may have strides that torch has not.
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return _listed(list(value))
     raise TypeError(f"it holds {'None' if value is None else f'a {type(value).__name__}'}")
 
 
 def _listed(values: list[Any] | tuple[Any, ...]) -> Plain:
     if all(isinstance(v, int | float | np.generic) for v in values):
         return torch.from_numpy(np.array(values))
+    whole = _table(values)
+    if whole is not None:
+        return whole
     parts = [_plain(v) for v in values]
     tensors = [p for p in parts if isinstance(p, Tensor)]
     if len(tensors) < len(parts) or len({p.shape for p in tensors}) > 1:
@@ -61,6 +66,20 @@ def _listed(values: list[Any] | tuple[Any, ...]) -> Plain:
     for part in kinds[1:]:
         dtype = torch.promote_types(dtype, part.dtype)
     return torch.stack([p.to(dtype) for p in tensors])
+
+
+def _table(values: list[Any] | tuple[Any, ...]) -> Tensor | None:
+    """Nested lists of Python numbers in one go; None for anything else, and for ragged ones."""
+    leaf = values[0]
+    while isinstance(leaf, list | tuple) and leaf:
+        leaf = leaf[0]
+    if not isinstance(leaf, int | float):
+        return None
+    try:
+        array = np.array(values)
+    except ValueError:
+        return None
+    return torch.from_numpy(array) if array.dtype.kind in "biuf" else None
 
 
 def tensor(name: str, value: Any, dtype: torch.dtype, *, booleans: bool = False) -> Tensor:

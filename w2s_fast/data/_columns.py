@@ -108,8 +108,8 @@ def _same_lists(i: int, ids: Any, probs: Any) -> None:
 
 def _widths(x: Any) -> list[int]:
     """How many are listed at each token that has a list."""
-    if isinstance(x, Tensor) and x.dim() == 1:
-        return [len(x)]
+    if isinstance(x, Tensor):
+        return [x.shape[-1]] * (len(x) if x.dim() > 1 else 1)
     return [len(part) for part in x]
 
 

@@ -17,6 +17,7 @@ def label_tokens(tokenizer: Any, words: Sequence[str]) -> tuple[int, ...]:
         W2SError: if a word is no token or several, is unknown, or two words are the same token.
     """
     tokens: list[int] = []
+    words = items(words)
     for word in words:
         ids = tokenizer(word, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
