@@ -56,9 +56,11 @@ def rows(kind: str, labels: bool) -> tuple[list[Row], list[Row]]:
     return packed, alone
 
 
-def result(lm: Any, batch: dict[str, Tensor]) -> list[Tensor]:
+def result(lm: Any, batch: dict[str, Any]) -> list[Tensor]:
+    """As in a loop of one's own: whether a cache is kept is up to the batch and the model."""
+    assert lm.config.use_cache
     lm.zero_grad(set_to_none=True)
-    loss = lm(**batch, use_cache=False, num_items_in_batch=7).loss
+    loss = lm(**batch, num_items_in_batch=7).loss
     loss.backward()
     return [loss.detach(), *(p.grad for p in lm.parameters())]
 
@@ -73,6 +75,7 @@ def test_packed_sequences_learn_as_if_alone(kind: str, labels: bool, said: str) 
         row["attention_mask"] = [1] * len(row["input_ids"])
     batch = WeakLabelCollator(Tokenizer(), pad_to_multiple_of=4)(packed)
     assert "attention_mask" not in batch and batch["position_ids"].shape == (3, 8)
+    assert batch["use_cache"] is False
     lm = w2s_fast.patch(tiny_lm(), loss="logconf:aux=0.5")
     set_progress(lm, 0.5)
     got, expected = result(lm, batch), result(lm, COLLATOR(alone))

@@ -48,10 +48,10 @@ class WeakLabelCollator:
     - ``position_ids``, one for each token, or ``seq_lengths``, of which TRL's ``pack_dataset``
       makes a list: become int64 ``position_ids`` (B, T).
 
-    Rows whose positions begin anew are packed. Such a batch has no ``attention_mask``, because
-    transformers keeps sequences apart only without one, and nothing is learned at the first token
-    of a later sequence: labels there become -100, weak columns what says nothing. The model must
-    not keep a cache (``use_cache=False``, which transformers' Trainer sets).
+    Rows whose positions begin anew are packed. Such a batch has no ``attention_mask`` and says
+    ``use_cache=False``, because transformers keeps sequences apart only without mask and cache, and
+    nothing is learned at the first token of a later sequence: labels there become -100, weak
+    columns what says nothing.
 
     Padding is on the right, and on the CPU. The columns are those of ``w2s_fast.patch``. TRL drops
     them unless ``remove_unused_columns=False``.
@@ -87,8 +87,8 @@ class WeakLabelCollator:
             raise W2SError(f"tokenizer is a {type(own).__name__}; expected one with pad_token_id")
         return own.eos_token_id if own.pad_token_id is None else own.pad_token_id
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """The batch."""
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The batch: tensors, and of packed rows ``use_cache=False``."""
         rows = rows_of(rows)
         present = _present(rows)
         ids = [tensor("input_ids", row["input_ids"], torch.int64) for row in rows]
@@ -99,7 +99,7 @@ class WeakLabelCollator:
         multiple = self.pad_to_multiple_of or 1
         size = -(-max(lengths) // multiple) * multiple
         assert self._pad is not None
-        batch = {"input_ids": padded(ids, size, self._pad)}
+        batch: dict[str, Any] = {"input_ids": padded(ids, size, self._pad)}
         masks = [torch.ones(n, dtype=torch.int64) for n in lengths]
         batch["attention_mask"] = padded(masks, size, 0)
         for name in TOKENS:
@@ -149,8 +149,8 @@ def _check_weak(given: set[str], wanted: set[str]) -> None:
 
 
 def _positioned(
-    batch: dict[str, Tensor], rows: Sequence[Row], positions: list[Tensor]
-) -> dict[str, Tensor]:
+    batch: dict[str, Any], rows: Sequence[Row], positions: list[Tensor]
+) -> dict[str, Any]:
     """With ``position_ids``; packed rows lose their mask, and what would be learned across them."""
     size = batch["input_ids"].shape[1]
     # Padding repeats 0: each of its tokens is a sequence of its own.
@@ -163,7 +163,7 @@ def _positioned(
         if starts[i].any():
             _check_each_token(i, rows[i])
     separate(batch, padded(starts, size, False))
-    return batch
+    return batch | {"use_cache": False}
 
 
 def _check_each_token(i: int, row: Row) -> None:
