@@ -74,33 +74,48 @@ def read_rows(
     labels, shift_labels = columns.pop("labels"), columns.pop("shift_labels")
     weak = _weak(columns, size, vocabulary)
     weight = _weight(columns.get("weak_weight"), size, hidden)
+    labels = _labels(labels, shift_labels, weak, columns, size)
+    counts = _counts(labels, weak)
+    weak = labels if weak is None else weak
+    assert weak is not None
+    ahead = 0 if shift_labels is not None else 1
+    counts = counts[:, ahead:]
+    rows = None if torch.compiler.is_compiling() else _places(counts, size[1])
+    weight = _pick(weight, rows, ahead)
+    weak = _pick_weak(weak, rows, ahead)
+    if rows is None:
+        weight = torch.where(counts.flatten(), weight, 0.0)
+        hidden = hidden[:, : size[1] - ahead].flatten(0, 1)
+    else:
+        hidden = hidden.flatten(0, 1).index_select(0, rows)
+        _check_mass(weak)
+    return Rows(hidden, weak, _normalised(weight, n_items))
+
+
+def _labels(
+    labels: Tensor | None,
+    shift_labels: Tensor | None,
+    weak: Tensor | SparseTargets | None,
+    columns: dict[str, Any],
+    size: tuple[int, int],
+) -> Tensor | None:
+    """(B, T) labels, of whichever column they are; None where weak columns are alone."""
     if shift_labels is not None:
-        if weak is not None or ("weak_weight" in columns and columns["weak_weight"].dim() == 2):
+        weight = columns.get("weak_weight")
+        if weak is not None or (weight is not None and weight.dim() == 2):
             raise W2SError("shift_labels came with weak columns, which are not shifted; use labels")
         labels = shift_labels
     if labels is None and weak is None:
         raise W2SError("weak_weight came without targets; add labels or a weak column")
     if labels is not None:
         _shape("labels", labels, size)
-    counts = _counts(labels, weak)
-    weak = labels if weak is None else weak
-    assert weak is not None
-    ahead = 0 if shift_labels is not None else 1
-    counts = counts[:, ahead:]
-    rows = None
-    if not torch.compiler.is_compiling():
-        at = counts.nonzero()
-        rows = at[:, 0] * size[1] + at[:, 1]
-    weight = _pick(weight, rows, ahead)
-    if rows is None:
-        weight = torch.where(counts.flatten(), weight, 0.0)
-        hidden = hidden[:, : size[1] - ahead].flatten(0, 1)
-    else:
-        hidden = hidden.flatten(0, 1).index_select(0, rows)
-    weak = _pick_weak(weak, rows, ahead)
-    if rows is not None:
-        _check_mass(weak)
-    return Rows(hidden, weak, _normalised(weight, n_items))
+    return labels
+
+
+def _places(counts: Tensor, length: int) -> Tensor:
+    """(n,) rows of the flattened hidden states that count; the host waits for their number."""
+    at = counts.nonzero()
+    return at[:, 0] * length + at[:, 1]
 
 
 def _check_mass(weak: Tensor | SparseTargets) -> None:
