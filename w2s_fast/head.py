@@ -57,6 +57,8 @@ class LMHeadLoss(nn.Module):
     def forward(self, hidden: Tensor, weak: Tensor | SparseTargets, **options: Any) -> Any:
         """Loss of hidden states (N, D) or (B, T, D) against weak labels.
 
+        Labels and weights of (B, T, D) may be flat or (B, T, ...); ``SparseTargets`` are then
+        ``ids`` and ``probs`` (B, T, K), ``rest`` (B, T).
         ``options`` are the keywords of ``linear_cross_entropy``. A batch without a single row that
         counts gives 0 and gradients of 0: no process of a sharded training falls out of step.
 
@@ -65,12 +67,23 @@ class LMHeadLoss(nn.Module):
         """
         check_gathered(self.weight)
         options = {"memory_mib": self.memory_mib, "softcap": self.softcap, **options}
+        if isinstance(weak, SparseTargets):
+            weak = _flat(weak, hidden)
         return linear_cross_entropy(hidden, self.weight, weak, bias=self.bias, **options)
 
     def extra_repr(self) -> str:
         """The sizes of the head."""
         shape = _shape(self.weight)
         return f"classes={shape[0]}, hidden={shape[1]}, memory_mib={self.memory_mib:g}"
+
+
+def _flat(weak: SparseTargets, hidden: Tensor) -> SparseTargets:
+    """Targets of sequences (B, T, K) as rows; others as they came."""
+    ids, probs, rest = weak
+    if hidden.dim() != 3 or ids.dim() != 3 or ids.shape[:2] != hidden.shape[:2]:
+        return weak
+    rest = rest if rest is None or rest.dim() != 2 else rest.flatten()
+    return SparseTargets(ids.flatten(0, 1), probs.flatten(0, 1), rest)
 
 
 def check_gathered(weight: Tensor) -> None:

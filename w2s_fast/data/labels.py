@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from w2s_fast.data._arrays import items, numbers
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.tasks._files import read_table
 
@@ -25,9 +26,13 @@ class WeakLabels:
 
     Attributes:
         ids: N different names; anything else becomes its string.
-        probs: (N, C) float32, rows sum to 1; an array, a tensor or lists.
+        probs: (N, C) float32, rows sum to 1; lists, or an array of NumPy, torch, Arrow or pandas.
         weight: (N,) float32 row weights, or None.
         source: where they are from, for messages.
+
+    Raises:
+        W2SError: for a name that stands twice, sizes that differ, what is no table of numbers, NaN,
+            negative numbers, and rows that do not sum to 1 within 0.01.
     """
 
     ids: tuple[str, ...]
@@ -36,10 +41,12 @@ class WeakLabels:
     source: str = "weak labels"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", tuple(map(str, self.ids)))
-        object.__setattr__(self, "probs", np.asarray(self.probs, dtype=np.float32))
+        object.__setattr__(self, "ids", tuple(map(str, items(self.ids))))
+        probs = numbers(f"{self.source}: probabilities are", self.probs)
+        object.__setattr__(self, "probs", probs)
         if self.weight is not None:
-            object.__setattr__(self, "weight", np.asarray(self.weight, dtype=np.float32))
+            weight = numbers(f"{self.source}: weights are", self.weight)
+            object.__setattr__(self, "weight", weight)
         if self.probs.ndim != 2 or len(self.probs) != len(self.ids):
             raise W2SError(
                 f"{self.source}: probabilities of shape {self.probs.shape} for {len(self.ids)} "
@@ -79,7 +86,7 @@ class WeakLabels:
         Raises:
             W2SError: if one of them has no label.
         """
-        names = tuple(map(str, ids))
+        names = tuple(map(str, items(ids)))
         where = {key: row for row, key in enumerate(self.ids)}
         missing = [key for key in names if key not in where]
         if missing:

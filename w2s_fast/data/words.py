@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from w2s_fast.data._arrays import items
 from w2s_fast.data.labels import WeakLabels
 from w2s_fast.errors import W2SError
 
@@ -16,6 +17,7 @@ def label_tokens(tokenizer: Any, words: Sequence[str]) -> tuple[int, ...]:
         W2SError: if a word is no token or several, is unknown, or two words are the same token.
     """
     tokens: list[int] = []
+    words = items(words)
     for word in words:
         ids = tokenizer(word, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
@@ -71,6 +73,7 @@ def answer_rows(
     Raises:
         W2SError: if sizes differ, a word is not one token, or a prompt is empty.
     """
+    prompts = items(prompts)
     if not isinstance(labels, WeakLabels):
         raise W2SError(
             f"labels are {type(labels).__name__}; expected WeakLabels(ids, probs), or what "

@@ -33,7 +33,8 @@ def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = 64) -> A
     and ``logits=None``. All columns are shifted as ``labels`` are:
 
     - ``weak_labels``: int64 (B, T), -100 where none, or floating point (B, T, V);
-    - ``weak_ids``, ``weak_probs`` (B, T, K) and maybe ``weak_rest`` (B, T): ``SparseTargets``;
+    - ``weak_ids``, ``weak_probs`` (B, T, K) and maybe ``weak_rest`` (B, T), or all of them in
+      ``weak_labels`` as ``SparseTargets``;
     - ``weak_weight``: (B,) or (B, T) row weights;
     - ``weak_frac``, ``weak_step``: where in training this is, instead of ``set_progress``.
 

@@ -108,7 +108,7 @@ def fused_kinds(loss: Loss) -> tuple[str, ...]:
     kinds = []
     for kind, weak in tried.items():
         try:
-            loss(logits, weak, weight=torch.ones(3))  # type: ignore[arg-type]
+            loss(logits, weak, weight=torch.ones(3), step=0)  # type: ignore[arg-type]
             kinds.append(kind)
         except (W2SError, AttributeError, TypeError):
             continue

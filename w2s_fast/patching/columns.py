@@ -13,6 +13,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.ops._checks import check_probs, check_weight
 from w2s_fast.ops.targets import SparseTargets
+from w2s_fast.patching.values import read_targets, unpack_sparse
 
 COLUMNS = (
     "weak_labels", "weak_ids", "weak_probs", "weak_rest", "weak_weight", "weak_frac", "weak_step",
@@ -23,7 +24,8 @@ def take_columns(given: dict[str, Any]) -> dict[str, Any]:
     """Take the weak columns out of a forward's keywords; those that are None are not there.
 
     Raises:
-        W2SError: for a name that looks like one and is none: transformers would swallow it.
+        W2SError: for a name that looks like one and is none: transformers would swallow it; for
+            ``SparseTargets`` beside the columns that they are.
     """
     found = {name: given.pop(name) for name in list(given) if name.startswith("weak_")}
     for name in found:
@@ -32,7 +34,7 @@ def take_columns(given: dict[str, Any]) -> dict[str, Any]:
                 f"no weak column is called {name!r}; expected some of {', '.join(COLUMNS)}"
                 f"{nearest(name, COLUMNS)}"
             )
-    return {name: value for name, value in found.items() if value is not None}
+    return unpack_sparse({name: value for name, value in found.items() if value is not None})
 
 
 class Rows(NamedTuple):
@@ -64,40 +66,56 @@ def read_rows(
     not wait for them: it gets every position, those without a label at weight 0.
 
     Raises:
-        W2SError: if a column does not fit the others, the batch or the vocabulary.
+        W2SError: if a column is no tensor of its kind, or does not fit the others, the batch or the
+            vocabulary.
     """
-    device = hidden.device
-    columns = {name: value.to(device) for name, value in columns.items()}
+    given = {"labels": labels, "shift_labels": shift_labels, **columns}
+    columns = read_targets(given, size, hidden.device)
+    labels, shift_labels = columns.pop("labels"), columns.pop("shift_labels")
     weak = _weak(columns, size, vocabulary)
     weight = _weight(columns.get("weak_weight"), size, hidden)
-    if shift_labels is not None:
-        if weak is not None or ("weak_weight" in columns and columns["weak_weight"].dim() == 2):
-            raise W2SError("shift_labels came with weak columns, which are not shifted; use labels")
-        labels = shift_labels
-    if labels is None and weak is None:
-        raise W2SError("weak_weight came without targets; add labels or a weak column")
-    if labels is not None:
-        labels = labels.to(device)
-        _shape("labels", labels, size)
+    labels = _labels(labels, shift_labels, weak, columns, size)
     counts = _counts(labels, weak)
     weak = labels if weak is None else weak
     assert weak is not None
     ahead = 0 if shift_labels is not None else 1
     counts = counts[:, ahead:]
-    rows = None
-    if not torch.compiler.is_compiling():
-        at = counts.nonzero()
-        rows = at[:, 0] * size[1] + at[:, 1]
+    rows = None if torch.compiler.is_compiling() else _places(counts, size[1])
     weight = _pick(weight, rows, ahead)
+    weak = _pick_weak(weak, rows, ahead)
     if rows is None:
         weight = torch.where(counts.flatten(), weight, 0.0)
         hidden = hidden[:, : size[1] - ahead].flatten(0, 1)
     else:
         hidden = hidden.flatten(0, 1).index_select(0, rows)
-    weak = _pick_weak(weak, rows, ahead)
-    if rows is not None:
         _check_mass(weak)
     return Rows(hidden, weak, _normalised(weight, n_items))
+
+
+def _labels(
+    labels: Tensor | None,
+    shift_labels: Tensor | None,
+    weak: Tensor | SparseTargets | None,
+    columns: dict[str, Any],
+    size: tuple[int, int],
+) -> Tensor | None:
+    """(B, T) labels, of whichever column they are; None where weak columns are alone."""
+    if shift_labels is not None:
+        weight = columns.get("weak_weight")
+        if weak is not None or (weight is not None and weight.dim() == 2):
+            raise W2SError("shift_labels came with weak columns, which are not shifted; use labels")
+        labels = shift_labels
+    if labels is None and weak is None:
+        raise W2SError("weak_weight came without targets; add labels or a weak column")
+    if labels is not None:
+        _shape("labels", labels, size)
+    return labels
+
+
+def _places(counts: Tensor, length: int) -> Tensor:
+    """(n,) rows of the flattened hidden states that count; the host waits for their number."""
+    at = counts.nonzero()
+    return at[:, 0] * length + at[:, 1]
 
 
 def _check_mass(weak: Tensor | SparseTargets) -> None:

@@ -17,6 +17,9 @@ from w2s_fast.ops.projected import Projected
 from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.patching.columns import Rows, read_rows
 from w2s_fast.patching.heads import owner, through
+from w2s_fast.patching.predictions import refuse_predictions
+from w2s_fast.patching.schedule import changes, coefficient_at, read_progress
+from w2s_fast.patching.whole import Unpickled
 
 _XENT = Xent()
 
@@ -40,7 +43,7 @@ class _Coefficient:
 
 
 @dataclass
-class State:
+class State(Unpickled):
     """What a patched model carries.
 
     Attributes:
@@ -70,15 +73,16 @@ class State:
     now: _Coefficient = field(default_factory=_Coefficient)
 
     def __post_init__(self) -> None:
-        self.scheduled = self.loss.coefficient(0.0, 0) != self.loss.coefficient(1.0, 10**9)
+        self.scheduled = changes(self.loss)
         self.timed = copy.copy(self.loss)
         if self.scheduled:
             object.__setattr__(self.timed, "coefficient", self.now)
 
     def tell(self, frac: float, step: int | None) -> None:
         """Where in training this is, see ``Loss.coefficient``."""
+        now = coefficient_at(self.loss, frac, step)
         self.frac, self.step, self.told = frac, step, True
-        self.now.value.fill_(self.loss.coefficient(frac, step))
+        self.now.value.fill_(now)
 
     def project(self, kind: type[Projected]) -> Callable[[Tensor, Tensor, Tensor | None], Any]:
         """Logits of hidden states, head and bias, not computed."""
@@ -103,6 +107,8 @@ def loss_output(lm: Any, given: dict[str, Any], columns: dict[str, Any]) -> Any:
         given.pop(k, None) for k in ("labels", "shift_labels", "num_items_in_batch", "return_dict")
     )
     _progress(lm, state, columns)
+    if not lm.training:
+        refuse_predictions(labelled=labels is not None or shift_labels is not None)
     given = {k: v for k, v in given.items() if v is not None}
     body = lm.base_model(**given, return_dict=True)
     head = lm.get_output_embeddings()
@@ -138,11 +144,8 @@ def _loss(lm: Any, state: State, rows: Rows, head: Any) -> Tensor:
         weak: Any = rows.weak
         if not lm.training:
             return _XENT(logits, weak, weight=rows.weight).loss_sum
-        if torch.compiler.is_compiling():
-            return state.timed(logits, weak, weight=rows.weight).loss_sum
-        return state.loss(
-            logits, weak, weight=rows.weight, frac=state.frac, step=state.step
-        ).loss_sum
+        loss = state.timed if torch.compiler.is_compiling() else state.loss
+        return loss(logits, weak, weight=rows.weight, frac=state.frac, step=state.step).loss_sum
 
     return through(head, rows.hidden, then)
 
@@ -153,22 +156,15 @@ def _progress(lm: Any, state: State, columns: dict[str, Any]) -> None:
     Raises:
         W2SError: if a loss that needs to know was never told.
     """
-    frac, step = columns.pop("weak_frac", None), columns.pop("weak_step", None)
-    if frac is not None:
-        state.tell(float(_first(frac)), None if step is None else int(_first(step)))
-    elif step is not None:
-        raise W2SError("weak_step came without weak_frac; give both, or weak_frac alone")
+    progress = read_progress(columns)
+    if progress is not None:
+        state.tell(*progress)
     if lm.training and state.scheduled and not state.told:
         raise W2SError(
             f"{type(state.loss).__name__} changes over training and was not told where it is; call "
             "w2s_fast.patching.set_progress(model, frac) before a step, give the Trainer "
             "progress_callback(model), or send a weak_frac column"
         )
-
-
-def _first(value: Any) -> Any:
-    """A number, or the first of a column that repeats it."""
-    return value.flatten()[0].item() if isinstance(value, torch.Tensor) else value
 
 
 def refuse_logits(given: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.head import check_gathered
+from w2s_fast.patching.whole import Mark
 
 # What is done with hidden states (..., D), the head's weight (V, D) and its bias (V,) or None.
 Then = Callable[[Tensor, Tensor, Tensor | None], Any]
@@ -48,7 +49,7 @@ def take_over(head: Any) -> None:
     """Let the forward of a head take ``then``; without it, it is what it was."""
     for own in owners(head):
         own.forward = MethodType(_forward, own)
-        own._w2s_head = True
+        own._w2s_head = Mark()
 
 
 def hand_back(lm: Any) -> None:

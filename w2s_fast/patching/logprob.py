@@ -15,6 +15,7 @@ from w2s_fast.ops.linear_logprob import IGNORE, linear_logprob
 from w2s_fast.ops.projected import Projected
 from w2s_fast.patching.forward import refuse_logits
 from w2s_fast.patching.heads import through
+from w2s_fast.patching.values import read_targets
 
 
 def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
@@ -24,7 +25,7 @@ def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
     where nothing counts and are shifted as always; only labelled positions reach the head.
 
     Raises:
-        W2SError: without labels, or with labels of another shape.
+        W2SError: without labels, or with labels of another shape, dtype or type.
     """
     refuse_logits(given)
     lm._w2s_fast.asked = True
@@ -34,12 +35,14 @@ def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
     if labels is None:
         raise W2SError("return_logprob came without labels; give the tokens of the answers, (B, T)")
     hidden = lm.base_model(**given, return_dict=True).last_hidden_state
+    size = (hidden.shape[0], hidden.shape[1])
+    labels = read_targets({"labels": labels}, size, hidden.device)["labels"]
     if labels.shape != hidden.shape[:2]:
         raise W2SError(
             f"labels has shape {tuple(labels.shape)}; expected {tuple(hidden.shape[:2])} to fit "
             "the batch"
         )
-    tokens = labels.to(hidden.device)[:, 1:]
+    tokens = labels[:, 1:]
     # Compiled code must not wait to learn which positions count; it takes all of them.
     compiling = torch.compiler.is_compiling()
     rows = None if compiling else (tokens != IGNORE).flatten().nonzero()[:, 0]

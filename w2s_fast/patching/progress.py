@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from w2s_fast.errors import W2SError
+from w2s_fast.patching.schedule import one_number, whole_number
 
 
 def set_progress(model: Any, frac: float, step: int | None = None) -> None:
@@ -16,10 +17,11 @@ def set_progress(model: Any, frac: float, step: int | None = None) -> None:
         step: optimizer step, for schedules that count steps.
 
     Raises:
-        W2SError: if nothing is patched, or ``frac`` is out of range.
+        W2SError: if nothing is patched, ``frac`` is out of range, or the loss counts steps and
+            ``step`` is None.
     """
-    if not 0 <= frac <= 1:
-        raise W2SError(f"frac is {frac}; expected optimizer step / number of steps, in [0, 1]")
+    frac = one_number("frac", frac)
+    step = None if step is None else whole_number("step", step)
     for lm in patched(model):
         lm._w2s_fast.tell(frac, step)
 

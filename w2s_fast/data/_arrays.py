@@ -1,0 +1,171 @@
+"""Numbers out of whatever holds them: lists, NumPy, torch, Arrow, pandas.
+
+Containers are known by what they can do, so no library is imported for the sake of a type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from w2s_fast.errors import W2SError
+
+Plain = Tensor | list[Any]
+
+
+def plain(name: str, value: Any) -> Plain:
+    """A tensor on the CPU, or nested lists of tensors where the parts differ in shape.
+
+    Python floats become fp64, other dtypes are kept; an empty list is fp64 (0,).
+
+    Raises:
+        W2SError: for what holds no numbers; ``name`` stands in the message.
+    """
+    try:
+        return _plain(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        told = " ".join(str(error).split())
+        raise W2SError(f"{name} not a table of numbers ({told})") from error
+
+
+def _plain(value: Any) -> Plain:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, list | tuple):
+        return _listed(value)
+    for unwrap in ("as_py", "to_pylist"):  # a scalar of Arrow, an array of Arrow
+        if hasattr(value, unwrap):
+            return _plain(getattr(value, unwrap)())
+    if isinstance(value, int | float) or hasattr(value, "__array__"):
+        array = np.asarray(value)
+        if array.dtype == object and array.ndim:
+            return _listed(list(array))
+        # Copied: arrays of Arrow are read-only, and a view may have strides that torch has not.
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return _listed(list(value))
+    raise TypeError(f"it holds {'None' if value is None else f'a {type(value).__name__}'}")
+
+
+def _listed(values: list[Any] | tuple[Any, ...]) -> Plain:
+    if all(isinstance(v, int | float | np.generic) for v in values):
+        return torch.from_numpy(np.array(values))
+    whole = _table(values)
+    if whole is not None:
+        return whole
+    parts = [_plain(v) for v in values]
+    tensors = [p for p in parts if isinstance(p, Tensor)]
+    if len(tensors) < len(parts) or len({p.shape for p in tensors}) > 1:
+        return parts
+    kinds = [p for p in tensors if p.numel()] or tensors
+    dtype = kinds[0].dtype
+    for part in kinds[1:]:
+        dtype = torch.promote_types(dtype, part.dtype)
+    return torch.stack([p.to(dtype) for p in tensors])
+
+
+def _table(values: list[Any] | tuple[Any, ...]) -> Tensor | None:
+    """Nested lists of Python numbers in one go; None for anything else, and for ragged ones."""
+    leaf = values[0]
+    while isinstance(leaf, list | tuple) and leaf:
+        leaf = leaf[0]
+    if not isinstance(leaf, int | float):
+        return None
+    try:
+        array = np.array(values)
+    except ValueError:
+        return None
+    return torch.from_numpy(array) if array.dtype.kind in "biuf" else None
+
+
+def tensor(name: str, value: Any, dtype: torch.dtype, *, booleans: bool = False) -> Tensor:
+    """A tensor of this dtype, on the CPU.
+
+    Raises:
+        W2SError: for ragged lists, fractions where integers belong, NaN, and, unless they are
+            asked for, booleans.
+    """
+    x = plain(f"{name} is", value) if not isinstance(value, Tensor) else value.detach().cpu()
+    if isinstance(x, list):
+        raise W2SError(f"{name} is not a table of numbers (its rows differ in length)")
+    wanted = "numbers" if dtype.is_floating_point else "integers"
+    if x.is_complex() or (x.dtype == torch.bool and not booleans):
+        held = "complex numbers" if x.is_complex() else "booleans"
+        raise W2SError(f"{name} holds {held}; expected {wanted}")
+    if x.is_floating_point() and not dtype.is_floating_point and x.numel():
+        raise W2SError(f"{name} holds {x.flatten()[:1].tolist()}; expected integers")
+    if x.is_floating_point() and bool(x.isnan().any()):
+        raise W2SError(f"{name} holds NaN; the supervisor diverged, or a value is missing")
+    return x.to(dtype)
+
+
+def numbers(name: str, value: Any) -> np.ndarray:
+    """fp32; NumPy's own fp32 arrays are not copied. NaN is left to the caller.
+
+    Raises:
+        W2SError: for what is no table of real numbers.
+    """
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        return np.asarray(value, dtype=np.float32)
+    x = plain(name, value)
+    if isinstance(x, list):
+        raise W2SError(f"{name} not a table of numbers (its rows differ in length)")
+    if x.is_complex():
+        raise W2SError(f"{name} not a table of numbers (they are complex)")
+    return x.to(torch.float32).numpy()
+
+
+def items(values: Any) -> list[Any]:
+    """Python's own values of a list, array or tensor of one dimension."""
+    for unwrap in ("to_pylist", "tolist"):
+        if hasattr(values, unwrap):
+            return list(getattr(values, unwrap)())
+    return list(values)
+
+
+def rows_of(batch: Any) -> list[Mapping[str, Any]]:
+    """Rows of a batch, each from column to value; tables of Arrow are taken apart.
+
+    Raises:
+        W2SError: for rows that are no mappings.
+    """
+    if hasattr(batch, "to_pylist"):
+        batch = batch.to_pylist()
+    if isinstance(batch, Mapping | str) or not isinstance(batch, Iterable):
+        raise W2SError(
+            f"rows are a {type(batch).__name__}; expected a list of rows, each from column to value"
+        )
+    return [_row(i, row) for i, row in enumerate(batch)]
+
+
+def _row(i: int, row: Any) -> Mapping[str, Any]:
+    """One row; what a table of one row holds is that row."""
+    if isinstance(row, Mapping):
+        return row
+    if hasattr(row, "as_py"):
+        row = row.as_py()
+    elif hasattr(row, "to_pylist") and hasattr(row, "column_names"):
+        row = _only(i, row.to_pylist())
+    elif hasattr(row, "to_dict"):  # of pandas: a table, or a row of one
+        row = _only(i, row.to_dict("records")) if hasattr(row, "columns") else row.to_dict()
+    if not isinstance(row, Mapping):
+        raise W2SError(
+            f"row {i} of the batch is a {type(row).__name__}; expected a mapping from column to "
+            "value"
+        )
+    return row
+
+
+def _only(i: int, rows: list[Any]) -> Any:
+    if len(rows) != 1:
+        raise W2SError(f"row {i} of the batch is a table of {len(rows)} rows; expected one")
+    return rows[0]
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a row says that it has no such value."""
+    return value is None or getattr(value, "is_valid", True) is False

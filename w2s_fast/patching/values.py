@@ -1,0 +1,86 @@
+"""Types of what a batch holds: tensors, and of which numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w2s_fast.errors import W2SError
+from w2s_fast.ops.targets import SparseTargets
+
+# Columns that are class ids, and those that are numbers.
+_IDS = ("labels", "shift_labels", "weak_labels", "weak_ids")
+_NUMBERS = ("weak_probs", "weak_rest", "weak_weight")
+
+
+def unpack_sparse(columns: dict[str, Any]) -> dict[str, Any]:
+    """``weak_labels`` that are ``SparseTargets`` of (B, T, K), as the columns that they are.
+
+    Raises:
+        W2SError: if such a column is there as well.
+    """
+    weak = columns.get("weak_labels")
+    if not isinstance(weak, SparseTargets):
+        return columns
+    parts = {"weak_ids": weak.ids, "weak_probs": weak.probs, "weak_rest": weak.rest}
+    for name in parts:
+        if name in columns:
+            raise W2SError(f"SparseTargets came with {name}, which they hold; give one of the two")
+    rest = {name: value for name, value in columns.items() if name != "weak_labels"}
+    return rest | {name: value for name, value in parts.items() if value is not None}
+
+
+def read_targets(
+    targets: dict[str, Any], size: tuple[int, int], device: torch.device
+) -> dict[str, Any]:
+    """Labels and weak columns on the device of the hidden states, class ids as int64; or None.
+
+    Raises:
+        W2SError: for what is no tensor, and for a dtype that is none of its kind.
+    """
+    return {
+        name: None if value is None else _read(name, value, size, device)
+        for name, value in targets.items()
+    }
+
+
+def _read(name: str, value: Any, size: tuple[int, int], device: torch.device) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise W2SError(f"{name} is {_shown(value)}; expected {_expected(name, value, size)}")
+    odd = value.dtype == torch.bool or value.is_complex()
+    soft = value.is_floating_point() and name in ("weak_labels", "weak_ids")
+    if name in _IDS and not soft:
+        if odd or value.is_floating_point():
+            found = f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}; expected "
+            if name == "weak_ids":
+                raise W2SError(f"{found}integers ({size[0]}, {size[1]}, K)")
+            raise W2SError(
+                f"{name} have dtype {value.dtype}; expected class ids as integers ({name}.long())"
+            )
+        # Compared with -100 in eight bits, class 156 would be that.
+        value = value.to(torch.int64)
+    elif odd and name in _NUMBERS:
+        raise W2SError(f"{name} has dtype {value.dtype}; expected numbers ({name}.float())")
+    return value.to(device)
+
+
+def _shown(value: Any) -> str:
+    kind = type(value).__name__
+    return f"the {kind} {value!r}" if isinstance(value, int | float | str) else f"a {kind}"
+
+
+def _expected(name: str, value: Any, size: tuple[int, int]) -> str:
+    shape = {"weak_weight": f"{(size[0],)} or {size}", "weak_labels": f"{size} or (B, T, V)"}
+    if name in ("weak_ids", "weak_probs"):
+        return f"a tensor ({size[0]}, {size[1]}, K){_fix(name, value)}"
+    return f"a tensor {shape.get(name, size)}{_fix(name, value)}"
+
+
+def _fix(name: str, value: Any) -> str:
+    if isinstance(value, list | tuple) or hasattr(value, "__array__"):
+        return f"; pass torch.as_tensor({name})"
+    if isinstance(value, int | float) and name == "weak_weight":
+        return f"; pass torch.full((B,), {value}) for the same weight on every row"
+    return ""
