@@ -421,3 +421,19 @@ def test_reference_is_the_definition() -> None:
     loss = reference(call["hidden"], call["head"], call["weak"], bias=call["bias"])
     z = call["hidden"] @ call["head"].T + call["bias"]
     assert torch.allclose(loss, -(call["weak"] * z.log_softmax(1)).sum())
+
+
+def test_sparse_targets_of_sequences(backend: str) -> None:
+    """(B, T, K) ids and probabilities and a (B, T) rest are their rows."""
+    g = torch.Generator().manual_seed(9)
+    hidden, head = torch.randn(2, 5, 4, generator=g), torch.randn(17, 4, generator=g)
+    q = torch.randn(2, 5, 17, generator=g).softmax(-1)
+    probs, ids = q.topk(3, dim=-1)
+    rest = 1 - probs.sum(-1)
+    for r in (rest, None):
+        flat = None if r is None else r.flatten()
+        rows = SparseTargets(ids.flatten(0, 1), probs.flatten(0, 1), flat)
+        with use_backend(backend):
+            found = linear_cross_entropy(hidden, head, SparseTargets(ids, probs, r))
+            expected = linear_cross_entropy(hidden.flatten(0, 1), head, rows)
+        assert torch.equal(found, expected)

@@ -67,23 +67,12 @@ class LMHeadLoss(nn.Module):
         """
         check_gathered(self.weight)
         options = {"memory_mib": self.memory_mib, "softcap": self.softcap, **options}
-        if isinstance(weak, SparseTargets):
-            weak = _flat(weak, hidden)
         return linear_cross_entropy(hidden, self.weight, weak, bias=self.bias, **options)
 
     def extra_repr(self) -> str:
         """The sizes of the head."""
         shape = _shape(self.weight)
         return f"classes={shape[0]}, hidden={shape[1]}, memory_mib={self.memory_mib:g}"
-
-
-def _flat(weak: SparseTargets, hidden: Tensor) -> SparseTargets:
-    """Targets of sequences (B, T, K) as rows; others as they came."""
-    ids, probs, rest = weak
-    if hidden.dim() != 3 or ids.dim() != 3 or ids.shape[:2] != hidden.shape[:2]:
-        return weak
-    rest = rest if rest is None or rest.dim() != 2 else rest.flatten()
-    return SparseTargets(ids.flatten(0, 1), probs.flatten(0, 1), rest)
 
 
 def check_gathered(weight: Tensor) -> None:

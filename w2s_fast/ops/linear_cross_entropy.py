@@ -69,7 +69,8 @@ def linear_cross_entropy(
         hidden: (N, D) last hidden states, or (B, T, D); fp32, bf16, fp16 or fp64. Gets gradients.
         head: (V, D) weight of the language-model head, same dtype. Gets gradients; a frozen head
             or frozen hidden states skip their GEMM.
-        weak: weak labels of the rows: int (N,) or (B, T), float (N, V), or ``SparseTargets``.
+        weak: weak labels of the rows: int (N,) or (B, T), float (N, V) or (B, T, V), or
+            ``SparseTargets``, whose tensors may have (B, T) in the place of N as well.
         bias: (V,) of the head. Gets gradients.
         positions: (M,) integer rows of the flattened hidden states that carry labels, e.g. one
             answer token a sequence; ``weak`` and ``weight`` are then of M rows, and no other row
@@ -207,6 +208,9 @@ def _flat_targets(
     if isinstance(weak, Tensor) and weak.shape[:2] == lead:
         rows_of = 3 if weak.is_floating_point() else 2
         weak = weak.flatten(0, 1) if weak.dim() == rows_of else weak
+    if isinstance(weak, SparseTargets) and weak.ids.dim() == 3 and weak.ids.shape[:2] == lead:
+        rest = weak.rest if weak.rest is None or weak.rest.dim() != 2 else weak.rest.flatten()
+        weak = SparseTargets(weak.ids.flatten(0, 1), weak.probs.flatten(0, 1), rest)
     if weight is not None and tuple(weight.shape) == lead:
         weight = weight.flatten()
     return weak, weight
