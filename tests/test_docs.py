@@ -138,20 +138,6 @@ def test_links_to_files_exist(path: Path) -> None:
         assert (path.parent / target).exists(), f"{_name(path)} links to {target}"
 
 
-def test_readme_tree_is_the_tree() -> None:
-    """Every path in the README's tree exists, and every module of the package is in it."""
-    text = (ROOT / "README.md").read_text()
-    tree = re.search(r"<!-- tree -->\n```text\n(.*?)```", text, re.DOTALL)
-    assert tree, "README.md has no tree"
-    shown = [line.split()[0] for line in tree.group(1).splitlines() if line.strip()]
-    missing = [name for name in shown if not (ROOT / name).exists()]
-    assert not missing, f"the README's tree names what does not exist: {missing}"
-    top = {p.name for p in (ROOT / "w2s_fast").iterdir() if p.suffix == ".py" or p.is_dir()}
-    top -= {"__init__.py", "__pycache__"}
-    named = {Path(name).name for name in shown}
-    assert top <= named, f"the README's tree lacks {sorted(top - named)}"
-
-
 def _tabled(path: Path) -> dict[str, tuple[str, ...]]:
     """Name -> fields, of every table row of three cells that starts with names in backticks."""
     table = {}

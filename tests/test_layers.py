@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,138 +17,93 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "w2s_fast"
 HEAVY = ("transformers", "deepspeed", "datasets", "pyarrow", "matplotlib", "scipy", "triton")
 
-# Layer -> the layers it may import. The chain is kernels, ops, losses, engine, pipeline, cli; the
-# others are leaves beside it. A module that is not listed here has no place in the house yet.
-_DATA = {"errors", "tasks", "models", "weights", "metrics", "store", "report"}
-_CORE = {"errors", "kernels", "_core", "ops"}
-ALLOWED: dict[str, set[str]] = {
-    "errors": set(),
-    "network": set(),
-    "world": {"errors", "network"},
-    "heartbeat": {"errors", "world"},
-    "kernels": set(),
-    "ops": {"errors", "kernels", "_core"},
-    "losses": {"errors", "ops", "specs"},
-    "head": {"errors", "ops"},
-    "patching": {"errors", "ops", "losses", "head", "weights"},
-    "specs": {"errors"},
-    "preference": {"errors", "ops", "specs"},
-    "distill": {"errors", "ops", "specs"},
-    "support": {"errors", "ops"},
-    "engine": {
-        "errors",
-        "ops",
-        "losses",
-        "models",
-        "classifier",
-        "weights",
-        "tasks",
-        "store",
-        "world",
-    },  # fmt: skip
-    "tasks": {"errors"},
-    "weights": {"errors", "world"},
-    "classifier": {"errors"},
-    "bases": {"errors"},
-    "causal": {"errors", "ops", "weights", "classifier"},
-    "models": {"errors", "bases", "weights", "classifier", "causal"},
-    "debate": {"errors", "engine", "specs", "store"},
-    "data": {"errors", "tasks"},
-    "metrics": {"errors"},
-    "store": {"errors"},
-    "report": {"errors", "metrics", "store"},
-    "methods": {"errors", "losses", "ops", "specs"},
-    "config": {"errors", "tasks", "models", "losses", "methods", "engine", "specs", "debate"},
-    "options": {"errors", "config"},
-    "testing": {*_CORE, "losses", "tasks"},
-    "doctor": {*_CORE, "losses", "tasks"},
-    "pipeline": {
-        *_DATA,
-        "config",
-        "debate",
-        "losses",
-        "methods",
-        "engine",
-        "ops",
-        "world",
-        "heartbeat",
-    },
-    "counts": {"errors", "models"},
-    "plan": {"errors", "config", "counts", "engine", "options"},
-    "launch": {"errors", "world", "heartbeat", "engine", "options"},
-    "sweeps": {*_DATA, "config", "options", "engine", "pipeline", "specs"},
-    "cli": {
-        *_DATA,
-        "config",
-        "losses",
-        "engine",
-        "pipeline",
-        "doctor",
-        "ops",
-        "options",
-        "world",
-        "heartbeat",
-        "plan",
-        "launch",
-        "sweeps",
-    },
-    "__main__": {"cli"},
-    "__init__": {
-        *_DATA,
-        "config",
-        "losses",
-        "engine",
-        "pipeline",
-        "sweeps",
-        "ops",
-        "head",
-        "patching",
-    },
-}
+PAGE = ROOT / "docs" / "architecture.md"
+# Code that is not part of the package: nothing in the package may import it.
+OUTSIDE = ("bench", "tools")
+_ROW = re.compile(r"^\| (\d+) \| `([\w/.]+)` \| .* \|$", re.MULTILINE)
+_COMPILED = ("w2s_fast._core", "w2s_fast._cuda")
 _HARMLESS = {"w2s_fast", "w2s_fast.__version__", "w2s_fast.__file__"}
-FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
+FILES = sorted(
+    path
+    for folder in ("w2s_fast", "kernels", *OUTSIDE)
+    for path in (ROOT / folder).rglob("*.py")
+    if path != PACKAGE / "kernels" / "__init__.py"  # leads to kernels/ in a source checkout
+)
 
 
-def _layer(path: Path) -> str:
-    if path.parent == ROOT / "kernels":
-        return "kernels"
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
+def _unit(module: str) -> str:
+    """The row of the table that a module belongs to, as a dotted name."""
+    parts = module.split(".")
+    if parts[0] != "w2s_fast":
+        return parts[0]
+    # `w2s_fast.cross_entropy` is a public name: it comes from w2s_fast/__init__.py.
+    public = len(parts) == 1 or parts[1] in w2s_fast.__all__
+    return "w2s_fast" if public else ".".join(parts[:2])
+
+
+def _module(path: Path) -> str:
+    """Dotted name of a file; kernels/ is imported as w2s_fast.kernels."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return f"w2s_fast.{name}" if name.startswith("kernels") else name
+
+
+def _table() -> list[tuple[int, str, str]]:
+    """(layer, path, unit) of every row of the page, from the top."""
+    return [
+        (int(number), path, _unit(_module(ROOT / path.rstrip("/"))))
+        for number, path in _ROW.findall(PAGE.read_text())
+    ]
+
+
+PLACES = {unit: place for place, (_, _, unit) in enumerate(_table())}
 
 
 def _imports(path: Path) -> list[tuple[str, int]]:
     """Every module name used, with its line: ``from a import b`` and ``w2s_fast.b`` count."""
-    found = []
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found += [(alias.name, node.lineno) for alias in node.names]
+            names += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+            names += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
         elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "w2s_fast":
-            found.append((f"w2s_fast.{node.attr}", node.lineno))
-    return [(name, line) for name, line in found if name not in _HARMLESS]
+            names.append((f"w2s_fast.{node.attr}", node.lineno))
+    return [(name, line) for name, line in names if name not in _HARMLESS]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_layer_order(path: Path) -> None:
-    layer = _layer(path)
-    assert layer in ALLOWED, f"{path.name}: layer {layer!r} is not in ALLOWED"
+def test_imports_point_down(path: Path) -> None:
+    unit = _unit(_module(path))
+    assert unit in PLACES, f"{path}: docs/architecture.md has no row for {unit}"
     for name, line in _imports(path):
-        parts = name.split(".")
-        assert parts[0] not in ("bench", "tests", "kernels"), f"{path}:{line} imports {name}"
-        if parts[0] == "w2s_fast":
-            # `from w2s_fast import cross_entropy` would hide the layer behind the public door.
-            assert parts[1] in ALLOWED or parts[1] == "_core", f"{path}:{line} imports {name}"
-            ok = parts[1] == layer or parts[1] in ALLOWED[layer]
-            assert ok, f"{path}:{line}: {layer} must not import {parts[1]}"
+        top = name.split(".")[0]
+        if top in ("kernels", "tests"):
+            pytest.fail(f"{path}:{line} imports {name}")
+        if top not in ("w2s_fast", *OUTSIDE) or name.startswith(_COMPILED):
+            continue
+        target = _unit(name)
+        assert target in PLACES, f"{path}:{line}: docs/architecture.md has no row for {name}"
+        ok = target == unit or PLACES[unit] < PLACES[target]
+        assert ok, f"{path}:{line}: {unit} must not import {target}, which stands above it"
+
+
+def test_the_page_lists_what_exists() -> None:
+    layers = [layer for layer, _, _ in _table()]
+    assert layers == sorted(layers, reverse=True)
+    assert set(layers) == set(range(1, layers[0] + 1)), "layers are counted from 1, without gaps"
+    assert len(PLACES) == len(layers), "a package stands in one row"
+    for _, path, _ in _table():
+        place = ROOT / path
+        assert place.is_dir() if path.endswith("/") else place.is_file(), f"{path} does not exist"
 
 
 def test_the_order_test_can_fail(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
-    bad.write_text("from w2s_fast import engine\nimport w2s_fast.cli\nw2s_fast.run(1)\n")
-    assert {n for n, _ in _imports(bad)} == {"w2s_fast.engine", "w2s_fast.cli", "w2s_fast.run"}
-    assert "engine" not in ALLOWED["ops"] and "cli" not in ALLOWED["pipeline"]
+    bad.write_text("from w2s_fast import losses\nimport w2s_fast.cli\nw2s_fast.run(1)\n")
+    assert {n for n, _ in _imports(bad)} == {"w2s_fast.losses", "w2s_fast.cli", "w2s_fast.run"}
+    assert PLACES["w2s_fast.losses"] < PLACES["w2s_fast.ops"], "ops must not import losses"
+    assert PLACES["w2s_fast.cli"] < PLACES["w2s_fast.pipeline"], "pipeline must not import cli"
 
 
 def _python(code: str) -> dict:
