@@ -27,11 +27,11 @@ import torch
 from bench import rows
 from bench.environment import ROOT, environment
 from bench.measure import Candidate, interleave
+from w2s_fast.distributed.network import free_port
+from w2s_fast.distributed.world import end, join, world
 from w2s_fast.engine import Encoded, TrainConfig, predict, train
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig
-from w2s_fast.network import free_port
-from w2s_fast.world import end, join, world
 
 PARTS = ("labelling", "exchange", "memory")
 EVAL_BATCH = 32  # rows of a batch of the padded loop

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from w2s_fast.network import free_port
+from w2s_fast.distributed.network import free_port
 
 ROOT = Path(__file__).parents[1]
 LONG = bool(os.environ.get("W2S_LONG"))

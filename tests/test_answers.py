@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from w2s_fast import world
+from w2s_fast.distributed import world
 from w2s_fast.engine import Answers, TrainConfig, Watch, encode_answers, train
 from w2s_fast.engine.likelihood import answer_logprob
 from w2s_fast.engine.step import forward

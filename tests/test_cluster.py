@@ -18,7 +18,7 @@ import pytest
 import ranks
 from cluster import HOSTS, ROOT, TIMEOUT_S, Cluster, Job, fill, without, without_ssh
 
-from w2s_fast.heartbeat import EXIT_CODE
+from w2s_fast.distributed.heartbeat import EXIT_CODE
 
 pytest.importorskip("deepspeed")
 pytestmark = [

@@ -14,7 +14,7 @@ import ranks
 import torch
 from torch import nn
 
-from w2s_fast import world
+from w2s_fast.distributed import world
 from w2s_fast.engine import Encoded, TrainConfig, encode, hidden_states, predict, train
 from w2s_fast.engine.checkpoint import finished
 from w2s_fast.engine.optim import MasterAdamW

@@ -14,7 +14,7 @@ import ranks
 import torch
 from test_answers import KINDS, WORDS, checkpoint, texts
 
-from w2s_fast import world
+from w2s_fast.distributed import world
 from w2s_fast.engine import encode_answers, generate, next_token_probs, sequence_logprob, train
 from w2s_fast.engine.config import TrainConfig
 from w2s_fast.errors import W2SError

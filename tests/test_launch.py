@@ -12,8 +12,9 @@ import pytest
 
 from w2s_fast import launch as module
 from w2s_fast.cli import main
+from w2s_fast.distributed.heartbeat import EXIT_CODE
+from w2s_fast.distributed.network import free_port
 from w2s_fast.errors import W2SError
-from w2s_fast.heartbeat import EXIT_CODE
 from w2s_fast.launch import (
     Launch,
     build,
@@ -24,7 +25,6 @@ from w2s_fast.launch import (
     parse,
     read_hosts,
 )
-from w2s_fast.network import free_port
 
 pytest.importorskip("deepspeed")
 

@@ -18,7 +18,7 @@ from tiny_lms import batch, tiny_lm
 from torch import Tensor
 
 import w2s_fast
-from w2s_fast import world
+from w2s_fast.distributed import world
 from w2s_fast.errors import W2SError
 
 # DDP; FSDP2 with every layer and the head a group, tied with the rest in the root's; a LoRA head;

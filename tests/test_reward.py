@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2s_fast import world
+from w2s_fast.distributed import world
 from w2s_fast.engine import Encoded, TrainConfig, encode, hidden_states, predict, train
 from w2s_fast.engine.data import token_batches
 from w2s_fast.engine.step import forward

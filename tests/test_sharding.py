@@ -18,7 +18,7 @@ import torch
 from decided import Decided
 from torch import Tensor, nn
 
-from w2s_fast import world
+from w2s_fast.distributed import world
 from w2s_fast.engine import Encoded, TrainConfig, checkpoint, train
 from w2s_fast.losses import make_loss
 from w2s_fast.weights import module_tensors, whole

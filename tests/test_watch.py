@@ -15,7 +15,7 @@ import ranks
 import torch
 from torch import nn
 
-from w2s_fast import world
+from w2s_fast.distributed import world
 from w2s_fast.engine import Encoded, TrainConfig, Watch, encode, predict, train
 from w2s_fast.engine.checkpoint import finished
 from w2s_fast.errors import W2SError

@@ -15,12 +15,12 @@ import pytest
 import ranks
 import torch
 
-from w2s_fast import world
 from w2s_fast.config import RunConfig
+from w2s_fast.distributed import world
+from w2s_fast.distributed.heartbeat import EXIT_CODE, LostError, say, watching
+from w2s_fast.distributed.world import ALONE, World, launched, processes_here
 from w2s_fast.errors import W2SError
-from w2s_fast.heartbeat import EXIT_CODE, LostError, say, watching
 from w2s_fast.pipeline.preflight import difference, facts, tree_digest
-from w2s_fast.world import ALONE, World, launched, processes_here
 
 
 def test_launchers() -> None:

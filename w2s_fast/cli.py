@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from w2s_fast import heartbeat, world
+from w2s_fast.distributed import heartbeat, world
 from w2s_fast.errors import W2SError, nearest
 
 USAGE = """\

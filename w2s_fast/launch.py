@@ -20,9 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from w2s_fast.distributed.heartbeat import EXIT_CODE
+from w2s_fast.distributed.world import DEFAULT_PORT
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.heartbeat import EXIT_CODE
-from w2s_fast.world import DEFAULT_PORT
 
 USAGE = """usage: w2s-fast launch [options] CONFIG.yaml [--NAME VALUE ...]
 

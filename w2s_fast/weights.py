@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from w2s_fast.distributed.world import ALONE, World
 from w2s_fast.errors import W2SError
-from w2s_fast.world import ALONE, World
 
 if TYPE_CHECKING:
     import torch

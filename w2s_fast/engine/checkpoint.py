@@ -20,9 +20,9 @@ from typing import Any
 
 from torch import Tensor
 
+from w2s_fast.distributed.world import ALONE, World
 from w2s_fast.errors import W2SError
 from w2s_fast.store import file_hash
-from w2s_fast.world import ALONE, World
 
 _PREFIX = "step-"
 _META = "state.json"

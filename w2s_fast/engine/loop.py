@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from w2s_fast.distributed.world import World, world
 from w2s_fast.engine import checkpoint
 from w2s_fast.engine.answers import AnswerBatch, Answers
 from w2s_fast.engine.config import CARRIED_OUT, TrainConfig
@@ -27,7 +28,6 @@ from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss
 from w2s_fast.losses._base import IGNORE
 from w2s_fast.weights import module_tensors, shape_of
-from w2s_fast.world import World, world
 
 # Reading a loss waits for the device, or for the other processes; one CPU has nothing to wait for.
 _READ_EVERY = 20

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from w2s_fast.distributed.world import ALONE, World
 from w2s_fast.engine.config import TrainConfig
 from w2s_fast.errors import W2SError
-from w2s_fast.world import ALONE, World
 
 STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter
 

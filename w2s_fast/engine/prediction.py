@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from w2s_fast.distributed.world import world
 from w2s_fast.engine.data import RowData, token_batches
 from w2s_fast.engine.step import forward
 from w2s_fast.errors import W2SError
-from w2s_fast.world import world
 
 
 @torch.inference_mode()

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2s_fast import world
+from w2s_fast.distributed import world
+from w2s_fast.distributed.world import World
 from w2s_fast.engine.answers import AnswerBatch
 from w2s_fast.engine.config import TrainConfig
 from w2s_fast.engine.data import Batch
@@ -22,7 +23,6 @@ from w2s_fast.engine.zero import deepspeed_config
 from w2s_fast.engine.zero_library import ready
 from w2s_fast.errors import W2SError
 from w2s_fast.weights import is_partitioned, module_tensors, shape_of, whole
-from w2s_fast.world import World
 
 
 class ShardedEngine:

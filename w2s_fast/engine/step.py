@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from w2s_fast.distributed.world import ALONE, World
 from w2s_fast.engine.answers import AnswerBatch
 from w2s_fast.engine.config import TrainConfig
 from w2s_fast.engine.data import Batch
@@ -28,7 +29,6 @@ from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossOut
 from w2s_fast.ops.projected import Projected
 from w2s_fast.weights import load_module, module_tensors, whole
-from w2s_fast.world import ALONE, World
 
 # A saved tensor by name, the same on every process; None if it was not saved.
 Read = Callable[[str], Tensor | None]

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from w2s_fast.distributed.world import World
 from w2s_fast.engine.answers import Answers
 from w2s_fast.engine.checkpoint import KEPT, Checkpoint, flush
 from w2s_fast.engine.config import TrainConfig
@@ -29,7 +30,6 @@ from w2s_fast.engine.likelihood import answer_logprob
 from w2s_fast.engine.prediction import predict
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.weights import load_weights, save_weights
-from w2s_fast.world import World
 
 KEEPS = ("last", "best")
 _MODEL = "model.safetensors"

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from w2s_fast import world
+from w2s_fast.distributed import world
 from w2s_fast.engine.config import TrainConfig
 from w2s_fast.errors import W2SError
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from w2s_fast import world
 from w2s_fast.config import RunConfig
+from w2s_fast.distributed import world
+from w2s_fast.distributed.world import World
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline.jobs import Job
 from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, get_task
-from w2s_fast.world import World
 
 Progress = Callable[[int, int, float], None]
 PRETRAIN_SEED = 0

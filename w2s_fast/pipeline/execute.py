@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, from_dict, to_dict
+from w2s_fast.distributed.world import world
 from w2s_fast.pipeline.jobs import Job
 from w2s_fast.store import Artefact, Building, Store
-from w2s_fast.world import world
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from w2s_fast.config import RunConfig
+from w2s_fast.distributed.world import processes_here, world
 from w2s_fast.errors import W2SError
 from w2s_fast.models import BUILT_IN
 from w2s_fast.pipeline.execute import Order, execute, pack
 from w2s_fast.pipeline.jobs import Job
 from w2s_fast.store import Artefact
-from w2s_fast.world import processes_here, world
 
 _LARGE_MODEL_THREADS = 4
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import w2s_fast
 from w2s_fast.config import RunConfig, to_dict
+from w2s_fast.distributed.world import World
 from w2s_fast.errors import W2SError
 from w2s_fast.store import content_hash
-from w2s_fast.world import World
 
 _PACKAGES = ("torch", "numpy", "transformers", "deepspeed", "peft")
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from w2s_fast.distributed.network import free_port, interface_to
 from w2s_fast.errors import W2SError
-from w2s_fast.network import free_port, interface_to
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from w2s_fast.world import World
+from w2s_fast.distributed.world import World
 
 EXIT_CODE = 75  # EX_TEMPFAIL: run the same command again
 _FASTEST_S = 0.2  # between two beats of one process
