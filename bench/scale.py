@@ -226,11 +226,11 @@ def _exchange_rank(job: dict[str, Any]) -> dict[str, float]:
 def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
     from transformers import AutoModel, LlamaConfig
 
+    from w2s_fast.cli.estimate import plan
     from w2s_fast.config import RunConfig
     from w2s_fast.engine.zero import deepspeed_config
     from w2s_fast.engine.zero_library import ready
     from w2s_fast.models import build_model
-    from w2s_fast.plan import plan
 
     here, folder = world(), Path(job["folder"]) / "model"
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

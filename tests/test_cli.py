@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import w2s_fast
-from w2s_fast.cli import COMMANDS, main
+from w2s_fast.cli.main import COMMANDS, main
 from w2s_fast.config import RunConfig, to_yaml
 from w2s_fast.store import exclusive
 
@@ -45,7 +45,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str
 
 def test_help_is_light() -> None:
     code = (
-        "import sys; from w2s_fast.cli import main; main(['run', '--help'])\n"
+        "import sys; from w2s_fast.cli.main import main; main(['run', '--help'])\n"
         "heavy = [m for m in ('torch', 'transformers', 'deepspeed', 'matplotlib', 'pyarrow') "
         "if m in sys.modules]; sys.exit(str(heavy) if heavy else 0)"
     )

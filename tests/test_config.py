@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from w2s_fast.cli.parse import load_config, make_parser
 from w2s_fast.config import RunConfig, field_types, from_dict, to_dict, to_yaml, validate
 from w2s_fast.engine import TrainConfig
 from w2s_fast.errors import W2SError
-from w2s_fast.options import load_config, make_parser
 from w2s_fast.specs import settings, split
 from w2s_fast.tasks import TaskConfig
 
@@ -145,7 +145,7 @@ def test_python_dicts_are_as_strict() -> None:
 
 def test_reading_a_configuration_imports_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys; from w2s_fast.options import load_config, make_parser\n"
+        "import sys; from w2s_fast.cli.parse import load_config, make_parser\n"
         "load_config(['--seeds', '1']); make_parser().format_help()\n"
         "print([m for m in ('torch', 'transformers', 'deepspeed') if m in sys.modules])"
     )

@@ -16,7 +16,7 @@ import ranks
 from endpoint import KEY, chat
 from plans import evaluate, two
 
-from w2s_fast import cli
+from w2s_fast.cli import main as cli
 from w2s_fast.config import RunConfig, from_dict, to_yaml
 from w2s_fast.debate import LocalWriter, WriterConfig, make_protocol
 from w2s_fast.debate._prompts import spoken

@@ -75,7 +75,7 @@ def _commands(path: Path) -> list[tuple[int, list[str]]]:
 
 @cache
 def _help(*sub: str) -> str:
-    code = "import sys; from w2s_fast.cli import main; sys.exit(main())"
+    code = "import sys; from w2s_fast.cli.main import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, *sub, "--help"],
         capture_output=True,
@@ -124,7 +124,7 @@ def test_commands_exist(path: Path) -> None:
 def test_yaml_blocks_are_valid_configs(path: Path, tmp_path: Path) -> None:
     blocks = _blocks(path, "yaml")
     for line, text in blocks:
-        from w2s_fast.options import load
+        from w2s_fast.cli.parse import load
 
         file = tmp_path / f"line{line}.yaml"
         file.write_text(text)

@@ -10,12 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from w2s_fast import launch as module
-from w2s_fast.cli import main
-from w2s_fast.distributed.heartbeat import EXIT_CODE
-from w2s_fast.distributed.network import free_port
-from w2s_fast.errors import W2SError
-from w2s_fast.launch import (
+from w2s_fast.cli import launch as module
+from w2s_fast.cli.launch import (
     Launch,
     build,
     check_hosts,
@@ -25,6 +21,10 @@ from w2s_fast.launch import (
     parse,
     read_hosts,
 )
+from w2s_fast.cli.main import main
+from w2s_fast.distributed.heartbeat import EXIT_CODE
+from w2s_fast.distributed.network import free_port
+from w2s_fast.errors import W2SError
 
 pytest.importorskip("deepspeed")
 

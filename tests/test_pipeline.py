@@ -188,7 +188,7 @@ def test_workers_and_caller_settings_change_nothing(
     (tmp_path / "run.yaml").write_text(to_yaml(dataclasses.replace(cfg, workers=2)))
     script = tmp_path / "script.py"
     script.write_text(
-        "import torch, w2s_fast\nfrom w2s_fast.options import load_config\n"
+        "import torch, w2s_fast\nfrom w2s_fast.cli.parse import load_config\n"
         "torch.manual_seed(5); torch.set_num_threads(2)\n"
         f"w2s_fast.run(load_config(['--out', {str(tmp_path)!r}], [{str(tmp_path / 'run.yaml')!r}]))"
     )
@@ -257,7 +257,7 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
 
 _LIMITED = """
 import resource, sys
-from w2s_fast.cli import main
+from w2s_fast.cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
 sys.exit(main(["run", "--quiet", "--config", sys.argv[1], "--student_train.lr", "1e-3"]))
 """

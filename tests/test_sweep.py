@@ -25,10 +25,10 @@ from rich.console import Console
 from scipy.stats import wilcoxon
 
 import w2s_fast
-from w2s_fast.cli import main
+from w2s_fast.cli.main import main
+from w2s_fast.cli.parse import load
 from w2s_fast.config import RunConfig, from_dict, to_yaml
 from w2s_fast.errors import W2SError
-from w2s_fast.options import load
 from w2s_fast.sweeps import SweepConfig
 from w2s_fast.sweeps.board import make_board
 from w2s_fast.sweeps.cells import make_cells

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import ranks
 
-from w2s_fast import cli
+from w2s_fast.cli import main as cli
 from w2s_fast.config import RunConfig, to_yaml
 from w2s_fast.errors import W2SError
 from w2s_fast.models import ModelConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from w2s_fast.cli import main
+from w2s_fast.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

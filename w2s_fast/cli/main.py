@@ -91,7 +91,7 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _run(args: list[str]) -> int:
-    from w2s_fast.options import load_config, make_parser
+    from w2s_fast.cli.parse import load_config, make_parser
 
     if {"-h", "--help"} & set(args):
         print(make_parser().format_help())
@@ -117,7 +117,7 @@ def _run(args: list[str]) -> int:
 
 
 def _label(args: list[str]) -> int:
-    from w2s_fast.options import load_config, make_parser
+    from w2s_fast.cli.parse import load_config, make_parser
 
     if {"-h", "--help"} & set(args):
         print(make_parser("w2s-fast label").format_help())
@@ -158,14 +158,14 @@ def _doctor(args: list[str]) -> int:
         raise W2SError(f"unexpected argument {args[0]!r}; doctor takes none")
     from rich.console import Console
 
-    from w2s_fast.doctor import examine, print_findings
+    from w2s_fast.cli.doctor import examine, print_findings
 
     print_findings(examine(), Console())
     return 0
 
 
 def _bench(args: list[str]) -> int:
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / "bench" / "__main__.py").is_file():
         raise W2SError(
             "the benchmarks are not part of the installed package; run this command in a source "
@@ -177,7 +177,7 @@ def _bench(args: list[str]) -> int:
 
 
 def _launch(args: list[str]) -> int:
-    from w2s_fast import launch
+    from w2s_fast.cli import launch
 
     if not args or {"-h", "--help"} & set(args):
         print(launch.USAGE, end="")
@@ -186,22 +186,22 @@ def _launch(args: list[str]) -> int:
 
 
 def _plan(args: list[str]) -> int:
-    from w2s_fast import plan
+    from w2s_fast.cli import estimate
 
     if not args or {"-h", "--help"} & set(args):
-        print(plan.USAGE, end="")
+        print(estimate.USAGE, end="")
         return 0 if args else USER_ERROR
-    return plan.main(args)
+    return estimate.main(args)
 
 
 def _sweep(args: list[str]) -> int:
-    from w2s_fast.sweeps.command import main as sweep
+    from w2s_fast.cli.sweep import main as sweep
 
     return sweep(args)
 
 
 def _export(args: list[str]) -> int:
-    from w2s_fast.options import load_config
+    from w2s_fast.cli.parse import load_config
 
     own: dict[str, str] = {}
     rest: list[str] = []

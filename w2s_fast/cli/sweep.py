@@ -12,7 +12,7 @@ SOME_FAILED = 1
 
 def main(args: Sequence[str]) -> int:
     """Run the command; the exit code is 1 when a cell failed."""
-    from w2s_fast.options import load, make_parser
+    from w2s_fast.cli.parse import load, make_parser
 
     if {"-h", "--help"} & set(args):
         print(make_parser("w2s-fast sweep", SweepConfig, "[--dry-run] ").format_help())

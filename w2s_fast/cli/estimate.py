@@ -148,7 +148,7 @@ def main(args: Sequence[str]) -> int:
     """Print the plan of a run."""
     from rich.console import Console
 
-    from w2s_fast.options import load_config
+    from w2s_fast.cli.parse import load_config
 
     own, rest = _split(args)
     devices = _devices(own.get("gpus"))

@@ -1,0 +1,1 @@
+"""The command line: ``main`` dispatches, ``parse`` reads options, a command a file."""
