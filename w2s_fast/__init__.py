@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from w2s_fast.version import __version__
+
 if TYPE_CHECKING:
     from w2s_fast.config import RunConfig
     from w2s_fast.engine import TrainConfig
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from w2s_fast.pipeline import run
     from w2s_fast.sweeps import SweepConfig, sweep
     from w2s_fast.tasks import TaskConfig
-
-__version__ = "0.1.0"
 
 __all__ = [
     "LMHeadLoss",

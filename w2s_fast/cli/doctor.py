@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-import w2s_fast
+from w2s_fast.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,7 +72,7 @@ def _version(name: str) -> str | None:
 
 def _versions() -> list[Finding]:
     found = [
-        Finding("versions", "w2s_fast", w2s_fast.__version__),
+        Finding("versions", "w2s_fast", __version__),
         Finding("versions", "python", platform.python_version()),
     ]
     for name in _PACKAGES:

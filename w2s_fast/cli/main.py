@@ -77,9 +77,9 @@ def _dispatch(args: list[str]) -> int:
         print(USAGE)
         return 0 if args else USER_ERROR
     if args[0] == "--version":
-        import w2s_fast
+        from w2s_fast.version import __version__
 
-        print(w2s_fast.__version__)
+        print(__version__)
         return 0
     name, *rest = args
     if name not in COMMANDS:

@@ -15,11 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import w2s_fast
 from w2s_fast.config import RunConfig, to_dict
 from w2s_fast.distributed.world import World
 from w2s_fast.errors import W2SError
 from w2s_fast.store import content_hash
+from w2s_fast.version import __version__
 
 _PACKAGES = ("torch", "numpy", "transformers", "deepspeed", "peft")
 
@@ -40,8 +40,8 @@ def facts(cfg: RunConfig, digests: Mapping[int, Mapping[str, str]]) -> dict[str,
     """What must be the same everywhere, by the name a message gives it."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     found |= {name: _version(name) for name in _PACKAGES}
-    found["w2s_fast"] = w2s_fast.__version__
-    found["w2s_fast's source"] = tree_digest(Path(w2s_fast.__file__).parent)
+    found["w2s_fast"] = __version__
+    found["w2s_fast's source"] = tree_digest(Path(__file__).resolve().parents[1])
     found["device"] = _device()
     found["dtype of the models"] = f"{cfg.weak.dtype}, {cfg.student.dtype}"
     found["configuration"] = content_hash(to_dict(cfg))[:12]

@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import w2s_fast
 from w2s_fast.config import RunConfig, to_dict
 from w2s_fast.pipeline.jobs import VERSIONS
 from w2s_fast.store import Artefact
+from w2s_fast.version import __version__
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "triton")
 
@@ -55,7 +55,7 @@ def versions() -> dict[str, str | None]:
     """Return the version of Python, this package and what it computes with; None: not installed."""
     found: dict[str, str | None] = {
         "python": platform.python_version(),
-        "w2s_fast": w2s_fast.__version__,
+        "w2s_fast": __version__,
     }
     for name in PACKAGES:
         try:
@@ -79,7 +79,7 @@ def machine() -> dict[str, Any]:
 
 def git_state() -> dict[str, Any] | None:
     """Return commit and cleanliness of the source checkout; None outside one."""
-    root = Path(w2s_fast.__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
 
