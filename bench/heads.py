@@ -242,7 +242,7 @@ def _transformer(n: int) -> tuple[Any, Encoded]:
     """A frozen Llama of six layers with a head, and N rows of 32 tokens."""
     from transformers import LlamaConfig, LlamaModel
 
-    from w2s_fast.classifier import Classifier
+    from w2s_fast.models.classifier import Classifier
 
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=1000, intermediate_size=1536, use_cache=False, **_BODY)

@@ -140,7 +140,7 @@ def _encoded(model: str, path: str) -> Encoded:
 def _classifier(source: str | None) -> Any:
     from transformers import AutoModel, BertConfig
 
-    from w2s_fast.classifier import Classifier
+    from w2s_fast.models.classifier import Classifier
 
     torch.manual_seed(0)
     config = BertConfig(intermediate_size=1536, **_BODY)
@@ -202,7 +202,7 @@ def _rank(job: dict[str, Any]) -> int:
 def _exchange_rank(job: dict[str, Any]) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaModel
 
-    from w2s_fast.classifier import Classifier
+    from w2s_fast.models.classifier import Classifier
 
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=1000, intermediate_size=512, use_cache=False,

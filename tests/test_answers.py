@@ -22,10 +22,10 @@ from w2s_fast.engine.step import forward
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, make_loss
 from w2s_fast.models import ModelConfig, build_model, load_weights, save_weights
+from w2s_fast.models.weights import module_tensors, whole
 from w2s_fast.ops.cross_entropy import batch_threshold
 from w2s_fast.ops.projected import Projected
 from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
-from w2s_fast.weights import module_tensors, whole
 
 N = 13
 RECIPE = TrainConfig(epochs=2, batch_size=6, lr=1e-2)
@@ -305,7 +305,7 @@ def test_models_with_more_than_a_head(tokenizer: Any, tmp_path: Path) -> None:
         want = -F.cross_entropy(z.transpose(1, 2), labels[:, 1:], reduction="none").sum(1)
         assert np.allclose(answer_logprob(model, data), want, atol=1e-4), name
 
-    from w2s_fast.causal import AnswerModel
+    from w2s_fast.models.causal_lm import AnswerModel
 
     class Scaled(GPT2LMHeadModel):
         def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -20,8 +20,8 @@ from w2s_fast.engine.thresholds import Thresholds
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, make_loss
 from w2s_fast.models import ModelConfig, build_model
+from w2s_fast.models.weights import module_tensors
 from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
-from w2s_fast.weights import module_tensors
 
 N = 44
 BASE = TrainConfig(epochs=2, batch_size=16, lr=1e-2)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import w2s_fast
 from w2s_fast.distributed import world
 from w2s_fast.errors import W2SError
-from w2s_fast.head import LMHeadLoss
+from w2s_fast.models.lm_head import LMHeadLoss
 from w2s_fast.testing import BACKWARD, assert_within_budget
 
 pytest.importorskip("deepspeed")

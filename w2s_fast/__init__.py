@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from w2s_fast.config import RunConfig
     from w2s_fast.engine import TrainConfig
     from w2s_fast.errors import W2SError
-    from w2s_fast.head import LMHeadLoss
     from w2s_fast.losses import make_loss
     from w2s_fast.models import ModelConfig
+    from w2s_fast.models.lm_head import LMHeadLoss
     from w2s_fast.ops.balanced import balanced_bias
     from w2s_fast.ops.cross_entropy import cross_entropy
     from w2s_fast.ops.linear_cross_entropy import linear_cross_entropy
@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 _HOMES = {  # public name -> the module that defines it
-    "LMHeadLoss": "w2s_fast.head",
+    "LMHeadLoss": "w2s_fast.models.lm_head",
     "ModelConfig": "w2s_fast.models",
     "RunConfig": "w2s_fast.config",
     "SparseTargets": "w2s_fast.ops.targets",

@@ -18,7 +18,7 @@ from w2s_fast.distributed.world import world
 from w2s_fast.engine.answers import encode_prompts, end_token
 from w2s_fast.engine.data import Encoded, derived_seed, token_batches
 from w2s_fast.errors import W2SError
-from w2s_fast.weights import is_partitioned
+from w2s_fast.models.weights import is_partitioned
 
 # Tokens of a batch, prompts and what is written: a step reads all weights, whatever the batch is.
 BATCH_TOKENS = 16384

@@ -27,7 +27,7 @@ from w2s_fast.engine.zero import batch_shape
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss
 from w2s_fast.losses._base import IGNORE
-from w2s_fast.weights import module_tensors, shape_of
+from w2s_fast.models.weights import module_tensors, shape_of
 
 # Reading a loss waits for the device, or for the other processes; one CPU has nothing to wait for.
 _READ_EVERY = 20

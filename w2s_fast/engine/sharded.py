@@ -22,7 +22,7 @@ from w2s_fast.engine.step import Read, forward, found
 from w2s_fast.engine.zero import deepspeed_config
 from w2s_fast.engine.zero_library import ready
 from w2s_fast.errors import W2SError
-from w2s_fast.weights import is_partitioned, module_tensors, shape_of, whole
+from w2s_fast.models.weights import is_partitioned, module_tensors, shape_of, whole
 
 
 class ShardedEngine:

@@ -29,7 +29,7 @@ from w2s_fast.engine.data import RowData
 from w2s_fast.engine.likelihood import answer_logprob
 from w2s_fast.engine.prediction import predict
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.weights import load_weights, save_weights
+from w2s_fast.models.weights import load_weights, save_weights
 
 KEEPS = ("last", "best")
 _MODEL = "model.safetensors"

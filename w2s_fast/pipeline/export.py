@@ -9,12 +9,12 @@ from typing import Any
 from w2s_fast.config import RunConfig, unsharded
 from w2s_fast.distributed.world import ALONE
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.models.weights import save_tensors
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.experiment import session
 from w2s_fast.pipeline.jobs import TRAINED, plan
 from w2s_fast.pipeline.roles import save_language_model, whole_model
 from w2s_fast.store import write_errors, write_json
-from w2s_fast.weights import save_tensors
 
 HEAD, ABOUT = "head.safetensors", "w2s.json"
 

@@ -11,6 +11,7 @@ import numpy as np
 from w2s_fast.config import train_of
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Targets, make_method
+from w2s_fast.models.weights import whole
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.fitting import TRAJECTORY
 from w2s_fast.pipeline.lessons import LABELS, encoded
@@ -24,7 +25,6 @@ from w2s_fast.pipeline.roles import (
 from w2s_fast.pipeline.tables import read_labels, write_probs
 from w2s_fast.store import Building
 from w2s_fast.tasks import Inputs
-from w2s_fast.weights import whole
 
 BALANCE = "balance.npy"
 _PART = "part-00000.parquet"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from w2s_fast.errors import W2SError
-from w2s_fast.models import ModelConfig
+from w2s_fast.models.backbone import ModelConfig
 
 PERSISTENCE = 100_000  # DeepSpeed's stage3_param_persistence_threshold
 
@@ -45,7 +45,7 @@ def count(model: ModelConfig, rows: int, tokens: int, checkpointing: bool) -> Co
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from w2s_fast.models import build_untrained
+    from w2s_fast.models.backbone import build_untrained
 
     with FakeTensorMode():
         base = build_untrained(model)

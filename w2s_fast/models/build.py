@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from w2s_fast.bases import (
+from w2s_fast.errors import W2SError, nearest
+from w2s_fast.models.backbone import (
     BUILT_IN,
     ModelConfig,
-    build_untrained,
     checkpoint,
     folder_of,
     one_line,
@@ -21,16 +21,10 @@ from w2s_fast.bases import (
     spread,
     with_lora,
 )
-from w2s_fast.errors import W2SError, nearest
-from w2s_fast.weights import load_weights, save_weights, shape_of
+from w2s_fast.models.weights import shape_of
 
 if TYPE_CHECKING:
     from torch import nn
-
-__all__ = [
-    "BUILT_IN", "ModelConfig", "build_model", "build_untrained", "load_tokenizer", "load_weights",
-    "save_weights",
-]  # fmt: skip
 
 KINDS = ("classes", "preference", "answers")
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
@@ -105,8 +99,8 @@ def build_model(
     """
     import torch
 
-    from w2s_fast.causal import AnswerModel
-    from w2s_fast.classifier import BagOfWords, Classifier
+    from w2s_fast.models.causal_lm import AnswerModel
+    from w2s_fast.models.classifier import BagOfWords, Classifier
 
     _check_kind(cfg, n_classes, kind)
     causal, ways = kind == "answers", 2 if kind == "preference" else 1

@@ -1,0 +1,10 @@
+"""Supervisors and students: how a model of each kind is built, saved and loaded."""
+
+from w2s_fast.models.backbone import BUILT_IN, ModelConfig, build_untrained
+from w2s_fast.models.build import build_model, load_tokenizer
+from w2s_fast.models.weights import load_weights, save_weights
+
+__all__ = [
+    "BUILT_IN", "ModelConfig", "build_model", "build_untrained", "load_tokenizer", "load_weights",
+    "save_weights",
+]  # fmt: skip
