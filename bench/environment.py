@@ -17,12 +17,12 @@ def environment() -> dict[str, object]:
     """Columns every row carries; ``threads`` is that of this process."""
     import torch
 
-    from w2s_fast.ops import _native
+    from w2s_fast.ops import native
 
     return {
         "threads": torch.get_num_threads(),
         "cpu": _cpu(),
-        "isa": _native.info().get("isa", "none"),
+        "isa": native.info().get("isa", "none"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "os": f"{platform.system()} {platform.release()}",

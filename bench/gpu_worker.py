@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench import cross_entropy, gpu_peers, gpu_time, linear, quantile, two_class
 from bench.gpu_cases import CASES, Case
-from w2s_fast.ops import OPS, _op, use_backend
+from w2s_fast.ops import OPS, dispatch, use_backend
 
 _TIMED = 2.5  # seconds a case spends on timed turns
 
@@ -34,7 +34,7 @@ def forced(provider: str) -> Any:
 def serving(op: str, dtype: torch.dtype) -> str:
     """Name of the backend that CUDA tensors get."""
     module = OPS[op].backend(torch.device("cuda"), dtype).__name__
-    return next(b for b in _op.BACKENDS if OPS[op].backends[b] == module)
+    return next(b for b in dispatch.BACKENDS if OPS[op].backends[b] == module)
 
 
 def names_of(case: Case, op: str) -> list[str]:

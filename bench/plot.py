@@ -19,7 +19,8 @@ import torch
 from bench import rows, tables
 from bench.environment import ROOT
 from bench.report import quotable
-from w2s_fast.ops import cross_entropy, linear_cross_entropy
+from w2s_fast.ops.cross_entropy import api as cross_entropy
+from w2s_fast.ops.fused_linear import cross_entropy as linear_cross_entropy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

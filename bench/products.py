@@ -26,7 +26,7 @@ import w2s_fast
 from bench import linear, rows
 from bench.environment import ROOT, environment
 from bench.measure import Candidate, interleave
-from w2s_fast.ops import _gemm
+from w2s_fast.ops.fused_linear import gemm
 
 LIMITS = {
     "native": {},
@@ -101,7 +101,7 @@ def losses(x: linear.Inputs) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
 def _measured(limit: str, dtype: str, n: int, d: int, v: int, quick: bool) -> list[rows.Row]:
     x = linear.make_inputs("hard", "fp32", n, d, v)
     x.hidden, x.head = (t.detach().to(_DTYPES[dtype]).requires_grad_() for t in (x.hidden, x.head))
-    has = _gemm.has_kernels(_DTYPES[dtype])
+    has = gemm.has_kernels(_DTYPES[dtype])
     table = losses(x)
     if not has and n * d * v > _SLOWEST:
         del table["eager"]  # minutes a step

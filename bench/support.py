@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from bench.environment import ROOT
-from w2s_fast.ops import _op
+from w2s_fast.ops import dispatch
 from w2s_fast.support import DTYPES, ENTRIES, NO, REFERENCE, YES, Cell, Entry, cell
 
 PAGE = ROOT / "docs" / "support.md"
@@ -35,7 +35,7 @@ _MARK = {YES: "yes", REFERENCE: "ref", NO: "no"}
 
 def page() -> str:
     """The whole document."""
-    cuda = CUDA if "cuda" in _op.BACKENDS else ""
+    cuda = CUDA if "cuda" in dispatch.BACKENDS else ""
     return "\n".join([HEAD.format(cuda=cuda), *(table(entry) for entry in ENTRIES)])
 
 
@@ -43,7 +43,7 @@ def table(entry: Entry) -> str:
     """Heading, rows and notes of one entry; dtypes of a backend that agree share a column."""
     grid = {
         (b, d): [cell(entry, option, b, d) for option in entry.options]
-        for b in _op.BACKENDS
+        for b in dispatch.BACKENDS
         for d in DTYPES
     }
     columns = _columns(grid)
@@ -62,7 +62,7 @@ def table(entry: Entry) -> str:
 
 def _columns(grid: dict[tuple[str, object], list[Cell]]) -> list[tuple[str, list[Cell]]]:
     found = []
-    for b in _op.BACKENDS:
+    for b in dispatch.BACKENDS:
         groups: list[tuple[list[str], list[Cell]]] = []
         for d in DTYPES:
             same = next((names for names, cells in groups if cells == grid[b, d]), None)

@@ -45,7 +45,7 @@ os.environ.pop("W2S_DEVICE_CHECKS", None)
 import interpreter  # noqa: E402, F401
 import pytest  # noqa: E402
 
-from w2s_fast.ops import _native, _op, use_backend  # noqa: E402
+from w2s_fast.ops import dispatch, native, use_backend  # noqa: E402
 from w2s_fast.testing import OnDevice  # noqa: E402
 
 # Files whose tests of backends run on a GPU as they stand, and names of tests that cannot.
@@ -90,15 +90,17 @@ def pytest_configure(config: pytest.Config) -> None:
     if DEVICE == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(f"--device=cuda: torch {torch.__version__} sees no CUDA device")
     for name in _required(config):
-        if name not in _op.BACKENDS:
-            raise pytest.UsageError(f"--require-backends: unknown {name!r}; have {_op.BACKENDS}")
-        if why := _op.missing(name):
+        if name not in dispatch.BACKENDS:
+            raise pytest.UsageError(
+                f"--require-backends: unknown {name!r}; have {dispatch.BACKENDS}"
+            )
+        if why := dispatch.missing(name):
             raise pytest.UsageError(f"--require-backends: {name!r} is missing: {why}")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say which backends this run exercises."""
-    found = ", ".join(f"{name}: {state}" for name, state in _op.backends_info().items())
+    found = ", ".join(f"{name}: {state}" for name, state in dispatch.backends_info().items())
     return [f"backends: {found}", f"torch {torch.__version__}, {torch.get_num_threads()} threads"]
 
 
@@ -197,9 +199,9 @@ def pytest_runtest_makereport(item: pytest.Item):  # type: ignore[no-untyped-def
 
 def _sets() -> tuple[str, ...]:
     """Instruction sets of the core that this process may use; empty where there is no core."""
-    if DEVICE == "cuda" or _op.missing("cpp"):
+    if DEVICE == "cuda" or dispatch.missing("cpp"):
         return ()
-    return SETS[SETS.index(_native.core().isa()) :]
+    return SETS[SETS.index(native.core().isa()) :]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -211,14 +213,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "backend" in metafunc.fixturenames and "backend" not in chosen:
         narrower = [f"cpp-{isa}" for isa in _sets()[1:]] if every else []
-        metafunc.parametrize("backend", [*_op.BACKENDS, *narrower], indirect=True)
+        metafunc.parametrize("backend", [*dispatch.BACKENDS, *narrower], indirect=True)
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend in turn; one that is missing here is skipped, or fails where it is required."""
     name, _, isa = request.param.partition("-")
-    if why := _op.missing(name):
+    if why := dispatch.missing(name):
         pytest.skip(f"backend {name} is missing: {why}")
     with _instructions(isa):
         yield name
@@ -227,7 +229,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set of the compiled core that this processor has, for tests of it alone."""
-    if why := _op.missing("cpp"):
+    if why := dispatch.missing("cpp"):
         pytest.skip(f"backend cpp is missing: {why}")
     with _instructions(request.param):
         yield request.param
@@ -238,7 +240,7 @@ def _instructions(isa: str) -> Iterator[None]:
     if not isa:
         yield
         return
-    core = _native.core()
+    core = native.core()
     before = core.isa()
     assert core.use_isa(isa) and core.isa() == isa
     try:

@@ -10,10 +10,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 import w2s_fast
-from w2s_fast.ops import _balanced_device, _op, use_backend
-from w2s_fast.ops.balanced import balanced_bias, class_counts
-from w2s_fast.ops.cross_entropy import WeakLossOut, batch_threshold, cross_entropy, weak_loss
-from w2s_fast.ops.quantile import quantile
+from w2s_fast.ops import dispatch, use_backend
+from w2s_fast.ops.balanced import device as balanced_device
+from w2s_fast.ops.balanced.api import balanced_bias, class_counts
+from w2s_fast.ops.cross_entropy.api import WeakLossOut, batch_threshold, cross_entropy, weak_loss
+from w2s_fast.ops.quantile.api import quantile
 from w2s_fast.testing import assert_cross_entropy
 
 SHAPES = [(1, 3), (9, 3), (40, 3), (40, 5), (75, 4), (200, 10), (64, 64)]
@@ -42,7 +43,7 @@ def bound(z: Tensor, counts: Tensor, bias: Tensor) -> float:
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 @pytest.mark.parametrize("solver", ["cpp", "ref"])
 def test_optimal_with_exact_counts(solver: str, n: int, k: int) -> None:
-    if why := _op.missing(solver):
+    if why := dispatch.missing(solver):
         pytest.skip(f"backend {solver} is missing: {why}")
     z, prior = problem(n, k)
     with use_backend(solver):
@@ -79,7 +80,7 @@ def test_equals_the_assignment_problem() -> None:
 @pytest.mark.parametrize("solver", ["cpp", "ref"])
 def test_infinite_logits_leave_the_others_their_digits(solver: str, seed: int) -> None:
     """As few impossible labels as can be, and then the largest sum of the finite logits."""
-    if why := _op.missing(solver):
+    if why := dispatch.missing(solver):
         pytest.skip(f"backend {solver} is missing: {why}")
     z, prior = problem(30, 4, seed)
     hidden = torch.rand(30, 4, generator=torch.Generator().manual_seed(seed)) < 0.4
@@ -104,11 +105,11 @@ def test_solvers_agree(seed: int) -> None:
     prior[seed % 3] = 0.0
     answers = {}
     for solver in ("cpp", "ref"):
-        if not _op.missing(solver):
+        if not dispatch.missing(solver):
             with use_backend(solver):
                 answers[solver] = balanced_bias(z, prior, keep=keep)
     counts = class_counts(prior, keep.sum())
-    answers["device"] = _balanced_device.solve(z, counts, keep)
+    answers["device"] = balanced_device.solve(z, counts, keep)
     want = answers["ref"][1]
     for name, (bias, hard) in answers.items():
         assert torch.equal(hard[keep], want[keep]), name
@@ -122,9 +123,9 @@ def test_empty_and_full_classes_leave_a_margin(counts: tuple[int, ...]) -> None:
     """Nothing bounds a bias from one side there: it must not stop where a row ties."""
     z, _ = problem(30, 3)
     wanted = torch.tensor(counts)
-    answers = {"device": _balanced_device.solve(z, wanted, torch.ones(30, dtype=torch.bool))}
+    answers = {"device": balanced_device.solve(z, wanted, torch.ones(30, dtype=torch.bool))}
     for solver in ("cpp", "ref"):
-        if not _op.missing(solver):
+        if not dispatch.missing(solver):
             with use_backend(solver):
                 answers[solver] = balanced_bias(z, wanted.float())
     for name, (bias, hard) in answers.items():
@@ -138,7 +139,7 @@ def test_the_bias_keeps_the_largest_margin() -> None:
     """Three points on a line each way: the bias lies in the middle of what is possible."""
     z = torch.tensor([[4.0, 0.0, -9.0], [1.0, 0.0, -9.0], [-9.0, 0.0, 2.0]])
     for solver in ("cpp", "ref"):
-        if not _op.missing(solver):
+        if not dispatch.missing(solver):
             with use_backend(solver):
                 bias, hard = balanced_bias(z, torch.tensor([1.0, 1.0, 1.0]))
             assert hard.tolist() == [0, 1, 2]
@@ -155,9 +156,9 @@ def test_ties_are_split_exactly(solver: str, kind: str) -> None:
     z = torch.zeros_like(z) if kind == "equal" else z.round()
     counts = class_counts(prior, torch.tensor(90))
     if solver == "device":
-        bias, hard = _balanced_device.solve(z, counts, torch.ones(90, dtype=torch.bool))
+        bias, hard = balanced_device.solve(z, counts, torch.ones(90, dtype=torch.bool))
     else:
-        if why := _op.missing(solver):
+        if why := dispatch.missing(solver):
             pytest.skip(f"backend {solver} is missing: {why}")
         with use_backend(solver):
             bias, hard = balanced_bias(z, prior)
@@ -203,7 +204,7 @@ def test_nothing_kept_and_no_rows(backend: str) -> None:
         assert bias.isfinite().all() and hard.shape == (6,)
         assert balanced_bias(z[:0], prior).hard.shape == (0,)
     none = torch.zeros(6, dtype=torch.bool)
-    bias, hard = _balanced_device.solve(z, class_counts(prior, none.sum()), none)
+    bias, hard = balanced_device.solve(z, class_counts(prior, none.sum()), none)
     assert bias.isfinite().all()
 
 

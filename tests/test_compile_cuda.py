@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from w2s_fast import W2SError
-from w2s_fast.ops import _native_cuda, _op
+from w2s_fast.ops import dispatch, native_cuda
 
 ROOT = Path(__file__).resolve().parents[1]
 AUDIT = Path(__file__).with_name("cuda_audit.py")
@@ -180,12 +180,12 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machin
 def test_launch_without_a_driver_is_a_clean_error(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_native_cuda, "_load", lambda: (module, ""))
+    monkeypatch.setattr(native_cuda, "_load", lambda: (module, ""))
     assert module.runtime_version() >= 12000 and not module.emulated
     error = module.quantile(5, 0, 0, 0, 0, 0, 0, 0, 0)
     assert error == 35 == module.probe(0)
     with pytest.raises(W2SError, match=r"rows of 3 x 4 was not launched.*update the driver") as e:
-        _native_cuda.check(error, "rows of 3 x 4")
+        native_cuda.check(error, "rows of 3 x 4")
     assert "\n" not in str(e.value)
 
 
@@ -194,33 +194,33 @@ def test_old_driver_falls_back_with_one_warning(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver that torch can use but this build cannot: Triton serves, and says why once."""
-    monkeypatch.setattr(_native_cuda, "_load", lambda: (module, ""))
-    monkeypatch.setattr(_native_cuda, "emulated", lambda: False)
-    monkeypatch.setattr(_native_cuda, "missing", _native_cuda.missing.__wrapped__)
+    monkeypatch.setattr(native_cuda, "_load", lambda: (module, ""))
+    monkeypatch.setattr(native_cuda, "emulated", lambda: False)
+    monkeypatch.setattr(native_cuda, "missing", native_cuda.missing.__wrapped__)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(_op, "_resolved", {})
-    monkeypatch.setattr(_op, "_forced", None)
-    op = _op.OPS["cross_entropy"]
+    monkeypatch.setattr(dispatch, "_resolved", {})
+    monkeypatch.setattr(dispatch, "_forced", None)
+    op = dispatch.OPS["cross_entropy"]
     with pytest.warns(UserWarning, match="insufficient.*falling back") as said:
         served = op.backend(torch.device("cuda"), torch.float32)
-    assert served.__name__.endswith("_cross_entropy_triton") and len(said) == 1
+    assert served.__name__.endswith("cross_entropy.triton") and len(said) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert op.backend(torch.device("cuda"), torch.float32) is served
     with pytest.raises(W2SError, match="'cuda' was asked for but is missing.*update the driver"):
-        _op.check_backend("cuda")
+        dispatch.check_backend("cuda")
 
 
 @needs_no_gpu
 def test_machines_without_nvcc_are_not_warned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native_cuda, "_load", lambda: (None, "not built"))
-    monkeypatch.setattr(_native_cuda, "missing", _native_cuda.missing.__wrapped__)
-    monkeypatch.setattr(_op, "_resolved", {})
-    monkeypatch.setattr(_op, "_forced", None)
+    monkeypatch.setattr(native_cuda, "_load", lambda: (None, "not built"))
+    monkeypatch.setattr(native_cuda, "missing", native_cuda.missing.__wrapped__)
+    monkeypatch.setattr(dispatch, "_resolved", {})
+    monkeypatch.setattr(dispatch, "_forced", None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        served = _op.OPS["quantile"].backend(torch.device("cuda"), torch.float32)
-    assert served.__name__.endswith("_quantile_triton")
+        served = dispatch.OPS["quantile"].backend(torch.device("cuda"), torch.float32)
+    assert served.__name__.endswith("quantile.triton")
     with pytest.raises(W2SError, match="not built"):
-        _op.check_backend("cuda")
+        dispatch.check_backend("cuda")

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from w2s_fast import W2SError
-from w2s_fast.ops import _native_cuda, _op, use_backend
-from w2s_fast.ops._rows import Index, Knobs, Stat
-from w2s_fast.ops.cross_entropy import weak_loss
-from w2s_fast.ops.quantile import masked_quantile
+from w2s_fast.ops import dispatch, native_cuda, use_backend
+from w2s_fast.ops.cross_entropy.api import weak_loss
+from w2s_fast.ops.quantile.api import masked_quantile
 from w2s_fast.ops.reference import KINDS, REGIMES, cross_entropy_sample
+from w2s_fast.ops.row_stats import Index, Knobs, Stat
 from w2s_fast.ops.targets import Problem, SparseTargets, make_problem
 from w2s_fast.testing import (
     BACKWARD,
@@ -43,14 +43,14 @@ ORDERS = {"forward": 0, "reverse": 1, "random": 2, "alone": 3, "alone reverse": 
 LATE, OPEN = {"rule": "median", "aux": 0.4}, {"rule": "argmax", "aux": 0.4}
 
 pytestmark = pytest.mark.skipif(
-    not _native_cuda.emulated() or bool(_op.missing("cuda")),
-    reason=f"backend cuda is not emulated here: {_op.missing('cuda')}",
+    not native_cuda.emulated() or bool(dispatch.missing("cuda")),
+    reason=f"backend cuda is not emulated here: {dispatch.missing('cuda')}",
 )
 
 
 @pytest.fixture
 def device() -> Iterator[ModuleType]:
-    library = _native_cuda.library()
+    library = native_cuda.library()
     yield library
     library.set_limits(*H200)
     library.set_order(0, 0)
@@ -130,7 +130,7 @@ def traffic(device: ModuleType, call: dict[str, Any]) -> tuple[int, int, int, in
     stats, index = torch.zeros(len(Stat), n), torch.zeros(len(Index), n, dtype=torch.int64)
     grad = torch.full((n, v + 24), 5.0, dtype=p.logits.dtype)[:, :v]
     with use_backend("cuda"):
-        serve = _op.OPS["cross_entropy"].backend(p.logits.device, p.logits.dtype)
+        serve = dispatch.OPS["cross_entropy"].backend(p.logits.device, p.logits.dtype)
         device.take_traffic()
         serve.rows(p, Knobs(), stats, index, grad, torch.ones(()))
     assert bool((grad.as_strided((n, 24), (v + 24, 1), v)[:-1] == 5.0).all()), "gap between rows"
@@ -186,7 +186,7 @@ def test_single_rows_match_fp64_at_real_sizes(device: ModuleType) -> None:
 
 
 def shape_of(device: ModuleType, p: Problem, limits: tuple[int, ...] = H200) -> dict[str, Any]:
-    from w2s_fast.ops import _cross_entropy_cuda as backend
+    from w2s_fast.ops.cross_entropy import cuda as backend
 
     nothing = torch.empty(0)
     call = backend._call(device, p, Knobs(), nothing, nothing, None, None, None, None, None, None)
@@ -235,7 +235,7 @@ def test_classes_of_another_shard(device: ModuleType, kind: str) -> None:
         q = Problem(*(t.to(dtype) if _is_float(t) else t for t in p))
         stats, index = torch.zeros(len(Stat), 5, dtype=dtype), torch.zeros(3, 5).long()
         with use_backend(backend):
-            serve = _op.OPS["cross_entropy"].backend(q.logits.device, dtype)
+            serve = dispatch.OPS["cross_entropy"].backend(q.logits.device, dtype)
             serve.rows(q, knobs, stats, index, None, torch.ones((), dtype=dtype))
             index[Index.SELF] = index[Index.ARGMAX] = torch.tensor([-1, 3, -1, 4, -1])
             stats[Stat.LOGS] += 1.0  # the other shards' part

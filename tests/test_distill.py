@@ -21,8 +21,8 @@ from w2s_fast.distill import (
 )
 from w2s_fast.errors import W2SError
 from w2s_fast.ops import use_backend
+from w2s_fast.ops.pack_topk import pack_topk
 from w2s_fast.ops.targets import SparseTargets
-from w2s_fast.ops.teacher import pack_topk
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 FP32, BF16, FP64 = torch.float32, torch.bfloat16, torch.float64

@@ -37,9 +37,9 @@ from torch import Tensor
 
 import w2s_fast
 from w2s_fast import SparseTargets
-from w2s_fast.ops import _op, use_backend
-from w2s_fast.ops._cross_entropy_solve import Request, solve
-from w2s_fast.ops.cross_entropy import weak_loss
+from w2s_fast.ops import dispatch, use_backend
+from w2s_fast.ops.cross_entropy.algorithm import Request, solve
+from w2s_fast.ops.cross_entropy.api import weak_loss
 from w2s_fast.ops.targets import make_problem
 
 # Triton's interpreter computes with numpy, which warns.
@@ -146,7 +146,9 @@ def test_narrow_instruction_sets() -> None:
     assert [run.communicate(timeout=120)[0].strip() for run in runs] == ["ok", "ok"]
 
 
-@pytest.mark.skipif(bool(_op.missing("cpp")), reason="backend cpp is missing: no compiled core")
+@pytest.mark.skipif(
+    bool(dispatch.missing("cpp")), reason="backend cpp is missing: no compiled core"
+)
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
 def test_nan_past_the_caches(dtype: torch.dtype) -> None:
     """Large gradients are stored by other instructions: one NaN label makes all of its row NaN."""
@@ -158,7 +160,9 @@ def test_nan_past_the_caches(dtype: torch.dtype) -> None:
         assert float(grad[0].abs().amax()) < 1e-9 and bool(grad[1].isnan().all()), hex(bits)
 
 
-@pytest.mark.skipif(bool(_op.missing("cpp")), reason="backend cpp is missing: no compiled core")
+@pytest.mark.skipif(
+    bool(dispatch.missing("cpp")), reason="backend cpp is missing: no compiled core"
+)
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "dense"])
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 def test_masked_classes_cost_nothing(dtype: torch.dtype, soft: bool) -> None:

@@ -21,10 +21,10 @@ from torch import Tensor
 import w2s_fast
 from w2s_fast.distill import DISTILLATIONS
 from w2s_fast.losses import LOSSES, make_loss
-from w2s_fast.ops.linear_logprob import linear_logprob, linear_topk_logprob
-from w2s_fast.ops.logprob import topk_logprob_reference
-from w2s_fast.ops.projected import Projected
-from w2s_fast.ops.teacher import pack_topk
+from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
+from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.ops.logprob.api import topk_logprob_reference
+from w2s_fast.ops.pack_topk import pack_topk
 from w2s_fast.preference import PREFERENCES, Answers
 from w2s_fast.testing import assert_fp64
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 import w2s_fast
 from w2s_fast import SparseTargets, W2SError, cross_entropy
-from w2s_fast.ops import _op, logprob, use_backend
-from w2s_fast.ops.cross_entropy import weak_loss
+from w2s_fast.ops import dispatch, use_backend
+from w2s_fast.ops.cross_entropy.api import weak_loss
+from w2s_fast.ops.logprob import api as logprob
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 N, V = 5, 13
@@ -275,9 +276,9 @@ def test_labels_that_no_host_has_seen(
     backend: str, z: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU an error would need a sync: the row is NaN, and the others are what they are."""
-    if why := _op.missing(backend):
+    if why := dispatch.missing(backend):
         pytest.skip(f"backend {backend} is missing: {why}")
-    module = importlib.import_module(f"w2s_fast.ops._cross_entropy_{backend}")
+    module = importlib.import_module(f"w2s_fast.ops.cross_entropy.{backend}")
     monkeypatch.setattr(module, "check_labels", lambda p: None)
     monkeypatch.setattr(logprob, "unfit_rows", lambda ids, v: torch.empty(0))
     unfit = torch.tensor([False, True, False, False, False])

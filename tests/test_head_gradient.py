@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import w2s_fast
 from w2s_fast import SparseTargets
-from w2s_fast.ops import _gemm, _head_gradient, _linear_solve, use_backend
-from w2s_fast.ops._cross_entropy_solve import Request
+from w2s_fast.ops import use_backend
+from w2s_fast.ops.cross_entropy.algorithm import Request
+from w2s_fast.ops.fused_linear import chunks, gemm, head_gradient
 from w2s_fast.ops.targets import problem_of
 from w2s_fast.testing import BACKWARD, assert_within_budget
 
@@ -51,7 +52,7 @@ class RoundEveryTerm(TorchDispatchMode):
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to add rows by class; the GPU's runs here with a rounding a term."""
     if request.param == "gpu":
-        monkeypatch.setattr(_head_gradient, "_add_unique", _head_gradient._add_sorted)
+        monkeypatch.setattr(head_gradient, "_add_unique", head_gradient._add_sorted)
     return str(request.param)
 
 
@@ -65,7 +66,7 @@ def test_rows_of_a_class_are_summed_before_they_are_rounded(way: str, dtype: tor
         exact = into.double().index_add_(0, at, rows.double())
         eager = into.float().index_add_(0, at, rows).to(dtype)
         with RoundEveryTerm():
-            _head_gradient.add_by_class(into, at, rows)
+            head_gradient.add_by_class(into, at, rows)
         error, bound = ((x.double() - exact).norm() for x in (into, eager))
         assert error <= 2 * bound, f"{float(error):.3g}, eager {float(bound):.3g}"
 
@@ -154,7 +155,7 @@ def test_many_chunks_err_as_little_as_one_product(op: str, dtype: torch.dtype) -
 def test_either_way_to_multiply(
     monkeypatch: pytest.MonkeyPatch, kernels: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(_gemm, "has_kernels", lambda d: kernels or d.itemsize > 2)
+    monkeypatch.setattr(gemm, "has_kernels", lambda d: kernels or d.itemsize > 2)
     n, v = 24, 130
     hidden, head = normal(n, D, seed=1).to(dtype), normal(v, D, seed=2).to(dtype)
     bias = normal(v, seed=3).to(dtype)
@@ -191,21 +192,21 @@ def test_either_way_to_multiply(
 
 def test_products_of_slow_dtypes_are_those_of_an_upcast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit the fp32 product, rounded: tiles split the classes, which are not summed over."""
-    monkeypatch.setattr(_gemm, "has_kernels", lambda d: d.itemsize > 2)
+    monkeypatch.setattr(gemm, "has_kernels", lambda d: d.itemsize > 2)
     hidden, head = normal(5, D, seed=1).to(BF16), normal(128, D, seed=2).to(BF16)
-    z = _gemm.logits_chunk(hidden, head, None, None, alpha=0.5)
-    for at in _gemm.tiles(head, 5):
-        whole = _gemm.product(hidden.float(), head[at].float())
+    z = gemm.logits_chunk(hidden, head, None, None, alpha=0.5)
+    for at in gemm.tiles(head, 5):
+        whole = gemm.product(hidden.float(), head[at].float())
         assert torch.equal(z[:, at], (0.5 * whole).to(BF16))
 
 
 def test_one_chunk_keeps_alpha() -> None:
     """A temperature reaches the logits whether one chunk holds them or many."""
     hidden, head = normal(6, D, seed=1), normal(11, D, seed=2)
-    shape = _linear_solve.shape_only(6, 11, hidden)
+    shape = chunks.shape_only(6, 11, hidden)
     p = problem_of(shape, torch.arange(6), None, -100)
     want = F.cross_entropy(0.25 * hidden @ head.t(), torch.arange(6))
     for budget in (64.0, 2 * 11 * 4 / 2**20):
-        x = _linear_solve.Head(hidden, head, None, budget, alpha=0.25)
-        s = _linear_solve.solve_linear(x, p, Request(), _linear_solve.Wanted(), True)
+        x = chunks.Head(hidden, head, None, budget, alpha=0.25)
+        s = chunks.solve_linear(x, p, Request(), chunks.Wanted(), True)
         torch.testing.assert_close(s.total, want)

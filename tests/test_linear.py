@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import w2s_fast
 from w2s_fast import SparseTargets
-from w2s_fast.ops import _gemm, _head_gradient, _linear_solve, _op, use_backend
-from w2s_fast.ops.linear_cross_entropy import linear_cross_entropy, reference
+from w2s_fast.ops import dispatch, use_backend
+from w2s_fast.ops.fused_linear import chunks, gemm, head_gradient
+from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy, reference
 from w2s_fast.ops.reference import KINDS, Own, cross_entropy_reference, cross_entropy_sample
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget, device
 
@@ -205,11 +206,11 @@ def test_frozen_parts_skip_their_product(monkeypatch: pytest.MonkeyPatch) -> Non
     _, full = run("ref", call | {"hidden": hidden, "head": head})
     for reduction in ("mean", "none"):
         with monkeypatch.context() as m:
-            m.setattr(_head_gradient.HeadGradient, "_add_product", forbidden)
+            m.setattr(head_gradient.HeadGradient, "_add_product", forbidden)
             x = hidden.clone().requires_grad_()
             linear_cross_entropy(x, head, **call, reduction=reduction).sum().backward()
         with monkeypatch.context() as m:
-            m.setattr(_gemm, "hidden_gradient", forbidden)
+            m.setattr(gemm, "hidden_gradient", forbidden)
             w = head.clone().requires_grad_()
             linear_cross_entropy(hidden, w, **call, reduction=reduction).sum().backward()
         if reduction == "mean":
@@ -220,8 +221,8 @@ def test_frozen_parts_skip_their_product(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_exact_threshold_in_one_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hard labels, and listed ones of mass 1, never look at the scores first."""
     probed = []
-    probe = _linear_solve.probe
-    monkeypatch.setattr(_linear_solve, "probe", lambda *a: probed.append(1) or probe(*a))
+    probe = chunks.probe
+    monkeypatch.setattr(chunks, "probe", lambda *a: probed.append(1) or probe(*a))
     late = {"aux": 0.4, "threshold": "median", "memory_mib": CHUNKS}
     for call in (sample("hard"), unit_mass(sample("sparse"))):
         run("ref", call | late)
@@ -292,7 +293,7 @@ def test_fp64_gradcheck() -> None:
 
 @pytest.mark.parametrize("kind", ["hard", "rest"])
 def test_opcheck(kind: str) -> None:
-    from w2s_fast.ops._linear_solve import shape_only
+    from w2s_fast.ops.fused_linear.chunks import shape_only
     from w2s_fast.ops.targets import problem_of
 
     call = sample(kind, 5, 7)
@@ -361,7 +362,9 @@ def test_nan_in_one_row_stays_there() -> None:
     call["hidden"][5] = float("nan")
     call["weight"][5] = 1.0
     call["weak"][5] = 2
-    (loss, _), grads = run("cpp" if not _op.missing("cpp") else "ref", call | {"reduction": "none"})
+    (loss, _), grads = run(
+        "cpp" if not dispatch.missing("cpp") else "ref", call | {"reduction": "none"}
+    )
     assert loss.isnan().nonzero().flatten().tolist() == [5]
     assert grads["hidden"].isnan().any(1).nonzero().flatten().tolist() == [5]
 
@@ -413,7 +416,7 @@ def test_label_outside_the_classes() -> None:
     call = sample("hard", memory_mib=CHUNKS)
     call["weak"][7] = 17
     with pytest.raises(w2s_fast.W2SError, match=r"\[17\] in row 7"):
-        run("cpp" if not _op.missing("cpp") else "ref", call)
+        run("cpp" if not dispatch.missing("cpp") else "ref", call)
 
 
 def test_reference_is_the_definition() -> None:

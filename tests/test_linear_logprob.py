@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops import _gemm, _head_gradient, use_backend
-from w2s_fast.ops.linear_logprob import linear_logprob, linear_topk_logprob
-from w2s_fast.ops.logprob import topk_logprob_reference
+from w2s_fast.ops import use_backend
+from w2s_fast.ops.fused_linear import gemm, head_gradient
+from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
+from w2s_fast.ops.logprob.api import topk_logprob_reference
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 FP32, BF16, FP64 = torch.float32, torch.bfloat16, torch.float64
@@ -114,9 +115,9 @@ def test_sequences_against_eager(backend: str, average: bool, dtype: torch.dtype
 def test_positions_that_do_not_count_are_never_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     x = inputs(6, 4, 9, 3)
     seen = []
-    real = _gemm.logits_chunk
+    real = gemm.logits_chunk
     monkeypatch.setattr(
-        _gemm, "logits_chunk", lambda h, *a: (seen.append(h.shape[0]), real(h, *a))[1]
+        gemm, "logits_chunk", lambda h, *a: (seen.append(h.shape[0]), real(h, *a))[1]
     )
     tokens = torch.tensor([[1, -100, 3], [4, 5, 6]])
     mask = torch.tensor([[1, 1, 0], [0, 1, 1]])
@@ -187,8 +188,8 @@ def test_chunks_and_fp32_head_gradient_change_nothing_but_rounding() -> None:
 def test_frozen_parts_skip_their_product(frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = inputs(4, 6, 11, 6)
     calls = []
-    monkeypatch.setattr(_gemm, "hidden_gradient", lambda *a: calls.append("hidden"))
-    monkeypatch.setattr(_head_gradient.HeadGradient, "add", lambda *a: calls.append("head"))
+    monkeypatch.setattr(gemm, "hidden_gradient", lambda *a: calls.append("hidden"))
+    monkeypatch.setattr(head_gradient.HeadGradient, "add", lambda *a: calls.append("head"))
     leaf = {k: t.requires_grad_(k != frozen) for k, t in x.items()}
     linear_logprob(leaf["hidden"], leaf["head"], torch.tensor([1, 2, 3, 4])).sum().backward()
     assert calls == ["head" if frozen == "hidden" else "hidden"]

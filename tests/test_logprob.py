@@ -11,7 +11,7 @@ from torch import Tensor
 
 import w2s_fast
 from w2s_fast.ops import use_backend
-from w2s_fast.ops.logprob import topk_logprob, topk_logprob_reference, topk_logprob_sample
+from w2s_fast.ops.logprob.api import topk_logprob, topk_logprob_reference, topk_logprob_sample
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget, device
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64

@@ -9,10 +9,10 @@ import torch
 from dense_calls import LATE, OPEN, sample
 
 import w2s_fast
-from w2s_fast.ops import OPS, _op, use_backend
-from w2s_fast.ops._rows import Index, Stat
-from w2s_fast.ops.cross_entropy import weak_loss
+from w2s_fast.ops import OPS, dispatch, use_backend
+from w2s_fast.ops.cross_entropy.api import weak_loss
 from w2s_fast.ops.reference import KINDS, cross_entropy_reference
+from w2s_fast.ops.row_stats import Index, Stat
 from w2s_fast.testing import (
     FORWARD,
     assert_within_budget,
@@ -121,12 +121,12 @@ def test_compile_with_inductor() -> None:
 
 # Choosing a backend, and what every entry of the table must offer.
 def test_forced_backend_that_is_missing_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_op, "missing", lambda name: "no compiler" if name == "cpp" else "")
+    monkeypatch.setattr(dispatch, "missing", lambda name: "no compiler" if name == "cpp" else "")
     with pytest.raises(w2s_fast.W2SError, match="asked for but is missing"), use_backend("cpp"):
         pass
-    monkeypatch.setattr(_op, "_resolved", {})
-    monkeypatch.setattr(_op, "_resolved", {})
-    monkeypatch.setattr(_op, "_forced", "cpp")  # as W2S_BACKEND does
+    monkeypatch.setattr(dispatch, "_resolved", {})
+    monkeypatch.setattr(dispatch, "_resolved", {})
+    monkeypatch.setattr(dispatch, "_forced", "cpp")  # as W2S_BACKEND does
     with pytest.raises(w2s_fast.W2SError, match="missing"):
         w2s_fast.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]))
     with pytest.raises(w2s_fast.W2SError, match="did you mean 'triton'"), use_backend("tritn"):
@@ -134,10 +134,10 @@ def test_forced_backend_that_is_missing_raises(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_automatic_fallback_warns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_op, "missing", lambda name: "no compiler" if name == "cpp" else "")
-    monkeypatch.setattr(_op, "_forced", None)
-    monkeypatch.setattr(_op, "_resolved", {})
-    monkeypatch.setattr(_op, "_resolved", {})
+    monkeypatch.setattr(dispatch, "missing", lambda name: "no compiler" if name == "cpp" else "")
+    monkeypatch.setattr(dispatch, "_forced", None)
+    monkeypatch.setattr(dispatch, "_resolved", {})
+    monkeypatch.setattr(dispatch, "_resolved", {})
     with pytest.warns(UserWarning, match="'cpp' is missing"):
         w2s_fast.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]))
 
@@ -145,7 +145,7 @@ def test_automatic_fallback_warns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_op_has_samples_and_a_cost() -> None:
     for name, op in OPS.items():
         assert op.name == name
-        assert set(op.backends) == set(_op.BACKENDS)
+        assert set(op.backends) == set(dispatch.BACKENDS)
         cost = op.cost(128, 1000, BF16)
         assert cost.bytes > 0 and cost.flops > 0
         for seed in range(4):

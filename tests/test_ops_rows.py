@@ -10,9 +10,9 @@ from torch import Tensor
 
 from w2s_fast import SparseTargets
 from w2s_fast.ops import OPS, use_backend
-from w2s_fast.ops._cross_entropy_solve import record
-from w2s_fast.ops._rows import Index, Knobs, Stat
+from w2s_fast.ops.cross_entropy.algorithm import record
 from w2s_fast.ops.reference import cross_entropy_sample
+from w2s_fast.ops.row_stats import Index, Knobs, Stat
 from w2s_fast.ops.targets import Problem, make_problem
 from w2s_fast.testing import BACKWARD, FORWARD, assert_cross_entropy, assert_within_budget
 
@@ -76,7 +76,7 @@ def test_rows_start_anywhere_triton(
 
 def test_own_gradients_are_in_step_with_the_logits_triton() -> None:
     pytest.importorskip("triton", reason="backend triton is missing")
-    from w2s_fast.ops import _cross_entropy_triton as module
+    from w2s_fast.ops.cross_entropy import triton as module
 
     x = torch.randn(3, 43)
     for dtype in (FP32, BF16):

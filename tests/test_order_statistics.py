@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import w2s_fast
-from w2s_fast.ops import _balanced_device, use_backend
-from w2s_fast.ops._quantile_keys import keys_of, score_of
-from w2s_fast.ops.balanced import class_counts
-from w2s_fast.ops.quantile import _kth_value, _quantile, _top_mask
+from w2s_fast.ops import use_backend
+from w2s_fast.ops.balanced import device as balanced_device
+from w2s_fast.ops.balanced.api import class_counts
+from w2s_fast.ops.quantile.api import _kth_value, _quantile, _top_mask
+from w2s_fast.ops.quantile.keys import keys_of, score_of
 
 MANY = 70_001  # above what the compiled core sorts out on one thread without a sample
 INF = math.inf
@@ -304,7 +305,7 @@ def test_device_code_reads_nothing_on_the_host() -> None:
         _kth_value(x, torch.tensor(3), keep)
         mask = _top_mask(x, part, keep)
         counts = class_counts(prior, keep[:10].sum())
-        bias, hard = _balanced_device.solve(z, counts, keep[:10])
+        bias, hard = balanced_device.solve(z, counts, keep[:10])
     assert int(mask.sum()) == round(0.4 * int(keep.sum()))
     assert hard.shape == (10,) and bias.shape == (5,)
 

@@ -92,11 +92,11 @@ def test_installed_wheel_works_elsewhere(wheel: Path, tmp_path: Path) -> None:
     _pip("install", "--target", str(tmp_path), str(wheel), cwd=Path("/"))
     code = f"""
 import torch, w2s_fast
-from w2s_fast.ops import _native
+from w2s_fast.ops import native
 from w2s_fast.kernels import {", ".join(p.stem for p in (ROOT / "kernels").glob("*.py"))}
 assert w2s_fast.__file__.startswith({str(tmp_path)!r}), w2s_fast.__file__
 assert list(w2s_fast.kernels.__path__) == [{str(tmp_path / "w2s_fast" / "kernels")!r}]
-assert _native.missing() == "", _native.missing()
+assert native.missing() == "", native.missing()
 z = torch.randn(5, 7, requires_grad=True)
 w2s_fast.cross_entropy(z, torch.tensor([0, 1, 2, 3, 4])).backward()
 assert z.grad.abs().sum() > 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import w2s_fast
 from w2s_fast.ops import OPS, use_backend
-from w2s_fast.ops.quantile import masked_quantile
+from w2s_fast.ops.quantile.api import masked_quantile
 from w2s_fast.testing import FORWARD, assert_within_budget, device
 
 QS = (0.0, 0.1, 0.5, 0.77, 1.0)

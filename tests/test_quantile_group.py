@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import w2s_fast
-from w2s_fast.ops import _op, use_backend
+from w2s_fast.ops import dispatch, use_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {4: (0, 700, 33, 1500), 2: (901, 5)}
@@ -26,7 +26,7 @@ SIZES = {4: (0, 700, 33, 1500), 2: (901, 5)}
 @pytest.mark.dist
 def test_ranks_agree_with_one_place(tmp_path: Path) -> None:
     """Every backend in turn on the same four processes: starting them is what takes the time."""
-    backends = [b for b in ("ref", "cpp", "triton") if not _op.missing(b)]
+    backends = [b for b in ("ref", "cpp", "triton") if not dispatch.missing(b)]
     command = [sys.executable, __file__, ",".join(backends), str(tmp_path / "store")]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ranks = [

@@ -15,10 +15,10 @@ from torch import Tensor
 
 import w2s_fast
 from w2s_fast import SparseTargets
-from w2s_fast.ops import _op, use_backend
-from w2s_fast.ops.linear_cross_entropy import linear_cross_entropy
+from w2s_fast.ops import dispatch, use_backend
+from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.reference import KINDS, cross_entropy_sample
-from w2s_fast.ops.vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_logprob
+from w2s_fast.ops.vocab_parallel.api import vocab_parallel_cross_entropy, vocab_parallel_logprob
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +30,7 @@ LATE = {"aux": 0.4, "threshold": "median"}
 
 @pytest.mark.slow
 def test_ranks_agree_with_one(tmp_path: Path) -> None:
-    backends = ",".join(b for b in ("ref", "cpp") if not _op.missing(b))
+    backends = ",".join(b for b in ("ref", "cpp") if not dispatch.missing(b))
     command = [sys.executable, __file__, backends, str(tmp_path / "store")]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ranks = [

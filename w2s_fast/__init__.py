@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from w2s_fast.losses import make_loss
     from w2s_fast.models import ModelConfig
     from w2s_fast.models.lm_head import LMHeadLoss
-    from w2s_fast.ops.balanced import balanced_bias
-    from w2s_fast.ops.cross_entropy import cross_entropy
-    from w2s_fast.ops.linear_cross_entropy import linear_cross_entropy
-    from w2s_fast.ops.linear_logprob import linear_logprob, linear_topk_logprob
-    from w2s_fast.ops.logprob import topk_logprob
-    from w2s_fast.ops.quantile import kth_value, quantile, top_fraction_mask
+    from w2s_fast.ops.balanced.api import balanced_bias
+    from w2s_fast.ops.cross_entropy.api import cross_entropy
+    from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
+    from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
+    from w2s_fast.ops.logprob.api import topk_logprob
+    from w2s_fast.ops.pack_topk import pack_topk
+    from w2s_fast.ops.quantile.api import kth_value, quantile, top_fraction_mask
     from w2s_fast.ops.targets import SparseTargets
-    from w2s_fast.ops.teacher import pack_topk
-    from w2s_fast.ops.vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_logprob
+    from w2s_fast.ops.vocab_parallel.api import vocab_parallel_cross_entropy, vocab_parallel_logprob
     from w2s_fast.patching import patch, unpatch
     from w2s_fast.pipeline import run
     from w2s_fast.sweeps import SweepConfig, sweep
@@ -70,23 +70,23 @@ _HOMES = {  # public name -> the module that defines it
     "TaskConfig": "w2s_fast.tasks",
     "TrainConfig": "w2s_fast.engine",
     "W2SError": "w2s_fast.errors",
-    "balanced_bias": "w2s_fast.ops.balanced",
-    "cross_entropy": "w2s_fast.ops.cross_entropy",
-    "kth_value": "w2s_fast.ops.quantile",
-    "linear_cross_entropy": "w2s_fast.ops.linear_cross_entropy",
-    "linear_logprob": "w2s_fast.ops.linear_logprob",
-    "linear_topk_logprob": "w2s_fast.ops.linear_logprob",
+    "balanced_bias": "w2s_fast.ops.balanced.api",
+    "cross_entropy": "w2s_fast.ops.cross_entropy.api",
+    "kth_value": "w2s_fast.ops.quantile.api",
+    "linear_cross_entropy": "w2s_fast.ops.fused_linear.cross_entropy",
+    "linear_logprob": "w2s_fast.ops.fused_linear.logprob",
+    "linear_topk_logprob": "w2s_fast.ops.fused_linear.logprob",
     "make_loss": "w2s_fast.losses",
-    "pack_topk": "w2s_fast.ops.teacher",
+    "pack_topk": "w2s_fast.ops.pack_topk",
     "patch": "w2s_fast.patching",
-    "quantile": "w2s_fast.ops.quantile",
+    "quantile": "w2s_fast.ops.quantile.api",
     "run": "w2s_fast.pipeline",
     "sweep": "w2s_fast.sweeps.experiment",
-    "top_fraction_mask": "w2s_fast.ops.quantile",
-    "topk_logprob": "w2s_fast.ops.logprob",
+    "top_fraction_mask": "w2s_fast.ops.quantile.api",
+    "topk_logprob": "w2s_fast.ops.logprob.api",
     "unpatch": "w2s_fast.patching",
-    "vocab_parallel_cross_entropy": "w2s_fast.ops.vocab_parallel",
-    "vocab_parallel_logprob": "w2s_fast.ops.vocab_parallel",
+    "vocab_parallel_cross_entropy": "w2s_fast.ops.vocab_parallel.api",
+    "vocab_parallel_logprob": "w2s_fast.ops.vocab_parallel.api",
 }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
-    from w2s_fast.ops.cross_entropy import Stats, WeakLossOut
+    from w2s_fast.ops.cross_entropy.api import Stats, WeakLossOut
     from w2s_fast.ops.reference import Own
 
 FORWARD = 2.0
@@ -131,7 +131,7 @@ def run_cross_entropy(
 ) -> tuple[WeakLossOut, Tensor, Tensor | None]:
     """(output with stats, gradient of the logits, gradient of the weights) of ``weak_loss``."""
     from w2s_fast.ops import use_backend
-    from w2s_fast.ops.cross_entropy import weak_loss
+    from w2s_fast.ops.cross_entropy.api import weak_loss
 
     call = dict(call)
     z = call.pop("logits").detach().requires_grad_()

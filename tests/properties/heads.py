@@ -19,9 +19,9 @@ from torch import Tensor
 from properties.cases import DTYPES, Record, Rows, mostly, pick, rows
 from properties.inputs import build
 from w2s_fast.ops import use_backend
-from w2s_fast.ops.linear_cross_entropy import linear_cross_entropy
+from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.reference import Own, cross_entropy_reference
-from w2s_fast.ops.vocab_parallel import vocab_parallel_cross_entropy
+from w2s_fast.ops.vocab_parallel.api import vocab_parallel_cross_entropy
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 Leaves = dict[str, Tensor]

@@ -12,8 +12,8 @@ from properties.cases import DTYPES, MOST, Record, mostly, pick, sizes
 from properties.heads import Leaves, compare, leaves_of, numbers, states
 from properties.inputs import lay_out
 from w2s_fast.ops import use_backend
-from w2s_fast.ops.linear_logprob import linear_logprob, linear_topk_logprob
-from w2s_fast.ops.logprob import topk_logprob, topk_logprob_reference
+from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
+from w2s_fast.ops.logprob.api import topk_logprob, topk_logprob_reference
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 

@@ -12,8 +12,8 @@ from scipy.optimize import linear_sum_assignment
 from properties.cases import DTYPES, Record, mostly, pick
 from properties.inputs import lay_out
 from w2s_fast.ops import use_backend
-from w2s_fast.ops.balanced import balanced_bias, class_counts
-from w2s_fast.ops.quantile import kth_value, quantile, top_fraction_mask
+from w2s_fast.ops.balanced.api import balanced_bias, class_counts
+from w2s_fast.ops.quantile.api import kth_value, quantile, top_fraction_mask
 from w2s_fast.testing import FORWARD, assert_within_budget
 
 

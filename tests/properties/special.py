@@ -13,7 +13,7 @@ from properties.cases import DTYPES, Record, Rows
 from properties.dense import decided, fixed_gate, oracle, run
 from properties.inputs import lay_out
 from w2s_fast.ops import use_backend
-from w2s_fast.ops.cross_entropy import cross_entropy
+from w2s_fast.ops.cross_entropy.api import cross_entropy
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 

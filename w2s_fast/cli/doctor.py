@@ -84,8 +84,8 @@ def _versions() -> list[Finding]:
 def _kernels() -> list[Finding]:
     import torch
 
-    from w2s_fast.ops import _native, _native_cuda, backends_info
-    from w2s_fast.ops._gemm import has_kernels
+    from w2s_fast.ops import backends_info, native, native_cuda
+    from w2s_fast.ops.fused_linear.gemm import has_kernels
 
     found = []
     for name, state in backends_info().items():
@@ -93,8 +93,8 @@ def _kernels() -> list[Finding]:
         good = True if state == "ok" else False if wanted else None
         note = "" if good is not None else " (for GPUs; none here)"
         found.append(Finding("kernels", f"backend {name}", state + note, good))
-    found += [Finding("kernels", name, state) for name, state in _native.info().items()][1:]
-    found += [Finding("kernels", name, state) for name, state in _native_cuda.info().items()]
+    found += [Finding("kernels", name, state) for name, state in native.info().items()][1:]
+    found += [Finding("kernels", name, state) for name, state in native_cuda.info().items()]
     for dtype in (torch.bfloat16, torch.float16):
         way = "as they are (oneDNN)" if has_kernels(dtype) else "through fp32 (no instructions)"
         name = str(dtype).removeprefix("torch.")

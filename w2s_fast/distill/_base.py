@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops._checks import check_weight_dtype
-from w2s_fast.ops._inputs import check_methods, check_number
-from w2s_fast.ops._logprob_linear import linear_listed
-from w2s_fast.ops._logprob_rows import listed
-from w2s_fast.ops.linear_cross_entropy import flat_rows
-from w2s_fast.ops.linear_logprob import make_head
-from w2s_fast.ops.logprob import check_ids, check_logits, check_scale, row_stats
+from w2s_fast.ops.arguments import check_methods, check_number
+from w2s_fast.ops.checks import check_weight_dtype
+from w2s_fast.ops.fused_linear.cross_entropy import flat_rows
+from w2s_fast.ops.fused_linear.logprob import make_head
+from w2s_fast.ops.fused_linear.logprob_autograd import linear_listed
+from w2s_fast.ops.logprob.api import check_ids, check_logits, check_scale, row_stats
+from w2s_fast.ops.logprob.autograd import listed
 from w2s_fast.ops.targets import SparseTargets
 
 # log of 0 where its factor is 0: far below every log-probability, but 0 times it is 0.

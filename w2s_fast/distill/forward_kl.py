@@ -22,9 +22,9 @@ from w2s_fast.distill._base import (
     row_weights,
 )
 from w2s_fast.errors import W2SError
-from w2s_fast.ops.cross_entropy import Stats, weak_loss
-from w2s_fast.ops.linear_cross_entropy import linear_cross_entropy
-from w2s_fast.ops.logprob import check_scale
+from w2s_fast.ops.cross_entropy.api import Stats, weak_loss
+from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
+from w2s_fast.ops.logprob.api import check_scale
 from w2s_fast.ops.targets import SparseTargets
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from w2s_fast.distill._base import Distillation
 from w2s_fast.errors import W2SError
-from w2s_fast.ops._inputs import check_number
+from w2s_fast.ops.arguments import check_number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from w2s_fast.engine.answers import AnswerBatch, Answers, encode_answers
 from w2s_fast.engine.prediction import share
 from w2s_fast.engine.step import forward
 from w2s_fast.errors import W2SError
-from w2s_fast.ops.linear_logprob import linear_logprob, linear_topk_logprob
-from w2s_fast.ops.projected import Projected
+from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
+from w2s_fast.ops.lazy_logits import Projected
 
 
 def sequence_logprob(

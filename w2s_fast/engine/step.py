@@ -28,7 +28,7 @@ from w2s_fast.engine.thresholds import Thresholds
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossOut
 from w2s_fast.models.weights import load_module, module_tensors, whole
-from w2s_fast.ops.projected import Projected
+from w2s_fast.ops.lazy_logits import Projected
 
 # A saved tensor by name, the same on every process; None if it was not saved.
 Read = Callable[[str], Tensor | None]

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops._checks import check_weight_dtype
-from w2s_fast.ops._inputs import check_methods, check_number
-from w2s_fast.ops.cross_entropy import WeakLossOut, batch_threshold, weak_loss
-from w2s_fast.ops.projected import Projected
+from w2s_fast.ops.arguments import check_methods, check_number
+from w2s_fast.ops.checks import check_weight_dtype
+from w2s_fast.ops.cross_entropy.api import WeakLossOut, batch_threshold, weak_loss
+from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.targets import SparseTargets
 
 IGNORE = -100

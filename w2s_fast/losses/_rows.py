@@ -15,7 +15,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses._base import Loss, LossOut, check_labels, kept_rows
-from w2s_fast.ops.projected import dense
+from w2s_fast.ops.lazy_logits import dense
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses._base import Loss, LossOut, kept_rows, p_class1
-from w2s_fast.ops.quantile import masked_quantile
+from w2s_fast.ops.quantile.api import masked_quantile
 
 
 @dataclass(frozen=True, kw_only=True)

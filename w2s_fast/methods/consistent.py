@@ -111,7 +111,7 @@ def _begin(probs: np.ndarray, balance: np.ndarray) -> np.ndarray:
     """(N,) int64 classes: the most probable labelling with class counts of ``balance``."""
     import torch
 
-    from w2s_fast.ops.balanced import balanced_bias
+    from w2s_fast.ops.balanced.api import balanced_bias
 
     logits = log_probs(probs)
     if len(balance) == 2:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from w2s_fast.errors import W2SError
 from w2s_fast.models.classifier import check_length, position_limit, switch_checkpointing
 from w2s_fast.models.weights import is_partitioned, shape_of
-from w2s_fast.ops.projected import Projected, logit_form
+from w2s_fast.ops.lazy_logits import Projected, logit_form
 
 
 class Projection(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops.linear_cross_entropy import linear_cross_entropy
+from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.targets import SparseTargets
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.balanced import balanced_bias
+from w2s_fast.ops.balanced.api import balanced_bias
 from w2s_fast.ops.targets import SparseTargets
 
 KINDS = ("hard", "dense", "sparse", "rest")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops._checks import check_weight, check_weight_dtype
+from w2s_fast.ops.checks import check_weight, check_weight_dtype
 
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, make_loss
-from w2s_fast.ops.projected import logit_form
+from w2s_fast.ops.lazy_logits import logit_form
 from w2s_fast.patching.checks import fused_kinds, origin, refuse, transformers_model, verify
 from w2s_fast.patching.columns import COLUMNS, take_columns
 from w2s_fast.patching.forward import State, loss_output

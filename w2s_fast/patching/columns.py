@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.ops._checks import check_probs, check_weight
+from w2s_fast.ops.checks import check_probs, check_weight
 from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.patching.values import read_targets, unpack_sparse
 

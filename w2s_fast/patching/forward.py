@@ -13,7 +13,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss
 from w2s_fast.losses.xent import Xent
-from w2s_fast.ops.projected import Projected
+from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.patching.columns import Rows, read_rows
 from w2s_fast.patching.heads import owner, through

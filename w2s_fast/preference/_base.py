@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops._checks import check_weight_dtype
-from w2s_fast.ops._inputs import check_methods, check_number
-from w2s_fast.ops._modes import values
+from w2s_fast.ops.arguments import check_methods, check_number
+from w2s_fast.ops.checks import check_weight_dtype
+from w2s_fast.ops.transforms import values
 
 
 class Answers(NamedTuple):

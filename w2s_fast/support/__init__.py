@@ -44,7 +44,7 @@ _REDUCTIONS = tuple(
 
 CROSS_ENTROPY = Entry(
     "cross_entropy and the losses",
-    ("w2s_fast.ops.cross_entropy:cross_entropy", "w2s_fast.ops.cross_entropy:weak_loss"),
+    ("w2s_fast.ops.cross_entropy.api:cross_entropy", "w2s_fast.ops.cross_entropy.api:weak_loss"),
     "cross_entropy",
     ("rows", "fixup", "gradient", "scale_"),
     ("logits", "weak", "aux", "threshold"),  # the last two: rows of their own below
@@ -123,7 +123,7 @@ CROSS_ENTROPY = Entry(
 
 LINEAR_CROSS_ENTROPY = Entry(
     "linear_cross_entropy",
-    ("w2s_fast.ops.linear_cross_entropy:linear_cross_entropy",),
+    ("w2s_fast.ops.fused_linear.cross_entropy:linear_cross_entropy",),
     "cross_entropy",
     ("rows", "fixup", "gradient"),
     ("hidden", "head", "weak"),
@@ -156,7 +156,7 @@ LINEAR_CROSS_ENTROPY = Entry(
 
 TOPK_LOGPROB = Entry(
     "topk_logprob",
-    ("w2s_fast.ops.logprob:topk_logprob",),
+    ("w2s_fast.ops.logprob.api:topk_logprob",),
     "topk_logprob",
     ("rows", "gradient"),
     ("logits", "ids"),
@@ -174,8 +174,8 @@ TOPK_LOGPROB = Entry(
 LINEAR_LOGPROB = Entry(
     "linear_topk_logprob and linear_logprob",
     (
-        "w2s_fast.ops.linear_logprob:linear_topk_logprob",
-        "w2s_fast.ops.linear_logprob:linear_logprob",
+        "w2s_fast.ops.fused_linear.logprob:linear_topk_logprob",
+        "w2s_fast.ops.fused_linear.logprob:linear_logprob",
     ),
     "topk_logprob",
     ("rows", "gradient"),
@@ -203,9 +203,9 @@ LINEAR_LOGPROB = Entry(
 QUANTILE = Entry(
     "quantile, kth_value, top_fraction_mask",
     (
-        "w2s_fast.ops.quantile:quantile",
-        "w2s_fast.ops.quantile:kth_value",
-        "w2s_fast.ops.quantile:top_fraction_mask",
+        "w2s_fast.ops.quantile.api:quantile",
+        "w2s_fast.ops.quantile.api:kth_value",
+        "w2s_fast.ops.quantile.api:top_fraction_mask",
     ),
     "quantile",
     (),

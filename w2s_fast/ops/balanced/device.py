@@ -1,0 +1,57 @@
+"""Balanced labels in a fixed number of steps: no value is waited for, so it suits any device.
+
+1. A few exact sweeps of coordinate descent on the dual: class by class, the bias moves into the
+   middle of the interval in which exactly counts_k rows choose class k, the others as they are.
+2. Class by class, exactly counts_k of the rows still free are taken, those that prefer class k by
+   most over the classes still to come. With the exact prices that is the argmax of every row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from w2s_fast.ops.quantile.api import OP
+
+_SWEEPS = 8
+
+
+def solve(z: Tensor, counts: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Bias (K,) and hard (N,) int64 for finite logits (N, K); only kept rows are labelled."""
+    bias = _sweep(z, counts, kept)
+    return bias, _take(z + bias, counts, kept)
+
+
+def _sweep(z: Tensor, counts: Tensor, kept: Tensor) -> Tensor:
+    n, k = z.shape
+    bias = torch.zeros(k, dtype=z.dtype, device=z.device)
+    classes, rows = torch.arange(k, device=z.device), kept.sum()
+    if n == 0:
+        return bias
+    for _ in range(_SWEEPS):
+        for a in range(k):
+            others = torch.where(classes == a, float("-inf"), z + bias)
+            # The bias at which a row turns to class a, in order.
+            turns = torch.where(kept, others.amax(1) - z[:, a], float("inf")).sort().values
+            last = turns.gather(0, (counts[a] - 1).clamp_min(0).unsqueeze(0))
+            following = turns.gather(0, counts[a].clamp_max(n - 1).unsqueeze(0))
+            last = torch.where(counts[a] > 0, last, following - 2.0)
+            following = torch.where(counts[a] < rows, following, last + 2.0)
+            middle = torch.where(rows > 0, (last + following) / 2, 0.0)
+            bias = torch.where(classes == a, middle, bias)
+    return bias - bias.mean()
+
+
+def _take(y: Tensor, counts: Tensor, kept: Tensor) -> Tensor:
+    serve = OP.backend(y.device, y.dtype)
+    k = y.shape[1]
+    hard = torch.full(y.shape[:1], k - 1, dtype=torch.int64, device=y.device)
+    free = kept.contiguous()
+    for a in range(k - 1):
+        lead = (y[:, a] - y[:, a + 1 :].amax(1)).contiguous()
+        at = serve.kth_value(lead, free.sum() - counts[a], free)
+        above = serve.tally(lead, free, at)[0]
+        mine = serve.mark(lead, free, at, counts[a] - above)
+        hard = torch.where(mine, a, hard)
+        free = free & ~mine
+    return hard

@@ -1,0 +1,86 @@
+"""Values that would give a wrong loss without a word: looked at before anything is launched.
+
+On the CPU the host looks and raises. On a GPU looking would make it wait, so the device asserts
+behind the host's back: no wait, one small kernel, and a failure ends the CUDA context with the
+message in its log. ``W2S_DEVICE_CHECKS=0`` leaves the device's checks out.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from w2s_fast.errors import W2SError
+from w2s_fast.ops.transforms import values
+
+_ON_DEVICE = os.environ.get("W2S_DEVICE_CHECKS", "1") != "0"
+
+
+def check_weight(weight: Tensor) -> None:
+    """Row weights (N,) must be numbers from 0 up.
+
+    Raises:
+        W2SError: on the CPU, naming the first row that is not.
+    """
+    if _unknown(weight):
+        return
+    weight = values(weight).flatten()  # under vmap, of every sample
+    row = _first_wrong(weight >= 0, "a row weight is negative or NaN")
+    if row is not None:
+        raise W2SError(
+            f"weight[{row}] is {float(weight[row])}; expected a number >= 0 (0 takes the row out)"
+        )
+
+
+def check_weight_dtype(weight: Tensor) -> None:
+    """Raise ``W2SError`` for weights that are no numbers."""
+    if weight.dtype == torch.bool or weight.is_complex():
+        raise W2SError(
+            f"weight has dtype {weight.dtype}; expected numbers >= 0, for a mask weight.float()"
+        )
+
+
+def check_coefficient(name: str, x: Tensor) -> None:
+    """Raise ``W2SError`` unless ``x`` is 0-d and, where that costs no wait, in [0, 1]."""
+    if x.dim():
+        raise W2SError(f"{name} has shape {tuple(x.shape)}; expected a number or a 0-d tensor")
+    if x.device.type != "cpu" or _unknown(x):
+        return
+    for value in values(x).detach().flatten().tolist():  # several under vmap
+        if not 0.0 <= value <= 1.0:
+            raise W2SError(f"{name} is {value}; expected a coefficient in [0, 1]")
+
+
+def check_probs(probs: Tensor) -> None:
+    """Soft labels (N, K) must be numbers from 0 up whose sum is at most 1, to within 1 %.
+
+    Raises:
+        W2SError: on the CPU, naming the first row that is not.
+    """
+    if _unknown(probs) or not probs.numel():
+        return
+    probs = values(probs).flatten(0, -2)
+    total = probs.sum(1, dtype=torch.promote_types(probs.dtype, torch.float32))
+    row = _first_wrong((probs.amin(1) >= 0) & (total <= 1.01), "soft labels are no probabilities")
+    if row is not None:
+        raise W2SError(
+            f"the soft labels of labelled position {row} sum to {float(total[row]):g}, the least "
+            f"is {float(probs[row].min()):g}; expected probabilities, apply a softmax first"
+        )
+
+
+def _unknown(x: Tensor) -> bool:
+    """Whether there are no values to look at yet."""
+    return torch.compiler.is_compiling() or isinstance(x, FakeTensor)
+
+
+def _first_wrong(fine: Tensor, what: str) -> int | None:
+    """The first row (N,) that is not fine, on the CPU; elsewhere the device asserts ``what``."""
+    if fine.device.type != "cpu":
+        if _ON_DEVICE:
+            torch._assert_async(fine.all(), f"w2s_fast: {what}")
+        return None
+    return None if bool(fine.all()) else int((~fine).nonzero()[0])

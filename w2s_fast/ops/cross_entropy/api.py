@@ -1,0 +1,365 @@
+r"""Weak-to-strong cross-entropy: one read and one write of the logits, whatever the threshold.
+
+    L        = (1/Z) sum_i w_i r_i [ (1-a_i) C_i + a_i (lse_i - z_{i,h_i}) + y lse_i^2 ]
+    C_i      = (1-e) [ sum_v q_iv (lse_i - z_iv) - rest_i log(1 - sum_{v listed} p_iv) ]
+               + e m_i mean_v (lse_i - z_iv),                       m_i = sum_v q_iv + rest_i
+    dL/dz_iv = (w_i r_i / Z) { ((1-a_i) m_i + a_i + 2 y lse_i) p_iv
+               - (1-a_i) [ (1-e) (q_iv + [v not listed] rest_i p_iv / P_i) + e m_i / V ]
+               - a_i [v = h_i] },             P_i = student's mass outside the listed classes
+
+N rows, V classes; z logits, p = softmax(z), lse = log sum exp z; q weak target (hard, dense or
+listed with a residual), w row weight, r row factor (focal, window; detached), e label smoothing,
+y z-loss. With a soft-cap c the logits are z = c tanh(u / c) of what is given, dz/du = 1 - (z/c)^2.
+The self-target (a_i, h_i) is the student's own hardened prediction, detached:
+
+    two classes   h_i = 0 iff z_i0 - z_i1 >= t, a_i = aux;  t = quantile of the margins at the mean
+                  weak P(class 1) ("prior"), at 1/2 ("median"), or given
+    more classes  h_i = argmax_v z_iv; a_i = aux, on every row ("argmax") or where
+                  max_v p_iv >= t, t = batch median ("median") or given;
+                  or h_i = argmax_v (z_iv + b_v), a_i = aux, b such that the hard classes are as
+                  frequent as the weak ones ("prior", see ``balanced``)
+
+Scores that tie with a threshold count as above it; near ones are decided by their rounding.
+
+A product with 0 is 0: a class of logit -inf costs nothing where it has no weak mass, and makes the
+loss +inf where it has some (label smoothing gives it some). A row whose logits hold NaN, +inf or
+nothing but -inf has no softmax, one whose weak label holds NaN no target: its loss and gradient are
+NaN. A NaN threshold opens no gate and, of two classes, chooses class 1.
+
+Source: Burns et al. 2023 (arXiv 2312.09390), Eq. 1 and its openai/weak-to-strong implementation;
+the form above rewrites both as one cross-entropy against a detached target.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w2s_fast.errors import W2SError, nearest
+from w2s_fast.ops.arguments import checked
+from w2s_fast.ops.cross_entropy import algorithm as _solve
+from w2s_fast.ops.cross_entropy.autograd import Call, apply, check_inplace
+from w2s_fast.ops.dispatch import Cost, Op
+from w2s_fast.ops.fused_linear.chunks import LinearSolution
+from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.ops.row_stats import Index, Stat
+from w2s_fast.ops.targets import Problem, SparseTargets, make_problem
+from w2s_fast.ops.transforms import constant, needs_operators, outside_transforms
+
+REDUCTIONS = ("mean", "sum", "none")
+_THRESHOLDS = ("prior", "median", "argmax")
+
+
+@dataclass(slots=True)
+class Stats:
+    """By-products of the sweep, detached; (N,) unless said, fp32 (fp64 for fp64 logits)."""
+
+    loss: Tensor  # row losses without row weights; exactly 0 on rows that do not count
+    lse: Tensor  # log sum exp of the logits
+    max: Tensor  # largest logit
+    argmax: Tensor  # int64, first class with the largest logit
+    max_prob: Tensor  # the student's top probability
+    chosen_prob: Tensor  # its probability of the weak label's top class
+    entropy: Tensor  # nats
+    agreement: Tensor  # bool, argmax == the weak label's top class
+    coefficient: Tensor  # self-target coefficient after the gate
+    hard_class: Tensor  # int64, class of the self-target
+    # 0-d: P(class 0) for two classes, else top probability; rule "prior" of more: class bias (V,)
+    threshold: Tensor | None
+    count: Tensor  # 0-d: sum of the weights of the rows that count
+
+
+@dataclass(slots=True)
+class WeakLossOut:
+    """Loss, the normaliser it was or can be divided by, and the by-products on request."""
+
+    loss: Tensor
+    count: Tensor
+    stats: Stats | None
+
+
+@checked
+def cross_entropy(
+    logits: Tensor,
+    weak: Tensor | SparseTargets,
+    *,
+    weight: Tensor | None = None,
+    aux: float | Tensor = 0.0,
+    threshold: str | float | None = None,
+    smoothing: float = 0.0,
+    softcap: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    inplace: bool = False,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, Stats]:
+    """Cross-entropy of student logits with weak labels and the student's own hardened prediction.
+
+    Equivalent, for soft labels and two classes, to
+
+        p = softmax(logits); t = quantile(p[:, 0], weak[:, 1].mean())
+        own = stack([p[:, 0] >= t, p[:, 0] < t], 1).detach()
+        F.cross_entropy(logits, (1 - aux) * weak + aux * own)
+
+    Args:
+        logits: (N, V) student logits, fp32, bf16, fp16 or fp64. Gets gradients.
+        weak: weak labels: int (N,), float (N, V), or ``SparseTargets``; constants.
+        weight: (N,) row weights; get gradients. A weight of 0 takes its row out of the batch.
+        aux: self-target coefficient in [0, 1]; a 0-d tensor avoids recompiling a schedule.
+        threshold: two classes: ``"prior"`` (default), ``"median"`` or a float, the P(class 1)
+            above which the hard class is 1. More classes: ``"argmax"`` (default, every row),
+            ``"median"`` or a float, the top probability from which on a row takes the self-target,
+            or up to 64 classes ``"prior"``: every row takes the class that ``balanced_bias`` gives
+            it, so that the hard classes are as frequent as the weak labels say.
+        smoothing: label smoothing e in [0, 1).
+        softcap: the logits of the formula are softcap tanh(logits / softcap); 0 for none.
+        z_loss: factor of lse^2 in every row's loss (PaLM, arXiv 2204.02311, Sec. 5); 0 for none.
+        ignore_index: hard label that takes its row out of the batch.
+        reduction: ``"mean"`` divides by the sum of weights of the rows that count (their number
+            without weights; 0 rows give 0), ``"sum"``, or ``"none"`` for (N,).
+        inplace: let the gradient overwrite the logits (eager mean and sum only; a hint under
+            ``torch.compile``). The logits must not be used afterwards.
+        return_stats: also return ``Stats``.
+
+    Returns:
+        0-d fp32 loss ((N,) for ``"none"``; fp64 for fp64 logits), or ``(loss, Stats)``.
+
+    Raises:
+        W2SError: for shapes, dtypes, coefficients or thresholds that do not fit.
+        RuntimeError: on a second derivative, a tangent of forward mode, or a second backward after
+            ``inplace=True``.
+    """
+    p = make_problem(logits, weak, weight, ignore_index)
+    # Coefficient 0 known in advance: the plain weak loss, no threshold to compute.
+    if isinstance(aux, float | int) and aux == 0 and threshold is None:
+        request = _solve.Request("none")
+    else:
+        request = make_request(threshold, aux, p)
+    request.record = return_stats
+    request.smoothing, request.softcap, request.z_loss = smoothing, softcap, z_loss
+    loss, solution = _run(p, request, logits, weight, reduction, inplace)
+    return (loss, make_stats(p, solution)) if return_stats else loss
+
+
+@checked
+def weak_loss(
+    logits: Tensor | Projected,
+    weak: Tensor | SparseTargets,
+    *,
+    weight: Tensor | None = None,
+    aux: float | Tensor = 0.0,
+    rule: str = "none",
+    threshold: Tensor | None = None,
+    focal_gamma: float = 0.0,
+    max_confidence: float = math.inf,
+    smoothing: float = 0.0,
+    softcap: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "sum",
+    inplace: bool = False,
+    return_stats: bool = False,
+) -> WeakLossOut:
+    """Every term of the formula above; what the classes in ``w2s_fast.losses`` are made of.
+
+    Args:
+        logits, weak, weight, aux, ignore_index, reduction, inplace, return_stats: see
+            ``cross_entropy``. ``Projected`` logits are never stored, and bring their own softcap.
+        rule: ``none``, ``prior``, ``median``, ``argmax`` or ``fixed``.
+        threshold: 0-d tensor in SCORE units (two classes: margin z_0 - z_1; more: top
+            probability; rule ``prior`` of more than two classes: class bias (V,)) that replaces the
+            statistic of this batch, from ``batch_threshold`` over a larger one.
+        focal_gamma: r_i = (1 - p_i,c)^gamma, c the weak label's top class; detached.
+        max_confidence: r_i = 0 on rows whose top probability is at least this.
+        smoothing, softcap, z_loss: see ``cross_entropy``.
+
+    Returns:
+        ``WeakLossOut``; ``count`` is the 0-d normaliser Z.
+    """
+    request = _solve.Request(
+        rule, aux, threshold, smoothing, focal_gamma, max_confidence, softcap, z_loss, return_stats
+    )
+    if isinstance(logits, Projected):
+        from w2s_fast.ops.fused_linear.cross_entropy import projected_loss
+
+        return projected_loss(logits, weak, weight, request, ignore_index, reduction)
+    p = make_problem(logits, weak, weight, ignore_index)
+    loss, solution = _run(p, request, logits, weight, reduction, inplace)
+    stats = make_stats(p, solution) if return_stats else None
+    return WeakLossOut(loss, as_scalar(solution.normaliser, p), stats)
+
+
+@checked
+def batch_threshold(
+    logits: Tensor | Projected,
+    weak: Tensor | SparseTargets,
+    rule: str,
+    *,
+    weight: Tensor | None = None,
+    softcap: float = 0.0,
+    ignore_index: int = -100,
+) -> Tensor:
+    """Threshold in SCORE units: ``rule`` (``prior`` or ``median``) exactly over these rows.
+
+    0-d; for rule ``prior`` of more than two classes the class bias (V,) of ``balanced_bias``.
+    """
+    logits, weak, weight = _constants(logits, weak, weight)
+    with outside_transforms():
+        return _batch_threshold(logits, weak, rule, weight, softcap, ignore_index)
+
+
+def _batch_threshold(
+    logits: Tensor | Projected,
+    weak: Tensor | SparseTargets,
+    rule: str,
+    weight: Tensor | None,
+    softcap: float,
+    ignore_index: int,
+) -> Tensor:
+    if isinstance(logits, Projected):
+        from w2s_fast.ops.fused_linear.cross_entropy import projected_threshold
+
+        return projected_threshold(logits, weak, rule, weight, ignore_index)
+    p = make_problem(logits, weak, weight, ignore_index)
+    _solve.check_request(_solve.Request(rule, softcap=softcap), p, _solve.BALANCED_CLASSES)
+    if rule not in ("prior", "median"):
+        raise W2SError(f"rule {rule!r} has no batch statistic; expected 'prior' or 'median'")
+    return _solve.batch_threshold(p, rule, softcap=softcap)
+
+
+def _constants(logits: Any, weak: Any, weight: Tensor | None) -> tuple[Any, Any, Any]:
+    """The inputs of a batch statistic, which has no derivative."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return constant("batch_threshold", x)
+        if isinstance(x, SparseTargets):
+            return SparseTargets(*map(plain, x))
+        if isinstance(x, Projected):
+            parts = {name: plain(getattr(x, name)) for name in ("hidden", "weight", "bias")}
+            return replace(x, **parts)
+        return x
+
+    return plain(logits), plain(weak), plain(weight)
+
+
+def make_request(threshold: str | float | None, aux: float | Tensor, p: Problem) -> _solve.Request:
+    """The rule that the public ``threshold`` names."""
+    two = p.logits.shape[1] == 2
+    if threshold is None:
+        return _solve.Request("prior" if two else "argmax", aux)
+    if isinstance(threshold, str):
+        if threshold not in _THRESHOLDS:
+            raise W2SError(
+                f"threshold is {threshold!r}; expected a number or one of {_THRESHOLDS}"
+                f"{nearest(threshold, _THRESHOLDS)}"
+            )
+        return _solve.Request(threshold, aux)
+    if not 0.0 <= threshold <= 1.0:
+        raise W2SError(f"threshold is {threshold}; expected a probability in [0, 1] or a rule name")
+    at = threshold
+    if two:
+        # P(class 1) > t  iff  z_0 - z_1 < log((1 - t) / t)
+        at = math.inf if at == 0 else -math.inf if at == 1 else math.log1p(-at) - math.log(at)
+    fixed = torch.full((), at, dtype=p.accumulator, device=p.logits.device)
+    return _solve.Request("fixed", aux, fixed)
+
+
+def _run(
+    p: Problem,
+    request: _solve.Request,
+    logits: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    inplace: bool,
+) -> tuple[Tensor, _solve.Solution]:
+    if reduction not in REDUCTIONS:
+        raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
+    if reduction == "none" or type(logits) is not Tensor or needs_operators():
+        return _functional(p, request, weight, reduction)
+    mean = reduction == "mean"
+    if not torch.is_grad_enabled() or not (
+        logits.requires_grad or (weight is not None and weight.requires_grad)
+    ):
+        solution = _solve.solve(p, request, None, mean)
+        return solution.total, solution
+    if inplace:
+        check_inplace(logits)
+    call = Call(p, request, mean, inplace, None if weight is None else weight.dtype)
+    loss = apply(logits, weight, call)
+    assert call.solution is not None
+    return loss, call.solution
+
+
+def _functional(
+    p: Problem, r: _solve.Request, weight: Tensor | None, reduction: str
+) -> tuple[Tensor, _solve.Solution]:
+    _solve.check_request(r, p, _solve.BALANCED_CLASSES)
+    aux = torch.as_tensor(r.aux, dtype=p.accumulator, device=p.logits.device)
+    row, stats, index, at = torch.ops.w2s_fast.weak_ce(
+        p.logits, p.ids, p.probs, p.rest, p.weight, aux, r.threshold, r.rule,
+        p.ignore_index, r.smoothing, r.gamma, r.cap, r.softcap, r.z_loss,
+    )  # fmt: skip
+    loss, total = _solve.reduce_rows(p, row, weight, reduction)
+    threshold = None if r.rule in ("none", "argmax") else at
+    return loss, _solve.Solution(stats, index, loss, total.detach(), threshold, None)
+
+
+def make_stats(p: Problem, s: _solve.Solution | LinearSolution) -> Stats:
+    """By-products from the record of a dense or a linear call."""
+    assert s.stats is not None and s.index is not None
+    logs, best = s.stats[Stat.LOGS], s.index[Index.ARGMAX]
+    at = None if s.threshold is None else as_scalar(s.threshold, p)
+    if at is not None and p.logits.shape[1] == 2:
+        at = at.sigmoid()
+    return Stats(
+        loss=s.stats[Stat.LOSS],
+        lse=s.stats[Stat.MAX] + logs,
+        max=s.stats[Stat.MAX],
+        argmax=best,
+        max_prob=(-logs).exp(),
+        chosen_prob=(s.stats[Stat.CHOSEN] - logs).exp(),
+        entropy=s.stats[Stat.ENTROPY],
+        # Probabilities that do not exist agree with nothing.
+        agreement=(best == s.index[Index.WEAK]) & ~(s.stats[Stat.CHOSEN] - logs).isnan(),
+        coefficient=s.stats[Stat.COEF],
+        hard_class=s.index[Index.SELF],
+        threshold=at,
+        count=as_scalar(s.normaliser, p),
+    )
+
+
+def as_scalar(value: Tensor | float, p: Problem) -> Tensor:
+    """0-d tensor in the precision of the record."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.full((), value, dtype=p.accumulator, device=p.logits.device)
+
+
+def _backends() -> dict[str, str]:
+    return {b: f"w2s_fast.ops.cross_entropy.{b}" for b in ("ref", "cpp", "triton", "cuda")}
+
+
+def _lazy_reference(*args: Any, **kwargs: Any) -> Tensor:
+    from w2s_fast.ops.reference import cross_entropy_reference
+
+    return cross_entropy_reference(*args, **kwargs)
+
+
+def _lazy_sample(*args: Any) -> dict[str, Any]:
+    from w2s_fast.ops.reference import cross_entropy_sample
+
+    return cross_entropy_sample(*args)
+
+
+def cost(n: int, v: int, dtype: torch.dtype) -> Cost:
+    """Forward and backward with hard or top-k weak labels: one read and one write of the logits."""
+    return Cost(bytes=2 * n * v * dtype.itemsize, flops=26 * n * v)
+
+
+OP = Op("cross_entropy", _lazy_reference, _backends(), _lazy_sample, cost)

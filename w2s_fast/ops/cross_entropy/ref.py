@@ -1,0 +1,229 @@
+"""Plain torch backend of the weak-to-strong cross-entropy: any device, any dtype, any V.
+
+It follows the formulas of ``api.py`` line by line and is what fp64 always runs, so a
+gradient check tests the formulas that the fused kernels implement.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from w2s_fast.ops.row_stats import Index, Knobs, Stat
+from w2s_fast.ops.targets import Problem, check_labels
+
+# Gradients are written after the threshold is known, never repaired.
+FIXES_IN_PLACE = False
+
+
+def rows(
+    p: Problem,
+    knobs: Knobs,
+    stats: Tensor,
+    index: Tensor,
+    grad: Tensor | None,
+    scale: Tensor,
+    listed: Tensor | None = None,
+) -> None:
+    """Fill ``stats`` (12, N) and ``index`` (3, N); with ``grad`` (N, V) also scale * dloss/dz.
+
+    ``listed`` (N, K) receives z_id - M of hard and sparse labels.
+    """
+    d = _softmax_stats(soft_capped(p.logits.to(stats.dtype), knobs.softcap), stats, index)
+    _target_stats(p, d, stats, index)
+    if listed is not None:
+        listed.copy_(d.gather(1, entries(p)[0]))
+    if knobs.smoothing:
+        # A sum of masked logits overflows, their mean does not.
+        stats[Stat.MEAN] = d.mean(1, dtype=torch.float64)
+    _self_target(p, knobs, stats, index)
+    _factor(p, knobs, stats)
+    _loss(p, knobs, d, stats, index)
+    if grad is not None:
+        row_scale = scale if p.weight is None else scale * p.weight
+        gradient(p, knobs, stats, index, row_scale.expand(d.shape[0]), grad)
+
+
+def fixup(
+    p: Problem,
+    knobs: Knobs,
+    stats: Tensor,
+    index: Tensor,
+    grad: Tensor | None,
+    scale: Tensor,
+    listed: Tensor | None = None,
+) -> None:
+    """Close the gate of rows whose SCORE is below ``knobs.threshold``: coefficient and loss."""
+    d = soft_capped(p.logits.to(stats.dtype), knobs.softcap) - stats[Stat.MAX].unsqueeze(1)
+    _self_target(p, knobs, stats, index)
+    _loss(p, knobs, d, stats, index)
+
+
+def gradient(
+    p: Problem, knobs: Knobs, stats: Tensor, index: Tensor, row_scale: Tensor, grad: Tensor
+) -> None:
+    """Write row_scale * dloss/dlogits (N, V) from the record; rows that do not count get exactly 0.
+
+    The classes in ``index`` may be -1: they lie in another shard of the vocabulary, whose entries
+    are written there.
+    """
+    z = soft_capped(p.logits.to(stats.dtype), knobs.softcap)
+    d = z - stats[Stat.MAX].unsqueeze(1)
+    prob = (d - stats[Stat.LOGS].unsqueeze(1)).exp()
+    a = stats[Stat.COEF].unsqueeze(1)
+    mass = stats[Stat.MASS].unsqueeze(1)
+    smooth = knobs.smoothing
+    slope = (1 - a) * mass + a
+    if knobs.z_loss:
+        slope = slope + 2 * knobs.z_loss * (stats[Stat.MAX] + stats[Stat.LOGS]).unsqueeze(1)
+    g = slope * prob
+    if smooth:
+        g = g - (1 - a) * (smooth * mass / d.shape[1])
+    if p.rest is not None:
+        pull = (1 - a) * (1 - smooth) * p.rest.unsqueeze(1)
+        outside = (d - (stats[Stat.LOGS] + stats[Stat.TAIL]).unsqueeze(1)).exp()
+        g = g - torch.where(_listed(p) | (pull == 0), 0.0, pull * outside)
+    # Targets are added up first: where p and the target are both 1, exactly 0 is left.
+    target = (1 - a) * (1 - smooth) * dense_weak(p, stats.dtype)
+    own = index[Index.SELF].unsqueeze(1)
+    g = g - target.scatter_add(1, own.clamp_min(0), torch.where(own >= 0, a, 0.0))
+    if knobs.softcap:
+        g = g * soft_cap_slope(p.logits.to(stats.dtype), knobs.softcap)
+    factor = stats[Stat.FACTOR] * row_scale
+    kept = (p.keep() & (factor != 0)).unsqueeze(1)
+    grad.copy_(torch.where(kept, g * factor.unsqueeze(1), 0.0))
+
+
+def soft_capped(u: Tensor, softcap: float) -> Tensor:
+    """softcap tanh(u / softcap), or u itself without a cap."""
+    return softcap * torch.tanh(u / softcap) if softcap else u
+
+
+def soft_cap_slope(u: Tensor, softcap: float) -> Tensor:
+    """Its derivative, 4 t / (1 + t)^2 for t = e^(-2|u|/softcap): no difference where tanh is 1."""
+    t = (-2 * (u / softcap).abs()).exp()
+    return 4 * t / (1 + t).square()
+
+
+def dense_weak(p: Problem, dtype: torch.dtype) -> Tensor:
+    """(N, V) weak mass by class; the residual of sparse targets belongs to no class."""
+    if p.probs is not None and p.ids is None:
+        return p.probs.to(dtype)
+    assert p.ids is not None
+    out = torch.zeros(p.logits.shape, dtype=dtype, device=p.logits.device)
+    ids, real = entries(p)
+    probs = torch.ones_like(ids, dtype=dtype) if p.probs is None else p.probs.to(dtype)
+    return out.scatter_add_(1, ids, torch.where(real, probs, 0.0))
+
+
+def entries(p: Problem) -> tuple[Tensor, Tensor]:
+    """Ids with padding and ignored labels moved to class 0, and which entries are real."""
+    assert p.ids is not None
+    real = p.ids >= 0
+    if p.kind == "hard":
+        real = p.ids != p.ignore_index
+    check_labels(p)
+    return torch.where(real, p.ids, 0), real
+
+
+def _listed(p: Problem) -> Tensor:
+    ids, real = entries(p)
+    hit = torch.zeros(p.logits.shape, dtype=torch.int32, device=ids.device)
+    return hit.scatter_add_(1, ids, real.to(torch.int32)) > 0
+
+
+def _softmax_stats(z: Tensor, stats: Tensor, index: Tensor) -> Tensor:
+    top = z.amax(1, keepdim=True)
+    d = z - top
+    e = d.exp()
+    s = e.sum(1)
+    classes = torch.arange(z.shape[1], device=z.device).expand_as(z)
+    first = torch.where((z == top) | top.isnan(), classes, z.shape[1] - 1).amin(1)
+    stats[Stat.MAX] = top.squeeze(1)
+    stats[Stat.LOGS] = s.log()
+    # exp(-inf) * -inf is NaN, and 0 is meant: a class of probability 0 has no entropy.
+    stats[Stat.ENTROPY] = s.log() - torch.where(e > 0, e * d, e).sum(1) / s
+    stats[Stat.SCORE] = z[:, 0] - z[:, 1] if z.shape[1] == 2 else 1 / s
+    index[Index.ARGMAX] = first
+    return d
+
+
+def _target_stats(p: Problem, d: Tensor, stats: Tensor, index: Tensor) -> None:
+    weak = dense_weak(p, d.dtype)
+    stats[Stat.LINEAR] = torch.where((weak != 0) & (d != 0), weak * d, 0.0).sum(1)
+    stats[Stat.MASS] = weak.sum(1)
+    if p.kind == "sparse":
+        ids, real = entries(p)
+        assert p.probs is not None
+        best = torch.where(real, p.probs, -1.0).argmax(1, keepdim=True)
+        index[Index.WEAK] = ids.gather(1, best).squeeze(1)
+    else:
+        index[Index.WEAK] = weak.argmax(1)
+    # A weak label with a NaN in it has no top class.
+    nan = stats[Stat.MASS].isnan()
+    index[Index.WEAK] = torch.where(nan, 0, index[Index.WEAK])
+    chosen = d.gather(1, index[Index.WEAK].unsqueeze(1)).squeeze(1)
+    stats[Stat.CHOSEN] = torch.where(nan, float("nan"), chosen)
+    if p.rest is not None:
+        stats[Stat.MASS] += p.rest
+        stats[Stat.TAIL] = _tail(d, stats[Stat.LOGS], _listed(p))
+
+
+def _tail(d: Tensor, logs: Tensor, listed: Tensor) -> Tensor:
+    """(N,) log of the mass outside: from the classes outside, or from those inside if few."""
+    outside = torch.where(listed, float("-inf"), d).logsumexp(1) - logs
+    share = torch.where(listed, (d - logs.unsqueeze(1)).exp(), 0.0).sum(1)
+    return torch.where(share < 0.75, (-share).log1p(), outside)
+
+
+def _self_target(p: Problem, knobs: Knobs, stats: Tensor, index: Tensor) -> None:
+    aux = torch.as_tensor(knobs.aux, dtype=stats.dtype, device=stats.device)
+    if knobs.rule != "given":
+        index[Index.SELF] = index[Index.ARGMAX]
+    stats[Stat.COEF] = torch.zeros_like(aux) if knobs.rule == "none" else aux
+    if knobs.threshold is None:
+        return
+    above = stats[Stat.SCORE] >= knobs.threshold
+    if knobs.rule == "gate":
+        stats[Stat.COEF] = torch.where(above, aux, 0.0)
+    elif knobs.rule == "margin":
+        index[Index.SELF] = torch.where(above, 0, 1)
+
+
+def _factor(p: Problem, knobs: Knobs, stats: Tensor) -> None:
+    factor = torch.ones_like(stats[Stat.LOGS])
+    if knobs.gamma:
+        miss = -torch.expm1(stats[Stat.CHOSEN] - stats[Stat.LOGS])
+        factor = factor * miss.clamp_min(0) ** knobs.gamma
+    if knobs.cap != float("inf"):
+        # Not `< cap`: a NaN row must stay in the loss, where it is seen.
+        factor = factor * ~((-stats[Stat.LOGS]).exp() >= knobs.cap)
+    stats[Stat.FACTOR] = torch.where(p.keep(), factor, 0.0)
+
+
+def _loss(p: Problem, knobs: Knobs, d: Tensor, stats: Tensor, index: Tensor) -> None:
+    logs, mass, a = stats[Stat.LOGS], stats[Stat.MASS], stats[Stat.COEF]
+    listed_mass = mass if p.rest is None else mass - p.rest
+    weak = listed_mass * logs - stats[Stat.LINEAR]
+    if p.rest is not None:
+        weak = weak - torch.where(p.rest != 0, p.rest * stats[Stat.TAIL], 0.0)
+    if knobs.smoothing:
+        even = knobs.smoothing * mass
+        uniform = torch.where(even != 0, even * (logs - stats[Stat.MEAN]), 0.0)
+        weak = (1 - knobs.smoothing) * weak + uniform
+    own = logs - d.gather(1, index[Index.SELF].unsqueeze(1)).squeeze(1)
+    row = unless_own(weak, mass, a) + torch.where(a != 0, a * own, 0.0)
+    if knobs.z_loss:
+        row = row + knobs.z_loss * (stats[Stat.MAX] + logs).square()
+    # A factor of 0 takes the row out even where its weak label is impossible (loss +inf).
+    stats[Stat.LOSS] = torch.where(stats[Stat.FACTOR] != 0, row * stats[Stat.FACTOR], 0.0)
+
+
+def unless_own(weak: Tensor, mass: Tensor, a: Tensor) -> Tensor:
+    """(1 - a) weak; a coefficient of 1 takes out an impossible label (+inf), but no NaN."""
+    return torch.where((a == 1) & weak.isinf() & mass.isfinite(), 0.0, (1 - a) * weak)
+
+
+def scale_(grad: Tensor, upstream: Tensor) -> None:
+    """Multiply the finished gradient by the upstream scalar, in place."""
+    grad.mul_(upstream)

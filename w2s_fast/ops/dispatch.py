@@ -1,0 +1,183 @@
+"""What an op is, which backends it has, and how one is chosen.
+
+An op is a folder. ``api`` holds the formula and the public functions, ``algorithm`` what all
+backends share, ``autograd`` the derivative; ``ref``, ``cpp``, ``triton`` and ``cuda`` are the
+backends. A backend is a module that only fills buffers, so backends can be swapped and compared.
+The choice is by device (cpu: cpp > ref; cuda: cuda > triton > ref) unless ``W2S_BACKEND`` or
+``use_backend`` forces one; a forced backend that is missing raises, an automatic fallback warns
+once, except past CUDA kernels that were never built. fp64 always takes the reference, so a gradient
+check tests the formula itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from w2s_fast.errors import W2SError, nearest
+
+BACKENDS = ("ref", "cpp", "triton", "cuda")
+_PREFERRED = {"cpu": ("cpp", "ref"), "cuda": ("cuda", "triton", "ref")}
+_forced: str | None = os.environ.get("W2S_BACKEND") or None
+
+LIBRARY = torch.library.Library("w2s_fast", "DEF")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Least memory traffic and arithmetic of one call, for roofline ratios."""
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op: its name, its truth, and everything tests and benchmarks need to drive it.
+
+    Attributes:
+        name: basename shared by the op, its kernels and its tests.
+        reference: plain torch function, the truth in fp64.
+        backends: backend name -> module that implements the op's phases.
+        sample: ``(n, v, dtype, device, seed) -> kwargs`` of a call with invariants broken on
+            purpose (unnormalised targets, masked rows, ties, large logits).
+        cost: ``(n, v, dtype) -> Cost`` of forward and backward together.
+    """
+
+    name: str
+    reference: Callable[..., Any]
+    backends: Mapping[str, str]
+    sample: Callable[..., dict[str, Any]]
+    cost: Callable[..., Cost]
+
+    def backend(self, device: torch.device, dtype: torch.dtype) -> ModuleType:
+        """The module that serves this device and dtype.
+
+        Raises:
+            W2SError: if a forced backend is missing here or the op does not have it.
+        """
+        name = "ref" if dtype == torch.float64 else _forced
+        key = (self.name, device.type, name)
+        module = _resolved.get(key)
+        if module is None:
+            module = _resolved[key] = self._resolve(device.type, name)
+        return module
+
+    def _resolve(self, device: str, name: str | None) -> ModuleType:
+        name = name or _automatic(device)
+        if name not in self.backends:
+            raise W2SError(f"op {self.name} has no backend {name!r}; it has {list(self.backends)}")
+        check_backend(name)
+        _check_device(name, device)
+        return importlib.import_module(self.backends[name])
+
+
+# Filled by ``w2s_fast.ops``; solvers reach their op through it without importing the op's file.
+OPS: dict[str, Op] = {}
+
+# A loss of 32 rows takes microseconds: backends are looked up once.
+_resolved: dict[tuple[str, str, str | None], ModuleType] = {}
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Force one backend inside a ``with`` block (None: choose by device again).
+
+    Raises:
+        W2SError: if the name is unknown or the backend is missing on this machine.
+    """
+    global _forced
+    before = _forced
+    if name is not None:
+        check_backend(name)
+    _forced = name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def check_backend(name: str) -> None:
+    """Raise a ``W2SError`` that says why backend ``name`` cannot be used here."""
+    if name not in BACKENDS:
+        raise W2SError(
+            f"unknown backend {name!r}; expected one of {BACKENDS}{nearest(name, BACKENDS)}"
+        )
+    why = missing(name)
+    if why:
+        raise W2SError(f"backend {name!r} was asked for but is missing: {why}")
+
+
+def missing(name: str) -> str:
+    """Why a backend cannot be used here; an empty string if it can."""
+    if name == "cpp":
+        from w2s_fast.ops import native
+
+        return native.missing()
+    if name == "cuda":
+        from w2s_fast.ops import native_cuda
+
+        return native_cuda.missing()
+    if name == "triton":
+        try:
+            importlib.import_module("triton")
+        except ImportError as e:
+            return f"{e} (pip install triton)"
+    return ""
+
+
+def backends_info() -> dict[str, str]:
+    """Backend name -> ``"ok"`` or the reason it is missing. What ``doctor`` prints."""
+    return {name: missing(name) or "ok" for name in BACKENDS}
+
+
+def _check_device(name: str, device: str) -> None:
+    # The core would read device addresses as its own; Triton would look for a driver.
+    if name == "cpp" and device != "cpu":
+        raise W2SError(f"backend 'cpp' serves cpu tensors, these are on {device}; force another")
+    if name == "cuda" and device != _cuda_device():
+        raise W2SError(
+            f"backend 'cuda' serves {_cuda_device()} tensors here, these are on {device}; "
+            "force another"
+        )
+    if name == "triton" and device == "cpu" and not _interpreted():
+        raise W2SError(
+            "backend 'triton' serves cpu tensors only in its interpreter; set TRITON_INTERPRET=1 "
+            "before the program starts"
+        )
+
+
+def _cuda_device() -> str:
+    from w2s_fast.ops import native_cuda
+
+    return "cpu" if native_cuda.emulated() else "cuda"
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def _was_built() -> bool:
+    from w2s_fast.ops import native_cuda
+
+    return native_cuda.built()
+
+
+def _automatic(device: str) -> str:
+    wanted = _PREFERRED.get(device, ("ref",))
+    for name in wanted:
+        why = missing(name)
+        if not why:
+            return name
+        if name == "cuda" and not _was_built():
+            continue  # Triton serves a machine without nvcc: nothing is wrong there
+        warnings.warn(f"w2s_fast: backend {name!r} is missing ({why}); falling back", stacklevel=4)
+    raise W2SError(f"no backend serves device {device!r}; tried {wanted}")

@@ -1,0 +1,263 @@
+r"""Weak-to-strong cross-entropy of a language-model head, without ever storing its logits.
+
+    logits = hidden head^T + bias                 (N, V), in chunks of a memory budget
+    L, dL/dlogits as in ``cross_entropy``
+    dL/dhidden = dL/dlogits head,   dL/dhead = dL/dlogits^T hidden,   dL/dbias = sum_i dL/dlogits_i
+
+N rows, D hidden size, V classes. With mean or sum every gradient is made in forward: 6 N V D
+operations, the same as three bare GEMMs, and memory for one chunk of logits beside the gradients.
+A threshold over the whole batch is exact. For hard labels, and for top-k labels of mass 1 without
+a residual, it costs rank-1 corrections instead of a second pass; see ``chunks.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w2s_fast.errors import W2SError
+from w2s_fast.ops.arguments import checked
+from w2s_fast.ops.cross_entropy import algorithm as _solve
+from w2s_fast.ops.cross_entropy.api import (
+    REDUCTIONS,
+    Stats,
+    WeakLossOut,
+    as_scalar,
+    make_request,
+    make_stats,
+)
+from w2s_fast.ops.dispatch import Cost
+from w2s_fast.ops.fused_linear.chunks import (
+    Head,
+    LinearSolution,
+    Wanted,
+    probe,
+    shape_only,
+    solve_linear,
+)
+from w2s_fast.ops.fused_linear.cross_entropy_autograd import FusedLinearLoss, LinearCall
+from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.ops.targets import LOGIT_DTYPES, Problem, SparseTargets, problem_of
+from w2s_fast.ops.transforms import needs_operators
+
+
+@checked
+def linear_cross_entropy(
+    hidden: Tensor,
+    head: Tensor,
+    weak: Tensor | SparseTargets,
+    *,
+    bias: Tensor | None = None,
+    positions: Tensor | None = None,
+    memory_mib: float = 64,
+    fp32_head_gradient: bool = True,
+    weight: Tensor | None = None,
+    aux: float | Tensor = 0.0,
+    threshold: str | float | None = None,
+    smoothing: float = 0.0,
+    softcap: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, Stats]:
+    """``cross_entropy(hidden @ head.T + bias, weak, ...)`` without the logits.
+
+    Args:
+        hidden: (N, D) last hidden states, or (B, T, D); fp32, bf16, fp16 or fp64. Gets gradients.
+        head: (V, D) weight of the language-model head, same dtype. Gets gradients; a frozen head
+            or frozen hidden states skip their GEMM.
+        weak: weak labels of the rows: int (N,) or (B, T), float (N, V) or (B, T, V), or
+            ``SparseTargets``, whose tensors may have (B, T) in the place of N as well.
+        bias: (V,) of the head. Gets gradients.
+        positions: (M,) integer rows of the flattened hidden states that carry labels, e.g. one
+            answer token a sequence; ``weak`` and ``weight`` are then of M rows, and no other row
+            is touched. None: every row.
+        memory_mib: what the logits of a chunk may take, in MiB. Fewer than about a thousand rows
+            a chunk starve the GEMMs.
+        fp32_head_gradient: sum a 16-bit head's gradient over chunks in fp32 and round once; costs
+            4 V D bytes where there are several chunks. False rounds once a chunk.
+        weight, aux, threshold, smoothing, softcap, z_loss, ignore_index, reduction, return_stats:
+            see ``cross_entropy``.
+
+    Under autocast hidden, head and bias are cast to its dtype, as ``F.linear`` would.
+    ``reduction="none"`` and ``torch.compile`` make the logits a second time in backward.
+
+    Returns:
+        0-d fp32 loss ((N,) for ``"none"``), or ``(loss, Stats)``.
+
+    Raises:
+        W2SError: for shapes, dtypes, devices, coefficients or a budget that do not fit.
+        RuntimeError: on a second derivative, or a tangent of forward mode.
+    """
+    hidden, head, bias = cast_for_autocast(hidden, head, bias)
+    weak, weight = _flat_targets(hidden, weak, weight)
+    hidden = flat_rows(hidden, positions)
+    check_head(hidden, head, bias)
+    p = problem_of(shape_only(hidden.shape[0], head.shape[0], hidden), weak, weight, ignore_index)
+    if isinstance(aux, float | int) and aux == 0 and threshold is None:
+        request = _solve.Request("none")
+    else:
+        request = make_request(threshold, aux, p)
+    request.smoothing, request.softcap, request.z_loss = smoothing, softcap, z_loss
+    x = Head(hidden, head, bias, memory_mib, fp32_head_gradient)
+    loss, solution = _run(x, p, request, weight, reduction)
+    return (loss, make_stats(p, solution)) if return_stats else loss
+
+
+def projected_loss(
+    logits: Projected,
+    weak: Tensor | SparseTargets,
+    weight: Tensor | None,
+    request: _solve.Request,
+    ignore_index: int,
+    reduction: str,
+) -> WeakLossOut:
+    """``weak_loss`` of logits that were not computed; gradients go to hidden, weight and bias."""
+    x, p = _projected(logits, weak, weight, ignore_index)
+    request.softcap = logits.softcap
+    loss, solution = _run(x, p, request, weight, reduction)
+    return WeakLossOut(loss, as_scalar(solution.normaliser, p), make_stats(p, solution))
+
+
+@torch.no_grad()
+def projected_threshold(
+    logits: Projected,
+    weak: Tensor | SparseTargets,
+    rule: str,
+    weight: Tensor | None,
+    ignore_index: int,
+) -> Tensor:
+    """``batch_threshold`` of logits that were not computed."""
+    x, p = _projected(logits.detach(), weak, weight, ignore_index)
+    request = _solve.Request(rule, softcap=logits.softcap)
+    _solve.check_request(request, p)
+    return probe(x, p, request)
+
+
+def _projected(
+    logits: Projected, weak: Tensor | SparseTargets, weight: Tensor | None, ignore_index: int
+) -> tuple[Head, Problem]:
+    hidden, head, bias = cast_for_autocast(logits.hidden, logits.weight, logits.bias)
+    check_head(hidden, head, bias)
+    n, v = logits.shape
+    p = problem_of(shape_only(n, v, hidden), weak, weight, ignore_index)
+    return Head(hidden, head, bias, logits.memory_mib), p
+
+
+def cast_for_autocast(
+    hidden: Tensor, head: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What ``F.linear`` would compute with here."""
+    device = hidden.device.type
+    if not torch.is_autocast_enabled(device):
+        return hidden, head, bias
+    dtype = torch.get_autocast_dtype(device)
+    return hidden.to(dtype), head.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def flat_rows(hidden: Tensor, positions: Tensor | None) -> Tensor:
+    """(N, D) rows of (N, D) or (B, T, D), or the (M, D) of them that ``positions`` names."""
+    if hidden.dim() not in (2, 3):
+        raise W2SError(
+            f"hidden has shape {tuple(hidden.shape)}; expected (N, D) or (B, T, D) hidden states"
+        )
+    rows = hidden.flatten(0, -2)
+    if positions is None:
+        return rows
+    if positions.dim() != 1 or positions.is_floating_point() or positions.dtype == torch.bool:
+        raise W2SError(
+            f"positions have shape {tuple(positions.shape)} and dtype {positions.dtype}; expected "
+            "(M,) integers, rows of the flattened hidden states (mask.flatten().nonzero()[:, 0])"
+        )
+    return rows.index_select(0, positions)
+
+
+def check_head(hidden: Tensor, head: Tensor, bias: Tensor | None) -> None:
+    """Raise ``W2SError`` where hidden (N, D), head (V, D) and bias (V,) do not fit together."""
+    if hidden.dtype not in LOGIT_DTYPES:
+        raise W2SError(f"hidden has dtype {hidden.dtype}; expected fp32, bf16, fp16 or fp64")
+    if head.dim() != 2 or head.shape[1] != hidden.shape[1] or head.shape[0] == 0:
+        hint = ""
+        if head.dim() == 2 and head.shape[0] == hidden.shape[1]:
+            hint = "; is it transposed?"
+        elif head.numel() == 0:
+            hint = "; a partitioned (ZeRO-3, FSDP) weight must be gathered first"
+        raise W2SError(
+            f"head has shape {tuple(head.shape)}; expected (V, D) with D = {hidden.shape[1]}{hint}"
+        )
+    if bias is not None and tuple(bias.shape) != (head.shape[0],):
+        raise W2SError(f"bias has shape {tuple(bias.shape)}; expected ({head.shape[0]},)")
+    for name, t in (("head", head), ("bias", bias)):
+        if t is not None and (t.dtype != hidden.dtype or t.device != hidden.device):
+            raise W2SError(
+                f"{name} is {t.dtype} on {t.device}, hidden {hidden.dtype} on {hidden.device}; "
+                "bring them to one dtype and device, or run under torch.autocast"
+            )
+
+
+def _flat_targets(
+    hidden: Tensor, weak: Tensor | SparseTargets, weight: Tensor | None
+) -> tuple[Tensor | SparseTargets, Tensor | None]:
+    """(B, T, ...) targets and weights as rows; anything else as it came."""
+    if hidden.dim() != 3:
+        return weak, weight
+    lead = tuple(hidden.shape[:2])
+    if isinstance(weak, Tensor) and weak.shape[:2] == lead:
+        rows_of = 3 if weak.is_floating_point() else 2
+        weak = weak.flatten(0, 1) if weak.dim() == rows_of else weak
+    if isinstance(weak, SparseTargets) and weak.ids.dim() == 3 and weak.ids.shape[:2] == lead:
+        rest = weak.rest if weak.rest is None or weak.rest.dim() != 2 else weak.rest.flatten()
+        weak = SparseTargets(weak.ids.flatten(0, 1), weak.probs.flatten(0, 1), rest)
+    if weight is not None and tuple(weight.shape) == lead:
+        weight = weight.flatten()
+    return weak, weight
+
+
+def _run(
+    x: Head, p: Problem, request: _solve.Request, weight: Tensor | None, reduction: str
+) -> tuple[Tensor, LinearSolution]:
+    if reduction not in REDUCTIONS:
+        raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
+    if reduction == "none" or type(x.hidden) is not Tensor or needs_operators():
+        return _functional(x, p, request, weight, reduction)
+    mean = reduction == "mean"
+    inputs = (x.hidden, x.head, x.bias, weight)
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in inputs):
+        solution = solve_linear(x, p, request, Wanted(), mean)
+        return solution.total, solution
+    dtype = None if weight is None else weight.dtype
+    call = LinearCall(p, request, x.memory_mib, x.fp32_head_gradient, mean, dtype)
+    loss = FusedLinearLoss.apply(*inputs, call)
+    assert call.solution is not None
+    return loss, call.solution
+
+
+def _functional(
+    x: Head, p: Problem, r: _solve.Request, weight: Tensor | None, reduction: str
+) -> tuple[Tensor, LinearSolution]:
+    _solve.check_request(r, p)
+    aux = torch.as_tensor(r.aux, dtype=p.accumulator, device=x.hidden.device)
+    row, stats, index, at = torch.ops.w2s_fast.linear_weak_ce(
+        x.hidden, x.head, x.bias, p.ids, p.probs, p.rest, p.weight, aux, r.threshold, r.rule,
+        p.ignore_index, r.smoothing, r.gamma, r.cap, r.softcap, r.z_loss, float(x.memory_mib),
+        x.fp32_head_gradient,
+    )  # fmt: skip
+    loss, total = _solve.reduce_rows(p, row, weight, reduction)
+    threshold = None if r.rule in ("none", "argmax") else at
+    return loss, LinearSolution(stats, index, loss, total.detach(), threshold)
+
+
+def cost(n: int, v: int, dtype: torch.dtype, d: int = 1024) -> Cost:
+    """Forward and backward: three GEMMs; hidden, head and their gradients pass memory once."""
+    return Cost(bytes=2 * (n + v) * d * dtype.itemsize, flops=6 * n * v * d + 26 * n * v)
+
+
+def reference(hidden: Tensor, head: Tensor, weak: Any, bias: Any = None, **kwargs: Any) -> Tensor:
+    """The definition: logits in full, then ``cross_entropy_reference``."""
+    from w2s_fast.ops.reference import cross_entropy_reference
+
+    logits = torch.nn.functional.linear(hidden, head, bias)
+    return cross_entropy_reference(logits, weak, **kwargs)

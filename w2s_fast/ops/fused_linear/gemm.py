@@ -1,0 +1,164 @@
+"""The three matrix products of a fused head, chunk by chunk, into buffers of their caller.
+
+N rows, D hidden size, V classes: logits = hidden head^T + bias (forward), dhidden = dlogits head
+and dhead = dlogits^T hidden (backward, ``head_gradient.py``), 2 N V D operations each. On CPUs
+fp32 goes through oneDNN where that needs no second buffer of the size of the head: its kernels were
+1.2 (Zen 4) to 2 (Zen 5) times as fast as MKL's, which ``torch.mm`` calls.
+
+bf16 and fp16 are multiplied as they are where the CPU has instructions for them and oneDNN uses
+them. Elsewhere a 16-bit product is 2 (AVX-512) to 300 times (AVX2) slower than one in fp32, so the
+operands are upcast a tile of classes at a time, multiplied in fp32 and rounded once. The choice
+depends on the instruction set alone, never on a timing: the same machine computes the same numbers
+in every run.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import platform
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from w2s_fast.errors import W2SError
+
+_MIB = 1 << 20
+# Rows of a chunk are a multiple of this where the budget allows: GEMM tiles stay full.
+_ROUND = 64
+# Entries of the head that are upcast, or of its gradient that are made, at a time: 4 MiB in fp32.
+_TILE = 1 << 20
+_ONE_DNN_HAS = {
+    torch.bfloat16: "_is_mkldnn_bf16_supported",
+    torch.float16: "_is_mkldnn_fp16_supported",
+}
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
+_BF16_ON_X86 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
+
+def rows_per_chunk(n: int, v: int, itemsize: int, memory_mib: float) -> int:
+    """Rows of logits that ``memory_mib`` holds; chunks of one call have nearly equal size.
+
+    Raises:
+        W2SError: if the budget is not a positive number or holds less than one row.
+    """
+    row = v * itemsize
+    if not (isinstance(memory_mib, int | float) and 0 < memory_mib < math.inf):
+        raise W2SError(f"memory_mib is {memory_mib!r}; expected a positive number of MiB")
+    fit = int(memory_mib * _MIB) // row
+    if fit < 1:
+        raise W2SError(
+            f"memory_mib is {memory_mib}, one row of {v} logits takes {row / _MIB:.3g} MiB; "
+            f"expected at least that, and 64 rows or more to run at speed"
+        )
+    if fit >= n:
+        return max(n, 1)
+    chunks = -(-n // fit)
+    even = -(-n // chunks)
+    rounded = -(-even // _ROUND) * _ROUND
+    return rounded if rounded <= fit else even
+
+
+@functools.cache
+def has_kernels(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies matrices of ``dtype`` at speed: fp32 and wider always."""
+    query = _ONE_DNN_HAS.get(dtype)
+    if query is None:
+        return True
+    if not torch.backends.mkldnn.is_available() or not getattr(torch.ops.mkldnn, query)():
+        return False
+    # AVX-512 alone is enough for oneDNN to take bf16, but it then multiplies in fp32 itself, at
+    # half the speed.
+    instructions = [getattr(torch.cpu, name, None) for name in _BF16_ON_X86]
+    return dtype != torch.bfloat16 or not _X86 or any(has and has() for has in instructions)
+
+
+def upcasts(x: Tensor) -> bool:
+    """Whether products of ``x`` go through fp32."""
+    return x.device.type == "cpu" and not has_kernels(x.dtype)
+
+
+def tiles(head: Tensor, n: int) -> Iterator[slice]:
+    """Classes of a head (V, D), about a thousand at a time, for products with n rows."""
+    step = _tile_size(head, n)
+    for start in range(0, head.shape[0], step):
+        yield slice(start, min(start + step, head.shape[0]))
+
+
+def upcast_tiles(head: Tensor, n: int) -> Iterator[tuple[slice, Tensor]]:
+    """The same with the tile in fp32, in one buffer: fresh ones would cost a page fault a page."""
+    v, d = head.shape
+    room = torch.empty((min(_tile_size(head, n), v), d), dtype=torch.float32)
+    for at in tiles(head, n):
+        yield at, room[: at.stop - at.start].copy_(head[at])
+
+
+def _tile_size(head: Tensor, n: int) -> int:
+    # A quarter of the classes: a tile of logits in fp32 then takes half of what the chunk does.
+    return max(_ROUND, min(_TILE // max(head.shape[1], n, 1), head.shape[0] // 4))
+
+
+def logits_chunk(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, buffer: Tensor | None, alpha: float = 1.0
+) -> Tensor:
+    """alpha (hidden head^T + bias): (n, V) in the dtype of ``hidden``; may be in ``buffer``."""
+    if alpha == 1.0 and _one_dnn(hidden):
+        return torch.ops.mkldnn._linear_pointwise(hidden, head, bias, "none", [], "")
+    if buffer is None:
+        buffer = hidden.new_empty((hidden.shape[0], head.shape[0]))
+    out = buffer[: hidden.shape[0]]
+    if upcasts(hidden):
+        return _upcast_logits(hidden, head, bias, out, alpha)
+    if bias is None and alpha == 1.0:
+        return torch.mm(hidden, head.t(), out=out)
+    if bias is None:
+        # beta = 0: what the buffer held, NaN or not, is not read.
+        return torch.addmm(out, hidden, head.t(), beta=0.0, alpha=alpha, out=out)
+    return torch.addmm(bias, hidden, head.t(), beta=alpha, alpha=alpha, out=out)
+
+
+def _upcast_logits(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, out: Tensor, alpha: float
+) -> Tensor:
+    wide = hidden.float()
+    for at, tile in upcast_tiles(head, hidden.shape[0]):
+        z = product(wide, tile)
+        if bias is not None:
+            z += bias[at]
+        out[:, at] = z if alpha == 1.0 else z.mul_(alpha)
+    return out
+
+
+def logits_buffer(hidden: Tensor, head: Tensor, rows: int) -> Tensor | None:
+    """What ``logits_chunk`` writes into again and again; None where it brings its own."""
+    return None if _one_dnn(hidden) else hidden.new_empty((rows, head.shape[0]))
+
+
+def hidden_gradient(dlogits: Tensor, head: Tensor, out: Tensor) -> None:
+    """out (n, D) = dlogits (n, V) head (V, D)."""
+    if _one_dnn(dlogits):
+        out.copy_(product(dlogits, head.t()))
+    elif upcasts(dlogits):
+        total = torch.zeros(out.shape, dtype=torch.float32)
+        for at, tile in upcast_tiles(head, dlogits.shape[0]):
+            total.addmm_(dlogits[:, at].float(), tile)
+        out.copy_(total)
+    else:
+        torch.mm(dlogits, head, out=out)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a (m, k) b^T (k, n): (m, n), by the faster of two libraries."""
+    if _one_dnn(a):
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    return torch.mm(a, b.t())
+
+
+def _one_dnn(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )

@@ -1,0 +1,121 @@
+"""The gradients of a fused head, summed over chunks of rows and over rows of one class.
+
+16-bit gradients of several chunks are summed in fp32 and rounded once. Sums over rows that meet in
+a class have a fixed order and no atomics: the same call gives the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from w2s_fast.ops.fused_linear.gemm import tiles, upcasts
+
+
+class HeadGradient:
+    """The gradients of head (V, D) and bias (V), summed over chunks.
+
+    Args:
+        head: gives shape, dtype and device.
+        fp32: sum the chunks of a 16-bit head in fp32 and round once at the end; costs 4 V D bytes.
+        with_bias: also sum dlogits over rows.
+        with_head: False keeps a frozen head out.
+    """
+
+    def __init__(self, head: Tensor, fp32: bool, with_bias: bool, with_head: bool = True) -> None:
+        wide = torch.float32 if fp32 and head.dtype.itemsize < 4 else head.dtype
+        self.dtype = head.dtype
+        self.head = torch.empty_like(head, dtype=wide) if with_head else None
+        self.bias: Tensor | None = None
+        if with_bias:
+            acc = torch.float64 if head.dtype == torch.float64 else torch.float32
+            self.bias = torch.zeros(head.shape[0], dtype=acc, device=head.device)
+        self._empty = True
+
+    def add(self, dlogits: Tensor, hidden: Tensor) -> None:
+        """Add dlogits^T hidden, and the column sums."""
+        if self.head is not None:
+            self._add_product(dlogits, hidden)
+        if self.bias is not None:
+            self.bias += dlogits.sum(0, dtype=self.bias.dtype)
+        self._empty = False
+
+    def _add_product(self, dlogits: Tensor, hidden: Tensor) -> None:
+        out = self.head
+        assert out is not None
+        # The first chunk overwrites: a zero fill would be a pass over the head of its own.
+        if upcasts(dlogits) or (out.dtype != hidden.dtype and out.device.type == "cpu"):
+            self._add_tiles(out, dlogits, hidden)
+        elif out.dtype != hidden.dtype and self._empty:
+            torch.mm(dlogits.t(), hidden, out_dtype=out.dtype, out=out)
+        elif out.dtype != hidden.dtype:
+            torch.addmm(out, dlogits.t(), hidden, out_dtype=out.dtype, out=out)
+        elif self._empty:
+            torch.mm(dlogits.t(), hidden, out=out)
+        else:
+            torch.addmm(out, dlogits.t(), hidden, out=out)
+
+    def _add_tiles(self, out: Tensor, dlogits: Tensor, hidden: Tensor) -> None:
+        """CPU products have no wider output, but a tile of one is still in the caches."""
+        wide = upcasts(dlogits)
+        hidden = hidden.float() if wide else hidden
+        for at in tiles(out, hidden.shape[0]):
+            part = (dlogits[:, at].float() if wide else dlogits[:, at]).t()
+            if out.dtype == part.dtype and self._empty:
+                torch.mm(part, hidden, out=out[at])
+            elif out.dtype == part.dtype:
+                torch.addmm(out[at], part, hidden, out=out[at])
+            elif self._empty:
+                out[at] = torch.mm(part, hidden)
+            else:
+                out[at] += torch.mm(part, hidden)
+
+    def add_entries(self, classes: Tensor, values: Tensor, hidden: Tensor) -> None:
+        """Add dlogits^T hidden of M rows with K entries each: classes and values (M, K)."""
+        if self.bias is not None:
+            flat = values.reshape(-1, 1).to(self.bias.dtype)
+            add_by_class(self.bias.unsqueeze(1), classes.reshape(-1), flat)
+        if self.head is None:
+            return
+        wide = hidden.to(values.dtype)
+        for k in range(classes.shape[1]):  # one (M, D) product at a time, never (M K, D)
+            add_by_class(self.head, classes[:, k], wide * values[:, k : k + 1])
+
+    def result(self) -> tuple[Tensor | None, Tensor | None]:
+        """Both gradients in the dtype of the head (None for what was not asked for)."""
+        if self._empty and self.head is not None:
+            self.head.zero_()
+        head = None if self.head is None else self.head.to(self.dtype)
+        return head, None if self.bias is None else self.bias.to(self.dtype)
+
+
+def add_by_class(into: Tensor, classes: Tensor, rows: Tensor) -> None:
+    """into[classes_i] += rows_i for into (V, D), classes (M,) and rows (M, D) in fp32 or fp64.
+
+    Rows of one class are summed in the precision of ``rows`` and added to ``into`` once.
+    """
+    if into.device.type == "cpu":
+        _add_unique(into, classes, rows)
+    else:
+        _add_sorted(into, classes, rows)
+
+
+def _add_unique(into: Tensor, classes: Tensor, rows: Tensor) -> None:
+    met, at = classes.unique(return_inverse=True)
+    sums = rows.new_zeros((met.shape[0], rows.shape[1]))
+    # Not index_add_, whose CPU loop costs microseconds a row.
+    sums.scatter_add_(0, at.unsqueeze(1).expand_as(rows), rows)
+    into[met] = (into[met].to(rows.dtype) + sums).to(into.dtype)
+
+
+def _add_sorted(into: Tensor, classes: Tensor, rows: Tensor) -> None:
+    """For a GPU: counting the classes would wait for it, so there are as many slots as rows."""
+    classes, order = classes.sort(stable=True)
+    first = torch.ones_like(classes, dtype=torch.bool)
+    first[1:] = classes[1:] != classes[:-1]
+    slot = first.cumsum(0) - 1
+    # Accumulating index_put_ sorts its indices and sums in their order; index_add_ has atomics.
+    sums = torch.zeros_like(rows).index_put_((slot,), rows[order], accumulate=True)
+    # Slots beyond the last class stand for class 0 and hold 0.
+    of_slot = torch.zeros_like(classes).index_put_((slot,), classes)
+    into.index_add_(0, of_slot, sums.to(into.dtype))

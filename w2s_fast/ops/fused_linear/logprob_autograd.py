@@ -1,0 +1,185 @@
+"""The same log-probabilities from hidden states and a head, a chunk of logits at a time.
+
+Forward makes the logits once, 2 N V D operations, and keeps a few numbers a row. Backward knows the
+upstream of every row only when it is called: it makes the logits again and feeds two GEMMs, 8 N V D
+in all. Where half of the budget holds the logits of the whole call (few rows that count) they are
+kept instead: 6 N V D, what the three bare GEMMs cost. Not differentiable twice; it says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w2s_fast.ops.cross_entropy.algorithm import backend, record
+from w2s_fast.ops.dispatch import LIBRARY
+from w2s_fast.ops.fused_linear.chunks import Gradients, Head, Wanted, chunks, shape_only
+from w2s_fast.ops.fused_linear.cross_entropy_autograd import gradients_from_record
+from w2s_fast.ops.logprob.autograd import (
+    backward_problem,
+    fake_rows,
+    forward_problem,
+    read_off,
+    refuse,
+    sweep,
+)
+from w2s_fast.ops.row_stats import Knobs
+from w2s_fast.ops.transforms import differentiable, needs_operators
+
+_MIB = 1 << 20
+
+LIBRARY.define(
+    "linear_topk_logp(Tensor hidden, Tensor head, Tensor? bias, Tensor ids, float softcap, "
+    "bool with_tail, float memory_mib, bool fp32_head_gradient, float alpha, bool keep) "
+    "-> (Tensor logp, Tensor tail, Tensor stats, Tensor index, Tensor logits)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define(
+    "linear_topk_logp_backward(Tensor? grad_logp, Tensor? grad_tail, Tensor hidden, Tensor head, "
+    "Tensor? bias, Tensor ids, Tensor stats, Tensor index, Tensor logits, float softcap, "
+    "float memory_mib, bool fp32_head_gradient, float alpha, bool[3] wanted) "
+    "-> (Tensor hidden, Tensor head, Tensor bias)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def linear_listed(
+    x: Head, ids: Tensor, softcap: float, with_tail: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Differentiable: (logp (N, K), tail (N,), and the record: stats (12, N), index (3, N))."""
+    n, row = x.hidden.shape[0], x.head.shape[0] * x.hidden.dtype.itemsize
+    # Backward writes beside them: kept logits and their gradient fit the budget together.
+    keep = (
+        not needs_operators()
+        and 2 * n * row <= x.memory_mib * _MIB
+        and torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in (x.hidden, x.head, x.bias))
+    )
+    *found, _ = torch.ops.w2s_fast.linear_topk_logp(
+        x.hidden,
+        x.head,
+        x.bias,
+        ids,
+        softcap,
+        with_tail,
+        float(x.memory_mib),
+        x.fp32_head_gradient,
+        x.alpha,
+        keep,
+    )
+    logp, tail, stats, index = found
+    return logp, tail, stats, index
+
+
+@torch.library.impl(LIBRARY, "linear_topk_logp", "CompositeExplicitAutograd")
+def _linear_topk_logp(
+    hidden: Tensor,
+    head: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    softcap: float,
+    with_tail: bool,
+    memory_mib: float,
+    fp32_head_gradient: bool,
+    alpha: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    p = forward_problem(shape_only(hidden.shape[0], head.shape[0], hidden), ids, with_tail)
+    stats, index = record(p)
+    diffs = torch.empty(ids.shape, dtype=stats.dtype, device=stats.device)
+    if keep:  # whoever asked for it made sure that they fit; one chunk it must be
+        memory_mib = max(memory_mib, (p.logits.numel() + 1) * hidden.dtype.itemsize / _MIB)
+    logits = hidden.new_empty((0, head.shape[0]))
+    for chunk in chunks(Head(hidden, head, bias, memory_mib, alpha=alpha), p):
+        at = chunk.rows
+        stats[:, at], index[:, at], diffs[at] = sweep(chunk.problem, softcap)
+        if keep:
+            logits = chunk.problem.logits
+    return *read_off(p, stats, index, diffs), logits
+
+
+@torch.library.register_fake("w2s_fast::linear_topk_logp")
+def _linear_topk_logp_fake(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, ids: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    kept = hidden.shape[0] if rest[-1] else 0
+    return *fake_rows(hidden, ids), hidden.new_empty((kept, head.shape[0]))
+
+
+@torch.library.impl(LIBRARY, "linear_topk_logp_backward", "CompositeExplicitAutograd")
+def _linear_topk_logp_backward(
+    grad_logp: Tensor | None,
+    grad_tail: Tensor | None,
+    hidden: Tensor,
+    head: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    stats: Tensor,
+    index: Tensor,
+    logits: Tensor,
+    softcap: float,
+    memory_mib: float,
+    fp32_head_gradient: bool,
+    alpha: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = shape_only(hidden.shape[0], head.shape[0], hidden)
+    p, stats, row_scale = backward_problem(shape, ids, grad_logp, grad_tail, stats)
+    x = Head(hidden, head, bias, memory_mib, fp32_head_gradient, alpha)
+    knobs, row_scale = Knobs(softcap=softcap), alpha * row_scale
+    if logits.shape[0]:
+        made = Gradients(x, Wanted(*wanted), chunked=False)
+        dlogits = torch.empty_like(logits)
+        q = p._replace(logits=logits)
+        backend(q).gradient(q, knobs, stats, index, row_scale, dlogits)
+        made.add(dlogits, slice(0, logits.shape[0]))
+        grads = made.result()
+    else:
+        grads = gradients_from_record(x, p, knobs, stats, index, row_scale, Wanted(*wanted))
+    a, b, c = (hidden.new_empty(0) if g is None else g for g in grads)
+    return a, b, c
+
+
+@torch.library.register_fake("w2s_fast::linear_topk_logp_backward")
+def _linear_topk_logp_backward_fake(
+    grad_logp: Tensor | None,
+    grad_tail: Tensor | None,
+    hidden: Tensor,
+    head: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    wanted = rest[-1]
+    return (
+        torch.empty_like(hidden) if wanted[0] else hidden.new_empty(0),
+        torch.empty_like(head) if wanted[1] else hidden.new_empty(0),
+        head.new_empty(head.shape[0]) if wanted[2] else hidden.new_empty(0),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, head, bias, ids, softcap, ctx.with_tail, memory_mib, fp32, alpha, _ = inputs
+    _, _, stats, index, logits = output
+    ctx.save_for_backward(hidden, head, bias, ids, stats, index, logits)
+    ctx.constants = softcap, memory_mib, fp32, alpha
+    ctx.mark_non_differentiable(stats, index, logits)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any, grad_logp: Tensor | None, grad_tail: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
+    grad_tail = grad_tail if ctx.with_tail else None
+    wanted = [bool(w) for w in ctx.needs_input_grad[:3]]
+    grads: tuple[Tensor | None, ...] = (None, None, None)
+    if any(wanted) and not (grad_logp is None and grad_tail is None):
+        made = torch.ops.w2s_fast.linear_topk_logp_backward(
+            grad_logp, grad_tail, *ctx.saved_tensors, *ctx.constants, wanted
+        )
+        grads = tuple(g if w else None for g, w in zip(made, wanted, strict=True))
+    return (*grads, *(None,) * 7)
+
+
+differentiable("linear_topk_logp", "linear_logprob", _backward, _save)
+differentiable("linear_topk_logp_backward", "linear_logprob", refuse)

@@ -1,0 +1,1 @@
+"""Log-probabilities of listed classes, by the row kernels of ``cross_entropy``."""

@@ -1,0 +1,187 @@
+"""Log-probabilities of listed classes on the row kernels of the cross-entropy, which suffice.
+
+The sweep's record holds all that is needed: z_id - M of the listed classes, log S, and with a
+residual the log of the mass outside them. Backward is the phase ``gradient`` with sparse targets
+whose masses are minus the upstream gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w2s_fast.ops.cross_entropy.algorithm import backend, gradient_buffer, record
+from w2s_fast.ops.dispatch import LIBRARY
+from w2s_fast.ops.row_stats import Index, Knobs, Stat
+from w2s_fast.ops.targets import Problem
+from w2s_fast.ops.transforms import differentiable
+
+_TWICE = (
+    "log-probabilities of w2s_fast are not differentiable twice: backward reads the forward's "
+    "record as a constant; do not use create_graph=True through them"
+)
+
+
+def listed(logits: Tensor, ids: Tensor, softcap: float, with_tail: bool) -> tuple[Tensor, ...]:
+    """Differentiable: (logp (N, K), tail (N,), and the record: stats (12, N), index (3, N))."""
+    return torch.ops.w2s_fast.topk_logp(logits, ids, softcap, with_tail)
+
+
+def forward_problem(shape: Tensor, ids: Tensor, with_tail: bool) -> Problem:
+    """What the sweep reads: mass 1 on every listed class, a residual of 0 to have its log mass."""
+    acc, device = _accumulator(shape), shape.device
+    ones = torch.ones(ids.shape, dtype=acc, device=device)
+    rest = torch.zeros(ids.shape[0], dtype=acc, device=device) if with_tail else None
+    return Problem(shape, ids.contiguous(), ones, rest, None, -100)
+
+
+def sweep(p: Problem, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(stats (12, N), index (3, N), z_id - M (N, K)) of rows whose logits are at hand."""
+    assert p.ids is not None
+    stats, index = record(p)
+    diffs = torch.empty(p.ids.shape, dtype=stats.dtype, device=stats.device)
+    scale = torch.ones((), dtype=stats.dtype, device=stats.device)
+    backend(p).rows(p, Knobs(softcap=softcap), stats, index, None, scale, diffs)
+    return stats, index, diffs
+
+
+def read_off(
+    p: Problem, stats: Tensor, index: Tensor, diffs: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(logp (N, K), tail (N,), stats, index), everything defined."""
+    assert p.ids is not None
+    logp = torch.where(p.ids >= 0, diffs - stats[Stat.LOGS].unsqueeze(1), 0.0)
+    # Ids that do not fit, where no host has seen to it (see targets.check_labels).
+    unfit = stats[Stat.MASS].isnan()
+    logp = torch.where(unfit.unsqueeze(1), torch.nan, logp)
+    stats[Stat.TAIL] = 0.0 if p.rest is None else torch.where(unfit, torch.nan, stats[Stat.TAIL])
+    stats[Stat.MEAN] = 0.0
+    return logp, stats[Stat.TAIL].clone(), stats, index
+
+
+def backward_problem(
+    shape: Tensor,
+    ids: Tensor,
+    grad_logp: Tensor | None,
+    grad_tail: Tensor | None,
+    stats: Tensor,
+) -> tuple[Problem, Tensor, Tensor]:
+    """(problem, stats, row_scale) for the phase ``gradient``.
+
+    A row whose upstream gradients are all 0 has row_scale 0: exactly 0, whatever its logits are.
+    """
+    acc = stats.dtype
+    up = torch.zeros(ids.shape, dtype=acc, device=stats.device)
+    if grad_logp is not None:
+        up = torch.where(ids >= 0, grad_logp.to(acc), 0.0)
+    mass, used = up.sum(1), (up != 0).any(1)
+    rest = None
+    if grad_tail is not None:
+        rest = -grad_tail.to(acc).contiguous()
+        mass, used = mass - rest, used | (rest != 0)
+    stats = stats.clone()
+    mass = torch.where(stats[Stat.MASS].isnan(), torch.nan, mass)
+    stats[Stat.MASS], stats[Stat.COEF], stats[Stat.FACTOR] = -mass, 0.0, 1.0
+    p = Problem(shape, ids.contiguous(), (-up).contiguous(), rest, None, -100)
+    return p, stats, used.to(acc)
+
+
+def _accumulator(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+LIBRARY.define(
+    "topk_logp(Tensor logits, Tensor ids, float softcap, bool with_tail) "
+    "-> (Tensor logp, Tensor tail, Tensor stats, Tensor index)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define(
+    "topk_logp_backward(Tensor? grad_logp, Tensor? grad_tail, Tensor logits, Tensor ids, "
+    "Tensor stats, Tensor index, float softcap) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl(LIBRARY, "topk_logp", "CompositeExplicitAutograd")
+def _topk_logp(
+    logits: Tensor, ids: Tensor, softcap: float, with_tail: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    p = forward_problem(_columns(logits), ids, with_tail)
+    return read_off(p, *sweep(p, softcap))
+
+
+@torch.library.register_fake("w2s_fast::topk_logp")
+def _topk_logp_fake(
+    logits: Tensor, ids: Tensor, softcap: float, with_tail: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return fake_rows(logits, ids)
+
+
+def fake_rows(like: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shapes and dtypes of ``read_off`` for rows of ``like``."""
+    n, acc = like.shape[0], _accumulator(like)
+    return (
+        like.new_empty(ids.shape, dtype=acc),
+        like.new_empty((n,), dtype=acc),
+        like.new_empty((len(Stat), n), dtype=acc),
+        like.new_empty((len(Index), n), dtype=torch.int64),
+    )
+
+
+@torch.library.impl(LIBRARY, "topk_logp_backward", "CompositeExplicitAutograd")
+def _topk_logp_backward(
+    grad_logp: Tensor | None,
+    grad_tail: Tensor | None,
+    logits: Tensor,
+    ids: Tensor,
+    stats: Tensor,
+    index: Tensor,
+    softcap: float,
+) -> Tensor:
+    p, stats, row_scale = backward_problem(_columns(logits), ids, grad_logp, grad_tail, stats)
+    serve = backend(p)
+    grad = gradient_buffer(p, serve)
+    serve.gradient(p, Knobs(softcap=softcap), stats, index, row_scale, grad)
+    return grad
+
+
+@torch.library.register_fake("w2s_fast::topk_logp_backward")
+def _topk_logp_backward_fake(
+    grad_logp: Tensor | None, grad_tail: Tensor | None, logits: Tensor, *_: Any
+) -> Tensor:
+    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+
+
+def _columns(logits: Tensor) -> Tensor:
+    return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, ids, ctx.softcap, ctx.with_tail = inputs
+    _, _, stats, index = output
+    ctx.save_for_backward(logits, ids, stats, index)
+    ctx.mark_non_differentiable(stats, index)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any, grad_logp: Tensor | None, grad_tail: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
+    grad_tail = grad_tail if ctx.with_tail else None
+    grad = None
+    if grad_logp is not None or grad_tail is not None:
+        grad = torch.ops.w2s_fast.topk_logp_backward(
+            grad_logp, grad_tail, *ctx.saved_tensors, ctx.softcap
+        )
+    return grad, None, None, None
+
+
+def refuse(ctx: Any, *_: Any) -> None:
+    """Backward of a backward."""
+    raise RuntimeError(_TWICE)
+
+
+differentiable("topk_logp", "topk_logprob", _backward, _save)
+differentiable("topk_logp_backward", "topk_logprob", refuse)

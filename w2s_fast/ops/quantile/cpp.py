@@ -1,0 +1,60 @@
+"""CPU backend of the order statistics: the compiled core.
+
+See csrc/cpu/select.cpp, histogram.cpp and mark.cpp. No result depends on the number of threads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from w2s_fast.ops import native
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_BINS = 2048
+
+
+def quantile(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
+    """Exact quantile of the kept scores; see the op."""
+    return _scalar(native.core().quantile(*_where(scores, keep), float(q)))
+
+
+def kth_value(scores: Tensor, rank: Tensor, keep: Tensor | None) -> Tensor:
+    """Kept score of the 0-based ``rank``; see the op."""
+    return _scalar(native.core().kth_value(*_where(scores, keep), int(rank)))
+
+
+def histogram(scores: Tensor, keep: Tensor | None, prefix: Tensor, step: int) -> Tensor:
+    """One round of a radix select; see the reference backend."""
+    counts = torch.empty(_BINS + 1, dtype=torch.int64)
+    where = _where(scores, keep)
+    native.core().histogram(*where, int(prefix), step, counts.data_ptr())
+    return counts
+
+
+def successor(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
+    """Smallest kept score above ``at``; +inf if there is none."""
+    return _scalar(native.core().successor(*_where(scores, keep), float(at)))
+
+
+def tally(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
+    """(2,) int64: kept scores above ``at`` and equal to it."""
+    return torch.tensor(native.core().tally(*_where(scores, keep), float(at)))
+
+
+def mark(scores: Tensor, keep: Tensor | None, at: Tensor, ties: Tensor) -> Tensor:
+    """(N,) bool: kept scores above ``at`` and the first ``ties`` of those equal to it."""
+    mask = torch.empty(scores.shape, dtype=torch.bool)
+    where = _where(scores, keep)
+    native.core().mark(*where, float(at), int(ties), mask.data_ptr())
+    return mask
+
+
+def _where(scores: Tensor, keep: Tensor | None) -> tuple[int, int, int, int]:
+    """Addresses, dtype and number; the caller's tensors are contiguous and outlive the call."""
+    mask = 0 if keep is None else keep.data_ptr()
+    return scores.data_ptr(), _DTYPES[scores.dtype], mask, scores.numel()
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.full((), value, dtype=torch.float32)
