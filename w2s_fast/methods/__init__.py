@@ -7,7 +7,7 @@ after the other; a name with a dot, ``package.module:Class``, is imported.
 from __future__ import annotations
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._base import Method, Naive, Targets, student_nodes
+from w2s_fast.methods._base import METHODS, Method, Naive, Targets, make_method, student_nodes
 from w2s_fast.methods._plan import Node, Plan, spec_of
 from w2s_fast.methods.agree import Agree
 from w2s_fast.methods.agree_prior import AgreePrior
@@ -31,9 +31,8 @@ from w2s_fast.methods.self_consistency import SelfConsistency
 from w2s_fast.methods.small_loss import SmallLoss
 from w2s_fast.methods.trajectory import Trajectory
 from w2s_fast.methods.tune_lm import TuneLM
-from w2s_fast.specs import build
 
-METHODS: dict[str, type[Method]] = {
+METHODS |= {
     "naive": Naive,
     "bootstrap": Bootstrap,
     "strong_to_strong": StrongToStrong,
@@ -75,15 +74,6 @@ __all__ = [
     "spec_of",
     "student_nodes",
 ]
-
-
-def make_method(spec: str) -> Method:
-    """Build one method from its spec.
-
-    Raises:
-        W2SError: for an unknown name or field, or a value that does not fit.
-    """
-    return build(spec, METHODS, Method, "method")
 
 
 def make_steps(spec: str) -> tuple[Method, ...]:

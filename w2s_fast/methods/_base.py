@@ -16,6 +16,7 @@ import numpy as np
 
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.specs import build
 
 ANY_KIND = ("classes", "preference", "answers")
 
@@ -106,6 +107,19 @@ class Naive(Method):
 
 # What is done to the model and not to its labels: students on the way and the ceiling share it.
 _OF_THE_BODY = ("freeze", "start")
+
+
+# Name -> class; filled by ``w2s_fast.methods``, which imports every method.
+METHODS: dict[str, type[Method]] = {}
+
+
+def make_method(spec: str) -> Method:
+    """Build one method from its spec.
+
+    Raises:
+        W2SError: for an unknown name or field, or a value that does not fit.
+    """
+    return build(spec, METHODS, Method, "method")
 
 
 def student_nodes(steps: tuple[Method, ...], plan: Plan) -> tuple[Node, Node]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._balance import balance_of, matched
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, make_method
 from w2s_fast.methods._plan import Node, Plan
 from w2s_fast.methods._pool import POOLS, pool
 
@@ -83,6 +83,4 @@ class Combine(Method):
 
 @functools.cache
 def _method(name: str) -> Method:
-    from w2s_fast.methods import make_method  # the table holds this class as well
-
     return make_method(name)
