@@ -24,9 +24,9 @@ def calls() -> None:
     import torch
 
     from w2s_fast import linear_cross_entropy, quantile, topk_logprob
-    from w2s_fast.ops.cross_entropy.api import weak_loss
     from w2s_fast.ops.logprob.api import topk_logprob_sample
     from w2s_fast.ops.reference import KINDS, cross_entropy_sample
+    from w2s_fast.ops.weak_loss import weak_loss
 
     for v in (2, 131, 4099):
         for kind in KINDS:

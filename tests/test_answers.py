@@ -23,8 +23,8 @@ from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, make_loss
 from w2s_fast.models import ModelConfig, build_model, load_weights, save_weights
 from w2s_fast.models.weights import module_tensors, whole
-from w2s_fast.ops.cross_entropy.api import batch_threshold
 from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.ops.weak_loss import batch_threshold
 from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
 
 N = 13

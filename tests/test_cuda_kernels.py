@@ -18,11 +18,11 @@ from torch import Tensor
 
 from w2s_fast import W2SError
 from w2s_fast.ops import dispatch, native_cuda, use_backend
-from w2s_fast.ops.cross_entropy.api import weak_loss
 from w2s_fast.ops.quantile.api import masked_quantile
 from w2s_fast.ops.reference import KINDS, REGIMES, cross_entropy_sample
 from w2s_fast.ops.row_stats import Index, Knobs, Stat
 from w2s_fast.ops.targets import Problem, SparseTargets, make_problem
+from w2s_fast.ops.weak_loss import weak_loss
 from w2s_fast.testing import (
     BACKWARD,
     assert_cross_entropy,

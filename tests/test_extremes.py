@@ -39,8 +39,8 @@ import w2s_fast
 from w2s_fast import SparseTargets
 from w2s_fast.ops import dispatch, use_backend
 from w2s_fast.ops.cross_entropy.algorithm import Request, solve
-from w2s_fast.ops.cross_entropy.api import weak_loss
 from w2s_fast.ops.targets import make_problem
+from w2s_fast.ops.weak_loss import weak_loss
 
 # Triton's interpreter computes with numpy, which warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

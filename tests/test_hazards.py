@@ -21,8 +21,8 @@ from torch import Tensor
 import w2s_fast
 from w2s_fast import SparseTargets, W2SError, cross_entropy
 from w2s_fast.ops import dispatch, use_backend
-from w2s_fast.ops.cross_entropy.api import weak_loss
 from w2s_fast.ops.logprob import api as logprob
+from w2s_fast.ops.weak_loss import weak_loss
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 N, V = 5, 13

@@ -21,8 +21,8 @@ from w2s_fast.distill import DISTILLATIONS, make_distillation
 from w2s_fast.errors import W2SKeywordError
 from w2s_fast.losses import LOSSES, Loss, make_loss
 from w2s_fast.ops import OPS
-from w2s_fast.ops.cross_entropy.api import batch_threshold, weak_loss
 from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.ops.weak_loss import batch_threshold, weak_loss
 from w2s_fast.preference import PREFERENCES, Answers, make_preference
 
 N, D, V = 4, 3, 2

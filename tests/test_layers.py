@@ -46,6 +46,9 @@ def _module(path: Path) -> str:
     return f"w2s_fast.{name}" if name.startswith("kernels") else name
 
 
+MODULES = {_module(path): path for path in FILES if path.parts[len(ROOT.parts)] not in OUTSIDE}
+
+
 def _table() -> list[tuple[int, str, str]]:
     """(layer, path, unit) of every row of the page, from the top."""
     return [
@@ -85,6 +88,31 @@ def test_imports_point_down(path: Path) -> None:
         assert target in PLACES, f"{path}:{line}: docs/architecture.md has no row for {name}"
         ok = target == unit or PLACES[unit] < PLACES[target]
         assert ok, f"{path}:{line}: {unit} must not import {target}, which stands above it"
+
+
+def _targets(path: Path) -> set[str]:
+    """The modules of this repository that a file imports, at its top or inside a function."""
+    targets = set()
+    for name, _ in _imports(path):
+        while name and name not in MODULES:  # `from a import b`: module a.b, or name b of module a
+            name = name.rpartition(".")[0]
+        targets.add(name)
+    return targets - {"", "w2s_fast", _module(path)}
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    imports = {module: _targets(path) for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def follow(module: str, road: tuple[str, ...]) -> None:
+        assert module not in road, " -> ".join([*road[road.index(module) :], module])
+        if module not in done:
+            for target in sorted(imports[module]):
+                follow(target, (*road, module))
+            done.add(module)
+
+    for module in imports:
+        follow(module, ())
 
 
 def test_the_page_lists_what_exists() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, Loss, LossOut, make_loss
 from w2s_fast.losses.logconf import LogConf, LogConfEleuther
-from w2s_fast.ops.cross_entropy.api import weak_loss
+from w2s_fast.ops.weak_loss import weak_loss
 from w2s_fast.testing import BACKWARD, FORWARD, assert_fp64, assert_within_budget
 
 FRAC = 0.3  # every schedule is past or inside its warm-up, none at 0

@@ -14,8 +14,8 @@ from dense_calls import KNOWN, LATE, OPEN, sample
 
 import w2s_fast
 from w2s_fast.ops import use_backend
-from w2s_fast.ops.cross_entropy.api import batch_threshold
 from w2s_fast.ops.reference import KINDS, REGIMES
+from w2s_fast.ops.weak_loss import batch_threshold
 from w2s_fast.testing import (
     FORWARD,
     assert_cross_entropy,

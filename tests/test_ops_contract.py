@@ -10,9 +10,9 @@ from dense_calls import LATE, OPEN, sample
 
 import w2s_fast
 from w2s_fast.ops import OPS, dispatch, use_backend
-from w2s_fast.ops.cross_entropy.api import weak_loss
 from w2s_fast.ops.reference import KINDS, cross_entropy_reference
 from w2s_fast.ops.row_stats import Index, Stat
+from w2s_fast.ops.weak_loss import weak_loss
 from w2s_fast.testing import (
     FORWARD,
     assert_within_budget,

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
-    from w2s_fast.ops.cross_entropy.api import Stats, WeakLossOut
     from w2s_fast.ops.reference import Own
+    from w2s_fast.ops.results import Stats, WeakLossOut
 
 FORWARD = 2.0
 BACKWARD = 3.0
@@ -131,7 +131,7 @@ def run_cross_entropy(
 ) -> tuple[WeakLossOut, Tensor, Tensor | None]:
     """(output with stats, gradient of the logits, gradient of the weights) of ``weak_loss``."""
     from w2s_fast.ops import use_backend
-    from w2s_fast.ops.cross_entropy.api import weak_loss
+    from w2s_fast.ops.weak_loss import weak_loss
 
     call = dict(call)
     z = call.pop("logits").detach().requires_grad_()

@@ -18,9 +18,9 @@ from properties.dense import decided
 from properties.heads import Head, head_call, heads
 from properties.inputs import capped, kept_rows_of
 from w2s_fast.ops import use_backend
-from w2s_fast.ops.cross_entropy.api import weak_loss
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.reference import Own, cross_entropy_reference, decide, dense_target
+from w2s_fast.ops.weak_loss import weak_loss
 from w2s_fast.testing import FORWARD, assert_within_budget
 
 

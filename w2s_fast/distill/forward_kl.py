@@ -22,10 +22,11 @@ from w2s_fast.distill._base import (
     row_weights,
 )
 from w2s_fast.errors import W2SError
-from w2s_fast.ops.cross_entropy.api import Stats, weak_loss
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.logprob.api import check_scale
+from w2s_fast.ops.results import Stats
 from w2s_fast.ops.targets import SparseTargets
+from w2s_fast.ops.weak_loss import weak_loss
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,10 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import check_methods, check_number
 from w2s_fast.ops.checks import check_weight_dtype
-from w2s_fast.ops.cross_entropy.api import WeakLossOut, batch_threshold, weak_loss
 from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.ops.results import WeakLossOut
 from w2s_fast.ops.targets import SparseTargets
+from w2s_fast.ops.weak_loss import batch_threshold, weak_loss
 
 IGNORE = -100
 # What a loss takes beside tensors.

@@ -21,7 +21,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.losses._base import IGNORE, LossOut, check_labels, fused_metrics, kept_rows
 from w2s_fast.losses._rows import RowLoss
-from w2s_fast.ops.cross_entropy.api import weak_loss
+from w2s_fast.ops.weak_loss import weak_loss
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,10 +26,12 @@ from w2s_fast.ops.balanced import api as _balanced  # noqa: F401 - registers its
 from w2s_fast.ops.checks import check_coefficient
 from w2s_fast.ops.cross_entropy.ref import dense_weak, soft_capped
 from w2s_fast.ops.quantile import api as quantile_op
+from w2s_fast.ops.results import Solution
 from w2s_fast.ops.row_stats import Index, Knobs, Stat
 from w2s_fast.ops.targets import Problem
 
 NEW = "new"
+_THRESHOLDS = ("prior", "median", "argmax")
 RULES = ("none", "prior", "median", "argmax", "fixed")
 BALANCED_CLASSES = 64  # most classes of rule "prior"; its work grows with their square
 
@@ -54,20 +56,26 @@ class Request:
     record: bool = True
 
 
-@dataclass(slots=True)
-class Solution:
-    """What one call computed. ``grad`` is dloss/dlogits for upstream 1, or None.
-
-    The CPU's two-class call answers with plain numbers for ``normaliser`` and ``threshold``: a
-    tensor of each costs more than the loss of a small batch.
-    """
-
-    stats: Tensor | None
-    index: Tensor | None
-    total: Tensor
-    normaliser: Tensor | float
-    threshold: Tensor | float | None
-    grad: Tensor | None
+def make_request(threshold: str | float | None, aux: float | Tensor, p: Problem) -> Request:
+    """The rule that the public ``threshold`` names."""
+    two = p.logits.shape[1] == 2
+    if threshold is None:
+        return Request("prior" if two else "argmax", aux)
+    if isinstance(threshold, str):
+        if threshold not in _THRESHOLDS:
+            raise W2SError(
+                f"threshold is {threshold!r}; expected a number or one of {_THRESHOLDS}"
+                f"{nearest(threshold, _THRESHOLDS)}"
+            )
+        return Request(threshold, aux)
+    if not 0.0 <= threshold <= 1.0:
+        raise W2SError(f"threshold is {threshold}; expected a probability in [0, 1] or a rule name")
+    at = threshold
+    if two:
+        # P(class 1) > t  iff  z_0 - z_1 < log((1 - t) / t)
+        at = math.inf if at == 0 else -math.inf if at == 1 else math.log1p(-at) - math.log(at)
+    fixed = torch.full((), at, dtype=p.accumulator, device=p.logits.device)
+    return Request("fixed", aux, fixed)
 
 
 def check_request(r: Request, p: Problem, most: int = 2) -> None:

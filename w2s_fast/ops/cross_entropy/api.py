@@ -32,54 +32,19 @@ the form above rewrites both as one cross-entropy against a detached target.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError, nearest
+from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.cross_entropy import algorithm as _solve
 from w2s_fast.ops.cross_entropy.autograd import Call, apply, check_inplace
 from w2s_fast.ops.dispatch import Cost, Op
-from w2s_fast.ops.fused_linear.chunks import LinearSolution
-from w2s_fast.ops.lazy_logits import Projected
-from w2s_fast.ops.row_stats import Index, Stat
+from w2s_fast.ops.results import REDUCTIONS, Solution, Stats, make_stats
 from w2s_fast.ops.targets import Problem, SparseTargets, make_problem
-from w2s_fast.ops.transforms import constant, needs_operators, outside_transforms
-
-REDUCTIONS = ("mean", "sum", "none")
-_THRESHOLDS = ("prior", "median", "argmax")
-
-
-@dataclass(slots=True)
-class Stats:
-    """By-products of the sweep, detached; (N,) unless said, fp32 (fp64 for fp64 logits)."""
-
-    loss: Tensor  # row losses without row weights; exactly 0 on rows that do not count
-    lse: Tensor  # log sum exp of the logits
-    max: Tensor  # largest logit
-    argmax: Tensor  # int64, first class with the largest logit
-    max_prob: Tensor  # the student's top probability
-    chosen_prob: Tensor  # its probability of the weak label's top class
-    entropy: Tensor  # nats
-    agreement: Tensor  # bool, argmax == the weak label's top class
-    coefficient: Tensor  # self-target coefficient after the gate
-    hard_class: Tensor  # int64, class of the self-target
-    # 0-d: P(class 0) for two classes, else top probability; rule "prior" of more: class bias (V,)
-    threshold: Tensor | None
-    count: Tensor  # 0-d: sum of the weights of the rows that count
-
-
-@dataclass(slots=True)
-class WeakLossOut:
-    """Loss, the normaliser it was or can be divided by, and the by-products on request."""
-
-    loss: Tensor
-    count: Tensor
-    stats: Stats | None
+from w2s_fast.ops.transforms import needs_operators
 
 
 @checked
@@ -139,145 +104,21 @@ def cross_entropy(
     if isinstance(aux, float | int) and aux == 0 and threshold is None:
         request = _solve.Request("none")
     else:
-        request = make_request(threshold, aux, p)
+        request = _solve.make_request(threshold, aux, p)
     request.record = return_stats
     request.smoothing, request.softcap, request.z_loss = smoothing, softcap, z_loss
-    loss, solution = _run(p, request, logits, weight, reduction, inplace)
+    loss, solution = run(p, request, logits, weight, reduction, inplace)
     return (loss, make_stats(p, solution)) if return_stats else loss
 
 
-@checked
-def weak_loss(
-    logits: Tensor | Projected,
-    weak: Tensor | SparseTargets,
-    *,
-    weight: Tensor | None = None,
-    aux: float | Tensor = 0.0,
-    rule: str = "none",
-    threshold: Tensor | None = None,
-    focal_gamma: float = 0.0,
-    max_confidence: float = math.inf,
-    smoothing: float = 0.0,
-    softcap: float = 0.0,
-    z_loss: float = 0.0,
-    ignore_index: int = -100,
-    reduction: str = "sum",
-    inplace: bool = False,
-    return_stats: bool = False,
-) -> WeakLossOut:
-    """Every term of the formula above; what the classes in ``w2s_fast.losses`` are made of.
-
-    Args:
-        logits, weak, weight, aux, ignore_index, reduction, inplace, return_stats: see
-            ``cross_entropy``. ``Projected`` logits are never stored, and bring their own softcap.
-        rule: ``none``, ``prior``, ``median``, ``argmax`` or ``fixed``.
-        threshold: 0-d tensor in SCORE units (two classes: margin z_0 - z_1; more: top
-            probability; rule ``prior`` of more than two classes: class bias (V,)) that replaces the
-            statistic of this batch, from ``batch_threshold`` over a larger one.
-        focal_gamma: r_i = (1 - p_i,c)^gamma, c the weak label's top class; detached.
-        max_confidence: r_i = 0 on rows whose top probability is at least this.
-        smoothing, softcap, z_loss: see ``cross_entropy``.
-
-    Returns:
-        ``WeakLossOut``; ``count`` is the 0-d normaliser Z.
-    """
-    request = _solve.Request(
-        rule, aux, threshold, smoothing, focal_gamma, max_confidence, softcap, z_loss, return_stats
-    )
-    if isinstance(logits, Projected):
-        from w2s_fast.ops.fused_linear.cross_entropy import projected_loss
-
-        return projected_loss(logits, weak, weight, request, ignore_index, reduction)
-    p = make_problem(logits, weak, weight, ignore_index)
-    loss, solution = _run(p, request, logits, weight, reduction, inplace)
-    stats = make_stats(p, solution) if return_stats else None
-    return WeakLossOut(loss, as_scalar(solution.normaliser, p), stats)
-
-
-@checked
-def batch_threshold(
-    logits: Tensor | Projected,
-    weak: Tensor | SparseTargets,
-    rule: str,
-    *,
-    weight: Tensor | None = None,
-    softcap: float = 0.0,
-    ignore_index: int = -100,
-) -> Tensor:
-    """Threshold in SCORE units: ``rule`` (``prior`` or ``median``) exactly over these rows.
-
-    0-d; for rule ``prior`` of more than two classes the class bias (V,) of ``balanced_bias``.
-    """
-    logits, weak, weight = _constants(logits, weak, weight)
-    with outside_transforms():
-        return _batch_threshold(logits, weak, rule, weight, softcap, ignore_index)
-
-
-def _batch_threshold(
-    logits: Tensor | Projected,
-    weak: Tensor | SparseTargets,
-    rule: str,
-    weight: Tensor | None,
-    softcap: float,
-    ignore_index: int,
-) -> Tensor:
-    if isinstance(logits, Projected):
-        from w2s_fast.ops.fused_linear.cross_entropy import projected_threshold
-
-        return projected_threshold(logits, weak, rule, weight, ignore_index)
-    p = make_problem(logits, weak, weight, ignore_index)
-    _solve.check_request(_solve.Request(rule, softcap=softcap), p, _solve.BALANCED_CLASSES)
-    if rule not in ("prior", "median"):
-        raise W2SError(f"rule {rule!r} has no batch statistic; expected 'prior' or 'median'")
-    return _solve.batch_threshold(p, rule, softcap=softcap)
-
-
-def _constants(logits: Any, weak: Any, weight: Tensor | None) -> tuple[Any, Any, Any]:
-    """The inputs of a batch statistic, which has no derivative."""
-
-    def plain(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return constant("batch_threshold", x)
-        if isinstance(x, SparseTargets):
-            return SparseTargets(*map(plain, x))
-        if isinstance(x, Projected):
-            parts = {name: plain(getattr(x, name)) for name in ("hidden", "weight", "bias")}
-            return replace(x, **parts)
-        return x
-
-    return plain(logits), plain(weak), plain(weight)
-
-
-def make_request(threshold: str | float | None, aux: float | Tensor, p: Problem) -> _solve.Request:
-    """The rule that the public ``threshold`` names."""
-    two = p.logits.shape[1] == 2
-    if threshold is None:
-        return _solve.Request("prior" if two else "argmax", aux)
-    if isinstance(threshold, str):
-        if threshold not in _THRESHOLDS:
-            raise W2SError(
-                f"threshold is {threshold!r}; expected a number or one of {_THRESHOLDS}"
-                f"{nearest(threshold, _THRESHOLDS)}"
-            )
-        return _solve.Request(threshold, aux)
-    if not 0.0 <= threshold <= 1.0:
-        raise W2SError(f"threshold is {threshold}; expected a probability in [0, 1] or a rule name")
-    at = threshold
-    if two:
-        # P(class 1) > t  iff  z_0 - z_1 < log((1 - t) / t)
-        at = math.inf if at == 0 else -math.inf if at == 1 else math.log1p(-at) - math.log(at)
-    fixed = torch.full((), at, dtype=p.accumulator, device=p.logits.device)
-    return _solve.Request("fixed", aux, fixed)
-
-
-def _run(
+def run(
     p: Problem,
     request: _solve.Request,
     logits: Tensor,
     weight: Tensor | None,
     reduction: str,
     inplace: bool,
-) -> tuple[Tensor, _solve.Solution]:
+) -> tuple[Tensor, Solution]:
     if reduction not in REDUCTIONS:
         raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
     if reduction == "none" or type(logits) is not Tensor or needs_operators():
@@ -298,7 +139,7 @@ def _run(
 
 def _functional(
     p: Problem, r: _solve.Request, weight: Tensor | None, reduction: str
-) -> tuple[Tensor, _solve.Solution]:
+) -> tuple[Tensor, Solution]:
     _solve.check_request(r, p, _solve.BALANCED_CLASSES)
     aux = torch.as_tensor(r.aux, dtype=p.accumulator, device=p.logits.device)
     row, stats, index, at = torch.ops.w2s_fast.weak_ce(
@@ -307,38 +148,7 @@ def _functional(
     )  # fmt: skip
     loss, total = _solve.reduce_rows(p, row, weight, reduction)
     threshold = None if r.rule in ("none", "argmax") else at
-    return loss, _solve.Solution(stats, index, loss, total.detach(), threshold, None)
-
-
-def make_stats(p: Problem, s: _solve.Solution | LinearSolution) -> Stats:
-    """By-products from the record of a dense or a linear call."""
-    assert s.stats is not None and s.index is not None
-    logs, best = s.stats[Stat.LOGS], s.index[Index.ARGMAX]
-    at = None if s.threshold is None else as_scalar(s.threshold, p)
-    if at is not None and p.logits.shape[1] == 2:
-        at = at.sigmoid()
-    return Stats(
-        loss=s.stats[Stat.LOSS],
-        lse=s.stats[Stat.MAX] + logs,
-        max=s.stats[Stat.MAX],
-        argmax=best,
-        max_prob=(-logs).exp(),
-        chosen_prob=(s.stats[Stat.CHOSEN] - logs).exp(),
-        entropy=s.stats[Stat.ENTROPY],
-        # Probabilities that do not exist agree with nothing.
-        agreement=(best == s.index[Index.WEAK]) & ~(s.stats[Stat.CHOSEN] - logs).isnan(),
-        coefficient=s.stats[Stat.COEF],
-        hard_class=s.index[Index.SELF],
-        threshold=at,
-        count=as_scalar(s.normaliser, p),
-    )
-
-
-def as_scalar(value: Tensor | float, p: Problem) -> Tensor:
-    """0-d tensor in the precision of the record."""
-    if isinstance(value, Tensor):
-        return value
-    return torch.full((), value, dtype=p.accumulator, device=p.logits.device)
+    return loss, Solution(stats, index, loss, total.detach(), threshold, None)
 
 
 def _backends() -> dict[str, str]:

@@ -21,7 +21,6 @@ from w2s_fast.errors import W2SError
 from w2s_fast.ops.cross_entropy.algorithm import (
     NEW,
     Request,
-    Solution,
     backend,
     gradient_buffer,
     is_balanced,
@@ -29,6 +28,7 @@ from w2s_fast.ops.cross_entropy.algorithm import (
     solve,
 )
 from w2s_fast.ops.dispatch import LIBRARY
+from w2s_fast.ops.results import Solution
 from w2s_fast.ops.row_stats import Index, Knobs, Stat
 from w2s_fast.ops.targets import Problem
 from w2s_fast.ops.transforms import batched, differentiable, refuse_batched

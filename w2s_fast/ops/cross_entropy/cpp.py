@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from w2s_fast.ops import native
-from w2s_fast.ops.cross_entropy.algorithm import Request, Solution, record
+from w2s_fast.ops.cross_entropy.algorithm import Request, record
+from w2s_fast.ops.results import Solution
 from w2s_fast.ops.row_stats import Knobs
 from w2s_fast.ops.targets import Problem, check_labels
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -37,6 +36,7 @@ from w2s_fast.ops.cross_entropy.algorithm import (
 )
 from w2s_fast.ops.fused_linear import gemm
 from w2s_fast.ops.fused_linear.head_gradient import HeadGradient
+from w2s_fast.ops.results import LinearSolution
 from w2s_fast.ops.row_stats import Index, Knobs, Stat
 from w2s_fast.ops.targets import Problem, check_labels
 
@@ -70,21 +70,6 @@ class Wanted(NamedTuple):
     def any(self) -> bool:
         """Whether a chunk has to become its gradient at all."""
         return self.hidden or self.head or self.bias
-
-
-@dataclass(slots=True)
-class LinearSolution:
-    """What one call computed; gradients are for upstream 1, None where not wanted."""
-
-    stats: Tensor
-    index: Tensor
-    total: Tensor
-    normaliser: Tensor | float
-    threshold: Tensor | float | None
-    hidden: Tensor | None = None
-    head: Tensor | None = None
-    bias: Tensor | None = None
-    logits: Tensor | None = None  # (N, V), kept on request where one chunk held them
 
 
 class Chunk(NamedTuple):

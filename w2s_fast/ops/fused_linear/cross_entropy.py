@@ -20,25 +20,19 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.cross_entropy import algorithm as _solve
-from w2s_fast.ops.cross_entropy.api import (
+from w2s_fast.ops.cross_entropy.algorithm import make_request
+from w2s_fast.ops.dispatch import Cost
+from w2s_fast.ops.fused_linear.chunks import Head, Wanted, probe, shape_only, solve_linear
+from w2s_fast.ops.fused_linear.cross_entropy_autograd import FusedLinearLoss, LinearCall
+from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.ops.results import (
     REDUCTIONS,
+    LinearSolution,
     Stats,
     WeakLossOut,
     as_scalar,
-    make_request,
     make_stats,
 )
-from w2s_fast.ops.dispatch import Cost
-from w2s_fast.ops.fused_linear.chunks import (
-    Head,
-    LinearSolution,
-    Wanted,
-    probe,
-    shape_only,
-    solve_linear,
-)
-from w2s_fast.ops.fused_linear.cross_entropy_autograd import FusedLinearLoss, LinearCall
-from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.targets import LOGIT_DTYPES, Problem, SparseTargets, problem_of
 from w2s_fast.ops.transforms import needs_operators
 

@@ -32,7 +32,6 @@ from w2s_fast.ops.dispatch import LIBRARY
 from w2s_fast.ops.fused_linear.chunks import (
     Gradients,
     Head,
-    LinearSolution,
     Wanted,
     chunks,
     fits,
@@ -40,6 +39,7 @@ from w2s_fast.ops.fused_linear.chunks import (
     solve_linear,
     whole,
 )
+from w2s_fast.ops.results import LinearSolution
 from w2s_fast.ops.row_stats import Knobs
 from w2s_fast.ops.targets import Problem
 from w2s_fast.ops.transforms import differentiable, refuse_batched

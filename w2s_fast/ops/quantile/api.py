@@ -27,6 +27,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.dispatch import LIBRARY, Cost, Op
+from w2s_fast.ops.quantile import distributed, ref
 from w2s_fast.ops.transforms import sample_by_sample
 
 
@@ -92,7 +93,7 @@ def kth_value(
     rank = k.to(device=x.device, dtype=torch.int64) - 1
     if group is None:
         return torch.ops.w2s_fast.kth_value(x, rank, keep)
-    return _over_group().kth_value(_serve(x), x, rank, keep, group)
+    return distributed.kth_value(_serve(x), x, rank, keep, group)
 
 
 @checked
@@ -119,7 +120,7 @@ def top_fraction_mask(
     if group is None:
         mask = torch.ops.w2s_fast.top_mask(x, fraction, keep)
     else:
-        mask = _over_group().top_mask(_serve(x), x, fraction, keep, group)
+        mask = distributed.top_mask(_serve(x), x, fraction, keep, group)
     return mask.reshape(scores.shape)
 
 
@@ -129,7 +130,7 @@ def masked_quantile(
     """Quantile of the scores (N,) whose ``keep`` (N,) is true; +inf if none is. No host sync."""
     q = _fraction("q", q, scores)
     if group is not None:
-        return _over_group().quantile(_serve(scores), scores.detach(), q, keep, group)
+        return distributed.quantile(_serve(scores), scores.detach(), q, keep, group)
     if scores.numel() == 0:
         return torch.full_like(q, float("inf"), dtype=scores.dtype)
     return torch.ops.w2s_fast.quantile(scores.detach(), q, keep)
@@ -144,7 +145,7 @@ def _checked(scores: Tensor, keep: Tensor | None, group: Any) -> tuple[Tensor, T
             "one floating point element"
         )
     if group is not None:
-        _over_group().check_group(group)
+        distributed.check_group(group)
     if keep is not None:
         if keep.dtype != torch.bool or keep.shape != scores.shape or keep.device != scores.device:
             raise W2SError(
@@ -168,62 +169,8 @@ def _fraction(name: str, value: float | Tensor, scores: Tensor) -> Tensor:
     return torch.full((), value, dtype=torch.float64, device=scores.device)
 
 
-def _over_group() -> Any:
-    from w2s_fast.ops.quantile import distributed
-
-    return distributed
-
-
 def _serve(scores: Tensor) -> Any:
     return OP.backend(scores.device, scores.dtype)
-
-
-def quantile_ref(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
-    """The definition, by sorting: scores left out are moved behind the last kept one."""
-    ordered, count, unordered = _in_order(scores, keep)
-    valid = (q >= 0) & (q <= 1)  # NaN weak labels give a NaN rank: answered, never used as an index
-    position = torch.where(valid, q, 0.0) * (count - 1).clamp_min(0)
-    low = position.floor()
-    below = _at(ordered, low.long())
-    above = _at(ordered, position.ceil().long())
-    f = (position - low).to(ordered.dtype)
-    value = between(below, above, f)
-    value = torch.where(count > 0, value, float("inf"))
-    return torch.where(unordered | ~valid, float("nan"), value)
-
-
-def between(below: Tensor, above: Tensor, f: Tensor) -> Tensor:
-    """The score at fraction ``f`` between two neighbours in order."""
-    gap = above - below
-    open_ended = (below == -torch.inf) | (above == torch.inf)
-    wide = torch.where(open_ended, above, below * (1 - f) + above * f)  # where the gap overflows
-    value = torch.where(gap == torch.inf, wide, torch.lerp(below, above, f))
-    # inf - inf is NaN, and neither equal neighbours nor an exact rank need interpolation.
-    return torch.where((below == above) | (f == 0), below, value)
-
-
-def kth_value_ref(scores: Tensor, rank: Tensor, keep: Tensor | None) -> Tensor:
-    """The definition, by sorting: the kept score of 0-based ``rank``; NaN if there is none."""
-    ordered, count, unordered = _in_order(scores, keep)
-    missing = (rank < 0) | (rank >= count) | unordered
-    return torch.where(missing, float("nan"), _at(ordered, torch.where(missing, 0, rank)))
-
-
-def _at(x: Tensor, i: Tensor) -> Tensor:
-    """x[i] for a 0-d index, which brackets would read on the host."""
-    return x.gather(0, i.unsqueeze(0)).squeeze(0)
-
-
-def _in_order(scores: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Kept scores in order and +inf behind them, their number (fp64), and whether one is NaN."""
-    x = scores.to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
-    count = torch.full((), x.numel(), dtype=torch.float64, device=x.device)
-    unordered = x.isnan()
-    if keep is not None:
-        count = keep.sum(dtype=torch.float64)
-        x = torch.where(keep, x, float("inf"))
-        unordered = unordered & keep
-    return torch.where(unordered, float("inf"), x).sort().values, count, unordered.any()
 
 
 _SCHEMAS = (
@@ -251,7 +198,7 @@ def _top_mask(scores: Tensor, fraction: Tensor, keep: Tensor | None) -> Tensor:
     kept = torch.full((), x.numel(), dtype=torch.int64, device=x.device)
     if keep is not None:
         kept = keep.sum()
-    count = _over_group().wanted(fraction, kept)
+    count = distributed.wanted(fraction, kept)
     at = serve.kth_value(x, kept - count, keep)  # NaN where nothing is wanted: marks nothing
     return serve.mark(x, keep, at, count - serve.tally(x, keep, at)[0])
 
@@ -298,7 +245,7 @@ def cost(n: int, v: int, dtype: torch.dtype) -> Cost:
 
 OP = Op(
     name="quantile",
-    reference=quantile_ref,
+    reference=ref.quantile,
     backends={
         "ref": "w2s_fast.ops.quantile.ref",
         "cpp": "w2s_fast.ops.quantile.cpp",

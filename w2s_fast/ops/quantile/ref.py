@@ -11,11 +11,38 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.quantile.api import kth_value_ref as kth_value
-from w2s_fast.ops.quantile.api import quantile_ref as quantile
 from w2s_fast.ops.quantile.keys import BINS, accumulator, keys_of, rounds_of
 
-__all__ = ["histogram", "kth_value", "mark", "quantile", "successor", "tally"]
+
+def quantile(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
+    """The definition, by sorting: scores left out are moved behind the last kept one."""
+    ordered, count, unordered = _in_order(scores, keep)
+    valid = (q >= 0) & (q <= 1)  # NaN weak labels give a NaN rank: answered, never used as an index
+    position = torch.where(valid, q, 0.0) * (count - 1).clamp_min(0)
+    low = position.floor()
+    below = _at(ordered, low.long())
+    above = _at(ordered, position.ceil().long())
+    f = (position - low).to(ordered.dtype)
+    value = between(below, above, f)
+    value = torch.where(count > 0, value, float("inf"))
+    return torch.where(unordered | ~valid, float("nan"), value)
+
+
+def between(below: Tensor, above: Tensor, f: Tensor) -> Tensor:
+    """The score at fraction ``f`` between two neighbours in order."""
+    gap = above - below
+    open_ended = (below == -torch.inf) | (above == torch.inf)
+    wide = torch.where(open_ended, above, below * (1 - f) + above * f)  # where the gap overflows
+    value = torch.where(gap == torch.inf, wide, torch.lerp(below, above, f))
+    # inf - inf is NaN, and neither equal neighbours nor an exact rank need interpolation.
+    return torch.where((below == above) | (f == 0), below, value)
+
+
+def kth_value(scores: Tensor, rank: Tensor, keep: Tensor | None) -> Tensor:
+    """The definition, by sorting: the kept score of 0-based ``rank``; NaN if there is none."""
+    ordered, count, unordered = _in_order(scores, keep)
+    missing = (rank < 0) | (rank >= count) | unordered
+    return torch.where(missing, float("nan"), _at(ordered, torch.where(missing, 0, rank)))
 
 
 def histogram(scores: Tensor, keep: Tensor | None, prefix: Tensor, step: int) -> Tensor:
@@ -62,3 +89,20 @@ def _compare(scores: Tensor, keep: Tensor | None, at: Tensor) -> tuple[Tensor, T
     x = scores.to(accumulator(scores.dtype))
     above, equal = x > at, x == at
     return (above, equal) if keep is None else (above & keep, equal & keep)
+
+
+def _at(x: Tensor, i: Tensor) -> Tensor:
+    """x[i] for a 0-d index, which brackets would read on the host."""
+    return x.gather(0, i.unsqueeze(0)).squeeze(0)
+
+
+def _in_order(scores: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Kept scores in order and +inf behind them, their number (fp64), and whether one is NaN."""
+    x = scores.to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
+    count = torch.full((), x.numel(), dtype=torch.float64, device=x.device)
+    unordered = x.isnan()
+    if keep is not None:
+        count = keep.sum(dtype=torch.float64)
+        x = torch.where(keep, x, float("inf"))
+        unordered = unordered & keep
+    return torch.where(unordered, float("inf"), x).sort().values, count, unordered.any()

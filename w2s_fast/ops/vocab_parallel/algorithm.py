@@ -22,13 +22,13 @@ from w2s_fast.ops.fused_linear import gemm
 from w2s_fast.ops.fused_linear.chunks import (
     Gradients,
     Head,
-    LinearSolution,
     Wanted,
     add_entries,
     cap_slope,
     fixes_by_rank_one,
 )
 from w2s_fast.ops.quantile import api as quantile_op
+from w2s_fast.ops.results import LinearSolution
 from w2s_fast.ops.row_stats import Index, Knobs, Stat
 from w2s_fast.ops.targets import Problem, check_labels
 from w2s_fast.ops.vocab_parallel.merge import merge

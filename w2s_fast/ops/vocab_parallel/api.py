@@ -22,7 +22,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.cross_entropy import algorithm as _solve
-from w2s_fast.ops.cross_entropy.api import REDUCTIONS, Stats, make_request, make_stats
+from w2s_fast.ops.cross_entropy.algorithm import make_request
 from w2s_fast.ops.cross_entropy.autograd import (
     TWICE,
     needs_upstream,
@@ -31,9 +31,10 @@ from w2s_fast.ops.cross_entropy.autograd import (
     snapshot,
     weight_gradient,
 )
-from w2s_fast.ops.fused_linear.chunks import Head, LinearSolution, Wanted, shape_only
+from w2s_fast.ops.fused_linear.chunks import Head, Wanted, shape_only
 from w2s_fast.ops.fused_linear.cross_entropy import cast_for_autocast, check_head, flat_rows
 from w2s_fast.ops.quantile.distributed import check_group
+from w2s_fast.ops.results import REDUCTIONS, LinearSolution, Stats, make_stats
 from w2s_fast.ops.row_stats import Stat
 from w2s_fast.ops.targets import Problem, SparseTargets, problem_of
 from w2s_fast.ops.transforms import refuse_batched, refuse_transforms

@@ -1,0 +1,103 @@
+"""What a call of a weak loss returns: the loss, its normaliser, and by-products of every row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from w2s_fast.ops.row_stats import Index, Stat
+from w2s_fast.ops.targets import Problem
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+@dataclass(slots=True)
+class Stats:
+    """By-products of the sweep, detached; (N,) unless said, fp32 (fp64 for fp64 logits)."""
+
+    loss: Tensor  # row losses without row weights; exactly 0 on rows that do not count
+    lse: Tensor  # log sum exp of the logits
+    max: Tensor  # largest logit
+    argmax: Tensor  # int64, first class with the largest logit
+    max_prob: Tensor  # the student's top probability
+    chosen_prob: Tensor  # its probability of the weak label's top class
+    entropy: Tensor  # nats
+    agreement: Tensor  # bool, argmax == the weak label's top class
+    coefficient: Tensor  # self-target coefficient after the gate
+    hard_class: Tensor  # int64, class of the self-target
+    # 0-d: P(class 0) for two classes, else top probability; rule "prior" of more: class bias (V,)
+    threshold: Tensor | None
+    count: Tensor  # 0-d: sum of the weights of the rows that count
+
+
+@dataclass(slots=True)
+class WeakLossOut:
+    """Loss, the normaliser it was or can be divided by, and the by-products on request."""
+
+    loss: Tensor
+    count: Tensor
+    stats: Stats | None
+
+
+@dataclass(slots=True)
+class Solution:
+    """What one call computed. ``grad`` is dloss/dlogits for upstream 1, or None.
+
+    The CPU's two-class call answers with plain numbers for ``normaliser`` and ``threshold``: a
+    tensor of each costs more than the loss of a small batch.
+    """
+
+    stats: Tensor | None
+    index: Tensor | None
+    total: Tensor
+    normaliser: Tensor | float
+    threshold: Tensor | float | None
+    grad: Tensor | None
+
+
+@dataclass(slots=True)
+class LinearSolution:
+    """What one call computed; gradients are for upstream 1, None where not wanted."""
+
+    stats: Tensor
+    index: Tensor
+    total: Tensor
+    normaliser: Tensor | float
+    threshold: Tensor | float | None
+    hidden: Tensor | None = None
+    head: Tensor | None = None
+    bias: Tensor | None = None
+    logits: Tensor | None = None  # (N, V), kept on request where one chunk held them
+
+
+def make_stats(p: Problem, s: Solution | LinearSolution) -> Stats:
+    """By-products from the record of a dense or a linear call."""
+    assert s.stats is not None and s.index is not None
+    logs, best = s.stats[Stat.LOGS], s.index[Index.ARGMAX]
+    at = None if s.threshold is None else as_scalar(s.threshold, p)
+    if at is not None and p.logits.shape[1] == 2:
+        at = at.sigmoid()
+    return Stats(
+        loss=s.stats[Stat.LOSS],
+        lse=s.stats[Stat.MAX] + logs,
+        max=s.stats[Stat.MAX],
+        argmax=best,
+        max_prob=(-logs).exp(),
+        chosen_prob=(s.stats[Stat.CHOSEN] - logs).exp(),
+        entropy=s.stats[Stat.ENTROPY],
+        # Probabilities that do not exist agree with nothing.
+        agreement=(best == s.index[Index.WEAK]) & ~(s.stats[Stat.CHOSEN] - logs).isnan(),
+        coefficient=s.stats[Stat.COEF],
+        hard_class=s.index[Index.SELF],
+        threshold=at,
+        count=as_scalar(s.normaliser, p),
+    )
+
+
+def as_scalar(value: Tensor | float, p: Problem) -> Tensor:
+    """0-d tensor in the precision of the record."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.full((), value, dtype=p.accumulator, device=p.logits.device)
