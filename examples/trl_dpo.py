@@ -5,7 +5,7 @@
 ``q`` is the probability that the first answer is the better one, q = 1 with weight 1 is TRL's own
 loss. Log-probabilities come from the patched model, only tokens of answers reach its head; those of
 the reference are computed once, by the same model before it is trained. Any loss of
-``w2s_fast.preference`` will do. The sum is divided by the number of pairs, so accumulated
+``w2s_fast.losses.preference`` will do. The sum is divided by the number of pairs, so accumulated
 micro-batches add up exactly.
 """
 
@@ -21,7 +21,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 import w2s_fast
-from w2s_fast.preference import DPO, Answers
+from w2s_fast.losses.preference import DPO, Answers
 
 
 class SoftPairs(DataCollatorForPreference):

@@ -17,7 +17,7 @@ from torch import Tensor
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from w2s_fast.preference import Answers, BradleyTerry
+from w2s_fast.losses.preference import Answers, BradleyTerry
 
 
 class SoftPairs(DataCollatorForPreference):

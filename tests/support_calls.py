@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 import w2s_fast
-from w2s_fast.distill import DISTILLATIONS
+from w2s_fast.losses.distillation import DISTILLATIONS
+from w2s_fast.losses.preference import PREFERENCES, Answers
 from w2s_fast.ops import use_backend
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
@@ -18,7 +19,6 @@ from w2s_fast.ops.logprob.api import topk_logprob, topk_logprob_reference
 from w2s_fast.ops.pack_topk import pack_topk
 from w2s_fast.ops.reference import KINDS, Own, cross_entropy_reference, cross_entropy_sample
 from w2s_fast.ops.weak_loss import weak_loss
-from w2s_fast.preference import PREFERENCES, Answers
 from w2s_fast.support import ENTRIES, Option
 from w2s_fast.testing import (
     BACKWARD,

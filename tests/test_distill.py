@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import w2s_fast
-from w2s_fast.distill import (
+from w2s_fast.errors import W2SError
+from w2s_fast.losses.distillation import (
     DISTILLATIONS,
     JSD,
     Distillation,
@@ -19,7 +20,6 @@ from w2s_fast.distill import (
     ReverseKL,
     make_distillation,
 )
-from w2s_fast.errors import W2SError
 from w2s_fast.ops import use_backend
 from w2s_fast.ops.pack_topk import pack_topk
 from w2s_fast.ops.targets import SparseTargets

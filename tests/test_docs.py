@@ -15,11 +15,11 @@ import yaml
 
 import w2s_fast
 from w2s_fast.config import RunConfig
-from w2s_fast.distill import DISTILLATIONS
 from w2s_fast.losses import LOSSES
 from w2s_fast.losses._base import hyper_parameters
+from w2s_fast.losses.distillation import DISTILLATIONS
+from w2s_fast.losses.preference import PREFERENCES
 from w2s_fast.methods import METHODS
-from w2s_fast.preference import PREFERENCES
 from w2s_fast.sweeps import SweepConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,13 +19,13 @@ from test_linear import CHUNKS, oracle, run, sample, unit_mass
 from torch import Tensor
 
 import w2s_fast
-from w2s_fast.distill import DISTILLATIONS
 from w2s_fast.losses import LOSSES, make_loss
+from w2s_fast.losses.distillation import DISTILLATIONS
+from w2s_fast.losses.preference import PREFERENCES, Answers
 from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.logprob.api import topk_logprob_reference
 from w2s_fast.ops.pack_topk import pack_topk
-from w2s_fast.preference import PREFERENCES, Answers
 from w2s_fast.testing import assert_fp64
 
 FP64 = torch.float64

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import w2s_fast
 from w2s_fast import SparseTargets
-from w2s_fast.distill import ForwardKL
+from w2s_fast.losses.distillation import ForwardKL
 from w2s_fast.ops.weak_loss import weak_loss
 from w2s_fast.testing import BACKWARD, assert_within_budget, device
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 import w2s_fast
 from w2s_fast import SparseTargets, W2SError
-from w2s_fast.distill import DISTILLATIONS, make_distillation
 from w2s_fast.errors import W2SKeywordError
 from w2s_fast.losses import LOSSES, Loss, make_loss
+from w2s_fast.losses.distillation import DISTILLATIONS, make_distillation
+from w2s_fast.losses.preference import PREFERENCES, Answers, make_preference
 from w2s_fast.ops import OPS
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.weak_loss import batch_threshold, weak_loss
-from w2s_fast.preference import PREFERENCES, Answers, make_preference
 
 N, D, V = 4, 3, 2
 Z, H, W, U = torch.randn(N, V), torch.randn(N, D), torch.randn(V, D), -torch.rand(N) - 1

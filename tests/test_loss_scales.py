@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 import w2s_fast
 from w2s_fast import SparseTargets
-from w2s_fast.distill import DISTILLATIONS
+from w2s_fast.losses.distillation import DISTILLATIONS
+from w2s_fast.losses.preference import DPO, Answers
 from w2s_fast.ops import use_backend
 from w2s_fast.ops.vocab_parallel.api import vocab_parallel_cross_entropy
 from w2s_fast.ops.weak_loss import weak_loss
-from w2s_fast.preference import DPO, Answers
 from w2s_fast.testing import device
 
 DTYPES = (torch.float16, torch.bfloat16)

@@ -20,12 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 import w2s_fast
 from w2s_fast import SparseTargets
-from w2s_fast.distill import DISTILLATIONS, make_distillation
 from w2s_fast.losses import LOSSES, make_loss
+from w2s_fast.losses.distillation import DISTILLATIONS, make_distillation
+from w2s_fast.losses.preference import PREFERENCES, Answers, make_preference
 from w2s_fast.ops import use_backend
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.weak_loss import batch_threshold, weak_loss
-from w2s_fast.preference import PREFERENCES, Answers, make_preference
 
 N, D, V = 4, 3, 5
 G = torch.Generator().manual_seed(0)

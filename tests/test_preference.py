@@ -12,12 +12,18 @@ from torch import Tensor
 
 import w2s_fast
 from w2s_fast.errors import W2SError
-from w2s_fast.preference import PREFERENCES, Answers, Preference, PreferenceOut, make_preference
-from w2s_fast.preference.dpo import DPO, DPONorm
-from w2s_fast.preference.ipo import IPO
-from w2s_fast.preference.kto import KTO
-from w2s_fast.preference.orpo import ORPO
-from w2s_fast.preference.simpo import SimPO
+from w2s_fast.losses.preference import (
+    PREFERENCES,
+    Answers,
+    Preference,
+    PreferenceOut,
+    make_preference,
+)
+from w2s_fast.losses.preference.dpo import DPO, DPONorm
+from w2s_fast.losses.preference.ipo import IPO
+from w2s_fast.losses.preference.kto import KTO
+from w2s_fast.losses.preference.orpo import ORPO
+from w2s_fast.losses.preference.simpo import SimPO
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 FP32, FP64 = torch.float32, torch.float64
@@ -349,12 +355,12 @@ def test_from_hidden_states_to_gradients(name: str) -> None:
 def test_specs() -> None:
     assert make_preference("dpo:beta=0.2,label_smoothing=0.1") == DPO(beta=0.2, label_smoothing=0.1)
     assert make_preference("ipo:average=false") == IPO(average=False)
-    assert make_preference("w2s_fast.preference.kto:KTO:beta=0.3") == KTO(beta=0.3)
+    assert make_preference("w2s_fast.losses.preference.kto:KTO:beta=0.3") == KTO(beta=0.3)
     for spec, words in (
         ("dop", "unknown preference loss 'dop'.*did you mean 'dpo'"),
         ("dpo:gamma=1", "has no field 'gamma'"),
         ("dpo:beta=x", "beta is 'x'; expected float"),
-        ("w2s_fast.losses:Xent", "is not a subclass of w2s_fast.preference.Preference"),
+        ("w2s_fast.losses:Xent", "is not a subclass of w2s_fast.losses.preference.Preference"),
     ):
         with pytest.raises(W2SError, match=words):
             make_preference(spec)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.losses._base import IGNORE, Loss, LossOut, fused_metrics, kept_rows
-from w2s_fast.losses._rows import RowLoss
+from w2s_fast.losses._rowwise import RowLoss
 from w2s_fast.losses.logconf import eleuther_ramp
 from w2s_fast.ops.weak_loss import weak_loss
 

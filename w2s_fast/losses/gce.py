@@ -20,7 +20,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses._base import IGNORE, LossOut, check_labels, fused_metrics, kept_rows
-from w2s_fast.losses._rows import RowLoss
+from w2s_fast.losses._rowwise import RowLoss
 from w2s_fast.ops.weak_loss import weak_loss
 
 

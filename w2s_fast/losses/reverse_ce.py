@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from w2s_fast.losses._rows import RowLoss
+from w2s_fast.losses._rowwise import RowLoss
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ Reverse cross-entropy minus the student's entropy: its minimum is p = t, where r
 cross-entropy alone goes on to the label's top class. Plain torch, not the fused op.
 
 Sources: arXiv 2505.24313; Gu et al. 2023 (arXiv 2306.08543) for language models, which are
-``w2s_fast.distill``'s.
+``w2s_fast.losses.distillation``'s.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from w2s_fast.losses._rows import RowLoss
+from w2s_fast.losses._rowwise import RowLoss
 
 
 @dataclass(frozen=True, kw_only=True)

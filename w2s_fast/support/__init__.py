@@ -237,7 +237,10 @@ QUANTILE = Entry(
 
 DISTILLATION = Entry(
     "distillation: ForwardKL, ReverseKL, JSD",
-    ("w2s_fast.distill:Distillation.__call__", "w2s_fast.distill:Distillation.linear"),
+    (
+        "w2s_fast.losses.distillation:Distillation.__call__",
+        "w2s_fast.losses.distillation:Distillation.linear",
+    ),
     "topk_logprob",
     ("rows", "gradient"),
     ("logits", "hidden", "head", "teacher", "memory_mib", "fp32_head_gradient", "positions"),
@@ -260,7 +263,7 @@ DISTILLATION = Entry(
 
 PREFERENCE = Entry(
     "preference losses",
-    ("w2s_fast.preference:Preference.__call__",),
+    ("w2s_fast.losses.preference:Preference.__call__",),
     "",
     (),
     ("first", "second"),

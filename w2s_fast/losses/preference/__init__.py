@@ -1,12 +1,12 @@
 """Preference losses with soft weak preferences. ``PREFERENCES`` names each one."""
 
-from w2s_fast.preference._base import Answers, Preference, PreferenceOut
-from w2s_fast.preference.bradley_terry import BradleyTerry
-from w2s_fast.preference.dpo import DPO, DPONorm
-from w2s_fast.preference.ipo import IPO
-from w2s_fast.preference.kto import KTO
-from w2s_fast.preference.orpo import ORPO
-from w2s_fast.preference.simpo import SimPO
+from w2s_fast.losses.preference._base import Answers, Preference, PreferenceOut
+from w2s_fast.losses.preference.bradley_terry import BradleyTerry
+from w2s_fast.losses.preference.dpo import DPO, DPONorm
+from w2s_fast.losses.preference.ipo import IPO
+from w2s_fast.losses.preference.kto import KTO
+from w2s_fast.losses.preference.orpo import ORPO
+from w2s_fast.losses.preference.simpo import SimPO
 from w2s_fast.specs import build
 
 PREFERENCES: dict[str, type[Preference]] = {

@@ -1,9 +1,9 @@
 """Distillation from offline weak teachers. ``DISTILLATIONS`` names each divergence."""
 
-from w2s_fast.distill._base import Distillation, DistillOut
-from w2s_fast.distill.forward_kl import ForwardKL
-from w2s_fast.distill.jsd import JSD
-from w2s_fast.distill.reverse_kl import ReverseKL
+from w2s_fast.losses.distillation._base import Distillation, DistillOut
+from w2s_fast.losses.distillation.forward_kl import ForwardKL
+from w2s_fast.losses.distillation.jsd import JSD
+from w2s_fast.losses.distillation.reverse_kl import ReverseKL
 from w2s_fast.specs import build
 
 DISTILLATIONS: dict[str, type[Distillation]] = {

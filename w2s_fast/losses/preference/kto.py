@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.preference._base import Answers, Preference, PreferenceOut, check, mix, only, pack
+from w2s_fast.losses.preference._base import (
+    Answers,
+    Preference,
+    PreferenceOut,
+    check,
+    mix,
+    only,
+    pack,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

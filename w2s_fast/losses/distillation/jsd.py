@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from w2s_fast.distill._base import Distillation, check_beta
+from w2s_fast.losses.distillation._base import Distillation, check_beta
 
 
 @dataclass(frozen=True, kw_only=True)

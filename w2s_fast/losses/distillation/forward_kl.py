@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from w2s_fast.distill._base import (
+from w2s_fast.errors import W2SError
+from w2s_fast.losses.distillation._base import (
     Distillation,
     DistillOut,
     metrics,
     neg_entropy,
     row_weights,
 )
-from w2s_fast.errors import W2SError
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.logprob.api import check_scale
 from w2s_fast.ops.results import Stats

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from w2s_fast.distill._base import Distillation
 from w2s_fast.errors import W2SError
+from w2s_fast.losses.distillation._base import Distillation
 from w2s_fast.ops.arguments import check_number
 
 

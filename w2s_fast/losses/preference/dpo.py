@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from w2s_fast.preference._base import Answers, Preference
+from w2s_fast.losses.preference._base import Answers, Preference
 
 
 @dataclass(frozen=True, kw_only=True)
