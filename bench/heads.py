@@ -29,19 +29,16 @@ from torch import Tensor
 from bench import rows
 from bench.environment import ROOT, environment
 from bench.measure import Candidate, interleave
-from w2s_fast.engine import (
+from w2s_fast.losses import make_loss
+from w2s_fast.probing import (
     CachedHead,
     CachedRows,
-    Encoded,
     HeadRun,
-    TrainConfig,
     cache_features,
-    predict,
     predict_heads,
-    train,
     train_heads,
 )
-from w2s_fast.losses import make_loss
+from w2s_fast.training import Encoded, TrainConfig, predict, train
 
 PARTS = ("sweep", "epoch", "probe")
 SEEDS = 5

@@ -29,9 +29,9 @@ from bench.environment import ROOT, environment
 from bench.measure import Candidate, interleave
 from w2s_fast.distributed.network import free_port
 from w2s_fast.distributed.world import end, join, world
-from w2s_fast.engine import Encoded, TrainConfig, predict, train
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig
+from w2s_fast.training import Encoded, TrainConfig, predict, train
 
 PARTS = ("labelling", "exchange", "memory")
 EVAL_BATCH = 32  # rows of a batch of the padded loop
@@ -130,8 +130,8 @@ def _long_tailed(n: int) -> Encoded:
 
 
 def _encoded(model: str, path: str) -> Encoded:
-    from w2s_fast.engine import encode
     from w2s_fast.models import load_tokenizer
+    from w2s_fast.training import encode
 
     lines = [line.partition("\t")[0] for line in Path(path).read_text().splitlines() if line]
     return encode(load_tokenizer(ModelConfig(model)), Texts(lines), 512)
@@ -228,9 +228,9 @@ def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
 
     from w2s_fast.cli.estimate import plan
     from w2s_fast.config import RunConfig
-    from w2s_fast.engine.zero import deepspeed_config
-    from w2s_fast.engine.zero_library import ready
     from w2s_fast.models import build_model
+    from w2s_fast.training.deepspeed.config import deepspeed_config
+    from w2s_fast.training.deepspeed.setup import ready
 
     here, folder = world(), Path(job["folder"]) / "model"
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

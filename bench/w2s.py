@@ -58,9 +58,9 @@ def real(name: str, data: Path, student: Path) -> Any:
     The recipe is Burns et al.'s for linear probes (batches of 128, 1e-3), for 100 epochs.
     """
     from w2s_fast.config import RunConfig
-    from w2s_fast.engine import TrainConfig
     from w2s_fast.models import ModelConfig
     from w2s_fast.tasks import TaskConfig
+    from w2s_fast.training import TrainConfig
 
     sizes = {"n_weak": 500, "n_transfer": 1000, "n_test": 1000}
     # Pairs are harder: with 1000 of them the student's ceiling is the weak model's accuracy.

@@ -24,7 +24,7 @@ from typing import Any
 
 # Not pyarrow, whose allocator starts a thread.
 IMPORTS = (
-    "numpy", "pytest", "torch", "torch.distributed", "w2s_fast.cli.main", "w2s_fast.engine",
+    "numpy", "pytest", "torch", "torch.distributed", "w2s_fast.cli.main", "w2s_fast.training",
     "w2s_fast.losses", "w2s_fast.pipeline", "w2s_fast.pipeline.jobs", "w2s_fast.pipeline.stages",
     "w2s_fast.models", "transformers.models.llama.modeling_llama",
     "transformers.models.gpt2.modeling_gpt2", "safetensors.torch", "w2s_fast._core",
@@ -39,7 +39,7 @@ def main(control: int) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     with contextlib.suppress(Exception):  # W2SError: it is not installed
-        importlib.import_module("w2s_fast.engine.zero_library").load_deepspeed()
+        importlib.import_module("w2s_fast.training.deepspeed.setup").load_deepspeed()
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads run after the imports; a fork would copy their locks"
     woken, wake = os.pipe()

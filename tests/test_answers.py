@@ -16,9 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from w2s_fast.distributed import world
-from w2s_fast.engine import Answers, TrainConfig, Watch, encode_answers, train
-from w2s_fast.engine.likelihood import answer_logprob
-from w2s_fast.engine.step import forward
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, make_loss
 from w2s_fast.models import ModelConfig, build_model, load_weights, save_weights
@@ -26,6 +23,9 @@ from w2s_fast.models.weights import module_tensors, whole
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.weak_loss import batch_threshold
 from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.training import Answers, TrainConfig, Watch, encode_answers, train
+from w2s_fast.training.likelihood import answer_logprob
+from w2s_fast.training.step import forward
 
 N = 13
 RECIPE = TrainConfig(epochs=2, batch_size=6, lr=1e-2)
@@ -349,8 +349,8 @@ def fit(job: dict[str, Any]) -> dict[str, Any]:
     recipe = replace(RECIPE, zero=job["zero"], micro_batch_size=job["micro"], eps=1e-4)
     partition = None
     if job["zero"] == 3:
-        from w2s_fast.engine.zero import deepspeed_config
-        from w2s_fast.engine.zero_library import ready
+        from w2s_fast.training.deepspeed.config import deepspeed_config
+        from w2s_fast.training.deepspeed.setup import ready
 
         ready(60)
         partition = deepspeed_config(recipe, cfg.dtype, world.world().size, False)

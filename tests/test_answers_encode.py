@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from w2s_fast.engine import encode_answers
 from w2s_fast.errors import W2SError
 from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.training import encode_answers
 
 
 @pytest.fixture(scope="module")

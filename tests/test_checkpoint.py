@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from w2s_fast.engine import checkpoint
 from w2s_fast.errors import W2SError
+from w2s_fast.training import checkpoint
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(

@@ -10,10 +10,10 @@ import pytest
 
 from w2s_fast.cli.parse import load_config, make_parser
 from w2s_fast.config import RunConfig, field_types, from_dict, to_dict, to_yaml, validate
-from w2s_fast.engine import TrainConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.specs import settings, split
 from w2s_fast.tasks import TaskConfig
+from w2s_fast.training import TrainConfig
 
 
 def test_defaults_are_the_embedded_task_and_survive_both_ways() -> None:

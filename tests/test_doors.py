@@ -372,7 +372,7 @@ def sharded(job: dict[str, Any]) -> None:
     """Every door of several processes in turn; weights to files, from rank 0."""
     from safetensors.torch import save_file
 
-    from w2s_fast.engine.zero_library import load_deepspeed
+    from w2s_fast.training.deepspeed.setup import load_deepspeed
 
     def keep(name: str, weights: dict[str, Tensor]) -> None:
         weights = {k: v.detach().clone() for k, v in weights.items()}

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.engine import THRESHOLDS, Encoded, TrainConfig, encode, predict, train
-from w2s_fast.engine.checkpoint import finished
-from w2s_fast.engine.data import RowOrder
-from w2s_fast.engine.modes import training_mode
-from w2s_fast.engine.step import Micro, PlainEngine, Progress, forward, run_step
-from w2s_fast.engine.thresholds import Thresholds
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, make_loss
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.models.weights import module_tensors
 from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.training import THRESHOLDS, Encoded, TrainConfig, encode, predict, train
+from w2s_fast.training.checkpoint import finished
+from w2s_fast.training.data import RowOrder
+from w2s_fast.training.step import Micro, PlainEngine, Progress, forward, run_step
+from w2s_fast.training.thresholds import Thresholds
+from w2s_fast.training.train_mode import training_mode
 
 N = 44
 BASE = TrainConfig(epochs=2, batch_size=16, lr=1e-2)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from w2s_fast.engine import encode
-from w2s_fast.engine.data import RowOrder, token_batches
 from w2s_fast.errors import W2SError
 from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.training import encode
+from w2s_fast.training.data import RowOrder, token_batches
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from w2s_fast.engine import TrainConfig
-from w2s_fast.engine.optim import MasterAdamW
 from w2s_fast.errors import W2SError
+from w2s_fast.training import TrainConfig
+from w2s_fast.training.optim import MasterAdamW
 
 
 def test_bf16_keeps_updates_below_its_resolution() -> None:

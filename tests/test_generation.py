@@ -15,12 +15,12 @@ import torch
 from test_answers import KINDS, WORDS, checkpoint, texts
 
 from w2s_fast.distributed import world
-from w2s_fast.engine import encode_answers, generate, next_token_probs, sequence_logprob, train
-from w2s_fast.engine.config import TrainConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.training import encode_answers, generate, next_token_probs, sequence_logprob, train
+from w2s_fast.training.config import TrainConfig
 
 PROMPTS, ANSWERS = texts()
 

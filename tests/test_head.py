@@ -88,7 +88,7 @@ def sharded(case: str, stage: int, here: world.World) -> dict[str, Tensor]:
     """The same, fused, under ZeRO, two micro-batches accumulated."""
     from deepspeed.utils import safe_get_full_grad
 
-    from w2s_fast.engine.zero_library import ready
+    from w2s_fast.training.deepspeed.setup import ready
 
     deepspeed = ready(60)
     model = Student(causal_lm(case), fused=True)

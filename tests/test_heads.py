@@ -13,13 +13,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from w2s_fast.engine import Encoded, TrainConfig, encode, hidden_states, predict, train
-from w2s_fast.engine.cached import CachedHead, CachedRows, cache_features
-from w2s_fast.engine.heads import HeadRun, predict_heads, train_heads
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, make_loss
 from w2s_fast.models import ModelConfig, build_model
+from w2s_fast.probing import hidden_states
+from w2s_fast.probing.feature_cache import CachedHead, CachedRows, cache_features
+from w2s_fast.probing.linear_heads import HeadRun, predict_heads, train_heads
 from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.training import Encoded, TrainConfig, encode, predict, train
 
 N, D = 150, 12
 RECIPE = TrainConfig(epochs=3, batch_size=32, lr=1e-2, warmup_frac=0.1)

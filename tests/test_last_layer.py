@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from w2s_fast.engine import Encoded, TrainConfig, cache_tokens, last_layer, predict, train
-from w2s_fast.engine.tail import CachedTokens
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models.classifier import Classifier
+from w2s_fast.probing import cache_tokens, last_layer
+from w2s_fast.probing.last_layer import CachedTokens
+from w2s_fast.training import Encoded, TrainConfig, predict, train
 
 pytest.importorskip("peft")
 

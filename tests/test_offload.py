@@ -19,9 +19,9 @@ import ranks
 import test_sharding
 from test_sharding import RECIPE, close, fit
 
-from w2s_fast.engine import TrainConfig
-from w2s_fast.engine.zero_library import check_offload
 from w2s_fast.errors import W2SError
+from w2s_fast.training import TrainConfig
+from w2s_fast.training.deepspeed.setup import check_offload
 
 pytest.importorskip("deepspeed")
 TOOLS = [name for name in ("ninja", "c++") if shutil.which(name) is None]

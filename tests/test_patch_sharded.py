@@ -119,7 +119,7 @@ def past_the_model(lm: Any) -> None:
 def zero(case: str, stage: str) -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_grad
 
-    from w2s_fast.engine.zero_library import ready
+    from w2s_fast.training.deepspeed.setup import ready
 
     deepspeed = ready(60)
     lm = w2s_fast.patch(model(case))

@@ -12,11 +12,11 @@ import torch
 from w2s_fast.cli.estimate import memory_of, plan, traffic
 from w2s_fast.cli.main import main
 from w2s_fast.config import RunConfig
-from w2s_fast.engine import TrainConfig
-from w2s_fast.engine.zero_library import load_deepspeed
 from w2s_fast.errors import W2SError
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.models.param_count import Counts, count
+from w2s_fast.training import TrainConfig
+from w2s_fast.training.deepspeed.setup import load_deepspeed
 
 pytest.importorskip("deepspeed")
 C = Counts(70_000_000, 70_000_000, 4_000_000, 10_000, 60_000_000, 0, 0)

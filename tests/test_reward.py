@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2s_fast.distributed import world
-from w2s_fast.engine import Encoded, TrainConfig, encode, hidden_states, predict, train
-from w2s_fast.engine.data import token_batches
-from w2s_fast.engine.step import forward
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model, load_weights, save_weights
 from w2s_fast.models.weights import module_tensors, whole
+from w2s_fast.probing import hidden_states
 from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.training import Encoded, TrainConfig, encode, predict, train
+from w2s_fast.training.data import token_batches
+from w2s_fast.training.step import forward
 
 N = 21
 CFG = ModelConfig("scratch", hidden=16, heads=2, layers=2, head_init="small")

@@ -19,9 +19,9 @@ from decided import Decided
 from torch import Tensor, nn
 
 from w2s_fast.distributed import world
-from w2s_fast.engine import Encoded, TrainConfig, checkpoint, train
 from w2s_fast.losses import make_loss
 from w2s_fast.models.weights import module_tensors, whole
+from w2s_fast.training import Encoded, TrainConfig, checkpoint, train
 
 pytest.importorskip("deepspeed")
 N = 43  # rows: no batch of the matrix divides it, so last batches are short and ranks run dry

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 
 from w2s_fast import metrics
 from w2s_fast.config import RunConfig
-from w2s_fast.engine import TrainConfig, encode, predict, train
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
@@ -22,6 +21,7 @@ from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.jobs import data_digests, plan
 from w2s_fast.pipeline.tables import read_probs, write_probs
 from w2s_fast.tasks import Examples, TaskConfig
+from w2s_fast.training import TrainConfig, encode, predict, train
 
 
 def test_nan_and_wrong_labels_are_refused(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from w2s_fast.distributed import world
-from w2s_fast.engine import Encoded, TrainConfig, Watch, encode, predict, train
-from w2s_fast.engine.checkpoint import finished
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.models.weights import module_tensors, whole
 from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.training import Encoded, TrainConfig, Watch, encode, predict, train
+from w2s_fast.training.checkpoint import finished
 
 N = 23  # 12 steps of 8 rows in 4 epochs, which end after steps 3, 6, 9 and 12
 CFG = TrainConfig(epochs=4, batch_size=8, lr=1e-2)

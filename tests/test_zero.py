@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from w2s_fast.distributed.world import ALONE, World
-from w2s_fast.engine import TrainConfig
-from w2s_fast.engine.loop import make_engine
-from w2s_fast.engine.zero import batch_shape, deepspeed_config
 from w2s_fast.errors import W2SError
+from w2s_fast.training import TrainConfig
+from w2s_fast.training.deepspeed.config import batch_shape, deepspeed_config
+from w2s_fast.training.loop import make_engine
 
 pytest.importorskip("deepspeed")
 BASE = TrainConfig(batch_size=48, micro_batch_size=4, zero=3, clip_norm=0.5, lr=1e-4)

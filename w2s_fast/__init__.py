@@ -13,7 +13,6 @@ from w2s_fast.version import __version__
 
 if TYPE_CHECKING:
     from w2s_fast.config import RunConfig
-    from w2s_fast.engine import TrainConfig
     from w2s_fast.errors import W2SError
     from w2s_fast.losses import make_loss
     from w2s_fast.models import ModelConfig
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from w2s_fast.pipeline import run
     from w2s_fast.sweeps import SweepConfig, sweep
     from w2s_fast.tasks import TaskConfig
+    from w2s_fast.training import TrainConfig
 
 __all__ = [
     "LMHeadLoss",
@@ -68,7 +68,7 @@ _HOMES = {  # public name -> the module that defines it
     "SparseTargets": "w2s_fast.ops.targets",
     "SweepConfig": "w2s_fast.sweeps.config",
     "TaskConfig": "w2s_fast.tasks",
-    "TrainConfig": "w2s_fast.engine",
+    "TrainConfig": "w2s_fast.training",
     "W2SError": "w2s_fast.errors",
     "balanced_bias": "w2s_fast.ops.balanced.api",
     "cross_entropy": "w2s_fast.ops.cross_entropy.api",

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from w2s_fast.debate import WriterConfig
-from w2s_fast.engine import TrainConfig
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.models import BUILT_IN, ModelConfig
 from w2s_fast.specs import settings, split
 from w2s_fast.tasks import TaskConfig
+from w2s_fast.training import TrainConfig
 
 T = TypeVar("T")
 LIST_FIELDS = ("losses", "methods", "seeds", "chain")

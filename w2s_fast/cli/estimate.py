@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from w2s_fast.config import RunConfig
-from w2s_fast.engine.config import TrainConfig
-from w2s_fast.engine.zero import PREFETCH, REDUCE_BUCKET, SUB_GROUP, batch_shape
 from w2s_fast.errors import W2SError
 from w2s_fast.models.param_count import Counts, count
+from w2s_fast.training.config import TrainConfig
+from w2s_fast.training.deepspeed.config import PREFETCH, REDUCE_BUCKET, SUB_GROUP, batch_shape
 
 USAGE = """usage: w2s-fast plan --gpus DxH [options] [--config FILE] [--NAME VALUE ...]
 

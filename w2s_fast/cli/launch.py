@@ -238,8 +238,8 @@ def check_port(port: int) -> None:
 
 def _check(options: Launch, hosts: dict[str, int] | None) -> None:
     from w2s_fast.cli.parse import load_config
-    from w2s_fast.engine.zero import batch_shape
-    from w2s_fast.engine.zero_library import load_deepspeed
+    from w2s_fast.training.deepspeed.config import batch_shape
+    from w2s_fast.training.deepspeed.setup import load_deepspeed
 
     if options.no_ssh and (hosts is None or options.node_rank is None):
         raise W2SError("--no-ssh needs --hostfile and --node-rank")

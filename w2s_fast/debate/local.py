@@ -11,7 +11,7 @@ from w2s_fast.debate.config import WriterConfig
 
 @dataclass(frozen=True, eq=False)
 class LocalWriter:
-    """Writes with ``engine.generate``; a text is a function of the model, its prompt and its seed.
+    """Writes with ``generate``; a text is a function of the model, its prompt and its seed.
 
     Args:
         model: of ``build_model(..., kind="answers")``.
@@ -29,7 +29,7 @@ class LocalWriter:
         Raises:
             W2SError: the model has no room for ``max_tokens``.
         """
-        from w2s_fast.engine import generate
+        from w2s_fast.training import generate
 
         return generate(
             self.model,

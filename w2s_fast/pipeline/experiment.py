@@ -14,7 +14,6 @@ from typing import Any
 from w2s_fast.config import RunConfig, validate
 from w2s_fast.distributed.heartbeat import watching
 from w2s_fast.distributed.world import join, world
-from w2s_fast.engine.zero_library import check_offload
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import Order, execute, find
 from w2s_fast.pipeline.jobs import (
@@ -36,6 +35,7 @@ from w2s_fast.pipeline.transcripts import check_writer
 from w2s_fast.report import RESULTS, write_report
 from w2s_fast.report.progress import show
 from w2s_fast.store import Artefact, Store, exclusive, hear_warnings, write_errors, write_json
+from w2s_fast.training.deepspeed.setup import check_offload
 
 
 def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:

@@ -22,8 +22,8 @@ TEST, LOG, TRAJECTORY = "test.parquet", "log.json", "trajectory.npy"
 
 def fit(ctx: Context, build: Building) -> None:
     """Train the model of the job's role and let it answer the test items."""
-    from w2s_fast.engine import train
     from w2s_fast.losses import make_loss
+    from w2s_fast.training import train
 
     cfg = train_of(ctx.cfg, ctx.job.setting("role"))
     if ctx.job.setting("freeze"):

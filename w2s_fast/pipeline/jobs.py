@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, model_of, to_dict, train_of
-from w2s_fast.engine.config import CARRIED_OUT
 from w2s_fast.methods import Node, Plan
 from w2s_fast.models import ModelConfig
 from w2s_fast.pipeline.students import students
 from w2s_fast.store import content_hash, tree_hash
 from w2s_fast.tasks import Examples, TaskData
+from w2s_fast.training.config import CARRIED_OUT
 
 # Raised when a stage computes something else from the same inputs, so old results are left alone.
 VERSIONS = {

@@ -15,8 +15,8 @@ from w2s_fast.pipeline.tables import read_all_texts, read_labels, read_texts
 from w2s_fast.tasks import Inputs
 
 if TYPE_CHECKING:
-    from w2s_fast.engine.data import Encoded, RowData
-    from w2s_fast.engine.watch import Watch
+    from w2s_fast.training.data import Encoded, RowData
+    from w2s_fast.training.monitor import Watch
 
 LABELS, TRANSCRIPTS = "labels", "transcripts"
 _HOLDOUT = 0.1  # share of the rows that decide when to stop
@@ -65,7 +65,7 @@ def lesson_of(ctx: Context) -> Lesson:
 
 def encoded(ctx: Context, tokenizer: Any, items: Inputs) -> Encoded:
     """The texts as the model of the job's role reads them."""
-    from w2s_fast.engine import encode
+    from w2s_fast.training import encode
 
     length = train_of(ctx.cfg, ctx.job.setting("role")).max_length
     return encode(tokenizer, with_context(ctx, items), length, ctx.task.kind)
@@ -90,17 +90,17 @@ def rows_of(ctx: Context, tokenizer: Any, items: Inputs, split: str) -> RowData:
     """Texts of a split as the model of the job reads them: a frozen one from the cache."""
     if not ctx.job.setting("freeze"):
         return encoded(ctx, tokenizer, items)
-    from w2s_fast.engine.cached import CachedRows
+    from w2s_fast.probing.feature_cache import CachedRows
 
     place = {name: row for row, name in enumerate(ctx.inputs(split).ids)}
     return CachedRows(read_features(ctx.input(split))[[place[name] for name in items.ids]])
 
 
 def rows_and_targets(ctx: Context, tokenizer: Any, lesson: Lesson) -> tuple[RowData, np.ndarray]:
-    """A lesson as ``engine.train`` takes it; answers in words become the tokens to predict."""
+    """A lesson as ``training.train`` takes it; answers in words become the tokens to predict."""
     if ctx.task.kind != "answers":
         return rows_of(ctx, tokenizer, lesson.items, "transfer"), lesson.targets
-    from w2s_fast.engine.answers import encode_answers
+    from w2s_fast.training.completions import encode_answers
 
     length = train_of(ctx.cfg, ctx.job.setting("role")).max_length
     rows = encode_answers(tokenizer, lesson.items.texts, lesson.targets.tolist(), length)
@@ -109,7 +109,7 @@ def rows_and_targets(ctx: Context, tokenizer: Any, lesson: Lesson) -> tuple[RowD
 
 def watched(ctx: Context, lesson: Lesson, tokenizer: Any) -> tuple[Lesson, Watch | None]:
     """The rows to learn, and what is looked at while they are learned."""
-    from w2s_fast.engine.watch import Watch
+    from w2s_fast.training.monitor import Watch
 
     keep = ctx.job.setting("keep", "last")
     if keep == "last":

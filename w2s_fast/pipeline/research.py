@@ -32,7 +32,7 @@ _PART = "part-00000.parquet"
 
 def features(ctx: Context, build: Building) -> None:
     """Hidden states of the untrained model at the label position, bf16 (N, D)."""
-    from w2s_fast.engine.cached import cache_features
+    from w2s_fast.probing.feature_cache import cache_features
 
     model, tokenizer = new_model(ctx, ctx.job.setting("role"))
     items = ctx.inputs(ctx.job.setting("split"))
@@ -45,7 +45,7 @@ def features(ctx: Context, build: Building) -> None:
 
 def prior(ctx: Context, build: Building) -> None:
     """The untrained model's own answer: probabilities of the words of the classes."""
-    from w2s_fast.engine import next_token_probs
+    from w2s_fast.training import next_token_probs
 
     model, tokenizer = new_model(ctx, ctx.job.setting("role"), "answers")
     items = ctx.inputs(ctx.job.setting("split"))
@@ -127,9 +127,9 @@ def asked(ctx: Context, items: Inputs, word: str) -> Inputs:
 
 def tuned(ctx: Context, build: Building) -> None:
     """Train the language model on the transfer texts alone (Burns et al. 2023, §5.2.2)."""
-    from w2s_fast.engine import train
-    from w2s_fast.engine.answers import encode_texts
     from w2s_fast.losses import make_loss
+    from w2s_fast.training import train
+    from w2s_fast.training.completions import encode_texts
 
     cfg = train_of(ctx.cfg, ctx.job.setting("role"))
     model, tokenizer = new_model(ctx, ctx.job.setting("role"), "answers")

@@ -40,7 +40,7 @@ def whole_model(ctx: Context, folder: Path) -> tuple[Any, Any]:
 
 def head_model(ctx: Context) -> tuple[nn.Module, Any]:
     """The untrained head of a frozen model, which reads the states of its body from the cache."""
-    from w2s_fast.engine.cached import CachedHead
+    from w2s_fast.probing.feature_cache import CachedHead
 
     cfg = model_of(ctx.cfg, ctx.job.setting("role"))
     states = next(ctx.input(name) for name, _ in ctx.job.inputs if name in ("transfer", "test"))
@@ -88,8 +88,8 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
     train = train_of(ctx.cfg, role)
     partition = None
     if train.zero == 3 and cfg.source != "bow":
-        from w2s_fast.engine.zero import deepspeed_config
-        from w2s_fast.engine.zero_library import ready
+        from w2s_fast.training.deepspeed.config import deepspeed_config
+        from w2s_fast.training.deepspeed.setup import ready
 
         ready(train.timeout_s)
         cuda = device(ctx.cfg) == "cuda"

@@ -60,7 +60,7 @@ class Said:
 def say(ctx: Context, model: Any, tokenizer: Any, items: Inputs, split: str, path: Path) -> None:
     """Let a model say its mind about ``items`` of a split and write it to ``path``."""
     if ctx.task.kind == "answers":
-        from w2s_fast.engine import generate
+        from w2s_fast.training import generate
 
         length = train_of(ctx.cfg, ctx.job.setting("role")).max_length
         texts = generate(
@@ -68,7 +68,7 @@ def say(ctx: Context, model: Any, tokenizer: Any, items: Inputs, split: str, pat
         )
         ctx.write(lambda: write_texts(path, items.ids, texts))
         return
-    from w2s_fast.engine import predict
+    from w2s_fast.training import predict
 
     probs = predict(model, rows_of(ctx, tokenizer, items, split))
     ctx.write(lambda: write_probs(path, items.ids, probs))

@@ -8,13 +8,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from w2s_fast.config import RunConfig
-from w2s_fast.engine import TrainConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.models import ModelConfig
 from w2s_fast.specs import settings, split
 from w2s_fast.store import content_hash
 from w2s_fast.sweeps.config import SweepConfig
 from w2s_fast.tasks import TaskConfig
+from w2s_fast.training import TrainConfig
 
 CELLS = "cells"
 _LONGEST_NAME = 120  # of a folder; file systems allow 255 bytes

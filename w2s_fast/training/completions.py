@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2s_fast.engine.data import Encoded, pad_id
 from w2s_fast.errors import W2SError
+from w2s_fast.training.data import Encoded, pad_id
 
 
 class AnswerBatch(NamedTuple):

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.engine.cached import as_bytes, cached, identity
-from w2s_fast.engine.data import Batch, Encoded, token_batches
 from w2s_fast.errors import W2SError
 from w2s_fast.models import ModelConfig
 from w2s_fast.models.backbone import with_lora
 from w2s_fast.models.classifier import Classifier, Head, pool
 from w2s_fast.models.weights import is_partitioned
+from w2s_fast.probing.feature_cache import as_bytes, cached, identity
+from w2s_fast.training.data import Batch, Encoded, token_batches
 
 _PROBE_ROWS = 4
 _SLACK = 32  # largest error of the part, in units of the last place of its largest output

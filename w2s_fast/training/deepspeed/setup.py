@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.distributed import world
-from w2s_fast.engine.config import TrainConfig
 from w2s_fast.errors import W2SError
+from w2s_fast.training.config import TrainConfig
 
 
 def load_deepspeed() -> Any:

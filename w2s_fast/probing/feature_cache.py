@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.distributed.world import world
-from w2s_fast.engine.data import Batch, Encoded
-from w2s_fast.engine.states import hidden_states
 from w2s_fast.errors import W2SError
 from w2s_fast.models.classifier import Head
 from w2s_fast.models.weights import module_tensors, whole
+from w2s_fast.probing.hidden_states import hidden_states
+from w2s_fast.training.data import Batch, Encoded
 
 _DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 

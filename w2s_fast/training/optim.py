@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.distributed.world import ALONE, World
-from w2s_fast.engine.config import TrainConfig
 from w2s_fast.errors import W2SError
+from w2s_fast.training.config import TrainConfig
 
 STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.engine.config import TrainConfig
-from w2s_fast.engine.zero_library import load_deepspeed
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.training.config import TrainConfig
+from w2s_fast.training.deepspeed.setup import load_deepspeed
 
 AUTO = "auto"
 REDUCE_BUCKET = 50_000_000  # gradients reduced at a time; DeepSpeed would set 1 GB aside for them

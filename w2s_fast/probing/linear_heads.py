@@ -22,12 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.engine.config import TrainConfig
-from w2s_fast.engine.data import RowOrder
-from w2s_fast.engine.targets import check_targets
-from w2s_fast.engine.thresholds import Thresholds
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossOut
+from w2s_fast.training.config import TrainConfig
+from w2s_fast.training.data import RowOrder, check_targets
+from w2s_fast.training.thresholds import Thresholds
 
 _PREDICT_ROWS = 4096  # of one product in ``predict_heads``
 

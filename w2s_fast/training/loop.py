@@ -14,20 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.distributed.world import World, world
-from w2s_fast.engine import checkpoint
-from w2s_fast.engine.answers import AnswerBatch, Answers
-from w2s_fast.engine.config import CARRIED_OUT, TrainConfig
-from w2s_fast.engine.data import RowData, RowOrder, derived_seed
-from w2s_fast.engine.modes import training_mode
-from w2s_fast.engine.step import Engine, Micro, PlainEngine, Progress, StepResult, run_step
-from w2s_fast.engine.targets import check_targets
-from w2s_fast.engine.thresholds import Thresholds
-from w2s_fast.engine.watch import Watch, Watching
-from w2s_fast.engine.zero import batch_shape
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss
 from w2s_fast.losses._base import IGNORE
 from w2s_fast.models.weights import module_tensors, shape_of
+from w2s_fast.training import checkpoint
+from w2s_fast.training.completions import AnswerBatch, Answers
+from w2s_fast.training.config import CARRIED_OUT, TrainConfig
+from w2s_fast.training.data import RowData, RowOrder, check_targets, derived_seed
+from w2s_fast.training.deepspeed.config import batch_shape
+from w2s_fast.training.monitor import Watch, Watching
+from w2s_fast.training.step import Engine, Micro, PlainEngine, Progress, StepResult, run_step
+from w2s_fast.training.thresholds import Thresholds
+from w2s_fast.training.train_mode import training_mode
 
 # Reading a loss waits for the device, or for the other processes; one CPU has nothing to wait for.
 _READ_EVERY = 20
@@ -284,7 +283,7 @@ def make_engine(model: nn.Module, cfg: TrainConfig, here: World) -> Engine:
     batch_shape(cfg, here.size)
     dtype = _lowest_dtype(model)
     if cfg.zero:
-        from w2s_fast.engine.sharded import ShardedEngine
+        from w2s_fast.training.deepspeed.engine import ShardedEngine
 
         return ShardedEngine(model, cfg, here, dtype)
     if dtype == "fp16":

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from w2s_fast.distributed import world
 from w2s_fast.distributed.world import World
-from w2s_fast.engine.answers import AnswerBatch
-from w2s_fast.engine.config import TrainConfig
-from w2s_fast.engine.data import Batch
-from w2s_fast.engine.optim import STATE, decay_groups
-from w2s_fast.engine.step import Read, forward, found
-from w2s_fast.engine.zero import deepspeed_config
-from w2s_fast.engine.zero_library import ready
 from w2s_fast.errors import W2SError
 from w2s_fast.models.weights import is_partitioned, module_tensors, shape_of, whole
+from w2s_fast.training.completions import AnswerBatch
+from w2s_fast.training.config import TrainConfig
+from w2s_fast.training.data import Batch
+from w2s_fast.training.deepspeed.config import deepspeed_config
+from w2s_fast.training.deepspeed.setup import ready
+from w2s_fast.training.optim import STATE, decay_groups
+from w2s_fast.training.step import Read, forward, found
 
 
 class ShardedEngine:

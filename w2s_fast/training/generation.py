@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from w2s_fast.distributed.world import world
-from w2s_fast.engine.answers import encode_prompts, end_token
-from w2s_fast.engine.data import Encoded, derived_seed, token_batches
 from w2s_fast.errors import W2SError
 from w2s_fast.models.weights import is_partitioned
+from w2s_fast.training.completions import encode_prompts, end_token
+from w2s_fast.training.data import Encoded, derived_seed, token_batches
 
 # Tokens of a batch, prompts and what is written: a step reads all weights, whatever the batch is.
 BATCH_TOKENS = 16384

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.engine.answers import AnswerBatch, Answers, encode_answers
-from w2s_fast.engine.prediction import share
-from w2s_fast.engine.step import forward
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
 from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.training.completions import AnswerBatch, Answers, encode_answers
+from w2s_fast.training.prediction import share
+from w2s_fast.training.step import forward
 
 
 def sequence_logprob(

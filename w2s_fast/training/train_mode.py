@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from w2s_fast.engine.config import TrainConfig
 from w2s_fast.errors import W2SError
+from w2s_fast.training.config import TrainConfig
 
 
 @contextlib.contextmanager

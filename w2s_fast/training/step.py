@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.distributed.world import ALONE, World
-from w2s_fast.engine.answers import AnswerBatch
-from w2s_fast.engine.config import TrainConfig
-from w2s_fast.engine.data import Batch
-from w2s_fast.engine.optim import MasterAdamW
-from w2s_fast.engine.thresholds import Thresholds
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossOut
 from w2s_fast.models.weights import load_module, module_tensors, whole
 from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.training.completions import AnswerBatch
+from w2s_fast.training.config import TrainConfig
+from w2s_fast.training.data import Batch
+from w2s_fast.training.optim import MasterAdamW
+from w2s_fast.training.thresholds import Thresholds
 
 # A saved tensor by name, the same on every process; None if it was not saved.
 Read = Callable[[str], Tensor | None]

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.distributed.world import World
-from w2s_fast.engine.answers import Answers
-from w2s_fast.engine.checkpoint import KEPT, Checkpoint, flush
-from w2s_fast.engine.config import TrainConfig
-from w2s_fast.engine.data import RowData
-from w2s_fast.engine.likelihood import answer_logprob
-from w2s_fast.engine.prediction import predict
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.models.weights import load_weights, save_weights
+from w2s_fast.training.checkpoint import KEPT, Checkpoint, flush
+from w2s_fast.training.completions import Answers
+from w2s_fast.training.config import TrainConfig
+from w2s_fast.training.data import RowData
+from w2s_fast.training.likelihood import answer_logprob
+from w2s_fast.training.prediction import predict
 
 KEEPS = ("last", "best")
 _MODEL = "model.safetensors"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.distributed.world import world
-from w2s_fast.engine.data import RowData, token_batches
-from w2s_fast.engine.step import forward
 from w2s_fast.errors import W2SError
+from w2s_fast.training.data import RowData, token_batches
+from w2s_fast.training.step import forward
 
 
 @torch.inference_mode()

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.engine.data import Batch, Encoded
-from w2s_fast.engine.prediction import share
 from w2s_fast.errors import W2SError
 from w2s_fast.models.classifier import pool
+from w2s_fast.training.data import Batch, Encoded
+from w2s_fast.training.prediction import share
 
 
 @torch.inference_mode()

@@ -1,0 +1,59 @@
+"""Training and prediction: one loop for every loss and model, resumable at any step.
+
+Names load on first use, so the configuration can be read without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from w2s_fast.training.completions import Answers, encode_answers
+    from w2s_fast.training.config import THRESHOLDS, TrainConfig
+    from w2s_fast.training.data import Encoded, encode
+    from w2s_fast.training.generation import generate
+    from w2s_fast.training.likelihood import answer_logprob, next_token_probs, sequence_logprob
+    from w2s_fast.training.loop import train
+    from w2s_fast.training.monitor import Watch
+    from w2s_fast.training.prediction import predict
+
+__all__ = [
+    "THRESHOLDS",
+    "Answers",
+    "Encoded",
+    "TrainConfig",
+    "Watch",
+    "answer_logprob",
+    "encode",
+    "encode_answers",
+    "generate",
+    "next_token_probs",
+    "predict",
+    "sequence_logprob",
+    "train",
+]
+
+_HOMES = {
+    "THRESHOLDS": "config",
+    "Answers": "completions",
+    "TrainConfig": "config",
+    "Watch": "monitor",
+    "Encoded": "data",
+    "answer_logprob": "likelihood",
+    "encode": "data",
+    "encode_answers": "completions",
+    "generate": "generation",
+    "next_token_probs": "likelihood",
+    "predict": "prediction",
+    "sequence_logprob": "likelihood",
+    "train": "loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
