@@ -25,8 +25,8 @@ from w2s_fast.methods import Plan, make_method
 from w2s_fast.pipeline import run
 from w2s_fast.pipeline.context import Context, load_data
 from w2s_fast.pipeline.jobs import Job, config_slice, plan
-from w2s_fast.pipeline.lessons import folds, lesson_of
-from w2s_fast.pipeline.tables import read_all_texts, read_probs
+from w2s_fast.pipeline.parquet import read_all_texts, read_probs
+from w2s_fast.pipeline.stages.training_set import folds, lesson_of
 from w2s_fast.tasks import TaskConfig
 
 pytest_plugins = ("endpoint",)

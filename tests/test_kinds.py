@@ -26,8 +26,8 @@ from w2s_fast.config import RunConfig, from_dict
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline import run
 from w2s_fast.pipeline.export import export
-from w2s_fast.pipeline.said import Said, read_said
-from w2s_fast.pipeline.tables import read_texts, write_texts
+from w2s_fast.pipeline.parquet import read_texts, write_texts
+from w2s_fast.pipeline.predictions import Said, read_said
 from w2s_fast.tasks import Examples, TaskConfig, TaskData
 
 THINGS = [f"thing{i}" for i in range(16)]

@@ -16,7 +16,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.methods import Method, Node, Plan, Targets, make_method
 from w2s_fast.pipeline import run
 from w2s_fast.pipeline.context import load_data
-from w2s_fast.pipeline.lessons import held_out
+from w2s_fast.pipeline.stages.training_set import held_out
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])

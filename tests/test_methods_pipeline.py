@@ -17,8 +17,8 @@ from w2s_fast.pipeline import run
 from w2s_fast.pipeline.context import Context, load_data
 from w2s_fast.pipeline.export import export
 from w2s_fast.pipeline.jobs import Job, plan
+from w2s_fast.pipeline.parquet import read_probs
 from w2s_fast.pipeline.students import students
-from w2s_fast.pipeline.tables import read_probs
 from w2s_fast.tasks import TASKS, TaskConfig, TaskData
 from w2s_fast.tasks.agreement import Agreement
 

@@ -14,6 +14,7 @@ from typing import Any
 from w2s_fast.config import RunConfig, validate
 from w2s_fast.distributed.heartbeat import watching
 from w2s_fast.distributed.world import join, world
+from w2s_fast.pipeline.artifacts import LABELS, SCORES
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import Order, execute, find
 from w2s_fast.pipeline.jobs import (
@@ -24,14 +25,12 @@ from w2s_fast.pipeline.jobs import (
     input_digests,
     plan,
 )
-from w2s_fast.pipeline.lessons import LABELS
 from w2s_fast.pipeline.pool import Watcher, choose_sizes, make_pool
 from w2s_fast.pipeline.preflight import check_alike
 from w2s_fast.pipeline.provenance import provenance
-from w2s_fast.pipeline.roles import device
-from w2s_fast.pipeline.stages import SCORES
+from w2s_fast.pipeline.stages.build_model import device
+from w2s_fast.pipeline.stages.transcripts import check_writer
 from w2s_fast.pipeline.students import check_kind
-from w2s_fast.pipeline.transcripts import check_writer
 from w2s_fast.report import RESULTS, write_report
 from w2s_fast.report.progress import show
 from w2s_fast.store import Artefact, Store, exclusive, hear_warnings, write_errors, write_json

@@ -13,7 +13,7 @@ from w2s_fast.models.weights import save_tensors
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.experiment import session
 from w2s_fast.pipeline.jobs import TRAINED, plan
-from w2s_fast.pipeline.roles import save_language_model, whole_model
+from w2s_fast.pipeline.stages.build_model import save_language_model, whole_model
 from w2s_fast.store import write_errors, write_json
 
 HEAD, ABOUT = "head.safetensors", "w2s.json"

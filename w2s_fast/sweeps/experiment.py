@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import to_dict, to_yaml, validate
+from w2s_fast.pipeline.artifacts import SCORES
 from w2s_fast.pipeline.execute import find
 from w2s_fast.pipeline.experiment import check_fit
 from w2s_fast.pipeline.pool import JobError, ProcessPool, choose_sizes
 from w2s_fast.pipeline.provenance import git_state, machine, provenance, versions
-from w2s_fast.pipeline.stages import SCORES
 from w2s_fast.report import RESULTS
 from w2s_fast.store import (
     Artefact,

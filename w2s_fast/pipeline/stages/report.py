@@ -11,11 +11,13 @@ import numpy as np
 
 from w2s_fast import metrics
 from w2s_fast.config import RunConfig
-from w2s_fast.pipeline.fitting import TEST
+from w2s_fast.pipeline import artifacts
+from w2s_fast.pipeline.artifacts import LABELS, TEST
+from w2s_fast.pipeline.context import Context, load_data
 from w2s_fast.pipeline.jobs import Entry, Jobs, plan
-from w2s_fast.pipeline.lessons import LABELS
-from w2s_fast.pipeline.said import SCORES, Said, read_said
+from w2s_fast.pipeline.predictions import SCORES, Said, read_said
 from w2s_fast.pipeline.students import Student, students
+from w2s_fast.store import Building, write_json
 from w2s_fast.tasks import TaskData
 
 MODELS = ("weak", "student", "ceiling")
@@ -38,6 +40,12 @@ class _Trained:
     student: Said
     ceiling: Said
     ceiling_name: str  # the student whose ceiling it is; empty: the plain one
+
+
+def report(ctx: Context, build: Building) -> None:
+    """Score every run's predictions."""
+    data = {s: load_data(ctx.cfg.task, s) for s in ctx.cfg.seeds}
+    ctx.write(lambda: write_json(build.path / artifacts.SCORES, score(ctx.cfg, data, ctx.folders)))
 
 
 def score(

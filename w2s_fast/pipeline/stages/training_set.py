@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from w2s_fast.config import train_of
+from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.roles import read_features
-from w2s_fast.pipeline.tables import read_all_texts, read_labels, read_texts
+from w2s_fast.pipeline.parquet import read_all_texts, read_labels, read_texts
+from w2s_fast.pipeline.stages.build_model import read_features
 from w2s_fast.tasks import Inputs
 
 if TYPE_CHECKING:
     from w2s_fast.training.data import Encoded, RowData
     from w2s_fast.training.monitor import Watch
 
-LABELS, TRANSCRIPTS = "labels", "transcripts"
 _HOLDOUT = 0.1  # share of the rows that decide when to stop
 
 

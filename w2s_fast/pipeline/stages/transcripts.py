@@ -16,13 +16,14 @@ from w2s_fast.config import RunConfig
 from w2s_fast.debate import EndpointWriter, LocalWriter, Writer, make_protocol
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Node
+from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.lessons import LABELS, TRANSCRIPTS, folds
-from w2s_fast.pipeline.parts import in_parts
-from w2s_fast.pipeline.research import asked, words
-from w2s_fast.pipeline.roles import new_model
+from w2s_fast.pipeline.parquet import read_probs, write_texts
+from w2s_fast.pipeline.stages.build_model import new_model
+from w2s_fast.pipeline.stages.method_inputs import asked, words
+from w2s_fast.pipeline.stages.predict import in_parts
+from w2s_fast.pipeline.stages.training_set import folds
 from w2s_fast.pipeline.students import students
-from w2s_fast.pipeline.tables import read_probs, write_texts
 from w2s_fast.store import Building
 from w2s_fast.tasks import Inputs
 

@@ -11,13 +11,12 @@ import numpy as np
 
 from w2s_fast.config import train_of, unsharded
 from w2s_fast.models import save_weights
+from w2s_fast.pipeline.artifacts import LOG, MODEL, TEST, TRAJECTORY
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.lessons import lesson_of, rows_and_targets, watched
-from w2s_fast.pipeline.roles import MODEL, head_model, new_model
-from w2s_fast.pipeline.said import say
+from w2s_fast.pipeline.stages.build_model import head_model, new_model
+from w2s_fast.pipeline.stages.predict import say
+from w2s_fast.pipeline.stages.training_set import lesson_of, rows_and_targets, watched
 from w2s_fast.store import Building
-
-TEST, LOG, TRAJECTORY = "test.parquet", "log.json", "trajectory.npy"
 
 
 def fit(ctx: Context, build: Building) -> None:

@@ -12,21 +12,14 @@ from w2s_fast.config import train_of
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Targets, make_method
 from w2s_fast.models.weights import whole
+from w2s_fast.pipeline.artifacts import BALANCE, FEATURES, LABELS, PRETRAINED, TRAJECTORY
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.fitting import TRAJECTORY
-from w2s_fast.pipeline.lessons import LABELS, encoded
-from w2s_fast.pipeline.roles import (
-    FEATURES,
-    PRETRAINED,
-    new_model,
-    read_features,
-    save_language_model,
-)
-from w2s_fast.pipeline.tables import read_labels, write_probs
+from w2s_fast.pipeline.parquet import read_labels, write_probs
+from w2s_fast.pipeline.stages.build_model import new_model, read_features, save_language_model
+from w2s_fast.pipeline.stages.training_set import encoded
 from w2s_fast.store import Building
 from w2s_fast.tasks import Inputs
 
-BALANCE = "balance.npy"
 _PART = "part-00000.parquet"
 
 

@@ -2,8 +2,8 @@
 
 ``weak`` learns true labels of the first half; ``labels`` applies it to the second half; ``student``
 learns those soft labels, ``ceiling`` the true ones of the same half, ``control`` the soft ones
-without pretraining. What methods need between them is in ``research``. All models are scored on
-the same test items.
+without pretraining. What methods need between them is in ``method_inputs``. All models are scored
+on the same test items.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from w2s_fast.pipeline import research, transcripts
-from w2s_fast.pipeline.context import Context, load_data
-from w2s_fast.pipeline.fitting import fit
-from w2s_fast.pipeline.lessons import LABELS
-from w2s_fast.pipeline.parts import in_parts
-from w2s_fast.pipeline.roles import PRETRAINED, trained_model
-from w2s_fast.pipeline.said import say
-from w2s_fast.store import Building, write_json
+from w2s_fast.pipeline.artifacts import LABELS, PRETRAINED
+from w2s_fast.pipeline.context import Context
+from w2s_fast.pipeline.stages import method_inputs, report, transcripts
+from w2s_fast.pipeline.stages.build_model import trained_model
+from w2s_fast.pipeline.stages.predict import in_parts, say
+from w2s_fast.pipeline.stages.train import fit
+from w2s_fast.store import Building
 
-SCORES = "scores.json"
 SHARD_ROWS = 20_000  # items of one file of weak labels; also what a kill can cost
 
 
@@ -52,14 +50,6 @@ def labels(ctx: Context, build: Building) -> None:
     ctx.write(lambda: os.replace(build.checkpoint, build.path / LABELS))
 
 
-def report(ctx: Context, build: Building) -> None:
-    """Score every run's predictions."""
-    from w2s_fast.pipeline.scores import score
-
-    data = {s: load_data(ctx.cfg.task, s) for s in ctx.cfg.seeds}
-    ctx.write(lambda: write_json(build.path / SCORES, score(ctx.cfg, data, ctx.folders)))
-
-
 STAGES: dict[str, Callable[[Context, Building], None]] = {
     "pretrain": pretrain,
     "weak": fit,
@@ -68,12 +58,12 @@ STAGES: dict[str, Callable[[Context, Building], None]] = {
     "student": fit,
     "ceiling": fit,
     "control": fit,  # `new_model` leaves the pretrained weights out
-    "tuned": research.tuned,
-    "features": research.features,
-    "prior": research.prior,
-    "balance": research.balance,
+    "tuned": method_inputs.tuned,
+    "features": method_inputs.features,
+    "prior": method_inputs.prior,
+    "balance": method_inputs.balance,
     "transcripts": transcripts.transcripts,
-    "trajectory": research.trajectory,
-    "apply": research.apply,
-    "report": report,
+    "trajectory": method_inputs.trajectory,
+    "apply": method_inputs.apply,
+    "report": report.report,
 }

@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 
 from w2s_fast import metrics
-from w2s_fast.config import train_of
 from w2s_fast.errors import W2SError
-from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.lessons import rows_of
-from w2s_fast.pipeline.tables import read_probs, read_texts, write_probs, write_texts
-from w2s_fast.tasks import Examples, Inputs, TaskData
+from w2s_fast.pipeline.parquet import read_probs, read_texts
+from w2s_fast.tasks import Examples, TaskData
 
 SCORES = ("auroc", "balanced", "f1", "badness")
 
@@ -55,23 +52,6 @@ class Said:
             found["balanced"] = metrics.balanced_accuracy(self.probs, self.gold)
             found["f1"] = metrics.f1(self.probs, self.gold)
         return found
-
-
-def say(ctx: Context, model: Any, tokenizer: Any, items: Inputs, split: str, path: Path) -> None:
-    """Let a model say its mind about ``items`` of a split and write it to ``path``."""
-    if ctx.task.kind == "answers":
-        from w2s_fast.training import generate
-
-        length = train_of(ctx.cfg, ctx.job.setting("role")).max_length
-        texts = generate(
-            model, tokenizer, items.texts, ctx.cfg.task.answer_tokens, max_length=length
-        )
-        ctx.write(lambda: write_texts(path, items.ids, texts))
-        return
-    from w2s_fast.training import predict
-
-    probs = predict(model, rows_of(ctx, tokenizer, items, split))
-    ctx.write(lambda: write_probs(path, items.ids, probs))
 
 
 def read_said(path: Path, items: Examples, data: TaskData) -> Said:

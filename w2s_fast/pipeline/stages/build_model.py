@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from w2s_fast.config import RunConfig, model_of, train_of
 from w2s_fast.models import ModelConfig, build_model, load_tokenizer, load_weights
+from w2s_fast.pipeline.artifacts import FEATURES, MODEL, PRETRAINED
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import EMBEDDED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-MODEL, PRETRAINED, FEATURES = "model.safetensors", "model", "features.safetensors"
 
 
 def trained_model(ctx: Context, folder: Path) -> tuple[nn.Module, Any]:
