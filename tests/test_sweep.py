@@ -30,9 +30,9 @@ from w2s_fast.cli.parse import load
 from w2s_fast.config import RunConfig, from_dict, to_yaml
 from w2s_fast.errors import W2SError
 from w2s_fast.sweeps import SweepConfig
-from w2s_fast.sweeps.board import make_board
-from w2s_fast.sweeps.cells import make_cells
 from w2s_fast.sweeps.devices import places
+from w2s_fast.sweeps.graph import make_board
+from w2s_fast.sweeps.grid import make_cells
 from w2s_fast.sweeps.plot import refused, render
 from w2s_fast.sweeps.results import to_csv
 from w2s_fast.sweeps.statistics import comparisons, medians, sign_flip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline.pool import choose_sizes
-from w2s_fast.sweeps.cells import Cell
+from w2s_fast.sweeps.grid import Cell
 
 
 def device_of(devices: Sequence[str]) -> str:

@@ -27,10 +27,10 @@ from w2s_fast.store import (
     write_errors,
     write_json,
 )
-from w2s_fast.sweeps.board import Board, Node, make_board
-from w2s_fast.sweeps.cells import CELLS, Cell, make_cells
 from w2s_fast.sweeps.config import SweepConfig
 from w2s_fast.sweeps.devices import device_of, places
+from w2s_fast.sweeps.graph import Board, Node, make_board
+from w2s_fast.sweeps.grid import CELLS, Cell, make_cells
 from w2s_fast.sweeps.progress import Quiet, show
 from w2s_fast.sweeps.results import write_results
 from w2s_fast.sweeps.statistics import comparisons, medians

@@ -24,7 +24,7 @@ from w2s_fast.pipeline.jobs import (
     plan,
 )
 from w2s_fast.store import Artefact, content_hash, tree_hash
-from w2s_fast.sweeps.cells import Cell
+from w2s_fast.sweeps.grid import Cell
 from w2s_fast.tasks import TaskConfig
 
 
