@@ -148,7 +148,7 @@ def _library(module: str, package: str) -> Any:
 
 def _tokenizer() -> Any:
     """TRL wants one; the batches are tokens already."""
-    from w2s_fast.tasks.agreement import tokenizer
+    from w2s_fast.tasks.datasets.agreement import tokenizer
 
     return tokenizer()
 

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from w2s_fast.data import WeakLabels, answer_rows
 from w2s_fast.tasks import TaskConfig, get_task
-from w2s_fast.tasks.agreement import tokenizer as make_tokenizer
+from w2s_fast.tasks.datasets.agreement import tokenizer as make_tokenizer
 
 WORDS = ("is", "are")
 SETTINGS: dict[str, Any] = {

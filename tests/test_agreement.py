@@ -15,8 +15,8 @@ import torch
 
 from w2s_fast.errors import W2SError
 from w2s_fast.tasks import PretrainConfig, TaskConfig, get_task
-from w2s_fast.tasks import agreement as grammar
-from w2s_fast.tasks.agreement_lm import load_lm, number_accuracy, pretrain
+from w2s_fast.tasks.datasets import agreement as grammar
+from w2s_fast.tasks.datasets.agreement_lm import load_lm, number_accuracy, pretrain
 
 NUMBER = {form: plural for pair in grammar.NOUNS for plural, form in enumerate(pair)}
 TINY = TaskConfig(

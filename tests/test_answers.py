@@ -22,7 +22,7 @@ from w2s_fast.models import ModelConfig, build_model, load_weights, save_weights
 from w2s_fast.models.weights import module_tensors, whole
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.weak_loss import batch_threshold
-from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import Answers, TrainConfig, Watch, encode_answers, train
 from w2s_fast.training.likelihood import answer_logprob
 from w2s_fast.training.step import forward

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from w2s_fast.errors import W2SError
-from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import encode_answers
 
 

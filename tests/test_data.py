@@ -15,7 +15,7 @@ import torch
 from w2s_fast import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from w2s_fast.data import WeakLabelCollator, WeakLabels, answer_rows, label_tokens, read_labels
 from w2s_fast.errors import W2SError
-from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 
 ROWS = [
     {"id": "a", "probs": [0.25, 0.75], "no": 0.25, "yes": 0.75, "weight": 1.0},

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from w2s_fast.data import WeakLabelCollator, WeakLabels, answer_rows
 from w2s_fast.errors import W2SError
-from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 
 Row = dict[str, Any]
 ROWS: list[Row] = [

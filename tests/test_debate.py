@@ -331,7 +331,7 @@ def test_a_run_that_nobody_could_write_for_is_refused_at_once(
 
 
 def test_a_writer_with_a_chat_template_gets_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    from w2s_fast.tasks import agreement
+    from w2s_fast.tasks.datasets import agreement
 
     tokenizer = agreement.tokenizer()
     writer = LocalWriter(None, tokenizer, WriterConfig())

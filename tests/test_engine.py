@@ -15,7 +15,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, make_loss
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.models.weights import module_tensors
-from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import THRESHOLDS, Encoded, TrainConfig, encode, predict, train
 from w2s_fast.training.checkpoint import finished
 from w2s_fast.training.data import RowOrder

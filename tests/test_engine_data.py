@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from w2s_fast.errors import W2SError
-from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import encode
 from w2s_fast.training.data import RowOrder, token_batches
 

@@ -18,7 +18,7 @@ from w2s_fast.distributed import world
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
-from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import encode_answers, generate, next_token_probs, sequence_logprob, train
 from w2s_fast.training.config import TrainConfig
 

@@ -19,7 +19,7 @@ from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.probing import hidden_states
 from w2s_fast.probing.feature_cache import CachedHead, CachedRows, cache_features
 from w2s_fast.probing.linear_heads import HeadRun, predict_heads, train_heads
-from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import Encoded, TrainConfig, encode, predict, train
 
 N, D = 150, 12

@@ -20,7 +20,7 @@ from w2s_fast.pipeline.jobs import Job, plan
 from w2s_fast.pipeline.parquet import read_probs
 from w2s_fast.pipeline.students import students
 from w2s_fast.tasks import TASKS, TaskConfig, TaskData
-from w2s_fast.tasks.agreement import Agreement
+from w2s_fast.tasks.datasets.agreement import Agreement
 
 GOLD = {"oracle_stop": "early stopping on true labels"}  # the only methods that use true labels
 

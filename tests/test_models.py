@@ -18,7 +18,7 @@ from w2s_fast.models import (
     load_weights,
     save_weights,
 )
-from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 
 IDS = torch.tensor([[1, 5, 6, 7], [1, 9, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])

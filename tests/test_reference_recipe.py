@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
-from w2s_fast.tasks import Examples, PretrainConfig, TaskConfig, agreement, agreement_lm, get_task
+from w2s_fast.tasks import Examples, PretrainConfig, TaskConfig, get_task
+from w2s_fast.tasks.datasets import agreement, agreement_lm
 from w2s_fast.training import TrainConfig, encode, predict, train
 
 SEEDS, BATCH, EPOCHS, LR = (0, 1, 2, 3, 4), 32, 2, 1e-3

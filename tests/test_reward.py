@@ -21,7 +21,7 @@ from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model, load_weights, save_weights
 from w2s_fast.models.weights import module_tensors, whole
 from w2s_fast.probing import hidden_states
-from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import Encoded, TrainConfig, encode, predict, train
 from w2s_fast.training.data import token_batches
 from w2s_fast.training.step import forward

@@ -17,9 +17,10 @@ from task_data import (
     write_rows,
 )
 
-from w2s_fast.tasks import TaskConfig, get_task, gsm8k
-from w2s_fast.tasks._answers import READERS, after
+from w2s_fast.tasks import TaskConfig, get_task
+from w2s_fast.tasks._answer_parsing import READERS, after
 from w2s_fast.tasks._split import make_examples, split_pool
+from w2s_fast.tasks.datasets import gsm8k
 
 # What stands in a text -> the number that is read.
 NUMBERS = {

@@ -13,8 +13,8 @@ import pytest
 from task_data import all_columns, check_schema, fails
 
 from w2s_fast.tasks import ChessConfig, Examples, TaskConfig, get_task
-from w2s_fast.tasks import chess as task
-from w2s_fast.tasks._puzzles import _check_filter, find_puzzle, forcing_moves, mating_moves
+from w2s_fast.tasks._chess_puzzles import _check_filter, find_puzzle, forcing_moves, mating_moves
+from w2s_fast.tasks.datasets import chess as task
 
 CFG = TaskConfig(name="chess", n_weak=4, n_transfer=6, n_test=4, balance=True)
 # A known mate in two: 1. Ra6 and either the pawn takes it and 2. b7 mates, or 2. Rxa7 does.

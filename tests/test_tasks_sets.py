@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from task_data import HUB_TASKS, fails
 
-from w2s_fast.tasks._choice import show
 from w2s_fast.tasks._hub import Row
+from w2s_fast.tasks._multiple_choice import show
 
 # How the third sample reads, up to what a coin decides.
 EXPECTED_TEXTS = {

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from task_data import SMALL, fails, local_config, numbered_rows, write_rows
 
-from w2s_fast.tasks import TaskConfig, agreement, get_task
+from w2s_fast.tasks import TaskConfig, get_task
+from w2s_fast.tasks.datasets import agreement
 
 
 def test_agreement_is_asked_for_its_verb() -> None:

@@ -20,7 +20,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.models.weights import module_tensors, whole
-from w2s_fast.tasks.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import Encoded, TrainConfig, Watch, encode, predict, train
 from w2s_fast.training.checkpoint import finished
 

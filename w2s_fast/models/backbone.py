@@ -210,7 +210,7 @@ def folder_of(cfg: ModelConfig) -> Path:
     if cfg.source == "agreement-lm":
         raise W2SError(
             "model 'agreement-lm' has to be pretrained first; run the pipeline, or give the "
-            "directory that w2s_fast.tasks.agreement_lm.pretrain wrote"
+            "directory that w2s_fast.tasks.datasets.agreement_lm.pretrain wrote"
         )
     folder = Path(cfg.source).expanduser()
     if not (folder / "config.json").is_file():

@@ -7,42 +7,42 @@ from importlib import import_module
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.tasks._base import Examples, Inputs, Task, TaskData
 from w2s_fast.tasks._config import ChessConfig, PretrainConfig, TaskConfig
-from w2s_fast.tasks.agreement import Agreement
-from w2s_fast.tasks.amazon_polarity import AMAZON_POLARITY
-from w2s_fast.tasks.anli_r2 import ANLI_R2
-from w2s_fast.tasks.anthropic_hh import ANTHROPIC_HH
-from w2s_fast.tasks.boolq import BOOLQ
-from w2s_fast.tasks.chess import Chess
-from w2s_fast.tasks.cola import COLA
-from w2s_fast.tasks.cosmos_qa import COSMOS_QA
-from w2s_fast.tasks.dream import DREAM
-from w2s_fast.tasks.ethics import (
+from w2s_fast.tasks.datasets.agreement import Agreement
+from w2s_fast.tasks.datasets.amazon_polarity import AMAZON_POLARITY
+from w2s_fast.tasks.datasets.anli_r2 import ANLI_R2
+from w2s_fast.tasks.datasets.anthropic_hh import ANTHROPIC_HH
+from w2s_fast.tasks.datasets.boolq import BOOLQ
+from w2s_fast.tasks.datasets.chess import Chess
+from w2s_fast.tasks.datasets.cola import COLA
+from w2s_fast.tasks.datasets.cosmos_qa import COSMOS_QA
+from w2s_fast.tasks.datasets.dream import DREAM
+from w2s_fast.tasks.datasets.ethics import (
     ETHICS_DEONTOLOGY,
     ETHICS_JUSTICE,
     ETHICS_UTILITARIANISM,
     ETHICS_VIRTUE,
 )
-from w2s_fast.tasks.gsm8k import GSM8K
-from w2s_fast.tasks.hellaswag import HELLASWAG
-from w2s_fast.tasks.hh_rlhf import HH_RLHF
-from w2s_fast.tasks.local import Local
-from w2s_fast.tasks.local_answers import LocalAnswers
-from w2s_fast.tasks.mc_taco import MC_TACO
-from w2s_fast.tasks.multirc import MULTIRC
-from w2s_fast.tasks.openbookqa import OPENBOOKQA
-from w2s_fast.tasks.pairs import Pairs
-from w2s_fast.tasks.paws import PAWS
-from w2s_fast.tasks.piqa import PIQA
-from w2s_fast.tasks.quail import QUAIL
-from w2s_fast.tasks.quartz import QUARTZ
-from w2s_fast.tasks.sciq import SCIQ, SCIQ_WITH_SUPPORT
-from w2s_fast.tasks.social_i_qa import SOCIAL_I_QA
-from w2s_fast.tasks.sst2 import SST2
-from w2s_fast.tasks.twitter_sentiment import TWITTER_SENTIMENT
-from w2s_fast.tasks.wic import WIC
-from w2s_fast.tasks.wts_legal import WTS_LEGAL
-from w2s_fast.tasks.wts_safety import Safety
-from w2s_fast.tasks.wts_toxicity import Toxicity
+from w2s_fast.tasks.datasets.gsm8k import GSM8K
+from w2s_fast.tasks.datasets.hellaswag import HELLASWAG
+from w2s_fast.tasks.datasets.hh_rlhf import HH_RLHF
+from w2s_fast.tasks.datasets.local import Local
+from w2s_fast.tasks.datasets.local_answers import LocalAnswers
+from w2s_fast.tasks.datasets.mc_taco import MC_TACO
+from w2s_fast.tasks.datasets.multirc import MULTIRC
+from w2s_fast.tasks.datasets.openbookqa import OPENBOOKQA
+from w2s_fast.tasks.datasets.pairs import Pairs
+from w2s_fast.tasks.datasets.paws import PAWS
+from w2s_fast.tasks.datasets.piqa import PIQA
+from w2s_fast.tasks.datasets.quail import QUAIL
+from w2s_fast.tasks.datasets.quartz import QUARTZ
+from w2s_fast.tasks.datasets.sciq import SCIQ, SCIQ_WITH_SUPPORT
+from w2s_fast.tasks.datasets.social_i_qa import SOCIAL_I_QA
+from w2s_fast.tasks.datasets.sst2 import SST2
+from w2s_fast.tasks.datasets.twitter_sentiment import TWITTER_SENTIMENT
+from w2s_fast.tasks.datasets.wic import WIC
+from w2s_fast.tasks.datasets.wts_legal import WTS_LEGAL
+from w2s_fast.tasks.datasets.wts_safety import Safety
+from w2s_fast.tasks.datasets.wts_toxicity import Toxicity
 
 __all__ = [
     "TASKS",

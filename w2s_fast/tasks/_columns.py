@@ -10,8 +10,8 @@ from typing import Any
 from w2s_fast.errors import W2SError
 from w2s_fast.tasks._base import TaskData
 from w2s_fast.tasks._config import TaskConfig
+from w2s_fast.tasks._examples import Item, split_items
 from w2s_fast.tasks._files import check_file, column, read_table
-from w2s_fast.tasks._items import Item, split_items
 
 
 def split_files(

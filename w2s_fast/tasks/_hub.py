@@ -12,8 +12,8 @@ from typing import Any
 from w2s_fast.errors import W2SError
 from w2s_fast.tasks._base import Examples, TaskData
 from w2s_fast.tasks._config import TaskConfig
+from w2s_fast.tasks._examples import Item, as_examples, split_items
 from w2s_fast.tasks._files import SUFFIXES, kind, read_table
-from w2s_fast.tasks._items import Item, as_examples, split_items
 
 Row = Mapping[str, Any]
 # Formatting all 3.6 million rows of the largest set takes minutes and no run uses that many.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from random import Random
 
-from w2s_fast.tasks._items import Item
+from w2s_fast.tasks._examples import Item
 
 CLASSES = ("first", "second")
 PROMPT = "First:\n{text}\n\nSecond:\n{pair}\n\nThe better one is the"

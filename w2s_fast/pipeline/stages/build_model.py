@@ -111,7 +111,7 @@ def start_of(ctx: Context, cfg: ModelConfig) -> ModelConfig:
 def _fallback_tokenizer(ctx: Context) -> Any:
     """Return the tokenizer of models that bring none: the task's own, else the other model's."""
     if ctx.cfg.task.name == "agreement":
-        from w2s_fast.tasks import agreement
+        from w2s_fast.tasks.datasets import agreement
 
         return agreement.tokenizer()
     for cfg in (ctx.cfg.student, ctx.cfg.weak):

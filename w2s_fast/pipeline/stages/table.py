@@ -27,7 +27,7 @@ def pretrain(ctx: Context, build: Building) -> None:
     """Make the embedded task's pretrained language model; it never sees a label."""
     from transformers.utils import logging
 
-    from w2s_fast.tasks import agreement_lm
+    from w2s_fast.tasks.datasets import agreement_lm
 
     logging.disable_progress_bar()  # of saving one small file; the run shows its own
     target = build.path / PRETRAINED

@@ -101,7 +101,7 @@ def check_writer(cfg: RunConfig) -> None:
     if cfg.writer.kind == "endpoint":
         cfg.writer.key()
         return
-    from w2s_fast.tasks.agreement import MAX_LENGTH
+    from w2s_fast.tasks.datasets.agreement import MAX_LENGTH
 
     source, room = cfg.student.source, cfg.writer.max_tokens
     if source in ("bow", "scratch"):

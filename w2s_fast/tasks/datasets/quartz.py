@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from random import Random
 
-from w2s_fast.tasks._choice import lettered, picked, show
 from w2s_fast.tasks._hub import HubTask, Item, Row
+from w2s_fast.tasks._multiple_choice import lettered, picked, show
 
 
 def format_row(row: Row, rng: Random) -> Item:

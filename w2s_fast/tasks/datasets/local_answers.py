@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.tasks._answers import CLASSES, PROMPT, READERS, after
+from w2s_fast.tasks._answer_parsing import CLASSES, PROMPT, READERS, after
 from w2s_fast.tasks._base import TaskData
 from w2s_fast.tasks._columns import groups, read_columns, split_files, texts
 from w2s_fast.tasks._config import TaskConfig
-from w2s_fast.tasks._items import Item
+from w2s_fast.tasks._examples import Item
 
 
 class LocalAnswers:

@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from w2s_fast.errors import W2SError
-from w2s_fast.tasks._puzzles import OPENING_PLIES
+from w2s_fast.tasks._chess_puzzles import OPENING_PLIES
 
 if TYPE_CHECKING:
     import chess

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from random import Random
 
-from w2s_fast.tasks._choice import listed, show
 from w2s_fast.tasks._hub import HubTask, Item, Row
+from w2s_fast.tasks._multiple_choice import listed, show
 
 
 def format_row(row: Row, rng: Random) -> Item:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from random import Random
 
-from w2s_fast.tasks._choice import picked, show
 from w2s_fast.tasks._hub import HubTask, Item, Row
+from w2s_fast.tasks._multiple_choice import picked, show
 
 
 def format_row(row: Row, rng: Random) -> Item:

@@ -14,10 +14,10 @@ from dataclasses import replace
 from importlib import import_module
 
 from w2s_fast.errors import W2SError
-from w2s_fast.tasks._answers import whole_text
+from w2s_fast.tasks._answer_parsing import whole_text
 from w2s_fast.tasks._base import TaskData
 from w2s_fast.tasks._config import TaskConfig
-from w2s_fast.tasks.local_answers import load_answers
+from w2s_fast.tasks.datasets.local_answers import load_answers
 
 
 class Toxicity:

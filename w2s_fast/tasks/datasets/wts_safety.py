@@ -14,8 +14,8 @@ from w2s_fast.errors import W2SError
 from w2s_fast.tasks._base import TaskData
 from w2s_fast.tasks._columns import groups, is_missing, read_columns, split_files
 from w2s_fast.tasks._config import TaskConfig
+from w2s_fast.tasks._examples import Item
 from w2s_fast.tasks._hub import class_index
-from w2s_fast.tasks._items import Item
 
 
 class Safety:

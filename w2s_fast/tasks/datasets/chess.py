@@ -16,12 +16,12 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from w2s_fast.errors import W2SError
-from w2s_fast.tasks._answers import CLASSES, PROMPT
+from w2s_fast.tasks._answer_parsing import CLASSES, PROMPT
 from w2s_fast.tasks._base import Examples, TaskData
+from w2s_fast.tasks._chess_engine import find_clear_move, opened
+from w2s_fast.tasks._chess_puzzles import find_puzzle
 from w2s_fast.tasks._config import ChessConfig, TaskConfig
-from w2s_fast.tasks._engine import find_clear_move, opened
-from w2s_fast.tasks._items import Item, as_examples
-from w2s_fast.tasks._puzzles import find_puzzle
+from w2s_fast.tasks._examples import Item, as_examples
 
 if TYPE_CHECKING:
     from chess import Board, Move

@@ -10,7 +10,7 @@ import re
 from random import Random
 
 from w2s_fast.errors import W2SError
-from w2s_fast.tasks._answers import CLASSES, PROMPT, final_number
+from w2s_fast.tasks._answer_parsing import CLASSES, PROMPT, final_number
 from w2s_fast.tasks._hub import HubTask, Item, Row
 
 _NOTE = re.compile(r"<<.*?>>")

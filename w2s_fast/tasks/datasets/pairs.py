@@ -11,7 +11,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.tasks._base import TaskData
 from w2s_fast.tasks._columns import groups, read_columns, split_files, texts
 from w2s_fast.tasks._config import TaskConfig
-from w2s_fast.tasks._items import Item
+from w2s_fast.tasks._examples import Item
 from w2s_fast.tasks._pairs import CLASSES, PROMPT, WORDS, joined, pair_up, shared_opening
 
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.tasks import agreement
 from w2s_fast.tasks._config import PretrainConfig, TaskConfig
+from w2s_fast.tasks.datasets import agreement
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
