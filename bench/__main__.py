@@ -5,16 +5,25 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = (
-    "run", "scale", "heads", "products", "trainers", "compare", "report", "plot", "support", "gpu",
-    "w2s",
-)  # fmt: skip
+COMMANDS = {
+    "run": "run",
+    "compare": "compare",
+    "scale": "cases.scale",
+    "heads": "cases.heads",
+    "products": "cases.products",
+    "trainers": "cases.trainers",
+    "w2s": "cases.w2s",
+    "report": "report.write",
+    "plot": "report.plot",
+    "support": "support",
+    "gpu": "gpu.suite",
+}
 
 
 def main(args: list[str]) -> int:
     """Hand the arguments to one of the commands; return its exit code."""
     name, rest = (args[0], args[1:]) if args and args[0] in COMMANDS else ("run", args)
-    return importlib.import_module(f"bench.{name}").main(rest)
+    return importlib.import_module(f"bench.{COMMANDS[name]}").main(rest)
 
 
 if __name__ == "__main__":

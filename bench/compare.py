@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import rows
+from bench.harness import results
 
 _SAME = ("cpu", "isa", "os")
 
@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def regressions(a: list[rows.Row], b: list[rows.Row], limit: float = 0.05) -> list[str]:
+def regressions(a: list[results.Row], b: list[results.Row], limit: float = 0.05) -> list[str]:
     """One line per row of ours that got slower.
 
     Slower means: the least CPU time grew by more than ``limit``, and the 20-80 % bands of the two
@@ -29,9 +29,9 @@ def regressions(a: list[rows.Row], b: list[rows.Row], limit: float = 0.05) -> li
     Raises:
         ValueError: if no row is in both, or two machines are compared.
     """
-    before = {rows.key(row): row for row in a if "skipped" not in row}
+    before = {results.key(row): row for row in a if "skipped" not in row}
     after = [row for row in b if "skipped" not in row]
-    both = [(before[rows.key(row)], row) for row in after if rows.key(row) in before]
+    both = [(before[results.key(row)], row) for row in after if results.key(row) in before]
     if not both:
         raise ValueError("no row is in both measurements; expected the same op, case and shape")
     found = []
@@ -44,10 +44,10 @@ def regressions(a: list[rows.Row], b: list[rows.Row], limit: float = 0.05) -> li
                 )
         if not str(new["provider"]).startswith("ours"):
             continue
-        slower = rows.number(new, "cpu_ms") / rows.number(old, "cpu_ms") - 1
-        apart = rows.number(new, "cpu_ms_p20") > rows.number(old, "cpu_ms_p80")
+        slower = results.number(new, "cpu_ms") / results.number(old, "cpu_ms") - 1
+        apart = results.number(new, "cpu_ms_p20") > results.number(old, "cpu_ms_p80")
         if slower > limit and apart:
-            what = " ".join(str(x) for x in rows.key(new))
+            what = " ".join(str(x) for x in results.key(new))
             found.append(f"{what}: {old['cpu_ms']} -> {new['cpu_ms']} CPU ms ({slower:+.1%})")
     return found
 
@@ -56,7 +56,7 @@ def main(args: list[str]) -> int:
     """Print the regressions; exit code 1 if there are any, 2 for input that cannot be compared."""
     options = parser().parse_args(args)
     try:
-        found = regressions(rows.load(options.a), rows.load(options.b), options.limit)
+        found = regressions(results.load(options.a), results.load(options.b), options.limit)
     except (OSError, ValueError) as e:
         print(f"bench compare: {e}", file=sys.stderr)
         return 2

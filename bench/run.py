@@ -10,24 +10,17 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
-from bench import cross_entropy, linear, quantile, rows, two_class
-from bench.environment import ROOT
-from bench.worker import Job
+from bench.cases import cross_entropy, linear, quantile, two_class
+from bench.harness import results
+from bench.harness.jobs import Job
+from bench.harness.spawn import ALLOCATORS, show, spawn
 
 OPS = ("cross_entropy", "linear_cross_entropy", "two_class", "quantile")
 _CASES = tuple(dict.fromkeys(cross_entropy.CASES + linear.CASES))
-ALLOCATORS = {
-    "stock": {},
-    "recycled": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"},
-}
 _QUICK_SHAPE = (6, 130)
 _QUICK_HEAD = (6, 16, 130)
 
@@ -133,48 +126,6 @@ def _shape(text: str, form: str) -> tuple[int, ...]:
     return tuple(int(p) for p in parts)
 
 
-def spawn(group: list[Job]) -> Iterator[rows.Row]:
-    """Measure jobs of one allocator in one fresh process; yield rows as they come."""
-    settings = {
-        **ALLOCATORS[group[0].allocator],
-        "OMP_NUM_THREADS": str(group[0].threads),
-        # Waiting threads sleep: otherwise their spinning would count as CPU time of a candidate.
-        "OMP_WAIT_POLICY": "passive",
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
-    command = [sys.executable, "-m", "bench.worker", json.dumps([asdict(j) for j in group])]
-    with subprocess.Popen(
-        command, env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if line.startswith("{"):
-                yield json.loads(line)
-    if child.returncode:
-        raise SystemExit(f"bench: measuring {group[0]} failed with exit code {child.returncode}")
-
-
-def show(row: rows.Row) -> str:
-    """One line of the terminal table."""
-    shape = "x".join(str(row[name]) for name in ("n", "d", "v") if name in row)
-    if "skipped" in row:
-        who = f"{row['provider']:<14} skipped: {row['skipped']}"
-        return f"{row['case']:<14} {row['dtype']} {shape:<12} {row['allocator']:<8} {who}"
-    ratios = "".join(
-        f" {label} {row[name]:>7}" if name in row else " " * (len(label) + 9)
-        for label, name in (
-            ("/ours", "ratio_to_ours"),
-            ("/inplace", "ratio_to_inplace"),
-            ("/floor", "floor_ratio"),
-        )
-    )
-    return (
-        f"{row['case']:<14} {row['dtype']} {shape:<12} {row['allocator']:<8} {row['provider']:<14} "
-        f"cpu {row['cpu_ms']:>8} ms  wall {row['wall_ms']:>8} ms  faults {row['faults']:>8}{ratios}"
-    )
-
-
 def main(args: list[str]) -> int:
     """Measure, print, and store where ``--out`` or ``--record`` say."""
     a = parser().parse_args(args)
@@ -190,9 +141,9 @@ def main(args: list[str]) -> int:
             measured.append(row)
             print(show(row), flush=True)
         if a.out:
-            rows.save(a.out, measured)
+            results.save(a.out, measured)
         if a.record:
-            rows.record(measured)
+            results.record(measured)
     return 0
 
 

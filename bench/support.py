@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench.environment import ROOT
+from bench.harness.environment import ROOT
 from w2s_fast.ops import dispatch
 from w2s_fast.support import DTYPES, ENTRIES, NO, REFERENCE, YES, Cell, Entry, cell
 

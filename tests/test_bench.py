@@ -35,7 +35,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_every_benchmark_runs(tmp_path: Path) -> None:
-    out = tmp_path / "rows.jsonl"
+    out = tmp_path / "results.jsonl"
     eager = "ours,ours_inplace,eager,eager_gather,torch_lce,quack,torch_quantile,sort,kthvalue"
     # The other allocator is another environment of the process and nothing else: one op shows it.
     for only in (["--allocator", "stock"], ["--allocator", "recycled", "--op", "quantile"]):
@@ -70,7 +70,7 @@ def test_every_benchmark_runs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_sweeps_of_heads(tmp_path: Path) -> None:
     """Every way of the same work is measured, and the cached probe is the uncached one."""
-    out = tmp_path / "rows.jsonl"
+    out = tmp_path / "results.jsonl"
     done = _bench("heads", "--quick", "--sizes", "384", "--out", str(out))
     assert done.returncode == 0, done.stderr
     found = {(r["case"], r["provider"]): r for r in _rows(out)}
@@ -85,7 +85,7 @@ def test_sweeps_of_heads(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_products_of_16_bit_heads(tmp_path: Path) -> None:
     """AVX2 is what the second process really sees, and ours then goes through fp32."""
-    out = tmp_path / "rows.jsonl"
+    out = tmp_path / "results.jsonl"
     done = _bench("products", "--quick", "--out", str(out))
     assert done.returncode == 0, done.stderr
     found = {(r["case"], r["dtype"], r["provider"]): r for r in _rows(out)}
@@ -102,7 +102,7 @@ def test_candidates_compute_the_same(tmp_path: Path) -> None:
 
     What is compiled takes its time: the other cases are for make test-long.
     """
-    out = tmp_path / "rows.jsonl"
+    out = tmp_path / "results.jsonl"
     done = _bench(
         "run", "--quick", "--op", "cross_entropy,linear_cross_entropy,two_class",
         "--dtypes", "fp32", "--cases", "logconf_hard,dense" if ranks.LONG else "logconf_hard",
@@ -161,15 +161,15 @@ def test_report_refuses_rows_that_may_not_be_quoted(tmp_path: Path, mark: str) -
 def test_rows_of_a_head_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hidden size; a reason why nothing was measured never replaces a measurement."""
     monkeypatch.syspath_prepend(str(ROOT))
-    from bench import rows
+    from bench.harness import results
 
-    path = tmp_path / "rows.jsonl"
+    path = tmp_path / "results.jsonl"
     head = {"op": "linear_cross_entropy"}
-    rows.save(path, [_row(), _row(**head, d=16), _row(**head, d=32)])
+    results.save(path, [_row(), _row(**head, d=16), _row(**head, d=32)])
     skipped = {k: v for k, v in _row(**head, d=32).items() if not k.startswith("cpu_ms")}
     other = {**skipped, "provider": "quack"}
-    rows.save(path, [_row(cpu_ms=9.0), {**skipped, "skipped": "no"}, {**other, "skipped": "no"}])
-    assert [(r.get("d"), r.get("cpu_ms"), r["provider"]) for r in rows.load(path)] == [
+    results.save(path, [_row(cpu_ms=9.0), {**skipped, "skipped": "no"}, {**other, "skipped": "no"}])
+    assert [(r.get("d"), r.get("cpu_ms"), r["provider"]) for r in results.load(path)] == [
         (16, 10.0, "ours"), (32, 10.0, "ours"), (None, 9.0, "ours"), (32, None, "quack"),
     ]  # fmt: skip
 
@@ -186,9 +186,10 @@ def test_bad_options_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pictures_are_drawn_from_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rows give the same file, other rows another; what the page shows is there."""
     monkeypatch.syspath_prepend(str(ROOT))
-    from bench import plot, rows, tables
+    from bench.harness import results
+    from bench.report import plot, tables
 
-    found = rows.load(rows.RESULTS / "cpu")
+    found = results.load(results.RESULTS / "cpu")
     table = tables.Table(found)
     page = (ROOT / "docs" / "speed.md").read_text()
     for name in plot.PLOTS:

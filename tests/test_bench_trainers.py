@@ -64,8 +64,8 @@ def test_memory_is_measured_under_the_stock_allocator(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("who", ["ours", "label_rows"])
 def test_what_differs_is_not_timed(who: str) -> None:
-    from bench import trainers
-    from bench.trainer_steps import Shape
+    from bench.cases import trainers
+    from bench.cases.trainer_steps import Shape
 
     shape = Shape("labels", "fp32", 4, 16, 600)
     steps, skipped = trainers.make_all(("full_logits", "label_rows", "ours"), shape)
@@ -88,7 +88,7 @@ def _row(**columns: Any) -> dict[str, Any]:
 
 
 def test_the_table_says_what_the_rows_say() -> None:
-    from bench import tables, trainer_table
+    from bench.report import tables, trainer_table
 
     slow = {"provider": "trainer", "cpu_ms": 5000.0, "wall_ms": 3000.0, "peak_mib": 1000.0}
     found = [
@@ -109,7 +109,7 @@ def test_the_table_says_what_the_rows_say() -> None:
 
 
 def test_bad_options_are_one_line() -> None:
-    from bench import trainers
+    from bench.cases import trainers
 
     for args in (["--cases", "ppo"], ["--dtypes", "fp8"], ["--allocator", "none"]):
         with pytest.raises(SystemExit, match=r"^bench: unknown .*expected some of.*$"):

@@ -46,7 +46,7 @@ def _module(path: Path) -> str:
     return f"w2s_fast.{name}" if name.startswith("kernels") else name
 
 
-MODULES = {_module(path): path for path in FILES if path.parts[len(ROOT.parts)] not in OUTSIDE}
+MODULES = {_module(path): path for path in FILES}
 
 
 def _table() -> list[tuple[int, str, str]]:

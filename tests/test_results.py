@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from bench import w2s
+from bench.cases import w2s
 from w2s_fast import metrics
 
 FILES = sorted(w2s.FOLDER.glob("*.json"))

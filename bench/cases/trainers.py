@@ -3,7 +3,7 @@
 The steps are those of ``trainer_steps``. Before anything is timed, every candidate's loss and
 gradient are compared with the first one's; a candidate that differs stops the run. Candidates take
 turns in one process per case, dtype and allocator, see ``bench.run``; peak memory is that of a
-second step in a process of its own, see ``bench.memory``.
+second step in a process of its own, see ``bench.harness.memory``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from bench import memory, rows, worker
-from bench.environment import environment
-from bench.linear import Unavailable
-from bench.measure import Candidate, interleave
-from bench.run import ALLOCATORS, show, spawn
-from bench.trainer_steps import PROVIDERS, Shape, Step, make_step, prepare
-from bench.worker import Job
+from bench.cases.linear import Unavailable
+from bench.cases.trainer_steps import PROVIDERS, Shape, Step, make_step, prepare
+from bench.harness import memory, results
+from bench.harness.environment import environment
+from bench.harness.jobs import Job, asked, rows
+from bench.harness.measure import Candidate, interleave
+from bench.harness.spawn import ALLOCATORS, show, spawn
 
 OP = "trainers"
 LENGTH, VOCABULARY = 512, 128256
@@ -34,7 +34,7 @@ BUDGET = {"fp32": (1e-5, 1e-3), "bf16": (1e-2, 5e-2)}
 # A DPO loss near 1 is a function of four sums over 256 tokens, of some -3300 each, times beta: in
 # fp32 their last digits make 4 x 0.1 x 2^-12; in bf16 256 rounded logits make 0.1 x 16 x 5 x 2^-9.
 PAIRS = {"fp32": (1e-4, 1e-3), "bf16": (2e-2, 5e-2)}
-_PRELOAD = ("bench.trainer_steps", "transformers.trainer", "transformers.models.llama")
+_PRELOAD = ("bench.cases.trainer_steps", "transformers.trainer", "transformers.models.llama")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,11 +85,11 @@ def measure(job: Job) -> list[dict[str, object]]:
         for name, peak in memory.peaks(list(steps), ready, job.threads, _PRELOAD).items():
             about[name]["peak_mib"] = peak
     candidates = {name: Candidate(s, s.reset, warm=1) for name, s in steps.items()}
-    found = worker.rows(job, interleave(candidates, job.rounds), about)
+    found = rows(job, interleave(candidates, job.rounds), about)
     size = {"batch": shape.batch, "length": shape.length}
     found = [{**row, **size} for row in found]
     return found + [
-        {**worker.asked(job), "provider": name, "skipped": why, **size, **environment()}
+        {**asked(job), "provider": name, "skipped": why, **size, **environment()}
         for name, why in skipped.items()
     ]
 
@@ -145,7 +145,7 @@ def main(args: list[str]) -> int:
             measured.append(row)
             print(show(row), flush=True)
         if a.out:
-            rows.save(a.out, measured)
+            results.save(a.out, measured)
         if a.record:
-            rows.record(measured)
+            results.record(measured)
     return 0

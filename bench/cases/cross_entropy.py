@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import w2s_fast
-from bench import peers
-from bench.measure import Candidate
+from bench.cases import baselines
+from bench.harness.measure import Candidate
 
 CASES = ("logconf_hard", "logconf_topk", "logconf_dense", "hard", "dense")
 SHAPES = ((4096, 32000), (1024, 128256))
@@ -79,10 +79,10 @@ def losses(case: str, x: Inputs, providers: Sequence[str]) -> dict[str, Loss]:
     """Provider -> loss as a function of the logits."""
     if case.startswith("logconf"):
         options: dict[str, object] = {"aux": AUX, "threshold": "median"}
-        peer = partial(peers.logconf, labels=x.labels, coef=AUX)
+        peer = partial(baselines.logconf, labels=x.labels, coef=AUX)
     else:
         options = {}
-        peer = partial(peers.cross_entropy, labels=x.ids if x.labels is None else x.labels)
+        peer = partial(baselines.cross_entropy, labels=x.ids if x.labels is None else x.labels)
     ours = partial(w2s_fast.cross_entropy, weak=x.ours, **options)
     table: dict[str, Loss] = {
         "ours": ours,
@@ -91,7 +91,7 @@ def losses(case: str, x: Inputs, providers: Sequence[str]) -> dict[str, Loss]:
         "compile": torch.compile(peer, dynamic=False),
     }
     if case == "logconf_hard":
-        gather = partial(peers.logconf_gather, ids=x.ids, coef=AUX)
+        gather = partial(baselines.logconf_gather, ids=x.ids, coef=AUX)
         table["eager_gather"] = gather
         table["compile_gather"] = torch.compile(gather, dynamic=False)
     return {name: loss for name, loss in table.items() if name in providers}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench import rows
-from bench.quantile import TORCH_LIMIT
+from bench.cases.quantile import TORCH_LIMIT
+from bench.harness import results
 
 _TITLES = {
     "logconf_hard": "confidence loss, hard weak labels",
@@ -22,7 +22,7 @@ _README_SHAPE = (4096, 32000)
 class Table:
     """Rows by what they measure."""
 
-    def __init__(self, found: list[rows.Row]) -> None:
+    def __init__(self, found: list[results.Row]) -> None:
         self.rows = [r for r in found if "skipped" not in r]
         self.skipped = [r for r in found if "skipped" in r]
 
@@ -38,7 +38,9 @@ class Table:
             key=lambda g: (order.index(g[0]) if g[0] in order else 0, g[2], g[3], g[1] != "fp32"),
         )
 
-    def get(self, op: str, group: tuple[object, ...], allocator: str, who: str) -> rows.Row | None:
+    def get(
+        self, op: str, group: tuple[object, ...], allocator: str, who: str
+    ) -> results.Row | None:
         """The row of one provider, or None if it was not measured."""
         for r in self.rows:
             if (r["op"], r["allocator"], r["provider"]) != (op, allocator, who):
@@ -50,7 +52,7 @@ class Table:
     def pair(self, op: str, group: tuple[object, ...], who: str, column: str) -> str:
         """``stock / recycled`` of one column."""
         found = [self.get(op, group, a, who) for a in _ALLOCATORS]
-        return " / ".join(_show(None if r is None else rows.number(r, column)) for r in found)
+        return " / ".join(_show(None if r is None else results.number(r, column)) for r in found)
 
     def ratio(
         self,
@@ -66,11 +68,11 @@ class Table:
         for a in _ALLOCATORS:
             s, f = self.get(op, group, a, slow), self.get(op, group, a, fast)
             both = s is not None and f is not None
-            values.append(rows.number(s, column) / rows.number(f, column) if both else None)
+            values.append(results.number(s, column) / results.number(f, column) if both else None)
         return " / ".join(format(x, form) if form and x else _show(x) for x in values)
 
 
-def group_of(r: rows.Row) -> tuple[object, ...]:
+def group_of(r: results.Row) -> tuple[object, ...]:
     """(case, dtype, n, v, d) of a row."""
     return r["case"], r["dtype"], r["n"], r["v"], r.get("d", 0)
 
@@ -98,7 +100,7 @@ def machine(table: Table) -> str:
         values = sorted({str(r[name]) for r in table.rows})
         out.append(f"- {label}: {', '.join(values)}\n")
     days = sorted(str(r["utc"])[:10] for r in table.rows)
-    loads = sorted(rows.number(r, "load") for r in table.rows)
+    loads = sorted(results.number(r, "load") for r in table.rows)
     out.append(f"- measured {days[0]} to {days[-1]}, load average {loads[0]} to {loads[-1]}\n")
     return "".join(out)
 
@@ -166,7 +168,7 @@ def accuracy(table: Table) -> str:
             continue
         lines.append([
             _TITLES[str(r["case"])], str(r["dtype"]), f"{r['n']} x {r['v']}", str(r["provider"]),
-            f"{rows.number(r, 'loss_err'):.1e}", f"{rows.number(r, 'grad_err'):.1e}",
+            f"{results.number(r, 'loss_err'):.1e}", f"{results.number(r, 'grad_err'):.1e}",
         ])  # fmt: skip
     return markdown(["loss", "dtype", "N x V", "provider", "loss", "gradient"], lines, 4)
 
@@ -221,9 +223,9 @@ def linear_summary(table: Table) -> str:
     return markdown(head, lines, 3)
 
 
-def cell(r: rows.Row | None, column: str, form: str) -> str:
+def cell(r: results.Row | None, column: str, form: str) -> str:
     """A number of a row, or a dash."""
-    return "-" if r is None or column not in r else format(rows.number(r, column), form)
+    return "-" if r is None or column not in r else format(results.number(r, column), form)
 
 
 def two_class(table: Table) -> str:
@@ -233,7 +235,11 @@ def two_class(table: Table) -> str:
         line = [f"{group[2]} x 2"]
         for who in ("ours", "eager", "compile"):
             r = table.get(op, group, "stock", who)
-            both = () if r is None else (rows.number(r, "wall_ms"), rows.number(r, "wall_ms_p50"))
+            both = (
+                ()
+                if r is None
+                else (results.number(r, "wall_ms"), results.number(r, "wall_ms_p50"))
+            )
             line.append(" / ".join(_show(1e3 * x) for x in both) or "-")
         for who in ("eager", "compile"):
             line.append(table.ratio(op, group, who, "ours"))
@@ -264,7 +270,7 @@ def products(table: Table) -> str:
         if r["op"] == "products":
             lines.append([
                 str(r["case"]), str(r["dtype"]), f"{r['n']} x {r['d']} x {r['v']}",
-                str(r["provider"]), str(r["through"]), _show(rows.number(r, "cpu_ms")),
+                str(r["provider"]), str(r["through"]), _show(results.number(r, "cpu_ms")),
                 cell(r, "ratio_to_ours", ".2f"), cell(r, "load", ".1f"),
             ])  # fmt: skip
     if not lines:
@@ -286,11 +292,11 @@ def heads(table: Table) -> str:
     """Sweeps of heads on cached features, and the same work in other ways."""
     order, lines = ("sweep", "epoch", "probe"), []
     found = [r for r in table.rows if r["op"] == "heads"]
-    for r in sorted(found, key=lambda r: (order.index(str(r["case"])), rows.number(r, "d"))):
+    for r in sorted(found, key=lambda r: (order.index(str(r["case"])), results.number(r, "d"))):
         lines.append([
             str(r["case"]), str(r["provider"]), f"{r['n']} x {r['d']}",
-            *(f"{rows.number(r, c):.0f}" for c in ("losses", "seeds", "epochs", "threads")),
-            *(f"{rows.number(r, c) / 1e3:.3g}" for c in ("wall_ms", "cpu_ms")),
+            *(f"{results.number(r, c):.0f}" for c in ("losses", "seeds", "epochs", "threads")),
+            *(f"{results.number(r, c) / 1e3:.3g}" for c in ("wall_ms", "cpu_ms")),
             cell(r, "ratio_to_ours", ".3g"), cell(r, "load", ".1f"),
         ])  # fmt: skip
     if not lines:
@@ -308,10 +314,10 @@ def scale(table: Table) -> str:
     for r in table.rows:
         if r["op"] not in ("labelling", "exchange", "memory"):
             continue
-        ratio = rows.number(r, "ratio_to_plan" if r["op"] == "memory" else "ratio_to_ours")
+        ratio = results.number(r, "ratio_to_plan" if r["op"] == "memory" else "ratio_to_ours")
         lines.append([
             str(r["op"]), str(r["case"]), str(r["provider"]),
-            *(_show(rows.number(r, c)) if c in r else "-" for c in
+            *(_show(results.number(r, c)) if c in r else "-" for c in
               ("wall_ms", "rows_per_s", "peak_mib")),
             f"{ratio:.3g}",
         ])  # fmt: skip

@@ -20,8 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.environment import ROOT, environment
-from bench.rows import RESULTS
+from bench.harness.environment import ROOT, environment
+from bench.harness.results import RESULTS
 
 FOLDER = RESULTS / "w2s"
 PAGE = "docs/results.md"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bench import rows, tables
-from bench.trainer_steps import PROVIDERS
+from bench.cases.trainer_steps import PROVIDERS
+from bench.harness import results
+from bench.report import tables
 
 OP = "trainers"
 TITLES = {
@@ -40,7 +41,7 @@ def steps(table: tables.Table) -> str:
     return tables.markdown(head, lines, 4) + tables.left_out(table, OP)
 
 
-def _found(table: tables.Table) -> list[tuple[tuple[object, ...], str, list[rows.Row]]]:
+def _found(table: tables.Table) -> list[tuple[tuple[object, ...], str, list[results.Row]]]:
     """(what, who, its rows by allocator) in the order of the titles and candidates."""
     mine = [r for r in table.rows if r["op"] == OP]
     order = list(TITLES)
@@ -56,10 +57,10 @@ def _found(table: tables.Table) -> list[tuple[tuple[object, ...], str, list[rows
 
 def _seconds(table: tables.Table, group: tuple[object, ...], who: str, column: str) -> str:
     found = [table.get(OP, group, a, who) for a in _ALLOCATORS]
-    return " / ".join("-" if r is None else f"{rows.number(r, column) / 1e3:.2f}" for r in found)
+    return " / ".join("-" if r is None else f"{results.number(r, column) / 1e3:.2f}" for r in found)
 
 
-def _times(a: rows.Row | None, b: rows.Row | None, column: str) -> str:
+def _times(a: results.Row | None, b: results.Row | None, column: str) -> str:
     if a is None or b is None or column not in a or column not in b:
         return "-"
-    return f"{rows.number(a, column) / rows.number(b, column):.2f}"
+    return f"{results.number(a, column) / results.number(b, column):.2f}"

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import w2s_fast
-from bench.cross_entropy import AUX, DTYPES
-from bench.environment import ROOT
-from bench.linear import Unavailable
+from bench.cases.cross_entropy import AUX, DTYPES
+from bench.cases.linear import Unavailable
+from bench.harness.environment import ROOT
 
 # Case -> candidates; the first one is the formula that the others are compared with.
 PROVIDERS = {

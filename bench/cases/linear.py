@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import w2s_fast
-from bench import peers
-from bench.cross_entropy import AUX, DTYPES, TOP_K
-from bench.measure import Candidate
+from bench.cases import baselines
+from bench.cases.cross_entropy import AUX, DTYPES, TOP_K
+from bench.harness.measure import Candidate
 
 CASES = ("hard", "dense", "topk", "logconf_hard", "logconf_topk")
 SHAPES = ((2048, 1024, 32000), (1024, 2048, 128256))  # N, D, V
@@ -90,9 +90,9 @@ def loss(provider: str, case: str, x: Inputs) -> Loss | None:
         options: dict[str, Any] = {"aux": AUX, "threshold": "median"} if confidence else {}
         return partial(w2s_fast.linear_cross_entropy, weak=x.ours, memory_mib=MEMORY_MIB, **options)
     if provider in ("eager", "compile"):
-        peer = partial(peers.linear_cross_entropy, labels=target)
+        peer = partial(baselines.linear_cross_entropy, labels=target)
         if confidence:
-            peer = partial(peers.linear_logconf, labels=target, coef=AUX)
+            peer = partial(baselines.linear_logconf, labels=target, coef=AUX)
         return peer if provider == "eager" else torch.compile(peer, dynamic=False)
     if confidence or (provider != "torch_lce" and case != "hard"):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 
-from bench.environment import environment
+from bench.harness.environment import environment
 
 _PEERS = ("liger-kernel", "cut-cross-entropy", "quack-kernels", "flash-attn", "nvidia-cutlass-dsl")
 _QUERY = "driver_version,clocks.sm,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import cross_entropy, linear
-from bench.gpu_cases import Case
-from bench.linear import Unavailable
+from bench.cases import cross_entropy, linear
+from bench.cases.linear import Unavailable
+from bench.gpu.cases import Case
 
 INPLACE = ("liger",)  # write their gradient over the logits
 Loss = Callable[..., Tensor]

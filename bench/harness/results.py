@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.environment import ROOT
+from bench.harness.environment import ROOT
 
 RESULTS = ROOT / "bench" / "results"
 Row = dict[str, object]

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench import rows, tables
-from bench.environment import ROOT
-from bench.report import quotable
+from bench.harness import results
+from bench.harness.environment import ROOT
+from bench.report import tables
+from bench.report.write import quotable
 from w2s_fast.ops.cross_entropy import api as cross_entropy
 from w2s_fast.ops.fused_linear import cross_entropy as linear_cross_entropy
 
@@ -64,9 +65,9 @@ def head_memory(ax: Axes, table: tables.Table) -> None:
         ax.annotate(
             title, (0, y), xytext=(2, -3), textcoords="offset points", size=9, weight="bold"
         )
-        for r in sorted(found, key=lambda r: rows.number(r, "peak_mib")):
+        for r in sorted(found, key=lambda r: results.number(r, "peak_mib")):
             y -= 1
-            who, peak = str(r["provider"]), rows.number(r, "peak_mib")
+            who, peak = str(r["provider"]), results.number(r, "peak_mib")
             ax.barh(y, peak, 0.75, color=_OURS if who == "ours" else _OTHER)
             ax.annotate(
                 f"{peak:.0f}", (peak, y), xytext=(3, -3.5), textcoords="offset points", size=8.5
@@ -117,7 +118,7 @@ def roofline(ax: Axes, table: tables.Table) -> None:
 
 def _speeds(table: tables.Table) -> dict[tuple[str, str, str, float], list[float]]:
     """(op, provider, dtype, operations a byte) -> GFLOP/s a core of every loss measured."""
-    best: dict[tuple[object, ...], rows.Row] = {}
+    best: dict[tuple[object, ...], results.Row] = {}
     for r in table.rows:
         if r["op"] in _MARKS and r["provider"] in _COLORS:
             what = (*tables.group_of(r), r["op"], r["provider"])
@@ -126,14 +127,14 @@ def _speeds(table: tables.Table) -> dict[tuple[str, str, str, float], list[float
                 best[what] = r
     found: dict[tuple[str, str, str, float], list[float]] = {}
     for r in best.values():
-        op, n, v = str(r["op"]), int(rows.number(r, "n")), int(rows.number(r, "v"))
+        op, n, v = str(r["op"]), int(results.number(r, "n")), int(results.number(r, "v"))
         dtype = _DTYPES[str(r["dtype"])]
         if op == "cross_entropy":
             cost = cross_entropy.cost(n, v, dtype)
         else:
-            cost = linear_cross_entropy.cost(n, v, dtype, int(rows.number(r, "d")))
+            cost = linear_cross_entropy.cost(n, v, dtype, int(results.number(r, "d")))
         at = round(cost.flops / cost.bytes, 6)
-        speed = cost.flops / rows.number(r, "cpu_ms") / 1e6
+        speed = cost.flops / results.number(r, "cpu_ms") / 1e6
         found.setdefault((op, str(r["provider"]), str(r["dtype"]), at), []).append(speed)
     return found
 
@@ -145,11 +146,11 @@ def _ceilings(table: tables.Table) -> tuple[float, dict[str, float]]:
         if r["provider"] not in ("floor_write", "gemms"):
             continue
         dtype = str(r["dtype"])
-        n, v, ns = rows.number(r, "n"), rows.number(r, "v"), rows.number(r, "cpu_ms") * 1e6
+        n, v, ns = results.number(r, "n"), results.number(r, "v"), results.number(r, "cpu_ms") * 1e6
         if r["provider"] == "floor_write":
             bandwidth = max(bandwidth, 2 * n * v * _DTYPES[dtype].itemsize / ns)
         elif r["provider"] == "gemms":
-            compute[dtype] = max(compute.get(dtype, 0.0), 6 * n * v * rows.number(r, "d") / ns)
+            compute[dtype] = max(compute.get(dtype, 0.0), 6 * n * v * results.number(r, "d") / ns)
     return bandwidth, compute
 
 
@@ -161,7 +162,7 @@ def quantile(ax: Axes, table: tables.Table) -> None:
     }  # fmt: skip
     for who, color in names.items():
         found = [
-            (rows.number(r, "n"), rows.number(r, "cpu_ms"))
+            (results.number(r, "n"), results.number(r, "cpu_ms"))
             for r in table.rows
             if r["op"] == "quantile" and r["provider"] == who and r["allocator"] == "recycled"
         ]
@@ -216,12 +217,12 @@ def render(name: str, table: tables.Table, kind: str = "svg") -> bytes:
 def main(args: list[str]) -> int:
     """Write every plot; exit code 2 if the rows may not be quoted."""
     p = argparse.ArgumentParser(prog="python -m bench plot", description=__doc__.splitlines()[0])
-    p.add_argument("--results", type=Path, default=rows.RESULTS / "cpu", help="%(default)s")
+    p.add_argument("--results", type=Path, default=results.RESULTS / "cpu", help="%(default)s")
     p.add_argument("--out", type=Path, default=ROOT / "docs" / "img", help="%(default)s")
     p.add_argument("--kind", choices=("svg", "png"), default="svg", help="%(default)s")
     options = p.parse_args(args)
     try:
-        table = tables.Table(quotable(rows.load(options.results)))
+        table = tables.Table(quotable(results.load(options.results)))
     except (OSError, ValueError) as e:
         print(f"bench plot: {e}", file=sys.stderr)
         return 2

@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import rows, tables, trainer_table, w2s
-from bench.environment import ROOT
+from bench.cases import w2s
+from bench.harness import results
+from bench.harness.environment import ROOT
+from bench.report import tables, trainer_table
 
 _NONE = "No rows have been recorded yet: `python -m bench run --record`.\n"
 # document -> marker -> what stands between its begin and end
@@ -51,7 +53,7 @@ def render(text: str, parts: dict[str, Callable[[tables.Table], str]], table: ta
     return text
 
 
-def quotable(found: list[rows.Row]) -> list[rows.Row]:
+def quotable(found: list[results.Row]) -> list[results.Row]:
     """The rows, if every one may be quoted.
 
     Raises:
@@ -59,7 +61,7 @@ def quotable(found: list[rows.Row]) -> list[rows.Row]:
     """
     for row in found:
         if row["quick"] or row["dirty"]:
-            raise ValueError(f"row {rows.key(row)} was measured quick or on a changed tree")
+            raise ValueError(f"row {results.key(row)} was measured quick or on a changed tree")
     return found
 
 
@@ -67,11 +69,11 @@ def main(args: list[str]) -> int:
     """Write the documents, or with ``--check`` compare them; exit code 1 if one differs."""
     p = argparse.ArgumentParser(prog="python -m bench report", description=__doc__.splitlines()[0])
     p.add_argument("--check", action="store_true", help="fail where a document differs")
-    p.add_argument("--results", type=Path, default=rows.RESULTS / "cpu", help="%(default)s")
+    p.add_argument("--results", type=Path, default=results.RESULTS / "cpu", help="%(default)s")
     options = p.parse_args(args)
     stale = []
     try:
-        table = tables.Table(quotable(rows.load(options.results)))
+        table = tables.Table(quotable(results.load(options.results)))
         for name, parts in DOCUMENTS.items():
             path = ROOT / name
             text = path.read_text()

@@ -1,4 +1,4 @@
-"""``python -m bench.gpu_memcheck``: small calls of every op under compute-sanitizer's memcheck.
+"""``python -m bench.gpu.memcheck``: small calls of every op under compute-sanitizer's memcheck.
 
 Odd sizes, rows that start anywhere, padding and ignored labels: where an address goes wrong. A
 machine without compute-sanitizer passes and says so.
@@ -58,7 +58,7 @@ def main(args: list[str]) -> int:
     command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m"]
     # torch's allocator hands out pieces of large blocks: an access beyond a piece would look fine.
     env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run([*command, "bench.gpu_memcheck", "--inside"], env=env, check=False)
+    done = subprocess.run([*command, "bench.gpu.memcheck", "--inside"], env=env, check=False)
     return done.returncode
 
 

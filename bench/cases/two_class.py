@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import w2s_fast
-from bench import peers
-from bench.measure import Candidate
+from bench.cases import baselines
+from bench.harness.measure import Candidate
 
 SIZES = (32, 256, 4096)
 PROVIDERS = ("ours", "eager", "compile")
@@ -27,7 +27,7 @@ def make_inputs(n: int) -> tuple[Tensor, Tensor]:
 
 def losses(labels: Tensor, providers: Sequence[str]) -> dict[str, Callable[[Tensor], Tensor]]:
     """Provider -> loss as a function of the logits."""
-    peer = partial(peers.logconf_two_class, labels=labels, coef=AUX)
+    peer = partial(baselines.logconf_two_class, labels=labels, coef=AUX)
     table = {
         "ours": partial(w2s_fast.cross_entropy, weak=labels, aux=AUX),
         "eager": peer,

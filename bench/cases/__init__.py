@@ -1,0 +1,1 @@
+"""What is measured: inputs, candidates and errors, a file a benchmark."""
