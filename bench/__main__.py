@@ -15,7 +15,6 @@ COMMANDS = {
     "w2s": "cases.w2s",
     "report": "report.write",
     "plot": "report.plot",
-    "support": "support",
     "gpu": "gpu.suite",
 }
 

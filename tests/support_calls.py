@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import w2s_fast
+from tools.support_matrix.table import ENTRIES, Option
 from w2s_fast.losses.distillation import DISTILLATIONS
 from w2s_fast.losses.preference import PREFERENCES, Answers
 from w2s_fast.ops import use_backend
@@ -19,7 +20,6 @@ from w2s_fast.ops.logprob.api import topk_logprob, topk_logprob_reference
 from w2s_fast.ops.pack_topk import pack_topk
 from w2s_fast.ops.reference import KINDS, Own, cross_entropy_reference, cross_entropy_sample
 from w2s_fast.ops.weak_loss import weak_loss
-from w2s_fast.support import ENTRIES, Option
 from w2s_fast.testing import (
     BACKWARD,
     FORWARD,

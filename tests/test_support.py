@@ -9,9 +9,9 @@ import pytest
 import torch
 from support_calls import BY_NAME, DRIVERS, FP64
 
-from bench import support as document
+from tools.support_matrix import write as document
+from tools.support_matrix.table import DTYPES, ENTRIES, NO, REFERENCE, Entry, cell
 from w2s_fast.ops import OPS, use_backend
-from w2s_fast.support import DTYPES, ENTRIES, NO, REFERENCE, Entry, cell
 
 ROWS = [(name, i) for name, entry in BY_NAME.items() for i in range(len(entry.options))]
 
@@ -60,7 +60,7 @@ def test_every_op_of_the_table_has_an_entry() -> None:
 
 def test_document_is_current() -> None:
     pytest.importorskip("triton", reason="backend triton is missing")
-    assert document.main(["--check"]) == 0, "run `python -m bench support`"
+    assert document.main(["--check"]) == 0, "run `python -m tools.support_matrix.write`"
 
 
 def test_a_changed_document_is_noticed(

@@ -1,8 +1,8 @@
-"""What every op can be asked for, op by op; ``ENTRIES`` is the whole table. See ``_declare.py``."""
+"""What every op can be asked for, op by op; ``ENTRIES`` is the whole table. See ``declare.py``."""
 
 from __future__ import annotations
 
-from w2s_fast.support._declare import DTYPES, NO, REFERENCE, YES, Cell, Entry, Option, cell
+from tools.support_matrix.declare import DTYPES, NO, REFERENCE, YES, Cell, Entry, Option, cell
 
 __all__ = ["DTYPES", "ENTRIES", "NO", "REFERENCE", "YES", "Cell", "Entry", "Option", "cell"]
 
