@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from w2s_fast.debate import WriterConfig, _request
+from w2s_fast.debate import WriterConfig, _http
 
 KEY = "sk-secret-0123456789"
 
@@ -59,7 +59,7 @@ def echo(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
-    monkeypatch.setattr(_request, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(_http, "BACKOFF_S", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     servers: list[Server] = []
 

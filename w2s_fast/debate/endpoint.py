@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.debate._kept import Kept
-from w2s_fast.debate._request import ask
+from w2s_fast.debate._cache import Kept
+from w2s_fast.debate._http import ask
 from w2s_fast.debate.config import CHAT, WriterConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.store import content_hash
