@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from w2s_fast import LMHeadLoss, SparseTargets
-from w2s_fast.data import WeakLabelCollator
+from w2s_fast.integrations.batches import WeakLabelCollator
 
 
 class Student(nn.Module):

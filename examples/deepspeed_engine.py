@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler
 
 import w2s_fast
-from w2s_fast.data import WeakLabelCollator
-from w2s_fast.patching import set_progress
+from w2s_fast.integrations.batches import WeakLabelCollator
+from w2s_fast.integrations.patching import set_progress
 
 
 def main(

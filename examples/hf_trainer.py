@@ -15,8 +15,8 @@ import tiny
 from transformers import Trainer, TrainingArguments
 
 import w2s_fast
-from w2s_fast.data import WeakLabelCollator
-from w2s_fast.patching import progress_callback
+from w2s_fast.integrations.batches import WeakLabelCollator
+from w2s_fast.integrations.patching import progress_callback
 
 
 def main(folder: str, spec: str = "logconf:aux=0.5", **settings: Any) -> Trainer:

@@ -2,7 +2,7 @@
 
 Texts are those of the embedded task, "the keys of the old cabinet" to be answered with "is" or
 "are"; the judge knows the answer and is wrong now and then. Put your own model, tokenizer and
-``w2s_fast.data.read_labels("weak_labels.parquet")`` in their place.
+``w2s_fast.integrations.batches.read_labels("weak_labels.parquet")`` in their place.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, set_seed
 
-from w2s_fast.data import WeakLabels, answer_rows
+from w2s_fast.integrations.batches import WeakLabels, answer_rows
 from w2s_fast.tasks import TaskConfig, get_task
 from w2s_fast.tasks.datasets.agreement import tokenizer as make_tokenizer
 

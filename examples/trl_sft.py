@@ -16,8 +16,8 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 import w2s_fast
-from w2s_fast.data import WeakLabelCollator
-from w2s_fast.patching import progress_callback
+from w2s_fast.integrations.batches import WeakLabelCollator
+from w2s_fast.integrations.patching import progress_callback
 
 
 class WeakSFTTrainer(SFTTrainer):

@@ -13,8 +13,14 @@ import pytest
 import torch
 
 from w2s_fast import ModelConfig, RunConfig, TaskConfig, TrainConfig
-from w2s_fast.data import WeakLabelCollator, WeakLabels, answer_rows, label_tokens, read_labels
 from w2s_fast.errors import W2SError
+from w2s_fast.integrations.batches import (
+    WeakLabelCollator,
+    WeakLabels,
+    answer_rows,
+    label_tokens,
+    read_labels,
+)
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 
 ROWS = [

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from w2s_fast.data import WeakLabelCollator, WeakLabels, answer_rows
 from w2s_fast.errors import W2SError
+from w2s_fast.integrations.batches import WeakLabelCollator, WeakLabels, answer_rows
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 
 Row = dict[str, Any]

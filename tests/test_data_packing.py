@@ -10,9 +10,9 @@ from tiny_lms import V, tiny_lm
 from torch import Tensor
 
 import w2s_fast
-from w2s_fast.data import WeakLabelCollator
 from w2s_fast.errors import W2SError
-from w2s_fast.patching import set_progress
+from w2s_fast.integrations.batches import WeakLabelCollator
+from w2s_fast.integrations.patching import set_progress
 
 Row = dict[str, Any]
 

@@ -23,9 +23,9 @@ sys.path.insert(0, str(EXAMPLES))
 import tiny  # noqa: E402
 
 import w2s_fast  # noqa: E402
-from w2s_fast.data import WeakLabelCollator, WeakLabels  # noqa: E402
 from w2s_fast.errors import W2SError  # noqa: E402
-from w2s_fast.patching import progress_callback  # noqa: E402
+from w2s_fast.integrations.batches import WeakLabelCollator, WeakLabels  # noqa: E402
+from w2s_fast.integrations.patching import progress_callback  # noqa: E402
 
 # Gradients as they are: no optimizer that rescales them, and no clipping.
 PLAIN = {

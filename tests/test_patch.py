@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import w2s_fast
 from w2s_fast.errors import W2SError
-from w2s_fast.patching import progress_callback, set_progress
+from w2s_fast.integrations.patching import progress_callback, set_progress
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 Result = dict[str, Tensor]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import w2s_fast
 from w2s_fast.errors import W2SError
-from w2s_fast.patching import set_progress
+from w2s_fast.integrations.patching import set_progress
 
 
 def soft(seed: int = 1) -> Tensor:

@@ -65,7 +65,7 @@ def test_lora_on_the_head_and_no_answer() -> None:
 
 
 def test_only_labelled_positions_enter_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    from w2s_fast.patching import logprob
+    from w2s_fast.integrations.patching import logprob
 
     seen, real = [], logprob.linear_logprob
 

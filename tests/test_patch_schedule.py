@@ -16,9 +16,9 @@ from torch import Tensor
 import w2s_fast
 from w2s_fast import make_loss
 from w2s_fast.errors import W2SError
+from w2s_fast.integrations.patching import set_progress
 from w2s_fast.losses import Loss, LossOut
 from w2s_fast.losses.logconf import LogConf
-from w2s_fast.patching import set_progress
 
 
 @dataclass(frozen=True, kw_only=True)

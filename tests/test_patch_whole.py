@@ -56,7 +56,7 @@ def test_adapted_models() -> None:
 
 @pytest.mark.parametrize("loss", ["xent", "logconf"])
 def test_copies_are_patched_models_of_their_own(loss: str) -> None:
-    from w2s_fast.patching import set_progress
+    from w2s_fast.integrations.patching import set_progress
 
     lm = w2s_fast.patch(tiny_lm(), loss=loss)
     set_progress(lm, 0.05)

@@ -14,6 +14,7 @@ from w2s_fast.version import __version__
 if TYPE_CHECKING:
     from w2s_fast.config import RunConfig
     from w2s_fast.errors import W2SError
+    from w2s_fast.integrations.patching import patch, unpatch
     from w2s_fast.losses import make_loss
     from w2s_fast.models import ModelConfig
     from w2s_fast.models.lm_head import LMHeadLoss
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from w2s_fast.ops.quantile.api import kth_value, quantile, top_fraction_mask
     from w2s_fast.ops.targets import SparseTargets
     from w2s_fast.ops.vocab_parallel.api import vocab_parallel_cross_entropy, vocab_parallel_logprob
-    from w2s_fast.patching import patch, unpatch
     from w2s_fast.pipeline import run
     from w2s_fast.sweeps import SweepConfig, sweep
     from w2s_fast.tasks import TaskConfig
@@ -78,13 +78,13 @@ _HOMES = {  # public name -> the module that defines it
     "linear_topk_logprob": "w2s_fast.ops.fused_linear.logprob",
     "make_loss": "w2s_fast.losses",
     "pack_topk": "w2s_fast.ops.pack_topk",
-    "patch": "w2s_fast.patching",
+    "patch": "w2s_fast.integrations.patching",
     "quantile": "w2s_fast.ops.quantile.api",
     "run": "w2s_fast.pipeline",
     "sweep": "w2s_fast.sweeps.experiment",
     "top_fraction_mask": "w2s_fast.ops.quantile.api",
     "topk_logprob": "w2s_fast.ops.logprob.api",
-    "unpatch": "w2s_fast.patching",
+    "unpatch": "w2s_fast.integrations.patching",
     "vocab_parallel_cross_entropy": "w2s_fast.ops.vocab_parallel.api",
     "vocab_parallel_logprob": "w2s_fast.ops.vocab_parallel.api",
 }

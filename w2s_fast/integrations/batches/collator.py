@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.data._arrays import is_missing, plain, rows_of, tensor
-from w2s_fast.data._columns import (
+from w2s_fast.errors import W2SError, nearest
+from w2s_fast.integrations.batches._arrays import is_missing, plain, rows_of, tensor
+from w2s_fast.integrations.batches._columns import (
     LISTED,
     NUMBERS,
     TOKENS,
@@ -21,8 +22,13 @@ from w2s_fast.data._columns import (
     one_dimension,
     padded,
 )
-from w2s_fast.data._packing import begins, check_mask, positions_of, refuse_elsewhere, separate
-from w2s_fast.errors import W2SError, nearest
+from w2s_fast.integrations.batches._packing import (
+    begins,
+    check_mask,
+    positions_of,
+    refuse_elsewhere,
+    separate,
+)
 
 Row = Mapping[str, Any]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from w2s_fast.data._arrays import items, numbers
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.integrations.batches._arrays import items, numbers
 from w2s_fast.tasks._files import read_table
 
 if TYPE_CHECKING:

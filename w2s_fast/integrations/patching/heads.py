@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.integrations.patching.whole import Mark
 from w2s_fast.models.lm_head import check_gathered
-from w2s_fast.patching.whole import Mark
 
 # What is done with hidden states (..., D), the head's weight (V, D) and its bias (V,) or None.
 Then = Callable[[Tensor, Tensor, Tensor | None], Any]

@@ -14,14 +14,20 @@ from types import MethodType
 from typing import Any
 
 from w2s_fast.errors import W2SError
+from w2s_fast.integrations.patching.checks import (
+    fused_kinds,
+    origin,
+    refuse,
+    transformers_model,
+    verify,
+)
+from w2s_fast.integrations.patching.columns import COLUMNS, take_columns
+from w2s_fast.integrations.patching.forward import State, loss_output
+from w2s_fast.integrations.patching.heads import hand_back, take_over
+from w2s_fast.integrations.patching.logprob import answer_logprob
+from w2s_fast.integrations.patching.progress import patched, progress_callback, set_progress
 from w2s_fast.losses import Loss, make_loss
 from w2s_fast.ops.lazy_logits import logit_form
-from w2s_fast.patching.checks import fused_kinds, origin, refuse, transformers_model, verify
-from w2s_fast.patching.columns import COLUMNS, take_columns
-from w2s_fast.patching.forward import State, loss_output
-from w2s_fast.patching.heads import hand_back, take_over
-from w2s_fast.patching.logprob import answer_logprob
-from w2s_fast.patching.progress import patched, progress_callback, set_progress
 
 __all__ = ["patch", "progress_callback", "set_progress", "unpatch"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from w2s_fast.data._arrays import items
-from w2s_fast.data.labels import WeakLabels
 from w2s_fast.errors import W2SError
+from w2s_fast.integrations.batches._arrays import items
+from w2s_fast.integrations.batches.weak_labels import WeakLabels
 
 
 def label_tokens(tokenizer: Any, words: Sequence[str]) -> tuple[int, ...]:

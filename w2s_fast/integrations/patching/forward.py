@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.integrations.patching.columns import Rows, read_rows
+from w2s_fast.integrations.patching.heads import owner, through
+from w2s_fast.integrations.patching.predictions import refuse_predictions
+from w2s_fast.integrations.patching.schedule import changes, coefficient_at, read_progress
+from w2s_fast.integrations.patching.whole import Unpickled
 from w2s_fast.losses import Loss
 from w2s_fast.losses.xent import Xent
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.targets import SparseTargets
-from w2s_fast.patching.columns import Rows, read_rows
-from w2s_fast.patching.heads import owner, through
-from w2s_fast.patching.predictions import refuse_predictions
-from w2s_fast.patching.schedule import changes, coefficient_at, read_progress
-from w2s_fast.patching.whole import Unpickled
 
 _XENT = Xent()
 
@@ -162,8 +162,8 @@ def _progress(lm: Any, state: State, columns: dict[str, Any]) -> None:
     if lm.training and state.scheduled and not state.told:
         raise W2SError(
             f"{type(state.loss).__name__} changes over training and was not told where it is; call "
-            "w2s_fast.patching.set_progress(model, frac) before a step, give the Trainer "
-            "progress_callback(model), or send a weak_frac column"
+            "w2s_fast.integrations.patching.set_progress(model, frac) before a step, give the "
+            "Trainer progress_callback(model), or send a weak_frac column"
         )
 
 

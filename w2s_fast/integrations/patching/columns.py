@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.integrations.patching.values import read_targets, unpack_sparse
 from w2s_fast.ops.checks import check_probs, check_weight
 from w2s_fast.ops.targets import SparseTargets
-from w2s_fast.patching.values import read_targets, unpack_sparse
 
 COLUMNS = (
     "weak_labels", "weak_ids", "weak_probs", "weak_rest", "weak_weight", "weak_frac", "weak_step",

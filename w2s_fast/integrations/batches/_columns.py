@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.data._arrays import plain, tensor
 from w2s_fast.errors import W2SError
+from w2s_fast.integrations.batches._arrays import plain, tensor
 
 # column -> (dtype, what stands where there is nothing)
 TOKENS: dict[str, tuple[torch.dtype, float]] = {

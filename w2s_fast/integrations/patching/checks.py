@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.integrations.patching.forward import State, Unstored
+from w2s_fast.integrations.patching.heads import owner, owners
 from w2s_fast.losses import Loss
 from w2s_fast.models.weights import is_partitioned, shape_of
 from w2s_fast.ops.targets import SparseTargets
-from w2s_fast.patching.forward import State, Unstored
-from w2s_fast.patching.heads import owner, owners
 
 
 def transformers_model(model: Any) -> Any:

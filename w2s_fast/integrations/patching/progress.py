@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from w2s_fast.errors import W2SError
-from w2s_fast.patching.schedule import one_number, whole_number
+from w2s_fast.integrations.patching.schedule import one_number, whole_number
 
 
 def set_progress(model: Any, frac: float, step: int | None = None) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.data._arrays import is_missing, tensor
 from w2s_fast.errors import W2SError
+from w2s_fast.integrations.batches._arrays import is_missing, tensor
 
 # Other ways of saying it, which belong to a whole batch or to one kind of layer.
 _ELSEWHERE = (

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.integrations.patching.forward import refuse_logits
+from w2s_fast.integrations.patching.heads import through
+from w2s_fast.integrations.patching.values import read_targets
 from w2s_fast.ops.fused_linear.logprob import IGNORE, linear_logprob
 from w2s_fast.ops.lazy_logits import Projected
-from w2s_fast.patching.forward import refuse_logits
-from w2s_fast.patching.heads import through
-from w2s_fast.patching.values import read_targets
 
 
 def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
