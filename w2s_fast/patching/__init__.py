@@ -15,13 +15,14 @@ from typing import Any
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, make_loss
-from w2s_fast.ops.projected import logit_form
-from w2s_fast.patching.checks import fused_kinds, origin, refuse, transformers_model, verify
+from w2s_fast.patching.checks import fused_kinds, refuse, transformers_model
 from w2s_fast.patching.columns import COLUMNS, take_columns
-from w2s_fast.patching.forward import State, loss_output
-from w2s_fast.patching.heads import hand_back, take_over
+from w2s_fast.patching.forward import loss_output
+from w2s_fast.patching.heads import hand_back, origin, take_over
 from w2s_fast.patching.logprob import answer_logprob
 from w2s_fast.patching.progress import patched, progress_callback, set_progress
+from w2s_fast.patching.state import State
+from w2s_fast.patching.verify import computable, verify
 
 __all__ = ["patch", "progress_callback", "set_progress", "unpatch"]
 
@@ -63,15 +64,14 @@ def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = 64) -> A
     lm = transformers_model(model)
     refuse(lm)
     chosen = make_loss(loss) if isinstance(loss, str) else loss
-    softcap, factor = logit_form(lm.config)
-    original = type(lm).forward
-    forward = _forward_like(original)
-    state = State(forward, chosen, fused_kinds(chosen), memory_mib, softcap, factor)
+    forward = _forward_like(type(lm).forward)
+    state = State(forward, chosen, fused_kinds(chosen), memory_mib)
     take_over(lm.get_output_embeddings())
     lm._w2s_fast = state
     lm.forward = MethodType(forward, lm)
     try:
-        verify(lm, original, state)
+        if computable(lm):
+            verify(lm, state)
     except BaseException:
         unpatch(lm)
         raise
@@ -116,6 +116,8 @@ def _forward_like(original: Callable[..., Any]) -> Callable[..., Any]:
         targets = (given.get("labels"), given.get("shift_labels"))
         if not columns and all(t is None for t in targets):
             return original(self, *args, **kwargs)
+        if not self._w2s_fast.compared:
+            verify(self, self._w2s_fast)
         return loss_output(self, given, columns)
 
     forward.__signature__ = _with_columns(signature)  # type: ignore[attr-defined]
