@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import torch
+
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, make_loss
 from w2s_fast.patching.checks import fused_kinds, refuse, transformers_model
@@ -117,11 +119,15 @@ def _forward_like(original: Callable[..., Any]) -> Callable[..., Any]:
         if not columns and all(t is None for t in targets):
             return original(self, *args, **kwargs)
         if not self._w2s_fast.compared:
-            verify(self, self._w2s_fast)
+            _verify_outside(self, self._w2s_fast)
         return loss_output(self, given, columns)
 
     forward.__signature__ = _with_columns(signature)  # type: ignore[attr-defined]
     return forward
+
+
+# Compiled code does not contain the comparison.
+_verify_outside = torch.compiler.disable(verify)
 
 
 def _with_columns(signature: inspect.Signature) -> inspect.Signature:

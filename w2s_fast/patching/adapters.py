@@ -1,4 +1,4 @@
-"""Adapters of peft on a language model's head: which module owns the weight, what they add to it."""
+"""Adapters of peft on a language model's head: who owns the weight, and what they add to it."""
 
 from __future__ import annotations
 

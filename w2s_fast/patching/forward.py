@@ -183,12 +183,14 @@ def _refuse_values(given: dict[str, Any], columns: dict[str, Any]) -> None:
     targets = {name: given.get(name) for name in ("labels", "shift_labels")}
     for name, value in (*targets.items(), *columns.items()):
         if value is not None and not isinstance(value, Tensor):
-            raise W2SError(f"{name} is {str(value)[:60]!r}; expected a tensor with the rows of the batch")
+            kind = type(value).__name__
+            shown = f"the {kind} {value!r}" if isinstance(value, int | float) else f"a {kind}"
+            raise W2SError(f"{name} is {shown}; expected a tensor with the rows of the batch")
     for name, value in targets.items():
         if value is not None and (value.is_floating_point() or value.dtype == torch.bool):
             raise W2SError(
-                f"{name} are {value.dtype}; expected int64 class ids, -100 where none; soft labels "
-                "go into weak_labels"
+                f"{name} have dtype {value.dtype}; expected class ids as integers ({name}.long()); "
+                "soft labels go into weak_labels"
             )
 
 

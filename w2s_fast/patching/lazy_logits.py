@@ -1,13 +1,14 @@
 """Logits that a model's own forward handles although nobody computed them.
 
-The head of a patched model hands these out instead of a tensor. What models do with logits on their
+A patched model's head gives these instead of a tensor. What the model does with its logits on their
 way to the loss is recorded: scales, soft-caps and biases in ``Form``, shifts, slices and masks in
-``positions``. ``F.cross_entropy`` of them goes to ``Forward.cross_entropy``, which computes the fused
-loss. Anything else that would need their values raises.
+``positions``. ``F.cross_entropy`` of them goes to ``LossCall.cross_entropy``, which computes the
+fused loss. Anything else that would need their values raises.
 """
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -198,14 +199,14 @@ class LazyLogits:
     __radd__ = __iadd__ = add = add_ = __add__
     tanh_ = tanh
 
-    def _number(self, other: Any, what: str) -> float:
+    def _number(self, other: Any, what: str) -> builtins.float:
         if isinstance(other, Tensor):
             if other.numel() != 1 or other.requires_grad:
                 self._unknown(f"{what} a tensor {tuple(other.shape)}")
             other = other.item()
         if not isinstance(other, int | float) or not math.isfinite(other) or not other:
             self._unknown(f"{what} {other!r}")
-        return float(other)
+        return builtins.float(other)
 
     # Everything else.
 

@@ -79,4 +79,6 @@ def _hidden(lm: Any, state: State, given: dict[str, Any]) -> tuple[Tensor, Form]
 
 
 def _no_loss(*args: Any) -> Tensor:
-    raise W2SError("return_logprob came to a model that computes a loss without labels; leave it out")
+    raise W2SError(
+        "return_logprob came to a model that computes a loss without labels; leave it out"
+    )

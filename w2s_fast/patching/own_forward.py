@@ -1,6 +1,6 @@
 """A model's own forward, with its head kept from making logits.
 
-While it runs, the head's name in the module that holds it gives ``LazyLogits`` of the hidden states.
+While it runs, the head's name in the module that holds it gives ``LazyLogits`` of hidden states.
 Scales, caps, shifts, the loss function, router losses and whatever else stands in the model's code
 are therefore the model's own at every call; only the head and the cross-entropy are replaced.
 """

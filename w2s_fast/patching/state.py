@@ -21,8 +21,6 @@ from w2s_fast.patching.heads import through
 from w2s_fast.patching.lazy_logits import Form
 
 _XENT = Xent()
-# Points of training at which a schedule is looked at to see whether it is one.
-_POINTS = tuple(i / 64 for i in range(65))
 
 
 class Unstored(Projected):
@@ -78,8 +76,7 @@ class State:
     loss_function: Any = None
 
     def __post_init__(self) -> None:
-        seen = {self.loss.coefficient(f, round(10**4 * f)) for f in _POINTS}
-        self.scheduled = len(seen | {self.loss.coefficient(1.0, 10**9)}) > 1
+        self.scheduled = self.loss.coefficient(0.0, 0) != self.loss.coefficient(1.0, 10**9)
         self.timed = copy.copy(self.loss)
         if self.scheduled:
             object.__setattr__(self.timed, "coefficient", self.now)
@@ -117,11 +114,13 @@ class State:
         training = lm.training
         if training and kind not in self.kinds:
             name = type(self.loss).__name__
-            raise W2SError(f"{name} takes no {kind} weak labels; expected {' or '.join(self.kinds)}")
+            raise W2SError(
+                f"{name} takes no {kind} weak labels; expected {' or '.join(self.kinds)}"
+            )
         if smoothing and (kind != "hard" or (training and type(self.loss) is not Xent)):
             raise W2SError(
-                f"label_smoothing={smoothing} of the model's loss function came with weak labels or "
-                "another loss; leave it at 0 and patch(model, loss='smoothing:epsilon=...')"
+                f"label_smoothing={smoothing} of the model's loss function came with weak labels "
+                "or another loss; leave it at 0 and patch(model, loss='smoothing:epsilon=...')"
             )
         project = self.project(Unstored, form)
 
@@ -138,4 +137,5 @@ class State:
                 logits, weak, weight=rows.weight, frac=self.frac, step=self.step
             ).loss_sum
 
-        return through(head, rows.hidden, then)  # type: ignore[no-any-return]
+        loss: Tensor = through(head, rows.hidden, then)
+        return loss

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -154,7 +154,7 @@ def _near(a: Tensor, b: Tensor, size: Tensor, room: float) -> bool:
     return bool(((a - b).abs() <= room * size.double().abs().clamp_min(1e-3)).all())
 
 
-def _refuse(lm: Any, what: str, expected: str) -> None:
+def _refuse(lm: Any, what: str, expected: str) -> NoReturn:
     raise W2SError(
         f"the {what} of {type(lm).__name__} is not {expected}; it cannot be patched, use its own "
         "forward"
@@ -182,8 +182,10 @@ def _straight(lm: Any, seen: LazyLogits) -> bool:
             last = lm.base_model(**batch, return_dict=True).last_hidden_state
         except Exception:  # a body that wants more than ids is no matter for compiled code
             return False
-    return isinstance(last, Tensor) and last.dtype == seen.hidden.dtype and torch.equal(
-        last, seen.hidden
+    return (
+        isinstance(last, Tensor)
+        and last.dtype == seen.hidden.dtype
+        and torch.equal(last, seen.hidden)
     )
 
 
