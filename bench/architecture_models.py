@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from bench.architecture_fields import FIELDS
+
 V, HIDDEN = 96, 32
 # Group of the table -> mappings of transformers' auto classes.
 GROUPS = {
@@ -26,7 +28,7 @@ GROUPS = {
         "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
     ),
 }
-_SIZES: dict[Any, tuple[str, ...]] = {
+_SIZES: dict[int, tuple[str, ...]] = {
     V: ("vocab_size", "text_vocab_size", "decoder_vocab_size", "unpadded_vocab_size"),
     HIDDEN: (
         "hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embed_dim", "embedding_size",
@@ -43,12 +45,13 @@ _SIZES: dict[Any, tuple[str, ...]] = {
         "linear_num_value_heads", "linear_num_heads", "num_layers", "num_hidden_layers", "n_layer",
         "n_layers", "encoder_layers", "decoder_layers", "num_decoder_layers", "num_encoder_layers",
         "encoder_layers_count", "num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk",
+        "num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "kv_n_heads",
         "moe_top_k", "top_k_experts", "num_query_groups", "depth",
     ),
     1: (
-        "n_group", "topk_group", "num_expert_group", "n_shared_experts", "num_shared_experts",
+        "codebooks", "num_codebooks", "n_group", "topk_group", "num_expert_group",
+        "n_shared_experts", "num_shared_experts",
         "moe_num_shared_experts", "mamba_n_groups", "n_groups", "mamba_ngroups", "num_query_tokens",
-        "num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "kv_n_heads",
     ),
     16: (
         "head_dim", "kv_channels", "d_kv", "attention_head_size", "dim_head", "v_head_dim",
@@ -75,9 +78,8 @@ _SIZES: dict[Any, tuple[str, ...]] = {
         "mamba_n_heads", "zero_expert_num", "o_groups"),
     0: ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "pad_token_id",
         "num_kv_shared_layers", "expert_layer_offset"),
-    "vocab_size_per_layer_input": ("vocab_size_per_layer_input",),
 }  # fmt: skip
-SIZES = {name: value for value, names in _SIZES.items() for name in names if value != names[0]}
+SIZES = {name: value for value, names in _SIZES.items() for name in names}
 SIZES |= {"vocab_size_per_layer_input": V, "bos_token_id": 1, "eos_token_id": 2}
 _DEPTHS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
@@ -92,8 +94,6 @@ _STILL = (
     "classifier_dropout", "router_jitter_noise", "emb_pdrop", "summary_last_dropout",
     "input_jitter_noise", "expert_dropout", "moe_token_dropout", "drop_path_rate",
 )  # fmt: skip
-# What the names do not tell: model type -> fields.
-SPECIAL: dict[str, dict[str, Any]] = {}
 _TEXT = ("text", "decoder", "llm", "language", "thinker", "qformer", "patcher", "encoder_config_")
 
 
@@ -129,37 +129,66 @@ def tiny(name: str, how: str) -> Any:
 WAYS = ("small", "shallow towers", "defaults")
 
 
-def small(kind: Any, how: str, tower: bool = False, depth: int = 0) -> Any:
+def small(kind: Any, how: str, tower: bool = False) -> Any:
     """A configuration of class ``kind`` with small fields, and those inside it."""
     default = kind()
+    keep = tower and how != "small"
     values: dict[str, Any] = {}
     for name, value in vars(default).items():
-        name = name.lstrip("_") if name.startswith("_") else name
-        if name in _STILL and isinstance(value, float | int):
-            values[name] = 0.0
-        elif isinstance(value, bool) or not isinstance(value, int):
-            continue
-        elif tower and how != "small":
-            if name in _DEPTHS:
-                values[name] = 1
-        elif name in SIZES and (value or name.endswith("_id")):
-            values[name] = SIZES[name]
-        elif name.endswith(("token_id", "token_index")) and value >= V:
-            values[name] = V - 1 - len(values) % 20
+        name = name.lstrip("_")
+        small_value = _value(name, value, len(values), keep)
+        if small_value is not None:
+            values[name] = small_value
+    if not keep:
+        values |= _layers(default)
     accepted = inspect.signature(kind.__init__).parameters
-    fields = getattr(kind, "__dataclass_fields__", {})
+    fields = {*accepted, *getattr(kind, "__dataclass_fields__", {})}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    values = {k: v for k, v in values.items() if k in accepted or k in fields or open_ended}
+    values = {k: v for k, v in values.items() if k in fields or open_ended}
     for name in getattr(kind, "sub_configs", None) or {}:
-        sub = getattr(default, name, None)
-        if sub is not None and name in (*accepted, *fields):
-            values[name] = small(type(sub), how, not name.startswith(_TEXT), depth + 1)
-    values |= SPECIAL.get(kind.model_type, {})
-    config = kind(**values)
+        inner = getattr(default, name, None)
+        if inner is not None and name in fields:
+            values[name] = small(type(inner), how, not name.startswith(_TEXT))
+    config = kind(**{**values, **FIELDS.get(kind.model_type, {})})
     if getattr(config, "is_encoder_decoder", False):
         config.decoder_start_token_id = config.bos_token_id = 1
         config.pad_token_id = 0
     return config
+
+
+def _value(name: str, value: Any, count: int, keep: bool) -> Any:
+    """A small value of one field, None to leave it as it is."""
+    if name in _STILL and isinstance(value, float | int) and not isinstance(value, bool):
+        return type(value)(0)
+    if name == "head_dim" and value is None and not keep:
+        return SIZES[name]
+    if name == "rope_parameters" and isinstance(value, dict) and "mrope_section" in value:
+        return {**value, "mrope_section": [2, 3, 3]}
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    if keep:
+        return 1 if name in _DEPTHS else None
+    if name in SIZES and (value or name.endswith("_id")):
+        return SIZES[name]
+    if name.endswith(("token_id", "token_index")) and value >= V:
+        return V - 1 - count % 20
+    return None
+
+
+def _layers(default: Any) -> dict[str, Any]:
+    """One layer of each kind, for models whose layers differ."""
+    kinds = getattr(default, "layer_types", None) or getattr(default, "layers_block_type", None)
+    if not isinstance(kinds, list | tuple) or len(set(kinds)) < 2:
+        return {}
+    values: dict[str, Any] = {"num_hidden_layers": len(set(kinds))}
+    for name in ("layer_types", "layers_block_type"):
+        if getattr(default, name, None):
+            values[name] = list(dict.fromkeys(kinds))
+    blocks = getattr(default, "mlp_layer_types", None)
+    if blocks:
+        each = list(dict.fromkeys(blocks))[::-1]
+        values["mlp_layer_types"] = [each[i % len(each)] for i in range(len(set(kinds)))]
+    return values
 
 
 def lively(model: Any) -> Any:

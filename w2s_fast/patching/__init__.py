@@ -24,7 +24,7 @@ from w2s_fast.patching.heads import hand_back, origin, take_over
 from w2s_fast.patching.logprob import answer_logprob
 from w2s_fast.patching.progress import patched, progress_callback, set_progress
 from w2s_fast.patching.state import State
-from w2s_fast.patching.verify import computable, verify
+from w2s_fast.patching.verify import compare_first, compare_now
 
 __all__ = ["patch", "progress_callback", "set_progress", "unpatch"]
 
@@ -72,8 +72,7 @@ def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = 64) -> A
     lm._w2s_fast = state
     lm.forward = MethodType(forward, lm)
     try:
-        if computable(lm):
-            verify(lm, state)
+        compare_now(lm, state)
     except BaseException:
         unpatch(lm)
         raise
@@ -113,13 +112,14 @@ def _forward_like(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         columns = take_columns(kwargs)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        if given.pop("return_logprob", False):
-            return answer_logprob(self, given)
+        logprob = given.pop("return_logprob", False)
         targets = (given.get("labels"), given.get("shift_labels"))
-        if not columns and all(t is None for t in targets):
+        if not logprob and not columns and all(t is None for t in targets):
             return original(self, *args, **kwargs)
         if not self._w2s_fast.compared:
-            _verify_outside(self, self._w2s_fast)
+            _compare_outside(self, self._w2s_fast, given, columns)
+        if logprob:
+            return answer_logprob(self, given)
         return loss_output(self, given, columns)
 
     forward.__signature__ = _with_columns(signature)  # type: ignore[attr-defined]
@@ -127,7 +127,7 @@ def _forward_like(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # Compiled code does not contain the comparison.
-_verify_outside = torch.compiler.disable(verify)
+_compare_outside = torch.compiler.disable(compare_first)
 
 
 def _with_columns(signature: inspect.Signature) -> inspect.Signature:

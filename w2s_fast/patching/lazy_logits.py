@@ -26,6 +26,7 @@ class Form:
     """What happens to the head's output z: softcap tanh((scale z + bias) / softcap).
 
     Attributes:
+        classes: how many of its classes are left, from the first on; None for all.
         softcap: 0 for none.
         scale: factor of z, of its bias as well.
         bias: broadcasts to (V,); added after ``scale``; None for none.
@@ -34,10 +35,11 @@ class Form:
     softcap: float = 0.0
     scale: float = 1.0
     bias: Tensor | None = None
+    classes: int | None = None
 
     def __call__(self, z: Tensor) -> Tensor:
         """Logits of the head's output (..., V)."""
-        z = z * self.scale
+        z = z[..., : self.classes] * self.scale
         z = z if self.bias is None else z + self.bias
         return self.softcap * torch.tanh(z / self.softcap) if self.softcap else z
 
@@ -67,13 +69,14 @@ class LazyLogits:
         # Before tanh the value is gain z + bias, after it outer tanh(gain z + bias).
         self.gain, self.bias = 1.0, None
         self.outer: float | None = None
+        self.classes: int | None = None
 
     def form(self) -> Form:
         """How these logits come from the head's output."""
         if self.outer is None:
-            return Form(0.0, self.gain, self.bias)
+            return Form(0.0, self.gain, self.bias, self.classes)
         bias = None if self.bias is None else self.bias * self.outer
-        return Form(self.outer, self.gain * self.outer, bias)
+        return Form(self.outer, self.gain * self.outer, bias, self.classes)
 
     def moved(self) -> bool:
         """Whether they stand elsewhere than where the head was called."""
@@ -166,9 +169,18 @@ class LazyLogits:
         dots = next((i for i, p in enumerate(parts) if p is Ellipsis), None)
         masks = sum(p.dim() - 1 for p in parts if isinstance(p, Tensor) and p.dtype == torch.bool)
         full = len(parts) + masks == self.dim() if dots is None else dots < len(parts) - 1
-        if full and parts[-1] not in (slice(None), slice(0, self.width)):
+        kept = self._kept(parts[-1]) if full else self.width
+        if kept == self.width:
+            return self._with(positions=self.positions[index])
+        lead = (*parts[:-1], slice(None))
+        bias = None if self.bias is None else self.bias[:kept]
+        return self._with(positions=self.positions[lead], width=kept, classes=kept, bias=bias)
+
+    def _kept(self, index: Any) -> int:
+        """How many of the first classes an index leaves."""
+        if not isinstance(index, slice) or index.start not in (None, 0) or index.step is not None:
             self._unknown("index some of the classes")
-        return self._with(positions=self.positions[index])
+        return len(range(*index.indices(self.width)))
 
     # Scales, soft-caps and biases.
 

@@ -92,6 +92,9 @@ class State:
         """Logits of hidden states, head and bias, not computed."""
 
         def project(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Projected:
+            if form.classes is not None:
+                weight = weight[: form.classes]
+                bias = None if bias is None else bias[: form.classes]
             if form.scale != 1:
                 hidden = hidden * form.scale
                 bias = None if bias is None else bias * form.scale

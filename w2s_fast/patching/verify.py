@@ -8,6 +8,7 @@ gives with fp32 cross-entropy of its own logits in the place where the fused los
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -19,9 +20,9 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.projected import logit_form
 from w2s_fast.patching.adapters import owner
-from w2s_fast.patching.forward import run
+from w2s_fast.patching.forward import batch_size, run
 from w2s_fast.patching.heads import through
-from w2s_fast.patching.lazy_logits import LazyLogits
+from w2s_fast.patching.lazy_logits import Form, LazyLogits
 from w2s_fast.patching.loss_call import LossCall
 from w2s_fast.patching.state import State
 from w2s_fast.weights import is_partitioned
@@ -40,14 +41,46 @@ def computable(lm: Any) -> bool:
     )
 
 
+def compare_now(lm: Any, state: State) -> None:
+    """Compare on twelve tokens, if weights are there and token ids are all that the model needs.
+
+    Raises:
+        W2SError: see ``verify``; also if its forward fails although it needs nothing else.
+    """
+    if not computable(lm):
+        return
+    try:
+        verify(lm, state, _tokens(lm))
+    except _Failed as e:
+        if not _needs_more(lm, e.__cause__):
+            raise
+
+
+def compare_first(lm: Any, state: State, given: dict[str, Any], columns: dict[str, Any]) -> None:
+    """Compare at the first forward with targets: on twelve tokens, or else on its batch.
+
+    Raises:
+        W2SError: see ``verify``.
+    """
+    try:
+        return verify(lm, state, _tokens(lm))
+    except _Failed:
+        batch = {k: v for k, v in given.items() if v is not None and k != "return_dict"}
+        batch.pop("num_items_in_batch", None)
+        if batch.get("labels") is None:
+            marks = batch.pop("shift_labels", None)
+            zeros = torch.zeros(batch_size(given, columns), dtype=torch.int64)
+            batch["labels"] = zeros.to(_device(lm)) if marks is None else marks
+    verify(lm, state, batch)
+
+
 @torch.no_grad()
-def verify(lm: Any, state: State) -> None:
+def verify(lm: Any, state: State, batch: dict[str, Any]) -> None:
     """Compare logits and loss of a patched model with its own.
 
     Raises:
-        W2SError: if they differ, or if its forward fails on token ids alone.
+        W2SError: if they differ, or if its forward fails.
     """
-    batch = _tokens(lm)
     heard: list[tuple[Tensor, Tensor]] = []
     with _evaluating(lm), torch.random.fork_rng(devices=[]):
         with _listening(lm, heard):
@@ -55,25 +88,43 @@ def verify(lm: Any, state: State) -> None:
         call = _Reference(lm, theirs, heard)
         out = run(lm, dict(batch), call)
         _same_head(lm, call, heard[0][0])
-    logits, loss = theirs.logits, theirs.loss
+    loss = theirs.loss
     if not isinstance(loss, Tensor) or not _near(out.loss, loss, loss, _LOSS):
         _refuse(lm, "loss", "the fp32 cross-entropy of its logits")
     state.compared = True
     state.loss_function = lm.loss_function
-    state.plain = _is_plain(lm, call, loss, logits)
+    state.plain = _is_plain(lm, call, loss, batch)
+
+
+class _Failed(W2SError):
+    """The model's own forward raised."""
+
+
+def _needs_more(lm: Any, e: BaseException | None) -> bool:
+    """Whether a forward on token ids may have failed for want of images, sound or the like."""
+    if getattr(lm, "main_input_name", "input_ids") != "input_ids":
+        return True
+    inner = getattr(lm.config, "sub_configs", None) or getattr(lm.config, "is_encoder_decoder", 0)
+    return bool(inner) or isinstance(e, TypeError | ValueError | AttributeError)
+
+
+def _device(lm: Any) -> torch.device:
+    device: torch.device = owner(lm.get_output_embeddings()).weight.device
+    return device
 
 
 def _tokens(lm: Any) -> dict[str, Any]:
     """A batch (2, 6) of ids that stand for text, some of them masked and some without a label."""
-    own = owner(lm.get_output_embeddings())
-    v = int(own.out_features)
+    v = int(owner(lm.get_output_embeddings()).out_features)
     special = _special(lm.config.to_dict())
     text = [i for i in range(v) if i not in special] or [0]
     picked = [text[i * max(len(text) // 12, 1) % len(text)] for i in range(12)]
-    ids = torch.tensor(picked, device=own.weight.device).view(2, 6)
+    ids = torch.tensor(picked, device=_device(lm)).view(2, 6)
     mask, labels = torch.ones_like(ids), ids.clone()
     mask[1, 4:], labels[0, :2] = 0, -100
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "use_cache": False}
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    caches = "use_cache" in inspect.signature(type(lm).forward).parameters
+    return {**batch, "use_cache": False} if caches else batch
 
 
 def _special(config: dict[str, Any]) -> set[int]:
@@ -92,7 +143,7 @@ def _forward(lm: Any, batch: dict[str, Any]) -> Any:
         return type(lm).forward(lm, **batch, return_dict=True)
     except Exception as e:
         told = " ".join(str(e).split())[:300]
-        raise W2SError(f"the forward of {type(lm).__name__} fails: {told}") from e
+        raise _Failed(f"the forward of {type(lm).__name__} fails: {told}") from e
 
 
 class _Reference(LossCall):
@@ -107,7 +158,7 @@ class _Reference(LossCall):
     ) -> Tensor:
         """See ``LossCall.cross_entropy``."""
         z = next((z for _, z in self.heard if z.shape[:-1] == logits.hidden.shape[:-1]), None)
-        if z is None or z.shape[-1] != logits.width:
+        if z is None or z.shape[-1] < logits.width:
             _refuse(self.lm, "head", "called as it was before")
         values = logits.form()(z.to(torch.promote_types(z.dtype, torch.float32)))
         if self.calls == 0:
@@ -115,7 +166,8 @@ class _Reference(LossCall):
             values = self.theirs.logits.to(values.dtype)
             self.logits = logits
         self.calls += 1
-        values = values.flatten(0, -2)[logits.positions.flatten()]
+        # Where the model does not go to fp32, its loss has the rounding of its own dtype.
+        values = values.flatten(0, -2)[logits.positions.flatten()].to(logits.dtype)
         given: dict[str, Any] = {"ignore_index": ignore, "reduction": reduction}
         target = target.to(values.device)
         self.loss = F.cross_entropy(values, target, label_smoothing=smoothing, **given)
@@ -124,10 +176,10 @@ class _Reference(LossCall):
     def _compare(self, logits: LazyLogits, z: Tensor, got: Tensor) -> None:
         """The recorded form of the head's output is the model's logits."""
         expected = getattr(self.theirs, "logits", None)
-        if not isinstance(expected, Tensor) or expected.shape != z.shape:
+        if not isinstance(expected, Tensor) or expected.shape != got.shape:
             _refuse(self.lm, "logits", "its head on its hidden states")
         form = logits.form()
-        size = expected if form.bias is None else expected.abs() + (z * form.scale).abs()
+        size = expected if form.bias is None else expected.abs() + (got - form.bias).abs()
         if not _near(got, expected, size, _ULPS * torch.finfo(z.dtype).eps):
             _refuse(self.lm, "logits", "its head on its hidden states")
 
@@ -161,22 +213,24 @@ def _refuse(lm: Any, what: str, expected: str) -> NoReturn:
     )
 
 
-def _is_plain(lm: Any, call: _Reference, loss: Tensor, logits: Tensor) -> bool:
+def _is_plain(lm: Any, call: _Reference, loss: Tensor, batch: dict[str, Any]) -> bool:
     """Whether body, head and a shift by one are all there is; see ``State.plain``."""
     seen = call.logits
     if call.calls != 1 or seen is None or lm.base_model is lm or call.loss is None:
         return False
-    if seen.form().bias is not None or getattr(lm.config, "is_encoder_decoder", False):
+    form = seen.form()
+    if form.bias is not None or form.classes is not None:
+        return False
+    if getattr(lm.config, "is_encoder_decoder", False):
         return False
     same = bool((call.loss.double() - loss.double()).abs() <= _LOSS * loss.double().abs())
     softcap, factor = logit_form(lm.config)
-    form = float(f"{softcap:.6g}"), float(f"{factor:.6g}")
-    return same and seen.form().plain() == form and _straight(lm, seen)
+    return same and form.plain() == Form(softcap, factor).plain() and _straight(lm, seen, batch)
 
 
-def _straight(lm: Any, seen: LazyLogits) -> bool:
+def _straight(lm: Any, seen: LazyLogits, batch: dict[str, Any]) -> bool:
     """Whether the head gets the last hidden states of the body as they are."""
-    batch = {k: v for k, v in _tokens(lm).items() if k != "labels"}
+    batch = {k: v for k, v in batch.items() if k != "labels"}
     with _evaluating(lm):
         try:
             last = lm.base_model(**batch, return_dict=True).last_hidden_state
