@@ -22,7 +22,7 @@ def batches(model: Any) -> Iterator[Inputs]:
     extra = extras(model)
     if not extra:
         return
-    yield {**text, **extra}
+    yield {**_with_images(text, model.config), **extra}
     yield {**extra, "labels": text["labels"]}
 
 
@@ -35,6 +35,17 @@ def text_batch() -> Inputs:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+def _with_images(text: Inputs, config: Any) -> Inputs:
+    """Text that begins with the ids that stand for an image, where a model asks for as many."""
+    token = getattr(config, "image_token_index", None) or getattr(config, "video_token_index", None)
+    queries = getattr(config, "num_query_tokens", None)
+    if token is None or queries is None:
+        return text
+    ids = text["input_ids"].clone()
+    ids[:, :queries] = token
+    return {**text, "input_ids": ids}
+
+
 def extras(model: Any) -> Inputs:
     """Inputs of other kinds by the names in the forward's signature."""
     g = torch.Generator().manual_seed(2)
@@ -44,6 +55,15 @@ def extras(model: Any) -> Inputs:
         if shape:
             found[name] = torch.randn(shape, generator=g)
     names = inspect.signature(type(model).forward).parameters
+    if "flattened_patches" in found:
+        found["flattened_patches"][..., :2] = 1.0  # row and column
+    if "image_embeds_position_mask" in names:
+        found["image_embeds_position_mask"] = (torch.arange(T) < 2).repeat(B, 1)
+    if "input_values" in found:
+        found.pop("input_features", None)
+    if "mm_token_type_ids" in names:
+        found["mm_token_type_ids"] = torch.zeros((B, T), dtype=torch.int64)
+        found.pop("pixel_values", None)
     if "bbox" in names:
         found["bbox"] = torch.rand((B, T, 4), generator=g)
     if "qformer_input_ids" in names:
@@ -56,7 +76,8 @@ def _shape(name: str, config: Any) -> tuple[int, ...] | None:
     if name == "pixel_values":
         size, channels = _first(inner, "image_size"), _first(inner, "num_channels") or 3
         size = size[0] if isinstance(size, tuple | list) else size
-        return (B, channels, size, size) if size else None
+        frames = (2,) if "video" in config.model_type else ()
+        return (B, *frames, channels, size, size) if size else None
     if name == "flattened_patches":
         return (B, 4, 2 + (_first(inner, "patch_embed_hidden_size") or 0))
     if name == "input_features":

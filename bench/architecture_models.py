@@ -92,6 +92,7 @@ _STILL = (
     "attn_pdrop", "embd_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob",
     "embedding_dropout", "layerdrop", "encoder_layerdrop", "decoder_layerdrop", "dropout_rate",
     "classifier_dropout", "router_jitter_noise", "emb_pdrop", "summary_last_dropout",
+    "local_attention_probs_dropout_prob", "lsh_attention_probs_dropout_prob",
     "input_jitter_noise", "expert_dropout", "moe_token_dropout", "drop_path_rate",
 )  # fmt: skip
 _TEXT = ("text", "decoder", "llm", "language", "thinker", "qformer", "patcher", "encoder_config_")
@@ -149,7 +150,8 @@ def small(kind: Any, how: str, tower: bool = False) -> Any:
         inner = getattr(default, name, None)
         if inner is not None and name in fields:
             values[name] = small(type(inner), how, not name.startswith(_TEXT))
-    config = kind(**{**values, **FIELDS.get(kind.model_type, {})})
+    special = FIELDS.get(kind.__name__) or FIELDS.get(kind.model_type, {})
+    config = kind(**{**values, **special})
     if getattr(config, "is_encoder_decoder", False):
         config.decoder_start_token_id = config.bos_token_id = 1
         config.pad_token_id = 0

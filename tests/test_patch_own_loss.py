@@ -246,6 +246,14 @@ def test_compiled_code_follows_the_configuration(columns: dict[str, Any]) -> Non
     assert float(compiled(**batch(), **columns).loss) == pytest.approx(expected, rel=1e-5)
 
 
+def test_compiled_mixture_of_experts() -> None:
+    lm = w2s_fast.patch(mixtral())
+    expected = result(lm, **batch())
+    torch._dynamo.reset()
+    got = result(torch.compile(lm, backend="aot_eager"), **batch())
+    assert_equal(got, expected, torch.float32)
+
+
 # Keywords of the model's own loss.
 
 
@@ -280,6 +288,15 @@ def test_smoothing_of_the_loss_function() -> None:
         ours(**batch(), weak_labels=torch.full((3, T, V), 1 / V))
 
 
+def test_shift_labels_of_a_model_that_shifts_itself() -> None:
+    lm = w2s_fast.patch(tiny("XLNetLMHeadModel", d_model=16, n_layer=1, n_head=2, d_inner=16))
+    shifted = batch()
+    shifted["shift_labels"] = shifted.pop("labels")
+    with pytest.raises(W2SError, match="does not take shift_labels as they are"):
+        w2s_fast.patch(Shifting(tiny_lm().config))(**shifted)
+    lm(**shifted)  # its labels stand where they are learned
+
+
 # What is not a shift by one: columns cannot follow it.
 
 
@@ -290,6 +307,17 @@ def test_columns_of_other_shifts() -> None:
     lm = w2s_fast.patch(SERVED["encoder_decoder"]())
     with pytest.raises(W2SError, match="is an encoder-decoder .* not weak_weight"):
         lm(**batch(), weak_weight=torch.ones(3))
+
+
+class Shifting(type(tiny_lm())):  # type: ignore[misc]
+    """A shift of its own, whatever else is given."""
+
+    def forward(self, *args: Any, labels: Any = None, shift_labels: Any = None, **kw: Any) -> Any:
+        out = super().forward(*args, **kw)
+        if labels is not None:
+            rows = out.logits[:, :-1].reshape(-1, V)
+            out.loss = F.cross_entropy(rows.float(), labels[:, 1:].flatten())
+        return out
 
 
 class Twofold(type(tiny_lm())):  # type: ignore[misc]

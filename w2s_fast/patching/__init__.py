@@ -1,8 +1,9 @@
-"""Two lines in anyone's trainer: a causal LM of transformers whose loss never stores its logits.
+"""Two lines in anyone's trainer: a language model of transformers that never stores its logits.
 
-``patch`` gives one model, and no other, a forward that answers a batch with targets by the fused
-loss of its body's hidden states and its head; without targets it is the model's own forward. The
-head computes inside its own call, so whoever shards its weight (DDP, FSDP2, ZeRO-3) sees it used.
+``patch`` gives one model, and no other, a forward that runs the model's own and computes the fused
+loss where that would take the cross-entropy of logits; without targets it is the model's own
+forward. The head computes inside its own call, so whoever shards its weight (DDP, FSDP2, ZeRO-3)
+sees it used.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = 64) -> A
     - ``weak_weight``: (B,) or (B, T) row weights;
     - ``weak_frac``, ``weak_step``: where in training this is, instead of ``set_progress``.
 
+    The model's own forward and its loss function run at every call; the fused loss takes the place
+    of its head and of ``F.cross_entropy``. Scales, soft-caps, router losses, keywords of the loss
+    and later changes of the configuration are therefore the model's own.
+
     With ``labels`` and weak columns, ``labels`` mark the positions that count and the weak columns
     say what is learned there. Without ``labels`` positions count that have a weak label, an id or
     some mass. The sum of row losses is divided by ``num_items_in_batch``, or else by the weights of
@@ -58,10 +63,10 @@ def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = 64) -> A
         ``model``.
 
     Raises:
-        W2SError: if the model is patched already, by us or someone else, if its logits or its loss
-            are more than its head on its body's hidden states (found by comparing them on twelve
-            tokens, unless weights are partitioned or on the meta device), or if ``loss`` needs
-            logits.
+        W2SError: if the model is patched already, by us or someone else, if it does more with its
+            logits than scale, cap and shift them and take their cross-entropy (found by comparing
+            logits and loss on twelve tokens: at the first forward with targets, if weights are not
+            here yet or ids alone are not enough), or if ``loss`` needs logits.
     """
     lm = transformers_model(model)
     refuse(lm)

@@ -68,6 +68,11 @@ class LossCall:
         target = target.to(logits.device)
         rows = (target != ignore).nonzero()[:, 0]
         at = logits.positions.flatten()[rows]
+        if self.shifted and not self._aligned(target[rows], at, 0, self.size):
+            raise W2SError(
+                f"the loss of {type(self.lm).__name__} does not take shift_labels as they are; "
+                "give it labels"
+            )
         given = self._weak_rows if self.columns else self._own_rows
         loss = self.state.loss_sum(
             self.lm, given(logits, target[rows], at, ignore, reduction), self.head, logits.form(),
@@ -118,7 +123,7 @@ class LossCall:
         shifted = marks if self.shifted else None
         return read_rows(marks, shifted, self.columns, size, logits.width, hidden, n)
 
-    def _aligned(self, target: Tensor, at: Tensor, ahead: int, size: tuple[int, int]) -> bool:
+    def _aligned(self, target: Tensor, at: Tensor, ahead: int, size: tuple[int, ...]) -> bool:
         """Whether the row at (b, t) has the label of (b, t + ahead)."""
         if not bool((at % size[1] + ahead < size[1]).all()):
             return False
