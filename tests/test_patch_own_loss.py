@@ -146,7 +146,8 @@ def test_scheduled_configuration_of_a_trainer(tmp_path: Any) -> None:
 
     def trained(patched: bool) -> Any:
         lm = tiny("Qwen3MoeForCausalLM", head_dim=8, num_key_value_heads=2, num_experts=4,
-                  moe_intermediate_size=8, router_aux_loss_coef=0.5)  # fmt: skip
+                  num_experts_per_tok=2, moe_intermediate_size=8,
+                  router_aux_loss_coef=0.5)  # fmt: skip
         if patched:
             w2s_fast.patch(lm)
         args = SFTConfig(
@@ -232,18 +233,17 @@ def test_a_loss_function_that_needs_logits() -> None:
         lm(**batch())
 
 
-@pytest.mark.parametrize("columns", [{}, {"weak_weight": torch.ones(3)}])
-def test_compiled_code_follows_the_configuration(columns: dict[str, Any]) -> None:
+def test_compiled_code_follows_the_configuration() -> None:
     lm = w2s_fast.patch(tiny_lm("gemma2", num_hidden_layers=1, use_cache=False))
     torch._dynamo.reset()
     compiled = torch.compile(lm, backend="eager")
     for cap in (1.5, 0.7):
         lm.config.final_logit_softcapping = cap
-        got = float(compiled(**batch(), **columns).loss)
+        got = float(compiled(**batch()).loss)
         assert got == pytest.approx(float(lm(**batch()).loss.detach()), rel=1e-5)
     lm.loss_function = twice
     expected = float(lm(**batch()).loss.detach())
-    assert float(compiled(**batch(), **columns).loss) == pytest.approx(expected, rel=1e-5)
+    assert float(compiled(**batch()).loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_compiled_mixture_of_experts() -> None:
@@ -251,6 +251,7 @@ def test_compiled_mixture_of_experts() -> None:
     expected = result(lm, **batch())
     torch._dynamo.reset()
     got = result(torch.compile(lm, backend="aot_eager"), **batch())
+    got = {name.removeprefix("_orig_mod."): value for name, value in got.items()}
     assert_equal(got, expected, torch.float32)
 
 
@@ -289,12 +290,10 @@ def test_smoothing_of_the_loss_function() -> None:
 
 
 def test_shift_labels_of_a_model_that_shifts_itself() -> None:
-    lm = w2s_fast.patch(tiny("XLNetLMHeadModel", d_model=16, n_layer=1, n_head=2, d_inner=16))
     shifted = batch()
     shifted["shift_labels"] = shifted.pop("labels")
     with pytest.raises(W2SError, match="does not take shift_labels as they are"):
         w2s_fast.patch(Shifting(tiny_lm().config))(**shifted)
-    lm(**shifted)  # its labels stand where they are learned
 
 
 # What is not a shift by one: columns cannot follow it.

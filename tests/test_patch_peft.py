@@ -137,13 +137,18 @@ def adalora(dtype: torch.dtype, first: bool) -> Any:
     return model
 
 
+def trained(model: Any) -> dict[str, torch.Tensor]:
+    """Without the number of ranks, which peft means to be a constant."""
+    return {n: g for n, g in result(model, **batch()).items() if "ranknum" not in n}
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["patch_first", "peft_first"])
 def test_adalora_on_the_head(first: bool) -> None:
-    truth, baseline = (result(adalora(d, False), **batch()) for d in (torch.float64, torch.float32))
+    truth, baseline = (trained(adalora(d, False)) for d in (torch.float64, torch.float32))
     model = adalora(torch.float32, first)
     if not first:
         w2s_fast.patch(model)
-    assert_same(result(model, **batch()), truth, baseline)
+    assert_same(trained(model), truth, baseline)
 
 
 def test_adapters_that_are_not_served() -> None:
