@@ -14,6 +14,7 @@ from tiny_lms import SIZES, T, V, batch, tiny_lm
 from torch import Tensor, nn
 
 import w2s_fast
+from bench.architecture_models import tiny as tiny_class
 from w2s_fast.errors import W2SError
 
 MOE = {
@@ -71,16 +72,9 @@ def recurrent_gemma() -> Any:
 
 def nested_cap() -> Any:
     """The soft-cap stands in the configuration of the text model inside."""
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig
-
-    text = Gemma3TextConfig(**SIZES, head_dim=8, num_key_value_heads=1, final_logit_softcapping=2.0)
-    vision = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
-              "intermediate_size": 8, "image_size": 14, "patch_size": 7}  # fmt: skip
-    torch.manual_seed(0)
-    return Gemma3ForConditionalGeneration(
-        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4,
-                     image_token_id=66, boi_token_id=65, eoi_token_id=64)
-    ).train()  # fmt: skip
+    lm = tiny_class("Gemma4ForConditionalGeneration", "small").train()
+    lm.config.text_config.final_logit_softcapping = 3.0
+    return lm
 
 
 def mixtral() -> Any:
