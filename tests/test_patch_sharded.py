@@ -30,6 +30,7 @@ CASES = (
     "fsdp_tied",
     "fsdp_layers",
     "fsdp_meta",
+    "fsdp_first",
     "fsdp_lora",
     "fsdp_logprob",
     "fsdp_loss",
@@ -76,7 +77,6 @@ def whole(case: str, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def sharded(case: str, here: world.World) -> dict[str, Tensor]:
     from torch.distributed.fsdp import fully_shard
-    from torch.nn.parallel import DistributedDataParallel
 
     with torch.device("meta" if case == "fsdp_meta" else "cpu"):
         lm = model(case)
@@ -87,11 +87,13 @@ def sharded(case: str, here: world.World) -> dict[str, Tensor]:
             fully_shard([lm.lm_head, student.loss])
         loss = fully_shard(student)(inputs["input_ids"], inputs["labels"], 0.0)
     else:
+        if case == "fsdp_first":
+            fully_shard(lm)
         w2s_fast.patch(lm)
         if case == "fsdp_layers":
             for module in (*lm.model.layers, lm.lm_head):
                 fully_shard(module)
-        run = DistributedDataParallel(lm) if case.startswith("ddp") else fully_shard(lm)
+        run = lm if case == "fsdp_first" else wrapped(case, lm)
         if case == "fsdp_meta":
             filled(lm)
         loss = loss_of(case, run, inputs)
@@ -107,6 +109,13 @@ def loss_of(case: str, run: Any, inputs: dict[str, Tensor]) -> Tensor:
     if case.endswith("logprob"):
         return -run(**inputs, return_logprob=True).sum()
     return run(**inputs, num_items_in_batch=ITEMS).loss
+
+
+def wrapped(case: str, lm: Any) -> Any:
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(lm) if case.startswith("ddp") else fully_shard(lm)
 
 
 def filled(lm: Any) -> None:

@@ -49,7 +49,7 @@ def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = 64) -> A
     say what is learned there. Without ``labels`` positions count that have a weak label, an id or
     some mass. The sum of row losses is divided by ``num_items_in_batch``, or else by the weights of
     the positions that count; where none counts the loss is 0 and so is every gradient. In eval mode
-    the loss is plain cross-entropy. Forwards without targets, and generation, are the model's own.
+    the cross-entropy is plain. Forwards without targets, and generation, are the model's own.
     With ``labels`` and ``return_logprob=True`` a forward gives the summed log-probability of each
     sequence's labelled tokens instead, (B,): what losses of pairs are made of.
 

@@ -13,7 +13,7 @@ from w2s_fast.patching.adapters import owner
 from w2s_fast.patching.columns import read_rows
 from w2s_fast.patching.lazy_logits import Form, LazyLogits
 from w2s_fast.patching.loss_call import LossCall
-from w2s_fast.patching.own_forward import without_logits
+from w2s_fast.patching.own_forward import own_forward, takes, without_logits
 from w2s_fast.patching.state import State
 
 
@@ -54,7 +54,11 @@ def _own_loss(lm: Any, given: dict[str, Any], columns: dict[str, Any]) -> Any:
         )
     n_items = given.get("num_items_in_batch")
     if n_items is not None:
-        _takes_n_items(lm)
+        if not takes(type(lm).forward, "num_items_in_batch"):
+            raise W2SError(
+                f"the forward of {type(lm).__name__} takes no num_items_in_batch: its loss is a "
+                "mean; leave the argument out"
+            )
         if divides(lm.loss_function):
             given["num_items_in_batch"] = 1  # its part of the gradient's scale is in the rows
         else:
@@ -77,10 +81,9 @@ def run(lm: Any, given: dict[str, Any], call: LossCall) -> Any:
     Raises:
         W2SError: if its loss did not come from its head.
     """
-    original = type(lm).forward
     with without_logits(lm, lm._w2s_fast.places, call.cross_entropy) as head:
         call.head = head
-        out = original(lm, **given, return_dict=True)
+        out = own_forward(lm, given)
     loss = getattr(out, "loss", None)
     if not call.calls or not isinstance(loss, Tensor):
         raise W2SError(
@@ -94,18 +97,6 @@ def run(lm: Any, given: dict[str, Any], call: LossCall) -> Any:
 def divides(loss_function: Any) -> bool:
     """Whether a loss function is one of transformers', which divide sums by the number of items."""
     return str(getattr(loss_function, "__module__", "")).startswith("transformers.loss")
-
-
-def _takes_n_items(lm: Any) -> None:
-    """Raise ``W2SError`` for a forward that has no such keyword."""
-    import inspect
-
-    parameters = inspect.signature(type(lm).forward).parameters.values()
-    if not any(p.kind is p.VAR_KEYWORD or p.name == "num_items_in_batch" for p in parameters):
-        raise W2SError(
-            f"the forward of {type(lm).__name__} takes no num_items_in_batch: its loss is a mean; "
-            "leave the argument out"
-        )
 
 
 def batch_size(given: dict[str, Any], columns: dict[str, Any]) -> tuple[int, ...]:
@@ -122,8 +113,16 @@ def _every_position(call: LossCall) -> Tensor:
     return torch.zeros(call.size, dtype=torch.int64, device=device)
 
 
+# Fields that some models copy when they are built, where the configuration no longer counts.
+_FORM_FIELDS = (
+    "final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier",
+)  # fmt: skip
+
+
 def is_plain(lm: Any, state: State, given: dict[str, Any]) -> bool:
     """Whether nothing changed since the loss was seen to be that of head and body alone."""
+    if any(getattr(lm, n, None) not in (None, getattr(lm.config, n, None)) for n in _FORM_FIELDS):
+        return False
     text = lm.config.get_text_config(decoder=True)
     router = given.get("output_router_logits", getattr(text, "output_router_logits", False))
     return not router and lm.loss_function is state.loss_function and "ignore_index" not in given

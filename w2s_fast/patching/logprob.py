@@ -16,7 +16,7 @@ from w2s_fast.ops.projected import Projected, logit_form
 from w2s_fast.patching.forward import refuse_logits
 from w2s_fast.patching.heads import through
 from w2s_fast.patching.lazy_logits import Form, LazyLogits
-from w2s_fast.patching.own_forward import without_logits
+from w2s_fast.patching.own_forward import own_forward, without_logits
 from w2s_fast.patching.state import State
 
 
@@ -69,7 +69,7 @@ def _hidden(lm: Any, state: State, given: dict[str, Any]) -> tuple[Tensor, Form]
         body = lm.base_model(**given, return_dict=True)
         return body.last_hidden_state, Form(*logit_form(lm.config))
     with without_logits(lm, state.places, _no_loss):
-        logits = type(lm).forward(lm, **given, return_dict=True).logits
+        logits = own_forward(lm, given).logits
     if not isinstance(logits, LazyLogits) or logits.hidden.dim() != 3 or logits.moved():
         raise W2SError(
             f"the logits of {type(lm).__name__} are not its head on hidden states (B, T, D); "

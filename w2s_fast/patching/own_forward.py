@@ -7,6 +7,8 @@ are therefore the model's own at every call; only the head and the cross-entropy
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,20 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.patching.adapters import owner
 from w2s_fast.patching.lazy_logits import LazyLogits
+
+
+def own_forward(lm: Any, given: dict[str, Any]) -> Any:
+    """What the forward of the model's class gives, as an output with names."""
+    forward = type(lm).forward
+    named = {"return_dict": True} if takes(forward, "return_dict") else {}
+    return forward(lm, **given, **named)
+
+
+@functools.cache
+def takes(forward: Callable[..., Any], name: str) -> bool:
+    """Whether a forward has a keyword, or passes on those that it does not name."""
+    parameters = inspect.signature(forward).parameters.values()
+    return any(p.kind is p.VAR_KEYWORD or p.name == name for p in parameters)
 
 
 class _Stand:

@@ -24,6 +24,7 @@ from w2s_fast.patching.forward import batch_size, run
 from w2s_fast.patching.heads import through
 from w2s_fast.patching.lazy_logits import Form, LazyLogits
 from w2s_fast.patching.loss_call import LossCall
+from w2s_fast.patching.own_forward import own_forward
 from w2s_fast.patching.state import State
 from w2s_fast.weights import is_partitioned
 
@@ -140,7 +141,7 @@ def _special(config: dict[str, Any]) -> set[int]:
 
 def _forward(lm: Any, batch: dict[str, Any]) -> Any:
     try:
-        return type(lm).forward(lm, **batch, return_dict=True)
+        return own_forward(lm, batch)
     except Exception as e:
         told = " ".join(str(e).split())[:300]
         raise _Failed(f"the forward of {type(lm).__name__} fails: {told}") from e
