@@ -243,8 +243,10 @@ def test_compiled_code_follows_the_configuration() -> None:
     other = w2s_fast.patch(tiny_lm("cohere", num_hidden_layers=1, use_cache=False))
     change_copied_scale(other)
     expected = float(other(**batch()).loss.detach())
-    got = float(torch.compile(other, backend="eager")(**batch()).loss)
-    assert got == pytest.approx(expected, rel=1e-5)
+    compiled_other = torch.compile(other, backend="eager")
+    assert float(compiled_other(**batch()).loss) == pytest.approx(expected, rel=1e-5)
+    logp = [run(**batch(), return_logprob=True).detach() for run in (other, compiled_other)]
+    assert torch.allclose(*logp, rtol=1e-5)
     lm.loss_function = twice
     expected = float(lm(**batch()).loss.detach())
     assert float(compiled(**batch()).loss) == pytest.approx(expected, rel=1e-5)

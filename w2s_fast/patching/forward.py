@@ -119,13 +119,18 @@ _FORM_FIELDS = (
 )  # fmt: skip
 
 
+def config_tells_form(lm: Any) -> bool:
+    """Whether scale and soft-cap of the logits are still those of the configuration."""
+    return all(getattr(lm, n, None) in (None, getattr(lm.config, n, None)) for n in _FORM_FIELDS)
+
+
 def is_plain(lm: Any, state: State, given: dict[str, Any]) -> bool:
     """Whether nothing changed since the loss was seen to be that of head and body alone."""
-    if any(getattr(lm, n, None) not in (None, getattr(lm.config, n, None)) for n in _FORM_FIELDS):
-        return False
     text = lm.config.get_text_config(decoder=True)
     router = given.get("output_router_logits", getattr(text, "output_router_logits", False))
-    return not router and lm.loss_function is state.loss_function and "ignore_index" not in given
+    if router or not config_tells_form(lm):
+        return False
+    return lm.loss_function is state.loss_function and "ignore_index" not in given
 
 
 def _straight_loss(lm: Any, given: dict[str, Any], columns: dict[str, Any]) -> Any:
@@ -149,8 +154,8 @@ def _straight_loss(lm: Any, given: dict[str, Any], columns: dict[str, Any]) -> A
     )
 
 
-# A loss that is more than head and body runs outside of compiled code; its layers are compiled.
-_graph_break = torch.compiler.disable(_own_loss, recursive=False)
+# A loss that is more than head and body runs outside of compiled code.
+_graph_break = torch.compiler.disable(_own_loss)
 
 
 def _progress(lm: Any, state: State, columns: dict[str, Any]) -> None:

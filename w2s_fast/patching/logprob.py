@@ -13,7 +13,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.linear_logprob import IGNORE, linear_logprob
 from w2s_fast.ops.projected import Projected, logit_form
-from w2s_fast.patching.forward import refuse_logits
+from w2s_fast.patching.forward import config_tells_form, refuse_logits
 from w2s_fast.patching.heads import through
 from w2s_fast.patching.lazy_logits import Form, LazyLogits
 from w2s_fast.patching.own_forward import own_forward, without_logits
@@ -65,9 +65,16 @@ def _hidden(lm: Any, state: State, given: dict[str, Any]) -> tuple[Tensor, Form]
     Raises:
         W2SError: if the logits of the model are anything else.
     """
-    if torch.compiler.is_compiling() and state.plain:
-        body = lm.base_model(**given, return_dict=True)
-        return body.last_hidden_state, Form(*logit_form(lm.config))
+    if not torch.compiler.is_compiling():
+        return _own_hidden(lm, state, given)
+    if not state.plain or not config_tells_form(lm):
+        return _own_hidden_outside(lm, state, given)
+    body = lm.base_model(**given, return_dict=True)
+    return body.last_hidden_state, Form(*logit_form(lm.config))
+
+
+def _own_hidden(lm: Any, state: State, given: dict[str, Any]) -> tuple[Tensor, Form]:
+    """What the head gets, and what happens to its output, in the model's own forward."""
     with without_logits(lm, state.places, _no_loss):
         logits = own_forward(lm, given).logits
     if not isinstance(logits, LazyLogits) or logits.hidden.dim() != 3 or logits.moved():
@@ -76,6 +83,9 @@ def _hidden(lm: Any, state: State, given: dict[str, Any]) -> tuple[Tensor, Form]
             "return_logprob cannot be computed, use its own forward"
         )
     return logits.hidden, logits.form()
+
+
+_own_hidden_outside = torch.compiler.disable(_own_hidden)
 
 
 def _no_loss(*args: Any) -> Tensor:
