@@ -99,12 +99,13 @@ def divides(loss_function: Any) -> bool:
     return str(getattr(loss_function, "__module__", "")).startswith("transformers.loss")
 
 
-def batch_size(given: dict[str, Any], columns: dict[str, Any]) -> tuple[int, ...]:
-    """(B, T) of a batch."""
-    for name in ("input_ids", "inputs_embeds"):
-        if isinstance(given.get(name), Tensor):
-            return tuple(given[name].shape[:2])
-    return next((tuple(c.shape[:2]) for c in columns.values() if c.dim() > 1), ())
+def batch_size(given: dict[str, Any], columns: dict[str, Any]) -> tuple[int, int]:
+    """(B, T) of a batch, that of its targets where the model gets no ids."""
+    inputs = (given.get(name) for name in ("input_ids", "inputs_embeds", "labels"))
+    for t in (*inputs, *columns.values()):
+        if isinstance(t, Tensor) and t.dim() > 1:
+            return int(t.shape[0]), int(t.shape[1])
+    return 0, 0
 
 
 def _every_position(call: LossCall) -> Tensor:

@@ -42,7 +42,7 @@ class LossCall:
     shifted: bool
     columns: dict[str, Any]
     n_items: Tensor | int | None
-    size: tuple[int, ...]
+    size: tuple[int, int]
     head: Any = None
     calls: int = 0
     loss: Tensor | None = None
@@ -123,7 +123,7 @@ class LossCall:
         shifted = marks if self.shifted else None
         return read_rows(marks, shifted, self.columns, size, logits.width, hidden, n)
 
-    def _aligned(self, target: Tensor, at: Tensor, ahead: int, size: tuple[int, ...]) -> bool:
+    def _aligned(self, target: Tensor, at: Tensor, ahead: int, size: tuple[int, int]) -> bool:
         """Whether the row at (b, t) has the label of (b, t + ahead)."""
         if not bool((at % size[1] + ahead < size[1]).all()):
             return False

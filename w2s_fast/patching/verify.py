@@ -151,7 +151,7 @@ class _Reference(LossCall):
     """Fp32 cross-entropy of the model's own logits, where the fused loss will be."""
 
     def __init__(self, lm: Any, theirs: Any, heard: list[tuple[Tensor, Tensor]]) -> None:
-        super().__init__(lm, lm._w2s_fast, None, False, {}, None, ())
+        super().__init__(lm, lm._w2s_fast, None, False, {}, None, (0, 0))
         self.theirs, self.heard = theirs, heard
 
     def cross_entropy(
