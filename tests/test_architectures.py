@@ -11,7 +11,8 @@ import torch
 
 from bench import architecture_table, architectures
 from bench.architecture_check import CRASHED, EXACT, REFUSED, UNBUILT, WRONG, check
-from w2s_fast.patching.lazy_logits import Form, LazyLogits
+from w2s_fast.patching.form import Form
+from w2s_fast.patching.lazy_logits import LazyLogits
 from w2s_fast.patching.loss_call import LossCall
 
 # One of each kind: bias, scale, soft-cap, mixture, state space, unshifted, sliced, two towers.

@@ -11,7 +11,8 @@ from w2s_fast.errors import W2SError
 from w2s_fast.ops.projected import logit_form
 from w2s_fast.patching.adapters import owner
 from w2s_fast.patching.columns import read_rows
-from w2s_fast.patching.lazy_logits import Form, LazyLogits
+from w2s_fast.patching.form import Form
+from w2s_fast.patching.lazy_logits import LazyLogits
 from w2s_fast.patching.loss_call import LossCall
 from w2s_fast.patching.own_forward import own_forward, takes, without_logits
 from w2s_fast.patching.state import State

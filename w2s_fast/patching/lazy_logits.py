@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import builtins
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -19,33 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-
-
-@dataclass(frozen=True)
-class Form:
-    """What happens to the head's output z: softcap tanh((scale z + bias) / softcap).
-
-    Attributes:
-        classes: how many of its classes are left, from the first on; None for all.
-        softcap: 0 for none.
-        scale: factor of z, of its bias as well.
-        bias: broadcasts to (V,); added after ``scale``; None for none.
-    """
-
-    softcap: float = 0.0
-    scale: float = 1.0
-    bias: Tensor | None = None
-    classes: int | None = None
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """Logits of the head's output (..., V)."""
-        z = z[..., : self.classes] * self.scale
-        z = z if self.bias is None else z + self.bias
-        return self.softcap * torch.tanh(z / self.softcap) if self.softcap else z
-
-    def plain(self) -> tuple[float, float]:
-        """(softcap, scale), rounded to what two ways of writing them agree on."""
-        return float(f"{self.softcap:.6g}"), float(f"{self.scale:.6g}")
+from w2s_fast.patching.form import Form
 
 
 class LazyLogits:
@@ -122,6 +95,15 @@ class LazyLogits:
 
     def float(self) -> LazyLogits:
         return self._with(dtype=torch.float32)
+
+    def double(self) -> LazyLogits:
+        return self._with(dtype=torch.float64)
+
+    def half(self) -> LazyLogits:
+        return self._with(dtype=torch.float16)
+
+    def bfloat16(self) -> LazyLogits:
+        return self._with(dtype=torch.bfloat16)
 
     def to(self, *args: Any, **kwargs: Any) -> LazyLogits:
         given = [*args, *kwargs.values()]
@@ -228,7 +210,7 @@ class LazyLogits:
     ) -> Any:
         """Functions of torch with these logits among their arguments."""
         kwargs = kwargs or {}
-        lazy = next(a for a in (*args, *kwargs.values()) if isinstance(a, LazyLogits))
+        lazy = next(_within((args, tuple(kwargs.values()))))
         if func is F.cross_entropy:
             return _cross_entropy(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
@@ -258,6 +240,35 @@ class LazyLogits:
             "the model without patch()"
         )
 
+
+def _within(values: Any) -> Iterator[LazyLogits]:
+    """The lazy logits among arguments, in lists of tensors as well."""
+    for value in values:
+        if isinstance(value, LazyLogits):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _within(value)
+
+
+# Python looks for these in the class: without them an operator would be a TypeError, or False.
+_OPERATORS = (
+    "__sub__", "__rsub__", "__neg__", "__abs__", "__pow__", "__rpow__", "__rtruediv__",
+    "__floordiv__", "__mod__", "__matmul__", "__rmatmul__", "__and__", "__or__", "__invert__",
+    "__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__", "__bool__", "__float__", "__int__",
+    "__array__", "__contains__",
+)  # fmt: skip
+
+
+def _refuse_operators() -> None:
+    def refused(name: str) -> Callable[..., NoReturn]:
+        return lambda self, *args, **kwargs: self._unknown(name.strip("_"))
+
+    for name in _OPERATORS:
+        setattr(LazyLogits, name, refused(name))
+    LazyLogits.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
+_refuse_operators()
 
 _COMMUTE = {"mul", "multiply", "add", "__mul__", "__rmul__", "__add__", "__radd__"}
 _FUNCTIONS = {

@@ -13,9 +13,10 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.linear_logprob import IGNORE, linear_logprob
 from w2s_fast.ops.projected import Projected, logit_form
+from w2s_fast.patching.form import Form
 from w2s_fast.patching.forward import config_tells_form, refuse_logits
 from w2s_fast.patching.heads import through
-from w2s_fast.patching.lazy_logits import Form, LazyLogits
+from w2s_fast.patching.lazy_logits import LazyLogits
 from w2s_fast.patching.own_forward import own_forward, without_logits
 from w2s_fast.patching.state import State
 

@@ -17,8 +17,8 @@ from w2s_fast.losses.xent import Xent
 from w2s_fast.ops.projected import Projected
 from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.patching.columns import Rows
+from w2s_fast.patching.form import Form
 from w2s_fast.patching.heads import through
-from w2s_fast.patching.lazy_logits import Form
 
 _XENT = Xent()
 
@@ -105,26 +105,30 @@ class State:
 
         return project
 
-    def loss_sum(self, lm: Any, rows: Rows, head: Any, form: Form, smoothing: float = 0) -> Tensor:
-        """Weighted sum of the row losses, computed inside the call of the head.
-
-        Raises:
-            W2SError: if the loss does not take targets of this kind.
-        """
+    def _check_kind(self, rows: Rows, training: bool, smoothing: float) -> None:
+        """Raise ``W2SError`` for targets that the loss does not take."""
         kind = "sparse" if isinstance(rows.weak, SparseTargets) else "hard"
         if isinstance(rows.weak, Tensor) and rows.weak.is_floating_point():
             kind = "dense"
-        training = lm.training
         if training and kind not in self.kinds:
-            name = type(self.loss).__name__
+            takes = " or ".join(self.kinds)
             raise W2SError(
-                f"{name} takes no {kind} weak labels; expected {' or '.join(self.kinds)}"
+                f"{type(self.loss).__name__} takes no {kind} weak labels; expected {takes}"
             )
         if smoothing and (kind != "hard" or (training and type(self.loss) is not Xent)):
             raise W2SError(
                 f"label_smoothing={smoothing} of the model's loss function came with weak labels "
                 "or another loss; leave it at 0 and patch(model, loss='smoothing:epsilon=...')"
             )
+
+    def loss_sum(self, lm: Any, rows: Rows, head: Any, form: Form, smoothing: float = 0) -> Tensor:
+        """Weighted sum of the row losses, computed inside the call of the head.
+
+        Raises:
+            W2SError: if the loss does not take targets of this kind.
+        """
+        training = lm.training
+        self._check_kind(rows, training, smoothing)
         project = self.project(Unstored, form)
 
         def then(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -20,9 +20,10 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.projected import logit_form
 from w2s_fast.patching.adapters import owner
+from w2s_fast.patching.form import Form
 from w2s_fast.patching.forward import batch_size, run
 from w2s_fast.patching.heads import through
-from w2s_fast.patching.lazy_logits import Form, LazyLogits
+from w2s_fast.patching.lazy_logits import LazyLogits
 from w2s_fast.patching.loss_call import LossCall
 from w2s_fast.patching.own_forward import own_forward
 from w2s_fast.patching.state import State
