@@ -20,7 +20,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, make_loss
 from w2s_fast.patching.checks import fused_kinds, refuse, transformers_model
 from w2s_fast.patching.columns import COLUMNS, take_columns
-from w2s_fast.patching.forward import loss_output
+from w2s_fast.patching.forward import loss_output, outside
 from w2s_fast.patching.heads import hand_back, origin, take_over
 from w2s_fast.patching.logprob import answer_logprob
 from w2s_fast.patching.progress import patched, progress_callback, set_progress
@@ -122,17 +122,15 @@ def _forward_like(original: Callable[..., Any]) -> Callable[..., Any]:
         if not logprob and not columns and all(t is None for t in targets):
             return original(self, *args, **kwargs)
         if not self._w2s_fast.compared:
-            _compare_outside(self, self._w2s_fast, given, columns)
+            compiling = torch.compiler.is_compiling()
+            compare = outside(compare_first) if compiling else compare_first
+            compare(self, self._w2s_fast, given, columns)
         if logprob:
             return answer_logprob(self, given)
         return loss_output(self, given, columns)
 
     forward.__signature__ = _with_columns(signature)  # type: ignore[attr-defined]
     return forward
-
-
-# Compiled code does not contain the comparison.
-_compare_outside = torch.compiler.disable(compare_first)
 
 
 def _with_columns(signature: inspect.Signature) -> inspect.Signature:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def loss_output(lm: Any, given: dict[str, Any], columns: dict[str, Any]) -> Any:
     elif state.plain and is_plain(lm, state, given):
         out = _straight_loss(lm, given, columns)
     else:
-        out = _graph_break(lm, given, columns)
+        out = outside(_own_loss)(lm, given, columns)
     return out if as_dict else out.to_tuple()
 
 
@@ -156,8 +157,9 @@ def _straight_loss(lm: Any, given: dict[str, Any], columns: dict[str, Any]) -> A
     )
 
 
-# A loss that is more than head and body runs outside of compiled code.
-_graph_break = torch.compiler.disable(_own_loss)
+def outside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that compiled code leaves alone; only there, for the compiler is slow to load."""
+    return torch.compiler.disable(function)
 
 
 def _progress(lm: Any, state: State, columns: dict[str, Any]) -> None:

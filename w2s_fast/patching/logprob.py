@@ -14,7 +14,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.ops.linear_logprob import IGNORE, linear_logprob
 from w2s_fast.ops.projected import Projected, logit_form
 from w2s_fast.patching.form import Form
-from w2s_fast.patching.forward import config_tells_form, refuse_logits
+from w2s_fast.patching.forward import config_tells_form, outside, refuse_logits
 from w2s_fast.patching.heads import through
 from w2s_fast.patching.lazy_logits import LazyLogits
 from w2s_fast.patching.own_forward import own_forward, without_logits
@@ -69,7 +69,7 @@ def _hidden(lm: Any, state: State, given: dict[str, Any]) -> tuple[Tensor, Form]
     if not torch.compiler.is_compiling():
         return _own_hidden(lm, state, given)
     if not state.plain or not config_tells_form(lm):
-        return _own_hidden_outside(lm, state, given)
+        return outside(_own_hidden)(lm, state, given)
     body = lm.base_model(**given, return_dict=True)
     return body.last_hidden_state, Form(*logit_form(lm.config))
 
@@ -84,9 +84,6 @@ def _own_hidden(lm: Any, state: State, given: dict[str, Any]) -> tuple[Tensor, F
             "return_logprob cannot be computed, use its own forward"
         )
     return logits.hidden, logits.form()
-
-
-_own_hidden_outside = torch.compiler.disable(_own_hidden)
 
 
 def _no_loss(*args: Any) -> Tensor:
