@@ -7,7 +7,7 @@ import sys
 
 COMMANDS = (
     "run", "scale", "heads", "products", "trainers", "compare", "report", "plot", "support", "gpu",
-    "w2s",
+    "w2s", "architectures",
 )  # fmt: skip
 
 
