@@ -107,7 +107,7 @@ def _marked(c: Rows, z: Tensor, listed: Tensor) -> Tensor:
         i, k = row % c.n, column % c.v
         if what == "row of lowest":
             z[i] = lowest
-        elif not listed[i, k]:
+        elif not listed[i, k] and bool((z[i] > -math.inf).sum() > 1):  # one class stays possible
             z[i, k] = -math.inf if what == "-inf" else lowest
     return z
 
