@@ -13,6 +13,7 @@ COMMANDS = {
     "products": "cases.products",
     "trainers": "cases.trainers",
     "w2s": "cases.w2s",
+    "architectures": "architectures",
     "report": "report.write",
     "plot": "report.plot",
     "gpu": "gpu.suite",

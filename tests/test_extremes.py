@@ -325,3 +325,16 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_one_class(backend: str, z_loss: float) -> None:
+    """Its probability is 1: nothing is left of the label's part, and the z-loss is z_loss z^2."""
+    z = torch.tensor([[0.0], [-3.0], [1e4], [0.25]]).requires_grad_()
+    for weak in (torch.tensor([0, 0, 0, -100]), torch.tensor([[1.0], [0.3], [1.0], [0.0]])):
+        with use_backend(backend):
+            out = weak_loss(z, weak, z_loss=z_loss, reduction="none")
+            (grad,) = torch.autograd.grad(out.loss.sum(), z)
+        x = z.detach().double()[:3]
+        torch.testing.assert_close(out.loss[:3].double(), z_loss * x[:, 0] ** 2, rtol=1e-6, atol=0)
+        torch.testing.assert_close(grad[:3].double(), 2 * z_loss * x, rtol=1e-6, atol=2e-7)

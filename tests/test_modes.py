@@ -415,6 +415,9 @@ def test_vocab_parallel(one_rank: Any) -> None:
                 same(_batched(f, x), gradient(f, x))
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.11", reason="torch 2.10 cannot compile a tensor made in a transform"
+)
 def test_compiled_transforms() -> None:
     f = CALLS["cross_entropy none logits"][0]
     step = torch.compile(

@@ -180,7 +180,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"shift_labels": batch()["labels"], "weak_labels": soft()}, "shift_labels came with weak"),
     ({"logits_to_keep": 1}, "logits_to_keep asks for logits"),
     ({"output_logits": True}, "output_logits asks for logits"),
-    ({"output_router_logits": True}, "router loss"),
     ({"weak_prob": soft()}, "no weak column is called 'weak_prob'.*did you mean 'weak_probs'"),
     ({"weak_weights": None}, "no weak column is called 'weak_weights'"),
     ({"weak_labels": 3 * soft()}, "position 0 sum to 3, .* apply a softmax first"),
@@ -254,8 +253,6 @@ def test_patched_by_liger(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_models_that_are_more_than_body_and_head() -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
-
     class Shifted(type(tiny_lm())):  # type: ignore[misc]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             out = super().forward(*args, **kwargs)
@@ -267,11 +264,6 @@ def test_models_that_are_more_than_body_and_head() -> None:
     with pytest.raises(W2SError, match="logits of Shifted is not its head"):
         w2s_fast.patch(other)
     assert "forward" not in other.__dict__ and "forward" not in other.lm_head.__dict__
-    with pytest.raises(W2SError, match="a router's loss"):
-        w2s_fast.patch(router_lm())
-    sizes = {"d_model": 8, "d_kv": 4, "num_heads": 2, "num_layers": 1, "d_ff": 8}
-    with pytest.raises(W2SError, match="is not a body and a head"):
-        w2s_fast.patch(T5ForConditionalGeneration(T5Config(vocab_size=V, **sizes)))
     for model in (nn.Linear(2, 2), nn.DataParallel(lm)):
         with pytest.raises(W2SError, match="expected a causal LM of transformers"):
             w2s_fast.patch(model)
@@ -280,16 +272,6 @@ def test_models_that_are_more_than_body_and_head() -> None:
     lm.lm_head = nn.Sequential(lm.lm_head)
     with pytest.raises(W2SError, match=r"head of LlamaForCausalLM is a Sequential"):
         w2s_fast.patch(lm)
-
-
-def router_lm() -> Any:
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    sizes = {k: v for k, v in tiny_lm().config.to_dict().items() if k in MixtralConfig().to_dict()}
-    sizes = {k: v for k, v in sizes.items() if k not in ("model_type", "architectures")}
-    return MixtralForCausalLM(
-        MixtralConfig(**{**sizes, "num_local_experts": 2, "output_router_logits": True})
-    )
 
 
 def test_a_head_that_was_replaced() -> None:

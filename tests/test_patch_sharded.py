@@ -29,12 +29,14 @@ CASES = (
     "fsdp",
     "fsdp_tied",
     "fsdp_layers",
+    "fsdp_meta",
+    "fsdp_first",
     "fsdp_lora",
     "fsdp_logprob",
     "fsdp_loss",
     "fsdp_loss_group",
 )
-ZERO = ("plain-2", "plain-3", "tied-3", "logprob-3")  # and the stage
+ZERO = ("plain-2", "plain-3", "tied-3", "logprob-3", "partitioned-3")  # and the stage
 ITEMS = 20  # what Trainer would count over both processes
 
 
@@ -75,9 +77,9 @@ def whole(case: str, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def sharded(case: str, here: world.World) -> dict[str, Tensor]:
     from torch.distributed.fsdp import fully_shard
-    from torch.nn.parallel import DistributedDataParallel
 
-    lm = model(case)
+    with torch.device("meta" if case == "fsdp_meta" else "cpu"):
+        lm = model(case)
     inputs = part(here.rank)
     if case.startswith("fsdp_loss"):
         student = Student(lm, fused=True)
@@ -85,12 +87,17 @@ def sharded(case: str, here: world.World) -> dict[str, Tensor]:
             fully_shard([lm.lm_head, student.loss])
         loss = fully_shard(student)(inputs["input_ids"], inputs["labels"], 0.0)
     else:
+        if case == "fsdp_first":
+            fully_shard(lm)
         w2s_fast.patch(lm)
         if case == "fsdp_layers":
             for module in (*lm.model.layers, lm.lm_head):
                 fully_shard(module)
-        run = DistributedDataParallel(lm) if case.startswith("ddp") else fully_shard(lm)
+        run = lm if case == "fsdp_first" else wrapped(case, lm)
+        if case == "fsdp_meta":
+            filled(lm)
         loss = loss_of(case, run, inputs)
+        assert lm_of(lm)._w2s_fast.compared
     (loss * here.size).backward()
     found = {"loss": here.sum(loss.detach()), **full_grads(lm)}
     if case == "fsdp_layers":
@@ -102,6 +109,28 @@ def loss_of(case: str, run: Any, inputs: dict[str, Tensor]) -> Tensor:
     if case.endswith("logprob"):
         return -run(**inputs, return_logprob=True).sum()
     return run(**inputs, num_items_in_batch=ITEMS).loss
+
+
+def wrapped(case: str, lm: Any) -> Any:
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(lm) if case.startswith("ddp") else fully_shard(lm)
+
+
+def filled(lm: Any) -> None:
+    """Give a sharded model on the meta device the weights of ``model``."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    assert not lm._w2s_fast.compared
+    ready = model("fsdp")
+    lm.to_empty(device="cpu")
+    set_model_state_dict(lm, ready.state_dict(), options=StateDictOptions(full_state_dict=True))
+    lm.model.rotary_emb = ready.model.rotary_emb
+
+
+def lm_of(lm: Any) -> Any:
+    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
 
 def full_grads(lm: Any) -> dict[str, Tensor]:
@@ -116,23 +145,31 @@ def past_the_model(lm: Any) -> None:
         loss(torch.zeros(2, 16), torch.zeros(2, dtype=torch.long))
 
 
+def zero_config(stage: str) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 3,
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.0, "torch_adam": True}},
+        "zero_optimization": {"stage": int(stage), "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True,
+    }
+
+
 def zero(case: str, stage: str) -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_grad
 
     from w2s_fast.training.deepspeed.setup import ready
 
     deepspeed = ready(60)
-    lm = w2s_fast.patch(model(case))
     here = world.join(60)
+    lm = model(case)
+    if case == "partitioned":
+        deepspeed.zero.Init(module=lm, config_dict_or_path=zero_config(stage))
+    w2s_fast.patch(lm)
+    assert lm._w2s_fast.compared == (case != "partitioned")
     engine, *_ = deepspeed.initialize(
         model=lm,
         model_parameters=list(lm.parameters()),
-        config={
-            "train_micro_batch_size_per_gpu": 3,
-            "optimizer": {"type": "AdamW", "params": {"lr": 0.0, "torch_adam": True}},
-            "zero_optimization": {"stage": int(stage), "stage3_param_persistence_threshold": 0},
-            "zero_allow_untested_optimizer": True,
-        },
+        config=zero_config(stage),
     )
     loss = loss_of(case, engine, part(here.rank))
     engine.backward(loss * here.size)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import w2s_fast
 from w2s_fast.ops import use_backend
+from w2s_fast.ops.weak_loss import batch_threshold, weak_loss
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 
@@ -51,3 +52,19 @@ def test_slope_where_tanh_is_nearly_1(backend: str, offset: float) -> None:
         assert (u.grad - x.grad).abs().max() < 2**-22
     else:
         assert_within_budget(u.grad, x.grad, x.grad.float(), BACKWARD)
+
+
+@pytest.mark.parametrize("v", [2, 3])
+def test_the_median_row_is_at_its_threshold(backend: str, v: int) -> None:
+    """Threshold and scores come from one kernel: another one's tanh may differ in its last bit."""
+    for seed in range(12):
+        z = 3 * torch.randn(5, v, generator=torch.Generator().manual_seed(seed))
+        labels = torch.zeros(5, dtype=torch.int64)
+        rule = {"rule": "median", "aux": 0.5, "softcap": 30.0}
+        with use_backend(backend):
+            at = batch_threshold(z, labels, "median", softcap=30.0)
+            for more in ({}, {"threshold": at}):
+                s = weak_loss(z, labels, return_stats=True, **rule, **more).stats
+                assert s is not None
+                above = (s.hard_class == 0) if v == 2 else (s.coefficient > 0)
+                assert int(above.sum()) == 3, f"seed {seed}"

@@ -142,9 +142,8 @@ def settle(c: Rows) -> Rows:
 
     Many rows of many classes are only slow.
     """
-    c = replace(c, n=min(c.n, max(2, MOST // c.v)))
-    if c.v == 1:
-        return _one_class(c)
+    # Of one class all is 0, and of the rounding of a 0 there is no yardstick.
+    c = replace(c, n=min(c.n, max(2, MOST // c.v)), v=max(c.v, 2))
     changes: dict[str, Any] = {}
     if (c.rule == "argmax" and c.v == 2) or (c.rule == "prior" and c.v > 2 and not _balanced(c)):
         changes["rule"] = "median"
@@ -155,12 +154,18 @@ def settle(c: Rows) -> Rows:
             changes["rule"] = "none"
     if c.layout == "expanded":  # one class would be impossible for all labels
         changes["marks"] = tuple(m for m in c.marks if m[0] == "row of lowest")
-    if c.regime == "confident" or (c.regime == "wide" and c.dtype == "fp64"):
+    if c.regime in ("confident", "huge") or (c.regime == "wide" and c.dtype == "fp64"):
         # (1 - p)^gamma where p is nearly 1 magnifies every rounding: there is no yardstick.
         changes["gamma"] = 0.0
-    if c.kind == "rest" and c.regime == "wide":
+    if c.kind == "rest" and c.regime in ("wide", "huge"):
         # fp32 holds the depth of what is outside the list: docs/numerics.md says so.
         changes["regime"] = "plain"
+    if c.softcap and c.regime in ("confident", "huge") and c.v == 2:
+        changes["rule"] = "none"  # margins at the cap tie, but for their last bits
+    if c.v == 2:
+        # p - q is rounded beside 1: smoothed labels leave little of it, a z-loss comes on top.
+        changes["z_loss"] = min(c.z_loss, 1e-4)
+        changes["smoothing"] = min(changes.get("smoothing", c.smoothing), 0.1)
     lowest = any(m[0] == "row of lowest" for m in c.marks)
     # The definition in fp64 is no truth for fp64 where it takes differences of large numbers.
     same = c.dtype == "fp64" and (c.regime == "huge" or abs(c.offset) > 1e3)
@@ -171,21 +176,6 @@ def settle(c: Rows) -> Rows:
     if far or (c.dtype == "fp16" and (c.regime == "huge" or abs(c.offset) > 1e3)):
         changes["z_loss"] = 0.0
     return replace(c, **changes)
-
-
-def _one_class(c: Rows) -> Rows:
-    """Of one class all is 0 but for z-loss: of the rounding of a 0 there is no yardstick."""
-    return replace(
-        c,
-        z_loss=0.1,
-        smoothing=0.0,
-        gamma=0.0,
-        marks=(),
-        regime="plain" if c.regime == "huge" else c.regime,
-        offset=c.offset if abs(c.offset) < 100 else 1.0,
-        rule="none" if c.rule == "none" else "argmax",
-        kind="sparse" if c.kind == "rest" else c.kind,
-    )
 
 
 def _balanced(c: Rows) -> bool:

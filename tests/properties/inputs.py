@@ -107,7 +107,7 @@ def _marked(c: Rows, z: Tensor, listed: Tensor) -> Tensor:
         i, k = row % c.n, column % c.v
         if what == "row of lowest":
             z[i] = lowest
-        elif not listed[i, k]:
+        elif not listed[i, k] and bool((z[i] > -math.inf).sum() > 1):  # one class stays possible
             z[i, k] = -math.inf if what == "-inf" else lowest
     return z
 
@@ -195,7 +195,8 @@ def _acc(c: Rows) -> torch.dtype:
 def _alike(c: Rows, call: dict[str, Any]) -> bool:
     """Of a mean over rows of one loss the gradient of a weight is 0: there is no yardstick."""
     kept = int(kept_rows_of(call).sum())
-    return kept < 2 or c.v == 1 or c.regime in ("flat", "ties") or c.layout == "expanded"
+    same = c.regime in ("flat", "ties") or c.layout == "expanded"
+    return kept < 2 or same or abs(c.offset) >= 1e10  # beside which logits keep no digit
 
 
 def clear(call: dict[str, Any]) -> bool:

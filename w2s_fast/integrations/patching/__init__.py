@@ -1,8 +1,9 @@
-"""Two lines in anyone's trainer: a causal LM of transformers whose loss never stores its logits.
+"""Two lines in anyone's trainer: a language model of transformers that never stores its logits.
 
-``patch`` gives one model, and no other, a forward that answers a batch with targets by the fused
-loss of its body's hidden states and its head; without targets it is the model's own forward. The
-head computes inside its own call, so whoever shards its weight (DDP, FSDP2, ZeRO-3) sees it used.
+``patch`` gives one model, and no other, a forward that runs the model's own and computes the fused
+loss where that would take the cross-entropy of logits; without targets it is the model's own
+forward. The head computes inside its own call, so whoever shards its weight (DDP, FSDP2, ZeRO-3)
+sees it used.
 """
 
 from __future__ import annotations
@@ -13,21 +14,18 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import torch
+
 from w2s_fast.errors import W2SError
-from w2s_fast.integrations.patching.checks import (
-    fused_kinds,
-    origin,
-    refuse,
-    transformers_model,
-    verify,
-)
+from w2s_fast.integrations.patching.checks import fused_kinds, refuse, transformers_model
 from w2s_fast.integrations.patching.columns import COLUMNS, take_columns
-from w2s_fast.integrations.patching.forward import State, loss_output
-from w2s_fast.integrations.patching.heads import hand_back, take_over
+from w2s_fast.integrations.patching.forward import loss_output, outside
+from w2s_fast.integrations.patching.heads import hand_back, origin, take_over
 from w2s_fast.integrations.patching.logprob import answer_logprob
 from w2s_fast.integrations.patching.progress import patched, progress_callback, set_progress
+from w2s_fast.integrations.patching.state import State
+from w2s_fast.integrations.patching.verify import compare_first, compare_now
 from w2s_fast.losses import Loss, make_loss
-from w2s_fast.ops.lazy_logits import logit_form
 
 __all__ = ["patch", "progress_callback", "set_progress", "unpatch"]
 
@@ -44,11 +42,15 @@ def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = 64) -> A
     - ``weak_weight``: (B,) or (B, T) row weights;
     - ``weak_frac``, ``weak_step``: where in training this is, instead of ``set_progress``.
 
+    The model's own forward and its loss function run at every call; the fused loss takes the place
+    of its head and of ``F.cross_entropy``. Scales, soft-caps, router losses, keywords of the loss
+    and later changes of the configuration are therefore the model's own.
+
     With ``labels`` and weak columns, ``labels`` mark the positions that count and the weak columns
     say what is learned there. Without ``labels`` positions count that have a weak label, an id or
     some mass. The sum of row losses is divided by ``num_items_in_batch``, or else by the weights of
     the positions that count; where none counts the loss is 0 and so is every gradient. In eval mode
-    the loss is plain cross-entropy. Forwards without targets, and generation, are the model's own.
+    the cross-entropy is plain. Forwards without targets, and generation, are the model's own.
     With ``labels`` and ``return_logprob=True`` a forward gives the summed log-probability of each
     sequence's labelled tokens instead, (B,): what losses of pairs are made of.
 
@@ -62,23 +64,21 @@ def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = 64) -> A
         ``model``.
 
     Raises:
-        W2SError: if the model is patched already, by us or someone else, if its logits or its loss
-            are more than its head on its body's hidden states (found by comparing them on twelve
-            tokens, unless weights are partitioned or on the meta device), or if ``loss`` needs
-            logits.
+        W2SError: if the model is patched already, by us or someone else, if it does more with its
+            logits than scale, cap and shift them and take their cross-entropy (found by comparing
+            logits and loss on twelve tokens: at the first forward with targets, if weights are not
+            here yet or ids alone are not enough), or if ``loss`` needs logits.
     """
     lm = transformers_model(model)
     refuse(lm)
     chosen = make_loss(loss) if isinstance(loss, str) else loss
-    softcap, factor = logit_form(lm.config)
-    original = type(lm).forward
-    forward = _forward_like(original)
-    state = State(forward, chosen, fused_kinds(chosen), memory_mib, softcap, factor)
+    forward = _forward_like(type(lm).forward)
+    state = State(forward, chosen, fused_kinds(chosen), memory_mib)
     take_over(lm.get_output_embeddings())
     lm._w2s_fast = state
     lm.forward = MethodType(forward, lm)
     try:
-        verify(lm, original, state)
+        compare_now(lm, state)
     except BaseException:
         unpatch(lm)
         raise
@@ -118,11 +118,16 @@ def _forward_like(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         columns = take_columns(kwargs)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        if given.pop("return_logprob", False):
-            return answer_logprob(self, given)
+        logprob = given.pop("return_logprob", False)
         targets = (given.get("labels"), given.get("shift_labels"))
-        if not columns and all(t is None for t in targets):
+        if not logprob and not columns and all(t is None for t in targets):
             return original(self, *args, **kwargs)
+        if not self._w2s_fast.compared:
+            compiling = torch.compiler.is_compiling()
+            compare = outside(compare_first) if compiling else compare_first
+            compare(self, self._w2s_fast, given, columns)
+        if logprob:
+            return answer_logprob(self, given)
         return loss_output(self, given, columns)
 
     forward.__signature__ = _with_columns(signature)  # type: ignore[attr-defined]

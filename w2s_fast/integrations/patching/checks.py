@@ -1,20 +1,16 @@
-"""What ``patch`` refuses, and the comparison of a patched model with what it was."""
+"""What ``patch`` refuses before it looks at any value."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.integrations.patching.forward import State, Unstored
-from w2s_fast.integrations.patching.heads import owner, owners
+from w2s_fast.integrations.patching.heads import origin, refuse_head
+from w2s_fast.integrations.patching.state import Unstored
 from w2s_fast.losses import Loss
-from w2s_fast.models.weights import is_partitioned, shape_of
 from w2s_fast.ops.targets import SparseTargets
 
 
@@ -50,41 +46,20 @@ def refuse(lm: Any) -> None:
             f"the forward of the class {home.__name__} was replaced by {by}; start a process "
             "without that patch"
         )
-    if getattr(lm.config, "is_encoder_decoder", False) or lm.base_model is lm:
+    head = output_embeddings(lm)
+    if head is None and lm.base_model is lm:
         raise W2SError(
             f"{name} is not a body and a head; expected a causal LM such as LlamaForCausalLM"
         )
-    _refuse_head(name, lm.get_output_embeddings())
+    refuse_head(name, head)
 
 
-def _refuse_head(name: str, head: Any) -> None:
-    if head is None:
-        raise W2SError(f"{name} has no language-model head; expected a causal LM")
-    for own in owners(head):
-        _refuse_owner(name, own)
-
-
-def _refuse_owner(name: str, own: Any) -> None:
-    weight = getattr(own, "weight", None)
-    if not isinstance(own, torch.nn.Linear) or weight is None or not weight.is_floating_point():
-        raise W2SError(f"the head of {name} is a {type(own).__name__}; expected nn.Linear")
-    if "forward" in own.__dict__:
-        raise W2SError(
-            f"the forward of the head of this {name} was replaced by {origin(own.forward)}; load "
-            "the model without that"
-        )
-    if shape_of(weight)[0] != own.out_features:
-        raise W2SError(
-            f"the head of {name} holds {tuple(weight.shape)} of {own.out_features} classes; patch "
-            "before tensor parallelism or FSDP"
-        )
-
-
-def origin(forward: Any) -> str:
-    """Who put a forward where it is; it may wear the name of what it wraps."""
-    function = getattr(forward, "__func__", forward)
-    function = getattr(function, "func", function)  # of functools.partial
-    return str(getattr(function, "__globals__", {}).get("__name__") or "someone else")
+def output_embeddings(lm: Any) -> Any:
+    """The head of a model, None where it has none or does not say which."""
+    try:
+        return lm.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def _module(forward: Any) -> str:
@@ -118,62 +93,3 @@ def fused_kinds(loss: Loss) -> tuple[str, ...]:
             "such as xent, logconf, smoothing, focal or window"
         )
     return tuple(kinds)
-
-
-@torch.no_grad()
-def verify(lm: Any, original: Callable[..., Any], state: State) -> None:
-    """Compare logits and loss of a patched model with its own, on twelve tokens.
-
-    Weights that are partitioned or on the meta device cannot be computed with yet: nothing is
-    compared.
-
-    Raises:
-        W2SError: if they differ.
-    """
-    weights = list(lm.parameters())
-    if any(w.is_meta or is_partitioned(w) or hasattr(w, "device_mesh") for w in weights):
-        return
-    own = owner(lm.get_output_embeddings())
-    v = int(own.out_features)
-    ids = torch.arange(12, device=own.weight.device).view(2, 6) * max(v // 12, 1) % v
-    mask, labels = torch.ones_like(ids), ids.clone()
-    mask[1, 4:], labels[0, :2] = 0, -100
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "use_cache": False}
-    with _evaluating(lm):
-        try:
-            theirs = original(lm, **batch, return_dict=True)
-        except Exception as e:
-            told = " ".join(str(e).split())[:300]
-            raise W2SError(f"the forward of {type(lm).__name__} fails: {told}") from e
-        state.show = True
-        logits = lm(**batch).logits.float()
-        state.show = False
-        ours = lm(**batch).loss
-    expected = theirs.logits.float().flatten(0, 1)
-    room = 64 * torch.finfo(own.weight.dtype).eps * expected.abs().max().clamp_min(1)
-    _same(lm, "logits", expected, logits, room, "its head on the last hidden states of its body")
-    _same(lm, "loss", theirs.loss, ours, room, "the cross-entropy of its logits (a router's loss?)")
-
-
-def _same(lm: Any, what: str, theirs: Any, ours: Tensor, room: Tensor, found: str) -> None:
-    if (
-        not isinstance(theirs, Tensor)
-        or theirs.shape != ours.shape
-        or not (theirs - ours).abs().max() <= room
-    ):
-        raise W2SError(
-            f"the {what} of {type(lm).__name__} is not {found}; it cannot be patched, use its own "
-            "forward"
-        )
-
-
-@contextmanager
-def _evaluating(lm: Any) -> Iterator[None]:
-    """Eval mode, every module back as it was afterwards."""
-    training = [m for m in lm.modules() if m.training]
-    lm.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -7,42 +7,19 @@ nobody but a patched model. The head stays the module it was, under the names it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from w2s_fast.errors import W2SError
+from w2s_fast.integrations.patching.adapters import Then, adapted, owner, owners
 from w2s_fast.integrations.patching.whole import Mark
 from w2s_fast.models.lm_head import check_gathered
+from w2s_fast.models.weights import shape_of
 
-# What is done with hidden states (..., D), the head's weight (V, D) and its bias (V,) or None.
-Then = Callable[[Tensor, Tensor, Tensor | None], Any]
-
-
-def owner(head: Any) -> Any:
-    """The module that owns the weight: of an adapted head, the one beneath its adapters."""
-    if _is_copied(head):
-        active = head.active_adapters
-        plain = head.disable_adapters or not active
-        return owner(head.original_module if plain else head.modules_to_save[active[0]])
-    return owner(head.base_layer) if hasattr(head, "base_layer") else head
-
-
-def owners(head: Any) -> Iterator[Any]:
-    """All that ``owner`` may be while adapters are switched on and off."""
-    if _is_copied(head):
-        for one in (head.original_module, *head.modules_to_save.values()):
-            yield from owners(one)
-    else:
-        yield owner(head)
-
-
-def _is_copied(head: Any) -> bool:
-    """Whether peft trains a copy of the whole head (``modules_to_save``)."""
-    return hasattr(head, "modules_to_save") and hasattr(head, "original_module")
+# Libraries whose hooks on a head move its weight and leave its output as it is.
+_MOVERS = ("torch.distributed", "deepspeed", "accelerate", "transformers")
 
 
 def take_over(head: Any) -> None:
@@ -70,41 +47,61 @@ def through(head: Any, hidden: Tensor, then: Then) -> Any:
     """``then`` of the head, adapters included, inside the call of the module that owns it.
 
     Raises:
-        W2SError: if the head was replaced after ``patch``, or has an adapter other than plain LoRA.
+        W2SError: if the head was replaced or got a hook of somebody else after ``patch``, or has an
+            adapter that is not served.
     """
     own = owner(head)
-    if not hasattr(own, "_w2s_head"):
+    mine = getattr(own.__dict__.get("forward"), "__func__", None) is _forward
+    if not hasattr(own, "_w2s_head") or not mine:
         raise W2SError(
             f"the head, a {type(own).__name__}, is not the one that was patched; unpatch the model "
             "and patch it again"
         )
-    if hasattr(head, "base_layer"):
-        then = _adapted(head, hidden, then)
-    return own(hidden, then=then)
+    refuse_hooks(head)
+    return own(hidden, then=adapted(head, then)(hidden))
 
 
-def _adapted(head: Any, hidden: Tensor, then: Then) -> Then:
-    """LoRA on the head, W x + s B A x, as one wider head: [W, B] [x, s A x]."""
-    if hasattr(head.base_layer, "base_layer") or not hasattr(head, "lora_A"):
-        raise W2SError(f"the head has adapters of type {type(head).__name__}; expected plain LoRA")
-    if head.disable_adapters and head.merged:
-        head.unmerge()
-    if head.disable_adapters or head.merged:
-        return then
-    columns, weights = [hidden], []
-    for name in head.active_adapters:
-        if name not in head.lora_A:
-            continue
-        down, up = head.lora_A[name], head.lora_B[name]
-        if name in head.lora_variant or up.bias is not None:
-            raise W2SError("the head's LoRA is a variant (DoRA, bias); expected plain LoRA")
-        x = head.lora_dropout[name](hidden.to(down.weight.dtype))
-        columns.append((down(x) * head.scaling[name]).to(hidden.dtype))
-        check_gathered(up.weight)
-        weights.append(up.weight)
+def refuse_hooks(head: Any) -> None:
+    """Raise ``W2SError`` for hooks that see, or change, logits that are never made."""
+    for module in {id(m): m for m in (head, owner(head))}.values():
+        for kind in ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            for hook in getattr(module, kind, {}).values():
+                if not origin(hook).startswith(_MOVERS):
+                    raise W2SError(
+                        f"the head has a hook of {origin(hook)}, which needs the logits of its "
+                        "output; a patched model makes none; remove the hook or unpatch the model"
+                    )
 
-    def wider(_: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-        ups = [up.to(weight.dtype) for up in weights]
-        return then(torch.cat(columns, -1), torch.cat([weight, *ups], 1), bias)
 
-    return wider
+def refuse_head(name: str, head: Any) -> None:
+    """Raise ``W2SError`` for a head that is not plain ``nn.Linear`` beneath its adapters."""
+    if head is None:
+        raise W2SError(f"{name} has no language-model head; expected a causal LM")
+    for own in owners(head):
+        _refuse_owner(name, own)
+    refuse_hooks(head)
+
+
+def _refuse_owner(name: str, own: Any) -> None:
+    weight = getattr(own, "weight", None)
+    linear = isinstance(own, nn.Linear) and type(own).forward is nn.Linear.forward
+    if not linear or weight is None or not weight.is_floating_point():
+        raise W2SError(f"the head of {name} is a {type(own).__name__}; expected nn.Linear")
+    if "forward" in own.__dict__:
+        raise W2SError(
+            f"the forward of the head of this {name} was replaced by {origin(own.forward)}; load "
+            "the model without that"
+        )
+    if shape_of(weight)[0] != own.out_features:
+        raise W2SError(
+            f"the head of {name} holds {tuple(weight.shape)} of {own.out_features} classes; patch "
+            "before tensor parallelism or FSDP"
+        )
+
+
+def origin(function: Any) -> str:
+    """The module that a forward or a hook comes from; it may wear the name of what it wraps."""
+    function = getattr(function, "__func__", function)
+    function = getattr(function, "func", function)  # of functools.partial
+    function = getattr(function, "__func__", function)
+    return str(getattr(function, "__globals__", {}).get("__name__") or "someone else")

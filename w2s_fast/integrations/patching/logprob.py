@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.integrations.patching.forward import refuse_logits
+from w2s_fast.integrations.patching.form import Form
+from w2s_fast.integrations.patching.forward import config_tells_form, outside, refuse_logits
 from w2s_fast.integrations.patching.heads import through
+from w2s_fast.integrations.patching.lazy_logits import LazyLogits
+from w2s_fast.integrations.patching.own_forward import own_forward, without_logits
+from w2s_fast.integrations.patching.state import State
 from w2s_fast.integrations.patching.values import read_targets
 from w2s_fast.ops.fused_linear.logprob import IGNORE, linear_logprob
-from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.ops.lazy_logits import Projected, logit_form
 
 
 def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
@@ -28,13 +32,14 @@ def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
         W2SError: without labels, or with labels of another shape, dtype or type.
     """
     refuse_logits(given)
-    lm._w2s_fast.asked = True
+    state: State = lm._w2s_fast
+    state.asked = True
     labels = given.pop("labels", None)
     for name in ("shift_labels", "num_items_in_batch", "return_dict"):
         given.pop(name, None)
     if labels is None:
         raise W2SError("return_logprob came without labels; give the tokens of the answers, (B, T)")
-    hidden = lm.base_model(**given, return_dict=True).last_hidden_state
+    hidden, form = _hidden(lm, state, given)
     size = (hidden.shape[0], hidden.shape[1])
     labels = read_targets({"labels": labels}, size, hidden.device)["labels"]
     if labels.shape != hidden.shape[:2]:
@@ -46,7 +51,7 @@ def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
     # Compiled code must not wait to learn which positions count; it takes all of them.
     compiling = torch.compiler.is_compiling()
     rows = None if compiling else (tokens != IGNORE).flatten().nonzero()[:, 0]
-    project = lm._w2s_fast.project(Projected)
+    project = state.project(Projected, form)
 
     def then(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x = project(hidden, weight, bias)
@@ -56,3 +61,35 @@ def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
 
     summed: Tensor = through(lm.get_output_embeddings(), hidden[:, :-1], then)
     return summed
+
+
+def _hidden(lm: Any, state: State, given: dict[str, Any]) -> tuple[Tensor, Form]:
+    """Hidden states (B, T, D) that reach the head, and what happens to its output.
+
+    Raises:
+        W2SError: if the logits of the model are anything else.
+    """
+    if not torch.compiler.is_compiling():
+        return _own_hidden(lm, state, given)
+    if not state.plain or not config_tells_form(lm):
+        return outside(_own_hidden)(lm, state, given)
+    body = lm.base_model(**given, return_dict=True)
+    return body.last_hidden_state, Form(*logit_form(lm.config))
+
+
+def _own_hidden(lm: Any, state: State, given: dict[str, Any]) -> tuple[Tensor, Form]:
+    """What the head gets, and what happens to its output, in the model's own forward."""
+    with without_logits(lm, state.places, _no_loss):
+        logits = own_forward(lm, given).logits
+    if not isinstance(logits, LazyLogits) or logits.hidden.dim() != 3 or logits.moved():
+        raise W2SError(
+            f"the logits of {type(lm).__name__} are not its head on hidden states (B, T, D); "
+            "return_logprob cannot be computed, use its own forward"
+        )
+    return logits.hidden, logits.form()
+
+
+def _no_loss(*args: Any) -> Tensor:
+    raise W2SError(
+        "return_logprob came to a model that computes a loss without labels; leave it out"
+    )

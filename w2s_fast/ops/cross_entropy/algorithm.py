@@ -184,10 +184,10 @@ def batch_threshold(
     q = weak_prior(p) if rule == "prior" else 0.5
     if stats is not None:
         score = stats[Stat.SCORE]
-    elif p.logits.shape[1] == 2:
-        z = soft_capped(p.logits.detach().to(p.accumulator), softcap)
+    elif p.logits.shape[1] == 2 and not softcap:
+        z = p.logits.detach().to(p.accumulator)
         score = z[:, 0] - z[:, 1]
-    else:
+    else:  # by the kernel that will decide: each rounds a tanh and a sum in its own way
         stats, index = record(p)
         sweep(p, Knobs(softcap=softcap), stats, index, None)
         score = stats[Stat.SCORE]
