@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import w2s_fast
 from w2s_fast.errors import W2SError
-from w2s_fast.integrations.patching import progress_callback, set_progress
+from w2s_fast.integrations.patching import progress_callback, set_progress, state
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 Result = dict[str, Tensor]
@@ -208,9 +208,14 @@ def test_logits_are_never_made() -> None:
     assert ours.n == 4 * 2000 * 16  # the head itself
 
 
-def test_only_labelled_positions_reach_the_head() -> None:
-    lm, seen = w2s_fast.patch(tiny_lm()), []
-    lm.lm_head.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+def test_only_labelled_positions_reach_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, seen, called = w2s_fast.patch(tiny_lm()), [], state.through
+
+    def through(head: Any, hidden: Tensor, then: Any) -> Any:
+        seen.append(tuple(hidden.shape))
+        return called(head, hidden, then)
+
+    monkeypatch.setattr(state, "through", through)
     inputs = batch()
     lm(**inputs)
     assert seen == [(int((inputs["labels"][:, 1:] != -100).sum()), 16)]

@@ -98,6 +98,7 @@ def run(lm: Any, given: dict[str, Any], call: LossCall) -> Any:
             f"the loss of {type(lm).__name__} does not come from its head's logits by "
             "F.cross_entropy; it cannot be patched, use its own forward"
         )
+    call.compare_output(out)
     fields = {k: v for k, v in out.items() if v is not None and not isinstance(v, LazyLogits)}
     return type(out)(**fields)
 
@@ -128,8 +129,27 @@ _FORM_FIELDS = (
 )  # fmt: skip
 
 
+_FORM_WORDS = ("logit", "softcap", "multiplier", "scale")
+
+
+def other_fields(lm: Any) -> tuple[tuple[str, Any], ...]:
+    """Fields that a form of logits may be made of, but for those that are read at every call."""
+    text = lm.config.get_text_config(decoder=True)
+    read = _FORM_FIELDS if text is lm.config else ()
+    return tuple(
+        (name, value)
+        for name, value in vars(text).items()
+        if name not in read
+        and any(word in name for word in _FORM_WORDS)
+        and isinstance(value, int | float | None)
+    )
+
+
 def config_tells_form(lm: Any) -> bool:
     """Whether scale and soft-cap of the logits are still those of the configuration."""
+    text = lm.config.get_text_config(decoder=True)
+    if not all(getattr(text, n, None) == value for n, value in lm._w2s_fast.other_fields):
+        return False
     return all(getattr(lm, n, None) in (None, getattr(lm.config, n, None)) for n in _FORM_FIELDS)
 
 

@@ -18,8 +18,8 @@ from w2s_fast.integrations.patching.whole import Mark
 from w2s_fast.models.lm_head import check_gathered
 from w2s_fast.models.weights import shape_of
 
-# Libraries whose hooks on a head move its weight and leave its output as it is.
-_MOVERS = ("torch.distributed", "deepspeed", "accelerate", "transformers")
+# Libraries whose hooks on a head move or make its weight and leave hidden states and output alone.
+_MOVERS = ("torch.distributed", "torch.nn.utils", "deepspeed", "accelerate", "transformers")
 
 
 def take_over(head: Any) -> None:
@@ -52,6 +52,7 @@ def through(head: Any, hidden: Tensor, then: Then) -> Any:
     """
     own = owner(head)
     mine = getattr(own.__dict__.get("forward"), "__func__", None) is _forward
+    mine = mine and type(own).forward is nn.Linear.forward
     if not hasattr(own, "_w2s_head") or not mine:
         raise W2SError(
             f"the head, a {type(own).__name__}, is not the one that was patched; unpatch the model "
@@ -63,13 +64,19 @@ def through(head: Any, hidden: Tensor, then: Then) -> Any:
 
 def refuse_hooks(head: Any) -> None:
     """Raise ``W2SError`` for hooks that see, or change, logits that are never made."""
-    for module in {id(m): m for m in (head, owner(head))}.values():
-        for kind in ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks"):
+    for module in head.modules():
+        for kind in (
+            "_forward_pre_hooks",
+            "_forward_hooks",
+            "_backward_hooks",
+            "_backward_pre_hooks",
+        ):
             for hook in getattr(module, kind, {}).values():
                 if not origin(hook).startswith(_MOVERS):
                     raise W2SError(
-                        f"the head has a hook of {origin(hook)}, which needs the logits of its "
-                        "output; a patched model makes none; remove the hook or unpatch the model"
+                        f"the head has a hook of {origin(hook)}, which may change what goes into "
+                        "it or needs what comes out; a patched model calls its head with some rows "
+                        "only and makes no logits; remove the hook or unpatch the model"
                     )
 
 
@@ -104,4 +111,6 @@ def origin(function: Any) -> str:
     function = getattr(function, "__func__", function)
     function = getattr(function, "func", function)  # of functools.partial
     function = getattr(function, "__func__", function)
-    return str(getattr(function, "__globals__", {}).get("__name__") or "someone else")
+    if not hasattr(function, "__globals__"):  # an object that is called
+        return type(function).__module__
+    return str(function.__globals__.get("__name__") or "someone else")

@@ -20,6 +20,8 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.integrations.patching.form import Form
 
+Step = Callable[[Tensor], Tensor]
+
 
 class LazyLogits:
     """Stands for logits (..., V) inside one forward.
@@ -43,6 +45,9 @@ class LazyLogits:
         self.gain, self.bias = 1.0, None
         self.outer: float | None = None
         self.classes: int | None = None
+        self.steps: tuple[Step, ...] = ()
+        self.grad = torch.is_grad_enabled()
+        self.shared = [False]  # whether views have the same values
 
     def form(self) -> Form:
         """How these logits come from the head's output."""
@@ -55,10 +60,39 @@ class LazyLogits:
         """Whether they stand elsewhere than where the head was called."""
         return self.positions.shape[:-1] != self.hidden.shape[:-1]
 
-    def _with(self, **fields: Any) -> LazyLogits:
+    def replay(self, z: Tensor) -> Tensor:
+        """What the model made of its head's output (..., V), step by step."""
+        for step in self.steps:
+            z = step(z)
+        return z
+
+    def _with(self, step: Step, **fields: Any) -> LazyLogits:
+        """The same after a step, with values of its own."""
+        if torch.is_grad_enabled() != self.grad:
+            self._unknown("operations without their gradient (no_grad, an autograd function)")
         other = object.__new__(LazyLogits)
-        other.__dict__.update(self.__dict__, **fields)
+        steps = (*self.steps, step)
+        other.__dict__.update(self.__dict__, **fields, steps=steps, shared=[False])
         return other
+
+    def _view(self, step: Step, **fields: Any) -> LazyLogits:
+        """The same after a step that leaves the values where they are."""
+        other = self._with(step, **fields)
+        self.shared[0] = True
+        other.shared = self.shared
+        return other
+
+    def _become(self, other: LazyLogits) -> LazyLogits:
+        """What an operation in place leaves behind."""
+        if self.shared[0]:
+            self._unknown("change in place of values that a view shares")
+        self.__dict__.update(other.__dict__)
+        return self
+
+    def _cast(self, dtype: torch.dtype) -> LazyLogits:
+        if dtype == self.dtype:
+            return self
+        return self._with(lambda z: z.to(dtype), dtype=dtype)
 
     # What tensors tell about themselves.
 
@@ -94,28 +128,29 @@ class LazyLogits:
     # Precision and layout.
 
     def float(self) -> LazyLogits:
-        return self._with(dtype=torch.float32)
+        return self._cast(torch.float32)
 
     def double(self) -> LazyLogits:
-        return self._with(dtype=torch.float64)
+        return self._cast(torch.float64)
 
     def half(self) -> LazyLogits:
-        return self._with(dtype=torch.float16)
+        return self._cast(torch.float16)
 
     def bfloat16(self) -> LazyLogits:
-        return self._with(dtype=torch.bfloat16)
+        return self._cast(torch.bfloat16)
 
     def to(self, *args: Any, **kwargs: Any) -> LazyLogits:
         given = [*args, *kwargs.values()]
         other = next((a.dtype for a in given if isinstance(a, Tensor | LazyLogits)), self.dtype)
-        return self._with(dtype=next((a for a in given if isinstance(a, torch.dtype)), other))
+        return self._cast(next((a for a in given if isinstance(a, torch.dtype)), other))
 
     type = type_as = to
 
     def contiguous(self, *args: Any, **kwargs: Any) -> LazyLogits:
-        return self
+        return self._view(lambda z: z)
 
-    clone = contiguous
+    def clone(self, *args: Any, **kwargs: Any) -> LazyLogits:
+        return self._with(lambda z: z)
 
     # Shape: replayed on the positions, whose last dimension is 1 instead of V.
 
@@ -127,24 +162,29 @@ class LazyLogits:
             sizes[-1] = self.width
         if sizes[-1] != self.width:
             self._unknown(f"view as {tuple(sizes)}")
-        return self._with(positions=self.positions.reshape(*sizes[:-1], 1))
+        return self._view(
+            lambda z: z.reshape(sizes), positions=self.positions.reshape(*sizes[:-1], 1)
+        )
 
     reshape = view
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> LazyLogits:
         if end_dim in (-1, self.dim() - 1) and start_dim not in (-1, self.dim() - 1):
             self._unknown("flatten of the classes")
-        return self._with(positions=self.positions.flatten(start_dim, end_dim))
+        return self._view(
+            lambda z: z.flatten(start_dim, end_dim),
+            positions=self.positions.flatten(start_dim, end_dim),
+        )
 
     def unsqueeze(self, dim: int) -> LazyLogits:
         if dim in (-1, self.dim()):
             self._unknown("unsqueeze behind the classes")
-        return self._with(positions=self.positions.unsqueeze(dim))
+        return self._view(lambda z: z.unsqueeze(dim), positions=self.positions.unsqueeze(dim))
 
     def squeeze(self, dim: int) -> LazyLogits:
         if dim in (-1, self.dim() - 1):
             self._unknown("squeeze of the classes")
-        return self._with(positions=self.positions.squeeze(dim))
+        return self._view(lambda z: z.squeeze(dim), positions=self.positions.squeeze(dim))
 
     def __getitem__(self, index: Any) -> LazyLogits:
         parts = [p for p in (index if isinstance(index, tuple) else (index,)) if p is not None]
@@ -153,10 +193,11 @@ class LazyLogits:
         full = len(parts) + masks == self.dim() if dots is None else dots < len(parts) - 1
         kept = self._kept(parts[-1]) if full else self.width
         if kept == self.width:
-            return self._with(positions=self.positions[index])
+            return self._view(lambda z: z[index], positions=self.positions[index])
         lead = (*parts[:-1], slice(None))
         bias = None if self.bias is None else self.bias[:kept]
-        return self._with(positions=self.positions[lead], width=kept, classes=kept, bias=bias)
+        fields = {"width": kept, "classes": kept, "bias": bias}
+        return self._view(lambda z: z[index], positions=self.positions[lead], **fields)
 
     def _kept(self, index: Any) -> int:
         """How many of the first classes an index leaves."""
@@ -167,31 +208,51 @@ class LazyLogits:
     # Scales, soft-caps and biases.
 
     def __mul__(self, other: Any) -> LazyLogits:
-        k = self._number(other, "*")
-        if self.outer is not None:
-            return self._with(outer=self.outer * k)
-        return self._with(gain=self.gain * k, bias=None if self.bias is None else self.bias * k)
+        return self._scaled(self._number(other, "*"), lambda z: z * other)
 
     def __truediv__(self, other: Any) -> LazyLogits:
-        return self * (1 / self._number(other, "/"))
+        return self._scaled(1 / self._number(other, "/"), lambda z: z / other)
+
+    def _scaled(self, k: builtins.float, step: Step) -> LazyLogits:
+        if self.outer is not None:
+            return self._with(step, outer=self.outer * k)
+        bias = None if self.bias is None else self.bias * k
+        return self._with(step, gain=self.gain * k, bias=bias)
 
     def __add__(self, other: Any) -> LazyLogits:
         if self.outer is not None or not isinstance(other, Tensor):
             self._unknown("+")
         if other.shape != torch.Size((1,) * (other.dim() - 1) + (self.width,)):
             self._unknown(f"+ {tuple(other.shape)}")
+        # It is added in the head's precision.
+        if not torch.equal(other.to(self.hidden.dtype).to(other.dtype), other):
+            self._unknown(f"+ a bias in {other.dtype} that {self.hidden.dtype} does not hold")
         bias = other.reshape(self.width)
-        return self._with(bias=bias if self.bias is None else self.bias + bias)
+        bias = bias if self.bias is None else self.bias + bias
+        return self._with(lambda z: z + other, bias=bias)
 
     def tanh(self) -> LazyLogits:
         if self.outer is not None:
             self._unknown("tanh twice")
-        return self._with(outer=1.0)
+        return self._with(torch.tanh, outer=1.0)
 
-    __rmul__ = __imul__ = mul = mul_ = __mul__
-    __itruediv__ = div = div_ = __truediv__
-    __radd__ = __iadd__ = add = add_ = __add__
-    tanh_ = tanh
+    __rmul__ = mul = __mul__
+    div = __truediv__
+    __radd__ = add = __add__
+
+    def __imul__(self, other: Any) -> LazyLogits:
+        return self._become(self * other)
+
+    def __itruediv__(self, other: Any) -> LazyLogits:
+        return self._become(self / other)
+
+    def __iadd__(self, other: Any) -> LazyLogits:
+        return self._become(self + other)
+
+    def tanh_(self) -> LazyLogits:
+        return self._become(self.tanh())
+
+    mul_, div_, add_ = __imul__, __itruediv__, __iadd__
 
     def _number(self, other: Any, what: str) -> builtins.float:
         if isinstance(other, Tensor):
@@ -214,8 +275,9 @@ class LazyLogits:
         if func is F.cross_entropy:
             return _cross_entropy(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
-        if name not in _FUNCTIONS:
-            lazy._unknown(name)
+        if name not in _FUNCTIONS or any(kwargs[k] is not None for k in kwargs if k not in _SHAPES):
+            lazy._unknown(" with ".join([name, *kwargs]))
+        kwargs = {k: v for k, v in kwargs.items() if k in _SHAPES}
         if args and args[0] is not lazy:
             args = (lazy, *(a for a in args if a is not lazy))  # of * and +, which commute
             if name not in _COMMUTE:
@@ -270,6 +332,7 @@ def _refuse_operators() -> None:
 
 _refuse_operators()
 
+_SHAPES = {"start_dim", "end_dim", "dim"}  # keywords of functions that are known here
 _COMMUTE = {"mul", "multiply", "add", "__mul__", "__rmul__", "__add__", "__radd__"}
 _FUNCTIONS = {
     "mul": "mul", "multiply": "mul", "__mul__": "mul", "__rmul__": "mul",

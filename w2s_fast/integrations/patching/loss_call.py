@@ -81,6 +81,9 @@ class LossCall:
         self.loss, self.logits = loss, logits
         return loss
 
+    def compare_output(self, out: Any) -> None:
+        """Look at what the model gave; only a comparison does."""
+
     def _is_xent(self) -> bool:
         return type(self.state.loss) is Xent
 
@@ -101,7 +104,7 @@ class LossCall:
         if self.n_items is None:
             return Rows(hidden, target, weight)
         n = torch.as_tensor(self.n_items, device=hidden.device).to(dtype)
-        return Rows(hidden, target, weight * torch.where(n > 0, 1 / n, 0.0))
+        return Rows(hidden, target, weight * torch.where(n != 0, 1 / n, 0.0))
 
     def _weak_rows(
         self, logits: LazyLogits, target: Tensor, at: Tensor, ignore: int, reduction: str

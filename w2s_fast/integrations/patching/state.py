@@ -60,7 +60,7 @@ class State(Unpickled):
         compared: whether the model was compared with what it was, see ``verify``.
         plain: its loss is the cross-entropy of its head on the last hidden states of its body and
             nothing more: compiled code may go straight from one to the other.
-        loss_function: the one it had when it was compared.
+        loss_function, other_fields: what it had when it was compared, see ``forward``.
     """
 
     forward: Callable[..., Any]
@@ -76,6 +76,7 @@ class State(Unpickled):
     compared: bool = False
     plain: bool = False
     loss_function: Any = None
+    other_fields: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         self.scheduled = changes(self.loss)

@@ -20,7 +20,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.integrations.patching.adapters import owner
 from w2s_fast.integrations.patching.form import Form
-from w2s_fast.integrations.patching.forward import batch_size, run
+from w2s_fast.integrations.patching.forward import batch_size, other_fields, run
 from w2s_fast.integrations.patching.heads import through
 from w2s_fast.integrations.patching.lazy_logits import LazyLogits
 from w2s_fast.integrations.patching.loss_call import LossCall
@@ -29,7 +29,7 @@ from w2s_fast.integrations.patching.state import State
 from w2s_fast.models.weights import is_partitioned
 from w2s_fast.ops.lazy_logits import logit_form
 
-# Steps between the head's output and the loss that round, one each: division, tanh and product.
+# Steps between the head's output and the loss that round, at least: division, tanh and product.
 _ULPS = 3
 _LOSS = 1e-5
 # The largest logit of the comparison: a soft-cap shows there, however small the model's own are.
@@ -95,6 +95,7 @@ def verify(lm: Any, state: State, batch: dict[str, Any]) -> None:
         _refuse(lm, "loss", "the fp32 cross-entropy of its logits")
     state.compared = True
     state.loss_function = lm.loss_function
+    state.other_fields = other_fields(lm)
     state.plain = _is_plain(lm, call, loss, batch)
 
 
@@ -149,7 +150,7 @@ def _forward(lm: Any, batch: dict[str, Any]) -> Any:
 
 
 class _Reference(LossCall):
-    """Fp32 cross-entropy of the model's own logits, where the fused loss will be."""
+    """Cross-entropy of the model's own logits, where the fused loss will be."""
 
     def __init__(self, lm: Any, theirs: Any, heard: list[tuple[Tensor, Tensor]]) -> None:
         super().__init__(lm, lm._w2s_fast, None, False, {}, None, (0, 0))
@@ -162,27 +163,34 @@ class _Reference(LossCall):
         z = next((z for _, z in self.heard if z.shape[:-1] == logits.hidden.shape[:-1]), None)
         if z is None or z.shape[-1] < logits.width:
             _refuse(self.lm, "head", "called as it was before")
-        values = logits.form()(z.to(torch.promote_types(z.dtype, torch.float32)))
+        values = logits.replay(z)
         if self.calls == 0:
-            self._compare(logits, z, values)
-            values = self.theirs.logits.to(values.dtype)
             self.logits = logits
         self.calls += 1
-        # Where the model does not go to fp32, its loss has the rounding of its own dtype.
-        values = values.flatten(0, -2)[logits.positions.flatten()].to(logits.dtype)
+        self._compare(logits, z, values)
         given: dict[str, Any] = {"ignore_index": ignore, "reduction": reduction}
         target = target.to(values.device)
         self.loss = F.cross_entropy(values, target, label_smoothing=smoothing, **given)
         return self.loss
 
-    def _compare(self, logits: LazyLogits, z: Tensor, got: Tensor) -> None:
-        """The recorded form of the head's output is the model's logits."""
-        expected = getattr(self.theirs, "logits", None)
-        if not isinstance(expected, Tensor) or expected.shape != got.shape:
+    def compare_output(self, out: Any) -> None:
+        """The model gives what was recorded of its logits."""
+        theirs, lazy = getattr(self.theirs, "logits", None), getattr(out, "logits", None)
+        if not isinstance(theirs, Tensor) or not isinstance(lazy, LazyLogits):
             _refuse(self.lm, "logits", "its head on its hidden states")
+        z = next((z for _, z in self.heard if z.shape[:-1] == lazy.hidden.shape[:-1]), None)
+        if z is None or lazy.shape != theirs.shape:
+            _refuse(self.lm, "logits", "its head on its hidden states")
+        self._compare(lazy, z, theirs)
+
+    def _compare(self, logits: LazyLogits, z: Tensor, values: Tensor) -> None:
+        """The recorded form of the head's output is what the model made of it."""
         form = logits.form()
-        size = expected if form.bias is None else expected.abs() + (got - form.bias).abs()
-        if not _near(got, expected, size, _ULPS * torch.finfo(z.dtype).eps):
+        got = form(z.to(torch.promote_types(z.dtype, torch.float32)))
+        got = got.flatten(0, -2)[logits.positions.flatten()].view(values.shape)
+        size = values if form.bias is None else values.abs() + (got - form.bias).abs()
+        steps = max(_ULPS, len(logits.steps) + 1)
+        if not _near(got, values, size, steps * torch.finfo(z.dtype).eps):
             _refuse(self.lm, "logits", "its head on its hidden states")
 
 
@@ -210,7 +218,7 @@ def _near(a: Tensor, b: Tensor, size: Tensor, room: float) -> bool:
 
 def _refuse(lm: Any, what: str, expected: str) -> NoReturn:
     raise W2SError(
-        f"the {what} of {type(lm).__name__} is not {expected}; it cannot be patched, use its own "
+        f"{type(lm).__name__} cannot be patched: expected its {what} to be {expected}; use its own "
         "forward"
     )
 
@@ -251,7 +259,7 @@ def _listening(lm: Any, heard: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
 
     def hook(module: Any, args: Any, out: Tensor) -> Tensor:
         larger = out * (_LARGEST / out.abs().max().clamp_min(1e-6))
-        heard.append((out, larger))
+        heard.append((out, larger.clone()))  # the model may change its own in place
         return larger
 
     handle = lm.get_output_embeddings().register_forward_hook(hook)
