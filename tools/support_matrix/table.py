@@ -44,7 +44,7 @@ _REDUCTIONS = tuple(
 
 CROSS_ENTROPY = Entry(
     "cross_entropy and the losses",
-    ("w2s_fast.ops.cross_entropy.api:cross_entropy", "w2s_fast.ops.cross_entropy.api:weak_loss"),
+    ("w2s_fast.ops.cross_entropy.api:cross_entropy", "w2s_fast.ops.weak_loss:weak_loss"),
     "cross_entropy",
     ("rows", "fixup", "gradient", "scale_"),
     ("logits", "weak", "aux", "threshold"),  # the last two: rows of their own below
