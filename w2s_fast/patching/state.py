@@ -76,6 +76,7 @@ class State(Unpickled):
     compared: bool = False
     plain: bool = False
     loss_function: Any = None
+    shifts: bool | None = None  # its loss learns the label of t + 1 at t; None: not seen yet
 
     def __post_init__(self) -> None:
         self.scheduled = changes(self.loss)
