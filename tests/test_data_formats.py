@@ -255,6 +255,30 @@ BAD: list[tuple[list[Any], str]] = [
         [{"input_ids": [5], "weak_labels": [3]}, {"input_ids": [5], "weak_labels": [[0.5, 0.5]]}],
         "weak_labels are hard in some rows and soft in others",
     ),
+    (
+        [{"input_ids": [5], "weak_ids": np.ma.array([3, 4], mask=[0, 1]), "weak_probs": [0, 1]}],
+        r"weak_ids is not a table of numbers \(it holds masked entries: a value is missing",
+    ),
+    (
+        [{"input_ids": [5], "weak_ids": np.array([3, 2**63 + 5], np.uint64), "weak_probs": [0, 1]}],
+        r"weak_ids holds 9223372036854775813; expected integers below 2\*\*63",
+    ),
+    (
+        [{"input_ids": [5], "weak_labels": torch.ones(1, 1).to_sparse()}],
+        r"weak_labels is not a table of numbers \(it is a sparse tensor; expected x.to_dense\(\)",
+    ),
+    (
+        [{"input_ids": [5], "weak_ids": torch.nested.nested_tensor([torch.ones(1)])}],
+        "weak_ids is not a table of numbers .*it is a nested tensor; expected a list of its parts",
+    ),
+    (
+        [{"input_ids": torch.ones(1).to_sparse()}],
+        r"input_ids is not a table of numbers \(it is a sparse",
+    ),
+    (
+        [{"input_ids": [5, 6], "labels": np.array([np.nan, 3])}],
+        "labels holds NaN: a value is missing; expected integers",
+    ),
     ([[5, 6]], "row 0 of the batch is a list; expected a mapping from column to value"),
     ({"input_ids": [[5]]}, "rows are a dict; expected a list of rows"),  # type: ignore[list-item]
     ([pa.Table.from_pylist(ROWS)], "row 0 of the batch is a table of 2 rows; expected one"),
@@ -341,3 +365,30 @@ def test_answers_survive_a_data_set(tokenizer: Any) -> None:
         loader = torch.utils.data.DataLoader(data, 2, collate_fn=WeakLabelCollator(tokenizer))
         batch: dict[str, Tensor] = next(iter(loader))
         assert all(torch.equal(batch[name], column) for name, column in expected.items()), kind
+
+
+def test_missing_values_of_pandas(tokenizer: Any) -> None:
+    pd = pytest.importorskip("pandas")
+    row: Row = {"input_ids": [5, 6], "weak_weight": 1.0}
+    collate = WeakLabelCollator(tokenizer)
+    with pytest.raises(W2SError, match="row 1 of the batch lacks weak_weight"):
+        collate([row, row | {"weak_weight": pd.NA}])
+    for labels in (pd.array([None, 3], dtype="Int64"), [pd.NA, 3]):
+        with pytest.raises(W2SError, match="labels .*: a value is missing"):
+            collate([row | {"labels": labels}])
+
+
+def test_a_table_of_pandas_is_taken_apart(tokenizer: Any) -> None:
+    pd = pytest.importorskip("pandas")
+    collate = WeakLabelCollator(tokenizer)
+    batch, expected = collate(pd.DataFrame(LAST)), collate(LAST)
+    assert batch.keys() == expected.keys()
+    for name, column in expected.items():
+        assert torch.equal(batch[name], column)
+
+
+def test_masked_arrays_of_labels_and_those_without_a_mask(tokenizer: Any) -> None:
+    with pytest.raises(W2SError, match="masked entries: a value is missing"):
+        WeakLabels(["a"], np.ma.array([[0.5, 0.5]], mask=[[0, 1]]))
+    row = {"input_ids": [5], "weak_ids": np.ma.array([3, 4]), "weak_probs": [0.5, 0.5]}
+    assert WeakLabelCollator(tokenizer)([row])["weak_ids"].tolist() == [[[3, 4]]]

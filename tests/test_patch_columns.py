@@ -199,8 +199,14 @@ def test_bad_columns(columns: dict[str, Any], message: str) -> None:
 def test_weights_without_targets() -> None:
     lm, inputs = w2s_fast.patch(tiny_lm()), batch()
     inputs.pop("labels")
-    with pytest.raises(W2SError, match="weak_weight came without targets"):
+    with pytest.raises(W2SError, match="weak_weight .*without targets; .*label_smoothing_factor"):
         lm(**inputs, weak_weight=torch.ones(B))
+
+
+def test_lists_of_no_classes() -> None:
+    none = {"weak_ids": torch.zeros(B, T, 0, dtype=torch.int64), "weak_probs": torch.zeros(B, T, 0)}
+    with pytest.raises(W2SError, match=r"weak_ids list no classes \(K = 0\); expected at"):
+        w2s_fast.patch(tiny_lm(num_hidden_layers=1))(**batch(), **none)
 
 
 def test_losses_that_need_logits() -> None:

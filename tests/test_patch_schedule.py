@@ -45,6 +45,40 @@ class Smoothed(Loss):
         return self._sum(logits, weak, weight, state, smoothing=smoothing)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Window(Loss):
+    """A schedule that is no coefficient, in a window that no probe of its value hits."""
+
+    def __call__(
+        self, logits: Tensor, weak: Tensor, *, weight: Tensor | None = None, frac: float = 0.0,
+        step: int | None = None, threshold: Tensor | None = None, state: Tensor | None = None,
+    ) -> LossOut:  # fmt: skip
+        smoothing = 0.3 if 0.41 <= frac < 0.43 else 0.0
+        return self._sum(logits, weak, weight, state, smoothing=smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfKeywords(Loss):
+    """The same of keywords, in a window of steps."""
+
+    def __call__(
+        self, logits: Tensor, weak: Tensor, *, weight: Tensor | None = None, **kwargs: Any
+    ) -> LossOut:
+        smoothing = 0.3 if (kwargs["step"] or 0) == 12345 else 0.0
+        return self._sum(logits, weak, weight, kwargs.get("state"), smoothing=smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassesOn(Loss):
+    """Another loss, which does not change, is told all that this one is."""
+
+    def __call__(
+        self, logits: Tensor, weak: Tensor, *, weight: Tensor | None = None, frac: float = 0.0,
+        step: int | None = None, threshold: Tensor | None = None, state: Tensor | None = None,
+    ) -> LossOut:  # fmt: skip
+        return make_loss("xent")(logits, weak, weight=weight, frac=frac, step=step)
+
+
 COURSES: dict[str, Callable[[float, Any], float]] = {
     "bow": lambda frac, step: 0.5 * math.sin(math.pi * frac) if 0 < frac < 1 else 0.0,
     "triangle": lambda frac, step: min(frac, 1 - frac),
@@ -71,8 +105,8 @@ def test_a_course_of_any_form_must_be_told(name: str) -> None:
 @pytest.mark.parametrize(
     "loss",
     [Course(of=lambda frac, step: 0.25), Course(), make_loss("logconf:warmup_frac=0"),
-     make_loss("logconf:aux=0"), make_loss("focal"), Smoothed(most=0)],
-    ids=["constant", "zero", "no warm-up", "aux=0", "focal", "not smoothed"],
+     make_loss("logconf:aux=0"), make_loss("focal"), PassesOn()],
+    ids=["constant", "zero", "no warm-up", "aux=0", "focal", "passes on"],
 )  # fmt: skip
 def test_what_does_not_change_needs_no_progress(loss: Loss) -> None:
     w2s_fast.patch(tiny_lm(num_hidden_layers=1), loss=loss)(**batch())
@@ -85,6 +119,15 @@ def test_a_schedule_that_is_no_coefficient() -> None:
     set_progress(lm, 0.5)
     expected = w2s_fast.patch(tiny_lm(num_hidden_layers=1), loss="smoothing:epsilon=0.3")
     assert lm(**batch()).loss.item() == pytest.approx(expected(**batch()).loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [Window(), OfKeywords(), Smoothed(most=0)])
+def test_a_schedule_that_is_found_in_the_code(loss: Loss) -> None:
+    lm = w2s_fast.patch(tiny_lm(num_hidden_layers=1), loss=loss)
+    with pytest.raises(W2SError, match=f"{type(loss).__name__} changes over training"):
+        lm(**batch())
+    set_progress(lm, 0.41, 7)
+    lm(**batch())
 
 
 @pytest.mark.parametrize("loss", [Course(of=COURSES["triangle"]), Smoothed()], ids=["c", "call"])
@@ -113,7 +156,9 @@ def test_progress_of_any_type() -> None:
     for frac, step, message in (
         ("half", None, "frac is the str 'half'; expected a number"),
         (None, None, "frac is the NoneType None"),
-        (float("nan"), None, "frac is nan; expected optimizer step"),
+        (float("nan"), None, "frac is nan; expected a number"),
+        ([0.5, float("nan")], None, "frac is nan; expected a number"),
+        (0.5, -3, "step is -3; expected an integer of at least 0"),
         (-0.1, None, "frac is -0.1"),
         (0.5, 2.5, "step is 2.5; expected an integer"),
         (0.5, float("inf"), "step is inf; expected an integer"),
@@ -129,6 +174,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"weak_frac": "half"}, "weak_frac is the str 'half'; expected a number"),
     ({"weak_frac": torch.zeros(0)}, "weak_frac is empty; expected a number"),
     ({"weak_frac": torch.tensor([0.1, 0.2])}, r"weak_frac holds 0.1.* and 0.2.*; expected one"),
+    ({"weak_frac": torch.tensor([0.5, float("nan")])}, "weak_frac is nan; expected a number"),
+    ({"weak_frac": 0.5, "weak_step": -1}, "weak_step is -1; expected an integer of at least 0"),
     ({"weak_frac": 0.5, "weak_step": 1.5}, "weak_step is 1.5; expected an integer"),
 ]
 

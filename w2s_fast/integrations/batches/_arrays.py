@@ -34,9 +34,10 @@ def plain(name: str, value: Any) -> Plain:
 
 def _plain(value: Any) -> Plain:
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        return _strided(value).detach().cpu()
     if isinstance(value, list | tuple):
         return _listed(value)
+    _check_unmasked(value)
     for unwrap in ("as_py", "to_pylist"):  # a scalar of Arrow, an array of Arrow
         if hasattr(value, unwrap):
             return _plain(getattr(value, unwrap)())
@@ -48,7 +49,24 @@ def _plain(value: Any) -> Plain:
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return _listed(list(value))
-    raise TypeError(f"it holds {'None' if value is None else f'a {type(value).__name__}'}")
+    if is_missing(value):
+        shown = "None" if value is None else f"a {type(value).__name__}"
+        raise TypeError(f"it holds {shown}: a value is missing")
+    raise TypeError(f"it holds a {type(value).__name__}")
+
+
+def _strided(x: Tensor) -> Tensor:
+    if x.is_nested:
+        raise TypeError("it is a nested tensor; expected a list of its parts, x.unbind()")
+    if x.layout != torch.strided:
+        raise TypeError("it is a sparse tensor; expected x.to_dense()")
+    return x
+
+
+def _check_unmasked(value: Any) -> None:
+    """Raise ``TypeError`` for a NumPy array with masked entries, of which others see the data."""
+    if isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any()):
+        raise TypeError("it holds masked entries: a value is missing")
 
 
 def _listed(values: list[Any] | tuple[Any, ...]) -> Plain:
@@ -86,10 +104,10 @@ def tensor(name: str, value: Any, dtype: torch.dtype, *, booleans: bool = False)
     """A tensor of this dtype, on the CPU.
 
     Raises:
-        W2SError: for ragged lists, fractions where integers belong, NaN, and, unless they are
-            asked for, booleans.
+        W2SError: for ragged lists, fractions where integers belong, integers that are too large,
+            NaN, and, unless they are asked for, booleans.
     """
-    x = plain(f"{name} is", value) if not isinstance(value, Tensor) else value.detach().cpu()
+    x = plain(f"{name} is", value)
     if isinstance(x, list):
         raise W2SError(f"{name} is not a table of numbers (its rows differ in length)")
     wanted = "numbers" if dtype.is_floating_point else "integers"
@@ -97,7 +115,11 @@ def tensor(name: str, value: Any, dtype: torch.dtype, *, booleans: bool = False)
         held = "complex numbers" if x.is_complex() else "booleans"
         raise W2SError(f"{name} holds {held}; expected {wanted}")
     if x.is_floating_point() and not dtype.is_floating_point and x.numel():
+        if bool(x.isnan().any()):
+            raise W2SError(f"{name} holds NaN: a value is missing; expected integers")
         raise W2SError(f"{name} holds {x.flatten()[:1].tolist()}; expected integers")
+    if x.dtype == torch.uint64 and bool((x.view(torch.int64) < 0).any()):
+        raise W2SError(f"{name} holds {max(x.flatten().tolist())}; expected integers below 2**63")
     if x.is_floating_point() and bool(x.isnan().any()):
         raise W2SError(f"{name} holds NaN; the supervisor diverged, or a value is missing")
     return x.to(dtype)
@@ -109,7 +131,7 @@ def numbers(name: str, value: Any) -> np.ndarray:
     Raises:
         W2SError: for what is no table of real numbers.
     """
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+    if type(value) is np.ndarray and value.dtype.kind in "fiu":
         return np.asarray(value, dtype=np.float32)
     x = plain(name, value)
     if isinstance(x, list):
@@ -128,13 +150,15 @@ def items(values: Any) -> list[Any]:
 
 
 def rows_of(batch: Any) -> list[Mapping[str, Any]]:
-    """Rows of a batch, each from column to value; tables of Arrow are taken apart.
+    """Rows of a batch, each from column to value; tables of Arrow and pandas are taken apart.
 
     Raises:
         W2SError: for rows that are no mappings.
     """
     if hasattr(batch, "to_pylist"):
         batch = batch.to_pylist()
+    elif hasattr(batch, "to_dict") and hasattr(batch, "columns"):
+        batch = batch.to_dict("records")
     if isinstance(batch, Mapping | str) or not isinstance(batch, Iterable):
         raise W2SError(
             f"rows are a {type(batch).__name__}; expected a list of rows, each from column to value"
@@ -168,4 +192,5 @@ def _only(i: int, rows: list[Any]) -> Any:
 
 def is_missing(value: Any) -> bool:
     """Whether a row says that it has no such value."""
-    return value is None or getattr(value, "is_valid", True) is False
+    missing = value is None or getattr(value, "is_valid", True) is False
+    return missing or type(value).__name__ in ("NAType", "NaTType")  # of pandas

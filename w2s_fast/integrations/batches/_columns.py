@@ -43,7 +43,20 @@ def by_token(name: str, values: list[Any], lengths: list[int], size: int) -> Ten
         given = [_at_last(x, n, empty, 0) for x, n in zip(given, lengths, strict=True)]
     _same_length(name, given, lengths)
     one_dimension(name, given)
+    if name == "attention_mask":
+        _check_mask(given)
     return padded(given, size, empty)
+
+
+def _check_mask(given: list[Tensor]) -> None:
+    """Raise ``W2SError`` for numbers of sequences: transformers takes all but 0 for the same."""
+    for i, x in enumerate(given):
+        odd = x[(x != 0) & (x != 1)]
+        if len(odd):
+            raise W2SError(
+                f"attention_mask of row {i} holds {int(odd[0])}; expected 0 and 1, and "
+                "position_ids or seq_lengths where a row packs several sequences"
+            )
 
 
 def _weak_labels(values: list[Any], lengths: list[int], size: int) -> Tensor:

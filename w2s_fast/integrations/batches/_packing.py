@@ -40,8 +40,9 @@ def positions_of(rows: Sequence[Mapping[str, Any]], lengths: list[int]) -> list[
     """(t,) int64 ``position_ids`` of each row, from that column or from ``seq_lengths``.
 
     Raises:
-        W2SError: where they do not fit the tokens, or where only some rows say them.
+        W2SError: where they do not fit the tokens or each other, or where only some rows say them.
     """
+    found = []
     for name, read in (("position_ids", _positions), ("seq_lengths", _counted)):
         given = [not is_missing(row.get(name)) for row in rows]
         if not any(given):
@@ -50,8 +51,21 @@ def positions_of(rows: Sequence[Mapping[str, Any]], lengths: list[int]) -> list[
             lacking = given.index(False)
             raise W2SError(f"row {lacking} of the batch lacks {name}; expected it in every row")
         pairs = zip(rows, lengths, strict=True)
-        return [read(i, row[name], n) for i, (row, n) in enumerate(pairs)]
-    return None
+        found.append([read(i, row[name], n) for i, (row, n) in enumerate(pairs)])
+    if len(found) == 2:
+        for i, (said, counted) in enumerate(zip(*found, strict=True)):
+            _check_same(i, said, counted)
+    return found[0] if found else None
+
+
+def _check_same(row: int, positions: Tensor, counted: Tensor) -> None:
+    """Raise ``W2SError`` where the two say that sequences begin at different tokens."""
+    said, told = (begins(x).nonzero()[:, 0].tolist() for x in (positions, counted))
+    if said != told:
+        raise W2SError(
+            f"position_ids of row {row} begin anew at tokens {said}, its seq_lengths at {told}; "
+            "expected the same sequences, or one of the two columns"
+        )
 
 
 def _positions(row: int, value: Any, length: int) -> Tensor:

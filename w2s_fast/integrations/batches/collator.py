@@ -52,7 +52,7 @@ class WeakLabelCollator:
     - ``weak_weight``: a number, becomes (B,), or one for each token, (B, T);
     - ``weak_frac``, ``weak_step``: a number, become (B,);
     - ``position_ids``, one for each token, or ``seq_lengths``, of which TRL's ``pack_dataset``
-      makes a list: become int64 ``position_ids`` (B, T).
+      makes a list: become int64 ``position_ids`` (B, T); where both are there they must agree.
 
     Rows whose positions begin anew are packed. Such a batch has no ``attention_mask`` and says
     ``use_cache=False``, because transformers keeps sequences apart only without mask and cache, and
@@ -68,9 +68,10 @@ class WeakLabelCollator:
 
     Raises:
         W2SError: when called, for a column that some rows lack, whose length is not that of its
-            row, or that holds NaN, booleans or fractions where they do not belong, for an unknown
-            ``weak_`` column, and for a column that says in another way where packed sequences
-            begin; when made, for a tokenizer without a token to pad with.
+            row, or that holds NaN, missing or masked values, booleans or fractions where they do
+            not belong, for a mask of other numbers than 0 and 1, for an unknown ``weak_`` column,
+            and for a column that says in another way where packed sequences begin; when made, for a
+            tokenizer without a token to pad with.
 
     Rows without any weak column bring a warning: the trainer may have dropped them.
     """

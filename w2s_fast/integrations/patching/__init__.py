@@ -23,8 +23,9 @@ from w2s_fast.integrations.patching.forward import loss_output, outside
 from w2s_fast.integrations.patching.heads import hand_back, origin, take_over
 from w2s_fast.integrations.patching.logprob import answer_logprob
 from w2s_fast.integrations.patching.progress import patched, progress_callback, set_progress
+from w2s_fast.integrations.patching.shift import compare_first_and_shift, note_shift
 from w2s_fast.integrations.patching.state import State
-from w2s_fast.integrations.patching.verify import compare_first, compare_now
+from w2s_fast.integrations.patching.verify import compare_now
 from w2s_fast.losses import Loss, make_loss
 
 __all__ = ["patch", "progress_callback", "set_progress", "unpatch"]
@@ -79,6 +80,8 @@ def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = 64) -> A
     lm.forward = MethodType(forward, lm)
     try:
         compare_now(lm, state)
+        if state.compared:
+            note_shift(lm, state)
     except BaseException:
         unpatch(lm)
         raise
@@ -124,10 +127,11 @@ def _forward_like(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         if not self._w2s_fast.compared:
             compiling = torch.compiler.is_compiling()
-            compare = outside(compare_first) if compiling else compare_first
+            first = compare_first_and_shift
+            compare = outside(first) if compiling else first
             compare(self, self._w2s_fast, given, columns)
         if logprob:
-            return answer_logprob(self, given)
+            return answer_logprob(self, {**given, **columns})
         return loss_output(self, given, columns)
 
     forward.__signature__ = _with_columns(signature)  # type: ignore[attr-defined]

@@ -106,7 +106,10 @@ def _labels(
             raise W2SError("shift_labels came with weak columns, which are not shifted; use labels")
         labels = shift_labels
     if labels is None and weak is None:
-        raise W2SError("weak_weight came without targets; add labels or a weak column")
+        raise W2SError(
+            "weak_weight came without targets; add labels or a weak column (a Trainer with "
+            "label_smoothing_factor or compute_loss_func takes the labels away: leave these out)"
+        )
     if labels is not None:
         _shape("labels", labels, size)
     return labels
@@ -210,6 +213,11 @@ def _weak(
         raise W2SError(
             f"weak_ids has shape {tuple(ids.shape)} and dtype {ids.dtype}; expected integers "
             f"({size[0]}, {size[1]}, K)"
+        )
+    if ids.shape[2] == 0:
+        raise W2SError(
+            "weak_ids list no classes (K = 0); expected at least one, id -1 where a position has "
+            "none, or leave weak_ids and weak_probs out"
         )
     _shape("weak_ids", ids, (*size, ids.shape[2]))
     _shape("weak_probs", probs, tuple(ids.shape))

@@ -113,4 +113,7 @@ def origin(function: Any) -> str:
     function = getattr(function, "__func__", function)
     if not hasattr(function, "__globals__"):  # an object that is called
         return type(function).__module__
-    return str(function.__globals__.get("__name__") or "someone else")
+    name = str(function.__globals__.get("__name__") or "someone else")
+    inner = getattr(function, "__wrapped__", None)
+    # torch.compiler.disable, as libraries decorate their hooks.
+    return origin(inner) if name.startswith("torch._dynamo") and inner else name

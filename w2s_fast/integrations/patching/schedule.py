@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import numbers
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,13 +21,40 @@ def changes(loss: Loss) -> bool:
     """Whether a loss is another one elsewhere in training, wherever it starts and ends.
 
     Its coefficient is read all over training, in fractions of 1/1024 and in steps that are never
-    further than 1 % apart, and so is the value of a loss that is not of this package, which may
-    have a schedule of another kind.
+    further than 1 % apart. A loss whose ``__call__`` is not of this package may have a schedule of
+    another kind: it changes if the code of that does more with ``frac`` or ``step`` than pass them
+    on, or if its value is another one at some of fewer places.
     """
     if type(loss).coefficient is not Loss.coefficient and _varies(loss.coefficient, _everywhere()):
         return True
-    own = type(loss).__call__.__module__.startswith("w2s_fast.losses.")
-    return not own and any(_varies(value, _here_and_there()) for value in _values(loss))
+    called = type(loss).__call__
+    if called.__module__.startswith("w2s_fast.losses."):
+        return False
+    return _reads(called) or any(_varies(value, _here_and_there()) for value in _values(loss))
+
+
+def _reads(function: Any) -> bool:
+    """Whether the code of a function uses ``frac`` or ``step`` otherwise than in ``frac=frac``.
+
+    False where there is no code to read.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    passed = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and getattr(node.value, "id", None) == node.arg
+    }
+    return any(
+        isinstance(node, ast.Name)
+        and node.id in ("frac", "step")
+        and id(node) not in passed
+        or isinstance(node, ast.Constant)
+        and node.value in ("frac", "step")
+        for node in ast.walk(tree)
+    )
 
 
 def _varies(value: Any, places: Iterator[tuple[float, int]]) -> bool:
@@ -108,20 +138,24 @@ def one_number(name: str, value: Any) -> float:
     for x in held:
         if not isinstance(x, numbers.Real) or isinstance(x, bool):
             raise W2SError(f"{name} is the {type(x).__name__} {x!r}; expected a number")
-        if x != held[0] and x == x:
+        if x != x:
+            raise W2SError(f"{name} is nan; expected a number")
+        if x != held[0]:
             raise W2SError(f"{name} holds {held[0]} and {x}; expected one number that it repeats")
     return float(held[0])
 
 
 def whole_number(name: str, value: Any) -> int:
-    """The same of an integer, of whatever type it is.
+    """The same of an integer that counts something, of whatever type it is.
 
     Raises:
-        W2SError: for a fraction, too.
+        W2SError: for a fraction and a negative number, too.
     """
     found = one_number(name, value)
     if not found.is_integer():
         raise W2SError(f"{name} is {found:g}; expected an integer")
+    if found < 0:
+        raise W2SError(f"{name} is {found:g}; expected an integer of at least 0")
     return int(found)
 
 

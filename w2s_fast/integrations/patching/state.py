@@ -77,6 +77,7 @@ class State(Unpickled):
     plain: bool = False
     loss_function: Any = None
     other_fields: tuple[tuple[str, Any], ...] = ()
+    shifts: bool | None = None  # its loss learns the label of t + 1 at t; None: not seen yet
 
     def __post_init__(self) -> None:
         self.scheduled = changes(self.loss)
