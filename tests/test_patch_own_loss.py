@@ -250,6 +250,19 @@ def test_compiled_code_follows_the_configuration() -> None:
     assert float(compiled(**batch()).loss) == pytest.approx(expected, rel=1e-5)
 
 
+def test_compiled_code_sees_a_cap_of_the_text_model_inside() -> None:
+    """It was off when the model was compared, so only its configuration can tell."""
+    lm = tiny_class("Gemma4ForConditionalGeneration", "small").train()
+    lm.config.text_config.final_logit_softcapping = None
+    w2s_fast.patch(lm)
+    lm.config.text_config.final_logit_softcapping = 2.0
+    ids = torch.randint(3, 60, (2, 6), generator=torch.Generator().manual_seed(0))
+    expected = float(lm(input_ids=ids, labels=ids).loss.detach())
+    torch._dynamo.reset()
+    got = torch.compile(lm, backend="eager")(input_ids=ids, labels=ids).loss
+    assert float(got) == pytest.approx(expected, rel=1e-5)
+
+
 def test_compiled_mixture_of_experts() -> None:
     lm = w2s_fast.patch(mixtral(num_hidden_layers=1))
     expected = result(lm, **batch())
