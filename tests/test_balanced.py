@@ -99,6 +99,17 @@ def test_infinite_logits_leave_the_others_their_digits(solver: str, seed: int) -
     assert sums[0] == pytest.approx(sums[1], abs=1e-4)
 
 
+@pytest.mark.parametrize("solver", ["cpp", "ref"])
+def test_no_sum_of_finite_logits_outweighs_an_infinite_one(solver: str) -> None:
+    """One impossible label would save three rows ten each."""
+    if why := dispatch.missing(solver):
+        pytest.skip(f"backend {solver} is missing: {why}")
+    no = -math.inf
+    z = torch.tensor([[no, -10.0, no], [no, 0.0, -10.0], [-10.0, -10.0, 0.0]])
+    with use_backend(solver):
+        assert balanced_bias(z, torch.ones(3)).hard.tolist() == [1, 2, 0]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_solvers_agree(seed: int) -> None:
     """Core, numpy and the fixed number of steps find the same labels where nothing ties."""
