@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from w2s_fast.distributed import world
+from w2s_fast.distributed.world import exit_process, get_world, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, make_loss
 from w2s_fast.models import ModelConfig, build_model, load_weights, save_weights
@@ -353,7 +353,7 @@ def fit(job: dict[str, Any]) -> dict[str, Any]:
         from w2s_fast.training.deepspeed.setup import ready
 
         ready(60)
-        partition = deepspeed_config(recipe, cfg.dtype, world.world().size, False)
+        partition = deepspeed_config(recipe, cfg.dtype, get_world().size, False)
     model = build_model(cfg, 2, tokenizer, 0, partition, kind="answers")
     weight = np.linspace(0, 2, N)
     # A large eps: keys' biases have a gradient of 0, and AdamW would blow its rounding up.
@@ -390,12 +390,12 @@ def test_sharded(zero: int, folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def main(job: dict[str, Any]) -> None:
-    here = world.join(60)
+    world = init_distributed(60)
     found = [fit(one) for one in job["jobs"]]
-    if here.first:
+    if world.is_main_process:
         Path(job["out"]).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
-    world.end(0)
+    exit_process(0)

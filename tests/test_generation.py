@@ -14,7 +14,7 @@ import ranks
 import torch
 from test_answers import KINDS, WORDS, checkpoint, texts
 
-from w2s_fast.distributed import world
+from w2s_fast.distributed.world import exit_process, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
@@ -205,12 +205,12 @@ def test_shared_out(folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def main(job: dict[str, Any]) -> None:
-    here = world.join(60)
+    world = init_distributed(60)
     found = [work(zero, job["source"]) for zero in job["stages"]]
-    if here.first:
+    if world.is_main_process:
         Path(job["out"]).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
-    world.end(0)
+    exit_process(0)

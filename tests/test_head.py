@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import w2s_fast
-from w2s_fast.distributed import world
+from w2s_fast.distributed.world import World, exit_process, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.models.lm_head import LMHeadLoss
 from w2s_fast.testing import BACKWARD, assert_within_budget
@@ -84,7 +84,7 @@ def unfused(case: str, size: int, dtype: torch.dtype) -> dict[str, Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def sharded(case: str, stage: int, here: world.World) -> dict[str, Tensor]:
+def sharded(case: str, stage: int, world: World) -> dict[str, Tensor]:
     """The same, fused, under ZeRO, two micro-batches accumulated."""
     from deepspeed.utils import safe_get_full_grad
 
@@ -105,8 +105,8 @@ def sharded(case: str, stage: int, here: world.World) -> dict[str, Tensor]:
     )
     for micro in range(2):
         engine.set_gradient_accumulation_boundary(micro == 1)
-        loss = engine(*batch(micro, here.rank), 0.5)
-        engine.backward(loss * here.size, scale_wrt_gas=False)
+        loss = engine(*batch(micro, world.rank), 0.5)
+        engine.backward(loss * world.size, scale_wrt_gas=False)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     found = {n: safe_get_full_grad(p).detach().clone() for n, p in trained.items()}
     engine.step()
@@ -162,14 +162,14 @@ def test_not_a_head() -> None:
 
 
 def main(job: dict[str, Any]) -> None:
-    here = world.join(60)
+    world = init_distributed(60)
     for case in CASES:
         for stage in (1, 2, 3):
-            found = sharded(case, stage, here)
-            if here.first:
+            found = sharded(case, stage, world)
+            if world.is_main_process:
                 save_file(found, Path(job["folder"]) / f"{case}-{stage}.safetensors")
 
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
-    world.end(0)
+    exit_process(0)

@@ -18,7 +18,7 @@ import torch
 from decided import Decided
 from torch import Tensor, nn
 
-from w2s_fast.distributed import world
+from w2s_fast.distributed.world import World, exit_process, get_world, init_distributed
 from w2s_fast.losses import make_loss
 from w2s_fast.models.weights import module_tensors, whole
 from w2s_fast.training import Encoded, TrainConfig, checkpoint, train
@@ -91,7 +91,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     )
     cfg = TrainConfig(**{"epochs": 2, "lr": 3e-2, "weight_decay": 0.1, **fields})
     loss: Any = make_loss(spec)
-    if world.world().size == 1 and dtype == "float32":
+    if get_world().size == 1 and dtype == "float32":
         loss = Decided(loss)  # what the others are compared with
 
     try:
@@ -106,7 +106,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     for t in module_tensors(model).values():
         with whole([t]):
             flat += t.detach().double().flatten().tolist()
-    first = world.world().gather(streams[0])
+    first = get_world().all_gather_object(streams[0])
     return {
         "losses": log["losses"], "agreement": log["agreement"], "weights": flat, "streams": first
     }  # fmt: skip
@@ -227,12 +227,12 @@ def test_a_kill_while_saving_keeps_the_checkpoint_before(moment: str, tmp_path: 
     assert not list((tmp_path / "ckpt").glob(".step*"))
 
 
-def _die_while_saving(here: world.World, moment: str) -> None:
+def _die_while_saving(world: World, moment: str) -> None:
     name = "_write" if moment == "writing" else "_publish"
     real = getattr(checkpoint, name)
 
     def deadly(what: Any, path: Path, *rest: Any) -> Any:
-        if "00000004" in str(path) and here.rank == (1 if moment == "writing" else 0):
+        if "00000004" in str(path) and world.rank == (1 if moment == "writing" else 0):
             if moment == "writing":
                 path.write_bytes(b"half a file")
             os.kill(os.getpid(), signal.SIGKILL)
@@ -265,14 +265,14 @@ def test_modes_and_precision(tmp_path: Path) -> None:
 
 
 def main(job: dict[str, Any]) -> None:
-    here = world.join(20)
+    world = init_distributed(20)
     if "die" in job:
-        _die_while_saving(here, job["die"])
+        _die_while_saving(world, job["die"])
     found = [fit(**fields) for fields in job["fits"]]
-    if here.first:
+    if world.is_main_process:
         Path(job["out"]).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
-    world.end(0)
+    exit_process(0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from w2s_fast.distributed.world import ALONE, World
+from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError
 from w2s_fast.training import TrainConfig
 from w2s_fast.training.deepspeed.config import batch_shape, deepspeed_config
@@ -102,4 +102,4 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 def test_fp16_needs_loss_scaling() -> None:
     with pytest.raises(W2SError, match="fp16 weights need loss scaling; use zero=1 or more"):
-        make_engine(torch.nn.Linear(2, 2).half(), TrainConfig(), ALONE)
+        make_engine(torch.nn.Linear(2, 2).half(), TrainConfig(), SINGLE_PROCESS)

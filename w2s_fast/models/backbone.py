@@ -109,7 +109,7 @@ def build_untrained(cfg: ModelConfig) -> Any:
 
 
 @contextlib.contextmanager
-def spread(partition: dict[str, Any] | None) -> Iterator[None]:
+def partitioned_init(partition: dict[str, Any] | None) -> Iterator[None]:
     """Let transformers make and read weights in parts; see ``partition`` of ``build_model``."""
     if partition is None:
         yield

@@ -16,9 +16,9 @@ from w2s_fast.models.backbone import (
     checkpoint,
     folder_of,
     one_line,
+    partitioned_init,
     quiet,
     scratch,
-    spread,
     with_lora,
 )
 from w2s_fast.models.weights import shape_of
@@ -108,7 +108,7 @@ def build_model(
         torch.manual_seed(seed)
         if cfg.source == "bow":
             return BagOfWords(len(tokenizer), n_classes, ways)
-        with spread(partition):
+        with partitioned_init(partition):
             if cfg.source == "scratch":
                 base: Any = scratch(cfg, tokenizer, causal)
             else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, unsharded
-from w2s_fast.distributed.world import ALONE
+from w2s_fast.distributed.world import SINGLE_PROCESS
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.models.weights import save_tensors
 from w2s_fast.pipeline.context import Context
@@ -73,5 +73,5 @@ def _write(model: Any, tokenizer: Any, folder: Path) -> None:
     base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     head = [(name, t) for name, t in model.head.state_dict().items()]
-    save_tensors(head, folder / HEAD, ALONE, 10**9)
+    save_tensors(head, folder / HEAD, SINGLE_PROCESS, 10**9)
     write_json(folder / ABOUT, {"pooling": model.pooling, "classes": model.n_classes})

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2s_fast.distributed.world import world
+from w2s_fast.distributed.world import get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.models.weights import is_partitioned
 from w2s_fast.training.completions import encode_prompts, end_token
@@ -66,7 +66,7 @@ def generate(
     """
     room = _room(model, tokenizer, max_new_tokens, max_length, temperature, n)
     data = encode_prompts(tokenizer, prompts, room)
-    here, device = world(), next(model.parameters()).device
+    world, device = get_world(), next(model.parameters()).device
     rows = np.repeat(np.arange(len(data)), n)
     lengths = data.lengths[rows] + max_new_tokens
     batches = list(token_batches(lengths, batch_size, BATCH_TOKENS))
@@ -74,21 +74,21 @@ def generate(
     training, done = model.training, 0
     model.eval()
     try:
-        for start in range(0, len(batches), here.size):
-            together = batches[start : start + here.size]
+        for start in range(0, len(batches), world.size):
+            together = batches[start : start + world.size]
             # A partitioned model needs all of its processes in every forward.
-            mine = together[min(here.rank, len(together) - 1)]
+            mine = together[min(world.rank, len(together) - 1)]
             seeds = [_seed(seed, int(rows[i]), int(i) % n) for i in mine]
             sampler = _Sampler(seeds, temperature, device) if temperature else None
             found = _write(model, tokenizer, data, rows[mine], max_new_tokens, sampler)
-            if here.rank < len(together):
+            if world.rank < len(together):
                 written += zip(mine.tolist(), found, strict=True)
             done += sum(map(len, together))
-            if progress is not None and here.first:
+            if progress is not None and world.is_main_process:
                 progress(done, len(rows))
     finally:
         model.train(training)
-    answers = dict(tuple(pair) for part in here.gather(written) for pair in part)
+    answers = dict(tuple(pair) for part in world.all_gather_object(written) for pair in part)
     prompt = np.split(data.tokens, data.offsets[1:-1])
     return [_text(tokenizer, prompt[rows[i]].tolist(), answers[i]) for i in range(len(rows))]
 
@@ -145,7 +145,7 @@ def _write(
                 pad_token_id=data.pad_id,
             ),
             logits_processor=[] if sampler is None else [sampler],
-            synced_gpus=world().size > 1 and any(map(is_partitioned, lm.parameters())),
+            synced_gpus=get_world().size > 1 and any(map(is_partitioned, lm.parameters())),
         )
     finally:
         lm.generation_config = own

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.distributed.world import World, world
+from w2s_fast.distributed.world import World, get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss
 from w2s_fast.losses._base import IGNORE
@@ -79,9 +79,9 @@ def train(
     check_targets(targets, weight, len(data), getattr(model, "n_classes", None), tokens)
     run = _Training(model, data, targets, loss, cfg, seed, weight)
     if watch is not None:
-        run.watching = Watching(watch, model, cfg, len(data), run.here, checkpoint_dir)
+        run.watching = Watching(watch, model, cfg, len(data), run.world, checkpoint_dir)
     device = run.device
-    rank = run.here.rank
+    rank = run.world.rank
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derived_seed(seed, 0, rank) if rank else seed)
         with training_mode(model, cfg):
@@ -108,11 +108,11 @@ class _Training:
         self.weight = None if weight is None else torch.from_numpy(weight.astype(np.float32))
         self.steps = cfg.steps(len(data))
         self.order = RowOrder(len(data), cfg.batch_size, cfg.epochs, seed)
-        self.here = world()
+        self.world = get_world()
         self.shapes = [
             (n, list(shape_of(t)), t.requires_grad) for n, t in module_tensors(model).items()
         ]
-        self.engine = make_engine(model, cfg, self.here)
+        self.engine = make_engine(model, cfg, self.world)
         n_classes = getattr(model, "n_classes", 2 if hard else targets.shape[1])
         self.thresholds = Thresholds(cfg.threshold, loss, n_classes, cfg.batch_size)
         if isinstance(data, Answers) and self.thresholds.mode in ("window", "ema"):
@@ -134,12 +134,12 @@ class _Training:
         what = self.identity() if directory is not None else {}
         watching = self.watching
         first = self.resume(directory, what)
-        every = 1 if self.here.size == 1 and self.device.type == "cpu" else _READ_EVERY
+        every = 1 if self.world.size == 1 and self.device.type == "cpu" else _READ_EVERY
         start = time.perf_counter() - self.seconds
         for step in range(first, self.steps):
             result = run_step(
                 self.engine, self.loss, self.micro(step), self.thresholds, self.loss_state,
-                Progress(step, self.steps), self.cfg.lr_at(step, self.steps), self.here,
+                Progress(step, self.steps), self.cfg.lr_at(step, self.steps), self.world,
             )  # fmt: skip
             self.loss_state = result.state
             self.unread.append(result)
@@ -148,7 +148,7 @@ class _Training:
             look = watching is not None and watching.due(done)
             if due or look or done % every == 0 or done == self.steps:
                 self.read(done)
-                if progress is not None and self.here.first:
+                if progress is not None and self.world.is_main_process:
                     progress(done, self.steps, self.log[-1][0])
             if look and watching is not None:
                 watching.look(done)
@@ -167,21 +167,21 @@ class _Training:
         """Write a checkpoint."""
         if self.watching is not None:
             self.watching.before_checkpoint()
-        checkpoint.save(directory, done, self.seconds, self.tensors(), what, self.here)
+        checkpoint.save(directory, done, self.seconds, self.tensors(), what, self.world)
         if self.watching is not None:
             self.watching.after_checkpoint()
 
     def micro(self, step: int) -> list[Micro]:
         """This process's micro-batches of a step; every process has as many, of as many rows."""
         rows = self.order.rows(step)
-        size, here = self.here.size, self.here
+        size, world = self.world.size, self.world
         weight = None if self.weight is None else self.weight[rows]
         if fill := -len(rows) % size:  # with a row that does not count
             weight = torch.ones(len(rows)) if weight is None else weight
             weight = torch.cat([weight, torch.zeros(fill)])
             rows = np.concatenate([rows, np.repeat(rows[:1], fill)])
         together = (self.cfg.micro_batch_size or len(rows) // size) * size
-        mine = slice(here.rank, None, size)
+        mine = slice(world.rank, None, size)
         parts = []
         for start in range(0, len(rows), together):
             part = rows[start : start + together]
@@ -193,7 +193,7 @@ class _Training:
         """Everyone's rows of a micro-batch, of which ``mine`` are this process's."""
         index, batch = rows, self.data.batch(rows[mine], self.device)
         if isinstance(self.data, Answers):
-            index, owner = self.data.label_index(rows, self.here.size)
+            index, owner = self.data.label_index(rows, self.world.size)
             weight = None if weight is None else weight[owner]
         weak = self.targets[index]
         if isinstance(batch, AnswerBatch):
@@ -206,7 +206,7 @@ class _Training:
     def read(self, done: int) -> None:
         """Bring the results of the last steps to the host and stop at one that is not finite."""
         parts = [torch.stack([r.loss, r.agreed, r.rows]) for r in self.unread]
-        sums = self.here.sum(torch.stack(parts).double()).cpu()
+        sums = self.world.sum(torch.stack(parts).double()).cpu()
         self.unread.clear()
         self.log.extend([[loss, agreed / max(rows, 1.0)] for loss, agreed, rows in sums.tolist()])
         for offset, bad in enumerate((~sums[:, 0].isfinite()).tolist()):
@@ -223,17 +223,17 @@ class _Training:
         yield from ((f"threshold.{k}", t) for k, t in self.thresholds.state.items())
         if self.loss_state is not None:
             yield "loss.state", self.loss_state
-        yield "random.cpu", self.here.rows(torch.get_rng_state()[None])
+        yield "random.cpu", self.world.all_gather(torch.get_rng_state()[None])
         if self.device.type == "cuda":
             state = torch.cuda.get_rng_state(self.device)
-            yield "random.cuda", self.here.rows(state[None])
+            yield "random.cuda", self.world.all_gather(state[None])
         if self.watching is not None:
             yield from self.watching.tensors()
         yield "log.steps", torch.tensor(self.log, dtype=torch.float64)
 
     def resume(self, directory: Path | None, what: dict[str, Any]) -> int:
         """Restore the newest checkpoint, if any; the step to go on with."""
-        found = checkpoint.load(directory, what, self.here) if directory is not None else None
+        found = checkpoint.load(directory, what, self.world) if directory is not None else None
         if found is None:
             return 0
         self.engine.load(found.read)
@@ -251,12 +251,12 @@ class _Training:
 
     def restore_random(self, cpu: Tensor | None, cuda: Tensor | None, step: int) -> None:
         """Each process's own random state; another number of processes begins new ones."""
-        if cpu is None or len(cpu) != self.here.size:
-            torch.manual_seed(derived_seed(self.seed, step, self.here.rank))
+        if cpu is None or len(cpu) != self.world.size:
+            torch.manual_seed(derived_seed(self.seed, step, self.world.rank))
             return
-        torch.set_rng_state(cpu[self.here.rank].clone())
+        torch.set_rng_state(cpu[self.world.rank].clone())
         if self.device.type == "cuda" and cuda is not None:
-            torch.cuda.set_rng_state(cuda[self.here.rank].clone(), self.device)
+            torch.cuda.set_rng_state(cuda[self.world.rank].clone(), self.device)
 
     def identity(self) -> dict[str, Any]:
         """What makes this training this one, for the checkpoint."""
@@ -274,21 +274,21 @@ class _Training:
         }
 
 
-def make_engine(model: nn.Module, cfg: TrainConfig, here: World) -> Engine:
+def make_engine(model: nn.Module, cfg: TrainConfig, world: World) -> Engine:
     """What moves the weights of ``model``: plain torch, or DeepSpeed where ``cfg.zero`` says so.
 
     Raises:
         W2SError: for a recipe that the processes or the model's dtype do not fit.
     """
-    batch_shape(cfg, here.size)
+    batch_shape(cfg, world.size)
     dtype = _lowest_dtype(model)
     if cfg.zero:
         from w2s_fast.training.deepspeed.engine import ShardedEngine
 
-        return ShardedEngine(model, cfg, here, dtype)
+        return ShardedEngine(model, cfg, world, dtype)
     if dtype == "fp16":
         raise W2SError("fp16 weights need loss scaling; use zero=1 or more, or dtype bf16")
-    return PlainEngine(model, cfg, here)
+    return PlainEngine(model, cfg, world)
 
 
 def _lowest_dtype(model: nn.Module) -> str:

@@ -87,15 +87,15 @@ class Watching:
         model: nn.Module,
         cfg: TrainConfig,
         rows: int,
-        here: World,
+        world: World,
         directory: Path | None,
     ) -> None:
-        if watch.keep == "best" and here.size > 1 and directory is None:
+        if watch.keep == "best" and world.size > 1 and directory is None:
             raise W2SError(
                 "keep='best' with several processes needs checkpoint_dir, a folder that all see"
             )
         self.identity = watch.identity()
-        self._watch, self._model, self._here = watch, model, here
+        self._watch, self._model, self._world = watch, model, world
         self._batch, self._rows, self._steps = cfg.batch_size, rows, cfg.steps(rows)
         self._own: tempfile.TemporaryDirectory[str] | None = None
         if watch.keep == "best" and directory is None:
@@ -127,10 +127,10 @@ class Watching:
         self.seen.append((done, score, probs))
         if self._watch.keep == "best" and self.best == done:
             path = self._path(done)
-            if self._here.first:
+            if self._world.is_main_process:
                 with contextlib.suppress(OSError):  # the write that follows fails, and says so
                     path.parent.mkdir(parents=True, exist_ok=True)
-            save_weights(self._model, path, self._here)
+            save_weights(self._model, path, self._world)
             self._prune()
 
     @property
@@ -150,7 +150,7 @@ class Watching:
 
     def before_checkpoint(self) -> None:
         """The best weights must lie on the disk before a checkpoint refers to them."""
-        if self._watch.keep == "best" and self.best is not None and self._here.first:
+        if self._watch.keep == "best" and self.best is not None and self._world.is_main_process:
             with contextlib.suppress(OSError):  # some file systems cannot
                 for path in self._path(self.best).parent.iterdir():
                     flush(path)
@@ -186,7 +186,7 @@ class Watching:
         """Bring the best weights back if they are wanted; what ``train`` returns of the looks."""
         best = self.best
         if self._watch.keep == "best" and best is not None and best != self.seen[-1][0]:
-            load_weights(self._model, self._path(best), self._here)
+            load_weights(self._model, self._path(best), self._world)
         if self._own is not None:
             self._own.cleanup()
         steps, scores, probs = zip(*self.seen, strict=True)
@@ -202,7 +202,7 @@ class Watching:
         return self._directory / f"best-{step:08d}" / _MODEL
 
     def _prune(self) -> None:
-        if not self._here.first or self._directory is None:
+        if not self._world.is_main_process or self._directory is None:
             return
         wanted = {self._path(s).parent.name for s in (*self._saved, self.best) if s is not None}
         for folder in self._directory.glob("best-*"):

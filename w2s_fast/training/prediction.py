@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.distributed.world import world
+from w2s_fast.distributed.world import get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.training.data import RowData, token_batches
 from w2s_fast.training.step import forward
@@ -71,7 +71,7 @@ def share(
         batch_size, progress: see ``predict``.
         compute: (B, C) results of a batch on the model's device, the same C for every batch.
     """
-    here = world()
+    world = get_world()
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -79,13 +79,13 @@ def share(
     parts: list[Tensor] = []
     done = 0
     try:
-        for start in range(0, len(batches), here.size):
-            together = batches[start : start + here.size]
+        for start in range(0, len(batches), world.size):
+            together = batches[start : start + world.size]
             # A partitioned model needs all of its processes in every forward.
-            mine = together[min(here.rank, len(together) - 1)]
+            mine = together[min(world.rank, len(together) - 1)]
             parts.append(_gather(compute(data.batch(mine, device)), together))
             done += sum(map(len, together))
-            if progress is not None and here.first:
+            if progress is not None and world.is_main_process:
                 progress(done, len(data))
     finally:
         model.train(training)
@@ -97,11 +97,11 @@ def share(
 
 def _gather(found: Tensor, together: list[np.ndarray]) -> Tensor:
     """Rows of all batches that the processes computed at once, batch after batch."""
-    here = world()
-    if here.size == 1:
+    world = get_world()
+    if world.size == 1:
         return found
     most = max(map(len, together))
     padded = found.new_zeros((most, found.shape[1]))
     padded[: len(found)] = found
-    everyone = here.rows(padded).view(most, here.size, -1)
+    everyone = world.all_gather(padded).view(most, world.size, -1)
     return torch.cat([everyone[: len(rows), r] for r, rows in enumerate(together)])

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.distributed.world import ALONE, World
+from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossOut
 from w2s_fast.models.weights import load_module, module_tensors, whole
@@ -87,8 +87,8 @@ class Engine(Protocol):
 class PlainEngine:
     """Plain torch: the whole model on every device, gradients summed over the processes."""
 
-    def __init__(self, model: nn.Module, cfg: TrainConfig, here: World = ALONE) -> None:
-        self._model, self._optimizer = model, MasterAdamW(model, cfg, here)
+    def __init__(self, model: nn.Module, cfg: TrainConfig, world: World = SINGLE_PROCESS) -> None:
+        self._model, self._optimizer = model, MasterAdamW(model, cfg, world)
 
     def logits(self, batch: Batch | AnswerBatch) -> Any:
         """See ``Engine``."""
@@ -162,17 +162,17 @@ def run_step(
     state: Tensor | None,
     at: Progress,
     lr: float,
-    here: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> StepResult:
     """Take one optimizer step over ``micro``; see the module for the order of things."""
     total = torch.stack([loss.count(m.all_weak, m.all_weight) for m in micro]).sum()
     normaliser = torch.where(total > 0, total, 1.0)
     known = None
     if thresholds.mode == "exact" and len(micro) > 1:
-        known = _probe(engine, loss, micro, state, here)
+        known = _probe(engine, loss, micro, state, world)
     sums: list[Tensor] = []
     for i, m in enumerate(micro):
-        loss_sum, metrics, state = _evaluate(engine, loss, m, thresholds, state, known, at, here)
+        loss_sum, metrics, state = _evaluate(engine, loss, m, thresholds, state, known, at, world)
         engine.backward(loss_sum / normaliser, i == len(micro) - 1)
         zero = torch.zeros_like(total)
         agreed, rows = metrics.get("agreement", zero), metrics.get("rows", zero)
@@ -191,15 +191,15 @@ def _evaluate(
     state: Tensor | None,
     known: Tensor | None,
     at: Progress,
-    here: World,
+    world: World,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
     """Loss sum of a micro-batch with its graph, metrics, and the loss's state afterwards."""
     found: list[tuple[LossOut, Tensor | None]] = []
 
     def then(logits: Any) -> Tensor:
         t, after = known, None
-        if known is None or (state is not None and here.size > 1):
-            t, after = _statistic(loss, logits, m, thresholds, state, known, here)
+        if known is None or (state is not None and world.size > 1):
+            t, after = _statistic(loss, logits, m, thresholds, state, known, world)
         out = loss(
             logits, m.weak, weight=m.weight, frac=at.frac, step=at.step, threshold=t, state=state
         )
@@ -218,18 +218,18 @@ def _statistic(
     thresholds: Thresholds,
     state: Tensor | None,
     known: Tensor | None,
-    here: World,
+    world: World,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Threshold of this micro-batch, and the loss's state after everyone's rows.
 
     None: the loss finds it in its own rows, which are all there are.
     """
     mode = thresholds.mode
-    if here.size == 1:
+    if world.size == 1:
         return thresholds.rolling(logits, m.weak, m.weight), None
     if state is None and mode in ("none", "microbatch"):
         return None, None
-    z, weak, weight = _everyone(logits.detach(), here), m.all_weak, m.all_weight
+    z, weak, weight = _everyone(logits.detach(), world), m.all_weak, m.all_weight
     t = known
     if t is None and mode == "exact":
         t = loss.threshold(z, weak, weight=weight, state=state)
@@ -240,12 +240,12 @@ def _statistic(
 
 @torch.no_grad()
 def _probe(
-    engine: Engine, loss: Loss, micro: Sequence[Micro], state: Tensor | None, here: World
+    engine: Engine, loss: Loss, micro: Sequence[Micro], state: Tensor | None, world: World
 ) -> Tensor | None:
     """Exact threshold over the whole step. Dropout, if on, replays in the pass that follows."""
     device = micro[0].batch.input_ids.device
     rng = _random_state(device)
-    logits = _joined([_everyone(engine.logits(m.batch), here) for m in micro])
+    logits = _joined([_everyone(engine.logits(m.batch), world) for m in micro])
     _restore_random_state(device, rng)
     weak = torch.cat([m.all_weak for m in micro])
     weights = [m.all_weight for m in micro if m.all_weight is not None]
@@ -254,11 +254,11 @@ def _probe(
         return loss.threshold(logits, weak, weight=weight, state=state)
 
 
-def _everyone(logits: Any, here: World) -> Any:
+def _everyone(logits: Any, world: World) -> Any:
     """Logits of all processes' rows."""
     if isinstance(logits, Projected):
-        return replace(logits, hidden=here.rows(logits.hidden))
-    return here.rows(logits)
+        return replace(logits, hidden=world.all_gather(logits.hidden))
+    return world.all_gather(logits)
 
 
 def _joined(parts: list[Any]) -> Any:

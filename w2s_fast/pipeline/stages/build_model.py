@@ -20,7 +20,7 @@ def trained_model(ctx: Context, folder: Path) -> tuple[nn.Module, Any]:
     """The model of the job's role with the weights of a finished training."""
     frozen = ctx.job.setting("freeze")
     model, tokenizer = head_model(ctx) if frozen else new_model(ctx, ctx.job.setting("role"))
-    load_weights(model, folder / MODEL, ctx.here)
+    load_weights(model, folder / MODEL, ctx.world)
     return model, tokenizer
 
 
@@ -92,7 +92,7 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
 
         ready(train.timeout_s)
         cuda = device(ctx.cfg) == "cuda"
-        partition = deepspeed_config(train, cfg.dtype, ctx.here.size, cuda)
+        partition = deepspeed_config(train, cfg.dtype, ctx.world.size, cuda)
     kind = kind or ctx.task.kind
     model = build_model(cfg, ctx.n_classes, tokenizer, ctx.seed, partition, kind)
     return model.to(device(ctx.cfg)), tokenizer

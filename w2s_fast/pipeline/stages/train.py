@@ -44,7 +44,7 @@ def fit(ctx: Context, build: Building) -> None:
         progress=ctx.progress,
         watch=watch,
     )
-    save_weights(model, build.path / MODEL, ctx.here)
+    save_weights(model, build.path / MODEL, ctx.world)
     if "context" not in dict(ctx.job.inputs):  # transcripts of the test items are never written
         say(ctx, model, tokenizer, ctx.inputs("test"), "test", build.path / TEST)
     seen = log.pop("trajectory", None)

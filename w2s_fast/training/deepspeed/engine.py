@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.distributed import world
-from w2s_fast.distributed.world import World
+from w2s_fast.distributed.world import World, limit_collective_timeouts
 from w2s_fast.errors import W2SError
 from w2s_fast.models.weights import is_partitioned, module_tensors, shape_of, whole
 from w2s_fast.training.completions import AnswerBatch
@@ -28,19 +27,19 @@ from w2s_fast.training.step import Read, forward, found
 class ShardedEngine:
     """See ``Engine``. ``dtype`` is the model's: fp32, bf16 or fp16."""
 
-    def __init__(self, model: nn.Module, cfg: TrainConfig, here: World, dtype: str) -> None:
+    def __init__(self, model: nn.Module, cfg: TrainConfig, world: World, dtype: str) -> None:
         deepspeed = ready(cfg.timeout_s)
         cuda = next(model.parameters()).device.type == "cuda"
-        config = deepspeed_config(cfg, dtype, here.size, cuda)
+        config = deepspeed_config(cfg, dtype, world.size, cuda)
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
             raise W2SError("the model has no trainable parameters; expected at least one")
-        self._model, self._here, self._low = model, here, dtype != "fp32"
+        self._model, self._world, self._low = model, world, dtype != "fp32"
         self._steps = 0
         self._engine, *_ = deepspeed.initialize(
             model=model, model_parameters=decay_groups(trained, cfg), config=config
         )
-        world.bound(cfg.timeout_s)  # DeepSpeed made groups of its own
+        limit_collective_timeouts(cfg.timeout_s)  # DeepSpeed made groups of its own
 
     @property
     def _zero(self) -> Any:
@@ -58,7 +57,7 @@ class ShardedEngine:
         """See ``Engine``."""
         self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over the processes; the loss is a share in a sum.
-        self._engine.backward(loss * self._here.size, scale_wrt_gas=False)
+        self._engine.backward(loss * self._world.size, scale_wrt_gas=False)
 
     def update(self, lr: float) -> None:
         """See ``Engine``."""
@@ -124,9 +123,9 @@ class ShardedEngine:
                 utils.safe_set_full_optimizer_state(p, value, key)
             return
         size = p.ds_tensor.numel()
-        padded = value.new_zeros(size * self._here.size)
+        padded = value.new_zeros(size * self._world.size)
         padded[: value.numel()] = value.flatten()
-        part = padded.narrow(0, size * self._here.rank, size)
+        part = padded.narrow(0, size * self._world.rank, size)
         if key is None:
             utils.safe_set_local_fp32_param(p, part)
         else:

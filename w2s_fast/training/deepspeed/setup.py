@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.distributed import world
+from w2s_fast.distributed.world import ensure_process_group
 from w2s_fast.errors import W2SError
 from w2s_fast.training.config import TrainConfig
 
@@ -41,10 +41,10 @@ def ready(timeout_s: float) -> Any:
     """DeepSpeed, with the processes of this job introduced to it.
 
     Raises:
-        W2SError: see ``load_deepspeed``, and ``world.solo``.
+        W2SError: see ``load_deepspeed``, and ``ensure_process_group``.
     """
     deepspeed = load_deepspeed()
-    world.solo(timeout_s)
+    ensure_process_group(timeout_s)
     deepspeed.init_distributed(verbose=False)
     return deepspeed
 
