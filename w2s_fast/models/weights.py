@@ -223,14 +223,9 @@ def load_module(
     for name in sorted({*own, *tensors}):
         target = own.get(name)
         with whole([] if target is None else [target], change=True):
-            # Of a partitioned tensor only rank 0's values count.
-            if (
-                target is not None
-                and is_partitioned(target)
-                and not world.is_main_process
-                and name in tensors
-            ):
-                continue
+            partitioned = target is not None and is_partitioned(target)
+            if partitioned and not world.is_main_process and name in tensors:
+                continue  # DeepSpeed broadcasts rank 0's values of a partitioned tensor
             _copy(name, tensors.get(name), target)
 
 
