@@ -88,9 +88,9 @@ def sharded(case: str, stage: int, world: World) -> dict[str, Tensor]:
     """The same, fused, under ZeRO, two micro-batches accumulated."""
     from deepspeed.utils import safe_get_full_grad
 
-    from w2s_fast.training.deepspeed.setup import ready
+    from w2s_fast.training.deepspeed.setup import init_deepspeed
 
-    deepspeed = ready(60)
+    deepspeed = init_deepspeed(60)
     model = Student(causal_lm(case), fused=True)
     engine, *_ = deepspeed.initialize(
         model=model,

@@ -78,7 +78,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         w2s_fast.vocab_parallel_logprob, {"hidden": H, "head": W, "tokens": Y, **FUSED}),
 }  # fmt: skip
 for _name in LOSSES:
-    CALLS[f"loss {_name}"] = make_loss(_name), {"logits": Z, "weak": Q, "weight": ONES, "frac": 0.1}
+    CALLS[f"loss {_name}"] = make_loss(_name), {"logits": Z, "weak": Q, "weight": ONES, "step_frac": 0.1}
 CALLS["loss threshold"] = make_loss("logconf").threshold, {"logits": Z, "weak": Q, "weight": ONES}
 for _name in PREFERENCES:
     CALLS[f"preference {_name}"] = (

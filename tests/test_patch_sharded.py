@@ -157,9 +157,9 @@ def zero_config(stage: str) -> dict[str, Any]:
 def zero(case: str, stage: str) -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_grad
 
-    from w2s_fast.training.deepspeed.setup import ready
+    from w2s_fast.training.deepspeed.setup import init_deepspeed
 
-    deepspeed = ready(60)
+    deepspeed = init_deepspeed(60)
     world = init_distributed(60)
     lm = model(case)
     if case == "partitioned":

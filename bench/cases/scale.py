@@ -229,8 +229,8 @@ def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
     from w2s_fast.cli.estimate import plan
     from w2s_fast.config import RunConfig
     from w2s_fast.models import build_model
-    from w2s_fast.training.deepspeed.config import deepspeed_config
-    from w2s_fast.training.deepspeed.setup import ready
+    from w2s_fast.training.deepspeed.partition import partitioned_init
+    from w2s_fast.training.deepspeed.setup import init_deepspeed
 
     world, folder = get_world(), Path(job["folder"]) / "model"
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -243,7 +243,7 @@ def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
     student = ModelConfig(str(folder))
     run = dataclasses.replace(RunConfig(), student=student, student_train=cfg)
     said = plan(run, world.size, 64).total / 2**20
-    ready(300)
+    init_deepspeed(300)
 
     class Tokens:
         def __len__(self) -> int:
@@ -252,8 +252,8 @@ def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
     torch.ones(10, requires_grad=True).sum().backward()  # whatever starts lazily
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    partition = deepspeed_config(cfg, "fp32", world.size, False)
-    model = build_model(student, 2, Tokens(), 0, partition)
+    with partitioned_init(cfg, "fp32", "cpu"):
+        model = build_model(student, 2, Tokens(), 0)
     n = 16 * world.size
     data = Encoded(np.full(n * 64, 7, np.int32), np.arange(n + 1) * 64, None, 0)
     train(model, data, np.full((n, 2), 0.5), make_loss("xent"), cfg, 0)

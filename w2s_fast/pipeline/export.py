@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.config import RunConfig, unsharded
+from w2s_fast.config import RunConfig
 from w2s_fast.distributed.world import SINGLE_PROCESS
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.models.weights import save_tensors
@@ -44,7 +44,7 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
     if folder.exists() and any(folder.iterdir()):
         raise W2SError(f"{folder} has something in it; name a new folder")
     cfg = dataclasses.replace(
-        cfg, weak_train=unsharded(cfg.weak_train), student_train=unsharded(cfg.student_train)
+        cfg, weak_train=cfg.weak_train.unsharded(), student_train=cfg.student_train.unsharded()
     )
     with session(cfg, quiet) as running:
         for job in plan(cfg).order[:-1]:

@@ -26,7 +26,7 @@ from w2s_fast.store import file_hash
 
 _PREFIX = "step-"
 _META = "state.json"
-KEPT = 2
+N_KEPT = 2
 
 
 class Checkpoint:
@@ -77,7 +77,7 @@ def save(
     what: dict[str, Any],
     world: World = SINGLE_PROCESS,
 ) -> None:
-    """Write the checkpoint "``step`` steps are done" and remove all but the last ``KEPT``.
+    """Write the checkpoint "``step`` steps are done" and remove all but the last ``N_KEPT``.
 
     Args:
         directory: folder of this training's checkpoints, one that all processes see.
@@ -114,7 +114,7 @@ def save(
         error = _publish(temporary, final, meta)
     _agree(world, final, error)
     if world.is_main_process:
-        for old in finished(directory)[:-KEPT]:
+        for old in finished(directory)[:-N_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
 

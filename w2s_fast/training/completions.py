@@ -19,21 +19,21 @@ from w2s_fast.errors import W2SError
 from w2s_fast.training.data import Encoded, pad_id
 
 
-class AnswerBatch(NamedTuple):
+class CompletionBatch(NamedTuple):
     """Right-padded rows and where their labels are predicted, on the model's device."""
 
     input_ids: Tensor  # (B, T) int64
     attention_mask: Tensor  # (B, T) int64, 1 on real tokens
     positions: Tensor  # (n,) int64 rows of the flattened (B, T), row after row
 
-    def padded(self, n: int) -> AnswerBatch:
+    def padded(self, n: int) -> CompletionBatch:
         """With positions that carry no label until there are ``n``."""
         fill = self.positions.new_zeros(n - len(self.positions))
         return self._replace(positions=torch.cat([self.positions, fill]))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Answers(Encoded):
+class Completions(Encoded):
     """N tokenized prompts with answers; ``tokens`` are what the model reads.
 
     Attributes:
@@ -50,23 +50,23 @@ class Answers(Encoded):
         where = hashlib.sha256(np.ascontiguousarray(self.starts).tobytes())
         return f"{super().digest()}-{where.hexdigest()}"
 
-    def rows(self, part: slice) -> Answers:
+    def rows(self, part: slice) -> Completions:
         """Some of the rows, in their order."""
         start, stop, _ = part.indices(len(self))
         low, high = self.starts[start], self.starts[stop]
         inputs = super().rows(part)
-        return Answers(
+        return Completions(
             inputs.tokens, inputs.offsets, None, self.pad_id,
             labels=self.labels[low:high], starts=self.starts[start : stop + 1] - low,
         )  # fmt: skip
 
-    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> AnswerBatch:  # type: ignore[override]
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> CompletionBatch:  # type: ignore[override]
         """Collate the given rows, padded on the right to the longest of them."""
         ids, mask, _ = super().batch(rows, device)
         ends = np.arange(len(rows)) * ids.shape[1] + self.lengths[rows]
         counts = np.diff(self.starts)[rows]
         positions = np.concatenate([np.arange(e - k, e) for e, k in zip(ends, counts, strict=True)])
-        return AnswerBatch(ids, mask, torch.from_numpy(positions).to(device))
+        return CompletionBatch(ids, mask, torch.from_numpy(positions).to(device))
 
     def label_index(self, rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Which labels the given rows have, where process r holds rows r, r + size, ....
@@ -88,13 +88,13 @@ class Answers(Encoded):
         return np.concatenate(parts), np.repeat(which, [len(p) for p in parts])
 
 
-def encode_answers(
+def encode_completions(
     tokenizer: Any,
     prompts: Sequence[str],
     answers: Sequence[str],
     max_length: int = 512,
     end: bool = True,
-) -> Answers:
+) -> Completions:
     """Tokenize prompts with their answers, labels on the answers and the end token.
 
     An answer's tokens are those that follow the prompt's in the text of both. Too long a prompt
@@ -138,7 +138,7 @@ def encode_answers(
     return _answers(tokenizer, inputs, labels)
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int = 512) -> Answers:
+def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int = 512) -> Completions:
     """Tokenize texts with every token but the first one as a label, and the end: a language model.
 
     Args:
@@ -204,8 +204,8 @@ def end_token(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _answers(tokenizer: Any, inputs: list[list[int]], labels: list[list[int]]) -> Answers:
-    return Answers(
+def _answers(tokenizer: Any, inputs: list[list[int]], labels: list[list[int]]) -> Completions:
+    return Completions(
         tokens=np.concatenate(inputs).astype(np.int32),
         offsets=_offsets(inputs),
         types=None,

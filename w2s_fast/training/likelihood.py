@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
 from w2s_fast.ops.lazy_logits import Projected
-from w2s_fast.training.completions import AnswerBatch, Answers, encode_answers
+from w2s_fast.training.completions import CompletionBatch, Completions, encode_completions
 from w2s_fast.training.prediction import share
 from w2s_fast.training.step import forward
 
@@ -32,25 +32,25 @@ def sequence_logprob(
 
     Args:
         model: of ``build_model(..., kind="answers")``.
-        tokenizer, prompts, answers, max_length, end: see ``encode_answers``.
+        tokenizer, prompts, answers, max_length, end: see ``encode_completions``.
         batch_size: rows of one forward at most.
 
     Returns:
         (N,) float32, nats.
 
     Raises:
-        W2SError: see ``encode_answers``; or if a result is not finite.
+        W2SError: see ``encode_completions``; or if a result is not finite.
     """
-    data = encode_answers(tokenizer, prompts, answers, max_length, end)
-    return answer_logprob(model, data, batch_size)
+    data = encode_completions(tokenizer, prompts, answers, max_length, end)
+    return completion_logprob(model, data, batch_size)
 
 
 @torch.inference_mode()
-def answer_logprob(model: nn.Module, data: Answers, batch_size: int = 64) -> np.ndarray:
+def completion_logprob(model: nn.Module, data: Completions, batch_size: int = 64) -> np.ndarray:
     """``sequence_logprob`` of rows that are tokenized already."""
     rows = _Numbered(data)
 
-    def compute(batch: AnswerBatch) -> Tensor:
+    def compute(batch: CompletionBatch) -> Tensor:
         labels, owner = rows.labels(batch.positions.device)
 
         def then(z: Projected) -> Tensor:
@@ -99,15 +99,15 @@ def next_token_probs(
     if len(set(words)) < max(2, len(words)):
         raise W2SError(f"words are {list(words)}; expected at least two different ones")
     repeated = [text for text in texts for _ in words]
-    data = encode_answers(tokenizer, repeated, list(words) * len(texts), max_length, end=False)
+    data = encode_completions(tokenizer, repeated, list(words) * len(texts), max_length, end=False)
     if len(data.labels) == len(data):
         logp = _first_tokens(model, data, len(words), batch_size)
     else:
-        logp = answer_logprob(model, data, batch_size).reshape(-1, len(words))
+        logp = completion_logprob(model, data, batch_size).reshape(-1, len(words))
     return torch.from_numpy(logp).softmax(1).numpy()
 
 
-def _first_tokens(model: nn.Module, data: Answers, n_words: int, batch_size: int) -> np.ndarray:
+def _first_tokens(model: nn.Module, data: Completions, n_words: int, batch_size: int) -> np.ndarray:
     """(N, C) log-probabilities of words of one token, from one row a text."""
     ids = torch.from_numpy(data.labels.astype(np.int64)).view(-1, n_words)
     for row in ids.tolist():
@@ -115,7 +115,7 @@ def _first_tokens(model: nn.Module, data: Answers, n_words: int, batch_size: int
             raise W2SError(f"two words begin and end with the same token: {row}; use other words")
     rows = _Numbered(data, every=n_words)
 
-    def compute(batch: AnswerBatch) -> Tensor:
+    def compute(batch: CompletionBatch) -> Tensor:
         wanted = ids[torch.from_numpy(rows.taken)].to(batch.input_ids.device)
 
         def then(z: Projected) -> Tensor:
@@ -135,7 +135,7 @@ class _Numbered:
     ``every``: row i stands for rows i every to i every + every - 1, whose inputs are the same.
     """
 
-    def __init__(self, data: Answers, every: int = 1) -> None:
+    def __init__(self, data: Completions, every: int = 1) -> None:
         self.data, self.every = data, every
         self.taken = np.zeros(0, dtype=np.int64)
 
@@ -146,7 +146,7 @@ class _Numbered:
     def lengths(self) -> np.ndarray:
         return self.data.lengths[:: self.every]
 
-    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> AnswerBatch:
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> CompletionBatch:
         self.taken = rows
         return self.data.batch(rows * self.every, device)
 

@@ -17,7 +17,7 @@ from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError
 from w2s_fast.training.config import TrainConfig
 
-STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter
 
 
 class MasterAdamW:
@@ -81,7 +81,7 @@ class MasterAdamW:
             if (saved := read(f"master.{name}")) is not None:
                 with torch.no_grad():
                     master.copy_(saved)
-            state = {key: read(f"{key}.{name}") for key in STATE}
+            state = {key: read(f"{key}.{name}") for key in ADAMW_STATE}
             if state["step"] is not None:
                 self._adamw.state[master] = {
                     key: t.to("cpu" if key == "step" else master.device)
