@@ -49,7 +49,12 @@ _VARIANTS = {
     "xent": ("",),
     "hard_xent": ("",),
     "logconf": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75", "aux_coef=0.5,warmup_frac=0.2"),
-    "logconf_paper": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75", "aux_coef=0.75,warmup_frac=0.1"),
+    "logconf_paper": (
+        "aux_coef=0.25",
+        "aux_coef=0.5",
+        "aux_coef=0.75",
+        "aux_coef=0.75,warmup_frac=0.1",
+    ),
     "logconf_openai": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75"),
     "logconf_eleuther": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75", "window=128"),
     "product": ("", "alpha=2", "beta=0.5", "beta=2"),

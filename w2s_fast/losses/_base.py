@@ -76,8 +76,8 @@ class Loss:
         """Check the arguments of overridden methods; refuse one that is not to be overridden."""
         if "__call__" in cls.__dict__:
             raise W2SError(
-                f"{cls.__name__} defines __call__; a loss defines forward(self, logits, weak, ctx), "
-                "where ctx is a LossContext"
+                f"{cls.__name__} defines __call__; a loss defines forward(self, logits, weak, ctx) "
+                "with a LossContext as ctx"
             )
         check_methods(cls, ("threshold",), **_ACCEPT)
 

@@ -32,7 +32,7 @@ class RowLoss(Loss):
         logits = dense(logits)
         mask = row_mask(weak, ctx.weight)
         acc = torch.promote_types(logits.dtype, torch.float32)
-        # The logits of a masked row are replaced, not only its loss: a NaN would reach the gradient.
+        # Logits of masked rows are replaced, not only their loss: NaN would reach the gradient.
         log_p = torch.where(mask.unsqueeze(1), logits.to(acc), 0.0).log_softmax(1)
         loss = self.row_losses(log_p, soft_labels(weak, logits, acc))
         if ctx.weight is not None:

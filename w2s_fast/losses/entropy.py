@@ -4,9 +4,10 @@ r"""Two losses named after entropy; only ``entropy_min`` minimises it.
 ``entropy_eleuther``  L = sum_i w_i CE(z_i, (1-c) q_i + c sg[p_i]),    dL/dz = (1-c) w_i (p_i - q_i)
 
 a is ``aux_coef``. The second loss is EleutherAI's: the student's own soft prediction, detached,
-replaces the hard one of ``logconf_eleuther``. The gradient of CE(z, sg[p]) is zero, so what remains
-is cross-entropy scaled by 1 - c. It is provided because published results carry its name. c rises
-from 0 to ``aux_coef`` over the first 100 steps. It uses the fused op; ``entropy_min`` is plain torch.
+replaces the hard one of ``logconf_eleuther``. The gradient of CE(z, sg[p]) is zero, so what
+remains is cross-entropy scaled by 1 - c. It is provided because published results carry its name.
+c rises from 0 to ``aux_coef`` over the first 100 steps. It uses the fused op; ``entropy_min`` is
+plain torch.
 
 Sources: Grandvalet & Bengio 2004 (entropy minimisation); EleutherAI/w2s ``loss.py``.
 """

@@ -83,7 +83,7 @@ class LogConf(_SelfTarget):
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfOpenAI(LogConf):
-    """openai/weak-to-strong as released: c = aux_coef * step_frac up to warmup_frac, then aux_coef."""
+    """openai/weak-to-strong as released: the ramp reaches aux_coef in a jump, see the module."""
 
     def coefficient(self, step_frac: float, step: int | None = None) -> float:
         """Return the coefficient of the released schedule, including its bug."""
@@ -108,9 +108,7 @@ class LogConfPaper(LogConf):
 _ELEUTHER_STEPS = 468
 
 
-def eleuther_ramp(
-    aux_coef: float, warmup_steps: int, step_frac: float, step: int | None
-) -> float:
+def eleuther_ramp(aux_coef: float, warmup_steps: int, step_frac: float, step: int | None) -> float:
     """Return aux_coef * min(1, step / warmup_steps)."""
     done = step_frac * _ELEUTHER_STEPS if step is None else step
     return aux_coef if done >= warmup_steps else aux_coef * done / warmup_steps

@@ -3,8 +3,8 @@ r"""Reverse Kullback-Leibler divergence KL(p || t): mode-seeking in the weak lab
     L       = sum_i w_i sum_k p_ik (log p_ik - log max(t_ik, floor))
     dL/dz_ik = w_i p_ik (log p_ik - log t_ik - KL_i),          KL_i the row's divergence, t floored
 
-It is reverse cross-entropy minus the student's entropy. Its minimum is p = t, whereas the minimum of
-reverse cross-entropy puts all mass on the label's top class. Plain torch, not the fused op.
+It is reverse cross-entropy minus the student's entropy. Its minimum is p = t, whereas reverse
+cross-entropy is smallest with all mass on the label's top class. Plain torch, not the fused op.
 
 Sources: arXiv 2505.24313; Gu et al. 2023 (arXiv 2306.08543) for language models, for
 which ``w2s_fast.losses.distillation`` has its own version.

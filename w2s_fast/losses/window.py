@@ -1,6 +1,6 @@
 r"""Confidence window: learn only from rows on which the student is not yet confident.
 
-    L = sum_i w_i [max_k p_ik < 1/2 + radius] CE(z_i, q_i),     divided by ALL rows, inside or outside
+    L = sum_i w_i [max_k p_ik < 1/2 + radius] CE(z_i, q_i),     divided by ALL rows
 
 Source: EleutherAI/w2s ``window`` loss. Its "midweak" radius is the training set's median of
 |q - 1/2|; compute it once and pass the number.

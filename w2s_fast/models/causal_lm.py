@@ -43,7 +43,8 @@ class GenerativeModel(nn.Module):
     """A language model whose forward returns uncomputed logits of the completion tokens.
 
     Args:
-        lm: transformers model with a language-model head; its backbone returns ``last_hidden_state``.
+        lm: transformers model with a language-model head, whose backbone returns
+            ``last_hidden_state``.
 
     Attributes:
         n_classes: V, rows of the head.

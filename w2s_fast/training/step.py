@@ -28,6 +28,7 @@ from w2s_fast.training.data import Batch
 from w2s_fast.training.engine import Engine
 from w2s_fast.training.thresholds import Thresholds
 
+
 class MicroBatch(NamedTuple):
     """Rows of one forward and backward: those of this process, and the targets of all processes.
 

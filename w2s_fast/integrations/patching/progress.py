@@ -15,7 +15,7 @@ def set_progress(model: Any, step_frac: Any, step: Any = None) -> None:
 
     Args:
         model: a patched model, or a module that contains one.
-        step_frac: optimizer step / number of steps, in [0, 1]; a number, or a column that repeats it.
+        step_frac: optimizer step / number of steps, in [0, 1]; a number, or a column of it.
         step: optimizer step, for schedules that count steps; an integer, or such a column.
 
     Raises:
