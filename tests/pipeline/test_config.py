@@ -139,7 +139,7 @@ def test_values_are_checked_before_anything_runs(args: list[str], words: str) ->
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("student_train.zero_stage", "student_train.zero_stage"),
+        ("student_train.zero", "student_train.zero_stage"),
         ("weak_train.threshold", "weak_train.threshold_scope"),
         ("student_train.deepspeed", "student_train.deepspeed_config"),
         ("cache", "cache_dir"),
