@@ -1,5 +1,5 @@
 // How rows are laid over blocks: a table, not a tuning run. A kernel that overwrites its input must
-// run exactly once. tests/test_compile_cuda.py checks it against the memory of real devices.
+// run exactly once. tests/kernels/test_compile_cuda.py checks it against the memory of real devices.
 #include "sizes.h"
 #include "w2s_cuda.h"
 
