@@ -378,7 +378,8 @@ def test_the_table_says_what_the_numbers_say(done: tuple[SweepConfig, dict[str, 
     row = found["cells"][1]["summary"][0]
     numbers = [row[k] for k in ("weak", "student", "ceiling")]
     numbers += [row["agreement"]["weak_right"], row["agreement"]["weak_wrong"]]
-    line = next(line for line in table.split("agreement, scratch")[1].splitlines() if "xent" in line)
+    cell = table.split("agreement, scratch")[1]
+    line = next(line for line in cell.splitlines() if "xent" in line)
     assert re.findall(r"\d\.\d{3}", line) == [f"{v:.3f}" for v in numbers]
     assert notes(found) == ["agreement, bow → bow: no PGR: why"] and notes(found)[0] in text
     assert "failed: agreement--x--y: weak/0: no space" in text
