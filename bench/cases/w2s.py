@@ -179,14 +179,13 @@ def _block(name: str) -> str:
 
 def save(found: Mapping[str, Any]) -> None:
     """Write the committed file and its picture."""
-    from w2s_fast.report.plot import render
+    from w2s_fast.report.figure import results_figure
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{found['name']}.json").write_text(json.dumps(found, indent=1) + "\n")
     shown = {**found, "provenance": {"config": found["config"]}}
-    lines = render(shown, "svg").decode().splitlines()
     picture = ROOT / "docs" / "img" / f"w2s-{found['name']}.svg"
-    picture.write_text("\n".join(line.rstrip() for line in lines) + "\n")  # as linters want it
+    picture.write_bytes(results_figure(shown, "svg"))
 
 
 def main(args: list[str]) -> int:

@@ -30,13 +30,13 @@ from w2s_fast.cli.parse import load
 from w2s_fast.config import RunConfig, from_dict, to_yaml
 from w2s_fast.errors import W2SError
 from w2s_fast.sweeps import SweepConfig
-from w2s_fast.sweeps.devices import places
-from w2s_fast.sweeps.graph import make_board
+from w2s_fast.sweeps.devices import worker_environments
+from w2s_fast.sweeps.graph import make_graph
 from w2s_fast.sweeps.grid import make_cells
-from w2s_fast.sweeps.plot import refused, render
-from w2s_fast.sweeps.results import to_csv
 from w2s_fast.sweeps.statistics import comparisons, medians, sign_flip
-from w2s_fast.sweeps.table import notes, print_sweep
+from w2s_fast.sweeps.sweep_figure import cells_without_pgr, sweep_figure
+from w2s_fast.sweeps.sweep_files import to_csv
+from w2s_fast.sweeps.sweep_tables import notes, print_sweep
 
 SCRATCH = "scratch:hidden=8,heads=2,lr=1e-3"
 
@@ -226,7 +226,7 @@ def test_a_change_of_data_is_seen_within_one_process(tmp_path: Path) -> None:
         from w2s_fast.pipeline.context import load_data
 
         load_data.cache_clear()
-        keys.append(set(make_board(cells).nodes))
+        keys.append(set(make_graph(cells).nodes))
     assert len(keys[0]) == 20 and not keys[0] & keys[1]
 
 
@@ -288,10 +288,10 @@ def test_processes_see_the_device_of_their_place(monkeypatch: pytest.MonkeyPatch
     cells = make_cells(SweepConfig())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     wanted = [{"CUDA_VISIBLE_DEVICES": n} for n in ("1", "0")]
-    assert places(("cuda:1", "cuda:0"), cells) == wanted
+    assert worker_environments(("cuda:1", "cuda:0"), cells) == wanted
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert places(("cuda:1",), cells) == [{"CUDA_VISIBLE_DEVICES": "7"}]
-    assert places(("cpu", "cpu"), cells) == [{}, {}]
+    assert worker_environments(("cuda:1",), cells) == [{"CUDA_VISIBLE_DEVICES": "7"}]
+    assert worker_environments(("cpu", "cpu"), cells) == [{}, {}]
 
 
 def _cell(task: str, weak: str, accuracies: dict[str, list[float | None]]) -> dict[str, Any]:
@@ -377,11 +377,12 @@ def test_the_table_says_what_the_numbers_say(done: tuple[SweepConfig, dict[str, 
     print_sweep(found, Console(file=stream, width=80))
     text = stream.getvalue()
     table = text.partition("* agreement with")[0]
-    assert table.count("refused") == 2 and table.count("0.50 – 0.50") == 2
+    assert len(re.findall(r"\d\s+–\s+–\s+\d", table)) == 2 and table.count("0.50 – 0.50") == 2
     row = found["cells"][1]["summary"][0]
     numbers = [row[k] for k in ("weak", "student", "ceiling")]
     numbers += [row["agreement"]["weak_right"], row["agreement"]["weak_wrong"]]
-    line = next(line for line in table.split("scratch → bow")[1].splitlines() if "xent" in line)
+    cell = table.split("agreement, scratch")[1]
+    line = next(line for line in cell.splitlines() if "xent" in line)
     assert re.findall(r"\d\.\d{3}", line) == [f"{v:.3f}" for v in numbers]
     assert notes(found) == ["agreement, bow → bow: no PGR: why"] and notes(found)[0] in text
     assert "failed: agreement--x--y: weak/0: no space" in text
@@ -410,13 +411,13 @@ def test_the_plot_lists_what_it_cannot_show(
 ) -> None:
     found = _refuse(done[1], 0)
     found["cells"] = found["cells"] * (cells // 2)
-    image = render(found, "png")
+    image = sweep_figure(found, "png")
     assert image.startswith(b"\x89PNG") and len(image) > 20_000
-    assert render(found, "svg") == render(found, "svg")
-    text = refused(found["cells"])
-    assert text.startswith("No PGR, the gap is too small: agreement, bow → bow")
+    assert sweep_figure(found, "svg") == sweep_figure(found, "svg")
+    text = cells_without_pgr(found["cells"])
+    assert text.startswith("PGR not reported, the gap is too small: agreement, bow → bow")
     assert ("and 14 more" in " ".join(text.split())) == (cells == 40)
     nothing = {**found, "cells": found["cells"][:1]}
-    assert render(nothing, "png") != image
+    assert sweep_figure(nothing, "png") != image
     shown = {**found, "cells": found["cells"][1:2]}
-    assert refused(shown["cells"]) == ""
+    assert cells_without_pgr(shown["cells"]) == ""

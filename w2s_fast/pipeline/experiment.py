@@ -32,7 +32,7 @@ from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.stages.transcripts import check_writer
 from w2s_fast.pipeline.students import check_kind
 from w2s_fast.report import RESULTS, write_report
-from w2s_fast.report.progress import show
+from w2s_fast.report.run_progress import show_run
 from w2s_fast.store import Artefact, Store, exclusive, hear_warnings, write_errors, write_json
 from w2s_fast.training.deepspeed.setup import check_offload
 
@@ -82,7 +82,7 @@ def session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
         if here.first:
             stack.enter_context(_folders(cfg))
         stack.enter_context(warnings.catch_warnings())
-        watcher = stack.enter_context(show(quiet or not here.first))
+        watcher = stack.enter_context(show_run(quiet or not here.first))
         hear_warnings(watcher.warned)
         running = Session(cfg, watcher)
         if here.size > 1:

@@ -1,4 +1,4 @@
-"""What a sweep varies; everything else is one ``RunConfig``."""
+"""Configuration of a sweep: what varies; everything else is one ``RunConfig``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from w2s_fast.errors import W2SError, nearest
 
 PAIRS = ("all", "smaller")
 LISTS = ("tasks", "weak_models", "student_models")
-# Settings of the run that the sweep decides, with the one that does so here.
-_DECIDED = {
+# settings of the run that the sweep sets -> the setting of the sweep that decides them
+_SET_BY_SWEEP = {
     "output_dir": "output_dir",
     "cache_dir": "cache_dir",
     "device": "devices",
@@ -21,22 +21,23 @@ _DECIDED = {
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Runs over tasks and pairs of models; the defaults are one run on the embedded task.
+    """Configure runs over tasks and pairs of models; the defaults are one run, embedded task.
 
     Attributes:
-        run: What is the same in all runs. Its losses, methods and seeds apply in each; its task,
-            models and trainings are where the lists below begin.
-        tasks: Tasks, each a name with what differs from ``run.task``: "sciq" or
+        run: Settings shared by all runs. Its losses, methods and seeds apply to each run; its task,
+            models and trainings are the base that the lists below modify.
+        tasks: Tasks, each a name with the settings that differ from ``run.task``: "sciq" or
             "local:path=reviews.csv,label=stars".
-        weak_models: Supervisors, each a source with what differs from ``run.weak`` and
+        weak_models: Supervisors, each a source with the settings that differ from ``run.weak`` and
             ``run.weak_train``: "path/to/model" or "scratch:hidden=64,lr=1e-3".
-        student_models: Students, the same with ``run.student`` and ``run.student_train``.
-        pairs: "all" supervisors with all students; or "smaller": student_models is in order of
-            size, and no supervisor stands behind its student.
-        devices: Places where stages are computed at the same time, one process each: "cpu" or
-            "cuda:0"; a name may be given again. Empty: every CUDA device, else by the cores.
-        output_dir: Folder of sweep.json, table and plot; each run has its own in OUTPUT_DIR/cells.
-        cache_dir: Folder of the finished stages, shared by all runs; default: OUTPUT_DIR/cache.
+        student_models: Students, in the same form, for ``run.student`` and ``run.student_train``.
+        pairs: "all" pairs every supervisor with every student; "smaller" reads student_models in
+            order of size and omits pairs whose supervisor is larger than the student.
+        devices: Devices that compute stages in parallel, one process each: "cpu" or "cuda:0"; a
+            repeated name adds a process. Empty: every CUDA device, else as many as cores allow.
+        output_dir: Folder of sweep.json, table and plot; each run has its own folder in
+            OUTPUT_DIR/cells.
+        cache_dir: Folder of the finished stages, shared by all runs; default OUTPUT_DIR/cache.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -53,8 +54,8 @@ class SweepConfig:
             values = getattr(self, name)
             if not values:
                 raise W2SError(f"{name} is empty: name at least one")
-            if twice := [v for i, v in enumerate(values) if v in values[:i]]:
-                raise W2SError(f"{name}: {twice[0]!r} is given twice; drop one")
+            if repeated := [v for i, v in enumerate(values) if v in values[:i]]:
+                raise W2SError(f"{name}: {repeated[0]!r} is given twice; drop one")
         if self.pairs not in PAIRS:
             hint = nearest(self.pairs, PAIRS)
             raise W2SError(f"pairs={self.pairs!r}: expected one of {', '.join(PAIRS)}{hint}")
@@ -62,16 +63,16 @@ class SweepConfig:
             raise W2SError("output_dir is empty: name a folder for the results")
         self._check_order()
         self._check_devices()
-        plain = RunConfig()
-        for name, here in _DECIDED.items():
-            if getattr(self.run, name) != getattr(plain, name):
-                raise W2SError(f"run.{name} is decided by the sweep; set {here} instead")
+        default = RunConfig()
+        for name, own in _SET_BY_SWEEP.items():
+            if getattr(self.run, name) != getattr(default, name):
+                raise W2SError(f"run.{name} is decided by the sweep; set {own} instead")
 
     def _check_order(self) -> None:
-        absent = [m for m in self.weak_models if m not in self.student_models]
-        if self.pairs == "smaller" and absent:
+        unordered = [m for m in self.weak_models if m not in self.student_models]
+        if self.pairs == "smaller" and unordered:
             raise W2SError(
-                f"pairs='smaller': {absent[0]!r} of weak_models is not in student_models, whose "
+                f"pairs='smaller': {unordered[0]!r} of weak_models is not in student_models, whose "
                 "order says what is smaller; add it there, or use pairs='all'"
             )
 
