@@ -86,7 +86,7 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
     tokenizer = load_tokenizer(cfg, _fallback_tokenizer(ctx))
     train = train_of(ctx.cfg, role)
     partition = None
-    if train.zero == 3 and cfg.source != "bow":
+    if train.zero_stage == 3 and cfg.source != "bow":
         from w2s_fast.training.deepspeed.config import deepspeed_config
         from w2s_fast.training.deepspeed.setup import ready
 
