@@ -84,7 +84,7 @@ def config(out: Path, lm: Path, **changes: Any) -> RunConfig:
         "student_train": recipe,
         "losses": ["xent"],
         "seeds": [0],
-        "out": str(out),
+        "output_dir": str(out),
         "workers": 1,
         "threads": 1,
     }  # fmt: skip

@@ -184,7 +184,7 @@ def work(zero: int, source: str) -> dict[str, Any]:
     tokenizer = agreement_tokenizer()
     model = build_model(ModelConfig(source), 2, tokenizer, 0, kind="answers")
     data = encode_completions(tokenizer, PROMPTS, ANSWERS)
-    cfg = TrainConfig(epochs=1, batch_size=6, lr=1e-9, zero=zero)  # as good as untrained
+    cfg = TrainConfig(epochs=1, batch_size=6, lr=1e-9, zero_stage=zero)  # as good as untrained
     train(model, data, data.labels, make_loss("xent"), cfg, 0)
     return {
         "greedy": generate(model, tokenizer, PROMPTS, 8, batch_size=3),

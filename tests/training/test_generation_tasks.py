@@ -296,8 +296,10 @@ def test_bad_answers(folders: dict[str, Path], tokenizer: Any) -> None:
     refused(r"expected token ids \(L,\)", np.zeros((len(data.labels), 2)))
     refused("target 999 in row 0", np.full(len(data.labels), 999))
     for mode in ("window", "ema"):
-        refused("use 'exact' or 'microbatch'", data.labels, "logconf_paper", threshold=mode)
-    train(model, data, data.labels, loss, replace(RECIPE, threshold="ema"), 0)  # none is needed
+        refused("use 'exact' or 'microbatch'", data.labels, "logconf_paper", threshold_scope=mode)
+    train(
+        model, data, data.labels, loss, replace(RECIPE, threshold_scope="ema"), 0
+    )  # none is needed
     for fields in ({"source": "bow"}, {"freeze": "base"}):
         with pytest.raises(W2SError, match="cannot answer in words"):
             build_model(ModelConfig(**fields), 2, tokenizer, 0, kind="answers")  # type: ignore
@@ -310,7 +312,7 @@ def fit(job: dict[str, Any]) -> dict[str, Any]:
     tokenizer = agreement_tokenizer()
     data = encode_completions(tokenizer, *texts())
     cfg = ModelConfig(job["source"], dtype=job.get("dtype", "fp32"), hidden=16, heads=2)
-    recipe = replace(RECIPE, zero=job["zero"], micro_batch_size=job["micro"], eps=1e-4)
+    recipe = replace(RECIPE, zero_stage=job["zero_stage"], micro_batch_size=job["micro"], eps=1e-4)
     with partitioned_init(recipe, cfg.dtype, "cpu"):
         model = build_model(cfg, 2, tokenizer, 0, kind="answers")
     weight = np.linspace(0, 2, N)
@@ -336,13 +338,13 @@ def test_sharded(zero: int, folders: dict[str, Path], tmp_path: Path) -> None:
     """Two processes, two micro-batches, tied and not: what one process gives."""
     pytest.importorskip("deepspeed")
     jobs = [
-        {"source": str(folders[kind]), "zero": zero, "micro": 2, "spec": spec}
+        {"source": str(folders[kind]), "zero_stage": zero, "micro": 2, "spec": spec}
         for kind, spec in (("llama", "xent"), ("gpt2-tied", "logconf_paper"))
     ]
     out = tmp_path / "out.json"
     ranks.run(__file__, 2, {"jobs": jobs, "out": str(out)})
     for job, got in zip(jobs, json.loads(out.read_text()), strict=True):
-        want = fit({**job, "zero": 0, "micro": 4})
+        want = fit({**job, "zero_stage": 0, "micro": 4})
         for name in ("losses", "agreement", "weights", "logp"):
             assert np.allclose(got[name], want[name], atol=1e-4), (job, name)
 

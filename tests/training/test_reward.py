@@ -203,7 +203,7 @@ def fit(zero: int, micro: int) -> dict[str, Any]:
     tokenizer = agreement_tokenizer()
     model: nn.Module = _model(tokenizer)
     data = _data(tokenizer)
-    cfg = replace(RECIPE, zero=zero, micro_batch_size=micro)
+    cfg = replace(RECIPE, zero_stage=zero, micro_batch_size=micro)
     log = train(model, data, SOFT, make_loss("logconf"), cfg, 0)
     flat = []
     for t in module_tensors(model).values():

@@ -85,19 +85,19 @@ class PlainEngine:
 
 
 def make_engine(model: nn.Module, cfg: TrainConfig, world: World) -> Engine:
-    """Return the engine for ``model``: plain torch, or DeepSpeed where ``cfg.zero`` is not 0.
+    """Return the engine for ``model``: plain torch, or DeepSpeed where ``cfg.zero_stage`` is not 0.
 
     Raises:
         W2SError: if the batch does not split over the processes, or fp16 weights lack loss scaling.
     """
     cfg.batch_shape(world.size)
     dtype = _lowest_dtype(model)
-    if cfg.zero:
+    if cfg.zero_stage:
         from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
 
         return DeepSpeedEngine(model, cfg, world, dtype)
     if dtype == "fp16":
-        raise W2SError("fp16 weights need loss scaling; use zero=1 or more, or dtype bf16")
+        raise W2SError("fp16 weights need loss scaling; use zero_stage=1 or more, or dtype bf16")
     return PlainEngine(model, cfg, world)
 
 

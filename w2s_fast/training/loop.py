@@ -52,7 +52,7 @@ def train(
     The result is a function of the arguments: the global random state is neither used nor
     changed, and a training resumed from a checkpoint ends in the same weights, bit for bit, as one
     that was not interrupted. Under a launcher every process calls this with the same arguments;
-    rows, and with ``cfg.zero`` the model, are distributed, which changes results by rounding only.
+    rows, and with ``cfg.zero_stage`` the model, are distributed, which changes rounding only.
 
     Args:
         model: ``forward(input_ids, attention_mask)`` returns logits (B, C).
@@ -115,11 +115,11 @@ class _Training:
         ]
         self.engine = make_engine(model, cfg, self.world)
         n_classes = getattr(model, "n_classes", 2 if hard else targets.shape[1])
-        self.thresholds = Thresholds(cfg.threshold, loss, n_classes, cfg.batch_size)
+        self.thresholds = Thresholds(cfg.threshold_scope, loss, n_classes, cfg.batch_size)
         if isinstance(data, Completions) and self.thresholds.mode in ("window", "ema"):
             raise W2SError(
-                f"threshold={cfg.threshold!r} keeps a fixed number of rows, which completions do "
-                "not have; use 'exact' or 'microbatch'"
+                f"threshold_scope={cfg.threshold_scope!r} keeps a fixed number of rows, which "
+                "completions do not have; use 'exact' or 'microbatch'"
             )
         state = loss.init_state()
         self.loss_state = None if state is None else state.to(self.device)

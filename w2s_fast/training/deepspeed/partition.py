@@ -23,7 +23,7 @@ def partitioned_init(cfg: TrainConfig, dtype: str, device: str) -> Iterator[None
     Raises:
         W2SError: see ``init_deepspeed`` and ``deepspeed_config``.
     """
-    if cfg.zero != 3:
+    if cfg.zero_stage != 3:
         yield
         return
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
