@@ -48,7 +48,7 @@ def agreement() -> Any:
             "naive", "bootstrap", "ensemble", "strong_to_strong@xent", "early_stop@xent",
             "elicit@xent", "posterior@xent", "combine@xent",
         ),
-        chain=("scratch:hidden=64,layers=2",),
+        intermediate_models=("scratch:hidden=64,layers=2",),
         seeds=(0, 1, 2, 3, 4),
         control=True,
     )  # fmt: skip
@@ -92,12 +92,14 @@ def measure(name: str, cfg: Any, out: Path) -> dict[str, Any]:
     """Run one experiment and return the part of its results that is committed."""
     from w2s_fast.pipeline import run
 
-    results = run(replace(cfg, out=str(out / name), cache=str(out / "cache")), quiet=False)
+    results = run(
+        replace(cfg, output_dir=str(out / name), cache_dir=str(out / "cache")), quiet=False
+    )
     config = json.loads(json.dumps(results["provenance"]["config"]))
     for block, key in (("task", "path"), ("student", "source")):
         if config[block][key] and "/" in config[block][key]:
             config[block][key] = Path(config[block][key]).name  # without the local folder
-    config |= {"out": "out", "cache": None}
+    config |= {"output_dir": "out", "cache_dir": None}
     blocks = {key: results[key] for key in _COMMITTED}
     return {"name": name, "environment": environment(), "config": config, **blocks}
 

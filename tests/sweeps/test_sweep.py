@@ -55,7 +55,7 @@ def tiny(out: Path, **changes: Any) -> SweepConfig:
         }
     )
     plain = {"run": run, "weak_models": ("bow", SCRATCH), "student_models": ("bow",)}
-    return SweepConfig(**{**plain, "devices": ("cpu",), "out": str(out), **changes})
+    return SweepConfig(**{**plain, "devices": ("cpu",), "output_dir": str(out), **changes})
 
 
 def comparable(out: Path) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepConfig, dict[st
 def test_shared_stages_are_computed_once(done: tuple[SweepConfig, dict[str, Any]]) -> None:
     cfg, results = done
     assert results["failed"] == {} and results["stages"] == {"distinct": 20, "total": 22}
-    assert stages(Path(cfg.out) / "cache") == {
+    assert stages(Path(cfg.output_dir) / "cache") == {
         "weak": 4, "labels": 4, "ceiling": 2, "student": 8, "report": 2
     }  # fmt: skip
     assert [(c["weak"], c["student"], c["same"]) for c in results["cells"]] == [
@@ -99,7 +99,7 @@ def test_a_cell_is_the_run_of_its_file(
 ) -> None:
     """``w2s-fast run`` with the file of a cell finds every stage and scores the same."""
     cfg, results = done
-    folder = Path(cfg.out) / "cells" / results["cells"][1]["name"]
+    folder = Path(cfg.output_dir) / "cells" / results["cells"][1]["name"]
     alone = load(RunConfig, ["--out", str(tmp_path)], [folder / "run.yaml"])
     assert alone.weak.hidden == 8 and alone.weak_train.lr == 1e-3
     assert alone.student_train.lr == 0.05
@@ -119,7 +119,7 @@ def test_kill_then_the_same_command_in_parallel(
     The end is that of one process which was left alone.
     """
     cfg, _ = done
-    killed = dataclasses.replace(cfg, out=str(tmp_path / "out"), devices=("cpu", "cpu"))
+    killed = dataclasses.replace(cfg, output_dir=str(tmp_path / "out"), devices=("cpu", "cpu"))
     (tmp_path / "sweep.yaml").write_text(to_yaml(killed))
     command = ["sweep", "--quiet", "--config", str(tmp_path / "sweep.yaml")]
     process = ranks.program("w2s_fast", *command)
@@ -136,7 +136,7 @@ def test_kill_then_the_same_command_in_parallel(
     assert children and not (tmp_path / "out" / "sweep.json").exists()
     assert stages(cache).total() < 20
     assert main([*command, "--devices", "cpu"]) == 0
-    assert comparable(tmp_path / "out") == comparable(Path(cfg.out))
+    assert comparable(tmp_path / "out") == comparable(Path(cfg.output_dir))
 
 
 def test_a_cell_that_fails_costs_itself(
@@ -147,8 +147,8 @@ def test_a_cell_that_fails_costs_itself(
     more = dataclasses.replace(
         cfg,
         weak_models=(bad, "bow"),
-        out=str(tmp_path),
-        cache=str(Path(cfg.out) / "cache"),
+        output_dir=str(tmp_path),
+        cache_dir=str(Path(cfg.output_dir) / "cache"),
     )
     (tmp_path / "sweep.yaml").write_text(to_yaml(more))
     command = ["sweep", "--config", str(tmp_path / "sweep.yaml")]
@@ -181,7 +181,7 @@ def test_the_plan_is_told_before(
     assert not (tmp_path / "out").exists()
     assert main([*args, "--print-config"]) == 0
     shown = capsys.readouterr().out
-    assert shown == to_yaml(dataclasses.replace(cfg, out=str(tmp_path / "out")))
+    assert shown == to_yaml(dataclasses.replace(cfg, output_dir=str(tmp_path / "out")))
     assert main(["sweep", "--help"]) == 0
     text = capsys.readouterr().out
     assert "w2s-fast sweep" in text and "--run.student_train.lr" in text and "--dry-run" in text
@@ -205,8 +205,8 @@ def test_smaller_pairs_names_and_the_settings_of_each_cell(tmp_path: Path) -> No
     assert (cells[2].cfg.student.hidden, cells[2].cfg.student_train.epochs) == (16, 7)
     assert cells[2].name == "agreement--bow--scratch-hidden=16-epochs=7"
     assert cells[7].name == "agreement-n_test=30--bow--scratch-hidden=16-epochs=7"
-    assert len({c.name for c in cells}) == len({c.cfg.out for c in cells}) == 10
-    assert {c.cfg.cache for c in cells} == {str(tmp_path / "cache")}
+    assert len({c.name for c in cells}) == len({c.cfg.output_dir for c in cells}) == 10
+    assert {c.cfg.cache_dir for c in cells} == {str(tmp_path / "cache")}
     both = ("/a/gpt2", "/b/gpt2")
     two = make_cells(tiny(tmp_path, weak_models=("bow",), student_models=both))
     assert [c.student for c in two] == list(both)
@@ -248,7 +248,10 @@ def test_a_change_of_data_is_seen_within_one_process(tmp_path: Path) -> None:
         ({"devices": ("cpu", "cuda:0")}, "name devices of one kind"),
         ({"pairs": "smallest"}, "did you mean 'smaller'?"),
         ({"pairs": "smaller", "student_models": (SCRATCH,)}, "'bow' of weak_models is not in"),
-        ({"run": RunConfig(out="x")}, "run.out is decided by the sweep; set out instead"),
+        (
+            {"run": RunConfig(output_dir="x")},
+            "run.output_dir is decided by the sweep; set output_dir instead",
+        ),
         ({"run": RunConfig(device="cpu")}, "set devices instead"),
         ({"run": RunConfig(losses=("xnet",))}, "did you mean 'xent'?"),
     ],
@@ -390,7 +393,7 @@ def test_the_table_says_what_the_numbers_say(done: tuple[SweepConfig, dict[str, 
 
 def test_the_csv_has_a_row_a_run(done: tuple[SweepConfig, dict[str, Any]]) -> None:
     cfg, results = done
-    text = (Path(cfg.out) / "sweep.csv").read_text()
+    text = (Path(cfg.output_dir) / "sweep.csv").read_text()
     assert text == to_csv(results)
     rows = list(csv.DictReader(io.StringIO(text)))
     runs = [(cell, run) for cell in results["cells"] for run in cell["runs"]]

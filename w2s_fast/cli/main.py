@@ -112,7 +112,7 @@ def _run(args: list[str]) -> int:
     results = run(cfg, quiet=quiet)
     if world.world().first:
         print_results(results, Console())
-        _say_where(Path(cfg.out))
+        _say_where(Path(cfg.output_dir))
     return 0
 
 

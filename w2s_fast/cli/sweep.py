@@ -53,7 +53,7 @@ def _sweep(cfg: SweepConfig, quiet: bool) -> int:
 
     results = sweep(cfg, quiet=quiet)
     print_sweep(results, Console())
-    out = Path(cfg.out)
+    out = Path(cfg.output_dir)
     kinds = ("json", "csv", "png") if results["cells"] else ("json",)
     print("\n" + "\n".join(f"{kind:<8} {out / SWEEP}.{kind}" for kind in kinds))
     if not results["failed"]:

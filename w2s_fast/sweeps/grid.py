@@ -63,7 +63,11 @@ def make_cells(cfg: SweepConfig, device: str = "auto") -> list[Cell]:
     _check_different(cells)
     names = [_folder_name(cell, cells) for cell in cells]
     return [
-        replace(cell, name=name, cfg=replace(cell.cfg, out=str(Path(cfg.out) / CELLS / name)))
+        replace(
+            cell,
+            name=name,
+            cfg=replace(cell.cfg, output_dir=str(Path(cfg.output_dir) / CELLS / name)),
+        )
         for cell, name in zip(cells, names, strict=True)
     ]
 
@@ -99,8 +103,8 @@ def _run_config(cfg: SweepConfig, task: str, weak: str, student: str, device: st
         weak_train=weak_train,
         student=student_model,
         student_train=student_train,
-        out=cfg.out,
-        cache=cfg.cache or str(Path(cfg.out) / "cache"),
+        output_dir=cfg.output_dir,
+        cache_dir=cfg.cache_dir or str(Path(cfg.output_dir) / "cache"),
         device=device,
     )
 

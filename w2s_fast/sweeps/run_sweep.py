@@ -69,8 +69,8 @@ def sweep(cfg: SweepConfig, *, quiet: bool = True) -> dict[str, Any]:
             "stages": {"distinct": len(graph.nodes), "total": graph.total},
             "provenance": _provenance(),
         }
-        with write_errors("the results", Path(cfg.out).absolute()):
-            write_results(Path(cfg.out), results)
+        with write_errors("the results", Path(cfg.output_dir).absolute()):
+            write_results(Path(cfg.output_dir), results)
     return results
 
 
@@ -102,7 +102,7 @@ def prepare(cfg: SweepConfig) -> tuple[list[Cell], JobGraph]:
 @contextlib.contextmanager
 def _output_folder(cfg: SweepConfig) -> Iterator[None]:
     """Create the output folder and lock it against other sweeps."""
-    out = Path(cfg.out).absolute()
+    out = Path(cfg.output_dir).absolute()
     taken = f"another sweep (process {{pid}}) works in {out}; wait for it or choose another --out"
     with contextlib.ExitStack() as stack:
         with write_errors("results", out):
@@ -129,7 +129,7 @@ class _Sweep:
         with write_errors("stages", self.store.root):
             self.store.root.mkdir(parents=True, exist_ok=True)
         for cell in self.cells.values():
-            folder = Path(cell.cfg.out)
+            folder = Path(cell.cfg.output_dir)
             with write_errors("results", folder.absolute()):
                 folder.mkdir(exist_ok=True)
                 (folder / RESULTS).unlink(missing_ok=True)  # or it would remain if this sweep fails
@@ -197,7 +197,7 @@ class _Sweep:
         computed = {name for name in owned if keys[name] not in self.stored}
         scores = json.loads((artefact.path / SCORES).read_bytes())
         facts = provenance(cell.cfg, done, set(keys) - computed)
-        write_json(Path(cell.cfg.out) / RESULTS, {**scores, "provenance": facts})
+        write_json(Path(cell.cfg.output_dir) / RESULTS, {**scores, "provenance": facts})
         self.finished[cell.name] = {
             "name": cell.name,
             "task": cell.task,

@@ -11,7 +11,12 @@ from w2s_fast.errors import W2SError, nearest
 PAIRS = ("all", "smaller")
 LISTS = ("tasks", "weak_models", "student_models")
 # settings of the run that the sweep sets -> the setting of the sweep that decides them
-_SET_BY_SWEEP = {"out": "out", "cache": "cache", "device": "devices", "workers": "devices"}
+_SET_BY_SWEEP = {
+    "output_dir": "output_dir",
+    "cache_dir": "cache_dir",
+    "device": "devices",
+    "workers": "devices",
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,9 @@ class SweepConfig:
             order of size and omits pairs whose supervisor is larger than the student.
         devices: Devices that compute stages in parallel, one process each: "cpu" or "cuda:0"; a
             repeated name adds a process. Empty: every CUDA device, else as many as cores allow.
-        out: Folder of sweep.json, table and plot; each run has its own folder in OUT/cells.
-        cache: Folder of the finished stages, shared by all runs; default OUT/cache.
+        output_dir: Folder of sweep.json, table and plot; each run has its own folder in
+            OUTPUT_DIR/cells.
+        cache_dir: Folder of the finished stages, shared by all runs; default OUTPUT_DIR/cache.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -40,8 +46,8 @@ class SweepConfig:
     student_models: tuple[str, ...] = ("agreement-lm",)
     pairs: str = "all"
     devices: tuple[str, ...] = ()
-    out: str = "out/sweep"
-    cache: str | None = None
+    output_dir: str = "out/sweep"
+    cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         for name in LISTS:
@@ -53,8 +59,8 @@ class SweepConfig:
         if self.pairs not in PAIRS:
             hint = nearest(self.pairs, PAIRS)
             raise W2SError(f"pairs={self.pairs!r}: expected one of {', '.join(PAIRS)}{hint}")
-        if not self.out:
-            raise W2SError("out is empty: name a folder for the results")
+        if not self.output_dir:
+            raise W2SError("output_dir is empty: name a folder for the results")
         self._check_order()
         self._check_devices()
         default = RunConfig()
