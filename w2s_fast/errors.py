@@ -25,6 +25,10 @@ RENAMED = {
     "writer": "transcript_writer",
     "aux": "aux_coef",
     "frac": "step_frac",
+    "tune_lm": "generative_finetuning",
+    "oracle_stop": "ground_truth_early_stop",
+    "classes": "classification",
+    "answers": "generation",
 }
 
 

@@ -22,7 +22,9 @@ from w2s_fast.pipeline.students import students
 from w2s_fast.tasks import TASKS, TaskConfig, TaskData
 from w2s_fast.tasks.datasets.agreement import Agreement
 
-GOLD = {"oracle_stop": "early stopping on true labels"}  # the only methods that use true labels
+GOLD = {
+    "ground_truth_early_stop": "early stopping on true labels"
+}  # the only methods that use true labels
 
 
 class FlippedGold:
@@ -219,7 +221,7 @@ def test_a_probe_from_the_cache_is_the_probe(tmp_path: Path) -> None:
         task=task,
         student={"source": "agreement-lm"},
         student_train=recipe,
-        methods=["probe", "tune_lm", "tune_lm|probe|strong_to_strong"],
+        methods=["probe", "generative_finetuning", "generative_finetuning|probe|strong_to_strong"],
     )
     frozen = dataclasses.replace(
         cached,

@@ -104,8 +104,10 @@ def test_a_pgr_that_is_not_reported_is_nowhere_a_number() -> None:
 
 def test_true_labels_that_were_used_are_named() -> None:
     found = results()
-    found["gold"] = [{"name": "oracle_stop+xent", "use": "early stopping on true labels"}]
-    note = "oracle_stop+xent used true labels: early stopping on true labels"
+    found["gold"] = [
+        {"name": "ground_truth_early_stop+xent", "use": "early stopping on true labels"}
+    ]
+    note = "ground_truth_early_stop+xent used true labels: early stopping on true labels"
     assert note in " ".join(printed(found).split()) and note in page(found)
 
 

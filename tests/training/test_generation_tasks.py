@@ -39,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[st
 
 def _model(folders: dict[str, Path], kind: str, tokenizer: Any, **fields: Any) -> Any:
     cfg = ModelConfig(str(folders[kind]), **fields)
-    return build_model(cfg, 2, tokenizer, 0, kind="answers")
+    return build_model(cfg, 2, tokenizer, 0, kind="generation")
 
 
 def _whole(data: Completions, end: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -262,7 +262,7 @@ def test_models_with_more_than_a_head(tokenizer: Any, tmp_path: Path) -> None:
     for name, lm in models.items():
         lm.save_pretrained(tmp_path / name)
         cfg = ModelConfig(str(tmp_path / name))
-        model: Any = build_model(cfg, 2, tokenizer, 0, kind="answers")
+        model: Any = build_model(cfg, 2, tokenizer, 0, kind="generation")
         data = encode_completions(tokenizer, *texts())
         ids, mask, labels = _whole(data, tokenizer.eos_token_id)
         z = model.lm.eval()(input_ids=ids, attention_mask=mask).logits[:, :-1].detach()
@@ -302,7 +302,7 @@ def test_bad_answers(folders: dict[str, Path], tokenizer: Any) -> None:
     )  # none is needed
     for fields in ({"source": "bow"}, {"freeze": "base"}):
         with pytest.raises(W2SError, match="cannot answer in words"):
-            build_model(ModelConfig(**fields), 2, tokenizer, 0, kind="answers")  # type: ignore
+            build_model(ModelConfig(**fields), 2, tokenizer, 0, kind="generation")  # type: ignore
     long = encode_completions(tokenizer, [" ".join(["the"] * 70)], [" key"])
     with pytest.raises(W2SError, match="the model has 64 positions; set max_length=64"):
         completion_logprob(_model(folders, "gpt2", tokenizer), long)
@@ -314,7 +314,7 @@ def fit(job: dict[str, Any]) -> dict[str, Any]:
     cfg = ModelConfig(job["source"], dtype=job.get("dtype", "fp32"), hidden=16, heads=2)
     recipe = replace(RECIPE, zero_stage=job["zero_stage"], micro_batch_size=job["micro"], eps=1e-4)
     with partitioned_init(recipe, cfg.dtype, "cpu"):
-        model = build_model(cfg, 2, tokenizer, 0, kind="answers")
+        model = build_model(cfg, 2, tokenizer, 0, kind="generation")
     weight = np.linspace(0, 2, N)
     # A large eps: keys' biases have a gradient of 0, and AdamW would blow its rounding up.
     log = train(model, data, data.labels, make_loss(job["spec"]), recipe, 0, weight=weight)

@@ -64,7 +64,7 @@ def _weak(ctx: Context, items: Inputs) -> np.ndarray | None:
 def _writer(ctx: Context, folder: Path) -> Writer:
     cfg = ctx.cfg.transcript_writer
     if cfg.kind == "local":
-        model, tokenizer = new_model(ctx, ctx.job.setting("role"), "answers")
+        model, tokenizer = new_model(ctx, ctx.job.setting("role"), "generation")
         return LocalWriter(model, tokenizer, cfg)
     return _together(ctx, EndpointWriter(cfg, folder, ctx.world.rank))
 
