@@ -104,7 +104,7 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if cfg.source == "bow":
-            return BagOfWords(len(tokenizer), n_classes, ways)
+            return BagOfWords(len(tokenizer), n_classes, n_candidates)
         if cfg.source == "scratch":
             base: Any = scratch(cfg, tokenizer, causal)
         else:
