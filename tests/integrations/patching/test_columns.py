@@ -232,7 +232,7 @@ def test_patched_twice() -> None:
 def test_patched_by_someone_else(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm()
     lm.forward = lambda *args, **kwargs: None
-    with pytest.raises(W2SError, match=r"replaced by \S*test_patch_columns; load"):
+    with pytest.raises(W2SError, match=r"replaced by \S*test_columns; load"):
         w2s_fast.patch(lm)
     assert not hasattr(lm.lm_head, "_w2s_head")
     lm = tiny_lm()
