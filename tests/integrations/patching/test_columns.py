@@ -240,7 +240,7 @@ def test_patched_by_someone_else(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(W2SError, match="forward of the head of this LlamaForCausalLM was replaced"):
         w2s_fast.patch(lm)
     monkeypatch.setattr(type(lm), "forward", lambda *args, **kwargs: None)
-    with pytest.raises(W2SError, match=r"LlamaForCausalLM was replaced by \S*test_patch_col"):
+    with pytest.raises(W2SError, match=r"LlamaForCausalLM was replaced by \S*test_col"):
         w2s_fast.patch(tiny_lm())
 
 
