@@ -120,10 +120,10 @@ def test_equal_nodes_are_one_job() -> None:
 
 
 def test_methods_go_with_every_loss_or_with_their_own() -> None:
-    methods = ["naive", "strong_to_strong@logconf:aux=0.3"]
+    methods = ["naive", "strong_to_strong@logconf:aux_coef=0.3"]
     cfg = config(Path("unused"), methods=methods, losses=["xent", "window"])
     assert [s.name for s in students(cfg)] == [
-        "xent", "window", "strong_to_strong+logconf:aux=0.3"
+        "xent", "window", "strong_to_strong+logconf:aux_coef=0.3"
     ]  # fmt: skip
     with pytest.raises(W2SError, match="names no loss"):
         students(config(Path("unused"), methods=["naive@"]))

@@ -28,7 +28,7 @@ from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.models.param_count import Counts, count
 from w2s_fast.training.config import TrainConfig
-from w2s_fast.training.deepspeed.config import PREFETCH, REDUCE_BUCKET, SUB_GROUP, batch_shape
+from w2s_fast.training.deepspeed.config import PREFETCH, REDUCE_BUCKET, SUB_GROUP
 
 USAGE = """usage: w2s-fast plan --gpus DxH [options] [--config FILE] [--NAME VALUE ...]
 
@@ -83,7 +83,7 @@ def plan(
         W2SError: For a batch that the devices do not share evenly, or a model that has no config.
     """
     train, model = cfg.student_train, cfg.student
-    rows, micro = batch_shape(train, devices)
+    rows, micro = train.batch_shape(devices)
     counts = count(model, rows, tokens, train.gradient_checkpointing)
     memory, host = memory_of(counts, train, model.dtype, devices)
     sent = traffic(counts, train, model.dtype, devices, micro)
@@ -164,7 +164,7 @@ def show(p: Plan, cfg: RunConfig, devices: int, tokens: int, console: Any) -> No
     from rich.table import Table
 
     train, c = cfg.student_train, p.counts
-    rows, micro = batch_shape(train, devices)
+    rows, micro = train.batch_shape(devices)
     console.print(
         f"{c.parameters / 1e6:,.1f} M parameters, {c.trained / 1e6:,.1f} M trained, "
         f"{cfg.student.dtype}, zero_stage={train.zero_stage}, {devices} devices; "

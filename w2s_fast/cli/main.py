@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from w2s_fast.distributed import heartbeat, world
+from w2s_fast.distributed import heartbeat
+from w2s_fast.distributed.world import exit_process, get_world
 from w2s_fast.errors import W2SError, nearest
 
 USAGE = """\
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     # DeepSpeed's launcher puts this in front; the environment says it too.
     args = args[1:] if args and args[0].startswith("--local_rank") else args
-    return world.end(_guarded(args))
+    return exit_process(_guarded(args))
 
 
 def _guarded(args: list[str]) -> int:
@@ -55,15 +56,15 @@ def _guarded(args: list[str]) -> int:
     try:
         return _dispatch(args)
     except W2SError as err:
-        here = world.world()
-        who = f" ({here.name})" if here.size > 1 else ""
+        world = get_world()
+        who = f" ({world.name})" if world.size > 1 else ""
         print(f"w2s-fast: error: {' '.join(str(err).split())}{who}", file=sys.stderr)
         return USER_ERROR
     except heartbeat.LostError as err:
-        heartbeat.say(f"{err}; run the same command again to continue")
+        heartbeat.print_stderr(f"{err}; run the same command again to continue")
         return heartbeat.EXIT_CODE
     except Exception:
-        if world.world().size == 1:
+        if get_world().size == 1:
             raise
         traceback.print_exc()  # here: on its way out a process of several may wait for the others
         return CRASHED
@@ -110,7 +111,7 @@ def _run(args: list[str]) -> int:
     from w2s_fast.report.terminal import print_results
 
     results = run(cfg, quiet=quiet)
-    if world.world().first:
+    if get_world().is_main_process:
         print_results(results, Console())
         _say_where(Path(cfg.output_dir))
     return 0
@@ -126,7 +127,7 @@ def _label(args: list[str]) -> int:
     from w2s_fast.pipeline import label
 
     for seed, path in label(load_config(args), quiet=quiet).items():
-        if world.world().first:
+        if get_world().is_main_process:
             print(f"seed {seed}: {path}")
     return 0
 

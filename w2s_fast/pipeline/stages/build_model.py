@@ -11,6 +11,7 @@ from w2s_fast.models import ModelConfig, build_model, load_tokenizer, load_weigh
 from w2s_fast.pipeline.artifacts import FEATURES, MODEL, PRETRAINED
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import EMBEDDED
+from w2s_fast.training.deepspeed.partition import partitioned_init
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +21,7 @@ def trained_model(ctx: Context, folder: Path) -> tuple[nn.Module, Any]:
     """The model of the job's role with the weights of a finished training."""
     frozen = ctx.job.setting("freeze")
     model, tokenizer = head_model(ctx) if frozen else new_model(ctx, ctx.job.setting("role"))
-    load_weights(model, folder / MODEL, ctx.here)
+    load_weights(model, folder / MODEL, ctx.world)
     return model, tokenizer
 
 
@@ -84,17 +85,8 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
     if ctx.job.setting("freeze"):
         cfg = replace(cfg, freeze="base")
     tokenizer = load_tokenizer(cfg, _fallback_tokenizer(ctx))
-    train = train_of(ctx.cfg, role)
-    partition = None
-    if train.zero_stage == 3 and cfg.source != "bow":
-        from w2s_fast.training.deepspeed.config import deepspeed_config
-        from w2s_fast.training.deepspeed.setup import ready
-
-        ready(train.timeout_s)
-        cuda = device(ctx.cfg) == "cuda"
-        partition = deepspeed_config(train, cfg.dtype, ctx.here.size, cuda)
-    kind = kind or ctx.task.kind
-    model = build_model(cfg, ctx.n_classes, tokenizer, ctx.seed, partition, kind)
+    with partitioned_init(train_of(ctx.cfg, role), cfg.dtype, device(ctx.cfg)):
+        model = build_model(cfg, ctx.n_classes, tokenizer, ctx.seed, kind or ctx.task.kind)
     return model.to(device(ctx.cfg)), tokenizer
 
 

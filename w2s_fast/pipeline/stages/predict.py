@@ -28,13 +28,13 @@ def in_parts(
         write: Called with row numbers and the file that is to hold them.
     """
     starts = range(0, len(items), size)
-    if ctx.here.first:
+    if ctx.world.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     for i, start in enumerate(starts):
         rows = range(start, min(start + size, len(items)))
         path = folder / f"part-{i:05d}.parquet"
         done = path.exists() and is_whole(path, [items.ids[r] for r in rows])
-        if not ctx.here.share(done):
+        if not ctx.world.broadcast_object(done):
             write(rows, path)
         ctx.progress(i + 1, len(starts), 0.0)
 

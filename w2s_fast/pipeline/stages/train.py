@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 
-from w2s_fast.config import train_of, unsharded
+from w2s_fast.config import train_of
 from w2s_fast.models import save_weights
 from w2s_fast.pipeline.artifacts import LOG, MODEL, TEST, TRAJECTORY
 from w2s_fast.pipeline.context import Context
@@ -27,7 +27,7 @@ def fit(ctx: Context, build: Building) -> None:
     cfg = train_of(ctx.cfg, ctx.job.setting("role"))
     if ctx.job.setting("freeze"):
         model, tokenizer = head_model(ctx)
-        cfg = unsharded(cfg)
+        cfg = cfg.unsharded()
     else:
         model, tokenizer = new_model(ctx, ctx.job.setting("role"))
     lesson, watch = watched(ctx, lesson_of(ctx), tokenizer)
@@ -44,7 +44,7 @@ def fit(ctx: Context, build: Building) -> None:
         progress=ctx.progress,
         watch=watch,
     )
-    save_weights(model, build.path / MODEL, ctx.here)
+    save_weights(model, build.path / MODEL, ctx.world)
     if "context" not in dict(ctx.job.inputs):  # transcripts of the test items are never written
         say(ctx, model, tokenizer, ctx.inputs("test"), "test", build.path / TEST)
     seen = log.pop("trajectory", None)

@@ -100,10 +100,10 @@ def rows_and_targets(ctx: Context, tokenizer: Any, lesson: Lesson) -> tuple[RowD
     """A lesson as ``training.train`` takes it; answers in words become the tokens to predict."""
     if ctx.task.kind != "generation":
         return rows_of(ctx, tokenizer, lesson.items, "transfer"), lesson.targets
-    from w2s_fast.training.completions import encode_answers
+    from w2s_fast.training.completions import encode_completions
 
     length = train_of(ctx.cfg, ctx.job.setting("role")).max_length
-    rows = encode_answers(tokenizer, lesson.items.texts, lesson.targets.tolist(), length)
+    rows = encode_completions(tokenizer, lesson.items.texts, lesson.targets.tolist(), length)
     return rows, rows.labels
 
 

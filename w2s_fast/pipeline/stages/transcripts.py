@@ -66,25 +66,25 @@ def _writer(ctx: Context, folder: Path) -> Writer:
     if cfg.kind == "local":
         model, tokenizer = new_model(ctx, ctx.job.setting("role"), "generation")
         return LocalWriter(model, tokenizer, cfg)
-    return _together(ctx, EndpointWriter(cfg, folder, ctx.here.rank))
+    return _together(ctx, EndpointWriter(cfg, folder, ctx.world.rank))
 
 
 def _together(ctx: Context, writer: Writer) -> Writer:
     """Every process asks for its share; what one could not get is an error on all of them."""
-    here = ctx.here
-    if here.size == 1:
+    world = ctx.world
+    if world.size == 1:
         return writer
 
     def write(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        mine = slice(here.rank, None, here.size)
+        mine = slice(world.rank, None, world.size)
         try:
             told = ["", *writer(prompts[mine], seeds[mine])]
         except W2SError as e:
             told = [str(e)]
-        everyone = here.gather(told)
+        everyone = world.all_gather_object(told)
         if error := next((error for error, *_ in everyone if error), ""):
             raise W2SError(error)
-        return [everyone[i % here.size][1 + i // here.size] for i in range(len(prompts))]
+        return [everyone[i % world.size][1 + i // world.size] for i in range(len(prompts))]
 
     return write
 
