@@ -406,7 +406,7 @@ def test_make_loss() -> None:
     ("spec", "says"),
     [
         ("logcnf", "did you mean 'logconf'"),
-        ("logconf:axu=1", "did you mean 'aux_coef'"),
+        ("logconf:auxcoef=1", "did you mean 'aux_coef'"),
         ("logconf:aux_coef=much", "expected float"),
         ("logconf:aux_coef=1.5", r"aux_coef is 1.5; expected a number in \[0, 1\]"),
         ("logconf:aux_coef=nan", "aux_coef is nan"),

@@ -123,6 +123,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     [
         (["--losses", "logcnof"], "did you mean 'logconf'?"),
         (["--losses", "logconf:aux=1"], "it is now called 'aux_coef'"),
+        (["--losses", "logconf:auxcoef=1"], "did you mean 'aux_coef'?"),
         (["--losses", "logconf", "logconf:aux_coef=0.5"], "are the same loss"),
         (["--task.name", "agrement"], "did you mean 'agreement'?"),
         (["--student.source", "bert-base"], "student.source='bert-base' is no folder"),

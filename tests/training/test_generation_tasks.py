@@ -33,6 +33,11 @@ RECIPE = TrainConfig(epochs=2, batch_size=6, lr=1e-2)
 
 
 @pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return agreement_tokenizer()
+
+
+@pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str, Path]:
     return {k: checkpoint(k, tmp_path_factory.mktemp(k), tokenizer) for k in KINDS}
 

@@ -161,7 +161,7 @@ def test_progress_of_any_type() -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"weak_frac": 1.5}, "step_frac is 1.5; expected optimizer step / number of steps"),
-    ({"weak_frac": float("nan")}, "step_frac is nan; expected"),
+    ({"weak_frac": float("nan")}, "weak_frac is nan; expected"),
     ({"weak_frac": "half"}, "weak_frac is the str 'half'; expected a number"),
     ({"weak_frac": torch.zeros(0)}, "weak_frac is empty; expected a number"),
     ({"weak_frac": torch.tensor([0.1, 0.2])}, r"weak_frac holds 0.1.* and 0.2.*; expected one"),
