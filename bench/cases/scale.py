@@ -226,7 +226,7 @@ def _exchange_rank(job: dict[str, Any]) -> dict[str, float]:
 def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
     from transformers import AutoModel, LlamaConfig
 
-    from w2s_fast.cli.estimate import plan
+    from w2s_fast.cli.estimate import estimate_step
     from w2s_fast.config import RunConfig
     from w2s_fast.models import build_model
     from w2s_fast.training.deepspeed.partition import partitioned_init
@@ -242,7 +242,7 @@ def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
     cfg = TrainConfig(epochs=1, batch_size=4 * world.size, zero_stage=3, lr=1e-5)
     student = ModelConfig(str(folder))
     run = dataclasses.replace(RunConfig(), student=student, student_train=cfg)
-    said = plan(run, world.size, 64).total / 2**20
+    said = estimate_step(run, world.size, 64).total / 2**20
     init_deepspeed(300)
 
     class Tokens:

@@ -232,7 +232,7 @@ def test_patched_twice() -> None:
 def test_patched_by_someone_else(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm()
     lm.forward = lambda *args, **kwargs: None
-    with pytest.raises(W2SError, match=r"replaced by \S*test_patch_columns; load"):
+    with pytest.raises(W2SError, match=r"replaced by \S*test_columns; load"):
         w2s_fast.patch(lm)
     assert not hasattr(lm.lm_head, "_w2s_head")
     lm = tiny_lm()
@@ -240,7 +240,7 @@ def test_patched_by_someone_else(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(W2SError, match="forward of the head of this LlamaForCausalLM was replaced"):
         w2s_fast.patch(lm)
     monkeypatch.setattr(type(lm), "forward", lambda *args, **kwargs: None)
-    with pytest.raises(W2SError, match=r"LlamaForCausalLM was replaced by \S*test_patch_col"):
+    with pytest.raises(W2SError, match=r"LlamaForCausalLM was replaced by \S*test_col"):
         w2s_fast.patch(tiny_lm())
 
 
