@@ -122,6 +122,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     ("args", "words"),
     [
         (["--losses", "logcnof"], "did you mean 'logconf'?"),
+        (["--losses", "logconf:aux=1"], "it is now called 'aux_coef'"),
         (["--losses", "logconf:auxcoef=1"], "did you mean 'aux_coef'?"),
         (["--losses", "logconf", "logconf:aux_coef=0.5"], "are the same loss"),
         (["--task.name", "agrement"], "did you mean 'agreement'?"),

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import METHODS, Method, Node, Plan, Targets
 from w2s_fast.pipeline import run
+from w2s_fast.pipeline.artifacts import read_probs
 from w2s_fast.pipeline.context import Context, load_data
 from w2s_fast.pipeline.export import export
 from w2s_fast.pipeline.jobs import Job, plan
-from w2s_fast.pipeline.parquet import read_probs
 from w2s_fast.pipeline.students import students
 from w2s_fast.tasks import TASKS, TaskConfig, TaskData
 from w2s_fast.tasks.datasets.agreement import Agreement

@@ -14,7 +14,7 @@ from typing import Any
 from w2s_fast.config import RunConfig, validate
 from w2s_fast.distributed.heartbeat import monitor_processes
 from w2s_fast.distributed.world import get_world, init_distributed
-from w2s_fast.pipeline.artifacts import LABELS, SCORES
+from w2s_fast.pipeline.artifacts import LABELS, REPORT
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import Order, execute, find
 from w2s_fast.pipeline.jobs import (
@@ -203,4 +203,4 @@ def _report_stage(running: Session, job: Job) -> Mapping[str, Any]:
         artefact = execute(running.cfg, running.order(job), 1, lambda *_: None)
         running.results[job.name] = artefact
         running.watcher.finished(job, artefact.info.get("seconds"))
-    return json.loads((running.results[job.name].path / SCORES).read_bytes())
+    return json.loads((running.results[job.name].path / REPORT).read_bytes())
