@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from w2s_fast.distributed.network import free_port, interface_to
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import W2SError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -267,12 +267,12 @@ def _address(env: Mapping[str, str]) -> tuple[str, int]:
 
 
 def _failure_message(world: World, host: str, port: int, timeout_s: float, error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error, 160)
     if "EADDRINUSE" in text or "address already in use" in text.lower():
         return f"port {port} on {host} is in use; stop what listens there or set MASTER_PORT"
     return (
         f"{world.name} did not connect to the other {world.size - 1} processes at {host}:{port} "
-        f"within {timeout_s:g} s ({text[:160]}); are all hosts up, and can each reach {host}?"
+        f"within {timeout_s:g} s ({text}); are all hosts up, and can each reach {host}?"
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from w2s_fast.distributed.world import SINGLE_PROCESS, World
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import W2SError, one_line
 from w2s_fast.store import file_hash
 
 _PREFIX = "step-"
@@ -167,7 +167,7 @@ def _begin(temporary: Path) -> str:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     except OSError as e:
-        return _line(e)
+        return one_line(e)
     return ""
 
 
@@ -181,7 +181,7 @@ def _write(tensors: dict[str, Tensor], path: Path) -> tuple[str, str]:
         flush(path)
         return file_hash(path), ""
     except (OSError, SafetensorError) as e:
-        return "", _line(e)
+        return "", one_line(e)
 
 
 def _publish(temporary: Path, final: Path, meta: dict[str, Any]) -> str:
@@ -193,7 +193,7 @@ def _publish(temporary: Path, final: Path, meta: dict[str, Any]) -> str:
         os.replace(temporary, final)
         flush(final.parent)
     except OSError as e:
-        return _line(e)
+        return one_line(e)
     return ""
 
 
@@ -241,7 +241,3 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _line(e: BaseException) -> str:
-    return " ".join(str(e).split())[:300]
