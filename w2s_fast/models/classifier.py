@@ -112,7 +112,7 @@ def switch_checkpointing(base: Any, on: bool) -> None:
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """Pool hidden states (B, T, D) of right-padded rows to (B, D) by ``last``, ``mean``, ``cls``."""
+    """Pool right-padded hidden states (B, T, D) to (B, D): ``last``, ``mean`` or ``cls``."""
     if pooling == "cls":
         return hidden[:, 0]
     if pooling == "last":
