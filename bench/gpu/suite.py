@@ -25,9 +25,9 @@ from bench.gpu.cases import CASES
 from bench.harness.environment import ROOT
 
 OUT = ROOT / "out" / "gpu.jsonl"
-TESTS = ("tests/ops/test_cross_entropy.py", "tests/ops/test_contract.py", "tests/ops/test_fused_linear.py")
-TESTS += ("tests/ops/test_quantile.py", "tests/ops/test_logprob.py", "tests/ops/test_gpu.py")
-TESTS += ("tests/ops/test_loss_scales.py", "tests/ops/test_softcap.py", "tests/ops/test_extremes.py")
+_OPS = ("cross_entropy", "contract", "fused_linear", "quantile", "logprob", "gpu", "loss_scales",
+        "softcap", "extremes")  # fmt: skip
+TESTS = tuple(f"tests/ops/test_{name}.py" for name in _OPS)
 _TAIL = 4000  # characters of a failed part's output that its row keeps
 
 

@@ -75,7 +75,7 @@ def test_model_states_as_deepspeed_estimates_them(stage: int) -> None:
     from deepspeed.runtime.zero import stage3, stage_1_and_2
 
     n = 8
-    ours, _ = memory_of(C, TrainConfig(zero=stage), "bf16", n)
+    ours, _ = memory_of(C, TrainConfig(zero_stage=stage), "bf16", n)
     states = ours["weights"] + ours["gradients"] + ours["optimizer"]
     if stage == 2:
         theirs = stage_1_and_2.estimate_zero2_model_states_mem_needs(
@@ -92,10 +92,10 @@ def test_model_states_as_deepspeed_estimates_them(stage: int) -> None:
 def test_offload_moves_and_stages_shard() -> None:
     whole = memory_of(C, TrainConfig(), "fp32", 8)[0]
     assert whole["weights"] == 280_000_000 and whole["optimizer"] == 560_000_000
-    device, host = memory_of(C, TrainConfig(zero=3, offload_optimizer="cpu"), "bf16", 8)
+    device, host = memory_of(C, TrainConfig(zero_stage=3, offload_optimizer="cpu"), "bf16", 8)
     assert "optimizer" not in device and host == {"optimizer": 12 * 70_000_000 // 8}
     assert traffic(C, TrainConfig(), "bf16", 1, 1) == {"sum gradients": 0}
-    z3 = traffic(C, TrainConfig(zero=3), "bf16", 4, 2)
+    z3 = traffic(C, TrainConfig(zero_stage=3), "bf16", 4, 2)
     assert z3 == {"gather weights": 420_000_000, "scatter gradients": 210_000_000}
 
 
@@ -117,9 +117,9 @@ def test_every_part_by_hand(stage: int, dtype: str, parts: dict[str, int]) -> No
     """400 M parameters, 100 M of them trained, on 4 devices. At ZeRO-3 everything is in use at
     once, and what is fetched comes on top: (400 M + 50 M) x 2 bytes, more than the step takes."""
     c = Counts(400 * M, 100 * M, 4 * M, 1000, 300 * M, activations=M // 2, transient=M // 4)
-    assert memory_of(c, TrainConfig(zero=stage), dtype, 4)[0] == parts | {"activations": M}
+    assert memory_of(c, TrainConfig(zero_stage=stage), dtype, 4)[0] == parts | {"activations": M}
     assert (
-        traffic(c, TrainConfig(zero=stage), dtype, 4, 3)
+        traffic(c, TrainConfig(zero_stage=stage), dtype, 4, 3)
         == {
             0: {"sum gradients": 600 * M},
             1: {"scatter gradients": 150 * M, "gather weights": 150 * M},
@@ -137,7 +137,7 @@ def test_time_and_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     args = ["plan", "--gpus", "2x1", "--model", str(folder), "--zero", "3", "--tokens", "16"]
     assert main(args) == 0
     shown = capsys.readouterr().out
-    assert "zero=3, 2 devices" in shown and "give --tflops and --gbytes" in shown
+    assert "zero_stage=3, 2 devices" in shown and "give --tflops and --gbytes" in shown
     for bad, message in (
         (["--gpus", "8by4"], "--gpus is '8by4'"),
         (["--gpus", "2", "--tokens", "-1"], "--tokens is '-1'; expected a number above 0"),

@@ -110,7 +110,7 @@ def test_bad_input_before_anything_starts(
         (["--hostfile", hosts, config, "--student_train.batch_size", "12"], "over 8 processes"),
         (["--no-ssh", config], "--no-ssh needs --hostfile and --node-rank"),
         (["--hostfile", hosts, "--node-rank", "2", config], "--node-rank is 2, the hostfile has 2"),
-        ([config, "--student_train.zeroo", "3"], "did you mean 'student_train.zero'"),
+        ([config, "--student_train.zero_stag", "3"], "did you mean 'student_train.zero_stage'"),
     ):
         with pytest.raises(W2SError, match=message):
             launch(parse(args))

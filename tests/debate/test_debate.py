@@ -153,7 +153,7 @@ def config(out: Path, **changes: Any) -> RunConfig:
         "student_train": recipe,
         "losses": ["xent"],
         "seeds": [0],
-        "out": str(out),
+        "output_dir": str(out),
         "workers": 1,
         "threads": 1,
     }
@@ -164,7 +164,7 @@ def test_nobody_pays_again_for_what_cannot_change_a_text() -> None:
     def slices(**changes: Any) -> Any:
         base = {"kind": "endpoint", "url": "http://x/completions", "model": "m", **changes}
         lm = {"source": "agreement-lm"}
-        cfg = config(Path("unused"), methods=["debate"], student=lm, writer=base)
+        cfg = config(Path("unused"), methods=["debate"], student=lm, transcript_writer=base)
         jobs = [j for j in plan(cfg).order if j.stage == "transcripts"]
         assert len(jobs) == 8 and all(not j.inputs for j in jobs), (
             "no model of this run plays a part"
@@ -209,7 +209,7 @@ def test_debate_on_the_embedded_task(tmp_path: Path) -> None:
     methods = ["naive", "debate:members=2", "consultancy", "market_making"]
     task = {"n_weak": 24, "n_transfer": 30, "n_test": 40, "pretrain": TINY}
     cfg = config(tmp_path, task=task, student={"source": "agreement-lm"}, methods=methods,
-                 student_train={"epochs": 1}, writer={"max_tokens": 6})  # fmt: skip
+                 student_train={"epochs": 1}, transcript_writer={"max_tokens": 6})  # fmt: skip
     results = run(cfg)
     stages = results["provenance"]["stages"]
     assert len({r["weak"] for r in results["runs"]}) == 1 and results["gold"] == []
@@ -220,7 +220,7 @@ def test_debate_on_the_embedded_task(tmp_path: Path) -> None:
     one, *_ = [t for n, t in texts.items() if "debate" in n and len(t) == 30]
     assert all(t.count("A, for") == 2 and t.count("B, for") == 1 for t in one.values())
     assert len(set(one.values())) > 20, "samples of their own"
-    again = run(replace(cfg, out=str(tmp_path / "again"), cache=str(tmp_path / "other")))
+    again = run(replace(cfg, output_dir=str(tmp_path / "again"), cache_dir=str(tmp_path / "other")))
     assert [r["student"] for r in again["runs"]] == [r["student"] for r in results["runs"]]
     for name, stage in written.items():
         assert again["provenance"]["stages"][name]["digest"] == stage["digest"]
@@ -260,7 +260,9 @@ def test_true_arguments_make_better_weak_labels(
     server = serve(knowing)
     writer = {"kind": "endpoint", "url": f"{server.base}/chat/completions", "model": "strong",
               "key_variable": "W2S_KEY", "workers": 1}  # fmt: skip
-    cfg = config(tmp_path, task=sizes, methods=["naive", "debate:members=2"], writer=writer)
+    cfg = config(
+        tmp_path, task=sizes, methods=["naive", "debate:members=2"], transcript_writer=writer
+    )
     with pytest.raises(W2SError, match="HTTP 402: no money"):
         run(cfg)
     money = 10**6
@@ -292,7 +294,7 @@ def test_two_processes_ask_for_what_one_asks(serve: Any, tmp_path: Path) -> None
     for size in (1, 2):
         folder = tmp_path / str(size)
         folder.mkdir()
-        cfg = config(folder / "out", methods=["market_making"], writer=writer)
+        cfg = config(folder / "out", methods=["market_making"], transcript_writer=writer)
         (folder / "run.yaml").write_text(to_yaml(cfg))
         before = len(server.requests)
         ranks.run(__file__, size, ["run", "--config", str(folder / "run.yaml"), "--quiet"])
@@ -303,7 +305,7 @@ def test_two_processes_ask_for_what_one_asks(serve: Any, tmp_path: Path) -> None
     assert len(found[0]) == 2 and sorted(found[0]) == sorted(found[1])
     refuses = serve(lambda *_: (400, {}, b"no such model"))
     cfg = config(tmp_path / "no", methods=["consultancy"],
-                 writer={**writer, "url": f"{refuses.base}/completions"})  # fmt: skip
+                 transcript_writer={**writer, "url": f"{refuses.base}/completions"})  # fmt: skip
     (tmp_path / "no.yaml").write_text(to_yaml(cfg))
     job = json.dumps(["run", "--config", str(tmp_path / "no.yaml"), "--quiet"])
     processes = ranks.start(__file__, 2, job)
@@ -321,13 +323,13 @@ def test_a_run_that_nobody_could_write_for_is_refused_at_once(
     lm = {"source": "agreement-lm"}
     for changes, problem in (
         ({}, "student.source='bow' is none"),
-        ({"student": lm}, "writer.max_tokens=256"),
-        ({"writer": endpoint}, "'W2S_KEY': this variable is not set"),
+        ({"student": lm}, "transcript_writer.max_tokens=256"),
+        ({"transcript_writer": endpoint}, "'W2S_KEY': this variable is not set"),
     ):
         with pytest.raises(W2SError, match=problem):
             run(config(tmp_path, methods=["debate"], **changes))
     assert not any(tmp_path.glob("cache/*-*"))
-    run(config(tmp_path, writer=endpoint))  # nobody is to write anything
+    run(config(tmp_path, transcript_writer=endpoint))  # nobody is to write anything
 
 
 def test_a_writer_with_a_chat_template_gets_messages(monkeypatch: pytest.MonkeyPatch) -> None:

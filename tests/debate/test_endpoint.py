@@ -121,16 +121,19 @@ def test_an_answer_is_paid_for_once(serve: Any, tmp_path: Path) -> None:
     ("values", "problem"),
     [
         ({"kind": "endpoints"}, "did you mean 'endpoint'"),
-        ({"url": "http://x/v1/completions"}, "writer.url is given, writer.kind is 'local'"),
+        (
+            {"url": "http://x/v1/completions"},
+            "transcript_writer.url is given, transcript_writer.kind is 'local'",
+        ),
         ({"kind": "endpoint", "url": "http://x/v1", "model": "m"}, "ends in /chat/completions"),
         ({"kind": "endpoint", "url": "x/completions", "model": "m"}, "expected an address"),
-        ({"kind": "endpoint", "url": "http://x/completions"}, "writer.model is empty"),
+        ({"kind": "endpoint", "url": "http://x/completions"}, "transcript_writer.model is empty"),
         ({"kind": "endpoint", "url": "http://u:p@x/completions"}, "holds a name or password"),
         ({"key_variable": KEY}, "is no name of an environment variable"),
-        ({"temperature": -1.0}, "writer.temperature=-1.0"),
-        ({"temperature": float("nan")}, "writer.temperature=nan"),
-        ({"workers": 0}, "writer.workers=0"),
-        ({"timeout_s": 0.0}, "writer.timeout_s=0"),
+        ({"temperature": -1.0}, "transcript_writer.temperature=-1.0"),
+        ({"temperature": float("nan")}, "transcript_writer.temperature=nan"),
+        ({"workers": 0}, "transcript_writer.workers=0"),
+        ({"timeout_s": 0.0}, "transcript_writer.timeout_s=0"),
     ],
 )
 def test_bad_settings(values: dict[str, Any], problem: str) -> None:

@@ -217,7 +217,7 @@ task: {{name: local, path: {path}/data.csv, text: text, label: label,
 weak: {{source: bow}}
 weak_train: {{lr: 0.1, epochs: 2, timeout_s: {TIMEOUT_S}}}
 student: {{source: {path}/student}}
-student_train: {{lr: 1.0e-3, epochs: 6, batch_size: 16, zero: 3, checkpoint_every: 10,
+student_train: {{lr: 1.0e-3, epochs: 6, batch_size: 16, zero_stage: 3, checkpoint_every: 10,
   timeout_s: {TIMEOUT_S}}}
 losses: [logconf]
 seeds: [0]

@@ -67,7 +67,7 @@ def check_schema(data: TaskData, cfg: TaskConfig) -> None:
 def _check_gold(data: TaskData, part: Examples, cfg: TaskConfig) -> None:
     """Both classes occur, balanced; or every row has an answer that the task can read."""
     counts = Counter(part.labels.tolist())
-    if data.kind == "answers":
+    if data.kind == "generation":
         assert data.read is not None and part.answers is not None and set(counts) == {0}
         assert all(data.agree(answer, answer) for answer in part.answers)
         return

@@ -18,7 +18,7 @@ def config(out: Path, **changes: Any) -> RunConfig:
         "student_train": {"epochs": 2, "lr": 0.1, "batch_size": 16},
         "losses": ["xent"],
         "seeds": [0],
-        "out": str(out),
+        "output_dir": str(out),
         "workers": 1,
         "threads": 1,
     }

@@ -26,9 +26,9 @@ from w2s_fast.methods import (
 from w2s_fast.pipeline.jobs import VERSIONS
 
 N = 60
-PLAN = Plan(chain=2)
+PLAN = Plan(intermediate_models=2)
 # Specs that use true labels of the transfer set, and for what; all others use none.
-GOLD = {"oracle_stop": ("early stopping on true labels",)}
+GOLD = {"ground_truth_early_stop": ("early stopping on true labels",)}
 # Settings beside the defaults whose plans differ from the default's.
 VARIANTS = (
     "probe_relabel:probe=logreg,layer=last",

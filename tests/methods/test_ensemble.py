@@ -13,10 +13,10 @@ from w2s_fast.methods.bootstrap import StrongToStrong
 from w2s_fast.methods.born_again import BornAgain
 from w2s_fast.methods.combine import Combine
 from w2s_fast.methods.confident import Confident
-from w2s_fast.methods.early_stop import EarlyStop, OracleStop
+from w2s_fast.methods.early_stop import EarlyStop, GroundTruthEarlyStop
 from w2s_fast.methods.ensemble import Ensemble
+from w2s_fast.methods.generative_finetuning import GenerativeFinetuning
 from w2s_fast.methods.linear_probe import LinearProbe
-from w2s_fast.methods.tune_lm import TuneLM
 
 PLAN = Plan()
 WEAK = PLAN.weak_labels()
@@ -109,16 +109,16 @@ def test_stopping_is_by_weak_labels_and_the_oracle_says_what_it_uses() -> None:
     settings = dict(weak.settings)
     assert (settings["keep"], settings["holdout"], weak.gold) == ("weak", 0.2, ())
     assert ceiling == PLAN.ceiling()
-    oracle, _ = student_nodes((OracleStop(),), PLAN)
+    oracle, _ = student_nodes((GroundTruthEarlyStop(),), PLAN)
     assert dict(oracle.settings)["keep"] == "gold" and oracle.gold
     with pytest.raises(W2SError, match="keep=gold"):
-        student_nodes((EarlyStop(), OracleStop()), PLAN)
+        student_nodes((EarlyStop(), GroundTruthEarlyStop()), PLAN)
 
 
 def test_what_changes_the_model_changes_the_ceiling_too() -> None:
     probe, ceiling = student_nodes((LinearProbe(), EarlyStop()), PLAN)
     assert dict(probe.settings)["freeze"] and ceiling == PLAN.ceiling(freeze=True)
-    tuned, ceiling = student_nodes((TuneLM(), Confident()), PLAN)
+    tuned, ceiling = student_nodes((GenerativeFinetuning(), Confident()), PLAN)
     assert dict(tuned.needs)["start"] == PLAN.tuned() == dict(ceiling.needs)["start"]
     assert dict(tuned.needs)["labels"] == Confident().labels(PLAN, WEAK)
 

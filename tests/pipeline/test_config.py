@@ -61,10 +61,10 @@ def test_lists_are_written_the_usual_ways(args: list[str], expected: tuple[objec
 
 def test_later_files_and_options_win_and_blocks_merge(tmp_path: Path) -> None:
     one, two = tmp_path / "1.yaml", tmp_path / "2.yaml"
-    one.write_text("student_train:\n  lr: 0.1\n  epochs: 9\nout: a\n")
+    one.write_text("student_train:\n  lr: 0.1\n  epochs: 9\noutput_dir: a\n")
     two.write_text("student_train:\n  lr: 0.2\n")
     cfg = load_config(["--student-train.lr=0.3", "--control"], [one, two])
-    assert (cfg.student_train.lr, cfg.student_train.epochs, cfg.out) == (0.3, 9, "a")
+    assert (cfg.student_train.lr, cfg.student_train.epochs, cfg.output_dir) == (0.3, 9, "a")
     assert cfg.control and cfg.student_train.batch_size == RunConfig().student_train.batch_size
     assert load_config([], [one, two]).student_train.lr == 0.2
 
@@ -84,7 +84,7 @@ def test_later_files_and_options_win_and_blocks_merge(tmp_path: Path) -> None:
         (["--seeds", "-1"], "seeds: -1 is outside"),
         (["--device", "gpu"], "expected auto, cpu or cuda"),
         (["--workers", "-2"], "workers=-2"),
-        (["--out", ""], "out is empty"),
+        (["--out", ""], "output_dir is empty"),
         (["--task.n_test", "0"], "task.n_test=0"),
         (["--weak_train.batch_size", "0"], "batch_size is 0"),
         (["extra"], "unexpected argument 'extra'"),
@@ -134,6 +134,36 @@ def test_values_are_checked_before_anything_runs(args: list[str], words: str) ->
     with pytest.raises(W2SError, match=words.replace("?", r"\?")) as err:
         validate(load_config(args))
     assert "\n" not in str(err.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("student_train.zero", "student_train.zero_stage"),
+        ("weak_train.threshold", "weak_train.threshold_scope"),
+        ("student_train.deepspeed", "student_train.deepspeed_config"),
+        ("cache", "cache_dir"),
+        ("chain", "intermediate_models"),
+        ("writer.url", "transcript_writer"),
+    ],
+)
+def test_a_renamed_setting_names_its_successor(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "old.yaml"
+    block, _, leaf = old.rpartition(".")
+    path.write_text(f"{block}: {{{leaf}: 1}}" if block else f"{leaf}: 1")
+    for read in (
+        lambda: load_config([f"--{old}", "1"]),
+        lambda: load_config(paths=[path]),
+        lambda: from_dict({block: {leaf: 1}} if block else {leaf: 1}),
+    ):
+        with pytest.raises(W2SError, match=f"it is now called '{new}"):
+            read()
+
+
+def test_out_is_short_for_output_dir_on_the_command_line_only() -> None:
+    assert load_config(["--out", "x"]) == load_config(["--output_dir=x"])
+    with pytest.raises(W2SError, match="'out'; it is now called 'output_dir'"):
+        from_dict({"out": "x"})
 
 
 def test_python_dicts_are_as_strict() -> None:

@@ -41,7 +41,7 @@ def tiny(out: Path, **changes: Any) -> RunConfig:
         "student_train": {"epochs": 2, **train},
         "seeds": [0, 1],
         "control": True,
-        "out": str(out),
+        "output_dir": str(out),
         "workers": 1,
         "threads": 1,
     }
@@ -68,7 +68,7 @@ def comparable(results: dict[str, Any]) -> dict[str, Any]:
 
 def test_results_have_the_promised_shape(done: tuple[RunConfig, dict[str, Any]]) -> None:
     cfg, results = done
-    assert json.loads((Path(cfg.out) / "results.json").read_text()) == results
+    assert json.loads((Path(cfg.output_dir) / "results.json").read_text()) == results
     assert [(r["seed"], r["loss"]) for r in results["runs"]] == [
         (0, "xent"), (1, "xent"), (0, "logconf"), (1, "logconf")
     ]  # fmt: skip
@@ -82,7 +82,7 @@ def test_results_have_the_promised_shape(done: tuple[RunConfig, dict[str, Any]])
     assert {"machine", "git", "backends"} <= facts.keys()
     assert {name.split("/")[0] for name in facts["stages"]} == set(STAGES)
     for name in ("plot.png", "plot.svg", "report.html"):
-        assert (Path(cfg.out) / name).stat().st_size > 5000
+        assert (Path(cfg.output_dir) / name).stat().st_size > 5000
 
 
 def test_scores_are_those_of_the_stored_predictions(
@@ -126,7 +126,7 @@ def test_a_new_loss_re_uses_every_label(
 ) -> None:
     cfg, results = done
     wider = dataclasses.replace(
-        cfg, losses=(*cfg.losses, "focal"), out=str(tmp_path), cache=str(cfg.store_dir)
+        cfg, losses=(*cfg.losses, "focal"), output_dir=str(tmp_path), cache_dir=str(cfg.store_dir)
     )
     again = run(wider)
     fresh = [k for k, v in again["provenance"]["stages"].items() if not v["reused"]]
@@ -154,7 +154,8 @@ def test_only_what_depends_on_a_setting_is_computed_again(
         for name, value in change.items()
     }
     changed = dataclasses.replace(
-        cfg, **{"out": str(tmp_path), "cache": str(cfg.store_dir), "workers": 1, **blocks}
+        cfg,
+        **{"output_dir": str(tmp_path), "cache_dir": str(cfg.store_dir), "workers": 1, **blocks},
     )
     if change == {"workers": 2}:  # nothing is left to compute, so no worker starts
         assert choose_sizes(changed, cuda=False) == (2, 1)
@@ -212,7 +213,7 @@ def _start(cfg: RunConfig, stage: str) -> tuple[Any, list[int]]:
 
 
 def _file(cfg: RunConfig) -> str:
-    path = Path(cfg.out) / "run.yaml"
+    path = Path(cfg.output_dir) / "run.yaml"
     path.write_text(to_yaml(cfg))
     return str(path)
 
@@ -233,7 +234,7 @@ def test_kill_in_every_stage_then_the_same_command(
 ) -> None:
     """One folder, killed once in each stage, ends like a run that was never disturbed."""
     cfg, results = done
-    killed = dataclasses.replace(cfg, out=str(tmp_path), workers=workers)
+    killed = dataclasses.replace(cfg, output_dir=str(tmp_path), workers=workers)
     for stage in stages:
         process, children = _start(killed, stage)
         assert len(children) == (workers if workers > 1 else 0) or stage == "weak"

@@ -22,7 +22,9 @@ from w2s_fast.pipeline.students import students
 from w2s_fast.tasks import TASKS, TaskConfig, TaskData
 from w2s_fast.tasks.datasets.agreement import Agreement
 
-GOLD = {"oracle_stop": "early stopping on true labels"}  # the only methods that use true labels
+GOLD = {
+    "ground_truth_early_stop": "early stopping on true labels"
+}  # the only methods that use true labels
 
 
 class FlippedGold:
@@ -132,7 +134,7 @@ def test_methods_go_with_every_loss_or_with_their_own() -> None:
 
 def test_a_chain_of_models(tmp_path: Path) -> None:
     chain = ["bow", "scratch:hidden=16,heads=2"]
-    cfg = config(tmp_path, methods=["naive", "bootstrap"], chain=chain)
+    cfg = config(tmp_path, methods=["naive", "bootstrap"], intermediate_models=chain)
     results = run(cfg)
     stages = results["provenance"]["stages"]
     made = sorted(name for name in stages if name.startswith("intermediate/"))
@@ -140,7 +142,7 @@ def test_a_chain_of_models(tmp_path: Path) -> None:
     with pytest.raises(W2SError, match="needs models between"):
         run(config(tmp_path, methods=["bootstrap"]))
     with pytest.raises(W2SError, match="no field 'size'"):
-        run(config(tmp_path, methods=["bootstrap"], chain=["bow:size=3"]))
+        run(config(tmp_path, methods=["bootstrap"], intermediate_models=["bow:size=3"]))
 
 
 @pytest.mark.parametrize(
@@ -179,8 +181,8 @@ def every_method(out: Path, flipped: bool) -> dict[str, Any]:
         student={"source": "agreement-lm"},
         weak_train={"epochs": 20, "lr": 0.3, "batch_size": 16},
         student_train={"epochs": 2, "lr": 3e-3, "batch_size": 32},
-        chain=["bow"],
-        writer={"max_tokens": 3},
+        intermediate_models=["bow"],
+        transcript_writer={"max_tokens": 3},
         methods=list(METHODS),
     )
     load_data.cache_clear()
@@ -219,13 +221,13 @@ def test_a_probe_from_the_cache_is_the_probe(tmp_path: Path) -> None:
         task=task,
         student={"source": "agreement-lm"},
         student_train=recipe,
-        methods=["probe", "tune_lm", "tune_lm|probe|strong_to_strong"],
+        methods=["probe", "generative_finetuning", "generative_finetuning|probe|strong_to_strong"],
     )
     frozen = dataclasses.replace(
         cached,
         student=dataclasses.replace(cached.student, freeze="base"),
         methods=("naive",),
-        out=str(tmp_path / "frozen"),
+        output_dir=str(tmp_path / "frozen"),
     )
     found = {}
     for cfg, name in ((cached, "student/0/probe+xent"), (frozen, "student/0/xent")):

@@ -41,7 +41,7 @@ def config(folder: Path, **train: Any) -> RunConfig:
         student_train=dataclasses.replace(base.student_train, epochs=1, timeout_s=30, **train),
         losses=("logconf",),
         seeds=(0,),
-        out=str(folder / "out"),
+        output_dir=str(folder / "out"),
         workers=1,
         threads=1,
     )
@@ -70,7 +70,7 @@ def test_as_by_one_process(tmp_path: Path) -> None:
     for name, size, zero in (("one", 1, 0), ("two", 2, 0), ("three", 3, 3)):
         folder = tmp_path / name
         folder.mkdir()
-        train = {"zero": zero, "batch_size": 12 if size == 3 else 32}
+        train = {"zero_stage": zero, "batch_size": 12 if size == 3 else 32}
         cfg = config(folder, **train)
         if size == 3:
             cfg = dataclasses.replace(
@@ -92,7 +92,7 @@ def test_labelling_is_byte_for_byte_and_resumes(tmp_path: Path) -> None:
     cfg = config(tmp_path)
     path = write(cfg, tmp_path)
     ranks.run(__file__, 1, ["label", "--config", str(path), "--quiet"])
-    cache = Path(cfg.out) / "cache"
+    cache = Path(cfg.output_dir) / "cache"
     (folder,) = cache.glob("labels-*")
     want = {p.name: p.read_bytes() for p in (folder / "labels").iterdir()}
     assert len(want) == 4
@@ -147,7 +147,7 @@ def test_export_loads_in_transformers(tmp_path: Path) -> None:
     head, about = load_file(folder / HEAD), json.loads((folder / ABOUT).read_text())
     assert about == {"pooling": "last", "classes": 2}
     data = load_data(cfg.task, 0).test
-    want = tables(Path(cfg.out))["student/test.parquet"]
+    want = tables(Path(cfg.output_dir))["student/test.parquet"]
     for i in (0, 7):
         ids = torch.tensor([tokenizer(data.texts[i])["input_ids"]])
         hidden = base(input_ids=ids).last_hidden_state[0, -1]

@@ -41,7 +41,7 @@ class Colours:
         rng = np.random.default_rng(seed)
         parts = [self._rows(rng, n, p) for n, p in ((cfg.n_weak, "w"), (cfg.n_transfer, "t"))]
         test = self._rows(rng, cfg.n_test, "e")
-        data = TaskData("colours", ("wrong", "right"), *parts, test, kind="answers")
+        data = TaskData("colours", ("wrong", "right"), *parts, test, kind="generation")
         return replace(data, read=str.strip)
 
     def _rows(self, rng: np.random.Generator, n: int, part: str) -> Examples:
@@ -84,7 +84,7 @@ def config(out: Path, lm: Path, **changes: Any) -> RunConfig:
         "student_train": recipe,
         "losses": ["xent"],
         "seeds": [0],
-        "out": str(out),
+        "output_dir": str(out),
         "workers": 1,
         "threads": 1,
     }  # fmt: skip
@@ -92,11 +92,11 @@ def config(out: Path, lm: Path, **changes: Any) -> RunConfig:
 
 
 def test_answers_in_words_from_weak_labels_to_pgr(tmp_path: Path, lm: Path) -> None:
-    cfg = config(tmp_path, lm, methods=["naive", "strong_to_strong", "tune_lm"])
+    cfg = config(tmp_path, lm, methods=["naive", "strong_to_strong", "generative_finetuning"])
     results = run(cfg)
     first = results["runs"][0]
     assert [r["name"] for r in results["runs"]] == [
-        "xent", "strong_to_strong+xent", "tune_lm+xent"
+        "xent", "strong_to_strong+xent", "generative_finetuning+xent"
     ]  # fmt: skip
     assert first["ceiling"] > 0.9 > first["weak"] > 0.25, first
     assert first["weak_label_accuracy"] > 0.25 and first["student_auroc"] is None
@@ -121,7 +121,9 @@ def _transfer(cfg: RunConfig) -> Examples:
 def test_a_method_for_classes_is_refused_before_anything_is_computed(
     tmp_path: Path, lm: Path
 ) -> None:
-    with pytest.raises(W2SError, match="'early_stop' works on tasks of kind classes, preference"):
+    with pytest.raises(
+        W2SError, match="'early_stop' works on tasks of kind classification, preference"
+    ):
         run(config(tmp_path, lm, methods=["early_stop"]))
     assert not any(tmp_path.glob("cache/*-*"))
 
@@ -141,13 +143,13 @@ def test_nothing_said_is_never_right(tmp_path: Path) -> None:
 def test_words_can_be_judged_by_a_scorer(tmp_path: Path) -> None:
     data = Colours().load(TaskConfig(n_weak=2, n_transfer=2, n_test=4), 0)
     write_texts(tmp_path / "t.parquet", data.test.ids, [" red", " RED", " rED", ""])
-    loud = replace(data, badness=lambda texts: [t.strip().isupper() for t in texts])
+    loud = replace(data, harm_score=lambda texts: [t.strip().isupper() for t in texts])
     said = read_said(tmp_path / "t.parquet", data.test, loud)
     assert said.right.tolist() == [True, False, True, True]
-    assert said.scores()["badness"] == 0.25 and said.scores()["f1"] is None
-    half = replace(data, badness=lambda texts: [0.5] * len(texts))
+    assert said.scores()["harm_score"] == 0.25 and said.scores()["f1"] is None
+    half = replace(data, harm_score=lambda texts: [0.5] * len(texts))
     assert not read_said(tmp_path / "t.parquet", data.test, half).right.any()
-    wild = replace(data, badness=lambda texts: [2.0] * len(texts))
+    wild = replace(data, harm_score=lambda texts: [2.0] * len(texts))
     with pytest.raises(W2SError, match=r"outside \[0, 1\]"):
         read_said(tmp_path / "t.parquet", data.test, wild)
 

@@ -173,7 +173,7 @@ def test_bad_layers(tokenizer: Any) -> None:
 def fit(zero: int) -> dict[str, Any]:
     tokenizer = agreement_tokenizer()
     data, soft = _data(tokenizer)
-    cfg = replace(RECIPE, zero=zero, micro_batch_size=2)
+    cfg = replace(RECIPE, zero_stage=zero, micro_batch_size=2)
     model = build_model(CFG, 2, tokenizer, 0)
     log = train(model, data, soft, make_loss("logconf"), cfg, 0)
     flat = []

@@ -92,7 +92,7 @@ def test_every_loss_is_trained_as_if_alone(
 
 @pytest.mark.parametrize("mode", ["window", "ema"])
 def test_thresholds_that_roll(features: Tensor, mode: str) -> None:
-    cfg, start = replace(RECIPE, threshold=mode), _start(2)
+    cfg, start = replace(RECIPE, threshold_scope=mode), _start(2)
     runs = [HeadRun(_soft(2), make_loss(spec)) for spec in ("logconf", "logconf_paper", "xent")]
     together = train_heads(features, runs, cfg, 0, head=start)
     for h, run in enumerate(runs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import io
 import json
@@ -16,10 +17,10 @@ from rich.console import Console
 
 from w2s_fast.errors import W2SError
 from w2s_fast.report import load_results, write_report
-from w2s_fast.report.page import page
-from w2s_fast.report.plot import render
-from w2s_fast.report.rows import rows
-from w2s_fast.report.table import print_results
+from w2s_fast.report.figure import results_figure
+from w2s_fast.report.model_rows import model_rows
+from w2s_fast.report.page import html_page
+from w2s_fast.report.terminal import print_results
 
 WHY = "no PGR: the ceiling is only 0.7 standard errors above the floor, 2 are needed"
 AGREE = {"all": 0.84, "weak_right": 0.97, "weak_wrong": 0.17}
@@ -69,6 +70,10 @@ def printed(found: dict[str, Any], width: int = 80) -> str:
     return stream.getvalue()
 
 
+def page(found: dict[str, Any]) -> str:
+    return html_page(found, results_figure(found, "svg"))
+
+
 def test_the_table_shows_every_run_and_fits_a_terminal() -> None:
     text = printed(results(control=True))
     assert re.search(r"logconf:aux=0.3\s+1\s+0.800\s+0.960\s+1.000\s+0.80", text)
@@ -77,7 +82,7 @@ def test_the_table_shows_every_run_and_fits_a_terminal() -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_a_refusal_of_all_seeds_is_told_beside_that_of_one() -> None:
+def test_reasons_of_one_seed_and_of_all_seeds_are_printed() -> None:
     found = results()
     found["runs"][0]["refused"], found["summary"][0]["refused"] = WHY, f"{WHY} (mean)"
     text = " ".join(printed(found).split())
@@ -85,21 +90,24 @@ def test_a_refusal_of_all_seeds_is_told_beside_that_of_one() -> None:
     assert "seed 1: no PGR" not in text
 
 
-def test_a_refused_pgr_is_nowhere_a_number() -> None:
+def test_a_pgr_that_is_not_reported_is_nowhere_a_number() -> None:
     found = results(refused=True)
     text = printed(found)
-    assert text.count("refused") == 6 and text.count(WHY) == 2  # once a seed, not once a loss
-    assert "0.50" not in text and "–" in text
+    assert text.count(WHY) == 2  # once a seed, not once a loss
+    assert "0.50" not in text and len(re.findall(r"1\.000\s+–", text)) == 4
     html = page(found)
-    assert "no PGR is given" in html and WHY in html and "PGR refused" in html
-    assert "refused: the gap is too small" in html
-    assert render(found, "png").startswith(b"\x89PNG")
+    assert "no PGR is reported" in html and WHY in html and "PGR not reported" in html
+    assert html.count("not reported") == 6
+    assert b"not reported: gap too small" in results_figure(found, "svg")
+    assert results_figure(found, "png").startswith(b"\x89PNG")
 
 
 def test_true_labels_that_were_used_are_named() -> None:
     found = results()
-    found["gold"] = [{"name": "oracle_stop+xent", "use": "early stopping on true labels"}]
-    note = "oracle_stop+xent used true labels: early stopping on true labels"
+    found["gold"] = [
+        {"name": "ground_truth_early_stop+xent", "use": "early stopping on true labels"}
+    ]
+    note = "ground_truth_early_stop+xent used true labels: early stopping on true labels"
     assert note in " ".join(printed(found).split()) and note in page(found)
 
 
@@ -112,7 +120,7 @@ def test_a_ceiling_of_its_own_is_shown_beside_the_plain_one() -> None:
     text = printed(found, 120)
     assert re.search(r"ceiling · probe\+xent\s+0.950", text)
     assert re.search(r"ceiling\s+1.000", text)
-    names = [row.name for row in rows(found)]
+    names = [row.name for row in model_rows(found)]
     assert names[-2:] == ["ceiling · probe+xent", "ceiling"] and names.count("ceiling") == 1
     assert "ceiling · probe+xent" in page(found)
 
@@ -126,7 +134,7 @@ class _Outline(HTMLParser):
         self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "rect", "line", "circle"):
+        if tag not in ("meta", "img"):
             self.open.append(tag)
         self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
 
@@ -142,16 +150,17 @@ def test_the_page_is_one_closed_file(found: dict[str, Any]) -> None:
     html = page(found)
     outline = _Outline()
     outline.feed(html)
-    assert outline.open == [] and outline.links == []
+    assert outline.open == []
+    (figure,) = outline.links
+    scheme, _, data = figure.partition(",")
+    assert scheme == "data:image/svg+xml;base64"
+    assert base64.b64decode(data) == results_figure(found, "svg")  # the plot file
     assert not re.search(r"https?:|url\(|@import|<script|<link", html)
     assert "prefers-color-scheme: dark" in html
     assert "<b>mine</b>" not in html and "&lt;b&gt;mine" in html  # names are text, not markup
-    assert len(re.findall(r"<svg", html)) == 2
-    for svg in re.findall(r"<svg.*?</svg>", html, re.S):
-        ElementTree.fromstring(svg)
 
 
-def test_the_page_tells_the_best_loss_and_its_interval() -> None:
+def test_the_page_names_the_best_loss_and_its_interval() -> None:
     html = page(results())
     assert "<b>logconf:aux=0.3</b> reached 0.960 and recovered" in html.replace("\n", " ")
     assert "<b>80%</b>" in html and "70% to 90%" in html
@@ -162,7 +171,7 @@ def test_the_page_tells_the_best_loss_and_its_interval() -> None:
 
 
 def test_rows_run_from_floor_to_ceiling() -> None:
-    found = rows(results(control=True))
+    found = model_rows(results(control=True))
     names = [r.name for r in found]
     assert names == ["weak supervisor", "control: no pretraining", "student · xent",
                      "student · logconf:aux=0.3", "ceiling"]  # fmt: skip
@@ -170,11 +179,13 @@ def test_rows_run_from_floor_to_ceiling() -> None:
     assert len({r.color for r in found}) == len(found)
 
 
-def test_the_plot_is_a_picture_and_reproducible() -> None:
-    svg = render(results(), "svg")
-    assert svg == render(results(), "svg")
+def test_the_plot_is_reproducible_and_its_text_is_text() -> None:
+    svg = results_figure(results(), "svg")
+    assert svg == results_figure(results(), "svg")
+    assert b">student \xc2\xb7 logconf:aux=0.3</text>" in svg and b">0.50  [0.40, 0.60]<" in svg
+    assert len(svg) < 40_000
     assert ElementTree.fromstring(svg).tag.endswith("svg")
-    png = render(results(control=True), "png")
+    png = results_figure(results(control=True), "png")
     width, height = (int.from_bytes(png[k : k + 4], "big") for k in (16, 20))
     assert width > 1200 and height > 400
 
@@ -200,4 +211,4 @@ def test_one_seed_and_one_loss_are_enough() -> None:
     found = copy.deepcopy(results())
     found["runs"], found["summary"] = found["runs"][:1], found["summary"][:1]
     assert "1 seed, 500" not in page(found)
-    assert printed(found) and render(found, "png")
+    assert printed(found) and results_figure(found, "png")

@@ -30,13 +30,13 @@ from w2s_fast.cli.parse import load
 from w2s_fast.config import RunConfig, from_dict, to_yaml
 from w2s_fast.errors import W2SError
 from w2s_fast.sweeps import SweepConfig
-from w2s_fast.sweeps.devices import places
-from w2s_fast.sweeps.graph import make_board
+from w2s_fast.sweeps.devices import worker_environments
+from w2s_fast.sweeps.graph import make_graph
 from w2s_fast.sweeps.grid import make_cells
-from w2s_fast.sweeps.plot import refused, render
-from w2s_fast.sweeps.results import to_csv
 from w2s_fast.sweeps.statistics import comparisons, medians, sign_flip
-from w2s_fast.sweeps.table import notes, print_sweep
+from w2s_fast.sweeps.sweep_figure import cells_without_pgr, sweep_figure
+from w2s_fast.sweeps.sweep_files import to_csv
+from w2s_fast.sweeps.sweep_tables import notes, print_sweep
 
 SCRATCH = "scratch:hidden=8,heads=2,lr=1e-3"
 
@@ -55,7 +55,7 @@ def tiny(out: Path, **changes: Any) -> SweepConfig:
         }
     )
     plain = {"run": run, "weak_models": ("bow", SCRATCH), "student_models": ("bow",)}
-    return SweepConfig(**{**plain, "devices": ("cpu",), "out": str(out), **changes})
+    return SweepConfig(**{**plain, "devices": ("cpu",), "output_dir": str(out), **changes})
 
 
 def comparable(out: Path) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepConfig, dict[st
 def test_shared_stages_are_computed_once(done: tuple[SweepConfig, dict[str, Any]]) -> None:
     cfg, results = done
     assert results["failed"] == {} and results["stages"] == {"distinct": 20, "total": 22}
-    assert stages(Path(cfg.out) / "cache") == {
+    assert stages(Path(cfg.output_dir) / "cache") == {
         "weak": 4, "labels": 4, "ceiling": 2, "student": 8, "report": 2
     }  # fmt: skip
     assert [(c["weak"], c["student"], c["same"]) for c in results["cells"]] == [
@@ -99,7 +99,7 @@ def test_a_cell_is_the_run_of_its_file(
 ) -> None:
     """``w2s-fast run`` with the file of a cell finds every stage and scores the same."""
     cfg, results = done
-    folder = Path(cfg.out) / "cells" / results["cells"][1]["name"]
+    folder = Path(cfg.output_dir) / "cells" / results["cells"][1]["name"]
     alone = load(RunConfig, ["--out", str(tmp_path)], [folder / "run.yaml"])
     assert alone.weak.hidden == 8 and alone.weak_train.lr == 1e-3
     assert alone.student_train.lr == 0.05
@@ -119,7 +119,7 @@ def test_kill_then_the_same_command_in_parallel(
     The end is that of one process which was left alone.
     """
     cfg, _ = done
-    killed = dataclasses.replace(cfg, out=str(tmp_path / "out"), devices=("cpu", "cpu"))
+    killed = dataclasses.replace(cfg, output_dir=str(tmp_path / "out"), devices=("cpu", "cpu"))
     (tmp_path / "sweep.yaml").write_text(to_yaml(killed))
     command = ["sweep", "--quiet", "--config", str(tmp_path / "sweep.yaml")]
     process = ranks.program("w2s_fast", *command)
@@ -136,7 +136,7 @@ def test_kill_then_the_same_command_in_parallel(
     assert children and not (tmp_path / "out" / "sweep.json").exists()
     assert stages(cache).total() < 20
     assert main([*command, "--devices", "cpu"]) == 0
-    assert comparable(tmp_path / "out") == comparable(Path(cfg.out))
+    assert comparable(tmp_path / "out") == comparable(Path(cfg.output_dir))
 
 
 def test_a_cell_that_fails_costs_itself(
@@ -147,8 +147,8 @@ def test_a_cell_that_fails_costs_itself(
     more = dataclasses.replace(
         cfg,
         weak_models=(bad, "bow"),
-        out=str(tmp_path),
-        cache=str(Path(cfg.out) / "cache"),
+        output_dir=str(tmp_path),
+        cache_dir=str(Path(cfg.output_dir) / "cache"),
     )
     (tmp_path / "sweep.yaml").write_text(to_yaml(more))
     command = ["sweep", "--config", str(tmp_path / "sweep.yaml")]
@@ -181,7 +181,7 @@ def test_the_plan_is_told_before(
     assert not (tmp_path / "out").exists()
     assert main([*args, "--print-config"]) == 0
     shown = capsys.readouterr().out
-    assert shown == to_yaml(dataclasses.replace(cfg, out=str(tmp_path / "out")))
+    assert shown == to_yaml(dataclasses.replace(cfg, output_dir=str(tmp_path / "out")))
     assert main(["sweep", "--help"]) == 0
     text = capsys.readouterr().out
     assert "w2s-fast sweep" in text and "--run.student_train.lr" in text and "--dry-run" in text
@@ -205,8 +205,8 @@ def test_smaller_pairs_names_and_the_settings_of_each_cell(tmp_path: Path) -> No
     assert (cells[2].cfg.student.hidden, cells[2].cfg.student_train.epochs) == (16, 7)
     assert cells[2].name == "agreement--bow--scratch-hidden=16-epochs=7"
     assert cells[7].name == "agreement-n_test=30--bow--scratch-hidden=16-epochs=7"
-    assert len({c.name for c in cells}) == len({c.cfg.out for c in cells}) == 10
-    assert {c.cfg.cache for c in cells} == {str(tmp_path / "cache")}
+    assert len({c.name for c in cells}) == len({c.cfg.output_dir for c in cells}) == 10
+    assert {c.cfg.cache_dir for c in cells} == {str(tmp_path / "cache")}
     both = ("/a/gpt2", "/b/gpt2")
     two = make_cells(tiny(tmp_path, weak_models=("bow",), student_models=both))
     assert [c.student for c in two] == list(both)
@@ -226,7 +226,7 @@ def test_a_change_of_data_is_seen_within_one_process(tmp_path: Path) -> None:
         from w2s_fast.pipeline.context import load_data
 
         load_data.cache_clear()
-        keys.append(set(make_board(cells).nodes))
+        keys.append(set(make_graph(cells).nodes))
     assert len(keys[0]) == 20 and not keys[0] & keys[1]
 
 
@@ -248,7 +248,10 @@ def test_a_change_of_data_is_seen_within_one_process(tmp_path: Path) -> None:
         ({"devices": ("cpu", "cuda:0")}, "name devices of one kind"),
         ({"pairs": "smallest"}, "did you mean 'smaller'?"),
         ({"pairs": "smaller", "student_models": (SCRATCH,)}, "'bow' of weak_models is not in"),
-        ({"run": RunConfig(out="x")}, "run.out is decided by the sweep; set out instead"),
+        (
+            {"run": RunConfig(output_dir="x")},
+            "run.output_dir is decided by the sweep; set output_dir instead",
+        ),
         ({"run": RunConfig(device="cpu")}, "set devices instead"),
         ({"run": RunConfig(losses=("xnet",))}, "did you mean 'xent'?"),
     ],
@@ -285,10 +288,10 @@ def test_processes_see_the_device_of_their_place(monkeypatch: pytest.MonkeyPatch
     cells = make_cells(SweepConfig())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     wanted = [{"CUDA_VISIBLE_DEVICES": n} for n in ("1", "0")]
-    assert places(("cuda:1", "cuda:0"), cells) == wanted
+    assert worker_environments(("cuda:1", "cuda:0"), cells) == wanted
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert places(("cuda:1",), cells) == [{"CUDA_VISIBLE_DEVICES": "7"}]
-    assert places(("cpu", "cpu"), cells) == [{}, {}]
+    assert worker_environments(("cuda:1",), cells) == [{"CUDA_VISIBLE_DEVICES": "7"}]
+    assert worker_environments(("cpu", "cpu"), cells) == [{}, {}]
 
 
 def _cell(task: str, weak: str, accuracies: dict[str, list[float | None]]) -> dict[str, Any]:
@@ -374,11 +377,12 @@ def test_the_table_says_what_the_numbers_say(done: tuple[SweepConfig, dict[str, 
     print_sweep(found, Console(file=stream, width=80))
     text = stream.getvalue()
     table = text.partition("* agreement with")[0]
-    assert table.count("refused") == 2 and table.count("0.50 – 0.50") == 2
+    assert len(re.findall(r"\d\s+–\s+–\s+\d", table)) == 2 and table.count("0.50 – 0.50") == 2
     row = found["cells"][1]["summary"][0]
     numbers = [row[k] for k in ("weak", "student", "ceiling")]
     numbers += [row["agreement"]["weak_right"], row["agreement"]["weak_wrong"]]
-    line = next(line for line in table.split("scratch → bow")[1].splitlines() if "xent" in line)
+    cell = table.split("agreement, scratch")[1]
+    line = next(line for line in cell.splitlines() if "xent" in line)
     assert re.findall(r"\d\.\d{3}", line) == [f"{v:.3f}" for v in numbers]
     assert notes(found) == ["agreement, bow → bow: no PGR: why"] and notes(found)[0] in text
     assert "failed: agreement--x--y: weak/0: no space" in text
@@ -389,7 +393,7 @@ def test_the_table_says_what_the_numbers_say(done: tuple[SweepConfig, dict[str, 
 
 def test_the_csv_has_a_row_a_run(done: tuple[SweepConfig, dict[str, Any]]) -> None:
     cfg, results = done
-    text = (Path(cfg.out) / "sweep.csv").read_text()
+    text = (Path(cfg.output_dir) / "sweep.csv").read_text()
     assert text == to_csv(results)
     rows = list(csv.DictReader(io.StringIO(text)))
     runs = [(cell, run) for cell in results["cells"] for run in cell["runs"]]
@@ -407,13 +411,13 @@ def test_the_plot_lists_what_it_cannot_show(
 ) -> None:
     found = _refuse(done[1], 0)
     found["cells"] = found["cells"] * (cells // 2)
-    image = render(found, "png")
+    image = sweep_figure(found, "png")
     assert image.startswith(b"\x89PNG") and len(image) > 20_000
-    assert render(found, "svg") == render(found, "svg")
-    text = refused(found["cells"])
-    assert text.startswith("No PGR, the gap is too small: agreement, bow → bow")
+    assert sweep_figure(found, "svg") == sweep_figure(found, "svg")
+    text = cells_without_pgr(found["cells"])
+    assert text.startswith("PGR not reported, the gap is too small: agreement, bow → bow")
     assert ("and 14 more" in " ".join(text.split())) == (cells == 40)
     nothing = {**found, "cells": found["cells"][:1]}
-    assert render(nothing, "png") != image
+    assert sweep_figure(nothing, "png") != image
     shown = {**found, "cells": found["cells"][1:2]}
-    assert refused(shown["cells"]) == ""
+    assert cells_without_pgr(shown["cells"]) == ""

@@ -78,7 +78,11 @@ def test_gsm8k_gold_and_generations(tmp_path: Path) -> None:
     for split, n in (("train", 60), ("test", 30)):
         write_rows(tmp_path / f"{split}.jsonl", many_like(task, n, split))
     data = task.load(TaskConfig(name="gsm8k", path=str(tmp_path), **SMALL), 0)
-    assert (data.kind, data.class_names, data.prompt) == ("answers", ("wrong", "right"), "{text}")
+    assert (data.kind, data.class_names, data.prompt) == (
+        "generation",
+        ("wrong", "right"),
+        "{text}",
+    )
     assert all(t.startswith("Question: ") and t.endswith("\nAnswer:") for t in data.test.texts)
 
 
@@ -127,7 +131,7 @@ def test_answers_have_no_classes_to_balance() -> None:
     pool = make_examples(texts, [0] * 60, answers=[f"a {i}" for i in range(60)])
     cfg = TaskConfig(name="local_answers", **SMALL)
     data = split_pool(pool, None, ("wrong", "right"), cfg, 0, "data")
-    assert data.kind == "answers"
+    assert data.kind == "generation"
     one, two = data.weak.cut(3)
     assert one.answers == data.weak.answers[:3] and len(two) == 5  # type: ignore[index]
     same = make_examples(texts, [0] * 60, None, ["g"] * 60, ["a"] * 60)

@@ -124,8 +124,8 @@ def test_formatters_on_the_sample_rows(name: str) -> None:
     reversed_rows = task.examples(task.samples[::-1], 0)
     assert reversed_rows.texts[::-1] == one.texts  # the coin is the row's own
     labels = [task.examples(task.samples, seed).labels for seed in range(40)]
-    assert set(np.concatenate(labels)) == ({0} if task.kind == "answers" else {0, 1})
-    assert task.kind != "classes" or len(task.words) == len(task.class_names)
+    assert set(np.concatenate(labels)) == ({0} if task.kind == "generation" else {0, 1})
+    assert task.kind != "classification" or len(task.words) == len(task.class_names)
 
 
 @pytest.mark.parametrize("name", RIGHT_ENDINGS)

@@ -19,7 +19,7 @@ ROWS = {
 
 def test_the_page_lists_the_table_in_its_order() -> None:
     assert list(ROWS) == list(TASKS)
-    assert {row[0] for row in ROWS.values()} == {"classes", "preference", "answers"}
+    assert {row[0] for row in ROWS.values()} == {"classification", "preference", "generation"}
 
 
 @pytest.mark.parametrize("name", TASKS)

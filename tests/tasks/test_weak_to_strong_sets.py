@@ -25,7 +25,7 @@ def test_toxicity_needs_a_scorer_that_can_be_imported(tmp_path: Path) -> None:
     fails(lambda: load(cfg, 0), "task.scorer is not set")
     fails(lambda: load(replace(cfg, scorer="nowhere:f"), 0), "'nowhere:f' could not be imported")
     fails(lambda: load(replace(cfg, scorer="math:pi"), 0), "is a float; expected a function")
-    assert load(replace(cfg, scorer=SCORER), 0).badness is shouting
+    assert load(replace(cfg, scorer=SCORER), 0).harm_score is shouting
 
 
 def test_safety_reads_its_own_columns(tmp_path: Path) -> None:

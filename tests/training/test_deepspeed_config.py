@@ -17,7 +17,7 @@ from w2s_fast.training.deepspeed.config import batch_shape, deepspeed_config
 from w2s_fast.training.loop import make_engine
 
 pytest.importorskip("deepspeed")
-BASE = TrainConfig(batch_size=48, micro_batch_size=4, zero=3, clip_norm=0.5, lr=1e-4)
+BASE = TrainConfig(batch_size=48, micro_batch_size=4, zero_stage=3, clip_norm=0.5, lr=1e-4)
 
 
 def test_derived() -> None:
@@ -40,7 +40,7 @@ def test_a_batch_that_does_not_split(size: int, fits: str) -> None:
     with pytest.raises(W2SError, match=f"does not split over {size} processes; {fits}"):
         batch_shape(BASE, size)
     with pytest.raises(W2SError, match="does not split over 5"):
-        make_engine(torch.nn.Linear(2, 2), replace(BASE, zero=0), World(0, 5, 0))
+        make_engine(torch.nn.Linear(2, 2), replace(BASE, zero_stage=0), World(0, 5, 0))
     assert batch_shape(BASE, 2) == (4, 6) and batch_shape(replace(BASE, batch_size=2), 2) == (1, 1)
     assert batch_shape(replace(BASE, micro_batch_size=None), 3) == (16, 1)
 
@@ -48,7 +48,7 @@ def test_a_batch_that_does_not_split(size: int, fits: str) -> None:
 def _own(tmp_path: Path, **settings: Any) -> TrainConfig:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(settings))
-    return replace(BASE, deepspeed=str(path))
+    return replace(BASE, deepspeed_config=str(path))
 
 
 def test_a_users_own(tmp_path: Path) -> None:
@@ -93,13 +93,15 @@ def test_a_users_own_refused(settings: Any, message: str, tmp_path: Path) -> Non
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(W2SError, match="cannot read the DeepSpeed configuration"):
-        deepspeed_config(replace(BASE, deepspeed="nowhere.json"), "fp32", 4, cuda=False)
+        deepspeed_config(replace(BASE, deepspeed_config="nowhere.json"), "fp32", 4, cuda=False)
     for text, message in (("{", "is not JSON"), ("[1]", "holds no settings")):
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(W2SError, match=message):
-            deepspeed_config(replace(BASE, deepspeed=str(tmp_path / "x.json")), "fp32", 4, False)
+            deepspeed_config(
+                replace(BASE, deepspeed_config=str(tmp_path / "x.json")), "fp32", 4, False
+            )
 
 
 def test_fp16_needs_loss_scaling() -> None:
-    with pytest.raises(W2SError, match="fp16 weights need loss scaling; use zero=1 or more"):
+    with pytest.raises(W2SError, match="fp16 weights need loss scaling; use zero_stage=1 or more"):
         make_engine(torch.nn.Linear(2, 2).half(), TrainConfig(), ALONE)

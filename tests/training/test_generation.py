@@ -38,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[st
 @pytest.fixture(scope="module")
 def models(folders: dict[str, Path], tokenizer: Any) -> dict[str, Any]:
     return {
-        k: build_model(ModelConfig(str(path)), 2, tokenizer, 0, kind="answers")
+        k: build_model(ModelConfig(str(path)), 2, tokenizer, 0, kind="generation")
         for k, path in folders.items()
     }
 
@@ -74,7 +74,7 @@ def test_greedy_is_transformers_one_by_one(
 def test_generation_learns(tokenizer: Any) -> None:
     """A model taught to answer with the prompt's last word does, and stops."""
     cfg = ModelConfig("scratch", hidden=32, heads=2)
-    model = build_model(cfg, 2, tokenizer, 0, kind="answers")
+    model = build_model(cfg, 2, tokenizer, 0, kind="generation")
     prompts = [f"the {a} {b}" for a in WORDS[:5] for b in WORDS[:5]]
     answers = [" " + p.split()[-1] for p in prompts]
     data = encode_answers(tokenizer, prompts, answers)
@@ -176,9 +176,9 @@ def test_next_token_probs(models: dict[str, Any], tokenizer: Any) -> None:
 
 def work(zero: int, source: str) -> dict[str, Any]:
     tokenizer = agreement_tokenizer()
-    model = build_model(ModelConfig(source), 2, tokenizer, 0, kind="answers")
+    model = build_model(ModelConfig(source), 2, tokenizer, 0, kind="generation")
     data = encode_answers(tokenizer, PROMPTS, ANSWERS)
-    cfg = TrainConfig(epochs=1, batch_size=6, lr=1e-9, zero=zero)  # as good as untrained
+    cfg = TrainConfig(epochs=1, batch_size=6, lr=1e-9, zero_stage=zero)  # as good as untrained
     train(model, data, data.labels, make_loss("xent"), cfg, 0)
     return {
         "greedy": generate(model, tokenizer, PROMPTS, 8, batch_size=3),

@@ -38,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[st
 
 def _model(folders: dict[str, Path], kind: str, tokenizer: Any, **fields: Any) -> Any:
     cfg = ModelConfig(str(folders[kind]), **fields)
-    return build_model(cfg, 2, tokenizer, 0, kind="answers")
+    return build_model(cfg, 2, tokenizer, 0, kind="generation")
 
 
 def _whole(data: Answers, end: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -261,7 +261,7 @@ def test_models_with_more_than_a_head(tokenizer: Any, tmp_path: Path) -> None:
     for name, lm in models.items():
         lm.save_pretrained(tmp_path / name)
         cfg = ModelConfig(str(tmp_path / name))
-        model: Any = build_model(cfg, 2, tokenizer, 0, kind="answers")
+        model: Any = build_model(cfg, 2, tokenizer, 0, kind="generation")
         data = encode_answers(tokenizer, *texts())
         ids, mask, labels = _whole(data, tokenizer.eos_token_id)
         z = model.lm.eval()(input_ids=ids, attention_mask=mask).logits[:, :-1].detach()
@@ -295,11 +295,13 @@ def test_bad_answers(folders: dict[str, Path], tokenizer: Any) -> None:
     refused(r"expected token ids \(L,\)", np.zeros((len(data.labels), 2)))
     refused("target 999 in row 0", np.full(len(data.labels), 999))
     for mode in ("window", "ema"):
-        refused("use 'exact' or 'microbatch'", data.labels, "logconf_paper", threshold=mode)
-    train(model, data, data.labels, loss, replace(RECIPE, threshold="ema"), 0)  # none is needed
+        refused("use 'exact' or 'microbatch'", data.labels, "logconf_paper", threshold_scope=mode)
+    train(
+        model, data, data.labels, loss, replace(RECIPE, threshold_scope="ema"), 0
+    )  # none is needed
     for fields in ({"source": "bow"}, {"freeze": "base"}):
         with pytest.raises(W2SError, match="cannot answer in words"):
-            build_model(ModelConfig(**fields), 2, tokenizer, 0, kind="answers")  # type: ignore
+            build_model(ModelConfig(**fields), 2, tokenizer, 0, kind="generation")  # type: ignore
     long = encode_answers(tokenizer, [" ".join(["the"] * 70)], [" key"])
     with pytest.raises(W2SError, match="the model has 64 positions; set max_length=64"):
         answer_logprob(_model(folders, "gpt2", tokenizer), long)
@@ -309,15 +311,15 @@ def fit(job: dict[str, Any]) -> dict[str, Any]:
     tokenizer = agreement_tokenizer()
     data = encode_answers(tokenizer, *texts())
     cfg = ModelConfig(job["source"], dtype=job.get("dtype", "fp32"), hidden=16, heads=2)
-    recipe = replace(RECIPE, zero=job["zero"], micro_batch_size=job["micro"], eps=1e-4)
+    recipe = replace(RECIPE, zero_stage=job["zero_stage"], micro_batch_size=job["micro"], eps=1e-4)
     partition = None
-    if job["zero"] == 3:
+    if job["zero_stage"] == 3:
         from w2s_fast.training.deepspeed.config import deepspeed_config
         from w2s_fast.training.deepspeed.setup import ready
 
         ready(60)
         partition = deepspeed_config(recipe, cfg.dtype, world.world().size, False)
-    model = build_model(cfg, 2, tokenizer, 0, partition, kind="answers")
+    model = build_model(cfg, 2, tokenizer, 0, partition, kind="generation")
     weight = np.linspace(0, 2, N)
     # A large eps: keys' biases have a gradient of 0, and AdamW would blow its rounding up.
     log = train(model, data, data.labels, make_loss(job["spec"]), recipe, 0, weight=weight)
@@ -341,13 +343,13 @@ def test_sharded(zero: int, folders: dict[str, Path], tmp_path: Path) -> None:
     """Two processes, two micro-batches, tied and not: what one process gives."""
     pytest.importorskip("deepspeed")
     jobs = [
-        {"source": str(folders[kind]), "zero": zero, "micro": 2, "spec": spec}
+        {"source": str(folders[kind]), "zero_stage": zero, "micro": 2, "spec": spec}
         for kind, spec in (("llama", "xent"), ("gpt2-tied", "logconf_paper"))
     ]
     out = tmp_path / "out.json"
     ranks.run(__file__, 2, {"jobs": jobs, "out": str(out)})
     for job, got in zip(jobs, json.loads(out.read_text()), strict=True):
-        want = fit({**job, "zero": 0, "micro": 4})
+        want = fit({**job, "zero_stage": 0, "micro": 4})
         for name in ("losses", "agreement", "weights", "logp"):
             assert np.allclose(got[name], want[name], atol=1e-4), (job, name)
 

@@ -99,7 +99,7 @@ def test_threshold_modes(tokenizer: Any, data: Encoded, soft: np.ndarray) -> Non
     for mode in THRESHOLDS:
         for size, ends in ((None, whole), (4, parts)):
             model = _model(tokenizer).double()
-            cfg = replace(BASE, threshold=mode, micro_batch_size=size)
+            cfg = replace(BASE, threshold_scope=mode, micro_batch_size=size)
             log = train(model, data, soft, make_loss("logconf"), cfg, 0)
             assert np.isfinite(log["losses"]).all()
             ends[mode] = _weights(model)
@@ -184,7 +184,7 @@ def test_resume_is_the_straight_run(
         checkpoint_every=2,
         micro_batch_size=4,
         dropout=case == "dropout",
-        threshold=case if case in ("window", "ema") else "exact",
+        threshold_scope=case if case in ("window", "ema") else "exact",
     )
     loss = make_loss("logconf_eleuther" if case == "eleuther" else "logconf")
 

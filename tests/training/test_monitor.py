@@ -238,10 +238,11 @@ def fit(job: dict[str, Any]) -> dict[str, Any]:
     data, held = _encoded(tokenizer, N, 0), _encoded(tokenizer, 7, 1)
     model = _model(tokenizer, job["dtype"])
     watch = Watch(held, Scripted(1, 3, 2, 0), keep=job["keep"]) if job["keep"] else None
-    folder = Path(job["folder"]) / f"{job['zero']}-{job['dtype']}-{job['keep']}"
+    folder = Path(job["folder"]) / f"{job['zero_stage']}-{job['dtype']}-{job['keep']}"
     log = _fit(
         model, data, watch,
-        checkpoint_dir=folder, zero=job["zero"], micro_batch_size=job["micro"], checkpoint_every=5,
+        checkpoint_dir=folder, zero_stage=job["zero_stage"], micro_batch_size=job["micro"],
+        checkpoint_every=5,
     )  # fmt: skip
     flat = []
     for t in module_tensors(model).values():
@@ -258,7 +259,7 @@ def fit(job: dict[str, Any]) -> dict[str, Any]:
 def test_sharded(zero: int, dtype: str, tmp_path: Path) -> None:
     """Two processes: looks between the steps change no bit, and give what one process gives."""
     pytest.importorskip("deepspeed")
-    job = {"zero": zero, "micro": 2, "dtype": dtype, "folder": str(tmp_path)}
+    job = {"zero_stage": zero, "micro": 2, "dtype": dtype, "folder": str(tmp_path)}
     out = tmp_path / "out.json"
     ranks.run(__file__, 2, {"jobs": [{**job, "keep": k} for k in (None, "last", "best")],
                             "out": str(out)})  # fmt: skip
@@ -268,7 +269,9 @@ def test_sharded(zero: int, dtype: str, tmp_path: Path) -> None:
     assert best["best"] == 6
     assert best["probs"] == best["trajectory"][1] and last["probs"] == last["trajectory"][3]
     if dtype == "fp32":
-        alone = fit({**job, "zero": 0, "micro": 4, "keep": "best", "folder": str(tmp_path / "1")})
+        alone = fit(
+            {**job, "zero_stage": 0, "micro": 4, "keep": "best", "folder": str(tmp_path / "1")}
+        )
         for name in ("trajectory", "weights"):
             assert np.allclose(best[name], alone[name], atol=1e-4), name
 

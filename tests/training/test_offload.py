@@ -31,14 +31,14 @@ pytestmark = [
     pytest.mark.skipif(bool(TOOLS), reason=f"DeepSpeed's host optimizer needs {TOOLS} to build"),
 ]
 CPU: list[dict[str, Any]] = [
-    *({"zero": z, "offload_optimizer": "cpu"} for z in (1, 2, 3)),
-    {"zero": 3, "offload_params": "cpu"},
-    {"zero": 3, "offload_optimizer": "cpu", "offload_params": "cpu"},
+    *({"zero_stage": z, "offload_optimizer": "cpu"} for z in (1, 2, 3)),
+    {"zero_stage": 3, "offload_params": "cpu"},
+    {"zero_stage": 3, "offload_optimizer": "cpu", "offload_params": "cpu"},
 ]
 NVME: list[dict[str, Any]] = [
-    {"zero": 3, "offload_params": "nvme"},
-    {"zero": 3, "offload_optimizer": "nvme"},
-    {"zero": 3, "offload_optimizer": "nvme", "offload_params": "nvme"},
+    {"zero_stage": 3, "offload_params": "nvme"},
+    {"zero_stage": 3, "offload_optimizer": "nvme"},
+    {"zero_stage": 3, "offload_optimizer": "nvme", "offload_params": "nvme"},
 ]
 
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_built_is_one_line(tmp_path: Path) -> None:
     """A compiler that fails; nothing is computed."""
     done = subprocess.run(
         [sys.executable, "-m", "w2s_fast", "run", "--out", str(tmp_path / "out"), "--quiet",
-         "--student_train.zero", "2", "--student_train.offload_optimizer", "cpu"],
+         "--student_train.zero_stage", "2", "--student_train.offload_optimizer", "cpu"],
         env=os.environ | {"CXX": "/bin/false", "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")},
         capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
@@ -101,6 +101,6 @@ def test_what_cannot_be_built_is_one_line(tmp_path: Path) -> None:
 
 def test_a_path_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    cfg = TrainConfig(zero=3, offload_params="nvme", nvme_path=str(tmp_path / "file"))
+    cfg = TrainConfig(zero_stage=3, offload_params="nvme", nvme_path=str(tmp_path / "file"))
     with pytest.raises(W2SError, match="nvme_path is .*: File exists; name a folder"):
         check_offload(cfg)

@@ -53,15 +53,21 @@ def test_weight_decay_spares_vectors() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"zero": 4}, "zero is 4; expected a ZeRO stage, 0 to 3"),
-        ({"offload_optimizer": "cpu"}, "at zero=0; it needs ZeRO stage 1 or more"),
-        ({"zero": 2, "offload_params": "cpu"}, "at zero=2; it needs ZeRO stage 3 or more"),
-        ({"zero": 3, "offload_params": "nvme"}, "it needs ZeRO stage 3 and the folder of a local"),
-        ({"zero": 3, "offload_params": "disk"}, "expected one of none, cpu, nvme"),
-        ({"deepspeed": "x.json"}, "at zero=0, which is plain torch"),
+        ({"zero_stage": 4}, "zero_stage is 4; expected a ZeRO stage, 0 to 3"),
+        ({"offload_optimizer": "cpu"}, "at zero_stage=0; it needs ZeRO stage 1 or more"),
+        (
+            {"zero_stage": 2, "offload_params": "cpu"},
+            "at zero_stage=2; it needs ZeRO stage 3 or more",
+        ),
+        (
+            {"zero_stage": 3, "offload_params": "nvme"},
+            "it needs ZeRO stage 3 and the folder of a local",
+        ),
+        ({"zero_stage": 3, "offload_params": "disk"}, "expected one of none, cpu, nvme"),
+        ({"deepspeed_config": "x.json"}, "at zero_stage=0, which is plain torch"),
         ({"timeout_s": 0}, "timeout_s is 0; expected seconds"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
-        ({"threshold": "median"}, "expected one of exact, window, ema, microbatch"),
+        ({"threshold_scope": "median"}, "expected one of exact, window, ema, microbatch"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"epochs": 0}, "epochs is 0"),
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),

@@ -79,17 +79,17 @@ def test_encode(tokenizer: Any) -> None:
     parts = np.split(data.tokens, data.offsets[1:-1])
     words = [" ".join(tokenizer.convert_ids_to_tokens(t.tolist())[1:]) for t in parts]
     assert words == ["red door", "the key", "dog", "boy key"]
-    assert len(data) == 2 and data.ways == 2 and data.lengths.tolist() == [6, 6]
+    assert len(data) == 2 and data.n_candidates == 2 and data.lengths.tolist() == [6, 6]
     batch = data.batch(np.array([1, 0]))
     assert batch.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 1, 1]]
     assert batch.input_ids[0].tolist()[:2] == data.tokens[6:8].tolist()
     part = data.rows(slice(1, 2))
     assert len(part) == 1 and part.tokens.tolist() == data.tokens[6:].tolist()
     assert torch.equal(part.batch(np.array([0])).input_ids, data.batch(np.array([1])).input_ids)
-    assert data.digest() != replace(data, ways=1).digest()
+    assert data.digest() != replace(data, n_candidates=1).digest()
     with pytest.raises(W2SError, match="have no pairs"):
         encode(tokenizer, Rows(("x",), ("a",)), kind="preference")
-    with pytest.raises(W2SError, match="kind is 'prefs'; expected classes or preference"):
+    with pytest.raises(W2SError, match="kind is 'prefs'; expected classification or preference"):
         encode(tokenizer, rows, kind="prefs")
 
 
@@ -195,7 +195,9 @@ def test_resume(tokenizer: Any, tmp_path: Path) -> None:
 def test_bad_kinds(tokenizer: Any) -> None:
     with pytest.raises(W2SError, match="n_classes is 3; expected 2 completions"):
         build_model(CFG, 3, tokenizer, 0, kind="preference")
-    with pytest.raises(W2SError, match="kind is 'reward'; expected one of classes, preference"):
+    with pytest.raises(
+        W2SError, match="kind is 'reward'; expected one of classification, preference"
+    ):
         build_model(CFG, 2, tokenizer, 0, kind="reward")
 
 
@@ -203,7 +205,7 @@ def fit(zero: int, micro: int) -> dict[str, Any]:
     tokenizer = agreement_tokenizer()
     model: nn.Module = _model(tokenizer)
     data = _data(tokenizer)
-    cfg = replace(RECIPE, zero=zero, micro_batch_size=micro)
+    cfg = replace(RECIPE, zero_stage=zero, micro_batch_size=micro)
     log = train(model, data, SOFT, make_loss("logconf"), cfg, 0)
     flat = []
     for t in module_tensors(model).values():

@@ -32,7 +32,7 @@ def test_micro_batches_on_one_process() -> None:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_matrix(size: int, tmp_path: Path) -> None:
     jobs = [
-        {"zero": z, "micro_batch_size": m, "batch_size": m * a * size, "clip_norm": 0.5}
+        {"zero_stage": z, "micro_batch_size": m, "batch_size": m * a * size, "clip_norm": 0.5}
         for z, m, a in MATRIX
     ]
     out = tmp_path / "out.json"
@@ -60,7 +60,7 @@ def test_resume_anywhere(tmp_path: Path) -> None:
     places = sorted({p for move in MOVES for p in move})
     straight: dict[tuple[int, int], Any] = {}
     for size in (1, 2):
-        jobs = [{"spec": spec, "zero": z, **RECIPE} for z, n in places if n == size]
+        jobs = [{"spec": spec, "zero_stage": z, **RECIPE} for z, n in places if n == size]
         out = tmp_path / "straight.json"
         ranks.run(PROGRAM, size, {"fits": jobs, "out": str(out)})
         found = json.loads(out.read_text())
@@ -69,7 +69,7 @@ def test_resume_anywhere(tmp_path: Path) -> None:
         for size in (1, 2):
             moves = [(i, m[part]) for i, m in enumerate(MOVES) if m[part][1] == size]
             jobs = [
-                {"spec": spec, "zero": z, **RECIPE, "directory": str(tmp_path / str(i))}
+                {"spec": spec, "zero_stage": z, **RECIPE, "directory": str(tmp_path / str(i))}
                 | ({"stop": 5} if part == 0 else {})
                 for i, (z, _) in moves
             ]
@@ -89,9 +89,9 @@ def test_every_rank_finds_its_own_masks_again(tmp_path: Path) -> None:
     """Dropout draws from a stream of each rank's own, and goes on in it after a stop."""
     found = []
     for part in ({}, {"stop": 5}, {}):
-        jobs = [{**RECIPE, "zero": z, "dropout": True, **part} for z in (0, 2)]
+        jobs = [{**RECIPE, "zero_stage": z, "dropout": True, **part} for z in (0, 2)]
         if found:
-            jobs = [{**job, "directory": str(tmp_path / str(job["zero"]))} for job in jobs]
+            jobs = [{**job, "directory": str(tmp_path / str(job["zero_stage"]))} for job in jobs]
         ranks.run(PROGRAM, 2, {"fits": jobs, "out": str(tmp_path / "out.json")})
         found.append(json.loads((tmp_path / "out.json").read_text()))
     straight, _, resumed = found
@@ -108,7 +108,7 @@ def test_every_rank_finds_its_own_masks_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("moment", ["writing", "publishing"])
 def test_a_kill_while_saving_keeps_the_checkpoint_before(moment: str, tmp_path: Path) -> None:
     """Rank 1 dies with a half-written file, or rank 0 before the rename, in the save at step 4."""
-    cell = {"zero": 2, **RECIPE, "directory": str(tmp_path / "ckpt")}
+    cell = {"zero_stage": 2, **RECIPE, "directory": str(tmp_path / "ckpt")}
     job = {"fits": [cell], "out": str(tmp_path / "never.json"), "die": moment}
     found = ranks.start(PROGRAM, 2, json.dumps(job))
     for p in found:
@@ -131,19 +131,21 @@ def test_a_kill_while_saving_keeps_the_checkpoint_before(moment: str, tmp_path: 
 def test_modes_and_precision(tmp_path: Path) -> None:
     """Rolling thresholds, a loss with memory, hard labels without weights, and bf16."""
     modes: list[dict[str, Any]] = [
-        {"batch_size": 8, "micro_batch_size": 2, "threshold": t, "spec": spec}
+        {"batch_size": 8, "micro_batch_size": 2, "threshold_scope": t, "spec": spec}
         for t, spec in (("window", "logconf"), ("ema", "logconf"), ("exact", "logconf_eleuther"))
     ]
     modes += [{"batch_size": 6, "spec": "logconf_paper", "weighted": False}]
     modes += [{"batch_size": 8, "spec": "product"}, {"batch_size": 8, "spec": "window"}]
     # Without a threshold: of few bf16 scores, some are always the same.
-    low = [{"batch_size": 8, "dtype": "bfloat16", "spec": "xent", "zero": z} for z in range(4)]
-    jobs = [{**m, "zero": z} for m in modes for z in (0, 2)] + low
+    low = [
+        {"batch_size": 8, "dtype": "bfloat16", "spec": "xent", "zero_stage": z} for z in range(4)
+    ]
+    jobs = [{**m, "zero_stage": z} for m in modes for z in (0, 2)] + low
     out = tmp_path / "out.json"
     ranks.run(PROGRAM, 2, {"fits": jobs, "out": str(out)})
     found = json.loads(out.read_text())
     for job, got in zip(jobs, found, strict=True):
-        alone = {k: v for k, v in job.items() if k != "zero"}
+        alone = {k: v for k, v in job.items() if k != "zero_stage"}
         if "micro_batch_size" in alone:  # rows of both ranks are one micro-batch here
             alone["micro_batch_size"] *= 2
         close(got, fit(**alone), eps=2e-4 if job.get("dtype") else 1.2e-7)

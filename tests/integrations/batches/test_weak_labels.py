@@ -70,7 +70,7 @@ def test_weak_labels_of_a_run(tmp_path: Path) -> None:
     train = TrainConfig(epochs=1, lr=0.1)
     config = RunConfig(
         task=task, weak=bow, student=bow, weak_train=train, student_train=train,
-        seeds=(0,), losses=("xent",), out=str(tmp_path / "out"),
+        seeds=(0,), losses=("xent",), output_dir=str(tmp_path / "out"),
     )  # fmt: skip
     folder = label(config, quiet=True)[0]
     ids = get_task(task.name).load(task, 0).transfer.ids

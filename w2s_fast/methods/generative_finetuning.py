@@ -17,7 +17,7 @@ from w2s_fast.methods._plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneLM(Method):
+class GenerativeFinetuning(Method):
     """Start the student from its language model trained on the transfer texts."""
 
     kinds = ANY_KIND

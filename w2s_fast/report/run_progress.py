@@ -1,4 +1,4 @@
-"""Progress of a run: live bars in a terminal, one line a finished stage elsewhere."""
+"""Show the progress of a run: live bars in a terminal, one line per finished stage elsewhere."""
 
 from __future__ import annotations
 
@@ -14,32 +14,30 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 class _Job(Protocol):
     @property
-    def stage(self) -> str: ...
-    @property
     def seed(self) -> int | None: ...
     @property
     def name(self) -> str: ...
 
 
-class Silent:
-    """Shows nothing but warnings."""
+class QuietRun:
+    """Shows warnings only."""
 
     def started(self, job: _Job) -> None:
-        """A job begins."""
+        """A job starts."""
 
     def stepped(self, job: _Job, step: int, steps: int) -> None:
         """A job has done ``step`` of ``steps``."""
 
     def finished(self, job: _Job, seconds: float | None) -> None:
-        """A job is done; ``seconds`` is None when it was stored already."""
+        """A job is finished; ``seconds`` is None if its result was stored already."""
 
     def warned(self, message: str) -> None:
         """Print the warning."""
-        _note(Console(stderr=True), message)
+        print_warning(Console(stderr=True), message)
 
 
-class Shown(Silent):
-    """Bars for running stages; a line above them for each finished one."""
+class ShownRun(QuietRun):
+    """Shows a bar per running stage, and a line above them for each finished one."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -50,27 +48,27 @@ class Shown(Silent):
         self._tasks[job.name] = self._bars.add_task(escape(_title(job)), total=None)
 
     def stepped(self, job: _Job, step: int, steps: int) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         self._bars.update(self._tasks[job.name], completed=step, total=steps)
 
     def finished(self, job: _Job, seconds: float | None) -> None:
-        """Replace the bar by a line."""
+        """Replace the bar with a line."""
         if job.name in self._tasks:
             self._bars.remove_task(self._tasks.pop(job.name))
-        took = "stored" if seconds is None else f"{seconds:.1f} s"
-        line = f"[green]✓[/] {escape(_title(job)):<34} [dim]{took:>8}[/]"
+        duration = "stored" if seconds is None else f"{seconds:.1f} s"
+        line = f"[green]✓[/] {escape(_title(job)):<34} [dim]{duration:>8}[/]"
         self._bars.console.print(line, highlight=False, soft_wrap=True)
 
     def warned(self, message: str) -> None:
         """Print the warning above the bars."""
-        _note(self._bars.console, message)
+        print_warning(self._bars.console, message)
 
 
 @contextmanager
-def show(quiet: bool) -> Iterator[Silent]:
-    """Give something to tell about progress; ``quiet`` shows warnings only."""
+def show_run(quiet: bool) -> Iterator[QuietRun]:
+    """Yield the observer that shows progress; ``quiet`` shows warnings only."""
     if quiet:
-        yield Silent()
+        yield QuietRun()
         return
     console, start = Console(stderr=True), time.monotonic()
     columns = (
@@ -81,11 +79,12 @@ def show(quiet: bool) -> Iterator[Silent]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        yield Shown(bars)
+        yield ShownRun(bars)
     console.print(f"[dim]finished in {time.monotonic() - start:.0f} s[/]", highlight=False)
 
 
-def _note(console: Console, message: str) -> None:
+def print_warning(console: Console, message: str) -> None:
+    """Print a warning of the run."""
     console.print(f"[yellow]note:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 

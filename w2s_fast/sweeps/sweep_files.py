@@ -1,4 +1,4 @@
-"""The files of a sweep: sweep.json with everything, sweep.csv a row a run, the plot."""
+"""Write the files of a sweep: sweep.json, sweep.csv with a row per run, and the figure."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from typing import Any
 from w2s_fast.store import write_bytes, write_json
 
 SWEEP = "sweep"
-_SPLIT = "agreement"  # the one field of a run that has parts
 
 
 def write_results(out: Path, results: Mapping[str, Any]) -> None:
-    """Write sweep.json, sweep.csv, sweep.png and sweep.svg, each whole or not at all.
+    """Write sweep.json, sweep.csv, sweep.png and sweep.svg, each atomically.
 
     Args:
         out: An existing folder.
-        results: What sweep.json holds.
+        results: The contents of sweep.json.
     """
-    from w2s_fast.sweeps.plot import render
+    from w2s_fast.sweeps.sweep_figure import sweep_figure
 
     write_json(out / f"{SWEEP}.json", results)
     write_bytes(out / f"{SWEEP}.csv", to_csv(results).encode())
     for kind in ("png", "svg"):
         path = out / f"{SWEEP}.{kind}"
         if results["cells"]:
-            write_bytes(path, render(results, kind))
+            write_bytes(path, sweep_figure(results, kind))
         else:
-            path.unlink(missing_ok=True)  # of an earlier sweep
+            path.unlink(missing_ok=True)  # a figure that an earlier sweep left
 
 
 def to_csv(results: Mapping[str, Any]) -> str:
-    """Return one row a cell, student and seed, with every number of it; what is None is empty."""
-    rows = [row for cell in results["cells"] for row in _rows(cell)]
+    """Return a row per cell, student and seed, with every number of the run; None is empty."""
+    rows = [row for cell in results["cells"] for row in _csv_rows(cell)]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]) if rows else ["cell"], lineterminator="\n")
     writer.writeheader()
@@ -43,8 +42,8 @@ def to_csv(results: Mapping[str, Any]) -> str:
     return stream.getvalue()
 
 
-def _rows(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    where = {
+def _csv_rows(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    columns = {
         "cell": cell["name"],
         "task": cell["task"],
         "weak_model": cell["weak"],
@@ -52,5 +51,6 @@ def _rows(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         "same_model": cell["same"],
     }
     for run in cell["runs"]:
-        plain = {name: value for name, value in run.items() if name != _SPLIT}
-        yield where | plain | {f"{_SPLIT}_{part}": v for part, v in run[_SPLIT].items()}
+        scalars = {name: value for name, value in run.items() if name != "agreement"}
+        agreement = {f"agreement_{part}": value for part, value in run["agreement"].items()}
+        yield columns | scalars | agreement
