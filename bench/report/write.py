@@ -20,7 +20,8 @@ from bench.report import tables, trainer_table
 _NONE = "No rows have been recorded yet: `python -m bench run --record`.\n"
 # document -> marker -> what stands between its begin and end
 DOCUMENTS: dict[str, dict[str, Callable[[tables.Table], str]]] = {
-    "README.md": {"speed": tables.summary, "head": tables.linear_summary},
+    "README.md": {"speed": tables.summary},
+    "docs/fused_head.md": {"head": tables.linear_summary},
     "docs/speed.md": {
         "machine": tables.machine,
         "cross_entropy": tables.cross_entropy,

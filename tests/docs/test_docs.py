@@ -148,9 +148,9 @@ def _tabled(path: Path) -> dict[str, tuple[str, ...]]:
     return table
 
 
-def test_readme_names_every_loss_and_its_fields() -> None:
+def test_losses_page_names_every_loss_and_its_fields() -> None:
     expected = {name: hyper_parameters(kind) for name, kind in LOSSES.items()}
-    assert _tabled(ROOT / "README.md") == expected
+    assert _tabled(ROOT / "docs" / "losses.md") == expected
 
 
 def test_preferences_page_names_every_loss_and_its_fields() -> None:
