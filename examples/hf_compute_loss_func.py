@@ -1,10 +1,10 @@
-"""transformers' Trainer, any model with logits: the loss goes in as ``compute_loss_func``.
+"""Pass any loss to transformers' Trainer as ``compute_loss_func``, for a model with logits.
 
     python examples/hf_compute_loss_func.py
 
-Here a classifier learns soft weak labels with the confidence loss. Its schedule follows the
-Trainer's steps, and gradients accumulate to those of the whole batch. For a causal language model
-with its large vocabulary take ``hf_trainer.py``, which makes no logits.
+A classifier learns soft weak labels with the confidence loss. The schedule follows the Trainer's
+steps, and accumulated gradients equal those of the whole batch. For causal language models with
+large vocabularies use ``hf_trainer.py``, which computes no logits.
 """
 
 import sys
@@ -19,23 +19,23 @@ import w2s_fast
 
 
 class WeakLoss(TrainerCallback):
-    """Both the loss and the callback that tells it how far training is."""
+    """Compute the loss; as a callback, track the progress of training for its schedule."""
 
     def __init__(self, spec: str) -> None:
-        self.loss, self.frac, self.step = w2s_fast.make_loss(spec), 0.0, 0
+        self.loss, self.step_frac, self.step = w2s_fast.make_loss(spec), 0.0, 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.frac, self.step = state.global_step / state.max_steps, state.global_step
+        self.step_frac, self.step = state.global_step / state.max_steps, state.global_step
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        out = self.loss(outputs.logits, labels, frac=self.frac, step=self.step)
+        out = self.loss(outputs.logits, labels, step_frac=self.step_frac, step=self.step)
         if num_items_in_batch is None:  # evaluation
             return out.loss_sum / out.count
-        # The Trainer counts entries of labels over the whole step: a row of soft labels has C.
+        # The Trainer counts label entries over the whole step; a row of soft labels has C of them.
         return out.loss_sum * labels.shape[1] / num_items_in_batch
 
 
-def main(folder: str, spec: str = "logconf:aux=0.5", **settings: Any) -> Trainer:
+def main(folder: str, spec: str = "logconf:aux_coef=0.5", **settings: Any) -> Trainer:
     texts, labels = tiny.judged(48)
     encoded = tiny.tokenizer(texts)["input_ids"]
     probs = labels.probs.tolist()

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.harness import results
+from bench.harness import row_files
+from bench.harness.cpu_timing import Candidate, interleave
 from bench.harness.environment import ROOT, environment
-from bench.harness.measure import Candidate, interleave
 from w2s_fast.losses import make_loss
 from w2s_fast.probing import (
     CachedHead,
@@ -48,19 +48,24 @@ _BODY = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
 _VARIANTS = {
     "xent": ("",),
     "hard_xent": ("",),
-    "logconf": ("aux=0.25", "aux=0.5", "aux=0.75", "aux=0.5,warmup_frac=0.2"),
-    "logconf_paper": ("aux=0.25", "aux=0.5", "aux=0.75", "aux=0.75,warmup_frac=0.1"),
-    "logconf_openai": ("aux=0.25", "aux=0.5", "aux=0.75"),
-    "logconf_eleuther": ("aux=0.25", "aux=0.5", "aux=0.75", "window=128"),
+    "logconf": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75", "aux_coef=0.5,warmup_frac=0.2"),
+    "logconf_paper": (
+        "aux_coef=0.25",
+        "aux_coef=0.5",
+        "aux_coef=0.75",
+        "aux_coef=0.75,warmup_frac=0.1",
+    ),
+    "logconf_openai": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75"),
+    "logconf_eleuther": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75", "window=128"),
     "product": ("", "alpha=2", "beta=0.5", "beta=2"),
     "window": ("radius=0.05", "radius=0.1", "radius=0.15", "radius=0.3"),
     "smoothing": ("epsilon=0.05", "epsilon=0.1", "epsilon=0.2", "epsilon=0.3"),
     "focal": ("gamma=0.5", "gamma=1", "gamma=2", "gamma=5"),
     "gce": ("q=0.3", "q=0.5", "q=0.7", "q=0.9"),
-    "reverse_ce": ("", "floor=0.01", "forward=0.5", "forward=1"),
+    "reverse_ce": ("", "floor=0.01", "forward_coef=0.5", "forward_coef=1"),
     "reverse_kl": ("", "floor=0.01"),
-    "entropy_min": ("aux=0.05", "aux=0.1", "aux=0.3", "aux=1"),
-    "entropy_eleuther": ("aux=0.25", "aux=0.5", "aux=0.75"),
+    "entropy_min": ("aux_coef=0.05", "aux_coef=0.1", "aux_coef=0.3", "aux_coef=1"),
+    "entropy_eleuther": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75"),
 }
 SPECS = tuple(f"{name}:{fields}" for name, all_ in _VARIANTS.items() for fields in all_)
 
@@ -87,13 +92,13 @@ def main(args: list[str]) -> int:
             print(json.dumps({k: row[k] for k in list(row)[:14]}), flush=True)
             found.append(row)
     if a.out:
-        results.save(a.out, found)
+        row_files.save(a.out, found)
     if a.record:
-        results.record(found)
+        row_files.record(found)
     return 0
 
 
-def _row(case: str, n: int, d: int, provider: str, **numbers: float) -> results.Row:
+def _row(case: str, n: int, d: int, provider: str, **numbers: float) -> row_files.Row:
     shape = {"op": "heads", "case": case, "dtype": "bf16", "n": n, "d": d, "v": 2}
     told = {k: float(f"{v:.4g}") for k, v in numbers.items()}
     return {**shape, "allocator": "stock", "provider": provider, **told}
@@ -119,7 +124,7 @@ def _recipe(quick: bool, epochs: int | None = None) -> TrainConfig:
 # Sweep ----------------------------------------------------------------------------------------
 
 
-def sweep(a: argparse.Namespace, d: int) -> Iterator[results.Row]:
+def sweep(a: argparse.Namespace, d: int) -> Iterator[row_files.Row]:
     """Wall and CPU time of all losses and seeds, shared out over the processes."""
     from safetensors.torch import save_file
 
@@ -186,7 +191,7 @@ def _worker(job: dict[str, Any]) -> int:
 # The same work in other ways ------------------------------------------------------------------
 
 
-def epoch(a: argparse.Namespace, d: int) -> Iterator[results.Row]:
+def epoch(a: argparse.Namespace, d: int) -> Iterator[row_files.Row]:
     """All losses, one seed, one epoch: together, and one after the other by the ordinary loop."""
     n = 300 if a.quick else 20000
     x, weak = _problem(n, d)
@@ -201,7 +206,7 @@ def epoch(a: argparse.Namespace, d: int) -> Iterator[results.Row]:
     yield from _compared(a, "epoch", n, d, ways, {"losses": len(SPECS), "seeds": 1, "epochs": 1})
 
 
-def probe(a: argparse.Namespace, d: int) -> Iterator[results.Row]:
+def probe(a: argparse.Namespace, d: int) -> Iterator[row_files.Row]:
     """One loss, one seed, one epoch of a transformer's probe, with and without the cache."""
     if d != _BODY["hidden_size"]:
         return
@@ -255,7 +260,7 @@ def _compared(
     d: int,
     ways: dict[str, Candidate],
     about: dict[str, float],
-) -> Iterator[results.Row]:
+) -> Iterator[row_files.Row]:
     samples = interleave(ways, 1 if a.quick else 3)
     base = samples["ours"].summary()["cpu_ms"]
     for who, s in samples.items():
