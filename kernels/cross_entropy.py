@@ -15,12 +15,11 @@ from w2s_fast.kernels import _write as wr
 from w2s_fast.kernels._tile import DENSE, HARD, SPARSE
 
 KINDS = {"hard": 0, "sparse": 1, "dense": 2}
+# Rules by which a row gets its self-target: RowRule in w2s_fast/ops/loss_call.py.
 NONE = tl.constexpr(0)
-GATE = tl.constexpr(1)
-MARGIN = tl.constexpr(2)
-GIVEN = tl.constexpr(3)
-# argmax is a gate without a threshold
-RULES = {"none": 0, "argmax": 1, "gate": 1, "margin": 2, "given": 3}
+GATE = tl.constexpr(2)
+MARGIN = tl.constexpr(3)
+GIVEN = tl.constexpr(4)
 
 
 @triton.jit
@@ -105,7 +104,7 @@ def rows_kernel(
             above = score >= tl.load(at_ptr)
             if RULE == GATE:
                 a = tl.where(above, a, 0.0)
-            else:
+            elif RULE == MARGIN:
                 self_id = tl.where(above, 0, 1).to(tl.int32)
     factor = 1.0
     if FOCAL:

@@ -46,7 +46,7 @@ CROSS_ENTROPY = Entry(
     "cross_entropy and the losses",
     ("w2s_fast.ops.cross_entropy.api:cross_entropy", "w2s_fast.ops.weak_loss:weak_loss"),
     "cross_entropy",
-    ("rows", "fixup", "gradient", "scale_"),
+    ("rows", "fixup", "gradient"),
     ("logits", "weak", "aux", "threshold"),  # the last two: rows of their own below
     (
         *_LABELS,

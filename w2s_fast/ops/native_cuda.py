@@ -10,6 +10,7 @@ instead (a test build, ``csrc/cuda/emulate.h``). They serve CPU tensors, slowly 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
@@ -83,6 +84,11 @@ def library() -> ModuleType:
     if module is None:
         raise W2SError(f"the CUDA kernels are missing: {why}")
     return module
+
+
+def device_of(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Launch on the device of ``x``, which need not be the current one; Triton needs it as well."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def stream_of(x: Tensor) -> int:

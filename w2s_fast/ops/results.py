@@ -7,10 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.row_stats import Index, Stat
-from w2s_fast.ops.targets import Problem
+from w2s_fast.errors import W2SError
+from w2s_fast.ops.loss_call import Index, LossResult, Stat
+from w2s_fast.ops.targets import LossInputs
 
 REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise ``W2SError`` for an unknown reduction."""
+    if reduction not in REDUCTIONS:
+        raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
 
 
 @dataclass(slots=True)
@@ -41,40 +48,8 @@ class WeakLossOut:
     stats: Stats | None
 
 
-@dataclass(slots=True)
-class Solution:
-    """What one call computed. ``grad`` is dloss/dlogits for upstream 1, or None.
-
-    The CPU's two-class call answers with plain numbers for ``normaliser`` and ``threshold``: a
-    tensor of each costs more than the loss of a small batch.
-    """
-
-    stats: Tensor | None
-    index: Tensor | None
-    total: Tensor
-    normaliser: Tensor | float
-    threshold: Tensor | float | None
-    grad: Tensor | None
-
-
-@dataclass(slots=True)
-class LinearSolution:
-    """What one call computed; gradients are for upstream 1, None where not wanted."""
-
-    stats: Tensor
-    index: Tensor
-    total: Tensor
-    normaliser: Tensor | float
-    threshold: Tensor | float | None
-    hidden: Tensor | None = None
-    head: Tensor | None = None
-    bias: Tensor | None = None
-    logits: Tensor | None = None  # (N, V), kept on request where one chunk held them
-
-
-def make_stats(p: Problem, s: Solution | LinearSolution) -> Stats:
+def make_stats(p: LossInputs, s: LossResult) -> Stats:
     """By-products from the record of a dense or a linear call."""
-    assert s.stats is not None and s.index is not None
     logs, best = s.stats[Stat.LOGS], s.index[Index.ARGMAX]
     at = None if s.threshold is None else as_scalar(s.threshold, p)
     if at is not None and p.logits.shape[1] == 2:
@@ -96,7 +71,7 @@ def make_stats(p: Problem, s: Solution | LinearSolution) -> Stats:
     )
 
 
-def as_scalar(value: Tensor | float, p: Problem) -> Tensor:
+def as_scalar(value: Tensor | float, p: LossInputs) -> Tensor:
     """0-d tensor in the precision of the record."""
     if isinstance(value, Tensor):
         return value

@@ -40,8 +40,8 @@ class SparseTargets(NamedTuple):
     rest: Tensor | None = None
 
 
-class Problem(NamedTuple):
-    """One loss call after checking: what a backend reads.
+class LossInputs(NamedTuple):
+    """Logits and targets of one loss call, checked and in the form that backends read.
 
     ``ids`` is (N, K) for hard (K = 1) and sparse targets, else None. ``probs`` is (N, K) for
     sparse, (N, V) for dense, None for hard targets. ``weight`` carries no gradient here.
@@ -62,6 +62,11 @@ class Problem(NamedTuple):
         return "hard" if self.probs is None else "sparse"
 
     @property
+    def width(self) -> int:
+        """K, the number of top-k classes a row; 0 for dense targets."""
+        return 0 if self.ids is None else self.ids.shape[1]
+
+    @property
     def accumulator(self) -> torch.dtype:
         """fp64 for fp64 logits, else fp32."""
         return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
@@ -75,7 +80,7 @@ class Problem(NamedTuple):
         return kept if self.weight is None else kept & (self.weight != 0)
 
 
-def check_labels(p: Problem) -> None:
+def check_labels(p: LossInputs) -> None:
     """Raise ``W2SError`` for a row that lists a class outside the classes, or one class twice.
 
     On a device the host cannot look without waiting: there the row's loss and gradient are NaN.
@@ -101,7 +106,7 @@ def unfit_rows(ids: Tensor, v: int, ignore_index: int | None = None) -> Tensor:
     return wrong.nonzero().squeeze(1)
 
 
-def label_error(p: Problem, row: int) -> W2SError:
+def label_error(p: LossInputs, row: int) -> W2SError:
     """What a row with such labels is answered with, whoever noticed them."""
     assert p.ids is not None
     ids, v = p.ids[row].tolist(), p.logits.shape[1]
@@ -116,12 +121,12 @@ def label_error(p: Problem, row: int) -> W2SError:
     )
 
 
-def make_problem(
+def make_inputs(
     logits: Tensor,
     weak: Tensor | SparseTargets,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-) -> Problem:
+) -> LossInputs:
     """Check shapes, dtypes and devices and bring the targets into the form backends read.
 
     Args:
@@ -144,12 +149,12 @@ def make_problem(
         raise W2SError("logits have no classes (V = 0); expected V >= 1")
     if logits.stride(1) != 1 and v > 1:
         logits = logits.contiguous()
-    return problem_of(logits, weak, weight, ignore_index)
+    return attach_targets(logits, weak, weight, ignore_index)
 
 
-def problem_of(
+def attach_targets(
     logits: Tensor, weak: Tensor | SparseTargets, weight: Tensor | None, ignore_index: int
-) -> Problem:
+) -> LossInputs:
     """The same for logits that are fit to read, or that stand for a shape only."""
     n, v = logits.shape
     acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -164,7 +169,7 @@ def problem_of(
         if t is not None and t.device != device:
             name = "rest" if t is rest else "weight" if t is weight else "weak"
             raise W2SError(f"{name} is on {t.device}, logits on {device}; move one of them")
-    return Problem(logits, ids, probs, rest, weight, ignore_index)
+    return LossInputs(logits, ids, probs, rest, weight, ignore_index)
 
 
 def _targets(

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.cross_entropy import algorithm as _solve
-from w2s_fast.ops.cross_entropy.algorithm import Request
-from w2s_fast.ops.cross_entropy.api import run
+from w2s_fast.ops.cross_entropy import algorithm
+from w2s_fast.ops.cross_entropy.autograd import differentiable_loss
 from w2s_fast.ops.fused_linear.cross_entropy import projected_loss, projected_threshold
 from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.ops.loss_call import LossSpec
 from w2s_fast.ops.results import WeakLossOut, as_scalar, make_stats
-from w2s_fast.ops.targets import SparseTargets, make_problem
+from w2s_fast.ops.targets import SparseTargets, make_inputs
 from w2s_fast.ops.transforms import constant, outside_transforms
 
 
@@ -59,15 +59,15 @@ def weak_loss(
     Returns:
         ``WeakLossOut``; ``count`` is the 0-d normaliser Z.
     """
-    request = Request(
+    spec = LossSpec(
         rule, aux, threshold, smoothing, focal_gamma, max_confidence, softcap, z_loss, return_stats
     )
     if isinstance(logits, Projected):
-        return projected_loss(logits, weak, weight, request, ignore_index, reduction)
-    p = make_problem(logits, weak, weight, ignore_index)
-    loss, solution = run(p, request, logits, weight, reduction, inplace)
-    stats = make_stats(p, solution) if return_stats else None
-    return WeakLossOut(loss, as_scalar(solution.normaliser, p), stats)
+        return projected_loss(logits, weak, weight, spec, ignore_index, reduction)
+    p = make_inputs(logits, weak, weight, ignore_index)
+    loss, result = differentiable_loss(p, spec, logits, weight, reduction, inplace)
+    stats = make_stats(p, result) if return_stats else None
+    return WeakLossOut(loss, as_scalar(result.normaliser, p), stats)
 
 
 @checked
@@ -99,11 +99,11 @@ def _batch_threshold(
 ) -> Tensor:
     if isinstance(logits, Projected):
         return projected_threshold(logits, weak, rule, weight, ignore_index)
-    p = make_problem(logits, weak, weight, ignore_index)
-    _solve.check_request(_solve.Request(rule, softcap=softcap), p, _solve.BALANCED_CLASSES)
-    if rule not in ("prior", "median"):
+    p = make_inputs(logits, weak, weight, ignore_index)
+    algorithm.check_spec(LossSpec(rule, softcap=softcap), p, algorithm.BALANCED_CLASSES)
+    if rule not in algorithm.BATCH_RULES:
         raise W2SError(f"rule {rule!r} has no batch statistic; expected 'prior' or 'median'")
-    return _solve.batch_threshold(p, rule, softcap=softcap)
+    return algorithm.batch_threshold(p, rule, softcap=softcap)
 
 
 def _constants(logits: Any, weak: Any, weight: Tensor | None) -> tuple[Any, Any, Any]:

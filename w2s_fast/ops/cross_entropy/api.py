@@ -37,14 +37,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.cross_entropy import algorithm as _solve
-from w2s_fast.ops.cross_entropy.autograd import Call, apply, check_inplace
+from w2s_fast.ops.cross_entropy.algorithm import make_spec
+from w2s_fast.ops.cross_entropy.autograd import differentiable_loss
 from w2s_fast.ops.dispatch import Cost, Op
-from w2s_fast.ops.results import REDUCTIONS, Solution, Stats, make_stats
-from w2s_fast.ops.targets import Problem, SparseTargets, make_problem
-from w2s_fast.ops.transforms import needs_operators
+from w2s_fast.ops.results import Stats, make_stats
+from w2s_fast.ops.targets import SparseTargets, make_inputs
 
 
 @checked
@@ -99,56 +97,10 @@ def cross_entropy(
         RuntimeError: on a second derivative, a tangent of forward mode, or a second backward after
             ``inplace=True``.
     """
-    p = make_problem(logits, weak, weight, ignore_index)
-    # Coefficient 0 known in advance: the plain weak loss, no threshold to compute.
-    if isinstance(aux, float | int) and aux == 0 and threshold is None:
-        request = _solve.Request("none")
-    else:
-        request = _solve.make_request(threshold, aux, p)
-    request.record = return_stats
-    request.smoothing, request.softcap, request.z_loss = smoothing, softcap, z_loss
-    loss, solution = run(p, request, logits, weight, reduction, inplace)
-    return (loss, make_stats(p, solution)) if return_stats else loss
-
-
-def run(
-    p: Problem,
-    request: _solve.Request,
-    logits: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    inplace: bool,
-) -> tuple[Tensor, Solution]:
-    if reduction not in REDUCTIONS:
-        raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
-    if reduction == "none" or type(logits) is not Tensor or needs_operators():
-        return _functional(p, request, weight, reduction)
-    mean = reduction == "mean"
-    if not torch.is_grad_enabled() or not (
-        logits.requires_grad or (weight is not None and weight.requires_grad)
-    ):
-        solution = _solve.solve(p, request, None, mean)
-        return solution.total, solution
-    if inplace:
-        check_inplace(logits)
-    call = Call(p, request, mean, inplace, None if weight is None else weight.dtype)
-    loss = apply(logits, weight, call)
-    assert call.solution is not None
-    return loss, call.solution
-
-
-def _functional(
-    p: Problem, r: _solve.Request, weight: Tensor | None, reduction: str
-) -> tuple[Tensor, Solution]:
-    _solve.check_request(r, p, _solve.BALANCED_CLASSES)
-    aux = torch.as_tensor(r.aux, dtype=p.accumulator, device=p.logits.device)
-    row, stats, index, at = torch.ops.w2s_fast.weak_ce(
-        p.logits, p.ids, p.probs, p.rest, p.weight, aux, r.threshold, r.rule,
-        p.ignore_index, r.smoothing, r.gamma, r.cap, r.softcap, r.z_loss,
-    )  # fmt: skip
-    loss, total = _solve.reduce_rows(p, row, weight, reduction)
-    threshold = None if r.rule in ("none", "argmax") else at
-    return loss, Solution(stats, index, loss, total.detach(), threshold, None)
+    p = make_inputs(logits, weak, weight, ignore_index)
+    spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss, record=return_stats)
+    loss, result = differentiable_loss(p, spec, logits, weight, reduction, inplace)
+    return (loss, make_stats(p, result)) if return_stats else loss
 
 
 def _backends() -> dict[str, str]:

@@ -19,22 +19,14 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.cross_entropy import algorithm as _solve
-from w2s_fast.ops.cross_entropy.algorithm import make_request
+from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
 from w2s_fast.ops.dispatch import Cost
-from w2s_fast.ops.fused_linear.chunks import Head, Wanted, probe, shape_only, solve_linear
-from w2s_fast.ops.fused_linear.cross_entropy_autograd import FusedLinearLoss, LinearCall
+from w2s_fast.ops.fused_linear.chunks import Head, shape_only, threshold_from_scores
+from w2s_fast.ops.fused_linear.cross_entropy_autograd import differentiable_loss
 from w2s_fast.ops.lazy_logits import Projected
-from w2s_fast.ops.results import (
-    REDUCTIONS,
-    LinearSolution,
-    Stats,
-    WeakLossOut,
-    as_scalar,
-    make_stats,
-)
-from w2s_fast.ops.targets import LOGIT_DTYPES, Problem, SparseTargets, problem_of
-from w2s_fast.ops.transforms import needs_operators
+from w2s_fast.ops.loss_call import LossSpec
+from w2s_fast.ops.results import Stats, WeakLossOut, as_scalar, make_stats
+from w2s_fast.ops.targets import LOGIT_DTYPES, LossInputs, SparseTargets, attach_targets
 
 
 @checked
@@ -90,30 +82,27 @@ def linear_cross_entropy(
     weak, weight = _flat_targets(hidden, weak, weight)
     hidden = flat_rows(hidden, positions)
     check_head(hidden, head, bias)
-    p = problem_of(shape_only(hidden.shape[0], head.shape[0], hidden), weak, weight, ignore_index)
-    if isinstance(aux, float | int) and aux == 0 and threshold is None:
-        request = _solve.Request("none")
-    else:
-        request = make_request(threshold, aux, p)
-    request.smoothing, request.softcap, request.z_loss = smoothing, softcap, z_loss
+    shape = shape_only(hidden.shape[0], head.shape[0], hidden)
+    p = attach_targets(shape, weak, weight, ignore_index)
+    spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss)
     x = Head(hidden, head, bias, memory_mib, fp32_head_gradient)
-    loss, solution = _run(x, p, request, weight, reduction)
-    return (loss, make_stats(p, solution)) if return_stats else loss
+    loss, result = differentiable_loss(x, p, spec, weight, reduction)
+    return (loss, make_stats(p, result)) if return_stats else loss
 
 
 def projected_loss(
     logits: Projected,
     weak: Tensor | SparseTargets,
     weight: Tensor | None,
-    request: _solve.Request,
+    spec: LossSpec,
     ignore_index: int,
     reduction: str,
 ) -> WeakLossOut:
     """``weak_loss`` of logits that were not computed; gradients go to hidden, weight and bias."""
     x, p = _projected(logits, weak, weight, ignore_index)
-    request.softcap = logits.softcap
-    loss, solution = _run(x, p, request, weight, reduction)
-    return WeakLossOut(loss, as_scalar(solution.normaliser, p), make_stats(p, solution))
+    spec.softcap = logits.softcap
+    loss, result = differentiable_loss(x, p, spec, weight, reduction)
+    return WeakLossOut(loss, as_scalar(result.normaliser, p), make_stats(p, result))
 
 
 @torch.no_grad()
@@ -126,18 +115,18 @@ def projected_threshold(
 ) -> Tensor:
     """``batch_threshold`` of logits that were not computed."""
     x, p = _projected(logits.detach(), weak, weight, ignore_index)
-    request = _solve.Request(rule, softcap=logits.softcap)
-    _solve.check_request(request, p)
-    return probe(x, p, request)
+    spec = LossSpec(rule, softcap=logits.softcap)
+    check_spec(spec, p)
+    return threshold_from_scores(x, p, spec)
 
 
 def _projected(
     logits: Projected, weak: Tensor | SparseTargets, weight: Tensor | None, ignore_index: int
-) -> tuple[Head, Problem]:
+) -> tuple[Head, LossInputs]:
     hidden, head, bias = cast_for_autocast(logits.hidden, logits.weight, logits.bias)
     check_head(hidden, head, bias)
     n, v = logits.shape
-    p = problem_of(shape_only(n, v, hidden), weak, weight, ignore_index)
+    p = attach_targets(shape_only(n, v, hidden), weak, weight, ignore_index)
     return Head(hidden, head, bias, logits.memory_mib), p
 
 
@@ -208,40 +197,6 @@ def _flat_targets(
     if weight is not None and tuple(weight.shape) == lead:
         weight = weight.flatten()
     return weak, weight
-
-
-def _run(
-    x: Head, p: Problem, request: _solve.Request, weight: Tensor | None, reduction: str
-) -> tuple[Tensor, LinearSolution]:
-    if reduction not in REDUCTIONS:
-        raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
-    if reduction == "none" or type(x.hidden) is not Tensor or needs_operators():
-        return _functional(x, p, request, weight, reduction)
-    mean = reduction == "mean"
-    inputs = (x.hidden, x.head, x.bias, weight)
-    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in inputs):
-        solution = solve_linear(x, p, request, Wanted(), mean)
-        return solution.total, solution
-    dtype = None if weight is None else weight.dtype
-    call = LinearCall(p, request, x.memory_mib, x.fp32_head_gradient, mean, dtype)
-    loss = FusedLinearLoss.apply(*inputs, call)
-    assert call.solution is not None
-    return loss, call.solution
-
-
-def _functional(
-    x: Head, p: Problem, r: _solve.Request, weight: Tensor | None, reduction: str
-) -> tuple[Tensor, LinearSolution]:
-    _solve.check_request(r, p)
-    aux = torch.as_tensor(r.aux, dtype=p.accumulator, device=x.hidden.device)
-    row, stats, index, at = torch.ops.w2s_fast.linear_weak_ce(
-        x.hidden, x.head, x.bias, p.ids, p.probs, p.rest, p.weight, aux, r.threshold, r.rule,
-        p.ignore_index, r.smoothing, r.gamma, r.cap, r.softcap, r.z_loss, float(x.memory_mib),
-        x.fp32_head_gradient,
-    )  # fmt: skip
-    loss, total = _solve.reduce_rows(p, row, weight, reduction)
-    threshold = None if r.rule in ("none", "argmax") else at
-    return loss, LinearSolution(stats, index, loss, total.detach(), threshold)
 
 
 def cost(n: int, v: int, dtype: torch.dtype, d: int = 1024) -> Cost:

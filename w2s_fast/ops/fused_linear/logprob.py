@@ -17,7 +17,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.fused_linear.chunks import Head
 from w2s_fast.ops.fused_linear.cross_entropy import cast_for_autocast, check_head
-from w2s_fast.ops.fused_linear.logprob_autograd import linear_listed
+from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
 from w2s_fast.ops.logprob.api import RowStats, check_ids, check_scale, row_stats
 from w2s_fast.ops.transforms import batched, values
 
@@ -61,7 +61,7 @@ def linear_topk_logprob(
         raise W2SError(f"hidden has shape {tuple(hidden.shape)}; expected (N, D)")
     x = make_head(hidden, head, bias, temperature, softcap, memory_mib, fp32_head_gradient)
     ids = check_ids(ids, hidden.shape[0], head.shape[0], hidden.device)
-    logp, tail, _, _ = linear_listed(x, ids, softcap / temperature, True)
+    logp, tail, _, _ = linear_topk(x, ids, softcap / temperature, True)
     return logp, tail
 
 
@@ -119,7 +119,7 @@ def linear_logprob(
         rows, ids = rows.index_select(0, positions), ids.index_select(0, positions)
     x = make_head(rows, head, bias, temperature, softcap, memory_mib, fp32_head_gradient)
     ids = check_ids(ids.unsqueeze(1), rows.shape[0], head.shape[0], rows.device)
-    logp, _, stats, index = linear_listed(x, ids, softcap / temperature, False)
+    logp, _, stats, index = linear_topk(x, ids, softcap / temperature, False)
 
     def back(value: Tensor, empty: float = 0) -> Tensor:
         """Rows to where they came from."""

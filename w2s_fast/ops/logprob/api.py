@@ -20,8 +20,8 @@ from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import check_number, checked
 from w2s_fast.ops.cross_entropy.api import OP as CROSS_ENTROPY
 from w2s_fast.ops.dispatch import Cost, Op
-from w2s_fast.ops.logprob.autograd import listed
-from w2s_fast.ops.row_stats import Index, Stat
+from w2s_fast.ops.logprob import autograd as _autograd  # noqa: F401 - registers its operators
+from w2s_fast.ops.loss_call import Index, Stat
 from w2s_fast.ops.targets import LOGIT_DTYPES, unfit_rows
 from w2s_fast.ops.transforms import values
 
@@ -68,7 +68,7 @@ def topk_logprob(
     check_scale(temperature, softcap)
     if temperature != 1:
         logits = logits / temperature
-    logp, tail, _, _ = listed(logits, ids, softcap / temperature, True)
+    logp, tail, _, _ = torch.ops.w2s_fast.topk_logp(logits, ids, softcap / temperature, True)
     return logp, tail
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from w2s_fast.ops import native
+from w2s_fast.ops.native import DTYPE_CODES
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _BINS = 2048
 
 
@@ -53,7 +53,7 @@ def mark(scores: Tensor, keep: Tensor | None, at: Tensor, ties: Tensor) -> Tenso
 def _where(scores: Tensor, keep: Tensor | None) -> tuple[int, int, int, int]:
     """Addresses, dtype and number; the caller's tensors are contiguous and outlive the call."""
     mask = 0 if keep is None else keep.data_ptr()
-    return scores.data_ptr(), _DTYPES[scores.dtype], mask, scores.numel()
+    return scores.data_ptr(), DTYPE_CODES[scores.dtype], mask, scores.numel()
 
 
 def _scalar(value: float) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from w2s_fast.ops.row_stats import Index, Stat
+from w2s_fast.ops.loss_call import Index, Stat
 
 # What travels besides the first seven rows of the record that it names.
 _SENT = (Stat.MAX, Stat.LOGS, Stat.ENTROPY, Stat.MASS, Stat.LINEAR, Stat.MEAN, Stat.TAIL)
