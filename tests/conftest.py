@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from helpers.paths import ROOT, TESTS
+
 # Before torch: threads that wait give their core to the other workers and to the other processes of
 # a test. Otherwise they spin, and all takes half as long again.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -42,23 +44,24 @@ for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID"):
     os.environ.pop(_name, None)
 os.environ.pop("W2S_DEVICE_CHECKS", None)
 
-import interpreter  # noqa: E402, F401
 import pytest  # noqa: E402
+from helpers import triton_interpreter  # noqa: E402, F401
 
 from w2s_fast.ops import dispatch, native, use_backend  # noqa: E402
 from w2s_fast.testing import OnDevice  # noqa: E402
 
 # Files whose tests of backends run on a GPU as they stand, and names of tests that cannot.
 ANY_DEVICE = (
-    "test_ops.py", "test_ops_contract.py", "test_linear.py", "test_quantile.py", "test_logprob.py",
-    "test_loss_scales.py", "test_softcap.py", "test_extremes.py",
+    "ops/test_cross_entropy.py", "ops/test_contract.py", "ops/test_fused_linear.py",
+    "ops/test_quantile.py", "ops/test_logprob.py", "ops/test_loss_scales.py",
+    "ops/test_softcap.py", "ops/test_extremes.py",
 )  # fmt: skip
 HOST_ONLY = ("compile", "opcheck", "gradcheck", "autocast")
 
 # Instruction sets of the compiled core, widest first, and files whose tests of ``cpp`` run on every
 # set that this processor has: what differs between sets is the arithmetic of rows and selections.
 SETS = ("avx512", "avx2", "base")
-ALL_SETS = ("test_ops.py", "test_ops_rows.py", "test_order_statistics.py")
+ALL_SETS = ("ops/test_cross_entropy.py", "ops/test_row_phases.py", "ops/test_order_statistics.py")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))  # tests are small: more threads only wait
 
@@ -112,11 +115,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
+def _file(path: Path) -> str:
+    return path.relative_to(TESTS).as_posix()
+
+
 def _belongs(item: pytest.Item) -> bool:
     if DEVICE == "cpu" or item.get_closest_marker("gpu"):
         return (DEVICE == "cuda") == bool(item.get_closest_marker("gpu"))
     # Compilation would trace the switch of devices; tests marked gpu have their own.
-    if item.path.name not in ANY_DEVICE or any(w in item.name for w in HOST_ONLY):
+    if _file(item.path) not in ANY_DEVICE or any(w in item.name for w in HOST_ONLY):
         return False
     callspec = getattr(item, "callspec", None)
     backend = "cpp" if callspec is None else callspec.params.get("backend", "cpp")
@@ -147,14 +154,13 @@ def _nothing_left(_nowhere: None) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _on_device(request: pytest.FixtureRequest) -> Iterator[None]:
     """With --device=cuda, tensors that an op's test makes lie on the GPU, of the same values."""
-    if DEVICE == "cpu" or request.path.name not in ANY_DEVICE:
+    if DEVICE == "cpu" or _file(request.path) not in ANY_DEVICE:
         yield
         return
     with OnDevice(DEVICE):
         yield
 
 
-ROOT = Path(__file__).resolve().parents[1]
 # What builds and caches write is theirs.
 _SKIPPED = frozenset((".git", ".venv", "build", "__pycache__"))
 _CACHES = re.compile(r"\.(pytest|mypy|ruff)_cache$|.*\.egg-info$")
@@ -207,7 +213,7 @@ def _sets() -> tuple[str, ...]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every backend in turn; ``cpp`` on each narrower instruction set too, where it matters."""
     name = metafunc.definition.name
-    every = metafunc.definition.path.name in ALL_SETS and not any(w in name for w in HOST_ONLY)
+    every = _file(metafunc.definition.path) in ALL_SETS and not any(w in name for w in HOST_ONLY)
     if "isa" in metafunc.fixturenames:
         metafunc.parametrize("isa", _sets() or ("missing",), indirect=True)
     chosen = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]

@@ -161,7 +161,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
         [sys.executable, "-c", _FILL, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("no space left while writing stage 'labels' in ")
-    assert done.stdout.count("\n") == 1 and "--cache" in done.stdout
+    assert done.stdout.count("\n") == 1 and "--cache_dir" in done.stdout
     store = Store(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -22,8 +22,8 @@ from w2s_fast.tasks import TaskConfig
 from w2s_fast.training import TrainConfig
 
 T = TypeVar("T")
-LIST_FIELDS = ("losses", "methods", "seeds", "chain")
-MAY_BE_EMPTY = ("chain",)
+LIST_FIELDS = ("losses", "methods", "seeds", "intermediate_models")
+MAY_BE_EMPTY = ("intermediate_models",)
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,14 @@ class RunConfig:
         losses: Losses of the student, each "name" or "name:key=value,key=value".
         methods: What is done with the weak labels before the student learns them, each with every
             loss; "a|b" does a, then b; "method@loss" goes with that loss alone.
-        chain: Models between weak and student for methods that use some, each a source with what
-            differs from the student: "path/to/model" or "scratch:hidden=64,layers=2".
-        writer: Who writes the transcripts of methods that let the strong model argue.
+        intermediate_models: Models between weak and student for methods that use some, each a
+            source with what differs from the student: "path/to/model" or
+                "scratch:hidden=64,layers=2".
+        transcript_writer: Who writes the transcripts of methods that let the strong model argue.
         seeds: One run of everything per seed (data split, initial weights, data order).
         control: Also train a student without pretraining, to show where the gain comes from.
-        out: Folder of results.json, plot and page.
-        cache: Folder of the finished stages; without it OUT/cache. Runs may share one.
+        output_dir: Folder of results.json, plot and page.
+        cache_dir: Folder of the finished stages; default: OUTPUT_DIR/cache. Runs may share one.
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
         workers: Trainings at the same time; 0 chooses by cores and model. Never changes results.
         threads: Threads of each training; 0 chooses by cores and model.
@@ -64,12 +65,12 @@ class RunConfig:
     )
     losses: tuple[str, ...] = ("xent", "logconf")
     methods: tuple[str, ...] = ("naive",)
-    chain: tuple[str, ...] = ()
-    writer: WriterConfig = field(default_factory=WriterConfig)
+    intermediate_models: tuple[str, ...] = ()
+    transcript_writer: WriterConfig = field(default_factory=WriterConfig)
     seeds: tuple[int, ...] = (0, 1, 2)
     control: bool = False
-    out: str = "out"
-    cache: str | None = None
+    output_dir: str = "out"
+    cache_dir: str | None = None
     device: str = "auto"
     workers: int = 0
     threads: int = 0
@@ -79,7 +80,7 @@ class RunConfig:
             values = getattr(self, name)
             if not values and name not in MAY_BE_EMPTY:
                 raise W2SError(f"{name} is empty: name at least one")
-            if name == "chain":
+            if name == "intermediate_models":
                 continue
             if twice := [v for i, v in enumerate(values) if v in values[:i]]:
                 raise W2SError(f"{name}: {twice[0]!r} is given twice; drop one")
@@ -91,13 +92,15 @@ class RunConfig:
         for name in ("workers", "threads"):
             if getattr(self, name) < 0:
                 raise W2SError(f"{name}={getattr(self, name)}: expected 0 (automatic) or more")
-        if not self.out:
-            raise W2SError("out is empty: name a folder for the results")
+        if not self.output_dir:
+            raise W2SError("output_dir is empty: name a folder for the results")
 
     @property
     def store_dir(self) -> Path:
         """Folder of the finished stages."""
-        return Path(self.cache) if self.cache is not None else Path(self.out) / "cache"
+        return (
+            Path(self.cache_dir) if self.cache_dir is not None else Path(self.output_dir) / "cache"
+        )
 
 
 def validate(cfg: RunConfig) -> None:
@@ -129,7 +132,7 @@ def validate(cfg: RunConfig) -> None:
 def _check_sources(cfg: RunConfig) -> None:
     """Refuse a model that is neither built in nor a folder, or that nothing can tokenize for."""
     embedded = cfg.task.name == "agreement"
-    roles = ("weak", "student", *(f"chain/{i}" for i in range(len(cfg.chain))))
+    roles = ("weak", "student", *(f"intermediate/{i}" for i in range(len(cfg.intermediate_models))))
     sources = {role: model_of(cfg, role).source for role in roles}
     for role, source in sources.items():
         if source == "agreement-lm" and not embedded:
@@ -150,15 +153,15 @@ def _check_sources(cfg: RunConfig) -> None:
 
 
 def model_of(cfg: RunConfig, role: str) -> ModelConfig:
-    """The model of a role: ``weak``, ``student``, or ``chain/0`` and on.
+    """The model of a role: ``weak``, ``student``, or ``intermediate/0`` and on.
 
     Raises:
-        W2SError: An entry of ``chain`` has a setting that no model has.
+        W2SError: An entry of ``intermediate_models`` has a setting that no model has.
     """
     name, _, position = role.partition("/")
-    if name != "chain":
+    if name != "intermediate":
         return cfg.weak if name == "weak" else cfg.student
-    spec = cfg.chain[int(position)]
+    spec = cfg.intermediate_models[int(position)]
     source, rest = split(spec)
     changes = {"source": source, **settings(ModelConfig, rest, spec, "model")}
     return dataclasses.replace(cfg.student, **changes)
@@ -172,7 +175,12 @@ def train_of(cfg: RunConfig, role: str) -> TrainConfig:
 def unsharded(cfg: TrainConfig) -> TrainConfig:
     """The same training on one device: sharding is not part of what is trained."""
     return dataclasses.replace(
-        cfg, zero=0, offload_optimizer="none", offload_params="none", nvme_path=None, deepspeed=None
+        cfg,
+        zero_stage=0,
+        offload_optimizer="none",
+        offload_params="none",
+        nvme_path=None,
+        deepspeed_config=None,
     )
 
 
@@ -237,13 +245,13 @@ def fill(cls: type[T], values: Mapping[str, Any], prefix: str = "", root: type =
 
 
 def unknown_setting(name: str, root: type = RunConfig) -> W2SError:
-    """Return the error for a dotted name that is no field, naming what was probably meant."""
+    """Return the error for a dotted name that is no field, with the likeliest name as a hint."""
     known = field_types(root)
     blocks = {k.rsplit(".", i)[0] for k in known for i in range(1, k.count(".") + 1)}
     leaf = name.rsplit(".", 1)[-1]
-    moved = [k for k in known if k.rsplit(".", 1)[-1] == leaf]
-    near = nearest(name, known | dict.fromkeys(blocks)) if name not in blocks else ""
-    listed = " and ".join(repr(n) for n in moved)
-    if moved:  # a right name in the wrong block says more than a similar spelling
-        near = f"; there is {listed}" if moved[1:] else f"; did you mean {listed}?"
-    return W2SError(f"unknown setting {name!r}{near or '; see --print-config for all of them'}")
+    same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == leaf]
+    hint = nearest(name, known | dict.fromkeys(blocks)) if name not in blocks else ""
+    if same_leaf and "now called" not in hint:  # the wrong block is likelier than a typo
+        names = " and ".join(repr(k) for k in same_leaf)
+        hint = f"; there is {names}" if same_leaf[1:] else f"; did you mean {names}?"
+    return W2SError(f"unknown setting {name!r}{hint or '; see --print-config for all of them'}")

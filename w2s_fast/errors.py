@@ -14,7 +14,32 @@ class W2SKeywordError(W2SError, TypeError):
     """A call with a keyword that the function does not have; Python's own error is a TypeError."""
 
 
+# Settings, methods and kinds by their old name: an old name fails with the new one as a hint.
+RENAMED = {
+    "threshold": "threshold_scope",
+    "zero": "zero_stage",
+    "deepspeed": "deepspeed_config",
+    "cache": "cache_dir",
+    "out": "output_dir",
+    "chain": "intermediate_models",
+    "writer": "transcript_writer",
+    "aux": "aux_coef",
+    "frac": "step_frac",
+    "tune_lm": "generative_finetuning",
+    "oracle_stop": "ground_truth_early_stop",
+    "classes": "classification",
+    "answers": "generation",
+}
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest of ``names``, or an empty string."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    """Return ``"; did you mean 'x'?"`` for the closest of ``names``, or an empty string.
+
+    A name, or a part of a dotted one, that was renamed is closest to its new name.
+    """
+    names = list(names)
+    renamed = ".".join(RENAMED.get(part, part) for part in name.split("."))
+    if renamed != name and renamed in names:
+        return f"; it is now called {renamed!r}"
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

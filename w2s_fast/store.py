@@ -104,12 +104,12 @@ def write_errors(what: str, where: Path) -> Iterator[None]:
         if _is_full(err):
             raise W2SError(
                 f"no space left while writing {what} in {where}: free some space or choose another "
-                "folder with --cache, then run the same command; everything stored is kept"
+                "folder with --cache_dir, then run the same command; everything stored is kept"
             ) from err
         if code in _FORBIDDEN and Path(str(getattr(err, "filename", ""))).is_relative_to(where):
             raise W2SError(
                 f"cannot write {what} in {where} ({os.strerror(code)}): choose a folder you may "
-                "write with --out or --cache"
+                "write with --out or --cache_dir"
             ) from err
         raise
 
@@ -197,7 +197,7 @@ class Store:
         if meta is not None and meta.get("key") != key:
             raise W2SError(
                 f"{path} holds the result of another configuration; move it away or choose another "
-                "folder with --cache"
+                "folder with --cache_dir"
             )
         if meta is None or fault:
             text = f"{path} is damaged ({fault}); computing it again"

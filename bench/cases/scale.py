@@ -216,7 +216,7 @@ def _exchange_rank(job: dict[str, Any]) -> dict[str, float]:
     for i in range(job["rounds"]):
         modes = ("exact", "microbatch") if i % 2 else ("microbatch", "exact")
         for mode in modes:
-            cfg = TrainConfig(epochs=job["steps"], batch_size=n, lr=1e-5, threshold=mode)
+            cfg = TrainConfig(epochs=job["steps"], batch_size=n, lr=1e-5, threshold_scope=mode)
             ms = 1e3 * train(model, data, soft, make_loss("logconf"), cfg, 0)["seconds"]
             found[mode].append(ms / job["steps"])
     # Processes that share cores wait for one another: the least of the rounds is a matter of luck.
@@ -239,7 +239,7 @@ def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
     if here.first and not folder.exists():
         AutoModel.from_config(config).save_pretrained(folder)
     here.barrier()
-    cfg = TrainConfig(epochs=1, batch_size=4 * here.size, zero=3, lr=1e-5)
+    cfg = TrainConfig(epochs=1, batch_size=4 * here.size, zero_stage=3, lr=1e-5)
     student = ModelConfig(str(folder))
     run = dataclasses.replace(RunConfig(), student=student, student_train=cfg)
     said = plan(run, here.size, 64).total / 2**20

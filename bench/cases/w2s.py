@@ -46,7 +46,7 @@ def agreement() -> Any:
             "naive", "bootstrap", "ensemble", "strong_to_strong@xent", "early_stop@xent",
             "elicit@xent", "posterior@xent", "combine@xent",
         ),
-        chain=("scratch:hidden=64,layers=2",),
+        intermediate_models=("scratch:hidden=64,layers=2",),
         seeds=(0, 1, 2, 3, 4),
         control=True,
     )  # fmt: skip
@@ -89,12 +89,14 @@ def measure(name: str, cfg: Any, out: Path) -> dict[str, Any]:
     """Run one experiment; what is committed of it."""
     from w2s_fast.pipeline import run
 
-    results = run(replace(cfg, out=str(out / name), cache=str(out / "cache")), quiet=False)
+    results = run(
+        replace(cfg, output_dir=str(out / name), cache_dir=str(out / "cache")), quiet=False
+    )
     config = json.loads(json.dumps(results["provenance"]["config"]))
     for block, key in (("task", "path"), ("student", "source")):
         if config[block][key] and "/" in config[block][key]:
             config[block][key] = Path(config[block][key]).name  # not where it lay
-    config |= {"out": "out", "cache": None}
+    config |= {"output_dir": "out", "cache_dir": None}
     found = {key: results[key] for key in _KEPT}
     return {"name": name, "environment": environment(), "config": config, **found}
 
@@ -177,14 +179,13 @@ def _block(name: str) -> str:
 
 def save(found: Mapping[str, Any]) -> None:
     """Write the committed file and its picture."""
-    from w2s_fast.report.plot import render
+    from w2s_fast.report.figure import results_figure
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{found['name']}.json").write_text(json.dumps(found, indent=1) + "\n")
     shown = {**found, "provenance": {"config": found["config"]}}
-    lines = render(shown, "svg").decode().splitlines()
     picture = ROOT / "docs" / "img" / f"w2s-{found['name']}.svg"
-    picture.write_text("\n".join(line.rstrip() for line in lines) + "\n")  # as linters want it
+    picture.write_bytes(results_figure(shown, "svg"))
 
 
 def main(args: list[str]) -> int:

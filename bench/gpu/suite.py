@@ -25,9 +25,9 @@ from bench.gpu.cases import CASES
 from bench.harness.environment import ROOT
 
 OUT = ROOT / "out" / "gpu.jsonl"
-TESTS = ("tests/test_ops.py", "tests/test_ops_contract.py", "tests/test_linear.py")
-TESTS += ("tests/test_quantile.py", "tests/test_logprob.py", "tests/test_gpu.py")
-TESTS += ("tests/test_loss_scales.py", "tests/test_softcap.py", "tests/test_extremes.py")
+_OPS = ("cross_entropy", "contract", "fused_linear", "quantile", "logprob", "gpu", "loss_scales",
+        "softcap", "extremes")  # fmt: skip
+TESTS = tuple(f"tests/ops/test_{name}.py" for name in _OPS)
 _TAIL = 4000  # characters of a failed part's output that its row keeps
 
 

@@ -1,7 +1,7 @@
 """Properties of the ops over random inputs; ``python -m properties`` runs many of them.
 
-``PROPERTIES`` names each one, ``tests/test_properties.py`` runs a few cases of each. Where a case
-fails, ``repr(case)`` makes it again: ``PROPERTIES["values"].check("cpp", Rows(n=3, v=2))``.
+``PROPERTIES`` names each one, ``tests/ops/test_properties.py`` runs a few cases of each. Where a
+case fails, ``repr(case)`` makes it again: ``PROPERTIES["values"].check("cpp", Rows(n=3, v=2))``.
 """
 
 from __future__ import annotations

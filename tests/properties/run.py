@@ -104,7 +104,7 @@ def shrink(unit: Unit, kind: str) -> tuple[str, str]:
 
 
 def _property(unit: Unit) -> tuple[Callable[[str, Any], None], Any]:
-    import interpreter  # noqa: F401
+    from helpers import triton_interpreter  # noqa: F401
 
     from properties import PROPERTIES
 

@@ -10,7 +10,7 @@ P parameters (T of them trained), n processes, b bytes of a weight, g of a gradi
 |---|---|
 | weights | P b; ZeRO-3: P b / n, small ones (below the persistence threshold) whole |
 | gradients | T g; ZeRO-2 and 3: T g / n, and the bucket that is being reduced |
-| optimizer | 12 T: fp32 copy and two moments (8 T for fp32 at zero=0); ZeRO: / n |
+| optimizer | 12 T: fp32 copy and two moments (8 T for fp32 at zero_stage=0); ZeRO: / n |
 | weights in use | ZeRO-3: 10^9 weights that are needed again soon, and what is being fetched |
 | activations | what autograd keeps of one micro-batch |
 
@@ -36,7 +36,7 @@ Memory per device, traffic and time of a step of the student, from its config.js
 
   --gpus DxH      D devices on each of H hosts, such as 8x4
   --model DIR     student.source
-  --zero N        student_train.zero
+  --zero N        student_train.zero_stage
   --tokens N      tokens of a row (default: max_length)
   --tflops X      10^12 operations a second that a device reaches in a matrix product
   --gbytes X      10^9 bytes a second that a device sends to the others
@@ -98,7 +98,7 @@ def memory_of(
     c: Counts, train: TrainConfig, dtype: str, n: int
 ) -> tuple[dict[str, int], dict[str, int]]:
     """(bytes on a device, bytes in its share of the host's memory), by part."""
-    b, stage = _SIZES[dtype], train.zero
+    b, stage = _SIZES[dtype], train.zero_stage
     g = 4 if stage else b
     part = n if stage else 1
     weights = c.parameters * b
@@ -130,13 +130,13 @@ def traffic(c: Counts, train: TrainConfig, dtype: str, n: int, micro: int) -> di
     """Bytes a device sends in a step, by exchange; (n - 1) / n of a tensor in each pass."""
     b = _SIZES[dtype]
     share = (n - 1) / n
-    if train.zero == 3:
+    if train.zero_stage == 3:
         return {
             "gather weights": int(2 * micro * share * c.parameters * b),
             "scatter gradients": int(micro * share * c.trained * b),
         }
-    if train.zero:
-        rounds = micro if train.zero == 2 else 1
+    if train.zero_stage:
+        rounds = micro if train.zero_stage == 2 else 1
         return {
             "scatter gradients": int(rounds * share * c.trained * b),
             "gather weights": int(share * c.trained * b),
@@ -167,7 +167,8 @@ def show(p: Plan, cfg: RunConfig, devices: int, tokens: int, console: Any) -> No
     rows, micro = batch_shape(train, devices)
     console.print(
         f"{c.parameters / 1e6:,.1f} M parameters, {c.trained / 1e6:,.1f} M trained, "
-        f"{cfg.student.dtype}, zero={train.zero}, {devices} devices; {micro} micro-batches of "
+        f"{cfg.student.dtype}, zero_stage={train.zero_stage}, {devices} devices; "
+        f"{micro} micro-batches of "
         f"{rows} x {tokens} tokens a device and step",
         highlight=False,
     )
@@ -194,7 +195,7 @@ def show(p: Plan, cfg: RunConfig, devices: int, tokens: int, console: Any) -> No
 def _split(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     own: dict[str, str] = {}
     rest: list[str] = []
-    short = {"model": "student.source", "zero": "student_train.zero"}
+    short = {"model": "student.source", "zero": "student_train.zero_stage"}
     left = list(args)
     while left:
         option, eq, value = left.pop(0).partition("=")

@@ -107,12 +107,12 @@ def _run(args: list[str]) -> int:
     from rich.console import Console
 
     from w2s_fast.pipeline import run
-    from w2s_fast.report.table import print_results
+    from w2s_fast.report.terminal import print_results
 
     results = run(cfg, quiet=quiet)
     if world.world().first:
         print_results(results, Console())
-        _say_where(Path(cfg.out))
+        _say_where(Path(cfg.output_dir))
     return 0
 
 
@@ -139,7 +139,7 @@ def _report(args: list[str]) -> int:
     from rich.console import Console
 
     from w2s_fast.report import load_results, write_report
-    from w2s_fast.report.table import print_results
+    from w2s_fast.report.terminal import print_results
     from w2s_fast.store import write_errors
 
     results = load_results(out)

@@ -106,6 +106,7 @@ def _normalise(args: Sequence[str], kind: type) -> list[str]:
             raise W2SError(f"unexpected argument {option!r}; options look like --name value")
         name, eq, value = option[2:].partition("=")
         name = name.replace("-", "_")
+        name = "output_dir" if name == "out" else name  # the short form
         if name == "config":
             value = value if eq else (rest.pop(0) if rest else "")
             _check_yaml(value, kind)

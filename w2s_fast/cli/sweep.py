@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from w2s_fast.sweeps.config import SweepConfig
+from w2s_fast.sweeps.sweep_config import SweepConfig
 
 SOME_FAILED = 1
 
@@ -30,30 +30,30 @@ def main(args: Sequence[str]) -> int:
 
 def _plan(cfg: SweepConfig) -> int:
     """Say what would be computed."""
-    from w2s_fast.sweeps.experiment import prepare
+    from w2s_fast.sweeps.run_sweep import prepare
 
-    cells, board = prepare(cfg)
+    cells, graph = prepare(cfg)
     width = max(len(cell.name) for cell in cells)
     for cell in cells:
-        keys = board.keys[cell.name].values()
-        own = sum(board.nodes[key].cell is cell for key in keys)
+        keys = graph.keys[cell.name].values()
+        own = sum(graph.nodes[key].cell is cell for key in keys)
         shared = f", {len(keys) - own} shared with cells above" if own < len(keys) else ""
         print(f"{cell.name:<{width}}  {len(keys)} stages{shared}")
     sizes = f"{len(cells)} cells of {len(cfg.run.seeds)} seeds"
-    print(f"\n{sizes}: {len(board.nodes)} different stages, {board.total} without sharing")
+    print(f"\n{sizes}: {len(graph.nodes)} different stages, {graph.total} without sharing")
     return 0
 
 
 def _sweep(cfg: SweepConfig, quiet: bool) -> int:
     from rich.console import Console
 
-    from w2s_fast.sweeps.experiment import sweep
-    from w2s_fast.sweeps.results import SWEEP
-    from w2s_fast.sweeps.table import print_sweep
+    from w2s_fast.sweeps.run_sweep import sweep
+    from w2s_fast.sweeps.sweep_files import SWEEP
+    from w2s_fast.sweeps.sweep_tables import print_sweep
 
     results = sweep(cfg, quiet=quiet)
     print_sweep(results, Console())
-    out = Path(cfg.out)
+    out = Path(cfg.output_dir)
     kinds = ("json", "csv", "png") if results["cells"] else ("json",)
     print("\n" + "\n".join(f"{kind:<8} {out / SWEEP}.{kind}" for kind in kinds))
     if not results["failed"]:

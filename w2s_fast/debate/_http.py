@@ -59,7 +59,7 @@ def ask(cfg: WriterConfig, body: Mapping[str, Any], key: str, stop: threading.Ev
                 break
     raise W2SError(
         f"{cfg.url} did not answer in {tries} tries ({why}); answers so far are kept: run the same "
-        "command again, with fewer writer.workers or more writer.retries"
+        "command again, with fewer transcript_writer.workers or more transcript_writer.retries"
     )
 
 
@@ -88,13 +88,14 @@ def _once(cfg: WriterConfig, body: Mapping[str, Any], key: str) -> bytes:
 def _refusal(cfg: WriterConfig, error: urllib.error.HTTPError, key: str) -> str:
     if error.code in (401, 403):
         held = f"the key in {cfg.key_variable}" if key else "a request without a key"
-        fix = "check that key" if key else "set writer.key_variable"
+        fix = "check that key" if key else "set transcript_writer.key_variable"
         return f"{cfg.url} refuses {held} (HTTP {error.code}); {fix}"
     said = " ".join(error.read(4096).decode(errors="replace").split())
     said = said.replace(key, "***") if key else said
     return (
-        f"{cfg.url} refuses the request (HTTP {error.code}: {said[:_EXCERPT]}); check writer.url, "
-        f"writer.model={cfg.model!r} and writer.max_tokens={cfg.max_tokens}"
+        f"{cfg.url} refuses the request (HTTP {error.code}: {said[:_EXCERPT]}); check "
+        f"transcript_writer.url, transcript_writer.model={cfg.model!r} and "
+        f"transcript_writer.max_tokens={cfg.max_tokens}"
     )
 
 

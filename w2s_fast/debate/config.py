@@ -46,36 +46,50 @@ class WriterConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             hint = nearest(self.kind, KINDS)
-            raise W2SError(f"writer.kind={self.kind!r}: expected one of {', '.join(KINDS)}{hint}")
+            raise W2SError(
+                f"transcript_writer.kind={self.kind!r}: expected one of {', '.join(KINDS)}{hint}"
+            )
         for name, low in (("max_tokens", 1), ("workers", 1), ("retries", 0), ("temperature", 0)):
             if not low <= getattr(self, name) < float("inf"):
-                raise W2SError(f"writer.{name}={getattr(self, name)}: expected at least {low}")
+                raise W2SError(
+                    f"transcript_writer.{name}={getattr(self, name)}: expected at least {low}"
+                )
         if not 0 < self.timeout_s < float("inf"):
-            raise W2SError(f"writer.timeout_s={self.timeout_s}: expected seconds above 0")
+            raise W2SError(
+                f"transcript_writer.timeout_s={self.timeout_s}: expected seconds above 0"
+            )
         if self.key_variable and not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable):
             raise W2SError(  # it may be a key, so it is not repeated here
-                "writer.key_variable is no name of an environment variable in capitals; put the "
-                "key into a variable such as OPENAI_API_KEY and give that name"
+                "transcript_writer.key_variable is no name of an environment variable in capitals; "
+                "put the key into a variable such as OPENAI_API_KEY and give that name"
             )
         if self.kind == "local":
             given = [n for n in ("url", "model", "key_variable") if getattr(self, n)]
             if given:
-                raise W2SError(f"writer.{given[0]} is given, writer.kind is 'local'; use endpoint")
+                raise W2SError(
+                    f"transcript_writer.{given[0]} is given, transcript_writer.kind is "
+                    "'local'; use endpoint"
+                )
             return
         self._check_endpoint()
 
     def _check_endpoint(self) -> None:
         parts = urlsplit(self.url)
         if parts.username or parts.password:
-            raise W2SError("writer.url holds a name or password; use writer.key_variable instead")
+            raise W2SError(
+                "transcript_writer.url holds a name or password; use "
+                "transcript_writer.key_variable instead"
+            )
         good = parts.scheme in ("http", "https") and parts.hostname
         if not good or not parts.path.endswith(COMPLETIONS):
             raise W2SError(
-                f"writer.url={self.url!r}: expected an address that ends in {CHAT} or "
+                f"transcript_writer.url={self.url!r}: expected an address that ends in {CHAT} or "
                 f"{COMPLETIONS}, such as http://localhost:8000/v1/chat/completions"
             )
         if not self.model:
-            raise W2SError("writer.model is empty; give the name that the endpoint has for it")
+            raise W2SError(
+                "transcript_writer.model is empty; give the name that the endpoint has for it"
+            )
 
     @property
     def content(self) -> dict[str, Any]:
@@ -92,7 +106,8 @@ class WriterConfig:
         """
         if self.key_variable and not env.get(self.key_variable):
             raise W2SError(
-                f"writer.key_variable={self.key_variable!r}: this variable is not set in the "
-                "environment; export it, or leave the setting empty for an endpoint without a key"
+                f"transcript_writer.key_variable={self.key_variable!r}: this variable is not set "
+                "in the environment; export it, or leave the setting empty for an endpoint without "
+                "a key"
             )
         return env[self.key_variable] if self.key_variable else ""

@@ -53,7 +53,8 @@ class EndpointWriter:
         if texts and not any(text.strip() for text in texts):
             raise W2SError(
                 f"{self.cfg.url} answered {len(texts)} prompts with empty texts; a model that "
-                f"thinks first may need more than writer.max_tokens={self.cfg.max_tokens}"
+                "thinks first may need more than "
+                f"transcript_writer.max_tokens={self.cfg.max_tokens}"
             )
         return texts
 

@@ -14,7 +14,7 @@ class LocalWriter:
     """Writes with ``generate``; a text is a function of the model, its prompt and its seed.
 
     Args:
-        model: of ``build_model(..., kind="answers")``.
+        model: of ``build_model(..., kind="generation")``.
         tokenizer: its tokenizer; one with a chat template gets prompts as a user's message.
         cfg: ``temperature`` and ``max_tokens`` are used.
     """

@@ -19,9 +19,10 @@ from w2s_fast.methods.confident import Confident
 from w2s_fast.methods.conformal import Conformal
 from w2s_fast.methods.consistent import Consistent
 from w2s_fast.methods.debate import Consultancy, Debate, MarketMaking
-from w2s_fast.methods.early_stop import EarlyStop, OracleStop
+from w2s_fast.methods.early_stop import EarlyStop, GroundTruthEarlyStop
 from w2s_fast.methods.elicit import Elicit
 from w2s_fast.methods.ensemble import Ensemble
+from w2s_fast.methods.generative_finetuning import GenerativeFinetuning
 from w2s_fast.methods.knn_filter import KNNFilter
 from w2s_fast.methods.linear_probe import LinearProbe
 from w2s_fast.methods.posterior import Posterior
@@ -30,7 +31,6 @@ from w2s_fast.methods.resample import Resample
 from w2s_fast.methods.self_consistency import SelfConsistency
 from w2s_fast.methods.small_loss import SmallLoss
 from w2s_fast.methods.trajectory import Trajectory
-from w2s_fast.methods.tune_lm import TuneLM
 
 METHODS |= {
     "naive": Naive,
@@ -55,9 +55,9 @@ METHODS |= {
     "combine": Combine,
     "born_again": BornAgain,
     "early_stop": EarlyStop,
-    "oracle_stop": OracleStop,
+    "ground_truth_early_stop": GroundTruthEarlyStop,
     "probe": LinearProbe,
-    "tune_lm": TuneLM,
+    "generative_finetuning": GenerativeFinetuning,
     "debate": Debate,
     "consultancy": Consultancy,
     "market_making": MarketMaking,

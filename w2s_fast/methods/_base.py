@@ -18,7 +18,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.methods._plan import Node, Plan
 from w2s_fast.specs import build
 
-ANY_KIND = ("classes", "preference", "answers")
+ANY_KIND = ("classification", "preference", "generation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Method:
         kinds: Kinds of task it can be used on, see ``TaskData.kind``.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("classes", "preference")
+    kinds: ClassVar[tuple[str, ...]] = ("classification", "preference")
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """The labels that the student learns from, made of the ones that came in."""

@@ -38,14 +38,14 @@ class Plan:
 
     Attributes:
         loss: Spec of the loss of the student, and of every student on the way to it.
-        chain: Number of models between weak model and student (``RunConfig.chain``).
+        intermediate_models: Number of ``RunConfig.intermediate_models``.
         writer: Role of the model that writes transcripts, None where an endpoint does.
         body: How the student's model is made, for every student on the way and for the ceiling:
             ``freeze`` and ``start`` of ``Method.training``.
     """
 
     loss: str = "xent"
-    chain: int = 0
+    intermediate_models: int = 0
     writer: str | None = "student"
     body: tuple[tuple[str, Any], ...] = ()
 
@@ -104,7 +104,7 @@ class Plan:
 
     def intermediate(self, position: int, labels: Node) -> Node:
         """Model ``position`` of the chain, trained on these labels."""
-        settings = {"role": f"chain/{position}", "loss": self.loss}
+        settings = {"role": f"intermediate/{position}", "loss": self.loss}
         return _node("intermediate", settings, {"labels": labels})
 
     def student(self, labels: Node, **training: Any) -> Node:

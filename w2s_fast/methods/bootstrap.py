@@ -15,7 +15,7 @@ from w2s_fast.methods._plan import Node, Plan
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap(Method):
-    """Weak model, then every model of ``chain`` in the configuration, then the student."""
+    """Weak model, then every one of ``intermediate_models``, then the student."""
 
     kinds = ANY_KIND
 
@@ -25,12 +25,12 @@ class Bootstrap(Method):
         Raises:
             W2SError: if the chain is empty.
         """
-        if not plan.chain:
+        if not plan.intermediate_models:
             raise W2SError(
-                "method 'bootstrap' needs models between weak and student: set chain to one or "
-                "more of them, e.g. --chain path/to/medium"
+                "method 'bootstrap' needs models between weak and student: set "
+                "intermediate_models, e.g. --intermediate_models path/to/medium"
             )
-        for position in range(plan.chain):
+        for position in range(plan.intermediate_models):
             labels = plan.labels(plan.intermediate(position, labels))
         return labels
 

@@ -30,7 +30,9 @@ class Consultancy(Method):
         pool: "mean" of the probabilities, or "log": their normalised geometric mean.
     """
 
-    kinds = ("classes",)  # two dialogues are scored one at a time: none of them is "the first"
+    kinds = (
+        "classification",
+    )  # two dialogues are scored one at a time: none of them is "the first"
     judged: ClassVar[bool] = False
     members: int = 1
     ensemble: str = "debate"

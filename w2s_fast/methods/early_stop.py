@@ -34,7 +34,7 @@ class EarlyStop(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OracleStop(EarlyStop):
+class GroundTruthEarlyStop(EarlyStop):
     """Diagnostic: the same by the TRUE labels of those rows, which nobody has in earnest.
 
     It shows what stopping could gain at best. The use of true labels is part of the plan and of

@@ -1,8 +1,8 @@
 """Supervisors and students: how a model of each kind is built, saved and loaded.
 
-A model of kind ``classes`` maps ``(input_ids, attention_mask[, token_type_ids])`` to logits (B, C)
-and knows its ``n_classes``. Weights are safetensors only; nothing is downloaded and no pickle is
-read.
+A model of kind ``classification`` maps ``(input_ids, attention_mask[, token_type_ids])`` to logits
+(B, C) and knows its ``n_classes``. Weights are safetensors only; nothing is downloaded and no
+pickle is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from w2s_fast.models.weights import shape_of
 if TYPE_CHECKING:
     from torch import nn
 
-KINDS = ("classes", "preference", "answers")
+KINDS = ("classification", "preference", "generation")
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
@@ -73,7 +73,7 @@ def build_model(
     tokenizer: Any,
     seed: int,
     partition: dict[str, Any] | None = None,
-    kind: str = "classes",
+    kind: str = "classification",
 ) -> nn.Module:
     """Build a model with fresh head, on the CPU.
 
@@ -84,9 +84,10 @@ def build_model(
         seed: of all random weights; the global random state is neither used nor changed.
         partition: DeepSpeed configuration of a ZeRO-3 training: weights are spread over the
             processes as they are made or read, and never whole on one. None: whole here.
-        kind: of the task. ``classes``: C logits a text. ``preference``: C = 2 completions an
+        kind: of the task. ``classification``: C logits a text. ``preference``: C = 2 completions an
             example, each with a score of its own, a reward model (Burns et al. 2023, Sec. 4).
-            ``answers``: a causal language model with its own head; C and ``pooling`` play no part.
+            ``generation``: a causal language model with its own head; C and ``pooling`` play no
+            part.
 
     Returns:
         Module with ``forward(input_ids, attention_mask, token_type_ids=None) -> (B, C)`` fp32
@@ -103,11 +104,11 @@ def build_model(
     from w2s_fast.models.classifier import BagOfWords, Classifier
 
     _check_kind(cfg, n_classes, kind)
-    causal, ways = kind == "answers", 2 if kind == "preference" else 1
+    causal, n_candidates = kind == "generation", 2 if kind == "preference" else 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if cfg.source == "bow":
-            return BagOfWords(len(tokenizer), n_classes, ways)
+            return BagOfWords(len(tokenizer), n_classes, n_candidates)
         with spread(partition):
             if cfg.source == "scratch":
                 base: Any = scratch(cfg, tokenizer, causal)
@@ -124,7 +125,12 @@ def build_model(
         if causal:
             return AnswerModel(base)
         return Classifier(
-            base, n_classes, cfg.pooling, cfg.head_init, frozen=cfg.freeze == "base", ways=ways
+            base,
+            n_classes,
+            cfg.pooling,
+            cfg.head_init,
+            frozen=cfg.freeze == "base",
+            n_candidates=n_candidates,
         )
 
 
@@ -136,7 +142,7 @@ def _check_kind(cfg: ModelConfig, n_classes: int, kind: str) -> None:
     if n_classes < 2 or (kind == "preference" and n_classes > 2):
         wanted = "2 completions" if kind == "preference" else "at least 2 classes"
         raise W2SError(f"n_classes is {n_classes}; expected {wanted}")
-    if kind == "answers" and (cfg.source == "bow" or cfg.freeze != "none"):
+    if kind == "generation" and (cfg.source == "bow" or cfg.freeze != "none"):
         raise W2SError(
             f"source={cfg.source!r}, freeze={cfg.freeze!r} cannot answer in words; expected a "
             "language model and freeze='none'"

@@ -32,8 +32,9 @@ class Classifier(nn.Module):
         pooling: ``last``, ``mean`` or ``cls``.
         head_init: ``zero`` or ``small``.
         frozen: train the head alone; the base then leaves no graph behind.
-        ways: C rows of tokens an example, each with one score r(.), which are the C logits. Of two
-            completions the probability of the second is sigmoid(r_2 - r_1), a reward model's.
+        n_candidates: C rows of tokens an example, each with one score r(.), which are the C logits.
+            Of two completions the probability of the second is sigmoid(r_2 - r_1), a reward
+            model's.
             1: one row an example, with C logits of its own.
     """
 
@@ -45,7 +46,7 @@ class Classifier(nn.Module):
         head_init: str,
         *,
         frozen: bool = False,
-        ways: int = 1,
+        n_candidates: int = 1,
     ) -> None:
         super().__init__()
         self.base: Any = base
@@ -55,7 +56,7 @@ class Classifier(nn.Module):
         self.n_classes, self.pooling = n_classes, pooling
         config: Any = base.config
         # A bias of scores would cancel.
-        outputs, bias = (n_classes, True) if ways == 1 else (1, False)
+        outputs, bias = (n_classes, True) if n_candidates == 1 else (1, False)
         self.head = Head(config.hidden_size, outputs, bias=bias, dtype=torch.float32)
         with torch.no_grad():
             self.head.weight.mul_(0.0 if head_init == "zero" else 0.01)
@@ -68,7 +69,7 @@ class Classifier(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """(B, C) fp32 logits of right-padded token ids and mask, both (B ways, T)."""
+        """(B, C) fp32 logits of right-padded token ids and mask, both (B n_candidates, T)."""
         check_length(input_ids, self._limit)
         segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -128,12 +129,12 @@ class BagOfWords(nn.Module):
     is the same for every seed and its training objective is convex.
     """
 
-    def __init__(self, vocabulary: int, n_classes: int, ways: int = 1) -> None:
+    def __init__(self, vocabulary: int, n_classes: int, n_candidates: int = 1) -> None:
         super().__init__()
         self.n_classes = n_classes
-        outputs = n_classes if ways == 1 else 1  # see ``Classifier``
+        outputs = n_classes if n_candidates == 1 else 1  # see ``Classifier``
         self.weight = nn.Parameter(torch.zeros(vocabulary, outputs))
-        self.bias = nn.Parameter(torch.zeros(outputs)) if ways == 1 else None
+        self.bias = nn.Parameter(torch.zeros(outputs)) if n_candidates == 1 else None
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None

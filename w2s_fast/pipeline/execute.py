@@ -115,7 +115,7 @@ def _threads(n: int) -> Iterator[None]:
 
 def pack(cfg: RunConfig) -> dict[str, Any]:
     """Return the run's settings as plain values with absolute folders."""
-    return to_dict(cfg) | {"cache": str(cfg.store_dir.absolute())}
+    return to_dict(cfg) | {"cache_dir": str(cfg.store_dir.absolute())}
 
 
 def unpack(values: Mapping[str, Any]) -> RunConfig:

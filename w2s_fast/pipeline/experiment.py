@@ -32,13 +32,13 @@ from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.stages.transcripts import check_writer
 from w2s_fast.pipeline.students import check_kind
 from w2s_fast.report import RESULTS, write_report
-from w2s_fast.report.progress import show
+from w2s_fast.report.run_progress import show_run
 from w2s_fast.store import Artefact, Store, exclusive, hear_warnings, write_errors, write_json
 from w2s_fast.training.deepspeed.setup import check_offload
 
 
 def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
-    """Run the experiment and write results.json, plot and page into ``cfg.out``.
+    """Run the experiment and write results.json, plot and page into ``cfg.output_dir``.
 
     Finished stages are taken from ``cfg.store_dir``; a killed run continues where it was.
 
@@ -59,9 +59,9 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
         facts = provenance(cfg, running.results, running.cached)
         results = running.here.share({**found, "provenance": facts})
         if running.here.first:
-            with write_errors("the report", Path(cfg.out).absolute()):
-                write_json(Path(cfg.out) / RESULTS, results)
-                write_report(Path(cfg.out), results)
+            with write_errors("the report", Path(cfg.output_dir).absolute()):
+                write_json(Path(cfg.output_dir) / RESULTS, results)
+                write_report(Path(cfg.output_dir), results)
     return results
 
 
@@ -82,7 +82,7 @@ def session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
         if here.first:
             stack.enter_context(_folders(cfg))
         stack.enter_context(warnings.catch_warnings())
-        watcher = stack.enter_context(show(quiet or not here.first))
+        watcher = stack.enter_context(show_run(quiet or not here.first))
         hear_warnings(watcher.warned)
         running = Session(cfg, watcher)
         if here.size > 1:
@@ -111,7 +111,7 @@ def check_fit(cfg: RunConfig, kind: str) -> None:
 @contextlib.contextmanager
 def _folders(cfg: RunConfig) -> Iterator[None]:
     """Make the output folder and the store, and keep other runs out of the former."""
-    out = Path(cfg.out).absolute()
+    out = Path(cfg.output_dir).absolute()
     with write_errors("results", out):
         out.mkdir(parents=True, exist_ok=True)
     with write_errors("stages", cfg.store_dir.absolute()):

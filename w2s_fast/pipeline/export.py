@@ -24,8 +24,8 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
 
     ``AutoModel.from_pretrained(folder)`` gives its body, LoRA merged in; ``head.safetensors`` holds
     the classification head (``weight`` (C, D), ``bias`` (C,)) or, of a reward model, ``weight``
-    (1, D); ``w2s.json`` says how it is pooled. Of a task of kind ``answers`` the folder is a causal
-    language model.
+    (1, D); ``w2s.json`` says how it is pooled. Of a task of kind ``generation`` the folder is a
+    causal language model.
 
     Args:
         cfg: The run; its stages must be in the store.

@@ -95,7 +95,7 @@ def plan(cfg: RunConfig, *, labels_only: bool = False) -> Jobs:
     writer = _Writer(cfg)
     entries: dict[tuple[int, str], Entry] = {}
     everyone = [(s.name, s.nodes(cfg)) for s in students(cfg)]
-    base = Plan(CONTROL_LOSS, len(cfg.chain))
+    base = Plan(CONTROL_LOSS, len(cfg.intermediate_models))
     for seed in cfg.seeds:
         writer.add(base.weak_model(), seed, "")
         writer.add(base.weak_labels(), seed, "")
@@ -161,7 +161,7 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     common |= {"classes": n_classes, "settings": _canonical(job)}
     role = job.setting("role")
     if job.stage == "transcripts":
-        common |= {"writer": cfg.writer.content, "seed": job.seed}
+        common |= {"writer": cfg.transcript_writer.content, "seed": job.seed}
     if role is None:
         return common | ({"seed": job.seed} if job.stage == "apply" else {})
     train = train_of(cfg, role)
@@ -256,6 +256,6 @@ def input_digests(
 
 def folder_digests(cfg: RunConfig, digest: Callable[[Path], str] = tree_hash) -> dict[str, str]:
     """Return a digest of each model that is a folder, by role; ``digest`` may remember some."""
-    roles = ("weak", "student", *(f"chain/{i}" for i in range(len(cfg.chain))))
+    roles = ("weak", "student", *(f"intermediate/{i}" for i in range(len(cfg.intermediate_models))))
     sources = {role: Path(model_of(cfg, role).source) for role in roles}
     return {role: digest(path) for role, path in sources.items() if path.is_dir()}

@@ -13,7 +13,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.pipeline.parquet import read_probs, read_texts
 from w2s_fast.tasks import Examples, TaskData
 
-SCORES = ("auroc", "balanced", "f1", "badness")
+SCORES = ("auroc", "balanced", "f1", "harm_score")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +24,13 @@ class Said:
         chosen: (N,) classes, or final answers in words; "" where none was found.
         gold: (N,) the same of the truth.
         probs: (N, C) class probabilities; None where answers are words.
-        badness: (N,) what the task's scorer says of the answers; None where it has none.
+        harm_score: (N,) what the task's scorer says of the answers; None where it has none.
     """
 
     chosen: np.ndarray
     gold: np.ndarray
     probs: np.ndarray | None
-    badness: np.ndarray | None = None
+    harm_score: np.ndarray | None = None
 
     @property
     def right(self) -> np.ndarray:
@@ -43,10 +43,10 @@ class Said:
         return float(self.right.mean())
 
     def scores(self) -> dict[str, float | None]:
-        """AUROC, balanced accuracy and F1 of classes, mean badness of words; None elsewhere."""
+        """AUROC, balanced accuracy and F1 of classes, mean harm_score of words; None elsewhere."""
         found: dict[str, float | None] = dict.fromkeys(SCORES)
-        if self.badness is not None:
-            found["badness"] = float(self.badness.mean())
+        if self.harm_score is not None:
+            found["harm_score"] = float(self.harm_score.mean())
         if self.probs is not None:
             found["auroc"] = metrics.auroc(self.probs, self.gold)
             found["balanced"] = metrics.balanced_accuracy(self.probs, self.gold)
@@ -56,16 +56,16 @@ class Said:
 
 def read_said(path: Path, items: Examples, data: TaskData) -> Said:
     """Read what a model said of ``items``: a file or folder of labels or predictions."""
-    if data.kind != "answers":
+    if data.kind != "generation":
         probs = read_probs(path, items.ids, len(data.class_names))
         return Said(probs.argmax(1), items.labels, probs)
     if data.read is None or items.answers is None:
         raise W2SError(
-            f"task {data.name!r} is of kind 'answers' but has no answers or no way to read them; "
-            "give Examples.answers and TaskData.read"
+            f"task {data.name!r} is of kind 'generation' but has no answers or no way to read "
+            "them; give Examples.answers and TaskData.read"
         )
     texts = read_texts(path, items.ids)
-    if data.badness is not None:
+    if data.harm_score is not None:
         return _judged(texts, data)
     chosen = [data.read(text) for text in texts]
     gold = [data.read(text) for text in items.answers]
@@ -74,15 +74,15 @@ def read_said(path: Path, items: Examples, data: TaskData) -> Said:
 
 def _judged(texts: list[str], data: TaskData) -> Said:
     """Words that are right where the task's scorer finds them less than half bad."""
-    assert data.badness is not None
-    badness = np.asarray(data.badness(texts), dtype=float)
-    if badness.shape != (len(texts),) or not ((badness >= 0) & (badness <= 1)).all():
+    assert data.harm_score is not None
+    harm_score = np.asarray(data.harm_score(texts), dtype=float)
+    if harm_score.shape != (len(texts),) or not ((harm_score >= 0) & (harm_score <= 1)).all():
         raise W2SError(
-            f"the scorer of task {data.name!r} gave {badness.shape} for {len(texts)} texts, or "
+            f"the scorer of task {data.name!r} gave {harm_score.shape} for {len(texts)} texts, or "
             "numbers outside [0, 1]; expected one in [0, 1] a text"
         )
-    chosen = np.where(badness < 0.5, "good", "bad")
-    return Said(chosen, np.full(len(texts), "good"), None, badness)
+    chosen = np.where(harm_score < 0.5, "good", "bad")
+    return Said(chosen, np.full(len(texts), "good"), None, harm_score)
 
 
 def _words(values: Any) -> np.ndarray:

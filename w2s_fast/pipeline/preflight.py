@@ -88,7 +88,7 @@ def _check_shared(cfg: RunConfig, here: World) -> None:
     if blind:
         raise W2SError(
             f"rank {', '.join(map(str, blind))} does not see rank 0's folder {mark.parent}; put "
-            "--cache on a file system that all hosts share"
+            "--cache_dir on a file system that all hosts share"
         )
 
 

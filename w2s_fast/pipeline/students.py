@@ -30,8 +30,10 @@ class Student:
 
     def nodes(self, cfg: RunConfig) -> tuple[Node, Node]:
         """Its training and that of its ceiling; the same for every seed."""
-        writer = "student" if cfg.writer.kind == "local" else None
-        return student_nodes(make_steps(self.method), Plan(self.loss, len(cfg.chain), writer))
+        writer = "student" if cfg.transcript_writer.kind == "local" else None
+        return student_nodes(
+            make_steps(self.method), Plan(self.loss, len(cfg.intermediate_models), writer)
+        )
 
 
 def students(cfg: RunConfig) -> list[Student]:

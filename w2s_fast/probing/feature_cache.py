@@ -101,16 +101,17 @@ class CachedHead(nn.Module):
         hidden: D.
         n_classes: C.
         start: where the head starts, copied; None: zero.
-        ways: 2 of a reward model: features are those of the second completion minus those of the
-            first, and the logits are the scores r(first) and r(second) up to what both share.
+        n_candidates: 2 of a reward model: features are those of the second completion minus those
+            of the first, and the logits are the scores r(first) and r(second) up to what both
+            share.
     """
 
     def __init__(
-        self, hidden: int, n_classes: int, start: nn.Linear | None = None, ways: int = 1
+        self, hidden: int, n_classes: int, start: nn.Linear | None = None, n_candidates: int = 1
     ) -> None:
         super().__init__()
-        self.n_classes, self.ways = n_classes, ways
-        outputs, bias = (n_classes, True) if ways == 1 else (1, False)
+        self.n_classes, self.n_candidates = n_classes, n_candidates
+        outputs, bias = (n_classes, True) if n_candidates == 1 else (1, False)
         self.head = Head(hidden, outputs, bias=bias, dtype=torch.float32)
         with torch.no_grad():
             for t in self.head.parameters():
@@ -121,7 +122,7 @@ class CachedHead(nn.Module):
     def forward(self, features: Tensor, mask: Tensor, types: Tensor | None = None) -> Tensor:
         """(B, C) logits of features (B, D); the mask plays no part."""
         out = self.head(features)
-        return out if self.ways == 1 else torch.cat([torch.zeros_like(out), out], dim=1)
+        return out if self.n_candidates == 1 else torch.cat([torch.zeros_like(out), out], dim=1)
 
 
 # Files ----------------------------------------------------------------------------------------

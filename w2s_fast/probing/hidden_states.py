@@ -52,7 +52,7 @@ def hidden_states(
             **segments,
         )
         pooled = pool(out.hidden_states[at], batch.attention_mask, how).float()
-        return pooled[1::2] - pooled[::2] if data.ways == 2 else pooled
+        return pooled[1::2] - pooled[::2] if data.n_candidates == 2 else pooled
 
     return share(model, data, batch_size, compute)
 

@@ -90,10 +90,11 @@ def train_heads(
         W2SError: for runs that do not fit the features or each other, micro-batches whose
             thresholds are not exact, or a loss that is not finite (the message names the run).
     """
-    if cfg.micro_batch_size is not None and cfg.threshold != "exact":
+    if cfg.micro_batch_size is not None and cfg.threshold_scope != "exact":
         raise W2SError(
-            f"threshold is {cfg.threshold!r} with micro_batch_size={cfg.micro_batch_size}; heads "
-            "take whole batches, set micro_batch_size=null"
+            f"threshold_scope is {cfg.threshold_scope!r} with "
+            f"micro_batch_size={cfg.micro_batch_size}; heads take whole batches, set "
+            "micro_batch_size=null"
         )
     classes = _check(features, runs, head)
     start = time.perf_counter()
@@ -149,7 +150,7 @@ class _Lane:
     def __init__(self, run: HeadRun, classes: int, cfg: TrainConfig, device: torch.device) -> None:
         state = run.loss.init_state()
         self._loss, self._state = run.loss, None if state is None else state.to(device)
-        self._thresholds = Thresholds(cfg.threshold, run.loss, classes, cfg.batch_size)
+        self._thresholds = Thresholds(cfg.threshold_scope, run.loss, classes, cfg.batch_size)
 
     def loss(
         self, logits: Tensor, weak: Tensor, weight: Tensor | None, step: int, steps: int

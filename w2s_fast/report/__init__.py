@@ -1,4 +1,4 @@
-"""Shows a result: terminal table, plot, page. Reads only what results.json holds."""
+"""Present a run's results.json: terminal tables, a figure, an HTML page."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ __all__ = ["PAGE", "PLOT", "RESULTS", "load_results", "write_report"]
 
 
 def write_report(out: Path, results: Mapping[str, Any]) -> None:
-    """Write plot.png, plot.svg and report.html into ``out``, each whole or not at all.
+    """Write plot.png, plot.svg and report.html into ``out``, each atomically.
 
     Args:
         out: An existing folder.
-        results: What results.json holds.
+        results: The contents of results.json.
     """
-    from w2s_fast.report.page import page
-    from w2s_fast.report.plot import render
+    from w2s_fast.report.figure import results_figure
+    from w2s_fast.report.page import html_page
     from w2s_fast.store import write_bytes
 
-    for kind in ("png", "svg"):
-        write_bytes(out / f"{PLOT}.{kind}", render(results, kind))
-    write_bytes(out / PAGE, page(results).encode())
+    svg = results_figure(results, "svg")
+    write_bytes(out / f"{PLOT}.png", results_figure(results, "png"))
+    write_bytes(out / f"{PLOT}.svg", svg)
+    write_bytes(out / PAGE, html_page(results, svg).encode())
 
 
 def load_results(out: Path) -> dict[str, Any]:
-    """Return results.json of an earlier run.
+    """Read results.json of an earlier run.
 
     Raises:
-        W2SError: There is none, or it is damaged.
+        W2SError: The file is missing or damaged.
     """
     path = out / RESULTS
     try:

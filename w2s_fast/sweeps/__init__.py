@@ -1,8 +1,8 @@
-"""Many runs as one: models x losses x methods x seeds x tasks. See ``sweep``."""
+"""Run many experiments as one: models x losses x methods x seeds x tasks. See ``sweep``."""
 
 from __future__ import annotations
 
-from w2s_fast.sweeps.config import SweepConfig
-from w2s_fast.sweeps.experiment import sweep
+from w2s_fast.sweeps.run_sweep import sweep
+from w2s_fast.sweeps.sweep_config import SweepConfig
 
 __all__ = ["SweepConfig", "sweep"]

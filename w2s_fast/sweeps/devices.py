@@ -1,4 +1,4 @@
-"""Where the stages of a sweep are computed."""
+"""Choose the devices on which a sweep computes its stages."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from w2s_fast.sweeps.grid import Cell
 
 
 def device_of(devices: Sequence[str]) -> str:
-    """Return ``RunConfig.device`` of all runs: "auto" where it comes to the devices asked for.
+    """Return ``RunConfig.device`` of all runs: "auto" where it selects the given devices.
 
-    Results are stored under that word, so a run before or after the sweep shares its stages.
+    Stored results depend on this setting; with "auto" a single run and a sweep share stages.
 
     Raises:
-        W2SError: There is no such device.
+        W2SError: A device does not exist.
     """
     import torch
 
@@ -24,24 +24,24 @@ def device_of(devices: Sequence[str]) -> str:
     for name in devices:
         kind, _, number = name.partition(":")
         if kind == "cuda" and int(number) >= count:
-            has = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
-            raise W2SError(f"devices: {name!r}, but torch finds {has} here; try --devices cpu")
+            present = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
+            raise W2SError(f"devices: {name!r}, but torch finds {present}; try --devices cpu")
     return "cpu" if count and "cpu" in devices else "auto"
 
 
-def places(devices: Sequence[str], cells: Sequence[Cell]) -> list[dict[str, str]]:
-    """Return the environment of the process at each place.
+def worker_environments(devices: Sequence[str], cells: Sequence[Cell]) -> list[dict[str, str]]:
+    """Return the environment variables of each worker process, one process per device.
 
-    A process sees its one CUDA device and no other. Threads of each depend on models and machine
-    only, not on the number of places: the order of a sum must not follow from who else computes.
+    A process sees a single CUDA device. The number of threads depends on models and machine, not on
+    the number of workers, so that sums are added in the same order for any number of workers.
     """
     import torch
 
     names = list(devices) or [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     if not names:
         names = ["cpu"] * min(choose_sizes(cell.cfg, cuda=False)[0] for cell in cells)
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    visible = [name.strip() for name in seen.split(",") if name.strip()]
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    visible = [name.strip() for name in variable.split(",") if name.strip()]
 
     def environment(name: str) -> dict[str, str]:
         kind, _, number = name.partition(":")

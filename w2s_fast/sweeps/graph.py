@@ -1,8 +1,8 @@
-"""The stages of all cells as one graph: equal ones stand there once, each after what it needs.
+"""Merge the jobs of all cells into one graph, in which equal jobs are one node.
 
-Two stages are equal when everything that their results depend on is: settings, data, and the stages
-before them. That is known before anything is computed, so no two processes ever wait for each other
-with the same work in hand, and a sweep can say beforehand how much of it is shared.
+Two jobs are equal if everything that their results depend on is equal: settings, data, and the jobs
+they need. This is known before anything is computed, so no two processes compute the same job, and
+a sweep can report beforehand how many jobs its cells share.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from w2s_fast.tasks import TaskConfig
 
 
 @dataclass(frozen=True, eq=False)
-class Node:
-    """A stage, as the first cell that needs it describes it.
+class JobNode:
+    """A job that one or more cells need.
 
     Attributes:
         key: Digest of everything the result depends on.
-        cell: That cell.
-        job: Its job there.
-        inputs: Key of each job it needs, by name there.
+        cell: The first cell that needs the job.
+        job: The job as that cell names it.
+        inputs: Key of each job it needs, by the name in that cell.
     """
 
     key: str
@@ -45,36 +45,36 @@ class Node:
     inputs: Mapping[str, str]
 
 
-class _Data(NamedTuple):
+class _DataFacts(NamedTuple):
     digests: dict[str, str]
     n_classes: int
     kind: str
 
 
 @dataclass
-class Facts:
-    """What keys are made of, read once for all cells: they share tasks and models."""
+class KeyInputs:
+    """Read what job keys depend on, once for all cells: cells share tasks and models."""
 
-    data: dict[tuple[TaskConfig, int], _Data] = field(default_factory=dict)
+    data: dict[tuple[TaskConfig, int], _DataFacts] = field(default_factory=dict)
     trees: dict[Path, str] = field(default_factory=dict)
 
     def settings(self, cfg: RunConfig, job: Job) -> dict[str, Any]:
-        """``config_slice`` of a job."""
+        """Return ``config_slice`` of a job."""
         return config_slice(cfg, job, self._data(cfg.task, cfg.seeds[0]).n_classes)
 
     def inputs(self, cfg: RunConfig, job: Job, results: Mapping[str, str]) -> dict[str, str]:
-        """``input_digests`` of a job, from the digests of the results it needs."""
+        """Return ``input_digests`` of a job, given the digests of the results it needs."""
         data = {seed: self._data(cfg.task, seed).digests for seed in cfg.seeds}
         return input_digests(cfg, job, results, data, folder_digests(cfg, self._tree))
 
     def kind(self, cfg: RunConfig) -> str:
-        """Kind of the run's task."""
+        """Return the kind of the run's task."""
         return self._data(cfg.task, cfg.seeds[0]).kind
 
-    def _data(self, task: TaskConfig, seed: int) -> _Data:
+    def _data(self, task: TaskConfig, seed: int) -> _DataFacts:
         if (task, seed) not in self.data:
             data = load_data(task, seed)
-            self.data[task, seed] = _Data(data_digests(data), len(data.class_names), data.kind)
+            self.data[task, seed] = _DataFacts(data_digests(data), len(data.class_names), data.kind)
         return self.data[task, seed]
 
     def _tree(self, path: Path) -> str:
@@ -84,82 +84,82 @@ class Facts:
 
 
 @dataclass
-class Board:
-    """What is to be computed, what is, and which cells cannot be finished.
+class JobGraph:
+    """Track which jobs are to be computed, which are done, and which cells have failed.
 
     Attributes:
-        nodes: By key; cell after cell, each after what it needs.
-        keys: By cell's name, the key of each of its jobs in order; the last is the report.
-        facts: What the keys are made of.
+        nodes: Nodes by key, in order of the cells, each after the nodes it needs.
+        keys: Key of each job of a cell, by names of cell and job; the last job is the report.
+        key_inputs: What the keys depend on.
         users: Names of the cells that need a node, by key.
         done: Results by key.
         failed: One line for each cell that cannot be finished, by name.
-        begun: Keys of nodes that somebody computes or has computed.
+        started: Keys of nodes that are being computed or are done.
     """
 
-    nodes: dict[str, Node]
+    nodes: dict[str, JobNode]
     keys: dict[str, dict[str, str]]
-    facts: Facts
+    key_inputs: KeyInputs
     users: dict[str, list[str]] = field(default_factory=dict)
     done: dict[str, Artefact] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    begun: set[str] = field(default_factory=set)
+    started: set[str] = field(default_factory=set)
 
     @property
     def total(self) -> int:
-        """Stages of all cells, equal ones counted in each."""
+        """Number of jobs of all cells; equal jobs count once per cell."""
         return sum(len(keys) for keys in self.keys.values())
 
-    def ready(self) -> Iterator[Node]:
-        """Nodes whose inputs are there, that nobody has begun, and that a cell still wants."""
+    def ready(self) -> Iterator[JobNode]:
+        """Yield needed nodes that are not started and whose inputs are done."""
         for node in self.nodes.values():
-            if node.key in self.begun or not self.wanted(node):
+            if node.key in self.started or not self.is_needed(node):
                 continue
             if all(key in self.done for key in node.inputs.values()):
                 yield node
 
-    def wanted(self, node: Node) -> bool:
-        """Whether a cell that can still be finished needs the node."""
+    def is_needed(self, node: JobNode) -> bool:
+        """Return whether a cell that can still be finished needs the node."""
         return any(name not in self.failed for name in self.users[node.key])
 
-    def order(self, node: Node) -> Order:
-        """The node's job with its inputs, which must be done."""
+    def order(self, node: JobNode) -> Order:
+        """Return the node's job with its inputs, which must be done."""
         cfg, job = node.cell.cfg, node.job
         results = {name: self.done[key] for name, key in node.inputs.items()}
         return Order(
             job,
-            self.facts.settings(cfg, job),
-            self.facts.inputs(cfg, job, {name: a.digest for name, a in results.items()}),
+            self.key_inputs.settings(cfg, job),
+            self.key_inputs.inputs(cfg, job, {name: a.digest for name, a in results.items()}),
             {name: str(a.path) for name, a in results.items()},
         )
 
-    def fail(self, node: Node, why: str) -> list[str]:
-        """Give up the cells that need the node; their names."""
-        lost = [name for name in self.users[node.key] if name not in self.failed]
-        self.failed |= dict.fromkeys(lost, f"{node.job.name}: {why}")
-        return lost
+    def fail(self, node: JobNode, reason: str) -> list[str]:
+        """Mark the cells that need the node as failed, and return their names."""
+        names = [name for name in self.users[node.key] if name not in self.failed]
+        self.failed |= dict.fromkeys(names, f"{node.job.name}: {reason}")
+        return names
 
 
-def make_board(cells: Sequence[Cell]) -> Board:
-    """Return the graph of all cells; loads their data.
+def make_graph(cells: Sequence[Cell]) -> JobGraph:
+    """Load the data of all cells and return their graph.
 
     Raises:
         W2SError: Data cannot be read or does not fit.
     """
-    board = Board({}, {}, Facts())
+    graph = JobGraph({}, {}, KeyInputs())
     for cell in cells:
-        board.keys[cell.name] = {}
+        graph.keys[cell.name] = {}
         for job in plan(cell.cfg).order:
-            _add(board, cell, job)
-    return board
+            _add_job(graph, cell, job)
+    return graph
 
 
-def _add(board: Board, cell: Cell, job: Job) -> None:
-    known = board.keys[cell.name]
-    inputs, facts = {name: known[name] for name in job.needs}, board.facts
-    settings, reads = facts.settings(cell.cfg, job), facts.inputs(cell.cfg, job, inputs)
-    key = content_hash([job.stage, settings, reads])
-    known[job.name] = key
-    board.users.setdefault(key, []).append(cell.name)
-    if key not in board.nodes:
-        board.nodes[key] = Node(key, cell, job, inputs)
+def _add_job(graph: JobGraph, cell: Cell, job: Job) -> None:
+    keys, key_inputs = graph.keys[cell.name], graph.key_inputs
+    inputs = {name: keys[name] for name in job.needs}
+    settings, digests = key_inputs.settings(cell.cfg, job), key_inputs.inputs(cell.cfg, job, inputs)
+    key = content_hash([job.stage, settings, digests])
+    keys[job.name] = key
+    graph.users.setdefault(key, []).append(cell.name)
+    if key not in graph.nodes:
+        graph.nodes[key] = JobNode(key, cell, job, inputs)

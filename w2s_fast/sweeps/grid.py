@@ -1,7 +1,8 @@
-"""The runs of a sweep: one cell a task and pair of models, each a ``RunConfig`` with a name."""
+"""Expand a sweep into cells: a named ``RunConfig`` per task and pair of models."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,24 +13,24 @@ from w2s_fast.errors import W2SError
 from w2s_fast.models import ModelConfig
 from w2s_fast.specs import settings, split
 from w2s_fast.store import content_hash
-from w2s_fast.sweeps.config import SweepConfig
+from w2s_fast.sweeps.sweep_config import SweepConfig
 from w2s_fast.tasks import TaskConfig
 from w2s_fast.training import TrainConfig
 
 CELLS = "cells"
-_LONGEST_NAME = 120  # of a folder; file systems allow 255 bytes
-_TRAINING = {f.name for f in fields(TrainConfig)}
+_MAX_NAME = 120  # letters of a folder name; file systems allow 255 bytes
+_TRAINING_FIELDS = {f.name for f in fields(TrainConfig)}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run.
+    """One run of a sweep.
 
     Attributes:
-        name: Of its folder.
-        task, weak, student: What tables call them.
+        name: Name of its folder.
+        task, weak, student: Short names of task, supervisor and student in tables.
         same: Whether supervisor and student are the same model.
-        cfg: The run.
+        cfg: Configuration of the run.
     """
 
     name: str
@@ -41,53 +42,57 @@ class Cell:
 
 
 def make_cells(cfg: SweepConfig, device: str = "auto") -> list[Cell]:
-    """Return the runs in the order of the lists.
+    """Return the cells in the order of the configured lists.
 
     Args:
         cfg: The sweep.
-        device: ``RunConfig.device`` of all of them.
+        device: ``RunConfig.device`` of every cell.
 
     Raises:
-        W2SError: A spec has a setting that is none, or two runs are the same.
+        W2SError: A spec has an unknown setting, or two cells are the same run.
     """
-    models = labels([*cfg.weak_models, *cfg.student_models])
-    tasks = labels(cfg.tasks)
+    models = short_names([*cfg.weak_models, *cfg.student_models])
+    tasks = short_names(cfg.tasks)
     cells: list[Cell] = []
     for task in cfg.tasks:
-        for weak, student in pairs(cfg):
-            run = _run(cfg, task, weak, student, device)
-            name = (tasks[task], models[weak], models[student])
-            same = _shape(run.weak) == _shape(run.student)
-            cells.append(Cell("", *name, same, run))
+        for weak, student in model_pairs(cfg):
+            run = _run_config(cfg, task, weak, student, device)
+            labels = (tasks[task], models[weak], models[student])
+            same = _used_settings(run.weak) == _used_settings(run.student)
+            cells.append(Cell("", *labels, same, run))
     _check_different(cells)
-    names = [_folder(cell, cells) for cell in cells]
+    names = [_folder_name(cell, cells) for cell in cells]
     return [
-        replace(cell, name=name, cfg=replace(cell.cfg, out=str(Path(cfg.out) / CELLS / name)))
+        replace(
+            cell,
+            name=name,
+            cfg=replace(cell.cfg, output_dir=str(Path(cfg.output_dir) / CELLS / name)),
+        )
         for cell, name in zip(cells, names, strict=True)
     ]
 
 
-def pairs(cfg: SweepConfig) -> list[tuple[str, str]]:
+def model_pairs(cfg: SweepConfig) -> list[tuple[str, str]]:
     """Return the pairs of supervisor and student, as specs."""
-    everyone = [(w, s) for w in cfg.weak_models for s in cfg.student_models]
+    pairs = [(w, s) for w in cfg.weak_models for s in cfg.student_models]
     if cfg.pairs == "all":
-        return everyone
-    size = cfg.student_models.index
-    return [(w, s) for w, s in everyone if size(w) <= size(s)]
+        return pairs
+    size = cfg.student_models.index  # the list is in order of size
+    return [(w, s) for w, s in pairs if size(w) <= size(s)]
 
 
-def labels(specs: Sequence[str]) -> dict[str, str]:
-    """Return a short name for each spec: the end of its path, with settings where it takes them."""
-    short = {spec: Path(split(spec)[0]).name for spec in specs}
+def short_names(specs: Sequence[str]) -> dict[str, str]:
+    """Return a short name per spec: the end of its path, with settings if needed to be unique."""
+    basenames = {spec: Path(split(spec)[0]).name for spec in specs}
     names = {}
-    for spec, name in short.items():
+    for spec, name in basenames.items():
         rest = split(spec)[1]
-        alone = list(short.values()).count(name) == 1
-        names[spec] = name if alone or not rest else f"{name}:{rest}"
+        unique = list(basenames.values()).count(name) == 1
+        names[spec] = name if unique or not rest else f"{name}:{rest}"
     return {s: n if list(names.values()).count(n) == 1 else s for s, n in names.items()}
 
 
-def _run(cfg: SweepConfig, task: str, weak: str, student: str, device: str) -> RunConfig:
+def _run_config(cfg: SweepConfig, task: str, weak: str, student: str, device: str) -> RunConfig:
     run = cfg.run
     weak_model, weak_train = _model(weak, run.weak, run.weak_train)
     student_model, student_train = _model(student, run.student, run.student_train)
@@ -98,8 +103,8 @@ def _run(cfg: SweepConfig, task: str, weak: str, student: str, device: str) -> R
         weak_train=weak_train,
         student=student_model,
         student_train=student_train,
-        out=cfg.out,
-        cache=cfg.cache or str(Path(cfg.out) / "cache"),
+        output_dir=cfg.output_dir,
+        cache_dir=cfg.cache_dir or str(Path(cfg.output_dir) / "cache"),
         device=device,
     )
 
@@ -110,45 +115,42 @@ def _task(spec: str, base: TaskConfig) -> TaskConfig:
 
 
 def _model(spec: str, base: ModelConfig, train: TrainConfig) -> tuple[ModelConfig, TrainConfig]:
-    """The model of a spec and its training: sizes differ in what learning rate suits them."""
+    """Return model and training of a spec; a learning rate that suits one size may not suit all."""
     source, rest = split(spec)
     parts = rest.split(",")
-    own = [p for p in parts if p.partition("=")[0].strip() in _TRAINING]
-    model = settings(ModelConfig, ",".join(p for p in parts if p not in own), spec, "model")
-    trained = settings(TrainConfig, ",".join(own), spec, "model")
-    return replace(base, **{"source": source, **model}), replace(train, **trained)
+    training = [p for p in parts if p.partition("=")[0].strip() in _TRAINING_FIELDS]
+    model = settings(ModelConfig, ",".join(p for p in parts if p not in training), spec, "model")
+    changed = settings(TrainConfig, ",".join(training), spec, "model")
+    return replace(base, **{"source": source, **model}), replace(train, **changed)
 
 
-def _shape(model: ModelConfig) -> ModelConfig:
-    """The model without the sizes that its source does not read."""
-    plain = ModelConfig()
-    if model.source == plain.source:
+def _used_settings(model: ModelConfig) -> ModelConfig:
+    """Reset the sizes that only a model built from scratch reads."""
+    default = ModelConfig()
+    if model.source == default.source:
         return model
-    return replace(model, hidden=plain.hidden, layers=plain.layers, heads=plain.heads)
+    return replace(model, hidden=default.hidden, layers=default.layers, heads=default.heads)
 
 
 def _check_different(cells: Sequence[Cell]) -> None:
-    seen: list[Cell] = []
-    for cell in cells:
-        for other in seen:
-            if cell.cfg == other.cfg:
-                raise W2SError(
-                    f"{_words(other)} and {_words(cell)} are the same run; drop one of tasks, "
-                    "weak_models or student_models"
-                )
-        seen.append(cell)
+    for first, second in itertools.combinations(cells, 2):
+        if first.cfg == second.cfg:
+            raise W2SError(
+                f"{_quoted_title(first)} and {_quoted_title(second)} are the same run; drop one of "
+                "tasks, weak_models or student_models"
+            )
 
 
-def _words(cell: Cell) -> str:
+def _quoted_title(cell: Cell) -> str:
     return f"'{cell.task}, {cell.weak} to {cell.student}'"
 
 
-def _folder(cell: Cell, cells: Sequence[Cell]) -> str:
-    """A readable name, with a digest where two cells would share it or it is too long."""
+def _folder_name(cell: Cell, cells: Sequence[Cell]) -> str:
+    """Return a readable name, with a digest if it is too long or another cell has the same."""
     name = _slug(cell)
-    if len(name) <= _LONGEST_NAME and [_slug(c) for c in cells].count(name) == 1:
+    if len(name) <= _MAX_NAME and [_slug(c) for c in cells].count(name) == 1:
         return name
-    return f"{name[:_LONGEST_NAME]}-{content_hash(repr(cell.cfg))[:8]}"
+    return f"{name[:_MAX_NAME]}-{content_hash(repr(cell.cfg))[:8]}"
 
 
 def _slug(cell: Cell) -> str:

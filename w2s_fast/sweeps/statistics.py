@@ -1,18 +1,17 @@
-r"""What a sweep says about a method: medians over cells, and whether it beats cross-entropy.
+r"""Compare the methods of a sweep: medians over cells, and a test against cross-entropy.
 
-**Medians.** ``median`` is over the PGRs of all cells and seeds that are not refused. Beside it is
-the median as the notebook of openai/weak-to-strong computes it: pairs of equal models and pairs
-whose ceiling is not above the floor are left out, nothing else is refused, and floor and ceiling of
-a pair are their means over seeds:
+**Medians.** ``median`` is over the reported PGRs of all cells and seeds. ``median_openai`` follows
+the notebook of openai/weak-to-strong: it omits pairs of equal models and pairs whose ceiling is not
+above the floor, and nothing else; floor and ceiling of a pair are means over seeds:
 
     median over (pair, seed) of (a_student - mean a_floor) / (mean a_ceiling - mean a_floor)
 
-**Against cross-entropy.** The difference of accuracy between a student and the one trained by plain
-cross-entropy on the same weak labels, cell by cell and seed by seed. Cells of one task and seed
-share their test items and mostly a model, so their differences move together: they are one *unit*.
-If the method made no difference, the sign of each unit's sum would be a coin flip; p is the share
-of all sign patterns whose sum is at least the one seen, one-sided (all 2^U patterns up to 16
-units, 65536 random ones above). U units cannot give a p below 2^-U.
+**Against cross-entropy.** The difference in accuracy between a student and the one trained by plain
+cross-entropy on the same weak labels, for each cell and seed, with a permutation test clustered by
+task and seed. Cells of one task and seed share test items and usually a model, so their differences
+are correlated: together they are one *unit*. Under the null hypothesis the sign of each unit's sum
+is random; p is the one-sided share of sign patterns whose total is at least the observed one (all
+2^U patterns up to 16 units, 65536 random ones above). U units cannot give a p below 2^-U.
 """
 
 from __future__ import annotations
@@ -22,38 +21,38 @@ from typing import Any
 
 import numpy as np
 
-BASE = ("naive", "xent")  # method and loss that others are compared with
+BASELINE = ("naive", "xent")  # method and loss that the others are compared with
 _PATTERNS = 2**16
 
 Cells = Sequence[Mapping[str, Any]]
 
 
 def medians(cells: Cells) -> list[dict[str, Any]]:
-    """Return the medians of each student's PGR, a task at a time, then over all tasks.
+    """Return the median PGR of each student, by task and then over all tasks.
 
     Args:
         cells: Entries of ``cells`` in sweep.json.
 
     Returns:
-        Entries with ``task`` (None: all), ``name``, ``median`` over ``n`` PGRs, ``refused`` (how
-        many there are besides), ``median_openai`` over ``n_openai``; None where n is 0.
+        Entries with ``task`` (None: all), ``name``, ``median`` over ``n`` PGRs, ``refused`` (the
+        number of PGRs not reported), ``median_openai`` over ``n_openai``; None where n is 0.
     """
     tasks = list(dict.fromkeys(cell["task"] for cell in cells))
     groups: list[str | None] = [*tasks, *([None] if len(tasks) > 1 else [])]
     return [
-        {"task": task, "name": name} | _median(_rows(cells, task, name))
+        {"task": task, "name": name} | _median(_runs_by_cell(cells, task, name))
         for task in groups
-        for name in names(cells)
+        for name in student_names(cells)
     ]
 
 
-def names(cells: Cells) -> list[str]:
-    """Names of the students, in order."""
+def student_names(cells: Cells) -> list[str]:
+    """Return the names of the students, in order."""
     return list(dict.fromkeys(row["name"] for cell in cells for row in cell["summary"]))
 
 
-def _rows(cells: Cells, task: str | None, name: str) -> list[list[Mapping[str, Any]]]:
-    """Runs of one student, a list a cell."""
+def _runs_by_cell(cells: Cells, task: str | None, name: str) -> list[list[Mapping[str, Any]]]:
+    """Return the runs of one student, a list per cell."""
     return [
         [{**run, "same": cell["same"]} for run in cell["runs"] if run["name"] == name]
         for cell in cells
@@ -61,46 +60,46 @@ def _rows(cells: Cells, task: str | None, name: str) -> list[list[Mapping[str, A
     ]
 
 
-def _median(rows: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    kept: list[float] = []
+def _median(runs_by_cell: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    reported: list[float] = []
     openai: list[float] = []
-    refused = 0
-    for runs in rows:
+    omitted = 0
+    for runs in runs_by_cell:
         pgrs = [r["pgr"] for r in runs if r["pgr"] is not None]
-        kept += pgrs
-        refused += len(runs) - len(pgrs)
+        reported += pgrs
+        omitted += len(runs) - len(pgrs)
         floor = np.mean([r["weak"] for r in runs])
         gap = np.mean([r["ceiling"] for r in runs]) - floor
         if runs and gap > 0 and not runs[0]["same"]:
             openai += [float((r["student"] - floor) / gap) for r in runs]
     return {
-        "median": float(np.median(kept)) if kept else None,
-        "n": len(kept),
-        "refused": refused,
+        "median": float(np.median(reported)) if reported else None,
+        "n": len(reported),
+        "refused": omitted,
         "median_openai": float(np.median(openai)) if openai else None,
         "n_openai": len(openai),
     }
 
 
 def comparisons(cells: Cells) -> list[dict[str, Any]]:
-    """Return each student against plain cross-entropy; empty if that is not in the sweep.
+    """Compare each student with plain cross-entropy; empty if the sweep lacks that student.
 
     Args:
         cells: Entries of ``cells`` in sweep.json.
 
     Returns:
-        Entries with ``name``, ``difference`` (mean, of accuracy), ``wins`` (pairs with a larger
+        Entries with ``name``, ``difference`` (mean, in accuracy), ``wins`` (pairs with higher
         accuracy), ``pairs`` (cell and seed), ``units`` (task and seed), ``p`` (one-sided).
     """
-    base = _base(cells)
-    if base is None:
+    baseline = _baseline_name(cells)
+    if baseline is None:
         return []
-    found = []
-    for name in names(cells):
-        if name == base:
+    entries = []
+    for name in student_names(cells):
+        if name == baseline:
             continue
-        differences, units = _paired(cells, name, base)
-        found.append(
+        differences, units = _paired_differences(cells, name, baseline)
+        entries.append(
             {
                 "name": name,
                 "difference": float(np.mean(differences)),
@@ -110,35 +109,37 @@ def comparisons(cells: Cells) -> list[dict[str, Any]]:
                 "p": sign_flip(differences, units),
             }
         )
-    return found
+    return entries
 
 
-def _base(cells: Cells) -> str | None:
-    """Name of the student of plain cross-entropy on the weak labels as they are."""
+def _baseline_name(cells: Cells) -> str | None:
+    """Return the name of the student trained by cross-entropy on unmodified weak labels."""
     for cell in cells:
         for row in cell["summary"]:
-            if (row["method"], row["loss"]) == BASE:
+            if (row["method"], row["loss"]) == BASELINE:
                 return str(row["name"])
     return None
 
 
-def _paired(cells: Cells, name: str, base: str) -> tuple[list[float], list[tuple[str, int]]]:
-    """Differences of accuracy, and the unit that each belongs to."""
+def _paired_differences(
+    cells: Cells, name: str, baseline: str
+) -> tuple[list[float], list[tuple[str, int]]]:
+    """Return the differences in accuracy, and the unit that each belongs to."""
     differences, units = [], []
     for cell in cells:
         accuracy = {(r["name"], r["seed"]): r["student"] for r in cell["runs"]}
         for seed in dict.fromkeys(r["seed"] for r in cell["runs"]):
-            differences.append(accuracy[name, seed] - accuracy[base, seed])
+            differences.append(accuracy[name, seed] - accuracy[baseline, seed])
             units.append((cell["task"], seed))
     return differences, units
 
 
 def sign_flip(differences: Sequence[float], units: Sequence[Any]) -> float:
-    """Return the one-sided p of a positive mean difference, signs flipped unit by unit.
+    """Return the one-sided p-value of a positive mean difference, flipping signs by unit.
 
     Args:
         differences: (N,) paired differences.
-        units: (N,) the unit of each.
+        units: (N,) the unit of each difference.
     """
     from scipy.stats import permutation_test
 
@@ -146,9 +147,9 @@ def sign_flip(differences: Sequence[float], units: Sequence[Any]) -> float:
     for difference, unit in zip(differences, units, strict=True):
         sums[unit] = sums.get(unit, 0.0) + difference
     values = np.array(list(sums.values()))
-    if len(values) == 1:  # scipy wants two
+    if len(values) == 1:  # scipy needs at least two
         return 0.5 if values[0] > 0 else 1.0
-    found = permutation_test(
+    test = permutation_test(
         (values,),
         np.sum,
         permutation_type="samples",
@@ -156,4 +157,4 @@ def sign_flip(differences: Sequence[float], units: Sequence[Any]) -> float:
         n_resamples=_PATTERNS,
         rng=np.random.default_rng(0),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)

@@ -56,7 +56,7 @@ class Examples(Inputs):
 
     Attributes:
         labels: (N,) int64 gold classes; zeros where the gold is a text.
-        answers: Gold answers of a task of kind ``answers``, else None.
+        answers: Gold answers of a task of kind ``generation``, else None.
     """
 
     labels: np.ndarray
@@ -90,17 +90,17 @@ class TaskData:
 
     Attributes:
         name: Of the task.
-        class_names: One a class; of ``answers``, ("wrong", "right").
+        class_names: One a class; of ``generation``, ("wrong", "right").
         weak, transfer, test: The splits.
-        kind: ``classes``: a text (or two that are read together) has a class. ``preference``:
-            ``texts`` and ``pairs`` are two whole dialogues, the class is 1 where the second is the
-            better one. ``answers``: a text is a prompt, its gold an answer in words that starts
-            with the white space between the two.
+        kind: ``classification``: a text (or two that are read together) has a class.
+            ``preference``: ``texts`` and ``pairs`` are two whole dialogues, the class is 1 where
+            the second is the better one. ``generation``: a text is a prompt, its gold an answer in
+            words that starts with the white space between the two.
         prompt: What a language model is asked about a text, with "{text}" (and "{pair}") in it.
         words: For each class the continuation of ``prompt`` that means it; empty: " " and its name.
-        read: Of kind ``answers``: the final answer in a generated text, "" where there is none.
-        badness: Of kind ``answers`` where no answer is the one right one: N texts to N numbers in
-            [0, 1]; a text below 1/2 counts as right.
+        read: Of kind ``generation``: the final answer in a generated text, "" where there is none.
+        harm_score: Of kind ``generation`` where no answer is the one right one: N texts to N
+            numbers in [0, 1]; a text below 1/2 counts as right.
     """
 
     name: str
@@ -108,11 +108,11 @@ class TaskData:
     weak: Examples
     transfer: Examples
     test: Examples
-    kind: str = "classes"
+    kind: str = "classification"
     prompt: str = "{text}\n"
     words: tuple[str, ...] = ()
     read: Callable[[str], str] | None = None
-    badness: Callable[[Sequence[str]], Sequence[float]] | None = None
+    harm_score: Callable[[Sequence[str]], Sequence[float]] | None = None
 
     def worded(
         self, cfg: TaskConfig, prompt: str | None = None, words: Sequence[str] = ()
@@ -131,7 +131,7 @@ class TaskData:
         return replace(self, prompt=cfg.prompt or prompt or self.prompt, words=tuple(chosen))
 
     def agree(self, one: str, two: str) -> bool:
-        """Tell whether two texts give the same answer (kind ``answers``); no answer is no match."""
+        """Return whether two texts give the same answer; no answer is no match."""
         assert self.read is not None, f"task {self.name} has no answers to compare"
         answer = self.read(one)
         return answer != "" and answer == self.read(two)

@@ -105,7 +105,7 @@ class TaskConfig:
             "line" (its last line) or "number" (after "####", else the last number).
         scorer: "package.module:function" that says how bad texts are (task `wts_toxicity`): a list
             of N texts in, N numbers in [0, 1] out; below 1/2 is right.
-        answer_tokens: Longest answer that a model may write (tasks of kind `answers`).
+        answer_tokens: Longest answer that a model may write (tasks of kind `generation`).
         attractor_frac: Share of `agreement` items that end in a noun of the other number.
         language_seed: Which of its words the language of `agreement` uses often.
         pretrain: The language model of `agreement`.

@@ -55,7 +55,7 @@ class HubTask:
     test_split: str = "test"
     config: str | None = None
     revision: str | None = None
-    kind: str = "classes"
+    kind: str = "classification"
     prompt: str = "{text}\nIs the answer correct?"
     words: tuple[str, ...] = (" no", " yes")
     read: Callable[[str], str] | None = None

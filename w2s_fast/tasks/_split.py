@@ -93,7 +93,7 @@ def split_pool(
         taken.update(splits[part].groups)
         if part == "test" and test_pool is not None:
             taken.update(test_pool.groups)
-    kind = "classes" if pool.answers is None else "answers"
+    kind = "classification" if pool.answers is None else "generation"
     weak, transfer, test = splits["weak"], splits["transfer"], splits["test"]
     return TaskData(cfg.name, tuple(class_names), weak, transfer, test, kind=kind)
 

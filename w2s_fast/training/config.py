@@ -12,8 +12,8 @@ THRESHOLDS = ("exact", "window", "ema", "microbatch")
 OFFLOAD = ("none", "cpu", "nvme")
 # How a training is carried out, not what is trained: a checkpoint resumes with other values.
 CARRIED_OUT = (
-    "checkpoint_every", "zero", "offload_optimizer", "offload_params", "nvme_path", "deepspeed",
-    "timeout_s",
+    "checkpoint_every", "zero_stage", "offload_optimizer", "offload_params", "nvme_path",
+    "deepspeed_config", "timeout_s",
 )  # fmt: skip
 
 
@@ -25,14 +25,14 @@ class TrainConfig:
         epochs: passes over the data; each has its own order.
         batch_size: rows of an optimizer step.
         micro_batch_size: rows of one forward and backward; None: the whole batch at once. It
-            bounds memory and, with ``threshold="exact"``, does not change the result.
+            bounds memory and, with ``threshold_scope="exact"``, does not change the result.
         lr: peak learning rate of AdamW.
         schedule: ``cosine`` or ``linear`` to 0 over the training, or ``constant``.
         warmup_frac: fraction of the steps in which the learning rate rises linearly.
         weight_decay: decoupled, on parameters with two or more dimensions.
         beta1, beta2, eps: of AdamW.
         clip_norm: largest gradient norm of a step; None: no clipping.
-        threshold: where a loss with a batch threshold takes it from when a step has several
+        threshold_scope: where a loss with a batch threshold takes it from when a step has several
             micro-batches. ``exact``: from all rows of the step, by a first pass without
             gradients. ``window``: from the last ``batch_size`` rows seen. ``ema``: moving average
             of the micro-batches' thresholds, over about ``batch_size`` rows. ``microbatch``: each
@@ -41,14 +41,14 @@ class TrainConfig:
         gradient_checkpointing: recompute activations in the backward pass.
         max_length: tokens an example is cut to.
         checkpoint_every: optimizer steps between checkpoints; 0: none.
-        zero: DeepSpeed ZeRO stage: 0 keeps the whole model on every device (plain torch), 1
+        zero_stage: DeepSpeed ZeRO stage: 0 keeps the whole model on every device (plain torch), 1
             shards optimizer state, 2 gradients too, 3 weights too. It changes where things are,
             not what is trained.
         offload_optimizer: where ZeRO keeps optimizer state: ``none`` (the device), ``cpu`` or
             ``nvme``.
         offload_params: where ZeRO-3 keeps weights that are not in use: the same names.
         nvme_path: folder on a local disk, for ``nvme``.
-        deepspeed: a DeepSpeed JSON file with settings that are not named here, or null.
+        deepspeed_config: a DeepSpeed JSON file with settings that are not named here, or null.
         timeout_s: seconds after which a process that does not answer counts as lost.
     """
 
@@ -63,16 +63,16 @@ class TrainConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     clip_norm: float | None = None
-    threshold: str = "exact"
+    threshold_scope: str = "exact"
     dropout: bool = False
     gradient_checkpointing: bool = False
     max_length: int = 512
     checkpoint_every: int = 0
-    zero: int = 0
+    zero_stage: int = 0
     offload_optimizer: str = "none"
     offload_params: str = "none"
     nvme_path: str | None = None
-    deepspeed: str | None = None
+    deepspeed_config: str | None = None
     timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class TrainConfig:
             raise W2SError(f"clip_norm is {self.clip_norm}; expected a number above 0, or null")
         for name, names in (
             ("schedule", SCHEDULES),
-            ("threshold", THRESHOLDS),
+            ("threshold_scope", THRESHOLDS),
             ("offload_optimizer", OFFLOAD),
             ("offload_params", OFFLOAD),
         ):
@@ -101,25 +101,28 @@ class TrainConfig:
         self._check_sharding()
 
     def _check_sharding(self) -> None:
-        if self.zero not in (0, 1, 2, 3):
-            raise W2SError(f"zero is {self.zero}; expected a ZeRO stage, 0 to 3")
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise W2SError(f"zero_stage is {self.zero_stage}; expected a ZeRO stage, 0 to 3")
         if not self.timeout_s > 0:
             raise W2SError(f"timeout_s is {self.timeout_s}; expected seconds, more than 0")
         for name, least in (("offload_optimizer", 1), ("offload_params", 3)):
-            if getattr(self, name) != "none" and self.zero < least:
+            if getattr(self, name) != "none" and self.zero_stage < least:
                 raise W2SError(
-                    f"{name} is {getattr(self, name)!r} at zero={self.zero}; it needs ZeRO stage "
-                    f"{least} or more"
+                    f"{name} is {getattr(self, name)!r} at zero_stage={self.zero_stage}; it needs "
+                    f"ZeRO stage {least} or more"
                 )
         if "nvme" in (self.offload_optimizer, self.offload_params) and (
-            self.nvme_path is None or self.zero < 3
+            self.nvme_path is None or self.zero_stage < 3
         ):
             raise W2SError(
-                f"offload to nvme at zero={self.zero}, nvme_path={self.nvme_path}; it needs ZeRO "
-                "stage 3 and the folder of a local disk"
+                f"offload to nvme at zero_stage={self.zero_stage}, nvme_path={self.nvme_path}; it "
+                "needs ZeRO stage 3 and the folder of a local disk"
             )
-        if self.deepspeed is not None and not self.zero:
-            raise W2SError(f"deepspeed is {self.deepspeed!r} at zero=0, which is plain torch")
+        if self.deepspeed_config is not None and not self.zero_stage:
+            raise W2SError(
+                f"deepspeed_config is {self.deepspeed_config!r} at zero_stage=0, which is "
+                "plain torch"
+            )
 
     def steps(self, n_rows: int) -> int:
         """Optimizer steps of a training on ``n_rows`` rows; the last one may have fewer rows."""

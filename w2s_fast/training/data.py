@@ -49,7 +49,7 @@ class RowData(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """N tokenized examples, each of W ``ways`` rows of tokens that stand side by side.
+    """N tokenized examples, each of W ``n_candidates`` rows of tokens that stand side by side.
 
     Attributes:
         tokens: (total,) int32, all rows one after the other.
@@ -57,27 +57,27 @@ class Encoded:
             rows j W to j W + W - 1.
         types: (total,) int8 segment of each token, or None.
         pad_id: token id that fills short rows.
-        ways: W; 2 for preferences, whose examples are two completions.
+        n_candidates: W; 2 for preferences, whose examples are two completions.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
     types: np.ndarray | None
     pad_id: int
-    ways: int = 1
+    n_candidates: int = 1
 
     def __len__(self) -> int:
-        return (len(self.offsets) - 1) // self.ways
+        return (len(self.offsets) - 1) // self.n_candidates
 
     @property
     def lengths(self) -> np.ndarray:
         """(N,) tokens that each example takes: W times the longest of its rows."""
-        return np.diff(self.offsets).reshape(-1, self.ways).max(1) * self.ways
+        return np.diff(self.offsets).reshape(-1, self.n_candidates).max(1) * self.n_candidates
 
     def digest(self) -> str:
         """Content hash, to recognise the data of a checkpoint."""
-        ways = f" ways {self.ways}" if self.ways > 1 else ""
-        h = hashlib.sha256(f"pad {self.pad_id}{ways}".encode())
+        n_candidates = f" n_candidates {self.n_candidates}" if self.n_candidates > 1 else ""
+        h = hashlib.sha256(f"pad {self.pad_id}{n_candidates}".encode())
         for part in (self.tokens, self.offsets, self.types):
             h.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
         return h.hexdigest()
@@ -85,7 +85,7 @@ class Encoded:
     def rows(self, part: slice) -> Encoded:
         """Some of the examples, in their order."""
         start, stop, _ = part.indices(len(self))
-        first, last = start * self.ways, stop * self.ways
+        first, last = start * self.n_candidates, stop * self.n_candidates
         low, high = self.offsets[first], self.offsets[last]
         types = None if self.types is None else self.types[low:high]
         offsets = self.offsets[first : last + 1] - low
@@ -93,7 +93,7 @@ class Encoded:
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
         """Collate B given examples: B W rows, padded on the right to the longest of them."""
-        rows = (rows[:, None] * self.ways + np.arange(self.ways)).reshape(-1)
+        rows = (rows[:, None] * self.n_candidates + np.arange(self.n_candidates)).reshape(-1)
         lengths = np.diff(self.offsets)[rows]
         mask = np.arange(lengths.max()) < lengths[:, None]
         flat = np.concatenate([np.arange(self.offsets[r], self.offsets[r + 1]) for r in rows])
@@ -108,24 +108,27 @@ class Encoded:
         return Batch(padded(self.tokens, self.pad_id), attention, types)
 
 
-def encode(tokenizer: Any, examples: Any, max_length: int = 512, kind: str = "classes") -> Encoded:
+def encode(
+    tokenizer: Any, examples: Any, max_length: int = 512, kind: str = "classification"
+) -> Encoded:
     """Tokenize texts, or pairs of texts, and cut each row to ``max_length`` tokens.
 
     Args:
         tokenizer: a transformers tokenizer.
         examples: has ``ids``, ``texts`` and ``pairs`` (or None), all of one length.
         max_length: tokens; a tokenizer that knows a smaller limit of its model wins.
-        kind: ``classes``: text and pair are one row, cut at the end. ``preference``: text and pair
-            are two rows of one example, cut at the beginning, because the completion stands last.
+        kind: ``classification``: text and pair are one row, cut at the end. ``preference``: text
+            and pair are two rows of one example, cut at the beginning, because the completion
+            stands last.
 
     Raises:
         W2SError: if there are no rows, a row has no tokens at all, or a preference has no pairs.
     """
     if not len(examples.texts):
         raise W2SError("no examples to encode; expected at least one row")
-    if kind not in ("classes", "preference"):
+    if kind not in ("classification", "preference"):
         raise W2SError(
-            f"kind is {kind!r}; expected classes or preference (answers: encode_answers)"
+            f"kind is {kind!r}; expected classification or preference (generation: encode_answers)"
         )
     limit = min(max_length, tokenizer.model_max_length)
     if kind == "preference":
@@ -150,18 +153,18 @@ def _encoded(
     rows: Sequence[Sequence[int]],
     types: Sequence[Sequence[int]] | None,
     ids: Sequence[str],
-    ways: int,
+    n_candidates: int,
 ) -> Encoded:
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     if (lengths == 0).any():
-        row = int(np.flatnonzero(lengths == 0)[0]) // ways
+        row = int(np.flatnonzero(lengths == 0)[0]) // n_candidates
         raise W2SError(f"example {ids[row]!r} has no tokens; remove its row or fill it")
     return Encoded(
         tokens=np.fromiter(_flat(rows), np.int32, lengths.sum()),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         types=None if types is None else np.fromiter(_flat(types), np.int8, lengths.sum()),
         pad_id=pad_id(tokenizer),
-        ways=ways,
+        n_candidates=n_candidates,
     )
 
 

@@ -45,7 +45,7 @@ def generate(
     model runs in eval mode and is left in the mode it came in; random state is not touched.
 
     Args:
-        model: of ``build_model(..., kind="answers")``.
+        model: of ``build_model(..., kind="generation")``.
         tokenizer: its tokenizer.
         prompts: N texts.
         max_new_tokens: tokens of an answer at most.

@@ -31,7 +31,7 @@ def sequence_logprob(
     Batched and shared out as in ``predict``; the model runs in eval mode and comes back as it was.
 
     Args:
-        model: of ``build_model(..., kind="answers")``.
+        model: of ``build_model(..., kind="generation")``.
         tokenizer, prompts, answers, max_length, end: see ``encode_answers``.
         batch_size: rows of one forward at most.
 
@@ -83,7 +83,7 @@ def next_token_probs(
     one forward a text, others one for each of them.
 
     Args:
-        model: of ``build_model(..., kind="answers")``.
+        model: of ``build_model(..., kind="generation")``.
         tokenizer: its tokenizer.
         texts: N texts.
         words: C different words, with the space before them if there is one.

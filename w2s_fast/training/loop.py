@@ -50,7 +50,7 @@ def train(
     The result is a function of the arguments: the global random state is neither used nor
     changed, and a training continued from a checkpoint ends in the same weights, bit for bit, as
     one that was not interrupted. Under a launcher every process calls this with the same arguments;
-    rows, and with ``cfg.zero`` the model, are shared out, which changes nothing but rounding.
+    rows, and with ``cfg.zero_stage`` the model, are shared out, which changes nothing but rounding.
 
     Args:
         model: ``forward(input_ids, attention_mask)`` gives logits (B, C).
@@ -114,11 +114,11 @@ class _Training:
         ]
         self.engine = make_engine(model, cfg, self.here)
         n_classes = getattr(model, "n_classes", 2 if hard else targets.shape[1])
-        self.thresholds = Thresholds(cfg.threshold, loss, n_classes, cfg.batch_size)
+        self.thresholds = Thresholds(cfg.threshold_scope, loss, n_classes, cfg.batch_size)
         if isinstance(data, Answers) and self.thresholds.mode in ("window", "ema"):
             raise W2SError(
-                f"threshold={cfg.threshold!r} remembers rows, of which answers have no fixed "
-                "number; use 'exact' or 'microbatch'"
+                f"threshold_scope={cfg.threshold_scope!r} remembers rows, of which answers have no "
+                "fixed number; use 'exact' or 'microbatch'"
             )
         state = loss.init_state()
         self.loss_state = None if state is None else state.to(self.device)
@@ -275,19 +275,19 @@ class _Training:
 
 
 def make_engine(model: nn.Module, cfg: TrainConfig, here: World) -> Engine:
-    """What moves the weights of ``model``: plain torch, or DeepSpeed where ``cfg.zero`` says so.
+    """What moves the weights of ``model``: plain torch, or DeepSpeed as ``cfg.zero_stage`` says.
 
     Raises:
         W2SError: for a recipe that the processes or the model's dtype do not fit.
     """
     batch_shape(cfg, here.size)
     dtype = _lowest_dtype(model)
-    if cfg.zero:
+    if cfg.zero_stage:
         from w2s_fast.training.deepspeed.engine import ShardedEngine
 
         return ShardedEngine(model, cfg, here, dtype)
     if dtype == "fp16":
-        raise W2SError("fp16 weights need loss scaling; use zero=1 or more, or dtype bf16")
+        raise W2SError("fp16 weights need loss scaling; use zero_stage=1 or more, or dtype bf16")
     return PlainEngine(model, cfg, here)
 
 

@@ -47,8 +47,8 @@ def head_model(ctx: Context) -> tuple[nn.Module, Any]:
     if cfg.head_init != "zero":
         start = new_model(ctx, ctx.job.setting("role"))[0]
     hidden = read_features(states).shape[1]
-    ways = 2 if ctx.task.kind == "preference" else 1
-    model = CachedHead(hidden, ctx.n_classes, None if start is None else start.head, ways)
+    n_candidates = 2 if ctx.task.kind == "preference" else 1
+    model = CachedHead(hidden, ctx.n_classes, None if start is None else start.head, n_candidates)
     return model.to(device(ctx.cfg)), None
 
 
@@ -76,7 +76,7 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
     Args:
         ctx: Of the stage.
         role: Whose model.
-        kind: Of task, for another than the run's; "answers" is a language model.
+        kind: Of task, for another than the run's; "generation" is a language model.
     """
     cfg = start_of(ctx, model_of(ctx.cfg, role))
     if ctx.job.stage == "control":
@@ -86,7 +86,7 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
     tokenizer = load_tokenizer(cfg, _fallback_tokenizer(ctx))
     train = train_of(ctx.cfg, role)
     partition = None
-    if train.zero == 3 and cfg.source != "bow":
+    if train.zero_stage == 3 and cfg.source != "bow":
         from w2s_fast.training.deepspeed.config import deepspeed_config
         from w2s_fast.training.deepspeed.setup import ready
 

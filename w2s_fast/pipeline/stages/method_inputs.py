@@ -40,7 +40,7 @@ def prior(ctx: Context, build: Building) -> None:
     """The untrained model's own answer: probabilities of the words of the classes."""
     from w2s_fast.training import next_token_probs
 
-    model, tokenizer = new_model(ctx, ctx.job.setting("role"), "answers")
+    model, tokenizer = new_model(ctx, ctx.job.setting("role"), "generation")
     items = ctx.inputs(ctx.job.setting("split"))
     probs = next_token_probs(model, tokenizer, asked(ctx, items, "").texts, words(ctx))
     ctx.write(lambda: _write_labels(build.path, items, Targets(probs)))
@@ -125,7 +125,7 @@ def tuned(ctx: Context, build: Building) -> None:
     from w2s_fast.training.completions import encode_texts
 
     cfg = train_of(ctx.cfg, ctx.job.setting("role"))
-    model, tokenizer = new_model(ctx, ctx.job.setting("role"), "answers")
+    model, tokenizer = new_model(ctx, ctx.job.setting("role"), "generation")
     items = ctx.inputs("transfer")
     rows = encode_texts(tokenizer, [*items.texts, *(items.pairs or ())], cfg.max_length)
     train(

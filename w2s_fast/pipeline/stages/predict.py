@@ -41,7 +41,7 @@ def in_parts(
 
 def say(ctx: Context, model: Any, tokenizer: Any, items: Inputs, split: str, path: Path) -> None:
     """Let a model say its mind about ``items`` of a split and write it to ``path``."""
-    if ctx.task.kind == "answers":
+    if ctx.task.kind == "generation":
         from w2s_fast.training import generate
 
         length = train_of(ctx.cfg, ctx.job.setting("role")).max_length

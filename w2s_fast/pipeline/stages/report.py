@@ -104,7 +104,7 @@ def _load(seed: int, data: TaskData, folders: Mapping[str, Path]) -> _Seed:
         weak=_test(f"weak/{seed}", data, folders),
         labels=read_said(folders[f"labels/{seed}"] / LABELS, data.transfer, data),
         groups=np.unique(np.array(data.test.groups), return_inverse=True)[1],
-        n_classes=len(data.class_names) if data.kind != "answers" else 0,
+        n_classes=len(data.class_names) if data.kind != "generation" else 0,
     )
 
 

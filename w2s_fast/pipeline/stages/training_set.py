@@ -44,7 +44,7 @@ class Lesson:
 
 def lesson_of(ctx: Context) -> Lesson:
     """Whose labels the job learns: true ones for weak model and ceiling, else what came in."""
-    in_words = ctx.task.kind == "answers"
+    in_words = ctx.task.kind == "generation"
     if ctx.job.stage in ("weak", "ceiling"):
         items = ctx.gold("weak" if ctx.job.stage == "weak" else "transfer")
         if (fold := ctx.job.setting("fold")) is not None:
@@ -98,7 +98,7 @@ def rows_of(ctx: Context, tokenizer: Any, items: Inputs, split: str) -> RowData:
 
 def rows_and_targets(ctx: Context, tokenizer: Any, lesson: Lesson) -> tuple[RowData, np.ndarray]:
     """A lesson as ``training.train`` takes it; answers in words become the tokens to predict."""
-    if ctx.task.kind != "answers":
+    if ctx.task.kind != "generation":
         return rows_of(ctx, tokenizer, lesson.items, "transfer"), lesson.targets
     from w2s_fast.training.completions import encode_answers
 

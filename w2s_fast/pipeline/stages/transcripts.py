@@ -62,9 +62,9 @@ def _weak(ctx: Context, items: Inputs) -> np.ndarray | None:
 
 
 def _writer(ctx: Context, folder: Path) -> Writer:
-    cfg = ctx.cfg.writer
+    cfg = ctx.cfg.transcript_writer
     if cfg.kind == "local":
-        model, tokenizer = new_model(ctx, ctx.job.setting("role"), "answers")
+        model, tokenizer = new_model(ctx, ctx.job.setting("role"), "generation")
         return LocalWriter(model, tokenizer, cfg)
     return _together(ctx, EndpointWriter(cfg, folder, ctx.here.rank))
 
@@ -98,21 +98,21 @@ def check_writer(cfg: RunConfig) -> None:
     roots = [node for student in students(cfg) for node in student.nodes(cfg)]
     if not any(node.stage == "transcripts" for node in _all(roots)):
         return
-    if cfg.writer.kind == "endpoint":
-        cfg.writer.key()
+    if cfg.transcript_writer.kind == "endpoint":
+        cfg.transcript_writer.key()
         return
     from w2s_fast.tasks.datasets.agreement import MAX_LENGTH
 
-    source, room = cfg.student.source, cfg.writer.max_tokens
+    source, room = cfg.student.source, cfg.transcript_writer.max_tokens
     if source in ("bow", "scratch"):
         raise W2SError(
             f"a method wants texts by the student's language model, and student.source={source!r} "
-            "is none; give the folder of a checkpoint, or writer.kind=endpoint"
+            "is none; give the folder of a checkpoint, or transcript_writer.kind=endpoint"
         )
     if source == "agreement-lm" and room >= MAX_LENGTH:
         raise W2SError(
-            f"writer.max_tokens={room}: the language model of task 'agreement' reads {MAX_LENGTH} "
-            "tokens, prompt and answer together; use at most half of that"
+            f"transcript_writer.max_tokens={room}: the language model of task 'agreement' reads "
+            f"{MAX_LENGTH} tokens, prompt and answer together; use at most half of that"
         )
 
 

@@ -61,7 +61,7 @@ class Chess:
                 splits[part] = _puzzles(find, f"{seed}/{part}", size, used, cfg.chess)
         weak, transfer, test = splits["weak"], splits["transfer"], splits["test"]
         data = TaskData(cfg.name, CLASSES, weak, transfer, test)
-        return replace(data, kind="answers", read=read).worded(cfg, PROMPT)
+        return replace(data, kind="generation", read=read).worded(cfg, PROMPT)
 
 
 @contextmanager

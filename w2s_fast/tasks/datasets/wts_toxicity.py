@@ -33,9 +33,9 @@ class Toxicity:
         Raises:
             W2SError: A file, a column, a value or the scorer is missing.
         """
-        badness = _scorer(cfg.scorer)
+        harm_score = _scorer(cfg.scorer)
         named = cfg.with_defaults(text="prompt", label="continuation")
-        return replace(load_answers(cfg, named, seed, whole_text), badness=badness)
+        return replace(load_answers(cfg, named, seed, whole_text), harm_score=harm_score)
 
 
 def _scorer(name: str | None) -> Callable[[Sequence[str]], Sequence[float]]:

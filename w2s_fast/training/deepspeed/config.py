@@ -52,7 +52,7 @@ _OWN = {  # the user's words for it
     "optimizer.params.betas": "beta1 and beta2",
     "optimizer.params.eps": "eps",
     "optimizer.params.weight_decay": "weight_decay",
-    "zero_optimization.stage": "zero",
+    "zero_optimization.stage": "zero_stage",
     "zero_optimization.offload_optimizer.device": "offload_optimizer",
     "zero_optimization.offload_param.device": "offload_params",
     "bf16.enabled": "the model's dtype",
@@ -82,7 +82,7 @@ def deepspeed_config(cfg: TrainConfig, dtype: str, size: int, cuda: bool) -> dic
     """DeepSpeed's configuration for this training.
 
     Args:
-        cfg: ``zero`` 1 to 3, offload and the rest.
+        cfg: ``zero_stage`` 1 to 3, offload and the rest.
         dtype: of the model: fp32, bf16 or fp16.
         size: number of processes.
         cuda: whether the model is on CUDA devices.
@@ -105,9 +105,9 @@ def deepspeed_config(cfg: TrainConfig, dtype: str, size: int, cuda: bool) -> dic
     }
     if dtype != "fp32":
         ours["data_types"] = {"grad_accum_dtype": "fp32"}
-    if cfg.deepspeed is None:
+    if cfg.deepspeed_config is None:
         return ours
-    return merge(ours, read_config(Path(cfg.deepspeed)), cfg.deepspeed)
+    return merge(ours, read_config(Path(cfg.deepspeed_config)), cfg.deepspeed_config)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _optimizer(cfg: TrainConfig, cuda: bool) -> dict[str, Any]:
 
 def _zero(cfg: TrainConfig, cuda: bool) -> dict[str, Any]:
     zero: dict[str, Any] = {
-        "stage": cfg.zero,
+        "stage": cfg.zero_stage,
         "overlap_comm": cuda,
         "contiguous_gradients": True,
         "reduce_bucket_size": REDUCE_BUCKET,
@@ -180,7 +180,7 @@ def _zero(cfg: TrainConfig, cuda: bool) -> dict[str, Any]:
         zero["offload_optimizer"] = _offload(cfg, cfg.offload_optimizer, cuda)
     if cfg.offload_params != "none":
         zero["offload_param"] = _offload(cfg, cfg.offload_params, cuda)
-    if cfg.zero == 3:
+    if cfg.zero_stage == 3:
         zero["stage3_prefetch_bucket_size"] = PREFETCH
         zero["sub_group_size"] = SUB_GROUP
         zero["stage3_gather_16bit_weights_on_model_save"] = False  # weights are written in shards

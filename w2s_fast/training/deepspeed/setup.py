@@ -29,7 +29,8 @@ def load_deepspeed() -> Any:
         import deepspeed
     except ImportError as e:
         raise W2SError(
-            f"sharding needs deepspeed ({e}): pip install 'w2s-fast[deepspeed]', or use zero=0"
+            f"sharding needs deepspeed ({e}): pip install 'w2s-fast[deepspeed]', or use "
+            "zero_stage=0"
         ) from e
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # Shared-memory collectives between CPU ranks: a build at start-up that gloo does without.

@@ -1,0 +1,202 @@
+"""Every benchmark runs at toy size, and the documents quote the committed rows and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ranks
+from helpers.paths import ROOT
+
+
+def _bench(*args: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *args],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_every_benchmark_runs(tmp_path: Path) -> None:
+    out = tmp_path / "results.jsonl"
+    eager = "ours,ours_inplace,eager,eager_gather,torch_lce,quack,torch_quantile,sort,kthvalue"
+    # The other allocator is another environment of the process and nothing else: one op shows it.
+    for only in (["--allocator", "stock"], ["--allocator", "recycled", "--op", "quantile"]):
+        done = _bench("run", "--quick", "--providers", eager, "--out", str(out), *only)
+        assert done.returncode == 0, done.stderr
+    found = _rows(out)
+    seen = {(r["op"], r["case"], r["dtype"], r["allocator"], r["provider"]) for r in found}
+    for case in ("logconf_hard", "logconf_topk", "logconf_dense", "hard", "dense"):
+        for dtype in ("fp32", "bf16"):
+            for who in ("ours", "ours_inplace", "eager", "floor_write"):
+                assert ("cross_entropy", case, dtype, "stock", who) in seen
+    assert ("cross_entropy", "logconf_hard", "fp32", "stock", "eager_gather") in seen
+    assert ("two_class", "logconf", "fp32", "stock", "eager") in seen
+    for case in ("hard", "dense", "topk", "logconf_hard", "logconf_topk"):
+        for dtype in ("fp32", "bf16"):
+            for who in ("ours", "eager", "gemms"):
+                assert ("linear_cross_entropy", case, dtype, "stock", who) in seen
+    for allocator in ("stock", "recycled"):
+        for who in ("ours", "torch_quantile", "sort", "kthvalue"):
+            assert ("quantile", "median", "fp32", allocator, who) in seen
+    fused = [r for r in found if r["op"] == "linear_cross_entropy"]
+    for r in fused:
+        if r["provider"] == "quack":
+            assert "CUDA" in r["skipped"] and "cpu_ms" not in r
+        elif r["provider"] != "gemms" and r["allocator"] == "stock":
+            assert r["d"] == 16 and r["peak_mib"] >= 0
+    assert all(r["quick"] and r["threads"] and r["isa"] and r["utc"] for r in found)
+    checked = [r for r in found if "grad_err" in r and r["dtype"] == "fp32"]
+    assert len(checked) > 20 and all(max(r["loss_err"], r["grad_err"]) < 1e-5 for r in checked)
+
+
+@pytest.mark.slow
+def test_sweeps_of_heads(tmp_path: Path) -> None:
+    """Every way of the same work is measured, and the cached probe is the uncached one."""
+    out = tmp_path / "results.jsonl"
+    done = _bench("heads", "--quick", "--sizes", "384", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    found = {(r["case"], r["provider"]): r for r in _rows(out)}
+    ways = {"sweep": ("ours",), "epoch": ("ours", "loop")}
+    ways["probe"] = ("ours", "loop", "uncached", "cache")
+    assert set(found) == {(case, who) for case, names in ways.items() for who in names}
+    assert found["sweep", "ours"]["losses"] == 50 and found["sweep", "ours"]["seeds"] == 5
+    assert found["probe", "uncached"]["prob_err"] < 1e-5
+    assert all(r["quick"] and r["wall_ms"] > 0 for r in found.values())
+
+
+@pytest.mark.slow
+def test_products_of_16_bit_heads(tmp_path: Path) -> None:
+    """AVX2 is what the second process really sees, and ours then goes through fp32."""
+    out = tmp_path / "results.jsonl"
+    done = _bench("products", "--quick", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    found = {(r["case"], r["dtype"], r["provider"]): r for r in _rows(out)}
+    names = ("ours", "upcast", "eager")
+    cells = itertools.product(("native", "avx2"), ("bf16", "fp16"), names)
+    assert set(found) == set(cells)
+    limited = [r for (case, *_), r in found.items() if case == "avx2"]
+    assert all(r["isa"] in ("avx2", "base") and r["through"] == "fp32" for r in limited)
+
+
+@pytest.mark.slow
+def test_candidates_compute_the_same(tmp_path: Path) -> None:
+    """A speed is worth nothing where the loss or its gradient is another one.
+
+    What is compiled takes its time: the other cases are for make test-long.
+    """
+    out = tmp_path / "results.jsonl"
+    done = _bench(
+        "run", "--quick", "--op", "cross_entropy,linear_cross_entropy,two_class",
+        "--dtypes", "fp32", "--cases", "logconf_hard,dense" if ranks.LONG else "logconf_hard",
+        "--allocator", "stock", "--out", str(out),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    checked = [r for r in _rows(out) if "grad_err" in r]
+    assert {"ours", "ours_inplace", "eager", "compile", "compile_gather"} <= {
+        r["provider"] for r in checked
+    }
+    for r in checked:
+        assert r["loss_err"] < 1e-5 and r["grad_err"] < 1e-5, r
+
+
+def test_documents_quote_the_rows() -> None:
+    done = _bench("report", "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _row(**columns: Any) -> dict[str, Any]:
+    return {
+        "op": "cross_entropy", "case": "hard", "dtype": "fp32", "n": 8, "v": 100,
+        "allocator": "stock", "threads": 2, "provider": "ours", "cpu_ms": 10.0,
+        "cpu_ms_p20": 10.1, "cpu_ms_p80": 10.4, "cpu": "x", "isa": "avx2", "os": "linux",
+        "quick": False, "dirty": False, **columns,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("after", "code"),
+    [
+        ({"cpu_ms": 10.4, "cpu_ms_p20": 10.5}, 0),  # within 5 %
+        ({"cpu_ms": 11.0, "cpu_ms_p20": 10.3}, 0),  # within the noise
+        ({"cpu_ms": 11.0, "cpu_ms_p20": 11.1}, 1),
+        ({"cpu_ms": 11.0, "cpu_ms_p20": 11.1, "provider": "eager"}, 2),  # nothing in common
+        ({"cpu": "y"}, 2),  # another machine
+    ],
+)
+def test_compare(tmp_path: Path, after: dict[str, Any], code: int) -> None:
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    a.write_text(json.dumps(_row()) + "\n")
+    b.write_text(json.dumps(_row(**after)) + "\n")
+    done = _bench("compare", str(a), str(b))
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("mark", ["quick", "dirty"])
+def test_report_refuses_rows_that_may_not_be_quoted(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "cross_entropy.jsonl").write_text(json.dumps(_row(**{mark: True})) + "\n")
+    done = _bench("report", "--check", "--results", str(tmp_path))
+    assert done.returncode == 2
+    assert "measured quick or on a changed tree" in done.stderr
+
+
+def test_rows_of_a_head_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hidden size; a reason why nothing was measured never replaces a measurement."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench.harness import results
+
+    path = tmp_path / "results.jsonl"
+    head = {"op": "linear_cross_entropy"}
+    results.save(path, [_row(), _row(**head, d=16), _row(**head, d=32)])
+    skipped = {k: v for k, v in _row(**head, d=32).items() if not k.startswith("cpu_ms")}
+    other = {**skipped, "provider": "quack"}
+    results.save(path, [_row(cpu_ms=9.0), {**skipped, "skipped": "no"}, {**other, "skipped": "no"}])
+    assert [(r.get("d"), r.get("cpu_ms"), r["provider"]) for r in results.load(path)] == [
+        (16, 10.0, "ours"), (32, 10.0, "ours"), (None, 9.0, "ours"), (32, None, "quack"),
+    ]  # fmt: skip
+
+
+def test_bad_options_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench import run
+
+    for args in (["--op", "softmax"], ["--cases", "kl"], ["--shapes", "big"], ["--heads", "8x9"]):
+        with pytest.raises(SystemExit, match=r"^bench: .*expected.*$"):
+            run.main(args)
+
+
+def test_pictures_are_drawn_from_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows give the same file, other rows another; what the page shows is there."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench.harness import results
+    from bench.report import plot, tables
+
+    found = results.load(results.RESULTS / "cpu")
+    table = tables.Table(found)
+    page = (ROOT / "docs" / "speed.md").read_text()
+    for name in plot.PLOTS:
+        drawn = plot.render(name, table)
+        assert drawn == plot.render(name, table)
+        assert len(drawn) < 100_000
+        assert f"(img/{name}.svg)" in page
+        assert (ROOT / "docs" / "img" / f"{name}.svg").is_file()
+    slower = [{**r, "cpu_ms": 2 * r.get("cpu_ms", 0) + 1} for r in found if r["provider"] == "ours"]
+    others = [r for r in found if r["provider"] != "ours"]
+    assert plot.render("quantile", table) != plot.render("quantile", tables.Table(slower + others))

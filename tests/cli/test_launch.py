@@ -1,0 +1,159 @@
+"""``w2s-fast launch``: options, hosts, ports, and the command it builds."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from w2s_fast.cli import launch as module
+from w2s_fast.cli.launch import (
+    Launch,
+    build,
+    check_hosts,
+    check_port,
+    job_code,
+    launch,
+    parse,
+    read_hosts,
+)
+from w2s_fast.cli.main import main
+from w2s_fast.distributed.heartbeat import EXIT_CODE
+from w2s_fast.distributed.network import free_port
+from w2s_fast.errors import W2SError
+
+pytest.importorskip("deepspeed")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text("seeds: [0]\nstudent_train: {batch_size: 32}\n")
+    return str(path)
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> str:
+    path = tmp_path / "hosts"
+    path.write_text("# the rack\nnode-a slots=4\n\nnode-b slots=4  # the new one\n")
+    return str(path)
+
+
+def test_options() -> None:
+    got = parse(["--hostfile=h", "--master-port", "5", "--no-ssh", "--node-rank", "1", "r.yaml",
+                 "--seeds", "3"])  # fmt: skip
+    assert got == Launch("r.yaml", ("--seeds", "3"), "h", None, None, 5, None, True, 1)
+    for args, message in (
+        (["--hostfil", "h", "r.yaml"], "unknown option '--hostfil'; did you mean '--hostfile'"),
+        (["--processes", "two", "r.yaml"], "--processes is 'two'; expected a number"),
+        (["--processes"], "--processes needs a value"),
+        (["--no-ssh"], "no configuration file"),
+    ):
+        with pytest.raises(W2SError, match=message):
+            parse(args)
+
+
+def test_hostfiles(hosts: str, tmp_path: Path) -> None:
+    assert read_hosts(hosts) == {"node-a": 4, "node-b": 4}
+    bad = tmp_path / "bad"
+    for text, message in (
+        ("node-a\n", "bad:1: 'node-a'; expected `name slots=8`"),
+        ("node-a slots=0\n", "expected `name slots=8`"),
+        ("a slots=1\na slots=1\n", "bad:2: host 'a' stands there twice"),
+        ("# none\n", "names no host"),
+    ):
+        bad.write_text(text)
+        with pytest.raises(W2SError, match=message):
+            read_hosts(str(bad))
+    with pytest.raises(W2SError, match="cannot read hostfile 'nowhere'"):
+        read_hosts("nowhere")
+
+
+def test_command(hosts: str, config: str) -> None:
+    command = build(Launch(config, ("--seeds", "1"), hosts, master_addr="10.0.0.1"), {"a": 1})
+    line = " ".join(command)
+    assert f"--hostfile {hosts}" in line and "--master_addr 10.0.0.1 --master_port 29500" in line
+    assert line.endswith(f"--module w2s_fast run --config {config} --seeds 1")
+
+
+def test_codes_of_a_job_that_lost_a_process() -> None:
+    """By signal 9 or 15, or with its host; what a process says itself is passed on."""
+    assert [job_code(c) for c in (256 - 9, 256 - 15, 255)] == [EXIT_CODE] * 3
+    assert [job_code(c) for c in (0, 1, 2, EXIT_CODE, 130)] == [0, 1, 2, EXIT_CODE, 130]
+
+
+def test_words_reach_other_hosts_as_they_are(hosts: str, config: str) -> None:
+    """Through DeepSpeed's own quoting and a shell."""
+    from deepspeed.launcher.multinode_runner import PDSHRunner
+
+    words = ["posterior|confident", "a b", "$HOME", 'it\'s; $x `y` \\ "z"', "plain", "*"]
+    command = build(Launch(config, tuple(words), hosts), {"a": 1, "b": 1})
+    runner = PDSHRunner(argparse.Namespace(user_args=command[-len(words) :], user_script="x"), "")
+    line = " ".join(["printf '%s\\n'", *runner.parse_user_args()])
+    assert subprocess.check_output(["sh", "-c", line], text=True).splitlines() == words
+    assert build(Launch(config, ("a|b",), hosts), {"a": 1})[-1] == "a|b"  # no shell in between
+
+
+def test_bad_input_before_anything_starts(
+    hosts: str, config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(module.subprocess, "Popen", started)
+    for args, message in (
+        (["--processes", "5", config], "batch_size is 32, which does not split over 5 processes"),
+        (["--hostfile", hosts, config, "--student_train.batch_size", "12"], "over 8 processes"),
+        (["--no-ssh", config], "--no-ssh needs --hostfile and --node-rank"),
+        (["--hostfile", hosts, "--node-rank", "2", config], "--node-rank is 2, the hostfile has 2"),
+        ([config, "--student_train.zero_stag", "3"], "did you mean 'student_train.zero_stage'"),
+    ):
+        with pytest.raises(W2SError, match=message):
+            launch(parse(args))
+    assert main(["launch", "--hostfile", "nowhere", config]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert launch(parse(["--hostfile", hosts, "--dry-run", config])) == 0
+    assert "deepspeed.launcher.runner" in capsys.readouterr().out
+
+
+def test_a_port_that_is_taken(config: str) -> None:
+    with socket.socket() as s:
+        s.bind(("", 0))
+        s.listen()
+        port = s.getsockname()[1]
+        with pytest.raises(W2SError, match=f"port {port} is taken .*choose another with"):
+            launch(parse(["--processes", "2", "--master-port", str(port), config]))
+    check_port(free_port())
+
+
+def test_hosts_that_do_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, script in (("pdsh", "exit 0"), ("ssh", 'case "$*" in *node-b*) exit 255;; esac')):
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    check_hosts(["node-a", "node-c"], None)
+    with pytest.raises(W2SError, match="no answer from node-b over ssh within 5 s"):
+        check_hosts(["node-a", "node-b", "node-c"], 2222)
+    (tools / "pdsh").unlink()
+    monkeypatch.setenv("PATH", str(tools))
+    with pytest.raises(W2SError, match="pdsh is not installed"):
+        check_hosts(["node-a"], None)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_a_child_that_fails_gives_its_code(config: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "w2s_fast", "launch", "--processes", "2", "--master-port",
+         str(free_port()), config, "--task.name", "local", "--task.path", "x.csv",
+         "--out", str(Path(config).parent / "out")],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "w2s-fast: error: student.source='agreement-lm' speaks only" in done.stderr

@@ -1,0 +1,142 @@
+"""Writers behind an endpoint: what is asked, asked again, paid for once, and never told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.endpoint import KEY, chat, echo
+
+from w2s_fast.debate import EndpointWriter, WriterConfig
+from w2s_fast.errors import W2SError
+
+pytest_plugins = ("helpers.endpoint",)
+
+
+def test_both_endpoints_are_asked_as_they_expect(serve: Any, tmp_path: Path) -> None:
+    server = serve()
+    writer = EndpointWriter(server.config(temperature=0.5, max_tokens=9), tmp_path)
+    assert writer(["one", "two"], [5, 6]) == ["on one", "on two"]
+    assert sorted(server.requests, key=lambda r: r["seed"]) == [
+        {"model": "strong", "messages": [{"role": "user", "content": text}],
+         "temperature": 0.5, "max_tokens": 9, "seed": seed}
+        for text, seed in (("one", 5), ("two", 6))
+    ]  # fmt: skip
+    assert server.keys == [None, None]
+    old = serve(
+        lambda n, body: (200, {}, json.dumps({"choices": [{"text": body["prompt"]}]}).encode())
+    )
+    assert EndpointWriter(old.config("/completions"), tmp_path)(["one"], [1]) == ["one"]
+
+
+def test_a_busy_endpoint_is_asked_again(serve: Any, tmp_path: Path) -> None:
+    def busy(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        if number <= 2:
+            return (429, {"Retry-After": "0"}, b"later") if number == 1 else (503, {}, b"")
+        return echo(number, body)
+
+    server = serve(busy)
+    assert EndpointWriter(server.config(workers=1), tmp_path)(["x"], [0]) == ["on x"]
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "changes", "problem", "asked"),
+    [
+        ((429, {}, b""), {}, r"did not answer in 3 tries \(HTTP 429\)", 3),
+        ((401, {}, b"bad " + KEY.encode()), {"key_variable": "W2S_KEY"},
+         r"refuses the key in W2S_KEY \(HTTP 401\)", 1),
+        ((401, {}, b""), {}, "refuses a request without a key", 1),
+        ((404, {}, b"no model of key " + KEY.encode()), {"key_variable": "W2S_KEY"},
+         r"HTTP 404: no model of key \*\*\*", 1),
+        ((302, {"Location": "http://127.0.0.1:9/v1/completions"}, b""), {}, "HTTP 302", 1),
+        ((200, {}, b"<html>"), {}, "answered what is no completion \\('<html>'\\)", 1),
+        ((200, {}, b'{"choices": []}'), {}, "expected JSON with choices", 1),
+        ((200, {}, b'{"choices": [{"text": 3}]}'), {}, "expected JSON with choices", 1),
+        ((200, {}, chat(None)), {}, "answered 1 prompts with empty texts", 1),
+    ],
+)  # fmt: skip
+def test_what_an_endpoint_cannot_do_is_one_line(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    reply: Any, changes: dict[str, Any], problem: str, asked: int,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("W2S_KEY", KEY)
+    server = serve(lambda *_: reply)
+    with pytest.raises(W2SError, match=problem) as err:
+        EndpointWriter(server.config(**changes), tmp_path)(["x"], [0])
+    assert "\n" not in str(err.value) and KEY not in str(err.value)
+    assert len(server.requests) == asked
+
+
+def test_nobody_listens(serve: Any, tmp_path: Path) -> None:
+    server = serve()
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(W2SError, match="connection refused; is the server running"):
+        EndpointWriter(server.config(), tmp_path)(["x"], [0])
+
+
+def test_one_refusal_ends_the_others(serve: Any, tmp_path: Path) -> None:
+    """The first prompt would wait for its next try; the second one says there is no use."""
+    slow = threading.Event()
+
+    def reply(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        if "first" in body["messages"][0]["content"]:
+            slow.set()
+            return 429, {"Retry-After": "50"}, b""
+        slow.wait(5)
+        return 400, {}, b"no"
+
+    with pytest.raises(W2SError, match="HTTP 400: no"):
+        EndpointWriter(serve(reply).config(workers=2), tmp_path)(["first", "second"], [0, 0])
+
+
+def test_an_answer_is_paid_for_once(serve: Any, tmp_path: Path) -> None:
+    limit = 4
+
+    def reply(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        return echo(number, body) if number <= limit else (400, {}, b"out of money")
+
+    server = serve(reply)
+    prompts, seeds = [f"p{i}" for i in range(10)], list(range(10))
+    with pytest.raises(W2SError, match="out of money"):
+        EndpointWriter(server.config(workers=1), tmp_path)(prompts, seeds)
+    (file,) = tmp_path.glob("answers-*.jsonl")
+    file.write_bytes(file.read_bytes() + b'\n["half a li')  # what a kill leaves behind
+    limit, before = 100, len(server.requests)
+    writer = EndpointWriter(server.config(workers=1), tmp_path, process=1)
+    assert writer(prompts, seeds) == [f"on p{i}" for i in range(10)]
+    assert len(server.requests) - before == 6
+    EndpointWriter(server.config(), tmp_path)(prompts, seeds)
+    assert len(server.requests) - before == 6
+    other = EndpointWriter(server.config(temperature=0.1), tmp_path)
+    other(prompts[:1], seeds[:1])
+    assert len(server.requests) - before == 7, "another temperature is another question"
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"kind": "endpoints"}, "did you mean 'endpoint'"),
+        (
+            {"url": "http://x/v1/completions"},
+            "transcript_writer.url is given, transcript_writer.kind is 'local'",
+        ),
+        ({"kind": "endpoint", "url": "http://x/v1", "model": "m"}, "ends in /chat/completions"),
+        ({"kind": "endpoint", "url": "x/completions", "model": "m"}, "expected an address"),
+        ({"kind": "endpoint", "url": "http://x/completions"}, "transcript_writer.model is empty"),
+        ({"kind": "endpoint", "url": "http://u:p@x/completions"}, "holds a name or password"),
+        ({"key_variable": KEY}, "is no name of an environment variable"),
+        ({"temperature": -1.0}, "transcript_writer.temperature=-1.0"),
+        ({"temperature": float("nan")}, "transcript_writer.temperature=nan"),
+        ({"workers": 0}, "transcript_writer.workers=0"),
+        ({"timeout_s": 0.0}, "transcript_writer.timeout_s=0"),
+    ],
+)
+def test_bad_settings(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(W2SError, match=problem) as err:
+        WriterConfig(**values)
+    assert KEY not in str(err.value)

@@ -1,0 +1,186 @@
+"""Processes of a job: what launchers say, exchanges, and what happens when one is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import ranks
+
+from w2s_fast.config import RunConfig
+from w2s_fast.distributed import world
+from w2s_fast.distributed.heartbeat import EXIT_CODE, LostError, say, watching
+from w2s_fast.distributed.world import ALONE, World, launched, processes_here
+from w2s_fast.errors import W2SError
+from w2s_fast.pipeline.preflight import difference, facts, tree_digest
+
+
+def test_launchers() -> None:
+    assert launched({}) is None
+    torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert launched(torchrun) == World(3, 8, 1)
+    slurm = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
+    assert launched(slurm) is None  # the batch script itself
+    assert launched(slurm | {"SLURM_STEP_ID": "0"}) == World(2, 4, 0)
+    with pytest.raises(W2SError, match="RANK is 8; expected 0..WORLD_SIZE - 1 = 7"):
+        launched(torchrun | {"RANK": "8"})
+    with pytest.raises(W2SError, match="expected whole numbers"):
+        launched(torchrun | {"WORLD_SIZE": "many"})
+    assert processes_here({"LOCAL_WORLD_SIZE": "4"}) == 4 and processes_here({}) == 1
+
+
+def test_what_is_compared(tmp_path: Path) -> None:
+    cfg, data = RunConfig(), {0: {"test": "a"}}
+    same = facts(cfg, data)
+    for other, names in (
+        (facts(cfg, data), set()),
+        (facts(cfg, {0: {"test": "b"}}), {"data"}),
+        (facts(replace(cfg, seeds=(7,)), data), {"configuration"}),
+    ):
+        assert {name for name in same if other[name] != same[name]} == names
+    (tmp_path / "a.py").write_text("x = 1")
+    before = tree_digest(tmp_path)
+    (tmp_path / "a.py").write_text("x = 2")
+    assert tree_digest(tmp_path) != before
+    assert {"torch", "deepspeed", "w2s_fast's source", "device"} < same.keys()
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    t = torch.arange(3)
+    assert ALONE.rows(t) is t and ALONE.sum(t) is t and ALONE.broadcast(t, 0) is t
+    assert ALONE.share({"a": 1}) == {"a": 1} and ALONE.gather(5) == [5]
+    ALONE.sum_all([t])
+    ALONE.barrier()
+    with watching(ALONE, 1.0):
+        pass
+    assert world.join(1.0, {}) is ALONE
+    with pytest.raises(W2SError, match="MASTER_ADDR is not set"):
+        world.join(1.0, {"RANK": "0", "WORLD_SIZE": "2"})
+    env = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "http"}
+    with pytest.raises(W2SError, match="MASTER_PORT is 'http'"):
+        world.join(1.0, env)
+
+
+def test_who_differs() -> None:
+    same = {"torch": "2.13", "data": "abc"}
+    everyone: list[Any] = [["a", same], ["a", same], ["b", same | {"torch": "2.12"}], ["b", same]]
+    assert difference(everyone) == (
+        "torch is 2.12 on b (rank 2), 2.13 elsewhere; make them the same"
+    )
+    everyone[2] = ["b", same]
+    assert difference(everyone) == ""
+    everyone[0] = ["a", same | {"data": "xyz"}]
+    assert "data is xyz on a (rank 0), abc elsewhere" in difference(everyone)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_exchanges() -> None:
+    ranks.run(__file__, 3, {"part": "exchanges"})
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("fault", ["error", "crash", "killed", "stopped", "unguarded", "first"])
+def test_the_others_end_and_name_it(fault: str) -> None:
+    """Three processes in a loop of exchanges; one fails, dies or hangs. Unguarded it stays, and
+    nothing but its silence tells."""
+    found = ranks.start(__file__, 3, json.dumps({"part": "lost", "fault": fault}), fresh=True)
+    lost = 0 if fault == "first" else 1
+    for p in found:
+        assert p.stdout is not None
+        while "looping" not in p.stdout.readline():
+            assert p.poll() is None
+    begin = time.monotonic()
+    if fault not in ("error", "crash"):
+        hangs = fault in ("stopped", "unguarded")
+        if fault == "unguarded":
+            children = Path(f"/proc/{found[lost].pid}/task/{found[lost].pid}/children").read_text()
+            os.kill(int(children), signal.SIGKILL)
+        os.kill(found[lost].pid, signal.SIGSTOP if hangs else signal.SIGKILL)
+    try:
+        told = {r: p.communicate(timeout=60)[0] for r, p in enumerate(found) if r != lost}
+        if fault == "unguarded":
+            found[lost].kill()
+        outputs = [told.get(r) or p.communicate(timeout=60)[0] for r, p in enumerate(found)]
+    finally:
+        for p in found:
+            p.kill()
+    assert time.monotonic() - begin < 20
+    for rank, (p, text) in enumerate(zip(found, outputs, strict=True)):
+        if rank != lost:
+            assert p.returncode == EXIT_CODE, (rank, text)
+            assert f"lost rank {lost} on " in text, (rank, text)
+        else:
+            assert p.returncode == {"error": 2, "crash": 1}.get(fault, p.returncode) != 0
+    if fault in ("error", "crash"):
+        assert all("the shard is half-written" in text for text in outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_nobody_comes() -> None:
+    (alone, *others) = ranks.start(__file__, 2, json.dumps({"part": "meet"}), fresh=True)
+    others[0].kill()
+    text, _ = alone.communicate(timeout=60)
+    assert "did not meet the other 1 processes" in text and alone.returncode == 1
+
+
+def _exchanges(here: World) -> None:
+    r = here.rank
+    assert here.share({"from": r}, root=1) == {"from": 1}
+    assert here.gather([r, "x"]) == [[0, "x"], [1, "x"], [2, "x"]]
+    assert here.sum(torch.tensor([r, 1.0])).tolist() == [3.0, 3.0]
+    # Rank r holds rows r, r + 3 of the batch 0..5.
+    assert here.rows(torch.tensor([r, r + 3])).tolist() == [0, 1, 2, 3, 4, 5]
+    assert here.rows(torch.full((2, 4), float(r))).shape == (6, 4)
+    many = [torch.full((2, 2), float(r)), torch.tensor(1.0), torch.tensor(1, dtype=torch.float64)]
+    here.sum_all(many)
+    assert many[0].tolist() == [[3.0, 3.0], [3.0, 3.0]] and float(many[2]) == 3
+    t = torch.full((3,), float(r), dtype=torch.bfloat16)
+    assert here.broadcast(t, 2).tolist() == [2.0] * 3
+    assert here.broadcast(torch.empty(0), 0).numel() == 0
+
+
+def _lost(here: World, fault: str) -> None:
+    with watching(here, 3.0):
+        print("looping", flush=True)
+        end = time.monotonic() + 40
+        while time.monotonic() < end:
+            try:
+                here.sum(torch.ones(10))
+            except RuntimeError as e:
+                raise RuntimeError("words that no library has used before") from e
+            time.sleep(0.01)
+            if fault in ("error", "crash") and here.rank == 1:
+                time.sleep(1)
+                kind = W2SError if fault == "error" else RuntimeError
+                raise kind("the shard is half-written")
+
+
+def main(job: dict[str, Any]) -> int:
+    here = world.join(3.0 if job["part"] == "meet" else 20.0)
+    if job["part"] == "exchanges":
+        _exchanges(here)
+        return 0
+    try:
+        _lost(here, job["fault"])
+    except LostError as e:
+        say(str(e))
+        os._exit(EXIT_CODE)
+    except (W2SError, RuntimeError) as e:
+        say(str(e))
+        os._exit(2 if isinstance(e, W2SError) else 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(world.end(main(json.loads(sys.argv[1]))))

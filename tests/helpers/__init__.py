@@ -1,0 +1,1 @@
+"""What several test files share: cases, small models, processes, audits of machine code."""

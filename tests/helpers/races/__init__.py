@@ -1,0 +1,1 @@
+"""The search for data races in PTX."""

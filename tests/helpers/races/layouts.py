@@ -1,0 +1,81 @@
+"""Parameters under which kernels are looked at for races: sizes, strides, whose memory is whose.
+
+The gradient takes the place of the logits where a kernel allows that. Rows start off the 16-byte
+grid; a pointer that may be null is both at once. The block is that of row 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from helpers.races.audit import Params, pointer
+
+Layout = tuple[Params, dict[str, int]]
+POINTERS = ("ids", "rest", "weight", "aux", "threshold", "scale", "row_scale", "listed")
+
+
+def of_triton(case: dict[str, Any]) -> list[Layout]:
+    """Of a case of ``triton_audit``: two and a half tiles a row, then rows of two classes."""
+    const = case["const"]
+    tile = const.get("REP", 1) * const.get("LANES", 1) * const.get("VEC", 1)
+    n_cols = 5 * tile // 2 // 16 * 16 + (0 if case["aligned"] else 3)
+    return [triton_layout(case, n_cols, 1), triton_layout(case, 2, 0)]
+
+
+def triton_layout(case: dict[str, Any], n_cols: int, part: int) -> Layout:
+    const = case["const"]
+    names = [n for n in case["kernel"].arg_names if n not in const]
+    apart = not const.get("G_STEP", True)  # then the gradient cannot be where the logits are
+    sizes = {"n_rows": 5, "n_cols": n_cols, "n_listed": max(1, const.get("KBLOCK", 1) - 1)}
+    sizes |= {"ignore": -100, "n": 3 * const.get("BLOCK", 1) - 5, "scale_stride": 1}
+    sizes |= {"z_stride": n_cols, "g_stride": n_cols + apart, "q_stride": n_cols + 3 * apart}
+    buffers: dict[str, int] = {}
+    for name in names:
+        if name.endswith("_ptr"):
+            one = "z_ptr" if name == "g_ptr" and not apart else name
+            sizes[name] = pointer(buffers.setdefault(one, len(buffers)))
+    params: Params = {(i, 0): sizes[n] for i, n in enumerate(names) if n in sizes}
+    return params, {"%ctaid.x": 1, "%ctaid.y": part}
+
+
+def of_cuda(name: str) -> list[Layout]:
+    """Of a kernel as ``cuda_audit`` calls it."""
+    kind, dtype = name.split()[:2]
+    each = 4 if dtype == "fp32" else 8  # classes of a chunk
+    if kind == "quantile_kernel":
+        return [quantile_layout(256 * each * 4 * 3 // 2, keep) for keep in (0, pointer(1))]
+    dense = kind in ("RowsKernel", "GradientKernel") and "listed" not in name
+    threads = 512 if kind == "RowsKernel" else 256
+    long = threads * 3 // 2 * each + 1
+    layouts = [cuda_layout(long, each, dense), cuda_layout(2, each, dense)]
+    if kind in ("RowsKernel", "GradientKernel"):
+        layouts += [  # targets start elsewhere within 16 bytes
+            cuda_layout(40 * each + 1, each, dense, threads=32, k=70, q=1),
+            cuda_layout(long, each, dense, apart=1, cluster=2, q=2),
+        ]
+    return layouts
+
+
+def cuda_layout(
+    v: int, each: int, dense: bool, threads: int = 0, k: int = 3, apart: int = 0,
+    cluster: int = 1, q: int = 0,
+) -> Layout:  # fmt: skip
+    """``Call`` and ``Shape`` of w2s_cuda.h; with ``apart`` the gradient has memory of its own."""
+    maybe = {name: (0, pointer(4 + i)) for i, name in enumerate(POINTERS)}
+    call: Any = {0: 5, 8: v, 16: k, 24: pointer(0), 32: v, 40: (0, pointer(apart)), 48: v + apart}
+    call |= {56: maybe["ids"] if dense else pointer(4), 64: (0, pointer(2))}
+    call |= {72: v + q, 80: maybe["rest"], 88: maybe["weight"], 96: maybe["aux"]}
+    call |= {104: maybe["threshold"], 112: maybe["scale"], 120: maybe["row_scale"], 128: 1}
+    call |= {136: pointer(20), 144: pointer(21), 152: maybe["listed"], 160: -100}
+    tile = ((v + 2 * each - 2) // each + cluster - 1) // cluster
+    shape = {0: threads, 4: cluster, 8: tile, 12: cluster, 16: 1}
+    params: Params = {(0, at): x for at, x in call.items()}
+    params |= {(1, at): x for at, x in shape.items()}
+    special = {"%ctaid.x": 2 * cluster - 1, "%cluster_ctarank": cluster - 1}
+    return params, special | ({"%ntid.x": threads} if threads else {})
+
+
+def quantile_layout(n: int, keep: int) -> Layout:
+    call: Any = {0: n + 5, 8: pointer(0) + 4, 24: keep, 32: (0, pointer(2)), 40: (0, pointer(3))}
+    call |= {48: pointer(4), 56: pointer(5)}
+    return {(0, at): x for at, x in call.items()}, {"%ctaid.x": 0, "%nctaid.x": 1}

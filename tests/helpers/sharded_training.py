@@ -1,0 +1,146 @@
+"""Train a tiny model on any number of ranks: the program of a rank, and how results compare."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from helpers.decided import Decided
+from w2s_fast.distributed import world
+from w2s_fast.losses import make_loss
+from w2s_fast.models.weights import module_tensors, whole
+from w2s_fast.training import Encoded, TrainConfig, checkpoint, train
+
+N = 43  # rows: no batch of the matrix divides it, so last batches are short and ranks run dry
+
+
+class Tiny(nn.Module):
+    """Embedding, one nonlinear layer and a head: 333 parameters, no size divides by 2 or 4."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.n_classes = 2
+        torch.manual_seed(0)
+        self.table = nn.Embedding(23, 9)
+        self.layer = nn.Linear(9, 11)
+        self.drop = nn.Dropout(0.3)  # silent unless a recipe wants it
+        self.head = nn.Linear(11, 2, bias=False)
+        self.to(dtype)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = (self.table(ids) * mask[..., None]).sum(1)
+        return self.head(self.drop(torch.tanh(self.layer(x)))).float()
+
+
+def rows() -> tuple[Encoded, np.ndarray, np.ndarray]:
+    """Of a seed that leaves no score near a threshold: see ``Decided``."""
+    g = np.random.default_rng(21)
+    lengths = g.integers(2, 9, N)
+    tokens = g.integers(0, 23, lengths.sum()).astype(np.int32)
+    data = Encoded(tokens, np.concatenate([[0], np.cumsum(lengths)]), None, 0)
+    p = g.uniform(size=N)
+    weight = np.where(g.uniform(size=N) < 0.4, 0.0, g.uniform(0.5, 2, N))  # many unlabelled rows
+    return data, np.stack([1 - p, p], 1), weight
+
+
+class Stopped(Exception):
+    pass
+
+
+class _Stopping:
+    """A loss that stops the training, on every rank, in the forward of one step."""
+
+    def __init__(self, loss: Any, step: int | None) -> None:
+        self._loss, self._step = loss, step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loss, name)
+
+    def __repr__(self) -> str:
+        return repr(self._loss)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs["step"] == self._step:
+            raise Stopped
+        return self._loss(*args, **kwargs)
+
+
+def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str, Any]:
+    """Train; the loss curve, and all weights as one list."""
+    directory, dtype = fields.pop("directory", None), fields.pop("dtype", "float32")
+    stop = fields.pop("stop", None)
+    data, targets, weight = rows()
+    model = Tiny(getattr(torch, dtype))
+    streams: list[int] = []  # where the random numbers of each mask came from
+    model.drop.register_forward_pre_hook(
+        lambda *_: streams.append(zlib.crc32(torch.get_rng_state().numpy().tobytes()))
+    )
+    cfg = TrainConfig(**{"epochs": 2, "lr": 3e-2, "weight_decay": 0.1, **fields})
+    loss: Any = make_loss(spec)
+    if world.world().size == 1 and dtype == "float32":
+        loss = Decided(loss)  # what the others are compared with
+
+    try:
+        log = train(
+            model, data, targets, _Stopping(loss, stop), cfg, seed=5,
+            weight=weight if weighted else None,
+            checkpoint_dir=None if directory is None else Path(directory),
+        )  # fmt: skip
+    except Stopped:
+        return {}
+    flat = []
+    for t in module_tensors(model).values():
+        with whole([t]):
+            flat += t.detach().double().flatten().tolist()
+    first = world.world().gather(streams[0])
+    return {
+        "losses": log["losses"], "agreement": log["agreement"], "weights": flat, "streams": first
+    }  # fmt: skip
+
+
+def close(got: dict[str, Any], want: dict[str, Any], eps: float = 1.2e-7) -> None:
+    """Sums of 43 fp32 rows in another order, over two dozen steps of AdamW."""
+    for name in ("losses", "agreement", "weights"):
+        a, b = torch.tensor(got[name]), torch.tensor(want[name])
+        error, room = (a - b).abs().max(), 100 * eps * b.abs().max()
+        assert a.shape == b.shape and error <= room, f"{name}: {error:.2e} > {room:.2e}"
+
+
+RECIPE = {"batch_size": 8, "checkpoint_every": 2, "micro_batch_size": 2}
+
+
+def _die_while_saving(here: world.World, moment: str) -> None:
+    name = "_write" if moment == "writing" else "_publish"
+    real = getattr(checkpoint, name)
+
+    def deadly(what: Any, path: Path, *rest: Any) -> Any:
+        if "00000004" in str(path) and here.rank == (1 if moment == "writing" else 0):
+            if moment == "writing":
+                path.write_bytes(b"half a file")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(what, path, *rest)
+
+    setattr(checkpoint, name, deadly)
+
+
+def main(job: dict[str, Any]) -> None:
+    here = world.join(20)
+    if "die" in job:
+        _die_while_saving(here, job["die"])
+    found = [fit(**fields) for fields in job["fits"]]
+    if here.first:
+        Path(job["out"]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
+    world.end(0)

@@ -1,0 +1,415 @@
+"""The examples: each runs, and trains what the trainer's own loss, or the formula, trains."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import ranks
+from helpers.paths import ROOT
+from torch import Tensor, nn
+
+EXAMPLES = ROOT / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import tiny  # noqa: E402
+
+import w2s_fast  # noqa: E402
+from w2s_fast.errors import W2SError  # noqa: E402
+from w2s_fast.integrations.batches import WeakLabelCollator, WeakLabels  # noqa: E402
+from w2s_fast.integrations.patching import progress_callback  # noqa: E402
+
+# Gradients as they are: no optimizer that rescales them, and no clipping.
+PLAIN = {
+    "learning_rate": 0.05, "optim": "sgd", "max_grad_norm": 0.0, "max_steps": 3,
+    "disable_tqdm": True, "use_cpu": True,
+}  # fmt: skip
+WHOLE = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+
+
+def door(name: str) -> Any:
+    """An example as a module; the libraries it needs may be missing."""
+    needs = {"trl": "trl", "lightning": "lightning", "accelerate": "accelerate"}
+    pytest.importorskip(needs.get(name.split("_")[0], "torch"))
+    return importlib.import_module(name)
+
+
+def descent(params: Any, lr: float) -> torch.optim.Optimizer:
+    """In the place of AdamW, which would hide a loss of the wrong scale."""
+    return torch.optim.SGD(params, lr=5 * lr)
+
+
+@pytest.fixture
+def certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge without doubts and weights: the trainers' own losses know no other."""
+    judged = tiny.judged
+
+    def hard(n: int) -> tuple[list[str], WeakLabels]:
+        texts, labels = judged(n)
+        return texts, WeakLabels(
+            labels.ids, np.eye(2, dtype=np.float32)[labels.probs.argmax(1)], np.ones(n, np.float32)
+        )
+
+    monkeypatch.setattr(tiny, "judged", hard)
+
+
+def same(ours: nn.Module, theirs: nn.Module, atol: float = 2e-6) -> None:
+    """The weights after training, which are no longer those before it."""
+    before = dict(type(ours)(ours.config).named_parameters())
+    expected = dict(theirs.named_parameters())
+    moved = 0.0
+    for name, weight in ours.named_parameters():
+        torch.testing.assert_close(weight, expected[name], atol=atol, rtol=0, msg=name)
+        moved += float((weight.detach() - before[name].detach()).abs().max())
+    assert moved > 0.1
+
+
+def losses(trainer: Any) -> list[float]:
+    return [float(log["loss"]) for log in trainer.state.log_history if "loss" in log]
+
+
+def soft_ce(logits: Tensor, probs: Tensor) -> Tensor:
+    return -(probs * logits.log_softmax(-1)).sum(-1)
+
+
+def test_compute_loss_func_is_the_trainers_own(certain: None, tmp_path: Path) -> None:
+    """Hard labels: the model's own cross-entropy.
+
+    Accumulated, the Trainer's own loss of a classifier is too large by the number of micro-batches
+    (transformers 5.23), so it gets whole batches.
+    """
+    from transformers import DataCollatorWithPadding, Trainer
+
+    ours = door("hf_compute_loss_func").main(str(tmp_path), "xent", **PLAIN | WHOLE)
+    data = [
+        {"input_ids": row["input_ids"], "labels": int(np.argmax(row["labels"]))}
+        for row in ours.train_dataset
+    ]
+    collator = DataCollatorWithPadding(tiny.tokenizer)
+    theirs = Trainer(tiny.classifier(), ours.args, train_dataset=data, data_collator=collator)
+    theirs.train()
+    same(ours.model, theirs.model)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5) and len(losses(ours)) == 3
+
+
+def test_compute_loss_func_accumulates_and_ramps(tmp_path: Path) -> None:
+    run = door("hf_compute_loss_func").main
+    parts, whole = (run(str(tmp_path), "xent", **PLAIN | size) for size in ({}, WHOLE))
+    same(parts.model, whole.model)
+    ramped = losses(run(str(tmp_path), "logconf:aux=0.5,warmup_frac=0.5", **PLAIN))
+    assert ramped[0] == pytest.approx(losses(parts)[0])
+    assert abs(ramped[1] - losses(parts)[1]) > 1e-3
+
+
+class Reference(nn.Module):
+    """Sum of weighted losses of the answers, from logits in full."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.lm, self.config = lm, lm.config
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        logits = self.lm(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        row, at = (batch["labels"] != -100).nonzero(as_tuple=True)
+        probs = torch.zeros(len(row), logits.shape[-1])
+        probs.scatter_(1, batch["weak_ids"][row, at], batch["weak_probs"][row, at])
+        return (batch["weak_weight"][row] * soft_ce(logits[row, at - 1], probs)).sum()
+
+
+def reference(steps: int, size: int, mean_of_weights: bool) -> Any:
+    """A loop over whole batches."""
+    model = Reference(tiny.lm())
+    optimizer = descent(model.parameters(), lr=1e-2)
+    rows = tiny.rows(steps * size)
+    for step in range(steps):
+        batch = WeakLabelCollator(tiny.tokenizer)(rows[step * size : (step + 1) * size])
+        total = batch["weak_weight"].sum() if mean_of_weights else size
+        (model(batch) / total).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.lm
+
+
+def test_bare_loop() -> None:
+    same(door("bare_loop").main(aux=0.0, adam=descent).lm, reference(6, 8, True))
+
+
+def in_order(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The better answer as the chosen one."""
+    return [
+        row if row["q"] == 1 else row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+        for row in pairs
+    ]
+
+
+def test_reward_is_trls_own(tmp_path: Path, certain: None) -> None:
+    """q of 1 or 0 is TRL's loss with the answers put in order."""
+    from datasets import Dataset
+    from trl import RewardTrainer
+
+    example = door("trl_reward")
+    ours = example.main(str(tmp_path), **PLAIN)
+    data = Dataset.from_list(in_order(tiny.pairs()))
+    model = tiny.classifier(num_labels=1)
+    theirs = RewardTrainer(model, ours.args, train_dataset=data, processing_class=tiny.tokenizer)
+    theirs.train()
+    same(ours.model, theirs.model)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
+    assert "accuracy" in ours.state.log_history[0]
+
+
+def test_soft_rewards_accumulate(tmp_path: Path) -> None:
+    example = door("trl_reward")
+    parts, whole = (example.main(str(tmp_path), **PLAIN | size) for size in ({}, WHOLE))
+    same(parts.model, whole.model)
+    inputs = whole.data_collator([whole.train_dataset[i] for i in range(8)])
+    q, weight = inputs["q"], inputs["weight"]
+    assert 0 < float(q.min()) < float(q.max()) < 1
+    loss = whole.compute_loss(whole.model, dict(inputs))
+    model_inputs = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    chosen, rejected = whole.model(**model_inputs).logits[:, 0].chunk(2)
+    bce = F.binary_cross_entropy_with_logits(chosen - rejected, q, weight)
+    torch.testing.assert_close(loss, bce)
+
+
+def hard_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a trainer without weak labels gets."""
+    return [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
+
+
+def test_trainer_is_its_own(certain: None, tmp_path: Path) -> None:
+    """A certain judge is the model's own loss of its labels, micro-batches accumulated."""
+    from transformers import Trainer
+
+    ours = door("hf_trainer").main(str(tmp_path), "xent", **PLAIN)
+    theirs = Trainer(
+        tiny.lm(), ours.args, train_dataset=hard_rows(tiny.rows()),
+        data_collator=WeakLabelCollator(tiny.tokenizer),
+    )  # fmt: skip
+    theirs.train()
+    same(ours.model, theirs.model)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
+
+
+def test_trainer_accumulates_doubts(tmp_path: Path) -> None:
+    """Soft, weighted labels against the formula, in micro-batches and whole."""
+    from transformers import Trainer
+
+    class Formula(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Tensor:
+            return Reference(model)(inputs) / len(inputs["input_ids"])
+
+    run = door("hf_trainer").main
+    parts, whole = (run(str(tmp_path), "xent", **PLAIN | size) for size in ({}, WHOLE))
+    args = replace(whole.args, remove_unused_columns=False)
+    collator = whole.data_collator
+    theirs = Formula(tiny.lm(), args, train_dataset=tiny.rows(), data_collator=collator)
+    theirs.train()
+    same(parts.model, theirs.model)
+    same(whole.model, theirs.model)
+
+
+def test_sft_is_trls_own(certain: None, tmp_path: Path) -> None:
+    """Against the loss that SFTTrainer makes itself."""
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    ours = door("trl_sft").main(str(tmp_path), "xent", **PLAIN)
+    theirs = SFTTrainer(
+        tiny.lm(), ours.args, train_dataset=Dataset.from_list(hard_rows(tiny.rows())),
+        data_collator=ours.data_collator, processing_class=tiny.tokenizer,
+    )  # fmt: skip
+    theirs.train()
+    same(ours.model, theirs.model)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
+    assert ours.train_dataset.column_names == ["input_ids", "labels", "weak_ids", "weak_probs",
+                                               "weak_weight"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "own", "problem"),
+    [
+        ({}, True, "computed a loss of its own in this step"),
+        ({"label_smoothing_factor": 0.1}, False, "label_smoothing_factor=0.1 needs logits"),
+    ],
+    ids=["its own loss", "smoothing"],
+)
+def test_a_trainer_that_does_not_ask_the_model(
+    settings: dict[str, Any], own: bool, problem: str, tmp_path: Path
+) -> None:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    lm = w2s_fast.patch(tiny.lm(), loss="logconf")
+    trainer = (SFTTrainer if own else door("trl_sft").WeakSFTTrainer)(
+        lm, SFTConfig(str(tmp_path), **tiny.SETTINGS | tiny.TRL | settings),
+        train_dataset=Dataset.from_list(tiny.rows()), processing_class=tiny.tokenizer,
+        data_collator=WeakLabelCollator(tiny.tokenizer), callbacks=[progress_callback(lm)],
+    )  # fmt: skip
+    with pytest.raises(W2SError, match=problem):
+        trainer.train()
+    with pytest.raises(W2SError, match=r"wrapped by trl\S* after patch"):
+        w2s_fast.unpatch(lm)
+    plain = tiny.lm()
+    SFTTrainer(
+        plain, trainer.args, train_dataset=trainer.train_dataset, processing_class=tiny.tokenizer
+    )
+    with pytest.raises(W2SError, match=r"replaced by trl\S*; .* patch it first"):
+        w2s_fast.patch(plain)
+
+
+def test_the_trainers_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Dataset
+
+    monkeypatch.chdir(tmp_path)
+    text = (EXAMPLES.parent / "README.md").read_text()
+    code = next(b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "SFTTrainer" in b)
+    names: dict[str, Any] = {"w2s_fast": w2s_fast}
+    exec(code, names)
+    lm = tiny.lm()
+    trainer = names["weak_sft_trainer"](lm, Dataset.from_list(tiny.rows(16)), tiny.tokenizer)
+    trainer.args.logging_steps, trainer.args.learning_rate = 1, 1e-2
+    trainer.train()
+    found = losses(trainer)
+    assert len(found) == 6 and found[-1] < found[0]
+
+    lightning = pytest.importorskip("lightning")
+
+    class Student(lightning.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lm = w2s_fast.patch(tiny.lm(), loss="logconf")
+            self.seen: list[float] = []
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            self.seen.append(float(loss := names["training_step"](self, batch, index)))
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    student = Student()
+    loader = torch.utils.data.DataLoader(
+        tiny.rows(16), 8, collate_fn=WeakLabelCollator(tiny.tokenizer)
+    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    lightning.Trainer(max_epochs=2, accelerator="cpu", **quiet).fit(student, loader)
+    assert len(student.seen) == 4 and student.seen[-1] < student.seen[0]
+
+
+def test_progress_ends_with_the_training(tmp_path: Path) -> None:
+    lm = door("trl_sft").main(str(tmp_path), "logconf").model
+    batch = WeakLabelCollator(tiny.tokenizer)(tiny.rows()[:2])
+    with pytest.raises(W2SError, match="was not told where it is"):
+        lm.train()(**batch)
+
+
+def test_sft_learns_doubts(tmp_path: Path) -> None:
+    """The weights that transformers' Trainer trains on the same soft, weighted labels."""
+    ours = door("trl_sft").main(str(tmp_path), "xent", **PLAIN)
+    theirs = door("hf_trainer").main(str(tmp_path), "xent", **PLAIN)
+    same(ours.model, theirs.model)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
+
+
+def test_dpo_is_trls_own(certain: None, tmp_path: Path) -> None:
+    """q of 1 or 0 is TRL's loss with the answers put in order; reference computed by each."""
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    ours = door("trl_dpo").main(str(tmp_path), **PLAIN | {"learning_rate": 2.0})
+    theirs = DPOTrainer(
+        tiny.lm(), args=ours.args, train_dataset=Dataset.from_list(in_order(tiny.pairs())),
+        processing_class=tiny.tokenizer,
+    )  # fmt: skip
+    theirs.train()
+    same(ours.model, theirs.model, atol=2e-5)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
+    (a, b) = (t.state.log_history[-2] for t in (ours, theirs))
+    assert a["rewards/accuracy"] == pytest.approx(b["rewards/accuracies"])
+    assert abs(a["rewards/margin"]) > 1e-3
+    assert a["rewards/margin"] == pytest.approx(b["rewards/margins"], rel=1e-3)
+
+
+def test_soft_dpo(tmp_path: Path) -> None:
+    """q and weights in the formula, from logits in full."""
+    example = door("trl_dpo")
+    trainer = example.main(str(tmp_path), **PLAIN | WHOLE | {"max_steps": 1, "learning_rate": 2.0})
+    inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    loss = trainer.compute_loss(trainer.model, inputs)
+    mask = inputs["completion_mask"][:, 1:]
+    columns = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    logits = trainer.model(**columns).logits[:, :-1].log_softmax(-1)
+    logp = logits.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0] * mask
+    first, second = logp.sum(1).chunk(2)
+    h = 0.1 * (first - inputs["ref_chosen_logps"] - second + inputs["ref_rejected_logps"])
+    assert h.abs().max() > 1e-3
+    bce = F.binary_cross_entropy_with_logits(h, inputs["q"], inputs["weight"])
+    torch.testing.assert_close(loss, bce, rtol=1e-5, atol=1e-6)
+
+
+def test_lightning(certain: None) -> None:
+    quiet = {"enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = door("lightning_module").main(adam=descent, spec="xent", **quiet)
+    same(trainer.lightning_module.lm, reference(6, 8, False))
+    scheduled = door("lightning_module").main(max_steps=1, **quiet)
+    assert scheduled.callback_metrics["loss"] > 0
+
+
+def test_accelerate() -> None:
+    same(door("accelerate_loop").main(adam=descent, spec="xent"), reference(6, 8, False))
+
+
+def sharded(job: dict[str, Any]) -> None:
+    """Every door of several processes in turn; weights to files, from rank 0."""
+    from safetensors.torch import save_file
+
+    from w2s_fast.training.deepspeed.setup import load_deepspeed
+
+    def keep(name: str, weights: dict[str, Tensor]) -> None:
+        weights = {k: v.detach().clone() for k, v in weights.items()}
+        save_file(weights, f"{job['folder']}/{name}-{job['rank']}.safetensors")
+
+    deepspeed = load_deepspeed()
+    torch.distributed.init_process_group("gloo")
+    for zero in range(4):
+        engine = door("deepspeed_engine").main(zero, adam=descent, spec="xent", steps=3, micro=2)
+        with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+            keep(f"zero{zero}", dict(engine.module.named_parameters()))
+        engine.destroy()
+    model = door("fsdp2").main(adam=descent, spec="xent", steps=3, micro=4)
+    keep("fsdp2", {k: v.full_tensor() for k, v in model.named_parameters()})
+    model = door("accelerate_loop").main(adam=descent, spec="xent", steps=3, micro=2)
+    keep("accelerate", dict(model.named_parameters()))
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_processes(tmp_path: Path) -> None:
+    """Under DDP, ZeRO 0 to 3 and FSDP2: the weights of one process."""
+    pytest.importorskip("deepspeed")
+    from safetensors.torch import load_file
+
+    ranks.run(__file__, 2, {"folder": str(tmp_path)}, ACCELERATE_USE_CPU="1", DS_ACCELERATOR="cpu")
+    expected = reference(3, 8, False)
+    for name in ("zero0", "zero1", "zero2", "zero3", "fsdp2", "accelerate"):
+        for rank in range(2):
+            found = load_file(tmp_path / f"{name}-{rank}.safetensors")
+            model = tiny.lm(1)
+            model.load_state_dict(found)
+            same(model, expected)
+
+
+if __name__ == "__main__":
+    import os
+
+    sharded({**json.loads(sys.argv[1]), "rank": os.environ["RANK"]})

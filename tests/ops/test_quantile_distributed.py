@@ -1,0 +1,119 @@
+"""Order statistics over ranks: equal to those of all scores in one place. Real processes, gloo.
+
+Run as a program this file is one rank.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.paths import PYTHONPATH
+from torch import Tensor
+
+import w2s_fast
+from w2s_fast.ops import dispatch, use_backend
+
+SIZES = {4: (0, 700, 33, 1500), 2: (901, 5)}
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_ranks_agree_with_one_place(tmp_path: Path) -> None:
+    """Every backend in turn on the same four processes: starting them is what takes the time."""
+    backends = [b for b in ("ref", "cpp", "triton") if not dispatch.missing(b)]
+    command = [sys.executable, __file__, ",".join(backends), str(tmp_path / "store")]
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [*command, str(r)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for r in range(4)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[0][-2000:] for process in ranks]
+        assert not any(process.returncode for process in ranks), "\n".join(said)
+    finally:
+        for process in ranks:
+            process.kill()
+
+
+def part(x: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:
+    return x[sum(sizes[:rank]) : sum(sizes[: rank + 1])]
+
+
+def check(x: Tensor, keep: Tensor | None, world: int, rank: int, group: object) -> None:
+    """Every statistic of rank's part of ``x``, bit for bit that of the whole."""
+    sizes = SIZES[world]
+    mine = part(x, sizes, rank)
+    mask = None if keep is None else part(keep, sizes, rank)
+    kept = x.numel() if keep is None else int(keep.sum())
+    for q in (0.31, 1.0):
+        got = w2s_fast.quantile(mine, q, keep=mask, group=group)
+        with use_backend("ref"):
+            want = w2s_fast.quantile(x, q, keep=keep)
+        assert got.dtype == want.dtype and torch.equal(got, want), (q, got, want)
+        chosen = w2s_fast.top_fraction_mask(mine, q, keep=mask, group=group)
+        with use_backend("ref"):
+            whole = w2s_fast.top_fraction_mask(x, q, keep=keep)
+        assert int(whole.sum()) == round(q * kept)
+        assert torch.equal(chosen, part(whole, sizes, rank)), q
+    for k in (1, kept):
+        got = w2s_fast.kth_value(mine, k, keep=mask, group=group)
+        with use_backend("ref"):
+            assert torch.equal(got, w2s_fast.kth_value(x, k, keep=keep))
+    assert math.isnan(w2s_fast.kth_value(mine, kept + 1, keep=mask, group=group))
+
+
+def check_odd_scores(world: int, rank: int, group: object) -> None:
+    sizes = SIZES[world]
+    n = sum(sizes)
+    none = torch.zeros(n, dtype=torch.bool)
+    mine, mask = part(torch.randn(n), sizes, rank), part(none, sizes, rank)
+    assert float(w2s_fast.quantile(mine, 0.5, keep=mask, group=group)) == math.inf
+    assert not w2s_fast.top_fraction_mask(mine, 1.0, keep=mask, group=group).any()
+    bad = torch.zeros(n)
+    bad[-1] = math.nan  # on the last rank only; all ranks must say so
+    mine = part(bad, sizes, rank)
+    assert math.isnan(w2s_fast.quantile(mine, 0.1, group=group))
+    assert math.isnan(w2s_fast.kth_value(mine, 1, group=group))
+    assert not w2s_fast.top_fraction_mask(mine, 0.5, group=group).any()
+    assert float(w2s_fast.quantile(mine, 0.1, keep=~mine.isnan(), group=group)) == 0.0
+
+
+def main(backends: str, store: str, rank: int) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=4
+    )
+    pair = torch.distributed.new_group([0, 1])
+    groups = {4: torch.distributed.group.WORLD}
+    if rank < 2:
+        groups[2] = pair
+    else:
+        with pytest.raises(w2s_fast.W2SError, match="not a member"):
+            w2s_fast.quantile(torch.zeros(3), 0.5, group=pair)
+    for world, group in groups.items():
+        g = torch.Generator().manual_seed(world)
+        n = sum(SIZES[world])
+        x = torch.randn(n, generator=g) * 2
+        keep = torch.rand(n, generator=g) < 0.7
+        inf = torch.where(x > 1.5, math.inf, torch.where(x < -1.5, -math.inf, x))
+        for backend in backends.split(","):
+            with use_backend(backend):
+                check(x, keep, world, rank, group)
+                check(x.mul(2).round().bfloat16(), None, world, rank, group)
+                check(inf, None, world, rank, group)
+                check_odd_scores(world, rank, group)
+        check(x.double() * math.pi, keep, world, rank, group)  # takes the reference
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

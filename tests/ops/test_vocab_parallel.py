@@ -1,0 +1,158 @@
+"""The vocabulary split over ranks gives what the whole head gives. Real processes, gloo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.paths import PYTHONPATH
+from torch import Tensor
+
+import w2s_fast
+from w2s_fast import SparseTargets
+from w2s_fast.ops import dispatch, use_backend
+from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
+from w2s_fast.ops.reference import KINDS, cross_entropy_sample
+from w2s_fast.ops.vocab_parallel.api import vocab_parallel_cross_entropy, vocab_parallel_logprob
+from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
+
+D = 8
+# Classes of every rank: equal for two, uneven for four.
+WIDTHS = {2: (9, 9), 4: (5, 5, 4, 5)}
+LATE = {"aux": 0.4, "threshold": "median"}
+
+
+@pytest.mark.slow
+def test_ranks_agree_with_one(tmp_path: Path) -> None:
+    backends = ",".join(b for b in ("ref", "cpp") if not dispatch.missing(b))
+    command = [sys.executable, __file__, backends, str(tmp_path / "store")]
+    env = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [*command, str(r)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for r in range(4)
+    ]
+    outputs = [p.communicate(timeout=240)[0] for p in ranks]
+    assert all(p.returncode == 0 for p in ranks), "\n".join(outputs)[-6000:]
+
+
+def sample(kind: str, v: int) -> dict[str, Any]:
+    call = cross_entropy_sample(9, v, torch.float32, "cpu", seed=3, kind=kind.removesuffix("1"))
+    g = torch.Generator().manual_seed(1)
+    head = torch.randn(v, D, generator=g)
+    call["hidden"] = call.pop("logits").nan_to_num(0.0) @ torch.linalg.pinv(head).T
+    call["head"], call["bias"] = head, torch.randn(v, generator=g)
+    if kind == "sparse1":  # mass 1, as a rank-1 fix-up needs
+        w = call["weak"]
+        probs = torch.where(w.ids >= 0, w.probs, 0.0)
+        mass = probs.sum(1, keepdim=True)
+        call["weak"] = SparseTargets(w.ids, probs / mass.clamp_min(1e-6))
+        call["weight"] = torch.where(mass[:, 0] > 0, call["weight"], 0.0)
+    return call
+
+
+def run(op: Any, call: dict[str, Any], **kw: Any) -> tuple[Tensor, Any, list[Tensor]]:
+    call = dict(call)
+    names = ("hidden", "head", "bias", "weight")
+    leaves = {n: call.pop(n).detach().clone().requires_grad_() for n in names}
+    inputs = (leaves.pop("hidden"), leaves.pop("head"))
+    loss, stats = op(*inputs, call.pop("weak"), **leaves, **call, **kw, return_stats=True)
+    loss.backward(torch.linspace(0.5, 2.0, loss.numel()).to(loss.dtype).view_as(loss))
+    return loss, stats, [t.grad for t in (*inputs, *leaves.values())]
+
+
+def check(kind: str, world: int, rank: int, group: Any, extra: dict[str, Any]) -> None:
+    widths = WIDTHS[world]
+    first, v = sum(widths[:rank]), sum(widths)
+    here = slice(first, first + widths[rank])
+    call = sample(kind, v) | extra
+    loss, stats, grads = run(linear_cross_entropy, call)
+    double = {k: _double(t) for k, t in call.items()}
+    truth, _, exact = run(linear_cross_entropy, double)
+    mine = call | {"head": call["head"][here], "bias": call["bias"][here]}
+    if kind == "dense":
+        mine["weak"] = call["weak"][:, here]
+    shard = (first, v) if len(set(widths)) > 1 else None
+    mine["memory_mib"] = 4 * 5 * 4 / 2**20  # a few rows of a shard
+    got, seen, parts = run(vocab_parallel_cross_entropy, mine, group=group, shard=shard)
+    assert_within_budget(got, truth, loss, FORWARD, "loss")
+    for name, part, whole, one in zip(
+        ("hidden", "head", "bias", "weight"), parts, exact, grads, strict=True
+    ):
+        own = slice(None) if name in ("hidden", "weight") else here
+        assert_within_budget(part, whole[own], one[own], BACKWARD, f"{kind} {extra} {name}")
+    kept = stats.loss != 0
+    for name in ("argmax", "agreement", "coefficient", "hard_class"):
+        a, b = getattr(seen, name), getattr(stats, name)
+        assert torch.equal(a[kept], b[kept]), f"{kind} {name}"
+    for name in ("lse", "max_prob", "chosen_prob", "entropy", "loss"):
+        a, b = getattr(seen, name), getattr(stats, name)
+        assert torch.allclose(a[kept], b[kept], rtol=1e-5, atol=1e-6), f"{kind} {name}"
+
+
+def _double(t: Any) -> Any:
+    if isinstance(t, SparseTargets):
+        return SparseTargets(*(_double(x) for x in t))
+    return t.double() if isinstance(t, Tensor) and t.is_floating_point() else t
+
+
+def check_all(world: int, rank: int, group: Any) -> None:
+    for kind in (*KINDS, "sparse1"):
+        for extra in ({}, LATE, {"aux": 0.4, "threshold": 0.3}):
+            check(kind, world, rank, group, extra)
+        check(kind, world, rank, group, LATE | {"reduction": "none", "z_loss": 0.02})
+        check(kind, world, rank, group, LATE | {"softcap": 3.0, "reduction": "sum"})
+        check(kind, world, rank, group, LATE | {"smoothing": 0.2, "softcap": 4.0})
+
+
+def check_logprob(world: int, rank: int, group: Any) -> None:
+    widths = WIDTHS[world]
+    first, v = sum(widths[:rank]), sum(widths)
+    call = sample("hard", v)
+    tokens = call["weak"]
+    head = call["head"][first : first + widths[rank]]
+    got = vocab_parallel_logprob(call["hidden"], head, tokens, group=group, shard=(first, v))
+    logp = (call["hidden"] @ call["head"].T).log_softmax(1)
+    expected = torch.where(
+        tokens >= 0, logp.gather(1, tokens.clamp_min(0)[:, None])[:, 0], torch.zeros(9)
+    )
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+def check_errors(rank: int, group: Any) -> None:
+    call = sample("hard", 18)
+    x, w, y = call["hidden"], call["head"][:9], call["weak"]
+    for kw, message in (
+        ({"group": None}, "expected a torch.distributed process group"),
+        ({"group": group, "shard": (12, 18)}, r"shard is \(12, 18\) for 9 rows"),
+        ({"group": group, "threshold": "prior", "aux": 0.5}, "prior"),
+    ):
+        with pytest.raises(w2s_fast.W2SError, match=message):
+            vocab_parallel_cross_entropy(x, w, y, **kw)
+
+
+def main(backends: str, store: str, rank: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=4)
+    pair = dist.new_group([0, 1])
+    groups = {4: dist.group.WORLD} | ({2: pair} if rank < 2 else {})
+    for world, group in groups.items():
+        for backend in backends.split(","):
+            with use_backend(backend):
+                check_all(world, rank, group)
+        check_logprob(world, rank, group)
+    if rank < 2:
+        check_errors(rank, pair)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,246 @@
+"""Methods in the pipeline: what a plan becomes, and that no true label reaches a student."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.toy_run import config
+from safetensors.torch import load_file
+
+from w2s_fast.errors import W2SError
+from w2s_fast.methods import METHODS, Method, Node, Plan, Targets
+from w2s_fast.pipeline import run
+from w2s_fast.pipeline.context import Context, load_data
+from w2s_fast.pipeline.export import export
+from w2s_fast.pipeline.jobs import Job, plan
+from w2s_fast.pipeline.parquet import read_probs
+from w2s_fast.pipeline.students import students
+from w2s_fast.tasks import TASKS, TaskConfig, TaskData
+from w2s_fast.tasks.datasets.agreement import Agreement
+
+GOLD = {
+    "ground_truth_early_stop": "early stopping on true labels"
+}  # the only methods that use true labels
+
+
+class FlippedGold:
+    """The embedded task with every true label of the transfer set turned round."""
+
+    def load(self, cfg: TaskConfig, seed: int) -> TaskData:
+        data = Agreement().load(cfg, seed)
+        flipped = dataclasses.replace(data.transfer, labels=1 - data.transfer.labels)
+        return dataclasses.replace(data, transfer=flipped)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Everything(Method):
+    """Asks for one of each thing and checks what arrives."""
+
+    def labels(self, plan: Plan, labels: Node) -> Node:
+        return plan.apply(
+            self.check,
+            weak=labels,
+            other=plan.weak_labels(member=1),
+            balance=plan.gold_balance(),
+            seen=plan.trajectory(plan.student(labels, record=True)),
+        )
+
+    def check(
+        self, weak: Targets, other: Targets, balance: np.ndarray, seen: np.ndarray, seed: int
+    ) -> Targets:
+        n = len(weak.probs)
+        assert weak.probs.shape == other.probs.shape == (n, 2) and weak.weight is None
+        assert not np.array_equal(weak.probs, other.probs)
+        assert balance.tolist() == [0.5, 0.5] and seen.shape == (2, n, 2)
+        assert np.allclose(seen.sum(2), 1, atol=1e-5) and seed == 0
+        return weak.keep(np.arange(n) % 2 == 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FromCeiling(Method):
+    """Tries to learn from the ceiling's labels."""
+
+    def labels(self, plan: Plan, labels: Node) -> Node:
+        return plan.labels(plan.ceiling())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unnamed(Method):
+    """Tries to have the true class balance without saying so."""
+
+    def labels(self, plan: Plan, labels: Node) -> Node:
+        return plan.apply(self.tilt, weak=labels, balance=Node("balance"))
+
+    def tilt(self, weak: Targets, balance: np.ndarray, seed: int) -> Targets:
+        return weak
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Crooked(Method):
+    """Gives back labels of another shape."""
+
+    def labels(self, plan: Plan, labels: Node) -> Node:
+        return plan.apply(self.cut, weak=labels)
+
+    def cut(self, weak: Targets, seed: int) -> Targets:
+        return Targets(weak.probs[:-1])
+
+
+def test_a_plan_is_computed_and_reported(tmp_path: Path) -> None:
+    mine = f"{__name__}:Everything"
+    cfg = config(tmp_path, methods=["naive", mine, "strong_to_strong:rounds=2"])
+    results = run(cfg)
+    names = [r["name"] for r in results["runs"]]
+    assert names == ["xent", f"{mine}+xent", "strong_to_strong:rounds=2+xent"]
+    assert results["gold"] == [{"name": f"{mine}+xent", "use": "class balance of the transfer set"}]
+    assert all(r["ceiling_name"] == "" for r in results["runs"])
+    stages = results["provenance"]["stages"]
+    assert len([name for name in stages if name.startswith("weak/")]) == 2
+    assert sorted(name for name in stages if name.startswith("student/")) == [
+        "student/0/strong_to_strong:rounds=2+xent",
+        "student/0/strong_to_strong:rounds=2+xent/1",  # round 1 is the naive student
+        f"student/0/{mine}+xent",
+        f"student/0/{mine}+xent/1",
+        "student/0/xent",
+    ]
+
+
+def test_equal_nodes_are_one_job() -> None:
+    """The naive student is the first student of strong-to-strong."""
+    cfg = config(Path("unused"), methods=["naive", "strong_to_strong:rounds=1"])
+    jobs = [j.name for j in plan(cfg).order]
+    assert jobs.count("student/0/xent") == 1
+    assert sorted(j for j in jobs if j.startswith("student")) == [
+        "student/0/strong_to_strong:rounds=1+xent", "student/0/xent"
+    ]  # fmt: skip
+
+
+def test_methods_go_with_every_loss_or_with_their_own() -> None:
+    methods = ["naive", "strong_to_strong@logconf:aux=0.3"]
+    cfg = config(Path("unused"), methods=methods, losses=["xent", "window"])
+    assert [s.name for s in students(cfg)] == [
+        "xent", "window", "strong_to_strong+logconf:aux=0.3"
+    ]  # fmt: skip
+    with pytest.raises(W2SError, match="names no loss"):
+        students(config(Path("unused"), methods=["naive@"]))
+    twice = ["strong_to_strong", "strong_to_strong:rounds=1"]
+    with pytest.raises(W2SError, match="are the same"):
+        students(config(Path("unused"), methods=twice))
+
+
+def test_a_chain_of_models(tmp_path: Path) -> None:
+    chain = ["bow", "scratch:hidden=16,heads=2"]
+    cfg = config(tmp_path, methods=["naive", "bootstrap"], intermediate_models=chain)
+    results = run(cfg)
+    stages = results["provenance"]["stages"]
+    made = sorted(name for name in stages if name.startswith("intermediate/"))
+    assert made == ["intermediate/0/bootstrap+xent/1", "intermediate/0/bootstrap+xent/2"]
+    with pytest.raises(W2SError, match="needs models between"):
+        run(config(tmp_path, methods=["bootstrap"]))
+    with pytest.raises(W2SError, match="no field 'size'"):
+        run(config(tmp_path, methods=["bootstrap"], intermediate_models=["bow:size=3"]))
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"),
+    [
+        ("FromCeiling", "trained on the true labels of the same rows"),
+        ("Unnamed", "asked for the true labels of the transfer set"),
+        ("Crooked", r"expected Targets with probs \(48, 2\)"),
+    ],
+)
+def test_what_a_method_may_not_do(tmp_path: Path, method: str, problem: str) -> None:
+    with pytest.raises(W2SError, match=problem):
+        run(config(tmp_path, methods=[f"{__name__}:{method}"]))
+
+
+@pytest.mark.parametrize(
+    "stage", ["student", "labels", "apply", "features", "control", "tuned", "transcripts"]
+)
+def test_a_student_stage_has_no_gold_to_give(stage: str) -> None:
+    """Not by asking, and not by looking: the rows it can see have no labels."""
+    ctx = Context(config(Path("unused")), Job(stage, f"{stage}/0", 0), {}, lambda *_: None)
+    for split in ("weak", "transfer", "test"):
+        with pytest.raises(W2SError, match="true labels"):
+            ctx.gold(split)
+        assert not hasattr(ctx.inputs(split), "labels")
+        assert len(getattr(ctx.task, split).labels) == 0
+
+
+def every_method(out: Path, flipped: bool) -> dict[str, Any]:
+    """All methods once, on the embedded task with a language model of a few seconds."""
+    pretrain = {"hidden": 16, "layers": 2, "heads": 2, "steps": 12, "batch_size": 4, "length": 32}
+    sizes = {"n_weak": 40, "n_transfer": 64, "n_test": 40}
+    cfg = config(
+        out,
+        task={"name": "agreement", **sizes, "pretrain": pretrain},
+        student={"source": "agreement-lm"},
+        weak_train={"epochs": 20, "lr": 0.3, "batch_size": 16},
+        student_train={"epochs": 2, "lr": 3e-3, "batch_size": 32},
+        intermediate_models=["bow"],
+        transcript_writer={"max_tokens": 3},
+        methods=list(METHODS),
+    )
+    load_data.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        if flipped:
+            patch.setitem(TASKS, "agreement", FlippedGold())
+        results = run(cfg)
+    load_data.cache_clear()
+    return results
+
+
+@pytest.mark.slow
+def test_every_method_runs_and_none_sees_a_true_label(tmp_path: Path) -> None:
+    """Turning every true label of the transfer set round changes no student, bit for bit.
+
+    It changes the ceilings, and the one method that says it uses true labels.
+    """
+    true, flipped = (every_method(tmp_path / str(f), f) for f in (False, True))
+    names = [r["name"] for r in true["runs"]]
+    assert names == ["xent", *(f"{m}+xent" for m in METHODS if m != "naive")]
+    assert true["gold"] == [{"name": f"{m}+xent", "use": use} for m, use in GOLD.items()]
+    before, after = (r["provenance"]["stages"] for r in (true, flipped))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if before[name]["digest"] != after[name]["digest"]}
+    ceilings = {name for name in before if name.startswith("ceiling/")}
+    assert changed == ceilings | {f"student/0/{m}+xent" for m in GOLD} | {"report"}
+
+
+def test_a_probe_from_the_cache_is_the_probe(tmp_path: Path) -> None:
+    """The head that read cached states is the head of a frozen body in the ordinary loop."""
+    pretrain = {"hidden": 16, "layers": 2, "heads": 2, "steps": 12, "batch_size": 4, "length": 32}
+    task = {"n_weak": 40, "n_transfer": 64, "n_test": 40, "pretrain": pretrain}
+    recipe = {"epochs": 4, "lr": 0.02, "batch_size": 16}
+    cached = config(
+        tmp_path / "cached",
+        task=task,
+        student={"source": "agreement-lm"},
+        student_train=recipe,
+        methods=["probe", "generative_finetuning", "generative_finetuning|probe|strong_to_strong"],
+    )
+    frozen = dataclasses.replace(
+        cached,
+        student=dataclasses.replace(cached.student, freeze="base"),
+        methods=("naive",),
+        output_dir=str(tmp_path / "frozen"),
+    )
+    found = {}
+    for cfg, name in ((cached, "student/0/probe+xent"), (frozen, "student/0/xent")):
+        stage = run(cfg)["provenance"]["stages"][name]["folder"]
+        ids = load_data(cfg.task, 0).test.ids
+        found[name] = read_probs(cfg.store_dir / stage / "test.parquet", ids, 2)
+    one, two = found.values()
+    assert np.abs(one - 0.5).max() > 0.01, "nothing was learned"
+    np.testing.assert_allclose(one, two, atol=2e-3)  # states are kept in bf16
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    export(cached, "student/0/probe+xent", ours)
+    export(frozen, "student/0/xent", theirs)
+    heads = [load_file(folder / "head.safetensors")["weight"].numpy() for folder in (ours, theirs)]
+    np.testing.assert_allclose(*heads, atol=2e-3)
+    bodies = [(folder / "model.safetensors").read_bytes() for folder in (ours, theirs)]
+    assert bodies[0] == bodies[1]

@@ -1,0 +1,183 @@
+"""The whole pipeline by several processes: the files of one process, and it survives kills."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers import ranks
+
+from w2s_fast.cli import main as cli
+from w2s_fast.config import RunConfig, to_yaml
+from w2s_fast.errors import W2SError
+from w2s_fast.models import ModelConfig
+from w2s_fast.pipeline.context import load_data
+from w2s_fast.pipeline.export import ABOUT, HEAD, export
+from w2s_fast.pipeline.stages import predict, table
+from w2s_fast.tasks import TaskConfig
+
+pytest.importorskip("deepspeed")
+pytestmark = [pytest.mark.slow, pytest.mark.dist]
+SHARD = 64  # items of a shard of weak labels
+
+
+def config(folder: Path, **train: Any) -> RunConfig:
+    base = RunConfig()
+    return dataclasses.replace(
+        base,
+        task=TaskConfig(name="agreement", n_weak=60, n_transfer=200, n_test=60),
+        student=ModelConfig("scratch", hidden=16, layers=1, heads=2),
+        weak=ModelConfig("scratch", hidden=16, layers=1, heads=2),
+        weak_train=dataclasses.replace(base.weak_train, epochs=1, timeout_s=30),
+        student_train=dataclasses.replace(base.student_train, epochs=1, timeout_s=30, **train),
+        losses=("logconf",),
+        seeds=(0,),
+        output_dir=str(folder / "out"),
+        workers=1,
+        threads=1,
+    )
+
+
+def write(cfg: RunConfig, folder: Path) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(to_yaml(cfg))
+    return path
+
+
+def tables(out: Path) -> dict[str, np.ndarray]:
+    found = {}
+    for file in sorted(out.glob("cache/*/**/*.parquet")):
+        name = file.relative_to(out / "cache")
+        table = pq.read_table(file)
+        found[f"{name.parts[0].partition('-')[0]}/{file.name}"] = np.array(
+            table["probs"].to_pylist(), np.float32
+        )
+    return found
+
+
+def test_as_by_one_process(tmp_path: Path) -> None:
+    """Data-parallel on two, ZeRO-3 on three, where only the recipe's batches differ."""
+    results = {}
+    for name, size, zero in (("one", 1, 0), ("two", 2, 0), ("three", 3, 3)):
+        folder = tmp_path / name
+        folder.mkdir()
+        train = {"zero_stage": zero, "batch_size": 12 if size == 3 else 32}
+        cfg = config(folder, **train)
+        if size == 3:
+            cfg = dataclasses.replace(
+                cfg, weak_train=dataclasses.replace(cfg.weak_train, batch_size=33)
+            )
+        ranks.run(__file__, size, ["run", "--config", str(write(cfg, folder)), "--quiet"])
+        results[name] = tables(folder / "out")
+        told = json.loads((folder / "out" / "results.json").read_text())
+        assert len(told["runs"]) == 1 and told["runs"][0]["ceiling"] > 0
+    labels = [f"labels/part-{i:05d}.parquet" for i in range(4)]
+    assert [k for k in results["one"] if k.startswith("labels")] == labels
+    assert results["one"].keys() == results["two"].keys() == results["three"].keys()
+    for name, values in results["one"].items():
+        assert np.abs(values - results["two"][name]).max() < 1e-4, name
+
+
+def test_labelling_is_byte_for_byte_and_resumes(tmp_path: Path) -> None:
+    """A supervisor trained once; labelled by one, by two, and by two after a kill in between."""
+    cfg = config(tmp_path)
+    path = write(cfg, tmp_path)
+    ranks.run(__file__, 1, ["label", "--config", str(path), "--quiet"])
+    cache = Path(cfg.output_dir) / "cache"
+    (folder,) = cache.glob("labels-*")
+    want = {p.name: p.read_bytes() for p in (folder / "labels").iterdir()}
+    assert len(want) == 4
+    for kill in (False, True):
+        subprocess.run(["rm", "-r", str(folder)], check=True)
+        job = ["label", "--config", str(path), "--quiet"]
+        if kill:
+            found = ranks.start(__file__, 2, json.dumps(job), W2S_TEST_SLOW_LABELS="1")
+            parts = f".{folder.name}/checkpoint"
+            end = time.monotonic() + 60
+            while not (cache / parts / "part-00001.parquet").exists():
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            for p in found:
+                p.send_signal(signal.SIGKILL)
+                p.communicate()
+            first = cache / parts / "part-00000.parquet"
+            stamp = first.stat().st_mtime_ns
+            (cache / parts / "part-00001.parquet").write_bytes(b"half")  # half-written
+        ranks.run(__file__, 2, job)
+        got = {p.name: p.read_bytes() for p in (folder / "labels").iterdir()}
+        assert got == want
+        if kill:
+            assert (folder / "labels" / "part-00000.parquet").stat().st_mtime_ns == stamp
+
+
+def test_a_node_with_other_data_is_named(tmp_path: Path) -> None:
+    path = write(config(tmp_path), tmp_path)
+    job = json.dumps(["run", "--config", str(path), "--quiet"])
+    found = ranks.start(__file__, 2, job, W2S_TEST_OTHER_RANK="1")
+    outputs = [p.communicate(timeout=120)[0] for p in found]
+    assert all(p.returncode for p in found)
+    assert "data is " in outputs[0] and "(rank 1)" in outputs[0] + outputs[1], outputs
+    assert not list((Path(path).parent / "out" / "cache").glob("weak-*"))
+
+
+def test_export_loads_in_transformers(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModel, AutoTokenizer
+
+    from w2s_fast.pipeline import run
+
+    cfg = dataclasses.replace(config(tmp_path), workers=1)
+    cfg = dataclasses.replace(cfg, student=dataclasses.replace(cfg.student, lora_rank=2))
+    with pytest.raises(W2SError, match="student/0/logconf is not finished"):
+        export(cfg, "student/0/logconf", tmp_path / "too-early")
+    run(cfg)
+    folder = tmp_path / "model"
+    export(cfg, "student/0/logconf", folder)
+    base, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    head, about = load_file(folder / HEAD), json.loads((folder / ABOUT).read_text())
+    assert about == {"pooling": "last", "classes": 2}
+    data = load_data(cfg.task, 0).test
+    want = tables(Path(cfg.output_dir))["student/test.parquet"]
+    for i in (0, 7):
+        ids = torch.tensor([tokenizer(data.texts[i])["input_ids"]])
+        hidden = base(input_ids=ids).last_hidden_state[0, -1]
+        probs = (head["weight"] @ hidden + head["bias"]).softmax(0)
+        assert np.allclose(probs.detach().numpy(), want[i], atol=1e-5)
+    with pytest.raises(W2SError, match="has something in it"):
+        export(cfg, "student/0/logconf", folder)
+    with pytest.raises(W2SError, match="no stage 'student/0/xent' .*did you mean"):
+        export(cfg, "student/0/xent", tmp_path / "other")
+
+
+def main(args: list[str]) -> int:
+    import os
+
+    table.SHARD_ROWS = SHARD
+    if os.environ.get("W2S_TEST_SLOW_LABELS"):
+        whole = predict.write_probs
+
+        def slow(*given: Any) -> None:
+            whole(*given)
+            time.sleep(1.0)
+
+        predict.write_probs = slow  # type: ignore[assignment]
+    if os.environ.get("W2S_TEST_OTHER_RANK") == os.environ["RANK"]:
+        from w2s_fast.pipeline import experiment
+
+        right = experiment.data_digests
+        experiment.data_digests = lambda d: right(d) | {"test.inputs": "another copy"}
+    return cli.main(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

@@ -1,0 +1,214 @@
+"""Table, plot and page: say what the numbers say, refuse what they cannot, need no network."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from w2s_fast.errors import W2SError
+from w2s_fast.report import load_results, write_report
+from w2s_fast.report.figure import results_figure
+from w2s_fast.report.model_rows import model_rows
+from w2s_fast.report.page import html_page
+from w2s_fast.report.terminal import print_results
+
+WHY = "no PGR: the ceiling is only 0.7 standard errors above the floor, 2 are needed"
+AGREE = {"all": 0.84, "weak_right": 0.97, "weak_wrong": 0.17}
+
+
+def results(*, refused: bool = False, control: bool = False) -> dict[str, Any]:
+    """Return results of two losses and two seeds, PGR .50 and .80."""
+    runs, summary = [], []
+    for loss, pgr in (("xent", 0.5), ("logconf:aux=0.3", 0.8)):
+        models = ("weak", "student", "ceiling")
+        aurocs = {f"{m}_{k}": 0.9 for m in models for k in ("auroc", "balanced", "f1")}
+        for seed in (0, 1):
+            runs.append({
+                **_who(loss), "seed": seed, "weak": 0.8, "student": 0.8 + 0.2 * pgr, "ceiling": 1.0,
+                "pgr": None if refused else pgr, "pgr_low": None if refused else pgr - 0.1,
+                "pgr_high": None if refused else pgr + 0.1, "refused": WHY if refused else None,
+                "gap": 0.2, "gap_se": 0.01, "n_test": 500, "weak_label_accuracy": 0.8,
+                "agreement": AGREE, **aurocs,
+            })  # fmt: skip
+        summary.append({
+            **_who(loss), "pgr_mean": None if refused else pgr, "seeds": 0 if refused else 2,
+            "pgr_low": None if refused else pgr - 0.1, "pgr_high": None if refused else pgr + 0.1,
+            "level": 0.95, "refused_seeds": [0, 1] if refused else [], "refused": None,
+            "weak": 0.8, "student": 0.8 + 0.2 * pgr, "ceiling": 1.0, "student_sd": 0.01,
+            "agreement": AGREE, **aurocs,
+        })  # fmt: skip
+    facts = {
+        "utc": "2026-01-01T00:00:00+00:00", "config": {"task": {"name": "<b>mine</b>"},
+        "seeds": [0, 1]}, "versions": {"w2s_fast": "0.1.0", "python": "3.11", "triton": None},
+        "machine": {"system": "Linux", "cpu": "a cpu", "cores": 2, "cuda": None}, "git": None,
+        "backends": {"ref": "ok", "forced": ""}, "stage_versions": {}, "store": "cache",
+        "stages": {"weak/0": {"folder": "weak-1", "digest": "f" * 64, "seconds": None,
+                              "reused": True}},
+    }  # fmt: skip
+    controls = [{"seed": s, "accuracy": 0.81, "auroc": 0.9} for s in (0, 1)] if control else []
+    blocks = {"runs": runs, "summary": summary, "controls": controls, "gold": []}
+    return {**blocks, "provenance": facts}
+
+
+def _who(loss: str) -> dict[str, str]:
+    return {"name": loss, "method": "naive", "loss": loss, "ceiling_name": ""}
+
+
+def printed(found: dict[str, Any], width: int = 80) -> str:
+    stream = io.StringIO()
+    print_results(found, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def page(found: dict[str, Any]) -> str:
+    return html_page(found, results_figure(found, "svg"))
+
+
+def test_the_table_shows_every_run_and_fits_a_terminal() -> None:
+    text = printed(results(control=True))
+    assert re.search(r"logconf:aux=0.3\s+1\s+0.800\s+0.960\s+1.000\s+0.80", text)
+    assert "0.70 – 0.90" in text and "0.840" in text and "0.970" in text and "0.170" in text
+    assert "control, seed 1" in text and "0.810" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_reasons_of_one_seed_and_of_all_seeds_are_printed() -> None:
+    found = results()
+    found["runs"][0]["refused"], found["summary"][0]["refused"] = WHY, f"{WHY} (mean)"
+    text = " ".join(printed(found).split())
+    assert f"seed 0: {WHY}" in text and f"all seeds: {WHY} (mean)" in text
+    assert "seed 1: no PGR" not in text
+
+
+def test_a_pgr_that_is_not_reported_is_nowhere_a_number() -> None:
+    found = results(refused=True)
+    text = printed(found)
+    assert text.count(WHY) == 2  # once a seed, not once a loss
+    assert "0.50" not in text and len(re.findall(r"1\.000\s+–", text)) == 4
+    html = page(found)
+    assert "no PGR is reported" in html and WHY in html and "PGR not reported" in html
+    assert html.count("not reported") == 6
+    assert b"not reported: gap too small" in results_figure(found, "svg")
+    assert results_figure(found, "png").startswith(b"\x89PNG")
+
+
+def test_true_labels_that_were_used_are_named() -> None:
+    found = results()
+    found["gold"] = [
+        {"name": "ground_truth_early_stop+xent", "use": "early stopping on true labels"}
+    ]
+    note = "ground_truth_early_stop+xent used true labels: early stopping on true labels"
+    assert note in " ".join(printed(found).split()) and note in page(found)
+
+
+def test_a_ceiling_of_its_own_is_shown_beside_the_plain_one() -> None:
+    found = results()
+    for block in ("runs", "summary"):
+        for row in found[block]:
+            if row["loss"] == "xent":
+                row |= {"name": "probe+xent", "ceiling_name": "probe+xent", "ceiling": 0.95}
+    text = printed(found, 120)
+    assert re.search(r"ceiling · probe\+xent\s+0.950", text)
+    assert re.search(r"ceiling\s+1.000", text)
+    names = [row.name for row in model_rows(found)]
+    assert names[-2:] == ["ceiling · probe+xent", "ceiling"] and names.count("ceiling") == 1
+    assert "ceiling · probe+xent" in page(found)
+
+
+class _Outline(HTMLParser):
+    """Checks that tags close in order, and collects what would be fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("found", [results(), results(refused=True, control=True)])
+def test_the_page_is_one_closed_file(found: dict[str, Any]) -> None:
+    html = page(found)
+    outline = _Outline()
+    outline.feed(html)
+    assert outline.open == []
+    (figure,) = outline.links
+    scheme, _, data = figure.partition(",")
+    assert scheme == "data:image/svg+xml;base64"
+    assert base64.b64decode(data) == results_figure(found, "svg")  # the plot file
+    assert not re.search(r"https?:|url\(|@import|<script|<link", html)
+    assert "prefers-color-scheme: dark" in html
+    assert "<b>mine</b>" not in html and "&lt;b&gt;mine" in html  # names are text, not markup
+
+
+def test_the_page_names_the_best_loss_and_its_interval() -> None:
+    html = page(results())
+    assert "<b>logconf:aux=0.3</b> reached 0.960 and recovered" in html.replace("\n", " ")
+    assert "<b>80%</b>" in html and "70% to 90%" in html
+    worse = results()
+    for s in worse["summary"]:
+        s["pgr_mean"], s["pgr_low"], s["pgr_high"] = -0.25, -0.5, -0.1
+    assert "lost" in page(worse) and "<b>25%</b>" in page(worse)
+
+
+def test_rows_run_from_floor_to_ceiling() -> None:
+    found = model_rows(results(control=True))
+    names = [r.name for r in found]
+    assert names == ["weak supervisor", "control: no pretraining", "student · xent",
+                     "student · logconf:aux=0.3", "ceiling"]  # fmt: skip
+    assert [r.pgr for r in found if r.student] == [(0.5, 0.4, 0.6), (0.8, 0.8 - 0.1, 0.8 + 0.1)]
+    assert len({r.color for r in found}) == len(found)
+
+
+def test_the_plot_is_reproducible_and_its_text_is_text() -> None:
+    svg = results_figure(results(), "svg")
+    assert svg == results_figure(results(), "svg")
+    assert b">student \xc2\xb7 logconf:aux=0.3</text>" in svg and b">0.50  [0.40, 0.60]<" in svg
+    assert len(svg) < 40_000
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    png = results_figure(results(control=True), "png")
+    width, height = (int.from_bytes(png[k : k + 4], "big") for k in (16, 20))
+    assert width > 1200 and height > 400
+
+
+def test_reports_are_written_again_from_results(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(results()))
+    write_report(tmp_path, load_results(tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "results.json", "plot.png", "plot.svg", "report.html"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
+def test_missing_or_damaged_results_are_one_line(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "results.json").write_text(text)
+    with pytest.raises(W2SError, match="w2s-fast run") as err:
+        load_results(tmp_path)
+    assert "\n" not in str(err.value)
+
+
+def test_one_seed_and_one_loss_are_enough() -> None:
+    found = copy.deepcopy(results())
+    found["runs"], found["summary"] = found["runs"][:1], found["summary"][:1]
+    assert "1 seed, 500" not in page(found)
+    assert printed(found) and results_figure(found, "png")

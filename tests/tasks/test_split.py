@@ -1,0 +1,60 @@
+"""Rows to splits: ids, groups of related rows, and the balanced draw."""
+
+from __future__ import annotations
+
+import itertools
+
+from helpers.task_data import SMALL, fails
+
+from w2s_fast.tasks import TaskConfig
+from w2s_fast.tasks._split import make_examples, split_pool
+
+
+def test_groups_join_through_equal_texts() -> None:
+    examples = make_examples(["a", "b", "B ", "c"], [0, 0, 1, 1], groups=["x", "x", "y", None])
+    assert len(set(examples.groups[:3])) == 1
+    assert examples.groups[3] != examples.groups[0]
+
+
+def test_ids_do_not_depend_on_the_order_of_rows() -> None:
+    one = make_examples(["a", "b", "a"], [0, 1, 0])
+    two = make_examples(["b", "a", "a"], [1, 0, 0])
+    assert set(one.ids) == set(two.ids)
+    assert len(set(one.ids)) == 3
+
+
+def test_rows_of_one_group_are_not_drawn_in_a_run() -> None:
+    groups = [f"g{i // 20}" for i in range(400)]
+    pool = make_examples([f"t {i}" for i in range(400)], [i % 2 for i in range(400)], None, groups)
+    cfg = TaskConfig(name="local", n_weak=100, n_transfer=100, n_test=100)
+    names = split_pool(pool, None, ("a", "b"), cfg, 0, "data").transfer.groups
+    assert sum(one == two for one, two in itertools.pairwise(names)) < 40  # 19 expected, 95 in runs
+
+
+def test_large_groups_wait_for_a_split_with_room() -> None:
+    sizes = [40, *[2] * 30]
+    groups = [f"g{g}" for g, size in enumerate(sizes) for _ in range(size)]
+    labels = [i % 2 for i in range(len(groups))]
+    pool = make_examples([f"t {i}" for i in range(len(groups))], labels, None, groups)
+    cfg = TaskConfig(name="local", n_weak=20, n_transfer=60, n_test=20)
+    for seed in range(20):  # 100 rows of 100: cutting the large group once would be one row short
+        data = split_pool(pool, None, ("a", "b"), cfg, seed, "data")
+        assert pool.groups[0] in data.transfer.groups
+
+
+def test_the_smallest_group_is_cut_where_none_fits() -> None:
+    sizes = [60, 8, 10, 12]
+    groups = [f"g{g}" for g, size in enumerate(sizes) for _ in range(size)]
+    labels = [i % 2 for i in range(len(groups))]
+    pool = make_examples([f"t {i}" for i in range(len(groups))], labels, None, groups)
+    cfg = TaskConfig(name="local", n_weak=4, n_transfer=6, n_test=4)
+    for seed in range(20):
+        data = split_pool(pool, None, ("a", "b"), cfg, seed, "data")
+        assert set(data.test.groups) == {pool.groups[60]}
+        assert set(data.weak.groups) == {pool.groups[68]}
+
+
+def test_draw_of_one_class_only() -> None:
+    pool = make_examples([f"t {i}" for i in range(1000)], [int(i == 0) for i in range(1000)])
+    cfg = TaskConfig(name="local", balance=False, **SMALL)
+    fails(lambda: split_pool(pool, None, ("a", "b"), cfg, 0, "data"), "of class 'a'")

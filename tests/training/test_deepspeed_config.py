@@ -1,0 +1,107 @@
+"""The DeepSpeed configuration: derived, merged with a user's own, and refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from w2s_fast.distributed.world import ALONE, World
+from w2s_fast.errors import W2SError
+from w2s_fast.training import TrainConfig
+from w2s_fast.training.deepspeed.config import batch_shape, deepspeed_config
+from w2s_fast.training.loop import make_engine
+
+pytest.importorskip("deepspeed")
+BASE = TrainConfig(batch_size=48, micro_batch_size=4, zero_stage=3, clip_norm=0.5, lr=1e-4)
+
+
+def test_derived() -> None:
+    got = deepspeed_config(BASE, "bf16", 4, cuda=True)
+    assert got["train_batch_size"] == 48 and got["gradient_accumulation_steps"] == 3
+    assert got["train_micro_batch_size_per_gpu"] == 4 and got["gradient_clipping"] == 0.5
+    assert got["bf16"]["enabled"] and not got["fp16"]["enabled"]
+    assert got["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert got["zero_optimization"]["stage"] == 3 and got["zero_optimization"]["overlap_comm"]
+    assert got["optimizer"]["params"]["lr"] == 1e-4
+    assert "torch_adam" not in got["optimizer"]["params"]  # FusedAdam on a GPU
+    moved = replace(BASE, offload_optimizer="cpu", offload_params="nvme", nvme_path="/fast")
+    zero = deepspeed_config(moved, "fp32", 4, cuda=False)["zero_optimization"]
+    assert zero["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
+    assert zero["offload_param"]["nvme_path"] == "/fast"
+
+
+@pytest.mark.parametrize(("size", "fits"), [(5, "use 45 or 50"), (64, "use 64, or another")])
+def test_a_batch_that_does_not_split(size: int, fits: str) -> None:
+    with pytest.raises(W2SError, match=f"does not split over {size} processes; {fits}"):
+        batch_shape(BASE, size)
+    with pytest.raises(W2SError, match="does not split over 5"):
+        make_engine(torch.nn.Linear(2, 2), replace(BASE, zero_stage=0), World(0, 5, 0))
+    assert batch_shape(BASE, 2) == (4, 6) and batch_shape(replace(BASE, batch_size=2), 2) == (1, 1)
+    assert batch_shape(replace(BASE, micro_batch_size=None), 3) == (16, 1)
+
+
+def _own(tmp_path: Path, **settings: Any) -> TrainConfig:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(settings))
+    return replace(BASE, deepspeed_config=str(path))
+
+
+def test_a_users_own(tmp_path: Path) -> None:
+    cfg = _own(
+        tmp_path,
+        train_batch_size="auto",
+        optimizer={"params": {"lr": 1e-4, "betas": [0.9, 0.999]}},
+        zero_optimization={"stage": 3, "overlap_comm": False, "stage3_max_live_parameters": 10**6},
+        wall_clock_breakdown=True,
+    )
+    got = deepspeed_config(cfg, "fp32", 4, cuda=True)
+    assert got["train_batch_size"] == 48 and got["wall_clock_breakdown"] is True
+    zero = got["zero_optimization"]
+    assert zero["overlap_comm"] is False and zero["stage3_max_live_parameters"] == 10**6
+    assert zero["reduce_bucket_size"] > 0 and got["optimizer"]["type"] == "AdamW"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"zero_optimisation": {}}, "'zero_optimisation'; did you mean 'zero_optimization'"),
+        (
+            {"zero_optimization": {"stage3_prefetch_bucket": 1}},
+            "zero_optimization.stage3_prefetch_bucket; did you mean",
+        ),
+        ({"zero_optimization": {"reduce_bucket_size": -1}}, "zero_optimization.reduce_bucket_size"),
+        ({"zero_optimization": []}, r"zero_optimization is \[\]; expected"),
+        ({"zero_optimization": {"stage": 2}}, "stage is 2, this training says 3; change zero"),
+        ({"train_batch_size": 64}, "train_batch_size is 64, this training says 48"),
+        ({"optimizer": {"params": {"lr": 1.0}}}, "lr is 1.0, this training says 0.0001; change lr"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled is True, this training says False"),
+        ({"scheduler": {}}, "leave out 'scheduler': the learning rate comes from schedule"),
+        ({"prescale_gradients": True}, "leave out 'prescale_gradients'"),
+        ({"steps_per_print": "auto", "dump_state": "auto"}, 'dump_state is "auto"; leave it out'),
+    ],
+)
+def test_a_users_own_refused(settings: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(W2SError, match=message) as caught:
+        deepspeed_config(_own(tmp_path, **settings), "fp32", 4, cuda=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(W2SError, match="cannot read the DeepSpeed configuration"):
+        deepspeed_config(replace(BASE, deepspeed_config="nowhere.json"), "fp32", 4, cuda=False)
+    for text, message in (("{", "is not JSON"), ("[1]", "holds no settings")):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(W2SError, match=message):
+            deepspeed_config(
+                replace(BASE, deepspeed_config=str(tmp_path / "x.json")), "fp32", 4, False
+            )
+
+
+def test_fp16_needs_loss_scaling() -> None:
+    with pytest.raises(W2SError, match="fp16 weights need loss scaling; use zero_stage=1 or more"):
+        make_engine(torch.nn.Linear(2, 2).half(), TrainConfig(), ALONE)

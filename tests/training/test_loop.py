@@ -1,0 +1,380 @@
+"""Engine: exactness under micro-batching and resume, precision, order, and bad input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from w2s_fast.errors import W2SError
+from w2s_fast.losses import LOSSES, make_loss
+from w2s_fast.models import ModelConfig, build_model
+from w2s_fast.models.weights import module_tensors
+from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.training import THRESHOLDS, Encoded, TrainConfig, encode, predict, train
+from w2s_fast.training.checkpoint import finished
+from w2s_fast.training.data import RowOrder
+from w2s_fast.training.step import Micro, PlainEngine, Progress, forward, run_step
+from w2s_fast.training.thresholds import Thresholds
+from w2s_fast.training.train_mode import training_mode
+
+N = 44
+BASE = TrainConfig(epochs=2, batch_size=16, lr=1e-2)
+
+
+@dataclass(frozen=True)
+class Rows:
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    pairs: tuple[str, ...] | None = None
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return agreement_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def data(tokenizer: Any) -> Encoded:
+    words = ["the", "old", "key", "near", "a", "boy", "door", "cat", "dog", "red"]
+    rng = np.random.default_rng(0)
+    texts = tuple(" ".join(rng.choice(words, rng.integers(1, 9))) for _ in range(N))
+    return encode(tokenizer, Rows(tuple(map(str, range(N))), texts))
+
+
+@pytest.fixture(scope="module")
+def soft() -> np.ndarray:
+    p = np.random.default_rng(1).uniform(size=N)
+    return np.stack([1 - p, p], 1)
+
+
+def _model(tokenizer: Any, dtype: str = "fp32", **fields: Any) -> nn.Module:
+    cfg = ModelConfig("scratch", hidden=16, heads=2, head_init="small", dtype=dtype, **fields)
+    return build_model(cfg, 2, tokenizer, 0)
+
+
+def _weights(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().double().flatten() for p in model.parameters()])
+
+
+def test_predict_keeps_the_order_and_the_mode(tokenizer: Any, data: Encoded) -> None:
+    model = _model(tokenizer)
+    model.train()
+    state = torch.get_rng_state()
+    seen: list[tuple[int, int]] = []
+    got = predict(model, data, batch_size=8, progress=lambda a, b: seen.append((a, b)))
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+    assert seen[-1] == (N, N) and got.dtype == np.float32 and got.shape == (N, 2)
+    model.eval()
+    for i in (0, 5, N - 1):
+        alone = forward(model, data.batch(np.array([i]))).softmax(1)
+        assert np.allclose(got[i], alone.detach().numpy()[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["xent", "logconf", "logconf_eleuther", "window"])
+def test_micro_batches_change_nothing(
+    spec: str, tokenizer: Any, data: Encoded, soft: np.ndarray
+) -> None:
+    """Sizes 1, 3 and 16, weighted rows, in fp64: the same weights as the whole batch at once."""
+    weight = np.random.default_rng(2).uniform(0, 2, N)
+    weight[::5] = 0
+    ends = []
+    for size in (None, 1, 3, 16):
+        model = _model(tokenizer).double()
+        cfg = replace(BASE, epochs=1, micro_batch_size=size, clip_norm=0.1)
+        train(model, data, soft, make_loss(spec), cfg, 0, weight=weight)
+        ends.append(_weights(model))
+    for other in ends[1:]:
+        assert (other - ends[0]).abs().max() < 1e-9
+
+
+def test_threshold_modes(tokenizer: Any, data: Encoded, soft: np.ndarray) -> None:
+    """All agree without micro-batches; with them each is a different, working approximation."""
+    whole, parts = {}, {}
+    for mode in THRESHOLDS:
+        for size, ends in ((None, whole), (4, parts)):
+            model = _model(tokenizer).double()
+            cfg = replace(BASE, threshold_scope=mode, micro_batch_size=size)
+            log = train(model, data, soft, make_loss("logconf"), cfg, 0)
+            assert np.isfinite(log["losses"]).all()
+            ends[mode] = _weights(model)
+    # 88 rows in batches of 16: the window holds exactly one batch until the short last one.
+    assert torch.equal(whole["exact"], whole["microbatch"])
+    assert (whole["exact"] - whole["ema"]).abs().max() < 1e-6
+    assert (parts["exact"] - whole["exact"]).abs().max() < 1e-6
+    for mode in ("window", "ema", "microbatch"):
+        assert (parts[mode] - parts["exact"]).abs().max() > 1e-4, mode
+
+
+def test_rolling_thresholds_by_hand() -> None:
+    """``window`` is the threshold of the last rows alone, ``ema`` a bias-corrected average."""
+    loss = make_loss("logconf_paper")
+    g = torch.Generator().manual_seed(0)
+    parts = [torch.randn(4, 2, generator=g) for _ in range(5)]
+    weak = torch.full((4, 2), 0.5)
+    window, ema = (Thresholds(mode, loss, 2, batch_size=8) for mode in ("window", "ema"))
+    margins = [(z[:, 0] - z[:, 1]) for z in parts]
+    total, norm = 0.0, 0.0
+    for i, z in enumerate(parts):
+        rows = torch.cat(margins[max(0, i - 1) : i + 1])
+        got = window.rolling(z, weak, None)
+        assert got is not None and float(got) == pytest.approx(float(rows.quantile(0.5)))
+        total = 0.5 * total + 0.5 * float(margins[i].quantile(0.5))
+        norm = 0.5 * norm + 0.5
+        got = ema.rolling(z, weak, None)
+        assert got is not None and float(got) == pytest.approx(total / norm, abs=1e-6)
+    assert len(window.state["logits"]) == 8
+    before = ema.state["ema"].clone()
+    got = ema.rolling(parts[0], weak, torch.zeros(4))  # no row counts: nothing is learned
+    assert got is not None and float(got) == pytest.approx(total / norm, abs=1e-6)
+    assert torch.equal(ema.state["ema"], before)
+
+
+def test_the_losss_memory_passes_through_micro_batches_and_steps(
+    tokenizer: Any, data: Encoded, soft: np.ndarray
+) -> None:
+    """EleutherAI's ring ends with the margins of all rows of the last two batches, in order."""
+    loss = make_loss("logconf_eleuther")
+    cfg = replace(BASE, micro_batch_size=4)
+    engine = PlainEngine(_model(tokenizer), cfg)
+    state, margins = loss.init_state(), []
+    for step in range(2):
+        rows = RowOrder(N, 16, 1, 0).rows(step)
+        micro = [
+            Micro(data.batch(part), weak, None, weak, None)
+            for part in np.split(rows, 4)
+            for weak in (torch.from_numpy(soft[part]).float(),)
+        ]
+        for m in micro:
+            z = engine.logits(m.batch).detach()
+            margins.append((z[:, 0] - z[:, 1]).double())
+        thresholds = Thresholds("exact", loss, 2, 16)
+        state = run_step(engine, loss, micro, thresholds, state, Progress(step, 2), 1e-2).state
+    assert state is not None and torch.equal(state, torch.cat(margins))
+
+
+def test_dropout_replays_in_the_exact_probe(
+    tokenizer: Any, data: Encoded, soft: np.ndarray
+) -> None:
+    """The threshold's pass and the gradient's pass see the same masks."""
+    model = _model(tokenizer)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    seen: list[Tensor] = []
+    model.register_forward_hook(lambda _m, _i, out: seen.append(out.detach().clone()))
+    cfg = replace(BASE, micro_batch_size=8, dropout=True)
+    train(model, data, soft, make_loss("logconf"), replace(cfg, epochs=1), 0)
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
+    assert not torch.equal(seen[0], seen[4])
+
+
+@pytest.mark.parametrize("case", ["plain", "bf16", "dropout", "eleuther", "window", "ema"])
+def test_resume_is_the_straight_run(
+    case: str, tokenizer: Any, data: Encoded, soft: np.ndarray, tmp_path: Path
+) -> None:
+    """Stopped inside step 5 with a checkpoint at 4: same final weights and log, bit for bit."""
+    cfg = replace(
+        BASE,
+        checkpoint_every=2,
+        micro_batch_size=4,
+        dropout=case == "dropout",
+        threshold_scope=case if case in ("window", "ema") else "exact",
+    )
+    loss = make_loss("logconf_eleuther" if case == "eleuther" else "logconf")
+
+    def fresh() -> nn.Module:
+        model = _model(tokenizer, "bf16" if case == "bf16" else "fp32")
+        for module in model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.3
+        return model
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, _steps: int, _loss: float) -> None:
+        if step == 5:
+            raise Killed
+
+    straight = fresh()
+    log = train(straight, data, soft, loss, cfg, 3)
+    with pytest.raises(Killed):
+        train(fresh(), data, soft, loss, cfg, 3, checkpoint_dir=tmp_path, progress=kill)
+    assert [p.name for p in finished(tmp_path)] == ["step-00000002", "step-00000004"]
+    torch.manual_seed(999)
+    resumed, done = fresh(), []
+    again = train(
+        resumed, data, soft, loss, cfg, 3,
+        checkpoint_dir=tmp_path, progress=lambda s, _n, _l: done.append(s),
+    )  # fmt: skip
+    assert done[0] == 5 and again["losses"] == log["losses"]
+    assert again["agreement"] == log["agreement"]
+    for name, t in module_tensors(straight).items():
+        assert torch.equal(t, module_tensors(resumed)[name]), name
+
+
+def test_checkpoint_of_another_training_is_refused(
+    tokenizer: Any, data: Encoded, soft: np.ndarray, tmp_path: Path
+) -> None:
+    cfg = replace(BASE, checkpoint_every=2)
+    train(_model(tokenizer), data, soft, make_loss("xent"), cfg, 0, checkpoint_dir=tmp_path)
+
+    def refused(match: str, targets: np.ndarray = soft, spec: str = "xent", **fields: Any) -> None:
+        with pytest.raises(W2SError, match=match):
+            train(
+                _model(tokenizer), data, targets, make_loss(spec), replace(cfg, **fields), 0,
+                checkpoint_dir=tmp_path,
+            )  # fmt: skip
+
+    refused("lr was 0.01, now it is 0.02", lr=0.02)
+    refused("loss was Xent", spec="logconf")
+    refused("targets was", targets=soft[::-1].copy())
+    before, newest = finished(tmp_path)
+    train(
+        _model(tokenizer), data, soft, make_loss("xent"), replace(cfg, checkpoint_every=3), 0,
+        checkpoint_dir=tmp_path,
+    )  # fmt: skip
+    assert finished(tmp_path) == [before, newest]  # the last two
+    weights = newest / "state-00000.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + b"?")  # one byte
+    with pytest.warns(UserWarning, match="differs from its checksum.; continuing from step"):
+        refused("lr was 0.01, now it is 0.02", lr=0.02)
+    (before / "state.json").write_text("{}")
+    refused("is damaged .state-00000.safetensors differs from its checksum.; remove it")
+    weights.unlink()
+    refused("No such file")
+
+
+def test_dropout_is_off_in_train_mode_and_restored(tokenizer: Any) -> None:
+    """BERT keeps rates in modules, Llama as a number; both are silent, in train mode."""
+    from transformers import BertConfig, BertModel
+
+    bert = BertModel(
+        BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                   intermediate_size=8)
+    )  # fmt: skip
+    llama = _model(tokenizer).base
+    for module in llama.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.9
+    ids = torch.tensor([[1, 5, 6, 7]])
+    for model in (bert, llama):
+        model.train()
+        noisy = [model(ids).last_hidden_state for _ in range(2)]
+        assert not torch.equal(*noisy)
+        with training_mode(model, BASE):
+            quiet = [model(ids).last_hidden_state for _ in range(2)]
+            assert model.training and torch.equal(*quiet)
+        assert not torch.equal(model(ids).last_hidden_state, quiet[0])
+        assert torch.allclose(model.eval()(ids).last_hidden_state, quiet[0], atol=1e-6)
+
+
+def test_gradient_checkpointing_is_active_and_exact(
+    tokenizer: Any, data: Encoded, soft: np.ndarray
+) -> None:
+    ends, calls = [], []
+    for on in (False, True):
+        model = _model(tokenizer)
+        count = [0]
+        norm = model.base.layers[0].input_layernorm
+        norm.register_forward_hook(lambda *_, c=count: c.__setitem__(0, c[0] + 1))
+        cfg = replace(BASE, gradient_checkpointing=on)
+        train(model, data, soft, make_loss("logconf"), cfg, 0)
+        assert not any(
+            getattr(m, "gradient_checkpointing", 0) is True for m in model.base.modules()
+        )
+        ends.append(_weights(model))
+        calls.append(count[0])
+    assert torch.equal(*ends) and calls[1] == 2 * calls[0]
+    bow = build_model(ModelConfig("bow"), 2, tokenizer, 0)
+    with pytest.raises(W2SError, match="has no gradient checkpointing"):
+        train(bow, data, soft, make_loss("xent"), replace(BASE, gradient_checkpointing=True), 0)
+
+
+def test_graphs_are_freed_between_micro_batches(
+    tokenizer: Any, data: Encoded, soft: np.ndarray
+) -> None:
+    """No earlier micro-batch's logits are alive when the next forward with gradients runs."""
+    import weakref
+
+    model = _model(tokenizer)
+    alive: list[weakref.ref[Tensor]] = []
+
+    def look(_m: nn.Module, _i: Any, out: Tensor) -> None:
+        if out.requires_grad:
+            assert all(ref() is None for ref in alive)
+            alive.append(weakref.ref(out))
+
+    model.register_forward_hook(look)
+    train(model, data, soft, make_loss("logconf"), replace(BASE, micro_batch_size=4), 0)
+    assert len(alive) == 22
+
+
+@pytest.mark.parametrize("spec", LOSSES)
+def test_every_loss_trains_and_leaves_random_state_alone(
+    spec: str, tokenizer: Any, data: Encoded, soft: np.ndarray
+) -> None:
+    model, state = _model(tokenizer), torch.get_rng_state()
+    before = _weights(model)
+    log = train(model, data, soft, make_loss(spec), BASE, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert log["steps"] == 6 == len(log["losses"]) == len(log["agreement"])
+    assert np.isfinite(log["losses"]).all() and (_weights(model) - before).abs().max() > 1e-3
+
+
+def test_training_learns_hard_labels(tokenizer: Any, data: Encoded) -> None:
+    """Bag of words on a label that is a word: ends at accuracy 1."""
+    key = tokenizer.convert_tokens_to_ids("key")
+    labels = np.array(
+        [key in data.tokens[data.offsets[i] : data.offsets[i + 1]] for i in range(N)]
+    ).astype(np.int64)
+    model = build_model(ModelConfig("bow"), 2, tokenizer, 0)
+    log = train(model, data, labels, make_loss("xent"), TrainConfig(epochs=40, lr=0.5), 0)
+    assert (predict(model, data).argmax(1) == labels).all()
+    assert log["losses"][-1] < 0.3 * log["losses"][0] and log["agreement"][-1] == 1.0
+
+
+def test_a_loss_that_is_not_finite_names_its_step(
+    tokenizer: Any, data: Encoded, soft: np.ndarray, tmp_path: Path
+) -> None:
+    model = _model(tokenizer)
+    calls = [0]
+
+    def poison(_m: nn.Module, _i: Any, out: Tensor) -> Tensor:
+        calls[0] += 1
+        return out * float("nan") if calls[0] == 3 else out
+
+    model.register_forward_hook(poison)
+    cfg = replace(BASE, checkpoint_every=1)
+    with pytest.raises(W2SError, match="loss is nan at step 3 of 6; use a smaller lr"):
+        train(model, data, soft, make_loss("xent"), cfg, 0, checkpoint_dir=tmp_path)
+    assert [p.name for p in finished(tmp_path)] == ["step-00000001", "step-00000002"]
+    calls[0] = 2
+    with pytest.raises(W2SError, match="the model has diverged"):
+        predict(model, data)
+
+
+def test_bad_targets(tokenizer: Any, data: Encoded, soft: np.ndarray) -> None:
+    def refused(match: str, targets: np.ndarray, weight: np.ndarray | None = None) -> None:
+        with pytest.raises(W2SError, match=match) as caught:
+            train(_model(tokenizer), data, targets, make_loss("xent"), BASE, 0, weight=weight)
+        assert "\n" not in str(caught.value)
+
+    hole = soft.copy()
+    hole[4, 1] = np.nan
+    refused("row 4: weak labels must be finite", hole)
+    refused(r"row 0: weak labels must be finite and not negative", soft - 2)
+    refused(r"shape \(43, 2\); expected \(44, 2\)", soft[:-1])
+    refused(r"shape \(44, 3\); expected \(44, 2\)", np.ones((N, 3)))
+    refused(r"target 2 in row 1: labels must be 0\.\.1", np.arange(1, N + 1))
+    refused("dtype object", np.array([None] * N))
+    refused(r"shape \(44, 2\) and dtype int64", np.ones((N, 2), dtype=np.int64))
+    refused(r"weight has shape \(3,\)", soft, np.ones(3))
+    refused("weights must be finite", soft, np.full(N, np.inf))

@@ -1,0 +1,27 @@
+"""Generative finetuning: the student reads the task's texts, without labels, before it learns.
+
+What the task is about becomes salient to it. The ceiling begins from the same model, so that the
+gap is that of the labels alone.
+
+Source: Burns et al. 2023 (arXiv 2312.09390), §5.2.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from w2s_fast.methods._base import ANY_KIND, Method
+from w2s_fast.methods._plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerativeFinetuning(Method):
+    """Start the student from its language model trained on the transfer texts."""
+
+    kinds = ANY_KIND
+
+    def training(self, plan: Plan) -> Mapping[str, Any]:
+        """See ``Method.training``."""
+        return {"start": plan.tuned()}

@@ -1,0 +1,95 @@
+"""Show the progress of a run: live bars in a terminal, one line per finished stage elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+class _Job(Protocol):
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def name(self) -> str: ...
+
+
+class QuietRun:
+    """Shows warnings only."""
+
+    def started(self, job: _Job) -> None:
+        """A job starts."""
+
+    def stepped(self, job: _Job, step: int, steps: int) -> None:
+        """A job has done ``step`` of ``steps``."""
+
+    def finished(self, job: _Job, seconds: float | None) -> None:
+        """A job is finished; ``seconds`` is None if its result was stored already."""
+
+    def warned(self, message: str) -> None:
+        """Print the warning."""
+        print_warning(Console(stderr=True), message)
+
+
+class ShownRun(QuietRun):
+    """Shows a bar per running stage, and a line above them for each finished one."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, Any] = {}
+
+    def started(self, job: _Job) -> None:
+        """Add a bar."""
+        self._tasks[job.name] = self._bars.add_task(escape(_title(job)), total=None)
+
+    def stepped(self, job: _Job, step: int, steps: int) -> None:
+        """Advance the bar."""
+        self._bars.update(self._tasks[job.name], completed=step, total=steps)
+
+    def finished(self, job: _Job, seconds: float | None) -> None:
+        """Replace the bar with a line."""
+        if job.name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(job.name))
+        duration = "stored" if seconds is None else f"{seconds:.1f} s"
+        line = f"[green]✓[/] {escape(_title(job)):<34} [dim]{duration:>8}[/]"
+        self._bars.console.print(line, highlight=False, soft_wrap=True)
+
+    def warned(self, message: str) -> None:
+        """Print the warning above the bars."""
+        print_warning(self._bars.console, message)
+
+
+@contextmanager
+def show_run(quiet: bool) -> Iterator[QuietRun]:
+    """Yield the observer that shows progress; ``quiet`` shows warnings only."""
+    if quiet:
+        yield QuietRun()
+        return
+    console, start = Console(stderr=True), time.monotonic()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=32),
+        TextColumn("{task.completed:.0f}/{task.total}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        yield ShownRun(bars)
+    console.print(f"[dim]finished in {time.monotonic() - start:.0f} s[/]", highlight=False)
+
+
+def print_warning(console: Console, message: str) -> None:
+    """Print a warning of the run."""
+    console.print(f"[yellow]note:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def _title(job: _Job) -> str:
+    stage, _, rest = job.name.partition("/")
+    student = rest.partition("/")[2]
+    parts = [stage] + ([student] if student else [])
+    return " · ".join(parts) + ("" if job.seed is None else f" · seed {job.seed}")

@@ -1,0 +1,66 @@
+"""Print a run's results as tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from w2s_fast.report.model_rows import ceilings, format_interval, format_number, notes
+
+
+def print_results(results: Mapping[str, Any], console: Console) -> None:
+    """Print the runs, their means with intervals, the controls and the notes."""
+    console.print(_runs_table(results))
+    console.print(_means_table(results))
+    for row in results["controls"]:
+        console.print(
+            f"control, seed {row['seed']}: the student without pretraining reaches "
+            f"{row['accuracy']:.3f}",
+            highlight=False,
+        )
+    for note in notes(results):
+        console.print(Text(note, style="yellow"), soft_wrap=True)
+
+
+def _runs_table(results: Mapping[str, Any]) -> Table:
+    models = ("weak", "student", "ceiling")
+    table = new_table("Accuracy by seed and method", "method", ("seed", *models, "PGR"))
+    for r in results["runs"]:
+        accuracies = (format_number(r[model]) for model in models)
+        table.add_row(r["name"], str(r["seed"]), *accuracies, format_number(r["pgr"], 2))
+    return table
+
+
+def _means_table(results: Mapping[str, Any]) -> Table:
+    heads = ("accuracy", "AUROC", "PGR", "interval", "agrees*", "right*", "wrong*")
+    table = new_table("Means over seeds, PGR with 95 % interval", "model", heads)
+    first = results["summary"][0]
+    table.add_row("weak", format_number(first["weak"]), format_number(first["weak_auroc"]))
+    for s in results["summary"]:
+        table.add_row(
+            s["name"],
+            format_number(s["student"]),
+            format_number(s["student_auroc"]),
+            format_number(s["pgr_mean"], 2),
+            format_interval(s),
+            *(format_number(s["agreement"][k]) for k in ("all", "weak_right", "weak_wrong")),
+        )
+    for title, c in ceilings(results).items():
+        table.add_row(title, format_number(c["ceiling"]), format_number(c["ceiling_auroc"]))
+    table.caption = "* with weak: on all test items, where weak is right, where weak is wrong"
+    table.caption_justify = "left"
+    return table
+
+
+def new_table(title: str, first: str, heads: Sequence[str]) -> Table:
+    """Return an empty table: a column of text that folds, then columns of numbers."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table

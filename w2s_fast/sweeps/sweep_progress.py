@@ -1,0 +1,61 @@
+"""Show the progress of a sweep: one bar over all stages, one line per finished cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from w2s_fast.report.run_progress import QuietRun, print_warning
+
+
+class QuietSweep(QuietRun):
+    """Shows warnings only."""
+
+    def stage_finished(self) -> None:
+        """One more stage is finished."""
+
+    def cell_ended(self, name: str, text: str, *, succeeded: bool) -> None:
+        """A cell is finished or has failed."""
+
+
+class ShownSweep(QuietSweep):
+    """Shows a bar, and lines above it."""
+
+    def __init__(self, bars: Progress, stages: int) -> None:
+        self._bars = bars
+        self._task = bars.add_task("stages", total=stages)
+
+    def stage_finished(self) -> None:
+        """Advance the bar."""
+        self._bars.advance(self._task)
+
+    def cell_ended(self, name: str, text: str, *, succeeded: bool) -> None:
+        """Print a line."""
+        symbol = "[green]✓[/]" if succeeded else "[red]✗[/]"
+        line = f"{symbol} {escape(name)}  [dim]{escape(text)}[/]"
+        self._bars.console.print(line, highlight=False, soft_wrap=True)
+
+    def warned(self, message: str) -> None:
+        """Print the warning above the bar."""
+        print_warning(self._bars.console, message)
+
+
+@contextmanager
+def show_sweep(quiet: bool, stages: int) -> Iterator[QuietSweep]:
+    """Yield the observer that shows progress; ``quiet`` shows warnings only."""
+    if quiet:
+        yield QuietSweep()
+        return
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        yield ShownSweep(bars, stages)

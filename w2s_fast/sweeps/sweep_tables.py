@@ -1,0 +1,119 @@
+"""Print the results of a sweep in the terminal: a table of cells and a table of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from w2s_fast.report.model_rows import format_interval, format_number
+from w2s_fast.report.terminal import new_table
+
+_CELL_NOTES = """\
+* agreement with the supervisor where it is right, and where it is wrong
+  k/n after a method: PGR of the k seeds whose PGR is reported
+"""
+_METHOD_NOTES = """\
+* rule of the openai/weak-to-strong notebook: it omits only pairs of equal models and
+  pairs whose ceiling is not above the floor
+† mean difference of accuracy to plain cross-entropy; p is one-sided, signs flipped
+  by unit (a task and seed): U units cannot give less than 2^-U
+"""
+
+
+def print_sweep(results: Mapping[str, Any], console: Console) -> None:
+    """Print every cell and student, the methods over all cells, notes and failures."""
+    if results["cells"]:
+        console.print(_cells_table(results))
+        console.print(_CELL_NOTES, highlight=False, soft_wrap=True)
+        console.print(_methods_table(results))
+        console.print(_METHOD_NOTES, highlight=False, soft_wrap=True)
+    for line in notes(results):
+        console.print(Text(line, style="yellow"), soft_wrap=True)
+    for name, why in results["failed"].items():
+        console.print(Text(f"failed: {name}: {why}", style="red"), soft_wrap=True)
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """Return a line for each reason why a PGR is not reported and each use of true labels."""
+    lines: dict[str, None] = {}  # a set in order: students of a cell often share a reason
+    for cell in results["cells"]:
+        title = _cell_title(cell)
+        reasons = [row["refused"] for row in cell["summary"] if row["refused"]]
+        uses = [f"{use['name']} used true labels: {use['use']}" for use in cell["gold"]]
+        lines |= dict.fromkeys(f"{title}: {text}" for text in (*reasons, *uses))
+    return list(lines)
+
+
+def _cell_title(cell: Mapping[str, Any]) -> str:
+    return f"{cell['task']}, {cell['weak']} → {cell['student']}"
+
+
+def _compact_table(title: str, first: str, heads: tuple[str, ...]) -> Table:
+    table = new_table(title, first, heads)
+    table.padding = (0, 0, 0, 1)
+    return table
+
+
+def _cells_table(results: Mapping[str, Any]) -> Table:
+    """Return the table of cells; each has a title line, so that names fit in 80 columns."""
+    seeds = len(results["config"]["run"]["seeds"])
+    heads = ("weak", "student", "ceiling", "PGR", "interval", "right*", "wrong*")
+    title = f"Means over {seeds} seed{'s' * (seeds != 1)}, PGR with 95 % interval"
+    table = _compact_table(title, "cell, method", heads)
+    for cell in results["cells"]:
+        table.add_row(Text(_cell_title(cell), style="bold"))
+        for i, row in enumerate(cell["summary"], 1):
+            reported = f" {row['seeds']}/{seeds}" if 0 < row["seeds"] < seeds else ""
+            name = Text(f"  {row['name']}{reported}")
+            table.add_row(name, *_summary_cells(row), end_section=i == len(cell["summary"]))
+    return table
+
+
+def _summary_cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        *(format_number(row[k]) for k in ("weak", "student", "ceiling")),
+        format_number(row["pgr_mean"], 2),
+        format_interval(row),
+        *(format_number(row["agreement"][k]) for k in ("weak_right", "weak_wrong")),
+    ]
+
+
+def _methods_table(results: Mapping[str, Any]) -> Table:
+    heads = ("median", "of", "OpenAI*", "of", "- xent†", "better", "units", "p†")
+    table = _compact_table("PGR over cells and seeds, and against cross-entropy", "method", heads)
+    comparisons = {c["name"]: c for c in results["comparisons"]}
+    groups: dict[str | None, list[Mapping[str, Any]]] = {}
+    for row in results["medians"]:
+        groups.setdefault(row["task"], []).append(row)
+    for task, rows in groups.items():
+        table.add_row(Text(task or "all tasks", style="bold"))
+        all_tasks = task is None or len(groups) == 1
+        for i, row in enumerate(rows, 1):
+            compared = _comparison_cells(comparisons.get(row["name"])) if all_tasks else []
+            name = Text(f"  {row['name']}")
+            table.add_row(name, *_median_cells(row), *compared, end_section=i == len(rows))
+    return table
+
+
+def _median_cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        format_number(row["median"], 2),
+        str(row["n"]),
+        format_number(row["median_openai"], 2),
+        str(row["n_openai"]),
+    ]
+
+
+def _comparison_cells(comparison: Mapping[str, Any] | None) -> list[str]:
+    if comparison is None:
+        return ["–"] * 4
+    return [
+        f"{comparison['difference']:+.4f}",
+        f"{comparison['wins']}/{comparison['pairs']}",
+        str(comparison["units"]),
+        f"{comparison['p']:.2g}",
+    ]
