@@ -129,7 +129,7 @@ def traffic(device: ModuleType, call: dict[str, Any]) -> tuple[int, int, int, in
     n, v = p.logits.shape
     grad = torch.full((n, v + 24), 5.0, dtype=p.logits.dtype)[:, :v]
     with use_backend("cuda"):
-        serve = dispatch.OPS["cross_entropy"].backend(p.logits.device, p.logits.dtype)
+        serve = dispatch.backend("cross_entropy", p.logits)
         device.take_traffic()
         serve.rows(RowCall(p, LossSpec(), *new_record(p), grad=grad, scale=torch.ones(())))
     assert bool((grad.as_strided((n, 24), (v + 24, 1), v)[:-1] == 5.0).all()), "gap between rows"
@@ -233,7 +233,7 @@ def test_classes_of_another_shard(device: ModuleType, kind: str) -> None:
         q = LossInputs(*(t.to(dtype) if _is_float(t) else t for t in p))
         stats, index = new_record(q)
         with use_backend(backend):
-            serve = dispatch.OPS["cross_entropy"].backend(q.logits.device, dtype)
+            serve = dispatch.backend("cross_entropy", q.logits)
             serve.rows(RowCall(q, spec, stats, index, spec.row_rule(67)))
             index[Index.SELF] = index[Index.ARGMAX] = torch.tensor([-1, 3, -1, 4, -1])
             stats[Stat.LOGS] += 1.0  # the other shards' part

@@ -228,11 +228,11 @@ def test_fp64_gradcheck() -> None:
 @pytest.mark.parametrize("kind", ["hard", "rest"])
 def test_opcheck(kind: str) -> None:
     from w2s_fast.ops.fused_linear.chunks import shape_only
-    from w2s_fast.ops.targets import problem_of
+    from w2s_fast.ops.targets import attach_targets
 
     call = sample(kind, 5, 7)
     hidden, head, bias = (call[k].requires_grad_() for k in ("hidden", "head", "bias"))
-    p = problem_of(shape_only(5, 7, hidden), call["weak"], call["weight"], -100)
+    p = attach_targets(shape_only(5, 7, hidden), call["weak"], call["weight"], -100)
     targets = (p.ids, p.probs, p.rest, p.weight)
     aux = torch.tensor(0.3)
     rule = (aux, None, "argmax", -100, 0.1, 0.0, float("inf"), 4.0, 0.1, 1e-4, False)
@@ -241,7 +241,7 @@ def test_opcheck(kind: str) -> None:
     _, stats, index, _ = torch.ops.w2s_fast.linear_weak_ce(*args)
     up = torch.ones(()).expand(5)
     plain = (hidden.detach(), head.detach(), bias.detach())
-    back = (stats, index, -100, 0.1, 4.0, 0.1, 1e-4, False)
+    back = (stats, index, -100, 0.1, 0.0, float("inf"), 4.0, 0.1, 1e-4, False)
     for wanted in ([True] * 3, [True, False, False]):
         torch.library.opcheck(
             torch.ops.w2s_fast.linear_weak_ce_backward, (up, *plain, *targets, *back, wanted)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.dispatch import LIBRARY
+from w2s_fast.ops.dispatch import LIBRARY, backend
 from w2s_fast.ops.quantile.api import masked_quantile
 from w2s_fast.ops.transforms import sample_by_sample, values
 
@@ -119,11 +119,7 @@ def _balanced_bias(logits: Tensor, prior: Tensor, keep: Tensor | None) -> tuple[
     if z.shape[1] == 2:
         return _two_classes(z, prior, kept)
     counts = class_counts(prior, kept.sum())
-    if z.device.type == "cpu":
-        from w2s_fast.ops.balanced.cpu import solve
-    else:
-        from w2s_fast.ops.balanced.device import solve
-    bias, hard = solve(z, counts, kept)
+    bias, hard = backend("balanced", z).solve(z, counts, kept)
     bias = bias.to(acc)
     return bias, torch.where(kept, hard, (z + bias).argmax(1))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.quantile.api import OP
+from w2s_fast.ops.dispatch import backend
 
 _SWEEPS = 8
 
@@ -43,15 +43,15 @@ def _sweep(z: Tensor, counts: Tensor, kept: Tensor) -> Tensor:
 
 
 def _take(y: Tensor, counts: Tensor, kept: Tensor) -> Tensor:
-    serve = OP.backend(y.device, y.dtype)
+    kernels = backend("quantile", y)
     k = y.shape[1]
     hard = torch.full(y.shape[:1], k - 1, dtype=torch.int64, device=y.device)
     free = kept.contiguous()
     for a in range(k - 1):
         lead = (y[:, a] - y[:, a + 1 :].amax(1)).contiguous()
-        at = serve.kth_value(lead, free.sum() - counts[a], free)
-        above = serve.tally(lead, free, at)[0]
-        mine = serve.mark(lead, free, at, counts[a] - above)
+        at = kernels.kth_value(lead, free.sum() - counts[a], free)
+        above = kernels.tally(lead, free, at)[0]
+        mine = kernels.mark(lead, free, at, counts[a] - above)
         hard = torch.where(mine, a, hard)
         free = free & ~mine
     return hard

@@ -183,14 +183,11 @@ def batch_threshold(
         score = z[:, 0] - z[:, 1]
     else:  # by the kernel that will decide: each rounds a tanh and a sum in its own way
         stats, index = new_record(p)
-        row_backend(p).rows(RowCall(p, LossSpec(softcap=softcap), stats, index))
+        dispatch.backend("cross_entropy", p.logits).rows(
+            RowCall(p, LossSpec(softcap=softcap), stats, index)
+        )
         score = stats[Stat.SCORE]
     return quantile_op.masked_quantile(score, q, kept)
-
-
-def row_backend(p: LossInputs) -> Any:
-    """Return the module whose row kernels serve these logits."""
-    return dispatch.OPS["cross_entropy"].backend(p.logits.device, p.logits.dtype)
 
 
 def solve(p: LossInputs, spec: LossSpec, into: Tensor | str | None, mean: bool) -> LossResult:
@@ -200,11 +197,14 @@ def solve(p: LossInputs, spec: LossSpec, into: Tensor | str | None, mean: bool) 
     None leaves it out.
     """
     check_spec(spec, p, BALANCED_CLASSES)
-    backend, v = row_backend(p), p.logits.shape[1]
-    grad = backend.gradient_buffer(p, any_stride=True) if isinstance(into, str) else into
+    kernels, v = (
+        dispatch.backend("cross_entropy", p.logits),
+        p.logits.shape[1],
+    )
+    grad = kernels.gradient_buffer(p, any_stride=True) if isinstance(into, str) else into
     plain = v == 2 and p.kind != "sparse" and not (spec.softcap or spec.z_loss)
-    if plain and hasattr(backend, "two_class"):
-        return backend.two_class(p, spec, grad, mean)
+    if plain and hasattr(kernels, "two_class"):
+        return kernels.two_class(p, spec, grad, mean)
     total = normaliser(p)
     threshold = spec.threshold
     call = RowCall(
@@ -212,14 +212,14 @@ def solve(p: LossInputs, spec: LossSpec, into: Tensor | str | None, mean: bool) 
     )
     if is_balanced(spec.rule, v):
         threshold, call.index[Index.SELF] = balance(p, threshold, spec.softcap)
-        backend.rows(call)
+        kernels.rows(call)
     elif threshold is None and spec.rule in BATCH_RULES and v > 2:
-        threshold = _gate_after_pass(call, backend)
+        threshold = _gate_after_pass(call, kernels)
     else:
         if threshold is None and spec.rule in BATCH_RULES:
             threshold = batch_threshold(p, spec.rule, softcap=spec.softcap)
         call.threshold = threshold
-        backend.rows(call)
+        kernels.rows(call)
     loss = total_loss(p, call.stats[Stat.LOSS], total if mean else None)
     return LossResult(call.stats, call.index, loss, total, threshold, (call.grad,))
 
@@ -237,7 +237,7 @@ def total_loss(p: LossInputs, rows: Tensor, divisor: Tensor | None) -> Tensor:
     return value.to(rows.dtype)
 
 
-def _gate_after_pass(call: RowCall, backend: Any) -> Tensor:
+def _gate_after_pass(call: RowCall, kernels: Any) -> Tensor:
     """Make one pass with open gates, select the threshold, and close gates; return the threshold.
 
     On return ``call.grad`` holds the gradient where one is wanted.
@@ -245,16 +245,16 @@ def _gate_after_pass(call: RowCall, backend: Any) -> Tensor:
     p, spec, grad = call.inputs, call.spec, call.grad
     assert call.scale is not None
     repairable = p.kind != "dense" and p.rest is None and spec.smoothing == 0
-    if not (repairable and backend.FIXES_IN_PLACE):
+    if not (repairable and kernels.FIXES_IN_PLACE):
         call.grad = None
     if call.grad is not None and p.ids is not None:
         # In place the logits are gone by the time of the fix-up: keep the ones it needs.
         call.topk_diffs = torch.empty(p.ids.shape, dtype=p.accumulator, device=p.ids.device)
-    backend.rows(call)
+    kernels.rows(call)
     call.threshold = batch_threshold(p, spec.rule, call.stats)
-    backend.fixup(call)
+    kernels.fixup(call)
     if grad is not None and call.grad is None:
         call.grad, n = grad, p.logits.shape[0]
         call.row_scale = call.scale.expand(n) if p.weight is None else call.scale * p.weight
-        backend.gradient(call)
+        kernels.gradient(call)
     return call.threshold

@@ -32,8 +32,6 @@ the form above rewrites both as one cross-entropy against a detached target.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -41,6 +39,7 @@ from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.cross_entropy.algorithm import make_spec
 from w2s_fast.ops.cross_entropy.autograd import differentiable_loss
 from w2s_fast.ops.dispatch import Cost, Op
+from w2s_fast.ops.reference import cross_entropy_reference, cross_entropy_sample
 from w2s_fast.ops.results import Stats, make_stats
 from w2s_fast.ops.targets import SparseTargets, make_inputs
 
@@ -103,25 +102,9 @@ def cross_entropy(
     return (loss, make_stats(p, result)) if return_stats else loss
 
 
-def _backends() -> dict[str, str]:
-    return {b: f"w2s_fast.ops.cross_entropy.{b}" for b in ("ref", "cpp", "triton", "cuda")}
-
-
-def _lazy_reference(*args: Any, **kwargs: Any) -> Tensor:
-    from w2s_fast.ops.reference import cross_entropy_reference
-
-    return cross_entropy_reference(*args, **kwargs)
-
-
-def _lazy_sample(*args: Any) -> dict[str, Any]:
-    from w2s_fast.ops.reference import cross_entropy_sample
-
-    return cross_entropy_sample(*args)
-
-
 def cost(n: int, v: int, dtype: torch.dtype) -> Cost:
     """Forward and backward with hard or top-k weak labels: one read and one write of the logits."""
     return Cost(bytes=2 * n * v * dtype.itemsize, flops=26 * n * v)
 
 
-OP = Op("cross_entropy", _lazy_reference, _backends(), _lazy_sample, cost)
+OP = Op("cross_entropy", cross_entropy_reference, cross_entropy_sample, cost)

@@ -24,10 +24,9 @@ from w2s_fast.ops.cross_entropy.algorithm import (
     check_spec,
     is_balanced,
     reduce_rows,
-    row_backend,
     solve,
 )
-from w2s_fast.ops.dispatch import LIBRARY, OPS
+from w2s_fast.ops.dispatch import LIBRARY, backend
 from w2s_fast.ops.loss_call import Index, LossResult, LossSpec, RowCall, Stat
 from w2s_fast.ops.results import check_reduction
 from w2s_fast.ops.targets import LossInputs
@@ -160,8 +159,8 @@ def scaled(grad: Tensor, upstream: Tensor) -> Tensor:
     if batched(upstream):  # by is_grads_batched: a gradient for every scalar
         return (grad.to(upstream.dtype) * upstream).to(grad.dtype)
     if grad.device.type != "cpu":
-        backend = OPS["cross_entropy"].backend(grad.device, grad.dtype)
-        backend.scale_(grad if grad.dim() == 2 else grad.unsqueeze(0), upstream)
+        kernels = backend("cross_entropy", grad)
+        kernels.scale_(grad if grad.dim() == 2 else grad.unsqueeze(0), upstream)
     elif upstream.item() != 1.0:
         grad.mul_(upstream)
     return grad
@@ -197,11 +196,11 @@ def snapshot(spec: LossSpec) -> None:
 
 def _gradient_from_record(p: LossInputs, call: EagerCall, upstream: Tensor) -> Tensor:
     """Write the gradient, rounded once; over the logits where the caller allows it."""
-    result, backend = call.result, row_backend(p)
+    result, kernels = call.result, backend("cross_entropy", p.logits)
     assert result is not None
-    grad = p.logits if call.inplace else backend.gradient_buffer(p, any_stride=True)
+    grad = p.logits if call.inplace else kernels.gradient_buffer(p, any_stride=True)
     weights = row_scale(p, result.normaliser, call.mean, upstream)
-    backend.gradient(
+    kernels.gradient(
         RowCall(p, call.spec, result.stats, result.index, grad=grad, row_scale=weights)
     )
     if call.inplace:
@@ -303,11 +302,11 @@ def fake_record(like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @torch.library.impl(LIBRARY, "weak_ce_backward", "CompositeExplicitAutograd")
 def _weak_ce_backward(upstream: Tensor, logits: Tensor, *arguments: Any) -> Tensor:
     p, spec, stats, index = from_backward(unit_column_stride(logits), *arguments)
-    backend = row_backend(p)
-    grad = backend.gradient_buffer(p)
+    kernels = backend("cross_entropy", p.logits)
+    grad = kernels.gradient_buffer(p)
     # The upstream already holds the row weights, and may be an expanded scalar.
     rows = upstream.to(stats.dtype).contiguous()
-    backend.gradient(RowCall(p, spec, stats, index, grad=grad, row_scale=rows))
+    kernels.gradient(RowCall(p, spec, stats, index, grad=grad, row_scale=rows))
     return grad
 
 

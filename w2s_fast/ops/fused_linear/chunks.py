@@ -29,10 +29,10 @@ from w2s_fast.ops.cross_entropy.algorithm import (
     check_spec,
     gradient_scale,
     normaliser,
-    row_backend,
     solve,
     total_loss,
 )
+from w2s_fast.ops.dispatch import backend
 from w2s_fast.ops.fused_linear import gemm
 from w2s_fast.ops.fused_linear.head_gradient import HeadGradient
 from w2s_fast.ops.loss_call import Index, LossResult, LossSpec, RowCall, Stat, new_record
@@ -178,7 +178,7 @@ def pass_over_rows(call: RowCall, chunk: Chunk, grad: Tensor | None = None) -> N
     part.stats, part.index = some, few = new_record(chunk.inputs)
     if call.topk_diffs is not None:
         part.topk_diffs = torch.empty_like(call.topk_diffs[at])
-    row_backend(chunk.inputs).rows(part)
+    backend("cross_entropy", chunk.inputs.logits).rows(part)
     stats[:, at], index[:, at] = some, few
     if call.topk_diffs is not None and part.topk_diffs is not None:
         call.topk_diffs[at] = part.topk_diffs

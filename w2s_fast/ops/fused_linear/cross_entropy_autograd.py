@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.cross_entropy.algorithm import check_spec, row_backend
+from w2s_fast.ops.cross_entropy.algorithm import check_spec
 from w2s_fast.ops.cross_entropy.autograd import (
     SPEC,
     TARGETS,
@@ -35,7 +35,7 @@ from w2s_fast.ops.cross_entropy.autograd import (
     snapshot,
     weight_gradient,
 )
-from w2s_fast.ops.dispatch import LIBRARY
+from w2s_fast.ops.dispatch import LIBRARY, backend
 from w2s_fast.ops.fused_linear.chunks import (
     Chunk,
     Gradients,
@@ -208,7 +208,7 @@ def gradients_from_record(
     for at, part in kept or chunks(x, p):
         dlogits = part.logits if call.grad is None else call.grad
         some, few = stats[:, at].contiguous(), index[:, at].contiguous()
-        row_backend(part).gradient(
+        backend("cross_entropy", part.logits).gradient(
             RowCall(part, call.spec, some, few, grad=dlogits, row_scale=row_scale[at])
         )
         grads.add(dlogits, at)

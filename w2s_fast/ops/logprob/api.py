@@ -18,7 +18,6 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import check_number, checked
-from w2s_fast.ops.cross_entropy.api import OP as CROSS_ENTROPY
 from w2s_fast.ops.dispatch import Cost, Op
 from w2s_fast.ops.logprob import autograd as _autograd  # noqa: F401 - registers its operators
 from w2s_fast.ops.loss_call import Index, Stat
@@ -157,4 +156,4 @@ def cost(n: int, v: int, dtype: torch.dtype) -> Cost:
     return Cost(bytes=3 * n * v * dtype.itemsize, flops=20 * n * v)
 
 
-OP = Op("topk_logprob", topk_logprob_reference, CROSS_ENTROPY.backends, topk_logprob_sample, cost)
+OP = Op("topk_logprob", topk_logprob_reference, topk_logprob_sample, cost)

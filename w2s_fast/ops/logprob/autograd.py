@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.cross_entropy.algorithm import row_backend
 from w2s_fast.ops.cross_entropy.autograd import unit_column_stride
-from w2s_fast.ops.dispatch import LIBRARY
+from w2s_fast.ops.dispatch import LIBRARY, backend
 from w2s_fast.ops.loss_call import Index, LossSpec, RowCall, Stat, new_record
 from w2s_fast.ops.targets import LossInputs
 from w2s_fast.ops.transforms import differentiable
@@ -98,7 +97,7 @@ def _topk_logp(
     logits: Tensor, ids: Tensor, softcap: float, with_tail: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = forward_call(unit_column_stride(logits), ids, softcap, with_tail)
-    row_backend(call.inputs).rows(call)
+    backend("topk_logprob", logits).rows(call)
     return read_off(call)
 
 
@@ -132,9 +131,9 @@ def _topk_logp_backward(
 ) -> Tensor:
     logits = unit_column_stride(logits)
     call = backward_call(logits, ids, grad_logp, grad_tail, stats, index, softcap)
-    backend = row_backend(call.inputs)
-    call.grad = grad = backend.gradient_buffer(call.inputs)
-    backend.gradient(call)
+    kernels = backend("topk_logprob", logits)
+    call.grad = grad = kernels.gradient_buffer(call.inputs)
+    kernels.gradient(call)
     return grad
 
 

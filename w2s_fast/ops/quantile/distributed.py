@@ -42,7 +42,7 @@ def check_group(group: Any) -> None:
 
 
 def search(
-    serve: ModuleType,
+    kernels: ModuleType,
     scores: Tensor,
     keep: Tensor | None,
     rank_of: Callable[[Tensor], Tensor],
@@ -52,7 +52,7 @@ def search(
     prefix = torch.zeros((), dtype=torch.int64, device=scores.device)
     rank = same = kept = unordered = prefix
     for step, (_, bits) in enumerate(rounds_of(scores.dtype)):
-        counts = serve.histogram(scores, keep, prefix, step)
+        counts = kernels.histogram(scores, keep, prefix, step)
         dist.all_reduce(counts, group=group)
         counts, extra = counts[:BINS], counts[BINS]
         if step == 0:
@@ -65,14 +65,14 @@ def search(
         rank = rank - (below.gather(0, digit.unsqueeze(0)).squeeze(0) - same)
         prefix = (prefix << bits) | digit
     at = score_of(prefix, scores.dtype)
-    above = serve.successor(scores, keep, at)
+    above = kernels.successor(scores, keep, at)
     dist.all_reduce(above, op=dist.ReduceOp.MIN, group=group)
     alone = (rank + 1 < same) | (wanted + 1 >= kept)
     return Found(at, torch.where(alone, at, above), kept, unordered)
 
 
 def quantile(
-    serve: ModuleType, scores: Tensor, q: Tensor, keep: Tensor | None, group: Any
+    kernels: ModuleType, scores: Tensor, q: Tensor, keep: Tensor | None, group: Any
 ) -> Tensor:
     """The same number as ``quantile`` of all ranks' scores together."""
     valid = (q >= 0) & (q <= 1)
@@ -80,7 +80,7 @@ def quantile(
     def position(kept: Tensor) -> Tensor:
         return torch.where(valid, q, 0.0) * (kept - 1).clamp_min(0)
 
-    found = search(serve, scores, keep, lambda kept: position(kept).floor().long(), group)
+    found = search(kernels, scores, keep, lambda kept: position(kept).floor().long(), group)
     place = position(found.kept)
     f = (place - place.floor()).to(found.at.dtype)
     value = between(found.at, found.next, f)
@@ -89,32 +89,32 @@ def quantile(
 
 
 def kth_value(
-    serve: ModuleType, scores: Tensor, rank: Tensor, keep: Tensor | None, group: Any
+    kernels: ModuleType, scores: Tensor, rank: Tensor, keep: Tensor | None, group: Any
 ) -> Tensor:
     """The kept score of 0-based ``rank`` among all ranks' scores; NaN if there is none."""
-    found = search(serve, scores, keep, lambda _: rank, group)
+    found = search(kernels, scores, keep, lambda _: rank, group)
     missing = (rank < 0) | (rank >= found.kept) | found.unordered
     return torch.where(missing, float("nan"), found.at)
 
 
 def top_mask(
-    serve: ModuleType, scores: Tensor, fraction: Tensor, keep: Tensor | None, group: Any
+    kernels: ModuleType, scores: Tensor, fraction: Tensor, keep: Tensor | None, group: Any
 ) -> Tensor:
     """This rank's part of the mask; ties go to lower ranks first."""
 
     def chosen(kept: Tensor) -> Tensor:
         return wanted(fraction, kept)
 
-    found = search(serve, scores, keep, lambda kept: kept - chosen(kept), group)
+    found = search(kernels, scores, keep, lambda kept: kept - chosen(kept), group)
     count = chosen(found.kept)
     at = torch.where((count > 0) & ~found.unordered, found.at, float("nan"))
     at = at.to(accumulator(scores.dtype))
     me = dist.get_rank(group)
     tallies = torch.zeros((dist.get_world_size(group), 2), dtype=torch.int64, device=scores.device)
-    tallies[me] = serve.tally(scores, keep, at)
+    tallies[me] = kernels.tally(scores, keep, at)
     dist.all_reduce(tallies, group=group)
     ties = count - tallies[:, 0].sum() - tallies[:me, 1].sum()
-    return serve.mark(scores, keep, at, ties.clamp_min(0))
+    return kernels.mark(scores, keep, at, ties.clamp_min(0))
 
 
 def wanted(fraction: Tensor, kept: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from torch import Tensor
 from w2s_fast.ops.cross_entropy.algorithm import (
     gradient_scale,
     normaliser,
-    row_backend,
     total_loss,
 )
 from w2s_fast.ops.cross_entropy.ref import soft_cap_slope, unless_own
+from w2s_fast.ops.dispatch import backend
 from w2s_fast.ops.fused_linear import gemm
 from w2s_fast.ops.fused_linear.chunks import (
     Chunk,
@@ -92,7 +92,7 @@ def merged_call(p: LossInputs, spec: LossSpec, shard: Shard) -> RowCall:
     call = RowCall(p, read, *new_record(p))
     if p.ids is not None:
         call.topk_diffs = torch.zeros(p.ids.shape, dtype=p.accumulator, device=p.logits.device)
-    row_backend(p).rows(call)
+    backend("cross_entropy", p.logits).rows(call)
     call.spec = spec
     stats, index = call.stats, call.index
     own_top = stats[Stat.MAX].clone()
@@ -170,7 +170,9 @@ def write_gradient(call: RowCall, row_scale: Tensor, shard: Shard) -> Tensor:
         if spec.softcap:
             slope = soft_cap_slope(z.to(stats.dtype), spec.softcap)
     terms = LossSpec(softcap=spec.softcap, z_loss=spec.z_loss)
-    row_backend(p).gradient(RowCall(p, terms, stats, index, grad=z, row_scale=row_scale))
+    backend("cross_entropy", p.logits).gradient(
+        RowCall(p, terms, stats, index, grad=z, row_scale=row_scale)
+    )
     if smoothing:
         flat = (1 - stats[Stat.COEF]) * smoothing * stats[Stat.MASS] / shard.total
         flat = torch.where(stats[Stat.FACTOR] != 0, flat * stats[Stat.FACTOR] * row_scale, 0.0)
