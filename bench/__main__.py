@@ -13,9 +13,9 @@ COMMANDS = {
     "products": "cases.products",
     "trainers": "cases.trainers",
     "w2s": "cases.w2s",
-    "architectures": "architectures",
-    "report": "report.write",
-    "plot": "report.plot",
+    "architectures": "architectures.command",
+    "report": "report.documents",
+    "plot": "report.pictures",
     "gpu": "gpu.suite",
 }
 

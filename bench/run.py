@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.cases import cross_entropy, linear, quantile, two_class
-from bench.harness import results
+from bench.harness import row_files
 from bench.harness.jobs import Job
 from bench.harness.spawn import ALLOCATORS, show, spawn
 
@@ -141,9 +141,9 @@ def main(args: list[str]) -> int:
             measured.append(row)
             print(show(row), flush=True)
         if a.out:
-            results.save(a.out, measured)
+            row_files.save(a.out, measured)
         if a.record:
-            results.record(measured)
+            row_files.record(measured)
     return 0
 
 

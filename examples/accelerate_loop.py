@@ -1,10 +1,10 @@
-"""A loop under accelerate, on one device or, by ``accelerate launch``, on several.
+"""Train a patched model in an accelerate loop, on one device or several.
 
     python examples/accelerate_loop.py
     torchrun --nproc-per-node 2 examples/accelerate_loop.py   # on CPUs with ACCELERATE_USE_CPU=1
 
-The model is patched before ``prepare``. ``num_items_in_batch`` is the number of answers of the
-whole step, over all micro-batches and processes, so neither changes a gradient.
+Patch the model before ``prepare``. ``num_items_in_batch`` is the number of labelled tokens of the
+whole step, over all micro-batches and processes, so gradients depend on neither.
 """
 
 from contextlib import nullcontext
@@ -27,7 +27,7 @@ def main(
     spec: str = "logconf:aux=0.5",
     adam: Any = torch.optim.AdamW,
 ) -> Any:
-    accelerator = Accelerator()  # its own accumulation would divide by micro-batches, not answers
+    accelerator = Accelerator()  # its own accumulation divides by micro-batches, not tokens
     model = w2s_fast.patch(tiny.lm(), loss=spec)
     optimizer = adam(model.parameters(), lr=1e-2)
     rows = tiny.rows(steps * accumulate * micro * accelerator.num_processes)
@@ -44,7 +44,7 @@ def main(
             last = i == accumulate - 1
             with nullcontext() if last else accelerator.no_sync(model):
                 part = model(**batch, num_items_in_batch=answers).loss
-                accelerator.backward(part * accelerator.num_processes)  # DDP takes the mean
+                accelerator.backward(part * accelerator.num_processes)  # DDP averages over ranks
             loss += part.detach()
         optimizer.step()
         optimizer.zero_grad()

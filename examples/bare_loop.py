@@ -1,10 +1,10 @@
-"""A loop of your own: the head and its loss as one module, only answers reach the head.
+"""Train in a loop of your own, with the head and its loss as one module.
 
     python examples/bare_loop.py
 
-Every row has one position that counts, its last token. Its logits are made in chunks and never
-stored, the other positions are not multiplied with the head at all. Gradients accumulate: the
-denominator is that of the whole step.
+Every row has one position that counts, its last token. Only these positions are multiplied with the
+head, and their logits are computed in chunks and never stored. Gradients accumulate exactly,
+because every loss is divided by the total weight of the whole step.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from w2s_fast.integrations.batches import WeakLabelCollator
 
 
 class Student(nn.Module):
-    """A causal language model whose forward gives the sum of the losses of its answers."""
+    """Wrap a causal language model; its forward returns the summed loss of labelled tokens."""
 
     def __init__(self, lm: Any) -> None:
         super().__init__()

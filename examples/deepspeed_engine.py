@@ -1,10 +1,10 @@
-"""A DeepSpeed engine at any ZeRO stage.
+"""Train a patched model in a DeepSpeed engine, at any ZeRO stage.
 
     deepspeed --num_accelerators 2 examples/deepspeed_engine.py 3
 
-The model is patched before ``initialize``, and the loss is computed inside the engine's forward,
-where a partitioned head is whole. The denominator is that of the whole step, over micro-batches and
-ranks; the engine takes the mean over both, so each part is multiplied by their number.
+Patch the model before ``initialize``. The loss is computed inside the engine's forward, where a
+partitioned head is gathered. The denominator is that of the whole step, over micro-batches and
+ranks. The engine averages over both, so each loss is multiplied by their number.
 """
 
 import sys
@@ -34,7 +34,7 @@ def main(
     config = {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulate,
-        "gradient_clipping": 0.0,  # DeepSpeed clips at 1 unless told
+        "gradient_clipping": 0.0,  # DeepSpeed clips at 1 by default
         "zero_optimization": {"stage": zero},
         "zero_allow_untested_optimizer": True,
     }
@@ -57,7 +57,7 @@ def main(
             engine.backward(loss * accumulate * dist.get_world_size())
             engine.step()
         if dist.get_rank() == 0:
-            print(f"step {step}: this rank's last part of the loss {loss.item():.4f}")
+            print(f"step {step}: loss of this rank's last micro-batch {loss.item():.4f}")
     return engine
 
 

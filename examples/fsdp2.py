@@ -1,10 +1,9 @@
-"""FSDP2, two ranks or more.
+"""Train a patched model with FSDP2, on two ranks or more.
 
     torchrun --nproc-per-node 2 examples/fsdp2.py
 
-``fully_shard`` of each layer and of the model, as anywhere else. The model is patched before, and
-called as a whole: its head is gathered by the group that it belongs to. Tied embeddings must stay
-in one group.
+Patch the model, then call ``fully_shard`` on each layer and on the model as usual. Call the model
+as a whole: the group that owns the head gathers it. Tied embeddings must stay in one group.
 """
 
 from typing import Any
@@ -47,7 +46,7 @@ def main(
         dist.all_reduce(answers)
         set_progress(model, step / steps, step)
         loss = model(**batch, num_items_in_batch=answers).loss
-        (loss * dist.get_world_size()).backward()  # FSDP takes the mean over ranks
+        (loss * dist.get_world_size()).backward()  # FSDP averages over ranks
         optimizer.step()
         optimizer.zero_grad()
         dist.all_reduce(total := loss.detach().clone())

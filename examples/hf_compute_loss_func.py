@@ -1,10 +1,10 @@
-"""transformers' Trainer, any model with logits: the loss goes in as ``compute_loss_func``.
+"""Pass any loss to transformers' Trainer as ``compute_loss_func``, for a model with logits.
 
     python examples/hf_compute_loss_func.py
 
-Here a classifier learns soft weak labels with the confidence loss. Its schedule follows the
-Trainer's steps, and gradients accumulate to those of the whole batch. For a causal language model
-with its large vocabulary take ``hf_trainer.py``, which makes no logits.
+A classifier learns soft weak labels with the confidence loss. The schedule follows the Trainer's
+steps, and accumulated gradients equal those of the whole batch. For causal language models with
+large vocabularies use ``hf_trainer.py``, which computes no logits.
 """
 
 import sys
@@ -19,7 +19,7 @@ import w2s_fast
 
 
 class WeakLoss(TrainerCallback):
-    """Both the loss and the callback that tells it how far training is."""
+    """Compute the loss; as a callback, track the progress of training for its schedule."""
 
     def __init__(self, spec: str) -> None:
         self.loss, self.frac, self.step = w2s_fast.make_loss(spec), 0.0, 0
@@ -31,7 +31,7 @@ class WeakLoss(TrainerCallback):
         out = self.loss(outputs.logits, labels, frac=self.frac, step=self.step)
         if num_items_in_batch is None:  # evaluation
             return out.loss_sum / out.count
-        # The Trainer counts entries of labels over the whole step: a row of soft labels has C.
+        # The Trainer counts label entries over the whole step; a row of soft labels has C of them.
         return out.loss_sum * labels.shape[1] / num_items_in_batch
 
 

@@ -1,10 +1,10 @@
-"""transformers' Trainer and a causal language model: two lines more than without.
+"""Train a causal language model on weak labels with transformers' Trainer and two more lines.
 
     python examples/hf_trainer.py
 
-``patch`` makes the model's own forward return the weak-to-strong loss of the columns that
-``WeakLabelCollator`` pads, without logits. ``labels`` mark the answers, so the Trainer counts them:
-the loss of an accumulated step is divided by all of its answers.
+``patch`` makes the model's forward return the weak-to-strong loss of the columns that
+``WeakLabelCollator`` pads, without logits. ``labels`` mark the labelled tokens; the Trainer counts
+them and divides the loss of an accumulated step by their number.
 """
 
 import sys

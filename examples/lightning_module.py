@@ -1,10 +1,10 @@
-"""A Lightning module.
+"""Train a patched model in a Lightning module.
 
     python examples/lightning_module.py
 
-Lightning divides an accumulated step by its number of micro-batches. With as many answers in each,
-as here with one a row, that is the loss of the whole batch; where they differ, give ``forward`` a
-``num_items_in_batch`` of your own.
+Lightning averages the micro-batches of an accumulated step. If each has the same number of labelled
+tokens, as here with one per row, this is the loss of the whole batch; otherwise pass your own
+``num_items_in_batch`` to the forward.
 """
 
 from typing import Any

@@ -15,7 +15,7 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=29500
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 
-# srun gives every task its rank; a job that lost a process ends with 75 and continues when it runs again.
+# srun assigns the ranks. Exit code 75 means that a process was lost; a requeued job resumes.
 code=0
 srun --kill-on-bad-exit=1 python -m w2s_fast run --config "$config" "$@" || code=$?
 if [ "$code" -eq 75 ]; then

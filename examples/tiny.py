@@ -1,8 +1,8 @@
-"""What the examples train and on what: nothing is downloaded.
+"""Tiny models, a tokenizer and weakly labelled rows for the examples; nothing is downloaded.
 
-Texts are those of the embedded task, "the keys of the old cabinet" to be answered with "is" or
-"are"; the judge knows the answer and is wrong now and then. Put your own model, tokenizer and
-``w2s_fast.integrations.batches.read_labels("weak_labels.parquet")`` in their place.
+The texts are those of the embedded task: "the keys of the old cabinet" is completed by "is" or
+"are". The judge knows the answer and is sometimes wrong. Replace them with your own model,
+tokenizer and ``w2s_fast.integrations.batches.read_labels("weak_labels.parquet")``.
 """
 
 from typing import Any
@@ -19,13 +19,13 @@ SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
     "max_steps": 6, "logging_steps": 1, "report_to": [], "save_strategy": "no",
 }  # fmt: skip
-# TRL trains in bf16 unless told otherwise, and drops the columns that it does not know.
+# By default, TRL trains in bf16 and drops unknown columns.
 TRL: dict[str, Any] = {"bf16": False, "remove_unused_columns": False}
 tokenizer = make_tokenizer()
 
 
 def lm(seed: int = 0, kind: type = LlamaForCausalLM, **fields: Any) -> Any:
-    """A causal language model of random weights."""
+    """Build a causal language model with random weights."""
     set_seed(seed)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -34,28 +34,29 @@ def lm(seed: int = 0, kind: type = LlamaForCausalLM, **fields: Any) -> Any:
 
 
 def classifier(seed: int = 0, num_labels: int = 2) -> Any:
-    """The same body with a classification head; one label: a reward model."""
+    """Build the same backbone with a classification head; with one label, a reward model."""
     return lm(seed, LlamaForSequenceClassification, num_labels=num_labels)
 
 
 def judged(n: int) -> tuple[list[str], WeakLabels]:
-    """Texts, and what the judge says of them."""
+    """Return texts and the judge's labels for them."""
     config = TaskConfig(n_weak=2, n_transfer=n, n_test=2)
     texts = get_task("agreement").load(config, 0).transfer
     rng = np.random.default_rng(0)
-    sure = rng.uniform(0.5, 1, n) * rng.choice([1, -1], n, p=[0.85, 0.15]) % 1  # of the true answer
+    # Probability of the true answer, below 1/2 in 15 % of the rows.
+    sure = rng.uniform(0.5, 1, n) * rng.choice([1, -1], n, p=[0.85, 0.15]) % 1
     plural = np.where(texts.labels == 1, sure, 1 - sure)
     probs = np.stack([1 - plural, plural], 1).astype(np.float32)
     return list(texts.texts), WeakLabels(texts.ids, probs, rng.uniform(0.5, 1.5, n).astype("f4"))
 
 
 def rows(n: int = 48) -> list[dict[str, Any]]:
-    """Prompts with the judge's probabilities of the two answers, as rows for a collator."""
+    """Return collator rows: prompts with the judge's probabilities of the two answers."""
     return answer_rows(tokenizer, *judged(n), WORDS)
 
 
 def pairs(n: int = 48) -> list[dict[str, Any]]:
-    """Two answers to each prompt, and the judge's probability that the first is the better one."""
+    """Return two answers per prompt and the judge's probability that the first is better."""
     texts, labels = judged(n)
     first, second = (f" {word}" for word in WORDS)
     return [

@@ -1,12 +1,12 @@
-"""TRL's DPOTrainer with a judge's probability and a weight for every pair.
+"""Train with TRL's DPOTrainer on a judge's probability and a weight for every pair.
 
     python examples/trl_dpo.py
 
-``q`` is the probability that the first answer is the better one, q = 1 with weight 1 is TRL's own
-loss. Log-probabilities come from the patched model, only tokens of answers reach its head; those of
-the reference are computed once, by the same model before it is trained. Any loss of
-``w2s_fast.losses.preference`` will do. The sum is divided by the number of pairs, so accumulated
-micro-batches add up exactly.
+``q`` is the probability that the first completion is the better one; q = 1 with weight 1 is TRL's
+own loss. The patched model returns log-probabilities, and only completion tokens reach its head.
+Reference log-probabilities are computed once, by the same model before training. Any loss of
+``w2s_fast.losses.preference`` can be used. The sum is divided by the number of pairs, so
+accumulation over micro-batches is exact.
 """
 
 import sys
@@ -25,7 +25,7 @@ from w2s_fast.losses.preference import DPO, Answers
 
 
 class SoftPairs(DataCollatorForPreference):
-    """TRL's collator, and the two columns that it would leave out."""
+    """Add the columns ``q`` and ``weight``, which TRL's collator drops."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         extra = {k: torch.tensor([e[k] for e in examples]) for k in ("q", "weight")}

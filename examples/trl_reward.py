@@ -1,9 +1,9 @@
-"""TRL's RewardTrainer with a judge's probability and a weight for every pair.
+"""Train with TRL's RewardTrainer on a judge's probability and a weight for every pair.
 
     python examples/trl_reward.py
 
-``q`` is the probability that the first answer is the better one, q = 1 with weight 1 is TRL's own
-loss. The sum is divided by the number of pairs, so accumulated micro-batches add up exactly.
+``q`` is the probability that the first completion is the better one; q = 1 with weight 1 is TRL's
+own loss. The sum is divided by the number of pairs, so accumulation over micro-batches is exact.
 """
 
 import sys
@@ -21,7 +21,7 @@ from w2s_fast.losses.preference import Answers, BradleyTerry
 
 
 class SoftPairs(DataCollatorForPreference):
-    """TRL's collator, and the two columns that it would leave out."""
+    """Add the columns ``q`` and ``weight``, which TRL's collator drops."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         extra = {k: torch.tensor([e[k] for e in examples]) for k in ("q", "weight")}

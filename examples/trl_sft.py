@@ -1,10 +1,10 @@
-"""TRL's SFTTrainer on weak labels: the model's own forward gives the loss.
+"""Train with TRL's SFTTrainer on weak labels, using the model's own loss.
 
     python examples/trl_sft.py
 
-SFTTrainer computes a loss of its own from hidden states. One method hands the loss back to the
-model, as transformers' Trainer has it, and ``patch`` made that model return the weak-to-strong
-loss; accumulation is exact. ``entropy`` and ``mean_token_accuracy`` are no longer logged.
+SFTTrainer computes its own loss from hidden states. One override calls the ``compute_loss`` of
+transformers' Trainer instead, which uses the weak-to-strong loss of the patched model; accumulation
+is exact. ``entropy`` and ``mean_token_accuracy`` are no longer logged.
 """
 
 import sys
@@ -22,7 +22,7 @@ from w2s_fast.integrations.patching import progress_callback
 
 class WeakSFTTrainer(SFTTrainer):
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        return super(SFTTrainer, self).compute_loss(*args, **kwargs)  # transformers' Trainer's
+        return super(SFTTrainer, self).compute_loss(*args, **kwargs)  # skip SFTTrainer's own loss
 
 
 def main(folder: str, spec: str = "logconf:aux=0.5", **settings: Any) -> WeakSFTTrainer:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import w2s_fast
 from bench.cases import baselines
-from bench.harness.measure import Candidate
+from bench.harness.cpu_timing import Candidate
 
 CASES = ("logconf_hard", "logconf_topk", "logconf_dense", "hard", "dense")
 SHAPES = ((4096, 32000), (1024, 128256))

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.harness import results
+from bench.harness import row_files
+from bench.harness.cpu_timing import Candidate, interleave
 from bench.harness.environment import ROOT, environment
-from bench.harness.measure import Candidate, interleave
 from w2s_fast.losses import make_loss
 from w2s_fast.probing import (
     CachedHead,
@@ -87,13 +87,13 @@ def main(args: list[str]) -> int:
             print(json.dumps({k: row[k] for k in list(row)[:14]}), flush=True)
             found.append(row)
     if a.out:
-        results.save(a.out, found)
+        row_files.save(a.out, found)
     if a.record:
-        results.record(found)
+        row_files.record(found)
     return 0
 
 
-def _row(case: str, n: int, d: int, provider: str, **numbers: float) -> results.Row:
+def _row(case: str, n: int, d: int, provider: str, **numbers: float) -> row_files.Row:
     shape = {"op": "heads", "case": case, "dtype": "bf16", "n": n, "d": d, "v": 2}
     told = {k: float(f"{v:.4g}") for k, v in numbers.items()}
     return {**shape, "allocator": "stock", "provider": provider, **told}
@@ -119,7 +119,7 @@ def _recipe(quick: bool, epochs: int | None = None) -> TrainConfig:
 # Sweep ----------------------------------------------------------------------------------------
 
 
-def sweep(a: argparse.Namespace, d: int) -> Iterator[results.Row]:
+def sweep(a: argparse.Namespace, d: int) -> Iterator[row_files.Row]:
     """Wall and CPU time of all losses and seeds, shared out over the processes."""
     from safetensors.torch import save_file
 
@@ -186,7 +186,7 @@ def _worker(job: dict[str, Any]) -> int:
 # The same work in other ways ------------------------------------------------------------------
 
 
-def epoch(a: argparse.Namespace, d: int) -> Iterator[results.Row]:
+def epoch(a: argparse.Namespace, d: int) -> Iterator[row_files.Row]:
     """All losses, one seed, one epoch: together, and one after the other by the ordinary loop."""
     n = 300 if a.quick else 20000
     x, weak = _problem(n, d)
@@ -201,7 +201,7 @@ def epoch(a: argparse.Namespace, d: int) -> Iterator[results.Row]:
     yield from _compared(a, "epoch", n, d, ways, {"losses": len(SPECS), "seeds": 1, "epochs": 1})
 
 
-def probe(a: argparse.Namespace, d: int) -> Iterator[results.Row]:
+def probe(a: argparse.Namespace, d: int) -> Iterator[row_files.Row]:
     """One loss, one seed, one epoch of a transformer's probe, with and without the cache."""
     if d != _BODY["hidden_size"]:
         return
@@ -255,7 +255,7 @@ def _compared(
     d: int,
     ways: dict[str, Candidate],
     about: dict[str, float],
-) -> Iterator[results.Row]:
+) -> Iterator[row_files.Row]:
     samples = interleave(ways, 1 if a.quick else 3)
     base = samples["ours"].summary()["cpu_ms"]
     for who, s in samples.items():

@@ -20,7 +20,7 @@ from torch import Tensor
 import w2s_fast
 from bench.cases import baselines
 from bench.cases.cross_entropy import AUX, DTYPES, TOP_K
-from bench.harness.measure import Candidate
+from bench.harness.cpu_timing import Candidate
 
 CASES = ("hard", "dense", "topk", "logconf_hard", "logconf_topk")
 SHAPES = ((2048, 1024, 32000), (1024, 2048, 128256))  # N, D, V

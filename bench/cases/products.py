@@ -24,9 +24,9 @@ from torch import Tensor
 
 import w2s_fast
 from bench.cases import linear
-from bench.harness import results
+from bench.harness import row_files
+from bench.harness.cpu_timing import Candidate, interleave
 from bench.harness.environment import ROOT, environment
-from bench.harness.measure import Candidate, interleave
 from w2s_fast.ops.fused_linear import gemm
 
 LIMITS = {
@@ -60,13 +60,13 @@ def main(args: list[str]) -> int:
         told = ("case", "dtype", "n", "d", "v", "provider", "cpu_ms", "ratio_to_ours", "through")
         print(json.dumps({k: row[k] for k in told}), flush=True)
     if a.out:
-        results.save(a.out, found)
+        row_files.save(a.out, found)
     if a.record:
-        results.record(found)
+        row_files.record(found)
     return 0
 
 
-def _limited(limit: str, quick: bool) -> list[results.Row]:
+def _limited(limit: str, quick: bool) -> list[row_files.Row]:
     if limit not in LIMITS:
         raise SystemExit(f"bench: limit {limit!r}; expected some of {tuple(LIMITS)}")
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -99,7 +99,7 @@ def losses(x: linear.Inputs) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     return {"ours": ours, "upcast": upcast, "eager": eager}
 
 
-def _measured(limit: str, dtype: str, n: int, d: int, v: int, quick: bool) -> list[results.Row]:
+def _measured(limit: str, dtype: str, n: int, d: int, v: int, quick: bool) -> list[row_files.Row]:
     x = linear.make_inputs("hard", "fp32", n, d, v)
     x.hidden, x.head = (t.detach().to(_DTYPES[dtype]).requires_grad_() for t in (x.hidden, x.head))
     has = gemm.has_kernels(_DTYPES[dtype])
@@ -114,7 +114,7 @@ def _measured(limit: str, dtype: str, n: int, d: int, v: int, quick: bool) -> li
     about = {"op": "products", "case": limit, "dtype": dtype, "n": n, "d": d, "v": v}
     about |= {"allocator": "stock", "quick": quick, "through": dtype if has else "fp32"}
     base = told["ours"]["cpu_ms"]
-    found: list[results.Row] = []
+    found: list[row_files.Row] = []
     for name, numbers in told.items():
         short = {k: float(f"{y:.4g}") for k, y in numbers.items()}
         ratio = {"ratio_to_ours": float(f"{numbers['cpu_ms'] / base:.4g}")}

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.harness import results
+from bench.harness import row_files
+from bench.harness.cpu_timing import Candidate, interleave
 from bench.harness.environment import ROOT, environment
-from bench.harness.measure import Candidate, interleave
 from w2s_fast.distributed.network import free_port
 from w2s_fast.distributed.world import end, join, world
 from w2s_fast.losses import make_loss
@@ -68,13 +68,13 @@ def main(args: list[str]) -> int:
             print(json.dumps({k: row[k] for k in list(row)[:14]}), flush=True)
             found.append(row)
     if a.out:
-        results.save(a.out, found)
+        row_files.save(a.out, found)
     if a.record:
-        results.record(found, "scale.jsonl")
+        row_files.record(found, "scale.jsonl")
     return 0
 
 
-def _row(op: str, case: str, n: int, provider: str, **numbers: float) -> results.Row:
+def _row(op: str, case: str, n: int, provider: str, **numbers: float) -> row_files.Row:
     shape = {"op": op, "case": case, "dtype": "fp32", "n": n, "v": 2, "allocator": "stock"}
     return {**shape, "provider": provider, **{k: float(f"{v:.5g}") for k, v in numbers.items()}}
 
@@ -82,7 +82,7 @@ def _row(op: str, case: str, n: int, provider: str, **numbers: float) -> results
 # Labelling ------------------------------------------------------------------------------------
 
 
-def labelling(a: argparse.Namespace) -> Iterator[results.Row]:
+def labelling(a: argparse.Namespace) -> Iterator[row_files.Row]:
     """Rows a second of both loops on every set of texts."""
     sets = {"long_tailed": _long_tailed(60 if a.quick else 500)}
     model = _classifier(a.model)
@@ -151,7 +151,7 @@ def _classifier(source: str | None) -> Any:
 # Several processes ----------------------------------------------------------------------------
 
 
-def exchange(a: argparse.Namespace) -> Iterator[results.Row]:
+def exchange(a: argparse.Namespace) -> Iterator[row_files.Row]:
     """Step time with a threshold over all processes, and with each process's own."""
     for size in (2, 4):
         job = {"part": "exchange", "steps": 3 if a.quick else 12, "rounds": 1 if a.quick else 20}
@@ -161,7 +161,7 @@ def exchange(a: argparse.Namespace) -> Iterator[results.Row]:
                        ratio_to_ours=ms / told["exact"])  # fmt: skip
 
 
-def memory(a: argparse.Namespace) -> Iterator[results.Row]:
+def memory(a: argparse.Namespace) -> Iterator[row_files.Row]:
     """Peak of a process at ZeRO-3, and what ``plan`` says."""
     with tempfile.TemporaryDirectory() as folder:
         for size in (1, 2):

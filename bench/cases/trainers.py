@@ -3,7 +3,7 @@
 The steps are those of ``trainer_steps``. Before anything is timed, every candidate's loss and
 gradient are compared with the first one's; a candidate that differs stops the run. Candidates take
 turns in one process per case, dtype and allocator, see ``bench.run``; peak memory is that of a
-second step in a process of its own, see ``bench.harness.memory``.
+second step in a process of its own, see ``bench.harness.peak_memory``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 
 from bench.cases.linear import Unavailable
 from bench.cases.trainer_steps import PROVIDERS, Shape, Step, make_step, prepare
-from bench.harness import memory, results
+from bench.harness import peak_memory, row_files
+from bench.harness.cpu_timing import Candidate, interleave
 from bench.harness.environment import environment
 from bench.harness.jobs import Job, asked, rows
-from bench.harness.measure import Candidate, interleave
 from bench.harness.spawn import ALLOCATORS, show, spawn
 
 OP = "trainers"
@@ -82,7 +82,7 @@ def measure(job: Job) -> list[dict[str, object]]:
     about = compared(steps, (PAIRS if job.case == "dpo" else BUDGET)[job.dtype])
     if job.allocator == "stock":  # memory is the same under the other one
         ready = partial(prepare, shape=shape)
-        for name, peak in memory.peaks(list(steps), ready, job.threads, _PRELOAD).items():
+        for name, peak in peak_memory.peaks(list(steps), ready, job.threads, _PRELOAD).items():
             about[name]["peak_mib"] = peak
     candidates = {name: Candidate(s, s.reset, warm=1) for name, s in steps.items()}
     found = rows(job, interleave(candidates, job.rounds), about)
@@ -145,7 +145,7 @@ def main(args: list[str]) -> int:
             measured.append(row)
             print(show(row), flush=True)
         if a.out:
-            results.save(a.out, measured)
+            row_files.save(a.out, measured)
         if a.record:
-            results.record(measured)
+            row_files.record(measured)
     return 0

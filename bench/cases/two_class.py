@@ -10,7 +10,7 @@ from torch import Tensor
 
 import w2s_fast
 from bench.cases import baselines
-from bench.harness.measure import Candidate
+from bench.harness.cpu_timing import Candidate
 
 SIZES = (32, 256, 4096)
 PROVIDERS = ("ours", "eager", "compile")

@@ -1,12 +1,12 @@
-"""``python -m bench w2s``: weak-to-strong experiments whose outcome the documents quote.
+"""``python -m bench w2s``: weak-to-strong experiments whose results docs/results.md quotes.
 
-Not a speed: what the methods recover, over seeds, with intervals. ``agreement`` needs nothing;
-the others read real data that is not part of the repository and a pretrained student:
+They measure PGR over seeds, with intervals, not speed. ``agreement`` needs no data; the others read
+real data that is not part of the repository, and a pretrained student:
 
     python -m bench w2s agreement --record
     python -m bench w2s sst2 cola safety hh --data DIR --student DIR --record
 
-DIR of data holds sst2/train.tsv, cola/in_domain_train.tsv, safety/safety.csv and
+The data folder holds sst2/train.tsv, cola/in_domain_train.tsv, safety/safety.csv and
 hh_single_turn/harmless_train_w2s.jsonl as they are published.
 """
 
@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness.environment import ROOT, environment
-from bench.harness.results import RESULTS
+from bench.harness.row_files import RESULTS
+from w2s_fast.report.figure import results_figure
+from w2s_fast.report.model_rows import NOT_REPORTED, format_interval, format_number
 
 FOLDER = RESULTS / "w2s"
 PAGE = "docs/results.md"
 REAL = ("sst2", "cola", "safety", "hh")
 NAMES = ("agreement", *REAL)
-_KEPT = ("runs", "summary", "controls", "gold")
+_COMMITTED = ("runs", "summary", "controls", "gold")
 _REAL_METHODS = (
     "probe@xent", "probe@logconf", "probe@logconf_openai", "probe@gce", "confident|probe@xent",
     "ensemble|probe@xent", "strong_to_strong|probe@xent", "probe_filter:probe=knn|probe@xent",
@@ -37,7 +39,7 @@ _REAL_METHODS = (
 
 
 def agreement() -> Any:
-    """The embedded task, five seeds: the losses, a chain, an ensemble, what the student knows."""
+    """Return a run of the embedded task over five seeds, with every kind of method."""
     from w2s_fast.config import RunConfig
 
     return RunConfig(
@@ -53,9 +55,10 @@ def agreement() -> Any:
 
 
 def real(name: str, data: Path, student: Path) -> Any:
-    """A bag of words teaches the head of a frozen pretrained sentence encoder, three seeds.
+    """Return a run in which a bag of words supervises the head of a frozen sentence encoder.
 
-    The recipe is Burns et al.'s for linear probes (batches of 128, 1e-3), for 100 epochs.
+    Three seeds. The recipe is that of Burns et al. for linear probes (batches of 128, learning
+    rate 1e-3), for 100 epochs.
     """
     from w2s_fast.config import RunConfig
     from w2s_fast.models import ModelConfig
@@ -86,7 +89,7 @@ def real(name: str, data: Path, student: Path) -> Any:
 
 
 def measure(name: str, cfg: Any, out: Path) -> dict[str, Any]:
-    """Run one experiment; what is committed of it."""
+    """Run one experiment and return the part of its results that is committed."""
     from w2s_fast.pipeline import run
 
     results = run(
@@ -95,24 +98,24 @@ def measure(name: str, cfg: Any, out: Path) -> dict[str, Any]:
     config = json.loads(json.dumps(results["provenance"]["config"]))
     for block, key in (("task", "path"), ("student", "source")):
         if config[block][key] and "/" in config[block][key]:
-            config[block][key] = Path(config[block][key]).name  # not where it lay
+            config[block][key] = Path(config[block][key]).name  # without the local folder
     config |= {"output_dir": "out", "cache_dir": None}
-    found = {key: results[key] for key in _KEPT}
-    return {"name": name, "environment": environment(), "config": config, **found}
+    blocks = {key: results[key] for key in _COMMITTED}
+    return {"name": name, "environment": environment(), "config": config, **blocks}
 
 
-def beats(found: Mapping[str, Any], name: str, other: str) -> float:
-    """One-sided p that ``name`` is no better than ``other``: paired t-test over the seeds."""
+def p_value(found: Mapping[str, Any], name: str, other: str) -> float:
+    """Return the one-sided p of ``name`` over ``other``: a paired t-test over the seeds."""
     from scipy.stats import ttest_rel
 
-    by = {(r["name"], r["seed"]): r["student"] for r in found["runs"]}
-    seeds = sorted({seed for _, seed in by})
-    pairs = [[by[who, s] for s in seeds] for who in (name, other)]
+    accuracy = {(r["name"], r["seed"]): r["student"] for r in found["runs"]}
+    seeds = sorted({seed for _, seed in accuracy})
+    pairs = [[accuracy[student, s] for s in seeds] for student in (name, other)]
     return float(ttest_rel(*pairs, alternative="greater").pvalue)
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The experiment as Markdown."""
+    """Return the experiment as a Markdown table."""
     config, first = found["config"], found["summary"][0]
     n, seeds = found["runs"][0]["n_test"], len(config["seeds"])
     task = config["task"]
@@ -122,8 +125,8 @@ def table(found: Mapping[str, Any]) -> str:
         + _control(found)
         + ".",
         "",
-        "| method + loss | accuracy | PGR | 95 % interval | agrees where weak is right / wrong | "
-        f"p, no better than `{_plain(found)}` |",
+        "| method + loss | accuracy | PGR | 95 % interval | agreement where weak is right / wrong "
+        f"| p against `{_baseline_name(found)}` |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for s in found["summary"]:
@@ -134,21 +137,19 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def _line(found: Mapping[str, Any], s: Mapping[str, Any]) -> str:
-    pgr = "refused" if s["pgr_mean"] is None else f"{s['pgr_mean']:.2f}"
-    span = "–" if s["pgr_low"] is None else f"{s['pgr_low']:.2f} – {s['pgr_high']:.2f}"
-    split = " / ".join(
-        "–" if s["agreement"][k] is None else f"{s['agreement'][k]:.3f}"
-        for k in ("weak_right", "weak_wrong")
-    )
-    plain = _plain(found)
-    p = "" if s["name"] == plain else f"{beats(found, s['name'], plain):.3f}"
+    pgr = NOT_REPORTED if s["pgr_mean"] is None else f"{s['pgr_mean']:.2f}"
+    agreement = " / ".join(format_number(s["agreement"][k]) for k in ("weak_right", "weak_wrong"))
+    baseline = _baseline_name(found)
+    p = "" if s["name"] == baseline else f"{p_value(found, s['name'], baseline):.3f}"
     own = f" (ceiling {s['ceiling']:.3f})" if s["ceiling"] != found["summary"][0]["ceiling"] else ""
-    name = s["name"].replace("|", "\\|")  # or the table would end here
-    return f"| `{name}`{own} | {s['student']:.3f} | {pgr} | {span} | {split} | {p} |"
+    name = s["name"].replace("|", "\\|")  # a bar would end the cell
+    return (
+        f"| `{name}`{own} | {s['student']:.3f} | {pgr} | {format_interval(s)} | {agreement} | {p} |"
+    )
 
 
-def _plain(found: Mapping[str, Any]) -> str:
-    """Name of the student that learns the weak labels as they are by cross-entropy: the first."""
+def _baseline_name(found: Mapping[str, Any]) -> str:
+    """Return the name of the first student: cross-entropy on unmodified weak labels."""
     return found["summary"][0]["name"]
 
 
@@ -162,7 +163,7 @@ def _control(found: Mapping[str, Any]) -> str:
 
 
 def blocks() -> dict[str, Callable[[Any], str]]:
-    """Marker -> what ``bench report`` writes there: one block an experiment."""
+    """Return marker -> what makes its text in docs/results.md, a block per experiment."""
     return {name: (lambda _, name=name: _block(name)) for name in NAMES}
 
 
@@ -172,20 +173,22 @@ def _block(name: str) -> str:
         return f"No rows have been recorded yet: `python -m bench w2s {name} --record`.\n"
     found = json.loads(path.read_text())
     e = found["environment"]
-    where = f"{e['cpu']}, torch {e['torch']}, commit {e['git_sha']}."
+    machine = f"{e['cpu']}, torch {e['torch']}, commit {e['git_sha']}."
     picture = f"![{name}: accuracy and gap recovered](img/w2s-{name}.svg)"
-    return f"{table(found)}\n{picture}\n\n{where}\n"
+    return f"{table(found)}\n{picture}\n\n{machine}\n"
+
+
+def figure(found: Mapping[str, Any], kind: str) -> bytes:
+    """Return the figure of an experiment as "svg" or "png" bytes."""
+    return results_figure({**found, "provenance": {"config": found["config"]}}, kind)
 
 
 def save(found: Mapping[str, Any]) -> None:
     """Write the committed file and its picture."""
-    from w2s_fast.report.figure import results_figure
-
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{found['name']}.json").write_text(json.dumps(found, indent=1) + "\n")
-    shown = {**found, "provenance": {"config": found["config"]}}
     picture = ROOT / "docs" / "img" / f"w2s-{found['name']}.svg"
-    picture.write_bytes(results_figure(shown, "svg"))
+    picture.write_bytes(figure(found, "svg"))
 
 
 def main(args: list[str]) -> int:

@@ -20,8 +20,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.gpu import table as gpu_table
-from bench.gpu.cases import CASES
+from bench.gpu import gpu_table
+from bench.gpu.gpu_cases import CASES
 from bench.harness.environment import ROOT
 
 OUT = ROOT / "out" / "gpu.jsonl"
@@ -52,10 +52,10 @@ def parts() -> list[Part]:
         Part("build", (me, "setup.py", "-q", "build_ext", "--inplace"), 70),
         Part("tests", (*pytest, *TESTS), 125),
         Part("memcheck", (me, "-m", "bench.gpu.memcheck"), 25),
-        Part("ceilings", (me, "-m", "bench.gpu.worker", "ceilings"), 15, True),
+        Part("ceilings", (me, "-m", "bench.gpu.gpu_worker", "ceilings"), 15, True),
     ]
     for name, case in CASES.items():
-        found.append(Part(name, (me, "-m", "bench.gpu.worker", name), case.seconds, True))
+        found.append(Part(name, (me, "-m", "bench.gpu.gpu_worker", name), case.seconds, True))
     return found
 
 
@@ -181,7 +181,7 @@ def main(args: list[str]) -> int:
     if why := no_device():
         print(f"bench gpu: {why}", file=sys.stderr)
         return 2
-    from bench.gpu.environment import gpu_environment
+    from bench.gpu.gpu_environment import gpu_environment
 
     about = gpu_environment()
     sha = about["git_sha"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from bench.harness.cpu_timing import Samples
 from bench.harness.environment import environment
-from bench.harness.measure import Samples
 
 _FLOORS = ("floor_write", "floor_read", "gemms")
 

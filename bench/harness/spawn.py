@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from bench.harness.environment import ROOT
 from bench.harness.jobs import Job
-from bench.harness.results import Row
+from bench.harness.row_files import Row
 
 ALLOCATORS = {
     "stock": {},
@@ -29,7 +29,7 @@ def spawn(group: list[Job]) -> Iterator[Row]:
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
-    command = [sys.executable, "-m", "bench.worker", json.dumps([asdict(j) for j in group])]
+    command = [sys.executable, "-m", "bench.job_worker", json.dumps([asdict(j) for j in group])]
     with subprocess.Popen(
         command, env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True
     ) as child:

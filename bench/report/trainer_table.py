@@ -1,10 +1,12 @@
-"""Markdown tables of whole training steps in trainers, made of measured rows."""
+"""Markdown table of whole training steps in trainers, made of measured rows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from bench.cases.trainer_steps import PROVIDERS
-from bench.harness import results
-from bench.report import tables
+from bench.harness.row_files import Row, number
+from bench.report.measured_rows import MeasuredRows, Shape, cell, markdown, shape_of
 
 OP = "trainers"
 TITLES = {
@@ -12,55 +14,48 @@ TITLES = {
     "dpo": "DPO, half of each row an answer",
     "labels": "two label tokens a row",
 }
-_NONE = "No rows have been recorded yet: `python -m bench trainers --record`.\n"
-_ALLOCATORS = ("stock", "recycled")
 
 
-def steps(table: tables.Table) -> str:
-    """Every case and candidate: seconds of a step, peak memory, both against ours."""
+def steps(rows: MeasuredRows) -> str:
+    """Tabulate time and peak memory of a step for every case and provider, against ours."""
     lines = []
-    for group, who, found in _found(table):
-        ours = table.get(OP, group, "stock", "ours")
-        stock = table.get(OP, group, "stock", who)
+    for s, provider, measured in _measured_steps(rows):
+        ours = rows.find(OP, s, "stock", "ours")
+        stock = rows.find(OP, s, "stock", provider)
         lines.append([
-            TITLES[str(group[0])], f"{found[0]['batch']} x {found[0]['length']}", str(group[1]),
-            who,
-            _seconds(table, group, who, "wall_ms"), _seconds(table, group, who, "cpu_ms"),
-            table.ratio(OP, group, who, "ours", "wall_ms", ".2f"),
-            table.ratio(OP, group, who, "ours", "cpu_ms", ".2f"),
-            tables.cell(stock, "peak_mib", ".0f"), _times(stock, ours, "peak_mib"),
-            tables.cell(found[0], "loss_err", ".1e"), tables.cell(found[0], "grad_err", ".1e"),
-            " / ".join(tables.cell(r, "load", ".1f") for r in found),
+            TITLES[s.case], f"{measured[0]['batch']} x {measured[0]['length']}", s.dtype, provider,
+            _seconds(rows, s, provider, "wall_ms"), _seconds(rows, s, provider, "cpu_ms"),
+            rows.ratio(OP, s, provider, "ours", "wall_ms", ".2f"),
+            rows.ratio(OP, s, provider, "ours", "cpu_ms", ".2f"),
+            cell(stock, "peak_mib", ".0f"), _peak_ratio(stock, ours),
+            cell(measured[0], "loss_err", ".1e"), cell(measured[0], "grad_err", ".1e"),
+            " / ".join(cell(r, "load", ".1f") for r in measured),
         ])  # fmt: skip
     if not lines:
-        return _NONE
+        return "No rows have been recorded yet: `python -m bench trainers --record`.\n"
     head = [
-        "step", "B x T", "dtype", "by", "wall s", "CPU s", "wall / ours", "CPU / ours",
-        "peak MiB", "peak / ours", "loss differs", "gradient differs", "load",
+        "step", "B x T", "dtype", "provider", "wall s", "CPU s", "wall / ours", "CPU / ours",
+        "peak MiB", "peak / ours", "loss error", "gradient error", "load",
     ]  # fmt: skip
-    return tables.markdown(head, lines, 4) + tables.left_out(table, OP)
+    return markdown(head, lines, 4) + rows.not_measured(OP)
 
 
-def _found(table: tables.Table) -> list[tuple[tuple[object, ...], str, list[results.Row]]]:
-    """(what, who, its rows by allocator) in the order of the titles and candidates."""
-    mine = [r for r in table.rows if r["op"] == OP]
+def _measured_steps(rows: MeasuredRows) -> Iterator[tuple[Shape, str, list[Row]]]:
+    """Yield shape, provider and its rows by allocator, in the order of titles and providers."""
     order = list(TITLES)
-    groups = dict.fromkeys(tables.group_of(r) for r in mine)
-    found = []
-    for group in sorted(groups, key=lambda g: (order.index(str(g[0])), g[1] != "fp32")):
-        for who in PROVIDERS[str(group[0])]:
-            of = [r for a in _ALLOCATORS if (r := table.get(OP, group, a, who))]
-            if of:
-                found.append((group, who, of))
-    return found
+    shapes = dict.fromkeys(shape_of(r) for r in rows.of(OP))
+    for s in sorted(shapes, key=lambda s: (order.index(s.case), s.dtype != "fp32")):
+        for provider in PROVIDERS[s.case]:
+            if measured := [r for r in rows.find_both(OP, s, provider) if r]:
+                yield s, provider, measured
 
 
-def _seconds(table: tables.Table, group: tuple[object, ...], who: str, column: str) -> str:
-    found = [table.get(OP, group, a, who) for a in _ALLOCATORS]
-    return " / ".join("-" if r is None else f"{results.number(r, column) / 1e3:.2f}" for r in found)
+def _seconds(rows: MeasuredRows, s: Shape, provider: str, column: str) -> str:
+    both = rows.find_both(OP, s, provider)
+    return " / ".join("-" if r is None else f"{number(r, column) / 1e3:.2f}" for r in both)
 
 
-def _times(a: results.Row | None, b: results.Row | None, column: str) -> str:
-    if a is None or b is None or column not in a or column not in b:
+def _peak_ratio(r: Row | None, ours: Row | None) -> str:
+    if r is None or ours is None or "peak_mib" not in r or "peak_mib" not in ours:
         return "-"
-    return f"{results.number(a, column) / results.number(b, column):.2f}"
+    return f"{number(r, 'peak_mib') / number(ours, 'peak_mib'):.2f}"

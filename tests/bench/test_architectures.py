@@ -9,8 +9,9 @@ import pytest
 import torch
 from helpers import ranks
 
-from bench import architecture_table, architectures
-from bench.architecture_check import CRASHED, EXACT, REFUSED, UNBUILT, WRONG, check
+from bench.architectures import command as architectures
+from bench.architectures import support_page
+from bench.architectures.check import CRASHED, EXACT, REFUSED, UNBUILT, WRONG, check
 from w2s_fast.integrations.patching.form import Form
 from w2s_fast.integrations.patching.lazy_logits import LazyLogits
 from w2s_fast.integrations.patching.loss_call import LossCall
@@ -88,14 +89,14 @@ def test_a_process_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_some_classes_from_the_command_line(capfd: pytest.CaptureFixture[str]) -> None:
-    before = architecture_table.PAGE.read_text()
+    before = support_page.PAGE.read_text()
     assert architectures.main(["--only", "GPT2LMHeadModel"]) == 0
     assert '"fp32": "exact"' in capfd.readouterr().out
-    assert architecture_table.PAGE.read_text() == before
+    assert support_page.PAGE.read_text() == before
 
 
 def test_rows() -> None:
-    rows = architecture_table.load()
+    rows = support_page.load()
     assert not [row for row in rows if architectures.bad(row)]
     exact = [row for row in rows if row["fp32"] == "exact"]
     causal = [row for row in exact if row["group"] == "causal"]
@@ -110,7 +111,7 @@ def test_document_is_current(
 ) -> None:
     assert architectures.main(["--check"]) == 0
     page = tmp_path / "architectures.md"
-    page.write_text(architecture_table.PAGE.read_text().replace("| 0 |", "| 1 |", 1))
+    page.write_text(support_page.PAGE.read_text().replace("| 0 |", "| 1 |", 1))
     monkeypatch.setattr(architectures, "PAGE", page)
     assert architectures.main(["--check"]) == 1
     assert "differs from its rows" in capsys.readouterr().out
@@ -125,7 +126,7 @@ def test_every_class() -> None:
 
     rows = list(architectures.sweep())
     assert not [row for row in rows if architectures.bad(row)]
-    recorded = architecture_table.load()
+    recorded = support_page.load()
     if recorded[0]["transformers"] == transformers.__version__:
         states = [[(r["class"], r["fp32"], r["bf16"]) for r in one] for one in (rows, recorded)]
         assert states[0] == states[1]

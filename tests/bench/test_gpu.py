@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu import environment, providers, timing
+from bench.gpu import event_timing, gpu_environment, gpu_providers, gpu_table
 from bench.gpu import suite as gpu
-from bench.gpu import table as gpu_table
-from bench.gpu.cases import CASES
+from bench.gpu.gpu_cases import CASES
 from w2s_fast.testing import OnDevice
 
 SHA = "abc"
@@ -78,7 +77,7 @@ def test_finished_parts_are_skipped_and_broken_ones_lose_only_themselves(
     ]  # fmt: skip
     monkeypatch.setattr(gpu, "parts", lambda: plan)
     monkeypatch.setattr(gpu, "no_device", lambda: "")
-    monkeypatch.setattr(environment, "gpu_environment", lambda: {"gpu": "X", "git_sha": SHA})
+    monkeypatch.setattr(gpu_environment, "gpu_environment", lambda: {"gpu": "X", "git_sha": SHA})
     out = tmp_path / "rows.jsonl"
     assert gpu.main(["--out", str(out)]) == 1
     rows = gpu.load(out)
@@ -139,15 +138,15 @@ def test_missing_peers_leave_a_row() -> None:
     said: list[dict[str, Any]] = []
     case = CASES["dense_50257_bf16"].cases[0]
     names = ("liger", "quack", "flash_attn")
-    found = providers._available(
-        providers._DENSE, torch.zeros(3).long(), case, names, lambda **row: said.append(row)
+    found = gpu_providers._available(
+        gpu_providers._DENSE, torch.zeros(3).long(), case, names, lambda **row: said.append(row)
     )
     assert {*found, *(row["provider"] for row in said)} == set(names)
     assert all(row["why"] for row in said)
 
 
 def test_percentiles() -> None:
-    found = timing.summary([5.0, 1.0, 2.0, 4.0, 3.0, 6.0])
+    found = event_timing.summary([5.0, 1.0, 2.0, 4.0, 3.0, 6.0])
     assert (found["ms_p20"], found["ms_p50"], found["ms_p80"]) == (2.0, 3.5, 5.0)
 
 

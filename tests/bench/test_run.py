@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,10 @@ from typing import Any
 import pytest
 from helpers import ranks
 from helpers.paths import ROOT
+
+from bench.harness import row_files
+from bench.report import pictures
+from bench.report.measured_rows import MeasuredRows
 
 
 def _bench(*args: str) -> subprocess.CompletedProcess[str]:
@@ -130,25 +135,6 @@ def _row(**columns: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("after", "code"),
-    [
-        ({"cpu_ms": 10.4, "cpu_ms_p20": 10.5}, 0),  # within 5 %
-        ({"cpu_ms": 11.0, "cpu_ms_p20": 10.3}, 0),  # within the noise
-        ({"cpu_ms": 11.0, "cpu_ms_p20": 11.1}, 1),
-        ({"cpu_ms": 11.0, "cpu_ms_p20": 11.1, "provider": "eager"}, 2),  # nothing in common
-        ({"cpu": "y"}, 2),  # another machine
-    ],
-)
-def test_compare(tmp_path: Path, after: dict[str, Any], code: int) -> None:
-    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-    a.write_text(json.dumps(_row()) + "\n")
-    b.write_text(json.dumps(_row(**after)) + "\n")
-    done = _bench("compare", str(a), str(b))
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize("mark", ["quick", "dirty"])
 def test_report_refuses_rows_that_may_not_be_quoted(tmp_path: Path, mark: str) -> None:
     (tmp_path / "cross_entropy.jsonl").write_text(json.dumps(_row(**{mark: True})) + "\n")
@@ -157,18 +143,17 @@ def test_report_refuses_rows_that_may_not_be_quoted(tmp_path: Path, mark: str) -
     assert "measured quick or on a changed tree" in done.stderr
 
 
-def test_rows_of_a_head_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_a_head_are_told_apart(tmp_path: Path) -> None:
     """By hidden size; a reason why nothing was measured never replaces a measurement."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    from bench.harness import results
-
     path = tmp_path / "results.jsonl"
     head = {"op": "linear_cross_entropy"}
-    results.save(path, [_row(), _row(**head, d=16), _row(**head, d=32)])
+    row_files.save(path, [_row(), _row(**head, d=16), _row(**head, d=32)])
     skipped = {k: v for k, v in _row(**head, d=32).items() if not k.startswith("cpu_ms")}
     other = {**skipped, "provider": "quack"}
-    results.save(path, [_row(cpu_ms=9.0), {**skipped, "skipped": "no"}, {**other, "skipped": "no"}])
-    assert [(r.get("d"), r.get("cpu_ms"), r["provider"]) for r in results.load(path)] == [
+    row_files.save(
+        path, [_row(cpu_ms=9.0), {**skipped, "skipped": "no"}, {**other, "skipped": "no"}]
+    )
+    assert [(r.get("d"), r.get("cpu_ms"), r["provider"]) for r in row_files.load(path)] == [
         (16, 10.0, "ours"), (32, 10.0, "ours"), (None, 9.0, "ours"), (32, None, "quack"),
     ]  # fmt: skip
 
@@ -182,21 +167,31 @@ def test_bad_options_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
             run.main(args)
 
 
-def test_pictures_are_drawn_from_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same rows give the same file, other rows another; what the page shows is there."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    from bench.harness import results
-    from bench.report import plot, tables
+def test_speed_pictures_depend_on_the_rows() -> None:
+    """The same rows give the same file, other rows another file."""
+    rows = row_files.load(row_files.RESULTS / "cpu")
+    measured = MeasuredRows(rows)
+    for name in pictures.SPEED_PICTURES:
+        drawn = pictures.speed_picture(name, measured, "svg")
+        assert drawn == pictures.speed_picture(name, measured, "svg")
+    slower = [{**r, "cpu_ms": 2 * r.get("cpu_ms", 0) + 1} for r in rows if r["provider"] == "ours"]
+    others = [r for r in rows if r["provider"] != "ours"]
+    changed = pictures.speed_picture("quantile", MeasuredRows(slower + others), "svg")
+    assert changed != pictures.speed_picture("quantile", measured, "svg")
 
-    found = results.load(results.RESULTS / "cpu")
-    table = tables.Table(found)
-    page = (ROOT / "docs" / "speed.md").read_text()
-    for name in plot.PLOTS:
-        drawn = plot.render(name, table)
-        assert drawn == plot.render(name, table)
-        assert len(drawn) < 100_000
-        assert f"(img/{name}.svg)" in page
-        assert (ROOT / "docs" / "img" / f"{name}.svg").is_file()
-    slower = [{**r, "cpu_ms": 2 * r.get("cpu_ms", 0) + 1} for r in found if r["provider"] == "ours"]
-    others = [r for r in found if r["provider"] != "ours"]
-    assert plot.render("quantile", table) != plot.render("quantile", tables.Table(slower + others))
+
+def test_committed_pictures_have_text_and_are_small() -> None:
+    """Every picture is drawn from rows, and together they stay below 500 kB."""
+    rows = MeasuredRows(row_files.load(row_files.RESULTS / "cpu"))
+    drawn, folder = pictures.all_pictures(rows, "svg"), ROOT / "docs" / "img"
+    assert {path.stem for path in folder.iterdir()} == drawn.keys()
+    documents = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    for name, picture in drawn.items():
+        committed = (folder / f"{name}.svg").read_text()
+        assert texts(committed) == texts(picture.decode()) and len(texts(committed)) > 5
+        assert f"(img/{name}.svg)" in documents
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 500_000
+
+
+def texts(svg: str) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)

@@ -88,14 +88,15 @@ def _row(**columns: Any) -> dict[str, Any]:
 
 
 def test_the_table_says_what_the_rows_say() -> None:
-    from bench.report import tables, trainer_table
+    from bench.report import speed_tables, trainer_table
+    from bench.report.measured_rows import MeasuredRows
 
     slow = {"provider": "trainer", "cpu_ms": 5000.0, "wall_ms": 3000.0, "peak_mib": 1000.0}
     found = [
         _row(), _row(allocator="recycled", cpu_ms=1000.0, load=2.0), _row(**slow),
         {"op": "trainers", "provider": "liger", "skipped": "no GPU"},
     ]  # fmt: skip
-    text = trainer_table.steps(tables.Table(found))
+    text = trainer_table.steps(MeasuredRows(found))
     lines = text.splitlines()
     assert lines[2] == (
         "| SFT, every token | 2 x 512 | fp32 | trainer | 3.00 / - | 5.00 / - | 3.00 / - | 2.50 / - "
@@ -103,9 +104,9 @@ def test_the_table_says_what_the_rows_say() -> None:
     )
     assert "| ours | 1.00 / 1.00 | 2.00 / 1.00 | 1.00 / 1.00 | 1.00 / 1.00 |" in lines[3]
     assert "- `liger`: no GPU" in lines
-    # Who cannot take part in a trainer is not named under the head's table, nor the other way.
-    assert "liger" not in tables.linear(tables.Table(found))
-    assert "--record" in trainer_table.steps(tables.Table([_row(op="quantile")]))
+    # A provider that is not measured is named only under the table of its own op.
+    assert "liger" not in speed_tables.linear(MeasuredRows(found))
+    assert "--record" in trainer_table.steps(MeasuredRows([_row(op="quantile")]))
 
 
 def test_bad_options_are_one_line() -> None:

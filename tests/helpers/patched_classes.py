@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.architecture_models import tiny as tiny_class
+from bench.architectures.tiny_models import tiny as tiny_class
 from helpers.tiny_lms import SIZES, tiny_lm
 
 MOE = {

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
+
 
 @dataclass(frozen=True, eq=False)
 class Projected:
@@ -29,7 +31,7 @@ class Projected:
     weight: Tensor
     bias: Tensor | None = None
     softcap: float = 0.0
-    memory_mib: float = 64
+    memory_mib: float = DEFAULT_MEMORY_MIB
 
     def __len__(self) -> int:
         return len(self.hidden)

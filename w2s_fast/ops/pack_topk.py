@@ -11,7 +11,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.fused_linear.gemm import rows_per_chunk
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB, rows_per_chunk
 from w2s_fast.ops.logprob.api import check_logits, check_scale, topk_logprob
 from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.ops.transforms import constant, outside_transforms
@@ -26,7 +26,7 @@ def pack_topk(
     temperature: float = 1.0,
     probs: bool = False,
     ids_dtype: torch.dtype = torch.int64,
-    memory_mib: float = 64,
+    memory_mib: float = DEFAULT_MEMORY_MIB,
 ) -> SparseTargets:
     """Top k classes of every row, their probabilities, and the mass of all the others.
 

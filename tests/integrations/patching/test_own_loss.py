@@ -14,7 +14,7 @@ from helpers.tiny_lms import T, V, batch, tiny_lm
 from torch import Tensor, nn
 
 import w2s_fast
-from bench.architecture_models import tiny as tiny_class
+from bench.architectures.tiny_models import tiny as tiny_class
 from w2s_fast.errors import W2SError
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import check_methods, check_number
 from w2s_fast.ops.checks import check_weight_dtype
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.fused_linear.cross_entropy import flat_rows
 from w2s_fast.ops.fused_linear.logprob import make_head
 from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
@@ -112,7 +113,7 @@ class Distillation:
         weight: Tensor | None = None,
         positions: Tensor | None = None,
         softcap: float = 0.0,
-        memory_mib: float = 64,
+        memory_mib: float = DEFAULT_MEMORY_MIB,
         fp32_head_gradient: bool = True,
     ) -> DistillOut:
         """The same from hidden states and the head; logits are never stored.

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from w2s_fast.ops.chunking import rows_per_chunk
 from w2s_fast.ops.cross_entropy.algorithm import (
     BATCH_RULES,
     batch_threshold,
@@ -80,7 +81,7 @@ class Chunk(NamedTuple):
 def fits(x: Head, p: LossInputs) -> bool:
     """Whether one chunk holds every row."""
     n, v = p.logits.shape
-    return gemm.rows_per_chunk(n, v, x.hidden.dtype.itemsize, x.memory_mib) >= n
+    return rows_per_chunk(n, v, x.hidden.dtype.itemsize, x.memory_mib) >= n
 
 
 def chunks(x: Head, p: LossInputs) -> Iterator[Chunk]:
@@ -89,7 +90,7 @@ def chunks(x: Head, p: LossInputs) -> Iterator[Chunk]:
     ``p`` is the whole problem; its logits are only a shape.
     """
     n, v = p.logits.shape
-    size = gemm.rows_per_chunk(n, v, x.hidden.dtype.itemsize, x.memory_mib)
+    size = rows_per_chunk(n, v, x.hidden.dtype.itemsize, x.memory_mib)
     buffer = gemm.logits_buffer(x.hidden, x.head, min(size, n))
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))

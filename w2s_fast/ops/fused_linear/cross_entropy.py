@@ -19,6 +19,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
 from w2s_fast.ops.dispatch import Cost
 from w2s_fast.ops.fused_linear.chunks import Head, shape_only, threshold_from_scores
@@ -37,7 +38,7 @@ def linear_cross_entropy(
     *,
     bias: Tensor | None = None,
     positions: Tensor | None = None,
-    memory_mib: float = 64,
+    memory_mib: float = DEFAULT_MEMORY_MIB,
     fp32_head_gradient: bool = True,
     weight: Tensor | None = None,
     aux: float | Tensor = 0.0,

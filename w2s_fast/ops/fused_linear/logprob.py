@@ -15,6 +15,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.fused_linear.chunks import Head
 from w2s_fast.ops.fused_linear.cross_entropy import cast_for_autocast, check_head
 from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
@@ -33,7 +34,7 @@ def linear_topk_logprob(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float = 0.0,
-    memory_mib: float = 64,
+    memory_mib: float = DEFAULT_MEMORY_MIB,
     fp32_head_gradient: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """``topk_logprob(hidden @ head.T + bias, ids, ...)`` without the logits.
@@ -77,7 +78,7 @@ def linear_logprob(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float = 0.0,
-    memory_mib: float = 64,
+    memory_mib: float = DEFAULT_MEMORY_MIB,
     fp32_head_gradient: bool = True,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, RowStats]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from w2s_fast.ops.chunking import MIB
 from w2s_fast.ops.dispatch import LIBRARY
 from w2s_fast.ops.fused_linear.chunks import Head, NeedsGrad, chunks, pass_over_rows, shape_only
 from w2s_fast.ops.fused_linear.cross_entropy_autograd import (
@@ -29,8 +30,6 @@ from w2s_fast.ops.logprob.autograd import (
     refuse,
 )
 from w2s_fast.ops.transforms import differentiable, needs_operators
-
-_MIB = 1 << 20
 
 LIBRARY.define(
     "linear_topk_logp(Tensor hidden, Tensor head, Tensor? bias, Tensor ids, float softcap, "
@@ -55,7 +54,7 @@ def linear_topk(
     # Backward writes beside them: kept logits and their gradient fit the budget together.
     keep = (
         not needs_operators()
-        and 2 * n * row <= x.memory_mib * _MIB
+        and 2 * n * row <= x.memory_mib * MIB
         and torch.is_grad_enabled()
         and any(t is not None and t.requires_grad for t in (x.hidden, x.head, x.bias))
     )
@@ -81,7 +80,7 @@ def _linear_topk_logp(
     shape = shape_only(hidden.shape[0], head.shape[0], hidden)
     call = forward_call(shape, ids, softcap, with_tail)
     if keep:  # the caller has checked that they fit; it must be one chunk
-        memory_mib = max(memory_mib, (shape.numel() + 1) * hidden.dtype.itemsize / _MIB)
+        memory_mib = max(memory_mib, (shape.numel() + 1) * hidden.dtype.itemsize / MIB)
     logits = hidden.new_empty((0, head.shape[0]))
     for chunk in chunks(Head(hidden, head, bias, memory_mib, alpha=alpha), call.inputs):
         pass_over_rows(call, chunk)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from w2s_fast.ops.chunking import rows_per_chunk
 from w2s_fast.ops.cross_entropy.algorithm import (
     gradient_scale,
     normaliser,
@@ -59,7 +60,7 @@ def chunk_rows(x: Head, p: LossInputs, shard: Shard) -> int:
     """From the mean width: all ranks must cut alike, and none knows the others' shards."""
     width = -(-shard.total // dist.get_world_size(shard.group))
     n = p.logits.shape[0]
-    return gemm.rows_per_chunk(n, width, x.hidden.dtype.itemsize, x.memory_mib)
+    return rows_per_chunk(n, width, x.hidden.dtype.itemsize, x.memory_mib)
 
 
 def local_inputs(p: LossInputs, rows: slice, z: Tensor, shard: Shard) -> LossInputs:

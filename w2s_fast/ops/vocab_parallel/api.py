@@ -21,6 +21,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
 from w2s_fast.ops.cross_entropy.autograd import (
     TWICE,
@@ -50,7 +51,7 @@ def vocab_parallel_cross_entropy(
     shard: tuple[int, int] | None = None,
     bias: Tensor | None = None,
     positions: Tensor | None = None,
-    memory_mib: float = 64,
+    memory_mib: float = DEFAULT_MEMORY_MIB,
     fp32_head_gradient: bool = True,
     weight: Tensor | None = None,
     aux: float | Tensor = 0.0,
@@ -111,7 +112,7 @@ def vocab_parallel_logprob(
     shard: tuple[int, int] | None = None,
     bias: Tensor | None = None,
     softcap: float = 0.0,
-    memory_mib: float = 64,
+    memory_mib: float = DEFAULT_MEMORY_MIB,
     ignore_index: int = -100,
 ) -> Tensor:
     """(N,) log-probabilities of ``tokens`` (N,), 0 for ignored ones; see ``linear_logprob``.

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.architecture_fields import FIELDS
+from bench.architectures.config_fields import FIELDS
 
 V, HIDDEN = 96, 32
 # Group of the table -> mappings of transformers' auto classes.

@@ -1,4 +1,4 @@
-"""``python -m bench.gpu.worker PART``: measure one part on the CUDA device, print rows as JSON."""
+"""``python -m bench.gpu.gpu_worker PART``: measure a part on the CUDA device, print JSON rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bench.cases import cross_entropy, linear, quantile, two_class
-from bench.gpu import providers, timing
-from bench.gpu.cases import CASES, Case
+from bench.gpu import event_timing, gpu_providers
+from bench.gpu.gpu_cases import CASES, Case
 from w2s_fast.ops import dispatch, use_backend
 
 _TIMED = 2.5  # seconds a case spends on timed turns
@@ -66,7 +66,7 @@ def measure(
                 known[name] = errors(name)
                 before(name)
                 calls[name]()  # compiles: not to be counted as memory
-                known[name]["peak_mib"] = timing.peak_mib(partial(before, name), calls[name])
+                known[name]["peak_mib"] = event_timing.peak_mib(partial(before, name), calls[name])
         except Exception as e:  # another library may refuse this card: that is a result
             drop(name, e)
             del calls[name]
@@ -76,7 +76,7 @@ def measure(
         with forced(name):
             calls[name]()
 
-    times = timing.interleave({n: partial(run, n) for n in calls}, before, _TIMED, drop)
+    times = event_timing.interleave({n: partial(run, n) for n in calls}, before, _TIMED, drop)
     for name, found in times.items():
         ms = found["ms_p50"]
         row: dict[str, Any] = {"provider": name, **found, **known[name]}
@@ -92,19 +92,19 @@ def measure(
 
 def dense(case: Case) -> None:
     """Forward and backward of the loss from logits; the model is a buffer."""
-    x = providers.dense_inputs(case)
-    table = providers.dense_losses(case, x, names_of(case, "cross_entropy"), say)
+    x = gpu_providers.dense_inputs(case)
+    table = gpu_providers.dense_losses(case, x, names_of(case, "cross_entropy"), say)
     truth = cross_entropy.truth(case.loss, x)
     seed = torch.zeros((), device="cuda", requires_grad=True)
     work = torch.empty_like(x.logits)  # some write their gradient over the logits
 
     def step(name: str) -> None:
-        logits = work if name in providers.INPLACE else x.logits
+        logits = work if name in gpu_providers.INPLACE else x.logits
         table[name](cross_entropy.Upstream.apply(seed, [logits])).backward()
 
     def before(name: str) -> None:
         seed.grad = None
-        if name in providers.INPLACE:
+        if name in gpu_providers.INPLACE:
             work.copy_(x.logits)
 
     passes = 3 if isinstance(x.ours, Tensor) and x.ours.dim() == 2 else 2
@@ -115,8 +115,8 @@ def dense(case: Case) -> None:
 
 def head(case: Case) -> None:
     """Forward and backward of the loss from hidden states."""
-    x = providers.linear_inputs(case)
-    table = providers.linear_losses(case, x, names_of(case, "cross_entropy"), say)
+    x = gpu_providers.linear_inputs(case)
+    table = gpu_providers.linear_losses(case, x, names_of(case, "cross_entropy"), say)
     rows = torch.linspace(0, case.n - 1, 64, device="cuda").long()
     z = x.hidden.detach()[rows].double() @ x.head.detach().double().t()
     p = z.softmax(1)
@@ -177,7 +177,7 @@ def main(args: list[str]) -> int:
     """Measure the named part."""
     torch.manual_seed(0)
     if args == ["ceilings"]:
-        say(kind="ceilings", **timing.ceilings())
+        say(kind="ceilings", **event_timing.ceilings())
         return 0
     start = time.monotonic()
     failed = 0

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 import w2s_fast
-from bench.architecture_inputs import Inputs, batches
-from bench.architecture_models import WAYS, tiny
+from bench.architectures.model_inputs import Inputs, batches
+from bench.architectures.tiny_models import WAYS, tiny
 from w2s_fast.errors import W2SError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

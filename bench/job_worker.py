@@ -9,10 +9,10 @@ from functools import partial
 import torch
 
 from bench.cases import cross_entropy, linear, quantile, two_class
-from bench.harness import memory
+from bench.harness import peak_memory
+from bench.harness.cpu_timing import Samples, interleave
 from bench.harness.environment import environment
 from bench.harness.jobs import Job, asked, rows
-from bench.harness.measure import Samples, interleave
 
 
 def measure(job: Job) -> list[dict[str, object]]:
@@ -58,7 +58,7 @@ def _linear(job: Job) -> list[dict[str, object]]:
         about = {name: linear.errors(x, loss, truth) for name, loss in table.items()}
         shape = {"case": job.case, "dtype": job.dtype, "n": job.n, "d": job.d, "v": job.v}
         prepare = partial(linear.prepare, **shape)
-        for name, peak in memory.peaks(
+        for name, peak in peak_memory.peaks(
             list(table), prepare, job.threads, ["bench.cases.linear"]
         ).items():
             about[name]["peak_mib"] = peak

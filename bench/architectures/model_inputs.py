@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.architecture_models import V
+from bench.architectures.tiny_models import V
 
 Inputs = dict[str, Tensor]
 B, T = 3, 8

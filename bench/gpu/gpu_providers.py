@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench.cases import cross_entropy, linear
 from bench.cases.linear import Unavailable
-from bench.gpu.cases import Case
+from bench.gpu.gpu_cases import Case
 
 INPLACE = ("liger",)  # write their gradient over the logits
 Loss = Callable[..., Tensor]

@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 
-from bench.architecture_table import PAGE, ROWS, Row, load, page
+from bench.architectures.support_page import PAGE, ROWS, Row, load, page
 from bench.harness.environment import ROOT
 
 BATCH = 16
@@ -56,7 +56,7 @@ def bad(row: Row) -> bool:
 
 def sweep(only: Iterable[str] | None = None) -> Iterator[Row]:
     """Rows of all classes, or of some, in the order of transformers' mappings."""
-    from bench.architecture_models import classes
+    from bench.architectures.tiny_models import classes
 
     groups = {name: group for group, name in classes()}
     names = [name for name in groups if only is None or name in set(only)]
@@ -95,7 +95,7 @@ def _work(names: list[str]) -> int:
     import torch
     import transformers
 
-    from bench.architecture_check import check
+    from bench.architectures.check import check
 
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()

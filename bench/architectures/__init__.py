@@ -1,0 +1,1 @@
+"""Compare every class of transformers with itself after `patch`; `command` runs the comparison."""

@@ -1,0 +1,98 @@
+"""``python -m bench report``: write the generated tables of the documents from committed rows.
+
+``--check`` writes nothing and fails if a document differs from its rows, so that no number in the
+documents is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.cases import w2s
+from bench.harness.environment import ROOT
+from bench.harness.row_files import RESULTS, Row, key, load
+from bench.report import speed_tables, trainer_table
+from bench.report.measured_rows import MeasuredRows
+
+Table = Callable[[MeasuredRows], str]
+# document -> marker -> what makes the text between its begin and end
+DOCUMENTS: dict[str, dict[str, Table]] = {
+    "README.md": {"speed": speed_tables.summary, "head": speed_tables.linear_summary},
+    "docs/speed.md": {
+        "machine": speed_tables.machine,
+        "cross_entropy": speed_tables.cross_entropy,
+        "accuracy": speed_tables.accuracy,
+        "linear": speed_tables.linear,
+        "two_class": speed_tables.two_class,
+        "quantile": speed_tables.quantile,
+        "heads": speed_tables.heads,
+        "products": speed_tables.products,
+    },
+    "docs/distributed.md": {"scale": speed_tables.scale},
+    "docs/trainers.md": {"steps": trainer_table.steps},
+    w2s.PAGE: w2s.blocks(),
+}
+
+
+def regenerate(text: str, tables: dict[str, Table], rows: MeasuredRows) -> str:
+    """Return a document with its generated tables replaced.
+
+    Raises:
+        ValueError: A marker is missing.
+    """
+    for name, make in tables.items():
+        begin, end = f"<!-- generated:{name} begin -->\n", f"<!-- generated:{name} end -->"
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"no markers {begin.strip()} ... {end}")
+        body = make(rows) if rows else "No rows have been recorded yet: `python -m bench run`.\n"
+        text = pattern.sub(lambda _, new=begin + body + end: new, text)
+    return text
+
+
+def quotable(rows: list[Row]) -> list[Row]:
+    """Return the rows if all of them may be quoted.
+
+    Raises:
+        ValueError: A row was measured with ``--quick`` or on a changed tree.
+    """
+    for row in rows:
+        if row["quick"] or row["dirty"]:
+            raise ValueError(f"row {key(row)} was measured quick or on a changed tree")
+    return rows
+
+
+def main(args: list[str]) -> int:
+    """Write the documents, or with ``--check`` compare them; exit code 1 if one differs."""
+    p = argparse.ArgumentParser(prog="python -m bench report", description=__doc__.splitlines()[0])
+    p.add_argument("--check", action="store_true", help="fail if a document differs")
+    p.add_argument("--results", type=Path, default=RESULTS / "cpu", help="%(default)s")
+    options = p.parse_args(args)
+    outdated = []
+    try:
+        rows = MeasuredRows(quotable(load(options.results)))
+        for name, tables in DOCUMENTS.items():
+            path = ROOT / name
+            text = path.read_text()
+            new = regenerate(text, tables, rows)
+            if new != text:
+                outdated.append(name)
+                if not options.check:
+                    path.write_text(new)
+    except (OSError, ValueError) as e:
+        print(f"bench report: {e}", file=sys.stderr)
+        return 2
+    for name in outdated:
+        print(f"{name}: {'differs from the rows' if options.check else 'written'}")
+    if outdated and options.check:
+        print("run `python -m bench report`")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
