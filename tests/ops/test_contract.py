@@ -154,7 +154,7 @@ def test_every_op_has_samples_and_a_cost() -> None:
 
 def test_records_have_one_layout() -> None:
     pytest.importorskip("triton", reason="backend triton is missing")
-    from w2s_fast.kernels import _tile
+    from w2s_fast.kernels import _row_math
 
     for row in (*Stat, *Index):
-        assert getattr(_tile, row.name).value == row.value
+        assert getattr(_row_math, row.name).value == row.value

@@ -183,13 +183,14 @@ def test_offsets_of_rows_are_64_bit_triton(
     small_tiles: None, monkeypatch: pytest.MonkeyPatch, kernel: str
 ) -> None:
     """N V > 2^31 entries, by the addresses of the last of two rows that lie that far apart."""
+    from w2s_fast.kernels import _tile
     from w2s_fast.kernels import cross_entropy as kernels
 
     v, stride = 21, 2**31 + 3
     z, g, q = (torch.zeros(v, dtype=BF16) for _ in range(3))
     f, i = torch.zeros(64), torch.zeros(64, dtype=torch.int64)
     spy = Spy(monkeypatch, [z, g, q, f, i])
-    tile = kernels.tile(v, 2)
+    tile = _tile.tile(v, 2)
     common = {"KIND": kernels.KINDS["dense"], "CAP": False, "G_STEP": True, "Q_STEP": True}
     common |= {"KBLOCK": 1, **tile}
     if kernel == "rows":

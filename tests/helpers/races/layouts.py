@@ -26,7 +26,7 @@ def triton_layout(case: dict[str, Any], n_cols: int, part: int) -> Layout:
     const = case["const"]
     names = [n for n in case["kernel"].arg_names if n not in const]
     apart = not const.get("G_STEP", True)  # then the gradient cannot be where the logits are
-    sizes = {"n_rows": 5, "n_cols": n_cols, "n_listed": max(1, const.get("KBLOCK", 1) - 1)}
+    sizes = {"n_rows": 5, "n_cols": n_cols, "n_topk": max(1, const.get("KBLOCK", 1) - 1)}
     sizes |= {"ignore": -100, "n": 3 * const.get("BLOCK", 1) - 5, "scale_stride": 1}
     sizes |= {"z_stride": n_cols, "g_stride": n_cols + apart, "q_stride": n_cols + 3 * apart}
     buffers: dict[str, int] = {}

@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from w2s_fast.kernels import _tile
 from w2s_fast.kernels import cross_entropy as kernels
 from w2s_fast.ops.loss_call import RowCall
 from w2s_fast.ops.native_cuda import device_of
@@ -102,7 +103,7 @@ def scale_(grad: Tensor, upstream: Tensor) -> None:
     n, v = grad.shape
     if n == 0:
         return
-    tile = kernels.tile(v, grad.element_size())
+    tile = _tile.tile(v, grad.element_size())
     with device_of(grad):
         kernels.scale_kernel[(n, triton.cdiv(v, tile["REP"] * tile["LANES"] * tile["VEC"]))](
             grad, grad.stride(0), upstream, v, **tile
@@ -115,7 +116,7 @@ def _row_stride(p: LossInputs) -> int:
 
 def _tiles(call: RowCall) -> dict[str, int]:
     p = call.inputs
-    tile = kernels.tile(p.logits.shape[1], p.logits.element_size(), call.spec.softcap != 0)
+    tile = _tile.tile(p.logits.shape[1], p.logits.element_size(), call.spec.softcap != 0)
     return {**tile, "KBLOCK": triton.next_power_of_2(max(1, p.width))}
 
 
