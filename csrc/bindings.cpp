@@ -66,18 +66,18 @@ PYBIND11_MODULE(_core, m) {
     const py::gil_scoped_release free;
     return w2s::successor(scores(x, dtype, keep, n), from);
   });
-  m.def("tally", [](Address x, int dtype, Address keep, int64_t n, float from) {
-    w2s::Tally t;
+  m.def("count_at", [](Address x, int dtype, Address keep, int64_t n, float from) {
+    w2s::CountAt t;
     {
       const py::gil_scoped_release free;
-      t = w2s::tally(scores(x, dtype, keep, n), from);
+      t = w2s::count_at(scores(x, dtype, keep, n), from);
     }
     return py::make_tuple(t.above, t.equal);
   });
-  m.def("mark",
+  m.def("threshold_mask",
         [](Address x, int dtype, Address keep, int64_t n, float from, int64_t ties, Address mask) {
           const py::gil_scoped_release free;
-          w2s::mark(scores(x, dtype, keep, n), from, ties, at<uint8_t>(mask));
+          w2s::threshold_mask(scores(x, dtype, keep, n), from, ties, at<uint8_t>(mask));
         });
   m.def("balance", [](Address logits, int64_t n, int64_t k, Address counts, Address bias,
                       Address hard) {

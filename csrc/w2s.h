@@ -153,13 +153,13 @@ float score_of(uint32_t key);
 float successor(const Scores& s, float at);
 
 // Kept scores above `at` and equal to it.
-struct Tally {
+struct CountAt {
   int64_t above, equal;
 };
-Tally tally(const Scores& s, float at);
+CountAt count_at(const Scores& s, float at);
 
 // mask[i] = 1 for the kept scores above `at` and the first `ties` of those equal to it, else 0.
-void mark(const Scores& s, float at, int64_t ties, uint8_t* mask);
+void threshold_mask(const Scores& s, float at, int64_t ties, uint8_t* mask);
 
 // Classes hard (n) for the logits (n, k), finite and row-major, such that class a gets counts[a]
 // rows (sum n < 2^31) and the sum of the chosen logits is the largest possible; biases (k) of mean

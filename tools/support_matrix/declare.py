@@ -78,14 +78,14 @@ class Entry:
 
     def functions(self) -> list[Callable[..., Any]]:
         """The functions that ``homes`` names."""
-        found = []
+        functions = []
         for home in self.homes:
             module, _, path = home.partition(":")
             target: Any = importlib.import_module(module)
             for name in path.split("."):
                 target = getattr(target, name)
-            found.append(target)
-        return found
+            functions.append(target)
+        return functions
 
     def arguments(self) -> set[str]:
         """Every argument of the functions that is not data."""

@@ -119,7 +119,7 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 
 def check_backend(name: str) -> None:
-    """Raise a ``W2SError`` that says why backend ``name`` cannot be used here."""
+    """Raise ``W2SError`` with the reason if backend ``name`` cannot be used."""
     if name not in BACKENDS:
         raise W2SError(
             f"unknown backend {name!r}; expected one of {BACKENDS}{nearest(name, BACKENDS)}"
@@ -130,7 +130,7 @@ def check_backend(name: str) -> None:
 
 
 def missing(name: str) -> str:
-    """Why a backend cannot be used here; an empty string if it can."""
+    """Return why a backend cannot be used; an empty string if it can."""
     if name == "cpp":
         return native.missing()
     if name == "cuda":
@@ -144,12 +144,12 @@ def missing(name: str) -> str:
 
 
 def backends_info() -> dict[str, str]:
-    """Backend name -> ``"ok"`` or the reason it is missing. What ``doctor`` prints."""
+    """Return backend name -> ``"ok"`` or the reason it is missing; ``doctor`` prints it."""
     return {name: missing(name) or "ok" for name in BACKENDS}
 
 
 def _check_device(name: str, device: str) -> None:
-    # The core would read device addresses as its own; Triton would look for a driver.
+    # The core would read device addresses as host addresses; Triton would look for a driver.
     if name == "cpp" and device != "cpu":
         raise W2SError(f"backend 'cpp' serves cpu tensors, these are on {device}; force another")
     cuda_device = "cpu" if native_cuda.emulated() else "cuda"
@@ -176,6 +176,6 @@ def _automatic(device: str) -> str:
         if not why:
             return name
         if name == "cuda" and not native_cuda.built():
-            continue  # Triton serves a machine without nvcc: nothing is wrong there
+            continue  # a machine without nvcc uses Triton: no reason to warn
         warnings.warn(f"w2s_fast: backend {name!r} is missing ({why}); falling back", stacklevel=4)
     raise W2SError(f"no backend serves device {device!r}; tried {candidates}")

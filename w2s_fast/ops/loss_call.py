@@ -1,4 +1,4 @@
-"""One loss call: what is asked for, one pass of a row kernel, and the result.
+"""The records of a loss call: its spec, one pass of a row kernel, and the result.
 
 A call starts as ``LossInputs`` (logits and targets, see ``targets``) and a ``LossSpec``. Every
 backend function takes one ``RowCall``, reads its inputs and fills its buffers. ``LossResult`` is
@@ -62,7 +62,7 @@ class RowRule(IntEnum):
 
 @dataclass(slots=True)
 class LossSpec:
-    """What a call computes besides its targets. ``threshold`` is in SCORE units.
+    """Coefficients and self-target of a call. ``threshold`` is in SCORE units.
 
     For rule ``prior`` and more than two classes the threshold is a class bias (V,) instead. None
     stands for the statistic of the batch.
@@ -152,11 +152,11 @@ class LossResult:
     each costs more than the loss of a small batch.
     """
 
-    stats: Tensor  # the record; without elements if none was asked for
+    stats: Tensor  # the record; empty if spec.record is False
     index: Tensor
     loss: Tensor  # 0-d
     normaliser: Tensor | float
     threshold: Tensor | float | None
-    # Gradients for upstream 1: of the logits, or of hidden, head and bias. None where not wanted.
+    # Gradients for upstream 1: of the logits, or of hidden, head and bias. None where not needed.
     grads: tuple[Tensor | None, ...] = ()
-    logits: Tensor | None = None  # (N, V), kept on request where one chunk held them
+    logits: Tensor | None = None  # (N, V), on request, where one chunk holds them all

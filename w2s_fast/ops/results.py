@@ -1,4 +1,4 @@
-"""What a call of a weak loss returns: the loss, its normaliser, and by-products of every row."""
+"""What a weak loss returns: the loss, its normaliser, and statistics of every row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_reduction(reduction: str) -> None:
 
 @dataclass(slots=True)
 class Stats:
-    """By-products of the sweep, detached; (N,) unless said, fp32 (fp64 for fp64 logits)."""
+    """Statistics of each row, detached; (N,) unless noted, fp32 (fp64 for fp64 logits)."""
 
     loss: Tensor  # row losses without row weights; exactly 0 on rows that do not count
     lse: Tensor  # log sum exp of the logits
@@ -41,7 +41,7 @@ class Stats:
 
 @dataclass(slots=True)
 class WeakLossOut:
-    """Loss, the normaliser it was or can be divided by, and the by-products on request."""
+    """The loss, its normaliser, and the row statistics on request."""
 
     loss: Tensor
     count: Tensor
@@ -49,7 +49,7 @@ class WeakLossOut:
 
 
 def make_stats(p: LossInputs, s: LossResult) -> Stats:
-    """By-products from the record of a dense or a linear call."""
+    """Return the row statistics from the record of a call."""
     logs, best = s.stats[Stat.LOGS], s.index[Index.ARGMAX]
     at = None if s.threshold is None else as_scalar(s.threshold, p)
     if at is not None and p.logits.shape[1] == 2:
@@ -62,7 +62,7 @@ def make_stats(p: LossInputs, s: LossResult) -> Stats:
         max_prob=(-logs).exp(),
         chosen_prob=(s.stats[Stat.CHOSEN] - logs).exp(),
         entropy=s.stats[Stat.ENTROPY],
-        # Probabilities that do not exist agree with nothing.
+        # Without probabilities there is no agreement.
         agreement=(best == s.index[Index.WEAK]) & ~(s.stats[Stat.CHOSEN] - logs).isnan(),
         coefficient=s.stats[Stat.COEF],
         hard_class=s.index[Index.SELF],
@@ -72,7 +72,7 @@ def make_stats(p: LossInputs, s: LossResult) -> Stats:
 
 
 def as_scalar(value: Tensor | float, p: LossInputs) -> Tensor:
-    """0-d tensor in the precision of the record."""
+    """Return a 0-d tensor in the precision of the record."""
     if isinstance(value, Tensor):
         return value
     return torch.full((), value, dtype=p.accumulator, device=p.logits.device)

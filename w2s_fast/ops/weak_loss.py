@@ -1,7 +1,6 @@
-"""Every term of the weak-to-strong cross-entropy as one call: what the losses are made of.
+"""Every term of the weak-to-strong cross-entropy in one call, for the classes of the losses.
 
-The formula stands in ``cross_entropy/api.py``. Logits come as a tensor, or as the hidden states and
-head that would make them.
+The formula is in ``cross_entropy/api.py``. Logits are a tensor, or lazy: hidden states and head.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def weak_loss(
     inplace: bool = False,
     return_stats: bool = False,
 ) -> WeakLossOut:
-    """Every term of ``cross_entropy``; what the classes in ``w2s_fast.losses`` are made of.
+    """Compute every term of ``cross_entropy``; the classes in ``w2s_fast.losses`` call this.
 
     Args:
         logits, weak, weight, aux, ignore_index, reduction, inplace, return_stats: see
@@ -80,7 +79,7 @@ def batch_threshold(
     softcap: float = 0.0,
     ignore_index: int = -100,
 ) -> Tensor:
-    """Threshold in SCORE units: ``rule`` (``prior`` or ``median``) exactly over these rows.
+    """Compute the threshold of ``rule`` (``prior`` or ``median``) over these rows, in SCORE units.
 
     0-d; for rule ``prior`` of more than two classes the class bias (V,) of ``balanced_bias``.
     """
@@ -107,7 +106,7 @@ def _batch_threshold(
 
 
 def _constants(logits: Any, weak: Any, weight: Tensor | None) -> tuple[Any, Any, Any]:
-    """The inputs of a batch statistic, which has no derivative."""
+    """Detach the inputs of a batch statistic, which has no derivative."""
 
     def plain(x: Any) -> Any:
         if isinstance(x, Tensor):

@@ -13,13 +13,13 @@ from torch import Tensor
 from w2s_fast.ops.balanced import device
 
 
-def solve(z: Tensor, counts: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+def solve(z: Tensor, counts: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     """Bias (K,) and hard (N,) int64 for finite logits (N, K); only kept rows are labelled."""
     if z.device.type != "cpu":
-        return device.solve(z, counts, kept)
-    price, labels = _assign(z[kept].double().numpy(), counts.numpy())
+        return device.solve(z, counts, counted)
+    price, labels = _assign(z[counted].double().numpy(), counts.numpy())
     hard = torch.zeros(z.shape[0], dtype=torch.int64)
-    hard[kept] = torch.from_numpy(labels)
+    hard[counted] = torch.from_numpy(labels)
     return torch.from_numpy(price), hard
 
 

@@ -73,7 +73,7 @@ def _named_rule(threshold: str | float | None, p: LossInputs) -> tuple[str, Tens
 
 
 def check_spec(r: LossSpec, p: LossInputs, most: int = 2) -> None:
-    """Raise ``W2SError`` for a rule, coefficient or threshold that does not fit the problem.
+    """Raise ``W2SError`` for a rule, coefficient or threshold that does not fit the inputs.
 
     ``most`` is the largest number of classes for which the caller can serve rule ``prior``.
     """
@@ -92,8 +92,8 @@ def check_spec(r: LossSpec, p: LossInputs, most: int = 2) -> None:
             "'median' or a float"
         )
     shape = () if r.threshold is None else tuple(r.threshold.shape)
-    if r.threshold is not None and shape != (wanted := (v,) if is_balanced(r.rule, v) else ()):
-        raise W2SError(f"threshold has shape {shape}; rule {r.rule!r} expects {wanted}")
+    if r.threshold is not None and shape != (expected := (v,) if is_balanced(r.rule, v) else ()):
+        raise W2SError(f"threshold has shape {shape}; rule {r.rule!r} expects {expected}")
     if r.rule == "argmax" and v == 2:
         raise W2SError("threshold 'argmax' is for more than two classes; use 0.5 for two")
     if r.rule == "fixed" and r.threshold is None:
@@ -111,28 +111,28 @@ def check_spec(r: LossSpec, p: LossInputs, most: int = 2) -> None:
 
 
 def is_balanced(rule: str, v: int) -> bool:
-    """Whether hard classes come from a class bias (V,) instead of a 0-d threshold."""
+    """Return whether hard classes come from a class bias (V,) instead of a 0-d threshold."""
     return rule == "prior" and v > 2
 
 
 def normaliser(p: LossInputs, weight: Tensor | None = None) -> Tensor:
-    """0-d: the sum of the weights of kept rows (their number without weights).
+    """Return 0-d: the sum of the weights of rows that count (their number without weights).
 
-    ``weight`` replaces ``p.weight`` where its gradient is wanted.
+    ``weight`` replaces ``p.weight`` where its gradient is needed.
     """
     n = p.logits.shape[0]
     weight = p.weight if weight is None else weight.to(p.accumulator)
     if weight is not None:
-        return torch.where(p.keep(), weight, 0.0).sum()
+        return torch.where(p.counted(), weight, 0.0).sum()
     if p.kind != "hard":
         return torch.full((), float(n), dtype=p.accumulator, device=p.logits.device)
-    return p.keep().sum(dtype=p.accumulator)
+    return p.counted().sum(dtype=p.accumulator)
 
 
 def reduce_rows(
     p: LossInputs, row: Tensor, weight: Tensor | None, reduction: str
 ) -> tuple[Tensor, Tensor]:
-    """Weighted loss (0-d, or (N,) for ``none``) and normaliser; differentiable in the weights."""
+    """Return the loss (0-d, or (N,) for ``none``) and normaliser, differentiable in the weights."""
     total = normaliser(p, weight)
     loss = row if weight is None else row * weight.to(row.dtype)
     if reduction != "none":
@@ -143,51 +143,51 @@ def reduce_rows(
 
 
 def weak_prior(p: LossInputs) -> Tensor:
-    """0-d: mean weak P(class 1) over kept rows of a two-class problem, in [0, 1]."""
+    """Return 0-d: mean weak P(class 1) over the rows that count, in [0, 1]."""
     one = dense_weak(p, p.accumulator)[:, 1]
-    kept = p.keep()
-    total = torch.where(kept, one, 0.0).sum()
-    return (total / kept.sum().clamp_min(1)).clamp(0.0, 1.0)
+    counted = p.counted()
+    total = torch.where(counted, one, 0.0).sum()
+    return (total / counted.sum().clamp_min(1)).clamp(0.0, 1.0)
 
 
 def class_mass(p: LossInputs) -> Tensor:
-    """(V,) mean weak mass of each class over kept rows."""
-    kept = p.keep()
-    total = torch.where(kept.unsqueeze(1), dense_weak(p, p.accumulator), 0.0).sum(0)
-    return total / kept.sum().clamp_min(1)
+    """Return (V,): mean weak mass of each class over the rows that count."""
+    counted = p.counted()
+    total = torch.where(counted.unsqueeze(1), dense_weak(p, p.accumulator), 0.0).sum(0)
+    return total / counted.sum().clamp_min(1)
 
 
 def balance(p: LossInputs, bias: Tensor | None, softcap: float) -> tuple[Tensor, Tensor]:
-    """Class bias (V,) and hard classes (N,): of these rows, or of the bias that is given."""
+    """Return class bias (V,) and hard classes (N,): of these rows, or for the given bias."""
     z = soft_capped(p.logits.detach().to(p.accumulator), softcap)
     if bias is not None:
         return bias, (z + bias).argmax(1)
-    return torch.ops.w2s_fast.balanced_bias(z, class_mass(p), p.keep())
+    return torch.ops.w2s_fast.balanced_bias(z, class_mass(p), p.counted())
 
 
 def batch_threshold(
     p: LossInputs, rule: str, stats: Tensor | None = None, softcap: float = 0.0
 ) -> Tensor:
-    """0-d threshold in SCORE units, exact over the kept rows; +inf if there are none.
+    """Return the 0-d threshold in SCORE units, exact over counted rows; +inf if there are none.
 
     Rule ``prior`` with more than two classes: the class bias (V,) of ``balance``.
     """
     if is_balanced(rule, p.logits.shape[1]):
         return balance(p, None, softcap)[0]
-    kept = p.keep()
+    counted = p.counted()
     q = weak_prior(p) if rule == "prior" else 0.5
     if stats is not None:
         score = stats[Stat.SCORE]
     elif p.logits.shape[1] == 2 and not softcap:
         z = p.logits.detach().to(p.accumulator)
         score = z[:, 0] - z[:, 1]
-    else:  # by the kernel that will decide: each rounds a tanh and a sum in its own way
+    else:  # by the kernel that will compare: each rounds a tanh and a sum in its own way
         stats, index = new_record(p)
         dispatch.backend("cross_entropy", p.logits).rows(
             RowCall(p, LossSpec(softcap=softcap), stats, index)
         )
         score = stats[Stat.SCORE]
-    return quantile_op.masked_quantile(score, q, kept)
+    return quantile_op.masked_quantile(score, q, counted)
 
 
 def solve(p: LossInputs, spec: LossSpec, into: Tensor | str | None, mean: bool) -> LossResult:
@@ -225,12 +225,12 @@ def solve(p: LossInputs, spec: LossSpec, into: Tensor | str | None, mean: bool) 
 
 
 def gradient_scale(total: Tensor, mean: bool) -> Tensor:
-    """0-d factor of every row's gradient besides its weight: 1 / normaliser for a mean, else 1."""
+    """Return the 0-d factor of every row's gradient besides its weight: 1 / normaliser, or 1."""
     return torch.where(total > 0, 1 / total, 0.0) if mean else torch.ones_like(total)
 
 
 def total_loss(p: LossInputs, rows: Tensor, divisor: Tensor | None) -> Tensor:
-    """Sum or mean in fp64: N numbers cost nothing, and the mean of one row is that row."""
+    """Sum or average in fp64: N numbers cost nothing, and the mean of one row is that row."""
     value = (rows.double() if p.weight is None else rows.double() * p.weight).sum()
     if divisor is not None:
         value = torch.where(divisor > 0, value / divisor, 0.0)

@@ -38,7 +38,7 @@ TWICE = (
 )
 _CONSUMED = (
     "second backward through w2s_fast.cross_entropy(inplace=True): the logits were overwritten by "
-    "their gradient, which the first backward handed over; use inplace=False with retain_graph=True"
+    "their gradient, which the first backward returned; use inplace=False with retain_graph=True"
 )
 
 
@@ -105,7 +105,7 @@ class FusedLoss(torch.autograd.Function):
         call.result = result = solve(p, call.spec, into, call.mean)
         ctx.call, ctx.ignore_index = call, p.ignore_index
         if into is p.logits:
-            # Whoever saved these logits for its own backward must notice that they are gone.
+            # An op that saved these logits for its backward must see that they were overwritten.
             torch.autograd.graph.increment_version(logits)
             call.consumed = True
             ctx.save_for_backward(None, p.ids, p.probs, p.rest, p.weight)
@@ -139,23 +139,23 @@ class FusedLoss(torch.autograd.Function):
             if needs_upstream(p.logits.dtype):
                 refuse_batched("cross_entropy in fp16", upstream)
                 return _gradient_from_record(p, call, upstream), grad_weight, None
-            # A later backward with retain_graph: the first one has handed the gradient over.
+            # A later backward with retain_graph: the first one returned the stored gradient.
             grad = solve(p, call.spec, NEW, call.mean).grads[0]
             assert grad is not None
         return scaled(grad, upstream), grad_weight, None
 
 
-# Function.apply, less what it spends on ``torch.func``: callers have sent that to the operators.
+# Function.apply without its handling of ``torch.func``: those calls go to the operators.
 _apply = super(torch.autograd.Function, FusedLoss).apply
 
 
 def needs_upstream(dtype: torch.dtype) -> bool:
-    """Whether a gradient of this dtype must not be rounded before its loss scale is known."""
+    """Return whether a gradient of this dtype has to wait for its loss scale before rounding."""
     return dtype == torch.float16
 
 
 def scaled(grad: Tensor, upstream: Tensor) -> Tensor:
-    """grad times the upstream scalar, rounded once; in place, and without waiting for a GPU."""
+    """Multiply by the upstream scalar, rounding once; in place, and without waiting for a GPU."""
     if batched(upstream):  # by is_grads_batched: a gradient for every scalar
         return (grad.to(upstream.dtype) * upstream).to(grad.dtype)
     if grad.device.type != "cpu":
@@ -167,7 +167,7 @@ def scaled(grad: Tensor, upstream: Tensor) -> Tensor:
 
 
 def row_scale(p: LossInputs, normaliser: Tensor | float, mean: bool, upstream: Tensor) -> Tensor:
-    """(N,) dtotal/drow times the upstream scalar, in the precision of the record."""
+    """Return (N,) dloss/drow times the upstream scalar, in the precision of the record."""
     scale = upstream.to(p.accumulator)
     if mean:
         count = torch.as_tensor(normaliser, dtype=p.accumulator, device=scale.device)
@@ -178,11 +178,11 @@ def row_scale(p: LossInputs, normaliser: Tensor | float, mean: bool, upstream: T
 def weight_gradient(
     p: LossInputs, s: LossResult, mean: bool, upstream: Tensor, dtype: torch.dtype | None
 ) -> Tensor:
-    """(N,) gradient of the row weights from a solution's record; ``p`` gives the kept rows."""
+    """Return the (N,) gradient of the row weights; ``p`` gives the rows that count."""
     rows = s.stats[Stat.LOSS]
     if mean:
         count = torch.as_tensor(s.normaliser, dtype=rows.dtype, device=rows.device)
-        rows = torch.where(p.keep() & (count > 0), (rows - s.loss) / count, 0.0)
+        rows = torch.where(p.counted() & (count > 0), (rows - s.loss) / count, 0.0)
     return (rows * upstream).to(dtype)
 
 
@@ -269,8 +269,8 @@ def _weak_ce(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, T
 def filled_record(
     s: LossResult, p: LossInputs, spec: LossSpec
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, stats, index, threshold) as an operator returns them: everything defined."""
-    # Rows of the record that this call has no use for.
+    """Return (loss, stats, index, threshold) of an operator, every entry defined."""
+    # Rows of the record that this call leaves undefined.
     if not spec.smoothing:
         s.stats[Stat.MEAN] = 0.0
     if p.rest is None:
@@ -291,7 +291,7 @@ def _weak_ce_fake(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tens
 
 
 def fake_record(like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What ``filled_record`` returns for the rows of ``like``, without values."""
+    """Return empty tensors in the form of ``filled_record`` for the rows of ``like``."""
     n = like.shape[0]
     acc = torch.float64 if like.dtype == torch.float64 else torch.float32
     stats = like.new_empty((len(Stat), n), dtype=acc)
@@ -343,7 +343,7 @@ def _rows_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor |
 
 
 def refuse(name: str) -> Any:
-    """A backward that says that ``name`` has no second derivative."""
+    """Return a backward that raises: ``name`` has no second derivative."""
 
     def backward(ctx: Any, *_: Any) -> None:
         raise RuntimeError(TWICE.format(name))

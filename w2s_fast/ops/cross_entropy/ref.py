@@ -85,7 +85,7 @@ def _write_gradient(call: RowCall, row_scale: Tensor) -> None:
     if p.rest is not None:
         pull = (1 - a) * (1 - smooth) * p.rest.unsqueeze(1)
         outside = (d - (stats[Stat.LOGS] + stats[Stat.TAIL]).unsqueeze(1)).exp()
-        g = g - torch.where(_listed(p) | (pull == 0), 0.0, pull * outside)
+        g = g - torch.where(_in_topk(p) | (pull == 0), 0.0, pull * outside)
     # Targets are added up first: where p and the target are both 1, exactly 0 is left.
     target = (1 - a) * (1 - smooth) * dense_weak(p, stats.dtype)
     own = index[Index.SELF].unsqueeze(1)
@@ -93,23 +93,23 @@ def _write_gradient(call: RowCall, row_scale: Tensor) -> None:
     if spec.softcap:
         g = g * soft_cap_slope(p.logits.to(stats.dtype), spec.softcap)
     factor = stats[Stat.FACTOR] * row_scale
-    kept = (p.keep() & (factor != 0)).unsqueeze(1)
-    grad.copy_(torch.where(kept, g * factor.unsqueeze(1), 0.0))
+    counted = (p.counted() & (factor != 0)).unsqueeze(1)
+    grad.copy_(torch.where(counted, g * factor.unsqueeze(1), 0.0))
 
 
 def soft_capped(u: Tensor, softcap: float) -> Tensor:
-    """softcap tanh(u / softcap), or u itself without a cap."""
+    """Return softcap tanh(u / softcap), or u itself without a cap."""
     return softcap * torch.tanh(u / softcap) if softcap else u
 
 
 def soft_cap_slope(u: Tensor, softcap: float) -> Tensor:
-    """Its derivative, 4 t / (1 + t)^2 for t = e^(-2|u|/softcap): no difference where tanh is 1."""
+    """Return its derivative, 4 t / (1 + t)^2 for t = e^(-2|u|/softcap), exact where tanh is 1."""
     t = (-2 * (u / softcap).abs()).exp()
     return 4 * t / (1 + t).square()
 
 
 def dense_weak(p: LossInputs, dtype: torch.dtype) -> Tensor:
-    """(N, V) weak mass by class; the residual of sparse targets belongs to no class."""
+    """Return (N, V) weak mass by class; the residual of sparse targets belongs to no class."""
     if p.probs is not None and p.ids is None:
         return p.probs.to(dtype)
     assert p.ids is not None
@@ -120,7 +120,7 @@ def dense_weak(p: LossInputs, dtype: torch.dtype) -> Tensor:
 
 
 def entries(p: LossInputs) -> tuple[Tensor, Tensor]:
-    """Ids with padding and ignored labels moved to class 0, and which entries are real."""
+    """Return ids with padding and ignored labels replaced by 0, and which entries are real."""
     assert p.ids is not None
     real = p.ids >= 0
     if p.kind == "hard":
@@ -129,7 +129,7 @@ def entries(p: LossInputs) -> tuple[Tensor, Tensor]:
     return torch.where(real, p.ids, 0), real
 
 
-def _listed(p: LossInputs) -> Tensor:
+def _in_topk(p: LossInputs) -> Tensor:
     ids, real = entries(p)
     hit = torch.zeros(p.logits.shape, dtype=torch.int32, device=ids.device)
     return hit.scatter_add_(1, ids, real.to(torch.int32)) > 0
@@ -169,13 +169,13 @@ def _target_stats(p: LossInputs, d: Tensor, stats: Tensor, index: Tensor) -> Non
     stats[Stat.CHOSEN] = torch.where(nan, float("nan"), chosen)
     if p.rest is not None:
         stats[Stat.MASS] += p.rest
-        stats[Stat.TAIL] = _tail(d, stats[Stat.LOGS], _listed(p))
+        stats[Stat.TAIL] = _tail(d, stats[Stat.LOGS], _in_topk(p))
 
 
-def _tail(d: Tensor, logs: Tensor, listed: Tensor) -> Tensor:
-    """(N,) log of the mass outside: from the classes outside, or from those inside if few."""
-    outside = torch.where(listed, float("-inf"), d).logsumexp(1) - logs
-    share = torch.where(listed, (d - logs.unsqueeze(1)).exp(), 0.0).sum(1)
+def _tail(d: Tensor, logs: Tensor, in_topk: Tensor) -> Tensor:
+    """Return (N,) log mass outside the top k, from the outside or from 1 - inside if small."""
+    outside = torch.where(in_topk, float("-inf"), d).logsumexp(1) - logs
+    share = torch.where(in_topk, (d - logs.unsqueeze(1)).exp(), 0.0).sum(1)
     return torch.where(share < 0.75, (-share).log1p(), outside)
 
 
@@ -199,15 +199,15 @@ def _factor(p: LossInputs, spec: LossSpec, stats: Tensor) -> None:
         miss = -torch.expm1(stats[Stat.CHOSEN] - stats[Stat.LOGS])
         factor = factor * miss.clamp_min(0) ** spec.focal_gamma
     if spec.max_confidence != float("inf"):
-        # Not `< cap`: a NaN row must stay in the loss, where it is seen.
+        # Not `<`: a NaN row must show in the loss.
         factor = factor * ~((-stats[Stat.LOGS]).exp() >= spec.max_confidence)
-    stats[Stat.FACTOR] = torch.where(p.keep(), factor, 0.0)
+    stats[Stat.FACTOR] = torch.where(p.counted(), factor, 0.0)
 
 
 def _loss(p: LossInputs, spec: LossSpec, d: Tensor, stats: Tensor, index: Tensor) -> None:
     logs, mass, a = stats[Stat.LOGS], stats[Stat.MASS], stats[Stat.COEF]
-    listed_mass = mass if p.rest is None else mass - p.rest
-    weak = listed_mass * logs - stats[Stat.LINEAR]
+    topk_mass = mass if p.rest is None else mass - p.rest
+    weak = topk_mass * logs - stats[Stat.LINEAR]
     if p.rest is not None:
         weak = weak - torch.where(p.rest != 0, p.rest * stats[Stat.TAIL], 0.0)
     if spec.smoothing:
@@ -218,10 +218,10 @@ def _loss(p: LossInputs, spec: LossSpec, d: Tensor, stats: Tensor, index: Tensor
     row = unless_own(weak, mass, a) + torch.where(a != 0, a * own, 0.0)
     if spec.z_loss:
         row = row + spec.z_loss * (stats[Stat.MAX] + logs).square()
-    # A factor of 0 takes the row out even where its weak label is impossible (loss +inf).
+    # A factor of 0 excludes the row even where its weak label is impossible (loss +inf).
     stats[Stat.LOSS] = torch.where(stats[Stat.FACTOR] != 0, row * stats[Stat.FACTOR], 0.0)
 
 
 def unless_own(weak: Tensor, mass: Tensor, a: Tensor) -> Tensor:
-    """(1 - a) weak; a coefficient of 1 takes out an impossible label (+inf), but no NaN."""
+    """Return (1 - a) weak; a coefficient of 1 removes an impossible label (+inf), but no NaN."""
     return torch.where((a == 1) & weak.isinf() & mass.isfinite(), 0.0, (1 - a) * weak)

@@ -1,6 +1,6 @@
 """Triton backend of the weak-to-strong cross-entropy: launches the row kernels, never syncs.
 
-Same phases as the plain torch backend. One sweep with the gate open writes the gradient, possibly
+Same phases as the plain torch backend. One pass with the gate open writes the gradient, possibly
 over the logits; ``fixup`` then overwrites the few entries of the rows whose gate closes.
 """
 
@@ -121,7 +121,7 @@ def _tiles(call: RowCall) -> dict[str, int]:
 
 
 def _steps(p: LossInputs, grad: Tensor | None) -> dict[str, bool]:
-    """Which arrays cross 16-byte boundaries at the columns where the logits do, in every row.
+    """Return which arrays cross 16-byte boundaries at the columns of the logits, in every row.
 
     The others move one entry at a time: contiguous gradients of a registered operator, and dense
     labels, whose rows start elsewhere than the logits' rows.

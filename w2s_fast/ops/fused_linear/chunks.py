@@ -1,17 +1,17 @@
-"""One fused-head loss call: chunks of logits come, are swept, feed two GEMMs, and are gone.
+"""One fused-head loss call: each chunk of logits is computed, passed over, fed to two GEMMs, freed.
 
-A chunk of rows goes through the same row kernels as dense logits: one sweep turns it into its own
-gradient, in place. What remains special is a threshold over the whole batch, which is known only
-when every chunk is gone. Two ways, both exact:
+A chunk of rows goes through the same row kernels as dense logits: one pass turns it into its own
+gradient, in place. A threshold over the whole batch is the exception: it is known only after the
+last chunk. Two ways, both exact:
 
 - hard labels, or top-k labels of mass 1 without a residual: the gate moves a few entries of a row
   and nothing else. All gates are taken as open; the rows that turn out closed are corrected by
   rank-1 terms a g (e_self - q): K + 1 rows of the head into dhidden, K + 1 times hidden into dhead.
   No logits, no second GEMM.
-- every other target: the gate reaches all classes. The chunks are swept for their scores first,
-  2 N V D operations more.
+- every other target: the gate reaches all classes. A first pass over the chunks computes the
+  scores, 2 N V D operations more.
 
-A batch that fits into one chunk needs neither: it is the dense call between its GEMMs.
+A batch that fits into one chunk needs neither: it is a dense call between its GEMMs.
 """
 
 from __future__ import annotations
@@ -39,15 +39,16 @@ from w2s_fast.ops.fused_linear.head_gradient import HeadGradient
 from w2s_fast.ops.loss_call import Index, LossResult, LossSpec, RowCall, Stat, new_record
 from w2s_fast.ops.targets import LossInputs, check_labels
 
-# A weak mass this many roundings from 1 moves a gradient by no more than a sum over the classes is
-# off anyway.
+# A weak mass within this many roundings of 1 counts as 1: the gradient error stays below the
+# rounding of a sum over the classes.
 _MASS_ROUNDINGS = 8
 
 
 class Head(NamedTuple):
-    """What makes logits: hidden (N, D), head (V, D), bias (V,) or None, and the chunk budget.
+    """Hidden states (N, D), head (V, D), bias (V,) or None, and the budget of a chunk of logits.
 
-    The logits are alpha (hidden head^T + bias); whoever sets alpha scales the gradients by it.
+    The logits are alpha (hidden head^T + bias); the caller that sets alpha scales the gradients by
+    it.
     """
 
     hidden: Tensor
@@ -67,7 +68,7 @@ class NeedsGrad(NamedTuple):
 
     @property
     def any(self) -> bool:
-        """Whether a chunk has to become its gradient at all."""
+        """Whether any gradient is needed."""
         return self.hidden or self.head or self.bias
 
 
@@ -79,13 +80,13 @@ class Chunk(NamedTuple):
 
 
 def fits(x: Head, p: LossInputs) -> bool:
-    """Whether one chunk holds every row."""
+    """Return whether one chunk holds every row."""
     n, v = p.logits.shape
     return rows_per_chunk(n, v, x.hidden.dtype.itemsize, x.memory_mib) >= n
 
 
 def chunks(x: Head, p: LossInputs) -> Iterator[Chunk]:
-    """Logits of all rows, a chunk at a time, in one buffer: each must be used up before the next.
+    """Yield the logits of all rows in chunks; they share a buffer, so use one before the next.
 
     ``p`` is the whole problem; its logits are only a shape.
     """
@@ -99,7 +100,7 @@ def chunks(x: Head, p: LossInputs) -> Iterator[Chunk]:
 
 
 def slice_rows(p: LossInputs, rows: slice, logits: Tensor) -> LossInputs:
-    """The problem of some rows whose logits are at hand."""
+    """Return the inputs of some rows, with their logits."""
     ids, probs, rest, weight = (
         None if t is None else t[rows] for t in (p.ids, p.probs, p.rest, p.weight)
     )
@@ -112,7 +113,7 @@ def shape_only(n: int, v: int, like: Tensor) -> Tensor:
 
 
 class Gradients:
-    """Where the chunks' gradients go; ``chunked`` says that there may be several."""
+    """The gradients of a head, summed over chunks; ``chunked``: there may be several."""
 
     def __init__(self, x: Head, needs: NeedsGrad, chunked: bool) -> None:
         self.x, self.needs = x, needs
@@ -123,14 +124,14 @@ class Gradients:
             self.head = HeadGradient(x.head, wide, needs.bias, with_head=needs.head)
 
     def add(self, dlogits: Tensor, rows: slice) -> None:
-        """Take a chunk's gradient, which may be overwritten afterwards."""
+        """Add a chunk's gradient, which may be overwritten afterwards."""
         if self.hidden is not None:
             gemm.hidden_gradient(dlogits, self.x.head, self.hidden[rows])
         if self.head is not None:
             self.head.add(dlogits, self.x.hidden[rows])
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of hidden, head and bias."""
+        """Return the gradients of hidden, head and bias."""
         if self.head is None:
             return self.hidden, None, None
         return self.hidden, *self.head.result()
@@ -145,7 +146,7 @@ def solve_linear(
     wanted yet.
     """
     check_spec(spec, p)
-    check_labels(p)  # before a chunk counts rows of its own
+    check_labels(p)  # a chunk would number its rows from 0
     if fits(x, p):
         return _solve_at_once(x, p, spec, needs, mean, keep_logits)
     late = spec.threshold is None and spec.rule in BATCH_RULES
@@ -208,16 +209,16 @@ def threshold_from_scores(x: Head, p: LossInputs, spec: LossSpec) -> Tensor:
 
 
 def fixes_by_rank_one(p: LossInputs, spec: LossSpec, needs: NeedsGrad) -> bool:
-    """Whether a gate that closes after its chunk is gone can be corrected."""
+    """Return whether a gate that closes after its chunk was freed can be corrected."""
     if p.logits.shape[1] == 2 or p.ids is None or p.rest is not None or spec.smoothing:
         return False
     if p.probs is None or not needs.any:
         return True
     if p.probs.device.type != "cpu":
-        return False  # looking at the masses would wait for the device
+        return False  # reading the masses would wait for the device
     mass = torch.where(p.ids >= 0, p.probs, 0.0).sum(1)
     room = _MASS_ROUNDINGS * torch.finfo(mass.dtype).eps
-    return bool((((mass - 1).abs() <= room) | ~p.keep()).all())
+    return bool((((mass - 1).abs() <= room) | ~p.counted()).all())
 
 
 def _close_gates(x: Head, call: RowCall, grads: Gradients) -> None:
@@ -235,7 +236,7 @@ def _close_gates(x: Head, call: RowCall, grads: Gradients) -> None:
 
 
 def closed_rows(call: RowCall) -> tuple[Tensor, Tensor]:
-    """(N,) whether a row's gate closes, and the factor of its rank-1 correction (0 elsewhere)."""
+    """Return (N,) whether a gate closes, and the factor of its rank-1 correction (0 elsewhere)."""
     stats, weight, threshold = call.stats, call.inputs.weight, call.threshold
     assert call.scale is not None and threshold is not None
     factor = stats[Stat.FACTOR]
@@ -272,12 +273,12 @@ def add_entries(x: Head, classes: Tensor, values: Tensor, rows: Tensor, grads: G
         )
         for k in range(classes.shape[1]):  # one (M, D) gather at a time, never (M, K, D)
             add.addcmul_(x.head[classes[:, k]].to(values.dtype), values[:, k : k + 1])
-        # Each row of the batch comes once: no sum to wait for, and one rounding.
+        # Each row of the batch occurs once: one rounding, no accumulation.
         grads.hidden[rows] = (grads.hidden[rows].to(add.dtype) + add).to(grads.hidden.dtype)
     if grads.head is not None:
         grads.head.add_entries(classes, values, x.hidden[rows])
 
 
 def cap_slope(z: Tensor, softcap: float) -> Tensor:
-    """dz/du of a soft-capped logit z; ones without a cap."""
+    """Return dz/du of a soft-capped logit z; ones without a cap."""
     return (1 - z / softcap) * (1 + z / softcap) if softcap else torch.ones_like(z)

@@ -50,7 +50,7 @@ def linear_cross_entropy(
     reduction: str = "mean",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, Stats]:
-    """``cross_entropy(hidden @ head.T + bias, weak, ...)`` without the logits.
+    """Compute ``cross_entropy(hidden @ head.T + bias, weak, ...)`` without storing logits.
 
     Args:
         hidden: (N, D) last hidden states, or (B, T, D); fp32, bf16, fp16 or fp64. Gets gradients.
@@ -99,7 +99,7 @@ def projected_loss(
     ignore_index: int,
     reduction: str,
 ) -> WeakLossOut:
-    """``weak_loss`` of logits that were not computed; gradients go to hidden, weight and bias."""
+    """Compute ``weak_loss`` of lazy logits; gradients go to hidden, weight and bias."""
     x, p = _projected(logits, weak, weight, ignore_index)
     spec.softcap = logits.softcap
     loss, result = differentiable_loss(x, p, spec, weight, reduction)
@@ -114,7 +114,7 @@ def projected_threshold(
     weight: Tensor | None,
     ignore_index: int,
 ) -> Tensor:
-    """``batch_threshold`` of logits that were not computed."""
+    """Compute ``batch_threshold`` of lazy logits."""
     x, p = _projected(logits.detach(), weak, weight, ignore_index)
     spec = LossSpec(rule, softcap=logits.softcap)
     check_spec(spec, p)
@@ -134,7 +134,7 @@ def _projected(
 def cast_for_autocast(
     hidden: Tensor, head: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What ``F.linear`` would compute with here."""
+    """Cast to the dtype in which ``F.linear`` would compute under the current autocast."""
     device = hidden.device.type
     if not torch.is_autocast_enabled(device):
         return hidden, head, bias
@@ -143,7 +143,7 @@ def cast_for_autocast(
 
 
 def flat_rows(hidden: Tensor, positions: Tensor | None) -> Tensor:
-    """(N, D) rows of (N, D) or (B, T, D), or the (M, D) of them that ``positions`` names."""
+    """Return the (N, D) rows of (N, D) or (B, T, D), or the (M, D) rows at ``positions``."""
     if hidden.dim() not in (2, 3):
         raise W2SError(
             f"hidden has shape {tuple(hidden.shape)}; expected (N, D) or (B, T, D) hidden states"
@@ -185,7 +185,7 @@ def check_head(hidden: Tensor, head: Tensor, bias: Tensor | None) -> None:
 def _flat_targets(
     hidden: Tensor, weak: Tensor | SparseTargets, weight: Tensor | None
 ) -> tuple[Tensor | SparseTargets, Tensor | None]:
-    """(B, T, ...) targets and weights as rows; anything else as it came."""
+    """Flatten (B, T, ...) targets and weights to rows; return others unchanged."""
     if hidden.dim() != 3:
         return weak, weight
     lead = tuple(hidden.shape[:2])
@@ -206,7 +206,7 @@ def cost(n: int, v: int, dtype: torch.dtype, d: int = 1024) -> Cost:
 
 
 def reference(hidden: Tensor, head: Tensor, weak: Any, bias: Any = None, **kwargs: Any) -> Tensor:
-    """The definition: logits in full, then ``cross_entropy_reference``."""
+    """Compute the logits in full, then ``cross_entropy_reference``."""
     from w2s_fast.ops.reference import cross_entropy_reference
 
     logits = torch.nn.functional.linear(hidden, head, bias)

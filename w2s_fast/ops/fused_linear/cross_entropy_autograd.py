@@ -204,8 +204,8 @@ def gradients_from_record(
     assert row_scale is not None
     grads = Gradients(x, needs, chunked=logits is None and not fits(x, p))
     every = slice(0, p.logits.shape[0])
-    kept = None if logits is None else [Chunk(every, slice_rows(p, every, logits))]
-    for at, part in kept or chunks(x, p):
+    whole = None if logits is None else [Chunk(every, slice_rows(p, every, logits))]
+    for at, part in whole or chunks(x, p):
         dlogits = part.logits if call.grad is None else call.grad
         some, few = stats[:, at].contiguous(), index[:, at].contiguous()
         backend("cross_entropy", part.logits).gradient(

@@ -3,7 +3,7 @@
 Forward makes the logits once, 2 N V D operations, and keeps a few numbers a row. Backward knows the
 upstream of every row only when it is called: it makes the logits again and feeds two GEMMs, 8 N V D
 in all. Where half of the budget holds the logits of the whole call (few rows that count) they are
-kept instead: 6 N V D, what the three bare GEMMs cost. Not differentiable twice; it says so.
+kept instead: 6 N V D, what the three bare GEMMs cost. Not differentiable twice; it raises.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def _linear_topk_logp(
 def _linear_topk_logp_fake(
     hidden: Tensor, head: Tensor, bias: Tensor | None, ids: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    kept = hidden.shape[0] if rest[-1] else 0
-    return *fake_rows(hidden, ids), hidden.new_empty((kept, head.shape[0]))
+    n_saved = hidden.shape[0] if rest[-1] else 0
+    return *fake_rows(hidden, ids), hidden.new_empty((n_saved, head.shape[0]))
 
 
 @torch.library.impl(LIBRARY, "linear_topk_logp_backward", "CompositeExplicitAutograd")
@@ -119,10 +119,10 @@ def _linear_topk_logp_backward(
     assert call.row_scale is not None
     call.row_scale = alpha * call.row_scale
     x = Head(hidden, head, bias, memory_mib, fp32_head_gradient, alpha)
-    kept = None
+    saved = None
     if logits.shape[0]:  # not over them: a second backward must find the kept logits as they were
-        kept, call.grad = logits, torch.empty_like(logits)
-    return without_none(gradients_from_record(x, call, NeedsGrad(*needs_grad), kept), hidden)
+        saved, call.grad = logits, torch.empty_like(logits)
+    return without_none(gradients_from_record(x, call, NeedsGrad(*needs_grad), saved), hidden)
 
 
 @torch.library.register_fake("w2s_fast::linear_topk_logp_backward")

@@ -1,6 +1,6 @@
-"""Log-probabilities of listed classes on the row kernels of the cross-entropy, which suffice.
+"""Log-probabilities of top-k classes on the row kernels of the cross-entropy.
 
-The sweep's record holds all that is needed: z_id - M of the listed classes, log S, and with a
+One pass fills the record with all that is needed: z_id - M of the top-k classes, log S, and with a
 residual the log of the mass outside them. Backward is the phase ``gradient`` with sparse targets
 whose masses are minus the upstream gradients.
 """

@@ -100,7 +100,7 @@ def kth_value(
 def top_fraction_mask(
     scores: Tensor, fraction: float | Tensor, *, keep: Tensor | None = None, group: Any = None
 ) -> Tensor:
-    """Mask of the largest elements: exactly round(fraction * kept) of them, halves to even.
+    """Mask of the largest elements: exactly round(fraction * n_kept) of them, halves to even.
 
     Args:
         scores, keep, group: see ``quantile``. With ``group`` the mask has that many true elements
@@ -191,12 +191,12 @@ def _kth_value(scores: Tensor, rank: Tensor, keep: Tensor | None) -> Tensor:
 @torch.library.impl(LIBRARY, "top_mask", "CompositeExplicitAutograd")
 def _top_mask(scores: Tensor, fraction: Tensor, keep: Tensor | None) -> Tensor:
     kernels, x, keep = backend("quantile", scores), scores.contiguous(), _contiguous(keep)
-    kept = torch.full((), x.numel(), dtype=torch.int64, device=x.device)
+    n_kept = torch.full((), x.numel(), dtype=torch.int64, device=x.device)
     if keep is not None:
-        kept = keep.sum()
-    count = distributed.wanted(fraction, kept)
-    at = kernels.kth_value(x, kept - count, keep)  # NaN where nothing is wanted: marks nothing
-    return kernels.mark(x, keep, at, count - kernels.tally(x, keep, at)[0])
+        n_kept = keep.sum()
+    count = distributed.top_count(fraction, n_kept)
+    at = kernels.kth_value(x, n_kept - count, keep)  # NaN where nothing is wanted: marks nothing
+    return kernels.threshold_mask(x, keep, at, count - kernels.count_at(x, keep, at)[0])
 
 
 def _contiguous(keep: Tensor | None) -> Tensor | None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from w2s_fast.ops import native_cuda as native
 from w2s_fast.ops.native import DTYPE_CODES
 from w2s_fast.ops.quantile import ref as plain
-from w2s_fast.ops.quantile.ref import histogram, mark, successor, tally
+from w2s_fast.ops.quantile.ref import count_at, histogram, successor, threshold_mask
 
-__all__ = ["histogram", "kth_value", "mark", "quantile", "successor", "tally"]
+__all__ = ["histogram", "kth_value", "threshold_mask", "quantile", "successor", "count_at"]
 
 
 def quantile(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:

@@ -9,9 +9,9 @@ from torch import Tensor
 from w2s_fast.kernels import quantile as kernels
 from w2s_fast.ops.native_cuda import device_of
 from w2s_fast.ops.quantile.keys import rounds_of, score_of
-from w2s_fast.ops.quantile.ref import mark, tally
+from w2s_fast.ops.quantile.ref import count_at, threshold_mask
 
-__all__ = ["histogram", "kth_value", "mark", "quantile", "successor", "tally"]
+__all__ = ["histogram", "kth_value", "threshold_mask", "quantile", "successor", "count_at"]
 
 
 def quantile(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
@@ -47,8 +47,8 @@ def successor(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
             kernels.successor_kernel[(triton.cdiv(n, kernels.BLOCK),)](
                 scores, _bytes(keep), at, least, n, BLOCK=kernels.BLOCK, num_warps=4
             )
-    found = score_of(2**32 - least.clamp_min(1), scores.dtype)
-    return torch.where(least == 0, float("inf"), found)
+    score = score_of(2**32 - least.clamp_min(1), scores.dtype)
+    return torch.where(least == 0, float("inf"), score)
 
 
 def _select(scores: Tensor, q: Tensor, keep: Tensor | None, kth: bool) -> Tensor:

@@ -1,10 +1,10 @@
 """One vocabulary-parallel call: the fused head with V / R rows of it on every rank.
 
-All ranks hold the same hidden states and targets and walk the same chunks. A chunk of the shard's
-logits is swept for its record, the records are merged over ranks, and the merged record writes the
-shard's part of the gradient over the chunk: no logits travel. dhidden is a sum over shards; the
-head's gradient stays where the head is. Thresholds need no message of their own: every rank has
-every score.
+All ranks hold the same hidden states and targets and iterate over the same chunks. A pass over a
+chunk of the shard's logits fills its record, the records are merged over ranks, and the shard's
+part of the gradient is written over the chunk from the merged record: no logits are sent. dhidden
+is a sum over shards; the head's gradient stays on the rank of the shard. Thresholds need no
+message: every rank has every score.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from w2s_fast.ops.vocab_parallel.merge import merge
 
 
 class Shard(NamedTuple):
-    """Classes ``first`` .. ``first + width - 1`` of ``total`` live here."""
+    """This rank's classes: ``first`` .. ``first + width - 1`` of ``total``."""
 
     first: int
     width: int
@@ -51,21 +51,21 @@ class Shard(NamedTuple):
     group: Any
 
     def local(self, ids: Tensor) -> Tensor:
-        """Class ids of this shard's own count; -1 for those of other shards and for padding."""
+        """Return class ids within this shard; -1 for those of other shards and for padding."""
         inside = (ids >= self.first) & (ids < self.first + self.width)
         return torch.where(inside, ids - self.first, -1)
 
 
 def chunk_rows(x: Head, p: LossInputs, shard: Shard) -> int:
-    """From the mean width: all ranks must cut alike, and none knows the others' shards."""
+    """Rows of a chunk, from the mean width: ranks must agree, and none knows the others' shards."""
     width = -(-shard.total // dist.get_world_size(shard.group))
     n = p.logits.shape[0]
     return rows_per_chunk(n, width, x.hidden.dtype.itemsize, x.memory_mib)
 
 
 def local_inputs(p: LossInputs, rows: slice, z: Tensor, shard: Shard) -> LossInputs:
-    """Targets of this shard's classes; hard labels become one listed class a row."""
-    keep = p.keep()[rows]
+    """Return the targets of this shard's classes; hard labels become top-k labels with K = 1."""
+    keep = p.counted()[rows]
     weight = keep.to(p.accumulator) if p.weight is None else p.weight[rows] * keep
     rest = None if p.rest is None else p.rest[rows]
     if p.ids is None:
@@ -108,7 +108,7 @@ def merged_call(p: LossInputs, spec: LossSpec, shard: Shard) -> RowCall:
 
 
 def _top_mass(p: LossInputs, index: Tensor) -> Tensor:
-    """(n,) weak mass of the shard's top weak class, -inf where it has none of the listed ones."""
+    """(n,) weak mass of the shard's top weak class, -inf where it has none of the top k."""
     if p.ids is None:
         assert p.probs is not None
         return p.probs.gather(1, index[Index.WEAK].unsqueeze(1))[:, 0].to(torch.float64)
@@ -131,7 +131,7 @@ def finish_rows(call: RowCall, threshold: Tensor | None, aux: Tensor) -> None:
         factor = factor * miss**spec.focal_gamma
     if spec.max_confidence != float("inf"):
         factor = factor * ~((-logs).exp() >= spec.max_confidence)
-    stats[Stat.FACTOR] = torch.where(p.keep(), factor, 0.0)
+    stats[Stat.FACTOR] = torch.where(p.counted(), factor, 0.0)
     set_loss(call)
 
 
@@ -164,7 +164,7 @@ def write_gradient(call: RowCall, row_scale: Tensor, shard: Shard) -> Tensor:
     slope = None
     if smoothing:
         # The kernels would spread the smoothed mass over this shard's classes alone: the targets
-        # are scaled here, and the uniform part, the same for every class, is taken off afterwards.
+        # are scaled here, and the uniform part, the same for every class, is subtracted afterwards.
         hard = 1 - smoothing
         assert p.probs is not None
         p = p._replace(probs=p.probs * hard, rest=None if p.rest is None else p.rest * hard)
@@ -191,7 +191,7 @@ def solve_vocab(
     if late and not fixes_by_rank_one(p, spec, needs):
         for rows, inputs in local_chunks(x, p, shard):
             stats[:, rows] = merged_call(inputs, spec, shard).stats
-        at_half = quantile_op.masked_quantile(stats[Stat.SCORE], 0.5, p.keep())
+        at_half = quantile_op.masked_quantile(stats[Stat.SCORE], 0.5, p.counted())
         spec, late = dataclasses.replace(spec, threshold=at_half), False
     total = normaliser(p)
     whole = RowCall(
@@ -212,7 +212,7 @@ def solve_vocab(
             assert inputs.weight is not None
             grads.add(write_gradient(call, whole.scale * inputs.weight, shard), rows)
     if late:
-        whole.threshold = quantile_op.masked_quantile(stats[Stat.SCORE], 0.5, p.keep())
+        whole.threshold = quantile_op.masked_quantile(stats[Stat.SCORE], 0.5, p.counted())
         _close_gates(x, whole, grads, shard)
     loss = total_loss(p, stats[Stat.LOSS], total if mean else None)
     return LossResult(stats, index, loss, total, whole.threshold, _summed(grads, shard))

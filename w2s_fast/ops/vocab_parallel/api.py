@@ -6,7 +6,7 @@ r"""The fused head with its vocabulary split over ranks: V / R rows of the head 
 
 Every rank gives the same hidden states and targets, as tensor parallelism leaves them, and gets the
 same loss and dhidden, and the gradient of its own head rows. Results equal those of the whole head
-on one rank up to rounding. Messages: 88 bytes a row and rank for the record, 4 K for K listed
+on one rank up to rounding. Messages: 88 bytes a row and rank for the record, 4 K for K top-k
 classes, and dhidden.
 """
 
@@ -63,7 +63,7 @@ def vocab_parallel_cross_entropy(
     reduction: str = "mean",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, Stats]:
-    """``linear_cross_entropy`` with this rank's rows of the head. Eager only.
+    """Compute ``linear_cross_entropy`` with this rank's rows of the head. Eager only.
 
     Args:
         hidden: (N, D) or (B, T, D), the same on every rank. Gets the sum of all ranks' gradients.
@@ -82,7 +82,7 @@ def vocab_parallel_cross_entropy(
         The loss, equal on every rank, or ``(loss, Stats)`` with global class ids.
 
     Raises:
-        W2SError: for what ``linear_cross_entropy`` refuses, and a shard or group that do not fit.
+        W2SError: as ``linear_cross_entropy``, and for a shard or group that does not fit.
         RuntimeError: on a second derivative, or a tangent of forward mode.
     """
     check_group(group)
@@ -147,7 +147,7 @@ def _inputs(
     ignore_index: int,
     shard: Shard,
 ) -> LossInputs:
-    """Checked targets: listed classes against all of the vocabulary, dense ones against a shard."""
+    """Check targets: class ids against the whole vocabulary, dense labels against a shard."""
     n = rows.shape[0]
     dense = isinstance(weak, Tensor) and weak.is_floating_point()
     if isinstance(weak, Tensor) and not dense:
