@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from w2s_fast.cli.estimate import memory_of, plan, traffic
+from w2s_fast.cli.estimate import estimate_step, memory_by_part, traffic_by_exchange
 from w2s_fast.cli.main import main
 from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError
@@ -75,7 +75,7 @@ def test_model_states_as_deepspeed_estimates_them(stage: int) -> None:
     from deepspeed.runtime.zero import stage3, stage_1_and_2
 
     n = 8
-    ours, _ = memory_of(C, TrainConfig(zero_stage=stage), "bf16", n)
+    ours, _ = memory_by_part(C, TrainConfig(zero_stage=stage), "bf16", n)
     states = ours["weights"] + ours["gradients"] + ours["optimizer"]
     if stage == 2:
         theirs = stage_1_and_2.estimate_zero2_model_states_mem_needs(
@@ -90,12 +90,12 @@ def test_model_states_as_deepspeed_estimates_them(stage: int) -> None:
 
 
 def test_offload_moves_and_stages_shard() -> None:
-    whole = memory_of(C, TrainConfig(), "fp32", 8)[0]
+    whole = memory_by_part(C, TrainConfig(), "fp32", 8)[0]
     assert whole["weights"] == 280_000_000 and whole["optimizer"] == 560_000_000
-    device, host = memory_of(C, TrainConfig(zero_stage=3, offload_optimizer="cpu"), "bf16", 8)
+    device, host = memory_by_part(C, TrainConfig(zero_stage=3, offload_optimizer="cpu"), "bf16", 8)
     assert "optimizer" not in device and host == {"optimizer": 12 * 70_000_000 // 8}
-    assert traffic(C, TrainConfig(), "bf16", 1, 1) == {"sum gradients": 0}
-    z3 = traffic(C, TrainConfig(zero_stage=3), "bf16", 4, 2)
+    assert traffic_by_exchange(C, TrainConfig(), "bf16", 1, 1) == {"sum gradients": 0}
+    z3 = traffic_by_exchange(C, TrainConfig(zero_stage=3), "bf16", 4, 2)
     assert z3 == {"gather weights": 420_000_000, "scatter gradients": 210_000_000}
 
 
@@ -117,9 +117,11 @@ def test_every_part_by_hand(stage: int, dtype: str, parts: dict[str, int]) -> No
     """400 M parameters, 100 M of them trained, on 4 devices. At ZeRO-3 everything is in use at
     once, and what is fetched comes on top: (400 M + 50 M) x 2 bytes, more than the step takes."""
     c = Counts(400 * M, 100 * M, 4 * M, 1000, 300 * M, activations=M // 2, transient=M // 4)
-    assert memory_of(c, TrainConfig(zero_stage=stage), dtype, 4)[0] == parts | {"activations": M}
+    assert memory_by_part(c, TrainConfig(zero_stage=stage), dtype, 4)[0] == parts | {
+        "activations": M
+    }
     assert (
-        traffic(c, TrainConfig(zero_stage=stage), dtype, 4, 3)
+        traffic_by_exchange(c, TrainConfig(zero_stage=stage), dtype, 4, 3)
         == {
             0: {"sum gradients": 600 * M},
             1: {"scatter gradients": 150 * M, "gather weights": 150 * M},
@@ -131,7 +133,7 @@ def test_every_part_by_hand(stage: int, dtype: str, parts: dict[str, int]) -> No
 
 def test_time_and_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = replace(RunConfig(), student=ModelConfig(str(folder)))
-    p = plan(cfg, 2, 16, tflops=1e-3, gbytes=1e-3)
+    p = estimate_step(cfg, 2, 16, tflops=1e-3, gbytes=1e-3)
     assert p.operations == 6 * p.counts.matrix * 16 * 16
     assert p.step_s == pytest.approx(p.operations / 1e9 + sum(p.sent.values()) / 1e6)
     args = ["plan", "--gpus", "2x1", "--model", str(folder), "--zero", "3", "--tokens", "16"]
@@ -147,4 +149,4 @@ def test_time_and_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert main(["plan", *bad]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(W2SError, match="has to be pretrained first"):
-        plan(RunConfig(), 2, 16)
+        estimate_step(RunConfig(), 2, 16)

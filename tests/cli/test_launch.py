@@ -12,11 +12,11 @@ import pytest
 
 from w2s_fast.cli import launch as module
 from w2s_fast.cli.launch import (
-    Launch,
-    build,
+    LaunchOptions,
+    build_command,
     check_hosts,
     check_port,
-    job_code,
+    job_exit_code,
     launch,
     parse,
     read_hosts,
@@ -46,7 +46,7 @@ def hosts(tmp_path: Path) -> str:
 def test_options() -> None:
     got = parse(["--hostfile=h", "--master-port", "5", "--no-ssh", "--node-rank", "1", "r.yaml",
                  "--seeds", "3"])  # fmt: skip
-    assert got == Launch("r.yaml", ("--seeds", "3"), "h", None, None, 5, None, True, 1)
+    assert got == LaunchOptions("r.yaml", ("--seeds", "3"), "h", None, None, 5, None, True, 1)
     for args, message in (
         (["--hostfil", "h", "r.yaml"], "unknown option '--hostfil'; did you mean '--hostfile'"),
         (["--processes", "two", "r.yaml"], "--processes is 'two'; expected a number"),
@@ -63,7 +63,7 @@ def test_hostfiles(hosts: str, tmp_path: Path) -> None:
     for text, message in (
         ("node-a\n", "bad:1: 'node-a'; expected `name slots=8`"),
         ("node-a slots=0\n", "expected `name slots=8`"),
-        ("a slots=1\na slots=1\n", "bad:2: host 'a' stands there twice"),
+        ("a slots=1\na slots=1\n", "bad:2: host 'a' appears twice"),
         ("# none\n", "names no host"),
     ):
         bad.write_text(text)
@@ -74,7 +74,9 @@ def test_hostfiles(hosts: str, tmp_path: Path) -> None:
 
 
 def test_command(hosts: str, config: str) -> None:
-    command = build(Launch(config, ("--seeds", "1"), hosts, master_addr="10.0.0.1"), {"a": 1})
+    command = build_command(
+        LaunchOptions(config, ("--seeds", "1"), hosts, master_addr="10.0.0.1"), {"a": 1}
+    )
     line = " ".join(command)
     assert f"--hostfile {hosts}" in line and "--master_addr 10.0.0.1 --master_port 29500" in line
     assert line.endswith(f"--module w2s_fast run --config {config} --seeds 1")
@@ -82,8 +84,8 @@ def test_command(hosts: str, config: str) -> None:
 
 def test_codes_of_a_job_that_lost_a_process() -> None:
     """By signal 9 or 15, or with its host; what a process says itself is passed on."""
-    assert [job_code(c) for c in (256 - 9, 256 - 15, 255)] == [EXIT_CODE] * 3
-    assert [job_code(c) for c in (0, 1, 2, EXIT_CODE, 130)] == [0, 1, 2, EXIT_CODE, 130]
+    assert [job_exit_code(c) for c in (256 - 9, 256 - 15, 255)] == [EXIT_CODE] * 3
+    assert [job_exit_code(c) for c in (0, 1, 2, EXIT_CODE, 130)] == [0, 1, 2, EXIT_CODE, 130]
 
 
 def test_words_reach_other_hosts_as_they_are(hosts: str, config: str) -> None:
@@ -91,11 +93,13 @@ def test_words_reach_other_hosts_as_they_are(hosts: str, config: str) -> None:
     from deepspeed.launcher.multinode_runner import PDSHRunner
 
     words = ["posterior|confident", "a b", "$HOME", 'it\'s; $x `y` \\ "z"', "plain", "*"]
-    command = build(Launch(config, tuple(words), hosts), {"a": 1, "b": 1})
+    command = build_command(LaunchOptions(config, tuple(words), hosts), {"a": 1, "b": 1})
     runner = PDSHRunner(argparse.Namespace(user_args=command[-len(words) :], user_script="x"), "")
     line = " ".join(["printf '%s\\n'", *runner.parse_user_args()])
     assert subprocess.check_output(["sh", "-c", line], text=True).splitlines() == words
-    assert build(Launch(config, ("a|b",), hosts), {"a": 1})[-1] == "a|b"  # no shell in between
+    assert (
+        build_command(LaunchOptions(config, ("a|b",), hosts), {"a": 1})[-1] == "a|b"
+    )  # no shell in between
 
 
 def test_bad_input_before_anything_starts(
@@ -125,7 +129,7 @@ def test_a_port_that_is_taken(config: str) -> None:
         s.bind(("", 0))
         s.listen()
         port = s.getsockname()[1]
-        with pytest.raises(W2SError, match=f"port {port} is taken .*choose another with"):
+        with pytest.raises(W2SError, match=f"port {port} is in use .*choose another with"):
             launch(parse(["--processes", "2", "--master-port", str(port), config]))
     check_port(free_port())
 

@@ -1,14 +1,17 @@
-"""What this machine offers: versions, kernels and why one is missing, CPU, CUDA, extras."""
+"""``w2s-fast doctor``: show what this machine offers, and why a kernel is missing."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from w2s_fast.cli.parse import asks_for_help
+from w2s_fast.errors import W2SError
 from w2s_fast.version import __version__
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ _EXTRAS = {  # package -> what it is for
     "trl": "its trainers with these losses",
     "lightning": "its trainer with these losses",
 }
-_GPU = ("triton", "cuda")  # backends that nothing lacks on a machine without one
+_GPU_BACKENDS = ("triton", "cuda")  # not expected on a machine without a GPU
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,10 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        section: Heading it stands under.
-        name: What was looked at.
-        value: What was found.
-        good: True fine, False missing though wanted, None plain information.
+        section: Heading of the line.
+        name: What was examined.
+        value: The result.
+        good: True if fine, False if missing but expected, None for plain information.
     """
 
     section: str
@@ -44,22 +47,30 @@ class Finding:
     good: bool | None = None
 
 
-def examine() -> list[Finding]:
-    """Look at everything; never raises for something that is missing."""
-    return [*_versions(), *_kernels(), *_machine(), *_extras()]
+def main(args: Sequence[str]) -> int:
+    """Run the command; return the exit code."""
+    if args:
+        print("usage: w2s-fast doctor")
+        if asks_for_help(args):
+            return 0
+        raise W2SError(f"unexpected argument {args[0]!r}; doctor takes none")
+    from rich.console import Console
+
+    print_findings([*_versions(), *_kernels(), *_machine(), *_extras()], Console())
+    return 0
 
 
-def print_findings(findings: list[Finding], console: Console) -> None:
+def print_findings(findings: Sequence[Finding], console: Console) -> None:
     """Print the findings by section."""
     from rich.markup import escape
 
-    marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: " "}
+    symbols = {True: "[green]✓[/]", False: "[red]✗[/]", None: " "}
     section = ""
     for f in findings:
         if f.section != section:
             section = f.section
             console.print(f"\n[bold]{section}[/]")
-        line = f" {marks[f.good]} {f.name:<22} {escape(f.value)}"
+        line = f" {symbols[f.good]} {f.name:<22} {escape(f.value)}"
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -71,14 +82,14 @@ def _version(name: str) -> str | None:
 
 
 def _versions() -> list[Finding]:
-    found = [
+    findings = [
         Finding("versions", "w2s_fast", __version__),
         Finding("versions", "python", platform.python_version()),
     ]
     for name in _PACKAGES:
         version = _version(name)
-        found.append(Finding("versions", name, version or "not installed", version is not None))
-    return found
+        findings.append(Finding("versions", name, version or "not installed", version is not None))
+    return findings
 
 
 def _kernels() -> list[Finding]:
@@ -87,22 +98,21 @@ def _kernels() -> list[Finding]:
     from w2s_fast.ops import backends_info, native, native_cuda
     from w2s_fast.ops.fused_linear.gemm import has_kernels
 
-    found = []
+    findings = []
     for name, state in backends_info().items():
-        wanted = torch.cuda.is_available() or name not in _GPU
-        good = True if state == "ok" else False if wanted else None
-        note = "" if good is not None else " (for GPUs; none here)"
-        found.append(Finding("kernels", f"backend {name}", state + note, good))
-    found += [Finding("kernels", name, state) for name, state in native.info().items()][1:]
-    found += [Finding("kernels", name, state) for name, state in native_cuda.info().items()]
+        expected = torch.cuda.is_available() or name not in _GPU_BACKENDS
+        good = True if state == "ok" else False if expected else None
+        note = "" if good is not None else " (needs a GPU; none here)"
+        findings.append(Finding("kernels", f"backend {name}", state + note, good))
+    findings += [Finding("kernels", name, state) for name, state in native.info().items()][1:]
+    findings += [Finding("kernels", name, state) for name, state in native_cuda.info().items()]
     for dtype in (torch.bfloat16, torch.float16):
-        way = "as they are (oneDNN)" if has_kernels(dtype) else "through fp32 (no instructions)"
+        route = "in 16 bit (oneDNN)" if has_kernels(dtype) else "in fp32 (no 16-bit instructions)"
         name = str(dtype).removeprefix("torch.")
-        found.append(Finding("kernels", f"{name} products", f"{way}, on this CPU"))
-    forced = os.environ.get("W2S_BACKEND")
-    if forced:
-        found.append(Finding("kernels", "forced (W2S_BACKEND)", forced))
-    return found
+        findings.append(Finding("kernels", f"{name} products", f"{route}, on this CPU"))
+    if forced := os.environ.get("W2S_BACKEND"):
+        findings.append(Finding("kernels", "forced (W2S_BACKEND)", forced))
+    return findings
 
 
 def _machine() -> list[Finding]:
@@ -120,9 +130,10 @@ def _machine() -> list[Finding]:
 
 
 def _extras() -> list[Finding]:
-    found = []
+    findings = []
     for name, use in _EXTRAS.items():
-        present = importlib.util.find_spec(name) is not None
-        version = (_version(name) or "present") if present else "not installed"
-        found.append(Finding("optional", name, f"{version}  ({use})", True if present else None))
-    return found
+        installed = importlib.util.find_spec(name) is not None
+        version = (_version(name) or "present") if installed else "not installed"
+        good = True if installed else None
+        findings.append(Finding("optional", name, f"{version}  ({use})", good))
+    return findings

@@ -1,7 +1,7 @@
-"""``w2s-fast launch``: start ``w2s-fast run`` on the accelerators of one host, or of many.
+"""``w2s-fast launch``: start ``w2s-fast run`` on the accelerators of one or several hosts.
 
-The work is done by DeepSpeed's own launcher; this builds its command, looks at the hosts first, and
-makes sure that a host which disappears ends the job.
+DeepSpeed's launcher starts the processes; this module builds its command, checks the hosts first,
+and ends the job if a host disappears.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from w2s_fast.cli.parse import asks_for_help, load_config, take_options
 from w2s_fast.distributed.heartbeat import EXIT_CODE
 from w2s_fast.distributed.world import DEFAULT_PORT
 from w2s_fast.errors import W2SError, nearest
@@ -28,28 +30,28 @@ USAGE = """usage: w2s-fast launch [options] CONFIG.yaml [--NAME VALUE ...]
 
 Starts `w2s-fast run --config CONFIG.yaml --NAME VALUE ...` once per accelerator (or --processes).
 
-  --hostfile FILE     one host a line: `name slots=8`; without it, this host alone
+  --hostfile FILE     one host per line: `name slots=8`; without it, this host alone
   --processes N       processes on each host (default: its accelerators, or the slots of its line)
-  --master-addr A     address of the first host, as the others reach it
-  --master-port P     port on it (default 29500)
-  --ssh-port P        of every host
+  --master-addr A     address at which the other hosts reach the first one
+  --master-port P     port on the first host (default 29500)
+  --ssh-port P        ssh port of every host
   --no-ssh            start only this host's processes; run the same command on every host
-  --node-rank I       which line of the hostfile this host is, from 0; with --no-ssh
-  --dry-run           print the command that would run
+  --node-rank I       line of this host in the hostfile, from 0; with --no-ssh
+  --dry-run           print the command and stop
 
-The same command continues a job that was lost. torchrun, deepspeed and srun work as well:
+The same command continues a job that lost a process. torchrun, deepspeed and srun work as well:
   torchrun --nproc-per-node 8 -m w2s_fast run --config CONFIG.yaml
   deepspeed --hostfile hosts --module w2s_fast run --config CONFIG.yaml
 """
-# ssh notices a host that is gone after about 15 s; without this it waits for ever.
+# With these, ssh notices a lost host after about 15 s; without them it waits for ever.
 _KEEP_ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
-_REACH_S = 5
-# What a process needs of this one's environment, on every host.
+_CONNECT_TIMEOUT_S = 5
+# Prefixes of the environment variables that are passed on to every host.
 _EXPORTED = ("W2S_", "DS_", "HF_", "OMP_", "NCCL_", "GLOO_", "CUDA_", "TORCH", "TRITON_")
 
 
 @dataclass(frozen=True)
-class Launch:
+class LaunchOptions:
     """The options of ``w2s-fast launch``."""
 
     config: str
@@ -64,46 +66,46 @@ class Launch:
     dry_run: bool = False
 
 
-def parse(args: Sequence[str]) -> Launch:
-    """Options before the configuration file, the run's own after it.
+def main(args: Sequence[str]) -> int:
+    """Run the command; return the exit code of the job."""
+    if not args or asks_for_help(args):
+        print(USAGE, end="")
+        return 0 if args else 2
+    return launch(parse(args))
+
+
+def parse(args: Sequence[str]) -> LaunchOptions:
+    """Parse the options before the configuration file; those after it belong to the run.
 
     Raises:
-        W2SError: for an unknown option, or a value that is not a number where one is needed.
+        W2SError: An option is unknown, lacks its value, or needs a number.
     """
-    found: dict[str, object] = {}
-    rest = list(args)
-    flags, numbers = ("no_ssh", "dry_run"), ("processes", "master_port", "ssh_port", "node_rank")
-    names = (*flags, *numbers, "hostfile", "master_addr")
-    while rest and rest[0].startswith("-"):
-        option, eq, value = rest.pop(0).partition("=")
-        name = option.lstrip("-").replace("-", "_")
-        if name not in names:
-            known = [f"--{n.replace('_', '-')}" for n in names]
-            raise W2SError(f"unknown option {option!r}{nearest(option, known)}")
-        if name in flags:
-            found[name] = True
-            continue
-        if not eq:
-            if not rest:
-                raise W2SError(f"{option} needs a value")
-            value = rest.pop(0)
-        if name in numbers:
-            if not value.isdecimal():
-                raise W2SError(f"{option} is {value!r}; expected a number")
-            found[name] = int(value)
-        else:
-            found[name] = value
+    numbers, flags = ("processes", "master-port", "ssh-port", "node-rank"), ("no-ssh", "dry-run")
+    values = (*numbers, "hostfile", "master-addr")
+    own, rest = take_options(args, values, flags, only_leading=True)
+    if rest and rest[0].startswith("-"):
+        known = [f"--{name}" for name in (*values, *flags)]
+        raise W2SError(f"unknown option {rest[0]!r}{nearest(rest[0], known)}")
     if not rest:
         raise W2SError("no configuration file; expected `w2s-fast launch [options] CONFIG.yaml`")
+    fields: dict[str, Any] = dict(own)
+    for name in own:
+        if name in numbers:
+            if not own[name].isdecimal():
+                raise W2SError(f"--{name} is {own[name]!r}; expected a number")
+            fields[name] = int(own[name])
+        elif name in flags:
+            fields[name] = True
     config, *arguments = rest
-    return Launch(config, tuple(arguments), **found)  # type: ignore[arg-type]
+    fields = {name.replace("-", "_"): value for name, value in fields.items()}
+    return LaunchOptions(config, tuple(arguments), **fields)
 
 
 def read_hosts(path: str) -> dict[str, int]:
-    """Host -> slots of a hostfile.
+    """Read a hostfile, and return the slots of each host.
 
     Raises:
-        W2SError: if it cannot be read, or a line is not ``name slots=N``.
+        W2SError: The file cannot be read, or a line is not ``name slots=N``.
     """
     try:
         lines = Path(path).read_text().splitlines()
@@ -118,27 +120,27 @@ def read_hosts(path: str) -> dict[str, int]:
         if match is None or int(match[2]) < 1:
             raise W2SError(f"{path}:{number}: {text!r}; expected `name slots=8`")
         if match[1] in hosts:
-            raise W2SError(f"{path}:{number}: host {match[1]!r} stands there twice")
+            raise W2SError(f"{path}:{number}: host {match[1]!r} appears twice")
         hosts[match[1]] = int(match[2])
     if not hosts:
         raise W2SError(f"hostfile {path!r} names no host; expected lines `name slots=8`")
     return hosts
 
 
-def launch(options: Launch) -> int:
-    """Check, start, wait; the exit code of the job.
+def launch(options: LaunchOptions) -> int:
+    """Check the input, start the job, wait for it, and return its exit code.
 
     Raises:
-        W2SError: before anything was started: for a bad configuration, hosts that do not answer,
-            or a port that is taken.
+        W2SError: The configuration is invalid, a host does not answer, or the port is in use; no
+            process has been started.
     """
     hosts = None if options.hostfile is None else read_hosts(options.hostfile)
-    _check(options, hosts)
-    command = build(options, hosts)
+    _check_options(options, hosts)
+    command = build_command(options, hosts)
     if options.dry_run:
         print(" ".join(command))
         return 0
-    over_ssh = _over_ssh(options, hosts)
+    over_ssh = _uses_ssh(options, hosts)
     if over_ssh:
         check_hosts(list(hosts or ()), options.ssh_port)
     first = hosts is None or options.node_rank in (None, 0)
@@ -151,11 +153,11 @@ def launch(options: Launch) -> int:
             "DS_ENV_FILE": str(exported),
             "PDSH_SSH_ARGS_APPEND": f"{_KEEP_ALIVE} {os.environ.get('PDSH_SSH_ARGS_APPEND', '')}",
         }
-        return job_code(_wait(subprocess.Popen(command, env=env)))
+        return job_exit_code(_wait(subprocess.Popen(command, env=env)))
 
 
-def build(options: Launch, hosts: dict[str, int] | None) -> list[str]:
-    """The command of DeepSpeed's launcher."""
+def build_command(options: LaunchOptions, hosts: dict[str, int] | None) -> list[str]:
+    """Return the command of DeepSpeed's launcher."""
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--no_local_rank"]
     if hosts is not None:
         command += ["--hostfile", str(options.hostfile)]
@@ -169,34 +171,34 @@ def build(options: Launch, hosts: dict[str, int] | None) -> list[str]:
     if options.no_ssh:
         command.append("--no_ssh")
     run = ["--config", options.config, *options.arguments]
-    if _over_ssh(options, hosts):
-        run = [_for_shell(word) for word in run]
+    if _uses_ssh(options, hosts):
+        run = [_quote_for_shell(word) for word in run]
     return [*command, "--module", "w2s_fast", "run", *run]
 
 
-def _over_ssh(options: Launch, hosts: dict[str, int] | None) -> bool:
+def _uses_ssh(options: LaunchOptions, hosts: dict[str, int] | None) -> bool:
     return hosts is not None and len(hosts) > 1 and not options.no_ssh
 
 
-def _for_shell(word: str) -> str:
-    """A word for the shell of another host. DeepSpeed quotes those with spaces, and only those."""
+def _quote_for_shell(word: str) -> str:
+    """Quote a word for the shell of another host; DeepSpeed quotes only words with spaces."""
     return re.sub(r"([\\$`])", r"\\\1", word) if " " in word else shlex.quote(word)
 
 
-def job_code(code: int) -> int:
-    """Exit code of the job, by that of DeepSpeed's launcher: 75 if it lost a process.
+def job_exit_code(code: int) -> int:
+    """Return the exit code of the job, 75 if it lost a process, from that of the launcher.
 
-    The launcher passes on 256 - 9 for a process that signal 9 killed, and 255 for a host whose ssh
-    broke.
+    DeepSpeed's launcher returns 256 - 9 for a process that signal 9 killed, and 255 for a host
+    whose ssh connection broke.
     """
     return EXIT_CODE if code >= 256 - signal.NSIG else code
 
 
 def check_hosts(hosts: Sequence[str], ssh_port: int | None) -> None:
-    """Every host must answer over ssh without a password.
+    """Check that every host answers over ssh without a password.
 
     Raises:
-        W2SError: naming those that do not.
+        W2SError: Some hosts do not; the message names them.
     """
     if shutil.which("pdsh") is None:
         raise W2SError(
@@ -204,7 +206,7 @@ def check_hosts(hosts: Sequence[str], ssh_port: int | None) -> None:
             "this command with --no-ssh --node-rank I on every host"
         )
     port = [] if ssh_port is None else ["-p", str(ssh_port)]
-    options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_REACH_S}"]
+    options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_TIMEOUT_S}"]
 
     def answers(host: str) -> bool:
         command = ["ssh", *options, *port, host, "true"]
@@ -212,19 +214,19 @@ def check_hosts(hosts: Sequence[str], ssh_port: int | None) -> None:
         return done.returncode == 0
 
     with ThreadPoolExecutor(32) as pool:
-        lost = [h for h, good in zip(hosts, pool.map(answers, hosts), strict=True) if not good]
-    if lost:
+        silent = [h for h, ok in zip(hosts, pool.map(answers, hosts), strict=True) if not ok]
+    if silent:
         raise W2SError(
-            f"no answer from {', '.join(lost)} over ssh within {_REACH_S} s; start it, mend the "
-            "hostfile, or set up ssh keys"
+            f"no answer from {', '.join(silent)} over ssh within {_CONNECT_TIMEOUT_S} s; start it, "
+            "correct the hostfile, or set up ssh keys"
         )
 
 
 def check_port(port: int) -> None:
-    """The port that rank 0 will listen on must be free.
+    """Check that the port on which rank 0 will listen is free.
 
     Raises:
-        W2SError: if it is taken.
+        W2SError: It is in use.
     """
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -232,13 +234,11 @@ def check_port(port: int) -> None:
             s.bind(("", port))
         except OSError as e:
             raise W2SError(
-                f"port {port} is taken ({e.strerror}); choose another with --master-port"
+                f"port {port} is in use ({e.strerror}); choose another with --master-port"
             ) from e
 
 
-def _check(options: Launch, hosts: dict[str, int] | None) -> None:
-    from w2s_fast.cli.parse import load_config
-    from w2s_fast.training.deepspeed.config import batch_shape
+def _check_options(options: LaunchOptions, hosts: dict[str, int] | None) -> None:
     from w2s_fast.training.deepspeed.setup import load_deepspeed
 
     if options.no_ssh and (hosts is None or options.node_rank is None):
@@ -252,7 +252,7 @@ def _check(options: Launch, hosts: dict[str, int] | None) -> None:
     else:
         size = options.processes or _accelerators()
     for train in (cfg.weak_train, cfg.student_train):
-        batch_shape(train, size)
+        train.batch_shape(size)
 
 
 def _accelerators() -> int:
@@ -266,7 +266,7 @@ def _exports() -> dict[str, str]:
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int:
-    """The child's exit code; Ctrl-C and SIGTERM are passed on, nothing is left behind."""
+    """Return the child's exit code; pass Ctrl-C and SIGTERM on, so that no process is left."""
 
     def stop(number: int, _frame: object) -> None:
         child.send_signal(number)

@@ -1,7 +1,7 @@
-"""Fills a configuration from YAML files and the command line; strict about names and types.
+"""Parse command lines: a command's own options, and a configuration from YAML files and options.
 
 jsonargparse reads the dataclasses and checks types; this module adds what it lacks: the nearest
-valid name for an unknown one, lists and truth values written the usual way, and errors of one line.
+valid name for an unknown one, lists and booleans in the usual notation, and one-line errors.
 """
 
 from __future__ import annotations
@@ -23,12 +23,61 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def asks_for_help(args: Sequence[str]) -> bool:
+    """Return whether the arguments ask for help."""
+    return not {"-h", "--help"}.isdisjoint(args)
+
+
+def take_options(
+    args: Sequence[str],
+    values: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    *,
+    only_leading: bool = False,
+) -> tuple[dict[str, str], list[str]]:
+    """Separate a command's own options from its other arguments.
+
+    Args:
+        args: The arguments: ``--name VALUE``, ``--name=VALUE`` or, for a flag, ``--name``; a dash
+            in a name may be written as an underscore.
+        values: Names of the options that take a value, with dashes.
+        flags: Names of the options that take none.
+        only_leading: Stop at the first argument that is not such an option.
+
+    Returns:
+        The given options by name ("" for a flag), and the other arguments.
+
+    Raises:
+        W2SError: The value of an option is missing.
+    """
+    own: dict[str, str] = {}
+    others, rest = [], list(args)
+    while rest:
+        option, equals, value = rest[0].partition("=")
+        name = option.removeprefix("--").replace("_", "-") if option.startswith("--") else ""
+        if name in flags and not equals:
+            own[name] = ""
+        elif name in values:
+            if not equals:
+                rest.pop(0)
+                if not rest:
+                    raise W2SError(f"{option} needs a value")
+                value = rest[0]
+            own[name] = value
+        elif only_leading:
+            break
+        else:
+            others.append(rest[0])
+        rest.pop(0)
+    return own, others + rest
+
+
 def load_config(args: Sequence[str] = (), paths: Sequence[str | Path] = ()) -> RunConfig:
-    """Return the defaults, changed by YAML files in order, then by command-line options.
+    """Return the defaults, overridden by YAML files in order, then by command-line options.
 
     Args:
         args: Options like ``["--student_train.lr", "1e-3", "--seeds", "0", "1"]``; ``--config
-            FILE`` may stand among them.
+            FILE`` may be among them.
         paths: YAML files, read before ``args``.
 
     Raises:
@@ -38,7 +87,7 @@ def load_config(args: Sequence[str] = (), paths: Sequence[str | Path] = ()) -> R
 
 
 def load(kind: type[T], args: Sequence[str] = (), paths: Sequence[str | Path] = ()) -> T:
-    """Return another configuration dataclass, with defaults for all fields, in the same way."""
+    """Load a configuration dataclass whose fields all have defaults, as ``load_config`` does."""
     from jsonargparse import ArgumentError
 
     options = _normalise([*(f"--config={path}" for path in paths), *args], kind)
@@ -54,7 +103,7 @@ def load(kind: type[T], args: Sequence[str] = (), paths: Sequence[str | Path] = 
 def make_parser(
     prog: str = "w2s-fast run", kind: type = RunConfig, flags: str = ""
 ) -> ArgumentParser:
-    """Return the parser with one option a field of a configuration dataclass."""
+    """Return a parser with one option per field of a configuration dataclass."""
     from jsonargparse import ArgumentParser
 
     usage = f"{prog} [--config FILE] [--print-config] [--quiet] {flags}[--NAME VALUE ...]"
@@ -65,8 +114,11 @@ def make_parser(
 
 
 def _add_fields(parser: Any, group: Any, default: Any, prefix: str) -> None:
-    """Add one option a field, field by field: reading the classes themselves, jsonargparse would
-    execute their imports for type checkers, torch among them."""
+    """Add one option per field.
+
+    Given the classes themselves, jsonargparse would execute their imports for type checkers, torch
+    among them.
+    """
     hints, texts = typing.get_type_hints(type(default)), _attribute_texts(type(default))
     for f in dataclasses.fields(default):
         name, value = prefix + f.name, getattr(default, f.name)
@@ -78,7 +130,7 @@ def _add_fields(parser: Any, group: Any, default: Any, prefix: str) -> None:
 
 
 def _attribute_texts(cls: type) -> dict[str, str]:
-    """Return the text of each field from the ``Attributes:`` part of the docstring."""
+    """Return the description of each field from the ``Attributes:`` section of the docstring."""
     part = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
     texts: dict[str, str] = {}
     names: list[str] = []
@@ -93,10 +145,10 @@ def _attribute_texts(cls: type) -> dict[str, str]:
 
 
 def _normalise(args: Sequence[str], kind: type) -> list[str]:
-    """Return options as ``--name=value``, each checked to exist.
+    """Return options as ``--name=value``, and check that each exists.
 
-    ``--student-train.lr`` means ``--student_train.lr``; a truth value alone means true; lists may
-    be given as ``--seeds 0 1 2``, ``--seeds 0,1,2`` or ``--seeds "[0, 1, 2]"``.
+    ``--student-train.lr`` means ``--student_train.lr``; a boolean without a value is true; lists
+    may be written as ``--seeds 0 1 2``, ``--seeds 0,1,2`` or ``--seeds "[0, 1, 2]"``.
     """
     known = field_types(kind)
     out, rest = [], list(args)
@@ -118,12 +170,14 @@ def _normalise(args: Sequence[str], kind: type) -> list[str]:
                 values.append(rest.pop(0))
             value = _yaml_list(values, typing.get_args(known[name])[0])
         elif not eq:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else _bare(name, known)
+            value = (
+                rest.pop(0) if rest and not rest[0].startswith("--") else _bare_value(name, known)
+            )
         out.append(f"--{name}={value}")
     return out
 
 
-def _bare(name: str, known: Mapping[str, Any]) -> str:
+def _bare_value(name: str, known: Mapping[str, Any]) -> str:
     if known[name] is bool:
         return "true"
     raise W2SError(f"--{name} needs a value ({_type_name(known[name])})")
@@ -135,7 +189,7 @@ def _yaml_list(values: Sequence[str], kind: type) -> str:
     items: list[str] = []
     for piece in (p.strip() for value in values for p in value.split(",")):
         if "=" in piece and ":" not in piece and items:
-            items[-1] += f",{piece}"  # a further hyper-parameter of the loss before it
+            items[-1] += f",{piece}"  # one more hyper-parameter of the preceding loss
         elif piece:
             items.append(piece)
     quoted = (repr(item) if kind is str else item for item in items)
@@ -143,7 +197,7 @@ def _yaml_list(values: Sequence[str], kind: type) -> str:
 
 
 def _check_yaml(path: str, kind: type) -> None:
-    """Refuse a file that is missing, not YAML, or has a key that does not exist."""
+    """Raise if a file is missing, is not YAML, or has an unknown key."""
     import yaml
 
     try:
@@ -155,17 +209,17 @@ def _check_yaml(path: str, kind: type) -> None:
     if not isinstance(values, Mapping):
         raise W2SError(f"config file {path!r}: expected lines as --print-config shows")
     known = field_types(kind)
-    for name, value in _flat(values, ""):
+    for name, value in _flatten(values, ""):
         if name not in known:
             if any(k.startswith(f"{name}.") for k in known):
                 raise W2SError(f"{path}: {name}={value!r}: expected a block of settings")
             raise W2SError(f"{path}: {unknown_setting(name, kind)}")
 
 
-def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
@@ -177,7 +231,7 @@ def _type_name(hint: Any) -> str:
 
 
 def _one_line(err: Exception) -> str:
-    """Return jsonargparse's complaint as one line: 'student_train.lr: Expected a float. ...'."""
+    """Return jsonargparse's error as one line: 'student_train.lr: Expected a float. ...'."""
     text = " ".join(str(err).split())
     for noise in ("Parser key ", "<class '", "'>", '"'):
         text = text.replace(noise, "")

@@ -1,35 +1,36 @@
-"""``w2s-fast sweep``."""
+"""``w2s-fast sweep``: run many experiments as one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from w2s_fast.cli.parse import asks_for_help, load, make_parser, take_options
 from w2s_fast.sweeps.sweep_config import SweepConfig
 
 SOME_FAILED = 1
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command; the exit code is 1 when a cell failed."""
-    from w2s_fast.cli.parse import load, make_parser
-
-    if {"-h", "--help"} & set(args):
+    """Run the command; the exit code is 1 if a cell failed."""
+    if asks_for_help(args):
         print(make_parser("w2s-fast sweep", SweepConfig, "[--dry-run] ").format_help())
         return 0
-    flags = {"--quiet", "--print-config", "--dry-run"}
-    given = {a.replace("_", "-") for a in args} & flags
-    cfg = load(SweepConfig, [a for a in args if a.replace("_", "-") not in flags])
-    if "--print-config" in given:
+    own, rest = take_options(args, flags=("quiet", "print-config", "dry-run"))
+    cfg = load(SweepConfig, rest)
+    if "print-config" in own:
         from w2s_fast.config import to_yaml
 
         print(to_yaml(cfg), end="")
         return 0
-    return _plan(cfg) if "--dry-run" in given else _sweep(cfg, "--quiet" in given)
+    if "dry-run" in own:
+        _print_plan(cfg)
+        return 0
+    return _sweep(cfg, quiet="quiet" in own)
 
 
-def _plan(cfg: SweepConfig) -> int:
-    """Say what would be computed."""
+def _print_plan(cfg: SweepConfig) -> None:
+    """Print the cells, and how many stages they share."""
     from w2s_fast.sweeps.run_sweep import prepare
 
     cells, graph = prepare(cfg)
@@ -41,7 +42,6 @@ def _plan(cfg: SweepConfig) -> int:
         print(f"{cell.name:<{width}}  {len(keys)} stages{shared}")
     sizes = f"{len(cells)} cells of {len(cfg.run.seeds)} seeds"
     print(f"\n{sizes}: {len(graph.nodes)} different stages, {graph.total} without sharing")
-    return 0
 
 
 def _sweep(cfg: SweepConfig, quiet: bool) -> int:
@@ -58,8 +58,7 @@ def _sweep(cfg: SweepConfig, quiet: bool) -> int:
     print("\n" + "\n".join(f"{kind:<8} {out / SWEEP}.{kind}" for kind in kinds))
     if not results["failed"]:
         return 0
-    lost = len(results["failed"])
-    print(
-        f"{lost} of {lost + len(results['cells'])} cells failed; the same command tries them again"
-    )
+    failed = len(results["failed"])
+    total = failed + len(results["cells"])
+    print(f"{failed} of {total} cells failed; the same command tries them again")
     return SOME_FAILED

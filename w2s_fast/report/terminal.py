@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from w2s_fast.report import PAGE, PLOT, RESULTS
 from w2s_fast.report.model_rows import ceilings, format_interval, format_number, notes
 
 
@@ -25,6 +27,11 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
         )
     for note in notes(results):
         console.print(Text(note, style="yellow"), soft_wrap=True)
+
+
+def print_files(out: Path) -> None:
+    """Print the paths of the files that a run has written."""
+    print(f"\nresults  {out / RESULTS}\nplot     {out / PLOT}.png\npage     {out / PAGE}")
 
 
 def _runs_table(results: Mapping[str, Any]) -> Table:

@@ -1,0 +1,32 @@
+"""``w2s-fast report``: print the results of an earlier run, and write its plot and page again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from w2s_fast.cli.parse import asks_for_help, take_options
+from w2s_fast.errors import W2SError
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command; return the exit code."""
+    if asks_for_help(args):
+        print("usage: w2s-fast report [--out DIR]   (default: out)")
+        return 0
+    own, rest = take_options(args, values=("out",))
+    if rest:
+        raise W2SError(f"unexpected argument {rest[0]!r}; report takes only --out DIR")
+    from rich.console import Console
+
+    from w2s_fast.report import load_results, write_report
+    from w2s_fast.report.terminal import print_files, print_results
+    from w2s_fast.store import write_errors
+
+    out = Path(own.get("out", "out"))
+    results = load_results(out)
+    with write_errors("the report", out.absolute()):
+        write_report(out, results)
+    print_results(results, Console())
+    print_files(out)
+    return 0

@@ -1,0 +1,33 @@
+"""``w2s-fast run``: run the whole experiment, print its tables, write plot and page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from w2s_fast.cli.parse import asks_for_help, load_config, make_parser, take_options
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command; return the exit code."""
+    if asks_for_help(args):
+        print(make_parser().format_help())
+        return 0
+    own, rest = take_options(args, flags=("quiet", "print-config"))
+    cfg = load_config(rest)
+    if "print-config" in own:
+        from w2s_fast.config import to_yaml
+
+        print(to_yaml(cfg), end="")
+        return 0
+    from rich.console import Console
+
+    from w2s_fast.distributed.world import get_world
+    from w2s_fast.pipeline import run
+    from w2s_fast.report.terminal import print_files, print_results
+
+    results = run(cfg, quiet="quiet" in own)
+    if get_world().is_main_process:
+        print_results(results, Console())
+        print_files(Path(cfg.output_dir))
+    return 0
