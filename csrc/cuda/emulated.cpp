@@ -7,7 +7,7 @@ namespace w2s {
 namespace cuda {
 namespace {
 
-Limits chosen{232448, 8, 112 * 1024, 74 * 1024};
+Limits chosen{232448, kMaxCluster, kAloneBytes, kPartBytes};
 std::string problem;
 
 int limits_here(Limits& limits) {
@@ -22,7 +22,7 @@ int play(int64_t blocks, int threads, int together, int64_t shared, const F& bod
 }
 
 template <class K>
-int launch(const Call& c, const Shape& s, int64_t blocks, Stream) {
+int launch(const RowCall& c, const Tiling& s, int64_t blocks, Stream) {
   return play(blocks, s.threads, s.cluster, s.shared, [&] { K::run(c, s); });
 }
 

@@ -84,10 +84,10 @@ W2S_DEVICE void write_shifted(const S& segment, const Final& f, const Line<T>& o
 // Overwrites the self-target and the listed entries of this segment from fp32 values; `diffs` holds
 // z - M of the listed classes. A self-target that is listed too is written last with both parts.
 template <class T, class S>
-W2S_DEVICE void write_entries(const Call& c, int64_t row, const S& segment, const Final& f,
+W2S_DEVICE void write_entries(const RowCall& c, int64_t row, const S& segment, const Final& f,
                               const float* diffs, const Line<T>& out) {
   const auto put = [&](int id, float g, float diff) {
-    block::store1(out.p + id, Format<T>::narrow(g * cap_slope(diff + f.max, c.softcap)));
+    block::store1(out.p + id, Format<T>::narrow(g * cap_slope(diff + f.max, c.params.softcap)));
   };
   const Slope& s = f.slope;
   const auto mine = [&](int id) { return id >= segment.lo && id < segment.hi; };
@@ -112,7 +112,7 @@ W2S_DEVICE void write_entries(const Call& c, int64_t row, const S& segment, cons
 // The gradient of one segment; `diffs` are complete, and nobody needs the logits any more that
 // this overwrites if the gradient takes their place.
 template <class T, class S>
-W2S_DEVICE void write_segment(const Call& c, int64_t row, const S& segment, const Final& f,
+W2S_DEVICE void write_segment(const RowCall& c, int64_t row, const S& segment, const Final& f,
                               const float* diffs) {
   const Line<T> out(c.grad, c.grad_stride, row, c.v);
   if (f.zero != 0) {

@@ -12,14 +12,13 @@
 #pragma once
 
 #include "pack.h"
+#include "tile.h"
 #include "w2s_cuda.h"
 
 namespace {
 
-constexpr int kQuantileThreads = 256;
 constexpr int kBins = 2048;
 constexpr int kAbove = 3 * kBins, kUnordered = kAbove + 1, kArrived = kAbove + 2;
-constexpr int kInFlight = 4;  // packs that a thread loads before it looks at them
 
 struct Walk {  // where the wanted rank lies, after some rounds
   uint32_t prefix, rank, same, total;
@@ -80,7 +79,7 @@ W2S_DEVICE uint32_t kept_bits(const w2s::cuda::Quantile& c, int64_t first) {
   return bits;
 }
 
-// Calls f(score, kept) for kInFlight chunks a thread at a time, in step for whole warps.
+// Calls f(score, kept) for kQuantilePacks chunks a thread at a time, in step for whole warps.
 template <class T, class F>
 W2S_DEVICE void for_each_score(const w2s::cuda::Quantile& c, const F& f) {
   constexpr int E = Format<T>::kCount;
@@ -89,17 +88,17 @@ W2S_DEVICE void for_each_score(const w2s::cuda::Quantile& c, const F& f) {
   const int step = block::threads() * static_cast<int>(block::blocks());
   const int own = static_cast<int>(block::index()) * block::threads() + block::thread();
   const int warp = own / 32 * 32;
-  Pack loaded[kInFlight];
-  for (int64_t at = 0; at + warp < chunks; at += static_cast<int64_t>(kInFlight) * step) {
+  Pack loaded[kQuantilePacks];
+  for (int64_t at = 0; at + warp < chunks; at += static_cast<int64_t>(kQuantilePacks) * step) {
     W2S_UNROLL
-    for (int j = 0; j < kInFlight; ++j) {
+    for (int j = 0; j < kQuantilePacks; ++j) {
       const int64_t chunk = at + static_cast<int64_t>(j) * step + own;
       if (chunk < chunks && line.full(static_cast<int>(chunk))) {
         loaded[j] = block::load16(line.at(static_cast<int>(chunk)));
       }
     }
     W2S_UNROLL
-    for (int j = 0; j < kInFlight; ++j) {
+    for (int j = 0; j < kQuantilePacks; ++j) {
       const int64_t chunk = at + static_cast<int64_t>(j) * step + own;
       const bool here = chunk < chunks;
       float x[E];
