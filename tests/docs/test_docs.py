@@ -137,6 +137,16 @@ def test_links_to_files_exist(path: Path) -> None:
         assert (path.parent / target).exists(), f"{_name(path)} links to {target}"
 
 
+@pytest.mark.parametrize("path", DOCS, ids=_name)
+def test_files_that_are_named_exist(path: Path) -> None:
+    """Names in backticks that begin with a folder of the repository."""
+    named = re.findall(
+        r"`((?:w2s_fast|csrc|kernels|bench|tests|tools|docs)/[\w./-]+)`", path.read_text()
+    )
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing, f"{_name(path)} names {missing}"
+
+
 def _tabled(path: Path) -> dict[str, tuple[str, ...]]:
     """Name -> fields, of every table row of three cells that starts with names in backticks."""
     table = {}
