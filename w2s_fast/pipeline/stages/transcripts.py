@@ -49,7 +49,7 @@ def transcripts(ctx: Context, build: StageBuild) -> None:
 
 
 def _weak_labels(ctx: Context, items: Inputs) -> np.ndarray | None:
-    """Return the weak model's predictions (N, C), cross-fitted on its own split; None if not needed."""
+    """Return the weak model's predictions (N, C), cross-fitted on its own split, or None."""
     inputs = dict(ctx.job.inputs)
     names = [name for name in ("weak", "fold0", "fold1") if name in inputs]
     if not names:
