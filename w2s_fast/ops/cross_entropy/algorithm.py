@@ -49,7 +49,7 @@ def make_spec(
     # Coefficient 0 known in advance: the plain weak loss, no threshold to compute.
     if threshold is not None or isinstance(aux, Tensor) or aux != 0:
         rule, fixed = _named_rule(threshold, p)
-    return LossSpec(rule, aux, fixed, smoothing, softcap=softcap, z_loss=z_loss, record=record)
+    return LossSpec(rule, aux, fixed, smoothing, 0.0, math.inf, softcap, z_loss, record)
 
 
 def _named_rule(threshold: str | float | None, p: LossInputs) -> tuple[str, Tensor | None]:
