@@ -24,7 +24,7 @@ def main(
     steps: int = 6,
     micro: int = 4,
     accumulate: int = 2,
-    spec: str = "logconf:aux=0.5",
+    spec: str = "logconf:aux_coef=0.5",
     adam: Any = torch.optim.AdamW,
 ) -> Any:
     accelerator = Accelerator()  # its own accumulation divides by micro-batches, not tokens

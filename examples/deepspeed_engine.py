@@ -26,7 +26,7 @@ def main(
     steps: int = 3,
     micro: int = 4,
     accumulate: int = 2,
-    spec: str = "logconf:aux=0.5",
+    spec: str = "logconf:aux_coef=0.5",
     adam: Any = torch.optim.AdamW,
 ) -> Any:
     deepspeed.init_distributed()

@@ -22,7 +22,7 @@ from w2s_fast.integrations.patching import set_progress
 def main(
     steps: int = 3,
     micro: int = 8,
-    spec: str = "logconf:aux=0.5",
+    spec: str = "logconf:aux_coef=0.5",
     adam: Any = torch.optim.AdamW,
 ) -> Any:
     if not dist.is_initialized():

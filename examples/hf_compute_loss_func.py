@@ -22,20 +22,20 @@ class WeakLoss(TrainerCallback):
     """Compute the loss; as a callback, track the progress of training for its schedule."""
 
     def __init__(self, spec: str) -> None:
-        self.loss, self.frac, self.step = w2s_fast.make_loss(spec), 0.0, 0
+        self.loss, self.step_frac, self.step = w2s_fast.make_loss(spec), 0.0, 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.frac, self.step = state.global_step / state.max_steps, state.global_step
+        self.step_frac, self.step = state.global_step / state.max_steps, state.global_step
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        out = self.loss(outputs.logits, labels, frac=self.frac, step=self.step)
+        out = self.loss(outputs.logits, labels, step_frac=self.step_frac, step=self.step)
         if num_items_in_batch is None:  # evaluation
             return out.loss_sum / out.count
         # The Trainer counts label entries over the whole step; a row of soft labels has C of them.
         return out.loss_sum * labels.shape[1] / num_items_in_batch
 
 
-def main(folder: str, spec: str = "logconf:aux=0.5", **settings: Any) -> Trainer:
+def main(folder: str, spec: str = "logconf:aux_coef=0.5", **settings: Any) -> Trainer:
     texts, labels = tiny.judged(48)
     encoded = tiny.tokenizer(texts)["input_ids"]
     probs = labels.probs.tolist()

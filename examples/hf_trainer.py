@@ -19,7 +19,7 @@ from w2s_fast.integrations.batches import WeakLabelCollator
 from w2s_fast.integrations.patching import progress_callback
 
 
-def main(folder: str, spec: str = "logconf:aux=0.5", **settings: Any) -> Trainer:
+def main(folder: str, spec: str = "logconf:aux_coef=0.5", **settings: Any) -> Trainer:
     model = w2s_fast.patch(tiny.lm(), loss=spec)  # line one
     trainer = Trainer(
         model,

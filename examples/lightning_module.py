@@ -38,7 +38,7 @@ class Student(lightning.LightningModule):
 
 def main(
     micro: int = 4,
-    spec: str = "logconf:aux=0.5",
+    spec: str = "logconf:aux_coef=0.5",
     adam: Any = torch.optim.AdamW,
     **settings: Any,
 ) -> lightning.Trainer:

@@ -25,7 +25,7 @@ class WeakSFTTrainer(SFTTrainer):
         return super(SFTTrainer, self).compute_loss(*args, **kwargs)  # skip SFTTrainer's own loss
 
 
-def main(folder: str, spec: str = "logconf:aux=0.5", **settings: Any) -> WeakSFTTrainer:
+def main(folder: str, spec: str = "logconf:aux_coef=0.5", **settings: Any) -> WeakSFTTrainer:
     model = w2s_fast.patch(tiny.lm(), loss=spec)
     trainer = WeakSFTTrainer(
         model,

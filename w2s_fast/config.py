@@ -172,18 +172,6 @@ def train_of(cfg: RunConfig, role: str) -> TrainConfig:
     return cfg.weak_train if role == "weak" else cfg.student_train
 
 
-def unsharded(cfg: TrainConfig) -> TrainConfig:
-    """The same training on one device: sharding is not part of what is trained."""
-    return dataclasses.replace(
-        cfg,
-        zero_stage=0,
-        offload_optimizer="none",
-        offload_params="none",
-        nvme_path=None,
-        deepspeed_config=None,
-    )
-
-
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
     """Return the configuration in nested plain values, the inverse of ``to_dict``."""
     return fill(RunConfig, values)

@@ -47,19 +47,24 @@ _BACKBONE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 
 _VARIANTS = {
     "xent": ("",),
     "hard_xent": ("",),
-    "logconf": ("aux=0.25", "aux=0.5", "aux=0.75", "aux=0.5,warmup_frac=0.2"),
-    "logconf_paper": ("aux=0.25", "aux=0.5", "aux=0.75", "aux=0.75,warmup_frac=0.1"),
-    "logconf_openai": ("aux=0.25", "aux=0.5", "aux=0.75"),
-    "logconf_eleuther": ("aux=0.25", "aux=0.5", "aux=0.75", "window=128"),
+    "logconf": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75", "aux_coef=0.5,warmup_frac=0.2"),
+    "logconf_paper": (
+        "aux_coef=0.25",
+        "aux_coef=0.5",
+        "aux_coef=0.75",
+        "aux_coef=0.75,warmup_frac=0.1",
+    ),
+    "logconf_openai": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75"),
+    "logconf_eleuther": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75", "window=128"),
     "product": ("", "alpha=2", "beta=0.5", "beta=2"),
     "window": ("radius=0.05", "radius=0.1", "radius=0.15", "radius=0.3"),
     "smoothing": ("epsilon=0.05", "epsilon=0.1", "epsilon=0.2", "epsilon=0.3"),
     "focal": ("gamma=0.5", "gamma=1", "gamma=2", "gamma=5"),
     "gce": ("q=0.3", "q=0.5", "q=0.7", "q=0.9"),
-    "reverse_ce": ("", "floor=0.01", "forward=0.5", "forward=1"),
+    "reverse_ce": ("", "floor=0.01", "forward_coef=0.5", "forward_coef=1"),
     "reverse_kl": ("", "floor=0.01"),
-    "entropy_min": ("aux=0.05", "aux=0.1", "aux=0.3", "aux=1"),
-    "entropy_eleuther": ("aux=0.25", "aux=0.5", "aux=0.75"),
+    "entropy_min": ("aux_coef=0.05", "aux_coef=0.1", "aux_coef=0.3", "aux_coef=1"),
+    "entropy_eleuther": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75"),
 }
 SPECS = tuple(f"{name}:{fields}" for name, variants in _VARIANTS.items() for fields in variants)
 

@@ -28,7 +28,7 @@ from bench.harness.cpu_timing import Candidate, interleave
 from bench.harness.environment import ROOT, environment
 from bench.harness.row_files import Row, store
 from w2s_fast.distributed.network import free_port
-from w2s_fast.distributed.world import end, join, world
+from w2s_fast.distributed.world import exit_process, get_world, init_distributed
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig
 from w2s_fast.training import Encoded, TrainConfig, predict, train
@@ -189,11 +189,11 @@ def _start(size: int, job: dict[str, Any]) -> dict[str, float]:
 
 
 def _rank(job: dict[str, Any]) -> int:
-    here = join(300)
+    world = init_distributed(300)
     numbers = _exchange_rank(job) if job["part"] == "exchange" else _memory_rank(job)
-    if here.first:
+    if world.is_main_process:
         print(json.dumps(numbers))
-    return end(0)
+    return exit_process(0)
 
 
 def _exchange_rank(job: dict[str, Any]) -> dict[str, float]:
@@ -205,7 +205,7 @@ def _exchange_rank(job: dict[str, Any]) -> dict[str, float]:
     config = LlamaConfig(vocab_size=1000, intermediate_size=512, use_cache=False,
                          hidden_size=256, num_hidden_layers=4, num_attention_heads=4)  # fmt: skip
     model = Classifier(LlamaModel(config), 2, "last", "small")
-    n = 16 * world().size
+    n = 16 * get_world().size
     data = Encoded(np.full(n * 64, 7, np.int32), np.arange(n + 1) * 64, None, 0)
     p = np.random.default_rng(0).uniform(size=n)
     soft = np.stack([1 - p, p], 1)
@@ -226,21 +226,21 @@ def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
     from w2s_fast.cli.estimate import estimate_step
     from w2s_fast.config import RunConfig
     from w2s_fast.models import build_model
-    from w2s_fast.training.deepspeed.config import deepspeed_config
-    from w2s_fast.training.deepspeed.setup import ready
+    from w2s_fast.training.deepspeed.partition import partitioned_init
+    from w2s_fast.training.deepspeed.setup import init_deepspeed
 
-    here, folder = world(), Path(job["folder"]) / "model"
+    world, folder = get_world(), Path(job["folder"]) / "model"
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     sizes = sizes if job["quick"] else _LARGE
     config = LlamaConfig(vocab_size=8000, intermediate_size=2 * sizes["hidden_size"], **sizes)
-    if here.first and not folder.exists():
+    if world.is_main_process and not folder.exists():
         AutoModel.from_config(config).save_pretrained(folder)
-    here.barrier()
-    cfg = TrainConfig(epochs=1, batch_size=4 * here.size, zero_stage=3, lr=1e-5)
+    world.barrier()
+    cfg = TrainConfig(epochs=1, batch_size=4 * world.size, zero_stage=3, lr=1e-5)
     student = ModelConfig(str(folder))
     run = dataclasses.replace(RunConfig(), student=student, student_train=cfg)
-    estimated = estimate_step(run, here.size, 64).total / 2**20
-    ready(300)
+    estimated = estimate_step(run, world.size, 64).total / 2**20
+    init_deepspeed(300)
 
     class Tokens:
         def __len__(self) -> int:
@@ -249,13 +249,13 @@ def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
     torch.ones(10, requires_grad=True).sum().backward()  # initializes what is lazy
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    partition = deepspeed_config(cfg, "fp32", here.size, False)
-    model = build_model(student, 2, Tokens(), 0, partition)
-    n = 16 * here.size
+    with partitioned_init(cfg, "fp32", "cpu"):
+        model = build_model(student, 2, Tokens(), 0)
+    n = 16 * world.size
     data = Encoded(np.full(n * 64, 7, np.int32), np.arange(n + 1) * 64, None, 0)
     train(model, data, np.full((n, 2), 0.5), make_loss("xent"), cfg, 0)
     time.sleep(0.1)
-    peaks = here.gather(_resident("VmHWM") - before)
+    peaks = world.all_gather_object(_resident("VmHWM") - before)
     return {"measured": max(peaks), "plan": estimated}
 
 

@@ -262,7 +262,7 @@ def _labels(provider: str, shape: Shape, folder: str) -> Step:
     p = torch.rand(shape.batch, generator=g)
     probs, ids = torch.stack([1 - p, p], 1), torch.tensor(_LABELS)
     if provider == "ours":
-        w2s_fast.patch(model, loss=f"logconf:aux={AUX},warmup_frac=0")
+        w2s_fast.patch(model, loss=f"logconf:aux_coef={AUX},warmup_frac=0")
         size = (shape.batch, shape.length)
         batch["labels"] = torch.full(size, -100)
         batch["labels"][:, -1] = ids[0]  # marks the position; the weak columns hold the target

@@ -23,10 +23,10 @@ from w2s_fast.debate._prompts import spoken
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Plan, make_method
 from w2s_fast.pipeline import run
+from w2s_fast.pipeline.artifacts import read_probs, read_texts
 from w2s_fast.pipeline.context import Context, load_data
 from w2s_fast.pipeline.jobs import Job, config_slice, plan
-from w2s_fast.pipeline.parquet import read_all_texts, read_probs
-from w2s_fast.pipeline.stages.training_set import folds, lesson_of
+from w2s_fast.pipeline.stages.training_set import folds, load_training_set
 from w2s_fast.tasks import TaskConfig
 
 pytest_plugins = ("helpers.endpoint",)
@@ -189,7 +189,7 @@ def test_no_weak_model_is_asked_about_texts_that_it_learned() -> None:
     for fold, model in enumerate(models):
         job = Job("weak", f"weak/{fold}", 0, model.settings)
         ctx = Context(cfg, job, {}, lambda *_: None)
-        taught = set(lesson_of(ctx).items.ids)
+        taught = set(load_training_set(ctx).items.ids)
         weak = ctx.inputs("weak")
         asked = {i for i, f in zip(weak.ids, folds(ctx, weak), strict=True) if f == fold}
         assert taught and asked and not taught & asked and taught | asked == set(weak.ids)
@@ -227,7 +227,7 @@ def test_debate_on_the_embedded_task(tmp_path: Path) -> None:
 
 
 def _transcripts(cfg: RunConfig, stage: dict[str, Any]) -> dict[str, str]:
-    return read_all_texts(cfg.store_dir / stage["folder"] / "transcripts")
+    return read_texts(cfg.store_dir / stage["folder"] / "transcripts")
 
 
 @pytest.mark.slow

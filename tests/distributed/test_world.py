@@ -16,25 +16,31 @@ import torch
 from helpers import ranks
 
 from w2s_fast.config import RunConfig
-from w2s_fast.distributed import world
-from w2s_fast.distributed.heartbeat import EXIT_CODE, LostError, say, watching
-from w2s_fast.distributed.world import ALONE, World, launched, processes_here
+from w2s_fast.distributed.heartbeat import EXIT_CODE, LostError, monitor_processes, print_stderr
+from w2s_fast.distributed.world import (
+    SINGLE_PROCESS,
+    World,
+    exit_process,
+    init_distributed,
+    local_world_size,
+    world_from_environment,
+)
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline.preflight import difference, facts, tree_digest
 
 
 def test_launchers() -> None:
-    assert launched({}) is None
+    assert world_from_environment({}) is None
     torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    assert launched(torchrun) == World(3, 8, 1)
+    assert world_from_environment(torchrun) == World(3, 8, 1)
     slurm = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
-    assert launched(slurm) is None  # the batch script itself
-    assert launched(slurm | {"SLURM_STEP_ID": "0"}) == World(2, 4, 0)
+    assert world_from_environment(slurm) is None  # the batch script itself
+    assert world_from_environment(slurm | {"SLURM_STEP_ID": "0"}) == World(2, 4, 0)
     with pytest.raises(W2SError, match="RANK is 8; expected 0..WORLD_SIZE - 1 = 7"):
-        launched(torchrun | {"RANK": "8"})
+        world_from_environment(torchrun | {"RANK": "8"})
     with pytest.raises(W2SError, match="expected whole numbers"):
-        launched(torchrun | {"WORLD_SIZE": "many"})
-    assert processes_here({"LOCAL_WORLD_SIZE": "4"}) == 4 and processes_here({}) == 1
+        world_from_environment(torchrun | {"WORLD_SIZE": "many"})
+    assert local_world_size({"LOCAL_WORLD_SIZE": "4"}) == 4 and local_world_size({}) == 1
 
 
 def test_what_is_compared(tmp_path: Path) -> None:
@@ -55,18 +61,24 @@ def test_what_is_compared(tmp_path: Path) -> None:
 
 def test_alone_nothing_is_exchanged() -> None:
     t = torch.arange(3)
-    assert ALONE.rows(t) is t and ALONE.sum(t) is t and ALONE.broadcast(t, 0) is t
-    assert ALONE.share({"a": 1}) == {"a": 1} and ALONE.gather(5) == [5]
-    ALONE.sum_all([t])
-    ALONE.barrier()
-    with watching(ALONE, 1.0):
+    assert (
+        SINGLE_PROCESS.all_gather(t) is t
+        and SINGLE_PROCESS.sum(t) is t
+        and SINGLE_PROCESS.broadcast(t, 0) is t
+    )
+    assert SINGLE_PROCESS.broadcast_object({"a": 1}) == {
+        "a": 1
+    } and SINGLE_PROCESS.all_gather_object(5) == [5]
+    SINGLE_PROCESS.all_reduce([t])
+    SINGLE_PROCESS.barrier()
+    with monitor_processes(SINGLE_PROCESS, 1.0):
         pass
-    assert world.join(1.0, {}) is ALONE
+    assert init_distributed(1.0, {}) is SINGLE_PROCESS
     with pytest.raises(W2SError, match="MASTER_ADDR is not set"):
-        world.join(1.0, {"RANK": "0", "WORLD_SIZE": "2"})
+        init_distributed(1.0, {"RANK": "0", "WORLD_SIZE": "2"})
     env = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "http"}
     with pytest.raises(W2SError, match="MASTER_PORT is 'http'"):
-        world.join(1.0, env)
+        init_distributed(1.0, env)
 
 
 def test_who_differs() -> None:
@@ -134,53 +146,53 @@ def test_nobody_comes() -> None:
     assert "did not meet the other 1 processes" in text and alone.returncode == 1
 
 
-def _exchanges(here: World) -> None:
-    r = here.rank
-    assert here.share({"from": r}, root=1) == {"from": 1}
-    assert here.gather([r, "x"]) == [[0, "x"], [1, "x"], [2, "x"]]
-    assert here.sum(torch.tensor([r, 1.0])).tolist() == [3.0, 3.0]
+def _exchanges(world: World) -> None:
+    r = world.rank
+    assert world.broadcast_object({"from": r}, root=1) == {"from": 1}
+    assert world.all_gather_object([r, "x"]) == [[0, "x"], [1, "x"], [2, "x"]]
+    assert world.sum(torch.tensor([r, 1.0])).tolist() == [3.0, 3.0]
     # Rank r holds rows r, r + 3 of the batch 0..5.
-    assert here.rows(torch.tensor([r, r + 3])).tolist() == [0, 1, 2, 3, 4, 5]
-    assert here.rows(torch.full((2, 4), float(r))).shape == (6, 4)
+    assert world.all_gather(torch.tensor([r, r + 3])).tolist() == [0, 1, 2, 3, 4, 5]
+    assert world.all_gather(torch.full((2, 4), float(r))).shape == (6, 4)
     many = [torch.full((2, 2), float(r)), torch.tensor(1.0), torch.tensor(1, dtype=torch.float64)]
-    here.sum_all(many)
+    world.all_reduce(many)
     assert many[0].tolist() == [[3.0, 3.0], [3.0, 3.0]] and float(many[2]) == 3
     t = torch.full((3,), float(r), dtype=torch.bfloat16)
-    assert here.broadcast(t, 2).tolist() == [2.0] * 3
-    assert here.broadcast(torch.empty(0), 0).numel() == 0
+    assert world.broadcast(t, 2).tolist() == [2.0] * 3
+    assert world.broadcast(torch.empty(0), 0).numel() == 0
 
 
-def _lost(here: World, fault: str) -> None:
-    with watching(here, 3.0):
+def _lost(world: World, fault: str) -> None:
+    with monitor_processes(world, 3.0):
         print("looping", flush=True)
         end = time.monotonic() + 40
         while time.monotonic() < end:
             try:
-                here.sum(torch.ones(10))
+                world.sum(torch.ones(10))
             except RuntimeError as e:
                 raise RuntimeError("words that no library has used before") from e
             time.sleep(0.01)
-            if fault in ("error", "crash") and here.rank == 1:
+            if fault in ("error", "crash") and world.rank == 1:
                 time.sleep(1)
                 kind = W2SError if fault == "error" else RuntimeError
                 raise kind("the shard is half-written")
 
 
 def main(job: dict[str, Any]) -> int:
-    here = world.join(3.0 if job["part"] == "meet" else 20.0)
+    world = init_distributed(3.0 if job["part"] == "meet" else 20.0)
     if job["part"] == "exchanges":
-        _exchanges(here)
+        _exchanges(world)
         return 0
     try:
-        _lost(here, job["fault"])
+        _lost(world, job["fault"])
     except LostError as e:
-        say(str(e))
+        print_stderr(str(e))
         os._exit(EXIT_CODE)
     except (W2SError, RuntimeError) as e:
-        say(str(e))
+        print_stderr(str(e))
         os._exit(2 if isinstance(e, W2SError) else 1)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(world.end(main(json.loads(sys.argv[1]))))
+    sys.exit(exit_process(main(json.loads(sys.argv[1]))))

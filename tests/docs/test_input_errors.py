@@ -78,7 +78,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         w2s_fast.vocab_parallel_logprob, {"hidden": H, "head": W, "tokens": Y, **FUSED}),
 }  # fmt: skip
 for _name in LOSSES:
-    CALLS[f"loss {_name}"] = make_loss(_name), {"logits": Z, "weak": Q, "weight": ONES, "frac": 0.1}
+    CALLS[f"loss {_name}"] = (
+        make_loss(_name),
+        {"logits": Z, "weak": Q, "weight": ONES, "step_frac": 0.1},
+    )
 CALLS["loss threshold"] = make_loss("logconf").threshold, {"logits": Z, "weak": Q, "weight": ONES}
 for _name in PREFERENCES:
     CALLS[f"preference {_name}"] = (
@@ -191,7 +194,7 @@ def test_hints(keyword: str, hint: str) -> None:
 
 def test_a_type_error_from_inside_is_left_alone() -> None:
     class Broken(Loss):
-        def __call__(self, logits: Tensor, weak: Tensor, **_: Any) -> Any:
+        def forward(self, logits: Tensor, weak: Tensor, ctx: Any) -> Any:
             raise TypeError("got an unexpected keyword argument of its own")
 
     with pytest.raises(TypeError, match="of its own") as error:

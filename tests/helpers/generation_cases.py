@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-
-from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 
 N = 13
 
@@ -18,11 +15,6 @@ KINDS = ("llama", "llama-tied", "gpt2", "gpt2-tied")
 
 
 WORDS = ["the", "old", "key", "near", "boy", "door", "cat", "dog", "red"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return agreement_tokenizer()
 
 
 def checkpoint(kind: str, path: Path, tokenizer: Any) -> Path:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.decided import Decided
-from w2s_fast.distributed import world
+from w2s_fast.distributed.world import World, exit_process, get_world, init_distributed
 from w2s_fast.losses import make_loss
 from w2s_fast.models.weights import module_tensors, whole
 from w2s_fast.training import Encoded, TrainConfig, checkpoint, train
@@ -86,7 +86,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     )
     cfg = TrainConfig(**{"epochs": 2, "lr": 3e-2, "weight_decay": 0.1, **fields})
     loss: Any = make_loss(spec)
-    if world.world().size == 1 and dtype == "float32":
+    if get_world().size == 1 and dtype == "float32":
         loss = Decided(loss)  # what the others are compared with
 
     try:
@@ -101,7 +101,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     for t in module_tensors(model).values():
         with whole([t]):
             flat += t.detach().double().flatten().tolist()
-    first = world.world().gather(streams[0])
+    first = get_world().all_gather_object(streams[0])
     return {
         "losses": log["losses"], "agreement": log["agreement"], "weights": flat, "streams": first
     }  # fmt: skip
@@ -118,12 +118,12 @@ def close(got: dict[str, Any], want: dict[str, Any], eps: float = 1.2e-7) -> Non
 RECIPE = {"batch_size": 8, "checkpoint_every": 2, "micro_batch_size": 2}
 
 
-def _die_while_saving(here: world.World, moment: str) -> None:
+def _die_while_saving(world: World, moment: str) -> None:
     name = "_write" if moment == "writing" else "_publish"
     real = getattr(checkpoint, name)
 
     def deadly(what: Any, path: Path, *rest: Any) -> Any:
-        if "00000004" in str(path) and here.rank == (1 if moment == "writing" else 0):
+        if "00000004" in str(path) and world.rank == (1 if moment == "writing" else 0):
             if moment == "writing":
                 path.write_bytes(b"half a file")
             os.kill(os.getpid(), signal.SIGKILL)
@@ -133,14 +133,14 @@ def _die_while_saving(here: world.World, moment: str) -> None:
 
 
 def main(job: dict[str, Any]) -> None:
-    here = world.join(20)
+    world = init_distributed(20)
     if "die" in job:
-        _die_while_saving(here, job["die"])
+        _die_while_saving(world, job["die"])
     found = [fit(**fields) for fields in job["fits"]]
-    if here.first:
+    if world.is_main_process:
         Path(job["out"]).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
-    world.end(0)
+    exit_process(0)

@@ -105,7 +105,7 @@ def test_compute_loss_func_accumulates_and_ramps(tmp_path: Path) -> None:
     run = door("hf_compute_loss_func").main
     parts, whole = (run(str(tmp_path), "xent", **PLAIN | size) for size in ({}, WHOLE))
     same(parts.model, whole.model)
-    ramped = losses(run(str(tmp_path), "logconf:aux=0.5,warmup_frac=0.5", **PLAIN))
+    ramped = losses(run(str(tmp_path), "logconf:aux_coef=0.5,warmup_frac=0.5", **PLAIN))
     assert ramped[0] == pytest.approx(losses(parts)[0])
     assert abs(ramped[1] - losses(parts)[1]) > 1e-3
 
@@ -309,7 +309,7 @@ def test_the_trainers_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_progress_ends_with_the_training(tmp_path: Path) -> None:
     lm = door("trl_sft").main(str(tmp_path), "logconf").model
     batch = WeakLabelCollator(tiny.tokenizer)(tiny.rows()[:2])
-    with pytest.raises(W2SError, match="was not told where it is"):
+    with pytest.raises(W2SError, match="its progress is not set"):
         lm.train()(**batch)
 
 

@@ -145,7 +145,7 @@ def test_losses_of_a_head_are_those_of_its_logits(name: str, classes: int) -> No
     hidden = logits @ torch.linalg.pinv(head).T
 
     def through(z: Any) -> Tensor:
-        return loss(z, weak, frac=0.5, state=loss.init_state()).loss_sum
+        return loss(z, weak, step_frac=0.5, state=loss.init_state()).loss_sum
 
     same(
         lambda h, w: through(Projected(h, w, memory_mib=3 * classes * 8 / 2**20)),

@@ -31,7 +31,7 @@ def _differentiate(f: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tenso
 def _gradient(loss: Loss, logits: Tensor, weak: Tensor, **kwargs: object) -> tuple[Tensor, Tensor]:
     state = loss.init_state()
     return _differentiate(
-        lambda z: loss(z, weak, frac=FRAC, state=state, **kwargs).loss_sum,  # type: ignore[arg-type]
+        lambda z: loss(z, weak, step_frac=FRAC, state=state, **kwargs).loss_sum,  # type: ignore[arg-type]
         logits,
     )
 
@@ -123,7 +123,7 @@ def test_gradient_identity(name: str, classes: int) -> None:
     assert abs(value - (weight * rows).sum()) < 1e-10
 
 
-@pytest.mark.parametrize("spec", [*THROUGH_P, "gce:q=0.01", "gce:q=1", "reverse_ce:forward=2"])
+@pytest.mark.parametrize("spec", [*THROUGH_P, "gce:q=0.01", "gce:q=1", "reverse_ce:forward_coef=2"])
 def test_gradient_is_that_of_the_value(spec: str) -> None:
     """Finite differences, soft labels and (``gce`` over the fused op) hard ones."""
     logits, weak = case(5, 3, seed=8)
@@ -153,7 +153,7 @@ def test_what_the_bounded_losses_are_made_of() -> None:
     assert value("gce:q=1e-9", hard) == pytest.approx(value("xent", hard), rel=1e-7)
     assert value("gce:q=0.5", hard) <= 9 / 0.5
     e4 = math.exp(-4)  # symmetric cross-entropy: log 0 is -4
-    assert value(f"reverse_ce:floor={e4!r},forward=2", hard) == pytest.approx(
+    assert value(f"reverse_ce:floor={e4!r},forward_coef=2", hard) == pytest.approx(
         2 * value("xent", hard) + 4 * float((1 - chosen).sum()), abs=1e-10
     )
     uniform = torch.full_like(weak, 0.25)
@@ -185,7 +185,7 @@ def test_row_losses_name_a_shape_that_does_not_fit() -> None:
 def test_logconf_openai_equals_released_code(served: None, seed: int, step: int) -> None:
     """Written again from openai/weak-to-strong ``loss.py`` [32, 2]: it is the eager baseline."""
     logits, weak = case(32, 2, seed, torch.float32)
-    frac, coef = step / 100, 0.5 * (1.0 if step / 100 > 0.1 else step / 100)
+    step_frac, coef = step / 100, 0.5 * (1.0 if step / 100 > 0.1 else step / 100)
     preds = logits.softmax(-1)
     threshold = torch.quantile(preds[:, 0], weak.mean(0)[1])
     strong = torch.cat([(preds[:, 0] >= threshold)[:, None], (preds[:, 0] < threshold)[:, None]], 1)
@@ -197,7 +197,7 @@ def test_logconf_openai_equals_released_code(served: None, seed: int, step: int)
         for dtype in (torch.float32, torch.float64)
     )
     loss = make_loss("logconf_openai")
-    ours = _differentiate(lambda z: _mean(loss(z, weak, frac=frac)), logits)
+    ours = _differentiate(lambda z: _mean(loss(z, weak, step_frac=step_frac)), logits)
     assert_within_budget(ours[0], truth[0], released[0], FORWARD, "loss")
     assert_within_budget(ours[1], truth[1], released[1], BACKWARD, "gradient")
 
@@ -250,7 +250,7 @@ def test_micro_batches_with_the_exact_threshold(name: str, classes: int, size: i
     for i in range(0, 32, size):
         part = slice(i, i + size)
         out = loss(
-            z[part], weak[part], weight=weight[part], frac=FRAC, threshold=at, state=state
+            z[part], weak[part], weight=weight[part], step_frac=FRAC, threshold=at, state=state
         )  # fmt: skip
         state = out.state
         out.loss_sum.backward()
@@ -259,7 +259,7 @@ def test_micro_batches_with_the_exact_threshold(name: str, classes: int, size: i
     assert_fp64(z.grad, grad)
     assert total == pytest.approx(float(whole), abs=1e-12) and count == 31
     assert torch.equal(grad[7], torch.zeros(classes, dtype=torch.float64))
-    after = loss(logits, weak, weight=weight, frac=FRAC, state=loss.init_state()).state
+    after = loss(logits, weak, weight=weight, step_frac=FRAC, state=loss.init_state()).state
     assert (state is None) == (after is None)
     assert state is None or torch.equal(state.nan_to_num(), after.nan_to_num())
 
@@ -293,7 +293,7 @@ def test_eleuther_ring_is_the_last_predictions_in_order(served: None) -> None:
         logits = torch.tensor([[m, 0.0]])
         weight = torch.tensor([0.0 if i == 3 else 1.0])  # this row is out of everything
         at = loss.threshold(logits, torch.tensor([[0.1, 0.9]]), weight=weight, state=state)
-        out = loss(logits, torch.tensor([[0.1, 0.9]]), weight=weight, frac=1.0, state=state)
+        out = loss(logits, torch.tensor([[0.1, 0.9]]), weight=weight, step_frac=1.0, state=state)
         state = out.state
         if i == 2:
             assert at is not None and float(at) == 2.0  # median of 3, -1, 2: one row has prior 1/2
@@ -387,16 +387,18 @@ def test_metrics_are_sums_over_rows_that_count() -> None:
 def test_bf16_logits_give_bf16_gradients_and_fp32_sums(served: None) -> None:
     logits, weak = case(16, 2, seed=6, dtype=torch.float32)
     z = logits.bfloat16().requires_grad_()
-    out = make_loss("logconf")(z, weak, frac=FRAC)
+    out = make_loss("logconf")(z, weak, step_frac=FRAC)
     out.loss_sum.backward()
     assert out.loss_sum.dtype == torch.float32 and z.grad is not None
     assert z.grad.dtype == torch.bfloat16
 
 
 def test_make_loss() -> None:
-    assert make_loss("logconf:aux=0.75, warmup_frac=0.2") == LogConf(aux=0.75, warmup_frac=0.2)
+    assert make_loss("logconf:aux_coef=0.75, warmup_frac=0.2") == LogConf(
+        aux_coef=0.75, warmup_frac=0.2
+    )
     assert make_loss(" xent:hard=true ") == LOSSES["xent"](hard=True)  # type: ignore[call-arg]
-    assert make_loss("w2s_fast.losses.logconf:LogConf:aux=1") == LogConf(aux=1.0)
+    assert make_loss("w2s_fast.losses.logconf:LogConf:aux_coef=1") == LogConf(aux_coef=1.0)
     assert isinstance(make_loss("logconf_eleuther:window=8"), LogConfEleuther)
 
 
@@ -404,10 +406,10 @@ def test_make_loss() -> None:
     ("spec", "says"),
     [
         ("logcnf", "did you mean 'logconf'"),
-        ("logconf:axu=1", "did you mean 'aux'"),
-        ("logconf:aux=much", "expected float"),
-        ("logconf:aux=1.5", r"aux is 1.5; expected a number in \[0, 1\]"),
-        ("logconf:aux=nan", "aux is nan"),
+        ("logconf:auxcoef=1", "did you mean 'aux_coef'"),
+        ("logconf:aux_coef=much", "expected float"),
+        ("logconf:aux_coef=1.5", r"aux_coef is 1.5; expected a number in \[0, 1\]"),
+        ("logconf:aux_coef=nan", "aux_coef is nan"),
         ("xent:hard=maybe", "expected bool"),
         ("xent:hard", "expected field=value"),
         ("product:alpha=0", "above 0"),

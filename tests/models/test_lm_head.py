@@ -14,7 +14,7 @@ from helpers.lm_students import B, D, Student, V, batch, causal_lm, unfused
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from w2s_fast.distributed import world
+from w2s_fast.distributed.world import World, exit_process, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.models.lm_head import LMHeadLoss
 from w2s_fast.testing import BACKWARD, assert_within_budget
@@ -23,13 +23,13 @@ pytest.importorskip("deepspeed")
 CASES = ("untied", "tied", "frozen_head", "frozen_body", "lora", "bias")
 
 
-def sharded(case: str, stage: int, here: world.World) -> dict[str, Tensor]:
+def sharded(case: str, stage: int, world: World) -> dict[str, Tensor]:
     """The same, fused, under ZeRO, two micro-batches accumulated."""
     from deepspeed.utils import safe_get_full_grad
 
-    from w2s_fast.training.deepspeed.setup import ready
+    from w2s_fast.training.deepspeed.setup import init_deepspeed
 
-    deepspeed = ready(60)
+    deepspeed = init_deepspeed(60)
     model = Student(causal_lm(case), fused=True)
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -44,8 +44,8 @@ def sharded(case: str, stage: int, here: world.World) -> dict[str, Tensor]:
     )
     for micro in range(2):
         engine.set_gradient_accumulation_boundary(micro == 1)
-        loss = engine(*batch(micro, here.rank), 0.5)
-        engine.backward(loss * here.size, scale_wrt_gas=False)
+        loss = engine(*batch(micro, world.rank), 0.5)
+        engine.backward(loss * world.size, scale_wrt_gas=False)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     found = {n: safe_get_full_grad(p).detach().clone() for n, p in trained.items()}
     engine.step()
@@ -101,14 +101,14 @@ def test_not_a_head() -> None:
 
 
 def main(job: dict[str, Any]) -> None:
-    here = world.join(60)
+    world = init_distributed(60)
     for case in CASES:
         for stage in (1, 2, 3):
-            found = sharded(case, stage, here)
-            if here.first:
+            found = sharded(case, stage, world)
+            if world.is_main_process:
                 save_file(found, Path(job["folder"]) / f"{case}-{stage}.safetensors")
 
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
-    world.end(0)
+    exit_process(0)

@@ -113,7 +113,7 @@ def _add_losses() -> None:
         loss, two = make_loss(name), name == "logconf_eleuther"
         z, q = TWO if two else (Z, Q)
         CALLS[f"loss {name}"] = (
-            lambda z, loss=loss, q=q: loss(z, q, frac=0.5, step=50,
+            lambda z, loss=loss, q=q: loss(z, q, step_frac=0.5, step=50,
                                            state=loss.init_state()).loss_sum, z, None,
         )  # fmt: skip
     for name in PREFERENCES:

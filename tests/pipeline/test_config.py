@@ -48,10 +48,10 @@ def test_every_field_is_an_option_with_a_text() -> None:
         (["--seeds", "3", "1"], (3, 1)),
         (["--seeds", "3,1"], (3, 1)),
         (["--seeds=[3, 1]"], (3, 1)),
-        (["--losses", "xent", "logconf:aux=0.3,warmup_frac=0.1"],
-         ("xent", "logconf:aux=0.3,warmup_frac=0.1")),
-        (["--losses=xent,logconf:aux=0.3,warmup_frac=0.1,focal"],
-         ("xent", "logconf:aux=0.3,warmup_frac=0.1", "focal")),
+        (["--losses", "xent", "logconf:aux_coef=0.3,warmup_frac=0.1"],
+         ("xent", "logconf:aux_coef=0.3,warmup_frac=0.1")),
+        (["--losses=xent,logconf:aux_coef=0.3,warmup_frac=0.1,focal"],
+         ("xent", "logconf:aux_coef=0.3,warmup_frac=0.1", "focal")),
     ],
 )  # fmt: skip
 def test_lists_are_written_the_usual_ways(args: list[str], expected: tuple[object, ...]) -> None:
@@ -122,8 +122,9 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     ("args", "words"),
     [
         (["--losses", "logcnof"], "did you mean 'logconf'?"),
-        (["--losses", "logconf:auxx=1"], "did you mean 'aux'?"),
-        (["--losses", "logconf", "logconf:aux=0.5"], "are the same loss"),
+        (["--losses", "logconf:aux=1"], "it is now called 'aux_coef'"),
+        (["--losses", "logconf:auxcoef=1"], "did you mean 'aux_coef'?"),
+        (["--losses", "logconf", "logconf:aux_coef=0.5"], "are the same loss"),
         (["--task.name", "agrement"], "did you mean 'agreement'?"),
         (["--student.source", "bert-base"], "student.source='bert-base' is no folder"),
         (["--task.name", "local"], "speaks only the language of task 'agreement'"),

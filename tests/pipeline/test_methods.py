@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import METHODS, Method, Node, Plan, Targets
 from w2s_fast.pipeline import run
+from w2s_fast.pipeline.artifacts import read_probs
 from w2s_fast.pipeline.context import Context, load_data
 from w2s_fast.pipeline.export import export
 from w2s_fast.pipeline.jobs import Job, plan
-from w2s_fast.pipeline.parquet import read_probs
 from w2s_fast.pipeline.students import students
 from w2s_fast.tasks import TASKS, TaskConfig, TaskData
 from w2s_fast.tasks.datasets.agreement import Agreement
@@ -120,10 +120,10 @@ def test_equal_nodes_are_one_job() -> None:
 
 
 def test_methods_go_with_every_loss_or_with_their_own() -> None:
-    methods = ["naive", "strong_to_strong@logconf:aux=0.3"]
+    methods = ["naive", "strong_to_strong@logconf:aux_coef=0.3"]
     cfg = config(Path("unused"), methods=methods, losses=["xent", "window"])
     assert [s.name for s in students(cfg)] == [
-        "xent", "window", "strong_to_strong+logconf:aux=0.3"
+        "xent", "window", "strong_to_strong+logconf:aux_coef=0.3"
     ]  # fmt: skip
     with pytest.raises(W2SError, match="names no loss"):
         students(config(Path("unused"), methods=["naive@"]))

@@ -20,9 +20,10 @@ from w2s_fast.cli import main as cli
 from w2s_fast.config import RunConfig, to_yaml
 from w2s_fast.errors import W2SError
 from w2s_fast.models import ModelConfig
+from w2s_fast.pipeline import task_kinds
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.export import ABOUT, HEAD, export
-from w2s_fast.pipeline.stages import predict, table
+from w2s_fast.pipeline.stages import predict
 from w2s_fast.tasks import TaskConfig
 
 pytest.importorskip("deepspeed")
@@ -162,15 +163,15 @@ def test_export_loads_in_transformers(tmp_path: Path) -> None:
 def main(args: list[str]) -> int:
     import os
 
-    table.SHARD_ROWS = SHARD
+    predict.PART_ROWS = SHARD
     if os.environ.get("W2S_TEST_SLOW_LABELS"):
-        whole = predict.write_probs
+        whole = task_kinds.write_probs
 
         def slow(*given: Any) -> None:
             whole(*given)
             time.sleep(1.0)
 
-        predict.write_probs = slow  # type: ignore[assignment]
+        task_kinds.write_probs = slow  # type: ignore[assignment]
     if os.environ.get("W2S_TEST_OTHER_RANK") == os.environ["RANK"]:
         from w2s_fast.pipeline import experiment
 

@@ -25,9 +25,10 @@ from transformers import (
 from w2s_fast.config import RunConfig, from_dict
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline import run
+from w2s_fast.pipeline.artifacts import read_texts, write_texts
 from w2s_fast.pipeline.export import export
-from w2s_fast.pipeline.parquet import read_texts, write_texts
-from w2s_fast.pipeline.predictions import Said, read_said
+from w2s_fast.pipeline.predictions import Predictions
+from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.tasks import Examples, TaskConfig, TaskData
 
 THINGS = [f"thing{i}" for i in range(16)]
@@ -105,7 +106,7 @@ def test_answers_in_words_from_weak_labels_to_pgr(tmp_path: Path, lm: Path) -> N
         cfg.store_dir / stages["labels/0"]["folder"] / "labels", [f"t{i}" for i in range(96)]
     )
     truth = [f" {COLOURS[int(t.split('thing')[1].split()[0]) % 4]}" for t in _transfer(cfg).texts]
-    right = np.mean([a.strip() == b.strip() for a, b in zip(labels, truth, strict=True)])
+    right = np.mean([a.strip() == b.strip() for a, b in zip(labels.values(), truth, strict=True)])
     assert first["weak_label_accuracy"] == pytest.approx(right)
     export(cfg, "ceiling/0", tmp_path / "exported")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
@@ -132,9 +133,11 @@ def test_nothing_said_is_never_right(tmp_path: Path) -> None:
     data = Colours().load(TaskConfig(n_weak=2, n_transfer=2, n_test=4), 0)
     empty = replace(data.test, answers=("", "", " red", " red"))
     write_texts(tmp_path / "t.parquet", data.test.ids, ["", "red", " red ", "blue"])
-    said = read_said(tmp_path / "t.parquet", empty, data)
-    assert said.right.tolist() == [False, False, True, False] and said.accuracy == 0.25
-    assert Said(np.array([1, 0]), np.array([1, 1]), np.eye(2)[[1, 0]]).right.tolist() == [
+    predictions = task_kind("generation").read(tmp_path / "t.parquet", empty, data)
+    assert (
+        predictions.right.tolist() == [False, False, True, False] and predictions.accuracy == 0.25
+    )
+    assert Predictions(np.array([1, 0]), np.array([1, 1]), np.eye(2)[[1, 0]]).right.tolist() == [
         True,
         False,
     ]
@@ -144,14 +147,14 @@ def test_words_can_be_judged_by_a_scorer(tmp_path: Path) -> None:
     data = Colours().load(TaskConfig(n_weak=2, n_transfer=2, n_test=4), 0)
     write_texts(tmp_path / "t.parquet", data.test.ids, [" red", " RED", " rED", ""])
     loud = replace(data, harm_score=lambda texts: [t.strip().isupper() for t in texts])
-    said = read_said(tmp_path / "t.parquet", data.test, loud)
-    assert said.right.tolist() == [True, False, True, True]
-    assert said.scores()["harm_score"] == 0.25 and said.scores()["f1"] is None
+    predictions = task_kind("generation").read(tmp_path / "t.parquet", data.test, loud)
+    assert predictions.right.tolist() == [True, False, True, True]
+    assert predictions.scores()["harm_score"] == 0.25 and predictions.scores()["f1"] is None
     half = replace(data, harm_score=lambda texts: [0.5] * len(texts))
-    assert not read_said(tmp_path / "t.parquet", data.test, half).right.any()
+    assert not task_kind("generation").read(tmp_path / "t.parquet", data.test, half).right.any()
     wild = replace(data, harm_score=lambda texts: [2.0] * len(texts))
     with pytest.raises(W2SError, match=r"outside \[0, 1\]"):
-        read_said(tmp_path / "t.parquet", data.test, wild)
+        task_kind("generation").read(tmp_path / "t.parquet", data.test, wild)
 
 
 def test_a_reward_model_learns_soft_preferences(tmp_path: Path, lm: Path) -> None:

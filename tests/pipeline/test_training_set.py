@@ -16,17 +16,17 @@ from w2s_fast.errors import W2SError
 from w2s_fast.methods import Method, Node, Plan, Targets, make_method
 from w2s_fast.pipeline import run
 from w2s_fast.pipeline.context import load_data
-from w2s_fast.pipeline.stages.training_set import held_out
+from w2s_fast.pipeline.stages.training_set import group_split
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_a_share_is_held_out_by_whole_groups(share: float) -> None:
     groups = tuple(f"g{i // 2}" for i in range(1000))
-    held = held_out(groups, share, seed=0)
+    held = group_split(groups, share, seed=0)
     assert abs(held.mean() - share) < 0.01
     assert np.array_equal(held[::2], held[1::2])
-    assert np.array_equal(held, held_out(groups, share, seed=0))
-    assert not np.array_equal(held, held_out(groups, share, seed=1))
+    assert np.array_equal(held, group_split(groups, share, seed=0))
+    assert not np.array_equal(held, group_split(groups, share, seed=1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def logs(tmp_path: Path, *methods: str) -> tuple[RunConfig, list[dict[str, Any]]
 def test_rows_that_decide_when_to_stop_are_not_learned(tmp_path: Path) -> None:
     cfg, (naive, stopped) = logs(tmp_path, "naive", "early_stop")
     steps, transfer = cfg.student_train.steps, load_data(cfg.task, 0).transfer
-    n, held = len(transfer.ids), int(held_out(transfer.inputs.groups, 0.1, 0).sum())
+    n, held = len(transfer.ids), int(group_split(transfer.inputs.groups, 0.1, 0).sum())
     assert naive["steps"] == steps(n) > stopped["steps"] == steps(n - held)
 
 
@@ -93,5 +93,5 @@ def test_a_fold_is_left_out_of_the_supervisors_half(tmp_path: Path) -> None:
     folders = [cfg.store_dir / s["folder"] for name, s in stages.items() if name.startswith("weak")]
     steps = [json.loads((folder / "log.json").read_text())["steps"] for folder in folders]
     groups = load_data(cfg.task, 0).weak.groups
-    kept = int(held_out(groups, 0.5, 0).sum())  # fold 1
+    kept = int(group_split(groups, 0.5, 0).sum())  # fold 1
     assert 0 < kept < len(groups) and sorted(steps) == [kept, len(groups)]

@@ -14,7 +14,7 @@ import torch
 from helpers import ranks
 from torch import nn
 
-from w2s_fast.distributed import world
+from w2s_fast.distributed.world import exit_process, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model, load_weights, save_weights
@@ -204,12 +204,12 @@ def test_sharded(tmp_path: Path) -> None:
 
 
 def main(job: dict[str, Any]) -> None:
-    here = world.join(60)
+    world = init_distributed(60)
     found = [fit(zero) for zero in job["stages"]]
-    if here.first:
+    if world.is_main_process:
         Path(job["out"]).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
-    world.end(0)
+    exit_process(0)

@@ -29,7 +29,7 @@ AGREE = {"all": 0.84, "weak_right": 0.97, "weak_wrong": 0.17}
 def results(*, refused: bool = False, control: bool = False) -> dict[str, Any]:
     """Return results of two losses and two seeds, PGR .50 and .80."""
     runs, summary = [], []
-    for loss, pgr in (("xent", 0.5), ("logconf:aux=0.3", 0.8)):
+    for loss, pgr in (("xent", 0.5), ("logconf:aux_coef=0.3", 0.8)):
         models = ("weak", "student", "ceiling")
         aurocs = {f"{m}_{k}": 0.9 for m in models for k in ("auroc", "balanced", "f1")}
         for seed in (0, 1):
@@ -76,7 +76,7 @@ def page(found: dict[str, Any]) -> str:
 
 def test_the_table_shows_every_run_and_fits_a_terminal() -> None:
     text = printed(results(control=True))
-    assert re.search(r"logconf:aux=0.3\s+1\s+0.800\s+0.960\s+1.000\s+0.80", text)
+    assert re.search(r"logconf:aux_coef=0.3\s+1\s+0.800\s+0.960\s+1.000\s+0.80", text)
     assert "0.70 – 0.90" in text and "0.840" in text and "0.970" in text and "0.170" in text
     assert "control, seed 1" in text and "0.810" in text
     assert max(map(len, text.splitlines())) <= 80
@@ -162,7 +162,7 @@ def test_the_page_is_one_closed_file(found: dict[str, Any]) -> None:
 
 def test_the_page_names_the_best_loss_and_its_interval() -> None:
     html = page(results())
-    assert "<b>logconf:aux=0.3</b> reached 0.960 and recovered" in html.replace("\n", " ")
+    assert "<b>logconf:aux_coef=0.3</b> reached 0.960 and recovered" in html.replace("\n", " ")
     assert "<b>80%</b>" in html and "70% to 90%" in html
     worse = results()
     for s in worse["summary"]:
@@ -174,7 +174,7 @@ def test_rows_run_from_floor_to_ceiling() -> None:
     found = model_rows(results(control=True))
     names = [r.name for r in found]
     assert names == ["weak supervisor", "control: no pretraining", "student · xent",
-                     "student · logconf:aux=0.3", "ceiling"]  # fmt: skip
+                     "student · logconf:aux_coef=0.3", "ceiling"]  # fmt: skip
     assert [r.pgr for r in found if r.student] == [(0.5, 0.4, 0.6), (0.8, 0.8 - 0.1, 0.8 + 0.1)]
     assert len({r.color for r in found}) == len(found)
 
@@ -182,7 +182,9 @@ def test_rows_run_from_floor_to_ceiling() -> None:
 def test_the_plot_is_reproducible_and_its_text_is_text() -> None:
     svg = results_figure(results(), "svg")
     assert svg == results_figure(results(), "svg")
-    assert b">student \xc2\xb7 logconf:aux=0.3</text>" in svg and b">0.50  [0.40, 0.60]<" in svg
+    assert (
+        b">student \xc2\xb7 logconf:aux_coef=0.3</text>" in svg and b">0.50  [0.40, 0.60]<" in svg
+    )
     assert len(svg) < 40_000
     assert ElementTree.fromstring(svg).tag.endswith("svg")
     png = results_figure(results(control=True), "png")

@@ -10,7 +10,7 @@ import torch
 
 from w2s_fast.errors import W2SError
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
-from w2s_fast.training import encode_answers
+from w2s_fast.training import encode_completions
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def tokenizer() -> Any:
 
 def test_encode(tokenizer: Any) -> None:
     prompts, answers = ["the old", "key", "red door near the boy"], [" cat", " dog cat", " key"]
-    data = encode_answers(tokenizer, prompts, answers, max_length=5)
+    data = encode_completions(tokenizer, prompts, answers, max_length=5)
 
     def words(ids: np.ndarray) -> str:
         return " ".join(tokenizer.convert_ids_to_tokens(ids.tolist()))
@@ -39,7 +39,7 @@ def test_encode(tokenizer: Any) -> None:
     part = data.rows(slice(1, 3))
     assert part.labels.tolist() == data.labels[2:].tolist() and part.starts.tolist() == [0, 3, 5]
     assert torch.equal(part.batch(np.array([1])).input_ids, data.batch(np.array([2])).input_ids)
-    short = encode_answers(tokenizer, prompts, answers, end=False)
+    short = encode_completions(tokenizer, prompts, answers, end=False)
     assert short.digest() != data.digest() and short.labels.tolist() != data.labels.tolist()
     words_alone = [words(part) for part in np.split(short.labels, short.starts[1:-1])]
     assert words_alone == ["cat", "dog cat", "key"]
@@ -48,13 +48,15 @@ def test_encode(tokenizer: Any) -> None:
 def test_what_cannot_be_encoded(tokenizer: Any) -> None:
     def refused(match: str, prompts: list[str], answers: list[str], **options: Any) -> None:
         with pytest.raises(W2SError, match=match):
-            encode_answers(tokenizer, prompts, answers, **options)
+            encode_completions(tokenizer, prompts, answers, **options)
 
-    refused("answer 1 has 3 tokens and leaves no room", ["the"] * 2, [" a", " a b c"], max_length=3)
-    refused("1 prompts and 2 answers", ["the"], ["a", "b"])
-    refused("answer 0 is '', which has no tokens", ["the"], [""], end=False)
-    assert encode_answers(tokenizer, ["the"], [""]).labels.tolist() == [tokenizer.eos_token_id]
-    one = encode_answers(tokenizer, ["the old key"], [" cat dog"], max_length=3)
+    refused(
+        "completion 1 has 3 tokens and leaves no room", ["the"] * 2, [" a", " a b c"], max_length=3
+    )
+    refused("1 prompts and 2 completions", ["the"], ["a", "b"])
+    refused("completion 0 is '', which has no tokens", ["the"], [""], end=False)
+    assert encode_completions(tokenizer, ["the"], [""]).labels.tolist() == [tokenizer.eos_token_id]
+    one = encode_completions(tokenizer, ["the old key"], [" cat dog"], max_length=3)
     assert one.tokens.tolist()[1:] == one.labels.tolist()[:-1]  # one prompt token is left
 
 
@@ -76,7 +78,7 @@ def test_a_token_over_the_seam() -> None:
             return {"input_ids": ids(texts) if one else [ids(t) for t in texts]}
 
     tokenizer = Pairs()
-    data = encode_answers(tokenizer, ["abcd", "abc"], ["xy", "xy"])
+    data = encode_completions(tokenizer, ["abcd", "abc"], ["xy", "xy"])
     xy = tokenizer("xy")["input_ids"]
     assert data.labels.tolist() == [*xy, 0, *xy, 0]
     assert data.tokens.tolist() == [*tokenizer("abcdxy")["input_ids"],

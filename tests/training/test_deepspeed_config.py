@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from w2s_fast.distributed.world import ALONE, World
+from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError
 from w2s_fast.training import TrainConfig
-from w2s_fast.training.deepspeed.config import batch_shape, deepspeed_config
-from w2s_fast.training.loop import make_engine
+from w2s_fast.training.deepspeed.config import deepspeed_config
+from w2s_fast.training.engine import make_engine
 
 pytest.importorskip("deepspeed")
 BASE = TrainConfig(batch_size=48, micro_batch_size=4, zero_stage=3, clip_norm=0.5, lr=1e-4)
@@ -38,11 +38,12 @@ def test_derived() -> None:
 @pytest.mark.parametrize(("size", "fits"), [(5, "use 45 or 50"), (64, "use 64, or another")])
 def test_a_batch_that_does_not_split(size: int, fits: str) -> None:
     with pytest.raises(W2SError, match=f"does not split over {size} processes; {fits}"):
-        batch_shape(BASE, size)
+        BASE.batch_shape(size)
     with pytest.raises(W2SError, match="does not split over 5"):
         make_engine(torch.nn.Linear(2, 2), replace(BASE, zero_stage=0), World(0, 5, 0))
-    assert batch_shape(BASE, 2) == (4, 6) and batch_shape(replace(BASE, batch_size=2), 2) == (1, 1)
-    assert batch_shape(replace(BASE, micro_batch_size=None), 3) == (16, 1)
+    assert BASE.batch_shape(2) == (4, 6)
+    assert replace(BASE, batch_size=2).batch_shape(2) == (1, 1)
+    assert replace(BASE, micro_batch_size=None).batch_shape(3) == (16, 1)
 
 
 def _own(tmp_path: Path, **settings: Any) -> TrainConfig:
@@ -104,4 +105,4 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 def test_fp16_needs_loss_scaling() -> None:
     with pytest.raises(W2SError, match="fp16 weights need loss scaling; use zero_stage=1 or more"):
-        make_engine(torch.nn.Linear(2, 2).half(), TrainConfig(), ALONE)
+        make_engine(torch.nn.Linear(2, 2).half(), TrainConfig(), SINGLE_PROCESS)

@@ -14,12 +14,18 @@ import torch
 from helpers import ranks
 from helpers.generation_cases import KINDS, WORDS, checkpoint, texts
 
-from w2s_fast.distributed import world
+from w2s_fast.distributed.world import exit_process, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
-from w2s_fast.training import encode_answers, generate, next_token_probs, sequence_logprob, train
+from w2s_fast.training import (
+    encode_completions,
+    generate,
+    next_token_probs,
+    sequence_logprob,
+    train,
+)
 from w2s_fast.training.config import TrainConfig
 
 PROMPTS, ANSWERS = texts()
@@ -67,7 +73,7 @@ def test_greedy_is_transformers_one_by_one(
         assert text == (f" {tokenizer.decode(new, skip_special_tokens=True)}" if len(new) else "")
     assert len(set(got)) > 3
     # What was written reads back as the tokens that were written.
-    data = encode_answers(tokenizer, PROMPTS, got, end=False)
+    data = encode_completions(tokenizer, PROMPTS, got, end=False)
     assert (np.diff(data.starts) <= 12).all()
 
 
@@ -77,7 +83,7 @@ def test_generation_learns(tokenizer: Any) -> None:
     model = build_model(cfg, 2, tokenizer, 0, kind="generation")
     prompts = [f"the {a} {b}" for a in WORDS[:5] for b in WORDS[:5]]
     answers = [" " + p.split()[-1] for p in prompts]
-    data = encode_answers(tokenizer, prompts, answers)
+    data = encode_completions(tokenizer, prompts, answers)
     log = train(model, data, data.labels, make_loss("xent"), TrainConfig(epochs=60, lr=1e-2), 0)
     assert log["agreement"][-1] > 0.98
     assert generate(model, tokenizer, prompts, 5) == answers
@@ -177,7 +183,7 @@ def test_next_token_probs(models: dict[str, Any], tokenizer: Any) -> None:
 def work(zero: int, source: str) -> dict[str, Any]:
     tokenizer = agreement_tokenizer()
     model = build_model(ModelConfig(source), 2, tokenizer, 0, kind="generation")
-    data = encode_answers(tokenizer, PROMPTS, ANSWERS)
+    data = encode_completions(tokenizer, PROMPTS, ANSWERS)
     cfg = TrainConfig(epochs=1, batch_size=6, lr=1e-9, zero_stage=zero)  # as good as untrained
     train(model, data, data.labels, make_loss("xent"), cfg, 0)
     return {
@@ -205,12 +211,12 @@ def test_shared_out(folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def main(job: dict[str, Any]) -> None:
-    here = world.join(60)
+    world = init_distributed(60)
     found = [work(zero, job["source"]) for zero in job["stages"]]
-    if here.first:
+    if world.is_main_process:
         Path(job["out"]).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
-    world.end(0)
+    exit_process(0)

@@ -16,7 +16,7 @@ from helpers import ranks
 from helpers.generation_cases import KINDS, N, checkpoint, texts
 from torch import Tensor
 
-from w2s_fast.distributed import world
+from w2s_fast.distributed.world import exit_process, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, make_loss
 from w2s_fast.models import ModelConfig, build_model, load_weights, save_weights
@@ -24,11 +24,17 @@ from w2s_fast.models.weights import module_tensors, whole
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.weak_loss import batch_threshold
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
-from w2s_fast.training import Answers, TrainConfig, Watch, encode_answers, train
-from w2s_fast.training.likelihood import answer_logprob
-from w2s_fast.training.step import forward
+from w2s_fast.training import Completions, TrainConfig, Watch, encode_completions, train
+from w2s_fast.training.deepspeed.partition import partitioned_init
+from w2s_fast.training.engine import forward
+from w2s_fast.training.likelihood import completion_logprob
 
 RECIPE = TrainConfig(epochs=2, batch_size=6, lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return agreement_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,7 @@ def _model(folders: dict[str, Path], kind: str, tokenizer: Any, **fields: Any) -
     return build_model(cfg, 2, tokenizer, 0, kind="generation")
 
 
-def _whole(data: Answers, end: int) -> tuple[Tensor, Tensor, Tensor]:
+def _whole(data: Completions, end: int) -> tuple[Tensor, Tensor, Tensor]:
     """What transformers is given: ids with the end token, mask, and labels -100 on the prompts."""
     rows = []
     for i in range(len(data)):
@@ -62,7 +68,7 @@ def test_loss_and_gradients_are_those_of_transformers(
     kind: str, folders: dict[str, Path], tokenizer: Any
 ) -> None:
     """transformers rounds logits to fp32 for its loss; its logits in fp64 leave no such room."""
-    data = encode_answers(tokenizer, *texts())
+    data = encode_completions(tokenizer, *texts())
     ours, theirs, exact = (_model(folders, kind, tokenizer).double() for _ in range(3))
     loss = make_loss("xent")
     weak = torch.from_numpy(data.labels.astype(np.int64))
@@ -105,7 +111,7 @@ def test_every_loss_takes_projected_logits(name: str) -> None:
         z: Any = Projected(*given, softcap=5.0, memory_mib=0.004)
         assert z.shape == (40, 50)
         z = z if fused else z.dense()
-        out = make_loss(name)(z, weak, weight=weight, frac=0.5, step=200)
+        out = make_loss(name)(z, weak, weight=weight, step_frac=0.5, step=200)
         out.loss_sum.backward()
         grads.append([t.grad for t in given])
         values.append([out.loss_sum.detach(), out.count, *out.metrics.values()])
@@ -129,7 +135,7 @@ def test_micro_batches_change_nothing(spec: str, folders: dict[str, Path], token
 
     GPT-2, for Llama's norm computes in fp32 whatever it is given.
     """
-    data = encode_answers(tokenizer, *texts())
+    data = encode_completions(tokenizer, *texts())
     weight = np.random.default_rng(2).uniform(0, 2, N)
     weight[::5] = 0
     ends = []
@@ -144,7 +150,7 @@ def test_micro_batches_change_nothing(spec: str, folders: dict[str, Path], token
 
 def test_training_is_plain_pytorch(folders: dict[str, Path], tokenizer: Any) -> None:
     """Row weights count for each of the row's tokens; the head's logits are never made."""
-    data = encode_answers(tokenizer, *texts())
+    data = encode_completions(tokenizer, *texts())
     model, plain = (_model(folders, "gpt2-tied", tokenizer).double() for _ in range(2))
     weight = np.linspace(0, 2, N)
     calls: list[int] = []
@@ -180,8 +186,8 @@ def test_resume(kind: str, folders: dict[str, Path], tokenizer: Any, tmp_path: P
         if step == 4:
             raise Killed
 
-    data = encode_answers(tokenizer, *texts())
-    held = encode_answers(tokenizer, *texts(5))
+    data = encode_completions(tokenizer, *texts())
+    held = encode_completions(tokenizer, *texts(5))
     cfg = replace(RECIPE, checkpoint_every=2, micro_batch_size=4, gradient_checkpointing=True)
 
     def fit(model: Any, **options: Any) -> dict[str, Any]:
@@ -203,7 +209,7 @@ def test_resume(kind: str, folders: dict[str, Path], tokenizer: Any, tmp_path: P
 def test_gradient_checkpointing_is_active_and_exact(
     folders: dict[str, Path], tokenizer: Any
 ) -> None:
-    data = encode_answers(tokenizer, *texts())
+    data = encode_completions(tokenizer, *texts())
     ends, calls = [], []
     for on in (False, True):
         model = _model(folders, "llama", tokenizer)
@@ -222,7 +228,7 @@ def test_lora_trains_the_body_alone(
     kind: str, folders: dict[str, Path], tokenizer: Any, tmp_path: Path
 ) -> None:
     pytest.importorskip("peft")
-    data = encode_answers(tokenizer, *texts())
+    data = encode_completions(tokenizer, *texts())
     model = _model(folders, kind, tokenizer, lora_rank=2)
     before = {n: t.detach().clone() for n, t in module_tensors(model).items()}
     log = train(model, data, data.labels, make_loss("xent"), replace(RECIPE, epochs=5), 0)
@@ -232,7 +238,7 @@ def test_lora_trains_the_body_alone(
     save_weights(model, tmp_path / "m.safetensors")
     again = _model(folders, kind, tokenizer, lora_rank=2)
     load_weights(again, tmp_path / "m.safetensors")
-    assert np.array_equal(answer_logprob(again, data), answer_logprob(model, data))
+    assert np.array_equal(completion_logprob(again, data), completion_logprob(model, data))
 
 
 def test_models_with_more_than_a_head(tokenizer: Any, tmp_path: Path) -> None:
@@ -262,13 +268,13 @@ def test_models_with_more_than_a_head(tokenizer: Any, tmp_path: Path) -> None:
         lm.save_pretrained(tmp_path / name)
         cfg = ModelConfig(str(tmp_path / name))
         model: Any = build_model(cfg, 2, tokenizer, 0, kind="generation")
-        data = encode_answers(tokenizer, *texts())
+        data = encode_completions(tokenizer, *texts())
         ids, mask, labels = _whole(data, tokenizer.eos_token_id)
         z = model.lm.eval()(input_ids=ids, attention_mask=mask).logits[:, :-1].detach()
         want = -F.cross_entropy(z.transpose(1, 2), labels[:, 1:], reduction="none").sum(1)
-        assert np.allclose(answer_logprob(model, data), want, atol=1e-4), name
+        assert np.allclose(completion_logprob(model, data), want, atol=1e-4), name
 
-    from w2s_fast.models.causal_lm import AnswerModel
+    from w2s_fast.models.causal_lm import GenerativeModel
 
     class Scaled(GPT2LMHeadModel):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -279,11 +285,11 @@ def test_models_with_more_than_a_head(tokenizer: Any, tmp_path: Path) -> None:
     from transformers import GPT2Config
 
     with pytest.raises(W2SError, match="the logits of Scaled are more than its head"):
-        AnswerModel(Scaled(GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2)))
+        GenerativeModel(Scaled(GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2)))
 
 
 def test_bad_answers(folders: dict[str, Path], tokenizer: Any) -> None:
-    data = encode_answers(tokenizer, *texts())
+    data = encode_completions(tokenizer, *texts())
     model = _model(folders, "llama", tokenizer)
     loss = make_loss("xent")
 
@@ -302,24 +308,18 @@ def test_bad_answers(folders: dict[str, Path], tokenizer: Any) -> None:
     for fields in ({"source": "bow"}, {"freeze": "base"}):
         with pytest.raises(W2SError, match="cannot answer in words"):
             build_model(ModelConfig(**fields), 2, tokenizer, 0, kind="generation")  # type: ignore
-    long = encode_answers(tokenizer, [" ".join(["the"] * 70)], [" key"])
+    long = encode_completions(tokenizer, [" ".join(["the"] * 70)], [" key"])
     with pytest.raises(W2SError, match="the model has 64 positions; set max_length=64"):
-        answer_logprob(_model(folders, "gpt2", tokenizer), long)
+        completion_logprob(_model(folders, "gpt2", tokenizer), long)
 
 
 def fit(job: dict[str, Any]) -> dict[str, Any]:
     tokenizer = agreement_tokenizer()
-    data = encode_answers(tokenizer, *texts())
+    data = encode_completions(tokenizer, *texts())
     cfg = ModelConfig(job["source"], dtype=job.get("dtype", "fp32"), hidden=16, heads=2)
     recipe = replace(RECIPE, zero_stage=job["zero_stage"], micro_batch_size=job["micro"], eps=1e-4)
-    partition = None
-    if job["zero_stage"] == 3:
-        from w2s_fast.training.deepspeed.config import deepspeed_config
-        from w2s_fast.training.deepspeed.setup import ready
-
-        ready(60)
-        partition = deepspeed_config(recipe, cfg.dtype, world.world().size, False)
-    model = build_model(cfg, 2, tokenizer, 0, partition, kind="generation")
+    with partitioned_init(recipe, cfg.dtype, "cpu"):
+        model = build_model(cfg, 2, tokenizer, 0, kind="generation")
     weight = np.linspace(0, 2, N)
     # A large eps: keys' biases have a gradient of 0, and AdamW would blow its rounding up.
     log = train(model, data, data.labels, make_loss(job["spec"]), recipe, 0, weight=weight)
@@ -327,7 +327,7 @@ def fit(job: dict[str, Any]) -> dict[str, Any]:
     for t in module_tensors(model).values():
         with whole([t]):
             flat += t.detach().double().flatten().tolist()
-    logp = answer_logprob(model, data)
+    logp = completion_logprob(model, data)
     return {
         "losses": log["losses"],
         "agreement": log["agreement"],
@@ -355,12 +355,12 @@ def test_sharded(zero: int, folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def main(job: dict[str, Any]) -> None:
-    here = world.join(60)
+    world = init_distributed(60)
     found = [fit(one) for one in job["jobs"]]
-    if here.first:
+    if world.is_main_process:
         Path(job["out"]).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
-    world.end(0)
+    exit_process(0)

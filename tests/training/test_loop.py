@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses import LOSSES, make_loss
+from w2s_fast.losses import LOSSES, LossContext, make_loss
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.models.weights import module_tensors
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import THRESHOLDS, Encoded, TrainConfig, encode, predict, train
 from w2s_fast.training.checkpoint import finished
 from w2s_fast.training.data import RowOrder
-from w2s_fast.training.step import Micro, PlainEngine, Progress, forward, run_step
+from w2s_fast.training.engine import PlainEngine, forward
+from w2s_fast.training.step import MicroBatch, run_step
 from w2s_fast.training.thresholds import Thresholds
 from w2s_fast.training.train_mode import training_mode
 
@@ -146,7 +147,7 @@ def test_the_losss_memory_passes_through_micro_batches_and_steps(
     for step in range(2):
         rows = RowOrder(N, 16, 1, 0).rows(step)
         micro = [
-            Micro(data.batch(part), weak, None, weak, None)
+            MicroBatch(data.batch(part), weak, None, weak, None)
             for part in np.split(rows, 4)
             for weak in (torch.from_numpy(soft[part]).float(),)
         ]
@@ -154,7 +155,8 @@ def test_the_losss_memory_passes_through_micro_batches_and_steps(
             z = engine.logits(m.batch).detach()
             margins.append((z[:, 0] - z[:, 1]).double())
         thresholds = Thresholds("exact", loss, 2, 16)
-        state = run_step(engine, loss, micro, thresholds, state, Progress(step, 2), 1e-2).state
+        ctx = LossContext(step_frac=step / 2, step=step, state=state)
+        state = run_step(engine, loss, micro, thresholds, ctx, 1e-2).state
     assert state is not None and torch.equal(state, torch.cat(margins))
 
 

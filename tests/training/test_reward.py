@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from helpers import ranks
 from torch import Tensor, nn
 
-from w2s_fast.distributed import world
+from w2s_fast.distributed.world import exit_process, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model, load_weights, save_weights
@@ -24,7 +24,7 @@ from w2s_fast.probing import hidden_states
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import Encoded, TrainConfig, encode, predict, train
 from w2s_fast.training.data import token_batches
-from w2s_fast.training.step import forward
+from w2s_fast.training.engine import forward
 
 N = 21
 CFG = ModelConfig("scratch", hidden=16, heads=2, layers=2, head_init="small")
@@ -227,12 +227,12 @@ def test_sharded(tmp_path: Path) -> None:
 
 
 def main(job: dict[str, Any]) -> None:
-    here = world.join(60)
+    world = init_distributed(60)
     found = [fit(zero, 2) for zero in job["stages"]]
-    if here.first:
+    if world.is_main_process:
         Path(job["out"]).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
-    world.end(0)
+    exit_process(0)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from w2s_fast.config import RunConfig
 from w2s_fast.models.param_count import Counts, count
 from w2s_fast.training.config import TrainConfig
-from w2s_fast.training.deepspeed.config import PREFETCH, REDUCE_BUCKET, SUB_GROUP, batch_shape
+from w2s_fast.training.deepspeed.config import PREFETCH, REDUCE_BUCKET, SUB_GROUP
 
 _MAX_LIVE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -77,7 +77,7 @@ def estimate_step(
         W2SError: The batch does not split evenly over the devices, or the model has no config.
     """
     train, model = cfg.student_train, cfg.student
-    rows, micro = batch_shape(train, devices)
+    rows, micro = train.batch_shape(devices)
     counts = count(model, rows, tokens, train.gradient_checkpointing)
     memory, host = memory_by_part(counts, train, model.dtype, devices)
     sent = traffic_by_exchange(counts, train, model.dtype, devices, micro)

@@ -13,10 +13,10 @@ def main(args: Sequence[str]) -> int:
         print(make_parser("w2s-fast label").format_help())
         return 0
     own, rest = take_options(args, flags=("quiet",))
-    from w2s_fast.distributed.world import world
+    from w2s_fast.distributed.world import get_world
     from w2s_fast.pipeline import label
 
     for seed, folder in label(load_config(rest), quiet="quiet" in own).items():
-        if world().first:
+        if get_world().is_main_process:
             print(f"seed {seed}: {folder}")
     return 0

@@ -239,7 +239,6 @@ def check_port(port: int) -> None:
 
 
 def _check_options(options: LaunchOptions, hosts: dict[str, int] | None) -> None:
-    from w2s_fast.training.deepspeed.config import batch_shape
     from w2s_fast.training.deepspeed.setup import load_deepspeed
 
     if options.no_ssh and (hosts is None or options.node_rank is None):
@@ -253,7 +252,7 @@ def _check_options(options: LaunchOptions, hosts: dict[str, int] | None) -> None
     else:
         size = options.processes or _accelerators()
     for train in (cfg.weak_train, cfg.student_train):
-        batch_shape(train, size)
+        train.batch_shape(size)
 
 
 def _accelerators() -> int:

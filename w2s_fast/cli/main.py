@@ -7,7 +7,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from w2s_fast.distributed import heartbeat, world
+from w2s_fast.distributed import heartbeat
+from w2s_fast.distributed.world import exit_process, get_world
 from w2s_fast.errors import W2SError, nearest
 
 USAGE = """\
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     # DeepSpeed's launcher inserts this; the environment has the same value.
     args = args[1:] if args and args[0].startswith("--local_rank") else args
-    return world.end(_run_command(args))
+    return exit_process(_run_command(args))
 
 
 def _run_command(args: list[str]) -> int:
@@ -55,15 +56,15 @@ def _run_command(args: list[str]) -> int:
     try:
         return _dispatch(args)
     except W2SError as err:
-        here = world.world()
-        process = f" ({here.name})" if here.size > 1 else ""
+        world = get_world()
+        process = f" ({world.name})" if world.size > 1 else ""
         print(f"w2s-fast: error: {' '.join(str(err).split())}{process}", file=sys.stderr)
         return USER_ERROR
     except heartbeat.LostError as err:
-        heartbeat.say(f"{err}; run the same command again to continue")
+        heartbeat.print_stderr(f"{err}; run the same command again to continue")
         return heartbeat.EXIT_CODE
     except Exception:
-        if world.world().size == 1:
+        if get_world().size == 1:
             raise
         # Printed now: one process of several may wait for the others before it exits.
         traceback.print_exc()

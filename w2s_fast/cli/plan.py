@@ -54,10 +54,8 @@ def print_estimate(
     """Print an estimate as tables."""
     from rich.table import Table
 
-    from w2s_fast.training.deepspeed.config import batch_shape
-
     train, counts = cfg.student_train, estimate.counts
-    rows, micro = batch_shape(train, devices)
+    rows, micro = train.batch_shape(devices)
     console.print(
         f"{counts.parameters / 1e6:,.1f} M parameters, {counts.trained / 1e6:,.1f} M trained, "
         f"{cfg.student.dtype}, zero_stage={train.zero_stage}, {devices} devices; {micro} "

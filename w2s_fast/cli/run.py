@@ -22,12 +22,12 @@ def main(args: Sequence[str]) -> int:
         return 0
     from rich.console import Console
 
-    from w2s_fast.distributed.world import world
+    from w2s_fast.distributed.world import get_world
     from w2s_fast.pipeline import run
     from w2s_fast.report.terminal import print_files, print_results
 
     results = run(cfg, quiet="quiet" in own)
-    if world().first:
+    if get_world().is_main_process:
         print_results(results, Console())
         print_files(Path(cfg.output_dir))
     return 0

@@ -48,15 +48,15 @@ class Heartbeat:
     """This process's beat, and on rank 0 the watch over all.
 
     Args:
-        here: this process.
+        world: this process.
         silence_s: how long a process may be silent.
     """
 
-    def __init__(self, here: World, silence_s: float) -> None:
-        self._here, self._silence_s = here, silence_s
-        self._every_s = min(max(_FASTEST_S, here.size / _ALL_PER_S), silence_s / 4)
-        self._stop, self._ending = threading.Event(), False
-        self._hosts: list[str] = here.gather(socket.gethostname())
+    def __init__(self, world: World, silence_s: float) -> None:
+        self._world, self._silence_s = world, silence_s
+        self._every_s = min(max(_FASTEST_S, world.size / _ALL_PER_S), silence_s / 4)
+        self._stop, self._ignores_verdicts = threading.Event(), False
+        self._hosts: list[str] = world.all_gather_object(socket.gethostname())
         self._store = self._connect()
         self._thread = threading.Thread(target=self._run, name="w2s-heartbeat", daemon=True)
         self._guard = subprocess.Popen(
@@ -65,40 +65,40 @@ class Heartbeat:
 
     def start(self) -> None:
         """Begin to beat, once everyone is here."""
-        self._store.add(_beat(self._here.rank), 1)
-        self._here.barrier()
+        self._store.add(_beat(self._world.rank), 1)
+        self._world.barrier()
         self._thread.start()
 
     def stop(self) -> None:
         """End in peace: all processes must call it."""
-        self._here.barrier()  # nobody may be missed while others still watch
+        self._world.barrier()  # nobody may be missed while others still watch
         self._stop.set()
         self._thread.join()
         assert self._guard.stdin is not None
         self._guard.stdin.close()
         self._guard.wait()
-        self._here.barrier()  # rank 0's store outlives the last look at it
+        self._world.barrier()  # rank 0's store outlives the last look at it
 
-    def ending(self) -> None:
+    def ignore_verdicts(self) -> None:
         """Ignore verdicts: this process is about to end by itself. It beats until then."""
-        self._ending = True
+        self._ignores_verdicts = True
 
-    def failed(self, message: str) -> None:
+    def report_failure(self, message: str) -> None:
         """Tell the others that this process gives up, and why."""
         with contextlib.suppress(RuntimeError):
-            self._store.set(_VERDICT, f"{self._name(self._here.rank)}: {message}")
+            self._store.set(_VERDICT, f"{self._name(self._world.rank)}: {message}")
 
-    def silent(self) -> list[int]:
+    def silent_ranks(self) -> list[int]:
         """Ranks that do not beat while this call waits; rank 0 if nobody answers any more."""
         try:
             before = self._counts()
             time.sleep(_LISTEN * self._every_s)
             both = enumerate(zip(before, self._counts(), strict=True))
-            return [r for r, (a, b) in both if a == b and r != self._here.rank]
+            return [r for r, (a, b) in both if a == b and r != self._world.rank]
         except RuntimeError:
-            return [] if self._here.first else [0]
+            return [] if self._world.is_main_process else [0]
 
-    def linger(self) -> None:
+    def keep_beating(self) -> None:
         """Beat on while the others listen who is silent."""
         time.sleep(_LISTEN * self._every_s)
 
@@ -106,10 +106,10 @@ class Heartbeat:
         """``rank 1 on node-b, rank 2 on node-b``."""
         return ", ".join(map(self._name, ranks))
 
-    def told(self) -> str:
+    def lost_processes(self) -> str:
         """Who was lost, if that is known by now."""
         try:
-            return self._verdict() or self.names(self.silent())
+            return self._verdict() or self.names(self.silent_ranks())
         except RuntimeError:
             return self._name(0)
 
@@ -121,23 +121,23 @@ class Heartbeat:
 
         host, timeout = os.environ["MASTER_ADDR"], timedelta(seconds=self._silence_s)
         port, store = 0, None
-        if self._here.first:
+        if self._world.is_main_process:
             store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
             port = store.port
-        port = self._here.share(port)
+        port = self._world.broadcast_object(port)
         return store or TCPStore(
             host, port, is_master=False, wait_for_workers=False, timeout=timeout
         )
 
     def _run(self) -> None:
-        heard = [(0, time.monotonic())] * self._here.size
+        heard = [(0, time.monotonic())] * self._world.size
         reached = time.monotonic()
         while not self._stop.wait(self._every_s):
             with contextlib.suppress(OSError):  # the guard is a help, not a condition
                 os.write(self._guard.stdin.fileno(), b".")  # type: ignore[union-attr]
             try:
-                self._store.add(_beat(self._here.rank), 1)
-                if self._here.first:
+                self._store.add(_beat(self._world.rank), 1)
+                if self._world.is_main_process:
                     heard = self._judge(heard)
                 verdict = self._verdict()
             except RuntimeError:
@@ -161,49 +161,49 @@ class Heartbeat:
         return heard
 
     def _counts(self) -> list[int]:
-        return [self._store.add(_beat(r), 0) for r in range(self._here.size)]
+        return [self._store.add(_beat(r), 0) for r in range(self._world.size)]
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} on {self._hosts[rank]}"
 
     def _end(self, why: str) -> None:
-        if self._stop.is_set() or self._ending:
+        if self._stop.is_set() or self._ignores_verdicts:
             return
-        say(f"lost {why}; this job ends, run the same command again to continue")
-        if self._here.first:
-            self.linger()  # the others have yet to read it, in this process's store
+        print_stderr(f"lost {why}; this job ends, run the same command again to continue")
+        if self._world.is_main_process:
+            self.keep_beating()  # the others have yet to read it, in this process's store
         os._exit(EXIT_CODE)
 
 
-def say(message: str) -> None:
+def print_stderr(message: str) -> None:
     """One line on standard error, past everything that buffers."""
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"w2s-fast: {message}\n".encode())
 
 
 @contextlib.contextmanager
-def watching(here: World, silence_s: float) -> Iterator[None]:
+def monitor_processes(world: World, silence_s: float) -> Iterator[None]:
     """Beat inside the block. An error there is told to the others before it goes on.
 
     Args:
-        here: this process; alone there is nobody to watch.
+        world: this process; alone there is nobody to watch.
         silence_s: how long a process may be silent.
     """
-    if here.size == 1:
+    if world.size == 1:
         yield
         return
-    beat = Heartbeat(here, silence_s)
+    beat = Heartbeat(world, silence_s)
     beat.start()
     try:
         yield
     except BaseException as e:
-        beat.ending()
+        beat.ignore_verdicts()
         text = " ".join(f"{e}".split()) or type(e).__name__
         # Libraries fail with RuntimeError and words of their own when a peer is gone. The beats
         # know whether one is, and which.
-        lost = beat.told() if isinstance(e, RuntimeError) else ""
+        lost = beat.lost_processes() if isinstance(e, RuntimeError) else ""
         if not lost:
-            beat.failed(text[:300])
-        beat.linger()  # or the others would only see the connection break
+            beat.report_failure(text[:300])
+        beat.keep_beating()  # or the others would only see the connection break
         if lost:
             raise LostError(f"lost {lost} ({text[:160]})") from e
         raise

@@ -46,7 +46,7 @@ class World:
     local_rank: int = 0
 
     @property
-    def first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
 
@@ -62,7 +62,7 @@ class World:
 
             dist.all_reduce(_bytes(b"\0"))  # through gloo on every device; a barrier would need one
 
-    def share(self, value: Any, root: int = 0) -> Any:
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
         """What ``root`` passed, on every process. ``value`` is JSON; others may pass anything."""
         if self.size == 1:
             return value
@@ -76,11 +76,11 @@ class World:
         dist.broadcast(text, root)
         return json.loads(text.numpy().tobytes())
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """The JSON value of every process, by rank, on every process."""
         if self.size == 1:
             return [value]
-        return [self.share(value, root) for root in range(self.size)]
+        return [self.broadcast_object(value, root) for root in range(self.size)]
 
     def sum(self, t: Tensor) -> Tensor:
         """The sum of ``t`` over all processes, on every process; ``t`` itself if there is one."""
@@ -92,7 +92,7 @@ class World:
         dist.all_reduce(total)
         return total
 
-    def sum_all(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by its sum over all processes, a bucket of them at a time."""
         if self.size == 1:
             return
@@ -106,7 +106,7 @@ class World:
             for t, part in zip(bucket, parts, strict=True):
                 t.copy_(part.view_as(t))
 
-    def rows(self, t: Tensor) -> Tensor:
+    def all_gather(self, t: Tensor) -> Tensor:
         """Rows of all processes: row 0 of every rank, then row 1 of every rank, and so on.
 
         That is the order of the whole batch where rank r holds rows r, r + size, r + 2 size, ....
@@ -132,16 +132,16 @@ class World:
         return t
 
 
-ALONE = World()
-_here = ALONE
+SINGLE_PROCESS = World()
+_world = SINGLE_PROCESS
 
 
-def world() -> World:
-    """The processes of this job; one, until ``join`` found more."""
-    return _here
+def get_world() -> World:
+    """The processes of this job; one, until ``init_distributed`` found more."""
+    return _world
 
 
-def launched(env: Mapping[str, str] = os.environ) -> World | None:
+def world_from_environment(env: Mapping[str, str] = os.environ) -> World | None:
     """What a launcher says of this process, or None if there was none.
 
     Raises:
@@ -163,7 +163,7 @@ def launched(env: Mapping[str, str] = os.environ) -> World | None:
     return None
 
 
-def join(timeout_s: float, env: Mapping[str, str] = os.environ) -> World:
+def init_distributed(timeout_s: float, env: Mapping[str, str] = os.environ) -> World:
     """Meet the other processes a launcher started; alone without one.
 
     Args:
@@ -173,20 +173,20 @@ def join(timeout_s: float, env: Mapping[str, str] = os.environ) -> World:
     Raises:
         W2SError: if they do not come, or the address cannot be used.
     """
-    global _here
-    found = launched(env)
-    if found is None or _here.size > 1:
-        return _here
-    start(found, _address(env), timeout_s)
-    _here = found
+    global _world
+    found = world_from_environment(env)
+    if found is None or _world.size > 1:
+        return _world
+    init_process_group(found, _address(env), timeout_s)
+    _world = found
     return found
 
 
-def start(here: World, address: tuple[str, int], timeout_s: float) -> None:
+def init_process_group(world: World, address: tuple[str, int], timeout_s: float) -> None:
     """Make the process group of ``here``; rank 0 (or the launcher) listens on ``address``.
 
     Raises:
-        W2SError: see ``join``.
+        W2SError: see ``init_distributed``.
     """
     import torch
     import torch.distributed as dist
@@ -198,56 +198,56 @@ def start(here: World, address: tuple[str, int], timeout_s: float) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(here.local_rank)
+        torch.cuda.set_device(world.local_rank)
         backend = "cpu:gloo,cuda:nccl"
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    values = (here.rank, here.size, here.local_rank, host, port)
+    values = (world.rank, world.size, world.local_rank, host, port)
     os.environ.update(zip(names, map(str, values), strict=True))  # deepspeed reads them too
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError, OSError) as e:
-        raise W2SError(_no_meeting(here, host, port, timeout_s, e)) from e
+        raise W2SError(_no_meeting(world, host, port, timeout_s, e)) from e
 
 
-def solo(timeout_s: float) -> None:
+def ensure_process_group(timeout_s: float) -> None:
     """A process group of this process alone, for libraries that want one; nothing if there is one.
 
     Raises:
-        W2SError: see ``join``.
+        W2SError: see ``init_distributed``.
     """
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        start(ALONE, ("127.0.0.1", free_port()), timeout_s)
+        init_process_group(SINGLE_PROCESS, ("127.0.0.1", free_port()), timeout_s)
 
 
-def end(code: int) -> int:
+def exit_process(code: int) -> int:
     """Exit code of this program; a process of several ends here and now.
 
     The threads of its exchanges are not waited for, which at times aborts a process that had done
     all its work: everything must be written, and nobody may expect an answer any more.
     """
-    if _here.size > 1:
+    if _world.size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
 
 
-def bound(timeout_s: float) -> None:
+def limit_collective_timeouts(timeout_s: float) -> None:
     """Let no exchange wait longer than this, in groups that libraries made, too.
 
     Groups made without a timeout wait for half an hour when a link is cut.
     """
     import torch.distributed.distributed_c10d as c10d
 
-    if _here.size == 1:
+    if _world.size == 1:
         return
     for group in list(c10d._world.pg_map):
         c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
-def processes_here(env: Mapping[str, str] = os.environ) -> int:
+def local_world_size(env: Mapping[str, str] = os.environ) -> int:
     """How many processes of this job the launcher started on this host; 1 if it does not say."""
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
         if env.get(name, "").isdecimal():
@@ -264,12 +264,12 @@ def _address(env: Mapping[str, str]) -> tuple[str, int]:
     return host, int(port)
 
 
-def _no_meeting(here: World, host: str, port: int, timeout_s: float, error: Exception) -> str:
+def _no_meeting(world: World, host: str, port: int, timeout_s: float, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "EADDRINUSE" in text or "address already in use" in text.lower():
         return f"port {port} on {host} is taken; stop what listens there or set MASTER_PORT"
     return (
-        f"{here.name} did not meet the other {here.size - 1} processes at {host}:{port} within "
+        f"{world.name} did not meet the other {world.size - 1} processes at {host}:{port} within "
         f"{timeout_s:g} s ({text[:160]}); are all hosts up, and does every one reach {host}?"
     )
 

@@ -6,7 +6,7 @@ line. A name with a dot, ``package.module:Class``, is imported.
 
 from __future__ import annotations
 
-from w2s_fast.losses._base import Loss, LossOut
+from w2s_fast.losses._base import Loss, LossContext, LossOut
 from w2s_fast.losses.entropy import EntropyEleuther, EntropyMin
 from w2s_fast.losses.focal import Focal
 from w2s_fast.losses.gce import GCE
@@ -37,14 +37,14 @@ LOSSES: dict[str, type[Loss]] = {
     "entropy_eleuther": EntropyEleuther,
 }
 
-__all__ = ["LOSSES", "Loss", "LossOut", "make_loss"]
+__all__ = ["LOSSES", "Loss", "LossContext", "LossOut", "make_loss"]
 
 
 def make_loss(spec: str) -> Loss:
     """Build a loss from its spec.
 
-    Equivalent, for ``"logconf:aux=0.75,warmup_frac=0.2"``, to ``LogConf(aux=0.75,
-    warmup_frac=0.2)``.
+    ``make_loss("logconf:aux_coef=0.75,warmup_frac=0.2")`` is equivalent to
+    ``LogConf(aux_coef=0.75, warmup_frac=0.2)``.
 
     Raises:
         W2SError: for an unknown name or field, or a value that is not a number.

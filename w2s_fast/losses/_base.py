@@ -1,15 +1,16 @@
-"""What a loss is: a frozen dataclass whose fields are its hyper-parameters.
+"""Base class of the weak-to-strong losses: a frozen dataclass whose fields are hyper-parameters.
 
-A loss returns a SUM over rows and the normaliser of those rows, never a mean: the engine divides
-once, by the normaliser of the whole optimizer step, so micro-batches and ranks change nothing. It
-never synchronises with the device. Whatever must outlive one call (a rolling window of scores) is
-one explicit tensor that goes in and comes out, so it can be checkpointed.
+A loss returns a SUM over rows and the normaliser of those rows, never a mean. The training loop
+divides once, by the normaliser of the whole optimizer step, so micro-batches and ranks do not
+change the result. A loss never synchronises with the device. Memory that outlives one call (a
+rolling window of scores) is one explicit tensor that goes in and comes out, so that it can be
+checkpointed.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -24,12 +25,30 @@ from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.ops.weak_loss import batch_threshold, weak_loss
 
 IGNORE = -100
-# What a loss takes beside tensors.
+# Classes that ``logits`` and ``weak`` may have besides Tensor.
 _ACCEPT: dict[str, tuple[type, ...]] = {"logits": (Projected,), "weak": (SparseTargets,)}
 
 
+class LossContext(NamedTuple):
+    """Everything that a loss may depend on besides logits and weak labels.
+
+    Attributes:
+        weight: (n,) row weights; 0 takes a row out of the loss and of every statistic.
+        step_frac: optimizer step / total steps, in [0, 1).
+        step: optimizer step, for schedules that count steps.
+        threshold: value of ``Loss.threshold`` over more rows than these; None: over these rows.
+        state: from the call before, or ``Loss.init_state``.
+    """
+
+    weight: Tensor | None = None
+    step_frac: float = 0.0
+    step: int | None = None
+    threshold: Tensor | None = None
+    state: Tensor | None = None
+
+
 class LossOut(NamedTuple):
-    """What one call over n rows gives back.
+    """Result of one call over n rows.
 
     Attributes:
         loss_sum: 0-d, differentiable with respect to the logits, SUM of weighted row losses.
@@ -40,42 +59,66 @@ class LossOut(NamedTuple):
     """
 
     loss_sum: Tensor
-    count: Tensor  # type: ignore[assignment]  # tuple.count is of no use here
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count
     state: Tensor | None
     metrics: dict[str, Tensor]
 
 
-_CHECKED = ("__call__", "threshold")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Base of all losses. A new one overrides ``__call__``, and the hooks it needs.
+    """Base of all losses. A new loss overrides ``forward``, and the hooks it needs.
 
     ``weak`` is int64 (n,) hard labels (-100 takes a row out) or floating point (n, C) soft labels;
     ``logits`` is (n, C) in fp32, bf16, fp16 or fp64 and the only argument that gets a gradient.
-    ``frac`` is the optimizer step over the number of steps, in [0, 1).
     """
 
     def __init_subclass__(cls) -> None:
-        """Check what every call is given, see ``checked``."""
-        check_methods(cls, _CHECKED, **_ACCEPT)
+        """Check the arguments of overridden methods; refuse one that is not to be overridden."""
+        if "__call__" in cls.__dict__:
+            raise W2SError(
+                f"{cls.__name__} defines __call__; a loss defines forward(self, logits, weak, ctx) "
+                "with a LossContext as ctx"
+            )
+        check_methods(cls, ("threshold",), **_ACCEPT)
 
-    def init_state(self) -> Tensor | None:
-        """State before the first step; None for a loss without memory."""
-        return None
-
-    def coefficient(self, frac: float, step: int | None = None) -> float:
-        """Self-target coefficient at this point of training; 0 for losses without one.
+    def __call__(
+        self,
+        logits: Tensor,
+        weak: Tensor,
+        *,
+        weight: Tensor | None = None,
+        step_frac: float = 0.0,
+        step: int | None = None,
+        threshold: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> LossOut:
+        """Compute the sum of the row losses.
 
         Args:
-            frac: optimizer step / total steps.
+            logits, weak: see the class.
+            weight, step_frac, step, threshold, state: see ``LossContext``.
+        """
+        return self.forward(logits, weak, LossContext(weight, step_frac, step, threshold, state))
+
+    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
+        """Compute the sum of the row losses; what a new loss overrides."""
+        raise TypeError(f"{type(self).__name__} must define forward")
+
+    def init_state(self) -> Tensor | None:
+        """Return the state before the first step; None for a loss without memory."""
+        return None
+
+    def coefficient(self, step_frac: float, step: int | None = None) -> float:
+        """Return the self-target coefficient at this step; 0 for losses without one.
+
+        Args:
+            step_frac: optimizer step / total steps.
             step: optimizer step, for schedules that count steps.
         """
         return 0.0
 
     def batch_rule(self, n_classes: int) -> str | None:
-        """Name of the batch statistic the loss hardens with; None if rows are independent."""
+        """Name the batch statistic the loss hardens with; None if rows are independent."""
         return None
 
     def threshold(
@@ -86,7 +129,7 @@ class Loss:
         weight: Tensor | None = None,
         state: Tensor | None = None,
     ) -> Tensor | None:
-        """Exact statistic over the rows given, 0-d in SCORE units; None without a ``batch_rule``.
+        """Compute the exact batch statistic, 0-d in SCORE units; None without a ``batch_rule``.
 
         Pass it to ``__call__`` for each part of these rows and the parts add up to the whole.
         """
@@ -101,55 +144,27 @@ class Loss:
         weight: Tensor | None = None,
         state: Tensor | None = None,
     ) -> Tensor | None:
-        """The state after these rows: what ``__call__`` over all of them gives as ``state``."""
+        """Return the state after these rows, as ``__call__`` over all of them would."""
         return state
 
     def count(self, weak: Tensor, weight: Tensor | None = None) -> Tensor:
-        """0-d normaliser of these rows: the weights of the rows that count, or their number.
+        """Return the 0-d normaliser: the weights of the rows that count, or their number.
 
         It depends on the targets alone, so an optimizer step knows it before its first forward.
         """
-        kept = kept_rows(weak, weight)
+        mask = row_mask(weak, weight)
         if weight is None:
-            return kept.sum(dtype=torch.float32)
+            return mask.sum(dtype=torch.float32)
         acc = torch.promote_types(weight.dtype, torch.float32)
-        return torch.where(kept, weight.detach().to(acc), 0.0).sum()
+        return torch.where(mask, weight.detach().to(acc), 0.0).sum()
 
-    def __call__(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        *,
-        weight: Tensor | None = None,
-        frac: float = 0.0,
-        step: int | None = None,
-        threshold: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> LossOut:
-        """Sum of the row losses.
-
-        Args:
-            logits, weak: see the class.
-            weight: (n,) row weights; 0 takes a row out of the loss and of every statistic.
-            frac, step: where in training this is, see ``coefficient``.
-            threshold: from ``threshold``, over more rows than these; None: over these rows.
-            state: from the call before, or ``init_state``.
-        """
-        raise TypeError(f"{type(self).__name__} must define __call__")
-
-    def _sum(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        weight: Tensor | None,
-        state: Tensor | None = None,
-        **knobs: Any,
-    ) -> LossOut:
-        """Run the fused op and pack its answer."""
+    def _fused(self, logits: Tensor, weak: Tensor, ctx: LossContext, **options: Any) -> LossOut:
+        """Run the fused op and pack its results."""
         out = weak_loss(
-            logits, weak, weight=weight, ignore_index=IGNORE, return_stats=True, **knobs
+            logits, weak, weight=ctx.weight, ignore_index=IGNORE, return_stats=True, **options
         )
-        return LossOut(out.loss, self.count(weak, weight), state, fused_metrics(out, weak, weight))
+        metrics = fused_metrics(out, weak, ctx.weight)
+        return LossOut(out.loss, self.count(weak, ctx.weight), ctx.state, metrics)
 
     def _check(self, name: str, low: float, high: float = math.inf) -> None:
         """Raise ``W2SError`` unless field ``name`` is a number in [low, high]."""
@@ -160,11 +175,11 @@ class Loss:
             raise W2SError(f"{type(self).__name__}: {name} is {value}; expected a number {span}")
 
 
-check_methods(Loss, _CHECKED, **_ACCEPT)
+check_methods(Loss, ("__call__", "threshold"), **_ACCEPT)
 
 
-def kept_rows(weak: Tensor | SparseTargets, weight: Tensor | None) -> Tensor:
-    """(n,) bool: rows that count."""
+def row_mask(weak: Tensor | SparseTargets, weight: Tensor | None) -> Tensor:
+    """Return (n,) bool: the rows that count."""
     n = (weak.ids if isinstance(weak, SparseTargets) else weak).shape[:1]
     if weight is not None and weight.shape != n:
         raise W2SError(
@@ -173,16 +188,16 @@ def kept_rows(weak: Tensor | SparseTargets, weight: Tensor | None) -> Tensor:
     if weight is not None:
         check_weight_dtype(weight)
     if isinstance(weak, SparseTargets):
-        kept = torch.ones(weak.ids.shape[0], dtype=torch.bool, device=weak.ids.device)
+        mask = torch.ones(weak.ids.shape[0], dtype=torch.bool, device=weak.ids.device)
     elif weak.is_floating_point():
-        kept = torch.ones(weak.shape[0], dtype=torch.bool, device=weak.device)
+        mask = torch.ones(weak.shape[0], dtype=torch.bool, device=weak.device)
     else:
-        kept = weak != IGNORE
-    return kept if weight is None else kept & (weight != 0)
+        mask = weak != IGNORE
+    return mask if weight is None else mask & (weight != 0)
 
 
 def check_labels(weak: Tensor) -> None:
-    """Raise ``W2SError`` for labels of which no single class can be taken."""
+    """Raise ``W2SError`` for targets that are neither hard labels nor dense soft labels."""
     if isinstance(weak, SparseTargets):
         raise W2SError(
             "weak is SparseTargets, which this loss cannot take; expected hard labels (n,) or soft "
@@ -196,26 +211,21 @@ def check_labels(weak: Tensor) -> None:
 
 
 def p_class1(weak: Tensor, dtype: torch.dtype) -> Tensor:
-    """(n,) weak P(class 1) of two-class labels, hard or soft."""
+    """Return (n,) weak P(class 1) of two-class labels, hard or soft."""
     check_labels(weak)
     return weak[:, 1].to(dtype) if weak.is_floating_point() else (weak == 1).to(dtype)
 
 
-def hyper_parameters(loss: type[Loss]) -> tuple[str, ...]:
-    """Names of the fields of a loss class."""
-    return tuple(f.name for f in fields(loss))
-
-
 def fused_metrics(out: WeakLossOut, weak: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
-    """``LossOut.metrics`` from the by-products of the fused op; none if it kept none."""
-    s = out.stats
-    if s is None:
+    """Make ``LossOut.metrics`` from the statistics of the fused op; empty if it kept none."""
+    stats = out.stats
+    if stats is None:
         return {}
-    kept = kept_rows(weak, weight)
-    acc = s.max_prob.dtype
+    mask = row_mask(weak, weight)
+    acc = stats.max_prob.dtype
     return {
-        "rows": kept.sum(dtype=acc),
-        "agreement": (s.agreement & kept).sum(dtype=acc),
-        "max_prob": torch.where(kept, s.max_prob, 0.0).sum(),
-        "entropy": torch.where(kept, s.entropy, 0.0).sum(),
+        "rows": mask.sum(dtype=acc),
+        "agreement": (stats.agreement & mask).sum(dtype=acc),
+        "max_prob": torch.where(mask, stats.max_prob, 0.0).sum(),
+        "entropy": torch.where(mask, stats.entropy, 0.0).sum(),
     }

@@ -1,9 +1,9 @@
-r"""Focal weighting: rows the student already answers like the weak label count less.
+r"""Focal weighting: rows on which the student already predicts the weak class count less.
 
     L = sum_i w_i (1 - p_ic)^gamma CE(z_i, q_i),      c the weak label's top class, factor detached
 
-The factor is a weight, not part of the function that is differentiated (Lin et al. differentiate
-it). The normaliser is that of the rows, not of the factors.
+The factor is a detached weight (Lin et al. differentiate through it). The normaliser sums the row
+weights, not the factors.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), used as a weight as in KaLM-Embedding-V2.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from w2s_fast.losses._base import Loss, LossOut
+from w2s_fast.losses._base import Loss, LossContext, LossOut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +30,6 @@ class Focal(Loss):
     def __post_init__(self) -> None:
         self._check("gamma", 0.0)
 
-    def __call__(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        *,
-        weight: Tensor | None = None,
-        frac: float = 0.0,
-        step: int | None = None,
-        threshold: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> LossOut:
-        """See ``Loss.__call__``."""
-        return self._sum(logits, weak, weight, state, focal_gamma=self.gamma)
+    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
+        """See ``Loss.forward``."""
+        return self._fused(logits, weak, ctx, focal_gamma=self.gamma)

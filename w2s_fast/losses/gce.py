@@ -4,9 +4,9 @@ r"""Generalised cross-entropy: between cross-entropy (q to 0) and absolute error
     dL/dz_i = w_i (p_i sum_k T_ik - T_i),   T_ik = t_ik p_ik^q
 
 The gradient is that of cross-entropy with every label class weighted by p^q: labels the student
-finds unlikely, the wrong ones among them, pull less. With hard labels that is a detached row
-weight p_y^q, so the fused op computes it exactly; soft labels go through plain torch. For soft
-labels the mean over the label's classes is taken, as above; the source has hard ones.
+finds unlikely, among them the wrong ones, contribute less. With hard labels this is a detached row
+weight p_y^q, so the fused op computes it exactly; soft labels use plain torch. The source defines
+the loss for hard labels; soft labels take the mean over their classes, as above.
 
 Source: Zhang & Sabuncu 2018 (arXiv 1805.07836), Eq. 6.
 """
@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses._base import IGNORE, LossOut, check_labels, fused_metrics, kept_rows
+from w2s_fast.losses._base import (
+    IGNORE,
+    LossContext,
+    LossOut,
+    check_labels,
+    fused_metrics,
+    row_mask,
+)
 from w2s_fast.losses._rowwise import RowLoss
 from w2s_fast.ops.weak_loss import weak_loss
 
@@ -39,38 +46,29 @@ class GCE(RowLoss):
         if self.q == 0:
             raise W2SError("GCE: q is 0, which is cross-entropy; use loss 'xent' or q above 0")
 
-    def rows(self, log_p: Tensor, q: Tensor) -> Tensor:
-        """sum_k t_k (1 - p_k^q) / q, exact for small q."""
+    def row_losses(self, log_p: Tensor, q: Tensor) -> Tensor:
+        """Return sum_k t_k (1 - p_k^q) / q, accurate for small q."""
         return -(q * torch.expm1(self.q * log_p)).sum(1) / self.q
 
-    def __call__(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        *,
-        weight: Tensor | None = None,
-        frac: float = 0.0,
-        step: int | None = None,
-        threshold: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> LossOut:
-        """See ``Loss.__call__``."""
+    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
+        """See ``Loss.forward``."""
         check_labels(weak)
         if weak.is_floating_point():
-            return super().__call__(logits, weak, weight=weight, state=state)
-        kept = kept_rows(weak, weight)
-        seen = weak_loss(
+            return super().forward(logits, weak, ctx)
+        weight = ctx.weight
+        mask = row_mask(weak, weight)
+        out = weak_loss(
             logits.detach(), weak, weight=weight, ignore_index=IGNORE, return_stats=True
         )
-        assert seen.stats is not None
-        power = self.q * seen.stats.chosen_prob.log()
+        assert out.stats is not None
+        power = self.q * out.stats.chosen_prob.log()
         ones = torch.ones_like(power) if weight is None else weight.detach().to(power.dtype)
-        pull = torch.where(kept, ones * power.exp(), 0.0)
-        pulled = weak_loss(logits, weak, weight=pull, ignore_index=IGNORE).loss
-        value = torch.where(kept, -ones * torch.expm1(power) / self.q, 0.0).sum()
+        scaled_weight = torch.where(mask, ones * power.exp(), 0.0)
+        scaled = weak_loss(logits, weak, weight=scaled_weight, ignore_index=IGNORE).loss
+        value = torch.where(mask, -ones * torch.expm1(power) / self.q, 0.0).sum()
         return LossOut(
-            pulled + (value - pulled.detach()),  # the value of L, the gradient of both
+            scaled + (value - scaled.detach()),  # the value of L with the gradient of ``scaled``
             self.count(weak, weight),
-            state,
-            fused_metrics(seen, weak, weight),
+            ctx.state,
+            fused_metrics(out, weak, weight),
         )

@@ -1,17 +1,17 @@
-r"""Auxiliary confidence loss, in the variants that exist in the wild, each under its own name.
+r"""Auxiliary confidence loss in its published variants, each under its own name.
 
     L = sum_i w_i CE(z_i, (1-c) q_i + c h_i),   h_i the student's own hard prediction, detached
 
-| name | hard class of two classes | c over training |
+| name | hard class of two classes | c over training, a = ``aux_coef`` |
 |---|---|---|
-| ``logconf_paper`` | 1 iff P(class 1) above the batch median | 0 -> aux over the first 20 % |
-| ``logconf_openai`` | quantile at the mean weak P(class 1) | aux * frac, then aux from 10 % on |
-| ``logconf`` | the same quantile | 0 -> aux over the first 10 % |
-| ``logconf_eleuther`` | the same quantile, of the last 32 predictions | 0 -> aux over 100 steps |
+| ``logconf_paper`` | 1 iff P(class 1) above the batch median | 0 -> a over the first 20 % |
+| ``logconf_openai`` | quantile at the mean weak P(class 1) | a * step_frac, then a from 10 % on |
+| ``logconf`` | the same quantile | 0 -> a over the first 10 % |
+| ``logconf_eleuther`` | the same quantile, of the last 32 predictions | 0 -> a over 100 steps |
 
 The jump of ``logconf_openai`` is a bug of the released code (the ramp is not divided by its
-length), kept because published numbers have it. More than two classes have no released form: h_i
-is the argmax, on every row (``logconf``, ``logconf_openai``, ``logconf_eleuther``) or on rows
+length), kept because published numbers have it. No released code covers more than two classes: h_i
+is then the argmax, on every row (``logconf``, ``logconf_openai``, ``logconf_eleuther``) or on rows
 whose top probability is at least the batch median (``logconf_paper``).
 
 Sources: Burns et al. 2023 (arXiv 2312.09390), Eq. 1; openai/weak-to-strong ``loss.py``;
@@ -26,48 +26,37 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses._base import Loss, LossOut, kept_rows, p_class1
+from w2s_fast.losses._base import Loss, LossContext, LossOut, p_class1, row_mask
 from w2s_fast.ops.quantile.api import masked_quantile
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SelfTarget(Loss):
-    """What the variants share: the coefficient's end value, and the call.
+    """Base of the variants: the coefficient after warm-up, and the fused call.
 
     Attributes:
-        aux: coefficient of the student's own hardened prediction after warm-up, in [0, 1].
+        aux_coef: coefficient of the student's own hardened prediction after warm-up, in [0, 1].
     """
 
-    aux: float = 0.5
+    aux_coef: float = 0.5
 
     def __post_init__(self) -> None:
-        self._check("aux", 0.0, 1.0)
+        self._check("aux_coef", 0.0, 1.0)
 
     def batch_rule(self, n_classes: int) -> str | None:
-        """``prior`` for two classes; more take the argmax on every row."""
+        """Return ``prior`` for two classes; more take the argmax on every row."""
         return "prior" if n_classes == 2 else None
 
-    def __call__(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        *,
-        weight: Tensor | None = None,
-        frac: float = 0.0,
-        step: int | None = None,
-        threshold: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> LossOut:
-        """See ``Loss.__call__``."""
+    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
+        """See ``Loss.forward``."""
         rule = self.batch_rule(logits.shape[1])
-        return self._sum(
+        return self._fused(
             logits,
             weak,
-            weight,
-            state,
-            aux=self.coefficient(frac, step),
+            ctx,
+            aux=self.coefficient(ctx.step_frac, ctx.step),
             rule=rule or "argmax",
-            threshold=None if rule is None else threshold,
+            threshold=None if rule is None else ctx.threshold,
         )
 
 
@@ -85,33 +74,33 @@ class LogConf(_SelfTarget):
         super().__post_init__()
         self._check("warmup_frac", 0.0, 1.0)
 
-    def coefficient(self, frac: float, step: int | None = None) -> float:
-        """aux * min(1, frac / warmup_frac); aux throughout if there is no warm-up."""
-        if frac >= self.warmup_frac:
-            return self.aux
-        return self.aux * frac / self.warmup_frac
+    def coefficient(self, step_frac: float, step: int | None = None) -> float:
+        """Return aux_coef * min(1, step_frac / warmup_frac); aux_coef without a warm-up."""
+        if step_frac >= self.warmup_frac:
+            return self.aux_coef
+        return self.aux_coef * step_frac / self.warmup_frac
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfOpenAI(LogConf):
-    """openai/weak-to-strong as released: c = aux * frac until warmup_frac, then aux at once."""
+    """openai/weak-to-strong as released: the ramp reaches aux_coef in a jump, see the module."""
 
-    def coefficient(self, frac: float, step: int | None = None) -> float:
-        """The released schedule, bug and all."""
-        return self.aux * (1.0 if frac > self.warmup_frac else frac)
+    def coefficient(self, step_frac: float, step: int | None = None) -> float:
+        """Return the coefficient of the released schedule, including its bug."""
+        return self.aux_coef * (1.0 if step_frac > self.warmup_frac else step_frac)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfPaper(LogConf):
     """The paper: batch median, so half of the batch hardens to each class; 20 % warm-up.
 
-    The paper uses aux 0.75 for its largest students and 0.5 for the others.
+    The paper uses aux_coef 0.75 for its largest students and 0.5 for the others.
     """
 
     warmup_frac: float = 0.2
 
     def batch_rule(self, n_classes: int) -> str | None:
-        """The batch median, of margins or (more classes, as a gate) of top probabilities."""
+        """Return ``median``: of margins or (more classes, as a gate) of top probabilities."""
         return "median"
 
 
@@ -119,30 +108,31 @@ class LogConfPaper(LogConf):
 _ELEUTHER_STEPS = 468
 
 
-def eleuther_ramp(aux: float, warmup_steps: int, frac: float, step: int | None) -> float:
-    """aux * min(1, step / warmup_steps)."""
-    done = frac * _ELEUTHER_STEPS if step is None else step
-    return aux if done >= warmup_steps else aux * done / warmup_steps
+def eleuther_ramp(aux_coef: float, warmup_steps: int, step_frac: float, step: int | None) -> float:
+    """Return aux_coef * min(1, step / warmup_steps)."""
+    done = step_frac * _ELEUTHER_STEPS if step is None else step
+    return aux_coef if done >= warmup_steps else aux_coef * done / warmup_steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfEleuther(_SelfTarget):
     """EleutherAI/w2s: the threshold is a quantile of the last ``window`` predictions.
 
-    The state is the ring of those predictions as margins z_0 - z_1, fp64 (window,), oldest first,
-    NaN where still empty. A single row has no class prior and takes 1/2, as in the original.
+    The state is a ring of those predictions as margins z_0 - z_1, fp64 (window,), oldest first,
+    NaN in unused entries. A batch of one row has no class prior and uses 1/2, as the original does.
 
-    ``balance`` makes classes alike in every batch: of two-class labels q it learns
+    ``balance`` gives both classes the same mean log-odds in every batch. From two-class labels q it
+    learns
 
         q_i1 <- sigma(l_i - mean_j l_j),   l = log(q_1 + 1e-7) - log(1 - q_1 + 1e-7),   prior 1/2
 
-    The original takes the mean over a micro-batch, with one row a micro-batch over that row, so
-    that every label becomes 1/2. Here it belongs to the threshold, which is then (2,), quantile
-    and mean, and like it is that of the whole step. ``agreement`` is with the balanced labels.
+    The original takes the mean over a micro-batch; with one row a micro-batch every label becomes
+    1/2. Here the mean is taken over the whole step: ``threshold`` returns (quantile, mean) as a
+    (2,) tensor. ``agreement`` is measured against the balanced labels.
 
     Attributes:
-        warmup_steps: optimizer steps to reach ``aux``. A caller that only knows ``frac`` is
-            taken to run 468 steps, as EleutherAI did.
+        warmup_steps: optimizer steps to reach ``aux_coef``. If a caller gives ``step_frac`` alone,
+            468 total steps are assumed, as in EleutherAI's runs.
         window: number of predictions in the ring.
         balance: see above; two classes only.
     """
@@ -157,7 +147,7 @@ class LogConfEleuther(_SelfTarget):
         self._check("window", 1)
 
     def batch_rule(self, n_classes: int) -> str | None:
-        """``prior`` for two classes; more take the argmax on every row, and cannot be balanced."""
+        """Return ``prior`` for two classes; more take the argmax, and cannot be balanced."""
         if self.balance and n_classes != 2:
             raise W2SError(
                 f"logconf_eleuther: balance is for two classes, the labels have {n_classes}; "
@@ -166,12 +156,12 @@ class LogConfEleuther(_SelfTarget):
         return super().batch_rule(n_classes)
 
     def init_state(self) -> Tensor:
-        """An empty ring."""
+        """Return an empty ring."""
         return torch.full((self.window,), float("nan"), dtype=torch.float64)
 
-    def coefficient(self, frac: float, step: int | None = None) -> float:
-        """aux * min(1, step / warmup_steps)."""
-        return eleuther_ramp(self.aux, self.warmup_steps, frac, step)
+    def coefficient(self, step_frac: float, step: int | None = None) -> float:
+        """Return aux_coef * min(1, step / warmup_steps)."""
+        return eleuther_ramp(self.aux_coef, self.warmup_steps, step_frac, step)
 
     def threshold(
         self,
@@ -181,7 +171,7 @@ class LogConfEleuther(_SelfTarget):
         weight: Tensor | None = None,
         state: Tensor | None = None,
     ) -> Tensor | None:
-        """Quantile of the ring after these rows went in, at their own weak class prior.
+        """Compute the quantile of the ring with these rows in it, at their weak class prior.
 
         With ``balance`` (2,): the quantile at 1/2, and the mean log-odds of these rows.
         """
@@ -189,13 +179,13 @@ class LogConfEleuther(_SelfTarget):
             return None
         ring = self._push(logits, weak, weight, state)
         acc = torch.promote_types(logits.dtype, torch.float32)
-        kept = kept_rows(weak, weight)
-        n = kept.sum(dtype=torch.float64)
+        mask = row_mask(weak, weight)
+        n = mask.sum(dtype=torch.float64)
         if self.balance:
-            odds = torch.where(kept, _log_odds(weak), 0.0).sum() / n.clamp_min(1)
+            odds = torch.where(mask, _log_odds(weak), 0.0).sum() / n.clamp_min(1)
             median = masked_quantile(ring.to(acc), torch.full_like(odds, 0.5), ~ring.isnan())
             return torch.stack([median, odds.to(acc)])
-        ones = torch.where(kept, p_class1(weak, torch.float64), 0.0).sum()
+        ones = torch.where(mask, p_class1(weak, torch.float64), 0.0).sum()
         prior = torch.where(n > 1, ones / n.clamp_min(1), 0.5).clamp(0, 1)
         return masked_quantile(ring.to(acc), prior, ~ring.isnan())
 
@@ -207,39 +197,28 @@ class LogConfEleuther(_SelfTarget):
         weight: Tensor | None = None,
         state: Tensor | None = None,
     ) -> Tensor | None:
-        """The ring with these rows in it."""
+        """Return the ring with these rows in it."""
         if self.batch_rule(logits.shape[1]) is None:
             return state
         return self._push(logits, weak, weight, state)
 
-    def __call__(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        *,
-        weight: Tensor | None = None,
-        frac: float = 0.0,
-        step: int | None = None,
-        threshold: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> LossOut:
-        """See ``Loss.__call__``; the state comes back with these rows in it."""
+    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
+        """See ``Loss.forward``; the returned state has these rows in it."""
         if self.batch_rule(logits.shape[1]) is None:
-            return super().__call__(logits, weak, weight=weight, frac=frac, step=step, state=state)
+            return super().forward(logits, weak, ctx._replace(threshold=None))
+        weight, state, threshold = ctx.weight, ctx.state, ctx.threshold
         if threshold is None:
             threshold = self.threshold(logits, weak, weight=weight, state=state)
-        after = self._push(logits, weak, weight, state)
+        new_state = self._push(logits, weak, weight, state)
         if self.balance and threshold is not None:
             threshold, mean = threshold.unbind()
             if not weak.is_floating_point():  # soft labels have no -100
-                kept = kept_rows(weak, weight)
-                weight = torch.where(kept, mean.new_ones(()) if weight is None else weight, 0.0)
+                mask = row_mask(weak, weight)
+                weight = torch.where(mask, mean.new_ones(()) if weight is None else weight, 0.0)
             one = (_log_odds(weak) - mean).sigmoid().to(mean.dtype)
             weak = torch.stack([1 - one, one], 1)
-        out = super().__call__(
-            logits, weak, weight=weight, frac=frac, step=step, threshold=threshold
-        )
-        return out._replace(state=after)
+        ctx = ctx._replace(weight=weight, threshold=threshold, state=None)
+        return super().forward(logits, weak, ctx)._replace(state=new_state)
 
     def _push(
         self, logits: Tensor, weak: Tensor, weight: Tensor | None, state: Tensor | None
@@ -247,14 +226,14 @@ class LogConfEleuther(_SelfTarget):
         ring = (self.init_state() if state is None else state).to(logits.device)
         acc = torch.promote_types(logits.dtype, torch.float32)
         z = logits.detach().to(acc)
-        scores = torch.where(kept_rows(weak, weight), z[:, 0] - z[:, 1], float("nan"))
+        scores = torch.where(row_mask(weak, weight), z[:, 0] - z[:, 1], float("nan"))
         both = torch.cat([ring, scores.to(ring.dtype)])
-        # Empty places first, the rest in order of arrival: fixed shapes, so no device sync.
+        # Empty entries first, the rest in order of arrival: fixed shapes, so no device sync.
         order = torch.argsort((~both.isnan()).to(torch.int8), stable=True)
         return both[order][-self.window :]
 
 
 def _log_odds(weak: Tensor) -> Tensor:
-    """(n,) fp64 log-odds of class 1 of two-class labels, those of sure labels finite."""
+    """Return (n,) fp64 log-odds of class 1 of two-class labels, finite for certain labels."""
     one = p_class1(weak, torch.float64)
     return (one + 1e-7).log() - (1 - one + 1e-7).log()

@@ -4,7 +4,7 @@ r"""Product loss: learn from the normalised product of the student's and the wea
 
 The released code multiplies probabilities and divides 0 by 0 where a hard label contradicts a
 saturated student. In log space the limit is exact: T is 0 where q is 0, and never NaN. A row whose
-weak label has no mass at all teaches nothing and has gradient 0.
+weak label has no mass at all has gradient 0.
 
 Source: ``product_loss_fn`` of openai/weak-to-strong.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses._base import Loss, LossOut, check_labels
+from w2s_fast.losses._base import Loss, LossContext, LossOut, check_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,27 +38,17 @@ class Product(Loss):
         if self.alpha == 0:
             raise W2SError("Product: alpha is 0, which ignores the weak labels; expected above 0")
 
-    def __call__(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        *,
-        weight: Tensor | None = None,
-        frac: float = 0.0,
-        step: int | None = None,
-        threshold: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> LossOut:
-        """See ``Loss.__call__``. A hard label is its own product, whatever the student says."""
+    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
+        """See ``Loss.forward``. A hard label is its own product, whatever the student predicts."""
         check_labels(weak)
         if weak.is_floating_point() and tuple(weak.shape) == tuple(logits.shape):
             weak = self._target(logits, weak)
-        return self._sum(logits, weak, weight, state)
+        return self._fused(logits, weak, ctx)
 
     def _target(self, logits: Tensor, weak: Tensor) -> Tensor:
         acc = torch.promote_types(logits.dtype, torch.float32)
         log_p = logits.detach().to(acc).log_softmax(1)
         log_t = self.beta * log_p + self.alpha * weak.detach().to(acc).log()
-        some = (weak > 0).any(1, keepdim=True)
-        # softmax of a row of -inf is NaN; NaN logits stay NaN, so that divergence is seen.
-        return torch.where(some, torch.where(some, log_t, 0.0).softmax(1), 0.0)
+        has_mass = (weak > 0).any(1, keepdim=True)
+        # softmax of a row of -inf is NaN. NaN logits stay NaN, so that divergence is noticed.
+        return torch.where(has_mass, torch.where(has_mass, log_t, 0.0).softmax(1), 0.0)

@@ -1,13 +1,13 @@
-r"""Reverse Kullback-Leibler divergence KL(p || t): the student keeps to what the label allows.
+r"""Reverse Kullback-Leibler divergence KL(p || t): mode-seeking in the weak label t.
 
     L       = sum_i w_i sum_k p_ik (log p_ik - log max(t_ik, floor))
     dL/dz_ik = w_i p_ik (log p_ik - log t_ik - KL_i),          KL_i the row's divergence, t floored
 
-Reverse cross-entropy minus the student's entropy: its minimum is p = t, where reverse
-cross-entropy alone goes on to the label's top class. Plain torch, not the fused op.
+It is reverse cross-entropy minus the student's entropy. Its minimum is p = t, whereas reverse
+cross-entropy is smallest with all mass on the label's top class. Plain torch, not the fused op.
 
-Sources: arXiv 2505.24313; Gu et al. 2023 (arXiv 2306.08543) for language models, which are
-``w2s_fast.losses.distillation``'s.
+Sources: arXiv 2505.24313; Gu et al. 2023 (arXiv 2306.08543) for language models, for
+which ``w2s_fast.losses.distillation`` has its own version.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ReverseKL(RowLoss):
     """KL(student || weak label).
 
     Attributes:
-        floor: weak probabilities below it count as it in the logarithm, in [1e-18, 0.5].
+        floor: lower bound of the weak probabilities in the logarithm, in [1e-18, 0.5].
     """
 
     floor: float = 1e-4
@@ -32,6 +32,6 @@ class ReverseKL(RowLoss):
     def __post_init__(self) -> None:
         self._check("floor", 1e-18, 0.5)
 
-    def rows(self, log_p: Tensor, q: Tensor) -> Tensor:
-        """sum_k p_k (log p_k - log t_k)."""
+    def row_losses(self, log_p: Tensor, q: Tensor) -> Tensor:
+        """Return sum_k p_k (log p_k - log t_k)."""
         return (log_p.exp() * (log_p - q.clamp_min(self.floor).log())).sum(1)

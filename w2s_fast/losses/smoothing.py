@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from w2s_fast.losses._base import Loss, LossOut
+from w2s_fast.losses._base import Loss, LossContext, LossOut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Smoothing(Loss):
     """Cross-entropy with smoothed weak labels.
 
     Attributes:
-        epsilon: mass spread over all classes, in [0, 0.999].
+        epsilon: mass distributed evenly over all classes, in [0, 0.999].
     """
 
     epsilon: float = 0.1
@@ -28,16 +28,6 @@ class Smoothing(Loss):
     def __post_init__(self) -> None:
         self._check("epsilon", 0.0, 0.999)
 
-    def __call__(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        *,
-        weight: Tensor | None = None,
-        frac: float = 0.0,
-        step: int | None = None,
-        threshold: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> LossOut:
-        """See ``Loss.__call__``."""
-        return self._sum(logits, weak, weight, state, smoothing=self.epsilon)
+    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
+        """See ``Loss.forward``."""
+        return self._fused(logits, weak, ctx, smoothing=self.epsilon)

@@ -1,6 +1,6 @@
-r"""Confidence window: learn only from rows on which the student is not yet sure.
+r"""Confidence window: learn only from rows on which the student is not yet confident.
 
-    L = sum_i w_i [max_k p_ik < 1/2 + radius] CE(z_i, q_i),     divided by ALL rows, in or out
+    L = sum_i w_i [max_k p_ik < 1/2 + radius] CE(z_i, q_i),     divided by ALL rows
 
 Source: EleutherAI/w2s ``window`` loss. Its "midweak" radius is the training set's median of
 |q - 1/2|; compute it once and pass the number.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from w2s_fast.losses._base import Loss, LossOut
+from w2s_fast.losses._base import Loss, LossContext, LossOut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +28,6 @@ class Window(Loss):
     def __post_init__(self) -> None:
         self._check("radius", 0.0, 0.5)
 
-    def __call__(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        *,
-        weight: Tensor | None = None,
-        frac: float = 0.0,
-        step: int | None = None,
-        threshold: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> LossOut:
-        """See ``Loss.__call__``; ``count`` includes the rows outside the window."""
-        return self._sum(logits, weak, weight, state, max_confidence=0.5 + self.radius)
+    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
+        """See ``Loss.forward``; ``count`` includes the rows outside the window."""
+        return self._fused(logits, weak, ctx, max_confidence=0.5 + self.radius)

@@ -1,4 +1,4 @@
-"""Cross-entropy with the weak labels: what students are compared with.
+"""Cross-entropy with the weak labels, the baseline of weak-to-strong training.
 
     L = -sum_i w_i sum_k q_ik log p_ik,        q_i the soft weak label, or onehot(argmax q_i)
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from w2s_fast.losses._base import Loss, LossOut, check_labels
+from w2s_fast.losses._base import Loss, LossContext, LossOut, check_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,28 +20,18 @@ class Xent(Loss):
     """Cross-entropy with soft weak labels, or with their hardened form.
 
     Attributes:
-        hard: replace soft labels by their top class (first of equals).
+        hard: replace soft labels by their top class (the first of equal ones).
     """
 
     hard: bool = False
 
-    def __call__(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        *,
-        weight: Tensor | None = None,
-        frac: float = 0.0,
-        step: int | None = None,
-        threshold: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> LossOut:
-        """See ``Loss.__call__``; ``frac``, ``step`` and ``threshold`` play no part."""
+    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
+        """See ``Loss.forward``; only the weights of ``ctx`` are used."""
         if self.hard:
             check_labels(weak)
         if self.hard and weak.is_floating_point():
             weak = weak.argmax(1)
-        return self._sum(logits, weak, weight, state)
+        return self._fused(logits, weak, ctx)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,22 +108,6 @@ def build_untrained(cfg: ModelConfig) -> Any:
     return _from_config(config, cfg)
 
 
-@contextlib.contextmanager
-def spread(partition: dict[str, Any] | None) -> Iterator[None]:
-    """Let transformers make and read weights in parts; see ``partition`` of ``build_model``."""
-    if partition is None:
-        yield
-        return
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
-
-    kept_alive = HfDeepSpeedConfig(partition)
-    try:
-        yield
-    finally:
-        del kept_alive
-        unset_hf_deepspeed_config()
-
-
 def with_lora(base: Any, cfg: ModelConfig) -> Any:
     try:
         from peft import LoraConfig, get_peft_model

@@ -18,7 +18,6 @@ from w2s_fast.models.backbone import (
     one_line,
     quiet,
     scratch,
-    spread,
     with_lora,
 )
 from w2s_fast.models.weights import shape_of
@@ -72,7 +71,6 @@ def build_model(
     n_classes: int,
     tokenizer: Any,
     seed: int,
-    partition: dict[str, Any] | None = None,
     kind: str = "classification",
 ) -> nn.Module:
     """Build a model with fresh head, on the CPU.
@@ -82,8 +80,6 @@ def build_model(
         n_classes: C, at least 2.
         tokenizer: of ``load_tokenizer``; gives the vocabulary and the padding id.
         seed: of all random weights; the global random state is neither used nor changed.
-        partition: DeepSpeed configuration of a ZeRO-3 training: weights are spread over the
-            processes as they are made or read, and never whole on one. None: whole here.
         kind: of the task. ``classification``: C logits a text. ``preference``: C = 2 completions an
             example, each with a score of its own, a reward model (Burns et al. 2023, Sec. 4).
             ``generation``: a causal language model with its own head; C and ``pooling`` play no
@@ -92,7 +88,7 @@ def build_model(
     Returns:
         Module with ``forward(input_ids, attention_mask, token_type_ids=None) -> (B, C)`` fp32
         logits and ``n_classes``. Of preferences it takes 2 B rows, see ``encode``. Of answers an
-        ``AnswerModel``.
+        ``GenerativeModel``.
 
     Raises:
         W2SError: if a directory is no checkpoint, has weights missing, or does not fit the
@@ -100,7 +96,7 @@ def build_model(
     """
     import torch
 
-    from w2s_fast.models.causal_lm import AnswerModel
+    from w2s_fast.models.causal_lm import GenerativeModel
     from w2s_fast.models.classifier import BagOfWords, Classifier
 
     _check_kind(cfg, n_classes, kind)
@@ -109,13 +105,12 @@ def build_model(
         torch.manual_seed(seed)
         if cfg.source == "bow":
             return BagOfWords(len(tokenizer), n_classes, n_candidates)
-        with spread(partition):
-            if cfg.source == "scratch":
-                base: Any = scratch(cfg, tokenizer, causal)
-            else:
-                base = checkpoint(cfg, causal)
-            if cfg.lora_rank:
-                base = _with_lora_body(base, cfg) if causal else with_lora(base, cfg)
+        if cfg.source == "scratch":
+            base: Any = scratch(cfg, tokenizer, causal)
+        else:
+            base = checkpoint(cfg, causal)
+        if cfg.lora_rank:
+            base = _with_lora_backbone(base, cfg) if causal else with_lora(base, cfg)
         rows = shape_of(base.get_input_embeddings().weight)[0]
         if len(tokenizer) > rows:
             raise W2SError(
@@ -123,7 +118,7 @@ def build_model(
                 f"{rows}; use the tokenizer of that checkpoint"
             )
         if causal:
-            return AnswerModel(base)
+            return GenerativeModel(base)
         return Classifier(
             base,
             n_classes,
@@ -149,7 +144,7 @@ def _check_kind(cfg: ModelConfig, n_classes: int, kind: str) -> None:
         )
 
 
-def _with_lora_body(lm: Any, cfg: ModelConfig) -> Any:
+def _with_lora_backbone(lm: Any, cfg: ModelConfig) -> Any:
     """LoRA in the body alone: the head may be the embedding, and stays as it is."""
     lm.requires_grad_(False)
     setattr(lm, lm.base_model_prefix, with_lora(getattr(lm, lm.base_model_prefix), cfg))

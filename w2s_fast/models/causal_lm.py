@@ -1,4 +1,4 @@
-"""A causal language model that answers in words, with the head and its loss kept together.
+"""Causal language model for generation tasks; its loss is computed inside the call of its head.
 
 B sequences, T tokens, D hidden, V vocabulary, n label positions of a batch.
 """
@@ -18,7 +18,7 @@ from w2s_fast.ops.lazy_logits import Projected, logit_form
 
 
 class Projection(nn.Module):
-    """The head, as the module that owns its weight: sharding brings it together for a call.
+    """The head as a module that owns its weight, which sharding gathers for the call.
 
     The parameters are those of the language model's own head, not copies.
     """
@@ -30,24 +30,25 @@ class Projection(nn.Module):
         self.register_parameter("bias", getattr(head, "bias", None))
         self.softcap, self.factor = softcap, factor
 
-    def forward(self, hidden: Tensor, then: Callable[[Projected], Tensor] | None) -> Any:
-        """``then`` of the projected logits of hidden (n, D), or those themselves."""
+    def forward(self, hidden: Tensor, logits_fn: Callable[[Projected], Tensor] | None) -> Any:
+        """Return the uncomputed logits of hidden (n, D), or ``logits_fn`` of them."""
         hidden = hidden.to(self.weight.dtype)
         if self.factor != 1:
             hidden = hidden * self.factor
         logits = Projected(hidden, self.weight, self.bias, self.softcap)
-        return logits if then is None else then(logits)
+        return logits if logits_fn is None else logits_fn(logits)
 
 
-class AnswerModel(nn.Module):
-    """A language model whose forward gives what a loss of answer tokens needs, and no logits.
+class GenerativeModel(nn.Module):
+    """A language model whose forward returns uncomputed logits of the completion tokens.
 
     Args:
-        lm: transformers model with a language-model head; its body has ``last_hidden_state``.
+        lm: transformers model with a language-model head, whose backbone returns
+            ``last_hidden_state``.
 
     Attributes:
         n_classes: V, rows of the head.
-        base: the body.
+        base: the backbone.
 
     Raises:
         W2SError: if its logits are more than a linear head on its last hidden states.
@@ -63,7 +64,7 @@ class AnswerModel(nn.Module):
             raise W2SError(f"{type(lm).__name__} has no language-model head; expected a decoder")
         softcap, factor = logit_form(lm.config)
         if getattr(head, "bias", None) is not None:
-            factor = 1.0  # it would scale the bias, too; ``_verify`` tells where that matters
+            factor = 1.0  # would scale the bias too; ``_verify`` raises where that matters
         self.head = Projection(head, softcap, factor)
         self.n_classes = int(shape_of(head.weight)[0])
         self._limit = position_limit(lm)
@@ -72,7 +73,7 @@ class AnswerModel(nn.Module):
 
     @property
     def base(self) -> Any:
-        """The body without the head."""
+        """The backbone without the head."""
         return getattr(self.lm, self.lm.base_model_prefix)
 
     def forward(
@@ -80,32 +81,32 @@ class AnswerModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         positions: Tensor,
-        then: Callable[[Projected], Tensor] | None = None,
+        logits_fn: Callable[[Projected], Tensor] | None = None,
     ) -> Any:
-        """Logits (n, V) of some positions, not computed.
+        """Return uncomputed logits (n, V) of the given positions, or ``logits_fn`` of them.
 
         Args:
             input_ids, attention_mask: (B, T), right-padded.
             positions: (n,) of the flattened (B, T).
-            then: what is done with the logits, a loss for instance. It runs inside the forward,
-                where a sharded head is whole.
+            logits_fn: function of the logits, a loss for instance. It is called inside the
+                forward, where a sharded head is gathered.
 
         Returns:
-            What ``then`` gives, or ``Projected`` without it.
+            ``Projected`` logits, or the result of ``logits_fn``.
         """
         check_length(input_ids, self._limit)
         hidden = self.base(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
-        return self.head(hidden.flatten(0, 1).index_select(0, positions), then)
+        return self.head(hidden.flatten(0, 1).index_select(0, positions), logits_fn)
 
     def gradient_checkpointing(self, on: bool) -> None:
-        """Recompute activations in backward, or stop doing so."""
+        """Turn recomputation of activations in backward on or off."""
         switch_checkpointing(self.lm, on)
 
     @torch.no_grad()
     def _verify(self) -> None:
-        """Compare with the model's own logits on two tokens: some scale or shift theirs."""
+        """Compare with the model's own logits on two tokens; some models scale or shift them."""
         training = self.lm.training
         self.lm.eval()
         ids = torch.tensor([[0, min(1, self.n_classes - 1)]], device=self.head.weight.device)

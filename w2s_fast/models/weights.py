@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from w2s_fast.distributed.world import ALONE, World
+from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ SHARD_BYTES = 5 * 10**9
 
 
 def save_weights(
-    model: nn.Module, path: str | Path, here: World = ALONE, shard_bytes: int = SHARD_BYTES
+    model: nn.Module,
+    path: str | Path,
+    world: World = SINGLE_PROCESS,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a model's weights: one safetensors file, or several and their index beside it.
 
@@ -35,15 +38,15 @@ def save_weights(
         W2SError: on every process, if they could not be written.
     """
     tensors = {name: t for name, t in module_tensors(model).items()}
-    save_tensors(((n, tensors[n]) for n in tensors), path, here, shard_bytes)
+    save_tensors(((n, tensors[n]) for n in tensors), path, world, shard_bytes)
 
 
 def save_tensors(
-    tensors: Iterable[tuple[str, Tensor]], path: str | Path, here: World, shard_bytes: int
+    tensors: Iterable[tuple[str, Tensor]], path: str | Path, world: World, shard_bytes: int
 ) -> None:
     """The same for any tensors by name, partitioned or not."""
     path = Path(path)
-    writer = _Writer(path, shard_bytes) if here.first else None
+    writer = _Writer(path, shard_bytes) if world.is_main_process else None
     error = ""
     for name, t in tensors:
         with whole([t]):
@@ -51,7 +54,7 @@ def save_tensors(
                 error = writer.add(name, t)
     if writer is not None and not error:
         error = writer.finish()
-    error = here.share(error)
+    error = world.broadcast_object(error)
     if error:
         raise W2SError(f"weights could not be written to {path}: {error}")
 
@@ -109,7 +112,7 @@ class _Writer:
         return ""
 
 
-def load_weights(model: nn.Module, path: str | Path, here: World = ALONE) -> None:
+def load_weights(model: nn.Module, path: str | Path, world: World = SINGLE_PROCESS) -> None:
     """Load what ``save_weights`` wrote into a model built from the same configuration.
 
     All processes take part. A partitioned model is filled tensor by tensor from rank 0's reading.
@@ -117,7 +120,7 @@ def load_weights(model: nn.Module, path: str | Path, here: World = ALONE) -> Non
     Raises:
         W2SError: if the files cannot be read or do not fit.
     """
-    load_module(model, read_tensors(path), here)
+    load_module(model, read_tensors(path), world)
 
 
 def read_tensors(path: str | Path) -> Mapping[str, Tensor]:
@@ -208,7 +211,9 @@ def whole(tensors: Iterable[Tensor], change: bool = False) -> Iterator[None]:
         yield
 
 
-def load_module(module: nn.Module, tensors: Mapping[str, Tensor], here: World = ALONE) -> None:
+def load_module(
+    module: nn.Module, tensors: Mapping[str, Tensor], world: World = SINGLE_PROCESS
+) -> None:
     """Copy saved tensors into a module of the same architecture.
 
     Raises:
@@ -218,9 +223,9 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], here: World = 
     for name in sorted({*own, *tensors}):
         target = own.get(name)
         with whole([] if target is None else [target], change=True):
-            # Of a partitioned tensor only rank 0's values count.
-            if target is not None and is_partitioned(target) and not here.first and name in tensors:
-                continue
+            partitioned = target is not None and is_partitioned(target)
+            if partitioned and not world.is_main_process and name in tensors:
+                continue  # DeepSpeed broadcasts rank 0's values of a partitioned tensor
             _copy(name, tensors.get(name), target)
 
 

@@ -52,6 +52,7 @@ _ALIASES = {
     "linear_weight": ("head",),
     "hidden_states": ("hidden",),
     "dim": (),
+    "frac": ("step_frac",),
 }
 
 

@@ -1,14 +1,151 @@
-"""Names of the files and folders that stages write and later stages read."""
+"""Files that stages write and later stages read: their names, and the Parquet format.
+
+Labels and predictions have the columns ``id`` (string) and ``probs`` (fixed-size list of C
+float32); labels that a method made may have ``weight`` (float32) as well. Transcripts and the
+completions of generation tasks have ``id`` and ``text``. Equal values give equal bytes, so equal
+runs write equal files.
+"""
 
 from __future__ import annotations
 
-LABELS = "labels"  # folder: weak labels, in parts
-TRANSCRIPTS = "transcripts"  # folder: what was argued about each item, in parts
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from w2s_fast.errors import W2SError
+
+LABELS = "labels"  # folder: labels of a split, see ``part_name``
+TRANSCRIPTS = "transcripts"  # folder: one transcript per text, in the same parts
 MODEL = "model.safetensors"  # trained weights
-PRETRAINED = "model"  # folder: the embedded task's language model
+PRETRAINED = "model"  # folder: a language model that transformers loads
 FEATURES = "features.safetensors"  # cached hidden states
 BALANCE = "balance.npy"  # class balance of the true labels
 TEST = "test.parquet"  # predictions of the test items
 LOG = "log.json"  # loss and metrics of every step
-TRAJECTORY = "trajectory.npy"  # predictions of the training items, epoch by epoch
-SCORES = "scores.json"  # the scores of a whole run
+TRAJECTORY = "trajectory.npy"  # predictions of the transfer set during a training
+REPORT = "scores.json"  # ``runs``, ``summary``, ``controls`` and ``gold`` of results.json
+
+
+def part_name(number: int) -> str:
+    """Return the file name of one part of a folder of labels or transcripts."""
+    return f"part-{number:05d}.parquet"
+
+
+def write_probs(
+    path: Path, ids: Sequence[str], probs: np.ndarray, weight: np.ndarray | None = None
+) -> None:
+    """Write probabilities (N, C), and row weights (N,) if there are any, under ``ids`` (N).
+
+    Raises:
+        W2SError: A value is NaN or infinite, or the sizes differ.
+    """
+    import pyarrow as pa
+
+    _check(probs, ids, str(path.name))
+    flat = pa.array(np.ascontiguousarray(probs, dtype=np.float32).ravel())
+    columns = {"probs": pa.FixedSizeListArray.from_arrays(flat, probs.shape[1])}
+    if weight is not None:
+        columns["weight"] = pa.array(np.asarray(weight, dtype=np.float32))
+    _write(path, ids, columns)
+
+
+def write_texts(path: Path, ids: Sequence[str], texts: Sequence[str]) -> None:
+    """Write one text per item."""
+    import pyarrow as pa
+
+    _write(path, ids, {"text": pa.array(list(texts), pa.string())})
+
+
+def _write(path: Path, ids: Sequence[str], columns: dict[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    temporary = path.with_name(f".{path.name}")
+    table = pa.table({"id": pa.array(list(ids), pa.string()), **columns})
+    pq.write_table(table, temporary, compression="none")
+    os.replace(temporary, path)
+
+
+def is_complete(path: Path, ids: Sequence[str]) -> bool:
+    """Return whether the file exists, can be read and holds exactly these items."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=["id"])["id"].to_pylist() == list(ids)
+    except (OSError, KeyError, pa.ArrowException):
+        return False
+
+
+def read_probs(path: Path, ids: Sequence[str], n_classes: int) -> np.ndarray:
+    """Return (N, C) float32 in the order of ``ids``, from a file or a folder of parts.
+
+    Raises:
+        W2SError: The file has other items, another number of classes, or NaN.
+    """
+    return read_weighted_probs(path, ids, n_classes)[0]
+
+
+def read_weighted_probs(
+    path: Path, ids: Sequence[str], n_classes: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return ``read_probs`` and the row weights (N,), None if the file has none."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    order = _rows(path, table["id"].to_pylist(), ids)
+    width = table.schema.field("probs").type.list_size
+    if width != n_classes:
+        raise W2SError(f"{path} has {width} classes, the task {n_classes}; relabel with this task")
+    flat = table["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    probs = flat.reshape(-1, width)[order]
+    _check(probs, ids, str(path))
+    if "weight" not in table.column_names:
+        return probs, None
+    return probs, table["weight"].to_numpy()[order]
+
+
+def read_texts(path: Path, ids: Sequence[str] | None = None) -> dict[str, str]:
+    """Return texts by id, in the order of ``ids``, from a file or a folder of parts.
+
+    Args:
+        path: File or folder of ``write_texts``.
+        ids: The items it must have, no more and no fewer; None: whatever it has.
+
+    Raises:
+        W2SError: The file has other items.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    stored, texts = table["id"].to_pylist(), table["text"].to_pylist()
+    if ids is None:
+        return dict(zip(stored, texts, strict=True))
+    return {stored[row]: texts[row] for row in _rows(path, stored, ids)}
+
+
+def _rows(path: Path, stored: Sequence[str], ids: Sequence[str]) -> list[int]:
+    """Return the position of each of ``ids`` among the items of a file."""
+    rows = {key: row for row, key in enumerate(stored)}
+    missing = [key for key in ids if key not in rows]
+    if missing or len(rows) != len(ids):
+        raise W2SError(
+            f"{path} has {len(rows)} items where {len(ids)} were expected"
+            f"{f', {len(missing)} of them absent, first {missing[0]!r}' if missing else ''}; "
+            "remove its folder and run again"
+        )
+    return [rows[key] for key in ids]
+
+
+def _check(probs: np.ndarray, ids: Sequence[str], name: str) -> None:
+    if probs.ndim != 2 or len(probs) != len(ids):
+        raise W2SError(f"{name}: probabilities of shape {probs.shape} for {len(ids)} items")
+    bad = np.flatnonzero(~np.isfinite(probs).all(1))
+    if len(bad):
+        raise W2SError(
+            f"{name}: {len(bad)} of {len(ids)} items have NaN probabilities (first id "
+            f"{ids[bad[0]]!r}): the model diverged; lower its learning rate or check its inputs"
+        )

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from w2s_fast.config import RunConfig
-from w2s_fast.distributed import world
-from w2s_fast.distributed.world import World
+from w2s_fast.distributed.world import World, get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline.jobs import Job
 from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, get_task
@@ -53,21 +52,21 @@ class Context:
     progress: Progress
 
     @property
-    def here(self) -> World:
+    def world(self) -> World:
         """This process among those that compute the stage together."""
-        return world.world()
+        return get_world()
 
     def write(self, write: Callable[[], Any]) -> None:
         """Let rank 0 write; an error there is one everywhere."""
         error = ""
-        if self.here.first:
+        if self.world.is_main_process:
             try:
                 write()
             except OSError as e:
-                if self.here.size == 1:
+                if self.world.size == 1:
                     raise
                 error = f"{e}"
-        if error := self.here.share(error):
+        if error := self.world.broadcast_object(error):
             raise W2SError(f"rank 0 could not write: {error}")
 
     def input(self, name: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, from_dict, to_dict
-from w2s_fast.distributed.world import world
+from w2s_fast.distributed.world import get_world
 from w2s_fast.pipeline.jobs import Job
 from w2s_fast.store import Artefact, Building, Store
 
@@ -55,30 +55,30 @@ def execute(cfg: RunConfig, order: Order, threads: int, progress: Any) -> Artefa
         threads: Torch threads; fixed, as the order of a sum may depend on it.
         progress: Called with (step, steps, loss).
     """
-    here = world()
-    if not here.first:
-        told = here.share(None)
+    world = get_world()
+    if not world.is_main_process:
+        told = world.broadcast_object(None)
         if not told["done"]:
             _compute(cfg, order, threads, progress, Building(Path(told["path"]), None))
-        return _from_json(here.share(None))
+        return _from_json(world.broadcast_object(None))
     store = Store(cfg.store_dir)
     with store.building(order.job.stage, order.config, order.inputs) as build:
-        here.share({"path": str(build.path), "done": build.artefact is not None})
+        world.broadcast_object({"path": str(build.path), "done": build.artefact is not None})
         if build.artefact is None:
             _compute(cfg, order, threads, progress, build)
     assert build.artefact is not None
-    here.share(_to_json(build.artefact))
+    world.broadcast_object(_to_json(build.artefact))
     return build.artefact
 
 
 def find(store: Store, order: Order) -> Artefact | None:
     """Look for the job's result in the store; rank 0's answer counts."""
-    here, found = world(), None
-    if here.first:
+    world, found = get_world(), None
+    if world.is_main_process:
         key = store.key(order.job.stage, order.config, order.inputs)
         artefact = store.find(order.job.stage, key)
         found = None if artefact is None else _to_json(artefact)
-    told = here.share(found)
+    told = world.broadcast_object(found)
     return None if told is None else _from_json(told)
 
 
@@ -90,7 +90,7 @@ def _compute(cfg: RunConfig, order: Order, threads: int, progress: Any, build: B
     # a head on cached states is too small to share out: two threads would wait for each other
     with _threads(1 if order.job.setting("freeze") else threads):
         STAGES[order.job.stage](Context(cfg, order.job, folders, progress), build)
-    world().barrier()  # nobody reads or writes in the folder when it moves
+    get_world().barrier()  # nobody reads or writes in the folder when it moves
 
 
 def _to_json(a: Artefact) -> dict[str, Any]:

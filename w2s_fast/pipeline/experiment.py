@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, validate
-from w2s_fast.distributed.heartbeat import watching
-from w2s_fast.distributed.world import join, world
-from w2s_fast.pipeline.artifacts import LABELS, SCORES
+from w2s_fast.distributed.heartbeat import monitor_processes
+from w2s_fast.distributed.world import get_world, init_distributed
+from w2s_fast.pipeline.artifacts import LABELS, REPORT
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import Order, execute, find
 from w2s_fast.pipeline.jobs import (
@@ -57,8 +57,8 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
         running.compute(jobs[:-1])
         found = _report_stage(running, jobs[-1])
         facts = provenance(cfg, running.results, running.cached)
-        results = running.here.share({**found, "provenance": facts})
-        if running.here.first:
+        results = running.world.broadcast_object({**found, "provenance": facts})
+        if running.world.is_main_process:
             with write_errors("the report", Path(cfg.output_dir).absolute()):
                 write_json(Path(cfg.output_dir) / RESULTS, results)
                 write_report(Path(cfg.output_dir), results)
@@ -77,19 +77,19 @@ def session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
     """Check the configuration, meet the other processes, take the output folder, load the data."""
     validate(cfg)
     with contextlib.ExitStack() as stack:
-        here = join(cfg.student_train.timeout_s)
-        stack.enter_context(watching(here, cfg.student_train.timeout_s))
-        if here.first:
+        world = init_distributed(cfg.student_train.timeout_s)
+        stack.enter_context(monitor_processes(world, cfg.student_train.timeout_s))
+        if world.is_main_process:
             stack.enter_context(_folders(cfg))
         stack.enter_context(warnings.catch_warnings())
-        watcher = stack.enter_context(show_run(quiet or not here.first))
+        watcher = stack.enter_context(show_run(quiet or not world.is_main_process))
         hear_warnings(watcher.warned)
         running = Session(cfg, watcher)
-        if here.size > 1:
-            check_alike(cfg, running.digests, here)
+        if world.size > 1:
+            check_alike(cfg, running.digests, world)
         check_fit(cfg, running.data[cfg.seeds[0]].kind)
         yield running
-        here.barrier()  # the folders are rank 0's until everyone is done with them
+        world.barrier()  # the folders are rank 0's until everyone is done with them
 
 
 def check_fit(cfg: RunConfig, kind: str) -> None:
@@ -143,7 +143,7 @@ class Session:
 
     def __post_init__(self) -> None:
         cfg = self.cfg
-        self.here = world()
+        self.world = get_world()
         self.store = Store(cfg.store_dir)
         self.data = {s: load_data(cfg.task, s) for s in cfg.seeds}
         self.digests = {s: data_digests(d) for s, d in self.data.items()}
@@ -202,4 +202,4 @@ def _report_stage(running: Session, job: Job) -> Mapping[str, Any]:
         artefact = execute(running.cfg, running.order(job), 1, lambda *_: None)
         running.results[job.name] = artefact
         running.watcher.finished(job, artefact.info.get("seconds"))
-    return json.loads((running.results[job.name].path / SCORES).read_bytes())
+    return json.loads((running.results[job.name].path / REPORT).read_bytes())

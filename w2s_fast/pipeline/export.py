@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.config import RunConfig, unsharded
-from w2s_fast.distributed.world import ALONE
+from w2s_fast.config import RunConfig
+from w2s_fast.distributed.world import SINGLE_PROCESS
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.models.weights import save_tensors
 from w2s_fast.pipeline.context import Context
@@ -44,7 +44,7 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
     if folder.exists() and any(folder.iterdir()):
         raise W2SError(f"{folder} has something in it; name a new folder")
     cfg = dataclasses.replace(
-        cfg, weak_train=unsharded(cfg.weak_train), student_train=unsharded(cfg.student_train)
+        cfg, weak_train=cfg.weak_train.unsharded(), student_train=cfg.student_train.unsharded()
     )
     with session(cfg, quiet) as running:
         for job in plan(cfg).order[:-1]:
@@ -73,5 +73,5 @@ def _write(model: Any, tokenizer: Any, folder: Path) -> None:
     base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     head = [(name, t) for name, t in model.head.state_dict().items()]
-    save_tensors(head, folder / HEAD, ALONE, 10**9)
+    save_tensors(head, folder / HEAD, SINGLE_PROCESS, 10**9)
     write_json(folder / ABOUT, {"pooling": model.pooling, "classes": model.n_classes})

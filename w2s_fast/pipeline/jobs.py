@@ -13,7 +13,7 @@ from w2s_fast.models import ModelConfig
 from w2s_fast.pipeline.students import students
 from w2s_fast.store import content_hash, tree_hash
 from w2s_fast.tasks import Examples, TaskData
-from w2s_fast.training.config import CARRIED_OUT
+from w2s_fast.training.config import EXECUTION_FIELDS
 
 # Raised when a stage computes something else from the same inputs, so old results are left alone.
 VERSIONS = {
@@ -35,7 +35,7 @@ VERSIONS = {
 }
 EMBEDDED = "agreement-lm"  # the model source that stage `pretrain` makes
 CONTROL_LOSS = "xent"
-_NOT_CONTENT = set(CARRIED_OUT)  # settings that cannot change a result
+_NOT_CONTENT = set(EXECUTION_FIELDS)  # settings that cannot change a result
 TRAINED = ("weak", "intermediate", "student", "ceiling", "control")
 
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from w2s_fast.config import RunConfig
-from w2s_fast.distributed.world import processes_here, world
+from w2s_fast.distributed.world import get_world, local_world_size
 from w2s_fast.errors import W2SError
 from w2s_fast.models import BUILT_IN
 from w2s_fast.pipeline.execute import Order, execute, pack
@@ -66,8 +66,8 @@ def choose_sizes(cfg: RunConfig, *, cuda: bool) -> tuple[int, int]:
     # built-in models are small: they gain nothing from a second thread
     small = cfg.weak.source in BUILT_IN and cfg.student.source in BUILT_IN
     threads = cfg.threads or (1 if small else min(cores, _LARGE_MODEL_THREADS))
-    if world().size > 1:
-        return 1, cfg.threads or max(1, min(threads, cores // processes_here()))
+    if get_world().size > 1:
+        return 1, cfg.threads or max(1, min(threads, cores // local_world_size()))
     return cfg.workers or (1 if cuda else max(1, cores // threads)), threads
 
 

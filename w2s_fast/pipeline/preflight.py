@@ -24,16 +24,16 @@ from w2s_fast.version import __version__
 _PACKAGES = ("torch", "numpy", "transformers", "deepspeed", "peft")
 
 
-def check_alike(cfg: RunConfig, digests: Mapping[int, Mapping[str, str]], here: World) -> None:
+def check_alike(cfg: RunConfig, digests: Mapping[int, Mapping[str, str]], world: World) -> None:
     """Compare versions, code, settings and data of all processes; see the shared folder.
 
     Raises:
         W2SError: on every process, naming who differs in what.
     """
-    everyone = here.gather([socket.gethostname(), facts(cfg, digests)])
+    everyone = world.all_gather_object([socket.gethostname(), facts(cfg, digests)])
     if message := difference(everyone):
         raise W2SError(message)
-    _check_shared(cfg, here)
+    _check_shared(cfg, world)
 
 
 def facts(cfg: RunConfig, digests: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
@@ -75,16 +75,16 @@ def difference(everyone: Sequence[Sequence[Any]]) -> str:
     return ""
 
 
-def _check_shared(cfg: RunConfig, here: World) -> None:
+def _check_shared(cfg: RunConfig, world: World) -> None:
     """Rank 0 leaves a mark in the store; the others must see it."""
     mark = cfg.store_dir.absolute() / ".shared"
-    told = content_hash([here.name])[:16]
-    if here.first:
+    told = content_hash([world.name])[:16]
+    if world.is_main_process:
         mark.write_text(told)
-    told = here.share(told)
-    here.barrier()
+    told = world.broadcast_object(told)
+    world.barrier()
     sees = mark.is_file() and mark.read_text() == told
-    blind = [r for r, good in enumerate(here.gather(sees)) if not good]
+    blind = [r for r, good in enumerate(world.all_gather_object(sees)) if not good]
     if blind:
         raise W2SError(
             f"rank {', '.join(map(str, blind))} does not see rank 0's folder {mark.parent}; put "

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.distributed.world import world
+from w2s_fast.distributed.world import get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.models.classifier import Head
 from w2s_fast.models.weights import module_tensors, whole
@@ -145,20 +145,20 @@ def cached(
     """
     if dtype not in _DTYPES:
         raise W2SError(f"a cache holds torch.bfloat16 or torch.float32; dtype is {dtype}")
-    path, here = Path(path), world()
+    path, world = Path(path), get_world()
     what = {**what, "dtype": str(dtype), "shape": str(list(shape))}
-    if not here.share(path.exists()):
+    if not world.broadcast_object(path.exists()):
         error = ""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            fill(_mapped(temporary, shape, dtype, what) if here.first else None)
-            if here.first:
+            fill(_mapped(temporary, shape, dtype, what) if world.is_main_process else None)
+            if world.is_main_process:
                 os.replace(temporary, path)
         except OSError as e:
             error = f"states could not be written to {path}: {e.strerror or e}"
         finally:
             temporary.unlink(missing_ok=True)
-        if error := here.share(error):
+        if error := world.broadcast_object(error):
             raise W2SError(error)
     return _opened(path, what)
 

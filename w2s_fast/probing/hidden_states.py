@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from w2s_fast.errors import W2SError
 from w2s_fast.models.classifier import pool
 from w2s_fast.training.data import Batch, Encoded
-from w2s_fast.training.prediction import share
+from w2s_fast.training.prediction import map_batches
 
 
 @torch.inference_mode()
@@ -54,7 +54,7 @@ def hidden_states(
         pooled = pool(out.hidden_states[at], batch.attention_mask, how).float()
         return pooled[1::2] - pooled[::2] if data.n_candidates == 2 else pooled
 
-    return share(model, data, batch_size, compute)
+    return map_batches(model, data, batch_size, compute)
 
 
 def _index(layer: int | str, layers: int) -> int:

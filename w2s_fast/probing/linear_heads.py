@@ -158,7 +158,7 @@ class _Lane:
         """What the loss says of a batch; its state is kept for the next one."""
         threshold = self._thresholds.rolling(logits, weak, weight)
         out = self._loss(
-            logits, weak, weight=weight, frac=step / steps, step=step, threshold=threshold,
+            logits, weak, weight=weight, step_frac=step / steps, step=step, threshold=threshold,
             state=self._state,
         )  # fmt: skip
         self._state = out.state

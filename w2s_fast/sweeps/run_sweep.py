@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import to_dict, to_yaml, validate
-from w2s_fast.pipeline.artifacts import SCORES
+from w2s_fast.pipeline.artifacts import REPORT
 from w2s_fast.pipeline.execute import find
 from w2s_fast.pipeline.experiment import check_fit
 from w2s_fast.pipeline.pool import JobError, ProcessPool, choose_sizes
@@ -195,7 +195,7 @@ class _Sweep:
         done = {name: self.graph.done[key] for name, key in keys.items()}
         owned = {n for n, k in keys.items() if self.graph.nodes[k].cell.name == cell.name}
         computed = {name for name in owned if keys[name] not in self.stored}
-        scores = json.loads((artefact.path / SCORES).read_bytes())
+        scores = json.loads((artefact.path / REPORT).read_bytes())
         facts = provenance(cell.cfg, done, set(keys) - computed)
         write_json(Path(cell.cfg.output_dir) / RESULTS, {**scores, "provenance": facts})
         self.finished[cell.name] = {

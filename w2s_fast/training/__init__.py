@@ -9,24 +9,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from w2s_fast.training.completions import Answers, encode_answers
+    from w2s_fast.training.completions import Completions, encode_completions
     from w2s_fast.training.config import THRESHOLDS, TrainConfig
     from w2s_fast.training.data import Encoded, encode
     from w2s_fast.training.generation import generate
-    from w2s_fast.training.likelihood import answer_logprob, next_token_probs, sequence_logprob
+    from w2s_fast.training.likelihood import completion_logprob, next_token_probs, sequence_logprob
     from w2s_fast.training.loop import train
     from w2s_fast.training.monitor import Watch
     from w2s_fast.training.prediction import predict
 
 __all__ = [
     "THRESHOLDS",
-    "Answers",
+    "Completions",
     "Encoded",
     "TrainConfig",
     "Watch",
-    "answer_logprob",
+    "completion_logprob",
     "encode",
-    "encode_answers",
+    "encode_completions",
     "generate",
     "next_token_probs",
     "predict",
@@ -36,13 +36,13 @@ __all__ = [
 
 _HOMES = {
     "THRESHOLDS": "config",
-    "Answers": "completions",
+    "Completions": "completions",
     "TrainConfig": "config",
     "Watch": "monitor",
     "Encoded": "data",
-    "answer_logprob": "likelihood",
+    "completion_logprob": "likelihood",
     "encode": "data",
-    "encode_answers": "completions",
+    "encode_completions": "completions",
     "generate": "generation",
     "next_token_probs": "likelihood",
     "predict": "prediction",

@@ -20,20 +20,20 @@ from typing import Any
 
 from torch import Tensor
 
-from w2s_fast.distributed.world import ALONE, World
+from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError
 from w2s_fast.store import file_hash
 
 _PREFIX = "step-"
 _META = "state.json"
-KEPT = 2
+N_KEPT = 2
 
 
 class Checkpoint:
     """A finished checkpoint: the step to continue with, and its tensors by dotted name."""
 
-    def __init__(self, path: Path, meta: dict[str, Any], here: World) -> None:
-        self.path, self._here = path, here
+    def __init__(self, path: Path, meta: dict[str, Any], world: World) -> None:
+        self.path, self._world = path, world
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
         self._files = {name: file for file, names in meta["tensors"].items() for name in names}
         self._position = {name: i for i, name in enumerate(self._files)}
@@ -49,14 +49,14 @@ class Checkpoint:
         import torch
         from safetensors import safe_open
 
-        root = self._position[name] % self._here.size
+        root = self._position[name] % self._world.size
         with safe_open(self.path / self._files[name], framework="pt") as f:
-            if self._here.rank == root:
-                return self._here.broadcast(f.get_tensor(name).contiguous(), root)
+            if self._world.rank == root:
+                return self._world.broadcast(f.get_tensor(name).contiguous(), root)
             like = f.get_slice(name)
             dtype = _DTYPES[like.get_dtype()]
             t = torch.empty(like.get_shape(), dtype=getattr(torch, dtype))
-        return self._here.broadcast(t, root)
+        return self._world.broadcast(t, root)
 
     def names(self, prefix: str) -> list[str]:
         """Names that begin with ``prefix``, in a fixed order."""
@@ -75,9 +75,9 @@ def save(
     seconds: float,
     tensors: Iterable[tuple[str, Tensor]],
     what: dict[str, Any],
-    here: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> None:
-    """Write the checkpoint "``step`` steps are done" and remove all but the last ``KEPT``.
+    """Write the checkpoint "``step`` steps are done" and remove all but the last ``N_KEPT``.
 
     Args:
         directory: folder of this training's checkpoints, one that all processes see.
@@ -85,7 +85,7 @@ def save(
         seconds: training time so far.
         tensors: by dotted name, on any device; the same names in the same order on every process.
         what: identity of the training, JSON values; compared on ``load``.
-        here: this process; all take part.
+        world: this process; all take part.
 
     Raises:
         W2SError: on every process if one cannot write, a full disk for instance; older ones are
@@ -93,17 +93,17 @@ def save(
     """
     final = directory / f"{_PREFIX}{step:08d}"
     temporary = directory / f".{final.name}"
-    error = _begin(temporary) if here.first else ""
-    file = f"state-{here.rank:05d}.safetensors"
+    error = _begin(temporary) if world.is_main_process else ""
+    file = f"state-{world.rank:05d}.safetensors"
     mine: dict[str, Tensor] = {}
     for i, (name, t) in enumerate(tensors):
-        if i % here.size == here.rank:
+        if i % world.size == world.rank:
             mine[name] = t.detach().to("cpu", copy=True).contiguous()
-    _agree(here, final, error)
+    _agree(world, final, error)
     digest, error = _write(mine, temporary / file)
-    _agree(here, final, error)  # everyone's file is closed
-    written = here.gather([file, digest, list(mine)])
-    if here.first:
+    _agree(world, final, error)  # everyone's file is closed
+    written = world.all_gather_object([file, digest, list(mine)])
+    if world.is_main_process:
         meta = {
             "step": step,
             "seconds": seconds,
@@ -112,31 +112,31 @@ def save(
             "tensors": {name: names for name, _, names in written},
         }
         error = _publish(temporary, final, meta)
-    _agree(here, final, error)
-    if here.first:
-        for old in finished(directory)[:-KEPT]:
+    _agree(world, final, error)
+    if world.is_main_process:
+        for old in finished(directory)[:-N_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load(directory: Path, what: dict[str, Any], here: World = ALONE) -> Checkpoint | None:
+def load(directory: Path, what: dict[str, Any], world: World = SINGLE_PROCESS) -> Checkpoint | None:
     """The newest undamaged checkpoint of this training, or None; all processes take part.
 
     Raises:
         W2SError: if all are damaged, or the newest is of another training; the message names what
             differs.
     """
-    found = here.share([p.name for p in finished(directory)])
-    if here.first:
+    found = world.broadcast_object([p.name for p in finished(directory)])
+    if world.is_main_process:
         for left_by_a_kill in directory.glob(f".{_PREFIX}*"):
             shutil.rmtree(left_by_a_kill, ignore_errors=True)
     damage: list[str] = []
     for name in reversed(found):
         path = directory / name
-        meta, fault = _verify(path, here)
+        meta, fault = _verify(path, world)
         if meta is None:
             damage.append(f"checkpoint {path} is damaged ({fault})")
             continue
-        if damage and here.first:
+        if damage and world.is_main_process:
             warnings.warn(f"{damage[-1]}; continuing from {name}", stacklevel=2)
         saved = meta["training"]
         differs = sorted(k for k in {*saved, *what} if saved.get(k) != what.get(k))
@@ -146,7 +146,7 @@ def load(directory: Path, what: dict[str, Any], here: World = ALONE) -> Checkpoi
                 f"{_difference(differs[0], saved, what)}; use another directory, or remove this "
                 "one to start again"
             )
-        return Checkpoint(path, meta, here)
+        return Checkpoint(path, meta, world)
     if damage:
         raise W2SError(f"{damage[0]}; remove it to continue")
     return None
@@ -194,20 +194,20 @@ def _publish(temporary: Path, final: Path, meta: dict[str, Any]) -> str:
     return ""
 
 
-def _agree(here: World, final: Path, error: str) -> None:
+def _agree(world: World, final: Path, error: str) -> None:
     """Raise on every process if one of them failed."""
-    for rank, told in enumerate(here.gather(error)):
+    for rank, told in enumerate(world.all_gather_object(error)):
         if told:
-            if here.first:
+            if world.is_main_process:
                 shutil.rmtree(final.with_name(f".{final.name}"), ignore_errors=True)
-            who = "" if here.size == 1 else f" by rank {rank}"
+            who = "" if world.size == 1 else f" by rank {rank}"
             raise W2SError(
                 f"checkpoint {final} could not be written{who}: {told}; free some space and run "
                 "again, the training continues from the checkpoint before"
             )
 
 
-def _verify(path: Path, here: World) -> tuple[dict[str, Any] | None, str]:
+def _verify(path: Path, world: World) -> tuple[dict[str, Any] | None, str]:
     """The record of a checkpoint whose files are all as they were written, else the fault."""
     try:
         meta = json.loads((path / _META).read_text())
@@ -216,13 +216,13 @@ def _verify(path: Path, here: World) -> tuple[dict[str, Any] | None, str]:
         fault = f"{_META} lacks {', '.join(sorted(missing))}" if missing else ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         meta, files, fault = None, [], f"{_META}: {type(e).__name__}"
-    for name, wanted in files[here.rank :: here.size]:  # every process checks its share
+    for name, wanted in files[world.rank :: world.size]:  # every process checks its share
         try:
             if file_hash(path / name) != wanted:
                 fault = f"{name} differs from its checksum"
         except OSError as e:
             fault = f"{name}: {e.strerror}"
-    faults = [f for f in here.gather(fault) if f]
+    faults = [f for f in world.all_gather_object(fault) if f]
     return (None, faults[0]) if faults else (meta, "")
 
 

@@ -1,7 +1,7 @@
-"""Prompts with answers as rows of tokens: labels on the answer and its end, nowhere else.
+"""Prompts with completions as rows of tokens, with labels on the completion and its end token.
 
-A row's input is its prompt and answer; each of its last k tokens predicts one label, which are the
-k - 1 answer tokens and the end token. So the labels of a row always stand at its end.
+The input of a row is its prompt and completion; each of its last k tokens predicts one label: the
+k - 1 later completion tokens and the end token. Thus the labels of a row are always at its end.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from w2s_fast.errors import W2SError
 from w2s_fast.training.data import Encoded, pad_id
 
 
-class AnswerBatch(NamedTuple):
-    """Right-padded rows and where their labels are predicted, on the model's device."""
+class CompletionBatch(NamedTuple):
+    """Right-padded rows and the positions that predict a label, on the model's device."""
 
     input_ids: Tensor  # (B, T) int64
     attention_mask: Tensor  # (B, T) int64, 1 on real tokens
-    positions: Tensor  # (n,) int64 rows of the flattened (B, T), row after row
+    positions: Tensor  # (n,) int64 indices into the flattened (B, T), row after row
 
-    def padded(self, n: int) -> AnswerBatch:
-        """With positions that carry no label until there are ``n``."""
-        fill = self.positions.new_zeros(n - len(self.positions))
-        return self._replace(positions=torch.cat([self.positions, fill]))
+    def padded(self, n: int) -> CompletionBatch:
+        """Return the batch with ``n`` positions; those added carry no label."""
+        padding = self.positions.new_zeros(n - len(self.positions))
+        return self._replace(positions=torch.cat([self.positions, padding]))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Answers(Encoded):
-    """N tokenized prompts with answers; ``tokens`` are what the model reads.
+class Completions(Encoded):
+    """N tokenized prompts with completions; ``tokens`` are the model's inputs.
 
     Attributes:
         labels: (L,) int32 tokens to predict, row after row.
@@ -46,34 +46,34 @@ class Answers(Encoded):
     starts: np.ndarray
 
     def digest(self) -> str:
-        """Content hash; of the labels, which are targets, only where they are."""
-        where = hashlib.sha256(np.ascontiguousarray(self.starts).tobytes())
-        return f"{super().digest()}-{where.hexdigest()}"
+        """Return a content hash; labels are targets, so only their positions are part of it."""
+        starts = hashlib.sha256(np.ascontiguousarray(self.starts).tobytes())
+        return f"{super().digest()}-{starts.hexdigest()}"
 
-    def rows(self, part: slice) -> Answers:
-        """Some of the rows, in their order."""
+    def rows(self, part: slice) -> Completions:
+        """Select contiguous rows."""
         start, stop, _ = part.indices(len(self))
         low, high = self.starts[start], self.starts[stop]
         inputs = super().rows(part)
-        return Answers(
+        return Completions(
             inputs.tokens, inputs.offsets, None, self.pad_id,
             labels=self.labels[low:high], starts=self.starts[start : stop + 1] - low,
         )  # fmt: skip
 
-    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> AnswerBatch:  # type: ignore[override]
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> CompletionBatch:  # type: ignore[override]
         """Collate the given rows, padded on the right to the longest of them."""
         ids, mask, _ = super().batch(rows, device)
         ends = np.arange(len(rows)) * ids.shape[1] + self.lengths[rows]
         counts = np.diff(self.starts)[rows]
         positions = np.concatenate([np.arange(e - k, e) for e, k in zip(ends, counts, strict=True)])
-        return AnswerBatch(ids, mask, torch.from_numpy(positions).to(device))
+        return CompletionBatch(ids, mask, torch.from_numpy(positions).to(device))
 
     def label_index(self, rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which labels the given rows have, where process r holds rows r, r + size, ....
+        """Index the labels of the given rows, where process r holds rows r, r + size, ....
 
         Returns:
-            (n,) index into ``labels`` and (n,) index into ``rows``. Entry i is of process
-            i % size; where a process has fewer labels than another the index is -1.
+            (n,) index into ``labels`` and (n,) index into ``rows``. Entry i belongs to process
+            i % size; the index is -1 where a process has fewer labels than another.
         """
         shares = [self._labels_of(rows, np.arange(r, len(rows), size)) for r in range(size)]
         most = max(len(index) for index, _ in shares)
@@ -88,63 +88,66 @@ class Answers(Encoded):
         return np.concatenate(parts), np.repeat(which, [len(p) for p in parts])
 
 
-def encode_answers(
+def encode_completions(
     tokenizer: Any,
     prompts: Sequence[str],
-    answers: Sequence[str],
+    completions: Sequence[str],
     max_length: int = 512,
     end: bool = True,
-) -> Answers:
-    """Tokenize prompts with their answers, labels on the answers and the end token.
+) -> Completions:
+    """Tokenize prompts with their completions, with labels on the completions and the end token.
 
-    An answer's tokens are those that follow the prompt's in the text of both. Too long a prompt
-    loses its beginning; an answer is never cut.
+    The tokens of a completion are those that follow the prompt's in the text of both. A prompt that
+    is too long loses its beginning; a completion is never cut.
 
     Args:
         tokenizer: a transformers tokenizer.
-        prompts, answers: N texts each; what separates them (a space) belongs to one of them.
-        max_length: tokens of a row; a tokenizer that knows a smaller limit of its model wins.
+        prompts, completions: N texts each; a space that separates them belongs to one of them.
+        max_length: tokens of a row; a smaller limit that the tokenizer knows takes precedence.
         end: whether the end token is a label, too.
 
     Raises:
-        W2SError: if there are no rows, an answer leaves no room for its prompt, or has no tokens
+        W2SError: if there are no rows, a completion leaves no room for its prompt or has no tokens
             (without ``end``), or the tokenizer has no end token.
     """
-    if not len(prompts) or len(prompts) != len(answers):
+    if not len(prompts) or len(prompts) != len(completions):
         raise W2SError(
-            f"{len(prompts)} prompts and {len(answers)} answers; expected as many, at least one"
+            f"{len(prompts)} prompts and {len(completions)} completions; expected as many, at "
+            "least one"
         )
     eos = end_token(tokenizer)
     limit = min(max_length, tokenizer.model_max_length)
-    before = prompt_ids(tokenizer, prompts)
-    both = prompt_ids(tokenizer, [p + a for p, a in zip(prompts, answers, strict=True)])
+    prompt_tokens = prompt_ids(tokenizer, prompts)
+    all_tokens = prompt_ids(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
     inputs: list[list[int]] = []
     labels: list[list[int]] = []
-    for row, (prompt, whole) in enumerate(zip(before, both, strict=True)):
-        answer = whole[len(prompt) :]
-        if whole[: len(prompt)] != prompt:  # a token reaches over the seam
-            answer = tokenizer(answers[row], add_special_tokens=False)["input_ids"]
-        wanted = [*answer, eos] if end else answer
-        if not wanted:
-            raise W2SError(f"answer {row} is {answers[row]!r}, which has no tokens; fill it")
-        room = limit - len(wanted) + 1
+    for row, (prompt, both) in enumerate(zip(prompt_tokens, all_tokens, strict=True)):
+        completion = both[len(prompt) :]
+        if both[: len(prompt)] != prompt:  # a token spans the boundary
+            completion = tokenizer(completions[row], add_special_tokens=False)["input_ids"]
+        row_labels = [*completion, eos] if end else completion
+        if not row_labels:
+            raise W2SError(
+                f"completion {row} is {completions[row]!r}, which has no tokens; fill it"
+            )
+        room = limit - len(row_labels) + 1
         if room < 1:
             raise W2SError(
-                f"answer {row} has {len(answer)} tokens and leaves no room for its prompt in "
-                f"max_length={limit}; use a larger one, or leave the row out"
+                f"completion {row} has {len(completion)} tokens and leaves no room for its prompt "
+                f"in max_length={limit}; use a larger one, or leave the row out"
             )
-        inputs.append([*cut(tokenizer, prompt, room), *wanted[:-1]])
-        labels.append(wanted)
-    return _answers(tokenizer, inputs, labels)
+        inputs.append([*truncate_left(tokenizer, prompt, room), *row_labels[:-1]])
+        labels.append(row_labels)
+    return _completions(tokenizer, inputs, labels)
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int = 512) -> Answers:
-    """Tokenize texts with every token but the first one as a label, and the end: a language model.
+def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int = 512) -> Completions:
+    """Tokenize texts for language modelling: every token but the first is a label, and the end.
 
     Args:
         tokenizer: a transformers tokenizer.
-        texts: N texts; what does not fit is cut off at the end.
-        max_length: tokens of a row; a tokenizer that knows a smaller limit of its model wins.
+        texts: N texts, truncated on the right.
+        max_length: tokens of a row; a smaller limit that the tokenizer knows takes precedence.
 
     Raises:
         W2SError: if there are no texts, one has no tokens, or there is no end token.
@@ -152,41 +155,40 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int = 512) ->
     if not len(texts):
         raise W2SError("no texts; expected at least one")
     limit, eos = min(max_length, tokenizer.model_max_length), end_token(tokenizer)
-    whole = [[*ids, eos][: limit + 1] for ids in prompt_ids(tokenizer, texts)]
-    inputs, labels = [ids[:-1] for ids in whole], [ids[1:] for ids in whole]
-    return _answers(tokenizer, inputs, labels)
+    rows = [[*ids, eos][: limit + 1] for ids in prompt_ids(tokenizer, texts)]
+    return _completions(tokenizer, [ids[:-1] for ids in rows], [ids[1:] for ids in rows])
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], room: int) -> Encoded:
-    """Prompts alone, cut to their last ``room`` tokens.
+    """Tokenize prompts alone, truncated to their last ``room`` tokens.
 
     Raises:
         W2SError: if there are none.
     """
     if not len(prompts):
         raise W2SError("no prompts; expected at least one")
-    rows = [cut(tokenizer, ids, room) for ids in prompt_ids(tokenizer, prompts)]
+    rows = [truncate_left(tokenizer, ids, room) for ids in prompt_ids(tokenizer, prompts)]
     return Encoded(np.concatenate(rows).astype(np.int32), _offsets(rows), None, pad_id(tokenizer))
 
 
 def prompt_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens that a model continues: with what opens a text, without what ends it.
+    """Tokenize texts for a model to continue: with the opening token, without the end token.
 
     Raises:
         W2SError: for a text without tokens.
     """
     eos = tokenizer.eos_token_id
-    found: list[list[int]] = []
+    rows: list[list[int]] = []
     for row, ids in enumerate(tokenizer(list(texts), verbose=False)["input_ids"]):
-        closed = len(ids) > 1 and ids[-1] == eos and not texts[row].endswith(tokenizer.eos_token)
-        found.append(list(ids[:-1] if closed else ids))
-        if not found[-1]:
+        added = len(ids) > 1 and ids[-1] == eos and not texts[row].endswith(tokenizer.eos_token)
+        rows.append(list(ids[:-1] if added else ids))
+        if not rows[-1]:
             raise W2SError(f"text {row} has no tokens; fill it, or leave it out")
-    return found
+    return rows
 
 
-def cut(tokenizer: Any, ids: list[int], room: int) -> list[int]:
-    """The last ``room`` tokens; the token that opens every text stays if there is room for two."""
+def truncate_left(tokenizer: Any, ids: list[int], room: int) -> list[int]:
+    """Return the last ``room`` tokens; an opening special token stays if there is room for two."""
     if len(ids) <= room:
         return ids
     opening = ids[:1] if ids[0] == tokenizer.bos_token_id and room > 1 else []
@@ -194,18 +196,20 @@ def cut(tokenizer: Any, ids: list[int], room: int) -> list[int]:
 
 
 def end_token(tokenizer: Any) -> int:
-    """Id of the token that ends an answer.
+    """Return the id of the token that ends a completion.
 
     Raises:
         W2SError: if there is none.
     """
     if tokenizer.eos_token_id is None:
-        raise W2SError("the tokenizer has no end token (eos_token), which answers need; set one")
+        raise W2SError(
+            "the tokenizer has no end token (eos_token), which completions need; set one"
+        )
     return int(tokenizer.eos_token_id)
 
 
-def _answers(tokenizer: Any, inputs: list[list[int]], labels: list[list[int]]) -> Answers:
-    return Answers(
+def _completions(tokenizer: Any, inputs: list[list[int]], labels: list[list[int]]) -> Completions:
+    return Completions(
         tokens=np.concatenate(inputs).astype(np.int32),
         offsets=_offsets(inputs),
         types=None,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from w2s_fast.errors import W2SError, nearest
 
 SCHEDULES = ("cosine", "linear", "constant")
 THRESHOLDS = ("exact", "window", "ema", "microbatch")
 OFFLOAD = ("none", "cpu", "nvme")
-# How a training is carried out, not what is trained: a checkpoint resumes with other values.
-CARRIED_OUT = (
+# Fields that do not change what is trained: a checkpoint resumes with other values of them.
+EXECUTION_FIELDS = (
     "checkpoint_every", "zero_stage", "offload_optimizer", "offload_params", "nvme_path",
     "deepspeed_config", "timeout_s",
 )  # fmt: skip
@@ -123,6 +123,34 @@ class TrainConfig:
                 f"deepspeed_config is {self.deepspeed_config!r} at zero_stage=0, which is "
                 "plain torch"
             )
+
+    def unsharded(self) -> TrainConfig:
+        """Return the same training on one device; sharding does not change what is trained."""
+        return replace(
+            self,
+            zero_stage=0,
+            offload_optimizer="none",
+            offload_params="none",
+            nvme_path=None,
+            deepspeed_config=None,
+        )
+
+    def batch_shape(self, n_processes: int) -> tuple[int, int]:
+        """Return (rows of a micro-batch, micro-batches of a step) of each process.
+
+        Raises:
+            W2SError: if the batch does not split evenly over the processes.
+        """
+        if self.batch_size % n_processes:
+            low = self.batch_size // n_processes * n_processes
+            fits = f"{low} or {low + n_processes}" if low else f"{n_processes}"
+            raise W2SError(
+                f"batch_size is {self.batch_size}, which does not split over {n_processes} "
+                f"processes; use {fits}, or another number of processes"
+            )
+        rows = self.batch_size // n_processes
+        micro = min(self.micro_batch_size or rows, rows)
+        return micro, -(-rows // micro)
 
     def steps(self, n_rows: int) -> int:
         """Optimizer steps of a training on ``n_rows`` rows; the last one may have fewer rows."""

@@ -44,7 +44,7 @@ class RowData(Protocol):
         """Content hash, to recognise the data of a checkpoint."""
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Any:
-        """What the model's ``forward`` takes, of these rows: ``Batch`` or ``AnswerBatch``."""
+        """What the model's ``forward`` takes, of these rows: ``Batch`` or ``CompletionBatch``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ def encode(
         raise W2SError("no examples to encode; expected at least one row")
     if kind not in ("classification", "preference"):
         raise W2SError(
-            f"kind is {kind!r}; expected classification or preference (generation: encode_answers)"
+            f"kind is {kind!r}; expected classes or preference (answers: encode_completions)"
         )
     limit = min(max_length, tokenizer.model_max_length)
     if kind == "preference":

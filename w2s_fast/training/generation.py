@@ -1,8 +1,8 @@
-"""Texts that a language model writes: greedy or sampled, the same on any number of processes.
+"""Text generation, greedy or sampled, with the same result on any number of processes.
 
-Sampling is exact and belongs to the row: the Gumbel-max trick, argmax(z / T + g), with noise from
-a generator of its own for every sample. So neither the batch of a row nor the process that computes
-it plays a part, beyond rounding.
+Sampling is exact and independent of batching: the Gumbel-max trick, argmax(z / T + g), with noise
+from a separate generator for every sample. Thus neither the batch of a row nor the process that
+computes it changes the result, beyond rounding.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2s_fast.distributed.world import world
+from w2s_fast.distributed.world import get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.models.weights import is_partitioned
 from w2s_fast.training.completions import encode_prompts, end_token
 from w2s_fast.training.data import Encoded, derived_seed, token_batches
+from w2s_fast.training.prediction import distributed_batches
+from w2s_fast.training.train_mode import eval_mode
 
-# Tokens of a batch, prompts and what is written: a step reads all weights, whatever the batch is.
+# Tokens of a batch, prompts and completions: a step reads all weights, whatever the batch size.
 BATCH_TOKENS = 16384
 
 
@@ -38,59 +40,53 @@ def generate(
     max_length: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """What the model writes after each prompt, up to its end token.
+    """Generate a completion of each prompt, up to the end token.
 
-    Prompts of like length are one batch, padded on the left; keys and values are cached. Under a
-    launcher every process calls this with the same prompts, writes its share and gets all. The
-    model runs in eval mode and is left in the mode it came in; random state is not touched.
+    Prompts of similar length form a batch, padded on the left; keys and values are cached. Under a
+    launcher every process calls this with the same prompts, generates its share and receives all.
+    The model runs in eval mode and is returned to its mode; random state is not touched.
 
     Args:
-        model: of ``build_model(..., kind="generation")``.
+        model: a causal language model from ``build_model``.
         tokenizer: its tokenizer.
         prompts: N texts.
-        max_new_tokens: tokens of an answer at most.
+        max_new_tokens: maximum tokens of a completion.
         temperature: 0: the most likely token each time. Above: sampled from softmax(z / T).
-        n: answers a prompt.
+        n: completions a prompt.
         seed: of the samples; sample j of prompt i is a function of it, i, j and the model. Or one
-            for each prompt, and i plays no part.
-        batch_size: answers that are written together at most.
-        max_length: tokens of prompt and answer together; a prompt that is too long loses its
-            beginning. None: what model and tokenizer can read.
-        progress: called on rank 0 with (answers done, answers).
+            seed for each prompt, in place of the common seed and i.
+        batch_size: maximum completions of one batch.
+        max_length: tokens of prompt and completion together; a prompt that is too long loses its
+            beginning. None: the limit of model and tokenizer.
+        progress: called on rank 0 with (completions done, completions).
 
     Returns:
-        N n texts without the end token, the answers of one prompt side by side.
+        N n texts without the end token, the completions of one prompt side by side.
 
     Raises:
         W2SError: for numbers that do not fit, no prompts, or an empty one.
     """
-    room = _room(model, tokenizer, max_new_tokens, max_length, temperature, n)
+    room = _prompt_room(model, tokenizer, max_new_tokens, max_length, temperature, n)
     data = encode_prompts(tokenizer, prompts, room)
-    here, device = world(), next(model.parameters()).device
+    world, device = get_world(), next(model.parameters()).device
     rows = np.repeat(np.arange(len(data)), n)
     lengths = data.lengths[rows] + max_new_tokens
     batches = list(token_batches(lengths, batch_size, BATCH_TOKENS))
-    written: list[tuple[int, list[int]]] = []
-    training, done = model.training, 0
-    model.eval()
-    try:
-        for start in range(0, len(batches), here.size):
-            together = batches[start : start + here.size]
-            # A partitioned model needs all of its processes in every forward.
-            mine = together[min(here.rank, len(together) - 1)]
-            seeds = [_seed(seed, int(rows[i]), int(i) % n) for i in mine]
+    generated: list[tuple[int, list[int]]] = []
+    done = 0
+    with eval_mode(model):
+        for own, group in distributed_batches(batches, world):
+            seeds = [_seed(seed, int(rows[i]), int(i) % n) for i in own]
             sampler = _Sampler(seeds, temperature, device) if temperature else None
-            found = _write(model, tokenizer, data, rows[mine], max_new_tokens, sampler)
-            if here.rank < len(together):
-                written += zip(mine.tolist(), found, strict=True)
-            done += sum(map(len, together))
-            if progress is not None and here.first:
+            tokens = _generate_batch(model, tokenizer, data, rows[own], max_new_tokens, sampler)
+            if world.rank < len(group):
+                generated += zip(own.tolist(), tokens, strict=True)
+            done += sum(map(len, group))
+            if progress is not None and world.is_main_process:
                 progress(done, len(rows))
-    finally:
-        model.train(training)
-    answers = dict(tuple(pair) for part in here.gather(written) for pair in part)
+    by_row = dict(tuple(pair) for part in world.all_gather_object(generated) for pair in part)
     prompt = np.split(data.tokens, data.offsets[1:-1])
-    return [_text(tokenizer, prompt[rows[i]].tolist(), answers[i]) for i in range(len(rows))]
+    return [_text(tokenizer, prompt[rows[i]].tolist(), by_row[i]) for i in range(len(rows))]
 
 
 def _seed(seed: int | Sequence[int], row: int, sample: int) -> int:
@@ -100,7 +96,7 @@ def _seed(seed: int | Sequence[int], row: int, sample: int) -> int:
 
 
 class _Sampler:
-    """Adds to every row noise of its own; what is largest then is a sample. Of transformers."""
+    """Logits processor of transformers: adds Gumbel noise, so that the argmax is a sample."""
 
     supports_continuous_batching = False
 
@@ -115,7 +111,7 @@ class _Sampler:
         return z
 
 
-def _write(
+def _generate_batch(
     model: Any,
     tokenizer: Any,
     data: Encoded,
@@ -123,16 +119,16 @@ def _write(
     max_new_tokens: int,
     sampler: _Sampler | None,
 ) -> list[list[int]]:
-    """New tokens of each row up to its end token."""
+    """Return the new tokens of each row up to its end token."""
     from transformers import GenerationConfig
 
     ids, mask, _ = data.batch(rows, next(model.parameters()).device)
-    # Right to left: a stable sort brings the padding to the front and keeps the tokens' order.
+    # From right to left padding: a stable sort moves the padding to the front.
     order = mask.argsort(dim=1, stable=True)
     ids, mask = ids.gather(1, order), mask.gather(1, order)
     lm = model.lm
-    ends = _ends(lm, tokenizer)
-    own, lm.generation_config = lm.generation_config, GenerationConfig()
+    end_tokens = _end_tokens(lm, tokenizer)
+    original, lm.generation_config = lm.generation_config, GenerationConfig()
     try:
         out = lm.generate(
             input_ids=ids,
@@ -141,30 +137,30 @@ def _write(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 use_cache=True,
-                eos_token_id=ends,
+                eos_token_id=end_tokens,
                 pad_token_id=data.pad_id,
             ),
             logits_processor=[] if sampler is None else [sampler],
-            synced_gpus=world().size > 1 and any(map(is_partitioned, lm.parameters())),
+            synced_gpus=get_world().size > 1 and any(map(is_partitioned, lm.parameters())),
         )
     finally:
-        lm.generation_config = own
-    found = []
+        lm.generation_config = original
+    completions = []
     for row in out[:, ids.shape[1] :].tolist():
-        stop = next((i for i, token in enumerate(row) if token in ends), len(row))
-        found.append(row[:stop])
-    return found
+        stop = next((i for i, token in enumerate(row) if token in end_tokens), len(row))
+        completions.append(row[:stop])
+    return completions
 
 
-def _ends(lm: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end an answer: the tokenizer's, and those the checkpoint names besides."""
+def _end_tokens(lm: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end a completion: the tokenizer's, and those of the checkpoint."""
     more = getattr(lm.generation_config, "eos_token_id", None)
-    listed = more if isinstance(more, list) else [] if more is None else [more]
-    return sorted({end_token(tokenizer), *listed})
+    ids = more if isinstance(more, list) else [] if more is None else [more]
+    return sorted({end_token(tokenizer), *ids})
 
 
 def _text(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
-    """What the new tokens add to the text: some tokenizers drop a space that begins a text."""
+    """Decode the new tokens after the prompt; some tokenizers drop a space that begins a text."""
     before = tokenizer.decode(prompt, skip_special_tokens=True)
     whole = tokenizer.decode([*prompt, *new], skip_special_tokens=True)
     if whole.startswith(before):
@@ -172,7 +168,7 @@ def _text(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
     return tokenizer.decode(new, skip_special_tokens=True)
 
 
-def _room(
+def _prompt_room(
     model: Any,
     tokenizer: Any,
     max_new_tokens: int,
@@ -180,7 +176,7 @@ def _room(
     temperature: float,
     n: int,
 ) -> int:
-    """Tokens that a prompt may have."""
+    """Return the maximum tokens of a prompt."""
     if max_new_tokens < 1 or n < 1 or not 0 <= temperature < float("inf"):
         raise W2SError(
             f"max_new_tokens is {max_new_tokens}, n {n}, temperature {temperature}; expected at "

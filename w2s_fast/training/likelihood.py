@@ -1,4 +1,4 @@
-"""How likely a language model finds given words: log-probabilities, logits never stored."""
+"""Log-probabilities of texts under a language model; logits are never stored."""
 
 from __future__ import annotations
 
@@ -12,48 +12,49 @@ from torch import Tensor, nn
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
 from w2s_fast.ops.lazy_logits import Projected
-from w2s_fast.training.completions import AnswerBatch, Answers, encode_answers
-from w2s_fast.training.prediction import share
-from w2s_fast.training.step import forward
+from w2s_fast.training.completions import CompletionBatch, Completions, encode_completions
+from w2s_fast.training.engine import forward
+from w2s_fast.training.prediction import map_batches
 
 
 def sequence_logprob(
     model: nn.Module,
     tokenizer: Any,
     prompts: Sequence[str],
-    answers: Sequence[str],
+    completions: Sequence[str],
     max_length: int = 512,
     end: bool = True,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """log p(answer | prompt): the sum over the answer's tokens, and over the end token.
+    """Compute log p(completion | prompt), summed over the completion's tokens and the end token.
 
-    Batched and shared out as in ``predict``; the model runs in eval mode and comes back as it was.
+    Batches are distributed as in ``predict``; the model runs in eval mode and is returned to its
+    mode.
 
     Args:
-        model: of ``build_model(..., kind="generation")``.
-        tokenizer, prompts, answers, max_length, end: see ``encode_answers``.
-        batch_size: rows of one forward at most.
+        model: a causal language model from ``build_model``.
+        tokenizer, prompts, completions, max_length, end: see ``encode_completions``.
+        batch_size: maximum rows of one forward.
 
     Returns:
         (N,) float32, nats.
 
     Raises:
-        W2SError: see ``encode_answers``; or if a result is not finite.
+        W2SError: see ``encode_completions``; or if a result is not finite.
     """
-    data = encode_answers(tokenizer, prompts, answers, max_length, end)
-    return answer_logprob(model, data, batch_size)
+    data = encode_completions(tokenizer, prompts, completions, max_length, end)
+    return completion_logprob(model, data, batch_size)
 
 
 @torch.inference_mode()
-def answer_logprob(model: nn.Module, data: Answers, batch_size: int = 64) -> np.ndarray:
-    """``sequence_logprob`` of rows that are tokenized already."""
-    rows = _Numbered(data)
+def completion_logprob(model: nn.Module, data: Completions, batch_size: int = 64) -> np.ndarray:
+    """Compute ``sequence_logprob`` of tokenized rows."""
+    rows = _RowTracker(data)
 
-    def compute(batch: AnswerBatch) -> Tensor:
+    def compute(batch: CompletionBatch) -> Tensor:
         labels, owner = rows.labels(batch.positions.device)
 
-        def then(z: Projected) -> Tensor:
+        def sum_logprob(z: Projected) -> Tensor:
             tokens = linear_logprob(
                 z.hidden, z.weight, labels, bias=z.bias, softcap=z.softcap, memory_mib=z.memory_mib
             )
@@ -61,9 +62,9 @@ def answer_logprob(model: nn.Module, data: Answers, batch_size: int = 64) -> np.
             zero = tokens.new_zeros(len(batch.input_ids))
             return zero.index_add(0, owner, tokens).float().unsqueeze(1)
 
-        return forward(model, batch, then)
+        return forward(model, batch, sum_logprob)
 
-    return _finite(share(model, rows, batch_size, compute)[:, 0])
+    return _check_finite(map_batches(model, rows, batch_size, compute)[:, 0])
 
 
 @torch.inference_mode()
@@ -75,20 +76,20 @@ def next_token_probs(
     max_length: int = 512,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """How a language model weighs C words after a text: zero-shot labels.
+    """Compare the probabilities of C words after each text, for zero-shot labels.
 
         p_c = p(word_c | text) / sum_k p(word_k | text)
 
-    A word of several tokens counts as a whole, without an end token. Words of one token each need
-    one forward a text, others one for each of them.
+    A word of several tokens is scored as a whole, without an end token. If every word is one token,
+    one forward a text is enough; otherwise each pair of text and word needs one.
 
     Args:
-        model: of ``build_model(..., kind="generation")``.
+        model: a causal language model from ``build_model``.
         tokenizer: its tokenizer.
         texts: N texts.
-        words: C different words, with the space before them if there is one.
-        max_length: tokens; of a longer text the end is read.
-        batch_size: rows of one forward at most.
+        words: C different words, including the space before them if there is one.
+        max_length: tokens; a longer text loses its beginning.
+        batch_size: maximum rows of one forward.
 
     Returns:
         (N, C) float32; rows sum to 1.
@@ -99,45 +100,48 @@ def next_token_probs(
     if len(set(words)) < max(2, len(words)):
         raise W2SError(f"words are {list(words)}; expected at least two different ones")
     repeated = [text for text in texts for _ in words]
-    data = encode_answers(tokenizer, repeated, list(words) * len(texts), max_length, end=False)
+    data = encode_completions(tokenizer, repeated, list(words) * len(texts), max_length, end=False)
     if len(data.labels) == len(data):
         logp = _first_tokens(model, data, len(words), batch_size)
     else:
-        logp = answer_logprob(model, data, batch_size).reshape(-1, len(words))
+        logp = completion_logprob(model, data, batch_size).reshape(-1, len(words))
     return torch.from_numpy(logp).softmax(1).numpy()
 
 
-def _first_tokens(model: nn.Module, data: Answers, n_words: int, batch_size: int) -> np.ndarray:
-    """(N, C) log-probabilities of words of one token, from one row a text."""
+def _first_tokens(model: nn.Module, data: Completions, n_words: int, batch_size: int) -> np.ndarray:
+    """Return (N, C) log-probabilities of one-token words, from one row a text."""
     ids = torch.from_numpy(data.labels.astype(np.int64)).view(-1, n_words)
     for row in ids.tolist():
         if len(set(row)) < n_words:
             raise W2SError(f"two words begin and end with the same token: {row}; use other words")
-    rows = _Numbered(data, every=n_words)
+    rows = _RowTracker(data, every=n_words)
 
-    def compute(batch: AnswerBatch) -> Tensor:
-        wanted = ids[torch.from_numpy(rows.taken)].to(batch.input_ids.device)
+    def compute(batch: CompletionBatch) -> Tensor:
+        word_ids = ids[torch.from_numpy(rows.last_batch)].to(batch.input_ids.device)
 
-        def then(z: Projected) -> Tensor:
+        def word_logprob(z: Projected) -> Tensor:
             logp, _ = linear_topk_logprob(
-                z.hidden, z.weight, wanted, bias=z.bias, softcap=z.softcap, memory_mib=z.memory_mib
-            )
+                z.hidden, z.weight, word_ids, bias=z.bias, softcap=z.softcap,
+                memory_mib=z.memory_mib,
+            )  # fmt: skip
             return logp.float()
 
-        return forward(model, batch, then)
+        return forward(model, batch, word_logprob)
 
-    return _finite(share(model, rows, batch_size, compute))
+    return _check_finite(map_batches(model, rows, batch_size, compute))
 
 
-class _Numbered:
-    """Rows for ``share`` that remember which of them made the last batch.
+class _RowTracker:
+    """Rows for ``map_batches`` that remember which of them made the last batch.
 
-    ``every``: row i stands for rows i every to i every + every - 1, whose inputs are the same.
+    Args:
+        data: the rows.
+        every: row i stands for rows i every to i every + every - 1, whose inputs are the same.
     """
 
-    def __init__(self, data: Answers, every: int = 1) -> None:
+    def __init__(self, data: Completions, every: int = 1) -> None:
         self.data, self.every = data, every
-        self.taken = np.zeros(0, dtype=np.int64)
+        self.last_batch = np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.data) // self.every
@@ -146,22 +150,22 @@ class _Numbered:
     def lengths(self) -> np.ndarray:
         return self.data.lengths[:: self.every]
 
-    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> AnswerBatch:
-        self.taken = rows
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> CompletionBatch:
+        self.last_batch = rows
         return self.data.batch(rows * self.every, device)
 
     def labels(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(n,) labels of the last batch and (n,) the row of the batch each belongs to."""
-        index, owner = self.data.label_index(self.taken, 1)
+        """Return (n,) labels of the last batch and (n,) the row of the batch each belongs to."""
+        index, owner = self.data.label_index(self.last_batch, 1)
         labels = torch.from_numpy(self.data.labels[index].astype(np.int64))
         return labels.to(device), torch.from_numpy(owner).to(device)
 
 
-def _finite(found: np.ndarray) -> np.ndarray:
-    if not np.isfinite(found).all():
-        row = int(np.flatnonzero(~np.isfinite(found).reshape(len(found), -1).all(1))[0])
+def _check_finite(logp: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(logp).reshape(len(logp), -1).all(1)
+    if not finite.all():
         raise W2SError(
-            f"the log-probability of row {row} is not finite; the model has diverged, train it "
-            "with a smaller lr"
+            f"the log-probability of row {int(np.flatnonzero(~finite)[0])} is not finite; the "
+            "model has diverged, train it with a smaller lr"
         )
-    return found
+    return logp

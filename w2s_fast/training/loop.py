@@ -13,23 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.distributed.world import World, world
+from w2s_fast.distributed.world import get_world
 from w2s_fast.errors import W2SError
-from w2s_fast.losses import Loss
+from w2s_fast.losses import Loss, LossContext
 from w2s_fast.losses._base import IGNORE
 from w2s_fast.models.weights import module_tensors, shape_of
 from w2s_fast.training import checkpoint
-from w2s_fast.training.completions import AnswerBatch, Answers
-from w2s_fast.training.config import CARRIED_OUT, TrainConfig
+from w2s_fast.training.completions import CompletionBatch, Completions
+from w2s_fast.training.config import EXECUTION_FIELDS, TrainConfig
 from w2s_fast.training.data import RowData, RowOrder, check_targets, derived_seed
-from w2s_fast.training.deepspeed.config import batch_shape
-from w2s_fast.training.monitor import Watch, Watching
-from w2s_fast.training.step import Engine, Micro, PlainEngine, Progress, StepResult, run_step
+from w2s_fast.training.engine import make_engine
+from w2s_fast.training.monitor import Monitor, Watch
+from w2s_fast.training.step import MicroBatch, StepResult, run_step
 from w2s_fast.training.thresholds import Thresholds
 from w2s_fast.training.train_mode import training_mode
 
-# Reading a loss waits for the device, or for the other processes; one CPU has nothing to wait for.
-_READ_EVERY = 20
+# Reading a loss waits for the device or for other processes; a single CPU process has no such wait.
+_READ_EVERY_STEPS = 20
+
+ProgressFn = Callable[[int, int, float], None]  # (steps done, steps, loss of the last step)
 
 
 def train(
@@ -42,47 +44,46 @@ def train(
     *,
     weight: np.ndarray | None = None,
     checkpoint_dir: Path | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: ProgressFn | None = None,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place, on the device it is on.
 
     The result is a function of the arguments: the global random state is neither used nor
-    changed, and a training continued from a checkpoint ends in the same weights, bit for bit, as
-    one that was not interrupted. Under a launcher every process calls this with the same arguments;
-    rows, and with ``cfg.zero_stage`` the model, are shared out, which changes nothing but rounding.
+    changed, and a training resumed from a checkpoint ends in the same weights, bit for bit, as one
+    that was not interrupted. Under a launcher every process calls this with the same arguments;
+    rows, and with ``cfg.zero_stage`` the model, are distributed, which changes rounding only.
 
     Args:
-        model: ``forward(input_ids, attention_mask)`` gives logits (B, C).
+        model: ``forward(input_ids, attention_mask)`` returns logits (B, C).
         data: N rows, tokenized or cached, as the model takes them.
         targets: (N,) integer hard labels (-100: row not used), or (N, C) soft labels.
-        loss: what is minimised.
-        cfg: the recipe.
+        loss: the loss to minimise.
+        cfg: hyper-parameters.
         seed: of data order and dropout. The same seed gives every loss the same batches.
         weight: (N,) row weights, or None.
-        checkpoint_dir: where checkpoints go, ``cfg.checkpoint_every`` steps apart, and where a
-            training that was interrupted continues from. The last one is left for the caller.
+        checkpoint_dir: folder of the checkpoints, written every ``cfg.checkpoint_every`` steps; an
+            interrupted training resumes from the newest. The last one is left for the caller.
         progress: called on rank 0 with (steps done, steps, loss of the last step).
-        watch: what to predict on the way, and whether the best or the last weights stay.
+        watch: rows to predict during training, and whether the best or the last weights are kept.
 
     Returns:
         ``steps``, ``seconds`` (over all interrupted parts), and per step ``losses`` (mean) and
         ``agreement`` (fraction of rows where student and weak label name the same class). With a
-        watch of M rows and K looks also ``watched`` (the steps of the looks), ``scores`` (or None),
+        watch of M rows and K evaluations also ``watched`` (their steps), ``scores`` (or None),
         ``best`` (the step of the highest score, or None) and ``trajectory`` (K, M, C) float32.
 
     Raises:
         W2SError: for targets that do not fit or are not finite, a loss that is not finite (the
             message names the step), or a checkpoint of another training.
     """
-    tokens = len(data.labels) if isinstance(data, Answers) else None
-    check_targets(targets, weight, len(data), getattr(model, "n_classes", None), tokens)
+    n_tokens = len(data.labels) if isinstance(data, Completions) else None
+    check_targets(targets, weight, len(data), getattr(model, "n_classes", None), n_tokens)
     run = _Training(model, data, targets, loss, cfg, seed, weight)
     if watch is not None:
-        run.watching = Watching(watch, model, cfg, len(data), run.here, checkpoint_dir)
-    device = run.device
-    rank = run.here.rank
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        run.monitor = Monitor(watch, model, cfg, len(data), run.world, checkpoint_dir)
+    rank = run.world.rank
+    with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(derived_seed(seed, 0, rank) if rank else seed)
         with training_mode(model, cfg):
             return run.loop(checkpoint_dir, progress)
@@ -101,112 +102,115 @@ class _Training:
         seed: int,
         weight: np.ndarray | None,
     ) -> None:
-        self.model, self.data, self.loss, self.cfg = model, data, loss, cfg
+        self.data, self.loss, self.cfg = data, loss, cfg
         self.device = next(model.parameters()).device
         hard = targets.ndim == 1
         self.targets = torch.from_numpy(targets.astype(np.int64 if hard else np.float32))
         self.weight = None if weight is None else torch.from_numpy(weight.astype(np.float32))
         self.steps = cfg.steps(len(data))
         self.order = RowOrder(len(data), cfg.batch_size, cfg.epochs, seed)
-        self.here = world()
+        self.world = get_world()
         self.shapes = [
             (n, list(shape_of(t)), t.requires_grad) for n, t in module_tensors(model).items()
         ]
-        self.engine = make_engine(model, cfg, self.here)
+        self.engine = make_engine(model, cfg, self.world)
         n_classes = getattr(model, "n_classes", 2 if hard else targets.shape[1])
         self.thresholds = Thresholds(cfg.threshold_scope, loss, n_classes, cfg.batch_size)
-        if isinstance(data, Answers) and self.thresholds.mode in ("window", "ema"):
+        if isinstance(data, Completions) and self.thresholds.mode in ("window", "ema"):
             raise W2SError(
-                f"threshold_scope={cfg.threshold_scope!r} remembers rows, of which answers have no "
-                "fixed number; use 'exact' or 'microbatch'"
+                f"threshold_scope={cfg.threshold_scope!r} keeps a fixed number of rows, which "
+                "completions do not have; use 'exact' or 'microbatch'"
             )
         state = loss.init_state()
         self.loss_state = None if state is None else state.to(self.device)
         self.log: list[list[float]] = []  # per step: loss, agreement
         self.unread: list[StepResult] = []
-        self.watching: Watching | None = None
+        self.monitor: Monitor | None = None
         self.seed, self.seconds = seed, 0.0
 
-    def loop(
-        self, directory: Path | None, progress: Callable[[int, int, float], None] | None
-    ) -> dict[str, Any]:
-        """All steps that are still to do."""
-        what = self.identity() if directory is not None else {}
-        watching = self.watching
-        first = self.resume(directory, what)
-        every = 1 if self.here.size == 1 and self.device.type == "cpu" else _READ_EVERY
+    def loop(self, directory: Path | None, progress: ProgressFn | None) -> dict[str, Any]:
+        """Run all remaining steps."""
+        identity = self.identity() if directory is not None else {}
+        first_step = self.resume(directory, identity)
+        single_cpu = self.world.size == 1 and self.device.type == "cpu"
+        read_every = 1 if single_cpu else _READ_EVERY_STEPS
         start = time.perf_counter() - self.seconds
-        for step in range(first, self.steps):
-            result = run_step(
-                self.engine, self.loss, self.micro(step), self.thresholds, self.loss_state,
-                Progress(step, self.steps), self.cfg.lr_at(step, self.steps), self.here,
-            )  # fmt: skip
-            self.loss_state = result.state
-            self.unread.append(result)
+        for step in range(first_step, self.steps):
+            self.step(step)
             done = step + 1
-            due = self.cfg.checkpoint_every and done % self.cfg.checkpoint_every == 0
-            look = watching is not None and watching.due(done)
-            if due or look or done % every == 0 or done == self.steps:
-                self.read(done)
-                if progress is not None and self.here.first:
+            save = self.cfg.checkpoint_every and done % self.cfg.checkpoint_every == 0
+            evaluate = self.monitor is not None and self.monitor.due(done)
+            if save or evaluate or done % read_every == 0 or done == self.steps:
+                self.read_results(done)
+                if progress is not None and self.world.is_main_process:
                     progress(done, self.steps, self.log[-1][0])
-            if look and watching is not None:
-                watching.look(done)
-            if due and directory is not None and done < self.steps:
+            if evaluate and self.monitor is not None:
+                self.monitor.evaluate(done)
+            if save and directory is not None and done < self.steps:
                 self.seconds = time.perf_counter() - start
-                self.save(directory, done, what)
+                self.save(directory, done, identity)
         return {
             "steps": self.steps,
             "seconds": time.perf_counter() - start,
             "losses": [row[0] for row in self.log],
             "agreement": [row[1] for row in self.log],
-            **({} if watching is None else watching.finish()),
+            **({} if self.monitor is None else self.monitor.finish()),
         }
 
-    def save(self, directory: Path, done: int, what: dict[str, Any]) -> None:
+    def step(self, step: int) -> None:
+        """Take one optimizer step."""
+        ctx = LossContext(step_frac=step / self.steps, step=step, state=self.loss_state)
+        result = run_step(
+            self.engine, self.loss, self.micro_batches(step), self.thresholds, ctx,
+            self.cfg.lr_at(step, self.steps), self.world,
+        )  # fmt: skip
+        self.loss_state = result.state
+        self.unread.append(result)
+
+    def save(self, directory: Path, done: int, identity: dict[str, Any]) -> None:
         """Write a checkpoint."""
-        if self.watching is not None:
-            self.watching.before_checkpoint()
-        checkpoint.save(directory, done, self.seconds, self.tensors(), what, self.here)
-        if self.watching is not None:
-            self.watching.after_checkpoint()
+        if self.monitor is not None:
+            self.monitor.before_checkpoint()
+        checkpoint.save(directory, done, self.seconds, self.tensors(), identity, self.world)
+        if self.monitor is not None:
+            self.monitor.after_checkpoint()
 
-    def micro(self, step: int) -> list[Micro]:
-        """This process's micro-batches of a step; every process has as many, of as many rows."""
+    def micro_batches(self, step: int) -> list[MicroBatch]:
+        """Return this process's micro-batches; all processes have as many, of as many rows."""
         rows = self.order.rows(step)
-        size, here = self.here.size, self.here
+        size = self.world.size
         weight = None if self.weight is None else self.weight[rows]
-        if fill := -len(rows) % size:  # with a row that does not count
+        if padding := -len(rows) % size:  # filled with a row of weight 0
             weight = torch.ones(len(rows)) if weight is None else weight
-            weight = torch.cat([weight, torch.zeros(fill)])
-            rows = np.concatenate([rows, np.repeat(rows[:1], fill)])
-        together = (self.cfg.micro_batch_size or len(rows) // size) * size
-        mine = slice(here.rank, None, size)
-        parts = []
-        for start in range(0, len(rows), together):
-            part = rows[start : start + together]
-            counts = None if weight is None else weight[start : start + together]
-            parts.append(self.part(part, counts, mine))
-        return parts
+            weight = torch.cat([weight, torch.zeros(padding)])
+            rows = np.concatenate([rows, np.repeat(rows[:1], padding)])
+        rows_at_once = (self.cfg.micro_batch_size or len(rows) // size) * size
+        micro_batches = []
+        for start in range(0, len(rows), rows_at_once):
+            part = slice(start, start + rows_at_once)
+            part_weight = None if weight is None else weight[part]
+            micro_batches.append(self.micro_batch(rows[part], part_weight))
+        return micro_batches
 
-    def part(self, rows: np.ndarray, weight: Tensor | None, mine: slice) -> Micro:
-        """Everyone's rows of a micro-batch, of which ``mine`` are this process's."""
-        index, batch = rows, self.data.batch(rows[mine], self.device)
-        if isinstance(self.data, Answers):
-            index, owner = self.data.label_index(rows, self.here.size)
+    def micro_batch(self, rows: np.ndarray, weight: Tensor | None) -> MicroBatch:
+        """Make a micro-batch from the rows of all processes and their weights."""
+        own = slice(self.world.rank, None, self.world.size)
+        index, batch = rows, self.data.batch(rows[own], self.device)
+        if isinstance(self.data, Completions):
+            index, owner = self.data.label_index(rows, self.world.size)
             weight = None if weight is None else weight[owner]
         weak = self.targets[index]
-        if isinstance(batch, AnswerBatch):
+        if isinstance(batch, CompletionBatch):
             weak[torch.from_numpy(index < 0)] = IGNORE
-            batch = batch.padded(len(weak[mine]))
+            batch = batch.padded(len(weak[own]))
         weak = weak.to(self.device)
         weight = None if weight is None else weight.to(self.device)
-        return Micro(batch, weak[mine], None if weight is None else weight[mine], weak, weight)
+        return MicroBatch(batch, weak[own], None if weight is None else weight[own], weak, weight)
 
-    def read(self, done: int) -> None:
-        """Bring the results of the last steps to the host and stop at one that is not finite."""
-        parts = [torch.stack([r.loss, r.agreed, r.rows]) for r in self.unread]
-        sums = self.here.sum(torch.stack(parts).double()).cpu()
+    def read_results(self, done: int) -> None:
+        """Copy the results of the unread steps to the host and check that the losses are finite."""
+        parts = [torch.stack([r.loss, r.agreement, r.rows]) for r in self.unread]
+        sums = self.world.sum(torch.stack(parts).double()).cpu()
         self.unread.clear()
         self.log.extend([[loss, agreed / max(rows, 1.0)] for loss, agreed, rows in sums.tolist()])
         for offset, bad in enumerate((~sums[:, 0].isfinite()).tolist()):
@@ -218,80 +222,58 @@ class _Training:
                 )
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Everything that changes during training, whole, by name."""
+        """Yield everything that changes during training, whole, by name."""
         yield from self.engine.tensors()
         yield from ((f"threshold.{k}", t) for k, t in self.thresholds.state.items())
         if self.loss_state is not None:
             yield "loss.state", self.loss_state
-        yield "random.cpu", self.here.rows(torch.get_rng_state()[None])
+        yield "random.cpu", self.world.all_gather(torch.get_rng_state()[None])
         if self.device.type == "cuda":
             state = torch.cuda.get_rng_state(self.device)
-            yield "random.cuda", self.here.rows(state[None])
-        if self.watching is not None:
-            yield from self.watching.tensors()
+            yield "random.cuda", self.world.all_gather(state[None])
+        if self.monitor is not None:
+            yield from self.monitor.tensors()
         yield "log.steps", torch.tensor(self.log, dtype=torch.float64)
 
-    def resume(self, directory: Path | None, what: dict[str, Any]) -> int:
-        """Restore the newest checkpoint, if any; the step to go on with."""
-        found = checkpoint.load(directory, what, self.here) if directory is not None else None
-        if found is None:
+    def resume(self, directory: Path | None, identity: dict[str, Any]) -> int:
+        """Restore the newest checkpoint, if any, and return the step to continue with."""
+        saved = checkpoint.load(directory, identity, self.world) if directory is not None else None
+        if saved is None:
             return 0
-        self.engine.load(found.read)
-        for name in found.names("threshold."):
-            if (t := found.read(name)) is not None:
+        self.engine.load(saved.read)
+        for name in saved.names("threshold."):
+            if (t := saved.read(name)) is not None:
                 self.thresholds.state[name.partition(".")[2]] = t.to(self.device)
-        if (state := found.read("loss.state")) is not None:
+        if (state := saved.read("loss.state")) is not None:
             self.loss_state = state.to(self.device)
-        if self.watching is not None:
-            self.watching.load(found)
-        self.restore_random(found.read("random.cpu"), found.read("random.cuda"), found.step)
-        log = found.read("log.steps")
-        self.log, self.seconds = [] if log is None else log.tolist(), found.seconds
-        return found.step
+        if self.monitor is not None:
+            self.monitor.load(saved)
+        self.restore_random(saved.read("random.cpu"), saved.read("random.cuda"), saved.step)
+        log = saved.read("log.steps")
+        self.log, self.seconds = [] if log is None else log.tolist(), saved.seconds
+        return saved.step
 
     def restore_random(self, cpu: Tensor | None, cuda: Tensor | None, step: int) -> None:
-        """Each process's own random state; another number of processes begins new ones."""
-        if cpu is None or len(cpu) != self.here.size:
-            torch.manual_seed(derived_seed(self.seed, step, self.here.rank))
+        """Restore each process's random state; new ones if the number of processes changed."""
+        if cpu is None or len(cpu) != self.world.size:
+            torch.manual_seed(derived_seed(self.seed, step, self.world.rank))
             return
-        torch.set_rng_state(cpu[self.here.rank].clone())
+        torch.set_rng_state(cpu[self.world.rank].clone())
         if self.device.type == "cuda" and cuda is not None:
-            torch.cuda.set_rng_state(cuda[self.here.rank].clone(), self.device)
+            torch.cuda.set_rng_state(cuda[self.world.rank].clone(), self.device)
 
     def identity(self) -> dict[str, Any]:
-        """What makes this training this one, for the checkpoint."""
-        recipe = {k: v for k, v in dataclasses.asdict(self.cfg).items() if k not in CARRIED_OUT}
-        hashed = hashlib.sha256(self.targets.numpy().tobytes())
-        hashed.update(b"" if self.weight is None else self.weight.numpy().tobytes())
+        """Return what identifies this training in its checkpoints."""
+        fields = dataclasses.asdict(self.cfg).items()
+        recipe = {name: value for name, value in fields if name not in EXECUTION_FIELDS}
+        targets_hash = hashlib.sha256(self.targets.numpy().tobytes())
+        targets_hash.update(b"" if self.weight is None else self.weight.numpy().tobytes())
         return {
             **recipe,
             "seed": self.seed,
             "loss": repr(self.loss),
             "model": hashlib.sha256(repr(self.shapes).encode()).hexdigest(),
             "data": self.data.digest(),
-            "targets": hashed.hexdigest(),
-            "watch": None if self.watching is None else self.watching.identity,
+            "targets": targets_hash.hexdigest(),
+            "watch": None if self.monitor is None else self.monitor.identity,
         }
-
-
-def make_engine(model: nn.Module, cfg: TrainConfig, here: World) -> Engine:
-    """What moves the weights of ``model``: plain torch, or DeepSpeed as ``cfg.zero_stage`` says.
-
-    Raises:
-        W2SError: for a recipe that the processes or the model's dtype do not fit.
-    """
-    batch_shape(cfg, here.size)
-    dtype = _lowest_dtype(model)
-    if cfg.zero_stage:
-        from w2s_fast.training.deepspeed.engine import ShardedEngine
-
-        return ShardedEngine(model, cfg, here, dtype)
-    if dtype == "fp16":
-        raise W2SError("fp16 weights need loss scaling; use zero_stage=1 or more, or dtype bf16")
-    return PlainEngine(model, cfg, here)
-
-
-def _lowest_dtype(model: nn.Module) -> str:
-    found = {p.dtype for p in model.parameters()}
-    names = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-    return next((name for dtype, name in names.items() if dtype in found), "fp32")

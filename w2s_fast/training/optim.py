@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.distributed.world import ALONE, World
+from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError
 from w2s_fast.training.config import TrainConfig
 
-STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter
 
 
 class MasterAdamW:
     """``torch.optim.AdamW`` over the masters of a module's trainable parameters."""
 
-    def __init__(self, model: nn.Module, cfg: TrainConfig, here: World = ALONE) -> None:
+    def __init__(self, model: nn.Module, cfg: TrainConfig, world: World = SINGLE_PROCESS) -> None:
         self._params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self._params:
             raise W2SError("the model has no trainable parameters; expected at least one")
@@ -35,7 +35,7 @@ class MasterAdamW:
             eps=cfg.eps,
             foreach=True,
         )
-        self._clip_norm, self._here = cfg.clip_norm, here
+        self._clip_norm, self._world = cfg.clip_norm, world
 
     def accumulate(self) -> None:
         """Move low-precision gradients into fp32 ones, so that sums over micro-batches are exact
@@ -53,7 +53,7 @@ class MasterAdamW:
     def step(self, lr: float) -> None:
         """Sum over processes, clip, update, round the masters back into the parameters, drop the
         gradients."""
-        self._here.sum_all([m.grad for m in self._masters.values() if m.grad is not None])
+        self._world.all_reduce([m.grad for m in self._masters.values() if m.grad is not None])
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._masters.values(), self._clip_norm)
         for group in self._adamw.param_groups:
@@ -81,7 +81,7 @@ class MasterAdamW:
             if (saved := read(f"master.{name}")) is not None:
                 with torch.no_grad():
                     master.copy_(saved)
-            state = {key: read(f"{key}.{name}") for key in STATE}
+            state = {key: read(f"{key}.{name}") for key in ADAMW_STATE}
             if state["step"] is not None:
                 self._adamw.state[master] = {
                     key: t.to("cpu" if key == "step" else master.device)

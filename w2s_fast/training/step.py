@@ -1,278 +1,183 @@
-"""One optimizer step: micro-batches, exact threshold, one normaliser.
+"""One optimizer step over micro-batches, with an exact batch threshold and one normaliser.
 
     1. normaliser of all rows of the step, on every process, from the targets alone
     2. ``exact`` threshold with several micro-batches: forward all of them without gradients
     3. per micro-batch: forward, loss sum / normaliser, backward; its graph is freed
     4. clip and update
 
-Several processes hold different rows of every micro-batch. Each knows the targets of all, so a
-statistic of the batch costs one exchange of logits and nothing else does. What moves the weights
-is behind ``Engine``; a sharded engine replaces that and nothing else.
+Each process holds different rows of every micro-batch and knows the targets of all rows, so a
+batch statistic costs one all-gather of logits and nothing else is exchanged before the update.
+An ``Engine`` updates the weights, in plain torch or in DeepSpeed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from w2s_fast.distributed.world import ALONE, World
-from w2s_fast.errors import W2SError
-from w2s_fast.losses import Loss, LossOut
-from w2s_fast.models.weights import load_module, module_tensors, whole
+from w2s_fast.distributed.world import SINGLE_PROCESS, World
+from w2s_fast.losses import Loss, LossContext, LossOut
+from w2s_fast.models.weights import whole
 from w2s_fast.ops.lazy_logits import Projected
-from w2s_fast.training.completions import AnswerBatch
-from w2s_fast.training.config import TrainConfig
+from w2s_fast.training.completions import CompletionBatch
 from w2s_fast.training.data import Batch
-from w2s_fast.training.optim import MasterAdamW
+from w2s_fast.training.engine import Engine
 from w2s_fast.training.thresholds import Thresholds
 
-# A saved tensor by name, the same on every process; None if it was not saved.
-Read = Callable[[str], Tensor | None]
 
+class MicroBatch(NamedTuple):
+    """Rows of one forward and backward: those of this process, and the targets of all processes.
 
-class Micro(NamedTuple):
-    """Rows of one forward and backward: this process's, and the targets of everyone's.
-
-    Row i of everyone's is row i // size of process i % size. Of answers a row is a token.
+    Row i of ``all_weak`` is row i // size of process i % size. For completions a row is a token.
     """
 
-    batch: Batch | AnswerBatch
+    batch: Batch | CompletionBatch
     weak: Tensor
     weight: Tensor | None
     all_weak: Tensor
     all_weight: Tensor | None
 
 
-class Progress(NamedTuple):
-    """Where a step stands: ``step`` from 0, of ``steps``."""
-
-    step: int
-    steps: int
-
-    @property
-    def frac(self) -> float:
-        """step / steps, what schedules take."""
-        return self.step / self.steps
-
-
-class Engine(Protocol):
-    """Moves weights. ``backward`` adds to the gradient, ``update`` uses it up."""
-
-    def logits(self, batch: Batch | AnswerBatch) -> Any:
-        """(B, C) logits of a micro-batch; of answers (n, V), ``Projected``."""
-
-    def loss(self, batch: Batch | AnswerBatch, then: Callable[[Any], Tensor]) -> Tensor:
-        """``then`` of the logits, called where all weights behind them are at hand."""
-
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """Add the gradient of this 0-d loss, already divided by the step's normaliser.
-
-        ``last`` says that no other micro-batch of the step follows.
-        """
-
-    def update(self, lr: float) -> None:
-        """Sum over processes, clip, take one optimizer step; the gradient is zero afterwards."""
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Weights and optimizer state, whole and by name, one at a time; all processes together."""
-
-    def load(self, read: Read) -> None:
-        """Restore what ``tensors`` gave, from any engine; all processes together."""
-
-
-class PlainEngine:
-    """Plain torch: the whole model on every device, gradients summed over the processes."""
-
-    def __init__(self, model: nn.Module, cfg: TrainConfig, here: World = ALONE) -> None:
-        self._model, self._optimizer = model, MasterAdamW(model, cfg, here)
-
-    def logits(self, batch: Batch | AnswerBatch) -> Any:
-        """See ``Engine``."""
-        return forward(self._model, batch)
-
-    def loss(self, batch: Batch | AnswerBatch, then: Callable[[Any], Tensor]) -> Tensor:
-        """See ``Engine``."""
-        return forward(self._model, batch, then)
-
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """See ``Engine``."""
-        loss.backward()
-        self._optimizer.accumulate()
-
-    def update(self, lr: float) -> None:
-        """See ``Engine``."""
-        self._optimizer.step(lr)
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """See ``Engine``."""
-        yield from ((f"model.{k}", t) for k, t in module_tensors(self._model).items())
-        yield from ((f"optimizer.{k}", t) for k, t in self._optimizer.tensors().items())
-
-    def load(self, read: Read) -> None:
-        """See ``Engine``."""
-        own = module_tensors(self._model)
-        load_module(self._model, {k: found(read, f"model.{k}") for k in own})
-        self._optimizer.load(lambda name: read(f"optimizer.{name}"))
-
-
 class StepResult(NamedTuple):
     """Detached 0-d results of one optimizer step, and the loss's state after it.
 
-    The three numbers are sums over the rows of this process; add them up over all.
+    The three numbers are sums over the rows of this process; add them up over all processes.
     """
 
     loss: Tensor  # share in the mean over the step, by its normaliser
-    agreed: Tensor  # rows on which student and weak label name the same class
+    agreement: Tensor  # rows on which student and weak label name the same class
     rows: Tensor  # rows that count
     state: Tensor | None
-
-
-def found(read: Read, name: str) -> Tensor:
-    """The saved tensor ``name``.
-
-    Raises:
-        W2SError: if it was not saved.
-    """
-    t = read(name)
-    if t is None:
-        raise W2SError(f"the checkpoint has no tensor {name!r}; it is of another model")
-    return t
-
-
-def forward(
-    model: nn.Module, batch: Batch | AnswerBatch, then: Callable[[Any], Tensor] | None = None
-) -> Any:
-    """Logits, or ``then`` of them; segment ids are passed only where there are any."""
-    given = [t for t in batch if t is not None]
-    if isinstance(batch, AnswerBatch):
-        return model(*given, then=then)
-    logits = model(*given)
-    return logits if then is None else then(logits)
 
 
 def run_step(
     engine: Engine,
     loss: Loss,
-    micro: Sequence[Micro],
+    micro_batches: Sequence[MicroBatch],
     thresholds: Thresholds,
-    state: Tensor | None,
-    at: Progress,
+    ctx: LossContext,
     lr: float,
-    here: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> StepResult:
-    """Take one optimizer step over ``micro``; see the module for the order of things."""
-    total = torch.stack([loss.count(m.all_weak, m.all_weight) for m in micro]).sum()
+    """Take one optimizer step over ``micro_batches``; see the module for the order of operations.
+
+    Args:
+        engine, loss, thresholds, lr, world: those of the training.
+        micro_batches: of this step.
+        ctx: ``step``, ``step_frac`` and ``state`` of this step; the rest is filled in here.
+    """
+    total = torch.stack([loss.count(m.all_weak, m.all_weight) for m in micro_batches]).sum()
     normaliser = torch.where(total > 0, total, 1.0)
-    known = None
-    if thresholds.mode == "exact" and len(micro) > 1:
-        known = _probe(engine, loss, micro, state, here)
+    if thresholds.mode == "exact" and len(micro_batches) > 1:
+        ctx = ctx._replace(threshold=_exact_threshold(engine, loss, micro_batches, ctx, world))
     sums: list[Tensor] = []
-    for i, m in enumerate(micro):
-        loss_sum, metrics, state = _evaluate(engine, loss, m, thresholds, state, known, at, here)
-        engine.backward(loss_sum / normaliser, i == len(micro) - 1)
+    for i, m in enumerate(micro_batches):
+        loss_sum, metrics, state = _evaluate(engine, loss, m, thresholds, ctx, world)
+        ctx = ctx._replace(state=state)
+        engine.backward(loss_sum / normaliser, i == len(micro_batches) - 1)
         zero = torch.zeros_like(total)
-        agreed, rows = metrics.get("agreement", zero), metrics.get("rows", zero)
-        sums.append(torch.stack([loss_sum.detach(), agreed, rows]))
-        del loss_sum  # the graph goes before the next forward
+        agreement, rows = metrics.get("agreement", zero), metrics.get("rows", zero)
+        sums.append(torch.stack([loss_sum.detach(), agreement, rows]))
+        del loss_sum  # frees the graph before the next forward
     engine.update(lr)
-    loss_sum, agreed, rows = torch.stack(sums).sum(0)
-    return StepResult(loss_sum / normaliser, agreed, rows, state)
+    loss_sum, agreement, rows = torch.stack(sums).sum(0)
+    return StepResult(loss_sum / normaliser, agreement, rows, ctx.state)
 
 
 def _evaluate(
     engine: Engine,
     loss: Loss,
-    m: Micro,
+    m: MicroBatch,
     thresholds: Thresholds,
-    state: Tensor | None,
-    known: Tensor | None,
-    at: Progress,
-    here: World,
+    ctx: LossContext,
+    world: World,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-    """Loss sum of a micro-batch with its graph, metrics, and the loss's state afterwards."""
-    found: list[tuple[LossOut, Tensor | None]] = []
+    """Return loss sum of a micro-batch with its graph, metrics, and the loss's state after it."""
+    results: list[tuple[LossOut, Tensor | None]] = []
 
-    def then(logits: Any) -> Tensor:
-        t, after = known, None
-        if known is None or (state is not None and here.size > 1):
-            t, after = _statistic(loss, logits, m, thresholds, state, known, here)
-        out = loss(
-            logits, m.weak, weight=m.weight, frac=at.frac, step=at.step, threshold=t, state=state
-        )
-        found.append((out, after))
+    def logits_fn(logits: Any) -> Tensor:
+        threshold, new_state = ctx.threshold, None
+        if threshold is None or (ctx.state is not None and world.size > 1):
+            threshold, new_state = _batch_statistic(loss, logits, m, thresholds, ctx, world)
+        row_ctx = ctx._replace(weight=m.weight, threshold=threshold)
+        out = loss(logits, m.weak, **row_ctx._asdict())
+        results.append((out, new_state))
         return out.loss_sum
 
-    loss_sum = engine.loss(m.batch, then)
-    out, after = found[0]
-    return loss_sum, out.metrics, out.state if after is None else after
+    loss_sum = engine.loss(m.batch, logits_fn)
+    out, new_state = results[0]
+    return loss_sum, out.metrics, out.state if new_state is None else new_state
 
 
-def _statistic(
+def _batch_statistic(
     loss: Loss,
     logits: Any,
-    m: Micro,
+    m: MicroBatch,
     thresholds: Thresholds,
-    state: Tensor | None,
-    known: Tensor | None,
-    here: World,
+    ctx: LossContext,
+    world: World,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Threshold of this micro-batch, and the loss's state after everyone's rows.
+    """Return the threshold of this micro-batch, and the loss's state after the rows of all.
 
-    None: the loss finds it in its own rows, which are all there are.
+    (None, None) if the loss may compute both from its own rows.
     """
-    mode = thresholds.mode
-    if here.size == 1:
+    mode, state = thresholds.mode, ctx.state
+    if world.size == 1:
         return thresholds.rolling(logits, m.weak, m.weight), None
     if state is None and mode in ("none", "microbatch"):
         return None, None
-    z, weak, weight = _everyone(logits.detach(), here), m.all_weak, m.all_weight
-    t = known
-    if t is None and mode == "exact":
-        t = loss.threshold(z, weak, weight=weight, state=state)
-    elif t is None:
-        t = thresholds.rolling(z, weak, weight)
-    return t, loss.advance(z, weak, weight=weight, state=state)
+    z, weak, weight = _all_gather(logits.detach(), world), m.all_weak, m.all_weight
+    threshold = ctx.threshold
+    if threshold is None and mode == "exact":
+        threshold = loss.threshold(z, weak, weight=weight, state=state)
+    elif threshold is None:
+        threshold = thresholds.rolling(z, weak, weight)
+    return threshold, loss.advance(z, weak, weight=weight, state=state)
 
 
 @torch.no_grad()
-def _probe(
-    engine: Engine, loss: Loss, micro: Sequence[Micro], state: Tensor | None, here: World
+def _exact_threshold(
+    engine: Engine,
+    loss: Loss,
+    micro_batches: Sequence[MicroBatch],
+    ctx: LossContext,
+    world: World,
 ) -> Tensor | None:
-    """Exact threshold over the whole step. Dropout, if on, replays in the pass that follows."""
-    device = micro[0].batch.input_ids.device
-    rng = _random_state(device)
-    logits = _joined([_everyone(engine.logits(m.batch), here) for m in micro])
-    _restore_random_state(device, rng)
-    weak = torch.cat([m.all_weak for m in micro])
-    weights = [m.all_weight for m in micro if m.all_weight is not None]
+    """Return the threshold over the whole step; the training pass then replays any dropout."""
+    device = micro_batches[0].batch.input_ids.device
+    rng_state = _rng_state(device)
+    logits = _concatenate([_all_gather(engine.logits(m.batch), world) for m in micro_batches])
+    _set_rng_state(device, rng_state)
+    weak = torch.cat([m.all_weak for m in micro_batches])
+    weights = [m.all_weight for m in micro_batches if m.all_weight is not None]
     weight = torch.cat(weights) if weights else None
     with whole([logits.weight] if isinstance(logits, Projected) else []):
-        return loss.threshold(logits, weak, weight=weight, state=state)
+        return loss.threshold(logits, weak, weight=weight, state=ctx.state)
 
 
-def _everyone(logits: Any, here: World) -> Any:
-    """Logits of all processes' rows."""
+def _all_gather(logits: Any, world: World) -> Any:
+    """Return the logits of all processes' rows."""
     if isinstance(logits, Projected):
-        return replace(logits, hidden=here.rows(logits.hidden))
-    return here.rows(logits)
+        return replace(logits, hidden=world.all_gather(logits.hidden))
+    return world.all_gather(logits)
 
 
-def _joined(parts: list[Any]) -> Any:
-    """Logits of one micro-batch after the other."""
+def _concatenate(parts: list[Any]) -> Any:
+    """Concatenate the logits of micro-batches."""
     if isinstance(parts[0], Projected):
         return replace(parts[0], hidden=torch.cat([p.hidden for p in parts]))
     return torch.cat(parts)
 
 
-def _random_state(device: torch.device) -> Tensor:
+def _rng_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def _restore_random_state(device: torch.device, state: Tensor) -> None:
+def _set_rng_state(device: torch.device, state: Tensor) -> None:
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     else:

@@ -1,7 +1,7 @@
-"""Training mode without its noise: dropout off while gradient checkpointing still works.
+"""Modes of a model: training without dropout but with gradient checkpointing, and evaluation.
 
-Switching a transformers model to eval() turns dropout off but gradient checkpointing too. So the
-model stays in train mode and every dropout probability is 0 for the time being.
+``eval()`` of a transformers model turns off dropout and gradient checkpointing. To keep the latter,
+the model stays in train mode and its dropout probabilities are set to 0.
 """
 
 from __future__ import annotations
@@ -18,47 +18,58 @@ from w2s_fast.training.config import TrainConfig
 
 @contextlib.contextmanager
 def training_mode(model: nn.Module, cfg: TrainConfig) -> Iterator[None]:
-    """Train mode, dropout and gradient checkpointing as configured; all undone afterwards."""
+    """Set train mode, dropout and gradient checkpointing as configured; undo all afterwards."""
     was_training = model.training
     changed = [] if cfg.dropout else _dropout_rates(model)
     model.train()
     for owner, name, _ in changed:
         setattr(owner, name, 0.0)
     if cfg.gradient_checkpointing:
-        _checkpointing(model, True)
+        _set_gradient_checkpointing(model, True)
     try:
         yield
     finally:
         for owner, name, rate in changed:
             setattr(owner, name, rate)
         if cfg.gradient_checkpointing:
-            _checkpointing(model, False)
+            _set_gradient_checkpointing(model, False)
+        model.train(was_training)
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Set eval mode; return the model to its mode afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
         model.train(was_training)
 
 
 def _dropout_rates(model: nn.Module) -> list[tuple[Any, str, float]]:
-    """(owner, attribute, value) of every rate: dropout modules, and floats named like one.
+    """Return (owner, attribute, value) of the rates of dropout modules and floats named like one.
 
     Attention modules of transformers keep their rate as a number, on themselves or in the config.
     """
-    found: dict[tuple[int, str], tuple[Any, str, float]] = {}
+    rates: dict[tuple[int, str], tuple[Any, str, float]] = {}
     for module in model.modules():
         names = ["p"] if isinstance(module, nn.modules.dropout._DropoutNd) else []
-        owners = [(module, names + _rates(module))]
+        owners = [(module, names + _rate_names(module))]
         config = getattr(module, "config", None)
         if config is not None:
-            owners.append((config, _rates(config)))
+            owners.append((config, _rate_names(config)))
         for owner, attributes in owners:
             for name in attributes:
-                found[id(owner), name] = (owner, name, getattr(owner, name))
-    return list(found.values())
+                rates[id(owner), name] = (owner, name, getattr(owner, name))
+    return list(rates.values())
 
 
-def _rates(owner: Any) -> list[str]:
+def _rate_names(owner: Any) -> list[str]:
     return [k for k, v in vars(owner).items() if "drop" in k and isinstance(v, float) and v > 0]
 
 
-def _checkpointing(model: nn.Module, on: bool) -> None:
+def _set_gradient_checkpointing(model: nn.Module, on: bool) -> None:
     switch = getattr(model, "gradient_checkpointing", None)
     if not callable(switch):
         raise W2SError(

@@ -76,7 +76,7 @@ def test_packed_sequences_learn_as_if_alone(kind: str, labels: bool, said: str) 
     batch = WeakLabelCollator(Tokenizer(), pad_to_multiple_of=4)(packed)
     assert "attention_mask" not in batch and batch["position_ids"].shape == (3, 8)
     assert batch["use_cache"] is False
-    lm = w2s_fast.patch(tiny_lm(), loss="logconf:aux=0.5")
+    lm = w2s_fast.patch(tiny_lm(), loss="logconf:aux_coef=0.5")
     set_progress(lm, 0.5)
     got, expected = result(lm, batch), result(lm, COLLATOR(alone))
     for a, b in zip(got, expected, strict=True):

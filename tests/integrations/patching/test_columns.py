@@ -116,7 +116,7 @@ def test_num_items_in_batch_divides_weak_columns_too() -> None:
 @pytest.mark.parametrize("how", ["told", "column", "tensor"])
 def test_self_target_and_its_schedule(how: str) -> None:
     """logconf at 5 % of the training, half of its warm-up: coefficient 0.25."""
-    lm, plain = w2s_fast.patch(tiny_lm(), loss="logconf:aux=0.5"), tiny_lm()
+    lm, plain = w2s_fast.patch(tiny_lm(), loss="logconf:aux_coef=0.5"), tiny_lm()
     inputs, weak = batch(), soft()
     columns: dict[str, Any] = {}
     if how == "told":
@@ -143,7 +143,7 @@ def test_a_schedule_without_progress_is_refused() -> None:
     lm.eval()(**batch())
     with pytest.raises(W2SError, match="weak_step came without weak_frac"):
         lm(**batch(), weak_step=3)
-    with pytest.raises(W2SError, match="frac is 1.5"):
+    with pytest.raises(W2SError, match="step_frac is 1.5"):
         set_progress(lm, 1.5)
     w2s_fast.patch(tiny_lm(), loss="logconf:warmup_frac=0")(**batch())  # nothing to be told
 
@@ -232,7 +232,7 @@ def test_patched_twice() -> None:
 def test_patched_by_someone_else(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm()
     lm.forward = lambda *args, **kwargs: None
-    with pytest.raises(W2SError, match=r"replaced by \S*test_patch_columns; load"):
+    with pytest.raises(W2SError, match=r"replaced by \S*test_columns; load"):
         w2s_fast.patch(lm)
     assert not hasattr(lm.lm_head, "_w2s_head")
     lm = tiny_lm()
@@ -240,7 +240,7 @@ def test_patched_by_someone_else(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(W2SError, match="forward of the head of this LlamaForCausalLM was replaced"):
         w2s_fast.patch(lm)
     monkeypatch.setattr(type(lm), "forward", lambda *args, **kwargs: None)
-    with pytest.raises(W2SError, match=r"LlamaForCausalLM was replaced by \S*test_patch_col"):
+    with pytest.raises(W2SError, match=r"LlamaForCausalLM was replaced by \S*test_col"):
         w2s_fast.patch(tiny_lm())
 
 

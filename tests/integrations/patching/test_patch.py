@@ -204,7 +204,7 @@ def test_only_labelled_positions_reach_the_head(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_compiled_without_graph_breaks() -> None:
-    lm = w2s_fast.patch(tiny_lm(num_hidden_layers=1, use_cache=False), loss="logconf:aux=0.5")
+    lm = w2s_fast.patch(tiny_lm(num_hidden_layers=1, use_cache=False), loss="logconf:aux_coef=0.5")
     set_progress(lm, 0.05)
     expected = result(lm, **batch())
     torch._dynamo.reset()
@@ -216,8 +216,8 @@ def test_compiled_without_graph_breaks() -> None:
     for (name, a), b in zip(got.items(), expected.values(), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6), name
     losses = []
-    for frac in (0.0, 0.02, 0.04):
-        set_progress(lm, frac)
+    for step_frac in (0.0, 0.02, 0.04):
+        set_progress(lm, step_frac)
         losses.append(float(compiled(**batch()).loss))
         assert losses[-1] == pytest.approx(float(lm(**batch()).loss), rel=1e-5)
     assert len(set(losses)) == 3 and counter.frame_count == 1  # a schedule compiles nothing anew
@@ -265,4 +265,4 @@ def test_progress_comes_from_the_callback() -> None:
     lm = w2s_fast.patch(tiny_lm(), loss="logconf")
     callback = progress_callback(lm)
     callback.on_step_begin(None, SimpleNamespace(global_step=3, max_steps=4), None)
-    assert (lm._w2s_fast.frac, lm._w2s_fast.step) == (0.75, 3)
+    assert (lm._w2s_fast.step_frac, lm._w2s_fast.step) == (0.75, 3)

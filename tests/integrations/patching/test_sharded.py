@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import w2s_fast
-from w2s_fast.distributed import world
+from w2s_fast.distributed.world import World, exit_process, init_distributed
 from w2s_fast.errors import W2SError
 
 # DDP; FSDP2 with every layer and the head a group, tied with the rest in the root's; a LoRA head;
@@ -74,12 +74,12 @@ def whole(case: str, dtype: torch.dtype) -> dict[str, Tensor]:
     return {"loss": loss.detach(), **grads}
 
 
-def sharded(case: str, here: world.World) -> dict[str, Tensor]:
+def sharded(case: str, world: World) -> dict[str, Tensor]:
     from torch.distributed.fsdp import fully_shard
 
     with torch.device("meta" if case == "fsdp_meta" else "cpu"):
         lm = model(case)
-    inputs = part(here.rank)
+    inputs = part(world.rank)
     if case.startswith("fsdp_loss"):
         student = Student(lm, fused=True)
         if case.endswith("group"):
@@ -97,8 +97,8 @@ def sharded(case: str, here: world.World) -> dict[str, Tensor]:
             filled(lm)
         loss = loss_of(case, run, inputs)
         assert lm_of(lm)._w2s_fast.compared
-    (loss * here.size).backward()
-    found = {"loss": here.sum(loss.detach()), **full_grads(lm)}
+    (loss * world.size).backward()
+    found = {"loss": world.sum(loss.detach()), **full_grads(lm)}
     if case == "fsdp_layers":
         past_the_model(lm)
     return found
@@ -156,10 +156,10 @@ def zero_config(stage: str) -> dict[str, Any]:
 def zero(case: str, stage: str) -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_grad
 
-    from w2s_fast.training.deepspeed.setup import ready
+    from w2s_fast.training.deepspeed.setup import init_deepspeed
 
-    deepspeed = ready(60)
-    here = world.join(60)
+    deepspeed = init_deepspeed(60)
+    world = init_distributed(60)
     lm = model(case)
     if case == "partitioned":
         deepspeed.zero.Init(module=lm, config_dict_or_path=zero_config(stage))
@@ -170,10 +170,10 @@ def zero(case: str, stage: str) -> dict[str, Tensor]:
         model_parameters=list(lm.parameters()),
         config=zero_config(stage),
     )
-    loss = loss_of(case, engine, part(here.rank))
-    engine.backward(loss * here.size)
+    loss = loss_of(case, engine, part(world.rank))
+    engine.backward(loss * world.size)
     found = {n: safe_get_full_grad(p).detach().clone() for n, p in lm.named_parameters()}
-    return {"loss": here.sum(loss.detach()), **found}
+    return {"loss": world.sum(loss.detach()), **found}
 
 
 def assert_all(folder: Path, cases: tuple[str, ...]) -> None:
@@ -198,17 +198,17 @@ def test_zero(tmp_path: Path) -> None:
 
 
 def main(job: dict[str, Any]) -> None:
-    here = world.join(60)
+    world = init_distributed(60)
     if job["zero"]:
         found = {case: zero(*case.split("-")) for case in ZERO}
     else:
-        found = {case: sharded(case, here) for case in CASES}
+        found = {case: sharded(case, world) for case in CASES}
     for name, tensors in found.items():
-        if here.first:
+        if world.is_main_process:
             tensors = {n: t.contiguous().clone() for n, t in tensors.items()}
             save_file(tensors, Path(job["folder"]) / f"{name}.safetensors")
 
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
-    world.end(0)
+    exit_process(0)

@@ -64,7 +64,7 @@ def test_copies_are_patched_models_of_their_own(loss: str) -> None:
     expected = lm(**batch()).loss
     assert torch.equal(twin(**batch()).loss, expected)
     set_progress(twin, 1.0)
-    assert lm._w2s_fast.frac == 0.05
+    assert lm._w2s_fast.step_frac == 0.05
     torch.testing.assert_close(lm(**batch()).loss, expected)
     assert torch.equal(copy.copy(lm)(**batch()).loss, expected)
     average = torch.optim.swa_utils.AveragedModel(lm)

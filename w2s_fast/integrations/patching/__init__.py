@@ -21,8 +21,8 @@ from w2s_fast.integrations.patching.checks import fused_kinds, refuse, transform
 from w2s_fast.integrations.patching.columns import COLUMNS, take_columns
 from w2s_fast.integrations.patching.forward import loss_output, outside
 from w2s_fast.integrations.patching.heads import hand_back, origin, take_over
-from w2s_fast.integrations.patching.logprob import answer_logprob
-from w2s_fast.integrations.patching.progress import patched, progress_callback, set_progress
+from w2s_fast.integrations.patching.logprob import summed_logprob
+from w2s_fast.integrations.patching.progress import patched_models, progress_callback, set_progress
 from w2s_fast.integrations.patching.shift import compare_first_and_shift, note_shift
 from w2s_fast.integrations.patching.state import State
 from w2s_fast.integrations.patching.verify import compare_now
@@ -97,7 +97,7 @@ def unpatch(model: Any) -> Any:
     Raises:
         W2SError: if it is not patched, or if its forward was wrapped since.
     """
-    for lm in patched(model):
+    for lm in patched_models(model):
         if getattr(lm.__dict__.get("forward"), "__func__", None) is not lm._w2s_fast.forward:
             raise W2SError(
                 f"the forward of {type(lm).__name__} was wrapped by {origin(lm.forward)} after "
@@ -131,7 +131,7 @@ def _forward_like(original: Callable[..., Any]) -> Callable[..., Any]:
             compare = outside(first) if compiling else first
             compare(self, self._w2s_fast, given, columns)
         if logprob:
-            return answer_logprob(self, {**given, **columns})
+            return summed_logprob(self, {**given, **columns})
         return loss_output(self, given, columns)
 
     forward.__signature__ = _with_columns(signature)  # type: ignore[attr-defined]

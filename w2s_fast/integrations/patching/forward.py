@@ -16,7 +16,7 @@ from w2s_fast.integrations.patching.lazy_logits import LazyLogits
 from w2s_fast.integrations.patching.loss_call import LossCall
 from w2s_fast.integrations.patching.own_forward import own_forward, takes, without_logits
 from w2s_fast.integrations.patching.predictions import refuse_predictions
-from w2s_fast.integrations.patching.schedule import read_progress
+from w2s_fast.integrations.patching.schedule import pop_progress
 from w2s_fast.integrations.patching.state import State
 from w2s_fast.integrations.patching.values import read_targets
 from w2s_fast.ops.lazy_logits import logit_form
@@ -34,7 +34,7 @@ def loss_output(lm: Any, given: dict[str, Any], columns: dict[str, Any]) -> Any:
         W2SError: if the targets do not fit, or the model needs its logits for more than a loss.
     """
     state: State = lm._w2s_fast
-    state.asked = True
+    state.loss_computed = True
     refuse_logits(given)
     _progress(lm, state, columns)
     _read_targets(lm, given, columns)
@@ -189,18 +189,18 @@ def outside(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _progress(lm: Any, state: State, columns: dict[str, Any]) -> None:
-    """Take the columns that say where in training this is.
+    """Read the columns that say where in training this step is.
 
     Raises:
-        W2SError: if a loss that needs to know was never told.
+        W2SError: if the loss has a schedule and its progress was never set.
     """
-    progress = read_progress(columns)
+    progress = pop_progress(columns)
     if progress is not None:
-        state.tell(*progress)
-    if lm.training and state.scheduled and not state.told:
+        state.set_progress(*progress)
+    if lm.training and state.scheduled and not state.progress_known:
         raise W2SError(
-            f"{type(state.loss).__name__} changes over training and was not told where it is; call "
-            "w2s_fast.integrations.patching.set_progress(model, frac) before a step, give the "
+            f"{type(state.loss).__name__} changes over training and its progress is not set; call "
+            "w2s_fast.integrations.patching.set_progress(model, step_frac) before a step, give the "
             "Trainer progress_callback(model), or send a weak_frac column"
         )
 

@@ -31,7 +31,7 @@ from w2s_fast.ops.lazy_logits import Projected, logit_form
 _BESIDE = ("shift_labels", "ignore_index")
 
 
-def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
+def summed_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
     """(B,) log-probabilities of the labelled tokens of each sequence, summed; fp32.
 
     What ``model(input_ids=..., labels=..., return_logprob=True)`` gives. ``labels`` (B, T) are -100
@@ -46,7 +46,7 @@ def answer_logprob(lm: Any, given: dict[str, Any]) -> Tensor:
     state: State = lm._w2s_fast
     _refuse_beside(given)
     refuse_unshifted(lm, state)
-    state.asked = True
+    state.loss_computed = True
     labels = given.pop("labels", None)
     for name in ("num_items_in_batch", "return_dict"):
         given.pop(name, None)

@@ -1,4 +1,4 @@
-"""Where in training a patched model is, and whether the trainer asks it for its loss at all."""
+"""Progress of training for losses with a schedule, and the callback that reports it."""
 
 from __future__ import annotations
 
@@ -6,39 +6,41 @@ from typing import Any
 
 from w2s_fast.errors import W2SError
 from w2s_fast.integrations.patching.schedule import one_number, whole_number
+from w2s_fast.ops.arguments import checked
 
 
-def set_progress(model: Any, frac: float, step: int | None = None) -> None:
-    """Say where in training a patched model is; losses with a schedule need it before every step.
+@checked
+def set_progress(model: Any, step_frac: Any, step: Any = None) -> None:
+    """Set where in training a patched model is; losses with a schedule need it before every step.
 
     Args:
-        model: a patched model, or whatever holds one.
-        frac: optimizer step over the number of steps, in [0, 1].
-        step: optimizer step, for schedules that count steps.
+        model: a patched model, or a module that contains one.
+        step_frac: optimizer step / number of steps, in [0, 1]; a number, or a column of it.
+        step: optimizer step, for schedules that count steps; an integer, or such a column.
 
     Raises:
-        W2SError: if nothing is patched, ``frac`` is out of range, or the loss counts steps and
+        W2SError: if nothing is patched, ``step_frac`` is out of range, or the loss counts steps and
             ``step`` is None.
     """
-    frac = one_number("frac", frac)
+    step_frac = one_number("step_frac", step_frac)
     step = None if step is None else whole_number("step", step)
-    for lm in patched(model):
-        lm._w2s_fast.tell(frac, step)
+    for lm in patched_models(model):
+        lm._w2s_fast.set_progress(step_frac, step)
 
 
 def progress_callback(model: Any) -> Any:
-    """A transformers ``TrainerCallback`` that keeps a patched model and its trainer together.
+    """Return a transformers ``TrainerCallback`` that calls ``set_progress`` before every step.
 
-    It calls ``set_progress`` at every optimizer step, and forgets the progress at the end.
+    At the end of training the progress is unset again.
 
     Raises:
-        W2SError: in training, if the trainer has a loss of its own, which never asks the model for
-            the patched one (TRL's do), or smooths labels itself.
+        W2SError: in training, if the trainer computes a loss of its own and so never uses the
+            patched one (TRL's trainers do), or smooths labels itself.
     """
     from transformers import TrainerCallback
 
-    class Progress(TrainerCallback):
-        """Where the Trainer is, told to the patched model."""
+    class ProgressCallback(TrainerCallback):
+        """Report the Trainer's step to the patched model."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if args.label_smoothing_factor:
@@ -49,26 +51,30 @@ def progress_callback(model: Any) -> Any:
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             set_progress(model, state.global_step / max(state.max_steps, 1), state.global_step)
-            for lm in patched(model):
-                lm._w2s_fast.asked = False
+            for lm in patched_models(model):
+                lm._w2s_fast.loss_computed = False
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if not any(lm._w2s_fast.asked for lm in patched(model)):
+            if not any(lm._w2s_fast.loss_computed for lm in patched_models(model)):
                 raise W2SError(
                     "the trainer computed a loss of its own in this step, not that of the patched "
                     "model; TRL's do: override compute_loss, see docs/trainers.md"
                 )
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            for lm in patched(model):
-                lm._w2s_fast.told = False
+            for lm in patched_models(model):
+                lm._w2s_fast.progress_known = False
 
-    return Progress()
+    return ProgressCallback()
 
 
-def patched(model: Any) -> list[Any]:
-    """The patched models that a model is or holds."""
-    found = [m for m in model.modules() if "_w2s_fast" in m.__dict__ and hasattr(m, "config")]
-    if not found:
+def patched_models(model: Any) -> list[Any]:
+    """Return the patched models among a model and its submodules.
+
+    Raises:
+        W2SError: if there are none.
+    """
+    patched = [m for m in model.modules() if "_w2s_fast" in m.__dict__ and hasattr(m, "config")]
+    if not patched:
         raise W2SError(f"{type(model).__name__} is not patched; call w2s_fast.patch(model) first")
-    return found
+    return patched

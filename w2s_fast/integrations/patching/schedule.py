@@ -1,4 +1,4 @@
-"""Losses that change over training: which do, what they are now, and where training is."""
+"""Losses that change over training: detect them, and read where training is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import inspect
 import numbers
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,64 +16,71 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss
 
+_PROGRESS = ("step_frac", "step")  # fields of ``LossContext`` that say where training is
 
-def changes(loss: Loss) -> bool:
-    """Whether a loss is another one elsewhere in training, wherever it starts and ends.
 
-    Its coefficient is read all over training, in fractions of 1/1024 and in steps that are never
-    further than 1 % apart. A loss whose ``__call__`` is not of this package may have a schedule of
-    another kind: it changes if the code of that does more with ``frac`` or ``step`` than pass them
-    on, or if its value is another one at some of fewer places.
+def has_schedule(loss: Loss) -> bool:
+    """Return whether a loss depends on the progress of training.
+
+    The coefficient is evaluated all over training, at fractions of 1/1024 and at steps at most 1 %
+    apart. A ``forward`` defined outside this package may have a schedule of another kind: the loss
+    has one if that code does more with ``step_frac`` or ``step`` than pass them on, or if its value
+    differs at some of fewer points.
     """
-    if type(loss).coefficient is not Loss.coefficient and _varies(loss.coefficient, _everywhere()):
+    overridden = type(loss).coefficient is not Loss.coefficient
+    if overridden and _varies(loss.coefficient, _dense_points()):
         return True
-    called = type(loss).__call__
-    if called.__module__.startswith("w2s_fast.losses."):
+    forward = type(loss).forward
+    if forward.__module__.startswith("w2s_fast.losses."):
         return False
-    return _reads(called) or any(_varies(value, _here_and_there()) for value in _values(loss))
+    return _reads_progress(forward) or any(_varies(f, _few_points()) for f in _loss_values(loss))
 
 
-def _reads(function: Any) -> bool:
-    """Whether the code of a function uses ``frac`` or ``step`` otherwise than in ``frac=frac``.
+def _reads_progress(function: Any) -> bool:
+    """Return whether a function uses ``step_frac`` or ``step`` other than as ``step=ctx.step``.
 
-    False where there is no code to read.
+    False if the source code is not available.
     """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
         return False
-    passed = {
+    passed_on = {
         id(node.value)
         for node in ast.walk(tree)
-        if isinstance(node, ast.keyword) and getattr(node.value, "id", None) == node.arg
+        if isinstance(node, ast.keyword) and _progress_name(node.value) == node.arg
     }
-    return any(
-        isinstance(node, ast.Name)
-        and node.id in ("frac", "step")
-        and id(node) not in passed
-        or isinstance(node, ast.Constant)
-        and node.value in ("frac", "step")
-        for node in ast.walk(tree)
-    )
+    return any(_progress_name(node) and id(node) not in passed_on for node in ast.walk(tree))
 
 
-def _varies(value: Any, places: Iterator[tuple[float, int]]) -> bool:
-    """Whether it gives one value everywhere; what fails somewhere knows where it is."""
+def _progress_name(node: ast.AST) -> str | None:
+    """Return the name in ``_PROGRESS`` that ``ctx.step``, ``step`` or ``"step"`` stands for."""
+    if isinstance(node, ast.Attribute):
+        name: Any = node.attr
+    elif isinstance(node, ast.Name):
+        name = node.id
+    else:
+        name = node.value if isinstance(node, ast.Constant) else None
+    return name if isinstance(name, str) and name in _PROGRESS else None
+
+
+def _varies(function: Callable[[float, int], Any], points: Iterator[tuple[float, int]]) -> bool:
+    """Return whether a function of (step_frac, step) is not constant; one that raises is not."""
     first = None
-    for frac, step in places:
+    for step_frac, step in points:
         try:
-            now = float(value(frac, step))
+            value = float(function(step_frac, step))
         except Exception:
             return True
         if first is None:
-            first = now
-        if now != first:
+            first = value
+        if value != first:
             return True
     return False
 
 
-def _everywhere() -> Iterator[tuple[float, int]]:
-    """Fractions and steps, each for itself and together."""
+def _dense_points() -> Iterator[tuple[float, int]]:
+    """Yield fractions and steps, each alone and both together."""
     fracs = [i / 1024 for i in range(1025)]
     steps = [*range(1024), *np.geomspace(1024, 10**9, 1400).astype(np.int64).tolist()]
     yield from ((frac, 0) for frac in fracs)
@@ -82,93 +89,97 @@ def _everywhere() -> Iterator[tuple[float, int]]:
         yield from ((frac, round(frac * n)) for frac in fracs)
 
 
-def _here_and_there() -> Iterator[tuple[float, int]]:
-    """Few places, for what takes longer."""
+def _few_points() -> Iterator[tuple[float, int]]:
+    """Yield fewer points, for functions that take longer."""
     for n in (0, 64, 10**6):
         yield from ((i / 32, i * n // 32) for i in range(33))
 
 
-def _values(loss: Loss) -> Iterator[Any]:
-    """The loss of three rows of five classes, by hard and by soft labels, where it takes them."""
+def _loss_values(loss: Loss) -> Iterator[Callable[[float, int], Tensor]]:
+    """Yield the loss of three rows of five classes for each kind of label that it accepts."""
     logits = torch.linspace(-2, 2, 15).sin().view(3, 5)
     for weak in (torch.tensor([0, 3, 4]), logits.flip(0).softmax(-1)):
 
-        def value(frac: float, step: int, weak: Tensor = weak) -> Tensor:
-            return loss(logits, weak, frac=frac, step=step).loss_sum.detach()
+        def value(step_frac: float, step: int, weak: Tensor = weak) -> Tensor:
+            return loss(logits, weak, step_frac=step_frac, step=step).loss_sum.detach()
 
         try:
             value(0.0, 0)
         except Exception:
-            continue  # of such labels there is none
+            continue  # the loss does not accept labels of this kind
         yield value
 
 
-def coefficient_at(loss: Loss, frac: float, step: int | None) -> float:
-    """The coefficient of now.
+def coefficient_at(loss: Loss, step_frac: float, step: int | None) -> float:
+    """Return the coefficient at a point of training.
 
     Raises:
-        W2SError: if ``frac`` is out of range, or the loss counts steps and was not told them.
+        W2SError: if ``step_frac`` is out of range, or the loss counts steps and ``step`` is None.
     """
-    if not 0 <= frac <= 1:
-        raise W2SError(f"frac is {frac}; expected optimizer step / number of steps, in [0, 1]")
+    if not 0 <= step_frac <= 1:
+        raise W2SError(
+            f"step_frac is {step_frac}; expected optimizer step / number of steps, in [0, 1]"
+        )
     try:
-        return loss.coefficient(frac, step)
+        return loss.coefficient(step_frac, step)
     except TypeError as error:
         if step is not None:
             raise
         raise W2SError(
-            f"{type(loss).__name__} counts optimizer steps and was told none ({error}); call "
-            "set_progress(model, frac, step), or send a weak_step column"
+            f"{type(loss).__name__} counts optimizer steps, and step is missing ({error}); call "
+            "set_progress(model, step_frac, step), or send a weak_step column"
         ) from error
 
 
 def one_number(name: str, value: Any) -> float:
-    """A number, or the one that a column repeats.
+    """Return a number, or the one number that a column repeats.
 
     Raises:
-        W2SError: for what is neither.
+        W2SError: for anything else.
     """
     if isinstance(value, Tensor):
         value = value.detach().flatten().tolist()
     elif isinstance(value, np.ndarray | np.generic):
         value = np.asarray(value).ravel().tolist()
-    held = list(value) if isinstance(value, list | tuple) else [value]
-    if not held:
+    entries = list(value) if isinstance(value, list | tuple) else [value]
+    if not entries:
         raise W2SError(f"{name} is empty; expected a number")
-    for x in held:
+    for x in entries:
         if not isinstance(x, numbers.Real) or isinstance(x, bool):
             raise W2SError(f"{name} is the {type(x).__name__} {x!r}; expected a number")
         if x != x:
             raise W2SError(f"{name} is nan; expected a number")
-        if x != held[0]:
-            raise W2SError(f"{name} holds {held[0]} and {x}; expected one number that it repeats")
-    return float(held[0])
+        if x != entries[0]:
+            raise W2SError(f"{name} holds {entries[0]} and {x}; expected one number, repeated")
+    return float(entries[0])
 
 
 def whole_number(name: str, value: Any) -> int:
-    """The same of an integer that counts something, of whatever type it is.
+    """Return the count that ``value`` holds, as ``one_number`` does.
 
     Raises:
-        W2SError: for a fraction and a negative number, too.
+        W2SError: also for a fraction and for a negative number.
     """
-    found = one_number(name, value)
-    if not found.is_integer():
-        raise W2SError(f"{name} is {found:g}; expected an integer")
-    if found < 0:
-        raise W2SError(f"{name} is {found:g}; expected an integer of at least 0")
-    return int(found)
+    number = one_number(name, value)
+    if not number.is_integer():
+        raise W2SError(f"{name} is {number:g}; expected an integer")
+    if number < 0:
+        raise W2SError(f"{name} is {number:g}; expected an integer of at least 0")
+    return int(number)
 
 
-def read_progress(columns: dict[str, Any]) -> tuple[float, int | None] | None:
-    """Take ``weak_frac`` and ``weak_step`` out of the columns; None if they are not there.
+def pop_progress(columns: dict[str, Any]) -> tuple[float, int | None] | None:
+    """Take ``weak_frac`` and ``weak_step`` out of the columns; None if they are absent.
 
     Raises:
-        W2SError: for a step without a fraction, and for what is no number.
+        W2SError: for a step without a fraction, and for values that are not numbers.
     """
-    frac, step = columns.pop("weak_frac", None), columns.pop("weak_step", None)
-    if frac is None:
+    step_frac, step = columns.pop("weak_frac", None), columns.pop("weak_step", None)
+    if step_frac is None:
         if step is not None:
             raise W2SError("weak_step came without weak_frac; give both, or weak_frac alone")
         return None
-    at = None if step is None else whole_number("weak_step", step)
-    return one_number("weak_frac", frac), at
+    return (
+        one_number("weak_frac", step_frac),
+        None if step is None else whole_number("weak_step", step),
+    )

@@ -1,4 +1,4 @@
-"""What a patched model carries from call to call, and the fused loss of labelled rows."""
+"""State of a patched model, and the fused loss of labelled rows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from w2s_fast.errors import W2SError
 from w2s_fast.integrations.patching.columns import Rows
 from w2s_fast.integrations.patching.form import Form
 from w2s_fast.integrations.patching.heads import through
-from w2s_fast.integrations.patching.schedule import changes, coefficient_at
+from w2s_fast.integrations.patching.schedule import coefficient_at, has_schedule
 from w2s_fast.integrations.patching.whole import Unpickled
-from w2s_fast.losses import Loss
+from w2s_fast.losses import Loss, LossContext
 from w2s_fast.losses.smoothing import Smoothing
 from w2s_fast.losses.xent import Xent
 from w2s_fast.ops.lazy_logits import Projected
@@ -26,75 +26,76 @@ _XENT = Xent()
 
 
 class Unstored(Projected):
-    """Projected logits that refuse to be stored."""
+    """Projected logits that refuse to be stored: a patched model never makes them."""
 
     def dense(self) -> Tensor:
-        """Never: the promise of a patched model is that this does not happen."""
+        """Raise ``W2SError``."""
         raise W2SError("this loss needs logits; choose one that is fused, such as xent or logconf")
 
 
-class _Coefficient:
-    """A loss's coefficient of now, as a tensor: compiled code would keep a number for ever."""
+class _CoefficientTensor:
+    """The current coefficient as a tensor; compiled code would treat a number as a constant."""
 
     def __init__(self) -> None:
         self.value = torch.zeros(())
 
-    def __call__(self, frac: float, step: int | None = None) -> Tensor:
+    def __call__(self, step_frac: float, step: int | None = None) -> Tensor:
         return self.value
 
 
 @dataclass
 class State(Unpickled):
-    """What a patched model carries. It holds nothing of the model that a user may change later.
+    """State of a patched model. It holds nothing that a user may change on the model later.
 
     Attributes:
-        forward: what ``patch`` put there.
-        loss: the training loss; eval mode has plain cross-entropy.
-        kinds: targets the loss takes, out of ``hard``, ``dense``, ``sparse``.
+        forward: the forward that ``patch`` installed.
+        loss: the training loss; eval mode uses plain cross-entropy.
+        kinds: kinds of targets the loss takes, out of ``hard``, ``dense``, ``sparse``.
         memory_mib: size of a chunk of logits.
-        frac, step: see ``tell``.
-        told: whether they were set.
-        asked: whether a loss or log-probabilities were computed since this was last made false.
-        now: the coefficient they give, and ``timed``, the loss that reads it.
-        places: modules that hold the head and its names there, see ``own_forward.places``.
-        compared: whether the model was compared with what it was, see ``verify``.
-        plain: its loss is the cross-entropy of its head on the last hidden states of its body and
-            nothing more: compiled code may go straight from one to the other.
-        loss_function, other_fields: what it had when it was compared, see ``forward``.
+        step_frac, step: see ``set_progress``.
+        progress_known: whether they were set.
+        loss_computed: whether a loss or log-probabilities were computed since this was last reset.
+        coefficient: the loss's coefficient at that progress; ``compiled_loss`` reads it.
+        places: modules that hold the head and its names there; see ``own_forward.places``.
+        compared: whether the model was compared with its unpatched self; see ``verify``.
+        plain: whether its loss is the cross-entropy of its head on the last hidden states of its
+            backbone and nothing more, so that compiled code may skip the model's own forward.
+        loss_function, other_fields: those of the comparison; see ``forward``.
+        shifts: whether its loss learns the label of t + 1 at t; None: not known yet.
     """
 
     forward: Callable[..., Any]
     loss: Loss
     kinds: tuple[str, ...]
     memory_mib: float
-    frac: float = 0.0
+    step_frac: float = 0.0
     step: int | None = None
-    told: bool = False
-    asked: bool = False
-    now: _Coefficient = field(default_factory=_Coefficient)
+    progress_known: bool = False
+    loss_computed: bool = False
+    coefficient: _CoefficientTensor = field(default_factory=_CoefficientTensor)
     places: list[tuple[Any, str]] = field(default_factory=list)
     compared: bool = False
     plain: bool = False
     loss_function: Any = None
     other_fields: tuple[tuple[str, Any], ...] = ()
-    shifts: bool | None = None  # its loss learns the label of t + 1 at t; None: not seen yet
+    shifts: bool | None = None
 
     def __post_init__(self) -> None:
-        self.scheduled = changes(self.loss)
-        self.timed = copy.copy(self.loss)
+        self.scheduled = has_schedule(self.loss)
+        self.compiled_loss = copy.copy(self.loss)
         if self.scheduled:
-            object.__setattr__(self.timed, "coefficient", self.now)
+            object.__setattr__(self.compiled_loss, "coefficient", self.coefficient)
 
-    def tell(self, frac: float, step: int | None) -> None:
-        """Where in training this is, see ``Loss.coefficient``."""
-        now = coefficient_at(self.loss, frac, step)
-        self.frac, self.step, self.told = frac, step, True
-        self.now.value.fill_(now)
+    def set_progress(self, step_frac: float, step: int | None) -> None:
+        """Set where in training the model is; see ``Loss.coefficient``."""
+        coefficient = coefficient_at(self.loss, step_frac, step)
+        self.step_frac, self.step, self.progress_known = step_frac, step, True
+        self.coefficient.value.fill_(coefficient)
 
     def project(
         self, kind: type[Projected], form: Form
     ) -> Callable[[Tensor, Tensor, Tensor | None], Any]:
-        """Logits of hidden states, head and bias, not computed."""
+        """Return a function that makes uncomputed logits from hidden states, head and bias."""
 
         def project(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Projected:
             if form.classes is not None:
@@ -127,7 +128,7 @@ class State(Unpickled):
             )
 
     def loss_sum(self, lm: Any, rows: Rows, head: Any, form: Form, smoothing: float = 0) -> Tensor:
-        """Weighted sum of the row losses, computed inside the call of the head.
+        """Compute the weighted sum of the row losses inside the call of the head.
 
         Raises:
             W2SError: if the loss does not take targets of this kind.
@@ -143,8 +144,9 @@ class State(Unpickled):
                 return Smoothing(epsilon=smoothing)(logits, weak, weight=rows.weight).loss_sum
             if not training:
                 return _XENT(logits, weak, weight=rows.weight).loss_sum
-            loss = self.timed if torch.compiler.is_compiling() else self.loss
-            return loss(logits, weak, weight=rows.weight, frac=self.frac, step=self.step).loss_sum
+            loss = self.compiled_loss if torch.compiler.is_compiling() else self.loss
+            ctx = LossContext(rows.weight, self.step_frac, self.step)
+            return loss.forward(logits, weak, ctx).loss_sum
 
         loss: Tensor = through(head, rows.hidden, then)
         return loss

@@ -1,4 +1,4 @@
-"""The model of each role of a run: untrained, or with the weights of a finished training."""
+"""Build the model of a job's role: untrained, or with the weights of a finished training."""
 
 from __future__ import annotations
 
@@ -11,21 +11,47 @@ from w2s_fast.models import ModelConfig, build_model, load_tokenizer, load_weigh
 from w2s_fast.pipeline.artifacts import FEATURES, MODEL, PRETRAINED
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import EMBEDDED
+from w2s_fast.pipeline.task_kinds import task_kind
+from w2s_fast.training.deepspeed.partition import partitioned_init
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Module, Any]:
+    """Return a role's untrained model on its device, and its tokenizer.
+
+    Args:
+        ctx: Context of the stage.
+        role: Role of the model.
+        kind: Kind of task that the model is built for; None: the run's.
+    """
+    cfg = _with_start(ctx, model_of(ctx.cfg, role))
+    if ctx.job.stage == "control":
+        cfg = replace(cfg, pretrained=False)
+    if ctx.job.setting("freeze"):
+        cfg = replace(cfg, freeze="base")
+    tokenizer = load_tokenizer(cfg, _fallback_tokenizer(ctx))
+    with partitioned_init(train_of(ctx.cfg, role), cfg.dtype, device(ctx.cfg)):
+        model = build_model(cfg, ctx.n_classes, tokenizer, ctx.seed, kind or ctx.task.kind)
+    return model.to(device(ctx.cfg)), tokenizer
+
+
+def language_model(ctx: Context) -> tuple[nn.Module, Any]:
+    """Return the untrained language model of the job's role, and its tokenizer."""
+    return new_model(ctx, ctx.job.setting("role"), "generation")
+
+
 def trained_model(ctx: Context, folder: Path) -> tuple[nn.Module, Any]:
-    """The model of the job's role with the weights of a finished training."""
+    """Return the model of the job's role with the weights of a finished training."""
     frozen = ctx.job.setting("freeze")
     model, tokenizer = head_model(ctx) if frozen else new_model(ctx, ctx.job.setting("role"))
-    load_weights(model, folder / MODEL, ctx.here)
+    load_weights(model, folder / MODEL, ctx.world)
     return model, tokenizer
 
 
 def whole_model(ctx: Context, folder: Path) -> tuple[Any, Any]:
-    """The same with its body, also where only the head was trained, on one process."""
+    """Return ``trained_model`` with its backbone, even if only the head was trained."""
     model: Any
     model, tokenizer = new_model(ctx, ctx.job.setting("role"))
     if ctx.job.setting("freeze"):
@@ -37,23 +63,23 @@ def whole_model(ctx: Context, folder: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def head_model(ctx: Context) -> tuple[nn.Module, Any]:
-    """The untrained head of a frozen model, which reads the states of its body from the cache."""
+def head_model(ctx: Context) -> tuple[nn.Module, None]:
+    """Return the untrained head of a frozen model; it reads cached states, so no tokenizer."""
     from w2s_fast.probing.feature_cache import CachedHead
 
     cfg = model_of(ctx.cfg, ctx.job.setting("role"))
     states = next(ctx.input(name) for name, _ in ctx.job.inputs if name in ("transfer", "test"))
-    start: Any = None
+    head: Any = None
     if cfg.head_init != "zero":
-        start = new_model(ctx, ctx.job.setting("role"))[0]
-    hidden = read_features(states).shape[1]
-    n_candidates = 2 if ctx.task.kind == "preference" else 1
-    model = CachedHead(hidden, ctx.n_classes, None if start is None else start.head, n_candidates)
+        initial: Any = new_model(ctx, ctx.job.setting("role"))[0]
+        head = initial.head
+    n_candidates = task_kind(ctx.task.kind).n_candidates
+    model = CachedHead(read_features(states).shape[1], ctx.n_classes, head, n_candidates)
     return model.to(device(ctx.cfg)), None
 
 
 def read_features(folder: Path) -> Tensor:
-    """(N, D) bf16 hidden states that stage `features` stored, memory-mapped."""
+    """Return the hidden states (N, D) bf16 that stage `features` stored, memory-mapped."""
     from safetensors import safe_open
 
     with safe_open(folder / FEATURES, framework="pt") as f:
@@ -61,45 +87,17 @@ def read_features(folder: Path) -> Tensor:
 
 
 def save_language_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """A model that answers in words as a folder that ``model.source`` can name, LoRA merged in."""
+    """Save a causal language model, LoRA merged in, as a folder that ``model.source`` can name."""
     lm = model.lm
-    body = getattr(lm, lm.base_model_prefix)
-    if hasattr(body, "merge_and_unload"):
-        setattr(lm, lm.base_model_prefix, body.merge_and_unload())
+    backbone = getattr(lm, lm.base_model_prefix)
+    if hasattr(backbone, "merge_and_unload"):
+        setattr(lm, lm.base_model_prefix, backbone.merge_and_unload())
     lm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Module, Any]:
-    """Return the role's untrained model on its device, and its tokenizer.
-
-    Args:
-        ctx: Of the stage.
-        role: Whose model.
-        kind: Of task, for another than the run's; "generation" is a language model.
-    """
-    cfg = start_of(ctx, model_of(ctx.cfg, role))
-    if ctx.job.stage == "control":
-        cfg = replace(cfg, pretrained=False)
-    if ctx.job.setting("freeze"):
-        cfg = replace(cfg, freeze="base")
-    tokenizer = load_tokenizer(cfg, _fallback_tokenizer(ctx))
-    train = train_of(ctx.cfg, role)
-    partition = None
-    if train.zero_stage == 3 and cfg.source != "bow":
-        from w2s_fast.training.deepspeed.config import deepspeed_config
-        from w2s_fast.training.deepspeed.setup import ready
-
-        ready(train.timeout_s)
-        cuda = device(ctx.cfg) == "cuda"
-        partition = deepspeed_config(train, cfg.dtype, ctx.here.size, cuda)
-    kind = kind or ctx.task.kind
-    model = build_model(cfg, ctx.n_classes, tokenizer, ctx.seed, partition, kind)
-    return model.to(device(ctx.cfg)), tokenizer
-
-
-def start_of(ctx: Context, cfg: ModelConfig) -> ModelConfig:
-    """The configuration with the folder of the weights to begin from."""
+def _with_start(ctx: Context, cfg: ModelConfig) -> ModelConfig:
+    """Return the model's configuration with the folder of its initial weights."""
     inputs = dict(ctx.job.inputs)
     if "start" in inputs:
         return replace(cfg, source=str(ctx.input("start") / PRETRAINED))
@@ -109,7 +107,7 @@ def start_of(ctx: Context, cfg: ModelConfig) -> ModelConfig:
 
 
 def _fallback_tokenizer(ctx: Context) -> Any:
-    """Return the tokenizer of models that bring none: the task's own, else the other model's."""
+    """Return the tokenizer for models that bring none: the task's own, else the other model's."""
     if ctx.cfg.task.name == "agreement":
         from w2s_fast.tasks.datasets import agreement
 
@@ -121,7 +119,7 @@ def _fallback_tokenizer(ctx: Context) -> Any:
 
 
 def device(cfg: RunConfig) -> str:
-    """Return where models run: the device asked for, by default CUDA if there is one."""
+    """Return the device that models run on; "auto" is CUDA if there is one."""
     import torch
 
     if cfg.device != "auto":

@@ -1,4 +1,4 @@
-"""The stages between labels and student that methods ask for: arrays in, arrays out."""
+"""The stages between weak labels and student that methods ask for: arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -12,85 +12,97 @@ from w2s_fast.config import train_of
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Targets, make_method
 from w2s_fast.models.weights import whole
-from w2s_fast.pipeline.artifacts import BALANCE, FEATURES, LABELS, PRETRAINED, TRAJECTORY
+from w2s_fast.pipeline.artifacts import (
+    BALANCE,
+    FEATURES,
+    LABELS,
+    PRETRAINED,
+    TRAJECTORY,
+    part_name,
+    read_weighted_probs,
+    write_probs,
+)
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.parquet import read_labels, write_probs
-from w2s_fast.pipeline.stages.build_model import new_model, read_features, save_language_model
-from w2s_fast.pipeline.stages.training_set import encoded
+from w2s_fast.pipeline.stages.build_model import (
+    language_model,
+    new_model,
+    read_features,
+    save_language_model,
+)
+from w2s_fast.pipeline.stages.training_set import max_length
+from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.store import Building
 from w2s_fast.tasks import Inputs
 
-_PART = "part-00000.parquet"
-
 
 def features(ctx: Context, build: Building) -> None:
-    """Hidden states of the untrained model at the label position, bf16 (N, D)."""
+    """Store the hidden states of the untrained model at the label position, bf16 (N, D)."""
     from w2s_fast.probing.feature_cache import cache_features
 
     model, tokenizer = new_model(ctx, ctx.job.setting("role"))
     items = ctx.inputs(ctx.job.setting("split"))
-    if (word := ctx.job.setting("word")) is not None:
-        items = asked(ctx, items, words(ctx)[word])
+    if (class_index := ctx.job.setting("word")) is not None:
+        items = as_questions(ctx, items, class_words(ctx)[class_index])
     layer = ctx.job.setting("layer")
-    at = layer if layer in ("half", "last") else int(layer)
-    cache_features(model, encoded(ctx, tokenizer, items), build.path / FEATURES, at)
+    rows = task_kind(ctx.task.kind).encode(tokenizer, items, max_length(ctx))
+    cache_features(
+        model, rows, build.path / FEATURES, layer if layer in ("half", "last") else int(layer)
+    )
 
 
 def prior(ctx: Context, build: Building) -> None:
-    """The untrained model's own answer: probabilities of the words of the classes."""
+    """Label with the untrained language model: probabilities of the class words."""
     from w2s_fast.training import next_token_probs
 
-    model, tokenizer = new_model(ctx, ctx.job.setting("role"), "generation")
+    model, tokenizer = language_model(ctx)
     items = ctx.inputs(ctx.job.setting("split"))
-    probs = next_token_probs(model, tokenizer, asked(ctx, items, "").texts, words(ctx))
+    questions = as_questions(ctx, items, "").texts
+    probs = next_token_probs(model, tokenizer, questions, class_words(ctx))
     ctx.write(lambda: _write_labels(build.path, items, Targets(probs)))
 
 
 def balance(ctx: Context, build: Building) -> None:
-    """True share of every class of the transfer set (C,)."""
+    """Store the true share of every class in the transfer set (C,)."""
     labels = ctx.gold("transfer").labels
     shares = np.bincount(labels, minlength=ctx.n_classes) / len(labels)
     ctx.write(lambda: np.save(build.path / BALANCE, shares, allow_pickle=False))
 
 
 def trajectory(ctx: Context, build: Building) -> None:
-    """What a training recorded: (K, N, C) predictions of the transfer texts."""
+    """Store the predictions (K, N, C) of the transfer set that a training recorded."""
     recorded = ctx.input("model") / TRAJECTORY
     ctx.write(lambda: os.link(recorded, build.path / TRAJECTORY))
 
 
 def apply(ctx: Context, build: Building) -> None:
-    """Call a method's own function with the arrays it asked for."""
+    """Call a method's function with its input arrays, and store the labels it returns."""
     method = make_method(ctx.job.setting("method"))
     function = getattr(method, ctx.job.setting("function"))
-    given = {name: _read(ctx, name) for name, _ in ctx.job.inputs}
-    out = function(**given, seed=ctx.seed)
+    arrays = {name: _read(ctx, name) for name, _ in ctx.job.inputs}
+    targets = function(**arrays, seed=ctx.seed)
     items = ctx.inputs("transfer")
-    _check(ctx, method, out, len(items))
-    ctx.write(lambda: _write_labels(build.path, items, out))
+    _check(ctx, f"{type(method).__name__}.{ctx.job.setting('function')}", targets, len(items))
+    ctx.write(lambda: _write_labels(build.path, items, targets))
 
 
-def _check(ctx: Context, method: object, out: Any, n: int) -> None:
+def _check(ctx: Context, function: str, targets: Any, n: int) -> None:
     shape = (n, ctx.n_classes)
-    if not isinstance(out, Targets) or out.probs.shape != shape:
-        got = out.probs.shape if isinstance(out, Targets) else type(out).__name__
+    if not isinstance(targets, Targets) or targets.probs.shape != shape:
+        got = targets.probs.shape if isinstance(targets, Targets) else type(targets).__name__
+        raise W2SError(f"{function} gave {got}; expected Targets with probs {shape}")
+    weight = targets.weight
+    if weight is not None and (weight.shape != (n,) or not (weight >= 0).all()):
         raise W2SError(
-            f"{type(method).__name__}.{ctx.job.setting('function')} gave {got}; expected Targets "
-            f"with probs {shape}"
-        )
-    if out.weight is not None and (out.weight.shape != (n,) or not (out.weight >= 0).all()):
-        raise W2SError(
-            f"{type(method).__name__}.{ctx.job.setting('function')} gave weights of shape "
-            f"{out.weight.shape}; expected ({n},), none negative"
+            f"{function} gave weights of shape {weight.shape}; expected ({n},), none negative"
         )
 
 
 def _read(ctx: Context, name: str) -> Any:
-    """An input as the method's function takes it, by what its folder holds."""
+    """Read an input by what its folder holds: labels, features, a trajectory or a balance."""
     folder = ctx.input(name)
     if (folder / LABELS).exists():
         ids = ctx.inputs("transfer").ids
-        return Targets(*read_labels(folder / LABELS, ids, ctx.n_classes))
+        return Targets(*read_weighted_probs(folder / LABELS, ids, ctx.n_classes))
     if (folder / FEATURES).exists():
         return read_features(folder).float().numpy()
     path = next(p for p in (folder / TRAJECTORY, folder / BALANCE) if p.exists())
@@ -99,17 +111,17 @@ def _read(ctx: Context, name: str) -> Any:
 
 def _write_labels(folder: Path, items: Inputs, targets: Targets) -> None:
     (folder / LABELS).mkdir()
-    write_probs(folder / LABELS / _PART, items.ids, targets.probs, targets.weight)
+    write_probs(folder / LABELS / part_name(0), items.ids, targets.probs, targets.weight)
 
 
-def words(ctx: Context) -> tuple[str, ...]:
-    """What a language model says for each class: the task's words, else " " and the name."""
+def class_words(ctx: Context) -> tuple[str, ...]:
+    """Return the word of each class for a language model: the task's, else " " and the name."""
     task = ctx.task
     return task.words or tuple(f" {name}" for name in task.class_names)
 
 
-def asked(ctx: Context, items: Inputs, word: str) -> Inputs:
-    """The texts as questions to a language model, each followed by ``word``."""
+def as_questions(ctx: Context, items: Inputs, word: str) -> Inputs:
+    """Return the texts in the task's prompt, each followed by ``word``."""
     pairs = items.pairs or ("",) * len(items)
     texts = tuple(
         ctx.task.prompt.replace("{text}", text).replace("{pair}", pair) + word
@@ -125,7 +137,7 @@ def tuned(ctx: Context, build: Building) -> None:
     from w2s_fast.training.completions import encode_texts
 
     cfg = train_of(ctx.cfg, ctx.job.setting("role"))
-    model, tokenizer = new_model(ctx, ctx.job.setting("role"), "generation")
+    model, tokenizer = language_model(ctx)
     items = ctx.inputs("transfer")
     rows = encode_texts(tokenizer, [*items.texts, *(items.pairs or ())], cfg.max_length)
     train(

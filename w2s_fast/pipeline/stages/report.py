@@ -15,8 +15,9 @@ from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.artifacts import LABELS, TEST
 from w2s_fast.pipeline.context import Context, load_data
 from w2s_fast.pipeline.jobs import Entry, Jobs, plan
-from w2s_fast.pipeline.predictions import SCORES, Said, read_said
+from w2s_fast.pipeline.predictions import SCORE_NAMES, Predictions
 from w2s_fast.pipeline.students import Student, students
+from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.store import Building, write_json
 from w2s_fast.tasks import TaskData
 
@@ -27,25 +28,24 @@ MODELS = ("weak", "student", "ceiling")
 class _Seed:
     """What the supervisor of one seed said of the test items and, as ``labels``, of D2."""
 
-    weak: Said
-    labels: Said
+    weak: Predictions
+    labels: Predictions
     groups: np.ndarray
-    n_classes: int
 
 
 @dataclass(frozen=True)
 class _Trained:
     """A student of one seed and its ceiling, on the test items."""
 
-    student: Said
-    ceiling: Said
+    student: Predictions
+    ceiling: Predictions
     ceiling_name: str  # the student whose ceiling it is; empty: the plain one
 
 
 def report(ctx: Context, build: Building) -> None:
     """Score every run's predictions."""
     data = {s: load_data(ctx.cfg.task, s) for s in ctx.cfg.seeds}
-    ctx.write(lambda: write_json(build.path / artifacts.SCORES, score(ctx.cfg, data, ctx.folders)))
+    ctx.write(lambda: write_json(build.path / artifacts.REPORT, score(ctx.cfg, data, ctx.folders)))
 
 
 def score(
@@ -73,7 +73,7 @@ def score(
         ]
         gaps = [metrics.Gap(r["weak"], r["ceiling"], r["gap_se"], r["refused"]) for r in rows]
         why = metrics.refusal_over_seeds(
-            gaps, n_items=rows[0]["n_test"], n_classes=seeds[cfg.seeds[0]].n_classes
+            gaps, n_items=rows[0]["n_test"], n_classes=seeds[cfg.seeds[0]].weak.n_classes
         )
         summary.append(_summary(student, rows, [] if why else accepted, same_items, why))
     controls = [
@@ -102,9 +102,8 @@ def gold_uses(jobs: Jobs) -> list[dict[str, str]]:
 def _load(seed: int, data: TaskData, folders: Mapping[str, Path]) -> _Seed:
     return _Seed(
         weak=_test(f"weak/{seed}", data, folders),
-        labels=read_said(folders[f"labels/{seed}"] / LABELS, data.transfer, data),
+        labels=task_kind(data.kind).read(folders[f"labels/{seed}"] / LABELS, data.transfer, data),
         groups=np.unique(np.array(data.test.groups), return_inverse=True)[1],
-        n_classes=len(data.class_names) if data.kind != "generation" else 0,
     )
 
 
@@ -116,8 +115,8 @@ def _trained(entry: Entry, data: TaskData, folders: Mapping[str, Path]) -> _Trai
     )
 
 
-def _test(name: str, data: TaskData, folders: Mapping[str, Path]) -> Said:
-    return read_said(folders[name] / TEST, data.test, data)
+def _test(name: str, data: TaskData, folders: Mapping[str, Path]) -> Predictions:
+    return task_kind(data.kind).read(folders[name] / TEST, data.test, data)
 
 
 def _outcomes(seed: _Seed, found: _Trained) -> metrics.Outcomes:
@@ -130,7 +129,7 @@ def _run(number: int, who: Student, seed: _Seed, found: _Trained) -> dict[str, A
     said = {"weak": seed.weak, "student": found.student, "ceiling": found.ceiling}
     floor, reached, ceiling = (said[m].accuracy for m in MODELS)
     se, n_test = metrics.paired_gap_se(outcomes), len(seed.groups)
-    why = metrics.refusal(floor, ceiling, se, n_items=n_test, n_classes=seed.n_classes)
+    why = metrics.refusal(floor, ceiling, se, n_items=n_test, n_classes=seed.weak.n_classes)
     low, high = (None, None) if why else metrics.pgr_interval([outcomes], same_items=True)
     return {
         "seed": number,
@@ -169,7 +168,7 @@ def _summary(
     low, high = (None, None)
     if accepted:
         low, high = metrics.pgr_interval(accepted, same_items=same_items)
-    means = [*MODELS, *(f"{m}_{k}" for m in MODELS for k in SCORES)]
+    means = [*MODELS, *(f"{m}_{k}" for m in MODELS for k in SCORE_NAMES)]
     return {
         "name": who.name,
         "method": who.method,
@@ -191,7 +190,7 @@ def _summary(
     }
 
 
-def _control(number: int, said: Said) -> dict[str, Any]:
+def _control(number: int, said: Predictions) -> dict[str, Any]:
     return {"seed": number, "accuracy": said.accuracy, "auroc": said.scores()["auroc"]}
 
 

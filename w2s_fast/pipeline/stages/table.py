@@ -8,19 +8,14 @@ on the same test items.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
-from w2s_fast.pipeline.artifacts import LABELS, PRETRAINED
+from w2s_fast.pipeline.artifacts import PRETRAINED
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages import method_inputs, report, transcripts
-from w2s_fast.pipeline.stages.build_model import trained_model
-from w2s_fast.pipeline.stages.predict import in_parts, say
-from w2s_fast.pipeline.stages.train import fit
+from w2s_fast.pipeline.stages.predict import labels
+from w2s_fast.pipeline.stages.train import train_model
 from w2s_fast.store import Building
-
-SHARD_ROWS = 20_000  # items of one file of weak labels; also what a kill can cost
 
 
 def pretrain(ctx: Context, build: Building) -> None:
@@ -29,35 +24,19 @@ def pretrain(ctx: Context, build: Building) -> None:
 
     from w2s_fast.tasks.datasets import agreement_lm
 
-    logging.disable_progress_bar()  # of saving one small file; the run shows its own
+    logging.disable_progress_bar()  # transformers shows one for saving
     target = build.path / PRETRAINED
     ctx.write(lambda: agreement_lm.pretrain(target, ctx.cfg.task, ctx.seed, ctx.progress))
 
 
-def labels(ctx: Context, build: Building) -> None:
-    """Label a split: the full soft vector, or the answer, of every item, a shard at a time.
-
-    Shards are the same whatever the number of processes, and a finished one survives a kill.
-    """
-    model, tokenizer = trained_model(ctx, ctx.input("model"))
-    split = ctx.job.setting("split")
-    items = ctx.inputs(split)
-
-    def write(rows: range, path: Path) -> None:
-        say(ctx, model, tokenizer, items.take(rows), split, path)
-
-    in_parts(ctx, items, SHARD_ROWS, build.checkpoint, write)
-    ctx.write(lambda: os.replace(build.checkpoint, build.path / LABELS))
-
-
 STAGES: dict[str, Callable[[Context, Building], None]] = {
     "pretrain": pretrain,
-    "weak": fit,
+    "weak": train_model,
     "labels": labels,
-    "intermediate": fit,
-    "student": fit,
-    "ceiling": fit,
-    "control": fit,  # `new_model` leaves the pretrained weights out
+    "intermediate": train_model,
+    "student": train_model,
+    "ceiling": train_model,
+    "control": train_model,  # `new_model` leaves the pretrained weights out
     "tuned": method_inputs.tuned,
     "features": method_inputs.features,
     "prior": method_inputs.prior,

@@ -1,6 +1,6 @@
 """The stages that train a model: weak, intermediate, student, ceiling, control.
 
-They differ in whose labels they learn and from which weights they begin; the loop is one.
+They differ in the labels they learn and in the weights they start from.
 """
 
 from __future__ import annotations
@@ -9,46 +9,46 @@ import json
 
 import numpy as np
 
-from w2s_fast.config import train_of, unsharded
+from w2s_fast.config import train_of
 from w2s_fast.models import save_weights
 from w2s_fast.pipeline.artifacts import LOG, MODEL, TEST, TRAJECTORY
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import head_model, new_model
-from w2s_fast.pipeline.stages.predict import say
-from w2s_fast.pipeline.stages.training_set import lesson_of, rows_and_targets, watched
+from w2s_fast.pipeline.stages.predict import predict_split
+from w2s_fast.pipeline.stages.training_set import hold_out, load_training_set
 from w2s_fast.store import Building
 
 
-def fit(ctx: Context, build: Building) -> None:
-    """Train the model of the job's role and let it answer the test items."""
+def train_model(ctx: Context, build: Building) -> None:
+    """Train the model of the job's role and predict the test items."""
     from w2s_fast.losses import make_loss
     from w2s_fast.training import train
 
     cfg = train_of(ctx.cfg, ctx.job.setting("role"))
     if ctx.job.setting("freeze"):
         model, tokenizer = head_model(ctx)
-        cfg = unsharded(cfg)
+        cfg = cfg.unsharded()
     else:
         model, tokenizer = new_model(ctx, ctx.job.setting("role"))
-    lesson, watch = watched(ctx, lesson_of(ctx), tokenizer)
-    rows, targets = rows_and_targets(ctx, tokenizer, lesson)
+    training_set, watch = hold_out(ctx, load_training_set(ctx), tokenizer)
+    rows, weak_labels = training_set.encode(ctx, tokenizer)
     log = train(
         model,
         rows,
-        targets,
+        weak_labels,
         make_loss(ctx.job.setting("loss", "xent")),
         cfg,
         ctx.seed,
-        weight=lesson.weight,
+        weight=training_set.weight,
         checkpoint_dir=build.checkpoint,
         progress=ctx.progress,
         watch=watch,
     )
-    save_weights(model, build.path / MODEL, ctx.here)
-    if "context" not in dict(ctx.job.inputs):  # transcripts of the test items are never written
-        say(ctx, model, tokenizer, ctx.inputs("test"), "test", build.path / TEST)
-    seen = log.pop("trajectory", None)
+    save_weights(model, build.path / MODEL, ctx.world)
+    if "context" not in dict(ctx.job.inputs):  # test items have no transcripts
+        predict_split(ctx, model, tokenizer, ctx.inputs("test"), "test", build.path / TEST)
+    trajectory = log.pop("trajectory", None)
     if ctx.job.setting("record"):
-        ctx.write(lambda: np.save(build.path / TRAJECTORY, seen, allow_pickle=False))
+        ctx.write(lambda: np.save(build.path / TRAJECTORY, trajectory, allow_pickle=False))
     build.info["train_seconds"] = log.pop("seconds", None)
     ctx.write(lambda: (build.path / LOG).write_text(json.dumps(log) + "\n"))

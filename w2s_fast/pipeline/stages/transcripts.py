@@ -16,12 +16,11 @@ from w2s_fast.config import RunConfig
 from w2s_fast.debate import EndpointWriter, LocalWriter, Writer, make_protocol
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Node
-from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS
+from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS, read_probs, write_texts
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.parquet import read_probs, write_texts
-from w2s_fast.pipeline.stages.build_model import new_model
-from w2s_fast.pipeline.stages.method_inputs import asked, words
-from w2s_fast.pipeline.stages.predict import in_parts
+from w2s_fast.pipeline.stages.build_model import language_model
+from w2s_fast.pipeline.stages.method_inputs import as_questions, class_words
+from w2s_fast.pipeline.stages.predict import write_parts
 from w2s_fast.pipeline.stages.training_set import folds
 from w2s_fast.pipeline.students import students
 from w2s_fast.store import Building
@@ -34,8 +33,8 @@ def transcripts(ctx: Context, build: Building) -> None:
     """Write one transcript a text: Parquet files of ``id`` and ``text``."""
     protocol = make_protocol(ctx.job.setting("protocol"))
     items = ctx.inputs(ctx.job.setting("split"))
-    questions, weak = asked(ctx, items, "").texts, _weak(ctx, items)
-    verdicts = [word.strip() for word in words(ctx)]
+    questions, weak = as_questions(ctx, items, "").texts, _weak(ctx, items)
+    verdicts = [word.strip() for word in class_words(ctx)]
     writer, folder = _writer(ctx, build.checkpoint), build.checkpoint / TRANSCRIPTS
 
     def write(rows: range, path: Path) -> None:
@@ -45,7 +44,7 @@ def transcripts(ctx: Context, build: Building) -> None:
         texts = protocol.transcripts(part, ids, verdicts, writer, ctx.seed, picked)
         ctx.write(lambda: write_texts(path, ids, texts))
 
-    in_parts(ctx, items, PART_ROWS, folder, write)
+    write_parts(ctx, items, PART_ROWS, folder, write)
     ctx.write(lambda: os.replace(folder, build.path / TRANSCRIPTS))
 
 
@@ -64,27 +63,27 @@ def _weak(ctx: Context, items: Inputs) -> np.ndarray | None:
 def _writer(ctx: Context, folder: Path) -> Writer:
     cfg = ctx.cfg.transcript_writer
     if cfg.kind == "local":
-        model, tokenizer = new_model(ctx, ctx.job.setting("role"), "generation")
+        model, tokenizer = language_model(ctx)
         return LocalWriter(model, tokenizer, cfg)
-    return _together(ctx, EndpointWriter(cfg, folder, ctx.here.rank))
+    return _together(ctx, EndpointWriter(cfg, folder, ctx.world.rank))
 
 
 def _together(ctx: Context, writer: Writer) -> Writer:
     """Every process asks for its share; what one could not get is an error on all of them."""
-    here = ctx.here
-    if here.size == 1:
+    world = ctx.world
+    if world.size == 1:
         return writer
 
     def write(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        mine = slice(here.rank, None, here.size)
+        mine = slice(world.rank, None, world.size)
         try:
             told = ["", *writer(prompts[mine], seeds[mine])]
         except W2SError as e:
             told = [str(e)]
-        everyone = here.gather(told)
+        everyone = world.all_gather_object(told)
         if error := next((error for error, *_ in everyone if error), ""):
             raise W2SError(error)
-        return [everyone[i % here.size][1 + i // here.size] for i in range(len(prompts))]
+        return [everyone[i % world.size][1 + i // world.size] for i in range(len(prompts))]
 
     return write
 

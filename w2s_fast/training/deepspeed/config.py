@@ -60,24 +60,6 @@ _OWN = {  # the user's words for it
 }
 
 
-def batch_shape(cfg: TrainConfig, size: int) -> tuple[int, int]:
-    """(rows of a micro-batch, micro-batches of a step) of each of ``size`` processes.
-
-    Raises:
-        W2SError: if the batch does not split evenly over the processes.
-    """
-    if cfg.batch_size % size:
-        low = cfg.batch_size // size * size
-        fits = f"{low} or {low + size}" if low else f"{size}"
-        raise W2SError(
-            f"batch_size is {cfg.batch_size}, which does not split over {size} processes; use "
-            f"{fits}, or another number of processes"
-        )
-    rows = cfg.batch_size // size
-    micro = min(cfg.micro_batch_size or rows, rows)
-    return micro, -(-rows // micro)
-
-
 def deepspeed_config(cfg: TrainConfig, dtype: str, size: int, cuda: bool) -> dict[str, Any]:
     """DeepSpeed's configuration for this training.
 
@@ -90,7 +72,7 @@ def deepspeed_config(cfg: TrainConfig, dtype: str, size: int, cuda: bool) -> dic
     Raises:
         W2SError: for a batch that does not fit, or a user's own file that contradicts.
     """
-    micro, accumulation = batch_shape(cfg, size)
+    micro, accumulation = cfg.batch_shape(size)
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,

@@ -1,64 +1,63 @@
-"""The engine on DeepSpeed ZeRO 1 to 3: states, gradients and weights in parts over the processes.
+"""DeepSpeed ZeRO 1 to 3: optimizer state, gradients and weights sharded over the processes.
 
-Its checkpoints are those of the plain engine: whole tensors by name, so a training resumes on any
+The checkpoints are those of the plain engine, whole tensors by name, so a training resumes on any
 number of processes, at any stage, and without DeepSpeed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.distributed import world
-from w2s_fast.distributed.world import World
+from w2s_fast.distributed.world import World, limit_collective_timeouts
 from w2s_fast.errors import W2SError
 from w2s_fast.models.weights import is_partitioned, module_tensors, shape_of, whole
-from w2s_fast.training.completions import AnswerBatch
+from w2s_fast.training.completions import CompletionBatch
 from w2s_fast.training.config import TrainConfig
 from w2s_fast.training.data import Batch
 from w2s_fast.training.deepspeed.config import deepspeed_config
-from w2s_fast.training.deepspeed.setup import ready
-from w2s_fast.training.optim import STATE, decay_groups
-from w2s_fast.training.step import Read, forward, found
+from w2s_fast.training.deepspeed.setup import init_deepspeed
+from w2s_fast.training.engine import LogitsFn, ReadTensor, forward, read_required
+from w2s_fast.training.optim import ADAMW_STATE, decay_groups
 
 
-class ShardedEngine:
+class DeepSpeedEngine:
     """See ``Engine``. ``dtype`` is the model's: fp32, bf16 or fp16."""
 
-    def __init__(self, model: nn.Module, cfg: TrainConfig, here: World, dtype: str) -> None:
-        deepspeed = ready(cfg.timeout_s)
+    def __init__(self, model: nn.Module, cfg: TrainConfig, world: World, dtype: str) -> None:
+        deepspeed = init_deepspeed(cfg.timeout_s)
         cuda = next(model.parameters()).device.type == "cuda"
-        config = deepspeed_config(cfg, dtype, here.size, cuda)
+        config = deepspeed_config(cfg, dtype, world.size, cuda)
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
             raise W2SError("the model has no trainable parameters; expected at least one")
-        self._model, self._here, self._low = model, here, dtype != "fp32"
+        self._model, self._world, self._has_masters = model, world, dtype != "fp32"
         self._steps = 0
         self._engine, *_ = deepspeed.initialize(
             model=model, model_parameters=decay_groups(trained, cfg), config=config
         )
-        world.bound(cfg.timeout_s)  # DeepSpeed made groups of its own
+        limit_collective_timeouts(cfg.timeout_s)  # also in the groups that DeepSpeed made
 
     @property
     def _zero(self) -> Any:
         return self._engine.optimizer
 
-    def logits(self, batch: Batch | AnswerBatch) -> Any:
+    def logits(self, batch: Batch | CompletionBatch) -> Any:
         """See ``Engine``."""
         return forward(self._engine, batch)
 
-    def loss(self, batch: Batch | AnswerBatch, then: Callable[[Any], Tensor]) -> Tensor:
+    def loss(self, batch: Batch | CompletionBatch, logits_fn: LogitsFn) -> Tensor:
         """See ``Engine``."""
-        return forward(self._engine, batch, then)
+        return forward(self._engine, batch, logits_fn)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """See ``Engine``."""
         self._engine.set_gradient_accumulation_boundary(last)
-        # DeepSpeed averages over the processes; the loss is a share in a sum.
-        self._engine.backward(loss * self._here.size, scale_wrt_gas=False)
+        # DeepSpeed averages over the processes; the loss is a share of a sum.
+        self._engine.backward(loss * self._world.size, scale_wrt_gas=False)
 
     def update(self, lr: float) -> None:
         """See ``Engine``."""
@@ -78,43 +77,46 @@ class ShardedEngine:
                 yield f"model.{name}", t
             if not (isinstance(t, nn.Parameter) and t.requires_grad):
                 continue
-            if self._low:
+            if self._has_masters:
                 yield f"optimizer.master.{name}", safe_get_full_fp32_param(t)
             yield f"optimizer.step.{name}", step
-            for key in STATE[1:]:
+            for key in ADAMW_STATE[1:]:
                 yield f"optimizer.{key}.{name}", safe_get_full_optimizer_state(t, key)
 
-    def load(self, read: Read) -> None:
+    def load(self, read: ReadTensor) -> None:
         """See ``Engine``."""
-        own = module_tensors(self._model)
-        trained = {n: t for n, t in own.items() if isinstance(t, nn.Parameter) and t.requires_grad}
-        states = {}
+        steps = [0]
         self._make_states()
-        for name, t in own.items():
-            value = found(read, f"model.{name}")
-            if value.shape != shape_of(t):
-                raise W2SError(
-                    f"the checkpoint's {name!r} is {tuple(value.shape)}, the model's "
-                    f"{tuple(shape_of(t))}; it is of another model"
-                )
-            with whole([t], change=True), torch.no_grad():
-                t.copy_(value)
-            if name not in trained:
+        for name, t in module_tensors(self._model).items():
+            value = self._load_weight(read, name, t)
+            if not (isinstance(t, nn.Parameter) and t.requires_grad):
                 continue
-            master = read(f"optimizer.master.{name}") if self._low else value
+            master = read(f"optimizer.master.{name}") if self._has_masters else value
             self._put(t, (value if master is None else master).float(), None)
-            for key in STATE:
+            for key in ADAMW_STATE:
                 if (saved := read(f"optimizer.{key}.{name}")) is None:
                     continue
                 if key == "step":
-                    states[name] = int(saved)
+                    steps.append(int(saved))
                 else:
                     self._put(t, saved, key)
-        self._steps = max(states.values(), default=0)
+        self._steps = max(steps)
         self._set_steps()
 
+    def _load_weight(self, read: ReadTensor, name: str, t: Tensor) -> Tensor:
+        """Read a saved weight into the model and return it."""
+        value = read_required(read, f"model.{name}")
+        if value.shape != shape_of(t):
+            raise W2SError(
+                f"the checkpoint's {name!r} is {tuple(value.shape)}, the model's "
+                f"{tuple(shape_of(t))}; it is of another model"
+            )
+        with whole([t], change=True), torch.no_grad():
+            t.copy_(value)
+        return value
+
     def _put(self, p: Any, value: Tensor, key: str | None) -> None:
-        """Set this process's part of a parameter's master (None) or optimizer state."""
+        """Set this process's part of a parameter's master (``key`` None) or optimizer state."""
         from deepspeed import utils
 
         if not is_partitioned(p):
@@ -124,33 +126,33 @@ class ShardedEngine:
                 utils.safe_set_full_optimizer_state(p, value, key)
             return
         size = p.ds_tensor.numel()
-        padded = value.new_zeros(size * self._here.size)
+        padded = value.new_zeros(size * self._world.size)
         padded[: value.numel()] = value.flatten()
-        part = padded.narrow(0, size * self._here.rank, size)
+        part = padded.narrow(0, size * self._world.rank, size)
         if key is None:
             utils.safe_set_local_fp32_param(p, part)
         else:
             utils.safe_set_local_optimizer_state(p, part, key)
 
     def _masters(self) -> list[Tensor]:
-        """The flat fp32 parts that the optimizer works on."""
+        """Return the flat fp32 parts that the optimizer updates."""
         parts = getattr(self._zero, "fp32_partitioned_groups_flat", None)  # stage 3
         if parts is not None:
             return list(parts)
         return [p for group in self._zero.optimizer.param_groups for p in group["params"]]
 
     def _make_states(self) -> None:
-        """Optimizer state as before the first step, which would make it."""
+        """Create the optimizer state, which DeepSpeed would create in the first step."""
         state = self._zero.optimizer.state
         for flat in self._masters():
-            state[flat] = {key: torch.zeros_like(flat) for key in STATE[1:]} | {"step": 0}
+            state[flat] = {key: torch.zeros_like(flat) for key in ADAMW_STATE[1:]} | {"step": 0}
         self._link_states()
 
     def _link_states(self) -> None:
-        """Let DeepSpeed find a parameter's part of the flat optimizer state.
+        """Link each parameter to its part of the flat optimizer state.
 
-        By itself it does so once, after the step of the first group, when the later groups
-        (biases and norms, here) have no state yet.
+        DeepSpeed does so once, after the step of the first parameter group, when the later groups
+        (biases and norms) have no state yet.
         """
         if hasattr(self._zero, "_lazy_init_hp_params_optimizer_state"):
             self._zero._hp_optimizer_states_linked = False

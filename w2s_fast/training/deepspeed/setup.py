@@ -1,4 +1,4 @@
-"""DeepSpeed itself: found, quiet, introduced to the processes, and its compiled parts built."""
+"""Import DeepSpeed, initialise it in this job, and build its compiled parts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.distributed import world
+from w2s_fast.distributed.world import ensure_process_group
 from w2s_fast.errors import W2SError
 from w2s_fast.training.config import TrainConfig
 
 
 def load_deepspeed() -> Any:
-    """The deepspeed package, quiet, and on CPUs without what it would have to compile.
+    """Import deepspeed with little logging and, on CPUs, without extensions it would compile.
 
     Raises:
         W2SError: if it is not installed.
@@ -33,49 +33,49 @@ def load_deepspeed() -> Any:
             "zero_stage=0"
         ) from e
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    # Shared-memory collectives between CPU ranks: a build at start-up that gloo does without.
+    # Shared-memory collectives between CPU ranks would be compiled at start-up; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
-def ready(timeout_s: float) -> Any:
-    """DeepSpeed, with the processes of this job introduced to it.
+def init_deepspeed(timeout_s: float) -> Any:
+    """Return deepspeed, initialised with the process group of this job.
 
     Raises:
-        W2SError: see ``load_deepspeed``, and ``world.solo``.
+        W2SError: see ``load_deepspeed`` and ``ensure_process_group``.
     """
     deepspeed = load_deepspeed()
-    world.solo(timeout_s)
+    ensure_process_group(timeout_s)
     deepspeed.init_distributed(verbose=False)
     return deepspeed
 
 
 def check_offload(cfg: TrainConfig) -> None:
-    """Build, where that is still to do, what DeepSpeed needs for the offload of this training.
+    """Build the DeepSpeed extensions that the offload of this training needs, if any.
 
     Raises:
-        W2SError: if it cannot be built here, or ``nvme_path`` cannot be used.
+        W2SError: if one cannot be built, or ``nvme_path`` cannot be used.
     """
     if cfg.offload_optimizer == cfg.offload_params == "none":
         return
     load_deepspeed()
     from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder
 
-    wanted = []
+    builders = []
     if cfg.offload_optimizer != "none":
-        wanted.append(("offload_optimizer", CPUAdamBuilder(), "ninja and a C++ compiler"))
+        builders.append(("offload_optimizer", CPUAdamBuilder(), "ninja and a C++ compiler"))
     if cfg.nvme_path is not None:
-        wanted.append(("nvme", AsyncIOBuilder(), "ninja, a C++ compiler and libaio-dev"))
+        builders.append(("nvme", AsyncIOBuilder(), "ninja, a C++ compiler and libaio-dev"))
         try:
             Path(cfg.nvme_path).mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise W2SError(f"nvme_path is {cfg.nvme_path!r}: {e.strerror}; name a folder") from e
-    for what, builder, tools in wanted:
+    for field, builder, tools in builders:
         try:
             builder.load(verbose=False)
-        except Exception as e:  # a build fails in many ways
-            said = " ".join(str(e).split())[:160]
+        except Exception as e:  # builds fail with many types of exception
+            reason = " ".join(str(e).split())[:160]
             raise W2SError(
-                f"{what} needs DeepSpeed's {builder.name}, which cannot be built here ({said}); "
+                f"{field} needs DeepSpeed's {builder.name}, which cannot be built here ({reason}); "
                 f"install {tools}, or leave offload out"
             ) from e

@@ -1,0 +1,214 @@
+"""The kinds of task: how a kind encodes, learns, predicts, stores and scores.
+
+``task_kind`` returns the adapter of a kind; the rest of the pipeline treats all kinds alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from w2s_fast.errors import W2SError, nearest
+from w2s_fast.pipeline.artifacts import (
+    read_probs,
+    read_texts,
+    read_weighted_probs,
+    write_probs,
+    write_texts,
+)
+from w2s_fast.pipeline.predictions import Predictions
+from w2s_fast.tasks import Examples, Inputs, TaskData
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from w2s_fast.training.data import RowData
+
+
+class TaskKind(Protocol):
+    """What differs between the kinds of task."""
+
+    @property
+    def n_candidates(self) -> int:
+        """Rows of tokens per example, see ``training.Encoded``."""
+        ...
+
+    def true_labels(self, examples: Examples, n_classes: int) -> np.ndarray:
+        """Return the true labels in the form of weak labels."""
+        ...
+
+    def read_weak_labels(
+        self, path: Path, ids: Sequence[str], n_classes: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Read weak labels and their row weights, None if all rows weigh the same."""
+        ...
+
+    def encode(self, tokenizer: Any, items: Inputs, max_length: int) -> Any:
+        """Return the texts as ``predict`` takes them."""
+        ...
+
+    def encode_labelled(
+        self, tokenizer: Any, items: Inputs, weak_labels: np.ndarray, max_length: int
+    ) -> tuple[RowData, np.ndarray]:
+        """Return the texts and the weak labels as ``training.train`` takes them."""
+        ...
+
+    def predict(
+        self, model: nn.Module, tokenizer: Any, rows: Any, max_length: int, max_new_tokens: int
+    ) -> Any:
+        """Predict every row of ``encode``."""
+        ...
+
+    def write(self, path: Path, ids: Sequence[str], predictions: Any) -> None:
+        """Write what ``predict`` returned."""
+        ...
+
+    def read(self, path: Path, examples: Examples, data: TaskData) -> Predictions:
+        """Read labels or predictions of ``examples``, a file or a folder of parts, to score them.
+
+        Raises:
+            W2SError: The file does not fit, or the task has no way to score it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Kinds with class probabilities: ``classification`` and ``preference``."""
+
+    name: str
+    n_candidates: int
+
+    def true_labels(self, examples: Examples, n_classes: int) -> np.ndarray:
+        """Return (N, C) float32, one-hot."""
+        return np.eye(n_classes, dtype=np.float32)[examples.labels]
+
+    def read_weak_labels(
+        self, path: Path, ids: Sequence[str], n_classes: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Read probabilities (N, C) and weights (N,)."""
+        return read_weighted_probs(path, ids, n_classes)
+
+    def encode(self, tokenizer: Any, items: Inputs, max_length: int) -> RowData:
+        """Tokenize the texts."""
+        from w2s_fast.training import encode
+
+        return encode(tokenizer, items, max_length, self.name)
+
+    def encode_labelled(
+        self, tokenizer: Any, items: Inputs, weak_labels: np.ndarray, max_length: int
+    ) -> tuple[RowData, np.ndarray]:
+        """Tokenize the texts; labels stay as they are."""
+        return self.encode(tokenizer, items, max_length), weak_labels
+
+    def predict(
+        self, model: nn.Module, tokenizer: Any, rows: Any, max_length: int, max_new_tokens: int
+    ) -> np.ndarray:
+        """Return class probabilities (N, C)."""
+        from w2s_fast.training import predict
+
+        return predict(model, rows)
+
+    def write(self, path: Path, ids: Sequence[str], predictions: np.ndarray) -> None:
+        """Write the probabilities."""
+        write_probs(path, ids, predictions)
+
+    def read(self, path: Path, examples: Examples, data: TaskData) -> Predictions:
+        """Read the probabilities; the most probable class is the prediction."""
+        probs = read_probs(path, examples.ids, len(data.class_names))
+        return Predictions(probs.argmax(1), examples.labels, probs)
+
+
+class Generation:
+    """Kind ``generation``: labels and predictions are completions."""
+
+    n_candidates = 1
+
+    def true_labels(self, examples: Examples, n_classes: int) -> np.ndarray:
+        """Return (N,) texts."""
+        return np.array(examples.answers, dtype=object)
+
+    def read_weak_labels(
+        self, path: Path, ids: Sequence[str], n_classes: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Read texts (N,); all rows weigh the same."""
+        return np.array(list(read_texts(path, ids).values()), dtype=object), None
+
+    def encode(self, tokenizer: Any, items: Inputs, max_length: int) -> tuple[str, ...]:
+        """Return the prompts; ``generate`` tokenizes them beside the room for a completion."""
+        return items.texts
+
+    def encode_labelled(
+        self, tokenizer: Any, items: Inputs, weak_labels: np.ndarray, max_length: int
+    ) -> tuple[RowData, np.ndarray]:
+        """Tokenize prompts and completions; the labels are the tokens of the completions."""
+        from w2s_fast.training import encode_completions
+
+        rows = encode_completions(tokenizer, items.texts, weak_labels.tolist(), max_length)
+        return rows, rows.labels
+
+    def predict(
+        self, model: nn.Module, tokenizer: Any, rows: Any, max_length: int, max_new_tokens: int
+    ) -> list[str]:
+        """Generate a completion per prompt."""
+        from w2s_fast.training import generate
+
+        return generate(model, tokenizer, rows, max_new_tokens, max_length=max_length)
+
+    def write(self, path: Path, ids: Sequence[str], predictions: list[str]) -> None:
+        """Write the completions."""
+        write_texts(path, ids, predictions)
+
+    def read(self, path: Path, examples: Examples, data: TaskData) -> Predictions:
+        """Read the completions; right are those with the true answer, or a harm score below 1/2."""
+        if data.read is None or examples.answers is None:
+            raise W2SError(
+                f"task {data.name!r} is of kind 'generation' but has no answers or no way to read "
+                "them; give Examples.answers and TaskData.read"
+            )
+        texts = list(read_texts(path, examples.ids).values())
+        if data.harm_score is not None:
+            harm_score = _harm_scores(texts, data)
+            chosen = np.where(harm_score < 0.5, "good", "bad")
+            return Predictions(chosen, np.full(len(texts), "good"), None, harm_score)
+        chosen, gold = (
+            np.array([data.read(text) for text in column], dtype=object)
+            for column in (texts, examples.answers)
+        )
+        return Predictions(chosen, gold, None)
+
+
+def _harm_scores(texts: list[str], data: TaskData) -> np.ndarray:
+    assert data.harm_score is not None
+    scores = np.asarray(data.harm_score(texts), dtype=float)
+    if scores.shape != (len(texts),) or not ((scores >= 0) & (scores <= 1)).all():
+        raise W2SError(
+            f"the scorer of task {data.name!r} returned shape {scores.shape} for {len(texts)} "
+            "texts, or numbers outside [0, 1]; expected one number in [0, 1] per text"
+        )
+    return scores
+
+
+TASK_KINDS: dict[str, TaskKind] = {
+    "classification": Classes("classification", n_candidates=1),
+    "preference": Classes("preference", n_candidates=2),
+    "generation": Generation(),
+}
+
+
+def task_kind(name: str) -> TaskKind:
+    """Return the adapter of a kind.
+
+    Raises:
+        W2SError: There is no such kind.
+    """
+    if name not in TASK_KINDS:
+        raise W2SError(
+            f"task kind {name!r} is unknown; expected one of {', '.join(TASK_KINDS)}"
+            f"{nearest(name, TASK_KINDS)}"
+        )
+    return TASK_KINDS[name]

@@ -1,0 +1,41 @@
+"""Build a model whose weights are partitioned over the processes from the start (ZeRO-3)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from w2s_fast.distributed.world import get_world
+from w2s_fast.training.config import TrainConfig
+
+
+@contextlib.contextmanager
+def partitioned_init(cfg: TrainConfig, dtype: str, device: str) -> Iterator[None]:
+    """Let transformers partition weights as it makes or reads them; no effect below ZeRO stage 3.
+
+    No process then holds the whole model. Use it around ``build_model``.
+
+    Args:
+        cfg: how the model will be trained.
+        dtype: of the model: fp32, bf16 or fp16.
+        device: type of the device that it will be trained on.
+
+    Raises:
+        W2SError: see ``init_deepspeed`` and ``deepspeed_config``.
+    """
+    if cfg.zero_stage != 3:
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    from w2s_fast.training.deepspeed.config import deepspeed_config
+    from w2s_fast.training.deepspeed.setup import init_deepspeed
+
+    init_deepspeed(cfg.timeout_s)
+    config = deepspeed_config(cfg, dtype, get_world().size, device == "cuda")
+    reference = HfDeepSpeedConfig(config)  # transformers holds it weakly
+    try:
+        yield
+    finally:
+        del reference
+        unset_hf_deepspeed_config()

@@ -1,0 +1,130 @@
+"""Engines: how gradients are accumulated and weights are updated, in plain torch or DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from w2s_fast.distributed.world import SINGLE_PROCESS, World
+from w2s_fast.errors import W2SError
+from w2s_fast.models.weights import load_module, module_tensors
+from w2s_fast.training.completions import CompletionBatch
+from w2s_fast.training.config import TrainConfig
+from w2s_fast.training.data import Batch
+from w2s_fast.training.optim import MasterAdamW
+
+# Reads a saved tensor by name, the same on every process; None if it was not saved.
+ReadTensor = Callable[[str], Tensor | None]
+# A function of the logits of a micro-batch, evaluated inside the model's forward.
+LogitsFn = Callable[[Any], Tensor]
+
+
+class Engine(Protocol):
+    """Updates weights: ``backward`` accumulates gradients, ``update`` applies and clears them."""
+
+    def logits(self, batch: Batch | CompletionBatch) -> Any:
+        """Return (B, C) logits of a micro-batch; for completions (n, V) ``Projected``."""
+
+    def loss(self, batch: Batch | CompletionBatch, logits_fn: LogitsFn) -> Tensor:
+        """Return ``logits_fn(logits)``, called where sharded weights are gathered."""
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradient of this 0-d loss, already divided by the step's normaliser.
+
+        Args:
+            loss: share of this micro-batch in the loss of the step.
+            last: whether this is the last micro-batch of the step.
+        """
+
+    def update(self, lr: float) -> None:
+        """Sum gradients over processes, clip, take one optimizer step, and clear the gradients."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield weights and optimizer state, whole and by name; a collective call."""
+
+    def load(self, read: ReadTensor) -> None:
+        """Restore the ``tensors`` of any engine; a collective call."""
+
+
+class PlainEngine:
+    """Plain torch: the whole model on every device, gradients summed over the processes."""
+
+    def __init__(self, model: nn.Module, cfg: TrainConfig, world: World = SINGLE_PROCESS) -> None:
+        self._model, self._optimizer = model, MasterAdamW(model, cfg, world)
+
+    def logits(self, batch: Batch | CompletionBatch) -> Any:
+        """See ``Engine``."""
+        return forward(self._model, batch)
+
+    def loss(self, batch: Batch | CompletionBatch, logits_fn: LogitsFn) -> Tensor:
+        """See ``Engine``."""
+        return forward(self._model, batch, logits_fn)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """See ``Engine``."""
+        loss.backward()
+        self._optimizer.accumulate()
+
+    def update(self, lr: float) -> None:
+        """See ``Engine``."""
+        self._optimizer.step(lr)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """See ``Engine``."""
+        yield from ((f"model.{k}", t) for k, t in module_tensors(self._model).items())
+        yield from ((f"optimizer.{k}", t) for k, t in self._optimizer.tensors().items())
+
+    def load(self, read: ReadTensor) -> None:
+        """See ``Engine``."""
+        names = module_tensors(self._model)
+        load_module(self._model, {k: read_required(read, f"model.{k}") for k in names})
+        self._optimizer.load(lambda name: read(f"optimizer.{name}"))
+
+
+def make_engine(model: nn.Module, cfg: TrainConfig, world: World) -> Engine:
+    """Return the engine for ``model``: plain torch, or DeepSpeed where ``cfg.zero_stage`` is not 0.
+
+    Raises:
+        W2SError: if the batch does not split over the processes, or fp16 weights lack loss scaling.
+    """
+    cfg.batch_shape(world.size)
+    dtype = _lowest_dtype(model)
+    if cfg.zero_stage:
+        from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(model, cfg, world, dtype)
+    if dtype == "fp16":
+        raise W2SError("fp16 weights need loss scaling; use zero_stage=1 or more, or dtype bf16")
+    return PlainEngine(model, cfg, world)
+
+
+def read_required(read: ReadTensor, name: str) -> Tensor:
+    """Read the saved tensor ``name``.
+
+    Raises:
+        W2SError: if it was not saved.
+    """
+    t = read(name)
+    if t is None:
+        raise W2SError(f"the checkpoint has no tensor {name!r}; it is of another model")
+    return t
+
+
+def forward(
+    model: nn.Module, batch: Batch | CompletionBatch, logits_fn: LogitsFn | None = None
+) -> Any:
+    """Return logits, or ``logits_fn`` of them; segment ids are passed only if there are any."""
+    inputs = [t for t in batch if t is not None]
+    if isinstance(batch, CompletionBatch):
+        return model(*inputs, logits_fn=logits_fn)
+    logits = model(*inputs)
+    return logits if logits_fn is None else logits_fn(logits)
+
+
+def _lowest_dtype(model: nn.Module) -> str:
+    dtypes = {p.dtype for p in model.parameters()}
+    names = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+    return next((name for dtype, name in names.items() if dtype in dtypes), "fp32")
