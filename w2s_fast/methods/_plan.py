@@ -37,7 +37,7 @@ class Plan:
     """Hands out the nodes of one student.
 
     Attributes:
-        loss: Spec of the loss of the student, and of every student on the way to it.
+        loss: Canonical spec of the loss of the student and of every intermediate student.
         intermediate_models: Number of ``RunConfig.intermediate_models``.
         writer: Role of the model that writes transcripts, None where an endpoint does.
         body: How the student's model is made, for every student on the way and for the ceiling:

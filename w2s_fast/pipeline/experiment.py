@@ -78,8 +78,9 @@ def session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
     """Check the configuration, meet the other processes, take the output folder, load the data."""
     validate(cfg)
     with contextlib.ExitStack() as stack:
-        world = init_distributed(cfg.student_train.timeout_s)
-        stack.enter_context(monitor_processes(world, cfg.student_train.timeout_s))
+        timeout_s = max(cfg.weak_train.timeout_s, cfg.student_train.timeout_s)
+        world = init_distributed(timeout_s)
+        stack.enter_context(monitor_processes(world, timeout_s))
         if world.is_main_process:
             stack.enter_context(_folders(cfg))
         stack.enter_context(warnings.catch_warnings())

@@ -158,7 +158,7 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     if job.stage == "report":
         kept = {"losses": list(cfg.losses), "methods": list(cfg.methods)}
         return common | {"seeds": list(cfg.seeds), **kept}
-    common |= {"classes": n_classes, "settings": _canonical(job)}
+    common |= {"classes": n_classes, "settings": dict(job.settings)}
     role = job.setting("role")
     if job.stage == "transcripts":
         common |= {"writer": cfg.transcript_writer.content, "seed": job.seed}
@@ -171,16 +171,6 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
         return common | {"train": settings, "seed": job.seed}
     # A writer reads as much as it can, whatever its training will be.
     return common | ({} if job.stage == "transcripts" else {"max_length": train.max_length})
-
-
-def _canonical(job: Job) -> dict[str, Any]:
-    """Settings with specs written out, so that two spellings of one loss are one result."""
-    from w2s_fast.losses import make_loss
-
-    settings = dict(job.settings)
-    if settings.get("loss"):
-        settings["loss"] = repr(make_loss(settings["loss"]))
-    return settings
 
 
 def _model_slice(model: ModelConfig) -> dict[str, Any]:
