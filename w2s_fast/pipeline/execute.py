@@ -84,7 +84,7 @@ def find(store: Store, order: Order) -> Artefact | None:
 
 def _compute(cfg: RunConfig, order: Order, threads: int, progress: Any, build: Building) -> None:
     from w2s_fast.pipeline.context import Context
-    from w2s_fast.pipeline.stages.table import STAGES
+    from w2s_fast.pipeline.stages.registry import STAGES
 
     folders = {name: Path(path) for name, path in order.folders.items()}
     # a head on cached states is too small to share out: two threads would wait for each other

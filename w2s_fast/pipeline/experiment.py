@@ -31,7 +31,8 @@ from w2s_fast.pipeline.provenance import provenance
 from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.stages.transcripts import check_writer
 from w2s_fast.pipeline.students import check_kind
-from w2s_fast.report import RESULTS, write_report
+from w2s_fast.report import RESULTS
+from w2s_fast.report.page import write_report
 from w2s_fast.report.run_progress import show_run
 from w2s_fast.store import Artefact, Store, exclusive, hear_warnings, write_errors, write_json
 from w2s_fast.training.deepspeed.setup import check_offload

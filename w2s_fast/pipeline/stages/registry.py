@@ -1,9 +1,9 @@
 """The stages of a run: pure functions of settings, input folders and a seed, one folder each.
 
-``weak`` learns true labels of the first half; ``labels`` applies it to the second half; ``student``
-learns those soft labels, ``ceiling`` the true ones of the same half, ``control`` the soft ones
-without pretraining. What methods need between them is in ``method_inputs``. All models are scored
-on the same test items.
+``weak`` trains on true labels of the weak set; ``labels`` applies that model to the transfer set;
+``student`` trains on these soft labels, ``ceiling`` on the true labels of the same set, ``control``
+on the soft labels without pretraining. ``method_inputs`` has what methods compute between these
+stages. All models are scored on the same test items.
 """
 
 from __future__ import annotations
