@@ -143,7 +143,7 @@ def test_nobody_comes() -> None:
     (alone, *others) = ranks.start(__file__, 2, json.dumps({"part": "meet"}), fresh=True)
     others[0].kill()
     text, _ = alone.communicate(timeout=60)
-    assert "did not meet the other 1 processes" in text and alone.returncode == 1
+    assert "did not connect to the other 1 processes" in text and alone.returncode == 1
 
 
 def _exchanges(world: World) -> None:

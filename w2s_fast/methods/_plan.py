@@ -37,7 +37,7 @@ class Plan:
     """Creates the nodes of one student.
 
     Attributes:
-        loss: Spec of the loss of the student, and of every intermediate student.
+        loss: Canonical spec of the loss of the student and of every intermediate student.
         intermediate_models: Number of ``RunConfig.intermediate_models``.
         writer: Role of the model that writes transcripts; None if an endpoint writes them.
         model_settings: ``freeze`` and ``start`` of ``Method.training``, for the student, every

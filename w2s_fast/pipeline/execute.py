@@ -85,7 +85,7 @@ def _compute(
     cfg: RunConfig, work_item: WorkItem, threads: int, progress: Any, build: StageBuild
 ) -> None:
     from w2s_fast.pipeline.context import Context
-    from w2s_fast.pipeline.stages.table import STAGES
+    from w2s_fast.pipeline.stages.registry import STAGES
 
     folders = {name: Path(path) for name, path in work_item.folders.items()}
     # A head on cached states is too small for several threads: they would wait for each other.

@@ -31,7 +31,8 @@ from w2s_fast.pipeline.provenance import provenance
 from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.stages.transcripts import check_writer
 from w2s_fast.pipeline.students import check_kind
-from w2s_fast.report import RESULTS, write_report
+from w2s_fast.report import RESULTS
+from w2s_fast.report.page import write_report
 from w2s_fast.report.run_progress import show_run
 from w2s_fast.store import (
     Artifact,
@@ -84,8 +85,9 @@ def open_session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
     """Check the configuration, connect the processes, lock the output folder, load the data."""
     validate(cfg)
     with contextlib.ExitStack() as stack:
-        world = init_distributed(cfg.student_train.timeout_s)
-        stack.enter_context(monitor_processes(world, cfg.student_train.timeout_s))
+        timeout_s = max(cfg.weak_train.timeout_s, cfg.student_train.timeout_s)
+        world = init_distributed(timeout_s)
+        stack.enter_context(monitor_processes(world, timeout_s))
         if world.is_main_process:
             stack.enter_context(_folders(cfg))
         stack.enter_context(warnings.catch_warnings())

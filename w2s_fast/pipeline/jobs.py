@@ -159,7 +159,7 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     if job.stage == "report":
         specs = {"losses": list(cfg.losses), "methods": list(cfg.methods)}
         return common | {"seeds": list(cfg.seeds), **specs}
-    common |= {"classes": n_classes, "settings": _canonical(job)}
+    common |= {"classes": n_classes, "settings": dict(job.settings)}
     role = job.setting("role")
     if job.stage == "transcripts":
         common |= {"writer": cfg.transcript_writer.content, "seed": job.seed}
@@ -172,16 +172,6 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
         return common | {"train": settings, "seed": job.seed}
     # A transcript writer does not truncate at the max_length of its training.
     return common | ({} if job.stage == "transcripts" else {"max_length": train.max_length})
-
-
-def _canonical(job: Job) -> dict[str, Any]:
-    """Return the settings with the loss in canonical form: all spellings of it are one result."""
-    from w2s_fast.losses import make_loss
-
-    settings = dict(job.settings)
-    if settings.get("loss"):
-        settings["loss"] = repr(make_loss(settings["loss"]))
-    return settings
 
 
 def _model_slice(model: ModelConfig) -> dict[str, Any]:

@@ -17,11 +17,13 @@ class Student:
 
     Attributes:
         method: Spec of its methods, "a|b".
-        loss: Spec of its loss.
+        loss: Spec of its loss, as the user wrote it.
+        canonical_loss: Spec of its loss with every field, for its jobs.
     """
 
     method: str
     loss: str
+    canonical_loss: str
 
     @property
     def name(self) -> str:
@@ -32,7 +34,7 @@ class Student:
         """Return the nodes of its training and of its ceiling's; the same for every seed."""
         writer = "student" if cfg.transcript_writer.kind == "local" else None
         return student_nodes(
-            make_steps(self.method), Plan(self.loss, len(cfg.intermediate_models), writer)
+            make_steps(self.method), Plan(self.canonical_loss, len(cfg.intermediate_models), writer)
         )
 
 
@@ -42,7 +44,7 @@ def students(cfg: RunConfig) -> list[Student]:
     Raises:
         W2SError: A spec does not fit, or two students are the same.
     """
-    from w2s_fast.losses import make_loss
+    from w2s_fast.losses import canonical_spec
 
     by_meaning: dict[str, Student] = {}
     for spec in cfg.methods:
@@ -51,8 +53,8 @@ def students(cfg: RunConfig) -> list[Student]:
             raise W2SError(f"methods: {spec!r} names no loss after '@'")
         steps = repr(make_steps(method))
         for loss in (pinned,) if at else cfg.losses:
-            student = Student(method, loss)
-            same = by_meaning.setdefault(f"{steps} {make_loss(loss)!r}", student)
+            student = Student(method, loss, canonical_spec(loss))
+            same = by_meaning.setdefault(f"{steps} {student.canonical_loss}", student)
             if same is not student:
                 raise W2SError(
                     f"the students {same.name!r} and {student.name!r} are the same; drop one of "

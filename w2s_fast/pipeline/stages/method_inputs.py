@@ -11,7 +11,7 @@ import numpy as np
 from w2s_fast.config import train_of
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Targets, make_method
-from w2s_fast.models.weights import whole
+from w2s_fast.models.weights import gathered
 from w2s_fast.pipeline.artifacts import (
     BALANCE,
     FEATURES,
@@ -144,5 +144,5 @@ def tuned(ctx: Context, build: StageBuild) -> None:
         model, rows, rows.labels, make_loss("xent"), cfg, ctx.seed,
         checkpoint_dir=build.checkpoint, progress=ctx.progress,
     )  # fmt: skip
-    with whole(model.parameters()):
+    with gathered(model.parameters()):
         ctx.write(lambda: save_language_model(model, tokenizer, build.path / PRETRAINED))
