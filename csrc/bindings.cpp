@@ -1,4 +1,4 @@
-// The only file that knows Python. Addresses arrive as integers; the GIL is released while the
+// The only file that uses Python. Addresses arrive as integers; the GIL is released while the
 // rows run. Python has checked shapes, dtypes and strides (w2s_fast/ops/targets.py).
 #include "bind_row_call.h"
 #include "memory.h"

@@ -1,7 +1,7 @@
 // The arithmetic of one row, in fp32, shared by every compiled backend.
 //
 // Plain inline functions: the CPU kernels call them per row, the CUDA kernels from device code, and
-// the tests compile them for the host. Formulas stand in w2s_fast/ops/cross_entropy/api.py, the
+// the tests compile them for the host. Formulas are in w2s_fast/ops/cross_entropy/api.py, the
 // record in w2s_fast/ops/loss_call.py. Anonymous namespace and C headers only, see csrc/README.md.
 #pragma once
 
@@ -21,7 +21,7 @@ namespace {
 
 using w2s::RowParams;
 
-// The part of the record one row works with.
+// The record of one row.
 struct Record {
   float max, logs, mass, linear, mean, chosen, tail, coef, factor, score, entropy, loss;
   int64_t argmax, weak, self;
@@ -52,7 +52,7 @@ W2S_HD inline void row_factor(const RowParams& p, bool kept, Record& r) {
     const float miss = -expm1f(r.chosen - r.logs);
     r.factor *= powf(miss < 0 ? 0 : miss, p.gamma);  // keeps NaN
   }
-  // Not `< cap`: a NaN row must stay in the loss, where it is seen.
+  // Not `<`: a NaN row must show in the loss.
   if (p.cap != INFINITY && expf(-r.logs) >= p.cap) r.factor = 0;
   if (!kept) r.factor = 0;
 }
@@ -69,12 +69,12 @@ W2S_HD inline void row_loss(const RowParams& p, float rest, float self_diff, Rec
     const float even = p.smoothing * r.mass;
     weak = (1 - p.smoothing) * weak + (even != 0 ? even * (r.logs - r.mean) : 0);
   }
-  // A coefficient of 1 takes out a weak label that is impossible (+inf), but no NaN.
+  // A coefficient of 1 removes a weak label that is impossible (+inf), but no NaN.
   if (r.coef == 1 && fabsf(weak) == INFINITY && fabsf(r.mass) < INFINITY) weak = 0;
   const float own = r.coef != 0 ? r.coef * (r.logs - self_diff) : 0;
   const float lse = r.max + r.logs;
   const float z_loss = p.z_loss != 0 ? p.z_loss * lse * lse : 0;
-  // A factor of 0 takes the row out even where its weak label is impossible (loss +inf).
+  // A factor of 0 excludes the row even where its weak label is impossible (loss +inf).
   r.loss = r.factor != 0 ? r.factor * ((1 - r.coef) * weak + own + z_loss) : 0;
 }
 
@@ -83,20 +83,20 @@ W2S_HD inline float z_loss_slope(const RowParams& p, const Record& r) {
   return p.z_loss != 0 ? 2 * p.z_loss * (r.max + r.logs) : 0;
 }
 
-// Up to this share of the listed classes the mass outside is what they leave of 1; behind it the
-// difference cancels, and what is outside has to be summed itself.
-constexpr float kMostListed = 0.75f;
+// Up to this top-k share the mass outside is 1 minus the share; above it the difference cancels,
+// and the mass outside has to be summed itself.
+constexpr float kMaxTopkShare = 0.75f;
 
 // Coefficients of one row's gradient. Targets are added up before the upstream factor comes in:
 // where p and the target are both 1 the difference is exactly 0.
 struct Slope {
   float g;                // upstream factor of this row
-  float inside, outside;  // of e^(z - max) for listed classes, of e^(z - max - shift) for others
+  float inside, outside;  // of e^(z - max) for top-k classes, of e^(z - max - shift) for others
   float shift;
   float weak, own, flat;
 };
 
-// Where the mass outside the listed classes is smaller than e to this, its slope would overflow:
+// Where the mass outside the top k is smaller than e to this, its slope would overflow:
 // the exponentials of the other classes are then taken relative to that mass.
 constexpr float kFarBelow = -60.0f;
 
@@ -133,7 +133,7 @@ W2S_HD inline float entry(const Slope& s, float slope, float diff, float q, bool
   return s.g * (slope * expf(diff) - target - s.flat);
 }
 
-// Takes the self-target from a row that was swept with its gate open and whose score stays below
+// Removes the self-target from a row that was passed with its gate open and whose score is below
 // the threshold. False if nothing changes. `rescale` is what its dense part must be multiplied by:
 // exactly 1 where the weak mass is 1 but for rounding (two units in the last place).
 W2S_HD inline bool close_gate(const RowParams& p, float rest, Record& r, float& rescale) {

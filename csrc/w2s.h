@@ -86,7 +86,7 @@ struct Parts {
 };
 
 // Every function works on rows [begin, end) and returns the first row with a label outside the
-// classes or a class listed twice, or -1.
+// classes or with the same class twice, or -1.
 struct Kernels {
   const char* isa;
   int64_t (*rows)(const RowCall&, int64_t begin, int64_t end);

@@ -109,14 +109,14 @@ def validate(cfg: RunConfig) -> None:
     Raises:
         W2SError: A value is unknown or does not fit; nothing has been computed yet.
     """
-    from w2s_fast.losses import make_loss
+    from w2s_fast.losses import canonical_spec
     from w2s_fast.methods import make_steps
     from w2s_fast.tasks import get_task
 
     get_task(cfg.task.name)
     specs: dict[str, str] = {}
     for spec in cfg.losses:
-        same = specs.setdefault(repr(make_loss(spec)), spec)
+        same = specs.setdefault(canonical_spec(spec), spec)
         if same != spec:
             raise W2SError(f"losses: {same!r} and {spec!r} are the same loss; drop one")
     for spec in cfg.methods:

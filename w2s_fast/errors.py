@@ -32,6 +32,11 @@ RENAMED = {
 }
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Return the message of an exception as one line of at most ``limit`` characters."""
+    return " ".join(str(error).split())[:limit]
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest of ``names``, or an empty string.
 

@@ -34,7 +34,7 @@ inline void write_record(const RowCall& c, int64_t i, const Record& r) {
   x(w2s::kArgmaxClass, r.argmax), x(w2s::kWeakClass, r.weak), x(w2s::kSelfClass, r.self);
 }
 
-inline bool is_kept(const RowCall& c, int64_t i) {
+inline bool is_counted(const RowCall& c, int64_t i) {
   if (c.ids != nullptr && c.probs == nullptr && c.ids[i] == c.ignore_index) return false;
   return c.weight == nullptr || c.weight[i] != 0;
 }
@@ -61,7 +61,7 @@ inline bool bad_ids(const RowCall& c, int64_t i) {
 }
 
 template <class T>
-void listed_targets(const RowCall& c, int64_t i, const T* z, Record& r) {
+void topk_targets(const RowCall& c, int64_t i, const T* z, Record& r) {
   const int64_t* ids = c.ids + i * c.k;
   const float* probs = sparse_probs(c, i);
   float best = -1, inside = 0;
@@ -82,32 +82,32 @@ void listed_targets(const RowCall& c, int64_t i, const T* z, Record& r) {
   if (c.rest == nullptr) return;
   r.mass += c.rest[i];
   const float share = inside / expf(r.logs);
-  const bool cancels = share >= kMostListed;  // not for NaN, which stays
+  const bool cancels = share >= kMaxTopkShare;  // not for NaN, which stays
   r.tail = cancels ? log_outside(z, c.v, r.max, ids, c.k) - r.logs : log1pf(-share);
 }
 
 // Overwrites the entries where the gradient is more than its dense part, from fp32 values; with a
 // softcap > 0 as gradients of what is under the cap.
 template <class T>
-void write_listed(const RowCall& c, int64_t i, const Record& r, const Slope& s, const float* diffs,
-                  float self_diff, float softcap, T* g) {
+void write_topk(const RowCall& c, int64_t i, const Record& r, const Slope& s, const float* diffs,
+                float self_diff, float softcap, T* g) {
   const int64_t* ids = c.ids + i * c.k;
   const float* probs = sparse_probs(c, i);
-  bool self_listed = false;
+  bool self_in_topk = false;
   for (int64_t j = 0; j < c.k; ++j) {
     if (is_padding(c, ids[j])) continue;
     const float q = probs == nullptr ? 1.0f : probs[j];
     const bool is_self = ids[j] == r.self;
-    self_listed |= is_self;
+    self_in_topk |= is_self;
     const float cap = cap_slope(diffs[j] + r.max, softcap);
     narrow_to(g[ids[j]], cap * entry(s, s.inside, diffs[j], q, is_self));
   }
-  if (!self_listed && s.own != 0 && r.self >= 0) {
+  if (!self_in_topk && s.own != 0 && r.self >= 0) {
     narrow_to(g[r.self], entry(s, s.outside, self_diff - s.shift, 0, true));
   }
 }
 
-constexpr int64_t kListedOnStack = 64;
+constexpr int64_t kTopkOnStack = 64;
 // A gradient of this size in a buffer of its own has left the caches before anyone reads it; a
 // plain store would also fetch every line that it overwrites.
 constexpr int64_t kStreamBytes = 1 << 24;
@@ -134,7 +134,7 @@ inline float diff_at(const T* z, int64_t id, const Record& r) {
 template <class T, class U>
 void row_gradient(const RowCall& c, int64_t i, const Record& r, float g, const T* z, T* out,
                   bool more) {
-  if (!is_kept(c, i) || r.factor == 0 || g == 0) {
+  if (!is_counted(c, i) || r.factor == 0 || g == 0) {
     memset(static_cast<void*>(out), 0, static_cast<size_t>(c.v) * sizeof(T));
     return;
   }
@@ -153,15 +153,15 @@ void row_gradient(const RowCall& c, int64_t i, const Record& r, float g, const T
     if (s.own != 0 && r.self >= 0) narrow_to(out[r.self], at_self);
     return;
   }
-  // The sweep may overwrite the logits: take the listed ones first.
-  float stack[kListedOnStack] = {};
-  float* diffs = c.k <= kListedOnStack ? stack : new float[static_cast<size_t>(c.k)];
+  // The write may overwrite the logits: read the top-k ones first.
+  float stack[kTopkOnStack] = {};
+  float* diffs = c.k <= kTopkOnStack ? stack : new float[static_cast<size_t>(c.k)];
   for (int64_t j = 0; j < c.k; ++j) {
     const int64_t id = c.ids[i * c.k + j];
     diffs[j] = is_padding(c, id) ? 0 : widen(z[id]) - r.max;
   }
   write_dense_part<false>(c, z, z, out, r, s, s.outside, more);
-  write_listed(c, i, r, s, diffs, self_diff, 0, out);
+  write_topk(c, i, r, s, diffs, self_diff, 0, out);
   if (diffs != stack) delete[] diffs;
 }
 
@@ -185,12 +185,12 @@ Record make_record(const RowCall& c, int64_t i, const T* z) {
     r.weak = find(q, s.weak_block, c.v, s.weak_max);
     r.chosen = widen(z[r.weak]) - r.max;
   } else {
-    listed_targets(c, i, z, r);
+    topk_targets(c, i, z, r);
   }
   check_weak(r);
   if (c.params.rule == w2s::kGiven) r.self = c.index[w2s::kSelfClass * c.n + i];
   choose_self_target(c.params, r);
-  row_factor(c.params, is_kept(c, i), r);
+  row_factor(c.params, is_counted(c, i), r);
   row_loss(c.params, rest_of(c, i), widen(z[r.self]) - r.max, r);
   return r;
 }
@@ -287,14 +287,14 @@ struct Fixup {
       if (!close_gate(c.params, rest_of(c, i), r, by)) continue;
       write_record(c, i, r);
       const float g = upstream(c, i) * r.factor;
-      if (c.grad == nullptr || !is_kept(c, i) || g == 0) continue;
+      if (c.grad == nullptr || !is_counted(c, i) || g == 0) continue;
       T* out = static_cast<T*>(c.grad) + i * c.grad_stride;
       if (by != 1) rescale(out, c.v, by);
       const Slope s = row_slope(c.params, rest_of(c, i), c.v, r, g);
       // The maximum's entry held the self-target: z - max is 0 there.
       narrow_to(out[r.argmax],
                 entry(s, s.outside, 0, 0, false) * cap_slope(r.max, c.params.softcap));
-      write_listed(c, i, r, s, c.topk_diffs + i * c.k, 0, c.params.softcap, out);
+      write_topk(c, i, r, s, c.topk_diffs + i * c.k, 0, c.params.softcap, out);
     }
     return -1;
   }

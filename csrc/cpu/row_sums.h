@@ -263,17 +263,17 @@ inline Row sum_row(const T* z, const U* q, int64_t v) {
 template <class T>
 inline int64_t find(const T* z, int64_t from, int64_t v, float value) {
   const int64_t end = v - from < kBlock ? v : from + kBlock;
-  const Vec wanted = set(value);
+  const Vec target = set(value);
   for (int64_t i = from; i < end; i += Vec::W) {
     const int64_t n = end - i < Vec::W ? end - i : Vec::W;
-    const int at = first_equal(load(z + i, n, NAN), wanted);
+    const int at = first_equal(load(z + i, n, NAN), target);
     if (at >= 0) return i + at;
   }
   return from;
 }
 
-// log of the sum of e^(z - max) over the classes that are not listed, without a difference that
-// cancels and for masses far below the smallest float; -inf if every class is listed.
+// log of the sum of e^(z - max) over the classes outside the top k, without a difference that
+// cancels and for masses far below the smallest float; -inf if there is no other class.
 template <class T>
 inline float log_outside(const T* z, int64_t v, float max, const int64_t* ids, int64_t k) {
   float all = 0, top = -INFINITY, buffer[kBlock];
@@ -283,11 +283,11 @@ inline float log_outside(const T* z, int64_t v, float max, const int64_t* ids, i
     for (int64_t j = 0; j < k; ++j) {
       if (ids[j] >= b && ids[j] < b + n) buffer[ids[j] - b] = -INFINITY;
     }
-    const float here = block_max(buffer, n);
-    if (here == -INFINITY) continue;
-    if (here > top) {
-      all *= expf(top - here);
-      top = here;
+    const float block_top = block_max(buffer, n);
+    if (block_top == -INFINITY) continue;
+    if (block_top > top) {
+      all *= expf(top - block_top);
+      top = block_top;
     }
     const Point p = point(top);
     all += sum_block<false, false>(buffer, buffer, n, p).exp / exp2_at<Degree<float>::sum>(p.lo);

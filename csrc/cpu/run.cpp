@@ -27,16 +27,16 @@ bool has_avx512() {
 
 const Kernels& choose() {
 #if defined(__x86_64__)
-  const char* wanted = std::getenv("W2S_CPU_CAPABILITY");
-  const bool base = wanted != nullptr && std::strcmp(wanted, "base") == 0;
-  const bool avx2 = wanted != nullptr && std::strcmp(wanted, "avx2") == 0;
+  const char* requested = std::getenv("W2S_CPU_CAPABILITY");
+  const bool base = requested != nullptr && std::strcmp(requested, "base") == 0;
+  const bool avx2 = requested != nullptr && std::strcmp(requested, "avx2") == 0;
   if (has_avx512() && !avx2 && !base) return kernels_avx512;
   if (has_avx2() && !base) return kernels_avx2;
 #endif
   return kernels_base;
 }
 
-std::atomic<const Kernels*> asked{nullptr};
+std::atomic<const Kernels*> forced{nullptr};
 
 // Rows of one task: enough elements that handing the task over is small against doing it.
 int64_t grain(const RowCall& c) {
@@ -88,18 +88,18 @@ float select_margin(const RowCall& c, Select select) {
 
 const Kernels& kernels() {
   static const Kernels& chosen = choose();
-  const Kernels* const other = asked.load(std::memory_order_acquire);
+  const Kernels* const other = forced.load(std::memory_order_acquire);
   return other == nullptr ? chosen : *other;
 }
 
 bool use_isa(const char* name) {
-  const Kernels* found = std::strcmp(name, kernels_base.isa) == 0 ? &kernels_base : nullptr;
+  const Kernels* match = std::strcmp(name, kernels_base.isa) == 0 ? &kernels_base : nullptr;
 #if defined(__x86_64__)
-  if (has_avx2() && std::strcmp(name, kernels_avx2.isa) == 0) found = &kernels_avx2;
-  if (has_avx512() && std::strcmp(name, kernels_avx512.isa) == 0) found = &kernels_avx512;
+  if (has_avx2() && std::strcmp(name, kernels_avx2.isa) == 0) match = &kernels_avx2;
+  if (has_avx512() && std::strcmp(name, kernels_avx512.isa) == 0) match = &kernels_avx512;
 #endif
-  if (found != nullptr) asked.store(found, std::memory_order_release);
-  return found != nullptr;
+  if (match != nullptr) forced.store(match, std::memory_order_release);
+  return match != nullptr;
 }
 
 int64_t run(Kernel kernel, const RowCall& c) {

@@ -18,7 +18,7 @@ CountAt count_at_of(const Scores& s, const T* x, int64_t lo, int64_t hi, float a
     const int64_t end = std::min(hi, b + kBlock);
     for (int64_t i = b; i < end; ++i) {
       const float f = widen(x[i]);
-      const int32_t in = is_kept(s, i) ? 1 : 0;
+      const int32_t in = is_counted(s, i) ? 1 : 0;
       above += f > at ? in : 0;
       equal += f == at ? in : 0;
     }
@@ -42,8 +42,8 @@ void threshold_mask_of(const Scores& s, const T* x, int64_t lo, int64_t hi, floa
   }
   for (int64_t i = lo; i < hi; ++i) {
     const float f = widen(x[i]);
-    const bool tie = f == at && is_kept(s, i);
-    mask[i] = (f > at && is_kept(s, i)) || (tie && ties > 0) ? 1 : 0;
+    const bool tie = f == at && is_counted(s, i);
+    mask[i] = (f > at && is_counted(s, i)) || (tie && ties > 0) ? 1 : 0;
     ties -= tie ? 1 : 0;
   }
 }

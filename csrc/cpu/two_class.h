@@ -42,7 +42,7 @@ inline void read_pair(const T* p, int64_t stride, int64_t n, float* a, float* b)
 template <class U>
 inline int64_t read_weak(const RowCall& c, int64_t at, int64_t n, float* q0, float* q1,
                          float* kept) {
-  for (int64_t i = 0; i < n; ++i) kept[i] = is_kept(c, at + i) ? 1.0f : 0.0f;
+  for (int64_t i = 0; i < n; ++i) kept[i] = is_counted(c, at + i) ? 1.0f : 0.0f;
   if (c.ids == nullptr) {
     read_pair(static_cast<const U*>(c.probs) + at * c.probs_stride, c.probs_stride, n, q0, q1);
     return -1;
@@ -167,12 +167,12 @@ inline void write_columns(const RowCall& c, int64_t at, int64_t n, const Columns
   }
 }
 
-// Second step. Row losses go to c.scratch row 0; the record only where it is asked for.
+// Second step. Row losses go to c.scratch row 0; the record only on request.
 struct TwoClass {
   template <class T, class U>
   static int64_t run(const RowCall& c, int64_t begin, int64_t end) {
     Columns x;
-    // The last vector of a short chunk computes on lanes nobody reads; they must be numbers.
+    // The last vector of a short chunk computes on unused lanes, which must be numbers.
     memset(static_cast<void*>(x.z0), 0, 2 * sizeof x.z0);
     for (int64_t at = begin; at < end; at += kRows) {
       const int64_t n = end - at < kRows ? end - at : kRows;

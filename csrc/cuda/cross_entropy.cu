@@ -27,13 +27,13 @@ __global__ void __launch_bounds__(Bounds<K>::threads, Bounds<K>::blocks)
   K::run(c, s);
 }
 
-// Asked once a device and remembered: launches take microseconds.
+// Queried once per device and cached: launches take microseconds.
 template <class F>
-int remember(std::atomic<int64_t>* known, int device, const F& ask, int64_t& value) {
-  if (device < 0 || device >= kMostDevices) return ask(value);
+int cached(std::atomic<int64_t>* known, int device, const F& query, int64_t& value) {
+  if (device < 0 || device >= kMostDevices) return query(value);
   value = known[device].load(std::memory_order_relaxed) - 1;
   if (value >= 0) return 0;
-  const int error = ask(value);
+  const int error = query(value);
   if (error == 0) known[device].store(value + 1, std::memory_order_relaxed);
   return error;
 }
@@ -42,23 +42,23 @@ int limits_here(Limits& limits) {
   static std::atomic<int64_t> shared[kMostDevices], cluster[kMostDevices];
   int device = 0;
   if (const int error = cudaGetDevice(&device)) return error;
-  const auto ask_shared = [&](int64_t& value) -> int {
+  const auto query_shared = [&](int64_t& value) -> int {
     int bytes = 0;
     const int error =
         cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     value = bytes;
     return error;
   };
-  // By the code that was loaded: PTX of sm_80 knows no clusters, whatever the device.
-  const auto ask_cluster = [&](int64_t& value) -> int {
+  // Depends on the loaded code: PTX of sm_80 has no clusters on any device.
+  const auto query_cluster = [&](int64_t& value) -> int {
     cudaFuncAttributes a{};
     const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true>>);
     value = a.binaryVersion >= 90 && a.ptxVersion >= 90 ? kMaxCluster : 1;
     return error;
   };
   int64_t blocks = 1;
-  if (const int error = remember(shared, device, ask_shared, limits.shared)) return error;
-  if (const int error = remember(cluster, device, ask_cluster, blocks)) return error;
+  if (const int error = cached(shared, device, query_shared, limits.shared)) return error;
+  if (const int error = cached(cluster, device, query_cluster, blocks)) return error;
   limits.cluster = static_cast<int32_t>(blocks);
   limits.alone = kAloneBytes;
   limits.part = kPartBytes;

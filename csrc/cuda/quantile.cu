@@ -27,9 +27,9 @@ int launch_quantile(const Quantile& c, Stream stream) {
     return error;
   }
   const int64_t each = kQuantileThreads * kQuantilePacks * Format<T>::kCount;
-  const int64_t wanted = (c.n + each - 1) / each, most = int64_t{processors} * resident;
+  const int64_t useful = (c.n + each - 1) / each, most = int64_t{processors} * resident;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(wanted < most ? wanted : most));
+  config.gridDim = dim3(static_cast<unsigned>(useful < most ? useful : most));
   config.blockDim = dim3(kQuantileThreads);
   config.dynamicSmemBytes = sizeof(QuantileShared);
   config.stream = static_cast<cudaStream_t>(stream);

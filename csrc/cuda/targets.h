@@ -1,4 +1,4 @@
-// One warp settles a row: its listed classes, its self-target, its record.
+// One warp completes a row: its top-k classes, its self-target, its record.
 #pragma once
 
 #include "sums.h"
@@ -13,7 +13,7 @@ W2S_DEVICE RowParams params_of(const RowCall& c) {
   return p;
 }
 
-W2S_DEVICE bool is_kept(const RowCall& c, int64_t row) {
+W2S_DEVICE bool is_counted(const RowCall& c, int64_t row) {
   if (c.ids != nullptr && c.probs == nullptr && c.ids[row] == c.ignore_index) return false;
   return c.weight == nullptr || c.weight[row] != 0;
 }
@@ -29,18 +29,18 @@ W2S_DEVICE float upstream(const RowCall& c, int64_t row) {
   return c.weight == nullptr ? scale : scale * c.weight[row];
 }
 
-// One listed class. Padding is not real; a label outside the classes is real, not inside, and its
-// mass NaN: it turns its row into NaN and is not used as an address. A class listed twice does so,
-// too (find_twice in kernels.h).
-struct Listed {
+// One top-k class. Padding is not real; a label outside the classes is real, not inside, and its
+// mass NaN: it turns its row into NaN and is not used as an address. A repeated class does so
+// too (find_repeats in kernels.h).
+struct TopkEntry {
   bool real, inside;
   int id;
   float q;
 };
 
-W2S_DEVICE Listed listed_at(const RowCall& c, int64_t row, int64_t j) {
+W2S_DEVICE TopkEntry topk_at(const RowCall& c, int64_t row, int64_t j) {
   const int64_t id = c.ids[row * c.k + j];
-  Listed l;
+  TopkEntry l;
   l.real = c.probs == nullptr ? id != c.ignore_index : id >= 0;
   l.inside = l.real && id >= 0 && id < c.v;
   l.id = l.inside ? static_cast<int>(id) : 0;
@@ -52,15 +52,15 @@ W2S_DEVICE Listed listed_at(const RowCall& c, int64_t row, int64_t j) {
   return l;
 }
 
-// Sums over listed classes.
-struct ListedSums {
+// Sums over top-k classes.
+struct TopkSums {
   float mass, linear, exp;
   float best, chosen;  // largest q and its z - M
   int at;              // its place in the list
   int weak;            // its class
 };
 
-W2S_DEVICE void merge(ListedSums& a, const ListedSums& b) {
+W2S_DEVICE void merge(TopkSums& a, const TopkSums& b) {
   a.mass += b.mass, a.linear += b.linear, a.exp += b.exp;
   if (b.best > a.best || (b.best == a.best && b.at < a.at)) {
     a.best = b.best, a.chosen = b.chosen, a.at = b.at, a.weak = b.weak;
@@ -69,23 +69,23 @@ W2S_DEVICE void merge(ListedSums& a, const ListedSums& b) {
 
 // Called by a whole warp; lane 0 gets the sums. `diffs` (K) receives z - M.
 template <class T>
-W2S_DEVICE ListedSums listed_sums(const RowCall& c, int64_t row, const Line<T>& z, float max,
-                                  float* diffs, bool publish) {
-  ListedSums s = {0, 0, 0, -1, 0, kNowhere, 0};
+W2S_DEVICE TopkSums topk_sums(const RowCall& c, int64_t row, const Line<T>& z, float max,
+                              float* diffs, bool publish) {
+  TopkSums s = {0, 0, 0, -1, 0, kNowhere, 0};
   for (int64_t j = block::thread() % 32; j < c.k; j += 32) {
-    const Listed l = listed_at(c, row, j);
+    const TopkEntry l = topk_at(c, row, j);
     const float d = capped(widen(block::load1(z.p + l.id)), c.params.softcap) - max;
     diffs[j] = d;
     if (publish && c.topk_diffs != nullptr) c.topk_diffs[row * c.k + j] = d;
     if (!l.real) continue;
-    ListedSums one = {
+    TopkSums one = {
         l.q, l.q != 0 && d != 0 ? l.q * d : 0, l.inside ? expf(d) : 0, l.q, d, static_cast<int>(j),
         l.id};
     merge(s, one);
   }
   W2S_NO_UNROLL
   for (int by = 16; by > 0; by /= 2) {
-    ListedSums o;
+    TopkSums o;
     o.mass = block::down(s.mass, by), o.linear = block::down(s.linear, by);
     o.exp = block::down(s.exp, by), o.best = block::down(s.best, by);
     o.chosen = block::down(s.chosen, by), o.at = block::down(s.at, by);
@@ -134,12 +134,12 @@ W2S_DEVICE Final finish(const RowCall& c, int64_t row, const RowParams& params, 
   return f;
 }
 
-// The record but for the tail, from what the sweep and the list summed; by one thread.
+// The record but for the tail, from the sums of the pass and of the top k; by one thread.
 template <class T>
 W2S_DEVICE Record make_record(const RowCall& c, int64_t row, const Line<T>& z, const Sums& s,
-                              const ListedSums& l, bool dense) {
+                              const TopkSums& l, bool dense) {
   Record r{};
-  // The sum knows of a NaN, the maximum does not.
+  // A NaN is in the sum, but not in the maximum.
   const bool nan = s.exp != s.exp;
   r.max = nan ? NAN : s.max;
   r.logs = fabsf(s.max) == INFINITY ? NAN : logf(s.exp);
@@ -168,7 +168,7 @@ template <class T>
 W2S_DEVICE float complete(const RowCall& c, int64_t row, const Line<T>& z, const RowParams& params,
                           Record& r) {
   choose_self_target(params, r);
-  row_factor(params, is_kept(c, row), r);
+  row_factor(params, is_counted(c, row), r);
   const float own = r.self == r.argmax
                         ? 0.0f
                         : capped(widen(block::load1(z.p + r.self)), c.params.softcap) - r.max;

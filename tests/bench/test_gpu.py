@@ -86,7 +86,7 @@ def test_finished_parts_are_skipped_and_broken_ones_lose_only_themselves(
         "good": True, "crash": False, "hang": False, "last": True,
     }  # fmt: skip
     assert found["hang"]["exit"] == "over its 1 s" and found["hang"]["seconds"] < 15
-    assert found["good"]["said"] == "27 passed"
+    assert found["good"]["last_line"] == "27 passed"
     assert [r["part"] for r in rows if r["kind"] == "time"] == ["crash"], (
         "rows before a crash count"
     )

@@ -68,14 +68,14 @@ def test_what_differs_is_not_timed(who: str) -> None:
     from bench.cases.trainer_steps import Shape
 
     shape = Shape("labels", "fp32", 4, 16, 600)
-    steps, skipped = trainers.make_all(("full_logits", "label_rows", "ours"), shape)
+    steps, skipped = trainers.make_steps(("full_logits", "label_rows", "ours"), shape)
     assert not skipped
-    about = trainers.compared(steps, trainers.BUDGET["fp32"])
+    about = trainers.compare_losses(steps, trainers.BUDGET["fp32"])
     assert about["full_logits"]["loss_err"] == 0 and about["ours"]["loss_err"] < 1e-5
     column = "weak_probs" if who == "ours" else "target"
     steps[who].batch[column] = 1.01 * steps[who].batch[column]
     with pytest.raises(SystemExit, match=f"^bench: the loss of {who} differs from that of full_l"):
-        trainers.compared(steps, trainers.BUDGET["fp32"])
+        trainers.compare_losses(steps, trainers.BUDGET["fp32"])
 
 
 def _row(**columns: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from helpers.decided import Decided
 from w2s_fast.distributed.world import World, exit_process, get_world, init_distributed
 from w2s_fast.losses import make_loss
-from w2s_fast.models.weights import module_tensors, whole
+from w2s_fast.models.weights import gathered, module_tensors
 from w2s_fast.training import Encoded, TrainConfig, checkpoint, train
 
 N = 43  # rows: no batch of the matrix divides it, so last batches are short and ranks run dry
@@ -99,7 +99,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
         return {}
     flat = []
     for t in module_tensors(model).values():
-        with whole([t]):
+        with gathered([t]):
             flat += t.detach().double().flatten().tolist()
     first = get_world().all_gather_object(streams[0])
     return {

@@ -12,7 +12,7 @@ from helpers.loss_cases import case
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses import LOSSES, Loss, LossOut, make_loss
+from w2s_fast.losses import LOSSES, Loss, LossOut, canonical_spec, make_loss
 from w2s_fast.losses.logconf import LogConf, LogConfEleuther
 from w2s_fast.ops.weak_loss import weak_loss
 from w2s_fast.testing import BACKWARD, FORWARD, assert_fp64, assert_within_budget
@@ -400,6 +400,19 @@ def test_make_loss() -> None:
     assert make_loss(" xent:hard=true ") == LOSSES["xent"](hard=True)  # type: ignore[call-arg]
     assert make_loss("w2s_fast.losses.logconf:LogConf:aux_coef=1") == LogConf(aux_coef=1.0)
     assert isinstance(make_loss("logconf_eleuther:window=8"), LogConfEleuther)
+
+
+@pytest.mark.parametrize(
+    ("spec", "canonical"),
+    [
+        ("hard_xent", "hard_xent:hard=True"),
+        (" logconf:aux_coef=1 ", "logconf:aux_coef=1.0,warmup_frac=0.1"),
+        ("w2s_fast.losses.logconf:LogConf:aux_coef=1", "logconf:aux_coef=1.0,warmup_frac=0.1"),
+    ],
+)
+def test_canonical_spec(spec: str, canonical: str) -> None:
+    assert canonical_spec(spec) == canonical == canonical_spec(canonical)
+    assert make_loss(canonical) == make_loss(spec)
 
 
 @pytest.mark.parametrize(

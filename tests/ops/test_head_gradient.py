@@ -207,6 +207,6 @@ def test_one_chunk_keeps_alpha() -> None:
     p = attach_targets(shape, torch.arange(6), None, -100)
     want = F.cross_entropy(0.25 * hidden @ head.t(), torch.arange(6))
     for budget in (64.0, 2 * 11 * 4 / 2**20):
-        x = chunks.Head(hidden, head, None, budget, alpha=0.25)
+        x = chunks.HeadInputs(hidden, head, None, budget, alpha=0.25)
         s = chunks.solve_linear(x, p, LossSpec(), chunks.NeedsGrad(), True)
         torch.testing.assert_close(s.loss, want)

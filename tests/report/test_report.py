@@ -16,10 +16,10 @@ import pytest
 from rich.console import Console
 
 from w2s_fast.errors import W2SError
-from w2s_fast.report import load_results, write_report
+from w2s_fast.report import load_results
 from w2s_fast.report.figure import results_figure
 from w2s_fast.report.model_rows import model_rows
-from w2s_fast.report.page import html_page
+from w2s_fast.report.page import html_page, write_report
 from w2s_fast.report.terminal import print_results
 
 WHY = "no PGR: the ceiling is only 0.7 standard errors above the floor, 2 are needed"

@@ -20,7 +20,7 @@ from w2s_fast.distributed.world import exit_process, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, make_loss
 from w2s_fast.models import ModelConfig, build_model, load_weights, save_weights
-from w2s_fast.models.weights import module_tensors, whole
+from w2s_fast.models.weights import gathered, module_tensors
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.weak_loss import batch_threshold
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
@@ -306,7 +306,7 @@ def test_bad_answers(folders: dict[str, Path], tokenizer: Any) -> None:
         model, data, data.labels, loss, replace(RECIPE, threshold_scope="ema"), 0
     )  # none is needed
     for fields in ({"source": "bow"}, {"freeze": "base"}):
-        with pytest.raises(W2SError, match="cannot answer in words"):
+        with pytest.raises(W2SError, match="cannot generate text"):
             build_model(ModelConfig(**fields), 2, tokenizer, 0, kind="generation")  # type: ignore
     long = encode_completions(tokenizer, [" ".join(["the"] * 70)], [" key"])
     with pytest.raises(W2SError, match="the model has 64 positions; set max_length=64"):
@@ -325,7 +325,7 @@ def fit(job: dict[str, Any]) -> dict[str, Any]:
     log = train(model, data, data.labels, make_loss(job["spec"]), recipe, 0, weight=weight)
     flat = []
     for t in module_tensors(model).values():
-        with whole([t]):
+        with gathered([t]):
             flat += t.detach().double().flatten().tolist()
     logp = completion_logprob(model, data)
     return {

@@ -16,7 +16,7 @@ from w2s_fast.losses import LOSSES, LossContext, make_loss
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.models.weights import module_tensors
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
-from w2s_fast.training import THRESHOLDS, Encoded, TrainConfig, encode, predict, train
+from w2s_fast.training import THRESHOLD_SCOPES, Encoded, TrainConfig, encode, predict, train
 from w2s_fast.training.checkpoint import finished
 from w2s_fast.training.data import RowOrder
 from w2s_fast.training.engine import PlainEngine, forward
@@ -97,7 +97,7 @@ def test_micro_batches_change_nothing(
 def test_threshold_modes(tokenizer: Any, data: Encoded, soft: np.ndarray) -> None:
     """All agree without micro-batches; with them each is a different, working approximation."""
     whole, parts = {}, {}
-    for mode in THRESHOLDS:
+    for mode in THRESHOLD_SCOPES:
         for size, ends in ((None, whole), (4, parts)):
             model = _model(tokenizer).double()
             cfg = replace(BASE, threshold_scope=mode, micro_batch_size=size)

@@ -19,7 +19,7 @@ from w2s_fast.distributed.world import exit_process, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
-from w2s_fast.models.weights import module_tensors, whole
+from w2s_fast.models.weights import gathered, module_tensors
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import Encoded, TrainConfig, Watch, encode, predict, train
 from w2s_fast.training.checkpoint import finished
@@ -246,7 +246,7 @@ def fit(job: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     flat = []
     for t in module_tensors(model).values():
-        with whole([t]):
+        with gathered([t]):
             flat += t.detach().double().flatten().tolist()
     log |= {"weights": flat, "probs": predict(model, held).tolist()}
     log["trajectory"] = np.asarray(log.get("trajectory", 0)).tolist()

@@ -19,7 +19,7 @@ from w2s_fast.distributed.world import exit_process, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model, load_weights, save_weights
-from w2s_fast.models.weights import module_tensors, whole
+from w2s_fast.models.weights import gathered, module_tensors
 from w2s_fast.probing import hidden_states
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import Encoded, TrainConfig, encode, predict, train
@@ -209,7 +209,7 @@ def fit(zero: int, micro: int) -> dict[str, Any]:
     log = train(model, data, SOFT, make_loss("logconf"), cfg, 0)
     flat = []
     for t in module_tensors(model).values():
-        with whole([t]):
+        with gathered([t]):
             flat += t.detach().double().flatten().tolist()
     return {"losses": log["losses"], "weights": flat, "probs": predict(model, data).tolist()}
 

@@ -1,1 +1,1 @@
-"""The processes of a job: who they are, what they exchange, and what happens when one is lost."""
+"""Processes of a job: ranks, collective calls, detection of lost processes, network ports."""

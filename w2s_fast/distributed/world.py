@@ -1,8 +1,8 @@
-"""The processes that run one job together, and the little they tell each other.
+"""The processes of one job and their collective calls.
 
-A job is one process, or as many as a launcher started (``torchrun``, ``deepspeed``, ``srun``). All
-run the same program. Without a launcher every function here does nothing and costs nothing.
-Messages are JSON and tensors; nothing is pickled.
+A job is one process, or as many as a launcher started (``torchrun``, ``deepspeed``, ``srun``), all
+running the same program. Without a launcher the collective calls return at once. Messages are JSON
+and tensors; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from w2s_fast.distributed.network import free_port, interface_to
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import W2SError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# launcher -> (rank, size, rank on this host)
+# Variables with (rank, size, rank on this host), by launcher.
 _VARIABLES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, deepspeed
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),  # srun
 )
 DEFAULT_PORT = 29500
-_BUCKET = 25_000_000  # gradients summed in one exchange
+_BUCKET_ENTRIES = 25_000_000  # gradients summed in one all-reduce
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others.
+    """Rank of this process and number of processes.
 
     Attributes:
-        rank: its number, from 0; rank 0 writes results and talks to the user.
+        rank: number of this process, from 0; rank 0 writes results and messages to the user.
         size: number of processes.
-        local_rank: its number on this host.
+        local_rank: number of this process on its host.
     """
 
     rank: int = 0
@@ -52,18 +52,18 @@ class World:
 
     @property
     def name(self) -> str:
-        """What messages call this process: ``rank 3 on node-b``."""
+        """Name of this process in messages: ``rank 3 on node-b``."""
         return f"rank {self.rank} on {socket.gethostname()}"
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has made this call."""
         if self.size > 1:
             import torch.distributed as dist
 
-            dist.all_reduce(_bytes(b"\0"))  # through gloo on every device; a barrier would need one
+            dist.all_reduce(_bytes(b"\0"))  # dist.barrier would need a device; this uses gloo
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        """What ``root`` passed, on every process. ``value`` is JSON; others may pass anything."""
+        """Return the JSON value of ``root`` on every process; others may pass anything."""
         if self.size == 1:
             return value
         import torch
@@ -77,13 +77,13 @@ class World:
         return json.loads(text.numpy().tobytes())
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """The JSON value of every process, by rank, on every process."""
+        """Return the JSON values of all processes, by rank, on every process."""
         if self.size == 1:
             return [value]
         return [self.broadcast_object(value, root) for root in range(self.size)]
 
     def sum(self, t: Tensor) -> Tensor:
-        """The sum of ``t`` over all processes, on every process; ``t`` itself if there is one."""
+        """Return the sum of ``t`` over all processes; ``t`` itself if there is one process."""
         if self.size == 1:
             return t
         import torch.distributed as dist
@@ -93,7 +93,7 @@ class World:
         return total
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by its sum over all processes, a bucket of them at a time."""
+        """Replace every tensor by its sum over all processes, one bucket of tensors at a time."""
         if self.size == 1:
             return
         import torch
@@ -107,23 +107,23 @@ class World:
                 t.copy_(part.view_as(t))
 
     def all_gather(self, t: Tensor) -> Tensor:
-        """Rows of all processes: row 0 of every rank, then row 1 of every rank, and so on.
+        """Return the rows of all processes: row 0 of every rank, then row 1 of every rank, ....
 
-        That is the order of the whole batch where rank r holds rows r, r + size, r + 2 size, ....
-        Every process brings the same number of rows.
+        That is the order of a batch of which rank r holds rows r, r + size, r + 2 size, .... Every
+        process passes the same number of rows.
         """
         if self.size == 1:
             return t
         import torch.distributed as dist
 
         parts = t.new_empty((self.size * len(t), *t.shape[1:]))
-        # torch 2.13 renamed it, and warns of the old name
+        # torch 2.13 renamed the function and warns about the old name
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         gather(parts, t.contiguous())
         return parts.view(self.size, *t.shape).transpose(0, 1).flatten(0, 1)
 
     def broadcast(self, t: Tensor, root: int) -> Tensor:
-        """``t`` of ``root``, in the place of everyone's ``t``; CPU, contiguous, any dtype."""
+        """Overwrite ``t`` with that of ``root`` and return it; CPU, contiguous, any dtype."""
         if self.size > 1 and t.numel():
             import torch
             import torch.distributed as dist
@@ -137,22 +137,22 @@ _world = SINGLE_PROCESS
 
 
 def get_world() -> World:
-    """The processes of this job; one, until ``init_distributed`` found more."""
+    """Return the processes of this job; a single one before ``init_distributed``."""
     return _world
 
 
 def world_from_environment(env: Mapping[str, str] = os.environ) -> World | None:
-    """What a launcher says of this process, or None if there was none.
+    """Read this process's rank from the launcher's variables; None without a launcher.
 
     Raises:
-        W2SError: if it says something impossible.
+        W2SError: if they are not valid.
     """
     for names in _VARIABLES:
         given = [env.get(name) for name in names]
         if given[0] is None or given[1] is None:
             continue
         if names[0] == "SLURM_PROCID" and "SLURM_STEP_ID" not in env:
-            continue  # a batch script's own shell: nobody else was started
+            continue  # the shell of a batch script, not a task that srun started
         try:
             rank, size, local = (int(x or 0) for x in given)
         except ValueError as e:
@@ -164,26 +164,29 @@ def world_from_environment(env: Mapping[str, str] = os.environ) -> World | None:
 
 
 def init_distributed(timeout_s: float, env: Mapping[str, str] = os.environ) -> World:
-    """Meet the other processes a launcher started; alone without one.
+    """Join the process group of the job; without a launcher there is nothing to do.
 
     Args:
-        timeout_s: how long to wait for the others, here and in every later exchange.
+        timeout_s: time limit of this call and of every later collective call.
         env: the launcher's variables.
 
+    Returns:
+        The processes of this job.
+
     Raises:
-        W2SError: if they do not come, or the address cannot be used.
+        W2SError: if a process does not join in time, or the address cannot be used.
     """
     global _world
-    found = world_from_environment(env)
-    if found is None or _world.size > 1:
+    world = world_from_environment(env)
+    if world is None or _world.size > 1:
         return _world
-    init_process_group(found, _address(env), timeout_s)
-    _world = found
-    return found
+    init_process_group(world, _address(env), timeout_s)
+    _world = world
+    return world
 
 
 def init_process_group(world: World, address: tuple[str, int], timeout_s: float) -> None:
-    """Make the process group of ``here``; rank 0 (or the launcher) listens on ``address``.
+    """Create the process group of ``world``; rank 0 (or the launcher) listens on ``address``.
 
     Raises:
         W2SError: see ``init_distributed``.
@@ -193,8 +196,7 @@ def init_process_group(world: World, address: tuple[str, int], timeout_s: float)
 
     host, port = address
     if name := interface_to(host, port):
-        # Left to itself gloo takes the interface of the host's own name, loopback where that name
-        # is not known.
+        # By default gloo takes the interface that the host name resolves to, which may be loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     backend = "gloo"
     if torch.cuda.is_available():
@@ -202,15 +204,15 @@ def init_process_group(world: World, address: tuple[str, int], timeout_s: float)
         backend = "cpu:gloo,cuda:nccl"
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     values = (world.rank, world.size, world.local_rank, host, port)
-    os.environ.update(zip(names, map(str, values), strict=True))  # deepspeed reads them too
+    os.environ.update(zip(names, map(str, values), strict=True))  # DeepSpeed reads them too
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError, OSError) as e:
-        raise W2SError(_no_meeting(world, host, port, timeout_s, e)) from e
+        raise W2SError(_failure_message(world, host, port, timeout_s, e)) from e
 
 
 def ensure_process_group(timeout_s: float) -> None:
-    """A process group of this process alone, for libraries that want one; nothing if there is one.
+    """Create a process group of this process alone, for libraries that need one, if none exists.
 
     Raises:
         W2SError: see ``init_distributed``.
@@ -222,10 +224,10 @@ def ensure_process_group(timeout_s: float) -> None:
 
 
 def exit_process(code: int) -> int:
-    """Exit code of this program; a process of several ends here and now.
+    """Return the exit code; one of several processes exits at once.
 
-    The threads of its exchanges are not waited for, which at times aborts a process that had done
-    all its work: everything must be written, and nobody may expect an answer any more.
+    Waiting for the threads of its collective calls sometimes aborts a process that has finished its
+    work. Everything must be written before this call, and no collective call may be pending.
     """
     if _world.size > 1:
         sys.stdout.flush()
@@ -235,9 +237,9 @@ def exit_process(code: int) -> int:
 
 
 def limit_collective_timeouts(timeout_s: float) -> None:
-    """Let no exchange wait longer than this, in groups that libraries made, too.
+    """Set the timeout of every process group, including those that libraries made.
 
-    Groups made without a timeout wait for half an hour when a link is cut.
+    Without a timeout a group waits for half an hour when a link is cut.
     """
     import torch.distributed.distributed_c10d as c10d
 
@@ -248,7 +250,7 @@ def limit_collective_timeouts(timeout_s: float) -> None:
 
 
 def local_world_size(env: Mapping[str, str] = os.environ) -> int:
-    """How many processes of this job the launcher started on this host; 1 if it does not say."""
+    """Return how many processes of this job run on this host; 1 if the launcher does not say."""
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
         if env.get(name, "").isdecimal():
             return max(1, int(env[name]))
@@ -264,21 +266,21 @@ def _address(env: Mapping[str, str]) -> tuple[str, int]:
     return host, int(port)
 
 
-def _no_meeting(world: World, host: str, port: int, timeout_s: float, error: Exception) -> str:
-    text = " ".join(str(error).split())
+def _failure_message(world: World, host: str, port: int, timeout_s: float, error: Exception) -> str:
+    text = one_line(error, 160)
     if "EADDRINUSE" in text or "address already in use" in text.lower():
-        return f"port {port} on {host} is taken; stop what listens there or set MASTER_PORT"
+        return f"port {port} on {host} is in use; stop what listens there or set MASTER_PORT"
     return (
-        f"{world.name} did not meet the other {world.size - 1} processes at {host}:{port} within "
-        f"{timeout_s:g} s ({text[:160]}); are all hosts up, and does every one reach {host}?"
+        f"{world.name} did not connect to the other {world.size - 1} processes at {host}:{port} "
+        f"within {timeout_s:g} s ({text}); are all hosts up, and can each reach {host}?"
     )
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one dtype and together about ``_BUCKET`` entries."""
+    """Group tensors of one dtype, with about ``_BUCKET_ENTRIES`` entries in each group."""
     bucket: list[Tensor] = []
     for t in tensors:
-        full = sum(b.numel() for b in bucket) + t.numel() > _BUCKET
+        full = sum(b.numel() for b in bucket) + t.numel() > _BUCKET_ENTRIES
         if bucket and (full or t.dtype != bucket[0].dtype):
             yield bucket
             bucket = []

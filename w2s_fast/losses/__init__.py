@@ -6,6 +6,8 @@ line. A name with a dot, ``package.module:Class``, is imported.
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from w2s_fast.losses._base import Loss, LossContext, LossOut
 from w2s_fast.losses.entropy import EntropyEleuther, EntropyMin
 from w2s_fast.losses.focal import Focal
@@ -37,7 +39,7 @@ LOSSES: dict[str, type[Loss]] = {
     "entropy_eleuther": EntropyEleuther,
 }
 
-__all__ = ["LOSSES", "Loss", "LossContext", "LossOut", "make_loss"]
+__all__ = ["LOSSES", "Loss", "LossContext", "LossOut", "canonical_spec", "make_loss"]
 
 
 def make_loss(spec: str) -> Loss:
@@ -50,3 +52,19 @@ def make_loss(spec: str) -> Loss:
         W2SError: for an unknown name or field, or a value that is not a number.
     """
     return build(spec, LOSSES, Loss, "loss")
+
+
+def canonical_spec(spec: str) -> str:
+    """Return the spec with its name and every field written out: equal losses, equal specs.
+
+    Raises:
+        W2SError: see ``make_loss``.
+    """
+    loss = make_loss(spec)
+    names = {loss_type: name for name, loss_type in LOSSES.items()}
+    imported = ":".join(spec.strip().split(":")[:2])  # package.module:Class
+    name = names.get(type(loss), imported)
+    values = ((f.name, getattr(loss, f.name)) for f in fields(loss))
+    # Fields of other types cannot be given in a spec, so they have their default.
+    written = [f"{key}={value}" for key, value in values if isinstance(value, int | float | str)]
+    return ":".join([name, *filter(None, [",".join(written)])])

@@ -1,4 +1,4 @@
-"""Supervisors and students: how a model of each kind is built, saved and loaded."""
+"""Models of supervisors and students: build, save and load them."""
 
 from w2s_fast.models.backbone import BUILT_IN, ModelConfig, build_untrained
 from w2s_fast.models.build import build_model, load_tokenizer

@@ -1,4 +1,4 @@
-"""Transformers bodies: what a user asks for, and how it is made or read.
+"""Transformers backbones: their configuration, and how they are created or loaded.
 
 Weights are safetensors only; nothing is downloaded and no pickle is read.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from w2s_fast.errors import W2SError, nearest
+from w2s_fast.errors import W2SError, nearest, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,11 +29,11 @@ class ModelConfig:
 
     Attributes:
         source: ``agreement-lm`` (the language model pretrained for the task `agreement`),
-            ``scratch`` (a small Llama from random weights), ``bow`` (linear bag of words; wants
+            ``scratch`` (a small Llama from random weights), ``bow`` (linear bag of words; needs
             a larger learning rate, about 0.1), or a directory with a transformers checkpoint
             (config.json, model.safetensors, tokenizer).
         hidden, layers, heads: size of ``scratch``.
-        pooling: what the head reads: the ``last`` token (by attention mask; decoders), the
+        pooling: input of the head: the ``last`` token (by attention mask; decoders), the
             ``mean`` over tokens, or the first token (``cls``; encoders).
         head_init: ``zero`` as in openai/weak-to-strong, or ``small``: 0.01 times the default, as
             in EleutherAI/w2s.
@@ -41,10 +41,10 @@ class ModelConfig:
             keeps fp32 masters, and the head computes in fp32.
         lora_rank: train low-rank updates of the linear layers, and a classifier's head, instead of
             all weights; 0: all weights. Needs peft.
-        lora_alpha: their scale; the update is multiplied by lora_alpha / lora_rank.
-        trust_remote_code: let a checkpoint run code of its own.
-        pretrained: False keeps a checkpoint's architecture and draws its weights at random, the
-            control that shows what pretraining contributes.
+        lora_alpha: scale of the updates; the update is multiplied by lora_alpha / lora_rank.
+        trust_remote_code: allow a checkpoint to run its own code.
+        pretrained: False keeps a checkpoint's architecture with random weights: the control that
+            shows the contribution of pretraining.
         freeze: ``base`` trains the head alone (linear probing, Burns et al. 2023, App. D.2);
             ``none`` everything.
     """
@@ -98,7 +98,7 @@ class ModelConfig:
 
 
 def build_untrained(cfg: ModelConfig) -> Any:
-    """The base model of a checkpoint's config.json alone, with random weights and no LoRA."""
+    """Build a checkpoint's base model from its config.json, with random weights and no LoRA."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(
@@ -109,6 +109,11 @@ def build_untrained(cfg: ModelConfig) -> Any:
 
 
 def with_lora(base: Any, cfg: ModelConfig) -> Any:
+    """Add LoRA to all linear layers of a model.
+
+    Raises:
+        W2SError: if peft is not installed.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as e:
@@ -120,7 +125,7 @@ def with_lora(base: Any, cfg: ModelConfig) -> Any:
 
 
 def scratch(cfg: ModelConfig, tokenizer: Any, causal: bool = False) -> nn.Module:
-    """A small Llama of random weights; ``causal`` with its language-model head."""
+    """Build a small Llama with random weights; ``causal`` adds the language-model head."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -140,7 +145,11 @@ def scratch(cfg: ModelConfig, tokenizer: Any, causal: bool = False) -> nn.Module
 
 
 def checkpoint(cfg: ModelConfig, causal: bool = False) -> nn.Module:
-    """The model in a directory; ``causal`` with its language-model head."""
+    """Load the model in a directory; ``causal`` adds the language-model head.
+
+    Raises:
+        W2SError: if it does not load, or weights are missing.
+    """
     from transformers import AutoConfig
 
     folder = folder_of(cfg)
@@ -168,7 +177,7 @@ def checkpoint(cfg: ModelConfig, causal: bool = False) -> nn.Module:
         raise W2SError(
             f"{folder} is no checkpoint that loads (safetensors only): {one_line(e)}"
         ) from e
-    # A pooler is unused here; any other missing weight would silently be random.
+    # The pooler is not used; any other missing weight would silently be random.
     missing = sorted(k for k in report["missing_keys"] if not k.startswith("pooler."))
     if missing:
         raise W2SError(
@@ -191,6 +200,11 @@ def _auto(causal: bool) -> Any:
 
 
 def folder_of(cfg: ModelConfig) -> Path:
+    """Return the checkpoint directory of a model.
+
+    Raises:
+        W2SError: if ``source`` is not one.
+    """
     if cfg.source == "agreement-lm":
         raise W2SError(
             "model 'agreement-lm' has to be pretrained first; run the pipeline, or give the "
@@ -211,13 +225,9 @@ def _dtype(cfg: ModelConfig) -> Any:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.dtype]
 
 
-def one_line(e: BaseException) -> str:
-    return " ".join(str(e).split())[:300]
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' bars and load reports off the terminal; what matters is checked here."""
+    """Silence the progress bars and load reports of transformers inside the block."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

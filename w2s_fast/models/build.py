@@ -1,7 +1,7 @@
-"""Supervisors and students: how a model of each kind is built, saved and loaded.
+"""Build the model of a supervisor or student, and load its tokenizer.
 
 A model of kind ``classification`` maps ``(input_ids, attention_mask[, token_type_ids])`` to logits
-(B, C) and knows its ``n_classes``. Weights are safetensors only; nothing is downloaded and no
+(B, C) and has ``n_classes``. Weights are safetensors only; nothing is downloaded and no
 pickle is read.
 """
 
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from w2s_fast.errors import W2SError, nearest
+from w2s_fast.errors import W2SError, nearest, one_line
 from w2s_fast.models.backbone import (
     BUILT_IN,
     ModelConfig,
     checkpoint,
     folder_of,
-    one_line,
     quiet,
     scratch,
     with_lora,
@@ -30,10 +29,10 @@ _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
 def load_tokenizer(cfg: ModelConfig, fallback: Any = None) -> Any:
-    """The tokenizer a model reads with.
+    """Load the tokenizer of a model.
 
     Args:
-        cfg: a directory brings its own tokenizer.
+        cfg: a directory has its own tokenizer.
         fallback: transformers tokenizer for models without one (``scratch``, ``bow``).
 
     Raises:
@@ -50,7 +49,7 @@ def load_tokenizer(cfg: ModelConfig, fallback: Any = None) -> Any:
 
     folder = folder_of(cfg)
     if not any(next(folder.glob(p), None) for p in _VOCABULARIES):
-        # transformers would build an empty one and go on.
+        # transformers would silently build an empty one.
         raise W2SError(
             f"{folder} has no tokenizer: none of {', '.join(_VOCABULARIES)}; save the "
             "tokenizer there too"
@@ -73,22 +72,22 @@ def build_model(
     seed: int,
     kind: str = "classification",
 ) -> nn.Module:
-    """Build a model with fresh head, on the CPU.
+    """Build a model with a newly initialised head, on the CPU.
 
     Args:
         cfg: what to build.
         n_classes: C, at least 2.
-        tokenizer: of ``load_tokenizer``; gives the vocabulary and the padding id.
+        tokenizer: from ``load_tokenizer``; defines the vocabulary and the padding id.
         seed: of all random weights; the global random state is neither used nor changed.
         kind: of the task. ``classification``: C logits a text. ``preference``: C = 2 completions an
-            example, each with a score of its own, a reward model (Burns et al. 2023, Sec. 4).
-            ``generation``: a causal language model with its own head; C and ``pooling`` play no
-            part.
+            example, each with a score, as in a reward model (Burns et al. 2023, Sec. 4).
+            ``generation``: a causal language model with its own head; C and ``pooling`` are not
+            used.
 
     Returns:
         Module with ``forward(input_ids, attention_mask, token_type_ids=None) -> (B, C)`` fp32
-        logits and ``n_classes``. Of preferences it takes 2 B rows, see ``encode``. Of answers an
-        ``GenerativeModel``.
+        logits and ``n_classes``. Preference models take 2 B rows, see ``encode``; generation tasks
+        return a ``GenerativeModel``.
 
     Raises:
         W2SError: if a directory is no checkpoint, has weights missing, or does not fit the
@@ -135,17 +134,17 @@ def _check_kind(cfg: ModelConfig, n_classes: int, kind: str) -> None:
             f"kind is {kind!r}; expected one of {', '.join(KINDS)}{nearest(kind, KINDS)}"
         )
     if n_classes < 2 or (kind == "preference" and n_classes > 2):
-        wanted = "2 completions" if kind == "preference" else "at least 2 classes"
-        raise W2SError(f"n_classes is {n_classes}; expected {wanted}")
+        expected = "2 completions" if kind == "preference" else "at least 2 classes"
+        raise W2SError(f"n_classes is {n_classes}; expected {expected}")
     if kind == "generation" and (cfg.source == "bow" or cfg.freeze != "none"):
         raise W2SError(
-            f"source={cfg.source!r}, freeze={cfg.freeze!r} cannot answer in words; expected a "
+            f"source={cfg.source!r}, freeze={cfg.freeze!r} cannot generate text; expected a "
             "language model and freeze='none'"
         )
 
 
 def _with_lora_backbone(lm: Any, cfg: ModelConfig) -> Any:
-    """LoRA in the body alone: the head may be the embedding, and stays as it is."""
+    """Add LoRA to the backbone alone: the head, which may be tied to the embedding, is frozen."""
     lm.requires_grad_(False)
     setattr(lm, lm.base_model_prefix, with_lora(getattr(lm, lm.base_model_prefix), cfg))
     return lm

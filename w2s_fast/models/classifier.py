@@ -1,4 +1,4 @@
-"""The modules behind ``models.build_model``: a pooled transformer with a head, and bag of words.
+"""Classifiers that ``build_model`` makes: a pooled transformer with a head, and a bag of words.
 
 B sequences, T tokens, D hidden, C classes.
 """
@@ -14,10 +14,10 @@ from w2s_fast.errors import W2SError
 
 
 class Head(nn.Linear):
-    """A linear layer that computes in fp32 (fp64 with such weights) whatever it was cast to."""
+    """A linear layer that computes in fp32, or fp64 for fp64 weights, whatever its dtype is."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C) of x (B, D)."""
+        """Return (B, C) outputs of x (B, D)."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(dtype)
         return nn.functional.linear(x.to(dtype), self.weight.to(dtype), bias)
@@ -31,11 +31,11 @@ class Classifier(nn.Module):
         n_classes: C.
         pooling: ``last``, ``mean`` or ``cls``.
         head_init: ``zero`` or ``small``.
-        frozen: train the head alone; the base then leaves no graph behind.
-        n_candidates: C rows of tokens an example, each with one score r(.), which are the C logits.
-            Of two completions the probability of the second is sigmoid(r_2 - r_1), a reward
-            model's.
-            1: one row an example, with C logits of its own.
+        frozen: train the head alone; the base then runs without a graph.
+        n_candidates: 1: one row of tokens an example, with C logits. C: a row of tokens for each
+            candidate of an example, with one score r(.); the scores are the C logits. For two
+            completions the probability of the second is then sigmoid(r_2 - r_1), as in a reward
+            model.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
             base.requires_grad_(False)
         self.n_classes, self.pooling = n_classes, pooling
         config: Any = base.config
-        # A bias of scores would cancel.
+        # A bias would cancel in the softmax over scores.
         outputs, bias = (n_classes, True) if n_candidates == 1 else (1, False)
         self.head = Head(config.hidden_size, outputs, bias=bias, dtype=torch.float32)
         with torch.no_grad():
@@ -63,13 +63,13 @@ class Classifier(nn.Module):
             if bias:
                 self.head.bias.zero_()
         if getattr(config, "use_cache", False):
-            config.use_cache = False  # one forward a sequence has no use for it
+            config.use_cache = False  # a single forward never reads the cache
         self._limit = position_limit(base)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """(B, C) fp32 logits of right-padded token ids and mask, both (B n_candidates, T)."""
+        """Return (B, C) fp32 logits of right-padded ids and mask, both (B n_candidates, T)."""
         check_length(input_ids, self._limit)
         segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -80,12 +80,12 @@ class Classifier(nn.Module):
         return self.head(pooled).view(-1, self.n_classes)
 
     def gradient_checkpointing(self, on: bool) -> None:
-        """Recompute activations in backward, or stop doing so."""
+        """Turn recomputation of activations in backward on or off."""
         switch_checkpointing(self.base, on)
 
 
 def position_limit(base: Any) -> int | None:
-    """Positions that a transformers model has embeddings for; None where it needs none."""
+    """Return the number of learned position embeddings of a model; None if it has none."""
     names = ("position_embeddings", "wpe", "embed_positions")
     learned = any(part in name for name, _ in base.named_parameters() for part in names)
     return base.config.max_position_embeddings if learned else None
@@ -101,8 +101,8 @@ def check_length(input_ids: Tensor, limit: int | None) -> None:
 
 
 def switch_checkpointing(base: Any, on: bool) -> None:
-    """Gradient checkpointing of a transformers model."""
-    # transformers 5 renamed the switch.
+    """Turn gradient checkpointing of a transformers model on or off."""
+    # transformers 5 renamed the methods.
     new = hasattr(base, "activation_checkpointing_enable")
     name = "activation_checkpointing" if new else "gradient_checkpointing"
     if on:
@@ -111,12 +111,12 @@ def switch_checkpointing(base: Any, on: bool) -> None:
         getattr(base, f"{name}_disable")()
 
 
-def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
-    """(B, D) of hidden states (B, T, D) of right-padded rows: ``last``, ``mean`` or ``cls``."""
-    if how == "cls":
+def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """Pool right-padded hidden states (B, T, D) to (B, D): ``last``, ``mean`` or ``cls``."""
+    if pooling == "cls":
         return hidden[:, 0]
-    if how == "last":
-        # By mask, never by token id: a padding id may be a real token.
+    if pooling == "last":
+        # By mask, not by token id: the padding id may be a real token.
         return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
     weight = mask.unsqueeze(2).to(torch.promote_types(hidden.dtype, torch.float32))
     return (hidden.to(weight.dtype) * weight).sum(1) / weight.sum(1)
@@ -125,8 +125,8 @@ def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
 class BagOfWords(nn.Module):
     """Linear model of token counts: logits = bias + sum_t W[id_t] / sqrt(number of tokens).
 
-    The square root keeps long and short texts on one scale. All weights start at 0, so the model
-    is the same for every seed and its training objective is convex.
+    The square root keeps long and short texts on a common scale. All weights start at 0, so the
+    model is the same for every seed and its training objective is convex.
     """
 
     def __init__(self, vocabulary: int, n_classes: int, n_candidates: int = 1) -> None:
@@ -139,7 +139,7 @@ class BagOfWords(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """(B, C) logits; order of tokens and segments play no part."""
+        """Return (B, C) logits; they do not depend on segments or the order of tokens."""
         mask = attention_mask.unsqueeze(2).to(self.weight.dtype)
         total = (self.weight[input_ids] * mask).sum(1)
         scores = total / mask.sum(1).sqrt()

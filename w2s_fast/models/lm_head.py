@@ -1,8 +1,8 @@
 """A module that owns a language model's head and computes the weak-to-strong loss with it.
 
-Sharding libraries bring a weight together when the module that owns it is called, and take its
-gradient into their reduction. A weight that is read past its module is empty under ZeRO-3 or FSDP,
-and its gradient is lost to DDP. So the loss is a module, and the weight is its own.
+Sharding libraries gather a weight, and reduce its gradient, when the module that owns it is called.
+A weight that is used outside its module is empty under ZeRO-3 or FSDP, and DDP does not see its
+gradient. The loss is therefore a module that owns the weight.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from w2s_fast.ops.targets import SparseTargets
 class LMHeadLoss(nn.Module):
     """``linear_cross_entropy`` of a head that may be sharded, tied or frozen.
 
-    The parameters are those of ``head``, not copies: what trains here trains there. Build it before
+    The parameters are those of ``head``, not copies. Build it before
     the model goes to DeepSpeed, DDP or FSDP, as a part of that model, and call it inside the
     model's forward:
 
@@ -58,12 +58,12 @@ class LMHeadLoss(nn.Module):
         self.memory_mib, self.softcap = memory_mib, softcap
 
     def forward(self, hidden: Tensor, weak: Tensor | SparseTargets, **options: Any) -> Any:
-        """Loss of hidden states (N, D) or (B, T, D) against weak labels.
+        """Compute the loss of hidden states (N, D) or (B, T, D) against weak labels.
 
         Labels and weights of (B, T, D) may be flat or (B, T, ...); ``SparseTargets`` are then
         ``ids`` and ``probs`` (B, T, K), ``rest`` (B, T).
-        ``options`` are the keywords of ``linear_cross_entropy``. A batch without a single row that
-        counts gives 0 and gradients of 0: no process of a sharded training falls out of step.
+        ``options`` are the keywords of ``linear_cross_entropy``. A batch without any row
+        that counts returns 0 and gradients of 0, so processes of a sharded training stay in step.
 
         Raises:
             W2SError: if the weight is still sharded, see ``check_gathered``.
@@ -73,13 +73,13 @@ class LMHeadLoss(nn.Module):
         return linear_cross_entropy(hidden, self.weight, weak, bias=self.bias, **options)
 
     def extra_repr(self) -> str:
-        """The sizes of the head."""
+        """Return the sizes of the head."""
         shape = _shape(self.weight)
         return f"classes={shape[0]}, hidden={shape[1]}, memory_mib={self.memory_mib:g}"
 
 
 def check_gathered(weight: Tensor) -> None:
-    """Raise ``W2SError`` for a head that FSDP2 or ZeRO-3 has in parts at this moment."""
+    """Raise ``W2SError`` for a head that FSDP2 or ZeRO-3 has not gathered."""
     if hasattr(weight, "device_mesh") or weight.numel() == 0:
         raise W2SError(
             f"the head is sharded, here it holds {tuple(weight.shape)} as {type(weight).__name__}; "
@@ -89,5 +89,5 @@ def check_gathered(weight: Tensor) -> None:
 
 
 def _shape(p: nn.Parameter) -> tuple[int, ...]:
-    """Of the whole parameter; a partitioned one is empty, and its shape beside it."""
+    """Return the shape of the whole parameter; a partitioned one is empty, with ``ds_shape``."""
     return tuple(getattr(p, "ds_shape", p.shape))

@@ -1,6 +1,7 @@
-"""A model by numbers, from its configuration alone: parameters, and bytes of a micro-batch.
+"""Parameters of a model and memory of a micro-batch, from the model's configuration alone.
 
-The model runs once on tensors without memory; what autograd would keep is added up.
+The model runs once on fake tensors without memory; the tensors that autograd would save are added
+up.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import W2SError, one_line
 from w2s_fast.models.backbone import ModelConfig
 
 PERSISTENCE = 100_000  # DeepSpeed's stage3_param_persistence_threshold
@@ -16,15 +17,15 @@ PERSISTENCE = 100_000  # DeepSpeed's stage3_param_persistence_threshold
 
 @dataclass(frozen=True)
 class Counts:
-    """A model by numbers; bytes are of one micro-batch.
+    """Parameters of a model, and bytes of one micro-batch.
 
     Attributes:
-        parameters, trained: of all weights, and of those with gradients.
-        largest: parameters of the largest module that is used as a whole.
-        small: parameters of weights below the persistence threshold.
-        matrix: parameters of matrices that multiply, embeddings left out.
-        activations: what autograd keeps.
-        transient: the largest single tensor among them.
+        parameters, trained: number of all weights, and of those with gradients.
+        largest: parameters of the largest module that owns weights.
+        small: parameters in weights below the persistence threshold.
+        matrix: parameters of weight matrices without embeddings.
+        activations: bytes that autograd saves.
+        transient: bytes of the largest saved tensor.
     """
 
     parameters: int
@@ -37,52 +38,53 @@ class Counts:
 
 
 def count(model: ModelConfig, rows: int, tokens: int, checkpointing: bool) -> Counts:
-    """Run the model once on tensors that have no memory.
+    """Count parameters and saved activations of a model on fake tensors.
 
     Raises:
-        W2SError: If it has no config.json, or its forward needs values.
+        W2SError: if it has no config.json, or its forward needs values.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from w2s_fast.models.backbone import build_untrained
+    from w2s_fast.models.classifier import switch_checkpointing
 
     with FakeTensorMode():
         base = build_untrained(model)
         head = base.config.hidden_size * 2 + 2
-        whole = [p.numel() for p in base.parameters()]
-        kept, transient = _saved(base, torch.zeros((rows, tokens), dtype=torch.int64))
+        sizes = [p.numel() for p in base.parameters()]
+        saved, transient = _saved_bytes(base, torch.zeros((rows, tokens), dtype=torch.int64))
         if checkpointing:
             layers = max(1, getattr(base.config, "num_hidden_layers", 1))
             base.train()
-            _checkpoint(base)
-            inputs, _ = _saved(base, torch.zeros((rows, tokens), dtype=torch.int64))
-            kept = inputs + kept // layers  # one layer is computed again at a time
+            switch_checkpointing(base, True)
+            inputs, _ = _saved_bytes(base, torch.zeros((rows, tokens), dtype=torch.int64))
+            saved = inputs + saved // layers  # one layer at a time is recomputed
     embeddings = base.get_input_embeddings().weight.numel()
     linear = [m for m in base.modules() if isinstance(m, torch.nn.Linear)]
     updates = sum(model.lora_rank * (m.in_features + m.out_features) for m in linear)
     return Counts(
-        parameters=sum(whole) + updates + head,
-        trained=(updates if model.lora_rank else sum(whole)) + head,
-        largest=max(_own(m) for m in base.modules()),
-        small=sum(size for size in whole if size < PERSISTENCE) + head,
+        parameters=sum(sizes) + updates + head,
+        trained=(updates if model.lora_rank else sum(sizes)) + head,
+        largest=max(_n_own_parameters(m) for m in base.modules()),
+        small=sum(size for size in sizes if size < PERSISTENCE) + head,
         matrix=sum(p.numel() for p in base.parameters() if p.dim() > 1) - embeddings,
-        activations=kept,
+        activations=saved,
         transient=transient,
     )
 
 
-def _saved(model: Any, ids: Any) -> tuple[int, int]:
-    """(bytes that autograd keeps of a forward, the largest of them)."""
+def _saved_bytes(model: Any, ids: Any) -> tuple[int, int]:
+    """Return (bytes that autograd saves in a forward, bytes of the largest tensor)."""
     import torch
 
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, Any] = {}
+    storages: dict[int, Any] = {}
 
     def keep(t: Any) -> Any:
         storage = t.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage  # held, so that its address stays its own
+            storages[storage._cdata] = storage  # held, so that its address is not reused
         return t
 
     model.train()
@@ -91,19 +93,13 @@ def _saved(model: Any, ids: Any) -> tuple[int, int]:
             out = model(input_ids=ids).last_hidden_state
     except RuntimeError as e:
         raise W2SError(
-            f"{type(model).__name__} cannot be planned, its forward looks at values: "
-            f"{' '.join(str(e).split())[:200]}"
+            f"the memory of {type(model).__name__} cannot be estimated, its forward reads values: "
+            f"{one_line(e, 200)}"
         ) from e
-    sizes = [storage.nbytes() for storage in kept.values()]
+    sizes = [storage.nbytes() for storage in storages.values()]
     del out
     return sum(sizes), max(sizes, default=0)
 
 
-def _own(module: Any) -> int:
+def _n_own_parameters(module: Any) -> int:
     return sum(p.numel() for p in module.parameters(recurse=False))
-
-
-def _checkpoint(base: Any) -> None:
-    new = hasattr(base, "activation_checkpointing_enable")
-    name = "activation_checkpointing_enable" if new else "gradient_checkpointing_enable"
-    getattr(base, name)({"use_reentrant": False})

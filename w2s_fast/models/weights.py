@@ -1,7 +1,7 @@
 """Weights of a module as tensors by name, and as safetensors files.
 
-A module may be partitioned over processes (ZeRO-3): its tensors are then brought together one at a
-time, and never all of them in one place.
+If ZeRO-3 has partitioned a module over processes, its tensors are gathered one at a time, so no
+process ever holds all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_fast.distributed.world import SINGLE_PROCESS, World
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import W2SError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -29,27 +29,26 @@ def save_weights(
     world: World = SINGLE_PROCESS,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a model's weights: one safetensors file, or several and their index beside it.
+    """Write a model's weights as one safetensors file, or as several and an index.
 
-    All processes take part, rank 0 writes; it holds one file at a time in memory. The file at
-    ``path`` appears last, so it stands for the whole.
+    A collective call: rank 0 writes, with one file at a time in memory. The file at ``path`` is
+    written last, so its presence means that all are complete.
 
     Raises:
         W2SError: on every process, if they could not be written.
     """
-    tensors = {name: t for name, t in module_tensors(model).items()}
-    save_tensors(((n, tensors[n]) for n in tensors), path, world, shard_bytes)
+    save_tensors(module_tensors(model).items(), path, world, shard_bytes)
 
 
 def save_tensors(
     tensors: Iterable[tuple[str, Tensor]], path: str | Path, world: World, shard_bytes: int
 ) -> None:
-    """The same for any tensors by name, partitioned or not."""
+    """Write tensors by name, partitioned or not; see ``save_weights``."""
     path = Path(path)
     writer = _Writer(path, shard_bytes) if world.is_main_process else None
     error = ""
     for name, t in tensors:
-        with whole([t]):
+        with gathered([t]):
             if writer is not None and not error:
                 error = writer.add(name, t)
     if writer is not None and not error:
@@ -60,42 +59,42 @@ def save_tensors(
 
 
 class _Writer:
-    """Collects tensors up to the size of a file, then writes it."""
+    """Collects tensors up to the size of a shard, then writes it."""
 
     def __init__(self, path: Path, shard_bytes: int) -> None:
         self.path, self.limit = path, shard_bytes
-        self.ready: dict[str, Tensor] = {}
-        self.bytes = self.total = 0
+        self.pending: dict[str, Tensor] = {}
+        self.pending_bytes = self.total = 0
         self.files: dict[str, list[str]] = {}
 
     def add(self, name: str, t: Tensor) -> str:
-        """Take a tensor in; what went wrong, or nothing."""
+        """Add a tensor; return an error message, empty if there is none."""
         error = ""
-        if self.ready and self.bytes + t.nbytes > self.limit:
+        if self.pending and self.pending_bytes + t.nbytes > self.limit:
             error = self.write(self.path.with_name(f"{self.path.stem}-{len(self.files):05d}.part"))
-        self.ready[name] = t.detach().to("cpu", copy=True).contiguous()
-        self.bytes += t.nbytes
+        self.pending[name] = t.detach().to("cpu", copy=True).contiguous()
+        self.pending_bytes += t.nbytes
         self.total += t.nbytes
         return error
 
     def write(self, path: Path) -> str:
-        """Write what was collected, whole or not at all."""
+        """Write the pending tensors atomically; return an error message."""
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            save_file(self.ready, temporary, metadata={"format": "pt"})
+            save_file(self.pending, temporary, metadata={"format": "pt"})
             os.replace(temporary, path)
         except (OSError, SafetensorError) as e:
             temporary.unlink(missing_ok=True)
-            return _line(e)
-        self.files[path.name] = list(self.ready)
-        self.ready, self.bytes = {}, 0
+            return one_line(e)
+        self.files[path.name] = list(self.pending)
+        self.pending, self.pending_bytes = {}, 0
         return ""
 
     def finish(self) -> str:
-        """Write the last file; name them as transformers does where there are several."""
+        """Write the last file; name several as transformers does, with an index."""
         if not self.files:
             return self.write(self.path)
         last = self.path.with_name(f"{self.path.stem}-{len(self.files):05d}.part")
@@ -113,9 +112,9 @@ class _Writer:
 
 
 def load_weights(model: nn.Module, path: str | Path, world: World = SINGLE_PROCESS) -> None:
-    """Load what ``save_weights`` wrote into a model built from the same configuration.
+    """Load a file of ``save_weights`` into a model built from the same configuration.
 
-    All processes take part. A partitioned model is filled tensor by tensor from rank 0's reading.
+    A collective call. A partitioned model is filled tensor by tensor with the values of rank 0.
 
     Raises:
         W2SError: if the files cannot be read or do not fit.
@@ -124,7 +123,7 @@ def load_weights(model: nn.Module, path: str | Path, world: World = SINGLE_PROCE
 
 
 def read_tensors(path: str | Path) -> Mapping[str, Tensor]:
-    """Tensors of a safetensors file, or of the files its index names; each is read when asked for.
+    """Map names to tensors of a safetensors file or of the files in its index, read on access.
 
     Raises:
         W2SError: if a file cannot be read.
@@ -134,13 +133,13 @@ def read_tensors(path: str | Path) -> Mapping[str, Tensor]:
         try:
             places: dict[str, str] = json.loads(_index(path).read_text())["weight_map"]
         except (OSError, ValueError, KeyError) as e:
-            raise W2SError(f"weights {path} cannot be read: {_line(e)}") from e
-        return _Lazy({name: path.with_name(file) for name, file in places.items()})
-    return _Lazy(dict.fromkeys(_names(path), path))
+            raise W2SError(f"weights {path} cannot be read: {one_line(e)}") from e
+        return _LazyTensors({name: path.with_name(file) for name, file in places.items()})
+    return _LazyTensors(dict.fromkeys(_names(path), path))
 
 
-class _Lazy(Mapping[str, "Tensor"]):
-    """Tensors by name, read when asked for."""
+class _LazyTensors(Mapping[str, "Tensor"]):
+    """Tensors by name, read from disk on access."""
 
     def __init__(self, places: dict[str, Path]) -> None:
         self._places = places
@@ -165,7 +164,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as f:
             yield f
     except (OSError, SafetensorError) as e:
-        raise W2SError(f"weights {path} cannot be read: {_line(e)}") from e
+        raise W2SError(f"weights {path} cannot be read: {one_line(e)}") from e
 
 
 def _names(path: Path) -> list[str]:
@@ -174,7 +173,7 @@ def _names(path: Path) -> list[str]:
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, tied ones once; partitioned ones as they are."""
+    """Return parameters and persistent buffers by name; tied ones once, partitioned ones as is."""
     out: dict[str, Tensor] = {}
     seen: set[object] = set()
     for name, t in module.state_dict(keep_vars=True).items():
@@ -186,20 +185,22 @@ def module_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def is_partitioned(t: Tensor) -> bool:
-    """Whether ZeRO-3 keeps this parameter in parts; it is empty outside of ``whole``."""
+    """Return whether ZeRO-3 has partitioned this parameter; it is empty outside ``gathered``."""
     return hasattr(t, "ds_id")
 
 
 def shape_of(t: Tensor) -> torch.Size:
-    """Shape of a tensor, of a partitioned one as a whole."""
+    """Return the shape of a tensor; for a partitioned one that of the whole."""
     return t.ds_shape if is_partitioned(t) else t.shape  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
-def whole(tensors: Iterable[Tensor], change: bool = False) -> Iterator[None]:
-    """Bring partitioned parameters together inside the block; all processes must enter it.
+def gathered(tensors: Iterable[Tensor], change: bool = False) -> Iterator[None]:
+    """Gather partitioned parameters inside the block; a collective call.
 
-    ``change``: what rank 0 wrote into them goes out to the others.
+    Args:
+        tensors: partitioned or not.
+        change: broadcast what rank 0 writes into them when the block ends.
     """
     parts = [t for t in tensors if is_partitioned(t)]
     if not parts:
@@ -222,26 +223,22 @@ def load_module(
     own = module_tensors(module)
     for name in sorted({*own, *tensors}):
         target = own.get(name)
-        with whole([] if target is None else [target], change=True):
+        with gathered([] if target is None else [target], change=True):
             partitioned = target is not None and is_partitioned(target)
             if partitioned and not world.is_main_process and name in tensors:
                 continue  # DeepSpeed broadcasts rank 0's values of a partitioned tensor
             _copy(name, tensors.get(name), target)
 
 
-def _copy(name: str, there: Tensor | None, target: Tensor | None) -> None:
-    if there is None or target is None or there.shape != target.shape:
+def _copy(name: str, saved: Tensor | None, target: Tensor | None) -> None:
+    if saved is None or target is None or saved.shape != target.shape:
         raise W2SError(
             f"saved weights do not fit the model at {name!r}: saved "
-            f"{None if there is None else tuple(there.shape)}, expected "
+            f"{None if saved is None else tuple(saved.shape)}, expected "
             f"{None if target is None else tuple(target.shape)}; build the model they came from"
         )
-    target.detach().copy_(there)
+    target.detach().copy_(saved)
 
 
 def _index(path: Path) -> Path:
     return path.with_name(f"{path.name}.index.json")
-
-
-def _line(e: BaseException) -> str:
-    return " ".join(str(e).split())[:300]

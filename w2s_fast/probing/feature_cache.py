@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from w2s_fast.distributed.world import get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.models.classifier import Head
-from w2s_fast.models.weights import module_tensors, whole
+from w2s_fast.models.weights import gathered, module_tensors
 from w2s_fast.probing.hidden_states import hidden_states
 from w2s_fast.training.data import Batch, Encoded
 
@@ -202,7 +202,7 @@ def identity(model: nn.Module, data: Encoded) -> dict[str, str]:
     base = getattr(model, "base", model)
     h = hashlib.sha256()
     for name, t in module_tensors(base).items():
-        with whole([t]):
+        with gathered([t]):
             h.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
             h.update(as_bytes(t.detach().cpu()))
     return {

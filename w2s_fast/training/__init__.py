@@ -1,4 +1,4 @@
-"""Training and prediction: one loop for every loss and model, resumable at any step.
+"""Training, prediction and generation: one loop for every loss and model, resumable at any step.
 
 Names load on first use, so the configuration can be read without torch.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from w2s_fast.training.completions import Completions, encode_completions
-    from w2s_fast.training.config import THRESHOLDS, TrainConfig
+    from w2s_fast.training.config import THRESHOLD_SCOPES, TrainConfig
     from w2s_fast.training.data import Encoded, encode
     from w2s_fast.training.generation import generate
     from w2s_fast.training.likelihood import completion_logprob, next_token_probs, sequence_logprob
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from w2s_fast.training.prediction import predict
 
 __all__ = [
-    "THRESHOLDS",
+    "THRESHOLD_SCOPES",
     "Completions",
     "Encoded",
     "TrainConfig",
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "THRESHOLDS": "config",
+    "THRESHOLD_SCOPES": "config",
     "Completions": "completions",
     "TrainConfig": "config",
     "Watch": "monitor",

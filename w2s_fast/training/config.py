@@ -1,4 +1,4 @@
-"""How a model is trained: the fields of ``TrainConfig`` are the whole recipe."""
+"""Configuration of a training: ``TrainConfig`` holds every hyper-parameter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from w2s_fast.errors import W2SError, nearest
 
 SCHEDULES = ("cosine", "linear", "constant")
-THRESHOLDS = ("exact", "window", "ema", "microbatch")
+THRESHOLD_SCOPES = ("exact", "window", "ema", "microbatch")
 OFFLOAD = ("none", "cpu", "nvme")
 # Fields that do not change what is trained: a checkpoint resumes with other values of them.
 EXECUTION_FIELDS = (
@@ -22,34 +22,35 @@ class TrainConfig:
     """Hyper-parameters of one training.
 
     Attributes:
-        epochs: passes over the data; each has its own order.
+        epochs: passes over the data, each in its own order.
         batch_size: rows of an optimizer step.
         micro_batch_size: rows of one forward and backward; None: the whole batch at once. It
             bounds memory and, with ``threshold_scope="exact"``, does not change the result.
         lr: peak learning rate of AdamW.
         schedule: ``cosine`` or ``linear`` to 0 over the training, or ``constant``.
-        warmup_frac: fraction of the steps in which the learning rate rises linearly.
-        weight_decay: decoupled, on parameters with two or more dimensions.
-        beta1, beta2, eps: of AdamW.
-        clip_norm: largest gradient norm of a step; None: no clipping.
-        threshold_scope: where a loss with a batch threshold takes it from when a step has several
-            micro-batches. ``exact``: from all rows of the step, by a first pass without
-            gradients. ``window``: from the last ``batch_size`` rows seen. ``ema``: moving average
-            of the micro-batches' thresholds, over about ``batch_size`` rows. ``microbatch``: each
-            from its own rows. Without micro-batches all four are the same.
+        warmup_frac: fraction of the steps over which the learning rate rises linearly.
+        weight_decay: decoupled weight decay of parameters with two or more dimensions.
+        beta1, beta2, eps: coefficients of AdamW.
+        clip_norm: maximum gradient norm of a step; None: no clipping.
+        threshold_scope: rows that a batch threshold of the loss is computed from when a step has
+            several micro-batches. ``exact``: all rows of the step, by a first pass without
+            gradients. ``window``: the last ``batch_size`` rows. ``ema``: moving average of the
+            micro-batches' thresholds over about ``batch_size`` rows. ``microbatch``: the rows of
+            each micro-batch. Without micro-batches all four are the same.
         dropout: train with the model's dropout; off by default, as in openai/weak-to-strong.
         gradient_checkpointing: recompute activations in the backward pass.
-        max_length: tokens an example is cut to.
+        max_length: tokens to which an example is truncated.
         checkpoint_every: optimizer steps between checkpoints; 0: none.
         zero_stage: DeepSpeed ZeRO stage: 0 keeps the whole model on every device (plain torch), 1
-            shards optimizer state, 2 gradients too, 3 weights too. It changes where things are,
-            not what is trained.
+            shards optimizer state, 2 also gradients, 3 also weights. It does not change what is
+            trained.
         offload_optimizer: where ZeRO keeps optimizer state: ``none`` (the device), ``cpu`` or
             ``nvme``.
         offload_params: where ZeRO-3 keeps weights that are not in use: the same names.
         nvme_path: folder on a local disk, for ``nvme``.
-        deepspeed_config: a DeepSpeed JSON file with settings that are not named here, or null.
-        timeout_s: seconds after which a process that does not answer counts as lost.
+        deepspeed_config: a DeepSpeed JSON file with settings that have no field here, or null.
+        timeout_s: seconds of silence after which a process counts as lost. A run uses the larger
+            value of its two trainings.
     """
 
     epochs: int = 2
@@ -77,11 +78,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "max_length"):
-            self._least(name, 1)
+            self._check_least(name, 1)
         for name in ("lr", "weight_decay", "eps", "checkpoint_every"):
-            self._least(name, 0)
+            self._check_least(name, 0)
         if self.micro_batch_size is not None:
-            self._least("micro_batch_size", 1)
+            self._check_least("micro_batch_size", 1)
         for name in ("warmup_frac", "beta1", "beta2"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
@@ -90,7 +91,7 @@ class TrainConfig:
             raise W2SError(f"clip_norm is {self.clip_norm}; expected a number above 0, or null")
         for name, names in (
             ("schedule", SCHEDULES),
-            ("threshold_scope", THRESHOLDS),
+            ("threshold_scope", THRESHOLD_SCOPES),
             ("offload_optimizer", OFFLOAD),
             ("offload_params", OFFLOAD),
         ):
@@ -153,20 +154,20 @@ class TrainConfig:
         return micro, -(-rows // micro)
 
     def steps(self, n_rows: int) -> int:
-        """Optimizer steps of a training on ``n_rows`` rows; the last one may have fewer rows."""
+        """Return the optimizer steps over ``n_rows`` rows; the last may have fewer rows."""
         return math.ceil(n_rows * self.epochs / self.batch_size)
 
     def lr_at(self, step: int, steps: int) -> float:
-        """Learning rate of ``step`` (from 0) out of ``steps``."""
-        warm = round(self.warmup_frac * steps)
-        if step < warm:
-            return self.lr * (step + 1) / warm
-        done = (step - warm) / max(1, steps - warm)
+        """Return the learning rate of ``step`` (from 0) out of ``steps``."""
+        warmup_steps = round(self.warmup_frac * steps)
+        if step < warmup_steps:
+            return self.lr * (step + 1) / warmup_steps
+        done = (step - warmup_steps) / max(1, steps - warmup_steps)
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * done))
         return self.lr * (1 - done) if self.schedule == "linear" else self.lr
 
-    def _least(self, name: str, low: int) -> None:
+    def _check_least(self, name: str, low: int) -> None:
         value = getattr(self, name)
         if not (value >= low and math.isfinite(value)):
             raise W2SError(f"{name} is {value}; expected a number of at least {low}")

@@ -1,7 +1,7 @@
-"""From texts to batches: token ids in one flat array, right padding, orders that are functions.
+"""Texts as batches: token ids in one flat array, right padding, and the order of the rows.
 
-The order of the rows is a function of seed and epoch alone, so every loss sees the same batches
-and a resumed training needs no iterator state.
+The order is a function of seed and epoch alone, so every loss sees the same batches and a resumed
+training needs no iterator state.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from w2s_fast.errors import W2SError
 
 
 class Batch(NamedTuple):
-    """Right-padded rows, on the model's device; what a model's ``forward`` takes.
+    """Right-padded rows on the model's device: the inputs of a model's ``forward``.
 
-    B counts rows of tokens: of preferences two an example, its completions one after the other.
+    B counts rows of tokens: preferences have two an example, one for each completion.
     """
 
     input_ids: Tensor  # (B, T) int64
@@ -31,25 +31,25 @@ class Batch(NamedTuple):
 
 
 class RowData(Protocol):
-    """What training and prediction ask of their rows; ``Encoded`` and cached states answer."""
+    """Rows for training and prediction; ``Encoded`` and cached states implement it."""
 
     def __len__(self) -> int:
-        """N."""
+        """Return the number of rows, N."""
 
     @property
     def lengths(self) -> np.ndarray:
         """(N,) tokens of each row."""
 
     def digest(self) -> str:
-        """Content hash, to recognise the data of a checkpoint."""
+        """Return a content hash that identifies the data of a checkpoint."""
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Any:
-        """What the model's ``forward`` takes, of these rows: ``Batch`` or ``CompletionBatch``."""
+        """Collate rows for the model's ``forward``: ``Batch`` or ``CompletionBatch``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """N tokenized examples, each of W ``n_candidates`` rows of tokens that stand side by side.
+    """N tokenized examples, each of W ``n_candidates`` adjacent rows of tokens.
 
     Attributes:
         tokens: (total,) int32, all rows one after the other.
@@ -71,11 +71,11 @@ class Encoded:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) tokens that each example takes: W times the longest of its rows."""
+        """(N,) tokens of each example: W times the longest of its rows."""
         return np.diff(self.offsets).reshape(-1, self.n_candidates).max(1) * self.n_candidates
 
     def digest(self) -> str:
-        """Content hash, to recognise the data of a checkpoint."""
+        """Return a content hash that identifies the data of a checkpoint."""
         n_candidates = f" n_candidates {self.n_candidates}" if self.n_candidates > 1 else ""
         h = hashlib.sha256(f"pad {self.pad_id}{n_candidates}".encode())
         for part in (self.tokens, self.offsets, self.types):
@@ -83,7 +83,7 @@ class Encoded:
         return h.hexdigest()
 
     def rows(self, part: slice) -> Encoded:
-        """Some of the examples, in their order."""
+        """Select contiguous examples."""
         start, stop, _ = part.indices(len(self))
         first, last = start * self.n_candidates, stop * self.n_candidates
         low, high = self.offsets[first], self.offsets[last]
@@ -111,15 +111,15 @@ class Encoded:
 def encode(
     tokenizer: Any, examples: Any, max_length: int = 512, kind: str = "classification"
 ) -> Encoded:
-    """Tokenize texts, or pairs of texts, and cut each row to ``max_length`` tokens.
+    """Tokenize texts, or pairs of texts, and truncate each row to ``max_length`` tokens.
 
     Args:
         tokenizer: a transformers tokenizer.
         examples: has ``ids``, ``texts`` and ``pairs`` (or None), all of one length.
-        max_length: tokens; a tokenizer that knows a smaller limit of its model wins.
-        kind: ``classification``: text and pair are one row, cut at the end. ``preference``: text
-            and pair are two rows of one example, cut at the beginning, because the completion
-            stands last.
+        max_length: tokens; a smaller limit that the tokenizer knows takes precedence.
+        kind: ``classification``: text and pair are one row, truncated on the right. ``preference``:
+            text and pair are two rows of one example, truncated on the left, because the completion
+            comes last.
 
     Raises:
         W2SError: if there are no rows, a row has no tokens at all, or a preference has no pairs.
@@ -128,7 +128,8 @@ def encode(
         raise W2SError("no examples to encode; expected at least one row")
     if kind not in ("classification", "preference"):
         raise W2SError(
-            f"kind is {kind!r}; expected classes or preference (answers: encode_completions)"
+            f"kind is {kind!r}; expected classification or preference (generation: "
+            "encode_completions)"
         )
     limit = min(max_length, tokenizer.model_max_length)
     if kind == "preference":
@@ -170,7 +171,7 @@ def _encoded(
 
 @contextlib.contextmanager
 def truncation_side(tokenizer: Any, side: str) -> Iterator[None]:
-    """Let a tokenizer cut texts on this side, ``left`` or ``right``, for the time being."""
+    """Make a tokenizer truncate on this side, ``left`` or ``right``, inside the block."""
     before = tokenizer.truncation_side
     tokenizer.truncation_side = side
     try:
@@ -180,21 +181,21 @@ def truncation_side(tokenizer: Any, side: str) -> Iterator[None]:
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """(n,) int64 permutation, a function of its arguments."""
+    """Return an (n,) int64 permutation, a function of its arguments."""
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
-def derived_seed(seed: int, *where: int) -> int:
-    """A seed of its own for every place, 63 bits."""
-    text = ",".join(map(str, (seed, *where)))
+def derived_seed(seed: int, *keys: int) -> int:
+    """Return a 63-bit seed that is a hash of ``seed`` and ``keys``."""
+    text = ",".join(map(str, (seed, *keys)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 class RowOrder:
-    """Rows of each optimizer step: the epochs' permutations one after the other, cut in batches.
+    """Rows of each optimizer step: the permutations of all epochs, split into batches.
 
-    Every epoch visits every row once; a batch may end one epoch and begin the next, so only the
-    very last batch can be short.
+    Every epoch visits every row once. A batch may span two epochs, so only the very last batch can
+    be short.
     """
 
     def __init__(self, n: int, batch_size: int, epochs: int, seed: int) -> None:
@@ -202,11 +203,11 @@ class RowOrder:
         self._orders: dict[int, np.ndarray] = {}
 
     def rows(self, step: int) -> np.ndarray:
-        """(<= batch_size,) int64 row numbers of optimizer step ``step``."""
-        at = np.arange(step * self._batch_size, min((step + 1) * self._batch_size, self._total))
-        epochs = at // self._n
+        """Return (<= batch_size,) int64 row numbers of optimizer step ``step``."""
+        index = np.arange(step * self._batch_size, min((step + 1) * self._batch_size, self._total))
+        epochs = index // self._n
         return np.concatenate(
-            [self._order(int(e))[at[epochs == e] % self._n] for e in np.unique(epochs)]
+            [self._order(int(e))[index[epochs == e] % self._n] for e in np.unique(epochs)]
         )
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -216,19 +217,19 @@ class RowOrder:
         return self._orders[epoch]
 
 
-# Tokens of a batch that is predicted: enough to keep every core busy, few enough for its caches.
+# Tokens of a predicted batch: enough to keep every core busy, few enough for the caches.
 BATCH_TOKENS = 4096
-# A shorter row may join a batch if at most this share of the batch's tokens is then padding.
-_PADDING = 0.05
+# Largest share of padding among the tokens of a batch.
+_MAX_PADDING = 0.05
 
 
 def token_batches(
     lengths: np.ndarray, batch_size: int, tokens: int = BATCH_TOKENS
 ) -> Iterator[np.ndarray]:
-    """Row numbers in batches of like length, longest first, so memory peaks at the start.
+    """Yield row numbers in batches of similar length, longest first, so memory peaks at the start.
 
-    A batch ends at ``batch_size`` rows, at ``tokens`` tokens (one row may have more), or where a
-    shorter row would bring in too much padding.
+    A batch ends at ``batch_size`` rows, at ``tokens`` tokens (a single row may have more), or where
+    a shorter row would add too much padding.
     """
     order = np.argsort(-lengths, kind="stable")
     start = real = 0
@@ -236,7 +237,7 @@ def token_batches(
         rows = i - start
         longest = lengths[order[start]]
         full = rows >= batch_size or (rows + 1) * longest > tokens
-        padded = real + lengths[row] < (1 - _PADDING) * (rows + 1) * longest
+        padded = real + lengths[row] < (1 - _MAX_PADDING) * (rows + 1) * longest
         if rows and (full or padded):
             yield order[start:i]
             start, real = i, 0
@@ -246,11 +247,11 @@ def token_batches(
 
 
 def pad_id(tokenizer: Any) -> int:
-    """Token id that fills short rows."""
+    """Return the token id that pads short rows."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
-    return 0  # masked everywhere, so any valid id does
+    return 0  # masked everywhere, so any valid id works
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> Iterator[int]:
@@ -267,7 +268,7 @@ def check_targets(
 ) -> None:
     """Raise ``W2SError`` unless targets and weights fit ``n`` rows and ``n_classes`` classes.
 
-    ``n_tokens``: of answers, whose targets are token ids (L,).
+    ``n_tokens``: number of labels of completions, whose targets are token ids (L,).
     """
     if n_tokens is None and targets.ndim == 2 and np.issubdtype(targets.dtype, np.floating):
         expected: tuple[int, ...] = (n, n_classes or targets.shape[1])

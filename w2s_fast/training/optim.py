@@ -1,8 +1,8 @@
-"""AdamW that never loses a small update: parameters below fp32 have an fp32 master.
+"""AdamW with fp32 master weights for parameters of lower precision.
 
-At lr 1e-5 most AdamW updates are smaller than half a bf16 step of the weight they change and would
-round away. Masters, moments and accumulated gradients are fp32; a bf16 parameter is the rounded
-copy of its master.
+At lr 1e-5 most AdamW updates are smaller than half the spacing of bf16 numbers at the weight and
+would be lost to rounding. Masters, moments and accumulated gradients are fp32; a bf16 parameter is
+the rounded copy of its master.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError
 from w2s_fast.training.config import TrainConfig
 
-ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")  # state tensors of each parameter
 
 
 class MasterAdamW:
@@ -38,8 +38,10 @@ class MasterAdamW:
         self._clip_norm, self._world = cfg.clip_norm, world
 
     def accumulate(self) -> None:
-        """Move low-precision gradients into fp32 ones, so that sums over micro-batches are exact
-        to fp32 and the low-precision gradient is freed."""
+        """Add low-precision gradients to the masters' fp32 gradients and free them.
+
+        Sums over micro-batches thus have the accuracy of fp32.
+        """
         for name, p in self._params.items():
             master = self._masters[name]
             if master is p or p.grad is None:
@@ -51,8 +53,7 @@ class MasterAdamW:
             p.grad = None
 
     def step(self, lr: float) -> None:
-        """Sum over processes, clip, update, round the masters back into the parameters, drop the
-        gradients."""
+        """Take one step: sum gradients over processes, clip, update, round, clear gradients."""
         self._world.all_reduce([m.grad for m in self._masters.values() if m.grad is not None])
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._masters.values(), self._clip_norm)
@@ -66,7 +67,7 @@ class MasterAdamW:
                     p.copy_(self._masters[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a resumed training needs, by name: masters, moments, step counts."""
+        """Return what a resumed training needs, by name: masters, moments, step counts."""
         out: dict[str, Tensor] = {}
         for name, master in self._masters.items():
             if master is not self._params[name]:
@@ -76,7 +77,7 @@ class MasterAdamW:
         return out
 
     def load(self, read: Callable[[str], Tensor | None]) -> None:
-        """Restore what ``tensors`` gave; ``read`` answers None for a name that was not saved."""
+        """Restore ``tensors``; ``read`` returns None for a name that was not saved."""
         for name, master in self._masters.items():
             if (saved := read(f"master.{name}")) is not None:
                 with torch.no_grad():
@@ -91,11 +92,11 @@ class MasterAdamW:
 
 
 def decay_groups(params: Iterable[Tensor], cfg: TrainConfig) -> list[dict[str, Any]]:
-    """Parameter groups of an optimizer: weights decay, biases and norms do not."""
+    """Return the parameter groups of an optimizer: only weights decay, not biases and norms."""
     weights: list[Tensor] = []
     others: list[Tensor] = []
     for p in params:
-        # A partitioned (ZeRO-3) parameter is empty; its own shape is beside it.
+        # A partitioned (ZeRO-3) parameter is empty; ``ds_shape`` is the shape of the whole.
         (weights if len(getattr(p, "ds_shape", p.shape)) > 1 else others).append(p)
     groups = ((weights, cfg.weight_decay), (others, 0.0))
     return [{"params": ps, "weight_decay": decay} for ps, decay in groups if ps]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.losses import Loss, LossContext, LossOut
-from w2s_fast.models.weights import whole
+from w2s_fast.models.weights import gathered
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.training.completions import CompletionBatch
 from w2s_fast.training.data import Batch
@@ -155,7 +155,7 @@ def _exact_threshold(
     weak = torch.cat([m.all_weak for m in micro_batches])
     weights = [m.all_weight for m in micro_batches if m.all_weight is not None]
     weight = torch.cat(weights) if weights else None
-    with whole([logits.weight] if isinstance(logits, Projected) else []):
+    with gathered([logits.weight] if isinstance(logits, Projected) else []):
         return loss.threshold(logits, weak, weight=weight, state=ctx.state)
 
 

@@ -1,9 +1,9 @@
-"""Where the batch threshold of a loss comes from when a step has several micro-batches.
+"""Source of a loss's batch threshold when a step has several micro-batches.
 
-A quantile over the batch is not a sum over micro-batches: thresholds of parts are not the
-threshold of the whole. ``exact`` therefore looks at all rows first; the other modes trade that
-extra forward pass for a threshold that is a little stale or noisy. Their memory is explicit
-tensors that go into the checkpoint.
+A quantile over the batch is not a sum over micro-batches, so the thresholds of the parts are not
+the threshold of the whole. ``exact`` therefore computes the logits of all rows first. The other
+scopes save that forward pass for a threshold that is a little stale or noisy. Their memory is
+explicit tensors, which become part of the checkpoint.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from w2s_fast.losses import Loss
 
 
 class Thresholds:
-    """One training's thresholds.
+    """The thresholds of one training.
 
     Attributes:
-        mode: a name of ``THRESHOLDS``, or ``none`` for a loss without a batch statistic.
+        mode: a name in ``THRESHOLD_SCOPES``, or ``none`` for a loss without a batch statistic.
         state: explicit memory. ``window``: logits, weak labels and weights of the last rows.
             ``ema``: (2,) fp64, weighted sum of thresholds and sum of weights.
     """
@@ -29,7 +29,7 @@ class Thresholds:
         self._loss, self._size = loss, batch_size
 
     def rolling(self, logits: Tensor, weak: Tensor, weight: Tensor | None) -> Tensor | None:
-        """Take in one micro-batch and return its threshold; None: the loss uses its own rows."""
+        """Add a micro-batch and return its threshold; None: the loss uses its own rows."""
         if self.mode == "window":
             return self._window(logits.detach(), weak, weight)
         if self.mode == "ema":
@@ -48,13 +48,13 @@ class Thresholds:
         return self._loss.threshold(s["logits"], s["weak"], weight=s["weight"])
 
     def _ema(self, logits: Tensor, weak: Tensor, weight: Tensor | None) -> Tensor | None:
-        now = self._loss.threshold(logits, weak, weight=weight)
-        if now is None:
+        current = self._loss.threshold(logits, weak, weight=weight)
+        if current is None:
             return None
-        old = self.state.get("ema", torch.zeros(2, dtype=torch.float64)).to(now.device)
-        keep = max(0.0, 1.0 - len(logits) / self._size)
-        # A micro-batch without a row that counts has an infinite threshold and says nothing.
-        sample = torch.stack([now.double(), torch.ones_like(now, dtype=torch.float64)])
-        mean = torch.where(now.isinf(), old, keep * old + (1.0 - keep) * sample)
+        old = self.state.get("ema", torch.zeros(2, dtype=torch.float64)).to(current.device)
+        decay = max(0.0, 1.0 - len(logits) / self._size)
+        # The threshold of a micro-batch without rows that count is infinite and is skipped.
+        sample = torch.stack([current.double(), torch.ones_like(current, dtype=torch.float64)])
+        mean = torch.where(current.isinf(), old, decay * old + (1.0 - decay) * sample)
         self.state["ema"] = mean
-        return torch.where(mean[1] > 0, mean[0] / mean[1], now.double()).to(now.dtype)
+        return torch.where(mean[1] > 0, mean[0] / mean[1], current.double()).to(current.dtype)

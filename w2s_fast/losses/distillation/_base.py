@@ -1,11 +1,11 @@
-r"""Distillation from an offline teacher that stored its top k and the mass that is left.
+r"""Base class of distillation losses from an offline teacher with top-k probabilities.
 
-K listed classes and the event "none of them" are K + 1 outcomes; q is the teacher's distribution
-over them and p the student's, whose last entry is the mass outside the listed classes. Divergences
-are taken between these two coarse distributions: nothing is assumed about how the teacher spread
-the mass it did not report, and by the data-processing inequality they are lower bounds of the
-divergences between the full ones. The student's temperature is T; the teacher's is in its numbers
-(``w2s_fast.pack_topk(..., temperature=T)``).
+The K top classes of the teacher and the event "none of them" are K + 1 outcomes; q is the teacher's
+distribution over them and p the student's, whose last entry is the mass outside the top k.
+Divergences are computed between these two coarse distributions. They assume nothing about how the
+teacher distributes the remaining mass, and by the data-processing inequality they are lower bounds
+of the divergences between the full distributions. T is the temperature of the student; that of the
+teacher is part of its probabilities (``w2s_fast.pack_topk(..., temperature=T)``).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
 from w2s_fast.ops.logprob.api import check_ids, check_logits, check_scale, row_stats
 from w2s_fast.ops.targets import SparseTargets
 
-# log of 0 where its factor is 0: far below every log-probability, but 0 times it is 0.
-NEVER = -1e5
+# Stands for log 0: far below every log-probability, but 0 times it is 0.
+LOG_ZERO = -1e5
 
 
 class DistillOut(NamedTuple):
-    """What one call over N rows gives back.
+    """Result of one call over N rows.
 
     Attributes:
         loss_sum: 0-d, differentiable, SUM of weighted row divergences.
@@ -42,11 +42,8 @@ class DistillOut(NamedTuple):
     """
 
     loss_sum: Tensor
-    count: Tensor  # type: ignore[assignment]  # tuple.count is of no use here
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count
     metrics: dict[str, Tensor]
-
-
-_CHECKED = ("__call__", "linear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ class Distillation:
 
     Attributes:
         temperature: T of the student's softmax, above 0.
-        rescale: multiply the loss by T^2, so that gradients keep their size whatever T is
+        rescale: multiply the loss by T^2, so that the size of gradients does not depend on T
             (Hinton et al., arXiv 1503.02531, Sec. 2).
     """
 
@@ -63,14 +60,14 @@ class Distillation:
     rescale: bool = False
 
     def __init_subclass__(cls) -> None:
-        """Check what every call is given, see ``checked``."""
-        check_methods(cls, _CHECKED)
+        """Check the argument types of every call; see ``checked``."""
+        check_methods(cls, ("__call__", "linear"))
 
     def __post_init__(self) -> None:
         check_scale(self.temperature, 0.0)
 
     def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """(N,) from log-probabilities (N, K + 1) of student and teacher; log 0 is ``NEVER``."""
+        """Return (N,) divergences of log-probabilities (N, K + 1); log 0 is ``LOG_ZERO``."""
         raise TypeError(f"{type(self).__name__} must define divergence")
 
     def __call__(
@@ -81,21 +78,21 @@ class Distillation:
         weight: Tensor | None = None,
         softcap: float = 0.0,
     ) -> DistillOut:
-        """Sum of the row divergences from the student's logits.
+        """Compute the sum of the row divergences from the student's logits.
 
         Args:
             logits: (N, V) fp32, bf16, fp16 or fp64. Gets gradients.
-            teacher: K classes a row; ``rest=None`` counts as 0. ``ForwardKL`` also takes dense
-                probabilities (N, V).
+            teacher: top-k probabilities, K classes a row; ``rest=None`` counts as 0. ``ForwardKL``
+                also takes dense probabilities (N, V).
             weight: (N,) row weights >= 0; 0 takes a row out.
-            softcap: of the student's logits; 0 for none.
+            softcap: soft-cap of the student's logits; 0 for none.
 
         Raises:
             W2SError: for shapes, dtypes, devices or ids that do not fit.
         """
         check_logits(logits)
         check_scale(self.temperature, softcap)
-        teacher = _sparse(self, teacher)
+        teacher = _check_sparse(self, teacher)
         ids = check_ids(teacher.ids, logits.shape[0], logits.shape[1], logits.device)
         t = self.temperature
         logits = logits if t == 1 else logits / t
@@ -116,50 +113,50 @@ class Distillation:
         memory_mib: float = DEFAULT_MEMORY_MIB,
         fp32_head_gradient: bool = True,
     ) -> DistillOut:
-        """The same from hidden states and the head; logits are never stored.
+        """Compute the sum from hidden states and the head; logits are never stored.
 
         Args:
             hidden: (N, D) or (B, T, D). Gets gradients.
             head, bias, memory_mib, fp32_head_gradient: see ``w2s_fast.linear_topk_logprob``.
-            teacher, weight, softcap: see ``__call__``; of M rows with ``positions``.
-            positions: (M,) rows of the flattened hidden states that the teacher labelled; no other
-                row is touched.
+            teacher, weight, softcap: see ``__call__``; M rows with ``positions``.
+            positions: (M,) rows of the flattened hidden states that have a teacher label; no other
+                row is computed.
         """
         rows, t = flat_rows(hidden, positions), self.temperature
         x = make_head(rows, head, bias, t, softcap, memory_mib, fp32_head_gradient)
-        teacher = _sparse(self, teacher)
+        teacher = _check_sparse(self, teacher)
         ids = check_ids(teacher.ids, x.hidden.shape[0], head.shape[0], hidden.device)
-        found = linear_topk(x, ids, softcap / t, True)
-        return self._sum(found, ids, teacher, weight)
+        student = linear_topk(x, ids, softcap / t, True)
+        return self._sum(student, ids, teacher, weight)
 
     def _sum(
         self,
-        found: tuple[Tensor, ...],
+        student: tuple[Tensor, ...],
         ids: Tensor,
         teacher: SparseTargets,
         weight: Tensor | None,
     ) -> DistillOut:
-        logp, tail, stats, index = found
+        logp, tail, stats, index = student
         log_q, top = teacher_outcomes(teacher, ids, logp.dtype)
-        log_p = torch.where(ids >= 0, logp, NEVER)
-        log_p = torch.cat([log_p, tail.unsqueeze(1)], 1).clamp_min(NEVER)
+        log_p = torch.where(ids >= 0, logp, LOG_ZERO)
+        log_p = torch.cat([log_p, tail.unsqueeze(1)], 1).clamp_min(LOG_ZERO)
         return self.pack(self.divergence(log_p, log_q), row_stats(stats, index), top, weight)
 
     def pack(self, rows: Tensor, stats: object, top: Tensor, weight: Tensor | None) -> DistillOut:
-        """Weight, sum up and measure; ``stats`` has argmax, max_prob and entropy by row."""
+        """Sum weighted rows and metrics; ``stats`` has argmax, max_prob and entropy by row."""
         acc = rows.dtype
         counts = row_weights(rows, weight)
-        kept = counts != 0
+        mask = counts != 0
         factor = self.temperature**2 if self.rescale else 1.0
-        loss = torch.where(kept, rows * counts, 0.0).sum() * factor
-        return DistillOut(loss, counts.detach().sum(), metrics(stats, top, kept, acc))
+        loss = torch.where(mask, rows * counts, 0.0).sum() * factor
+        return DistillOut(loss, counts.detach().sum(), metrics(stats, top, mask, acc))
 
 
-check_methods(Distillation, _CHECKED)
+check_methods(Distillation, ("__call__", "linear"))
 
 
 def row_weights(rows: Tensor, weight: Tensor | None) -> Tensor:
-    """(N,) weights in the dtype of the rows, 1 without weights."""
+    """Return (N,) weights in the dtype of the rows; ones without weights."""
     if weight is None:
         return torch.ones_like(rows)
     if tuple(weight.shape) != tuple(rows.shape):
@@ -168,21 +165,21 @@ def row_weights(rows: Tensor, weight: Tensor | None) -> Tensor:
     return weight.to(rows.dtype)
 
 
-def metrics(stats: object, top: Tensor, kept: Tensor, acc: torch.dtype) -> dict[str, Tensor]:
-    """Detached sums over the rows that count."""
+def metrics(stats: object, top: Tensor, mask: Tensor, acc: torch.dtype) -> dict[str, Tensor]:
+    """Return detached sums over the rows that count."""
     argmax, max_prob, entropy = (getattr(stats, f) for f in ("argmax", "max_prob", "entropy"))
     return {
-        "rows": kept.sum(dtype=acc),
-        "agreement": ((argmax == top) & kept).sum(dtype=acc),
-        "max_prob": torch.where(kept, max_prob, 0.0).sum(),
-        "entropy": torch.where(kept, entropy, 0.0).sum(),
+        "rows": mask.sum(dtype=acc),
+        "agreement": ((argmax == top) & mask).sum(dtype=acc),
+        "max_prob": torch.where(mask, max_prob, 0.0).sum(),
+        "entropy": torch.where(mask, entropy, 0.0).sum(),
     }
 
 
 def teacher_outcomes(
     teacher: SparseTargets, ids: Tensor, acc: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (N, K + 1) of the teacher, and its top class (N,)."""
+    """Return log-probabilities (N, K + 1) of the teacher, and its top class (N,)."""
     if tuple(teacher.probs.shape) != tuple(ids.shape):
         raise W2SError(
             f"SparseTargets.probs has shape {tuple(teacher.probs.shape)}; expected "
@@ -197,10 +194,10 @@ def teacher_outcomes(
         )
     outcomes = torch.cat([q, rest.unsqueeze(1)], 1)
     top = ids.gather(1, torch.where(real, q, -1.0).argmax(1, keepdim=True))[:, 0]
-    return outcomes.log().clamp_min(NEVER), top
+    return outcomes.log().clamp_min(LOG_ZERO), top
 
 
-def _sparse(loss: Distillation, teacher: SparseTargets) -> SparseTargets:
+def _check_sparse(loss: Distillation, teacher: SparseTargets) -> SparseTargets:
     if not isinstance(teacher, SparseTargets):
         raise W2SError(
             f"{type(loss).__name__} takes w2s_fast.SparseTargets, not {type(teacher).__name__}; "
@@ -210,7 +207,7 @@ def _sparse(loss: Distillation, teacher: SparseTargets) -> SparseTargets:
 
 
 def neg_entropy(probs: Tensor, acc: torch.dtype) -> Tensor:
-    """(N,) sum q log q with 0 log 0 = 0, a few rows at a time."""
+    """Return (N,) sum q log q with 0 log 0 = 0, a few rows at a time."""
     probs = probs.detach()
     rows = max(1, (4 << 20) // max(1, probs.shape[1]))
     parts = [-torch.special.entr(part.to(acc)).sum(1) for part in probs.split(rows)]

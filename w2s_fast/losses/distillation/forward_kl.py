@@ -1,10 +1,10 @@
-r"""Forward Kullback-Leibler divergence KL(q || p): the student covers what the teacher says.
+r"""Forward Kullback-Leibler divergence KL(q || p): mode-covering in the teacher q.
 
     L_i = sum_k q_k (log q_k - log p_k) + rest (log rest - log P_rest)
 
 It is the cross-entropy of the weak labels minus the teacher's entropy, so the fused cross-entropy
-does the work: from logits one read and one write, from a head three GEMMs (6 N V D), gradients made
-in forward. Source: Hinton et al., arXiv 1503.02531.
+computes it: from logits with one read and one write, from a head with three GEMMs (6 N V D) and
+gradients computed in forward. Source: Hinton et al., arXiv 1503.02531.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from w2s_fast.ops.weak_loss import weak_loss
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardKL(Distillation):
-    """KL(teacher || student); takes dense teachers as well.
+    """KL(teacher || student); also accepts dense teachers.
 
     Attributes:
         temperature, rescale: see ``Distillation``.
@@ -73,11 +73,11 @@ class ForwardKL(Distillation):
         memory_mib: float = DEFAULT_MEMORY_MIB,
         fp32_head_gradient: bool = True,
     ) -> DistillOut:
-        """See ``Distillation.linear``; in 16 bits a temperature rounds hidden / T once more."""
+        """See ``Distillation.linear``; in 16 bits hidden / T is rounded once more."""
         check_scale(self.temperature, softcap)
         _check_teacher(teacher)
         t = self.temperature
-        if t != 1:  # N D numbers instead of N V
+        if t != 1:  # scales N D numbers instead of N V
             hidden, bias = hidden / t, None if bias is None else bias / t
         loss, stats = linear_cross_entropy(
             hidden,
@@ -107,12 +107,12 @@ class ForwardKL(Distillation):
         else:
             constant = neg_entropy(teacher, acc)
         counts = row_weights(constant, weight)
-        kept = counts != 0
-        # The entropy multiplies a weight that may be learned: not detached.
-        loss = loss + torch.where(kept, constant * counts, 0.0).sum().to(loss.dtype)
+        mask = counts != 0
+        # Not detached: the weights that multiply the entropy may be learned.
+        loss = loss + torch.where(mask, constant * counts, 0.0).sum().to(loss.dtype)
         factor = self.temperature**2 if self.rescale else 1.0
         top = torch.where(stats.agreement, stats.argmax, -1)
-        return DistillOut(loss * factor, counts.detach().sum(), metrics(stats, top, kept, acc))
+        return DistillOut(loss * factor, counts.detach().sum(), metrics(stats, top, mask, acc))
 
 
 def _check_teacher(teacher: SparseTargets | Tensor) -> None:

@@ -4,7 +4,7 @@ r"""Generalised Jensen-Shannon divergence between teacher q and student p.
     L_i = beta KL(q || m) + (1 - beta) KL(p || m)
 
 Source: GKD, Agarwal et al., arXiv 2306.13649, Eq. 1. Bounded by the entropy of (beta, 1 - beta),
-whatever either rules out; L / beta tends to KL(q || p) for beta to 0 and L / (1 - beta) to
+even where p or q is 0; L / beta tends to KL(q || p) for beta to 0 and L / (1 - beta) to
 KL(p || q) for beta to 1.
 """
 
@@ -35,7 +35,7 @@ class JSD(Distillation):
         check_beta("JSD", self.beta)
 
     def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """Both terms from logarithms: neither p nor q is divided by."""
+        """Return both terms, computed from logarithms without a division by p or q."""
         b = self.beta
         log_m = torch.logaddexp(log_q + math.log(b), log_p + math.log1p(-b))
         teacher = log_q.exp() * (log_q - log_m)

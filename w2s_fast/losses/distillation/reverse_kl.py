@@ -1,9 +1,9 @@
-r"""Reverse Kullback-Leibler divergence KL(p || q): the student keeps to what the teacher allows.
+r"""Reverse Kullback-Leibler divergence KL(p || q): mode-seeking in the teacher q.
 
     L_i = sum_k p_k (log p_k - log q_k) + P_rest (log P_rest - log rest)
 
-Source: Gu et al., arXiv 2306.08543. An outcome that the teacher rules out (q = 0; the residual of
-targets without one) would cost infinitely much: ``floor`` bounds the price.
+Source: Gu et al., arXiv 2306.08543. An outcome with q = 0 (for example the remaining mass of
+targets without one) would have infinite loss: ``floor`` bounds it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ReverseKL(Distillation):
 
     Attributes:
         temperature, rescale: see ``Distillation``.
-        floor: teacher probabilities below it count as it in the logarithm, in (0, 1).
+        floor: lower bound of the teacher probabilities in the logarithm, in (0, 1).
     """
 
     floor: float = 1e-8
@@ -36,5 +36,5 @@ class ReverseKL(Distillation):
             raise W2SError(f"ReverseKL: floor is {self.floor}; expected a number in (0, 1)")
 
     def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """sum p (log p - log q)."""
+        """Return sum p (log p - log q)."""
         return (log_p.exp() * (log_p - log_q.clamp_min(math.log(self.floor)))).sum(1)

@@ -1,4 +1,4 @@
-"""Preference losses with soft weak preferences. ``PREFERENCES`` names each one."""
+"""Preference losses with soft weak labels. ``PREFERENCES`` names each one."""
 
 from w2s_fast.losses.preference._base import Answers, Preference, PreferenceOut
 from w2s_fast.losses.preference.bradley_terry import BradleyTerry

@@ -1,10 +1,10 @@
-r"""What a preference loss is: numbers of two answers in, a sum over pairs and its count out.
+r"""Base class of the preference losses: a sum over pairs of answers, and its normaliser.
 
     L = sum_i w_i [ q_i l_i(first over second) + (1 - q_i) l_i(second over first) ]
 
-q_i in [0, 1] is the weak judge's probability that the first answer is the better one; q_i = 1 is
-the published hard loss. The model is not seen here: log-probabilities of answers come from
-``w2s_fast.linear_logprob``, those of the reference were computed once and are plain numbers.
+q_i in [0, 1] is the weak judge's probability that the first answer is better; q_i = 1 is the
+published hard loss. A loss takes log-probabilities, not a model: those of the policy come from
+``w2s_fast.linear_logprob``, those of the reference are computed once and have no gradient.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Answers(NamedTuple):
     Attributes:
         logp: (P,) log-probability of the answer, SUMMED over its tokens; gets gradients. For
             ``BradleyTerry`` the reward of the answer.
-        reference: (P,) the same under the frozen reference model: numbers, without gradient.
-        length: (P,) number of tokens that were summed, at least 1.
+        reference: (P,) the same under the frozen reference model; gets no gradient.
+        length: (P,) number of summed tokens, at least 1.
     """
 
     logp: Tensor
@@ -37,7 +37,7 @@ class Answers(NamedTuple):
     length: Tensor | None = None
 
     def per_token(self) -> Answers:
-        """The same with mean instead of summed log-probabilities."""
+        """Return the answers with mean instead of summed log-probabilities."""
         if self.length is None:
             raise W2SError("this preference loss divides by lengths; pass Answers(length=...)")
         n = self.length.detach().clamp_min(1)
@@ -45,14 +45,14 @@ class Answers(NamedTuple):
         return Answers(self.logp / n, mean, self.length)
 
     def log_ratio(self) -> Tensor:
-        """(P,) log pi(y|x) - log pi_ref(y|x)."""
+        """Return (P,) log pi(y|x) - log pi_ref(y|x)."""
         if self.reference is None:
             raise W2SError("this preference loss needs a reference; pass Answers(reference=...)")
         return self.logp - self.reference
 
 
 class PreferenceOut(NamedTuple):
-    """What one call over P pairs gives back.
+    """Result of one call over P pairs.
 
     Attributes:
         loss_sum: 0-d, differentiable, SUM of weighted pair losses.
@@ -63,11 +63,8 @@ class PreferenceOut(NamedTuple):
     """
 
     loss_sum: Tensor
-    count: Tensor  # type: ignore[assignment]  # tuple.count is of no use here
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count
     metrics: dict[str, Tensor]
-
-
-_CHECKED = ("__call__", "baseline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +72,19 @@ class Preference:
     """Base of all preference losses. A new one overrides ``reward`` and ``ranked``."""
 
     def __init_subclass__(cls) -> None:
-        """Check what every call is given, see ``checked``."""
-        check_methods(cls, _CHECKED)
+        """Check the argument types of every call; see ``checked``."""
+        check_methods(cls, ("__call__", "baseline"))
 
     def reward(self, answers: Answers) -> Tensor:
-        """(P,) implicit reward of each answer, by which ``metrics`` compare them."""
+        """Return the (P,) implicit reward of each answer, which ``metrics`` compare."""
         raise TypeError(f"{type(self).__name__} must define reward")
 
     def ranked(self, better: Answers, worse: Answers) -> Tensor:
-        """(P,) the published loss if ``better`` is preferred for certain."""
+        """Return the (P,) published loss if ``better`` is certainly preferred."""
         raise TypeError(f"{type(self).__name__} must define ranked")
 
     def soften(self, q: Tensor) -> Tensor:
-        """(P,) the weight of ``ranked(first, second)`` for a judge who says q."""
+        """Return the (P,) weight of ``ranked(first, second)`` for a judge's probability q."""
         return q
 
     def __call__(
@@ -98,24 +95,24 @@ class Preference:
         *,
         weight: Tensor | None = None,
     ) -> PreferenceOut:
-        """Sum of the pair losses.
+        """Compute the sum of the pair losses.
 
         Args:
             first, second: the two answers of every pair.
             q: (P,) or one number: probability that the first answer is better, in [0, 1].
-            weight: (P,) pair weights >= 0; 0 takes a pair out, whatever its numbers are.
+            weight: (P,) pair weights >= 0; 0 takes a pair out, even if its numbers are not finite.
 
         Raises:
             W2SError: for shapes that differ, q outside [0, 1], a negative weight, an empty answer
-                (values are looked at on the CPU only), or a missing reference or length.
+                (values are checked on the CPU only), or a missing reference or length.
         """
         n = first.logp.shape[0] if first.logp.dim() else 0
         q, weight = check(n, {"first": first, "second": second}, q, weight)
-        kept = torch.ones_like(q, dtype=torch.bool) if weight is None else weight != 0
-        first, second = only(first, kept), only(second, kept)
+        mask = torch.ones_like(q, dtype=torch.bool) if weight is None else weight != 0
+        first, second = masked_answers(first, mask), masked_answers(second, mask)
         loss = mix(self.soften(q), self.ranked(first, second), self.ranked(second, first))
         gap = (self.reward(first) - self.reward(second)).detach()
-        return pack(loss, gap, q, weight, kept)
+        return pack(loss, gap, q, weight, mask)
 
     def _check(self, name: str, low: float, high: float = math.inf, *, open_: bool = False) -> None:
         """Raise ``W2SError`` unless field ``name`` is in [low, high], or above low if ``open_``."""
@@ -127,69 +124,76 @@ class Preference:
             raise W2SError(f"{type(self).__name__}: {name} is {value}; expected a number {span}")
 
 
-check_methods(Preference, _CHECKED)
+check_methods(Preference, ("__call__", "baseline"))
 
 
 def mix(q: Tensor, plus: Tensor, minus: Tensor) -> Tensor:
-    """q plus + (1 - q) minus, where a coefficient of 0 outweighs an infinite loss."""
+    """Return q plus + (1 - q) minus; a coefficient of 0 removes an infinite loss."""
     return torch.where(q != 0, q * plus, 0.0) + torch.where(q != 1, (1 - q) * minus, 0.0)
 
 
-def only(answers: Answers, kept: Tensor) -> Answers:
-    """Answers in fp32 or wider; those that do not count replaced: 0 * NaN is NaN in backward."""
+def masked_answers(answers: Answers, mask: Tensor) -> Answers:
+    """Return the answers in fp32 or wider, with finite numbers where ``mask`` is False.
+
+    A NaN there would otherwise reach the gradient: 0 * NaN is NaN in backward.
+    """
     acc = torch.promote_types(answers.logp.dtype, torch.float32)
     reference, length = answers.reference, answers.length
     if reference is not None:
-        reference = torch.where(kept, reference.detach().to(acc), 0.0)
+        reference = torch.where(mask, reference.detach().to(acc), 0.0)
     if length is not None:
-        length = torch.where(kept, length, 1)
-    return Answers(torch.where(kept, answers.logp.to(acc), -1.0), reference, length)
+        length = torch.where(mask, length, 1)
+    return Answers(torch.where(mask, answers.logp.to(acc), -1.0), reference, length)
 
 
 def pack(
-    loss: Tensor, gap: Tensor, q: Tensor, weight: Tensor | None, kept: Tensor
+    loss: Tensor, gap: Tensor, q: Tensor, weight: Tensor | None, mask: Tensor
 ) -> PreferenceOut:
-    """Weight, sum up and measure; ``gap`` (P,) is reward(first) - reward(second)."""
-    counts = kept.to(loss.dtype) if weight is None else torch.where(kept, weight, 0).to(loss.dtype)
-    # An expectation over q, so a tie or a judge at 1/2 counts half.
-    right = torch.where(gap == 0, 0.5, torch.where(gap > 0, q, 1 - q))
+    """Sum weighted losses and metrics; ``gap`` (P,) is reward(first) - reward(second)."""
+    counts = mask.to(loss.dtype) if weight is None else torch.where(mask, weight, 0).to(loss.dtype)
+    # An expectation over q: a tie, or a judge at 1/2, counts half.
+    accuracy = torch.where(gap == 0, 0.5, torch.where(gap > 0, q, 1 - q))
     margin = torch.where(q != 0.5, (2 * q - 1) * gap, 0.0)
-    sums = {"pairs": torch.ones_like(gap), "margin": margin, "accuracy": right}
+    sums = {"pairs": torch.ones_like(gap), "margin": margin, "accuracy": accuracy}
     return PreferenceOut(
-        torch.where(kept, loss * counts, 0.0).sum(),
+        torch.where(mask, loss * counts, 0.0).sum(),
         counts.detach().sum(),
-        {name: torch.where(kept, x, 0.0).sum().detach() for name, x in sums.items()},
+        {name: torch.where(mask, x, 0.0).sum().detach() for name, x in sums.items()},
     )
 
 
 def check(
     n: int, answers: dict[str, Answers], q: Tensor | float, weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """(q, weight) as (P,) tensors of the accumulator dtype; raises ``W2SError`` on bad input."""
+    """Check the inputs and return (q, weight) as (P,) tensors of the accumulator dtype.
+
+    Raises:
+        W2SError: see ``Preference.__call__``.
+    """
     logp = next(iter(answers.values())).logp
     for name, a in answers.items():
         for field, x in (("logp", a.logp), ("reference", a.reference), ("length", a.length)):
-            _expect(f"{name}.{field}", x, n, logp)
+            _check_shape(f"{name}.{field}", x, n, logp)
         if not a.logp.is_floating_point():
             raise W2SError(f"{name}.logp has dtype {a.logp.dtype}; expected floating point")
-        _values(f"{name}.length", a.length, 1, math.inf, "lengths of at least one token")
+        _check_values(f"{name}.length", a.length, 1, math.inf, "lengths of at least one token")
     acc = torch.promote_types(logp.dtype, torch.float32)
     if isinstance(q, Tensor):
-        _expect("q", q, n, logp)
-        _values("q", q, 0, 1, "probabilities in [0, 1]")
+        _check_shape("q", q, n, logp)
+        _check_values("q", q, 0, 1, "probabilities in [0, 1]")
         q = q.detach().to(acc)
     elif not 0 <= q <= 1:
         raise W2SError(f"q is {q}; expected a probability in [0, 1]")
     else:
         q = torch.full((n,), float(q), dtype=acc, device=logp.device)
-    _expect("weight", weight, n, logp)
+    _check_shape("weight", weight, n, logp)
     if weight is not None:
         check_weight_dtype(weight)
-    _values("weight", weight, 0, math.inf, "weights of at least 0")
+    _check_values("weight", weight, 0, math.inf, "weights of at least 0")
     return q, weight
 
 
-def _expect(name: str, x: Tensor | None, n: int, like: Tensor) -> None:
+def _check_shape(name: str, x: Tensor | None, n: int, like: Tensor) -> None:
     if x is None:
         return
     if tuple(x.shape) != (n,):
@@ -198,12 +202,12 @@ def _expect(name: str, x: Tensor | None, n: int, like: Tensor) -> None:
         raise W2SError(f"{name} is on {x.device}, logp on {like.device}; move one of them")
 
 
-def _values(name: str, x: Tensor | None, low: float, high: float, expected: str) -> None:
-    # On an accelerator the question would make the host wait.
+def _check_values(name: str, x: Tensor | None, low: float, high: float, expected: str) -> None:
+    # On an accelerator the check would synchronise with the device.
     if x is None or x.device.type != "cpu" or x.numel() == 0:
         return
-    x = values(x.detach()).flatten()  # under vmap, of every sample
+    x = values(x.detach()).flatten()  # of all samples under vmap
     wrong = ~((x >= low) & (x <= high))
     if bool(wrong.any()):
-        at = int(wrong.nonzero()[0])
-        raise W2SError(f"{name}[{at}] is {float(x[at])}; expected {expected}")
+        i = int(wrong.nonzero()[0])
+        raise W2SError(f"{name}[{i}] is {float(x[i])}; expected {expected}")

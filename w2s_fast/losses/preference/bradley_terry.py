@@ -19,10 +19,10 @@ from w2s_fast.losses.preference._base import Answers, Preference
 
 @dataclass(frozen=True, kw_only=True)
 class BradleyTerry(Preference):
-    """-log sigma of the difference of two rewards, which stand in ``Answers.logp``.
+    """-log sigma of the difference of two rewards, which are passed as ``Answers.logp``.
 
     Attributes:
-        margin: difference of rewards that is asked for, at least 0.
+        margin: required difference of rewards, at least 0.
     """
 
     margin: float = 0.0
@@ -31,9 +31,9 @@ class BradleyTerry(Preference):
         self._check("margin", 0.0)
 
     def reward(self, answers: Answers) -> Tensor:
-        """The reward itself."""
+        """Return the reward itself."""
         return answers.logp
 
     def ranked(self, better: Answers, worse: Answers) -> Tensor:
-        """-log sigma(r(better) - r(worse) - margin)."""
+        """Return -log sigma(r(better) - r(worse) - margin)."""
         return -logsigmoid(better.logp - worse.logp - self.margin)

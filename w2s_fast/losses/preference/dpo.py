@@ -1,11 +1,11 @@
-r"""Direct preference optimisation, summed or length-normalised, with two ways to doubt the judge.
+r"""Direct preference optimisation, summed or length-normalised, with two models of label noise.
 
     h = beta [ (log pi(y1) - log ref(y1)) / n1 - (log pi(y2) - log ref(y2)) / n2 ]
     l(y1 over y2) = -log sigma(h),            n = 1, or the lengths for ``DPONorm``
 
 Sources: DPO, arXiv 2305.18290, Eq. 7; length-normalised: Tulu 3, arXiv 2411.15124, Eq. 6;
-``label_smoothing`` e (conservative DPO, Mitchell 2023): (1-e) l(+) + e l(-), a judge who says 1 is
-taken to mean 1-e; ``flip_rate`` e (robust DPO, arXiv 2403.00409, Eq. 12): [(1-e) l(+) - e l(-)] /
+``label_smoothing`` e (conservative DPO, Mitchell 2023): (1-e) l(+) + e l(-), a label 1 counts as
+1-e; ``flip_rate`` e (robust DPO, arXiv 2403.00409, Eq. 12): [(1-e) l(+) - e l(-)] /
 (1-2e), unbiased where labels were flipped at that rate. Both are affine in the judge's q.
 """
 
@@ -24,8 +24,8 @@ class DPO(Preference):
     """-log sigma of the difference of log-ratios to the reference.
 
     Attributes:
-        beta: strength of the tie to the reference, above 0.
-        label_smoothing: share of labels believed to be wrong, in [0, 0.5]; conservative.
+        beta: strength of the regularisation towards the reference, above 0.
+        label_smoothing: assumed fraction of wrong labels, in [0, 0.5]; conservative.
         flip_rate: known rate of flipped labels, in [0, 0.5); unbiased.
     """
 
@@ -39,16 +39,16 @@ class DPO(Preference):
         self._check("flip_rate", 0.0, 0.4999)
 
     def soften(self, q: Tensor) -> Tensor:
-        """q (1-2e) + e for ``label_smoothing``, then (q - e) / (1-2e) for ``flip_rate``."""
+        """Return q (1-2e) + e for ``label_smoothing``, then (q - e) / (1-2e) for ``flip_rate``."""
         q = q * (1 - 2 * self.label_smoothing) + self.label_smoothing
         return (q - self.flip_rate) / (1 - 2 * self.flip_rate)
 
     def reward(self, answers: Answers) -> Tensor:
-        """beta times the log-ratio."""
+        """Return beta times the log-ratio."""
         return self.beta * answers.log_ratio()
 
     def ranked(self, better: Answers, worse: Answers) -> Tensor:
-        """-log sigma(reward(better) - reward(worse))."""
+        """Return -log sigma(reward(better) - reward(worse))."""
         return -logsigmoid(self.reward(better) - self.reward(worse))
 
 
@@ -63,5 +63,5 @@ class DPONorm(DPO):
     beta: float = 5.0
 
     def reward(self, answers: Answers) -> Tensor:
-        """beta times the log-ratio per token."""
+        """Return beta times the log-ratio per token."""
         return self.beta * answers.per_token().log_ratio()

@@ -1,11 +1,11 @@
-r"""Identity preference optimisation: the log-ratio margin is pulled to a number, not to infinity.
+r"""Identity preference optimisation: regress the log-ratio margin to a finite target.
 
     h = [log pi(y1) - log ref(y1)] / n1 - [log pi(y2) - log ref(y2)] / n2
     l(y1 over y2) = (h - 1 / (2 tau))^2
 
-n are the lengths: the authors' own implementation uses log-probabilities per token, because a
-margin of fixed size means nothing for sums that grow with length. ``average=False`` gives the
-letter of the paper, n = 1. Source: arXiv 2310.12036, Eq. 17. With a soft q the minimum lies at
+n are the lengths: the authors' own implementation uses log-probabilities per token, because sums
+that grow with length have no common scale for a fixed margin. ``average=False`` is the formula of
+the paper, n = 1. Source: arXiv 2310.12036, Eq. 17. With a soft q the minimum lies at
 h = (2q - 1) / (2 tau).
 """
 
@@ -24,7 +24,7 @@ class IPO(Preference):
 
     Attributes:
         tau: regularisation, above 0 (``beta`` in other libraries).
-        average: log-ratios per token (needs lengths) or of whole answers.
+        average: use log-ratios per token (needs lengths), not of whole answers.
     """
 
     tau: float = 0.1
@@ -34,9 +34,9 @@ class IPO(Preference):
         self._check("tau", 0.0, open_=True)
 
     def reward(self, answers: Answers) -> Tensor:
-        """The log-ratio, per token with ``average``."""
+        """Return the log-ratio, per token with ``average``."""
         return (answers.per_token() if self.average else answers).log_ratio()
 
     def ranked(self, better: Answers, worse: Answers) -> Tensor:
-        """(h - 1 / (2 tau))^2."""
+        """Return (h - 1 / (2 tau))^2."""
         return (self.reward(better) - self.reward(worse) - 0.5 / self.tau).square()

@@ -5,7 +5,8 @@ r"""Kahneman-Tversky optimisation: single answers, each good with probability q.
     z0 = max(0, mean over mismatched (x_i, y_j), j != i, of their r),   no gradient
 
 Source: arXiv 2402.01306, Eq. 8 (q = 1 desirable, q = 0 undesirable). z0 is a statistic of the
-batch: compute it once over all micro-batches and ranks, so that splitting it changes nothing.
+batch: compute it once over all micro-batches and ranks, so that the result does not depend on how
+the batch is split.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from w2s_fast.losses.preference._base import (
     Preference,
     PreferenceOut,
     check,
+    masked_answers,
     mix,
-    only,
     pack,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class KTO(Preference):
-    """Value of an answer against the batch's KL baseline; works on single answers and on pairs.
+    """Value of an answer relative to the batch's KL baseline, for single answers or pairs.
 
     Attributes:
-        beta: strength of the tie to the reference, above 0.
+        beta: strength of the regularisation towards the reference, above 0.
         desirable: weight lam_d of good answers, at least 0.
         undesirable: weight lam_u of bad answers, at least 0.
     """
@@ -47,11 +48,11 @@ class KTO(Preference):
         self._check("undesirable", 0.0)
 
     def reward(self, answers: Answers) -> Tensor:
-        """beta times the log-ratio."""
+        """Return beta times the log-ratio."""
         return self.beta * answers.log_ratio()
 
     def baseline(self, mismatched: Answers, *, weight: Tensor | None = None) -> Tensor:
-        """0-d z0 over answers scored after the prompts of other answers; 0 if there are none.
+        """Compute 0-d z0 from answers scored after the prompts of others; 0 if there are none.
 
         Args:
             mismatched: (M,) log-probabilities of y_j after x_i, j != i, and their reference.
@@ -65,7 +66,7 @@ class KTO(Preference):
         mean = torch.where(w != 0, w * ratio, 0.0).sum() / torch.where(total > 0, total, 1.0)
         return mean.clamp_min(0)
 
-    def __call__(  # type: ignore[override]  # a baseline more, a second answer less
+    def __call__(  # type: ignore[override]  # adds the baseline; the second answer is optional
         self,
         first: Answers,
         second: Answers | None = None,
@@ -74,7 +75,7 @@ class KTO(Preference):
         baseline: Tensor | float,
         weight: Tensor | None = None,
     ) -> PreferenceOut:
-        """Sum of the losses of single answers.
+        """Compute the sum of the losses of single answers.
 
         Args:
             first: answers that are good with probability q.
@@ -93,16 +94,16 @@ class KTO(Preference):
         z0 = torch.as_tensor(baseline, dtype=q.dtype, device=q.device).detach()
         if z0.dim():
             raise W2SError(f"baseline has shape {tuple(z0.shape)}; expected one number")
-        kept = torch.ones_like(q, dtype=torch.bool) if weight is None else weight != 0
-        first = only(first, kept)
+        mask = torch.ones_like(q, dtype=torch.bool) if weight is None else weight != 0
+        first = masked_answers(first, mask)
         loss, other = self._single(first, q, z0), self.beta * z0
         if second is not None:
-            second = only(second, kept)
+            second = masked_answers(second, mask)
             loss, other = loss + self._single(second, 1 - q, z0), self.reward(second)
-        out = pack(loss, (self.reward(first) - other).detach(), q, weight, kept)
+        out = pack(loss, (self.reward(first) - other).detach(), q, weight, mask)
         return out if second is None else out._replace(count=2 * out.count)
 
     def _single(self, answers: Answers, q: Tensor, z0: Tensor) -> Tensor:
         gap = self.beta * (answers.log_ratio() - z0)
-        # 1 - sigma(x) = sigma(-x), without the cancellation.
+        # 1 - sigma(x) = sigma(-x), without cancellation.
         return mix(q, self.desirable * (-gap).sigmoid(), self.undesirable * gap.sigmoid())

@@ -5,7 +5,7 @@ r"""Odds-ratio preference optimisation: one stage, no reference.
 
 The first term is the usual fine-tuning loss of the preferred answer, per token of that answer.
 Source: arXiv 2403.07691, Eq. 6 and 7 (lam = 0.1). Sequences of probability 1 have infinite odds;
-P is kept one rounding below 1, where its gradient is 0.
+P is clamped to one rounding below 1, where its gradient is 0.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ class ORPO(Preference):
         self._check("lam", 0.0)
 
     def reward(self, answers: Answers) -> Tensor:
-        """Log odds of the answer."""
+        """Return the log odds of the answer."""
         mean = answers.per_token().logp
         return mean - log1mexp(mean)
 
     def ranked(self, better: Answers, worse: Answers) -> Tensor:
-        """Negative log-likelihood per token, and lam times the odds-ratio term."""
+        """Return the negative log-likelihood per token plus lam times the odds-ratio term."""
         ratio = logsigmoid(self.reward(better) - self.reward(worse))
         return -better.per_token().logp - self.lam * ratio
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x <= 0 without cancellation; x is kept a rounding below 0."""
+    """Return log(1 - e^x) for x <= 0 without cancellation; x is clamped to a rounding below 0."""
     x = x.clamp_max(-torch.finfo(x.dtype).eps)
     near = x > -0.6931471805599453
-    # Each branch sees numbers it can bear: where() would hand on the other one's NaN gradient.
+    # Each branch gets arguments with a finite gradient: where() would propagate a NaN of the other.
     small = torch.where(near, x, -0.5)
     large = torch.where(near, -1.0, x)
     return torch.where(near, (-torch.expm1(small)).log(), torch.log1p(-large.exp()))

@@ -22,8 +22,8 @@ class SimPO(Preference):
 
     Attributes:
         beta: scale of the reward, above 0.
-        gamma: margin of rewards that is asked for, at least 0.
-        label_smoothing: share of labels believed to be wrong, in [0, 0.5].
+        gamma: required margin of rewards, at least 0.
+        label_smoothing: assumed fraction of wrong labels, in [0, 0.5].
     """
 
     beta: float = 2.0
@@ -36,13 +36,13 @@ class SimPO(Preference):
         self._check("label_smoothing", 0.0, 0.5)
 
     def soften(self, q: Tensor) -> Tensor:
-        """q (1-2e) + e."""
+        """Return q (1-2e) + e."""
         return q * (1 - 2 * self.label_smoothing) + self.label_smoothing
 
     def reward(self, answers: Answers) -> Tensor:
-        """beta times the mean log-probability."""
+        """Return beta times the mean log-probability."""
         return self.beta * answers.per_token().logp
 
     def ranked(self, better: Answers, worse: Answers) -> Tensor:
-        """-log sigma(reward(better) - reward(worse) - gamma)."""
+        """Return -log sigma(reward(better) - reward(worse) - gamma)."""
         return -logsigmoid(self.reward(better) - self.reward(worse) - self.gamma)

@@ -1,6 +1,6 @@
 """Pass, select, fix up: one loss call on one backend, without autograd.
 
-1. pass: each row is read once, its record is filled, and (when a gradient is wanted) the row's
+1. pass: each row is read once, its record is filled, and (when a gradient is needed) the row's
    gradient is written once, with every self-target gate taken as open.
 2. select: a batch threshold is an order statistic of N scores from that record.
 3. fix-up: rows whose gate turns out closed get their few top-k entries overwritten, computed
@@ -49,7 +49,7 @@ def make_spec(
     # Coefficient 0 known in advance: the plain weak loss, no threshold to compute.
     if threshold is not None or isinstance(aux, Tensor) or aux != 0:
         rule, fixed = _named_rule(threshold, p)
-    return LossSpec(rule, aux, fixed, smoothing, softcap=softcap, z_loss=z_loss, record=record)
+    return LossSpec(rule, aux, fixed, smoothing, 0.0, math.inf, softcap, z_loss, record)
 
 
 def _named_rule(threshold: str | float | None, p: LossInputs) -> tuple[str, Tensor | None]:
@@ -193,14 +193,11 @@ def batch_threshold(
 def solve(p: LossInputs, spec: LossSpec, into: Tensor | str | None, mean: bool) -> LossResult:
     """Run one call.
 
-    ``into`` (N, V) receives the gradient and may be the logits' own memory; ``NEW`` allocates it,
-    None leaves it out.
+    ``into`` (N, V) receives the gradient and may be the logits' own memory; ``NEW`` allocates it;
+    with None no gradient is computed.
     """
     check_spec(spec, p, BALANCED_CLASSES)
-    kernels, v = (
-        dispatch.backend("cross_entropy", p.logits),
-        p.logits.shape[1],
-    )
+    kernels, v = dispatch.backend("cross_entropy", p.logits), p.logits.shape[1]
     grad = kernels.gradient_buffer(p, any_stride=True) if isinstance(into, str) else into
     plain = v == 2 and p.kind != "sparse" and not (spec.softcap or spec.z_loss)
     if plain and hasattr(kernels, "two_class"):
@@ -240,7 +237,7 @@ def total_loss(p: LossInputs, rows: Tensor, divisor: Tensor | None) -> Tensor:
 def _gate_after_pass(call: RowCall, kernels: Any) -> Tensor:
     """Make one pass with open gates, select the threshold, and close gates; return the threshold.
 
-    On return ``call.grad`` holds the gradient where one is wanted.
+    On return ``call.grad`` holds the gradient if one is needed.
     """
     p, spec, grad = call.inputs, call.spec, call.grad
     assert call.scale is not None
@@ -248,7 +245,7 @@ def _gate_after_pass(call: RowCall, kernels: Any) -> Tensor:
     if not (repairable and kernels.FIXES_IN_PLACE):
         call.grad = None
     if call.grad is not None and p.ids is not None:
-        # In place the logits are gone by the time of the fix-up: keep the ones it needs.
+        # In place the logits are overwritten before the fix-up: keep the ones it needs.
         call.topk_diffs = torch.empty(p.ids.shape, dtype=p.accumulator, device=p.ids.device)
     kernels.rows(call)
     call.threshold = batch_threshold(p, spec.rule, call.stats)

@@ -44,7 +44,7 @@ from w2s_fast.ops.targets import LossInputs, check_labels
 _MASS_ROUNDINGS = 8
 
 
-class Head(NamedTuple):
+class HeadInputs(NamedTuple):
     """Hidden states (N, D), head (V, D), bias (V,) or None, and the budget of a chunk of logits.
 
     The logits are alpha (hidden head^T + bias); the caller that sets alpha scales the gradients by
@@ -79,13 +79,13 @@ class Chunk(NamedTuple):
     inputs: LossInputs
 
 
-def fits(x: Head, p: LossInputs) -> bool:
+def fits(x: HeadInputs, p: LossInputs) -> bool:
     """Return whether one chunk holds every row."""
     n, v = p.logits.shape
     return rows_per_chunk(n, v, x.hidden.dtype.itemsize, x.memory_mib) >= n
 
 
-def chunks(x: Head, p: LossInputs) -> Iterator[Chunk]:
+def chunks(x: HeadInputs, p: LossInputs) -> Iterator[Chunk]:
     """Yield the logits of all rows in chunks; they share a buffer, so use one before the next.
 
     ``p`` is the whole problem; its logits are only a shape.
@@ -108,14 +108,14 @@ def slice_rows(p: LossInputs, rows: slice, logits: Tensor) -> LossInputs:
 
 
 def shape_only(n: int, v: int, like: Tensor) -> Tensor:
-    """(N, V) that holds one number: what a LossInputs without logits carries."""
+    """Return an (N, V) view of one number, the shape of logits that do not exist."""
     return like.new_empty((1, 1)).expand(n, v)
 
 
 class Gradients:
     """The gradients of a head, summed over chunks; ``chunked``: there may be several."""
 
-    def __init__(self, x: Head, needs: NeedsGrad, chunked: bool) -> None:
+    def __init__(self, x: HeadInputs, needs: NeedsGrad, chunked: bool) -> None:
         self.x, self.needs = x, needs
         self.hidden = torch.empty_like(x.hidden) if needs.hidden else None
         self.head: HeadGradient | None = None
@@ -138,12 +138,17 @@ class Gradients:
 
 
 def solve_linear(
-    x: Head, p: LossInputs, spec: LossSpec, needs: NeedsGrad, mean: bool, keep_logits: bool = False
+    x: HeadInputs,
+    p: LossInputs,
+    spec: LossSpec,
+    needs: NeedsGrad,
+    mean: bool,
+    keep_logits: bool = False,
 ) -> LossResult:
-    """Loss, record and gradients of one call; ``p`` carries the targets and a shape.
+    """Compute loss, record and gradients of one call; ``p`` has the targets and a shape.
 
-    ``keep_logits`` leaves them in the result where one chunk holds them all and no gradient is
-    wanted yet.
+    ``keep_logits`` leaves them in the result where one chunk holds them all and gradients come
+    later.
     """
     check_spec(spec, p)
     check_labels(p)  # a chunk would number its rows from 0
@@ -187,7 +192,7 @@ def pass_over_rows(call: RowCall, chunk: Chunk, grad: Tensor | None = None) -> N
 
 
 def _solve_at_once(
-    x: Head, p: LossInputs, spec: LossSpec, needs: NeedsGrad, mean: bool, keep_logits: bool
+    x: HeadInputs, p: LossInputs, spec: LossSpec, needs: NeedsGrad, mean: bool, keep_logits: bool
 ) -> LossResult:
     every = slice(0, p.logits.shape[0])
     buffer = gemm.logits_buffer(x.hidden, x.head, every.stop)
@@ -200,7 +205,7 @@ def _solve_at_once(
     return dataclasses.replace(result, grads=grads.result(), logits=z if keep_logits else None)
 
 
-def threshold_from_scores(x: Head, p: LossInputs, spec: LossSpec) -> Tensor:
+def threshold_from_scores(x: HeadInputs, p: LossInputs, spec: LossSpec) -> Tensor:
     """Make the logits for their scores alone and return the batch threshold."""
     call = RowCall(p, LossSpec(softcap=spec.softcap), *new_record(p))
     for chunk in chunks(x, p):
@@ -221,7 +226,7 @@ def fixes_by_rank_one(p: LossInputs, spec: LossSpec, needs: NeedsGrad) -> bool:
     return bool((((mass - 1).abs() <= room) | ~p.counted()).all())
 
 
-def _close_gates(x: Head, call: RowCall, grads: Gradients) -> None:
+def _close_gates(x: HeadInputs, call: RowCall, grads: Gradients) -> None:
     """Take the self-target out of rows below the threshold: record, loss and gradients."""
     stats, z_loss = call.stats, call.spec.z_loss
     closed, pull = closed_rows(call)
@@ -246,7 +251,7 @@ def closed_rows(call: RowCall) -> tuple[Tensor, Tensor]:
     return closed, pull
 
 
-def _add_rank_one(x: Head, call: RowCall, pull: Tensor, grads: Gradients) -> None:
+def _add_rank_one(x: HeadInputs, call: RowCall, pull: Tensor, grads: Gradients) -> None:
     """dlogits += pull (e_self - q), for pull (N,), through both GEMMs without dlogits."""
     p, softcap = call.inputs, call.spec.softcap
     assert p.ids is not None
@@ -265,7 +270,9 @@ def _add_rank_one(x: Head, call: RowCall, pull: Tensor, grads: Gradients) -> Non
     add_entries(x, classes, values, rows, grads)
 
 
-def add_entries(x: Head, classes: Tensor, values: Tensor, rows: Tensor, grads: Gradients) -> None:
+def add_entries(
+    x: HeadInputs, classes: Tensor, values: Tensor, rows: Tensor, grads: Gradients
+) -> None:
     """dlogits[rows_m, classes_mk] += values_mk for (M, K) entries of M rows of the batch."""
     if grads.hidden is not None:
         add = torch.zeros(

@@ -22,7 +22,7 @@ from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
 from w2s_fast.ops.dispatch import Cost
-from w2s_fast.ops.fused_linear.chunks import Head, shape_only, threshold_from_scores
+from w2s_fast.ops.fused_linear.chunks import HeadInputs, shape_only, threshold_from_scores
 from w2s_fast.ops.fused_linear.cross_entropy_autograd import differentiable_loss
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.loss_call import LossSpec
@@ -86,7 +86,7 @@ def linear_cross_entropy(
     shape = shape_only(hidden.shape[0], head.shape[0], hidden)
     p = attach_targets(shape, weak, weight, ignore_index)
     spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss)
-    x = Head(hidden, head, bias, memory_mib, fp32_head_gradient)
+    x = HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient)
     loss, result = differentiable_loss(x, p, spec, weight, reduction)
     return (loss, make_stats(p, result)) if return_stats else loss
 
@@ -123,12 +123,12 @@ def projected_threshold(
 
 def _projected(
     logits: Projected, weak: Tensor | SparseTargets, weight: Tensor | None, ignore_index: int
-) -> tuple[Head, LossInputs]:
+) -> tuple[HeadInputs, LossInputs]:
     hidden, head, bias = cast_for_autocast(logits.hidden, logits.weight, logits.bias)
     check_head(hidden, head, bias)
     n, v = logits.shape
     p = attach_targets(shape_only(n, v, hidden), weak, weight, ignore_index)
-    return Head(hidden, head, bias, logits.memory_mib), p
+    return HeadInputs(hidden, head, bias, logits.memory_mib), p
 
 
 def cast_for_autocast(

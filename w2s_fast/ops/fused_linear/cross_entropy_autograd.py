@@ -39,7 +39,7 @@ from w2s_fast.ops.dispatch import LIBRARY, backend
 from w2s_fast.ops.fused_linear.chunks import (
     Chunk,
     Gradients,
-    Head,
+    HeadInputs,
     NeedsGrad,
     chunks,
     fits,
@@ -56,7 +56,7 @@ Grads = tuple[Tensor | None, ...]  # of hidden, head and bias
 
 
 def differentiable_loss(
-    x: Head, p: LossInputs, spec: LossSpec, weight: Tensor | None, reduction: str
+    x: HeadInputs, p: LossInputs, spec: LossSpec, weight: Tensor | None, reduction: str
 ) -> tuple[Tensor, LossResult]:
     """Return the loss, differentiable in the head's parts and ``weight``, and the rest."""
     check_reduction(reduction)
@@ -108,7 +108,7 @@ class FusedLinearLoss(torch.autograd.Function):
         ctx.save_for_backward(hidden, head, bias, p.ids, p.probs, p.rest, p.weight)
         needs = NeedsGrad(*ctx.needs_input_grad[:3])
         late = needs.any and needs_upstream(hidden.dtype)
-        x = Head(hidden, head, bias, *call.memory)
+        x = HeadInputs(hidden, head, bias, *call.memory)
         result = solve_linear(x, p, call.spec, NeedsGrad() if late else needs, call.mean, late)
         call.result = result
         # Not the tensor itself: it would own ctx, and ctx owns the result it lies in.
@@ -123,7 +123,7 @@ class FusedLinearLoss(torch.autograd.Function):
         assert result is not None
         needs = NeedsGrad(*ctx.needs_input_grad[:3])
         hidden, head, bias, *targets = ctx.saved_tensors
-        x = Head(hidden, head, bias, *call.memory)
+        x = HeadInputs(hidden, head, bias, *call.memory)
         p = LossInputs._make((_shape_of(hidden, head), *targets, ctx.ignore_index))
         grad_weight = None
         if ctx.needs_input_grad[3]:
@@ -165,7 +165,7 @@ def _linear_weak_ce(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *loss, memory_mib, _ = arguments
     p, spec = from_operator(_shape_of(hidden, head), *loss)
-    result = solve_linear(Head(hidden, head, bias, memory_mib), p, spec, NeedsGrad(), False)
+    result = solve_linear(HeadInputs(hidden, head, bias, memory_mib), p, spec, NeedsGrad(), False)
     return filled_record(result, p, spec)
 
 
@@ -180,7 +180,7 @@ def _linear_weak_ce_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     *loss, memory_mib, fp32_head_gradient, needs_grad = arguments
     p, spec, stats, index = from_backward(_shape_of(hidden, head), *loss)
-    x = Head(hidden, head, bias, memory_mib, fp32_head_gradient)
+    x = HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient)
     # The upstream already holds the row weights, and may be an expanded scalar.
     call = RowCall(p, spec, stats, index, row_scale=upstream.to(stats.dtype).contiguous())
     return without_none(gradients_from_record(x, call, NeedsGrad(*needs_grad)), hidden)
@@ -193,7 +193,7 @@ def without_none(grads: Grads, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gradients_from_record(
-    x: Head, call: RowCall, needs: NeedsGrad, logits: Tensor | None = None
+    x: HeadInputs, call: RowCall, needs: NeedsGrad, logits: Tensor | None = None
 ) -> Grads:
     """Gradients of hidden, head and bias from the record of ``call`` and logits made again.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
-from w2s_fast.ops.fused_linear.chunks import Head
+from w2s_fast.ops.fused_linear.chunks import HeadInputs
 from w2s_fast.ops.fused_linear.cross_entropy import cast_for_autocast, check_head
 from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
 from w2s_fast.ops.logprob.api import RowStats, check_ids, check_scale, row_stats
@@ -188,7 +188,7 @@ def make_head(
     softcap: float,
     memory_mib: float,
     fp32_head_gradient: bool,
-) -> Head:
+) -> HeadInputs:
     """Check the inputs of one call, and apply the temperature where it costs nothing.
 
     In 16 bits that is the factor of the product: hidden / T would be rounded once more.
@@ -197,8 +197,8 @@ def make_head(
     hidden, head, bias = cast_for_autocast(hidden, head, bias)
     check_head(hidden, head, bias)
     if temperature == 1:
-        return Head(hidden, head, bias, memory_mib, fp32_head_gradient)
+        return HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient)
     if hidden.dtype.itemsize < 4:
-        return Head(hidden, head, bias, memory_mib, fp32_head_gradient, 1 / temperature)
+        return HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient, 1 / temperature)
     hidden, bias = hidden / temperature, None if bias is None else bias / temperature
-    return Head(hidden, head, bias, memory_mib, fp32_head_gradient)
+    return HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient)

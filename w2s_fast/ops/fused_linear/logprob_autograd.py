@@ -15,7 +15,13 @@ from torch import Tensor
 
 from w2s_fast.ops.chunking import MIB
 from w2s_fast.ops.dispatch import LIBRARY
-from w2s_fast.ops.fused_linear.chunks import Head, NeedsGrad, chunks, pass_over_rows, shape_only
+from w2s_fast.ops.fused_linear.chunks import (
+    HeadInputs,
+    NeedsGrad,
+    chunks,
+    pass_over_rows,
+    shape_only,
+)
 from w2s_fast.ops.fused_linear.cross_entropy_autograd import (
     Grads,
     fake_gradients,
@@ -47,7 +53,7 @@ LIBRARY.define(
 
 
 def linear_topk(
-    x: Head, ids: Tensor, softcap: float, with_tail: bool
+    x: HeadInputs, ids: Tensor, softcap: float, with_tail: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Differentiable: (logp (N, K), tail (N,), and the record: stats (12, N), index (3, N))."""
     n, row = x.hidden.shape[0], x.head.shape[0] * x.hidden.dtype.itemsize
@@ -82,7 +88,7 @@ def _linear_topk_logp(
     if keep:  # the caller has checked that they fit; it must be one chunk
         memory_mib = max(memory_mib, (shape.numel() + 1) * hidden.dtype.itemsize / MIB)
     logits = hidden.new_empty((0, head.shape[0]))
-    for chunk in chunks(Head(hidden, head, bias, memory_mib, alpha=alpha), call.inputs):
+    for chunk in chunks(HeadInputs(hidden, head, bias, memory_mib, alpha=alpha), call.inputs):
         pass_over_rows(call, chunk)
         if keep:
             logits = chunk.inputs.logits
@@ -118,7 +124,7 @@ def _linear_topk_logp_backward(
     call = backward_call(shape, ids, grad_logp, grad_tail, stats, index, softcap)
     assert call.row_scale is not None
     call.row_scale = alpha * call.row_scale
-    x = Head(hidden, head, bias, memory_mib, fp32_head_gradient, alpha)
+    x = HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient, alpha)
     saved = None
     if logits.shape[0]:  # not over them: a second backward must find the kept logits as they were
         saved, call.grad = logits, torch.empty_like(logits)

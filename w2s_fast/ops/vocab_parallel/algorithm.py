@@ -29,7 +29,7 @@ from w2s_fast.ops.fused_linear import gemm
 from w2s_fast.ops.fused_linear.chunks import (
     Chunk,
     Gradients,
-    Head,
+    HeadInputs,
     NeedsGrad,
     add_entries,
     cap_slope,
@@ -56,7 +56,7 @@ class Shard(NamedTuple):
         return torch.where(inside, ids - self.first, -1)
 
 
-def chunk_rows(x: Head, p: LossInputs, shard: Shard) -> int:
+def chunk_rows(x: HeadInputs, p: LossInputs, shard: Shard) -> int:
     """Rows of a chunk, from the mean width: ranks must agree, and none knows the others' shards."""
     width = -(-shard.total // dist.get_world_size(shard.group))
     n = p.logits.shape[0]
@@ -77,7 +77,7 @@ def local_inputs(p: LossInputs, rows: slice, z: Tensor, shard: Shard) -> LossInp
     return LossInputs(z, ids, probs, rest, weight, -1)
 
 
-def local_chunks(x: Head, p: LossInputs, shard: Shard) -> Iterator[Chunk]:
+def local_chunks(x: HeadInputs, p: LossInputs, shard: Shard) -> Iterator[Chunk]:
     """Logits of this shard's classes, a chunk at a time, in one buffer."""
     n, size = p.logits.shape[0], chunk_rows(x, p, shard)
     buffer = gemm.logits_buffer(x.hidden, x.head, min(size, n))
@@ -182,7 +182,7 @@ def write_gradient(call: RowCall, row_scale: Tensor, shard: Shard) -> Tensor:
 
 
 def solve_vocab(
-    x: Head, p: LossInputs, spec: LossSpec, needs: NeedsGrad, mean: bool, shard: Shard
+    x: HeadInputs, p: LossInputs, spec: LossSpec, needs: NeedsGrad, mean: bool, shard: Shard
 ) -> LossResult:
     """Loss, record and gradients; every rank returns the same loss, record and dhidden."""
     check_labels(p)
@@ -219,7 +219,7 @@ def solve_vocab(
 
 
 def gradients_from_rows(
-    x: Head,
+    x: HeadInputs,
     p: LossInputs,
     spec: LossSpec,
     result: LossResult,
@@ -244,7 +244,7 @@ def _summed(grads: Gradients, shard: Shard) -> tuple[Tensor | None, ...]:
     return hidden, head, bias
 
 
-def _close_gates(x: Head, call: RowCall, grads: Gradients, shard: Shard) -> None:
+def _close_gates(x: HeadInputs, call: RowCall, grads: Gradients, shard: Shard) -> None:
     """As in ``fused_linear/chunks.py``; every rank corrects the entries of its own classes."""
     p, softcap, stats, index = call.inputs, call.spec.softcap, call.stats, call.index
     closed, pull = closed_rows(call)

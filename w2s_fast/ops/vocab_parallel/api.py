@@ -31,7 +31,7 @@ from w2s_fast.ops.cross_entropy.autograd import (
     snapshot,
     weight_gradient,
 )
-from w2s_fast.ops.fused_linear.chunks import Head, NeedsGrad, shape_only
+from w2s_fast.ops.fused_linear.chunks import HeadInputs, NeedsGrad, shape_only
 from w2s_fast.ops.fused_linear.cross_entropy import cast_for_autocast, check_head, flat_rows
 from w2s_fast.ops.loss_call import LossResult, LossSpec, Stat
 from w2s_fast.ops.quantile.distributed import check_group
@@ -177,7 +177,7 @@ class _EagerCall:
         """Whether forward makes the gradients: the upstream is a scalar that may come later."""
         return self.reduction != "none" and not needs_upstream(hidden.dtype)
 
-    def solve(self, x: Head, needs: NeedsGrad) -> LossResult:
+    def solve(self, x: HeadInputs, needs: NeedsGrad) -> LossResult:
         return solve_vocab(x, self.inputs, self.spec, needs, self.mean, self.shard)
 
 
@@ -196,7 +196,7 @@ class _VocabLoss(torch.autograd.Function):
         snapshot(call.spec)
         ctx.call = call
         ctx.save_for_backward(hidden, head, bias)
-        x = Head(hidden, head, bias, *call.memory)
+        x = HeadInputs(hidden, head, bias, *call.memory)
         needs = NeedsGrad(*ctx.needs_input_grad[:3])
         call.result = result = call.solve(x, needs if call.in_forward(hidden) else NeedsGrad())
         if call.reduction != "none":
@@ -212,7 +212,7 @@ class _VocabLoss(torch.autograd.Function):
         result, p = call.result, call.inputs
         assert result is not None
         hidden, head, bias = ctx.saved_tensors
-        x = Head(hidden, head, bias, *call.memory)
+        x = HeadInputs(hidden, head, bias, *call.memory)
         needs = NeedsGrad(*ctx.needs_input_grad[:3])
         grad_weight = None
         if ctx.needs_input_grad[3]:

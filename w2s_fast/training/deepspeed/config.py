@@ -1,8 +1,8 @@
-"""The DeepSpeed configuration of a training: made from ``TrainConfig``, or a user's own, checked.
+"""DeepSpeed configuration of a training: derived from ``TrainConfig`` and an optional JSON file.
 
-``TrainConfig`` says what is trained, so it decides batch, optimizer, clipping and precision. A
-user's own JSON adds what DeepSpeed alone knows (buckets, persistence, communication); where it
-repeats one of ours it must agree, or say "auto".
+``TrainConfig`` defines what is trained, so it decides batch size, optimizer, clipping and
+precision. The user's JSON file adds settings that only DeepSpeed has (buckets, persistence,
+communication). A setting that both define must agree, or be "auto" in the file.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from w2s_fast.training.config import TrainConfig
 from w2s_fast.training.deepspeed.setup import load_deepspeed
 
 AUTO = "auto"
-REDUCE_BUCKET = 50_000_000  # gradients reduced at a time; DeepSpeed would set 1 GB aside for them
+REDUCE_BUCKET = 50_000_000  # gradients reduced at a time; DeepSpeed's default would reserve 1 GB
 PREFETCH = 50_000_000  # weights fetched ahead of their use
 SUB_GROUP = 100_000_000  # parameters of one optimizer call at ZeRO-3; bounds its fp32 gradient
-# What a configuration may hold. DeepSpeed itself passes over names it does not know.
-_SECTIONS = (
+# Known settings; DeepSpeed itself ignores unknown names.
+_KNOWN_SETTINGS = (
     "activation_checkpointing", "aio", "amp", "autotuning", "bf16", "bfloat16", "checkpoint",
     "comms_logger", "communication_data_type", "compile", "csv_monitor", "data_types",
     "disable_allgather", "dump_state", "elasticity", "flops_profiler", "fp16",
@@ -32,17 +32,18 @@ _SECTIONS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "wall_clock_breakdown", "wandb",
     "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
 )  # fmt: skip
-# Change what is trained, or how its gradients are summed, behind the back of the loss.
-_REFUSED = {
+# Settings that would change what is trained, or how gradients are summed.
+_REFUSED_SETTINGS = {
     "scheduler": "the learning rate comes from schedule and warmup_frac",
-    "prescale_gradients": "gradients are summed over all rows of a step, whoever holds them",
-    "gradient_predivide_factor": "gradients are summed over all rows of a step, whoever holds them",
+    "prescale_gradients": "gradients are summed over all rows of a step, on every process",
+    "gradient_predivide_factor": "gradients are summed over all rows of a step, on every process",
     "amp": "set the model's dtype",
     "torch_autocast": "set the model's dtype",
     "elasticity": "a checkpoint resumes on any number of processes as it is",
-    "autotuning": "it would run other trainings than this one",
+    "autotuning": "it would run trainings with other settings",
 }
-_OWN = {  # the user's words for it
+# DeepSpeed setting -> the field of ``TrainConfig`` (or property of the model) that decides it
+_DECIDED_BY = {
     "train_batch_size": "batch_size",
     "train_micro_batch_size_per_gpu": "micro_batch_size",
     "gradient_accumulation_steps": "batch_size and micro_batch_size",
@@ -61,16 +62,16 @@ _OWN = {  # the user's words for it
 
 
 def deepspeed_config(cfg: TrainConfig, dtype: str, size: int, cuda: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration for this training.
+    """Return DeepSpeed's configuration for a training.
 
     Args:
-        cfg: ``zero_stage`` 1 to 3, offload and the rest.
+        cfg: the training, ``zero_stage`` 1 to 3.
         dtype: of the model: fp32, bf16 or fp16.
         size: number of processes.
         cuda: whether the model is on CUDA devices.
 
     Raises:
-        W2SError: for a batch that does not fit, or a user's own file that contradicts.
+        W2SError: for a batch that does not split, or a JSON file that contradicts.
     """
     micro, accumulation = cfg.batch_shape(size)
     ours: dict[str, Any] = {
@@ -93,46 +94,45 @@ def deepspeed_config(cfg: TrainConfig, dtype: str, size: int, cuda: bool) -> dic
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A user's own DeepSpeed JSON, every name in it known.
+    """Read a DeepSpeed JSON file and check its names.
 
     Raises:
         W2SError: if it cannot be read, or has a name DeepSpeed does not know.
     """
     try:
-        found = json.loads(path.read_text())
+        settings = json.loads(path.read_text())
     except OSError as e:
         raise W2SError(f"cannot read the DeepSpeed configuration {path}: {e.strerror}") from e
     except ValueError as e:
         raise W2SError(f"the DeepSpeed configuration {path} is not JSON: {e}") from e
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise W2SError(f"the DeepSpeed configuration {path} holds no settings; expected {{...}}")
-    for name in found:
-        if name in _REFUSED:
-            raise W2SError(f"{path}: leave out {name!r}: {_REFUSED[name]}")
-        if name not in _SECTIONS:
-            raise W2SError(f"{path}: unknown setting {name!r}{nearest(name, _SECTIONS)}")
-    _check_zero(found.get("zero_optimization", {}), path)
-    return found
+    for name in settings:
+        if name in _REFUSED_SETTINGS:
+            raise W2SError(f"{path}: leave out {name!r}: {_REFUSED_SETTINGS[name]}")
+        if name not in _KNOWN_SETTINGS:
+            raise W2SError(f"{path}: unknown setting {name!r}{nearest(name, _KNOWN_SETTINGS)}")
+    _check_zero(settings.get("zero_optimization", {}), path)
+    return settings
 
 
 def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """``theirs`` on top of ``ours``; "auto" takes ours.
+    """Override settings of ``ours`` by those of ``theirs``; "auto" keeps ours.
 
     Raises:
-        W2SError: where they contradict.
+        W2SError: if they contradict.
     """
     out = copy.deepcopy(dict(ours))
     flat = dict(_flat(ours, ""))
     for name, value in _flat(theirs, ""):
-        mine = flat.get(name)
         if value == AUTO:
             if name not in flat:
                 raise W2SError(f'{path}: {name} is "auto"; leave it out to get its default')
             continue
-        if name in _OWN and name in flat and not _same(mine, value):
+        if name in _DECIDED_BY and name in flat and not _same(flat[name], value):
             raise W2SError(
-                f"{path}: {name} is {value!r}, this training says {mine!r}; change {_OWN[name]}, "
-                'or write "auto"'
+                f"{path}: {name} is {value!r}, this training needs {flat[name]!r}; change "
+                f'{_DECIDED_BY[name]}, or write "auto"'
             )
         _put(out, name, value)
     return out
@@ -146,8 +146,8 @@ def _optimizer(cfg: TrainConfig, cuda: bool) -> dict[str, Any]:
         "weight_decay": cfg.weight_decay,
     }
     if not cuda and cfg.offload_optimizer == "none":
-        params["torch_adam"] = True  # nothing to compile
-        params["fused"] = True  # and nothing as large as the model beside it
+        params["torch_adam"] = True  # needs no compilation
+        params["fused"] = True  # needs no temporary of the size of the model
     return {"type": "AdamW", "params": params}
 
 
@@ -170,10 +170,10 @@ def _zero(cfg: TrainConfig, cuda: bool) -> dict[str, Any]:
 
 
 def _offload(cfg: TrainConfig, device: str, cuda: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {"device": device, "pin_memory": cuda}
+    section: dict[str, Any] = {"device": device, "pin_memory": cuda}
     if device == "nvme":
-        found["nvme_path"] = cfg.nvme_path
-    return found
+        section["nvme_path"] = cfg.nvme_path
+    return section
 
 
 def _check_zero(section: Any, path: Path) -> None:

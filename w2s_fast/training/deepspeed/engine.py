@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from w2s_fast.distributed.world import World, limit_collective_timeouts
 from w2s_fast.errors import W2SError
-from w2s_fast.models.weights import is_partitioned, module_tensors, shape_of, whole
+from w2s_fast.models.weights import gathered, is_partitioned, module_tensors, shape_of
 from w2s_fast.training.completions import CompletionBatch
 from w2s_fast.training.config import TrainConfig
 from w2s_fast.training.data import Batch
@@ -73,7 +73,7 @@ class DeepSpeedEngine:
         self._link_states()
         step = torch.tensor(float(self._steps))
         for name, t in module_tensors(self._model).items():
-            with whole([t]):
+            with gathered([t]):
                 yield f"model.{name}", t
             if not (isinstance(t, nn.Parameter) and t.requires_grad):
                 continue
@@ -111,7 +111,7 @@ class DeepSpeedEngine:
                 f"the checkpoint's {name!r} is {tuple(value.shape)}, the model's "
                 f"{tuple(shape_of(t))}; it is of another model"
             )
-        with whole([t], change=True), torch.no_grad():
+        with gathered([t], change=True), torch.no_grad():
             t.copy_(value)
         return value
 

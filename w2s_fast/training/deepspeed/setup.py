@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.distributed.world import ensure_process_group
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import W2SError, one_line
 from w2s_fast.training.config import TrainConfig
 
 
@@ -74,8 +74,8 @@ def check_offload(cfg: TrainConfig) -> None:
         try:
             builder.load(verbose=False)
         except Exception as e:  # builds fail with many types of exception
-            reason = " ".join(str(e).split())[:160]
             raise W2SError(
-                f"{field} needs DeepSpeed's {builder.name}, which cannot be built here ({reason}); "
+                f"{field} needs DeepSpeed's {builder.name}, which cannot be built here "
+                f"({one_line(e, 160)}); "
                 f"install {tools}, or leave offload out"
             ) from e
