@@ -276,9 +276,9 @@ def one_rank() -> Iterator[Any]:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many Triton tiles a row, two vectors a thread, at sizes the interpreter can afford."""
     pytest.importorskip("triton", reason="backend triton is missing")
-    from w2s_fast.kernels import cross_entropy as kernels
+    from w2s_fast.kernels import _tile
 
     def tile(n_cols: int, itemsize: int, capped: bool = False) -> dict[str, int]:
         return {"REP": 2, "LANES": 2, "VEC": 16 // itemsize, "num_warps": 1}
 
-    monkeypatch.setattr(kernels, "tile", tile)
+    monkeypatch.setattr(_tile, "tile", tile)

@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.cases import cross_entropy, linear, quantile, two_class
 from bench.gpu import event_timing, gpu_providers
 from bench.gpu.gpu_cases import CASES, Case
-from w2s_fast.ops import OPS, dispatch, use_backend
+from w2s_fast.ops import dispatch, use_backend
 
 _TIMED = 2.5  # seconds a case spends on timed turns
 
@@ -34,8 +34,8 @@ def forced(provider: str) -> Any:
 
 def backend_name(op: str, dtype: torch.dtype) -> str:
     """Return the name of the default backend of CUDA tensors."""
-    module = OPS[op].backend(torch.device("cuda"), dtype).__name__
-    return next(b for b in dispatch.BACKENDS if OPS[op].backends[b] == module)
+    module = dispatch.backend(op, torch.empty(0, dtype=dtype, device="cuda")).__name__
+    return next(b for b in dispatch.BACKENDS if dispatch.MODULES[op][b] == module)
 
 
 def distinct_providers(case: Case, op: str) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import w2s_fast
 from w2s_fast.cli.main import COMMANDS, main
 from w2s_fast.config import RunConfig, to_yaml
-from w2s_fast.store import exclusive
+from w2s_fast.store import file_lock
 
 TINY = [
     "--task.n_weak=20", "--task.n_transfer=20", "--task.n_test=20", "--weak.hidden=8",
@@ -82,7 +82,7 @@ def test_user_errors(capsys: pytest.CaptureFixture[str], args: list[str], words:
 def test_a_folder_in_use_and_one_that_cannot_be(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    with exclusive(tmp_path / ".lock"):
+    with file_lock(tmp_path / ".lock"):
         assert f"another run (process {os.getpid()}) works in" in failing(
             capsys, "run", "--out", str(tmp_path), *TINY
         )
