@@ -1,4 +1,4 @@
-"""docs/architectures.md: current, without a fault, and the check behind it sees one."""
+"""docs/architectures.md is current and without faults, and its check detects faults."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_document_is_current(
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_every_class() -> None:
-    """As the rows say, with the transformers that they name; no fault with any other."""
+    """Outcomes equal the rows for their version of transformers; no version has a fault."""
     import transformers
 
     rows = list(command.check_all())
