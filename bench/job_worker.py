@@ -1,4 +1,4 @@
-"""Measures jobs in a process of its own, so that allocator settings and heap are theirs alone."""
+"""Measure jobs in this process, which no other job shares: neither allocator settings nor heap."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bench.cases import cross_entropy, linear, quantile, two_class
 from bench.harness import peak_memory
 from bench.harness.cpu_timing import Samples, interleave
 from bench.harness.environment import environment
-from bench.harness.jobs import Job, asked, rows
+from bench.harness.jobs import Job, job_columns, job_rows
 
 
 def measure(job: Job) -> list[dict[str, object]]:
-    """One row per provider, and one for the floor."""
+    """Return a row per provider, and one for the floor."""
     torch.set_num_threads(job.threads)
     if job.op == "linear_cross_entropy":
         return _linear(job)
@@ -25,7 +25,7 @@ def measure(job: Job) -> list[dict[str, object]]:
 
         return trainers.measure(job)
     samples, errors = _OPS[job.op](job)
-    return rows(job, samples, errors)
+    return job_rows(job, samples, errors)
 
 
 def _cross_entropy(job: Job) -> tuple[dict[str, Samples], dict[str, dict[str, float]]]:
@@ -52,19 +52,19 @@ def _quantile(job: Job) -> tuple[dict[str, Samples], dict[str, dict[str, float]]
 def _linear(job: Job) -> list[dict[str, object]]:
     x = linear.make_inputs(job.case, job.dtype, job.n, job.d, job.v)
     table, skipped = linear.losses(job.case, x, job.providers)
-    about: dict[str, dict[str, float]] = {name: {} for name in table}
-    if job.allocator == "stock":  # errors and memory are the same under the other one
+    columns: dict[str, dict[str, float]] = {name: {} for name in table}
+    if job.allocator == "stock":  # errors and memory are the same under the other allocator
         truth = linear.truth(job.case, x)
-        about = {name: linear.errors(x, loss, truth) for name, loss in table.items()}
+        columns = {name: linear.errors(x, loss, truth) for name, loss in table.items()}
         shape = {"case": job.case, "dtype": job.dtype, "n": job.n, "d": job.d, "v": job.v}
         prepare = partial(linear.prepare, **shape)
         for name, peak in peak_memory.peaks(
             list(table), prepare, job.threads, ["bench.cases.linear"]
         ).items():
-            about[name]["peak_mib"] = peak
+            columns[name]["peak_mib"] = peak
     samples = interleave(linear.candidates(x, table), job.rounds)
-    return rows(job, samples, about) + [
-        {**asked(job), "provider": name, "skipped": why, **environment()}
+    return job_rows(job, samples, columns) + [
+        {**job_columns(job), "provider": name, "skipped": why, **environment()}
         for name, why in skipped.items()
     ]
 

@@ -1,9 +1,8 @@
 """``python -m bench run``: time the ops against eager PyTorch, torch.compile and the memory floor.
 
-Every job runs in a fresh process per allocator setting. ``stock`` is the C library's allocator as
-users have it: every buffer of a few MB is mapped anew and pays its page faults. ``recycled`` keeps
-freed pages, as jemalloc and tcmalloc do. The first is what a user sees, the second what a kernel
-earned; both are reported.
+Every job runs in a new process per allocator setting. ``stock`` is the C library's allocator, which
+users have: every buffer of a few MB is newly mapped and causes page faults. ``recycled`` keeps
+freed pages, as jemalloc and tcmalloc do, which isolates the kernel. Both are reported.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.cases import cross_entropy, linear, quantile, two_class
-from bench.harness import row_files
 from bench.harness.jobs import Job
-from bench.harness.spawn import ALLOCATORS, show, spawn
+from bench.harness.spawn import ALLOCATORS, measure_groups, select_names
 
 OPS = ("cross_entropy", "linear_cross_entropy", "two_class", "quantile")
 _CASES = tuple(dict.fromkeys(cross_entropy.CASES + linear.CASES))
@@ -26,11 +24,11 @@ _QUICK_HEAD = (6, 16, 130)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of ``python -m bench run``."""
+    """Return the parser of ``python -m bench run``."""
     p = argparse.ArgumentParser(prog="python -m bench run", description=__doc__.splitlines()[0])
     p.add_argument("--op", default=",".join(OPS), help="comma-separated: %(default)s")
     p.add_argument("--cases", default="", help=f"of {','.join(_CASES)}; default: all of the op")
-    p.add_argument("--dtypes", default="", help="fp32, bf16; default: what each shape is meant for")
+    p.add_argument("--dtypes", default="", help="fp32, bf16; default: those that suit each shape")
     shapes = ",".join(f"{n}x{v}" for n, v in cross_entropy.SHAPES)
     p.add_argument("--shapes", default=shapes, help="NxV of cross_entropy: %(default)s")
     heads = ",".join("x".join(map(str, s)) for s in linear.SHAPES)
@@ -41,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--providers", default="", help="comma-separated; default: all of the op")
     p.add_argument("--rounds", type=int, default=0, help="turns of each candidate; 0: by op")
     p.add_argument("--threads", type=int, default=2, help="of the large cases: %(default)s")
-    p.add_argument("--quick", action="store_true", help="toy sizes: does it run, not how fast")
+    p.add_argument("--quick", action="store_true", help="toy sizes: check that it runs")
     p.add_argument("--out", type=Path, help="file the rows are added to")
     p.add_argument(
         "--record", action="store_true", help="replace the rows in bench/results/cpu (clean tree)"
@@ -50,8 +48,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def jobs(a: argparse.Namespace) -> Iterator[Job]:
-    """All jobs the options ask for."""
-    for op, allocator in itertools.product(_names(a.op, OPS), _names(a.allocator, ALLOCATORS)):
+    """Yield the jobs that the options select."""
+    for op, allocator in itertools.product(
+        select_names(a.op, OPS), select_names(a.allocator, ALLOCATORS)
+    ):
         if op == "cross_entropy":
             yield from _cross_entropy_jobs(a, allocator)
             continue
@@ -60,8 +60,8 @@ def jobs(a: argparse.Namespace) -> Iterator[Job]:
             continue
         module = two_class if op == "two_class" else quantile
         case, columns = ("logconf", 2) if op == "two_class" else ("median", 1)
-        providers = _names(a.providers, module.PROVIDERS, strict=False)
-        # A loss over two classes is launch bound: a second thread would only wait.
+        providers = _providers(a, module.PROVIDERS)
+        # Launches dominate a loss over two classes: a second thread would only wait.
         threads = 1 if op == "two_class" else a.threads
         rounds = a.rounds or (3 if a.quick else 60 if op == "two_class" else 7)
         if op == "quantile":
@@ -74,8 +74,8 @@ def jobs(a: argparse.Namespace) -> Iterator[Job]:
 
 def _cross_entropy_jobs(a: argparse.Namespace, allocator: str) -> Iterator[Job]:
     cases = _cases(a, cross_entropy.CASES)
-    dtypes = _names(a.dtypes, cross_entropy.DTYPES)
-    providers = _names(a.providers, cross_entropy.PROVIDERS, strict=False)
+    dtypes = select_names(a.dtypes, cross_entropy.DTYPES)
+    providers = _providers(a, cross_entropy.PROVIDERS)
     shapes = [_QUICK_SHAPE] if a.quick else [_shape(s, "NxV") for s in a.shapes.split(",")]
     rounds = a.rounds or (2 if a.quick else 5)
     for (n, v), dtype, case in itertools.product(shapes, dtypes, cases):
@@ -85,12 +85,12 @@ def _cross_entropy_jobs(a: argparse.Namespace, allocator: str) -> Iterator[Job]:
 
 
 def _linear_jobs(a: argparse.Namespace, allocator: str) -> Iterator[Job]:
-    providers = _names(a.providers, linear.PROVIDERS, strict=False)
+    providers = _providers(a, linear.PROVIDERS)
     shapes = [_QUICK_HEAD] if a.quick else [_shape(s, "NxDxV") for s in a.heads.split(",")]
     for n, d, v in shapes:
-        # A head of 128256 classes in fp32 is nobody's, and takes minutes.
+        # A head of 128256 classes in fp32 is unusual and takes minutes.
         large = (n, d, v) == linear.SHAPES[1]
-        dtypes = _names(a.dtypes or ("bf16" if large else ""), cross_entropy.DTYPES)
+        dtypes = select_names(a.dtypes or ("bf16" if large else ""), cross_entropy.DTYPES)
         for dtype, case in itertools.product(dtypes, _cases(a, linear.CASES)):
             yield Job(
                 "linear_cross_entropy", case, dtype, n, v, allocator, a.threads, providers,
@@ -99,17 +99,14 @@ def _linear_jobs(a: argparse.Namespace, allocator: str) -> Iterator[Job]:
 
 
 def _cases(a: argparse.Namespace, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the op; an unknown name is an error, one of another op is not."""
-    return tuple(case for case in _names(a.cases, _CASES) if case in known)
+    """Return the selected cases of an op; a case of another op is not an error."""
+    return tuple(case for case in select_names(a.cases, _CASES) if case in known)
 
 
-def _names(text: str, known: object, strict: bool = True) -> tuple[str, ...]:
-    everything = tuple(known)  # type: ignore[call-overload]
-    names = tuple(text.split(",")) if text else everything
-    unknown = [name for name in names if name not in everything]
-    if unknown and strict:
-        raise SystemExit(f"bench: unknown {unknown[0]!r}; expected some of {everything}")
-    return tuple(name for name in names if name in everything)
+def _providers(a: argparse.Namespace, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the selected providers of an op."""
+    names = a.providers.split(",") if a.providers else known
+    return tuple(name for name in names if name in known)
 
 
 def _count(text: str) -> int:
@@ -127,23 +124,15 @@ def _shape(text: str, form: str) -> tuple[int, ...]:
 
 
 def main(args: list[str]) -> int:
-    """Measure, print, and store where ``--out`` or ``--record`` say."""
+    """Measure the selected jobs, print and store their rows."""
     a = parser().parse_args(args)
-    wanted = list(jobs(a))
+    selected = list(jobs(a))
     # A toy run shares one process per allocator and thread count; a real one shares nothing.
-    groups = [[job] for job in wanted]
+    groups = [[job] for job in selected]
     if a.quick:
-        by_process = sorted(wanted, key=_process)
+        by_process = sorted(selected, key=_process)
         groups = [list(group) for _, group in itertools.groupby(by_process, _process)]
-    for group in groups:
-        measured = []
-        for row in spawn(group):
-            measured.append(row)
-            print(show(row), flush=True)
-        if a.out:
-            row_files.save(a.out, measured)
-        if a.record:
-            row_files.record(measured)
+    measure_groups(groups, a.out, a.record)
     return 0
 
 

@@ -1,7 +1,6 @@
-// The only file that knows Python. Addresses arrive as integers; the GIL is released while the
+// The only file that uses Python. Addresses arrive as integers; the GIL is released while the
 // rows run. Python has checked shapes, dtypes and strides (w2s_fast/ops/targets.py).
-#include <pybind11/pybind11.h>
-
+#include "bind_row_call.h"
 #include "memory.h"
 #include "parallel.h"
 #include "w2s.h"
@@ -10,48 +9,19 @@ namespace py = pybind11;
 
 namespace {
 
-using w2s::CrossEntropy;
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address a) {
-  return reinterpret_cast<T*>(a);
-}
-
-CrossEntropy call(int64_t n, int64_t v, int64_t k, Address logits, int64_t logits_stride, int dtype,
-                  Address ids, Address probs, int64_t probs_stride, int probs_dtype, Address rest,
-                  Address weight, int64_t ignore_index, int rule, float aux, float threshold,
-                  float smoothing, float gamma, float cap, float softcap, float z_loss, float scale,
-                  Address row_scale, Address stats, Address index, Address listed, Address grad,
-                  int64_t grad_stride) {
-  CrossEntropy c{};
-  c.n = n, c.v = v, c.k = k;
-  c.logits = at<void>(logits), c.logits_stride = logits_stride;
-  c.dtype = static_cast<w2s::DType>(dtype);
-  c.ids = at<int64_t>(ids);
-  c.probs = at<void>(probs), c.probs_stride = probs_stride;
-  c.probs_dtype = static_cast<w2s::DType>(probs_dtype);
-  c.rest = at<float>(rest), c.weight = at<float>(weight);
-  c.ignore_index = ignore_index;
-  c.rule = static_cast<w2s::Rule>(rule);
-  c.aux = aux, c.threshold = threshold;
-  c.smoothing = smoothing, c.gamma = gamma, c.cap = cap;
-  c.softcap = softcap, c.z_loss = z_loss;
-  c.scale = scale, c.row_scale = at<float>(row_scale);
-  c.stats = at<float>(stats), c.index = at<int64_t>(index), c.listed = at<float>(listed);
-  c.grad = at<void>(grad), c.grad_stride = grad_stride;
-  return c;
-}
+using w2s::Address;
+using w2s::at;
+using w2s::RowCall;
 
 w2s::Scores scores(Address x, int dtype, Address keep, int64_t n) {
   return {at<void>(x), static_cast<w2s::DType>(dtype), at<uint8_t>(keep), n};
 }
 
-using Kernel = int64_t (*w2s::Kernels::*)(const CrossEntropy&, int64_t, int64_t);
+using Kernel = int64_t (*w2s::Kernels::*)(const RowCall&, int64_t, int64_t);
 
 // Binds one kernel: runs it over all rows, returns the first bad row or -1.
 void bind(py::module_& m, const char* name, Kernel kernel) {
-  m.def(name, [kernel](const CrossEntropy& c) {
+  m.def(name, [kernel](const RowCall& c) {
     const py::gil_scoped_release free;
     return w2s::run(w2s::kernels().*kernel, c);
   });
@@ -66,11 +36,11 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_parallel_for",
         [](Address pool) { w2s::set_parallel_for(reinterpret_cast<w2s::ParallelFor>(pool)); });
   m.def("advise_huge", &w2s::advise_huge);
-  py::class_<CrossEntropy>(m, "CrossEntropy").def(py::init(&call));
+  w2s::bind_row_call(m);
   bind(m, "rows", &w2s::Kernels::rows);
   bind(m, "fixup", &w2s::Kernels::fixup);
   bind(m, "gradient", &w2s::Kernels::gradient);
-  m.def("two_class", [](const CrossEntropy& c, int select, bool mean, Address loss) {
+  m.def("two_class", [](const RowCall& c, int select, bool mean, Address loss) {
     w2s::TwoClassResult r;
     {
       const py::gil_scoped_release free;
@@ -96,18 +66,18 @@ PYBIND11_MODULE(_core, m) {
     const py::gil_scoped_release free;
     return w2s::successor(scores(x, dtype, keep, n), from);
   });
-  m.def("tally", [](Address x, int dtype, Address keep, int64_t n, float from) {
-    w2s::Tally t;
+  m.def("count_at", [](Address x, int dtype, Address keep, int64_t n, float from) {
+    w2s::CountAt t;
     {
       const py::gil_scoped_release free;
-      t = w2s::tally(scores(x, dtype, keep, n), from);
+      t = w2s::count_at(scores(x, dtype, keep, n), from);
     }
     return py::make_tuple(t.above, t.equal);
   });
-  m.def("mark",
+  m.def("threshold_mask",
         [](Address x, int dtype, Address keep, int64_t n, float from, int64_t ties, Address mask) {
           const py::gil_scoped_release free;
-          w2s::mark(scores(x, dtype, keep, n), from, ties, at<uint8_t>(mask));
+          w2s::threshold_mask(scores(x, dtype, keep, n), from, ties, at<uint8_t>(mask));
         });
   m.def("balance", [](Address logits, int64_t n, int64_t k, Address counts, Address bias,
                       Address hard) {

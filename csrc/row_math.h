@@ -1,8 +1,8 @@
 // The arithmetic of one row, in fp32, shared by every compiled backend.
 //
 // Plain inline functions: the CPU kernels call them per row, the CUDA kernels from device code, and
-// the tests compile them for the host. Formulas stand in w2s_fast/ops/cross_entropy.py, the record
-// in w2s_fast/ops/_rows.py. Anonymous namespace and C headers only, see csrc/README.md.
+// the tests compile them for the host. Formulas are in w2s_fast/ops/cross_entropy/api.py, the
+// record in w2s_fast/ops/loss_call.py. Anonymous namespace and C headers only, see csrc/README.md.
 #pragma once
 
 #include <math.h>
@@ -19,14 +19,9 @@
 
 namespace {
 
-// What shapes a row's loss besides its targets; see Knobs in w2s_fast/ops/_rows.py.
-struct RowKnobs {
-  int32_t rule;
-  float aux, threshold;  // threshold -inf: every gate open
-  float smoothing, gamma, cap, softcap, z_loss;
-};
+using w2s::RowParams;
 
-// The part of the record one row works with.
+// The record of one row.
 struct Record {
   float max, logs, mass, linear, mean, chosen, tail, coef, factor, score, entropy, loss;
   int64_t argmax, weak, self;
@@ -44,21 +39,21 @@ W2S_HD inline float cap_slope(float z, float softcap) {
   return fmaf(-t, t, 1.0f);
 }
 
-W2S_HD inline void choose_self_target(const RowKnobs& k, Record& r) {
-  if (k.rule != w2s::kClass) r.self = r.argmax;
-  r.coef = k.rule == w2s::kNone ? 0 : k.aux;
-  if (k.rule == w2s::kGate && !(r.score >= k.threshold)) r.coef = 0;
-  if (k.rule == w2s::kMargin) r.self = r.score >= k.threshold ? 0 : 1;
+W2S_HD inline void choose_self_target(const RowParams& p, Record& r) {
+  if (p.rule != w2s::kGiven) r.self = r.argmax;
+  r.coef = p.rule == w2s::kNone ? 0 : p.aux;
+  if (p.rule == w2s::kGate && !(r.score >= p.threshold)) r.coef = 0;
+  if (p.rule == w2s::kMargin) r.self = r.score >= p.threshold ? 0 : 1;
 }
 
-W2S_HD inline void row_factor(const RowKnobs& k, bool kept, Record& r) {
+W2S_HD inline void row_factor(const RowParams& p, bool kept, Record& r) {
   r.factor = kept ? 1 : 0;
-  if (k.gamma != 0) {
+  if (p.gamma != 0) {
     const float miss = -expm1f(r.chosen - r.logs);
-    r.factor *= powf(miss < 0 ? 0 : miss, k.gamma);  // keeps NaN
+    r.factor *= powf(miss < 0 ? 0 : miss, p.gamma);  // keeps NaN
   }
-  // Not `< cap`: a NaN row must stay in the loss, where it is seen.
-  if (k.cap != INFINITY && expf(-r.logs) >= k.cap) r.factor = 0;
+  // Not `<`: a NaN row must show in the loss.
+  if (p.cap != INFINITY && expf(-r.logs) >= p.cap) r.factor = 0;
   if (!kept) r.factor = 0;
 }
 
@@ -67,51 +62,51 @@ W2S_HD inline void check_weak(Record& r) {
   if (r.mass != r.mass) r.weak = 0, r.chosen = NAN;
 }
 
-W2S_HD inline void row_loss(const RowKnobs& k, float rest, float self_diff, Record& r) {
+W2S_HD inline void row_loss(const RowParams& p, float rest, float self_diff, Record& r) {
   float weak = (r.mass - rest) * r.logs - r.linear;
   if (rest != 0) weak -= rest * r.tail;
-  if (k.smoothing != 0) {
-    const float even = k.smoothing * r.mass;
-    weak = (1 - k.smoothing) * weak + (even != 0 ? even * (r.logs - r.mean) : 0);
+  if (p.smoothing != 0) {
+    const float even = p.smoothing * r.mass;
+    weak = (1 - p.smoothing) * weak + (even != 0 ? even * (r.logs - r.mean) : 0);
   }
-  // A coefficient of 1 takes out a weak label that is impossible (+inf), but no NaN.
+  // A coefficient of 1 removes a weak label that is impossible (+inf), but no NaN.
   if (r.coef == 1 && fabsf(weak) == INFINITY && fabsf(r.mass) < INFINITY) weak = 0;
   const float own = r.coef != 0 ? r.coef * (r.logs - self_diff) : 0;
   const float lse = r.max + r.logs;
-  const float z_loss = k.z_loss != 0 ? k.z_loss * lse * lse : 0;
-  // A factor of 0 takes the row out even where its weak label is impossible (loss +inf).
+  const float z_loss = p.z_loss != 0 ? p.z_loss * lse * lse : 0;
+  // A factor of 0 excludes the row even where its weak label is impossible (loss +inf).
   r.loss = r.factor != 0 ? r.factor * ((1 - r.coef) * weak + own + z_loss) : 0;
 }
 
 // What multiplies p in the gradient besides the targets' mass.
-W2S_HD inline float z_loss_slope(const RowKnobs& k, const Record& r) {
-  return k.z_loss != 0 ? 2 * k.z_loss * (r.max + r.logs) : 0;
+W2S_HD inline float z_loss_slope(const RowParams& p, const Record& r) {
+  return p.z_loss != 0 ? 2 * p.z_loss * (r.max + r.logs) : 0;
 }
 
-// Up to this share of the listed classes the mass outside is what they leave of 1; behind it the
-// difference cancels, and what is outside has to be summed itself.
-constexpr float kMostListed = 0.75f;
+// Up to this top-k share the mass outside is 1 minus the share; above it the difference cancels,
+// and the mass outside has to be summed itself.
+constexpr float kMaxTopkShare = 0.75f;
 
 // Coefficients of one row's gradient. Targets are added up before the upstream factor comes in:
 // where p and the target are both 1 the difference is exactly 0.
 struct Slope {
   float g;                // upstream factor of this row
-  float inside, outside;  // of e^(z - max) for listed classes, of e^(z - max - shift) for others
+  float inside, outside;  // of e^(z - max) for top-k classes, of e^(z - max - shift) for others
   float shift;
   float weak, own, flat;
 };
 
-// Where the mass outside the listed classes is smaller than e to this, its slope would overflow:
+// Where the mass outside the top k is smaller than e to this, its slope would overflow:
 // the exponentials of the other classes are then taken relative to that mass.
 constexpr float kFarBelow = -60.0f;
 
-W2S_HD inline Slope row_slope(const RowKnobs& k, float rest, int64_t classes, const Record& r,
+W2S_HD inline Slope row_slope(const RowParams& p, float rest, int64_t classes, const Record& r,
                               float g) {
-  const float keep = 1 - r.coef, hard = 1 - k.smoothing;
+  const float keep = 1 - r.coef, hard = 1 - p.smoothing;
   Slope s;
   s.g = g;
   // fmaf here and in entry(): the same rounding on both sides of a difference that may be 0.
-  const float dense = fmaf(keep, r.mass, r.coef) + z_loss_slope(k, r);
+  const float dense = fmaf(keep, r.mass, r.coef) + z_loss_slope(p, r);
   s.inside = dense * expf(-r.logs);
   s.outside = s.inside;
   s.shift = 0;
@@ -126,7 +121,7 @@ W2S_HD inline Slope row_slope(const RowKnobs& k, float rest, int64_t classes, co
   }
   s.weak = keep * hard;
   s.own = r.coef;
-  const float even = k.smoothing != 0 ? k.smoothing * r.mass : 0;  // the mass may be infinite
+  const float even = p.smoothing != 0 ? p.smoothing * r.mass : 0;  // the mass may be infinite
   s.flat = keep * even / static_cast<float>(classes);
   return s;
 }
@@ -138,16 +133,16 @@ W2S_HD inline float entry(const Slope& s, float slope, float diff, float q, bool
   return s.g * (slope * expf(diff) - target - s.flat);
 }
 
-// Takes the self-target from a row that was swept with its gate open and whose score stays below
+// Removes the self-target from a row that was passed with its gate open and whose score is below
 // the threshold. False if nothing changes. `rescale` is what its dense part must be multiplied by:
 // exactly 1 where the weak mass is 1 but for rounding (two units in the last place).
-W2S_HD inline bool close_gate(const RowKnobs& k, float rest, Record& r, float& rescale) {
-  const float flat = z_loss_slope(k, r), closed = r.mass + flat;
+W2S_HD inline bool close_gate(const RowParams& p, float rest, Record& r, float& rescale) {
+  const float flat = z_loss_slope(p, r), closed = r.mass + flat;
   const float open = (1 - r.coef) * r.mass + r.coef + flat;
   const bool had_self = r.coef != 0;
-  choose_self_target(k, r);
+  choose_self_target(p, r);
   if (r.coef != 0 || !had_self) return false;
-  row_loss(k, rest, 0, r);
+  row_loss(p, rest, 0, r);
   rescale = fabsf(open - closed) > 2.5e-7f * fabsf(closed) ? closed / open : 1.0f;
   return true;
 }

@@ -1,8 +1,9 @@
-// Torch-free interface of the compiled core: addresses, sizes and strides in, buffers filled.
+// Torch-free interface of the compiled core: it takes addresses, sizes and strides and fills
+// buffers.
 //
-// N rows, V classes, K listed classes a row. Matrices are row-major with column stride 1 and the
-// row stride given in elements. [in] is read, [out] is written, [in/out] both. The math is in
-// w2s_fast/ops/cross_entropy.py; the record's layout is in w2s_fast/ops/_rows.py.
+// N rows, V classes, K top-k classes of a row. Matrices are row-major with column stride 1 and the
+// row stride in elements. [in] is read, [out] is written, [in/out] both. The formula is in
+// w2s_fast/ops/cross_entropy/api.py, the record's layout in w2s_fast/ops/loss_call.py.
 #pragma once
 
 #include <cstdint>
@@ -11,10 +12,10 @@ namespace w2s {
 
 enum DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2 };
 
-// Which self-target a row takes: see Knobs in w2s_fast/ops/_rows.py.
-enum Rule : int32_t { kNone = 0, kArgmax = 1, kGate = 2, kMargin = 3, kClass = 4 };
+// The self-target that a row takes: RowRule in w2s_fast/ops/loss_call.py.
+enum Rule : int32_t { kNone = 0, kArgmax = 1, kGate = 2, kMargin = 3, kGiven = 4 };
 
-// Rows of the record. Keep in step with w2s_fast/ops/_rows.py.
+// Rows of the record: Stat and Index in w2s_fast/ops/loss_call.py. A test compares the two.
 enum Stat : int32_t {
   kLoss,
   kMax,
@@ -32,7 +33,18 @@ enum Stat : int32_t {
 };
 enum Index : int32_t { kArgmaxClass, kWeakClass, kSelfClass, kIndices };
 
-struct CrossEntropy {
+// What shapes the loss of a row besides its targets: LossSpec in w2s_fast/ops/loss_call.py.
+struct RowParams {
+  Rule rule;
+  float aux, threshold;  // threshold -inf: every gate is open
+  float smoothing, gamma, cap;
+  float softcap;  // logits are softcap tanh(u / softcap) of the stored u; 0 for none
+  float z_loss;   // factor of lse^2
+};
+
+// One pass of a row kernel, on the CPU or on a GPU: RowCall in w2s_fast/ops/loss_call.py. All
+// pointers of a GPU call are device addresses.
+struct RowCall {
   int64_t n, v, k;
   const void* logits;  // [in] (N, V), may be the same memory as grad
   int64_t logits_stride;
@@ -44,18 +56,18 @@ struct CrossEntropy {
   const float* rest;    // [in] (N), null for none
   const float* weight;  // [in] (N), null for 1
   int64_t ignore_index;
-  Rule rule;
-  float aux, threshold;  // threshold -inf: every gate open
-  float smoothing, gamma, cap;
-  float softcap;           // logits are softcap tanh(u / softcap) of what is stored; 0 for none
-  float z_loss;            // factor of lse^2
+  RowParams params;
   float scale;             // factor of the gradient besides the row weight
   const float* row_scale;  // [in] (N), gradient only: replaces scale and weight
-  float* stats;            // [out] (12, N), or null in two_class
-  int64_t* index;          // [out] (3, N)
-  float* listed;           // [out] (N, K) z_id - max, or null
-  float* scratch;          // [in/out] (3, N), two_class only; it brings its own
-  void* grad;              // [out] (N, V), or null
+  int64_t row_scale_stride;
+  // [in] 0-d, GPU only: replace params.aux, params.threshold and scale unless null. A step computes
+  // them on the device, and no launch waits for the host.
+  const float *aux_ptr, *threshold_ptr, *scale_ptr;
+  float* stats;       // [out] (12, N), or null in two_class
+  int64_t* index;     // [out] (3, N)
+  float* topk_diffs;  // [out] (N, K) z_id - max, or null; fixup reads it
+  float* scratch;     // [in/out] (3, N), allocated by two_class itself
+  void* grad;         // [out] (N, V), or null
   int64_t grad_stride;
 };
 
@@ -74,16 +86,16 @@ struct Parts {
 };
 
 // Every function works on rows [begin, end) and returns the first row with a label outside the
-// classes or a class listed twice, or -1.
+// classes or with the same class twice, or -1.
 struct Kernels {
   const char* isa;
-  int64_t (*rows)(const CrossEntropy&, int64_t begin, int64_t end);
-  int64_t (*fixup)(const CrossEntropy&, int64_t begin, int64_t end);
-  int64_t (*gradient)(const CrossEntropy&, int64_t begin, int64_t end);
+  int64_t (*rows)(const RowCall&, int64_t begin, int64_t end);
+  int64_t (*fixup)(const RowCall&, int64_t begin, int64_t end);
+  int64_t (*gradient)(const RowCall&, int64_t begin, int64_t end);
   // Two classes, two steps around the threshold. margins fills scratch: row 0 z_0 - z_1, row 1 the
   // weak P(class 1), row 2 whether the row counts. two_class leaves the row losses in row 0.
-  int64_t (*margins)(const CrossEntropy&, int64_t begin, int64_t end);
-  int64_t (*two_class)(const CrossEntropy&, int64_t begin, int64_t end);
+  int64_t (*margins)(const RowCall&, int64_t begin, int64_t end);
+  int64_t (*two_class)(const RowCall&, int64_t begin, int64_t end);
   // Adds scores [begin, end) to the parts and writes those strictly between the pivots to `inside`,
   // which has room for end - begin + 16; returns their number.
   int64_t (*partition)(const Scores&, int64_t begin, int64_t end, float low, float high, Parts&,
@@ -103,14 +115,14 @@ const Kernels& kernels();
 // false where this CPU does not run it. Not while a kernel runs.
 bool use_isa(const char* name);
 
-using Kernel = int64_t (*)(const CrossEntropy&, int64_t begin, int64_t end);
+using Kernel = int64_t (*)(const RowCall&, int64_t begin, int64_t end);
 
 // Runs a kernel over all rows on the borrowed threads; returns the first bad row or -1.
-int64_t run(Kernel kernel, const CrossEntropy& c);
+int64_t run(Kernel kernel, const RowCall& c);
 
 // Where the threshold of two classes comes from: given, or a quantile of the margins at the mean
 // weak P(class 1) or at 1/2.
-enum Select : int32_t { kGiven = 0, kPrior = 1, kMedian = 2 };
+enum Select : int32_t { kThresholdGiven = 0, kThresholdPrior = 1, kThresholdMedian = 2 };
 
 struct TwoClassResult {
   int64_t bad_row;  // -1 if every label is a class
@@ -120,7 +132,7 @@ struct TwoClassResult {
 
 // Hard or dense targets over two classes in one call: threshold, loss, gradient, and the record
 // where c.stats is not null.
-TwoClassResult two_class(CrossEntropy c, Select select, bool mean);
+TwoClassResult two_class(RowCall c, Select select, bool mean);
 
 // Exact order statistic with linear interpolation. +inf if no score is kept, NaN if a kept score or
 // q is NaN.
@@ -141,13 +153,13 @@ float score_of(uint32_t key);
 float successor(const Scores& s, float at);
 
 // Kept scores above `at` and equal to it.
-struct Tally {
+struct CountAt {
   int64_t above, equal;
 };
-Tally tally(const Scores& s, float at);
+CountAt count_at(const Scores& s, float at);
 
 // mask[i] = 1 for the kept scores above `at` and the first `ties` of those equal to it, else 0.
-void mark(const Scores& s, float at, int64_t ties, uint8_t* mask);
+void threshold_mask(const Scores& s, float at, int64_t ties, uint8_t* mask);
 
 // Classes hard (n) for the logits (n, k), finite and row-major, such that class a gets counts[a]
 // rows (sum n < 2^31) and the sum of the chosen logits is the largest possible; biases (k) of mean

@@ -1,10 +1,12 @@
-"""Writing a row: its dense gradient, the few entries that are more than that, a later factor."""
+"""The write pass over a row: its dense gradient, its special entries, a later factor."""
 
 import triton
 import triton.language as tl
 
+from w2s_fast.kernels import _row_math as m
 from w2s_fast.kernels import _tile as t
-from w2s_fast.kernels._tile import DENSE, LOG2E
+from w2s_fast.kernels._row_math import LOG2E
+from w2s_fast.kernels._targets import DENSE
 
 
 @triton.jit
@@ -12,10 +14,10 @@ def dense_part(
     u, q, top, slope, base, weak, pull, origin, bias, softcap,
     KIND: tl.constexpr, REST: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
-    """dz/du (slope e^(z-M) - weak q - base - pull e^(z-origin-bias)) in fp32."""
+    """Return dz/du (slope e^(z-M) - weak q - base - pull e^(z-origin-bias)) in fp32."""
     z = u
     if CAP:
-        z, turn = t.capped(u, softcap)
+        z, turn = m.capped(u, softcap)
     e = tl.exp2((z - top) * LOG2E)
     # By fma, as ``slope`` was made: where p and the target are both 1, exactly 0 is left.
     g = slope * e - (tl.fma(weak, q, base) if KIND == DENSE else base)
@@ -36,17 +38,17 @@ def write_row(
 
     Bytes: the row read (from cache) and written once. FLOPs an entry: 5, one of them an
     exponential; dense labels add 2, a residual 5, a cap 20. Factor 0 writes exact zeros, whatever
-    the logits are. The self-target and listed classes are overwritten by the caller. Tiles go
-    backwards: what the sweep read last is still in the nearest cache.
+    the logits are. The self-target and the top-k classes are overwritten by the caller. Tiles
+    go backwards: what the read pass read last is still in the nearest cache.
     """
     head, body = t.cut(z_ptr, n_cols, VEC)
     g_body = t.body_of(g_ptr, head, G_STEP)
-    cols, here = t.edge_of(head, body, n_cols, VEC)
+    cols, valid = t.edge_of(head, body, n_cols, VEC)
     block: tl.constexpr = REP * LANES * VEC
     tiles = (body + block - 1) // block
     kind = g_ptr.dtype.element_ty
     if factor == 0:
-        tl.store(g_ptr + cols, tl.zeros([2 * VEC], kind), mask=here)
+        tl.store(g_ptr + cols, tl.zeros([2 * VEC], kind), mask=valid)
         for i in range(0, tiles):
             at, inside = t.tile_at(i * block, body, REP, LANES, VEC)
             tl.store(g_body + at, tl.zeros([REP, LANES, VEC], kind), mask=inside)
@@ -55,13 +57,13 @@ def write_row(
         base *= factor
         weak *= factor
         pull *= factor
-        u_edge = tl.load(z_ptr + cols, mask=here, other=0.0).to(tl.float32)
-        q_edge = t.load_probs(q_ptr, cols, here) if KIND == DENSE else u_edge
+        u_edge = tl.load(z_ptr + cols, mask=valid, other=0.0).to(tl.float32)
+        q_edge = t.load_probs(q_ptr, cols, valid) if KIND == DENSE else u_edge
         tl.debug_barrier()  # in place: several threads hold these entries, one of them stores
         edge = dense_part(
             u_edge, q_edge, top, slope, base, weak, pull, origin, bias, softcap, KIND, REST, CAP
         )
-        tl.store(g_ptr + cols, edge.to(kind), mask=here)
+        tl.store(g_ptr + cols, edge.to(kind), mask=valid)
         z_body = t.body_of(z_ptr, head, True)
         q_body = t.body_of(q_ptr, head, Q_STEP) if KIND == DENSE else z_body
         for i in range(0, tiles):
@@ -80,7 +82,7 @@ def write_row(
 
 @triton.jit
 def write_entries(g_ptr, ids, d, turn, q, real, slope, base, weak, self_id, a, factor):
-    """Overwrite entries of listed classes with values made in fp32; ``turn`` is dz/du.
+    """Overwrite entries of top-k classes with values made in fp32; ``turn`` is dz/du.
 
     Targets are added up first and by fma, as ``slope`` was.
     """
@@ -91,15 +93,15 @@ def write_entries(g_ptr, ids, d, turn, q, real, slope, base, weak, self_id, a, f
 
 @triton.jit
 def write_self(
-    g_ptr, self_id, z, turn, q, wanted, top, slope, base, weak, pull, origin, bias, a, factor,
+    g_ptr, self_id, z, turn, q, valid, top, slope, base, weak, pull, origin, bias, a, factor,
     REST: tl.constexpr,
 ):  # fmt: skip
-    """Overwrite the entry of a self-target that is not listed."""
+    """Overwrite the entry of a self-target outside the top k."""
     g = slope * tl.exp(z - top) - tl.fma(weak, q, a) - base
     if REST:
         g -= pull * tl.exp((z - origin) - bias)
     g *= factor * turn
-    tl.store(g_ptr + self_id, g.to(g_ptr.dtype.element_ty), mask=wanted & (a != 0) & (factor != 0))
+    tl.store(g_ptr + self_id, g.to(g_ptr.dtype.element_ty), mask=valid & (a != 0) & (factor != 0))
 
 
 @triton.jit

@@ -1,38 +1,39 @@
-"""Row kernels of the weak-to-strong cross-entropy: sweep, gradient from the record, fix-up.
+"""Row kernels of the weak-to-strong cross-entropy: pass, gradient from the record, fix-up.
 
 One program a row. The row is read for its sums, and where a gradient is wanted it is read again,
 from cache, and written once, possibly over itself. Nothing is tuned by running: a kernel that
-overwrites its input must run exactly once, so tiles come from a table.
-The record (12, N) and (3, N) is laid out in ``_tile``; formulas are those of the op.
+overwrites its input must run exactly once, so tiles come from the table in ``_tile``.
+The record (12, N) and (3, N) is laid out in ``_row_math``; formulas are those of the op.
 """
 
 import triton
 import triton.language as tl
 
-from w2s_fast.kernels import _sweep as sw
+from w2s_fast.kernels import _read as rd
+from w2s_fast.kernels import _row_math as m
+from w2s_fast.kernels import _targets as tg
 from w2s_fast.kernels import _tile as t
 from w2s_fast.kernels import _write as wr
-from w2s_fast.kernels._tile import DENSE, HARD, SPARSE
+from w2s_fast.kernels._targets import DENSE, HARD, SPARSE
 
 KINDS = {"hard": 0, "sparse": 1, "dense": 2}
+# Rules by which a row gets its self-target: RowRule in w2s_fast/ops/loss_call.py.
 NONE = tl.constexpr(0)
-GATE = tl.constexpr(1)
-MARGIN = tl.constexpr(2)
-GIVEN = tl.constexpr(3)
-# argmax is a gate without a threshold
-RULES = {"none": 0, "argmax": 1, "gate": 1, "margin": 2, "given": 3}
+GATE = tl.constexpr(2)
+MARGIN = tl.constexpr(3)
+GIVEN = tl.constexpr(4)
 
 
 @triton.jit
 def rows_kernel(
     z_ptr, z_stride, g_ptr, g_stride, ids_ptr, q_ptr, q_stride, rest_ptr, w_ptr, aux_ptr, at_ptr,
-    scale_ptr, stats_ptr, index_ptr, listed_ptr, n_rows, n_cols, n_listed, ignore,
+    scale_ptr, stats_ptr, index_ptr, topk_ptr, n_rows, n_cols, n_topk, ignore,
     smoothing, gamma, cap, softcap, z_loss, KIND: tl.constexpr, RULE: tl.constexpr,
     SMOOTH: tl.constexpr, FOCAL: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
     G_STEP: tl.constexpr, Q_STEP: tl.constexpr, REP: tl.constexpr, LANES: tl.constexpr,
     VEC: tl.constexpr, KBLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A row's record, and with ``g_ptr`` its gradient.
+    """Write a row's record, and with ``g_ptr`` its gradient.
 
     Bytes: V b read (dense labels V b_q more), V b written, V b (+ V b_q) read again from cache.
     FLOPs: 9 V for the record, 6 V for the gradient, two exponentials an entry.
@@ -41,112 +42,112 @@ def rows_kernel(
     row = tl.program_id(0).to(tl.int64)
     n = tl.zeros([], tl.int64) + n_rows
     z_ptr += row * z_stride
-    ids_ptr = ids_ptr if KIND == DENSE else ids_ptr + row * n_listed
+    ids_ptr = ids_ptr if KIND == DENSE else ids_ptr + row * n_topk
     q_row = q_ptr if q_ptr is None else q_ptr + row * q_stride
-    if KIND != DENSE:  # the listed logits arrive while the row is read
-        ids = t.load_listed(ids_ptr, q_row, n_cols, n_listed, ignore, KIND, KBLOCK)[0]
+    if KIND != DENSE:  # the top-k logits arrive while the row is read
+        ids = tg.load_topk(ids_ptr, q_row, n_cols, n_topk, ignore, KIND, KBLOCK)[0]
         u = tl.load(z_ptr + ids)
-    top, s, ed, mean, best, mass, linear, weak_id = sw.sweep_row(
+    top, s, ed, mean, best, mass, linear, weak_id = rd.read_row(
         z_ptr, q_row if KIND == DENSE else None, n_cols, softcap, CAP, Q_STEP, SMOOTH,
         REP, LANES, VEC,
     )  # fmt: skip
-    # The sum knows of a NaN, the maximum need not.
+    # A NaN is in the sum, but not always in the maximum.
     best = tl.where(s != s, 0, best)
     top = tl.where(s != s, float("nan"), top)
-    s = tl.where(tl.abs(top) == t.INF, float("nan"), s)
+    s = tl.where(tl.abs(top) == m.INF, float("nan"), s)
     logs = tl.log(s)
     rest = 0.0
     tail = 0.0
     out_top = top
     out_sum = s
     if KIND == DENSE:
-        chosen = t.diffs(tl.load(z_ptr + weak_id), top, softcap, CAP)[0]
+        chosen = m.diffs(tl.load(z_ptr + weak_id), top, softcap, CAP)[0]
     else:
-        ids, q, real = t.load_listed(ids_ptr, q_row, n_cols, n_listed, ignore, KIND, KBLOCK)
-        d, turn = t.diffs(u, top, softcap, CAP)
-        linear = tl.sum(sw.product(q, d), 0)
+        ids, q, real = tg.load_topk(ids_ptr, q_row, n_cols, n_topk, ignore, KIND, KBLOCK)
+        d, turn = m.diffs(u, top, softcap, CAP)
+        linear = tl.sum(rd.product(q, d), 0)
         mass = tl.sum(q, 0)
         if KIND == SPARSE:
-            twice = t.listed_twice(ids_ptr, n_cols, n_listed, KBLOCK)
+            twice = tg.repeats_class(ids_ptr, n_cols, n_topk, KBLOCK)
             mass = tl.where(twice, float("nan"), mass)
         lanes = tl.arange(0, KBLOCK)
         # The first of the largest; padding has probability 0 and no say.
-        listed_q = tl.where(real, q, -1.0)
-        first = tl.min(tl.where(listed_q == tl.max(listed_q, 0), lanes, KBLOCK), 0)
+        topk_q = tl.where(real, q, -1.0)
+        first = tl.min(tl.where(topk_q == tl.max(topk_q, 0), lanes, KBLOCK), 0)
         weak_id = tl.sum(tl.where(lanes == first, ids, 0), 0)
         chosen = tl.sum(tl.where(lanes == first, d, 0.0), 0)
-        if listed_ptr is not None:
-            tl.store(listed_ptr + row * n_listed + lanes, d, mask=lanes < n_listed)
+        if topk_ptr is not None:
+            tl.store(topk_ptr + row * n_topk + lanes, d, mask=lanes < n_topk)
         if rest_ptr is not None:
             rest = tl.load(rest_ptr + row)
             mass += rest
             inside = tl.sum(tl.where(real, tl.exp(d), 0.0), 0)
             out_sum = s - inside
-            tail = t.log_complement(inside / s)
+            tail = m.log_complement(inside / s)
             if out_sum < 0.25 * s:  # the difference cancels: sum what is outside itself
-                out_top, out_sum = sw.outside_row(
-                    z_ptr, ids_ptr, n_cols, n_listed, softcap, CAP, REP, LANES, VEC
+                out_top, out_sum = rd.outside_row(
+                    z_ptr, ids_ptr, n_cols, n_topk, softcap, CAP, REP, LANES, VEC
                 )
-                tail = tl.where(out_sum == 0, -t.INF, (out_top - top) + tl.log(out_sum) - logs)
+                tail = tl.where(out_sum == 0, -m.INF, (out_top - top) + tl.log(out_sum) - logs)
     # A weak label with a NaN in it has no top class.
     weak_id = tl.where(mass != mass, 0, weak_id)
     chosen = tl.where(mass != mass, float("nan"), chosen)
     score = 1.0 / s
     if n_cols == 2:
-        one = t.diffs(tl.load(z_ptr + n_cols - 1), 0.0, softcap, CAP)[0]
-        score = t.diffs(tl.load(z_ptr), one, softcap, CAP)[0]
+        one = m.diffs(tl.load(z_ptr + n_cols - 1), 0.0, softcap, CAP)[0]
+        score = m.diffs(tl.load(z_ptr), one, softcap, CAP)[0]
     a = 0.0
     self_id = best
     if RULE != NONE:
         a = tl.load(aux_ptr)
         if RULE == GIVEN:
-            self_id = tl.load(index_ptr + row + t.SELF * n).to(tl.int32)
+            self_id = tl.load(index_ptr + row + m.SELF * n).to(tl.int32)
         elif at_ptr is not None:
             above = score >= tl.load(at_ptr)
             if RULE == GATE:
                 a = tl.where(above, a, 0.0)
-            else:
+            elif RULE == MARGIN:
                 self_id = tl.where(above, 0, 1).to(tl.int32)
     factor = 1.0
     if FOCAL:
-        factor = tl.exp(gamma * tl.log(t.complement(chosen - logs)))
+        factor = tl.exp(gamma * tl.log(m.complement(chosen - logs)))
     if WINDOW:
-        factor = tl.where(1.0 / s >= cap, 0.0, factor)  # NaN stays in, to be seen in the loss
+        factor = tl.where(1.0 / s >= cap, 0.0, factor)  # a NaN row must show in the loss
     kept = tl.load(ids_ptr) != ignore if KIND == HARD else row >= 0
     weight = 1.0
     if w_ptr is not None:
         weight = tl.load(w_ptr + row)
         kept = kept & (weight != 0)
     factor = tl.where(kept, factor, 0.0)
-    z_part, z_slope = t.z_part(top, logs, z_loss)
-    weak_loss = t.weak_part(mass, rest, linear, tail, logs, mean, smoothing, SMOOTH)
-    loss = t.unless_own(weak_loss, mass, a) + z_part
+    z_part, z_slope = m.z_part(top, logs, z_loss)
+    weak_loss = m.weak_part(mass, rest, linear, tail, logs, mean, smoothing, SMOOTH)
+    loss = m.unless_own(weak_loss, mass, a) + z_part
     if RULE != NONE:
-        z_self, turn_self = t.diffs(tl.load(z_ptr + self_id), 0.0, softcap, CAP)
+        z_self, turn_self = m.diffs(tl.load(z_ptr + self_id), 0.0, softcap, CAP)
         loss += tl.where(a != 0, a * (logs - (z_self - top)), 0.0)
     out = stats_ptr + row
-    tl.store(out + t.LOSS * n, tl.where(factor == 0, 0.0, loss * factor))
-    tl.store(out + t.MAX * n, top)
-    tl.store(out + t.LOGS * n, logs)
-    tl.store(out + t.ENTROPY * n, logs - ed / s)
-    tl.store(out + t.MASS * n, mass)
-    tl.store(out + t.LINEAR * n, linear)
-    tl.store(out + t.MEAN * n, mean)
-    tl.store(out + t.CHOSEN * n, chosen)
-    tl.store(out + t.TAIL * n, tail)
-    tl.store(out + t.COEF * n, a)
-    tl.store(out + t.FACTOR * n, factor)
-    tl.store(out + t.SCORE * n, score)
-    tl.store(index_ptr + row + t.ARGMAX * n, best.to(tl.int64))
-    tl.store(index_ptr + row + t.WEAK * n, weak_id.to(tl.int64))
-    if RULE != GIVEN:  # a given one stands there already, and other warps may still be reading it
-        tl.store(index_ptr + row + t.SELF * n, self_id.to(tl.int64))
+    tl.store(out + m.LOSS * n, tl.where(factor == 0, 0.0, loss * factor))
+    tl.store(out + m.MAX * n, top)
+    tl.store(out + m.LOGS * n, logs)
+    tl.store(out + m.ENTROPY * n, logs - ed / s)
+    tl.store(out + m.MASS * n, mass)
+    tl.store(out + m.LINEAR * n, linear)
+    tl.store(out + m.MEAN * n, mean)
+    tl.store(out + m.CHOSEN * n, chosen)
+    tl.store(out + m.TAIL * n, tail)
+    tl.store(out + m.COEF * n, a)
+    tl.store(out + m.FACTOR * n, factor)
+    tl.store(out + m.SCORE * n, score)
+    tl.store(index_ptr + row + m.ARGMAX * n, best.to(tl.int64))
+    tl.store(index_ptr + row + m.WEAK * n, weak_id.to(tl.int64))
+    if RULE != GIVEN:  # other warps may still be reading a given one
+        tl.store(index_ptr + row + m.SELF * n, self_id.to(tl.int64))
     if g_ptr is not None:
         g_ptr += row * g_stride
         scale = tl.load(scale_ptr) * weight
         scaled = tl.where(factor == 0, 0.0, factor * scale)
         slope = (tl.fma(1.0 - a, mass, a) + z_slope) / s
-        base = t.even_part(a, smoothing, mass, n_cols)
+        base = m.even_part(a, smoothing, mass, n_cols)
         weak = (1.0 - a) * (1.0 - smoothing)
         pull = weak * rest
         out_top = tl.where(pull == 0, top, out_top)  # -inf if nothing is outside
@@ -160,13 +161,13 @@ def rows_kernel(
             softcap, KIND, rest_ptr is not None, CAP, G_STEP, Q_STEP, REP, LANES, VEC,
         )  # fmt: skip
         tl.debug_barrier()  # other threads wrote the dense part of the entries that follow
-        listed = self_id < 0
+        in_topk = self_id < 0
         if KIND != DENSE:
             wr.write_entries(g_ptr, ids, d, turn, q, real, slope, base, weak, self_id, a, scaled)
-            listed = t.contains(ids, real, self_id)
+            in_topk = tg.contains(ids, real, self_id)
         if RULE != NONE:
             wr.write_self(
-                g_ptr, self_id, z_self, turn_self, q_self, listed == 0, top, slope, base, weak,
+                g_ptr, self_id, z_self, turn_self, q_self, in_topk == 0, top, slope, base, weak,
                 pull, out_top, 0.0, a, scaled, rest_ptr is not None,
             )  # fmt: skip
 
@@ -174,11 +175,11 @@ def rows_kernel(
 @triton.jit
 def gradient_kernel(
     z_ptr, z_stride, g_ptr, g_stride, ids_ptr, q_ptr, q_stride, rest_ptr, scale_ptr, scale_stride,
-    stats_ptr, index_ptr, n_rows, n_cols, n_listed, ignore, smoothing, softcap, z_loss,
+    stats_ptr, index_ptr, n_rows, n_cols, n_topk, ignore, smoothing, softcap, z_loss,
     KIND: tl.constexpr, CAP: tl.constexpr, G_STEP: tl.constexpr, Q_STEP: tl.constexpr,
     REP: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, KBLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A row's gradient from its record: no reduction over the row.
+    """Write a row's gradient from its record: no reduction over the row.
 
     Bytes: V b (+ V b_q) read, V b written. FLOPs: 6 V, one exponential an entry (see ``_write``).
     The classes of the record may be -1: they lie in another shard of the vocabulary.
@@ -186,36 +187,36 @@ def gradient_kernel(
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * z_stride
     g_ptr += row * g_stride
-    ids_ptr = ids_ptr if KIND == DENSE else ids_ptr + row * n_listed
+    ids_ptr = ids_ptr if KIND == DENSE else ids_ptr + row * n_topk
     q_row = q_ptr if q_ptr is None else q_ptr + row * q_stride
     n = tl.zeros([], tl.int64) + n_rows
     out = stats_ptr + row
-    top = tl.load(out + t.MAX * n)
-    logs = tl.load(out + t.LOGS * n)
-    mass = tl.load(out + t.MASS * n)
-    a = tl.load(out + t.COEF * n)
-    factor = tl.load(out + t.FACTOR * n)
-    self_id = tl.load(index_ptr + row + t.SELF * n).to(tl.int32)
+    top = tl.load(out + m.MAX * n)
+    logs = tl.load(out + m.LOGS * n)
+    mass = tl.load(out + m.MASS * n)
+    a = tl.load(out + m.COEF * n)
+    factor = tl.load(out + m.FACTOR * n)
+    self_id = tl.load(index_ptr + row + m.SELF * n).to(tl.int32)
     factor = tl.where(factor == 0, 0.0, factor * tl.load(scale_ptr + row * scale_stride))
-    _, z_slope = t.z_part(top, logs, z_loss)
+    _, z_slope = m.z_part(top, logs, z_loss)
     slope = (tl.fma(1.0 - a, mass, a) + z_slope) * tl.exp(-logs)
-    base = t.even_part(a, smoothing, mass, n_cols)
+    base = m.even_part(a, smoothing, mass, n_cols)
     weak = (1.0 - a) * (1.0 - smoothing)
     pull = 0.0
     bias = 0.0
     if rest_ptr is not None:
         pull = weak * tl.load(rest_ptr + row)
-        bias = tl.where(pull == 0, 0.0, logs + tl.load(out + t.TAIL * n))
+        bias = tl.where(pull == 0, 0.0, logs + tl.load(out + m.TAIL * n))
     # The row is gone once it is written, possibly in place: gather from it first.
-    here = (self_id >= 0) & (self_id < n_cols)
-    u_self = tl.load(z_ptr + self_id, mask=here, other=0.0)
-    z_self, turn_self = t.diffs(u_self, 0.0, softcap, CAP)
+    local = (self_id >= 0) & (self_id < n_cols)
+    u_self = tl.load(z_ptr + self_id, mask=local, other=0.0)
+    z_self, turn_self = m.diffs(u_self, 0.0, softcap, CAP)
     q_self = 0.0
     if KIND == DENSE:
-        q_self = tl.load(q_row + self_id, mask=here, other=0.0).to(tl.float32)
+        q_self = tl.load(q_row + self_id, mask=local, other=0.0).to(tl.float32)
     else:
-        ids, q, real = t.load_listed(ids_ptr, q_row, n_cols, n_listed, ignore, KIND, KBLOCK)
-        d, turn = t.diffs(tl.load(z_ptr + ids), top, softcap, CAP)
+        ids, q, real = tg.load_topk(ids_ptr, q_row, n_cols, n_topk, ignore, KIND, KBLOCK)
+        d, turn = m.diffs(tl.load(z_ptr + ids), top, softcap, CAP)
     tl.debug_barrier()
     wr.write_row(
         z_ptr, g_ptr, q_row, n_cols, top, slope, base, weak, pull, top, bias, factor, softcap,
@@ -224,9 +225,9 @@ def gradient_kernel(
     tl.debug_barrier()  # other threads wrote the dense part of the entries that follow
     if KIND != DENSE:
         wr.write_entries(g_ptr, ids, d, turn, q, real, slope, base, weak, self_id, a, factor)
-        here = here & (t.contains(ids, real, self_id) == 0)
+        local = local & (tg.contains(ids, real, self_id) == 0)
     wr.write_self(
-        g_ptr, self_id, z_self, turn_self, q_self, here, top, slope, base, weak, pull, top, bias,
+        g_ptr, self_id, z_self, turn_self, q_self, local, top, slope, base, weak, pull, top, bias,
         a, factor, rest_ptr is not None,
     )  # fmt: skip
 
@@ -234,13 +235,13 @@ def gradient_kernel(
 @triton.jit
 def fixup_kernel(
     g_ptr, g_stride, ids_ptr, q_ptr, w_ptr, rest_ptr, at_ptr, scale_ptr, stats_ptr, index_ptr,
-    listed_ptr, n_rows, n_cols, n_listed, ignore, smoothing, softcap, z_loss, tolerance,
+    topk_ptr, n_rows, n_cols, n_topk, ignore, smoothing, softcap, z_loss, tolerance,
     KIND: tl.constexpr, SMOOTH: tl.constexpr, CAP: tl.constexpr, REP: tl.constexpr,
     LANES: tl.constexpr, VEC: tl.constexpr, KBLOCK: tl.constexpr,
 ):  # fmt: skip
     """Close the gate of a row whose score is below the threshold: coefficient, loss, gradient.
 
-    The gradient was written with the gate open and its logits may be gone. The listed entries and
+    The gradient was written with the gate open and its logits may be gone. The top-k entries and
     the self class are overwritten from the record; the others, p times a number, are rescaled only
     where that number changes by more than ``tolerance`` (weak mass other than 1).
 
@@ -249,24 +250,24 @@ def fixup_kernel(
     row = tl.program_id(0).to(tl.int64)
     n = tl.zeros([], tl.int64) + n_rows
     out = stats_ptr + row
-    a = tl.load(out + t.COEF * n)
-    closed = (tl.load(out + t.SCORE * n) >= tl.load(at_ptr)) == 0
+    a = tl.load(out + m.COEF * n)
+    closed = (tl.load(out + m.SCORE * n) >= tl.load(at_ptr)) == 0
     if closed & (a != 0):
-        top = tl.load(out + t.MAX * n)
-        logs = tl.load(out + t.LOGS * n)
-        mass = tl.load(out + t.MASS * n)
-        z_part, z_slope = t.z_part(top, logs, z_loss)
-        factor = tl.load(out + t.FACTOR * n)
+        top = tl.load(out + m.MAX * n)
+        logs = tl.load(out + m.LOGS * n)
+        mass = tl.load(out + m.MASS * n)
+        z_part, z_slope = m.z_part(top, logs, z_loss)
+        factor = tl.load(out + m.FACTOR * n)
         rest = 0.0
         if rest_ptr is not None:
             rest = tl.load(rest_ptr + row)
-        loss = t.weak_part(
-            mass, rest, tl.load(out + t.LINEAR * n), tl.load(out + t.TAIL * n), logs,
-            tl.load(out + t.MEAN * n), smoothing, SMOOTH,
+        loss = m.weak_part(
+            mass, rest, tl.load(out + m.LINEAR * n), tl.load(out + m.TAIL * n), logs,
+            tl.load(out + m.MEAN * n), smoothing, SMOOTH,
         ) + z_part  # fmt: skip
         tl.debug_barrier()  # every warp has read the coefficient that one thread now overwrites
-        tl.store(out + t.COEF * n, 0.0)
-        tl.store(out + t.LOSS * n, tl.where(factor == 0, 0.0, loss * factor))
+        tl.store(out + m.COEF * n, 0.0)
+        tl.store(out + m.LOSS * n, tl.where(factor == 0, 0.0, loss * factor))
         if g_ptr is not None:
             g_ptr += row * g_stride
             scale = tl.load(scale_ptr)
@@ -280,18 +281,18 @@ def fixup_kernel(
                     wr.scale_row(g_ptr, n_cols, closed_to / opened, REP, LANES, VEC)
                     tl.debug_barrier()
             slope = closed_to * tl.exp(-logs)
-            self_id = tl.load(index_ptr + row + t.SELF * n)
-            ids, q, real = t.load_listed(
-                ids_ptr + row * n_listed, q_ptr if q_ptr is None else q_ptr + row * n_listed,
-                n_cols, n_listed, ignore, KIND, KBLOCK,
+            self_id = tl.load(index_ptr + row + m.SELF * n)
+            ids, q, real = tg.load_topk(
+                ids_ptr + row * n_topk, q_ptr if q_ptr is None else q_ptr + row * n_topk,
+                n_cols, n_topk, ignore, KIND, KBLOCK,
             )  # fmt: skip
             lanes = tl.arange(0, KBLOCK)
-            d = tl.load(listed_ptr + row * n_listed + lanes, mask=lanes < n_listed, other=0.0)
-            turn = t.cap_slope(d + top, softcap, CAP)
+            d = tl.load(topk_ptr + row * n_topk + lanes, mask=lanes < n_topk, other=0.0)
+            turn = m.cap_slope(d + top, softcap, CAP)
             # The self-target was the largest logit: z - M = 0.
-            own = tl.where(scaled == 0, 0.0, slope * scaled * t.cap_slope(top, softcap, CAP))
-            unlisted = t.contains(ids, real, self_id) == 0
-            tl.store(g_ptr + self_id, own.to(g_ptr.dtype.element_ty), mask=unlisted)
+            own = tl.where(scaled == 0, 0.0, slope * scaled * m.cap_slope(top, softcap, CAP))
+            outside = tg.contains(ids, real, self_id) == 0
+            tl.store(g_ptr + self_id, own.to(g_ptr.dtype.element_ty), mask=outside)
             wr.write_entries(g_ptr, ids, d, turn, q, real, slope, 0.0, 1.0, -1, 0.0, scaled)
 
 
@@ -311,23 +312,3 @@ def scale_kernel(
             wr.scale_edge(g_ptr, head, body, n_cols, by, VEC)
         start = tl.program_id(1) * (REP * LANES * VEC)
         wr.scale_tile(t.body_of(g_ptr, head, True), start, body, by, REP, LANES, VEC)
-
-
-# (up to this many classes, entries a thread and tile, warps). Short rows take small blocks. Long
-# rows take few blocks of many threads: what the SMs have read and not yet read again should fit
-# the cache. Two blocks an SM hide each other's reductions; of 132 x 2 rows of 2^17 16-bit classes
-# half, 34 MB, is wanted again at any time, and an H200's L2 has 50 MB. Every line of the table is
-# compiled by the audit of the tests.
-TILES = ((256, 8, 1), (2048, 16, 4), (16384, 16, 8), (65536, 16, 16), (2**31, 32, 16))
-
-
-def tile(n_cols: int, itemsize: int, capped: bool = False) -> dict[str, int]:
-    """``REP``, ``LANES``, ``VEC`` and ``num_warps`` for rows of ``n_cols`` entries.
-
-    A lane is a thread: where several threads held one entry, in place would be a race. A soft-cap
-    keeps arithmetic busy, not memory, and needs the registers of the second half of a tile.
-    """
-    vec = 16 // itemsize
-    entries, warps = next((e, w) for most, e, w in TILES if n_cols <= most)
-    entries = min(entries, 16) if capped else entries
-    return {"REP": entries // vec, "LANES": 32 * warps, "VEC": vec, "num_warps": warps}

@@ -1,4 +1,4 @@
-"""What the names of a configuration's fields do not tell about a tiny model of its class."""
+"""Fields of tiny configurations that cannot be derived from their names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 
 _MAP = {"<image>": 90, "<|extra_200|>": 91}
 
-# Model type or class of a configuration, also of one inside another -> fields.
+# Model type or class of a configuration or sub-configuration -> fields.
 FIELDS: dict[str, dict[str, Any]] = {
     "DbrxAttentionConfig": {"rope_theta": 1e4, "clip_qkv": 8.0},
     "FunAsrNanoAdaptorConfig": {"intermediate_size": 8},

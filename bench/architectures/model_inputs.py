@@ -1,4 +1,4 @@
-"""Batches for tiny models: text, and images, sound or boxes where a model does not do without."""
+"""Make batches for tiny models: text, and images, audio or boxes where a model requires them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ B, T = 3, 8
 
 
 def batches(model: Any) -> Iterator[Inputs]:
-    """Text; text and what else the forward takes; what else alone, with labels for the decoder."""
+    """Yield text; text with other modalities; other modalities with labels of the decoder."""
     text = text_batch()
     yield text
     extra = extras(model)
@@ -27,7 +27,7 @@ def batches(model: Any) -> Iterator[Inputs]:
 
 
 def text_batch() -> Inputs:
-    """(3, 8) ids of text, some of them masked, the first two of each row without a label."""
+    """Return (3, 8) token ids, some masked, the first two of each row without a label."""
     ids = torch.randint(5, V - 26, (B, T), generator=torch.Generator().manual_seed(0))
     labels, mask = ids.clone(), torch.ones_like(ids)
     labels[:, :2] = -100
@@ -36,7 +36,7 @@ def text_batch() -> Inputs:
 
 
 def _with_images(text: Inputs, config: Any) -> Inputs:
-    """Text that begins with the ids that stand for an image, where a model asks for as many."""
+    """Return text that begins with image placeholders if the model expects a fixed number."""
     token = getattr(config, "image_token_index", None) or getattr(config, "video_token_index", None)
     queries = getattr(config, "num_query_tokens", None)
     if token is None or queries is None:
@@ -47,42 +47,44 @@ def _with_images(text: Inputs, config: Any) -> Inputs:
 
 
 def extras(model: Any) -> Inputs:
-    """Inputs of other kinds by the names in the forward's signature."""
+    """Return inputs of other modalities by the parameter names of the forward."""
     g = torch.Generator().manual_seed(2)
-    found: Inputs = {}
+    extra: Inputs = {}
     for name in inspect.signature(type(model).forward).parameters:
         shape = _shape(name, model.config)
         if shape:
-            found[name] = torch.randn(shape, generator=g)
+            extra[name] = torch.randn(shape, generator=g)
     names = inspect.signature(type(model).forward).parameters
-    if "flattened_patches" in found:
-        found["flattened_patches"][..., :2] = 1.0  # row and column
+    if "flattened_patches" in extra:
+        extra["flattened_patches"][..., :2] = 1.0  # row and column
     if "image_embeds_position_mask" in names:
-        found["image_embeds_position_mask"] = (torch.arange(T) < 2).repeat(B, 1)
-    if "input_values" in found:
-        found.pop("input_features", None)
+        extra["image_embeds_position_mask"] = (torch.arange(T) < 2).repeat(B, 1)
+    if "input_values" in extra:
+        extra.pop("input_features", None)
     if "mm_token_type_ids" in names:
-        found["mm_token_type_ids"] = torch.zeros((B, T), dtype=torch.int64)
-        found.pop("pixel_values", None)
+        extra["mm_token_type_ids"] = torch.zeros((B, T), dtype=torch.int64)
+        extra.pop("pixel_values", None)
     if "bbox" in names:
-        found["bbox"] = torch.rand((B, T, 4), generator=g)
+        extra["bbox"] = torch.rand((B, T, 4), generator=g)
     if "qformer_input_ids" in names:
-        found["qformer_input_ids"] = torch.randint(5, 20, (B, 4), generator=g)
-    return found
+        extra["qformer_input_ids"] = torch.randint(5, 20, (B, 4), generator=g)
+    return extra
 
 
 def _shape(name: str, config: Any) -> tuple[int, ...] | None:
-    inner = [config, *(getattr(config, n, None) for n in _TOWERS)]
+    configs = [config, *(getattr(config, n, None) for n in _TOWERS)]
     if name == "pixel_values":
-        size, channels = _first(inner, "image_size"), _first(inner, "num_channels") or 3
+        size, channels = _first(configs, "image_size"), _first(configs, "num_channels") or 3
         size = size[0] if isinstance(size, tuple | list) else size
         frames = (2,) if "video" in config.model_type else ()
         return (B, *frames, channels, size, size) if size else None
     if name == "flattened_patches":
-        return (B, 4, 2 + (_first(inner, "patch_embed_hidden_size") or 0))
+        return (B, 4, 2 + (_first(configs, "patch_embed_hidden_size") or 0))
     if name == "input_features":
-        mel = _first(inner, "num_mel_bins") or _first(inner, "feature_projection_input_dim") or 80
-        length = _first(inner, "max_source_positions")
+        mel = (
+            _first(configs, "num_mel_bins") or _first(configs, "feature_projection_input_dim") or 80
+        )
+        length = _first(configs, "max_source_positions")
         if config.model_type == "whisper":
             return (B, mel, 2 * length)
         return (B, 64, mel)
@@ -95,5 +97,5 @@ _TOWERS = ("vision_config", "encoder", "audio_config", "encoder_config", "speech
 
 
 def _first(configs: list[Any], name: str) -> Any:
-    """The field of the first configuration that has it."""
+    """Return the field of the first configuration that has it."""
     return next((v for c in configs if c is not None and (v := getattr(c, name, None))), None)

@@ -1,4 +1,4 @@
-"""docs/architectures.md, made of the rows of ``python -m bench architectures``."""
+"""Write docs/architectures.md from the rows of ``python -m bench architectures``."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ router loss at a coefficient of 1 if the class has one.
 
 
 def load() -> list[Row]:
-    """The committed rows."""
+    """Return the committed rows."""
     return [json.loads(line) for line in ROWS.read_text().splitlines() if line]
 
 
 def page(rows: list[Row]) -> str:
-    """The whole document."""
+    """Return the whole document."""
     versions = next(r for r in rows if "transformers" in r)
     head = _HEAD.format(transformers=versions["transformers"], torch=versions["torch"])
     parts = [head, "## Counts", "", *_counts(rows), "## Exact", ""]
@@ -69,14 +69,14 @@ def _counts(rows: list[Row]) -> list[str]:
 
 
 def _reasons(rows: list[Row], states: tuple[str, ...]) -> list[str]:
-    """A table of the classes in one of some states; dtypes that agree share a line."""
+    """Return a table of the classes in some states; dtypes with the same reason share a line."""
     lines = []
     for row in rows:
-        told: dict[str, list[str]] = {}
+        dtypes_by_reason: dict[str, list[str]] = {}
         for dtype in DTYPES:
             if row[dtype] in states:
-                told.setdefault(row[f"{dtype}_why"], []).append(dtype)
-        for why, dtypes in told.items():
-            shown = why.replace("|", "\\|").replace("<", "\\<").replace("*", "\\*")
-            lines.append(f"| {row['class']} | {', '.join(dtypes)} | {shown} |")
+                dtypes_by_reason.setdefault(row[f"{dtype}_why"], []).append(dtype)
+        for why, dtypes in dtypes_by_reason.items():
+            escaped = why.replace("|", "\\|").replace("<", "\\<").replace("*", "\\*")
+            lines.append(f"| {row['class']} | {', '.join(dtypes)} | {escaped} |")
     return ["| class | dtype | why |", "|---|---|---|", *lines] if lines else ["None."]

@@ -1,8 +1,8 @@
-"""Every causal, image-text and sequence-to-sequence class of transformers, built tiny.
+"""Build every causal, image-text and sequence-to-sequence class of transformers tiny.
 
-No class has a recipe of its own unless it needs one: the fields of its configuration, and of those
-inside it, get small values by their names. Towers that text does not pass through keep their widths
-where theirs depend on each other, and lose their layers alone.
+The fields of a configuration and its sub-configurations get small values by their names; few
+classes need values of their own. Towers that text does not pass through keep their widths where
+these depend on each other, and are only reduced in depth.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ _DEPTHS = (
     "num_blocks", "speech_encoder_layers", "t2u_encoder_layers", "t2u_decoder_layers",
     "resampler_depth", "aligner_num_add_layers",
 )  # fmt: skip
-_STILL = (
+_RANDOM = (
     "dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "resid_pdrop",
     "attn_pdrop", "embd_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob",
     "embedding_dropout", "layerdrop", "encoder_layerdrop", "decoder_layerdrop", "dropout_rate",
@@ -99,7 +99,7 @@ _TEXT = ("text", "decoder", "llm", "language", "thinker", "qformer", "patcher", 
 
 
 def classes() -> Iterator[tuple[str, str]]:
-    """(group, name of the class), each class once."""
+    """Yield (group, class name), each class once."""
     from transformers.models.auto import modeling_auto
 
     seen: set[str] = set()
@@ -113,7 +113,7 @@ def classes() -> Iterator[tuple[str, str]]:
 
 
 def tiny(name: str, how: str) -> Any:
-    """A model of class ``name`` in fp32; ``how`` is one of ``WAYS``."""
+    """Return an fp32 model of class ``name``, built in one of ``WAYS``."""
     import transformers
 
     kind = getattr(transformers, name)
@@ -124,14 +124,14 @@ def tiny(name: str, how: str) -> Any:
     if count > 120e6:
         raise ValueError(f"{count / 1e6:.0f} million weights")
     torch.manual_seed(0)
-    return lively(kind(config))
+    return make_sensitive(kind(config))
 
 
 WAYS = ("small", "shallow towers", "defaults")
 
 
 def small(kind: Any, how: str, tower: bool = False) -> Any:
-    """A configuration of class ``kind`` with small fields, and those inside it."""
+    """Return a configuration of class ``kind`` with small fields and sub-configurations."""
     default = kind()
     keep = tower and how != "small"
     values: dict[str, Any] = {}
@@ -159,8 +159,8 @@ def small(kind: Any, how: str, tower: bool = False) -> Any:
 
 
 def _value(name: str, value: Any, count: int, keep: bool) -> Any:
-    """A small value of one field, None to leave it as it is."""
-    if name in _STILL and isinstance(value, float | int) and not isinstance(value, bool):
+    """Return a small value of a field, or None to keep its default."""
+    if name in _RANDOM and isinstance(value, float | int) and not isinstance(value, bool):
         return type(value)(0)
     if name == "head_dim" and value is None and not keep:
         return SIZES[name]
@@ -178,7 +178,7 @@ def _value(name: str, value: Any, count: int, keep: bool) -> Any:
 
 
 def _layers(default: Any) -> dict[str, Any]:
-    """One layer of each kind, for models whose layers differ."""
+    """Return fields for one layer of each kind, for models whose layers differ."""
     kinds = getattr(default, "layer_types", None) or getattr(default, "layers_block_type", None)
     if not isinstance(kinds, list | tuple) or len(set(kinds)) < 2:
         return {}
@@ -193,8 +193,8 @@ def _layers(default: Any) -> dict[str, Any]:
     return values
 
 
-def lively(model: Any) -> Any:
-    """Weights large enough that every part matters, and nothing that draws random numbers."""
+def make_sensitive(model: Any) -> Any:
+    """Make weights large enough for every part to matter, and disable dropout."""
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, p in [*model.named_parameters(), *model.named_buffers()]:

@@ -1,1 +1,1 @@
-"""What is measured: inputs, candidates and errors, a file a benchmark."""
+"""Inputs, candidates and errors of the benchmarks, one file each."""

@@ -1,7 +1,7 @@
-"""What w2s_fast is compared with: the same losses in plain PyTorch.
+"""Baselines of w2s_fast: the same losses in plain PyTorch.
 
 ``logconf`` is the auxiliary confidence loss of openai/weak-to-strong (``logconf_loss_fn``) with its
-two-class threshold replaced by the batch median of the top probability, so that it holds for any
+two-class threshold replaced by the batch median of the top probability, which is defined for any
 number of classes. Like the original it takes dense labels and computes in fp32.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def logconf(logits: Tensor, labels: Tensor, coef: float = 0.5) -> Tensor:
-    """Confidence loss, any number of classes. logits, labels (N, V); 0-d fp32 mean."""
+    """Return the mean confidence loss, 0-d fp32, for any number of classes; inputs (N, V)."""
     logits = logits.float()
     labels = labels.float()
     preds = torch.softmax(logits, dim=-1)
@@ -26,7 +26,7 @@ def logconf(logits: Tensor, labels: Tensor, coef: float = 0.5) -> Tensor:
 
 
 def logconf_gather(logits: Tensor, ids: Tensor, coef: float = 0.5) -> Tensor:
-    """The same for hard labels, rewritten without dense targets: what a careful user may do."""
+    """Return the same loss for hard labels (N,), without dense targets."""
     logp = torch.log_softmax(logits.float(), dim=-1)
     top, chosen = logp.detach().max(dim=-1)
     share = coef * (top.exp() >= torch.quantile(top.exp(), 0.5))
@@ -36,12 +36,12 @@ def logconf_gather(logits: Tensor, ids: Tensor, coef: float = 0.5) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Plain cross-entropy with hard (N,) or dense (N, V) labels."""
+    """Return the mean cross-entropy for hard (N,) or dense (N, V) labels."""
     return F.cross_entropy(logits, labels)
 
 
 def logconf_two_class(logits: Tensor, labels: Tensor, coef: float = 0.5) -> Tensor:
-    """``logconf_loss_fn`` of openai/weak-to-strong: two classes, quantile at the weak prior."""
+    """Return ``logconf_loss_fn`` of openai/weak-to-strong: two classes, quantile at the prior."""
     logits = logits.float()
     labels = labels.float()
     preds = torch.softmax(logits, dim=-1)
@@ -52,11 +52,11 @@ def logconf_two_class(logits: Tensor, labels: Tensor, coef: float = 0.5) -> Tens
 
 
 def linear_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    """``cross_entropy`` behind a head, logits in fp32 as Hugging Face models compute it."""
+    """Return ``cross_entropy`` of a head's fp32 logits, as Hugging Face models compute it."""
     logits = F.linear(hidden, head).float()
     return F.cross_entropy(logits, labels.float() if labels.is_floating_point() else labels)
 
 
 def linear_logconf(hidden: Tensor, head: Tensor, labels: Tensor, coef: float = 0.5) -> Tensor:
-    """``logconf`` behind a head; labels (N, V)."""
+    """Return ``logconf`` of a head's logits; labels (N, V)."""
     return logconf(F.linear(hidden, head), labels, coef)

@@ -1,4 +1,4 @@
-"""The losses over a large vocabulary: inputs, candidates, and the truth in fp64."""
+"""Losses over a large vocabulary: inputs, candidates, and fp64 references."""
 
 from __future__ import annotations
 
@@ -27,16 +27,23 @@ Loss = Callable[[Tensor], Tensor]
 
 @dataclass
 class Inputs:
-    """logits (N, V); labels (N, V) dense in the dtype of the logits; ours: what our op is given."""
+    """Inputs of a case.
+
+    Attributes:
+        logits: (N, V).
+        labels: (N, V) dense labels of the baselines, in the dtype of the logits; None: ``ids``.
+        ids: (N,) hard labels.
+        ours: Weak labels of our op.
+    """
 
     logits: Tensor
-    labels: Tensor | None  # None: hard labels in ``ids``
+    labels: Tensor | None
     ids: Tensor
     ours: Tensor | w2s_fast.SparseTargets
 
 
 class Upstream(torch.autograd.Function):
-    """Stands for the model: hands out a fixed buffer as its output, and drops the gradient."""
+    """Stand in for the model: return a fixed buffer as its output, and drop the gradient."""
 
     @staticmethod
     def forward(ctx: object, seed: Tensor, holder: list[Tensor]) -> Tensor:
@@ -48,7 +55,7 @@ class Upstream(torch.autograd.Function):
 
 
 def make_inputs(case: str, dtype: str, n: int, v: int) -> Inputs:
-    """Logits with spread 3 whose weak class stands out in most rows, as after some training."""
+    """Return logits with spread 3 whose weak class is lifted in most rows, as after training."""
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(n, v, generator=g).mul_(3.0)
     ids = torch.randint(v, (n,), generator=g)
@@ -61,10 +68,10 @@ def make_inputs(case: str, dtype: str, n: int, v: int) -> Inputs:
         labels = None if case == "hard" else _one_hot(ids[:, None], torch.ones(n, 1), logits)
     elif case == "logconf_topk":
         k = min(TOP_K, v)
-        listed = (ids[:, None] + 17 * torch.arange(k)) % v
+        top_ids = (ids[:, None] + 17 * torch.arange(k)) % v
         probs = torch.rand(n, k, generator=g)
         probs /= probs.sum(dim=1, keepdim=True)
-        ours, labels = w2s_fast.SparseTargets(listed, probs), _one_hot(listed, probs, logits)
+        ours, labels = w2s_fast.SparseTargets(top_ids, probs), _one_hot(top_ids, probs, logits)
     else:
         labels = torch.randn(n, v, generator=g).mul_(3.0).softmax(dim=1).to(logits.dtype)
         ours = labels
@@ -76,19 +83,19 @@ def _one_hot(ids: Tensor, probs: Tensor, like: Tensor) -> Tensor:
 
 
 def losses(case: str, x: Inputs, providers: Sequence[str]) -> dict[str, Loss]:
-    """Provider -> loss as a function of the logits."""
+    """Return provider -> loss as a function of the logits."""
     if case.startswith("logconf"):
         options: dict[str, object] = {"aux": AUX, "threshold": "median"}
-        peer = partial(baselines.logconf, labels=x.labels, coef=AUX)
+        baseline = partial(baselines.logconf, labels=x.labels, coef=AUX)
     else:
         options = {}
-        peer = partial(baselines.cross_entropy, labels=x.ids if x.labels is None else x.labels)
+        baseline = partial(baselines.cross_entropy, labels=x.ids if x.labels is None else x.labels)
     ours = partial(w2s_fast.cross_entropy, weak=x.ours, **options)
     table: dict[str, Loss] = {
         "ours": ours,
         "ours_inplace": partial(ours, inplace=True),
-        "eager": peer,
-        "compile": torch.compile(peer, dynamic=False),
+        "eager": baseline,
+        "compile": torch.compile(baseline, dynamic=False),
     }
     if case == "logconf_hard":
         gather = partial(baselines.logconf_gather, ids=x.ids, coef=AUX)
@@ -98,30 +105,30 @@ def losses(case: str, x: Inputs, providers: Sequence[str]) -> dict[str, Loss]:
 
 
 def candidates(x: Inputs, table: dict[str, Loss]) -> dict[str, Candidate]:
-    """Forward and backward of every loss, and the memory floor of the same bytes."""
+    """Return forward and backward of every loss, and the memory floor of the same bytes."""
     seed = torch.zeros((), requires_grad=True)
     work = torch.empty_like(x.logits) if "ours_inplace" in table else None
 
     def step(loss: Loss, buffer: Tensor) -> None:
         loss(Upstream.apply(seed, [buffer])).backward()
 
-    found = {}
+    timed = {}
     for name, loss in table.items():
         if name == "ours_inplace" and work is not None:
-            # In place eats its logits: every call gets a fresh copy, outside of its time.
-            found[name] = Candidate(partial(step, loss, work), partial(work.copy_, x.logits))
+            # In place overwrites its logits: every call gets a new copy, which is not timed.
+            timed[name] = Candidate(partial(step, loss, work), partial(work.copy_, x.logits))
         else:
-            found[name] = Candidate(partial(step, loss, x.logits))
-    plain = torch.ones(x.logits.nbytes // 4)
-    found["floor_write"] = Candidate(partial(plain.mul_, 1.0))
+            timed[name] = Candidate(partial(step, loss, x.logits))
+    buffer = torch.ones(x.logits.nbytes // 4)
+    timed["floor_write"] = Candidate(partial(buffer.mul_, 1.0))
     if isinstance(x.ours, Tensor) and x.ours.dim() == 2:
-        # Labels are read on top: the same number of bytes, summed.
-        found["floor_read"] = Candidate(plain.sum)
-    return found
+        # Labels are read too: sum the same number of bytes.
+        timed["floor_read"] = Candidate(buffer.sum)
+    return timed
 
 
 def errors(x: Inputs, loss: Loss, truth: tuple[float, Tensor, Tensor]) -> dict[str, float]:
-    """Relative error of the loss, and of the sampled gradient rows over their largest entry."""
+    """Return relative errors: of the loss, and of sampled gradient rows over the largest entry."""
     logits = x.logits.clone().requires_grad_()
     value = loss(logits.view_as(logits))
     value.backward()
@@ -135,11 +142,11 @@ def errors(x: Inputs, loss: Loss, truth: tuple[float, Tensor, Tensor]) -> dict[s
 
 
 def truth(case: str, x: Inputs) -> tuple[float, Tensor, Tensor]:
-    """fp64 loss over all rows; a sample of rows and their fp64 gradients."""
+    """Return the fp64 loss over all rows, a sample of rows, and their fp64 gradients."""
     n = x.logits.shape[0]
     top = torch.cat([z.double().softmax(1).amax(1) for z in x.logits.split(_CHUNK)])
-    at = torch.quantile(top, 0.5)
-    share = AUX * (top >= at) if case.startswith("logconf") else torch.zeros_like(top)
+    threshold = torch.quantile(top, 0.5)
+    share = AUX * (top >= threshold) if case.startswith("logconf") else torch.zeros_like(top)
     total = 0.0
     for start in range(0, n, _CHUNK):
         rows = torch.arange(start, min(start + _CHUNK, n))

@@ -1,11 +1,10 @@
-"""``python -m bench heads``: a sweep of linear heads on cached features, and what it replaces.
+"""``python -m bench heads``: time a sweep of linear heads on cached features, and alternatives.
 
-``sweep`` is what a user waits for: every loss with every seed, on all cores, from the released
-processes' first step to the last one's end. ``epoch`` is the same work, every loss once over the
-rows, by ``train_heads`` and by one ``train`` a loss on the same features. ``probe`` is a single
-linear probe of a small transformer: uncached (its base runs at every step), by ``train`` on cached
-features, by ``train_heads``; and the cost of the cache. Labels are noisy and so is the clock: CPU
-time is the least of the rounds.
+``sweep`` trains every loss with every seed on all cores, timed from the first step of any process
+to the end of the last. ``epoch`` trains every loss for one epoch, with ``train_heads`` and with one
+``train`` per loss on the same features. ``probe`` is a single linear probe of a small transformer:
+uncached (its backbone runs at every step), with ``train`` on cached features, with ``train_heads``;
+and the cost of the cache. CPU time is the minimum over the rounds.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.harness import row_files
 from bench.harness.cpu_timing import Candidate, interleave
 from bench.harness.environment import ROOT, environment
+from bench.harness.row_files import Row, store
 from w2s_fast.losses import make_loss
 from w2s_fast.probing import (
     CachedHead,
@@ -42,9 +41,9 @@ from w2s_fast.training import Encoded, TrainConfig, predict, train
 
 PARTS = ("sweep", "epoch", "probe")
 SEEDS = 5
-# The vision probes of openai/weak-to-strong as released: Adam at 1e-3, cosine, 5 to 20 epochs.
+# The vision probes of openai/weak-to-strong: Adam at 1e-3, cosine schedule, 5 to 20 epochs.
 RECIPE = TrainConfig(epochs=10, batch_size=128, lr=1e-3)
-_BODY = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
+_BACKBONE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
 _VARIANTS = {
     "xent": ("",),
     "hard_xent": ("",),
@@ -67,11 +66,11 @@ _VARIANTS = {
     "entropy_min": ("aux_coef=0.05", "aux_coef=0.1", "aux_coef=0.3", "aux_coef=1"),
     "entropy_eleuther": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75"),
 }
-SPECS = tuple(f"{name}:{fields}" for name, all_ in _VARIANTS.items() for fields in all_)
+SPECS = tuple(f"{name}:{fields}" for name, variants in _VARIANTS.items() for fields in variants)
 
 
 def main(args: list[str]) -> int:
-    """Measure, print, and store where ``--out`` or ``--record`` say."""
+    """Measure the selected parts, print and store the rows."""
     p = argparse.ArgumentParser(prog="python -m bench heads", description=__doc__.splitlines()[0])
     p.add_argument("--parts", default=",".join(PARTS), help="comma-separated: %(default)s")
     p.add_argument("--sizes", default="384,1024", help="numbers of features: %(default)s")
@@ -84,28 +83,25 @@ def main(args: list[str]) -> int:
     if a.job:
         return _worker(json.loads(a.job))
     torch.set_num_threads(1)
-    found = []
+    rows: list[Row] = []
     for part, d in itertools.product(a.parts.split(","), map(int, a.sizes.split(","))):
         for row in _PARTS[part](a, d):
             threads = {"threads": a.workers} if part == "sweep" else {}
             row = {**row, "quick": a.quick, **environment(), **threads}
             print(json.dumps({k: row[k] for k in list(row)[:14]}), flush=True)
-            found.append(row)
-    if a.out:
-        row_files.save(a.out, found)
-    if a.record:
-        row_files.record(found)
+            rows.append(row)
+    store(rows, a.out, a.record)
     return 0
 
 
-def _row(case: str, n: int, d: int, provider: str, **numbers: float) -> row_files.Row:
+def _row(case: str, n: int, d: int, provider: str, **numbers: float) -> Row:
     shape = {"op": "heads", "case": case, "dtype": "bf16", "n": n, "d": d, "v": 2}
-    told = {k: float(f"{v:.4g}") for k, v in numbers.items()}
-    return {**shape, "allocator": "stock", "provider": provider, **told}
+    rounded = {k: float(f"{v:.4g}") for k, v in numbers.items()}
+    return {**shape, "allocator": "stock", "provider": provider, **rounded}
 
 
 def _problem(n: int, d: int) -> tuple[Tensor, np.ndarray]:
-    """Features (N, D) bf16 and weak labels (N, 2): a linear rule, seen through noise."""
+    """Return bf16 features (N, D) and weak labels (N, 2) of a linear rule with noise."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(n, d, generator=g)
     rule = x @ torch.randn(d, generator=g) / d**0.5
@@ -124,8 +120,8 @@ def _recipe(quick: bool, epochs: int | None = None) -> TrainConfig:
 # Sweep ----------------------------------------------------------------------------------------
 
 
-def sweep(a: argparse.Namespace, d: int) -> Iterator[row_files.Row]:
-    """Wall and CPU time of all losses and seeds, shared out over the processes."""
+def sweep(a: argparse.Namespace, d: int) -> Iterator[Row]:
+    """Yield wall and CPU time of all losses and seeds, divided among the processes."""
     from safetensors.torch import save_file
 
     n = 600 if a.quick else 20000
@@ -138,14 +134,14 @@ def sweep(a: argparse.Namespace, d: int) -> Iterator[row_files.Row]:
             {"path": path, "tasks": tasks[i :: a.workers], "parts": a.workers, "quick": a.quick}
             for i in range(a.workers)
         ]
-        rounds = [_released(jobs) for _ in range(1 if a.quick else 3)]
+        rounds = [_run_processes(jobs) for _ in range(1 if a.quick else 3)]
     wall, cpu = min(r[0] for r in rounds), min(r[1] for r in rounds)
     yield _row("sweep", n, d, "ours", wall_ms=1e3 * wall, cpu_ms=1e3 * cpu, losses=len(SPECS),
                seeds=SEEDS, epochs=_recipe(a.quick).epochs)  # fmt: skip
 
 
-def _released(jobs: list[dict[str, Any]]) -> tuple[float, float]:
-    """Wall seconds from letting all processes go to the end of the last; their CPU seconds."""
+def _run_processes(jobs: list[dict[str, Any]]) -> tuple[float, float]:
+    """Start all processes at once; return wall seconds to the end of the last, and CPU seconds."""
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
@@ -163,22 +159,22 @@ def _released(jobs: list[dict[str, Any]]) -> tuple[float, float]:
         assert w.stdin is not None
         w.stdin.write("go\n")
         w.stdin.flush()
-    told = [w.stdout.readline() for w in workers if w.stdout is not None]
+    cpu_seconds = [w.stdout.readline() for w in workers if w.stdout is not None]
     wall = time.perf_counter() - start
     if any([w.wait() for w in workers]):
         raise SystemExit("bench: a process of the sweep failed")
-    return wall, sum(map(float, told))
+    return wall, sum(map(float, cpu_seconds))
 
 
 def _worker(job: dict[str, Any]) -> int:
-    """Train this process's tasks when told to; print CPU seconds."""
+    """Train this process's share after a line on stdin; print CPU seconds."""
     from safetensors import safe_open
 
     torch.set_num_threads(1)
     with safe_open(job["path"], framework="pt") as f:
         x, weak = f.get_tensor("x"), f.get_tensor("weak").numpy()
     runs, recipe = _runs(weak), _recipe(job["quick"])
-    train_heads(x[:256], [HeadRun(weak[:256], r.loss) for r in runs], recipe, 0)  # whatever is lazy
+    train_heads(x[:256], [HeadRun(weak[:256], r.loss) for r in runs], recipe, 0)  # warms up
     print("ready", flush=True)
     sys.stdin.readline()
     start = time.process_time()
@@ -188,11 +184,11 @@ def _worker(job: dict[str, Any]) -> int:
     return 0
 
 
-# The same work in other ways ------------------------------------------------------------------
+# Alternatives -----------------------------------------------------------------------------------
 
 
-def epoch(a: argparse.Namespace, d: int) -> Iterator[row_files.Row]:
-    """All losses, one seed, one epoch: together, and one after the other by the ordinary loop."""
+def epoch(a: argparse.Namespace, d: int) -> Iterator[Row]:
+    """Yield the times of all losses for one epoch: together, and one by one with ``train``."""
     n = 300 if a.quick else 20000
     x, weak = _problem(n, d)
     data, recipe, runs = CachedRows(x), _recipe(a.quick, 1), _runs(weak)
@@ -201,14 +197,16 @@ def epoch(a: argparse.Namespace, d: int) -> Iterator[row_files.Row]:
         for run in runs:
             train(CachedHead(d, 2), data, weak, run.loss, recipe, 0)
 
-    ways = {"ours": Candidate(lambda: train_heads(x, runs, recipe, 0), warm=0),
+    timed = {"ours": Candidate(lambda: train_heads(x, runs, recipe, 0), warm=0),
             "loop": Candidate(loop, warm=0)}  # fmt: skip
-    yield from _compared(a, "epoch", n, d, ways, {"losses": len(SPECS), "seeds": 1, "epochs": 1})
+    yield from _time_alternatives(
+        a, "epoch", n, d, timed, {"losses": len(SPECS), "seeds": 1, "epochs": 1}
+    )
 
 
-def probe(a: argparse.Namespace, d: int) -> Iterator[row_files.Row]:
-    """One loss, one seed, one epoch of a transformer's probe, with and without the cache."""
-    if d != _BODY["hidden_size"]:
+def probe(a: argparse.Namespace, d: int) -> Iterator[Row]:
+    """Yield the times of one epoch of a transformer's probe, with and without cache."""
+    if d != _BACKBONE["hidden_size"]:
         return
     model, data = _transformer(64 if a.quick else 512)
     weak = _problem(len(data), d)[1]
@@ -223,50 +221,50 @@ def probe(a: argparse.Namespace, d: int) -> Iterator[row_files.Row]:
             train(model, data, weak, loss, recipe, 0)
 
         uncached()
-        together = train_heads(x, [HeadRun(weak, loss)], recipe, 0)
-        error = np.abs(predict(model, data) - predict_heads(x, together)[0]).max()
-        fresh = itertools.count()
-        ways = {
+        heads = train_heads(x, [HeadRun(weak, loss)], recipe, 0)
+        error = np.abs(predict(model, data) - predict_heads(x, heads)[0]).max()
+        numbers = itertools.count()
+        timed = {
             "ours": Candidate(lambda: train_heads(x, [HeadRun(weak, loss)], recipe, 0), warm=0),
             "loop": Candidate(
                 lambda: train(CachedHead(d, 2), CachedRows(x), weak, loss, recipe, 0), warm=0
             ),
             "uncached": Candidate(uncached, warm=0),
             "cache": Candidate(
-                lambda: cache_features(model, data, Path(folder) / f"{next(fresh)}"), warm=0
+                lambda: cache_features(model, data, Path(folder) / f"{next(numbers)}"), warm=0
             ),
         }
-        about = {"losses": 1, "seeds": 1, "epochs": 1, "prob_err": float(error)}
-        yield from _compared(a, "probe", len(data), d, ways, about)
+        columns = {"losses": 1, "seeds": 1, "epochs": 1, "prob_err": float(error)}
+        yield from _time_alternatives(a, "probe", len(data), d, timed, columns)
 
 
 def _transformer(n: int) -> tuple[Any, Encoded]:
-    """A frozen Llama of six layers with a head, and N rows of 32 tokens."""
+    """Return a frozen Llama of six layers with a head, and N rows of 32 tokens."""
     from transformers import LlamaConfig, LlamaModel
 
     from w2s_fast.models.classifier import Classifier
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=1000, intermediate_size=1536, use_cache=False, **_BODY)
+    config = LlamaConfig(vocab_size=1000, intermediate_size=1536, use_cache=False, **_BACKBONE)
     tokens = np.random.default_rng(0).integers(0, 1000, 32 * n).astype(np.int32)
     data = Encoded(tokens, np.arange(n + 1) * 32, None, 0)
     return Classifier(LlamaModel(config), 2, "last", "zero", frozen=True), data
 
 
-def _compared(
+def _time_alternatives(
     a: argparse.Namespace,
     case: str,
     n: int,
     d: int,
-    ways: dict[str, Candidate],
-    about: dict[str, float],
-) -> Iterator[row_files.Row]:
-    samples = interleave(ways, 1 if a.quick else 3)
+    timed: dict[str, Candidate],
+    columns: dict[str, float],
+) -> Iterator[Row]:
+    samples = interleave(timed, 1 if a.quick else 3)
     base = samples["ours"].summary()["cpu_ms"]
-    for who, s in samples.items():
-        told = s.summary()
-        yield _row(case, n, d, who, cpu_ms=told["cpu_ms"], wall_ms=told["wall_ms"],
-                   ratio_to_ours=told["cpu_ms"] / base, **about)  # fmt: skip
+    for provider, s in samples.items():
+        summary = s.summary()
+        yield _row(case, n, d, provider, cpu_ms=summary["cpu_ms"], wall_ms=summary["wall_ms"],
+                   ratio_to_ours=summary["cpu_ms"] / base, **columns)  # fmt: skip
 
 
 _PARTS = {"sweep": sweep, "epoch": epoch, "probe": probe}

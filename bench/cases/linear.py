@@ -1,7 +1,7 @@
-"""The loss of a language-model head, from hidden states: inputs, candidates, and the fp64 truth.
+"""Losses of a language-model head on hidden states: inputs, candidates, and fp64 references.
 
-``gemms`` is the floor: the three bare products of the same shapes, into buffers made beforehand.
-Other people's fused heads take part where they are installed and can run here (``bench-peers``).
+``gemms`` is the floor: the three bare products of the same shapes, into preallocated buffers. Fused
+heads of other libraries are measured where they are installed and run (extra ``bench-peers``).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ CASES = ("hard", "dense", "topk", "logconf_hard", "logconf_topk")
 SHAPES = ((2048, 1024, 32000), (1024, 2048, 128256))  # N, D, V
 PEERS = ("torch_lce", "torch_lce_auto", "cce", "liger", "quack")
 PROVIDERS = ("ours", "eager", "compile", *PEERS)
-MEMORY_MIB = 64  # what ours may spend on logits
-_TORCH_ROWS = 512  # a chunk of torch_lce: the best of a few sizes on the first shape
+MEMORY_MIB = 64  # limit of our logits
+_TORCH_ROWS = 512  # rows in a chunk of torch_lce: the best of a few sizes on the first shape
 _CHUNK = 256  # rows of fp64 truth at a time
 _SAMPLE = 64  # rows whose gradient is checked
 
@@ -35,12 +35,20 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Unavailable(Exception):
-    """Why a provider cannot take part on this machine."""
+    """A provider cannot run on this machine; the message is the reason."""
 
 
 @dataclass
 class Inputs:
-    """hidden (N, D), head (V, D), both leaves; labels (N, V) dense or None; ours: for our op."""
+    """Inputs of a case.
+
+    Attributes:
+        hidden: (N, D) leaf.
+        head: (V, D) leaf.
+        ids: (N,) hard labels.
+        labels: (N, V) dense labels of the baselines; None: ``ids``.
+        ours: Weak labels of our op.
+    """
 
     hidden: Tensor
     head: Tensor
@@ -50,7 +58,7 @@ class Inputs:
 
 
 def make_inputs(case: str, dtype: str, n: int, d: int, v: int) -> Inputs:
-    """Logits with spread 3 whose weak class stands out in most rows, as after some training."""
+    """Return inputs whose logits have spread 3 and a lifted weak class, as after training."""
     g = torch.Generator().manual_seed(0)
     hidden = torch.randn(n, d, generator=g)
     head = torch.randn(v, d, generator=g).mul_(3.0 / math.sqrt(d))
@@ -61,28 +69,28 @@ def make_inputs(case: str, dtype: str, n: int, d: int, v: int) -> Inputs:
     hidden, head = (x.to(DTYPES[dtype]).requires_grad_() for x in (hidden, head))
     if case in ("hard", "logconf_hard"):
         ours: Tensor | w2s_fast.SparseTargets = ids
-        listed, probs = ids[:, None], torch.ones(n, 1)
+        top_ids, probs = ids[:, None], torch.ones(n, 1)
     elif case == "dense":
         ours = torch.randn(n, v, generator=g).mul_(3.0).softmax(dim=1).to(hidden.dtype)
         return Inputs(hidden, head, ids, ours, ours)
     else:
         k = min(TOP_K, v)
-        listed = (ids[:, None] + 17 * torch.arange(k)) % v
+        top_ids = (ids[:, None] + 17 * torch.arange(k)) % v
         probs = torch.rand(n, k, generator=g)
         probs /= probs.sum(dim=1, keepdim=True)
-        ours = w2s_fast.SparseTargets(listed, probs)
+        ours = w2s_fast.SparseTargets(top_ids, probs)
     labels = None
     if case != "hard":
-        # What the others are given: dense labels, scattered outside of their time and memory.
-        labels = torch.zeros(n, v, dtype=hidden.dtype).scatter_(1, listed, probs.to(hidden.dtype))
+        # Dense labels of the baselines; scattering them is not measured.
+        labels = torch.zeros(n, v, dtype=hidden.dtype).scatter_(1, top_ids, probs.to(hidden.dtype))
     return Inputs(hidden, head, ids, labels, ours)
 
 
 def loss(provider: str, case: str, x: Inputs) -> Loss | None:
-    """Loss of (hidden, head); None where the provider has no such loss.
+    """Return the loss of (hidden, head), or None if the provider has no such loss.
 
     Raises:
-        Unavailable: if the provider is not installed or cannot run here.
+        Unavailable: The provider is not installed or cannot run here.
     """
     confidence = case.startswith("logconf")
     target = x.ids if x.labels is None else x.labels
@@ -90,10 +98,10 @@ def loss(provider: str, case: str, x: Inputs) -> Loss | None:
         options: dict[str, Any] = {"aux": AUX, "threshold": "median"} if confidence else {}
         return partial(w2s_fast.linear_cross_entropy, weak=x.ours, memory_mib=MEMORY_MIB, **options)
     if provider in ("eager", "compile"):
-        peer = partial(baselines.linear_cross_entropy, labels=target)
+        baseline = partial(baselines.linear_cross_entropy, labels=target)
         if confidence:
-            peer = partial(baselines.linear_logconf, labels=target, coef=AUX)
-        return peer if provider == "eager" else torch.compile(peer, dynamic=False)
+            baseline = partial(baselines.linear_logconf, labels=target, coef=AUX)
+        return baseline if provider == "eager" else torch.compile(baseline, dynamic=False)
     if confidence or (provider != "torch_lce" and case != "hard"):
         return None
     return _PEERS[provider](target)
@@ -102,7 +110,7 @@ def loss(provider: str, case: str, x: Inputs) -> Loss | None:
 def _torch_lce(target: Tensor, **options: Any) -> Loss:
     if not hasattr(F, "linear_cross_entropy"):
         raise Unavailable(f"torch {torch.__version__} has no linear_cross_entropy")
-    # Dense labels take its reference path whatever the options, and it warns.
+    # With options, dense labels take its reference path all the same, and it warns.
     chunked = torch.nn.LinearCrossEntropyOptions(**options) if target.dim() == 1 else None
     return lambda hidden, head: F.linear_cross_entropy(hidden, head, target, options=chunked)
 
@@ -144,35 +152,35 @@ def _installed(module: str, package: str) -> Any:
 def losses(
     case: str, x: Inputs, providers: Sequence[str]
 ) -> tuple[dict[str, Loss], dict[str, str]]:
-    """Provider -> loss, and provider -> why it does not take part."""
+    """Return provider -> loss, and provider -> the reason why it is not measured."""
     table, skipped = {}, {}
     for provider in providers:
         try:
-            found = loss(provider, case, x)
+            call = loss(provider, case, x)
         except Unavailable as e:
             skipped[provider] = str(e)
         else:
-            if found is not None:
-                table[provider] = found
+            if call is not None:
+                table[provider] = call
     return table, skipped
 
 
 def step(x: Inputs, call: Loss) -> Tensor:
-    """Forward and backward; gradients are left in the leaves."""
+    """Run forward and backward; the gradients stay in the leaves."""
     value = call(x.hidden, x.head)
     value.backward()
     return value.detach()
 
 
 def reset(x: Inputs) -> None:
-    """No gradients, as after ``zero_grad(set_to_none=True)``."""
+    """Remove the gradients, as ``zero_grad(set_to_none=True)`` does."""
     x.hidden.grad = x.head.grad = None
 
 
 def prepare(
     provider: str, case: str, dtype: str, n: int, d: int, v: int
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A step on inputs of its own, and its ``reset``: for ``memory.peaks``."""
+    """Return a step on new inputs, and its ``reset``, for ``peak_memory.peaks``."""
     x = make_inputs(case, dtype, n, d, v)
     call = loss(provider, case, x)
     assert call is not None
@@ -180,17 +188,17 @@ def prepare(
 
 
 def candidates(x: Inputs, table: dict[str, Loss]) -> dict[str, Candidate]:
-    """Forward and backward of every loss, and the bare products."""
-    found = {
+    """Return forward and backward of every loss, and the bare products."""
+    timed = {
         name: Candidate(partial(step, x, call), partial(reset, x), warm=1)
         for name, call in table.items()
     }
-    found["gemms"] = Candidate(gemms(x), partial(reset, x), warm=1)
-    return found
+    timed["gemms"] = Candidate(gemms(x), partial(reset, x), warm=1)
+    return timed
 
 
 def gemms(x: Inputs) -> Callable[[], None]:
-    """logits = hidden head^T, dhidden = dlogits head, dhead = dlogits^T hidden."""
+    """Return the products hidden head^T, dlogits head (dhidden), dlogits^T hidden (dhead)."""
     hidden, head = x.hidden.detach(), x.head.detach()
     logits = hidden.new_zeros((hidden.shape[0], head.shape[0]))
     dhidden, dhead = torch.empty_like(hidden), torch.empty_like(head)
@@ -204,7 +212,7 @@ def gemms(x: Inputs) -> Callable[[], None]:
 
 
 def errors(x: Inputs, call: Loss, truth: tuple[float, Tensor, Tensor]) -> dict[str, float]:
-    """Relative error of the loss; of sampled rows of dhidden over their largest entry."""
+    """Return relative errors: of the loss, and of sampled dhidden rows over the largest entry."""
     reset(x)
     value = step(x, call)
     assert x.hidden.grad is not None
@@ -217,11 +225,11 @@ def errors(x: Inputs, call: Loss, truth: tuple[float, Tensor, Tensor]) -> dict[s
 
 
 def truth(case: str, x: Inputs) -> tuple[float, Tensor, Tensor]:
-    """fp64 loss over all rows; a sample of rows and their fp64 dL/dhidden."""
+    """Return the fp64 loss over all rows, a sample of rows, and their fp64 dL/dhidden."""
     hidden, head = x.hidden.detach().double(), x.head.detach().double()
     n = hidden.shape[0]
     sample = torch.linspace(0, n - 1, min(n, _SAMPLE)).long()
-    picked = torch.zeros(n, dtype=torch.bool).index_fill_(0, sample, True)
+    is_sampled = torch.zeros(n, dtype=torch.bool).index_fill_(0, sample, True)
     weak, own, top, grads = [], [], [], []
     for rows in torch.arange(n).split(_CHUNK):
         z = hidden[rows] @ head.t()
@@ -231,9 +239,9 @@ def truth(case: str, x: Inputs) -> tuple[float, Tensor, Tensor]:
         weak.append(lse * y.sum(1) - (y * z).sum(1))
         own.append(lse - most)
         top.append((most - lse).exp())
-        at = picked[rows]
+        at = is_sampled[rows]
         p = (z[at] - lse[at, None]).exp()
-        # Of the weak part and of the self-target; mixed below, when the threshold is known.
+        # Gradients of the weak part and of the self-target, mixed once the threshold is known.
         one = torch.zeros_like(p).scatter_(1, chosen[at, None], 1.0)
         grads.append(
             torch.stack([(p * y[at].sum(1, keepdim=True) - y[at]) @ head, (p - one) @ head], 1)

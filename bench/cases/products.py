@@ -1,9 +1,9 @@
-"""``python -m bench products``: a 16-bit head on CPUs with and without instructions for it.
+"""``python -m bench products``: time a 16-bit head with and without 16-bit CPU instructions.
 
-torch multiplies bf16 and fp16 matrices slowly where the CPU has no instructions for them. ``ours``
-takes 16-bit hidden states and head as they are; ``upcast`` is what a caller can do instead, eager
-PyTorch on fp32 copies made in every step; ``eager`` leaves the products in 16 bit. ``avx2`` is this
-machine told to use AVX2 only, ``native`` as it is.
+torch multiplies bf16 and fp16 matrices slowly on CPUs without instructions for them. ``ours`` takes
+16-bit hidden states and head; ``upcast`` is the alternative of a caller, eager PyTorch on fp32
+copies made in every step; ``eager`` multiplies in 16 bit. ``avx2`` limits this machine to AVX2,
+``native`` uses all of its instructions.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from torch import Tensor
 
 import w2s_fast
 from bench.cases import linear
-from bench.harness import row_files
 from bench.harness.cpu_timing import Candidate, interleave
 from bench.harness.environment import ROOT, environment
+from bench.harness.row_files import Row, store
+from bench.harness.spawn import select_names
 from w2s_fast.ops.fused_linear import gemm
 
 LIMITS = {
@@ -39,11 +40,11 @@ LIMITS = {
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = ((256, 512, 8000), (512, 1024, 32000))  # N, D, V
 _MEMORY_MIB = 16
-_SLOWEST = 1e10  # operations a product may have for eager to take part where it has to crawl
+_MAX_EMULATED = 1e10  # operations of a product, above which eager without instructions is omitted
 
 
 def main(args: list[str]) -> int:
-    """Measure every limit in a process of its own, print, and store on request."""
+    """Measure every limit in a process of its own, print and store the rows."""
     p = argparse.ArgumentParser(
         prog="python -m bench products", description=__doc__.splitlines()[0]
     )
@@ -55,20 +56,16 @@ def main(args: list[str]) -> int:
     a = p.parse_args(args)
     if a.job:
         return _worker(a.job, a.quick)
-    found = [row for limit in a.limits.split(",") for row in _limited(limit, a.quick)]
-    for row in found:
-        told = ("case", "dtype", "n", "d", "v", "provider", "cpu_ms", "ratio_to_ours", "through")
-        print(json.dumps({k: row[k] for k in told}), flush=True)
-    if a.out:
-        row_files.save(a.out, found)
-    if a.record:
-        row_files.record(found)
+    rows = [row for name in select_names(a.limits, LIMITS) for row in _spawn(name, a.quick)]
+    for row in rows:
+        columns = ("case", "dtype", "n", "d", "v", "provider", "cpu_ms", "ratio_to_ours", "through")
+        print(json.dumps({k: row[k] for k in columns}), flush=True)
+    store(rows, a.out, a.record)
     return 0
 
 
-def _limited(limit: str, quick: bool) -> list[row_files.Row]:
-    if limit not in LIMITS:
-        raise SystemExit(f"bench: limit {limit!r}; expected some of {tuple(LIMITS)}")
+def _spawn(limit: str, quick: bool) -> list[Row]:
+    """Measure under a limit of the instruction set in a new process."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "bench", "products", "--job", limit]
     done = subprocess.run(
@@ -81,13 +78,13 @@ def _limited(limit: str, quick: bool) -> list[row_files.Row]:
 def _worker(limit: str, quick: bool) -> int:
     shapes = ((6, 16, 130),) if quick else SHAPES
     for dtype, (n, d, v) in itertools.product(_DTYPES, shapes):
-        for row in _measured(limit, dtype, n, d, v, quick):
+        for row in _measure(limit, dtype, n, d, v, quick):
             print(json.dumps(row), flush=True)
     return 0
 
 
 def losses(x: linear.Inputs) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Provider -> loss of (hidden, head)."""
+    """Return provider -> loss of (hidden, head)."""
 
     def upcast(hidden: Tensor, head: Tensor) -> Tensor:
         return F.cross_entropy(F.linear(hidden.float(), head.float()), x.ids)
@@ -99,27 +96,31 @@ def losses(x: linear.Inputs) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     return {"ours": ours, "upcast": upcast, "eager": eager}
 
 
-def _measured(limit: str, dtype: str, n: int, d: int, v: int, quick: bool) -> list[row_files.Row]:
+def _measure(limit: str, dtype: str, n: int, d: int, v: int, quick: bool) -> list[Row]:
     x = linear.make_inputs("hard", "fp32", n, d, v)
     x.hidden, x.head = (t.detach().to(_DTYPES[dtype]).requires_grad_() for t in (x.hidden, x.head))
-    has = gemm.has_kernels(_DTYPES[dtype])
+    has_instructions = gemm.has_kernels(_DTYPES[dtype])
     table = losses(x)
-    if not has and n * d * v > _SLOWEST:
-        del table["eager"]  # minutes a step
-    ways = {
+    if not has_instructions and n * d * v > _MAX_EMULATED:
+        del table["eager"]  # takes minutes per step
+    timed = {
         name: Candidate(partial(linear.step, x, loss), partial(linear.reset, x), warm=1)
         for name, loss in table.items()
     }
-    told = {name: s.summary() for name, s in interleave(ways, 1 if quick else 5).items()}
-    about = {"op": "products", "case": limit, "dtype": dtype, "n": n, "d": d, "v": v}
-    about |= {"allocator": "stock", "quick": quick, "through": dtype if has else "fp32"}
-    base = told["ours"]["cpu_ms"]
-    found: list[row_files.Row] = []
-    for name, numbers in told.items():
+    summaries = {name: s.summary() for name, s in interleave(timed, 1 if quick else 5).items()}
+    columns = {"op": "products", "case": limit, "dtype": dtype, "n": n, "d": d, "v": v}
+    columns |= {
+        "allocator": "stock",
+        "quick": quick,
+        "through": dtype if has_instructions else "fp32",
+    }
+    base = summaries["ours"]["cpu_ms"]
+    rows: list[Row] = []
+    for name, numbers in summaries.items():
         short = {k: float(f"{y:.4g}") for k, y in numbers.items()}
         ratio = {"ratio_to_ours": float(f"{numbers['cpu_ms'] / base:.4g}")}
-        found.append({**about, "provider": name, **short, **ratio, **environment()})
-    return found
+        rows.append({**columns, "provider": name, **short, **ratio, **environment()})
+    return rows
 
 
 if __name__ == "__main__":

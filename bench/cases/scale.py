@@ -1,10 +1,10 @@
-"""``python -m bench scale``: labelling, exchange of an exact threshold, memory against its plan.
+"""``python -m bench scale``: measure labelling, the exact threshold's exchange, and memory.
 
-Labelling compares ``predict`` with the evaluation loop of openai/weak-to-strong, written again, on
-the same model and texts. The exchange is what an exact batch threshold costs over thresholds of
-each process's own rows, everything else being equal. Memory is the peak of a ZeRO-3 process over
-its memory before the model, against what ``w2s-fast plan`` says of it. The last two start processes
-of their own, joined by gloo.
+``labelling`` compares ``predict`` with a reimplementation of the evaluation loop of
+openai/weak-to-strong, on the same model and texts. ``exchange`` is the extra cost of an exact batch
+threshold over a threshold of each process's own rows, all else being equal. ``memory`` is the peak
+of a ZeRO-3 process beyond its memory before the model, against the estimate of ``w2s-fast plan``.
+The last two start processes of their own, connected by gloo.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.harness import row_files
 from bench.harness.cpu_timing import Candidate, interleave
 from bench.harness.environment import ROOT, environment
+from bench.harness.row_files import Row, store
 from w2s_fast.distributed.network import free_port
 from w2s_fast.distributed.world import exit_process, get_world, init_distributed
 from w2s_fast.losses import make_loss
@@ -34,13 +34,13 @@ from w2s_fast.models import ModelConfig
 from w2s_fast.training import Encoded, TrainConfig, predict, train
 
 PARTS = ("labelling", "exchange", "memory")
-EVAL_BATCH = 32  # rows of a batch of the padded loop
-_BODY = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12}
+EVAL_BATCH = 32  # rows in a batch of the padded loop
+_BACKBONE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12}
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8}
 
 
 class Texts:
-    """Rows to encode: what ``encode`` asks of examples."""
+    """Rows to encode, with the attributes that ``encode`` reads."""
 
     def __init__(self, texts: list[str]) -> None:
         self.texts, self.pairs = tuple(texts), None
@@ -48,12 +48,12 @@ class Texts:
 
 
 def main(args: list[str]) -> int:
-    """Measure, print, and store where ``--out`` or ``--record`` say."""
+    """Measure the selected parts, print and store the rows."""
     p = argparse.ArgumentParser(prog="python -m bench scale", description=__doc__.splitlines()[0])
     p.add_argument("--parts", default=",".join(PARTS), help="comma-separated: %(default)s")
     p.add_argument("--texts", action="append", default=[], metavar="NAME=FILE", help="label these, "
-                   "a text a line up to the first tab; with --model")  # fmt: skip
-    p.add_argument("--model", help="checkpoint whose tokenizer and body label the texts")
+                   "one text per line, up to the first tab; needs --model")  # fmt: skip
+    p.add_argument("--model", help="checkpoint whose tokenizer and backbone label the texts")
     p.add_argument("--quick", action="store_true", help="toy sizes")
     p.add_argument("--out", type=Path, help="add the rows to this file")
     p.add_argument("--record", action="store_true", help="add them to bench/results/cpu")
@@ -61,20 +61,17 @@ def main(args: list[str]) -> int:
     a = p.parse_args(args)
     if a.rank:
         return _rank(json.loads(a.rank))
-    found = []
+    rows: list[Row] = []
     for part in a.parts.split(","):
         for row in _PARTS[part](a):
             row = {**row, "quick": a.quick, **environment()}
             print(json.dumps({k: row[k] for k in list(row)[:14]}), flush=True)
-            found.append(row)
-    if a.out:
-        row_files.save(a.out, found)
-    if a.record:
-        row_files.record(found, "scale.jsonl")
+            rows.append(row)
+    store(rows, a.out, a.record, "scale.jsonl")
     return 0
 
 
-def _row(op: str, case: str, n: int, provider: str, **numbers: float) -> row_files.Row:
+def _row(op: str, case: str, n: int, provider: str, **numbers: float) -> Row:
     shape = {"op": op, "case": case, "dtype": "fp32", "n": n, "v": 2, "allocator": "stock"}
     return {**shape, "provider": provider, **{k: float(f"{v:.5g}") for k, v in numbers.items()}}
 
@@ -82,12 +79,12 @@ def _row(op: str, case: str, n: int, provider: str, **numbers: float) -> row_fil
 # Labelling ------------------------------------------------------------------------------------
 
 
-def labelling(a: argparse.Namespace) -> Iterator[row_files.Row]:
-    """Rows a second of both loops on every set of texts."""
+def labelling(a: argparse.Namespace) -> Iterator[Row]:
+    """Yield the speed of both loops on every set of texts."""
     sets = {"long_tailed": _long_tailed(60 if a.quick else 500)}
     model = _classifier(a.model)
-    for named in a.texts:
-        name, _, path = named.partition("=")
+    for option in a.texts:
+        name, _, path = option.partition("=")
         sets[name] = _encoded(a.model, path)
     for name, data in sets.items():
         ours, padded = predict(model, data), padded_loop(model, data)
@@ -100,18 +97,18 @@ def labelling(a: argparse.Namespace) -> Iterator[row_files.Row]:
             1 if a.quick else 3,
         )
         base = samples["ours"].summary()["cpu_ms"]
-        for who, s in samples.items():
+        for provider, s in samples.items():
             numbers = s.summary()
             rate = 1e3 * len(data) / numbers["wall_ms"]
             yield _row(
-                "labelling", name, len(data), who, cpu_ms=numbers["cpu_ms"],
+                "labelling", name, len(data), provider, cpu_ms=numbers["cpu_ms"],
                 wall_ms=numbers["wall_ms"], rows_per_s=rate, ratio_to_ours=numbers["cpu_ms"] / base,
             )  # fmt: skip
 
 
 @torch.inference_mode()
 def padded_loop(model: Any, data: Encoded) -> np.ndarray:
-    """Rows in their order, batches of ``EVAL_BATCH``, padded to the longest of each."""
+    """Predict rows in order, in batches of ``EVAL_BATCH`` padded to their longest row."""
     model.eval()
     out = []
     for start in range(0, len(data), EVAL_BATCH):
@@ -122,7 +119,7 @@ def padded_loop(model: Any, data: Encoded) -> np.ndarray:
 
 
 def _long_tailed(n: int) -> Encoded:
-    """Lengths as of web text: log-normal, median 40, up to 512 tokens."""
+    """Return N rows with lengths like web text: log-normal, median 40, up to 512 tokens."""
     g = np.random.default_rng(0)
     lengths = np.clip(np.exp(g.normal(np.log(40), 1.0, n)), 4, 512).astype(np.int64)
     tokens = g.integers(5, 30000, lengths.sum()).astype(np.int32)
@@ -143,7 +140,7 @@ def _classifier(source: str | None) -> Any:
     from w2s_fast.models.classifier import Classifier
 
     torch.manual_seed(0)
-    config = BertConfig(intermediate_size=1536, **_BODY)
+    config = BertConfig(intermediate_size=1536, **_BACKBONE)
     base = AutoModel.from_config(config) if source is None else AutoModel.from_pretrained(source)
     return Classifier(base, 2, "mean", "small")
 
@@ -151,24 +148,24 @@ def _classifier(source: str | None) -> Any:
 # Several processes ----------------------------------------------------------------------------
 
 
-def exchange(a: argparse.Namespace) -> Iterator[row_files.Row]:
-    """Step time with a threshold over all processes, and with each process's own."""
+def exchange(a: argparse.Namespace) -> Iterator[Row]:
+    """Yield the step time with a threshold over all processes, and with one per process."""
     for size in (2, 4):
         job = {"part": "exchange", "steps": 3 if a.quick else 12, "rounds": 1 if a.quick else 20}
-        told = _start(size, job)
-        for who, ms in told.items():
-            yield _row("exchange", f"{size} ranks", 32, who, wall_ms=ms,
-                       ratio_to_ours=ms / told["exact"])  # fmt: skip
+        times = _start(size, job)
+        for provider, ms in times.items():
+            yield _row("exchange", f"{size} ranks", 32, provider, wall_ms=ms,
+                       ratio_to_ours=ms / times["exact"])  # fmt: skip
 
 
-def memory(a: argparse.Namespace) -> Iterator[row_files.Row]:
-    """Peak of a process at ZeRO-3, and what ``plan`` says."""
+def memory(a: argparse.Namespace) -> Iterator[Row]:
+    """Yield the peak memory of a process at ZeRO-3, measured and estimated."""
     with tempfile.TemporaryDirectory() as folder:
         for size in (1, 2):
-            told = _start(size, {"part": "memory", "quick": a.quick, "folder": folder})
-            for who, mib in told.items():
-                yield _row("memory", f"zero 3, {size} ranks", 8, who, peak_mib=mib,
-                           ratio_to_plan=mib / told["plan"])  # fmt: skip
+            peaks = _start(size, {"part": "memory", "quick": a.quick, "folder": folder})
+            for provider, mib in peaks.items():
+                yield _row("memory", f"zero 3, {size} ranks", 8, provider, peak_mib=mib,
+                           ratio_to_plan=mib / peaks["plan"])  # fmt: skip
 
 
 def _start(size: int, job: dict[str, Any]) -> dict[str, float]:
@@ -177,7 +174,7 @@ def _start(size: int, job: dict[str, Any]) -> dict[str, float]:
         "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }  # fmt: skip
-    if job["part"] == "memory":  # what is freed goes back; the C library's heap would keep some
+    if job["part"] == "memory":  # return freed memory; the C library's heap would keep some
         shared |= {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     command = [sys.executable, "-m", "bench", "scale", "--rank", json.dumps(job)]
     ranks = [
@@ -193,9 +190,9 @@ def _start(size: int, job: dict[str, Any]) -> dict[str, float]:
 
 def _rank(job: dict[str, Any]) -> int:
     world = init_distributed(300)
-    told = _exchange_rank(job) if job["part"] == "exchange" else _memory_rank(job)
+    numbers = _exchange_rank(job) if job["part"] == "exchange" else _memory_rank(job)
     if world.is_main_process:
-        print(json.dumps(told))
+        print(json.dumps(numbers))
     return exit_process(0)
 
 
@@ -212,15 +209,15 @@ def _exchange_rank(job: dict[str, Any]) -> dict[str, float]:
     data = Encoded(np.full(n * 64, 7, np.int32), np.arange(n + 1) * 64, None, 0)
     p = np.random.default_rng(0).uniform(size=n)
     soft = np.stack([1 - p, p], 1)
-    found: dict[str, list[float]] = {"exact": [], "microbatch": []}
+    times: dict[str, list[float]] = {"exact": [], "microbatch": []}
     for i in range(job["rounds"]):
         modes = ("exact", "microbatch") if i % 2 else ("microbatch", "exact")
         for mode in modes:
             cfg = TrainConfig(epochs=job["steps"], batch_size=n, lr=1e-5, threshold_scope=mode)
             ms = 1e3 * train(model, data, soft, make_loss("logconf"), cfg, 0)["seconds"]
-            found[mode].append(ms / job["steps"])
-    # Processes that share cores wait for one another: the least of the rounds is a matter of luck.
-    return {mode: float(np.median(ms)) for mode, ms in found.items()}
+            times[mode].append(ms / job["steps"])
+    # Processes that share cores wait for each other, so the minimum over rounds depends on chance.
+    return {mode: float(np.median(ms)) for mode, ms in times.items()}
 
 
 def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
@@ -242,16 +239,16 @@ def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
     cfg = TrainConfig(epochs=1, batch_size=4 * world.size, zero_stage=3, lr=1e-5)
     student = ModelConfig(str(folder))
     run = dataclasses.replace(RunConfig(), student=student, student_train=cfg)
-    said = estimate_step(run, world.size, 64).total / 2**20
+    estimated = estimate_step(run, world.size, 64).total / 2**20
     init_deepspeed(300)
 
     class Tokens:
         def __len__(self) -> int:
             return 100
 
-    torch.ones(10, requires_grad=True).sum().backward()  # whatever starts lazily
+    torch.ones(10, requires_grad=True).sum().backward()  # initializes what is lazy
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     with partitioned_init(cfg, "fp32", "cpu"):
         model = build_model(student, 2, Tokens(), 0)
     n = 16 * world.size
@@ -259,11 +256,11 @@ def _memory_rank(job: dict[str, Any]) -> dict[str, float]:
     train(model, data, np.full((n, 2), 0.5), make_loss("xent"), cfg, 0)
     time.sleep(0.1)
     peaks = world.all_gather_object(_resident("VmHWM") - before)
-    return {"measured": max(peaks), "plan": said}
+    return {"measured": max(peaks), "plan": estimated}
 
 
 def _resident(name: str) -> float:
-    """MiB of this process, from the kernel."""
+    """Return a field of /proc/self/status in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 

@@ -1,11 +1,11 @@
-"""Training steps of a small Llama with a large vocabulary, in trainers as they are and with ours.
+"""Training steps of a small Llama with a large vocabulary in trainers, with and without ours.
 
-B sequences of T tokens, V in the vocabulary. All candidates of a case start from the same
-weights, get the same batch and the Trainer's own AdamW; a step is forward, backward, clipping and
-update. Reference, trainer and data set are made beforehand and not timed.
+B sequences of T tokens, V entries in the vocabulary. All candidates of a case start from the same
+weights, with the same batch and the Trainer's AdamW; a step is forward, backward, clipping and
+update. Making the reference, trainer and data set is not timed.
 
-``sft``: every token is learned. ``dpo``: pairs, the first half of a row is the prompt. ``labels``:
-two label tokens with weak probabilities at the end of each row, confidence loss.
+``sft``: the loss covers every token. ``dpo``: pairs, the first half of a row is the prompt.
+``labels``: two label tokens with weak probabilities at the end of each row, confidence loss.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from bench.cases.cross_entropy import AUX, DTYPES
 from bench.cases.linear import Unavailable
 from bench.harness.environment import ROOT
 
-# Case -> candidates; the first one is the formula that the others are compared with.
+# Case -> candidates; the others are compared with the first.
 PROVIDERS = {
     "sft": ("trainer", "liger", "trl", "ours"),
     "dpo": ("full_logits", "trl", "trl_cached", "ours"),
     "labels": ("full_logits", "label_rows", "ours"),
 }
 BETA = 0.1
-_LABELS = (11, 12)  # tokens that answer
+_LABELS = (11, 12)  # label tokens
 _SETTINGS: dict[str, Any] = {
     "report_to": [], "save_strategy": "no", "use_cpu": True, "learning_rate": 1e-6,
     "disable_tqdm": True, "bf16": False, "remove_unused_columns": False,
@@ -47,7 +47,7 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What is trained: a case, a dtype of all weights, and sizes."""
+    """A case, the dtype of all weights, and sizes."""
 
     case: str
     dtype: str
@@ -58,7 +58,7 @@ class Shape:
 
 @dataclass
 class Step:
-    """One candidate: a trainer, the batch in its columns, and how many tokens or rows count."""
+    """A candidate: a trainer, its batch, and the number of tokens or rows with a loss."""
 
     trainer: Any
     batch: dict[str, Tensor]
@@ -70,7 +70,7 @@ class Step:
         self.trainer.current_gradient_accumulation_steps = 1
 
     def backward(self) -> float:
-        """The loss; gradients are left in the weights."""
+        """Run forward and backward; return the loss, and leave the gradients in the weights."""
         items = None if self.n_items is None else torch.tensor(self.n_items)
         loss = self.trainer.training_step(self.trainer.model, dict(self.batch), items)
         return float(loss)
@@ -81,33 +81,33 @@ class Step:
         self.optimizer.step()
 
     def reset(self) -> None:
-        """No gradients."""
+        """Remove the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def gradient(self) -> Tensor:
-        """(V, D) fp32 gradient of the embeddings, which are the head as well."""
+        """Return the (V, D) fp32 gradient of the embeddings, which are tied to the head."""
         grad: Tensor = self.trainer.model.get_input_embeddings().weight.grad
         return grad.float()
 
 
 def make_step(provider: str, shape: Shape) -> Step:
-    """One candidate of ``PROVIDERS``.
+    """Return a candidate of ``PROVIDERS``.
 
     Raises:
-        Unavailable: if it is not installed or cannot run here.
+        Unavailable: It is not installed or cannot run here.
     """
     with tempfile.TemporaryDirectory() as folder:
         return _MAKERS[shape.case](provider, shape, folder)
 
 
 def prepare(provider: str, shape: Shape) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A step and its ``reset``: for ``memory.peaks``."""
+    """Return a step and its ``reset``, for ``peak_memory.peaks``."""
     step = make_step(provider, shape)
     return step, step.reset
 
 
 def _model(shape: Shape, seed: int = 0) -> Any:
-    """Embeddings are tied, as in the small models that have this vocabulary."""
+    """Return a Llama with tied embeddings, like small models with this vocabulary."""
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     set_seed(seed)
@@ -125,11 +125,11 @@ def _tokens(shape: Shape) -> dict[str, Tensor]:
 
 
 def _trainer(model: Any, folder: str, formula: Callable[..., Tensor] | None = None) -> Any:
-    """transformers' Trainer: with the model's own loss, or with ``formula(model, inputs)``."""
+    """Return transformers' Trainer with the model's own loss, or with ``formula``."""
     from transformers import Trainer, TrainingArguments
 
     class Formula(Trainer):
-        """A loss written out."""
+        """A Trainer whose loss is ``formula(model, inputs)``."""
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             assert formula is not None
@@ -147,7 +147,7 @@ def _library(module: str, package: str) -> Any:
 
 
 def _tokenizer() -> Any:
-    """TRL wants one; the batches are tokens already."""
+    """Return a tokenizer, which TRL requires; the batches are tokens already."""
     from w2s_fast.tasks.datasets.agreement import tokenizer
 
     return tokenizer()
@@ -179,7 +179,7 @@ def _sft(provider: str, shape: Shape, folder: str) -> Step:
 
 
 def _liger(model: Any) -> None:
-    """Liger's fused loss alone; its other kernels would be swapped for every model here."""
+    """Apply Liger's fused loss alone; its other kernels would replace those of every model."""
     module = _library("liger_kernel.transformers", "liger-kernel")
     module.apply_liger_kernel_to_llama(model=model, rope=False, swiglu=False, rms_norm=False)
     ids = torch.ones(1, 4, dtype=torch.int64)
@@ -193,16 +193,16 @@ def _liger(model: Any) -> None:
 
 
 def _dpo(provider: str, shape: Shape, folder: str) -> Step:
-    """The first half of the rows are the chosen answers, the second half the rejected ones."""
+    """Return a DPO step; rows are the chosen completions, then the rejected ones."""
     batch = _tokens(shape)
     batch["completion_mask"] = torch.ones_like(batch["input_ids"])
     batch["completion_mask"][:, : shape.length // 2] = 0
-    other, model = _model(shape, seed=1), _model(shape)
+    reference, model = _model(shape, seed=1), _model(shape)
     if provider != "trl":
         with torch.no_grad():
             rows = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(shape.batch)]
-            numbers = torch.cat([_answers(other, row) for row in rows])
-        batch["ref_chosen_logps"], batch["ref_rejected_logps"] = numbers.chunk(2)
+            logps = torch.cat([_completion_logps(reference, row) for row in rows])
+        batch["ref_chosen_logps"], batch["ref_rejected_logps"] = logps.chunk(2)
     if provider == "full_logits":
         return Step(_trainer(model, folder, _dpo_formula), batch)
     if provider == "ours":
@@ -210,11 +210,11 @@ def _dpo(provider: str, shape: Shape, folder: str) -> Step:
         kind = _example("trl_dpo").SoftDPOTrainer
         return Step(_dpo_trainer(kind, w2s_fast.patch(model), folder), batch)
     kind = _library("trl", "trl").DPOTrainer
-    return Step(_dpo_trainer(kind, model, folder, other if provider == "trl" else None), batch)
+    return Step(_dpo_trainer(kind, model, folder, reference if provider == "trl" else None), batch)
 
 
 def _dpo_trainer(kind: Any, model: Any, folder: str, reference: Any = None) -> Any:
-    """Without a reference model its numbers come with the batch."""
+    """Return a DPO trainer; without a reference model, the batch has its log-probabilities."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
@@ -230,7 +230,7 @@ def _dpo_trainer(kind: Any, model: Any, folder: str, reference: Any = None) -> A
 
 
 def _example(name: str) -> Any:
-    """A module of ``examples``: what the documents tell users to write is what is timed."""
+    """Import a module of ``examples``, so that the documented code is what is timed."""
     _library("trl", "trl")
     sys.path.insert(0, str(ROOT / "examples"))
     try:
@@ -239,8 +239,8 @@ def _example(name: str) -> Any:
         sys.path.remove(str(ROOT / "examples"))
 
 
-def _answers(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """(B,) log-probabilities of the answers, from logits in full."""
+def _completion_logps(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Return the (B,) log-probabilities of the completions, from full logits."""
     out = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
     logp = out.logits[:, :-1].float().log_softmax(-1)
     logp = logp.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0]
@@ -248,7 +248,7 @@ def _answers(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def _dpo_formula(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    first, second = _answers(model, inputs).chunk(2)
+    first, second = _completion_logps(model, inputs).chunk(2)
     gap = first - second - (inputs["ref_chosen_logps"] - inputs["ref_rejected_logps"])
     return -F.logsigmoid(BETA * gap).mean()
 
@@ -265,7 +265,7 @@ def _labels(provider: str, shape: Shape, folder: str) -> Step:
         w2s_fast.patch(model, loss=f"logconf:aux_coef={AUX},warmup_frac=0")
         size = (shape.batch, shape.length)
         batch["labels"] = torch.full(size, -100)
-        batch["labels"][:, -1] = ids[0]  # marks the position; the weak columns say what is learned
+        batch["labels"][:, -1] = ids[0]  # marks the position; the weak columns hold the target
         batch["weak_ids"] = torch.full((*size, 2), -1)
         batch["weak_ids"][:, -1] = ids
         batch["weak_probs"] = torch.zeros(*size, 2)
@@ -283,13 +283,13 @@ def _all_rows(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def _label_rows(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """What a careful user writes: the head on one hidden state a row."""
+    """Return the loss with the head applied to one hidden state per row."""
     out = model.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
     return _confidence(model.lm_head(out.last_hidden_state[:, -2]).float(), inputs["target"])
 
 
 def _confidence(logits: Tensor, weak: Tensor) -> Tensor:
-    """Confidence loss over many classes: the student's own class is its largest logit."""
+    """Return the confidence loss; the student's own class is that of its largest logit."""
     own = F.one_hot(logits.detach().argmax(1), logits.shape[1])
     return F.cross_entropy(logits, (1 - AUX) * weak + AUX * own)
 

@@ -1,4 +1,4 @@
-"""The confidence loss over two classes: small batches, one thread, microseconds a call."""
+"""The confidence loss over two classes: small batches, one thread, microseconds per call."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _CALLS = {32: 200, 256: 100, 4096: 20}
 
 
 def make_inputs(n: int) -> tuple[Tensor, Tensor]:
-    """logits (N, 2) fp32 and soft weak labels (N, 2)."""
+    """Return fp32 logits (N, 2) and soft weak labels (N, 2)."""
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(n, 2, generator=g).mul_(2.0)
     return logits, torch.randn(n, 2, generator=g).softmax(dim=1)
 
 
 def losses(labels: Tensor, providers: Sequence[str]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Provider -> loss as a function of the logits."""
-    peer = partial(baselines.logconf_two_class, labels=labels, coef=AUX)
+    """Return provider -> loss as a function of the logits."""
+    baseline = partial(baselines.logconf_two_class, labels=labels, coef=AUX)
     table = {
         "ours": partial(w2s_fast.cross_entropy, weak=labels, aux=AUX),
-        "eager": peer,
-        "compile": torch.compile(peer, dynamic=False),
+        "eager": baseline,
+        "compile": torch.compile(baseline, dynamic=False),
     }
     return {name: loss for name, loss in table.items() if name in providers}
 
@@ -39,7 +39,7 @@ def losses(labels: Tensor, providers: Sequence[str]) -> dict[str, Callable[[Tens
 def candidates(
     logits: Tensor, table: dict[str, Callable[[Tensor], Tensor]], quick: bool
 ) -> dict[str, Candidate]:
-    """Forward and backward through autograd, gradient included."""
+    """Return forward and backward of every loss through autograd."""
     leaf = logits.clone().requires_grad_()
 
     def step(loss: Callable[[Tensor], Tensor]) -> None:
@@ -51,11 +51,11 @@ def candidates(
 
 
 def errors(logits: Tensor, labels: Tensor, loss: Callable[[Tensor], Tensor]) -> dict[str, float]:
-    """Relative errors of loss and gradient against the peer's formula in fp64."""
+    """Return relative errors of loss and gradient against the baseline's formula in fp64."""
     z = logits.double().requires_grad_()
     p = z.detach().softmax(dim=1)[:, 0]
-    at = torch.quantile(p, labels.double().mean(dim=0)[1])
-    own = torch.stack([p >= at, p < at], dim=1).double()
+    threshold = torch.quantile(p, labels.double().mean(dim=0)[1])
+    own = torch.stack([p >= threshold, p < threshold], dim=1).double()
     target = labels.double() * (1 - AUX) + own * AUX
     total = torch.nn.functional.cross_entropy(z, target)
     total.backward()

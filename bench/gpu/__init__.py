@@ -1,1 +1,1 @@
-"""Build, test and time everything on a machine with a CUDA device; ``suite`` runs the rest."""
+"""Build, test and time everything on a machine with a CUDA device; start with ``suite``."""

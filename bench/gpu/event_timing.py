@@ -1,4 +1,4 @@
-"""Device time of a call by CUDA events, L2 cache cold, and what the card can do at most."""
+"""Measure the device time of calls by CUDA events with a cold L2 cache, and the GPU's ceilings."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _LEAST, _MOST = 7, 50
 
 
 class Flusher:
-    """Evicts the L2 cache by writing four times its size; untimed, before every timed call."""
+    """Evict the L2 cache by writing four times its size, untimed, before every timed call."""
 
     def __init__(self) -> None:
         size = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0) or 64 << 20
-        self._room = torch.empty(4 * size // 4, dtype=torch.int32, device="cuda")
+        self._buffer = torch.empty(4 * size // 4, dtype=torch.int32, device="cuda")
 
     def __call__(self) -> None:
-        """Queue the write."""
-        self._room.zero_()
+        """Enqueue the write."""
+        self._buffer.zero_()
 
 
 def summary(samples: Sequence[float]) -> dict[str, float]:
-    """p20, p50, p80 and least of times in ms, and their number."""
+    """Return p20, p50, p80 and minimum of times in ms, and their number."""
     ordered = sorted(samples)
     last = len(ordered) - 1
     return {
@@ -44,45 +44,44 @@ def interleave(
     seconds: float,
     drop: Callable[[str, Exception], None],
 ) -> dict[str, dict[str, float]]:
-    """Times of all calls in turns, so that a change of clocks hits every one of them.
+    """Time all calls in turns, so that a change of clocks affects all of them.
 
-    ``before`` runs untimed in front of each call. A call that raises leaves the race and is handed
-    to ``drop``.
+    ``before`` runs untimed before each call. A call that raises is removed and passed to ``drop``.
     """
-    flush, alive = Flusher(), dict(calls)
-    for name in list(alive):
+    flush, running = Flusher(), dict(calls)
+    for name in list(running):
         try:
             for _ in range(_WARM):
                 before(name)
-                alive[name]()
+                running[name]()
             torch.cuda.synchronize()
-        except Exception as e:  # another library's kernel may refuse this card: that is a result
-            del alive[name]
+        except Exception as e:  # a kernel of another library may not support this GPU
+            del running[name]
             drop(name, e)
-    found: dict[str, list[float]] = {name: [] for name in alive}
+    times: dict[str, list[float]] = {name: [] for name in running}
     end, turn = time.monotonic() + seconds, 0
     while turn < _LEAST or (turn < _MOST and time.monotonic() < end):
-        order = list(alive) if turn % 2 == 0 else list(alive)[::-1]
-        marks = []
+        order = list(running) if turn % 2 == 0 else list(running)[::-1]
+        events = []
         for name in order:
             before(name)
             flush()
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            alive[name]()
+            running[name]()
             stop.record()
-            marks.append((name, start, stop))
+            events.append((name, start, stop))
         torch.cuda.synchronize()
-        for name, start, stop in marks:
-            found[name].append(start.elapsed_time(stop))
+        for name, start, stop in events:
+            times[name].append(start.elapsed_time(stop))
         turn += 1
-        if not alive:
+        if not running:
             break
-    return {name: summary(times) for name, times in found.items()}
+    return {name: summary(samples) for name, samples in times.items()}
 
 
 def peak_mib(before: Callable[[], None], call: Callable[[], Any]) -> float:
-    """Most memory that a call has beyond what there was before it, in MiB."""
+    """Return the peak memory of a call beyond the memory before it, in MiB."""
     before()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -93,8 +92,10 @@ def peak_mib(before: Callable[[], None], call: Callable[[], Any]) -> float:
 
 
 def ceilings() -> dict[str, float]:
-    """Measured on this card: GB/s of a copy (read and write), TFLOP/s of a square product."""
-    source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")  # 1 GiB: far beyond any L2
+    """Measure GB/s of a copy (read and write) and TFLOP/s of square products."""
+    source = torch.empty(
+        1 << 28, dtype=torch.float32, device="cuda"
+    )  # 1 GiB: larger than any L2 cache
     target = torch.empty_like(source)
     calls: dict[str, Callable[[], Any]] = {"copy": lambda: target.copy_(source)}
     n = 8192
@@ -103,11 +104,11 @@ def ceilings() -> dict[str, float]:
         out = torch.empty_like(a)
         calls[f"gemm_{name}"] = lambda a=a, out=out: torch.mm(a, a, out=out)
 
-    def refuse(name: str, error: Exception) -> None:
+    def fail(name: str, error: Exception) -> None:
         raise error
 
-    times = interleave(calls, lambda _: None, 3.0, refuse)
-    found = {"copy_gbps": 2 * source.nbytes / times["copy"]["ms_p50"] / 1e6}
+    times = interleave(calls, lambda _: None, 3.0, fail)
+    rates = {"copy_gbps": 2 * source.nbytes / times["copy"]["ms_p50"] / 1e6}
     for name in ("bf16", "fp32"):
-        found[f"gemm_{name}_tflops"] = 2 * n**3 / times[f"gemm_{name}"]["ms_p50"] / 1e9
-    return found
+        rates[f"gemm_{name}_tflops"] = 2 * n**3 / times[f"gemm_{name}"]["ms_p50"] / 1e9
+    return rates

@@ -1,4 +1,4 @@
-"""What is measured on a GPU: names and sizes only; the plan needs neither torch nor a card."""
+"""Names and sizes of the GPU measurements; this module needs neither torch nor a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Case:
-    """Providers that are timed together; ``loss`` is a case of its benchmark, ``d`` hidden size."""
+    """Providers that are timed together; ``loss`` is a case of the op, ``d`` the hidden size."""
 
     op: str
     loss: str
@@ -33,20 +33,20 @@ _LOSSES = {"hard": _HARD, "dense": _OWN, "logconf_hard": _OWN}
 
 
 def _groups() -> dict[str, Group]:
-    found = {}
+    groups = {}
     for v in (128256, 50257):
         for dtype in ("bf16", "fp32"):
             cases = [
                 Case("cross_entropy", loss, dtype, 8192, v, 0, providers)
                 for loss, providers in _LOSSES.items()
             ]
-            found[f"dense_{v}_{dtype}"] = Group(tuple(cases), 38)
+            groups[f"dense_{v}_{dtype}"] = Group(tuple(cases), 38)
     for n, d, v in ((4096, 4096, 128256), (8192, 1024, 50257)):
         case = Case("linear", "hard", "bf16", n, v, d, _HEAD)
-        found[f"linear_{v}_bf16"] = Group((case,), 30)
+        groups[f"linear_{v}_bf16"] = Group((case,), 30)
     select = Case("quantile", "median", "fp32", 1 << 25, 1, 0, ("ours", "sort", "kthvalue"))
     small = Case("two_class", "logconf", "fp32", 32, 2, 0, _OWN)
-    return found | {"quantile": Group((select,), 12), "two_class": Group((small,), 20)}
+    return groups | {"quantile": Group((select,), 12), "two_class": Group((small,), 20)}
 
 
 CASES = _groups()

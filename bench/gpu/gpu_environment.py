@@ -1,4 +1,4 @@
-"""What a GPU row was measured on: card, driver, versions, state of the source tree."""
+"""Describe where a GPU row was measured: GPU, driver, versions, state of the source tree."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ _QUERY = "driver_version,clocks.sm,clocks.max.sm,clocks.max.mem,power.limit,temp
 
 
 def gpu_environment() -> dict[str, object]:
-    """Columns of the environment row; needs a CUDA device."""
+    """Return the columns of the environment row; needs a CUDA device."""
     import torch
 
-    card = torch.cuda.get_device_properties(0)
+    gpu = torch.cuda.get_device_properties(0)
     return {
         **environment(),
-        "gpu": card.name,
-        "capability": f"{card.major}.{card.minor}",
-        "multiprocessors": card.multi_processor_count,
-        "memory_gib": round(card.total_memory / 2**30, 1),
-        "l2_mib": round(getattr(card, "L2_cache_size", 0) / 2**20, 1),
+        "gpu": gpu.name,
+        "capability": f"{gpu.major}.{gpu.minor}",
+        "multiprocessors": gpu.multi_processor_count,
+        "memory_gib": round(gpu.total_memory / 2**30, 1),
+        "l2_mib": round(getattr(gpu, "L2_cache_size", 0) / 2**20, 1),
         "cuda": torch.version.cuda,
         "triton": version("triton"),
-        **smi(),
+        **query_nvidia_smi(),
         "peers": {name: v for name in _PEERS if (v := version(name))},
     }
 
 
 def version(name: str) -> str:
-    """Installed version of a distribution; empty if there is none."""
+    """Return the installed version of a distribution, or an empty string."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return ""
 
 
-def smi() -> dict[str, str]:
-    """Driver, clocks and power limit as nvidia-smi says them; nothing where it is missing."""
+def query_nvidia_smi() -> dict[str, str]:
+    """Return driver, clocks and power limit from nvidia-smi; empty if it is missing."""
     command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

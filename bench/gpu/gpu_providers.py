@@ -1,7 +1,7 @@
-"""Inputs and providers of the GPU measurements: ours, PyTorch's, and other people's kernels.
+"""Inputs and providers of the GPU measurements: ours, PyTorch's, and kernels of other libraries.
 
-Other libraries are imported by the names they have today and called as their documentation says;
-one that is not installed, or has changed its names, is left out with a row that says so.
+Other libraries are imported by their current names and called as documented; one that is not
+installed, or has changed its names, is skipped with a row that has the reason.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from bench.cases import cross_entropy, linear
 from bench.cases.linear import Unavailable
 from bench.gpu.gpu_cases import Case
 
-INPLACE = ("liger",)  # write their gradient over the logits
+INPLACE = ("liger",)  # these overwrite the logits with the gradient
 Loss = Callable[..., Tensor]
 
 
 def dense_inputs(case: Case) -> cross_entropy.Inputs:
-    """``cross_entropy.make_inputs``, made on the device: spread 3, the weak class lifted."""
+    """Make inputs like ``cross_entropy.make_inputs`` on the device."""
     n, v, dtype = case.n, case.v, cross_entropy.DTYPES[case.dtype]
     g = torch.Generator("cuda").manual_seed(0)
     logits = torch.randn(n, v, generator=g, device="cuda").mul_(3.0)
@@ -41,17 +41,17 @@ def dense_inputs(case: Case) -> cross_entropy.Inputs:
 
 
 def dense_losses(
-    case: Case, x: cross_entropy.Inputs, names: Sequence[str], say: Callable[..., None]
+    case: Case, x: cross_entropy.Inputs, names: Sequence[str], emit: Callable[..., None]
 ) -> dict[str, Loss]:
-    """Provider -> loss of the logits; those that cannot take part leave a row."""
+    """Return provider -> loss of the logits; emit a row for each that cannot run."""
     table = dict(cross_entropy.losses(case.loss, x, names))
     if "ours_triton" in names:
         table["ours_triton"] = table["ours"]
-    return table | _available(_DENSE, x.ids, case, names, say)
+    return table | _available(_DENSE, x.ids, case, names, emit)
 
 
 def linear_inputs(case: Case) -> linear.Inputs:
-    """``linear.make_inputs`` with hard labels, made on the device."""
+    """Make inputs like ``linear.make_inputs`` with hard labels on the device."""
     dtype = cross_entropy.DTYPES[case.dtype]
     g = torch.Generator("cuda").manual_seed(0)
     hidden = torch.randn(case.n, case.d, generator=g, device="cuda")
@@ -65,16 +65,16 @@ def linear_inputs(case: Case) -> linear.Inputs:
 
 
 def linear_losses(
-    case: Case, x: linear.Inputs, names: Sequence[str], say: Callable[..., None]
+    case: Case, x: linear.Inputs, names: Sequence[str], emit: Callable[..., None]
 ) -> dict[str, Loss]:
-    """Provider -> loss of (hidden, head); those that cannot take part leave a row."""
-    here = [name for name in names if name not in (*_LINEAR, "ours_triton")]
-    table, skipped = linear.losses(case.loss, x, here)
+    """Return provider -> loss of (hidden, head); emit a row for each that cannot run."""
+    portable = [name for name in names if name not in (*_LINEAR, "ours_triton")]
+    table, skipped = linear.losses(case.loss, x, portable)
     for name, why in skipped.items():
-        _skip(say, case, name, why)
+        _skip(emit, case, name, why)
     if "ours_triton" in names:
         table["ours_triton"] = table["ours"]
-    return dict(table) | _available(_LINEAR, x.ids, case, names, say)
+    return dict(table) | _available(_LINEAR, x.ids, case, names, emit)
 
 
 def _available(
@@ -82,19 +82,19 @@ def _available(
     ids: Tensor,
     case: Case,
     names: Sequence[str],
-    say: Callable[..., None],
+    emit: Callable[..., None],
 ) -> dict[str, Loss]:
-    found = {}
+    available = {}
     for name in [n for n in names if n in makers]:
         try:
-            found[name] = makers[name](ids)
+            available[name] = makers[name](ids)
         except Unavailable as e:
-            _skip(say, case, name, str(e))
-    return found
+            _skip(emit, case, name, str(e))
+    return available
 
 
-def _skip(say: Callable[..., None], case: Case, provider: str, why: str) -> None:
-    say(kind="skipped", op=case.op, case=case.loss, dtype=case.dtype, n=case.n, v=case.v,
+def _skip(emit: Callable[..., None], case: Case, provider: str, why: str) -> None:
+    emit(kind="skipped", op=case.op, case=case.loss, dtype=case.dtype, n=case.n, v=case.v,
         provider=provider, why=why, **({"d": case.d} if case.d else {}))  # fmt: skip
 
 

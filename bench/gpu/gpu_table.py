@@ -1,4 +1,4 @@
-"""The rows of ``python -m bench gpu`` as text."""
+"""Format the rows of ``python -m bench gpu`` as text."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 Row = dict[str, Any]
 _COLUMNS = (
-    "provider", "ms p20 / p50 / p80", "of ours", "peak MiB", "GB/s", "TFLOP/s", "of ceiling",
+    "provider", "ms p20 / p50 / p80", "/ ours", "peak MiB", "GB/s", "TFLOP/s", "/ ceiling",
     "error",
 )  # fmt: skip
 
 
 def table(rows: list[Row]) -> str:
-    """Environment, parts, then a block for every case; ``of ours``: above 1, ours is faster."""
+    """Return environment, parts, and a block per case; ``/ ours`` above 1: ours is faster."""
     lines = [*_environment(rows), *_parts(rows)]
     limit = next((r for r in rows if r.get("kind") == "ceilings"), {})
     if limit:
@@ -25,8 +25,8 @@ def table(rows: list[Row]) -> str:
         if r.get("kind") in ("time", "skipped"):
             size = f"{r['n']} x {r['v']}" + (f", D {r['d']}" if r.get("d") else "")
             cases.setdefault(f"{r['op']} {r['case']}, {size}, {r['dtype']}", []).append(r)
-    for title, found in cases.items():
-        lines += ["", title, *_block(found, limit)]
+    for title, measured in cases.items():
+        lines += ["", title, *_block(measured, limit)]
     return "\n".join(lines) if lines else "no rows yet"
 
 
@@ -43,7 +43,7 @@ def _environment(rows: list[Row]) -> list[str]:
 def _parts(rows: list[Row]) -> list[str]:
     return [
         f"{r['part']}: {'ok' if r['ok'] else 'FAILED (' + str(r.get('exit')) + ')'} "
-        f"{r['seconds']} s {r.get('said', '')}".rstrip()
+        f"{r['seconds']} s {r.get('last_line', '')}".rstrip()
         for r in rows
         if r.get("kind") == "part"
     ]
@@ -77,8 +77,8 @@ def _number(r: Row, name: str, form: str) -> str:
 
 
 def _share(r: Row, limit: Row) -> str:
-    """The larger resource's share: bytes over the copy, flops over the GEMM of the same dtype."""
-    for mine, best in (("tflops", f"gemm_{r['dtype']}_tflops"), ("gbps", "copy_gbps")):
-        if mine in r and limit.get(best):
-            return f"{r[mine] / limit[best]:.0%}"
+    """Return flops as a share of the GEMM of the same dtype, else bytes as a share of the copy."""
+    for rate, best in (("tflops", f"gemm_{r['dtype']}_tflops"), ("gbps", "copy_gbps")):
+        if rate in r and limit.get(best):
+            return f"{r[rate] / limit[best]:.0%}"
     return ""

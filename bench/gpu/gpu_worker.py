@@ -16,32 +16,32 @@ from torch import Tensor
 from bench.cases import cross_entropy, linear, quantile, two_class
 from bench.gpu import event_timing, gpu_providers
 from bench.gpu.gpu_cases import CASES, Case
-from w2s_fast.ops import OPS, dispatch, use_backend
+from w2s_fast.ops import dispatch, use_backend
 
 _TIMED = 2.5  # seconds a case spends on timed turns
 
 
-def say(**row: Any) -> None:
-    """One row, at once: a crash of the next case cannot take it away."""
+def emit(**row: Any) -> None:
+    """Print a row at once, so that a crash of a later case does not lose it."""
     short = {k: float(f"{x:.4g}") if isinstance(x, float) else x for k, x in row.items()}
     print(json.dumps(short), flush=True)
 
 
 def forced(provider: str) -> Any:
-    """The backend of a provider of ours: ``ours_triton`` forces it, ``ours`` is what users get."""
+    """Force the backend of ``ours_triton``; ``ours`` uses the default backend."""
     return use_backend("triton") if provider == "ours_triton" else nullcontext()
 
 
-def serving(op: str, dtype: torch.dtype) -> str:
-    """Name of the backend that CUDA tensors get."""
-    module = OPS[op].backend(torch.device("cuda"), dtype).__name__
-    return next(b for b in dispatch.BACKENDS if OPS[op].backends[b] == module)
+def backend_name(op: str, dtype: torch.dtype) -> str:
+    """Return the name of the default backend of CUDA tensors."""
+    module = dispatch.backend(op, torch.empty(0, dtype=dtype, device="cuda")).__name__
+    return next(b for b in dispatch.BACKENDS if dispatch.MODULES[op][b] == module)
 
 
-def names_of(case: Case, op: str) -> list[str]:
-    """Providers, without ours a second time where Triton is what users get anyway."""
-    same = serving(op, cross_entropy.DTYPES[case.dtype]) == "triton"
-    return [p for p in case.providers if not (same and p == "ours_triton")]
+def distinct_providers(case: Case, op: str) -> list[str]:
+    """Return the providers, without ``ours_triton`` if Triton is the default backend."""
+    is_default = backend_name(op, cross_entropy.DTYPES[case.dtype]) == "triton"
+    return [p for p in case.providers if not (is_default and p == "ours_triton")]
 
 
 def measure(
@@ -51,23 +51,25 @@ def measure(
     moved: dict[str, float],
     errors: Callable[[str], dict[str, float]],
 ) -> None:
-    """Errors, peak memory, then time of every call; ``moved`` has the least bytes and flops."""
-    about = {"op": case.op, "case": case.loss, "dtype": case.dtype, "n": case.n, "v": case.v}
-    about |= {"d": case.d} if case.d else {}
+    """Measure errors, peak memory, then time of every call; ``moved``: minimal bytes and flops."""
+    columns = {"op": case.op, "case": case.loss, "dtype": case.dtype, "n": case.n, "v": case.v}
+    columns |= {"d": case.d} if case.d else {}
 
     def drop(name: str, error: Exception) -> None:
-        said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        say(kind="skipped", **about, provider=name, why=said)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        emit(kind="skipped", **columns, provider=name, why=reason)
 
-    known: dict[str, dict[str, float]] = {}
+    measured: dict[str, dict[str, float]] = {}
     for name in list(calls):
         try:
             with forced(name):
-                known[name] = errors(name)
+                measured[name] = errors(name)
                 before(name)
-                calls[name]()  # compiles: not to be counted as memory
-                known[name]["peak_mib"] = event_timing.peak_mib(partial(before, name), calls[name])
-        except Exception as e:  # another library may refuse this card: that is a result
+                calls[name]()  # compiles, which peak memory must not include
+                measured[name]["peak_mib"] = event_timing.peak_mib(
+                    partial(before, name), calls[name]
+                )
+        except Exception as e:  # another library may not support this GPU
             drop(name, e)
             del calls[name]
         torch.cuda.empty_cache()
@@ -77,26 +79,26 @@ def measure(
             calls[name]()
 
     times = event_timing.interleave({n: partial(run, n) for n in calls}, before, _TIMED, drop)
-    for name, found in times.items():
-        ms = found["ms_p50"]
-        row: dict[str, Any] = {"provider": name, **found, **known[name]}
+    for name, time_ms in times.items():
+        ms = time_ms["ms_p50"]
+        row: dict[str, Any] = {"provider": name, **time_ms, **measured[name]}
         row |= {"ratio_to_ours": ms / times["ours"]["ms_p50"]} if "ours" in times else {}
         row |= {"gbps": moved["bytes"] / ms / 1e6} if moved.get("bytes") else {}
         row |= {"tflops": moved["flops"] / ms / 1e9} if moved.get("flops") else {}
         if name.startswith("ours"):
             op = "quantile" if case.op == "quantile" else "cross_entropy"
             with forced(name):
-                row["backend"] = serving(op, cross_entropy.DTYPES[case.dtype])
-        say(kind="time", **about, **row)
+                row["backend"] = backend_name(op, cross_entropy.DTYPES[case.dtype])
+        emit(kind="time", **columns, **row)
 
 
 def dense(case: Case) -> None:
-    """Forward and backward of the loss from logits; the model is a buffer."""
+    """Measure forward and backward of the loss from logits; a buffer stands in for the model."""
     x = gpu_providers.dense_inputs(case)
-    table = gpu_providers.dense_losses(case, x, names_of(case, "cross_entropy"), say)
+    table = gpu_providers.dense_losses(case, x, distinct_providers(case, "cross_entropy"), emit)
     truth = cross_entropy.truth(case.loss, x)
     seed = torch.zeros((), device="cuda", requires_grad=True)
-    work = torch.empty_like(x.logits)  # some write their gradient over the logits
+    work = torch.empty_like(x.logits)  # some overwrite the logits with the gradient
 
     def step(name: str) -> None:
         logits = work if name in gpu_providers.INPLACE else x.logits
@@ -114,9 +116,9 @@ def dense(case: Case) -> None:
 
 
 def head(case: Case) -> None:
-    """Forward and backward of the loss from hidden states."""
+    """Measure forward and backward of the loss from hidden states."""
     x = gpu_providers.linear_inputs(case)
-    table = gpu_providers.linear_losses(case, x, names_of(case, "cross_entropy"), say)
+    table = gpu_providers.linear_losses(case, x, distinct_providers(case, "cross_entropy"), emit)
     rows = torch.linspace(0, case.n - 1, 64, device="cuda").long()
     z = x.hidden.detach()[rows].double() @ x.head.detach().double().t()
     p = z.softmax(1)
@@ -140,10 +142,10 @@ def head(case: Case) -> None:
 
 
 def order_statistic(case: Case) -> None:
-    """The median of many scores."""
+    """Measure the median of many scores."""
     scores = quantile.make_inputs(case.n).cuda()
-    found = quantile.candidates(scores, case.providers)
-    calls: dict[str, Callable[[], Any]] = {n: c.call for n, c in found.items()}
+    candidates = quantile.candidates(scores, case.providers)
+    calls: dict[str, Callable[[], Any]] = {n: c.call for n, c in candidates.items()}
 
     def errors(name: str) -> dict[str, float]:
         return {"value_err": quantile.error(scores)} if name == "ours" else {}
@@ -151,10 +153,10 @@ def order_statistic(case: Case) -> None:
     measure(case, calls, lambda _: None, {"bytes": scores.nbytes}, errors)
 
 
-def two(case: Case) -> None:
-    """The confidence loss of a small batch over two classes: launches, hardly any work."""
+def small_batch(case: Case) -> None:
+    """Measure the confidence loss of a small batch over two classes, dominated by launches."""
     logits, labels = (t.cuda() for t in two_class.make_inputs(case.n))
-    names = names_of(case, "cross_entropy")
+    names = distinct_providers(case, "cross_entropy")
     table = two_class.losses(labels, names)
     if "ours_triton" in names:
         table["ours_triton"] = table["ours"]
@@ -170,14 +172,19 @@ def two(case: Case) -> None:
     measure(case, calls, before, {}, lambda n: two_class.errors(logits, labels, table[n]))
 
 
-RUN = {"cross_entropy": dense, "linear": head, "quantile": order_statistic, "two_class": two}
+RUN = {
+    "cross_entropy": dense,
+    "linear": head,
+    "quantile": order_statistic,
+    "two_class": small_batch,
+}
 
 
 def main(args: list[str]) -> int:
-    """Measure the named part."""
+    """Measure the named part; return the exit code."""
     torch.manual_seed(0)
     if args == ["ceilings"]:
-        say(kind="ceilings", **event_timing.ceilings())
+        emit(kind="ceilings", **event_timing.ceilings())
         return 0
     start = time.monotonic()
     failed = 0
@@ -185,10 +192,10 @@ def main(args: list[str]) -> int:
         try:
             RUN[case.op](case)
         except torch.cuda.OutOfMemoryError as e:
-            say(kind="skipped", op=case.op, case=case.loss, dtype=case.dtype, n=case.n, v=case.v,
+            emit(kind="skipped", op=case.op, case=case.loss, dtype=case.dtype, n=case.n, v=case.v,
                 provider="all", why=str(e).splitlines()[0][:300])  # fmt: skip
         except torch.AcceleratorError:
-            raise  # the device is lost to this process: nothing after it would mean anything
+            raise  # the device is unusable in this process
         except Exception as e:
             failed = 1
             print(f"{case}: {type(e).__name__}: {e}", file=sys.stderr)

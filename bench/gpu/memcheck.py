@@ -1,7 +1,7 @@
-"""``python -m bench.gpu.memcheck``: small calls of every op under compute-sanitizer's memcheck.
+"""``python -m bench.gpu.memcheck``: run small calls of every op under compute-sanitizer's memcheck.
 
-Odd sizes, rows that start anywhere, padding and ignored labels: where an address goes wrong. A
-machine without compute-sanitizer passes and says so.
+Inputs have odd sizes, unaligned rows, padding and ignored labels, where addressing errors occur.
+Without compute-sanitizer the check is skipped with a message.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 
 
 def sanitizer() -> str:
-    """Path of compute-sanitizer; empty if there is none."""
+    """Return the path of compute-sanitizer, or an empty string."""
     home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "compute-sanitizer"
     return shutil.which("compute-sanitizer") or (str(home) if home.is_file() else "")
 
 
-def calls() -> None:
-    """Forward and backward of each op on tiny inputs; runs inside the sanitizer."""
+def run_calls() -> None:
+    """Run forward and backward of each op on tiny inputs, inside the sanitizer."""
     import torch
 
     from w2s_fast import linear_cross_entropy, quantile, topk_logprob
@@ -36,8 +36,8 @@ def calls() -> None:
             z = call.pop("logits").requires_grad_()
             rule = "prior" if v == 2 else "median"
             weak_loss(z, **call, rule=rule, aux=0.4, smoothing=0.1).loss.backward()
-    listed = topk_logprob_sample(5, 131, torch.bfloat16, "cuda", seed=1)
-    logp, tail = topk_logprob(listed["logits"].requires_grad_(), listed["ids"])
+    inputs = topk_logprob_sample(5, 131, torch.bfloat16, "cuda", seed=1)
+    logp, tail = topk_logprob(inputs["logits"].requires_grad_(), inputs["ids"])
     (logp.sum() + tail[tail.isfinite()].sum()).backward()
     hidden = torch.randn(7, 16, device="cuda", requires_grad=True)
     head = torch.randn(131, 16, device="cuda", requires_grad=True)
@@ -47,16 +47,16 @@ def calls() -> None:
 
 
 def main(args: list[str]) -> int:
-    """Run the calls under the sanitizer; its exit code is 9 if it found an error."""
+    """Run the calls under the sanitizer; return its exit code, 9 for an error."""
     if args == ["--inside"]:
-        calls()
+        run_calls()
         return 0
     tool = sanitizer()
     if not tool:
-        print("no compute-sanitizer here: not checked")
+        print("compute-sanitizer is not installed: not checked")
         return 0
     command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m"]
-    # torch's allocator hands out pieces of large blocks: an access beyond a piece would look fine.
+    # torch's allocator splits large blocks, which would hide an access beyond a piece.
     env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run([*command, "bench.gpu.memcheck", "--inside"], env=env, check=False)
     return done.returncode

@@ -1,9 +1,9 @@
 """``python -m bench gpu``: build, test and time everything on a machine with a CUDA device.
 
-One command for a bare machine with torch, triton, nvcc, pybind11, ninja and pytest. Each part runs
-in a process of its own under a time limit, so a crash or a hang loses that part only. A part that
-finished leaves a row in the output and is skipped by the next call; ``--again`` runs it anew. The
-output is one JSON-lines file: a row with the environment, rows of the parts, rows of measurements.
+The machine needs torch, triton, nvcc, pybind11, ninja and pytest. Each part runs in a process of
+its own under a time limit, so that a crash or a hang loses only that part. A finished part adds a
+row to the output and is skipped by the next call; ``--again`` runs it again. The output is one
+JSON-lines file: a row with the environment, rows of the parts, rows of measurements.
 """
 
 from __future__ import annotations
@@ -28,42 +28,45 @@ OUT = ROOT / "out" / "gpu.jsonl"
 _OPS = ("cross_entropy", "contract", "fused_linear", "quantile", "logprob", "gpu", "loss_scales",
         "softcap", "extremes")  # fmt: skip
 TESTS = tuple(f"tests/ops/test_{name}.py" for name in _OPS)
-_TAIL = 4000  # characters of a failed part's output that its row keeps
+_TAIL = 4000  # characters of a failed part's output in its row
 
 
 @dataclass(frozen=True)
 class Part:
-    """One step: a command, and the seconds it may take."""
+    """One step: a command and its time limit."""
 
     name: str
     command: tuple[str, ...]
     seconds: int
-    measures: bool = False  # its output holds rows of measurements
+    measures: bool = False  # whether it prints rows of measurements
 
 
 def parts() -> list[Part]:
-    """Everything there is to do, in order; limits add up to less than eight minutes."""
+    """Return all parts in order; their limits add up to less than eight minutes."""
     me = sys.executable
     pytest = (me, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider")
     pytest += ("--require-backends=triton", "--device=cuda")
     if importlib.util.find_spec("xdist"):
-        pytest += ("-n", str(min(8, os.cpu_count() or 1)))  # compiling Triton is most of it
-    found = [
+        pytest += (
+            "-n",
+            str(min(8, os.cpu_count() or 1)),
+        )  # Triton compiles most of the time
+    steps = [
         Part("build", (me, "setup.py", "-q", "build_ext", "--inplace"), 70),
         Part("tests", (*pytest, *TESTS), 125),
         Part("memcheck", (me, "-m", "bench.gpu.memcheck"), 25),
         Part("ceilings", (me, "-m", "bench.gpu.gpu_worker", "ceilings"), 15, True),
     ]
     for name, case in CASES.items():
-        found.append(Part(name, (me, "-m", "bench.gpu.gpu_worker", name), case.seconds, True))
-    return found
+        steps.append(Part(name, (me, "-m", "bench.gpu.gpu_worker", name), case.seconds, True))
+    return steps
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of ``python -m bench gpu``."""
+    """Return the parser of ``python -m bench gpu``."""
     p = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__.splitlines()[0])
-    p.add_argument("--parts", default="", help="comma-separated; default: all that are unfinished")
-    p.add_argument("--again", action="store_true", help="run finished parts anew")
+    p.add_argument("--parts", default="", help="comma-separated; default: all unfinished ones")
+    p.add_argument("--again", action="store_true", help="run finished parts again")
     p.add_argument("--out", type=Path, default=OUT, help="file of rows: %(default)s")
     p.add_argument("--dry-run", action="store_true", help="print the plan, run nothing")
     p.add_argument("--table", action="store_true", help="print the table of --out, run nothing")
@@ -71,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def no_device() -> str:
-    """Why nothing can be measured here; an empty string if it can."""
+    """Return why nothing can be measured here, or an empty string."""
     try:
         import torch
     except ImportError as e:
@@ -82,7 +85,7 @@ def no_device() -> str:
 
 
 def load(path: Path) -> list[dict[str, object]]:
-    """Rows of the output; a line that a killed process left unfinished is dropped."""
+    """Return the rows of the output, without a line that a killed process left incomplete."""
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
@@ -93,7 +96,7 @@ def load(path: Path) -> list[dict[str, object]]:
 
 
 def save(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write all rows, whole or not at all."""
+    """Write all rows atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as f:
         f.write("".join(json.dumps(row) + "\n" for row in rows))
@@ -101,7 +104,7 @@ def save(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def unfinished(rows: list[dict[str, object]], commit: object, again: bool) -> list[Part]:
-    """Parts without a row that says they succeeded on this commit."""
+    """Return the parts that have not succeeded on this commit."""
     done = {
         r["part"]
         for r in rows
@@ -110,22 +113,22 @@ def unfinished(rows: list[dict[str, object]], commit: object, again: bool) -> li
     return [p for p in parts() if again or p.name not in done]
 
 
-def select(wanted: list[Part], names: str) -> list[Part]:
-    """The named parts of those; all without names.
+def select(candidates: list[Part], names: str) -> list[Part]:
+    """Return the named parts; all if there are no names.
 
     Raises:
-        SystemExit: for a name that no part has.
+        SystemExit: A name is unknown.
     """
     known = [p.name for p in parts()]
     for name in filter(None, names.split(",")):
         if name not in known:
             raise SystemExit(f"bench gpu: unknown part {name!r}; expected some of {known}")
-    asked = names.split(",") if names else known
-    return [p for p in wanted if p.name in asked]
+    selected = names.split(",") if names else known
+    return [p for p in candidates if p.name in selected]
 
 
 def run(part: Part) -> tuple[dict[str, object], list[dict[str, object]]]:
-    """The part's own row, and the rows it measured; whatever it does, this process goes on."""
+    """Run a part; return its own row and the rows it measured. Never raises for its failure."""
     start = time.monotonic()
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
@@ -137,37 +140,37 @@ def run(part: Part) -> tuple[dict[str, object], list[dict[str, object]]]:
         try:
             code: int | str = child.wait(timeout=part.seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)  # compilers and test workers as well
+            os.killpg(child.pid, signal.SIGKILL)  # includes compilers and test workers
             child.wait()
             code = f"over its {part.seconds} s"
         log.seek(0)
-        said = log.read()
+        output = log.read()
     row: dict[str, object] = {
         "kind": "part", "part": part.name, "ok": code == 0,
         "seconds": round(time.monotonic() - start, 1),
     }  # fmt: skip
-    lines = [line for line in said.splitlines() if line.strip()]
+    lines = [line for line in output.splitlines() if line.strip()]
     if code != 0:
-        row |= {"exit": code, "tail": said[-_TAIL:]}
+        row |= {"exit": code, "tail": output[-_TAIL:]}
     elif lines and not part.measures:
-        row["said"] = lines[-1][:200]
-    return row, measured(lines, part.name) if part.measures else []
+        row["last_line"] = lines[-1][:200]
+    return row, parse_rows(lines, part.name) if part.measures else []
 
 
-def measured(lines: list[str], part: str) -> list[dict[str, object]]:
-    """Rows that a worker printed; those before a crash count."""
-    found = []
+def parse_rows(lines: list[str], part: str) -> list[dict[str, object]]:
+    """Return the rows that a worker printed, including those before a crash."""
+    rows = []
     for line in lines:
         if line.startswith('{"kind"'):
             try:
-                found.append({**json.loads(line), "part": part})
+                rows.append({**json.loads(line), "part": part})
             except json.JSONDecodeError:
                 continue
-    return found
+    return rows
 
 
 def main(args: list[str]) -> int:
-    """Run what is unfinished; exit code 0 if all of it succeeded, 1 if not, 2 without a device."""
+    """Run the unfinished parts; exit code 0 if all succeed, 1 if not, 2 without a device."""
     a = parser().parse_args(args)
     rows = load(a.out)
     if a.table:
@@ -183,20 +186,20 @@ def main(args: list[str]) -> int:
         return 2
     from bench.gpu.gpu_environment import gpu_environment
 
-    about = gpu_environment()
-    sha = about["git_sha"]
+    columns = gpu_environment()
+    sha = columns["git_sha"]
     rows = [r for r in rows if r.get("kind") != "environment" or r.get("git_sha") != sha]
-    rows.append({"kind": "environment", **about})
+    rows.append({"kind": "environment", **columns})
     failed = False
     for part in select(unfinished(rows, sha, a.again), a.parts):
         print(f"{part.name} ...", end=" ", flush=True)
-        row, found = run(part)
-        mine = [r for r in rows if r.get("part") == part.name and r.get("git_sha") == sha]
-        rows = [r for r in rows if r not in mine]
-        rows += [{**r, "git_sha": sha} for r in (*found, row)]
+        row, part_rows = run(part)
+        replaced = [r for r in rows if r.get("part") == part.name and r.get("git_sha") == sha]
+        rows = [r for r in rows if r not in replaced]
+        rows += [{**r, "git_sha": sha} for r in (*part_rows, row)]
         save(a.out, rows)
         failed |= not row["ok"]
-        print(f"{'ok' if row['ok'] else 'FAILED'} {row['seconds']} s {row.get('said', '')}")
+        print(f"{'ok' if row['ok'] else 'FAILED'} {row['seconds']} s {row.get('last_line', '')}")
         if not row["ok"]:
             print(str(row["tail"])[-1500:])
     print(gpu_table.table([r for r in rows if r.get("git_sha") == sha]))

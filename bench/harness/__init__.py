@@ -1,1 +1,1 @@
-"""How it is measured: turns, processes, peak memory, the environment and files of rows."""
+"""Measure candidates in turns and processes of their own, and store the rows."""

@@ -1,8 +1,8 @@
-"""Interleaved timing of candidates: CPU time, wall time and page faults of each call.
+"""Time candidates in turns: CPU time, wall time and page faults of each call.
 
 CPU time (user + system, every thread of the process) repeats to a few per cent on a shared machine
-where wall time does not, and it shows what a page fault costs. Candidates take turns, so a slow
-minute hits all of them, and the memory floor is one of them.
+where wall time does not, and it includes the cost of page faults. Candidates take turns, so that a
+slow minute affects all of them; the memory floor is one of them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from dataclasses import dataclass, field
 from statistics import median
 
 _WARM_CALLS = 10
-_SLOW_MS = 10_000.0  # a slower candidate gets one call to warm up and one that counts
+_SLOW_MS = 10_000.0  # a slower candidate gets one warm-up call and one timed call
 
 
 @dataclass
 class Candidate:
-    """One way to do the job: ``call`` is timed, ``before`` runs untimed in front of every call."""
+    """One implementation: ``call`` is timed, ``before`` runs untimed before every call."""
 
     call: Callable[[], object]
     before: Callable[[], object] | None = None
     inner: int = 1  # calls per sample, for calls of microseconds
-    warm: int = 2  # calls before page faults are compared
-    slow: bool = False  # set by ``warm``: one sample is enough
+    warm: int = 2  # warm-up calls before page faults are compared
+    slow: bool = False  # set by ``warm_up``: one sample is enough
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Samples:
     faults: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Least, median and the 20-80 % band of the CPU time; least and median wall time."""
+        """Return minimum, median and 20-80 % band of CPU time; minimum and median of wall time."""
         ordered = sorted(self.cpu)
         last = len(ordered) - 1
         return {
@@ -53,8 +53,8 @@ class Samples:
         }
 
 
-def once(c: Candidate) -> tuple[float, float, float]:
-    """CPU ms, wall ms and page faults of one call (the mean over ``inner`` calls)."""
+def time_once(c: Candidate) -> tuple[float, float, float]:
+    """Return CPU ms, wall ms and page faults of one call (the mean over ``inner`` calls)."""
     if c.before is not None:
         c.before()
     call, inner = c.call, c.inner
@@ -68,11 +68,11 @@ def once(c: Candidate) -> tuple[float, float, float]:
     return 1e3 * cpu / inner, 1e3 * wall / inner, (last.ru_minflt - first.ru_minflt) / inner
 
 
-def warm(c: Candidate) -> None:
-    """Call until page faults stop changing: a recycling heap still grows in the first calls."""
+def warm_up(c: Candidate) -> None:
+    """Call until page faults stop changing: a recycling heap grows during the first calls."""
     before = -1.0
     for i in range(_WARM_CALLS):
-        _, wall, faults = once(c)
+        _, wall, faults = time_once(c)
         if wall > _SLOW_MS:
             c.slow = True
             return
@@ -82,9 +82,9 @@ def warm(c: Candidate) -> None:
 
 
 def interleave(candidates: Mapping[str, Candidate], rounds: int) -> dict[str, Samples]:
-    """Warm every candidate, then time them in turns; the order is turned round every round."""
+    """Warm up every candidate, then time them in turns; the order alternates between rounds."""
     for c in candidates.values():
-        warm(c)
+        warm_up(c)
     samples = {name: Samples() for name in candidates}
     gc.disable()
     try:
@@ -94,7 +94,7 @@ def interleave(candidates: Mapping[str, Candidate], rounds: int) -> dict[str, Sa
             for name in names if i % 2 == 0 else names[::-1]:
                 if i and candidates[name].slow:
                     continue
-                cpu, wall, faults = once(candidates[name])
+                cpu, wall, faults = time_once(candidates[name])
                 s = samples[name]
                 s.cpu.append(cpu)
                 s.wall.append(wall)

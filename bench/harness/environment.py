@@ -1,4 +1,4 @@
-"""Where a row was measured: machine, versions, state of the source tree."""
+"""Describe where a row was measured: machine, versions, state of the source tree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SOURCES = ("w2s_fast", "csrc", "kernels", "setup.py", "examples", "bench", ":!b
 
 
 def environment() -> dict[str, object]:
-    """Columns every row carries; ``threads`` is that of this process."""
+    """Return the columns that every row has; ``threads`` are those of this process."""
     import torch
 
     from w2s_fast.ops import native
@@ -35,7 +35,7 @@ def environment() -> dict[str, object]:
 
 
 def core_is_stale() -> bool:
-    """Whether a C++ source is newer than the built core, which then is not what the sha says."""
+    """Return whether a C++ source is newer than the built core, which then lacks its changes."""
     built = [p.stat().st_mtime for p in (ROOT / "w2s_fast").glob("_core*.so")]
     files = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h", ".inc")]
     return bool(built) and max(p.stat().st_mtime for p in files) > max(built)
@@ -54,7 +54,7 @@ def _cpu() -> str:
 
 
 def _huge_pages() -> str:
-    """``always``, ``madvise`` or ``never``: it decides what a fresh gradient buffer costs."""
+    """Return ``always``, ``madvise`` or ``never``; it decides what a new gradient buffer costs."""
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not setting.is_file():
         return "unknown"

@@ -1,4 +1,4 @@
-"""Files of measured rows: one JSON object a line, one file an op."""
+"""Read and write files of measured rows: one JSON object per line, one file per op."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ KEY = ("op", "case", "dtype", "n", "d", "v", "allocator", "threads", "provider")
 
 
 def key(row: Row) -> tuple[object, ...]:
-    """What makes two rows measurements of the same thing."""
-    # Only the head has a hidden size; rows of the other ops do not name one.
+    """Return the columns that two measurements of the same thing have in common."""
+    # Only rows of a head have a hidden size.
     return tuple(row.get(name, 0) if name == "d" else row[name] for name in KEY)
 
 
 def load(path: Path) -> list[Row]:
-    """Rows of a file, or of every .jsonl file in a folder."""
+    """Return the rows of a file, or of every .jsonl file in a folder."""
     files = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
     return [json.loads(line) for f in files for line in f.read_text().splitlines() if line]
 
 
 def save(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows, replacing those of the file that measure the same thing.
+    """Write rows, replacing rows of the file that measure the same thing.
 
-    A row that says why nothing was measured does not replace a measurement.
+    A row that explains why nothing was measured does not replace a measurement.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {key(row): row for row in (load(path) if path.exists() else [])}
+    by_key = {key(row): row for row in (load(path) if path.exists() else [])}
     for row in rows:
-        if "skipped" in row and "skipped" not in kept.get(key(row), row):
+        if "skipped" in row and "skipped" not in by_key.get(key(row), row):
             continue
-        kept.pop(key(row), None)
-        kept[key(row)] = row
-    path.write_text("".join(json.dumps(row) + "\n" for row in kept.values()))
+        by_key.pop(key(row), None)
+        by_key[key(row)] = row
+    path.write_text("".join(json.dumps(row) + "\n" for row in by_key.values()))
 
 
 def record(measured: list[Row], file: str | None = None) -> None:
-    """Add rows to the committed ones: one file an op, or all to ``file``.
+    """Add rows to the committed ones: one file per op, or all to ``file``.
 
     Raises:
-        SystemExit: if one may not be quoted.
+        SystemExit: A row may not be quoted.
     """
     if any(row["quick"] or row["dirty"] for row in measured):
         raise SystemExit(
@@ -55,8 +55,16 @@ def record(measured: list[Row], file: str | None = None) -> None:
         save(RESULTS / "cpu" / (file or f"{row['op']}.jsonl"), [row])
 
 
+def store(rows: list[Row], out: Path | None, to_record: bool, file: str | None = None) -> None:
+    """Add rows to ``out`` and to the committed ones, as ``--out`` and ``--record`` ask."""
+    if out:
+        save(out, rows)
+    if to_record:
+        record(rows, file)
+
+
 def number(row: Row, name: str) -> float:
-    """A numeric column."""
+    """Return a numeric column."""
     value = row[name]
     assert isinstance(value, int | float), f"{name} of {key(row)} is {value!r}"
     return float(value)

@@ -1,4 +1,4 @@
-"""Measure jobs in fresh processes, one allocator setting each, and show their rows."""
+"""Measure jobs in new processes, one allocator setting each, and print and store their rows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 from bench.harness.environment import ROOT
 from bench.harness.jobs import Job
-from bench.harness.row_files import Row
+from bench.harness.row_files import Row, store
 
 ALLOCATORS = {
     "stock": {},
@@ -19,12 +20,36 @@ ALLOCATORS = {
 }
 
 
+def select_names(text: str, known: Iterable[str]) -> list[str]:
+    """Return the comma-separated names in ``text``, all ``known`` ones if it is empty.
+
+    Raises:
+        SystemExit: A name is unknown.
+    """
+    everything = list(known)
+    names = text.split(",") if text else everything
+    for name in names:
+        if name not in everything:
+            raise SystemExit(f"bench: unknown {name!r}; expected some of {everything}")
+    return names
+
+
+def measure_groups(groups: Iterable[list[Job]], out: Path | None, to_record: bool) -> None:
+    """Measure every group of jobs in a process of its own; print and store the rows."""
+    for group in groups:
+        rows = []
+        for row in spawn(group):
+            rows.append(row)
+            print(format_row(row), flush=True)
+        store(rows, out, to_record)
+
+
 def spawn(group: list[Job]) -> Iterator[Row]:
-    """Measure jobs of one allocator in one fresh process; yield rows as they come."""
+    """Measure jobs of one allocator in one new process; yield rows as they arrive."""
     settings = {
         **ALLOCATORS[group[0].allocator],
         "OMP_NUM_THREADS": str(group[0].threads),
-        # Waiting threads sleep: otherwise their spinning would count as CPU time of a candidate.
+        # Waiting threads sleep: if they spun, that would count as CPU time of a candidate.
         "OMP_WAIT_POLICY": "passive",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -41,12 +66,12 @@ def spawn(group: list[Job]) -> Iterator[Row]:
         raise SystemExit(f"bench: measuring {group[0]} failed with exit code {child.returncode}")
 
 
-def show(row: Row) -> str:
-    """One line of the terminal table."""
+def format_row(row: Row) -> str:
+    """Return a line of the terminal table."""
     shape = "x".join(str(row[name]) for name in ("n", "d", "v") if name in row)
     if "skipped" in row:
-        who = f"{row['provider']:<14} skipped: {row['skipped']}"
-        return f"{row['case']:<14} {row['dtype']} {shape:<12} {row['allocator']:<8} {who}"
+        reason = f"{row['provider']:<14} skipped: {row['skipped']}"
+        return f"{row['case']:<14} {row['dtype']} {shape:<12} {row['allocator']:<8} {reason}"
     ratios = "".join(
         f" {label} {row[name]:>7}" if name in row else " " * (len(label) + 9)
         for label, name in (

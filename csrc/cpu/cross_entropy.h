@@ -6,19 +6,16 @@
 
 #include "../row_math.h"
 #include "../w2s.h"
-#include "row.h"
+#include "row_write.h"
+#include "softcap.h"
 
 namespace {
 
-using w2s::CrossEntropy;
+using w2s::RowCall;
 
-inline RowKnobs knobs_of(const CrossEntropy& c) {
-  return {c.rule, c.aux, c.threshold, c.smoothing, c.gamma, c.cap, c.softcap, c.z_loss};
-}
+inline float rest_of(const RowCall& c, int64_t i) { return c.rest == nullptr ? 0 : c.rest[i]; }
 
-inline float rest_of(const CrossEntropy& c, int64_t i) { return c.rest == nullptr ? 0 : c.rest[i]; }
-
-inline Record read_record(const CrossEntropy& c, int64_t i) {
+inline Record read_record(const RowCall& c, int64_t i) {
   const auto s = [&](int32_t r) { return c.stats[r * c.n + i]; };
   const auto x = [&](int32_t r) { return c.index[r * c.n + i]; };
   return {s(w2s::kMax),         s(w2s::kLogS),      s(w2s::kMass),     s(w2s::kLinear),
@@ -27,7 +24,7 @@ inline Record read_record(const CrossEntropy& c, int64_t i) {
           x(w2s::kArgmaxClass), x(w2s::kWeakClass), x(w2s::kSelfClass)};
 }
 
-inline void write_record(const CrossEntropy& c, int64_t i, const Record& r) {
+inline void write_record(const RowCall& c, int64_t i, const Record& r) {
   const auto s = [&](int32_t row, float value) { c.stats[row * c.n + i] = value; };
   const auto x = [&](int32_t row, int64_t value) { c.index[row * c.n + i] = value; };
   s(w2s::kLoss, r.loss), s(w2s::kMax, r.max), s(w2s::kLogS, r.logs), s(w2s::kEntropy, r.entropy);
@@ -37,21 +34,21 @@ inline void write_record(const CrossEntropy& c, int64_t i, const Record& r) {
   x(w2s::kArgmaxClass, r.argmax), x(w2s::kWeakClass, r.weak), x(w2s::kSelfClass, r.self);
 }
 
-inline bool is_kept(const CrossEntropy& c, int64_t i) {
+inline bool is_counted(const RowCall& c, int64_t i) {
   if (c.ids != nullptr && c.probs == nullptr && c.ids[i] == c.ignore_index) return false;
   return c.weight == nullptr || c.weight[i] != 0;
 }
 
-inline const float* sparse_probs(const CrossEntropy& c, int64_t i) {
+inline const float* sparse_probs(const RowCall& c, int64_t i) {
   return c.probs == nullptr ? nullptr : static_cast<const float*>(c.probs) + i * c.k;
 }
 
 // A padding entry of a sparse row, or the label of an ignored row.
-inline bool is_padding(const CrossEntropy& c, int64_t id) {
+inline bool is_padding(const RowCall& c, int64_t id) {
   return c.probs == nullptr ? id == c.ignore_index : id < 0;
 }
 
-inline bool bad_ids(const CrossEntropy& c, int64_t i) {
+inline bool bad_ids(const RowCall& c, int64_t i) {
   const int64_t* ids = c.ids + i * c.k;
   for (int64_t j = 0; j < c.k; ++j) {
     if (is_padding(c, ids[j])) continue;
@@ -64,14 +61,14 @@ inline bool bad_ids(const CrossEntropy& c, int64_t i) {
 }
 
 template <class T>
-void listed_targets(const CrossEntropy& c, int64_t i, const T* z, Record& r) {
+void topk_targets(const RowCall& c, int64_t i, const T* z, Record& r) {
   const int64_t* ids = c.ids + i * c.k;
   const float* probs = sparse_probs(c, i);
   float best = -1, inside = 0;
   for (int64_t j = 0; j < c.k; ++j) {
     if (is_padding(c, ids[j])) continue;
     const float q = probs == nullptr ? 1.0f : probs[j], d = widen(z[ids[j]]) - r.max;
-    if (c.listed != nullptr) c.listed[i * c.k + j] = d;
+    if (c.topk_diffs != nullptr) c.topk_diffs[i * c.k + j] = d;
     r.mass += q;
     if (q != 0 && d != 0) r.linear += q * d;
     inside += expf(d);
@@ -85,38 +82,38 @@ void listed_targets(const CrossEntropy& c, int64_t i, const T* z, Record& r) {
   if (c.rest == nullptr) return;
   r.mass += c.rest[i];
   const float share = inside / expf(r.logs);
-  const bool cancels = share >= kMostListed;  // not for NaN, which stays
+  const bool cancels = share >= kMaxTopkShare;  // not for NaN, which stays
   r.tail = cancels ? log_outside(z, c.v, r.max, ids, c.k) - r.logs : log1pf(-share);
 }
 
 // Overwrites the entries where the gradient is more than its dense part, from fp32 values; with a
 // softcap > 0 as gradients of what is under the cap.
 template <class T>
-void write_listed(const CrossEntropy& c, int64_t i, const Record& r, const Slope& s,
-                  const float* diffs, float self_diff, float softcap, T* g) {
+void write_topk(const RowCall& c, int64_t i, const Record& r, const Slope& s, const float* diffs,
+                float self_diff, float softcap, T* g) {
   const int64_t* ids = c.ids + i * c.k;
   const float* probs = sparse_probs(c, i);
-  bool self_listed = false;
+  bool self_in_topk = false;
   for (int64_t j = 0; j < c.k; ++j) {
     if (is_padding(c, ids[j])) continue;
     const float q = probs == nullptr ? 1.0f : probs[j];
     const bool is_self = ids[j] == r.self;
-    self_listed |= is_self;
+    self_in_topk |= is_self;
     const float cap = cap_slope(diffs[j] + r.max, softcap);
     narrow_to(g[ids[j]], cap * entry(s, s.inside, diffs[j], q, is_self));
   }
-  if (!self_listed && s.own != 0 && r.self >= 0) {
+  if (!self_in_topk && s.own != 0 && r.self >= 0) {
     narrow_to(g[r.self], entry(s, s.outside, self_diff - s.shift, 0, true));
   }
 }
 
-constexpr int64_t kListedOnStack = 64;
+constexpr int64_t kTopkOnStack = 64;
 // A gradient of this size in a buffer of its own has left the caches before anyone reads it; a
 // plain store would also fetch every line that it overwrites.
 constexpr int64_t kStreamBytes = 1 << 24;
 
 template <bool DENSE, class T, class U>
-void write_dense_part(const CrossEntropy& c, const T* z, const U* q, T* g, const Record& r,
+void write_dense_part(const RowCall& c, const T* z, const U* q, T* g, const Record& r,
                       const Slope& s, float slope, bool more) {
   const float weak = DENSE ? s.g * s.weak : 0;
   const T* next = z + (more ? c.logits_stride : 0);
@@ -135,13 +132,13 @@ inline float diff_at(const T* z, int64_t id, const Record& r) {
 
 // z is the row of logits; out may be the same memory.
 template <class T, class U>
-void row_gradient(const CrossEntropy& c, int64_t i, const Record& r, float g, const T* z, T* out,
+void row_gradient(const RowCall& c, int64_t i, const Record& r, float g, const T* z, T* out,
                   bool more) {
-  if (!is_kept(c, i) || r.factor == 0 || g == 0) {
+  if (!is_counted(c, i) || r.factor == 0 || g == 0) {
     memset(static_cast<void*>(out), 0, static_cast<size_t>(c.v) * sizeof(T));
     return;
   }
-  const Slope s = row_slope(knobs_of(c), rest_of(c, i), c.v, r, g * r.factor);
+  const Slope s = row_slope(c.params, rest_of(c, i), c.v, r, g * r.factor);
   const float self_diff = diff_at(z, r.self, r);
   if (c.ids == nullptr) {
     const U* q = static_cast<const U*>(c.probs) + i * c.probs_stride;
@@ -156,25 +153,25 @@ void row_gradient(const CrossEntropy& c, int64_t i, const Record& r, float g, co
     if (s.own != 0 && r.self >= 0) narrow_to(out[r.self], at_self);
     return;
   }
-  // The sweep may overwrite the logits: take the listed ones first.
-  float stack[kListedOnStack] = {};
-  float* diffs = c.k <= kListedOnStack ? stack : new float[static_cast<size_t>(c.k)];
+  // The write may overwrite the logits: read the top-k ones first.
+  float stack[kTopkOnStack] = {};
+  float* diffs = c.k <= kTopkOnStack ? stack : new float[static_cast<size_t>(c.k)];
   for (int64_t j = 0; j < c.k; ++j) {
     const int64_t id = c.ids[i * c.k + j];
     diffs[j] = is_padding(c, id) ? 0 : widen(z[id]) - r.max;
   }
   write_dense_part<false>(c, z, z, out, r, s, s.outside, more);
-  write_listed(c, i, r, s, diffs, self_diff, 0, out);
+  write_topk(c, i, r, s, diffs, self_diff, 0, out);
   if (diffs != stack) delete[] diffs;
 }
 
 template <class T, class U>
-Record make_record(const CrossEntropy& c, int64_t i, const T* z) {
-  const bool dense = c.ids == nullptr, mean = c.smoothing != 0;
+Record make_record(const RowCall& c, int64_t i, const T* z) {
+  const bool dense = c.ids == nullptr, mean = c.params.smoothing != 0;
   const U* q = dense ? static_cast<const U*>(c.probs) + i * c.probs_stride : nullptr;
   // Without dense targets the logits stand in for them, so that both are read in the same order.
-  const Row s = dense ? (mean ? sweep<true, true>(z, q, c.v) : sweep<true, false>(z, q, c.v))
-                      : (mean ? sweep<false, true>(z, z, c.v) : sweep<false, false>(z, z, c.v));
+  const Row s = dense ? (mean ? sum_row<true, true>(z, q, c.v) : sum_row<true, false>(z, q, c.v))
+                      : (mean ? sum_row<false, true>(z, z, c.v) : sum_row<false, false>(z, z, c.v));
   Record r{};
   r.max = s.max;
   r.logs = s.logs;
@@ -188,19 +185,18 @@ Record make_record(const CrossEntropy& c, int64_t i, const T* z) {
     r.weak = find(q, s.weak_block, c.v, s.weak_max);
     r.chosen = widen(z[r.weak]) - r.max;
   } else {
-    listed_targets(c, i, z, r);
+    topk_targets(c, i, z, r);
   }
   check_weak(r);
-  if (c.rule == w2s::kClass) r.self = c.index[w2s::kSelfClass * c.n + i];
-  const RowKnobs knobs = knobs_of(c);
-  choose_self_target(knobs, r);
-  row_factor(knobs, is_kept(c, i), r);
-  row_loss(knobs, rest_of(c, i), widen(z[r.self]) - r.max, r);
+  if (c.params.rule == w2s::kGiven) r.self = c.index[w2s::kSelfClass * c.n + i];
+  choose_self_target(c.params, r);
+  row_factor(c.params, is_counted(c, i), r);
+  row_loss(c.params, rest_of(c, i), widen(z[r.self]) - r.max, r);
   return r;
 }
 
-inline float upstream(const CrossEntropy& c, int64_t i) {
-  if (c.row_scale != nullptr) return c.row_scale[i];
+inline float upstream(const RowCall& c, int64_t i) {
+  if (c.row_scale != nullptr) return c.row_scale[i * c.row_scale_stride];
   return c.weight == nullptr ? c.scale : c.scale * c.weight[i];
 }
 
@@ -210,8 +206,8 @@ template <class T>
 struct Plain {
   using Logit = T;
   static constexpr bool kNext = true;  // the next row lies one stride further
-  const CrossEntropy& c;
-  explicit Plain(const CrossEntropy& call) : c(call) {}
+  const RowCall& c;
+  explicit Plain(const RowCall& call) : c(call) {}
   const T* logits(int64_t i) const { return static_cast<const T*>(c.logits) + i * c.logits_stride; }
   T* gradient(int64_t i) const { return static_cast<T*>(c.grad) + i * c.grad_stride; }
   void finish(int64_t) const {}
@@ -221,25 +217,24 @@ template <class T>
 struct Capped {
   using Logit = float;
   static constexpr bool kNext = false;
-  const CrossEntropy& c;
+  const RowCall& c;
   float* row;
-  explicit Capped(const CrossEntropy& call)
-      : c(call), row(new float[static_cast<size_t>(call.v)]) {}
+  explicit Capped(const RowCall& call) : c(call), row(new float[static_cast<size_t>(call.v)]) {}
   Capped(const Capped&) = delete;
   Capped& operator=(const Capped&) = delete;
   ~Capped() { delete[] row; }
   const float* logits(int64_t i) const {
-    cap_row(Plain<T>(c).logits(i), row, c.v, c.softcap);
+    cap_row(Plain<T>(c).logits(i), row, c.v, c.params.softcap);
     return row;
   }
   float* gradient(int64_t) const { return row; }
   void finish(int64_t i) const {
-    uncap_row(row, Plain<T>(c).logits(i), Plain<T>(c).gradient(i), c.v, c.softcap);
+    uncap_row(row, Plain<T>(c).logits(i), Plain<T>(c).gradient(i), c.v, c.params.softcap);
   }
 };
 
 template <class Access, class U>
-int64_t sweep_rows(const CrossEntropy& c, int64_t begin, int64_t end) {
+int64_t read_rows(const RowCall& c, int64_t begin, int64_t end) {
   const Access a(c);
   for (int64_t i = begin; i < end; ++i) {
     if (c.ids != nullptr && bad_ids(c, i)) return i;
@@ -255,7 +250,7 @@ int64_t sweep_rows(const CrossEntropy& c, int64_t begin, int64_t end) {
 }
 
 template <class Access, class U>
-int64_t gradient_rows(const CrossEntropy& c, int64_t begin, int64_t end) {
+int64_t gradient_rows(const RowCall& c, int64_t begin, int64_t end) {
   const Access a(c);
   for (int64_t i = begin; i < end; ++i) {
     row_gradient<typename Access::Logit, U>(c, i, read_record(c, i), upstream(c, i), a.logits(i),
@@ -265,43 +260,49 @@ int64_t gradient_rows(const CrossEntropy& c, int64_t begin, int64_t end) {
   return -1;
 }
 
-template <class T, class U>
-int64_t rows_of(const CrossEntropy& c, int64_t begin, int64_t end) {
-  return c.softcap != 0 ? sweep_rows<Capped<T>, U>(c, begin, end)
-                        : sweep_rows<Plain<T>, U>(c, begin, end);
-}
+struct Rows {
+  template <class T, class U>
+  static int64_t run(const RowCall& c, int64_t begin, int64_t end) {
+    return c.params.softcap != 0 ? read_rows<Capped<T>, U>(c, begin, end)
+                                 : read_rows<Plain<T>, U>(c, begin, end);
+  }
+};
 
-template <class T, class U>
-int64_t gradient_of(const CrossEntropy& c, int64_t begin, int64_t end) {
-  return c.softcap != 0 ? gradient_rows<Capped<T>, U>(c, begin, end)
-                        : gradient_rows<Plain<T>, U>(c, begin, end);
-}
+struct Gradient {
+  template <class T, class U>
+  static int64_t run(const RowCall& c, int64_t begin, int64_t end) {
+    return c.params.softcap != 0 ? gradient_rows<Capped<T>, U>(c, begin, end)
+                                 : gradient_rows<Plain<T>, U>(c, begin, end);
+  }
+};
 
 // Rows that stay below the threshold lose their self-target. Their dense part is rescaled only if
 // the weak mass is not 1; the few other entries are written again.
-template <class T, class U>
-int64_t fixup_of(const CrossEntropy& c, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    Record r = read_record(c, i);
-    const RowKnobs knobs = knobs_of(c);
-    float by = 1;
-    if (!close_gate(knobs, rest_of(c, i), r, by)) continue;
-    write_record(c, i, r);
-    const float g = upstream(c, i) * r.factor;
-    if (c.grad == nullptr || !is_kept(c, i) || g == 0) continue;
-    T* out = static_cast<T*>(c.grad) + i * c.grad_stride;
-    if (by != 1) rescale(out, c.v, by);
-    const Slope s = row_slope(knobs, rest_of(c, i), c.v, r, g);
-    // The maximum's entry held the self-target: z - max is 0 there.
-    narrow_to(out[r.argmax], entry(s, s.outside, 0, 0, false) * cap_slope(r.max, c.softcap));
-    write_listed(c, i, r, s, c.listed + i * c.k, 0, c.softcap, out);
+struct Fixup {
+  template <class T, class U>
+  static int64_t run(const RowCall& c, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      Record r = read_record(c, i);
+      float by = 1;
+      if (!close_gate(c.params, rest_of(c, i), r, by)) continue;
+      write_record(c, i, r);
+      const float g = upstream(c, i) * r.factor;
+      if (c.grad == nullptr || !is_counted(c, i) || g == 0) continue;
+      T* out = static_cast<T*>(c.grad) + i * c.grad_stride;
+      if (by != 1) rescale(out, c.v, by);
+      const Slope s = row_slope(c.params, rest_of(c, i), c.v, r, g);
+      // The maximum's entry held the self-target: z - max is 0 there.
+      narrow_to(out[r.argmax],
+                entry(s, s.outside, 0, 0, false) * cap_slope(r.max, c.params.softcap));
+      write_topk(c, i, r, s, c.topk_diffs + i * c.k, 0, c.params.softcap, out);
+    }
+    return -1;
   }
-  return -1;
-}
+};
 
 // Calls F::run<T, U> for the dtypes of the logits and of dense targets.
 template <class F>
-int64_t by_dtype(const CrossEntropy& c, int64_t begin, int64_t end) {
+int64_t by_dtype(const RowCall& c, int64_t begin, int64_t end) {
   const bool same = c.probs_dtype == c.dtype;
   switch (c.dtype) {
     case w2s::kF32:
@@ -314,24 +315,5 @@ int64_t by_dtype(const CrossEntropy& c, int64_t begin, int64_t end) {
                   : F::template run<F16, float>(c, begin, end);
   }
 }
-
-struct Rows {
-  template <class T, class U>
-  static int64_t run(const CrossEntropy& c, int64_t b, int64_t e) {
-    return rows_of<T, U>(c, b, e);
-  }
-};
-struct Fixup {
-  template <class T, class U>
-  static int64_t run(const CrossEntropy& c, int64_t b, int64_t e) {
-    return fixup_of<T, U>(c, b, e);
-  }
-};
-struct Gradient {
-  template <class T, class U>
-  static int64_t run(const CrossEntropy& c, int64_t b, int64_t e) {
-    return gradient_of<T, U>(c, b, e);
-  }
-};
 
 }  // namespace

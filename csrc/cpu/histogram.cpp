@@ -1,7 +1,7 @@
 // Order statistics in rounds, for scores that lie in several places (data-parallel ranks).
 //
 // Scores become 32-bit keys in the same order. Three rounds count the keys by 11, 11 and 10 bits;
-// whoever holds the sum of all counts walks into the bin of the wanted rank. The counts of a round
+// the holder of the summed counts continues in the bin of the target rank. The counts of a round
 // do not depend on how many threads made them.
 #include <algorithm>
 #include <cstring>
@@ -34,7 +34,7 @@ void count(const Scores& s, const T* x, int64_t lo, int64_t hi, uint32_t prefix,
   for (int64_t i = lo; i < hi; ++i) {
     const float f = widen(x[i]) + 0.0f;  // -0 and +0 are one score
     const uint32_t key = key_of(f);
-    const bool in = is_kept(s, i) && (round == 0 || key >> above == prefix);
+    const bool in = is_counted(s, i) && (round == 0 || key >> above == prefix);
     nan += in && f != f ? 1 : 0;
     ++copies[(i % kCopies) * kRow + (in ? key >> r.shift & mask : kDump)];
   }
@@ -65,7 +65,8 @@ float least_above(const Scores& s, const T* x, int64_t lo, int64_t hi, float at)
   for (int64_t i = lo; i < hi; i += width) {
     const int64_t n = std::min(width, hi - i);
     float f[width];
-    for (int64_t j = 0; j < width; ++j) f[j] = j < n && is_kept(s, i + j) ? widen(x[i + j]) : inf;
+    for (int64_t j = 0; j < width; ++j)
+      f[j] = j < n && is_counted(s, i + j) ? widen(x[i + j]) : inf;
     for (int64_t j = 0; j < width; ++j) {
       const float candidate = f[j] > at ? f[j] : inf;
       least[j] = candidate < least[j] ? candidate : least[j];

@@ -1,6 +1,9 @@
-// Kernels over all rows: threads, and for two classes the steps around the threshold.
+// Runs kernels over all rows: instruction set, threads, and for two classes the steps around the
+// threshold.
 #include <atomic>
 #include <cstddef>
+#include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "../parallel.h"
@@ -9,17 +12,43 @@
 namespace w2s {
 namespace {
 
+#if defined(__x86_64__)
+bool has_avx2() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+
+const Kernels& choose() {
+#if defined(__x86_64__)
+  const char* requested = std::getenv("W2S_CPU_CAPABILITY");
+  const bool base = requested != nullptr && std::strcmp(requested, "base") == 0;
+  const bool avx2 = requested != nullptr && std::strcmp(requested, "avx2") == 0;
+  if (has_avx512() && !avx2 && !base) return kernels_avx512;
+  if (has_avx2() && !base) return kernels_avx2;
+#endif
+  return kernels_base;
+}
+
+std::atomic<const Kernels*> forced{nullptr};
+
 // Rows of one task: enough elements that handing the task over is small against doing it.
-int64_t grain(const CrossEntropy& c) {
+int64_t grain(const RowCall& c) {
   constexpr int64_t elements = 1 << 15;
   return c.v >= elements ? 1 : elements / c.v;
 }
 
-bool is_ignored(const CrossEntropy& c, int64_t i) {
+bool is_ignored(const RowCall& c, int64_t i) {
   return c.ids != nullptr && c.ids[i] == c.ignore_index;
 }
 
-double sum_weights(const CrossEntropy& c) {
+double sum_weights(const RowCall& c) {
   double total = 0;
   for (int64_t i = 0; i < c.n; ++i) {
     if (!is_ignored(c, i)) total += c.weight == nullptr ? 1.0 : static_cast<double>(c.weight[i]);
@@ -28,7 +57,7 @@ double sum_weights(const CrossEntropy& c) {
 }
 
 // In row order, so that the number of threads changes nothing.
-double sum_losses(const CrossEntropy& c) {
+double sum_losses(const RowCall& c) {
   double total = 0;
   for (int64_t i = 0; i < c.n; ++i) {
     const double w = c.weight == nullptr ? 1.0 : static_cast<double>(c.weight[i]);
@@ -38,7 +67,7 @@ double sum_losses(const CrossEntropy& c) {
 }
 
 // The scratch comes from Kernels::margins; its first row is left with the kept margins in front.
-float select_margin(const CrossEntropy& c, Select select) {
+float select_margin(const RowCall& c, Select select) {
   float *margins = c.scratch, *weak = c.scratch + c.n, *kept = c.scratch + 2 * c.n;
   double one = 0;
   int64_t m = 0;
@@ -48,7 +77,7 @@ float select_margin(const CrossEntropy& c, Select select) {
     margins[m++] = margins[i];
   }
   double q = 0.5;
-  if (select == kPrior && m > 0) {
+  if (select == kThresholdPrior && m > 0) {
     q = one / static_cast<double>(m);
     q = q < 0 ? 0 : q > 1 ? 1 : q;
   }
@@ -57,7 +86,23 @@ float select_margin(const CrossEntropy& c, Select select) {
 
 }  // namespace
 
-int64_t run(Kernel kernel, const CrossEntropy& c) {
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  const Kernels* const other = forced.load(std::memory_order_acquire);
+  return other == nullptr ? chosen : *other;
+}
+
+bool use_isa(const char* name) {
+  const Kernels* match = std::strcmp(name, kernels_base.isa) == 0 ? &kernels_base : nullptr;
+#if defined(__x86_64__)
+  if (has_avx2() && std::strcmp(name, kernels_avx2.isa) == 0) match = &kernels_avx2;
+  if (has_avx512() && std::strcmp(name, kernels_avx512.isa) == 0) match = &kernels_avx512;
+#endif
+  if (match != nullptr) forced.store(match, std::memory_order_release);
+  return match != nullptr;
+}
+
+int64_t run(Kernel kernel, const RowCall& c) {
   std::atomic<int64_t> bad{-1};
   auto body = [&](int64_t lo, int64_t hi) {
     const int64_t row = kernel(c, lo, hi);
@@ -67,16 +112,16 @@ int64_t run(Kernel kernel, const CrossEntropy& c) {
   return bad;
 }
 
-TwoClassResult two_class(CrossEntropy c, Select select, bool mean) {
+TwoClassResult two_class(RowCall c, Select select, bool mean) {
   constexpr int64_t on_stack = 256;
   float small[3 * on_stack];
   std::vector<float> large(c.n > on_stack ? static_cast<std::size_t>(3 * c.n) : 0);
   c.scratch = large.empty() ? small : large.data();
-  TwoClassResult r{-1, 0, 0, c.threshold};
-  if (select != kGiven) {
+  TwoClassResult r{-1, 0, 0, c.params.threshold};
+  if (select != kThresholdGiven) {
     r.bad_row = run(kernels().margins, c);
     if (r.bad_row >= 0) return r;
-    c.threshold = r.threshold = select_margin(c, select);
+    c.params.threshold = r.threshold = select_margin(c, select);
   }
   const double total = sum_weights(c);
   const double scale = !mean ? 1.0 : total > 0 ? 1.0 / total : 0.0;

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 16;
 
-inline bool is_kept(const Scores& s, int64_t i) { return s.keep == nullptr || s.keep[i] != 0; }
+inline bool is_counted(const Scores& s, int64_t i) { return s.keep == nullptr || s.keep[i] != 0; }
 
 // Calls f(x) with the scores under their own type.
 template <class F>

@@ -1,9 +1,9 @@
 // Exact order statistics of any number of scores, without sorting them.
 //
-// Many scores: a sample says between which two pivots the wanted rank lies, with room to spare. One
+// Many scores: a sample says between which two pivots the target rank lies, with room to spare. One
 // pass counts the scores around the pivots and copies out the few between them, where the search
 // goes on (Floyd and Rivest, "Expected time bounds for selection", CACM 18, 1975). The counts are
-// exact, so a sample that misled is noticed, and three rounds of histograms answer instead.
+// exact, so a misleading sample is detected, and three rounds of histograms are used instead.
 // Few scores: a radix select in place.
 #include <algorithm>
 #include <atomic>
@@ -26,7 +26,7 @@ constexpr int64_t kBlock = 4096;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Either a fraction of the kept scores or a rank among them.
-struct Wanted {
+struct Target {
   double q;
   int64_t rank;  // -1: q
 
@@ -43,19 +43,19 @@ struct Pair {
 struct Selected {
   int64_t kept;
   bool nan;
-  Pair pair;  // valid if there is a score of the wanted rank and no NaN
+  Pair pair;  // valid if there is a score of the target rank and no NaN
 };
 
-Selected select(const Scores& s, const Wanted& wanted);
+Selected select(const Scores& s, const Target& target);
 
-// The wanted rank, or -1 where it does not exist.
-int64_t rank_in(const Wanted& wanted, int64_t kept) {
-  const double position = wanted.position(kept);
+// The target rank, or -1 where it does not exist.
+int64_t rank_in(const Target& target, int64_t kept) {
+  const double position = target.position(kept);
   return position >= 0 && position < static_cast<double>(kept) ? static_cast<int64_t>(position)
                                                                : -1;
 }
 
-// Keys of a few scores, narrowed to the bin of the wanted rank in place.
+// Keys of a few scores, narrowed to the bin of the target rank in place.
 Pair narrow(uint32_t* keys, int64_t m, int64_t rank) {
   struct Round {
     int shift, bits;
@@ -85,17 +85,17 @@ Pair narrow(uint32_t* keys, int64_t m, int64_t rank) {
 }
 
 template <class T>
-Selected select_few(const Scores& s, const T* x, const Wanted& wanted) {
+Selected select_few(const Scores& s, const T* x, const Target& target) {
   uint32_t keys[kFew];
   Selected r{0, false, {0, 0}};
   for (int64_t i = 0; i < s.n; ++i) {
     const float f = widen(x[i]) + 0.0f;  // -0 and +0 are one score
-    const bool in = is_kept(s, i);
+    const bool in = is_counted(s, i);
     keys[r.kept] = key_of(f);
     r.kept += in ? 1 : 0;
     r.nan |= in && f != f;
   }
-  const int64_t rank = rank_in(wanted, r.kept);
+  const int64_t rank = rank_in(target, r.kept);
   if (!r.nan && rank >= 0) r.pair = narrow(keys, r.kept, rank);
   return r;
 }
@@ -122,25 +122,25 @@ std::vector<float> sample_of(const Scores& s, const T* x, int64_t size) {
     const auto offset = mix(static_cast<uint64_t>(j)) % static_cast<uint64_t>(stretch);
     const int64_t i = j * stretch + static_cast<int64_t>(offset);
     const float f = widen(x[i]);
-    if (is_kept(s, i) && f == f) sample.push_back(f);
+    if (is_counted(s, i) && f == f) sample.push_back(f);
   }
   return sample;
 }
 
 // Five standard deviations of the sample's rank on either side. Reading a sampled score costs some
 // fifteen times as much as one in sequence, and so does each score left between the pivots.
-Bracket bracket(const Scores& s, const Wanted& wanted) {
+Bracket bracket(const Scores& s, const Target& target) {
   const double n = static_cast<double>(s.n);
   const int64_t size = static_cast<int64_t>(0.4 * std::pow(n, 2.0 / 3.0));
   std::vector<float> sample = typed(s, [&](auto x) { return sample_of(s, x, size); });
   const int64_t m = static_cast<int64_t>(sample.size());
   if (m < kSmall) return {-kInfinity, kInfinity, s.n / 16};
   const double kept = n * static_cast<double>(m) / static_cast<double>(size);
-  double q = wanted.rank >= 0 ? static_cast<double>(wanted.rank) / kept : wanted.q;
+  double q = target.rank >= 0 ? static_cast<double>(target.rank) / kept : target.q;
   q = std::min(1.0, std::max(0.0, q));
   double spread = std::sqrt(static_cast<double>(m) * q * (1 - q));
   // A rank counts kept scores, whose number is an estimate too.
-  if (wanted.rank >= 0 && s.keep != nullptr) spread += q * std::sqrt(static_cast<double>(m));
+  if (target.rank >= 0 && s.keep != nullptr) spread += q * std::sqrt(static_cast<double>(m));
   const int64_t middle = static_cast<int64_t>(q * static_cast<double>(m - 1));
   const int64_t margin = static_cast<int64_t>(5 * spread) + 4;
   const int64_t low = middle - margin, high = middle + margin + 1;
@@ -161,14 +161,14 @@ Bracket bracket(const Scores& s, const Wanted& wanted) {
 
 // All scores around the pivots; those between them in `inside` as far as there is room, and their
 // number.
-Parts split(const Scores& s, const Bracket& b, float* inside, std::atomic<int64_t>& found) {
+Parts split(const Scores& s, const Bracket& b, float* inside, std::atomic<int64_t>& n_inside) {
   const auto range = [&](int64_t lo, int64_t hi) {
     Parts mine{};
     float buffer[kBlock + 16];
     for (int64_t at = lo; at < hi; at += kBlock) {
       const int64_t end = std::min(hi, at + kBlock);
       const int64_t n = kernels().partition(s, at, end, b.low, b.high, mine, buffer);
-      const int64_t to = n == 0 ? 0 : found.fetch_add(n);
+      const int64_t to = n == 0 ? 0 : n_inside.fetch_add(n);
       if (n > 0 && to + n <= b.room) {
         std::memcpy(inside + to, buffer, static_cast<std::size_t>(n) * sizeof(float));
       }
@@ -181,8 +181,8 @@ Parts split(const Scores& s, const Bracket& b, float* inside, std::atomic<int64_
   });
 }
 
-// Rank and rank + 1 by three rounds of histograms: nothing can mislead it, at three times the
-// price.
+// Rank and rank + 1 by three rounds of histograms: exact for any input, at three times the
+// cost.
 Pair by_histograms(const Scores& s, int64_t kept, int64_t rank) {
   uint32_t prefix = 0;
   int64_t below = 0, inside = 0;
@@ -199,15 +199,15 @@ Pair by_histograms(const Scores& s, int64_t kept, int64_t rank) {
   return {at, shared ? at : successor(s, at)};
 }
 
-Selected select_many(const Scores& s, const Wanted& wanted) {
-  const Bracket b = bracket(s, wanted);
+Selected select_many(const Scores& s, const Target& target) {
+  const Bracket b = bracket(s, target);
   const std::unique_ptr<float[]> inside(new float[static_cast<std::size_t>(b.room)]);
-  std::atomic<int64_t> found{0};
-  Parts p = split(s, b, inside.get(), found);
+  std::atomic<int64_t> n_inside{0};
+  Parts p = split(s, b, inside.get(), n_inside);
   if (b.low == b.high) p.at_high = 0;
-  const int64_t between = found;
+  const int64_t between = n_inside;
   Selected r{p.kept, p.below + p.at_low + between + p.at_high + p.above < p.kept, {0, 0}};
-  const int64_t rank = rank_in(wanted, r.kept);
+  const int64_t rank = rank_in(target, r.kept);
   if (r.nan || rank < 0) return r;
   // Ranks at which the scores between the pivots, those at the upper one and those above begin.
   const int64_t first = p.below + p.at_low, high = first + between, above = high + p.at_high;
@@ -230,20 +230,20 @@ Selected select_many(const Scores& s, const Wanted& wanted) {
   return r;
 }
 
-Selected select(const Scores& s, const Wanted& wanted) {
-  if (s.n > kFew) return select_many(s, wanted);
-  return typed(s, [&](auto x) { return select_few(s, x, wanted); });
+Selected select(const Scores& s, const Target& target) {
+  if (s.n > kFew) return select_many(s, target);
+  return typed(s, [&](auto x) { return select_few(s, x, target); });
 }
 
 }  // namespace
 
 float quantile(const Scores& s, double q) {
   if (q != q) return std::numeric_limits<float>::quiet_NaN();
-  const Wanted wanted{q, -1};
-  const Selected r = select(s, wanted);
+  const Target target{q, -1};
+  const Selected r = select(s, target);
   if (r.nan) return std::numeric_limits<float>::quiet_NaN();
   if (r.kept == 0) return kInfinity;
-  const double position = wanted.position(r.kept);
+  const double position = target.position(r.kept);
   return between(r.pair.at, r.pair.next, static_cast<float>(position - std::floor(position)));
 }
 

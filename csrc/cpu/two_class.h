@@ -40,9 +40,9 @@ inline void read_pair(const T* p, int64_t stride, int64_t n, float* a, float* b)
 // Weak P(class 0), P(class 1) and whether the row counts, for n rows from `at`; returns the first
 // bad label or -1.
 template <class U>
-inline int64_t read_weak(const CrossEntropy& c, int64_t at, int64_t n, float* q0, float* q1,
+inline int64_t read_weak(const RowCall& c, int64_t at, int64_t n, float* q0, float* q1,
                          float* kept) {
-  for (int64_t i = 0; i < n; ++i) kept[i] = is_kept(c, at + i) ? 1.0f : 0.0f;
+  for (int64_t i = 0; i < n; ++i) kept[i] = is_counted(c, at + i) ? 1.0f : 0.0f;
   if (c.ids == nullptr) {
     read_pair(static_cast<const U*>(c.probs) + at * c.probs_stride, c.probs_stride, n, q0, q1);
     return -1;
@@ -57,19 +57,21 @@ inline int64_t read_weak(const CrossEntropy& c, int64_t at, int64_t n, float* q0
 }
 
 // First step, for the select: c.scratch row 0 margins, row 1 weak P(class 1), row 2 kept or 0.
-template <class T, class U>
-int64_t margins_of(const CrossEntropy& c, int64_t begin, int64_t end) {
-  float a[kRows], b[kRows], *out = c.scratch;
-  for (int64_t at = begin; at < end; at += kRows) {
-    const int64_t n = end - at < kRows ? end - at : kRows;
-    const T* z = static_cast<const T*>(c.logits) + at * c.logits_stride;
-    read_pair(z, c.logits_stride, n, a, b);
-    for (int64_t i = 0; i < n; ++i) out[at + i] = a[i] - b[i];
-    const int64_t bad = read_weak<U>(c, at, n, a, out + c.n + at, out + 2 * c.n + at);
-    if (bad >= 0) return bad;
+struct Margins {
+  template <class T, class U>
+  static int64_t run(const RowCall& c, int64_t begin, int64_t end) {
+    float a[kRows], b[kRows], *out = c.scratch;
+    for (int64_t at = begin; at < end; at += kRows) {
+      const int64_t n = end - at < kRows ? end - at : kRows;
+      const T* z = static_cast<const T*>(c.logits) + at * c.logits_stride;
+      read_pair(z, c.logits_stride, n, a, b);
+      for (int64_t i = 0; i < n; ++i) out[at + i] = a[i] - b[i];
+      const int64_t bad = read_weak<U>(c, at, n, a, out + c.n + at, out + 2 * c.n + at);
+      if (bad >= 0) return bad;
+    }
+    return -1;
   }
-  return -1;
-}
+};
 
 inline void softmax(int64_t n, Columns& x) {
   for (int64_t i = 0; i < n; i += Vec::W) {
@@ -89,10 +91,11 @@ inline void softmax(int64_t n, Columns& x) {
 
 // Loss and both gradient entries of n rows. Every choice is a select between values that are
 // computed either way, so the compiler runs rows across lanes here too.
-inline void finish(const CrossEntropy& c, int64_t n, Columns& x) {
-  const float a = c.rule == w2s::kNone ? 0 : c.aux, keep = 1 - a, hard = 1 - c.smoothing;
+inline void finish(const RowCall& c, int64_t n, Columns& x) {
+  const float a = c.params.rule == w2s::kNone ? 0 : c.params.aux, keep = 1 - a,
+              hard = 1 - c.params.smoothing;
   // Without a rule the hard class is only reported: the larger logit, as a threshold of 0 gives.
-  const float threshold = c.rule == w2s::kMargin ? c.threshold : 0;
+  const float threshold = c.params.rule == w2s::kMargin ? c.params.threshold : 0;
   for (int64_t j = 0; j < n; ++j) {
     const float s = x.margin[j], q0 = x.q0[j], q1 = x.q1[j], logs = x.logs[j];
     const float z0 = x.z0[j], z1 = x.z1[j];
@@ -105,7 +108,8 @@ inline void finish(const CrossEntropy& c, int64_t n, Columns& x) {
     const float h1 = s >= threshold ? 0.0f : 1.0f, h0 = 1 - h1;
     const float own = logs - (s >= threshold ? d0 : d1);
     const float weak = hard * (mass * logs - linear);
-    const float even = c.smoothing != 0 ? c.smoothing * mass : 0;  // the mass may be infinite
+    const float even =
+        c.params.smoothing != 0 ? c.params.smoothing * mass : 0;  // the mass may be infinite
     const float spread = even * (logs - mean);
     const float label = weak + (even != 0 ? spread : 0), some = keep * label;
     // A coefficient of 1 takes out a weak label that is impossible (+inf), but no NaN.
@@ -127,22 +131,22 @@ inline void finish(const CrossEntropy& c, int64_t n, Columns& x) {
 }
 
 // Focal and window factors, and the upstream factor of each row.
-inline void factors(const CrossEntropy& c, int64_t at, int64_t n, Columns& x) {
+inline void factors(const RowCall& c, int64_t at, int64_t n, Columns& x) {
   for (int64_t j = 0; j < n; ++j) {
     x.factor[j] = x.kept[j];
-    if (c.gamma != 0) {
+    if (c.params.gamma != 0) {
       // 1 - p of the weak class is p of the other one: no cancellation.
       const bool weak1 = x.q1[j] > x.q0[j], top1 = x.margin[j] < 0;
-      x.factor[j] *= powf(weak1 == top1 ? x.small[j] : x.big[j], c.gamma);
+      x.factor[j] *= powf(weak1 == top1 ? x.small[j] : x.big[j], c.params.gamma);
     }
-    if (c.cap != INFINITY && x.big[j] >= c.cap) x.factor[j] = 0;
+    if (c.params.cap != INFINITY && x.big[j] >= c.params.cap) x.factor[j] = 0;
   }
   for (int64_t j = 0; j < n; ++j) {
     x.g[j] = x.kept[j] != 0 ? upstream(c, at + j) * x.factor[j] : 0;
   }
 }
 
-inline void write_columns(const CrossEntropy& c, int64_t at, int64_t n, const Columns& x) {
+inline void write_columns(const RowCall& c, int64_t at, int64_t n, const Columns& x) {
   const auto put = [&](int32_t row, const float* from) {
     memcpy(c.stats + row * c.n + at, from, static_cast<size_t>(n) * sizeof(float));
   };
@@ -163,43 +167,32 @@ inline void write_columns(const CrossEntropy& c, int64_t at, int64_t n, const Co
   }
 }
 
-// Second step. Row losses go to c.scratch row 0; the record only where it is asked for.
-template <class T, class U>
-int64_t two_class_of(const CrossEntropy& c, int64_t begin, int64_t end) {
-  Columns x;
-  // The last vector of a short chunk computes on lanes nobody reads; they must be numbers.
-  memset(static_cast<void*>(x.z0), 0, 2 * sizeof x.z0);
-  for (int64_t at = begin; at < end; at += kRows) {
-    const int64_t n = end - at < kRows ? end - at : kRows;
-    const T* z = static_cast<const T*>(c.logits) + at * c.logits_stride;
-    read_pair(z, c.logits_stride, n, x.z0, x.z1);
-    const int64_t bad = read_weak<U>(c, at, n, x.q0, x.q1, x.kept);
-    if (bad >= 0) return bad;
-    softmax(n, x);
-    factors(c, at, n, x);
-    finish(c, n, x);
-    memcpy(c.scratch + at, x.loss, static_cast<size_t>(n) * sizeof(float));
-    if (c.stats != nullptr) write_columns(c, at, n, x);
-    if (c.grad == nullptr) continue;
-    T* out = static_cast<T*>(c.grad) + at * c.grad_stride;
-    for (int64_t j = 0; j < n; ++j) {
-      narrow_to(out[j * c.grad_stride], x.g0[j]);
-      narrow_to(out[j * c.grad_stride + 1], x.g1[j]);
-    }
-  }
-  return -1;
-}
-
+// Second step. Row losses go to c.scratch row 0; the record only on request.
 struct TwoClass {
   template <class T, class U>
-  static int64_t run(const CrossEntropy& c, int64_t b, int64_t e) {
-    return two_class_of<T, U>(c, b, e);
-  }
-};
-struct Margins {
-  template <class T, class U>
-  static int64_t run(const CrossEntropy& c, int64_t b, int64_t e) {
-    return margins_of<T, U>(c, b, e);
+  static int64_t run(const RowCall& c, int64_t begin, int64_t end) {
+    Columns x;
+    // The last vector of a short chunk computes on unused lanes, which must be numbers.
+    memset(static_cast<void*>(x.z0), 0, 2 * sizeof x.z0);
+    for (int64_t at = begin; at < end; at += kRows) {
+      const int64_t n = end - at < kRows ? end - at : kRows;
+      const T* z = static_cast<const T*>(c.logits) + at * c.logits_stride;
+      read_pair(z, c.logits_stride, n, x.z0, x.z1);
+      const int64_t bad = read_weak<U>(c, at, n, x.q0, x.q1, x.kept);
+      if (bad >= 0) return bad;
+      softmax(n, x);
+      factors(c, at, n, x);
+      finish(c, n, x);
+      memcpy(c.scratch + at, x.loss, static_cast<size_t>(n) * sizeof(float));
+      if (c.stats != nullptr) write_columns(c, at, n, x);
+      if (c.grad == nullptr) continue;
+      T* out = static_cast<T*>(c.grad) + at * c.grad_stride;
+      for (int64_t j = 0; j < n; ++j) {
+        narrow_to(out[j * c.grad_stride], x.g0[j]);
+        narrow_to(out[j * c.grad_stride + 1], x.g1[j]);
+      }
+    }
+    return -1;
   }
 };
 

@@ -1,4 +1,4 @@
-// 8 fp32 lanes on AVX2 with FMA and F16C. See vec.h for what each function promises.
+// 8 fp32 lanes on AVX2 with FMA and F16C. vec.h specifies each function.
 #pragma once
 
 #include <immintrin.h>

@@ -1,4 +1,4 @@
-// 16 fp32 lanes on AVX-512 (F, BW, DQ, VL). See vec.h for what each function promises.
+// 16 fp32 lanes on AVX-512 (F, BW, DQ, VL). vec.h specifies each function.
 #pragma once
 
 // GCC 12's own AVX-512 headers start from deliberately undefined vectors and warn about them.

@@ -1,5 +1,5 @@
 // 4 fp32 lanes in the compiler's own vector type: SSE2 on any x86-64, NEON on ARM.
-// See vec.h for what each function promises.
+// vec.h specifies each function.
 #pragma once
 
 namespace {

@@ -1,6 +1,6 @@
-// What a thread of a kernel may ask of its block: the only words in which the kernels speak of
-// hardware. nvcc compiles them to instructions; for the host the same words are carried out by
-// fibers (emulate.h), so that every kernel runs, barriers and all, where there is no GPU.
+// The operations of a thread on its block, the only hardware that kernels use. nvcc compiles them
+// to instructions; on the host fibers execute them (emulate.h), so every kernel runs, barriers
+// included, without a GPU.
 #pragma once
 
 #ifdef __CUDACC__

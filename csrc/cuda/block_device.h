@@ -1,4 +1,4 @@
-// The block as CUDA has it.
+// The block in CUDA's own instructions.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -43,13 +43,13 @@ W2S_DEVICE int cluster_rank() {
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
   return static_cast<int>(r);
 }
-// Not the aligned form: lanes of a warp may arrive here one after the other.
+// Not the aligned form: lanes of a warp may arrive one after the other.
 W2S_DEVICE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 }
 // A word of the same variable in the block of that rank.
-W2S_DEVICE uint32_t remote_word(const uint32_t* here, int rank) {
-  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(here));
+W2S_DEVICE uint32_t remote_word(const uint32_t* word, int rank) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(word));
   uint32_t there, value;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
   asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(there) : "memory");
@@ -58,7 +58,7 @@ W2S_DEVICE uint32_t remote_word(const uint32_t* here, int rank) {
 #else
 W2S_DEVICE int cluster_rank() { return 0; }
 W2S_DEVICE void cluster_sync() { __syncthreads(); }
-W2S_DEVICE uint32_t remote_word(const uint32_t* here, int) { return *here; }
+W2S_DEVICE uint32_t remote_word(const uint32_t* word, int) { return *word; }
 #endif
 
 // 16 bytes as one instruction, spelled out: left to itself the compiler takes vectors apart and

@@ -1,4 +1,4 @@
-// The block as the host emulates it.
+// The block as emulated on the host.
 #pragma once
 
 #include <math.h>
@@ -75,9 +75,9 @@ inline uint32_t ballot(bool x) {
 
 inline int cluster_rank() { return emulate::self().block; }
 inline void cluster_sync() { emulate::wait(emulate::cluster_barrier()); }
-inline uint32_t remote_word(const uint32_t* here, int rank) {
+inline uint32_t remote_word(const uint32_t* word, int rank) {
   const char* base = emulate::shared_of(emulate::self().block);
-  const char* there = emulate::shared_of(rank) + (reinterpret_cast<const char*>(here) - base);
+  const char* there = emulate::shared_of(rank) + (reinterpret_cast<const char*>(word) - base);
   uint32_t x;
   memcpy(&x, there, sizeof x);
   return x;

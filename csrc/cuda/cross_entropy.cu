@@ -11,31 +11,29 @@ namespace cuda {
 namespace {
 
 constexpr int kMostDevices = 64;
-constexpr int64_t kKilo = 1024;
 
 template <class K>
 struct Bounds {
-  static constexpr int threads = 256, blocks = 4;  // 64 registers
+  static constexpr int threads = kOtherThreads, blocks = kOtherBlocks;
 };
-// Two blocks of 512 threads an SM: 64 registers.
 template <class T, class U, bool RESIDENT>
 struct Bounds<RowsKernel<T, U, RESIDENT>> {
-  static constexpr int threads = kRowsThreads, blocks = 2;
+  static constexpr int threads = kRowsThreads, blocks = kRowsBlocks;
 };
 
 template <class K>
 __global__ void __launch_bounds__(Bounds<K>::threads, Bounds<K>::blocks)
-    kernel(const __grid_constant__ Call c, const __grid_constant__ Shape s) {
+    kernel(const __grid_constant__ RowCall c, const __grid_constant__ Tiling s) {
   K::run(c, s);
 }
 
-// Asked once a device and remembered: launches take microseconds.
+// Queried once per device and cached: launches take microseconds.
 template <class F>
-int remember(std::atomic<int64_t>* known, int device, const F& ask, int64_t& value) {
-  if (device < 0 || device >= kMostDevices) return ask(value);
+int cached(std::atomic<int64_t>* known, int device, const F& query, int64_t& value) {
+  if (device < 0 || device >= kMostDevices) return query(value);
   value = known[device].load(std::memory_order_relaxed) - 1;
   if (value >= 0) return 0;
-  const int error = ask(value);
+  const int error = query(value);
   if (error == 0) known[device].store(value + 1, std::memory_order_relaxed);
   return error;
 }
@@ -44,34 +42,34 @@ int limits_here(Limits& limits) {
   static std::atomic<int64_t> shared[kMostDevices], cluster[kMostDevices];
   int device = 0;
   if (const int error = cudaGetDevice(&device)) return error;
-  const auto ask_shared = [&](int64_t& value) -> int {
+  const auto query_shared = [&](int64_t& value) -> int {
     int bytes = 0;
     const int error =
         cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     value = bytes;
     return error;
   };
-  // By the code that was loaded: PTX of sm_80 knows no clusters, whatever the device.
-  const auto ask_cluster = [&](int64_t& value) -> int {
+  // Depends on the loaded code: PTX of sm_80 has no clusters on any device.
+  const auto query_cluster = [&](int64_t& value) -> int {
     cudaFuncAttributes a{};
     const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true>>);
-    value = a.binaryVersion >= 90 && a.ptxVersion >= 90 ? 8 : 1;
+    value = a.binaryVersion >= 90 && a.ptxVersion >= 90 ? kMaxCluster : 1;
     return error;
   };
   int64_t blocks = 1;
-  if (const int error = remember(shared, device, ask_shared, limits.shared)) return error;
-  if (const int error = remember(cluster, device, ask_cluster, blocks)) return error;
+  if (const int error = cached(shared, device, query_shared, limits.shared)) return error;
+  if (const int error = cached(cluster, device, query_cluster, blocks)) return error;
   limits.cluster = static_cast<int32_t>(blocks);
-  limits.alone = 112 * kKilo;
-  limits.part = 74 * kKilo;
+  limits.alone = kAloneBytes;
+  limits.part = kPartBytes;
   return 0;
 }
 
-// Blocks of more than 48 KB must be allowed once a kernel and device.
+// A block of more than kDefaultSharedBytes must be allowed once per kernel and device.
 template <class K>
 int allow_shared(int64_t bytes) {
   static std::atomic<int64_t> allowed[kMostDevices];
-  if (bytes <= 48 * kKilo) return 0;
+  if (bytes <= kDefaultSharedBytes) return 0;
   int device = 0;
   if (const int error = cudaGetDevice(&device)) return error;
   const bool known = device < kMostDevices;
@@ -85,7 +83,7 @@ int allow_shared(int64_t bytes) {
 }
 
 template <class K>
-int launch(const Call& c, const Shape& s, int64_t blocks, Stream stream) {
+int launch(const RowCall& c, const Tiling& s, int64_t blocks, Stream stream) {
   if (blocks == 0) return 0;
   if (const int error = allow_shared<K>(s.shared)) return error;
   cudaLaunchConfig_t config{};

@@ -1,4 +1,4 @@
-// The same kernels on the host, for tests: launches are emulated, limits of the device are chosen.
+// The same kernels on the host, for tests: launches are emulated, device limits are set by tests.
 #include "emulate.h"
 #include "kernels.h"
 #include "quantile.h"
@@ -7,7 +7,7 @@ namespace w2s {
 namespace cuda {
 namespace {
 
-Limits chosen{232448, 8, 112 * 1024, 74 * 1024};
+Limits chosen{232448, kMaxCluster, kAloneBytes, kPartBytes};
 std::string problem;
 
 int limits_here(Limits& limits) {
@@ -22,14 +22,14 @@ int play(int64_t blocks, int threads, int together, int64_t shared, const F& bod
 }
 
 template <class K>
-int launch(const Call& c, const Shape& s, int64_t blocks, Stream) {
+int launch(const RowCall& c, const Tiling& s, int64_t blocks, Stream) {
   return play(blocks, s.threads, s.cluster, s.shared, [&] { K::run(c, s); });
 }
 
-// A grid of up to three blocks, all on stage.
+// A grid of up to three blocks, all resident.
 template <class T>
 int launch_quantile(const Quantile& c, Stream) {
-  const int64_t wanted = c.n / 512 + 1, blocks = wanted < 3 ? wanted : 3;
+  const int64_t useful = c.n / 512 + 1, blocks = useful < 3 ? useful : 3;
   return play(blocks, kQuantileThreads, static_cast<int>(blocks), sizeof(QuantileShared),
               [&] { QuantileKernel<T>::run(c); });
 }

@@ -6,7 +6,7 @@
 
 namespace {
 
-// Gradient entries of E neighbouring classes that are not listed.
+// Gradient entries of E neighbouring classes outside the top k.
 template <class S>
 W2S_DEVICE void chunk_gradient(const S& segment, const Final& f, const float* z, const float* q,
                                float* g) {
@@ -81,13 +81,13 @@ W2S_DEVICE void write_shifted(const S& segment, const Final& f, const Line<T>& o
   }
 }
 
-// Overwrites the self-target and the listed entries of this segment from fp32 values; `diffs` holds
-// z - M of the listed classes. A self-target that is listed too is written last with both parts.
+// Overwrites the self-target and the top-k entries of this segment from fp32 values; `diffs` holds
+// z - M of the top-k classes. A self-target among them is written last with both parts.
 template <class T, class S>
-W2S_DEVICE void write_entries(const Call& c, int64_t row, const S& segment, const Final& f,
+W2S_DEVICE void write_entries(const RowCall& c, int64_t row, const S& segment, const Final& f,
                               const float* diffs, const Line<T>& out) {
   const auto put = [&](int id, float g, float diff) {
-    block::store1(out.p + id, Format<T>::narrow(g * cap_slope(diff + f.max, c.softcap)));
+    block::store1(out.p + id, Format<T>::narrow(g * cap_slope(diff + f.max, c.params.softcap)));
   };
   const Slope& s = f.slope;
   const auto mine = [&](int id) { return id >= segment.lo && id < segment.hi; };
@@ -102,17 +102,17 @@ W2S_DEVICE void write_entries(const Call& c, int64_t row, const S& segment, cons
   if constexpr (!S::DENSE) {
     block::sync();
     for (int64_t j = block::thread(); j < c.k; j += block::threads()) {
-      const Listed l = listed_at(c, row, j);
+      const TopkEntry l = topk_at(c, row, j);
       if (!l.inside || !mine(l.id)) continue;
       put(l.id, entry(s, s.inside, diffs[j], l.q, l.id == f.self), diffs[j]);
     }
   }
 }
 
-// The gradient of one segment; `diffs` are complete, and nobody needs the logits any more that
+// The gradient of one segment; `diffs` are complete, and no thread still needs the logits that
 // this overwrites if the gradient takes their place.
 template <class T, class S>
-W2S_DEVICE void write_segment(const Call& c, int64_t row, const S& segment, const Final& f,
+W2S_DEVICE void write_segment(const RowCall& c, int64_t row, const S& segment, const Final& f,
                               const float* diffs) {
   const Line<T> out(c.grad, c.grad_stride, row, c.v);
   if (f.zero != 0) {

@@ -1,12 +1,12 @@
-// The row kernels: sweep, gradient from the record, late fix-up, upstream factor.
+// The row kernels: pass, gradient from the record, late fix-up, upstream factor.
 #pragma once
 
 #include "gradient.h"
-#include "sizes.h"
+#include "tile.h"
 
 namespace {
 
-static_assert(sizeof(Shared) <= kSharedBytes && kMaxWarps * 32 == kRowsThreads, "see sizes.h");
+static_assert(sizeof(Shared) <= kSharedBytes && kMaxWarps * 32 == kRowsThreads, "see tile.h");
 
 W2S_DEVICE float* diffs_of(void* shared) {
   return reinterpret_cast<float*>(static_cast<char*>(shared) + kSharedBytes);
@@ -15,28 +15,28 @@ W2S_DEVICE Pack* tile_of(void* shared, int64_t k) {
   return reinterpret_cast<Pack*>(static_cast<char*>(shared) + shared_bytes(k));
 }
 
-// max and sum e^(z - max) of this thread's classes that are not listed.
+// max and sum e^(z - max) of this thread's classes outside the top k.
 template <class S>
-W2S_DEVICE Sums sweep_outside(const Call& c, int64_t row, const S& segment, Shared& shared) {
+W2S_DEVICE Sums sum_outside(const RowCall& c, int64_t row, const S& segment, Shared& shared) {
   constexpr int E = S::E;
   Sums s = no_sums();
   float x[E];
-  for (int w = block::thread(); w < 128; w += block::threads()) shared.listed[w] = 0;
+  for (int w = block::thread(); w < 128; w += block::threads()) shared.topk_bits[w] = 0;
   block::sync();
   for (int64_t j = block::thread(); j < c.k; j += block::threads()) {
-    const Listed l = listed_at(c, row, j);
+    const TopkEntry l = topk_at(c, row, j);
     if (!l.inside) continue;
     const uint32_t bit = static_cast<uint32_t>(segment.z.chunk_of(l.id)) % 4096;
-    block::atomic_or(&shared.listed[bit / 32], 1u << (bit % 32));
+    block::atomic_or(&shared.topk_bits[bit / 32], 1u << (bit % 32));
   }
   block::sync();
   W2S_NO_UNROLL
   for (int at = segment.begin + block::thread(); at < segment.end; at += block::threads()) {
     segment.read(at, x);
     const int bit = at % 4096, from = segment.z.first(at);
-    if ((shared.listed[bit / 32] >> (bit % 32) & 1u) != 0) {
+    if ((shared.topk_bits[bit / 32] >> (bit % 32) & 1u) != 0) {
       for (int64_t j = 0; j < c.k; ++j) {
-        const Listed l = listed_at(c, row, j);
+        const TopkEntry l = topk_at(c, row, j);
         W2S_UNROLL
         for (int e = 0; e < E; ++e) x[e] = l.inside && l.id == from + e ? -INFINITY : x[e];
       }
@@ -66,46 +66,49 @@ struct RowsKernel {
   static constexpr bool RESIDENT = RESIDENT_;
   using S = Segment<T, U, RESIDENT>;
 
-  W2S_DEVICE static void run(const Call& c, const Shape& shape) {
+  W2S_DEVICE static void run(const RowCall& c, const Tiling& tiling) {
     Shared& shared = *block::shared<Shared>();
     float* diffs = diffs_of(&shared);
-    const int64_t row = block::index() / shape.cluster;
-    const int rank = shape.cluster == 1 ? 0 : block::cluster_rank();
-    const S segment(c, shape, row, rank, tile_of(&shared, c.k));
+    const int64_t row = block::index() / tiling.cluster;
+    const int rank = tiling.cluster == 1 ? 0 : block::cluster_rank();
+    const S segment(c, tiling, row, rank, tile_of(&shared, c.k));
     segment.fetch();
-    const bool chief = block::thread() == 0;
-    if (chief) shared.twice = 0;
+    const bool leader = block::thread() == 0;
+    if (leader) shared.repeats = 0;
     // In a cluster before the barriers of the sums: then another block may write it.
     const int64_t* const given = &c.index[w2s::kSelfClass * c.n + row];
-    if (RESIDENT && chief && c.rule == w2s::kClass) shared.final.self = static_cast<int>(*given);
-    const Sums mine = sweep(segment, c.smoothing != 0 ? 1 / static_cast<float>(c.v) : 0);
-    const Sums sums = reduce_row<S::DENSE>(shared, mine, shape.cluster, 0);
-    // One warp of every block settles the row, all to the same bits; one block publishes.
-    if (!S::DENSE && c.k > 1) find_twice(c, row, shared);
+    if (RESIDENT && leader && c.params.rule == w2s::kGiven)
+      shared.final.self = static_cast<int>(*given);
+    const Sums mine =
+        sum_segment(segment, c.params.smoothing != 0 ? 1 / static_cast<float>(c.v) : 0);
+    const Sums sums = reduce_row<S::DENSE>(shared, mine, tiling.cluster, 0);
+    // One warp of every block completes the row, all bitwise alike; one block writes the record.
+    if (!S::DENSE && c.k > 1) find_repeats(c, row, shared);
     if (block::thread() < 32) {
-      ListedSums listed = {0, 0, 0, -1, 0, kNowhere, 0};
+      TopkSums topk = {0, 0, 0, -1, 0, kNowhere, 0};
       if constexpr (!S::DENSE) {
         const float max = block::from_lane(sums.max, 0);
-        listed = listed_sums(c, row, segment.z, max, diffs, rank == 0);
+        topk = topk_sums(c, row, segment.z, max, diffs, rank == 0);
       }
-      if (chief) {
-        if (shared.twice != 0) listed.mass = NAN;
-        shared.record = make_record(c, row, segment.z, sums, listed, S::DENSE);
-        shared.share = listed.exp / sums.exp;
-        shared.again = !(shared.share < kMostListed);
+      if (leader) {
+        if (shared.repeats != 0) topk.mass = NAN;
+        shared.record = make_record(c, row, segment.z, sums, topk, S::DENSE);
+        shared.share = topk.exp / sums.exp;
+        shared.again = !(shared.share < kMaxTopkShare);
       }
     }
-    if (!S::DENSE && c.rest != nullptr) find_tail(c, row, segment, shared, shape.cluster);
-    if (chief) {
-      const RowKnobs knobs = knobs_of(c);
+    if (!S::DENSE && c.rest != nullptr) find_tail(c, row, segment, shared, tiling.cluster);
+    if (leader) {
+      const RowParams params = params_of(c);
       Record r = shared.record;
-      if (c.rule == w2s::kClass) r.self = RESIDENT ? shared.final.self : *given;
-      const float self_diff = complete(c, row, segment.z, knobs, r);
+      if (c.params.rule == w2s::kGiven) r.self = RESIDENT ? shared.final.self : *given;
+      const float self_diff = complete(c, row, segment.z, params, r);
       if (rank == 0) write_record(c, row, r);
-      if (c.grad != nullptr) shared.final = finish(c, row, knobs, r, self_diff);
+      if (c.grad != nullptr) shared.final = finish(c, row, params, r, self_diff);
     }
-    // Every gather above is done before a block writes, and nobody leaves while it is read from.
-    if (shape.cluster == 1) {
+    // Every gather above is done before a block writes, and no block exits while another reads its
+    // memory.
+    if (tiling.cluster == 1) {
       block::sync();
     } else {
       block::cluster_sync();
@@ -115,8 +118,8 @@ struct RowsKernel {
     write_segment<T>(c, row, segment, final, diffs);
   }
 
-  // Whether a class is listed twice: no host has seen to it where the targets lie on a device.
-  W2S_DEVICE static void find_twice(const Call& c, int64_t row, Shared& shared) {
+  // Whether a class occurs twice: the host has not checked targets in device memory.
+  W2S_DEVICE static void find_repeats(const RowCall& c, int64_t row, Shared& shared) {
     const int64_t* ids = c.ids + row * c.k;
     W2S_NO_UNROLL
     for (int64_t j = block::thread(); j < c.k; j += block::threads()) {
@@ -124,19 +127,19 @@ struct RowsKernel {
       bool seen = false;
       W2S_NO_UNROLL
       for (int64_t l = 0; l < j; ++l) seen |= ids[l] == id;
-      if (seen && id >= 0) block::atomic_or(&shared.twice, 1u);
+      if (seen && id >= 0) block::atomic_or(&shared.repeats, 1u);
     }
     block::sync();
   }
 
-  // log of the student's mass outside the list; called by all, known to the chief.
-  W2S_DEVICE static void find_tail(const Call& c, int64_t row, const S& segment, Shared& shared,
+  // log of the student's mass outside the list; called by all threads, valid in the leader.
+  W2S_DEVICE static void find_tail(const RowCall& c, int64_t row, const S& segment, Shared& shared,
                                    int cluster) {
     block::sync();
     const float logs = shared.record.logs;
     float tail = logs == logs ? log1pf(-shared.share) : NAN;
     if (shared.again != 0) {
-      const Sums mine = sweep_outside(c, row, segment, shared);
+      const Sums mine = sum_outside(c, row, segment, shared);
       const Sums s = reduce_row<false>(shared, mine, cluster, 1);
       tail = s.exp == 0 ? -INFINITY : logf(s.exp) + (s.max - shared.record.max);
       tail -= logs;
@@ -153,20 +156,20 @@ struct GradientKernel {
   using U = U_;
   using S = Segment<T, U, false>;
 
-  W2S_DEVICE static void run(const Call& c, const Shape& shape) {
+  W2S_DEVICE static void run(const RowCall& c, const Tiling& tiling) {
     float* diffs = diffs_of(block::shared<Shared>());
-    const int64_t row = block::index() / shape.blocks;
-    const int part = static_cast<int>(block::index() % shape.blocks);
-    const S segment(c, shape, row, part, nullptr);
-    const RowKnobs knobs = knobs_of(c);
+    const int64_t row = block::index() / tiling.blocks;
+    const int part = static_cast<int>(block::index() % tiling.blocks);
+    const S segment(c, tiling, row, part, nullptr);
+    const RowParams params = params_of(c);
     const Record r = read_record(c, row);
     const bool own = r.self >= segment.lo && r.self < segment.hi;
     const float self_diff = own ? segment.logit_at(static_cast<int>(r.self)) - r.max : 0;
-    Final f = finish(c, row, knobs, r, self_diff);
-    f.zero |= !is_kept(c, row);
+    Final f = finish(c, row, params, r, self_diff);
+    f.zero |= !is_counted(c, row);
     if (!S::DENSE) {
       for (int64_t j = block::thread(); j < c.k; j += block::threads()) {
-        const Listed l = listed_at(c, row, j);
+        const TopkEntry l = topk_at(c, row, j);
         if (l.inside && l.id >= segment.lo && l.id < segment.hi) {
           diffs[j] = segment.logit_at(l.id) - r.max;
         }
@@ -198,32 +201,32 @@ template <class T_>
 struct FixupKernel {
   using T = T_;
 
-  W2S_DEVICE static void run(const Call& c, const Shape&) {
+  W2S_DEVICE static void run(const RowCall& c, const Tiling&) {
     const int64_t row = block::index();
-    const RowKnobs knobs = knobs_of(c);
+    const RowParams params = params_of(c);
     Record r = read_record(c, row);
     float by = 1;
-    const bool closes = close_gate(knobs, rest_of(c, row), r, by);
+    const bool closes = close_gate(params, rest_of(c, row), r, by);
     block::sync();  // all have read what one now writes
     if (!closes) return;
     if (block::thread() == 0) write_record(c, row, r);
     const float up = upstream(c, row) * r.factor;
-    if (c.grad == nullptr || !is_kept(c, row) || up == 0) return;
+    if (c.grad == nullptr || !is_counted(c, row) || up == 0) return;
     const Line<T> out(c.grad, c.grad_stride, row, c.v);
     if (by != 1) rescale(out, by, block::thread(), block::threads());
     block::sync();
-    const Slope s = row_slope(knobs, rest_of(c, row), c.v, r, up);
+    const Slope s = row_slope(params, rest_of(c, row), c.v, r, up);
     // The largest entry held the self-target: z - M is 0 there.
     if (block::thread() == 0) {
-      const float g = entry(s, s.outside, 0, 0, false) * cap_slope(r.max, c.softcap);
+      const float g = entry(s, s.outside, 0, 0, false) * cap_slope(r.max, c.params.softcap);
       block::store1(out.p + r.self, Format<T>::narrow(g));
     }
     block::sync();
     for (int64_t j = block::thread(); j < c.k; j += block::threads()) {
-      const Listed l = listed_at(c, row, j);
+      const TopkEntry l = topk_at(c, row, j);
       if (!l.inside) continue;
-      const float d = c.listed[row * c.k + j];
-      const float g = entry(s, s.inside, d, l.q, false) * cap_slope(d + r.max, c.softcap);
+      const float d = c.topk_diffs[row * c.k + j];
+      const float g = entry(s, s.inside, d, l.q, false) * cap_slope(d + r.max, c.params.softcap);
       block::store1(out.p + l.id, Format<T>::narrow(g));
     }
   }
@@ -234,13 +237,13 @@ template <class T_>
 struct ScaleKernel {
   using T = T_;
 
-  W2S_DEVICE static void run(const Call& c, const Shape& shape) {
-    const float by = *c.scale;
+  W2S_DEVICE static void run(const RowCall& c, const Tiling& tiling) {
+    const float by = *c.scale_ptr;
     if (by == 1) return;
-    const int64_t row = block::index() / shape.blocks;
-    const int part = static_cast<int>(block::index() % shape.blocks);
+    const int64_t row = block::index() / tiling.blocks;
+    const int part = static_cast<int>(block::index() % tiling.blocks);
     const Line<T> out(c.grad, c.grad_stride, row, c.v);
-    rescale(out, by, part * block::threads() + block::thread(), shape.blocks * block::threads());
+    rescale(out, by, part * block::threads() + block::thread(), tiling.blocks * block::threads());
   }
 };
 

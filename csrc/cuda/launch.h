@@ -8,8 +8,6 @@ namespace w2s {
 namespace cuda {
 
 constexpr int kInvalid = 1;  // cudaErrorInvalidValue
-constexpr int64_t kMostBlocks = 0x7fffffff;
-constexpr int64_t kMostClasses = 0x7fffffff - 64;  // columns are 32-bit, offsets of rows 64-bit
 
 template <class T>
 struct Tag {
@@ -18,7 +16,7 @@ struct Tag {
 
 // Calls f with tags of the dtypes of logits and dense targets.
 template <class F>
-int by_types(const Call& c, const F& f) {
+int by_types(const RowCall& c, const F& f) {
   const bool dense = c.ids == nullptr, same = c.probs_dtype == c.dtype;
   switch (c.dtype) {
     case kF32:
@@ -33,7 +31,7 @@ int by_types(const Call& c, const F& f) {
 }
 
 template <template <class> class K>
-int by_type(const Call& c, const Shape& s, int64_t blocks, Stream stream) {
+int by_type(const RowCall& c, const Tiling& s, int64_t blocks, Stream stream) {
   switch (c.dtype) {
     case kF32:
       return launch<K<float>>(c, s, blocks, stream);
@@ -44,14 +42,14 @@ int by_type(const Call& c, const Shape& s, int64_t blocks, Stream stream) {
   }
 }
 
-inline bool fits(const Call& c, const Shape& s, const Limits& limits) {
-  return c.v <= kMostClasses && c.n * s.blocks <= kMostBlocks && s.shared <= limits.shared;
+inline bool fits(const RowCall& c, const Tiling& s, const Limits& limits) {
+  return c.v <= kMaxClasses && c.n * s.blocks <= kMaxBlocks && s.shared <= limits.shared;
 }
 
-int rows(const Call& c, Stream stream) {
+int rows(const RowCall& c, Stream stream) {
   Limits limits{};
   if (const int error = limits_here(limits)) return error;
-  const Shape s = shape_of_rows(c, limits);
+  const Tiling s = tiling_of_rows(c, limits);
   if (!fits(c, s, limits)) return kInvalid;
   return by_types(c, [&](auto t, auto u) {
     using T = typename decltype(t)::type;
@@ -61,10 +59,10 @@ int rows(const Call& c, Stream stream) {
   });
 }
 
-int gradient(const Call& c, Stream stream) {
+int gradient(const RowCall& c, Stream stream) {
   Limits limits{};
   if (const int error = limits_here(limits)) return error;
-  const Shape s = shape_of_gradient(c);
+  const Tiling s = tiling_of_gradient(c);
   if (!fits(c, s, limits)) return kInvalid;
   return by_types(c, [&](auto t, auto u) {
     using T = typename decltype(t)::type;
@@ -73,19 +71,19 @@ int gradient(const Call& c, Stream stream) {
   });
 }
 
-int fixup(const Call& c, Stream stream) {
-  const Shape s{kFixupThreads, 1, 0, 1, 0, 0};
-  if (c.v > kMostClasses || c.n > kMostBlocks) return kInvalid;
+int fixup(const RowCall& c, Stream stream) {
+  const Tiling s{kFixupThreads, 1, 0, 1, 0, 0};
+  if (c.v > kMaxClasses || c.n > kMaxBlocks) return kInvalid;
   return by_type<FixupKernel>(c, s, c.n, stream);
 }
 
-int scale(void* grad, int64_t grad_stride, int64_t n, int64_t v, int32_t dtype, const float* by,
+int scale(void* grad, int64_t grad_stride, int64_t n, int64_t v, DType dtype, const float* by,
           Stream stream) {
-  Call c{};
-  c.n = n, c.v = v, c.grad = grad, c.grad_stride = grad_stride, c.dtype = dtype, c.scale = by;
-  Shape s = shape_of_gradient(c);
+  RowCall c{};
+  c.n = n, c.v = v, c.grad = grad, c.grad_stride = grad_stride, c.dtype = dtype, c.scale_ptr = by;
+  Tiling s = tiling_of_gradient(c);
   s.shared = 0;
-  if (v > kMostClasses || n * s.blocks > kMostBlocks) return kInvalid;
+  if (v > kMaxClasses || n * s.blocks > kMaxBlocks) return kInvalid;
   return by_type<ScaleKernel>(c, s, n * s.blocks, stream);
 }
 

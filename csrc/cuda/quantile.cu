@@ -9,7 +9,7 @@ namespace cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kQuantileThreads, 2)
+__global__ void __launch_bounds__(kQuantileThreads, kQuantileBlocks)
     quantile_kernel(const __grid_constant__ Quantile c) {
   QuantileKernel<T>::run(c);
 }
@@ -26,10 +26,10 @@ int launch_quantile(const Quantile& c, Stream stream) {
           &resident, quantile_kernel<T>, kQuantileThreads, sizeof(QuantileShared))) {
     return error;
   }
-  const int64_t each = kQuantileThreads * kInFlight * Format<T>::kCount;
-  const int64_t wanted = (c.n + each - 1) / each, most = int64_t{processors} * resident;
+  const int64_t each = kQuantileThreads * kQuantilePacks * Format<T>::kCount;
+  const int64_t useful = (c.n + each - 1) / each, most = int64_t{processors} * resident;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(wanted < most ? wanted : most));
+  config.gridDim = dim3(static_cast<unsigned>(useful < most ? useful : most));
   config.blockDim = dim3(kQuantileThreads);
   config.dynamicSmemBytes = sizeof(QuantileShared);
   config.stream = static_cast<cudaStream_t>(stream);

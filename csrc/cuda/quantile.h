@@ -2,7 +2,7 @@
 //
 // Scores become 32-bit keys in the same order (row_math.h). Three rounds count the keys by 11, 11
 // and 10 bits; between rounds the whole grid waits, and every block walks into the bin that holds
-// the wanted rank. The third round also keeps the smallest key above the bins of the second, so the
+// the target rank. The third round also keeps the smallest key above the bins of the second, so the
 // successor of the k-th score costs no fourth read. Counters are integers: the order of the atomics
 // does not matter.
 //
@@ -12,16 +12,15 @@
 #pragma once
 
 #include "pack.h"
+#include "tile.h"
 #include "w2s_cuda.h"
 
 namespace {
 
-constexpr int kQuantileThreads = 256;
 constexpr int kBins = 2048;
 constexpr int kAbove = 3 * kBins, kUnordered = kAbove + 1, kArrived = kAbove + 2;
-constexpr int kInFlight = 4;  // packs that a thread loads before it looks at them
 
-struct Walk {  // where the wanted rank lies, after some rounds
+struct Walk {  // where the target rank lies, after some rounds
   uint32_t prefix, rank, same, total;
 };
 
@@ -29,7 +28,7 @@ struct QuantileShared {
   uint32_t bins[kBins];
   uint32_t warp[kQuantileThreads / 32];
   Walk walk;
-  uint32_t next;  // smallest digit above the wanted one that occurs
+  uint32_t next;  // smallest digit above the target one that occurs
 };
 
 // Shift and width of a round's digit.
@@ -74,13 +73,13 @@ W2S_DEVICE uint32_t kept_bits(const w2s::cuda::Quantile& c, int64_t first) {
   W2S_UNROLL
   for (int e = 0; e < E; ++e) {
     const int64_t i = first + e;
-    const bool here = i >= 0 && i < c.n && (c.keep == nullptr || c.keep[i] != 0);
-    bits |= (here ? 1u : 0u) << e;
+    const bool inside = i >= 0 && i < c.n && (c.keep == nullptr || c.keep[i] != 0);
+    bits |= (inside ? 1u : 0u) << e;
   }
   return bits;
 }
 
-// Calls f(score, kept) for kInFlight chunks a thread at a time, in step for whole warps.
+// Calls f(score, kept) for kQuantilePacks chunks a thread at a time, in step for whole warps.
 template <class T, class F>
 W2S_DEVICE void for_each_score(const w2s::cuda::Quantile& c, const F& f) {
   constexpr int E = Format<T>::kCount;
@@ -89,28 +88,28 @@ W2S_DEVICE void for_each_score(const w2s::cuda::Quantile& c, const F& f) {
   const int step = block::threads() * static_cast<int>(block::blocks());
   const int own = static_cast<int>(block::index()) * block::threads() + block::thread();
   const int warp = own / 32 * 32;
-  Pack loaded[kInFlight];
-  for (int64_t at = 0; at + warp < chunks; at += static_cast<int64_t>(kInFlight) * step) {
+  Pack loaded[kQuantilePacks];
+  for (int64_t at = 0; at + warp < chunks; at += static_cast<int64_t>(kQuantilePacks) * step) {
     W2S_UNROLL
-    for (int j = 0; j < kInFlight; ++j) {
+    for (int j = 0; j < kQuantilePacks; ++j) {
       const int64_t chunk = at + static_cast<int64_t>(j) * step + own;
       if (chunk < chunks && line.full(static_cast<int>(chunk))) {
         loaded[j] = block::load16(line.at(static_cast<int>(chunk)));
       }
     }
     W2S_UNROLL
-    for (int j = 0; j < kInFlight; ++j) {
+    for (int j = 0; j < kQuantilePacks; ++j) {
       const int64_t chunk = at + static_cast<int64_t>(j) * step + own;
-      const bool here = chunk < chunks;
+      const bool inside = chunk < chunks;
       float x[E];
-      if (here && line.full(static_cast<int>(chunk))) {
+      if (inside && line.full(static_cast<int>(chunk))) {
         unpack<T>(loaded[j], x);
-      } else if (here) {
+      } else if (inside) {
         line.read(static_cast<int>(chunk), 0, x);
       }
-      const uint32_t kept = here ? kept_bits<E>(c, chunk * E - line.lead) : 0;
+      const uint32_t kept = inside ? kept_bits<E>(c, chunk * E - line.lead) : 0;
       W2S_UNROLL
-      for (int e = 0; e < E; ++e) f(here ? x[e] : 0.0f, (kept >> e & 1u) != 0);
+      for (int e = 0; e < E; ++e) f(inside ? x[e] : 0.0f, (kept >> e & 1u) != 0);
     }
   }
 }
@@ -140,13 +139,13 @@ W2S_DEVICE double position_of(const w2s::cuda::Quantile& c, uint32_t count) {
   return q >= 0 && q <= 1 && count > 0 ? q * (count - 1.0) : 0.0;
 }
 
-// The wanted rank, 0 where there is none; `finish` answers those.
+// The target rank, 0 where there is none; `finish` returns NaN.
 W2S_DEVICE uint32_t rank_of(const w2s::cuda::Quantile& c, uint32_t count) {
   if (c.rank == nullptr) return static_cast<uint32_t>(position_of(c, count));
   return *c.rank >= 0 && *c.rank < count ? static_cast<uint32_t>(*c.rank) : 0;
 }
 
-// One round further: all blocks have counted, each finds the digit of the wanted rank for itself.
+// One round further: all blocks have counted, each finds the digit of the target rank for itself.
 W2S_DEVICE void walk(const w2s::cuda::Quantile& c, QuantileShared& shared, int round) {
   constexpr int each = kBins / kQuantileThreads;
   const uint64_t* counts = c.counters + round * kBins;
@@ -168,7 +167,8 @@ W2S_DEVICE void walk(const w2s::cuda::Quantile& c, QuantileShared& shared, int r
       const uint32_t digit = static_cast<uint32_t>(first + b);
       shared.walk = {w.prefix << bits_of(round) | digit, w.rank - below, bins[b], w.total};
     }
-    // Whoever holds the first key above the wanted bin: the rank falls between below and it.
+    // The thread that holds the first key above the target bin: the rank falls between below and
+    // it.
     if (bins[b] != 0 && below > w.rank) {
       block::atomic_min(&shared.next, static_cast<uint32_t>(first + b));
     }

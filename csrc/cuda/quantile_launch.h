@@ -7,7 +7,7 @@ namespace w2s {
 namespace cuda {
 
 int quantile(const Quantile& c, Stream stream) {
-  if (c.n <= 0 || c.n > 0x7fffffff - 64) return 1;  // cudaErrorInvalidValue
+  if (c.n <= 0 || c.n > kMaxScores) return 1;  // cudaErrorInvalidValue
   switch (c.dtype) {
     case kF32:
       return launch_quantile<float>(c, stream);

@@ -10,8 +10,8 @@
 
 namespace {
 
-using w2s::cuda::Call;
-using w2s::cuda::Shape;
+using w2s::RowCall;
+using w2s::cuda::Tiling;
 
 constexpr int kStages = 4;  // groups of copies, each awaited when it is first read
 
@@ -31,7 +31,7 @@ struct Segment {
   float softcap;
   Pack *tile, *q_tile;
 
-  W2S_DEVICE Segment(const Call& c, const Shape& s, int64_t row, int part, Pack* shared)
+  W2S_DEVICE Segment(const RowCall& c, const Tiling& s, int64_t row, int part, Pack* shared)
       : z(c.logits, c.logits_stride, row, c.v), q(c.probs, c.probs_stride, row, c.v) {
     const int chunks = z.chunk_of(z.length - 1) + 1;
     begin = part * s.tile < chunks ? part * s.tile : chunks;
@@ -39,7 +39,7 @@ struct Segment {
     lo = z.first(begin) < 0 ? 0 : z.first(begin);
     hi = z.first(end) < z.length ? z.first(end) : z.length;
     if (lo > hi) lo = hi;
-    softcap = c.softcap;
+    softcap = c.params.softcap;
     tile = shared;
     q_tile = shared + s.tile;
     q_begin = 0;

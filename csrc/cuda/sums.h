@@ -2,7 +2,7 @@
 //
 // Every thread keeps its sums relative to the largest logit that it has seen, and moves them when
 // that changes; merging moves them to the larger of two. Partial sums are merged in one order,
-// whoever computes them: all blocks of a row hold the same bits.
+// in every block: all blocks of a row hold the same bits.
 #pragma once
 
 #include "segment.h"
@@ -65,7 +65,7 @@ W2S_DEVICE void merge(Sums& a, Sums b) {
   }
 }
 
-// What the blocks of a row share; at the start of the dynamic shared memory.
+// State that the blocks of a row share, at the start of the dynamic shared memory.
 struct Final {
   Slope slope;
   float max;
@@ -78,10 +78,10 @@ struct Shared {
   Sums part[2];  // of this block, read by its cluster; two, so that none is overwritten while read
   Final final;
   Record record;
-  float share;           // of the listed classes in the sum of e^d
-  int again;             // what they leave has to be summed itself
-  uint32_t twice;        // a class is listed more than once
-  uint32_t listed[128];  // bit c % 4096: a listed class may lie in chunk c
+  float share;              // of the top-k classes in the sum of e^d
+  int again;                // what they leave has to be summed itself
+  uint32_t repeats;         // a class occurs more than once
+  uint32_t topk_bits[128];  // bit c % 4096: a top-k class may lie in chunk c
 };
 
 template <bool DENSE>
@@ -105,12 +105,12 @@ W2S_DEVICE Sums reduce_warp(Sums s) {
   return s;
 }
 
-W2S_DEVICE Sums remote(const Sums& here, int rank) {
+W2S_DEVICE Sums remote(const Sums& local, int rank) {
   Sums s;
   uint32_t words[kSumsWords];
   W2S_UNROLL
   for (int w = 0; w < kSumsWords; ++w) {
-    words[w] = block::remote_word(reinterpret_cast<const uint32_t*>(&here) + w, rank);
+    words[w] = block::remote_word(reinterpret_cast<const uint32_t*>(&local) + w, rank);
   }
   memcpy(&s, words, sizeof s);
   return s;
@@ -215,7 +215,7 @@ W2S_DEVICE void locate(const S& segment, Sums& s) {
 
 // The sums of this thread's chunks.
 template <class S>
-W2S_DEVICE Sums sweep(const S& segment, float share) {
+W2S_DEVICE Sums sum_segment(const S& segment, float share) {
   Sums s = no_sums();
   const int size = segment.group();
   W2S_NO_UNROLL

@@ -1,46 +1,46 @@
-// One warp settles a row: its listed classes, its self-target, its record.
+// One warp completes a row: its top-k classes, its self-target, its record.
 #pragma once
 
 #include "sums.h"
 
 namespace {
 
-W2S_DEVICE RowKnobs knobs_of(const Call& c) {
-  RowKnobs k;
-  k.rule = c.rule;
-  k.aux = c.aux == nullptr ? c.aux_value : *c.aux;
-  k.threshold = c.threshold == nullptr ? -INFINITY : *c.threshold;
-  k.smoothing = c.smoothing, k.gamma = c.gamma, k.cap = c.cap;
-  k.softcap = c.softcap, k.z_loss = c.z_loss;
-  return k;
+// The parameters of a call, with the scalars that a step left in device memory.
+W2S_DEVICE RowParams params_of(const RowCall& c) {
+  RowParams p = c.params;
+  if (c.aux_ptr != nullptr) p.aux = *c.aux_ptr;
+  if (c.threshold_ptr != nullptr) p.threshold = *c.threshold_ptr;
+  return p;
 }
 
-W2S_DEVICE bool is_kept(const Call& c, int64_t row) {
+W2S_DEVICE bool is_counted(const RowCall& c, int64_t row) {
   if (c.ids != nullptr && c.probs == nullptr && c.ids[row] == c.ignore_index) return false;
   return c.weight == nullptr || c.weight[row] != 0;
 }
 
-W2S_DEVICE float rest_of(const Call& c, int64_t row) { return c.rest == nullptr ? 0 : c.rest[row]; }
+W2S_DEVICE float rest_of(const RowCall& c, int64_t row) {
+  return c.rest == nullptr ? 0 : c.rest[row];
+}
 
 // The upstream factor of a row, without the row's own factor.
-W2S_DEVICE float upstream(const Call& c, int64_t row) {
+W2S_DEVICE float upstream(const RowCall& c, int64_t row) {
   if (c.row_scale != nullptr) return c.row_scale[row * c.row_scale_stride];
-  const float scale = c.scale == nullptr ? 1 : *c.scale;
+  const float scale = c.scale_ptr == nullptr ? c.scale : *c.scale_ptr;
   return c.weight == nullptr ? scale : scale * c.weight[row];
 }
 
-// One listed class. Padding is not real; a label outside the classes is real, not inside, and its
-// mass NaN: it turns its row into NaN and is not used as an address. A class listed twice does so,
-// too (find_twice in kernels.h).
-struct Listed {
+// One top-k class. Padding is not real; a label outside the classes is real, not inside, and its
+// mass NaN: it turns its row into NaN and is not used as an address. A repeated class does so
+// too (find_repeats in kernels.h).
+struct TopkEntry {
   bool real, inside;
   int id;
   float q;
 };
 
-W2S_DEVICE Listed listed_at(const Call& c, int64_t row, int64_t j) {
+W2S_DEVICE TopkEntry topk_at(const RowCall& c, int64_t row, int64_t j) {
   const int64_t id = c.ids[row * c.k + j];
-  Listed l;
+  TopkEntry l;
   l.real = c.probs == nullptr ? id != c.ignore_index : id >= 0;
   l.inside = l.real && id >= 0 && id < c.v;
   l.id = l.inside ? static_cast<int>(id) : 0;
@@ -52,15 +52,15 @@ W2S_DEVICE Listed listed_at(const Call& c, int64_t row, int64_t j) {
   return l;
 }
 
-// Sums over listed classes.
-struct ListedSums {
+// Sums over top-k classes.
+struct TopkSums {
   float mass, linear, exp;
   float best, chosen;  // largest q and its z - M
   int at;              // its place in the list
   int weak;            // its class
 };
 
-W2S_DEVICE void merge(ListedSums& a, const ListedSums& b) {
+W2S_DEVICE void merge(TopkSums& a, const TopkSums& b) {
   a.mass += b.mass, a.linear += b.linear, a.exp += b.exp;
   if (b.best > a.best || (b.best == a.best && b.at < a.at)) {
     a.best = b.best, a.chosen = b.chosen, a.at = b.at, a.weak = b.weak;
@@ -69,23 +69,23 @@ W2S_DEVICE void merge(ListedSums& a, const ListedSums& b) {
 
 // Called by a whole warp; lane 0 gets the sums. `diffs` (K) receives z - M.
 template <class T>
-W2S_DEVICE ListedSums listed_sums(const Call& c, int64_t row, const Line<T>& z, float max,
-                                  float* diffs, bool publish) {
-  ListedSums s = {0, 0, 0, -1, 0, kNowhere, 0};
+W2S_DEVICE TopkSums topk_sums(const RowCall& c, int64_t row, const Line<T>& z, float max,
+                              float* diffs, bool publish) {
+  TopkSums s = {0, 0, 0, -1, 0, kNowhere, 0};
   for (int64_t j = block::thread() % 32; j < c.k; j += 32) {
-    const Listed l = listed_at(c, row, j);
-    const float d = capped(widen(block::load1(z.p + l.id)), c.softcap) - max;
+    const TopkEntry l = topk_at(c, row, j);
+    const float d = capped(widen(block::load1(z.p + l.id)), c.params.softcap) - max;
     diffs[j] = d;
-    if (publish && c.listed != nullptr) c.listed[row * c.k + j] = d;
+    if (publish && c.topk_diffs != nullptr) c.topk_diffs[row * c.k + j] = d;
     if (!l.real) continue;
-    ListedSums one = {
+    TopkSums one = {
         l.q, l.q != 0 && d != 0 ? l.q * d : 0, l.inside ? expf(d) : 0, l.q, d, static_cast<int>(j),
         l.id};
     merge(s, one);
   }
   W2S_NO_UNROLL
   for (int by = 16; by > 0; by /= 2) {
-    ListedSums o;
+    TopkSums o;
     o.mass = block::down(s.mass, by), o.linear = block::down(s.linear, by);
     o.exp = block::down(s.exp, by), o.best = block::down(s.best, by);
     o.chosen = block::down(s.chosen, by), o.at = block::down(s.at, by);
@@ -95,7 +95,7 @@ W2S_DEVICE ListedSums listed_sums(const Call& c, int64_t row, const Line<T>& z, 
   return s;
 }
 
-W2S_DEVICE void write_record(const Call& c, int64_t i, const Record& r) {
+W2S_DEVICE void write_record(const RowCall& c, int64_t i, const Record& r) {
   const int64_t n = c.n;
   float* s = c.stats + i;
   s[w2s::kLoss * n] = r.loss, s[w2s::kMax * n] = r.max, s[w2s::kLogS * n] = r.logs;
@@ -107,7 +107,7 @@ W2S_DEVICE void write_record(const Call& c, int64_t i, const Record& r) {
   x[w2s::kSelfClass * n] = r.self;
 }
 
-W2S_DEVICE Record read_record(const Call& c, int64_t i) {
+W2S_DEVICE Record read_record(const RowCall& c, int64_t i) {
   const int64_t n = c.n;
   const float* s = c.stats + i;
   const int64_t* x = c.index + i;
@@ -122,31 +122,33 @@ W2S_DEVICE Record read_record(const Call& c, int64_t i) {
 }
 
 // What a block needs to write its part of a row's gradient.
-W2S_DEVICE Final finish(const Call& c, int64_t row, const RowKnobs& knobs, const Record& r,
+W2S_DEVICE Final finish(const RowCall& c, int64_t row, const RowParams& params, const Record& r,
                         float self_diff) {
   Final f;
   const float up = upstream(c, row);
   f.zero = r.factor == 0 || up == 0;
-  f.slope = row_slope(knobs, rest_of(c, row), c.v, r, up * r.factor);
+  f.slope = row_slope(params, rest_of(c, row), c.v, r, up * r.factor);
   f.max = r.max;
   f.self_diff = self_diff;
   f.self = static_cast<int>(r.self);
   return f;
 }
 
-// The record but for the tail, from what the sweep and the list summed; by one thread.
+// The record but for the tail, from the sums of the pass and of the top k; by one thread.
 template <class T>
-W2S_DEVICE Record make_record(const Call& c, int64_t row, const Line<T>& z, const Sums& s,
-                              const ListedSums& l, bool dense) {
+W2S_DEVICE Record make_record(const RowCall& c, int64_t row, const Line<T>& z, const Sums& s,
+                              const TopkSums& l, bool dense) {
   Record r{};
-  // The sum knows of a NaN, the maximum does not.
+  // A NaN is in the sum, but not in the maximum.
   const bool nan = s.exp != s.exp;
   r.max = nan ? NAN : s.max;
   r.logs = fabsf(s.max) == INFINITY ? NAN : logf(s.exp);
   r.entropy = r.logs - s.exp_d / s.exp;
   r.mean = s.d;
   r.argmax = nan || s.at == kNowhere ? 0 : s.at;
-  const auto logit = [&](int64_t v) { return capped(widen(block::load1(z.p + v)), c.softcap); };
+  const auto logit = [&](int64_t v) {
+    return capped(widen(block::load1(z.p + v)), c.params.softcap);
+  };
   r.score = c.v == 2 ? logit(0) - logit(1) : expf(-r.logs);
   if (dense) {
     r.mass = s.mass, r.linear = s.linear;
@@ -163,13 +165,14 @@ W2S_DEVICE Record make_record(const Call& c, int64_t row, const Line<T>& z, cons
 
 // The self-target, the row's factor and its loss; z - M of the self-target.
 template <class T>
-W2S_DEVICE float complete(const Call& c, int64_t row, const Line<T>& z, const RowKnobs& knobs,
+W2S_DEVICE float complete(const RowCall& c, int64_t row, const Line<T>& z, const RowParams& params,
                           Record& r) {
-  choose_self_target(knobs, r);
-  row_factor(knobs, is_kept(c, row), r);
-  const float own =
-      r.self == r.argmax ? 0.0f : capped(widen(block::load1(z.p + r.self)), c.softcap) - r.max;
-  row_loss(knobs, rest_of(c, row), own, r);
+  choose_self_target(params, r);
+  row_factor(params, is_counted(c, row), r);
+  const float own = r.self == r.argmax
+                        ? 0.0f
+                        : capped(widen(block::load1(z.p + r.self)), c.params.softcap) - r.max;
+  row_loss(params, rest_of(c, row), own, r);
   return own;
 }
 

@@ -6,36 +6,10 @@
 // turns its row NaN.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include "../w2s.h"
 
 namespace w2s {
 namespace cuda {
-
-struct Call {
-  int64_t n, v, k;
-  const void* logits;  // [in] (N, V), may be the same memory as grad
-  int64_t logits_stride;
-  void* grad;  // [out] (N, V), or null
-  int64_t grad_stride;
-  const int64_t* ids;  // [in] (N, K), null for dense targets
-  const void* probs;   // [in] (N, K) fp32 or (N, V) probs_dtype; null for hard labels
-  int64_t probs_stride;
-  const float* rest;       // [in] (N), null for none
-  const float* weight;     // [in] (N), null for 1
-  const float* aux;        // [in] 0-d, null for aux_value
-  const float* threshold;  // [in] 0-d, null: every gate open
-  const float* scale;      // [in] 0-d factor of the gradient besides the row weight, null for 1
-  const float* row_scale;  // [in] (N), gradient only: replaces scale and weight
-  int64_t row_scale_stride;
-  float* stats;    // [out] (12, N)
-  int64_t* index;  // [out] (3, N)
-  float* listed;   // [out] (N, K) z_id - max, or null; fixup reads it
-  int64_t ignore_index;
-  float aux_value, smoothing, gamma, cap, softcap, z_loss;
-  int32_t rule;                // w2s::Rule
-  int32_t dtype, probs_dtype;  // w2s::DType
-};
 
 // What a device offers to one row.
 struct Limits {
@@ -45,8 +19,8 @@ struct Limits {
   int64_t part;     // bytes of a block of a cluster, where enough blocks may be had: three fit
 };
 
-// How the rows of a call are laid over threads.
-struct Shape {
+// How the rows of a call are cut into tiles for threads, blocks and clusters.
+struct Tiling {
   int32_t threads;   // of a block
   int32_t cluster;   // blocks of a row (rows), or 1
   int32_t tile;      // 16-byte chunks of logits of one block
@@ -57,18 +31,18 @@ struct Shape {
 
 using Stream = void*;  // cudaStream_t
 
-// Layouts, without a device. A shape with shared > limits.shared cannot run: too many listed.
-Shape shape_of_rows(const Call& c, const Limits& limits);
-Shape shape_of_gradient(const Call& c);
+// Both work without a device. A tiling with shared > limits.shared cannot run: K is too large.
+Tiling tiling_of_rows(const RowCall& c, const Limits& limits);
+Tiling tiling_of_gradient(const RowCall& c);
 
 // Record, and with grad the gradient: one read and one write of every row.
-int rows(const Call& c, Stream stream);
+int rows(const RowCall& c, Stream stream);
 // Closes the gate of rows below the threshold: record, and with grad the entries that change.
-int fixup(const Call& c, Stream stream);
+int fixup(const RowCall& c, Stream stream);
 // Gradient from the record.
-int gradient(const Call& c, Stream stream);
+int gradient(const RowCall& c, Stream stream);
 // grad (N, V) times *by in place; 1 is seen on the device and touches nothing.
-int scale(void* grad, int64_t grad_stride, int64_t n, int64_t v, int32_t dtype, const float* by,
+int scale(void* grad, int64_t grad_stride, int64_t n, int64_t v, DType dtype, const float* by,
           Stream stream);
 
 // 8-byte counters that quantile() needs, zero before every call.

@@ -1,4 +1,4 @@
-"""docs/architectures.md: current, without a fault, and the check behind it sees one."""
+"""docs/architectures.md is current and without faults, and its check detects faults."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 import torch
 from helpers import ranks
 
-from bench.architectures import command as architectures
-from bench.architectures import support_page
+from bench.architectures import command, support_page
 from bench.architectures.check import CRASHED, EXACT, REFUSED, UNBUILT, WRONG, check
 from w2s_fast.integrations.patching.lazy_logits import LazyLogits
 from w2s_fast.integrations.patching.logit_transform import LogitTransform
@@ -85,23 +84,23 @@ def test_a_process_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         rows = [{"class": n, "fp32": "exact", "bf16": "exact"} for n in done]
         return rows, "its process ended with -11"
 
-    monkeypatch.setattr(architectures, "_in_process", process)
-    rows = {row["class"]: row for row in architectures.sweep()}
+    monkeypatch.setattr(command, "_in_process", process)
+    rows = {row["class"]: row for row in command.check_all()}
     assert rows["BambaForCausalLM"]["fp32"] == "crashed" and "-11" in str(rows["BambaForCausalLM"])
-    assert [n for n, row in rows.items() if architectures.bad(row)] == ["BambaForCausalLM"]
+    assert [n for n, row in rows.items() if command.is_fault(row)] == ["BambaForCausalLM"]
     assert len(rows) > 300
 
 
 def test_some_classes_from_the_command_line(capfd: pytest.CaptureFixture[str]) -> None:
     before = support_page.PAGE.read_text()
-    assert architectures.main(["--only", "GPT2LMHeadModel"]) == 0
+    assert command.main(["--only", "GPT2LMHeadModel"]) == 0
     assert '"fp32": "exact"' in capfd.readouterr().out
     assert support_page.PAGE.read_text() == before
 
 
 def test_rows() -> None:
     rows = support_page.load()
-    assert not [row for row in rows if architectures.bad(row)]
+    assert not [row for row in rows if command.is_fault(row)]
     exact = [row for row in rows if row["fp32"] == "exact"]
     causal = [row for row in exact if row["group"] == "causal"]
     assert len(causal) >= 119 and len(exact) - len(causal) >= 45
@@ -113,11 +112,11 @@ def test_rows() -> None:
 def test_document_is_current(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert architectures.main(["--check"]) == 0
+    assert command.main(["--check"]) == 0
     page = tmp_path / "architectures.md"
     page.write_text(support_page.PAGE.read_text().replace("| 0 |", "| 1 |", 1))
-    monkeypatch.setattr(architectures, "PAGE", page)
-    assert architectures.main(["--check"]) == 1
+    monkeypatch.setattr(command, "PAGE", page)
+    assert command.main(["--check"]) == 1
     assert "differs from its rows" in capsys.readouterr().out
 
 
@@ -125,11 +124,11 @@ def test_document_is_current(
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_every_class() -> None:
-    """As the rows say, with the transformers that they name; no fault with any other."""
+    """Outcomes equal the rows for their version of transformers; no version has a fault."""
     import transformers
 
-    rows = list(architectures.sweep())
-    assert not [row for row in rows if architectures.bad(row)]
+    rows = list(command.check_all())
+    assert not [row for row in rows if command.is_fault(row)]
     recorded = support_page.load()
     if recorded[0]["transformers"] == transformers.__version__:
         states = [[(r["class"], r["fp32"], r["bf16"]) for r in one] for one in (rows, recorded)]

@@ -1,4 +1,4 @@
-"""The steps in trainers run at toy size, are the same mathematics, and fill their table."""
+"""Training steps in trainers run at toy size, compute the same loss, and fill their table."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ def test_memory_is_measured_under_the_stock_allocator(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("who", ["ours", "label_rows"])
-def test_what_differs_is_not_timed(who: str) -> None:
+def test_a_candidate_that_differs_is_not_timed(who: str) -> None:
     from bench.cases import trainers
     from bench.cases.trainer_steps import Shape
 
     shape = Shape("labels", "fp32", 4, 16, 600)
-    steps, skipped = trainers.make_all(("full_logits", "label_rows", "ours"), shape)
+    steps, skipped = trainers.make_steps(("full_logits", "label_rows", "ours"), shape)
     assert not skipped
-    about = trainers.compared(steps, trainers.BUDGET["fp32"])
+    about = trainers.compare_losses(steps, trainers.BUDGET["fp32"])
     assert about["full_logits"]["loss_err"] == 0 and about["ours"]["loss_err"] < 1e-5
     column = "weak_probs" if who == "ours" else "target"
     steps[who].batch[column] = 1.01 * steps[who].batch[column]
     with pytest.raises(SystemExit, match=f"^bench: the loss of {who} differs from that of full_l"):
-        trainers.compared(steps, trainers.BUDGET["fp32"])
+        trainers.compare_losses(steps, trainers.BUDGET["fp32"])
 
 
 def _row(**columns: Any) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _row(**columns: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_table_says_what_the_rows_say() -> None:
+def test_the_table_shows_the_rows() -> None:
     from bench.report import speed_tables, trainer_table
     from bench.report.measured_rows import MeasuredRows
 

@@ -25,7 +25,7 @@ from w2s_fast.methods import Plan, make_method
 from w2s_fast.pipeline import run
 from w2s_fast.pipeline.artifacts import read_probs, read_texts
 from w2s_fast.pipeline.context import Context, load_data
-from w2s_fast.pipeline.jobs import Job, config_slice, plan
+from w2s_fast.pipeline.jobs import Job, config_slice, plan_jobs
 from w2s_fast.pipeline.stages.training_set import folds, load_training_set
 from w2s_fast.tasks import TaskConfig
 
@@ -165,7 +165,7 @@ def test_nobody_pays_again_for_what_cannot_change_a_text() -> None:
         base = {"kind": "endpoint", "url": "http://x/completions", "model": "m", **changes}
         lm = {"source": "agreement-lm"}
         cfg = config(Path("unused"), methods=["debate"], student=lm, transcript_writer=base)
-        jobs = [j for j in plan(cfg).order if j.stage == "transcripts"]
+        jobs = [j for j in plan_jobs(cfg).jobs if j.stage == "transcripts"]
         assert len(jobs) == 8 and all(not j.inputs for j in jobs), (
             "no model of this run plays a part"
         )

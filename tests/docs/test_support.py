@@ -11,7 +11,7 @@ from helpers.support_calls import BY_NAME, DRIVERS, FP64
 
 from tools.support_matrix import write as document
 from tools.support_matrix.table import DTYPES, ENTRIES, NO, REFERENCE, Entry, cell
-from w2s_fast.ops import OPS, use_backend
+from w2s_fast.ops import OPS, dispatch, use_backend
 
 ROWS = [(name, i) for name, entry in BY_NAME.items() for i in range(len(entry.options))]
 
@@ -36,8 +36,8 @@ def test_cell(backend: str, row: tuple[str, int], dtype: torch.dtype, one_rank: 
         return
     if found.state == REFERENCE and dtype == FP64:
         with use_backend(backend):
-            served = OPS[entry.op].backend(torch.device("cpu"), dtype)
-        assert served.__name__ == OPS[entry.op].backends["ref"]
+            served = dispatch.backend(entry.op, torch.empty(0, dtype=dtype))
+        assert served.__name__ == dispatch.MODULES[entry.op]["ref"]
     DRIVERS[row[0]](backend, dtype, option)
 
 

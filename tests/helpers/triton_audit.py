@@ -27,17 +27,18 @@ from triton.compiler import ASTSource
 from helpers.races import layouts
 from helpers.races.audit import races
 from helpers.races.ptx import kernels_of
+from w2s_fast.kernels import _tile
 from w2s_fast.kernels import cross_entropy as ce
 from w2s_fast.kernels import quantile as qu
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-INTS = {"n_rows": "i32", "n_cols": "i32", "n_listed": "i32", "ignore": "i32", "n": "i32"}
+INTS = {"n_rows": "i32", "n_cols": "i32", "n_topk": "i32", "ignore": "i32", "n": "i32"}
 STRIDES = ("z_stride", "g_stride", "q_stride", "scale_stride")
 FLOATS = ("smoothing", "gamma", "cap", "softcap", "z_loss", "tolerance")
 POINTERS = {
     "ids_ptr": "*i64", "rest_ptr": "*fp32", "w_ptr": "*fp32", "aux_ptr": "*fp32",
     "at_ptr": "*fp32", "scale_ptr": "*fp32", "stats_ptr": "*fp32", "index_ptr": "*i64",
-    "listed_ptr": "*fp32", "by_ptr": "*fp32", "hist_ptr": "*i64", "out_ptr": "*fp32",
+    "topk_ptr": "*fp32", "by_ptr": "*fp32", "hist_ptr": "*i64", "out_ptr": "*fp32",
     "keep_ptr": "*u8", "prefix_ptr": "*i64", "from_ptr": "*fp32", "least_ptr": "*i64",
 }  # fmt: skip
 V_ALIGNED = ("n_cols", "z_stride", "g_stride", "q_stride")
@@ -46,7 +47,7 @@ SM90 = (65536, 2048, 32, 233_472)
 
 Case = dict[str, Any]
 PLAIN = {"RULE": 0, "SMOOTH": False, "FOCAL": False, "WINDOW": False, "CAP": False}
-HEAVY = {"RULE": 1, "SMOOTH": True, "FOCAL": True, "WINDOW": True, "CAP": False}
+HEAVY = {"RULE": 2, "SMOOTH": True, "FOCAL": True, "WINDOW": True, "CAP": False}
 STEPS = {"G_STEP": True, "Q_STEP": True, "KBLOCK": 1}
 # Every kernel once, in the mode that needs most.
 EVERYWHERE = (
@@ -55,7 +56,7 @@ EVERYWHERE = (
     "quantile histogram", "quantile successor",
 )  # fmt: skip
 NO_LABELS = "q_ptr rest_ptr"
-NO_IDS = "ids_ptr rest_ptr listed_ptr"
+NO_IDS = "ids_ptr rest_ptr topk_ptr"
 
 
 def row_case(
@@ -67,7 +68,7 @@ def row_case(
     ``plain`` marks the path that must not spend more than two exponentials an entry.
     """
     v, note = const.pop("v", 128_256), const.pop("note", "")
-    tile = ce.tile(v, 4 if x == "fp32" else 2, const.get("CAP", False))
+    tile = _tile.tile(v, 4 if x == "fp32" else 2, const.get("CAP", False))
     plain = const.pop("plain", False)
     single = kernel is ce.fixup_kernel and const.get("KIND") == 0  # two entries of a row
     const = HEAVY | STEPS | const | tile
@@ -93,8 +94,8 @@ def cases() -> list[Case]:
     out = [
         row_case("rows hard", rows, "bf16", None, NO_LABELS, True, KIND=0, **PLAIN, plain=True),
         row_case("rows hard", rows, "fp16", None, NO_LABELS, KIND=0, **PLAIN, plain=True),
-        row_case("rows 2", rows, "fp32", "fp32", NO_IDS, KIND=2, RULE=2, v=2),
-        row_case("rows given", rows, "fp32", "fp32", NO_IDS, KIND=2, RULE=3, v=64),
+        row_case("rows 2", rows, "fp32", "fp32", NO_IDS, KIND=2, RULE=3, v=2),
+        row_case("rows given", rows, "fp32", "fp32", NO_IDS, KIND=2, RULE=4, v=64),
         row_case("rows dense", rows, "bf16", "fp32", NO_IDS, KIND=2),
         row_case("rows dense", rows, "bf16", "bf16", NO_IDS, True, KIND=2),
         row_case("rows apart", rows, "bf16", "bf16", NO_IDS, KIND=2, G_STEP=False, Q_STEP=False),
@@ -120,13 +121,13 @@ def cases() -> list[Case]:
 def full_cases() -> list[Case]:
     """The product of branches, dtypes, kinds of labels and tiles."""
     out = []
-    sizes = [v for v, _, _ in ce.TILES[:-1]] + [128_256]
+    sizes = [v for v, _, _ in _tile.TILES[:-1]] + [128_256]
     flags = ("SMOOTH", "FOCAL", "WINDOW", "CAP")
     for x, v, kind in itertools.product(("bf16", "fp16", "fp32"), sizes, (0, 1, 2)):
         q = (None, "fp32", x)[kind]
         offs = ((NO_LABELS,), ("", "rest_ptr"), (NO_IDS,))[kind]
         for off, rule, on in itertools.product(
-            offs, (0, 1, 2, 3), itertools.product((0, 1), repeat=4)
+            offs, (0, 1, 2, 3, 4), itertools.product((0, 1), repeat=4)
         ):
             const = {"KIND": kind, "RULE": rule, "v": v, "KBLOCK": 16 if kind == 1 else 1}
             const |= {k: bool(b) for k, b in zip(flags, on, strict=True)}

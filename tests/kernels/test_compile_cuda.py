@@ -15,7 +15,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -194,6 +194,10 @@ def test_launch_without_a_driver_is_a_clean_error(
     assert "\n" not in str(e.value)
 
 
+# What ``backend`` reads of a tensor on a GPU, where there is none.
+ON_CUDA: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+
+
 @needs_no_gpu
 def test_old_driver_falls_back_with_one_warning(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch
@@ -206,14 +210,13 @@ def test_old_driver_falls_back_with_one_warning(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(dispatch, "_resolved", {})
     monkeypatch.setattr(dispatch, "_forced", None)
-    op = dispatch.OPS["cross_entropy"]
     with pytest.warns(UserWarning, match="insufficient.*falling back") as said:
-        served = op.backend(torch.device("cuda"), torch.float32)
+        served = dispatch.backend("cross_entropy", ON_CUDA)
     assert served.__name__.endswith("cross_entropy.triton") and len(said) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert op.backend(torch.device("cuda"), torch.float32) is served
-    with pytest.raises(W2SError, match="'cuda' was asked for but is missing.*update the driver"):
+        assert dispatch.backend("cross_entropy", ON_CUDA) is served
+    with pytest.raises(W2SError, match="'cuda' was requested but is missing.*update the driver"):
         dispatch.check_backend("cuda")
 
 
@@ -225,7 +228,7 @@ def test_machines_without_nvcc_are_not_warned(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(dispatch, "_forced", None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        served = dispatch.OPS["quantile"].backend(torch.device("cuda"), torch.float32)
+        served = dispatch.backend("quantile", ON_CUDA)
     assert served.__name__.endswith("quantile.triton")
     with pytest.raises(W2SError, match="not built"):
         dispatch.check_backend("cuda")

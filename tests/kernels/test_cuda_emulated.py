@@ -18,10 +18,10 @@ from torch import Tensor
 
 from w2s_fast import W2SError
 from w2s_fast.ops import dispatch, native_cuda, use_backend
+from w2s_fast.ops.loss_call import Index, LossSpec, RowCall, Stat, new_record
 from w2s_fast.ops.quantile.api import masked_quantile
 from w2s_fast.ops.reference import KINDS, REGIMES, cross_entropy_sample
-from w2s_fast.ops.row_stats import Index, Knobs, Stat
-from w2s_fast.ops.targets import Problem, SparseTargets, make_problem
+from w2s_fast.ops.targets import LossInputs, SparseTargets, make_inputs
 from w2s_fast.ops.weak_loss import weak_loss
 from w2s_fast.testing import (
     BACKWARD,
@@ -125,14 +125,13 @@ def test_rows_out_of_step(device: ModuleType, dtype: torch.dtype, name: str) -> 
 
 
 def traffic(device: ModuleType, call: dict[str, Any]) -> tuple[int, int, int, int]:
-    p = make_problem(call["logits"], call["weak"])
+    p = make_inputs(call["logits"], call["weak"])
     n, v = p.logits.shape
-    stats, index = torch.zeros(len(Stat), n), torch.zeros(len(Index), n, dtype=torch.int64)
     grad = torch.full((n, v + 24), 5.0, dtype=p.logits.dtype)[:, :v]
     with use_backend("cuda"):
-        serve = dispatch.OPS["cross_entropy"].backend(p.logits.device, p.logits.dtype)
+        serve = dispatch.backend("cross_entropy", p.logits)
         device.take_traffic()
-        serve.rows(p, Knobs(), stats, index, grad, torch.ones(()))
+        serve.rows(RowCall(p, LossSpec(), *new_record(p), grad=grad, scale=torch.ones(())))
     assert bool((grad.as_strided((n, 24), (v + 24, 1), v)[:-1] == 5.0).all()), "gap between rows"
     return device.take_traffic()
 
@@ -180,17 +179,14 @@ def test_single_rows_match_fp64_at_real_sizes(device: ModuleType) -> None:
     """A vocabulary of 128256 on the layout of an H200: a cluster of four blocks."""
     for v, cluster in ((128256, 4), (50257, 1)):
         call = sample("rest", 2, v, BF16, **OPEN)
-        p = make_problem(call["logits"], call["weak"])
-        assert shape_of(device, p)["cluster"] == cluster
+        p = make_inputs(call["logits"], call["weak"])
+        assert tiling_of(device, p)["cluster"] == cluster
         assert_cross_entropy("cuda", call)
 
 
-def shape_of(device: ModuleType, p: Problem, limits: tuple[int, ...] = H200) -> dict[str, Any]:
-    from w2s_fast.ops.cross_entropy import cuda as backend
-
-    nothing = torch.empty(0)
-    call = backend._call(device, p, Knobs(), nothing, nothing, None, None, None, None, None, None)
-    return device.shape_of_rows(call, *limits)
+def tiling_of(device: ModuleType, p: LossInputs, limits: tuple[int, ...] = H200) -> dict[str, Any]:
+    call = RowCall(p, LossSpec(), torch.empty(0), torch.empty(0))
+    return device.tiling_of_rows(call.packed(device.RowCall, 0.0, 0.0, 1.0), *limits)
 
 
 # Bytes of shared memory that one block may use, and of one multiprocessor; blocks of a cluster.
@@ -204,10 +200,12 @@ def test_shared_memory_budget(device: ModuleType, arch: str, dtype: torch.dtype)
     shared, cluster = MEMORY[arch]
     limits = (shared, cluster, H200[2], H200[3])
     for v in (2, 1000, 32000, 50257, 65536, 128256, 151936, 262144, 524288, 2**20):
-        hard = Problem(torch.empty(1, v, dtype=dtype), torch.zeros(1, 1).long(), *[None] * 3, -100)
+        hard = LossInputs(
+            torch.empty(1, v, dtype=dtype), torch.zeros(1, 1).long(), *[None] * 3, -100
+        )
         dense = hard._replace(ids=None, probs=torch.empty(1, v))
         for p in (hard, dense):
-            s = shape_of(device, p, limits)
+            s = tiling_of(device, p, limits)
             assert 0 < s["shared"] <= shared and s["cluster"] <= cluster
             assert 32 <= s["threads"] <= 512
             row = v * (dtype.itemsize + (4 if p.ids is None else 0))
@@ -220,7 +218,7 @@ def test_more_listed_classes_than_fit(device: ModuleType) -> None:
     device.set_limits(*DEVICES["no room"])
     ids = torch.arange(300).expand(2, 300)
     weak = SparseTargets(ids, torch.full((2, 300), 1 / 300))
-    with use_backend("cuda"), pytest.raises(W2SError, match="300 listed classes"):
+    with use_backend("cuda"), pytest.raises(W2SError, match="300 top-k classes"):
         weak_loss(torch.zeros(2, 400), weak)
 
 
@@ -228,20 +226,20 @@ def test_more_listed_classes_than_fit(device: ModuleType) -> None:
 def test_classes_of_another_shard(device: ModuleType, kind: str) -> None:
     """-1 in the record: the entry belongs to another part of the vocabulary and is not written."""
     call = sample(kind, 5, 67)
-    p = make_problem(call["logits"].nan_to_num(0.5), call["weak"], call["weight"])
-    knobs = Knobs("argmax", 0.4)
+    p = make_inputs(call["logits"].nan_to_num(0.5), call["weak"], call["weight"])
+    spec = LossSpec("argmax", 0.4)
     grads, truth = [], None
     for dtype, backend in ((torch.float64, "ref"), (FP32, "ref"), (FP32, "cuda")):
-        q = Problem(*(t.to(dtype) if _is_float(t) else t for t in p))
-        stats, index = torch.zeros(len(Stat), 5, dtype=dtype), torch.zeros(3, 5).long()
+        q = LossInputs(*(t.to(dtype) if _is_float(t) else t for t in p))
+        stats, index = new_record(q)
         with use_backend(backend):
-            serve = dispatch.OPS["cross_entropy"].backend(q.logits.device, dtype)
-            serve.rows(q, knobs, stats, index, None, torch.ones((), dtype=dtype))
+            serve = dispatch.backend("cross_entropy", q.logits)
+            serve.rows(RowCall(q, spec, stats, index, spec.row_rule(67)))
             index[Index.SELF] = index[Index.ARGMAX] = torch.tensor([-1, 3, -1, 4, -1])
             stats[Stat.LOGS] += 1.0  # the other shards' part
             grad = torch.empty_like(q.logits)
             scale = torch.ones((), dtype=dtype).expand(5)
-            serve.gradient(q, knobs, stats, index, scale, grad)
+            serve.gradient(RowCall(q, spec, stats, index, grad=grad, row_scale=scale))
         grads.append(grad)
     truth, eager, actual = grads
     assert_within_budget(actual, truth, eager, BACKWARD)

@@ -39,8 +39,9 @@ from torch import Tensor
 import w2s_fast
 from w2s_fast import SparseTargets
 from w2s_fast.ops import dispatch, use_backend
-from w2s_fast.ops.cross_entropy.algorithm import Request, solve
-from w2s_fast.ops.targets import make_problem
+from w2s_fast.ops.cross_entropy.algorithm import solve
+from w2s_fast.ops.loss_call import LossSpec
+from w2s_fast.ops.targets import make_inputs
 from w2s_fast.ops.weak_loss import weak_loss
 
 # Triton's interpreter computes with numpy, which warns.
@@ -180,7 +181,7 @@ def test_masked_classes_cost_nothing(dtype: torch.dtype, soft: bool) -> None:
         weak = torch.rand(16, 32000, generator=g)
         weak[:, 1000:32000:3100] = weak[:, -400:] = 0
         weak = (weak / weak.sum(1, keepdim=True)).to(dtype)
-    problems = {name: make_problem(z.to(dtype), weak) for name, z in masked.items()}
+    problems = {name: make_inputs(z.to(dtype), weak) for name, z in masked.items()}
     buffer, threads = torch.empty_like(plain, dtype=dtype), torch.get_num_threads()
     best = dict.fromkeys(problems, INF)
     torch.set_num_threads(1)
@@ -189,7 +190,7 @@ def test_masked_classes_cost_nothing(dtype: torch.dtype, soft: bool) -> None:
             for _ in range(60):
                 for name, p in problems.items():
                     start = time.thread_time()
-                    solve(p, Request(), buffer, True)
+                    solve(p, LossSpec(), buffer, True)
                     best[name] = min(best[name], time.thread_time() - start)
     finally:
         torch.set_num_threads(threads)

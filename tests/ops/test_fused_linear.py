@@ -152,11 +152,11 @@ def test_frozen_parts_skip_their_product(monkeypatch: pytest.MonkeyPatch) -> Non
             assert_within_budget(w.grad, full["head"].double(), full["head"], BACKWARD)
 
 
-def test_exact_threshold_in_one_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_threshold_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hard labels, and listed ones of mass 1, never look at the scores first."""
     probed = []
-    probe = chunks.probe
-    monkeypatch.setattr(chunks, "probe", lambda *a: probed.append(1) or probe(*a))
+    probe = chunks.threshold_from_scores
+    monkeypatch.setattr(chunks, "threshold_from_scores", lambda *a: probed.append(1) or probe(*a))
     late = {"aux": 0.4, "threshold": "median", "memory_mib": CHUNKS}
     for call in (sample("hard"), unit_mass(sample("sparse"))):
         run("ref", call | late)
@@ -228,11 +228,11 @@ def test_fp64_gradcheck() -> None:
 @pytest.mark.parametrize("kind", ["hard", "rest"])
 def test_opcheck(kind: str) -> None:
     from w2s_fast.ops.fused_linear.chunks import shape_only
-    from w2s_fast.ops.targets import problem_of
+    from w2s_fast.ops.targets import attach_targets
 
     call = sample(kind, 5, 7)
     hidden, head, bias = (call[k].requires_grad_() for k in ("hidden", "head", "bias"))
-    p = problem_of(shape_only(5, 7, hidden), call["weak"], call["weight"], -100)
+    p = attach_targets(shape_only(5, 7, hidden), call["weak"], call["weight"], -100)
     targets = (p.ids, p.probs, p.rest, p.weight)
     aux = torch.tensor(0.3)
     rule = (aux, None, "argmax", -100, 0.1, 0.0, float("inf"), 4.0, 0.1, 1e-4, False)
@@ -241,7 +241,7 @@ def test_opcheck(kind: str) -> None:
     _, stats, index, _ = torch.ops.w2s_fast.linear_weak_ce(*args)
     up = torch.ones(()).expand(5)
     plain = (hidden.detach(), head.detach(), bias.detach())
-    back = (stats, index, -100, 0.1, 4.0, 0.1, 1e-4, False)
+    back = (stats, index, -100, 0.1, 0.0, float("inf"), 4.0, 0.1, 1e-4, False)
     for wanted in ([True] * 3, [True, False, False]):
         torch.library.opcheck(
             torch.ops.w2s_fast.linear_weak_ce_backward, (up, *plain, *targets, *back, wanted)

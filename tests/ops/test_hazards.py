@@ -265,7 +265,7 @@ def test_labels_that_do_not_fit(backend: str, z: Tensor) -> None:
         with pytest.raises(W2SError, match=r"in row 1 is outside the classes"):
             cross_entropy(z, weak)
         if isinstance(weak, SparseTargets):
-            with pytest.raises(W2SError, match=r"ids\[1\] = .* is outside the classes"):
+            with pytest.raises(W2SError, match=r"ids .* in row 1 is outside the classes"):
                 w2s_fast.topk_logprob(z, weak.ids)
             with pytest.raises(W2SError, match=r"in row 1 is outside the classes"):
                 w2s_fast.linear_cross_entropy(torch.eye(N), z.detach().t().contiguous(), weak)

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import w2s_fast
 from w2s_fast import SparseTargets
 from w2s_fast.ops import use_backend
-from w2s_fast.ops.cross_entropy.algorithm import Request
 from w2s_fast.ops.fused_linear import chunks, gemm, head_gradient
-from w2s_fast.ops.targets import problem_of
+from w2s_fast.ops.loss_call import LossSpec
+from w2s_fast.ops.targets import attach_targets
 from w2s_fast.testing import BACKWARD, assert_within_budget
 
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -204,9 +204,9 @@ def test_one_chunk_keeps_alpha() -> None:
     """A temperature reaches the logits whether one chunk holds them or many."""
     hidden, head = normal(6, D, seed=1), normal(11, D, seed=2)
     shape = chunks.shape_only(6, 11, hidden)
-    p = problem_of(shape, torch.arange(6), None, -100)
+    p = attach_targets(shape, torch.arange(6), None, -100)
     want = F.cross_entropy(0.25 * hidden @ head.t(), torch.arange(6))
     for budget in (64.0, 2 * 11 * 4 / 2**20):
-        x = chunks.Head(hidden, head, None, budget, alpha=0.25)
-        s = chunks.solve_linear(x, p, Request(), chunks.Wanted(), True)
-        torch.testing.assert_close(s.total, want)
+        x = chunks.HeadInputs(hidden, head, None, budget, alpha=0.25)
+        s = chunks.solve_linear(x, p, LossSpec(), chunks.NeedsGrad(), True)
+        torch.testing.assert_close(s.loss, want)

@@ -198,7 +198,7 @@ def test_bad_input_is_named() -> None:
         ((z.long(), ids), {}, "dtype torch.int64"),
         ((z, ids[:2]), {}, r"ids have shape \(2, 2\)"),
         ((z, ids.float()), {}, "dtype torch.float32; expected integers"),
-        ((z, ids + 4), {}, r"ids\[0\] = \[4, 5\] is outside the classes"),
+        ((z, ids + 4), {}, r"ids \[4, 5\] in row 0 is outside the classes"),
         ((z, ids.expand(3, 2).repeat(1, 3)), {}, "K = 6 classes a row of only 5"),
         ((z, ids), {"temperature": 0.0}, "temperature is 0.0"),
         ((z, ids), {"softcap": -1.0}, "softcap is -1.0"),

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from w2s_fast import SparseTargets
-from w2s_fast.ops import OPS, use_backend
-from w2s_fast.ops.cross_entropy.algorithm import record
+from w2s_fast.ops import dispatch, use_backend
+from w2s_fast.ops.loss_call import Index, LossSpec, RowCall, Stat, new_record
 from w2s_fast.ops.reference import cross_entropy_sample
-from w2s_fast.ops.row_stats import Index, Knobs, Stat
-from w2s_fast.ops.targets import Problem, make_problem
+from w2s_fast.ops.targets import LossInputs, make_inputs
 from w2s_fast.testing import BACKWARD, FORWARD, assert_cross_entropy, assert_within_budget
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -22,13 +21,15 @@ CPU = torch.device("cpu")
 
 def serve(name: str) -> Any:
     with use_backend(name):
-        return OPS["cross_entropy"].backend(CPU, FP32)
+        return dispatch.backend("cross_entropy", torch.empty(0))
 
 
-def rows(backend: str, p: Problem, knobs: Knobs, grad: Tensor) -> tuple[Tensor, Tensor]:
-    stats, index = record(p)
-    serve(backend).rows(p, knobs, stats, index, grad, torch.ones((), dtype=p.accumulator))
-    return stats, index
+def rows(backend: str, p: LossInputs, spec: LossSpec, grad: Tensor) -> tuple[Tensor, Tensor]:
+    one = torch.ones((), dtype=p.accumulator)
+    rule = spec.row_rule(p.logits.shape[1])
+    call = RowCall(p, spec, *new_record(p), rule, grad=grad, scale=one)
+    serve(backend).rows(call)
+    return call.stats, call.index
 
 
 def placed(x: Tensor, offset: int, stride: int) -> tuple[Tensor, Tensor]:
@@ -55,15 +56,15 @@ def test_rows_start_anywhere_triton(
     if kind == "dense":
         # In step with the logits, then not: fp32 beside 16 bits, and one entry further.
         weak = placed(weak.to(dtype), offset, stride)[0] if v == 43 else weak
-    p = make_problem(z, weak)
-    knobs = Knobs("argmax", 0.3, smoothing=0.1 if kind != "rest" else 0.0)
-    wide = make_problem(z.double(), weak)
+    p = make_inputs(z, weak)
+    spec = LossSpec("argmax", 0.3, smoothing=0.1 if kind != "rest" else 0.0)
+    wide = make_inputs(z.double(), weak)
     truth, eager = torch.empty(z.shape).double(), torch.empty(z.shape)
-    exact, _ = rows("ref", wide, knobs, truth)
-    plain, _ = rows("ref", make_problem(z.float(), weak), knobs, eager)
+    exact, _ = rows("ref", wide, spec, truth)
+    plain, _ = rows("ref", make_inputs(z.float(), weak), spec, eager)
     grads = []
     for into in (torch.empty_like(z), placed(z, offset + 1, stride)[0], z):
-        stats, index = rows("triton", p, knobs, into)
+        stats, index = rows("triton", p, spec, into)
         assert_within_budget(stats[Stat.LOSS], exact[Stat.LOSS], plain[Stat.LOSS], FORWARD)
         assert index[Index.ARGMAX].tolist() == wide.logits.argmax(1).tolist()
         grads.append(into.clone())
@@ -81,8 +82,8 @@ def test_own_gradients_are_in_step_with_the_logits_triton() -> None:
     x = torch.randn(3, 43)
     for dtype in (FP32, BF16):
         for offset, stride in ((0, 43), (1, 48), (7, 45)):
-            p = make_problem(placed(x.to(dtype), offset, stride)[0], torch.tensor([1, 2, 3]))
-            grad = module.buffer_in_step(p)
+            p = make_inputs(placed(x.to(dtype), offset, stride)[0], torch.tensor([1, 2, 3]))
+            grad = module.gradient_buffer(p, any_stride=True)
             assert grad.shape == (3, 43) and grad.stride(1) == 1 and grad.dtype == dtype
             for i in range(3):
                 assert (grad[i].data_ptr() - p.logits[i].data_ptr()) % 16 == 0
@@ -106,16 +107,16 @@ def test_gradient_of_a_shard_of_the_vocabulary(backend: str, kind: str) -> None:
     n, v, cut = 6, 23, 9
     call = cross_entropy_sample(n, v, FP32, "cpu", seed=3, kind=kind)
     z, weak = call["logits"].nan_to_num(0.5), call["weak"]
-    knobs = Knobs("argmax", 0.4, z_loss=0.01, softcap=6.0)
-    whole = make_problem(z, weak)
+    spec = LossSpec("argmax", 0.4, z_loss=0.01, softcap=6.0)
+    whole = make_inputs(z, weak)
     expected = torch.empty_like(z)
-    stats, index = rows("ref", whole, knobs, expected)
+    stats, index = rows("ref", whole, spec, expected)
     scale = torch.linspace(0.5, 2.0, n)
     for begin, end in ((0, cut), (cut, v)):
-        part = make_problem(z[:, begin:end], shard(weak, begin, end))
+        part = make_inputs(z[:, begin:end], shard(weak, begin, end))
         local = torch.where((index >= begin) & (index < end), index - begin, -1)
         grad = torch.empty(n, end - begin)
-        serve(backend).gradient(part, knobs, stats, local, scale, grad)
+        serve(backend).gradient(RowCall(part, spec, stats, local, grad=grad, row_scale=scale))
         truth = expected[:, begin:end] * scale[:, None]
         assert_within_budget(grad, truth.double(), truth, BACKWARD)
     assert bool((index[Index.SELF] < cut).any()) and bool((index[Index.SELF] >= cut).any())
@@ -166,11 +167,11 @@ def test_whole_vectors_start_on_16_bytes_triton(
     v, size = 43, dtype.itemsize
     for offset in (0, 1, 3, 7):
         z, room = placed(torch.randn(2, v).to(dtype), offset, v + 2)
-        p = make_problem(z, torch.tensor([3, 42]))
+        p = make_inputs(z, torch.tensor([3, 42]))
         with monkeypatch.context() as patch:
             spy = Spy(patch, [room])
             spy.spans = [(0, 2**63 - 1)]
-            rows("triton", p, Knobs("argmax", 0.3), z)
+            rows("triton", p, LossSpec("argmax", 0.3), z)
             serve("triton").scale_(z, torch.tensor(2.0))
         assert len(spy.tiles) >= 8
         for at in spy.tiles:
@@ -182,13 +183,14 @@ def test_offsets_of_rows_are_64_bit_triton(
     small_tiles: None, monkeypatch: pytest.MonkeyPatch, kernel: str
 ) -> None:
     """N V > 2^31 entries, by the addresses of the last of two rows that lie that far apart."""
+    from w2s_fast.kernels import _tile
     from w2s_fast.kernels import cross_entropy as kernels
 
     v, stride = 21, 2**31 + 3
     z, g, q = (torch.zeros(v, dtype=BF16) for _ in range(3))
     f, i = torch.zeros(64), torch.zeros(64, dtype=torch.int64)
     spy = Spy(monkeypatch, [z, g, q, f, i])
-    tile = kernels.tile(v, 2)
+    tile = _tile.tile(v, 2)
     common = {"KIND": kernels.KINDS["dense"], "CAP": False, "G_STEP": True, "Q_STEP": True}
     common |= {"KBLOCK": 1, **tile}
     if kernel == "rows":

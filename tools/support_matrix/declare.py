@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops import OPS
+from w2s_fast.ops import dispatch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 YES, REFERENCE, NO = "yes", "reference", "no"
@@ -78,14 +78,14 @@ class Entry:
 
     def functions(self) -> list[Callable[..., Any]]:
         """The functions that ``homes`` names."""
-        found = []
+        functions = []
         for home in self.homes:
             module, _, path = home.partition(":")
             target: Any = importlib.import_module(module)
             for name in path.split("."):
                 target = getattr(target, name)
-            found.append(target)
-        return found
+            functions.append(target)
+        return functions
 
     def arguments(self) -> set[str]:
         """Every argument of the functions that is not data."""
@@ -99,7 +99,7 @@ def cell(entry: Entry, option: Option, backend: str, dtype: torch.dtype) -> Cell
         return Cell(NO, option.refuses)
     if not entry.op:
         return Cell(YES, option.note)
-    homes = OPS[entry.op].backends
+    homes = dispatch.MODULES[entry.op]
     if backend not in homes:
         return Cell(NO, f"the op has no backend {backend!r}")
     if dtype == torch.float64 and backend != "ref":

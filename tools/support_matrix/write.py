@@ -61,7 +61,7 @@ def table(entry: Entry) -> str:
 
 
 def _columns(grid: dict[tuple[str, object], list[Cell]]) -> list[tuple[str, list[Cell]]]:
-    found = []
+    columns = []
     for b in dispatch.BACKENDS:
         groups: list[tuple[list[str], list[Cell]]] = []
         for d in DTYPES:
@@ -70,8 +70,8 @@ def _columns(grid: dict[tuple[str, object], list[Cell]]) -> list[tuple[str, list
                 groups.append(([_SHORT[d]], grid[b, d]))
             else:
                 same.append(_SHORT[d])
-        found += [(f"`{b}` {', '.join(names)}", cells) for names, cells in groups]
-    return found
+        columns += [(f"`{b}` {', '.join(names)}", cells) for names, cells in groups]
+    return columns
 
 
 def _show(c: Cell, notes: list[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.targets import SparseTargets
 
@@ -41,7 +42,9 @@ class LMHeadLoss(nn.Module):
         W2SError: if ``head`` has no weight of two dimensions.
     """
 
-    def __init__(self, head: nn.Module, *, memory_mib: float = 64, softcap: float = 0.0) -> None:
+    def __init__(
+        self, head: nn.Module, *, memory_mib: float = DEFAULT_MEMORY_MIB, softcap: float = 0.0
+    ) -> None:
         super().__init__()
         weight = getattr(head, "weight", None)
         if not isinstance(weight, nn.Parameter) or len(_shape(weight)) != 2:

@@ -1,8 +1,8 @@
-"""What a caller gets wrong before any number is looked at: types of values and names of keywords.
+"""Check types of values and names of keywords before an op reads any number.
 
 ``checked`` reads a function's annotations once. A call then costs one set lookup for each value
-that was passed; only a type that is not among the usual ones is looked at closely. Values (ranges,
-shapes, dtypes) are the business of each op.
+that was passed; only an unusual type is examined further. Values (ranges, shapes, dtypes) are
+checked by each op.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _is_compiling = torch.compiler.is_compiling
 
 _NUMBER = frozenset({float, int})
-_USUAL: dict[str, frozenset[Any]] = {  # annotation -> exact types that need no closer look
+_USUAL: dict[str, frozenset[Any]] = {  # annotation -> exact types that need no further check
     "Tensor": frozenset({Tensor, nn.Parameter}),
     "float": _NUMBER,
     "int": frozenset({int}),
@@ -32,7 +32,7 @@ _USUAL: dict[str, frozenset[Any]] = {  # annotation -> exact types that need no 
 }
 _WORDS = {"float": "a number", "int": "an integer", "bool": "True or False", "str": "a string"}
 _NONE: frozenset[Any] = frozenset()
-# What other libraries call our arguments -> ours, the first one that the function has.
+# Argument names of other libraries -> ours; the first one that the function has is suggested.
 _ALIASES = {
     "input": ("logits", "hidden", "scores", "teacher"),
     "inputs": ("logits", "hidden", "scores"),
@@ -122,7 +122,7 @@ def check_methods(cls: type, names: tuple[str, ...], **accept: tuple[type, ...])
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raise ``W2SError`` unless ``value`` is a number that is not NaN; bool is none."""
+    """Raise ``W2SError`` unless ``value`` is a number that is not NaN; bool is not one."""
     if type(value) not in _NUMBER and not _is_number(value):
         raise W2SError(f"{name} is {_shown(value)}; expected a number{_fix('float', name, value)}")
     if value != value:
@@ -140,7 +140,7 @@ def _parameter(p: inspect.Parameter, more: tuple[type, ...]) -> _Parameter:
 
 
 class _Anything(frozenset[Any]):
-    """The types of a parameter without an annotation that this file knows."""
+    """The accepted types of a parameter whose annotation is unknown to this file."""
 
     def __contains__(self, _: object) -> bool:
         return True
@@ -189,7 +189,7 @@ def _expected(kinds: tuple[str, ...]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in one short line."""
+    """Show a value in one short line."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     kind = type(value).__name__
@@ -200,7 +200,7 @@ def _shown(value: Any) -> str:
 
 
 def _fix(kind: str, name: str, value: Any) -> str:
-    """What to write instead."""
+    """Return a hint what to write instead."""
     if kind == "SparseTargets" and name == "teacher":
         return "; w2s_fast.pack_topk makes them from logits or probabilities"
     if isinstance(value, Tensor):

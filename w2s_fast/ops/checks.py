@@ -1,8 +1,8 @@
-"""Values that would give a wrong loss without a word: looked at before anything is launched.
+"""Validate values before launch; on a GPU, assert asynchronously.
 
-On the CPU the host looks and raises. On a GPU looking would make it wait, so the device asserts
-behind the host's back: no wait, one small kernel, and a failure ends the CUDA context with the
-message in its log. ``W2S_DEVICE_CHECKS=0`` leaves the device's checks out.
+On the CPU the host checks and raises. On a GPU a check would make it wait, so the device asserts
+later: no wait, one small kernel, and a failure ends the CUDA context with the message in its log.
+``W2S_DEVICE_CHECKS=0`` skips the device's checks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ON_DEVICE = os.environ.get("W2S_DEVICE_CHECKS", "1") != "0"
 
 
 def check_weight(weight: Tensor) -> None:
-    """Row weights (N,) must be numbers from 0 up.
+    """Check that row weights (N,) are numbers >= 0.
 
     Raises:
         W2SError: on the CPU, naming the first row that is not.
@@ -31,12 +31,12 @@ def check_weight(weight: Tensor) -> None:
     row = _first_wrong(weight >= 0, "a row weight is negative or NaN")
     if row is not None:
         raise W2SError(
-            f"weight[{row}] is {float(weight[row])}; expected a number >= 0 (0 takes the row out)"
+            f"weight[{row}] is {float(weight[row])}; expected a number >= 0 (0 excludes the row)"
         )
 
 
 def check_weight_dtype(weight: Tensor) -> None:
-    """Raise ``W2SError`` for weights that are no numbers."""
+    """Raise ``W2SError`` for weights that are not real numbers."""
     if weight.dtype == torch.bool or weight.is_complex():
         raise W2SError(
             f"weight has dtype {weight.dtype}; expected numbers >= 0, for a mask weight.float()"
@@ -44,7 +44,7 @@ def check_weight_dtype(weight: Tensor) -> None:
 
 
 def check_coefficient(name: str, x: Tensor) -> None:
-    """Raise ``W2SError`` unless ``x`` is 0-d and, where that costs no wait, in [0, 1]."""
+    """Raise ``W2SError`` unless ``x`` is 0-d and, on the CPU, in [0, 1]."""
     if x.dim():
         raise W2SError(f"{name} has shape {tuple(x.shape)}; expected a number or a 0-d tensor")
     if x.device.type != "cpu" or _unknown(x):
@@ -55,7 +55,7 @@ def check_coefficient(name: str, x: Tensor) -> None:
 
 
 def check_probs(probs: Tensor) -> None:
-    """Soft labels (N, K) must be numbers from 0 up whose sum is at most 1, to within 1 %.
+    """Check that soft labels (N, K) are numbers >= 0 whose sum is at most 1, to within 1 %.
 
     Raises:
         W2SError: on the CPU, naming the first row that is not.
@@ -73,12 +73,12 @@ def check_probs(probs: Tensor) -> None:
 
 
 def _unknown(x: Tensor) -> bool:
-    """Whether there are no values to look at yet."""
+    """Return whether ``x`` has no values to check yet."""
     return torch.compiler.is_compiling() or isinstance(x, FakeTensor)
 
 
 def _first_wrong(fine: Tensor, what: str) -> int | None:
-    """The first row (N,) that is not fine, on the CPU; elsewhere the device asserts ``what``."""
+    """Return the first row (N,) that is not fine on the CPU; elsewhere let the device assert it."""
     if fine.device.type != "cpu":
         if _ON_DEVICE:
             torch._assert_async(fine.all(), f"w2s_fast: {what}")

@@ -1,8 +1,10 @@
-"""What an op is, which backends it has, and how one is chosen.
+"""The one table of ops and backends, and how the backend of a call is chosen.
 
 An op is a folder. ``api`` holds the formula and the public functions, ``algorithm`` what all
 backends share, ``autograd`` the derivative; ``ref``, ``cpp``, ``triton`` and ``cuda`` are the
 backends. A backend is a module that only fills buffers, so backends can be swapped and compared.
+Every op calls ``backend(op, like)`` and then the functions of that module.
+
 The choice is by device (cpu: cpp > ref; cuda: cuda > triton > ref) unless ``W2S_BACKEND`` or
 ``use_backend`` forces one; a forced backend that is missing raises, an automatic fallback warns
 once, except past CUDA kernels that were never built. fp64 always takes the reference, so a gradient
@@ -21,14 +23,55 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.ops import native, native_cuda
 
 BACKENDS = ("ref", "cpp", "triton", "cuda")
 _PREFERRED = {"cpu": ("cpp", "ref"), "cuda": ("cuda", "triton", "ref")}
 _forced: str | None = os.environ.get("W2S_BACKEND") or None
 
 LIBRARY = torch.library.Library("w2s_fast", "DEF")
+
+
+def _in_folder(op: str) -> dict[str, str]:
+    return {name: f"w2s_fast.ops.{op}.{name}" for name in BACKENDS}
+
+
+# Op -> backend -> module. Top-k log-probabilities run on the row kernels of the cross-entropy.
+MODULES: dict[str, Mapping[str, str]] = {
+    "cross_entropy": _in_folder("cross_entropy"),
+    "topk_logprob": _in_folder("cross_entropy"),
+    "quantile": _in_folder("quantile"),
+    "balanced": {
+        name: f"w2s_fast.ops.balanced.{'cpp' if name == 'cpp' else 'ref'}" for name in BACKENDS
+    },
+}
+
+# A loss of 32 rows takes microseconds: backends are looked up once.
+_resolved: dict[tuple[str, str, str | None], ModuleType] = {}
+
+
+def backend(op: str, like: Tensor) -> Any:
+    """Return the module that serves ``op`` for tensors of this device and dtype.
+
+    Raises:
+        W2SError: if a forced backend is missing here.
+    """
+    name, device = "ref" if like.dtype == torch.float64 else _forced, like.device.type
+    key = (op, device, name)
+    module = _resolved.get(key)
+    if module is None:
+        module = _resolved[key] = _resolve(op, device, name)
+    return module
+
+
+def _resolve(op: str, device: str, name: str | None) -> ModuleType:
+    name = name or _automatic(device)
+    check_backend(name)
+    _check_device(name, device)
+    return importlib.import_module(MODULES[op][name])
 
 
 @dataclass(frozen=True)
@@ -41,12 +84,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Op:
-    """One op: its name, its truth, and everything tests and benchmarks need to drive it.
+    """What tests and benchmarks need to drive an op.
 
     Attributes:
-        name: basename shared by the op, its kernels and its tests.
+        name: key of ``MODULES``.
         reference: plain torch function, the truth in fp64.
-        backends: backend name -> module that implements the op's phases.
         sample: ``(n, v, dtype, device, seed) -> kwargs`` of a call with invariants broken on
             purpose (unnormalised targets, masked rows, ties, large logits).
         cost: ``(n, v, dtype) -> Cost`` of forward and backward together.
@@ -54,37 +96,8 @@ class Op:
 
     name: str
     reference: Callable[..., Any]
-    backends: Mapping[str, str]
     sample: Callable[..., dict[str, Any]]
     cost: Callable[..., Cost]
-
-    def backend(self, device: torch.device, dtype: torch.dtype) -> ModuleType:
-        """The module that serves this device and dtype.
-
-        Raises:
-            W2SError: if a forced backend is missing here or the op does not have it.
-        """
-        name = "ref" if dtype == torch.float64 else _forced
-        key = (self.name, device.type, name)
-        module = _resolved.get(key)
-        if module is None:
-            module = _resolved[key] = self._resolve(device.type, name)
-        return module
-
-    def _resolve(self, device: str, name: str | None) -> ModuleType:
-        name = name or _automatic(device)
-        if name not in self.backends:
-            raise W2SError(f"op {self.name} has no backend {name!r}; it has {list(self.backends)}")
-        check_backend(name)
-        _check_device(name, device)
-        return importlib.import_module(self.backends[name])
-
-
-# Filled by ``w2s_fast.ops``; solvers reach their op through it without importing the op's file.
-OPS: dict[str, Op] = {}
-
-# A loss of 32 rows takes microseconds: backends are looked up once.
-_resolved: dict[tuple[str, str, str | None], ModuleType] = {}
 
 
 @contextlib.contextmanager
@@ -106,25 +119,21 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 
 def check_backend(name: str) -> None:
-    """Raise a ``W2SError`` that says why backend ``name`` cannot be used here."""
+    """Raise ``W2SError`` with the reason if backend ``name`` cannot be used."""
     if name not in BACKENDS:
         raise W2SError(
             f"unknown backend {name!r}; expected one of {BACKENDS}{nearest(name, BACKENDS)}"
         )
     why = missing(name)
     if why:
-        raise W2SError(f"backend {name!r} was asked for but is missing: {why}")
+        raise W2SError(f"backend {name!r} was requested but is missing: {why}")
 
 
 def missing(name: str) -> str:
-    """Why a backend cannot be used here; an empty string if it can."""
+    """Return why a backend cannot be used; an empty string if it can."""
     if name == "cpp":
-        from w2s_fast.ops import native
-
         return native.missing()
     if name == "cuda":
-        from w2s_fast.ops import native_cuda
-
         return native_cuda.missing()
     if name == "triton":
         try:
@@ -135,17 +144,18 @@ def missing(name: str) -> str:
 
 
 def backends_info() -> dict[str, str]:
-    """Backend name -> ``"ok"`` or the reason it is missing. What ``doctor`` prints."""
+    """Return backend name -> ``"ok"`` or the reason it is missing; ``doctor`` prints it."""
     return {name: missing(name) or "ok" for name in BACKENDS}
 
 
 def _check_device(name: str, device: str) -> None:
-    # The core would read device addresses as its own; Triton would look for a driver.
+    # The core would read device addresses as host addresses; Triton would look for a driver.
     if name == "cpp" and device != "cpu":
         raise W2SError(f"backend 'cpp' serves cpu tensors, these are on {device}; force another")
-    if name == "cuda" and device != _cuda_device():
+    cuda_device = "cpu" if native_cuda.emulated() else "cuda"
+    if name == "cuda" and device != cuda_device:
         raise W2SError(
-            f"backend 'cuda' serves {_cuda_device()} tensors here, these are on {device}; "
+            f"backend 'cuda' serves {cuda_device} tensors here, these are on {device}; "
             "force another"
         )
     if name == "triton" and device == "cpu" and not _interpreted():
@@ -155,29 +165,17 @@ def _check_device(name: str, device: str) -> None:
         )
 
 
-def _cuda_device() -> str:
-    from w2s_fast.ops import native_cuda
-
-    return "cpu" if native_cuda.emulated() else "cuda"
-
-
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
-def _was_built() -> bool:
-    from w2s_fast.ops import native_cuda
-
-    return native_cuda.built()
-
-
 def _automatic(device: str) -> str:
-    wanted = _PREFERRED.get(device, ("ref",))
-    for name in wanted:
+    candidates = _PREFERRED.get(device, ("ref",))
+    for name in candidates:
         why = missing(name)
         if not why:
             return name
-        if name == "cuda" and not _was_built():
-            continue  # Triton serves a machine without nvcc: nothing is wrong there
+        if name == "cuda" and not native_cuda.built():
+            continue  # a machine without nvcc uses Triton: no reason to warn
         warnings.warn(f"w2s_fast: backend {name!r} is missing ({why}); falling back", stacklevel=4)
-    raise W2SError(f"no backend serves device {device!r}; tried {wanted}")
+    raise W2SError(f"no backend serves device {device!r}; tried {candidates}")

@@ -1,4 +1,4 @@
-"""The compiled core, if it was built: loading it, and lending it torch's own thread pool.
+"""Load the compiled core, if it was built, and give it torch's thread pool.
 
 The core knows nothing of torch: it takes addresses, sizes and strides. It runs its loops through
 ``torch_parallel_for``, a C symbol of libtorch (torch >= 2.10), so there is no second thread pool
@@ -15,6 +15,9 @@ from types import ModuleType
 import torch
 
 from w2s_fast.errors import W2SError
+
+# ``w2s::DType`` in csrc/w2s.h, of the core and of the CUDA kernels.
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @functools.cache
@@ -37,19 +40,19 @@ def _torch_parallel_for() -> int:
 
 
 def _why_not_built() -> str:
-    """What the build left behind where it failed; see setup.py."""
+    """Return the note that a failed build wrote; see setup.py."""
     note = Path(__file__).resolve().parents[1] / "_core_missing.txt"
     return note.read_text().strip() if note.is_file() else ""
 
 
 def missing() -> str:
-    """Why the compiled core cannot be used; an empty string if it can."""
+    """Return why the compiled core cannot be used; an empty string if it can."""
     return _load()[1]
 
 
 @functools.cache  # a loss of 32 rows takes microseconds
 def core() -> ModuleType:
-    """The compiled core.
+    """Return the compiled core.
 
     Raises:
         W2SError: if it was not built.
@@ -61,7 +64,7 @@ def core() -> ModuleType:
 
 
 def info() -> dict[str, str]:
-    """What was built and chosen: ``isa`` and whether torch's thread pool is borrowed."""
+    """Return what was built and chosen: ``isa`` and whether torch's thread pool is used."""
     if missing():
         return {"core": missing()}
     return {"core": "ok", "isa": core().isa(), "torch_pool": str(_torch_parallel_for() != 0)}

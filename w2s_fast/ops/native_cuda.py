@@ -1,8 +1,8 @@
-"""The CUDA kernels, if they were built: loading them, and why they cannot run here.
+"""Load the CUDA kernels, if they were built, and report why they cannot run on this machine.
 
 Like the compiled core they know nothing of torch: addresses, sizes, strides and the stream go in
-as integers, a ``cudaError_t`` comes back. The library loads without a driver; whether it can run
-is asked of the device.
+as integers, a ``cudaError_t`` is returned. The library loads without a driver; whether it can run
+is tested on the device.
 
 ``W2S_CUDA_EMULATE=1``, set before the program starts, loads the same kernels compiled for the host
 instead (a test build, ``csrc/cuda/emulate.h``). They serve CPU tensors, slowly and on one thread.
@@ -10,6 +10,7 @@ instead (a test build, ``csrc/cuda/emulate.h``). They serve CPU tensors, slowly 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
@@ -25,7 +26,7 @@ _NO_CODE = (98, 209)  # cudaErrorInvalidDeviceFunction, cudaErrorNoKernelImageFo
 
 
 def emulated() -> bool:
-    """Whether the host's emulation stands in for a device."""
+    """Return whether the emulation on the host replaces a device."""
     return os.environ.get("W2S_CUDA_EMULATE", "0") == "1"
 
 
@@ -42,13 +43,13 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 def built() -> bool:
-    """Whether the library is there, usable or not."""
+    """Return whether the library was built, usable or not."""
     return _load()[0] is not None
 
 
 @functools.cache
 def missing() -> str:
-    """Why the CUDA kernels cannot be used here; an empty string if they can."""
+    """Return why the CUDA kernels cannot be used; an empty string if they can."""
     module, why = _load()
     if module is None:
         return why
@@ -62,19 +63,19 @@ def missing() -> str:
 def _reason(module: ModuleType, error: int) -> str:
     if error == 0:
         return ""
-    said = module.error_string(error)
+    reason = module.error_string(error)
     if error == _TOO_OLD:
         version = module.runtime_version()
         return (
-            f"{said}: built with CUDA {version // 1000}.{version % 1000 // 10}; update the driver"
+            f"{reason}: built with CUDA {version // 1000}.{version % 1000 // 10}; update the driver"
         )
     if error in _NO_CODE:
-        return f"{said}: rebuild the package on this machine with W2S_CUDA=1"
-    return f"CUDA error {error}, {said}"
+        return f"{reason}: rebuild the package on this machine with W2S_CUDA=1"
+    return f"CUDA error {error}, {reason}"
 
 
 def library() -> ModuleType:
-    """The loaded library.
+    """Return the loaded library.
 
     Raises:
         W2SError: if it was not built.
@@ -85,23 +86,27 @@ def library() -> ModuleType:
     return module
 
 
+def device_of(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Launch on the device of ``x``, which need not be the current one; Triton needs it as well."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
 def stream_of(x: Tensor) -> int:
-    """The current stream of a tensor's device, as an integer."""
+    """Return the current stream of a tensor's device, as an integer."""
     return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
 
 
 def check(error: int, what: str) -> None:
     """Raise ``W2SError`` for the ``cudaError_t`` of a launch. ``what`` names kernel and sizes.
 
-    A launch reports what is wrong with itself: sizes, driver, code. It says nothing about what
-    kernels do once they run.
+    A launch reports its own errors: sizes, driver, code. Errors of running kernels come later.
     """
     if error:
         raise W2SError(f"CUDA kernel {what} was not launched: {_reason(library(), error)}")
 
 
 def info() -> dict[str, str]:
-    """What was built: version of the CUDA runtime that is linked in, empty if nothing was."""
+    """Return the version of the linked CUDA runtime; empty if nothing was built."""
     module, _ = _load()
     if module is None or emulated():
         return {}

@@ -1,7 +1,7 @@
-"""A teacher's top k with the mass that is left, from its logits or probabilities.
+"""A teacher's top k with the remaining mass, from its logits or probabilities.
 
-What is stored of an offline teacher: K ids, K probabilities and one residual a position, instead of
-V numbers. No softmax over all positions is ever held; memory is one chunk of rows.
+An offline teacher is stored as K ids, K probabilities and one residual a position, instead of V
+numbers. No softmax over all positions is held in memory, only one chunk of rows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.fused_linear.gemm import rows_per_chunk
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB, rows_per_chunk
 from w2s_fast.ops.logprob.api import check_logits, check_scale, topk_logprob
 from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.ops.transforms import constant, outside_transforms
@@ -26,19 +26,19 @@ def pack_topk(
     temperature: float = 1.0,
     probs: bool = False,
     ids_dtype: torch.dtype = torch.int64,
-    memory_mib: float = 64,
+    memory_mib: float = DEFAULT_MEMORY_MIB,
 ) -> SparseTargets:
-    """Top k classes of every row, their probabilities, and the mass of all the others.
+    """Return the top k classes of every row, their probabilities, and the mass of all the others.
 
-    The residual is summed from the others, not taken as 1 - sum of the listed, so that it is exact
-    where a teacher is sure.
+    The residual is summed from the others, not computed as 1 - sum of the top k, so it is exact for
+    a confident teacher.
 
     Args:
         teacher: (N, V) logits, fp32, bf16, fp16 or fp64; or probabilities with ``probs=True``.
-        k: classes to keep, 1..V. Ties go where ``torch.topk`` sends them.
+        k: classes to keep, 1..V. Ties are broken as in ``torch.topk``.
         temperature: of the teacher's softmax, above 0 (probabilities become p^(1/T),
             renormalised).
-        probs: ``teacher`` holds probabilities >= 0; at temperature 1 they are kept as they are.
+        probs: ``teacher`` holds probabilities >= 0; at temperature 1 they are used unchanged.
         ids_dtype: ``torch.int64``, or ``torch.int32`` to store less.
         memory_mib: for copies of rows, in MiB.
 
@@ -66,14 +66,14 @@ def _packed(
     n, v = teacher.shape
     acc = torch.float64 if teacher.dtype == torch.float64 else torch.float32
     ids = torch.empty((n, k), dtype=ids_dtype, device=teacher.device)
-    kept = torch.empty((n, k), dtype=acc, device=teacher.device)
+    topk_probs = torch.empty((n, k), dtype=acc, device=teacher.device)
     rest = torch.empty(n, dtype=acc, device=teacher.device)
     size = rows_per_chunk(n, v, acc.itemsize, mib)
     for start in range(0, n, size):
         at = slice(start, min(start + size, n))
         make = _probabilities if probs and temperature == 1 else _logits
-        ids[at], kept[at], rest[at] = make(teacher[at], k, temperature, probs, start)
-    return SparseTargets(ids, kept, rest)
+        ids[at], topk_probs[at], rest[at] = make(teacher[at], k, temperature, probs, start)
+    return SparseTargets(ids, topk_probs, rest)
 
 
 def _logits(

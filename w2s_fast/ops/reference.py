@@ -1,4 +1,4 @@
-"""The truth the backends are tested against, and inputs that break what they might rely on.
+"""The reference that backends are tested against, and inputs that break usual assumptions.
 
 ``cross_entropy_reference`` shares no code with any backend: it builds the detached target of every
 row in full, takes ``log_softmax``, and leaves the gradient to autograd. Run it in fp64.
@@ -20,7 +20,7 @@ REGIMES = ("plain", "huge", "confident", "ties", "masked")
 
 
 class Own(NamedTuple):
-    """The self-target of each row, and what decided it."""
+    """The self-target of each row, and the score and threshold behind it."""
 
     coefficient: Tensor  # (N,)
     hard_class: Tensor  # (N,) int64
@@ -54,13 +54,13 @@ def cross_entropy_reference(
     Returns:
         0-d loss, or (N,) for ``reduction="none"``; differentiable in ``logits`` and ``weight``.
     """
-    kept = kept_rows(logits, weak, weight, ignore_index)
-    z = torch.where(kept[:, None], logits, 0.0)
+    counted = kept_rows(logits, weak, weight, ignore_index)
+    z = torch.where(counted[:, None], logits, 0.0)
     if softcap:
         z = softcap * torch.tanh(z / softcap)
     if own is None:
-        own = decide(z.detach(), weak, kept, rule, aux, threshold)
-    q, rest, listed = dense_target(weak, z, kept)
+        own = decide(z.detach(), weak, counted, rule, aux, threshold)
+    q, rest, in_topk = dense_target(weak, z, counted)
     a = own.coefficient.to(z.dtype)[:, None]
     mass = q.sum(1, keepdim=True) + rest[:, None]
     mixed = (1 - smoothing) * q + smoothing * mass / z.shape[1]
@@ -68,7 +68,7 @@ def cross_entropy_reference(
     log_p = z.log_softmax(1)
     row = -torch.where(target != 0, target * log_p, 0.0).sum(1)
     if bool((rest != 0).any()):
-        outside = torch.where(listed, -math.inf, log_p).logsumexp(1)
+        outside = torch.where(in_topk, -math.inf, log_p).logsumexp(1)
         pull = (1 - a[:, 0]) * (1 - smoothing) * rest
         row = row - torch.where(pull != 0, pull * outside, 0.0)
     if z_loss:
@@ -76,8 +76,8 @@ def cross_entropy_reference(
     p = log_p.detach().exp()
     chosen = p.gather(1, top_class(weak, q)[:, None])[:, 0]
     factor = (1 - chosen) ** focal_gamma * ~(p.amax(1) >= max_confidence)
-    row = torch.where(kept, row * factor, 0.0)
-    weights = kept.to(z.dtype) if weight is None else torch.where(kept, weight, 0).to(z.dtype)
+    row = torch.where(counted, row * factor, 0.0)
+    weights = counted.to(z.dtype) if weight is None else torch.where(counted, weight, 0).to(z.dtype)
     if reduction == "none":
         return row * weights
     total = weights.sum()
@@ -91,33 +91,33 @@ def kept_rows(
     logits: Tensor, weak: Tensor | SparseTargets, weight: Tensor | None, ignore_index: int
 ) -> Tensor:
     """(N,) bool: rows that count."""
-    kept = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
+    counted = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
     if isinstance(weak, Tensor) and not weak.is_floating_point():
-        kept &= weak != ignore_index
-    return kept if weight is None else kept & (weight.detach() != 0)
+        counted &= weak != ignore_index
+    return counted if weight is None else counted & (weight.detach() != 0)
 
 
 def decide(
     logits: Tensor,
     weak: Tensor | SparseTargets,
-    kept: Tensor,
+    counted: Tensor,
     rule: str,
     aux: float | Tensor,
     threshold: Tensor | None,
 ) -> Own:
-    """The self-target of every row from the rule, with the batch statistic over ``kept`` rows."""
+    """Decide the self-target of every row by the rule; ``counted`` rows make the statistic."""
     n, v = logits.shape
     two = v == 2
     score = logits[:, 0] - logits[:, 1] if two else logits.softmax(1).amax(1)
     if rule == "prior" and not two:
-        return _decide_balanced(logits, weak, kept, score, aux, threshold)
+        return _decide_balanced(logits, weak, counted, score, aux, threshold)
     at = score.new_tensor(math.inf if threshold is None else float(threshold))
-    if threshold is None and rule in ("prior", "median") and bool(kept.any()):
+    if threshold is None and rule in ("prior", "median") and bool(counted.any()):
         share = 0.5
         if rule == "prior":
-            q, _, _ = dense_target(weak, logits, kept)
-            share = float(q[kept, 1].double().mean().clamp(0, 1))
-        at = _quantile(score[kept], share)
+            q, _, _ = dense_target(weak, logits, counted)
+            share = float(q[counted, 1].double().mean().clamp(0, 1))
+        at = _quantile(score[counted], share)
     above = score >= at
     best = logits.argmax(1)
     a = torch.as_tensor(aux, dtype=logits.dtype, device=logits.device).expand(n)
@@ -141,17 +141,17 @@ def _quantile(x: Tensor, q: float) -> Tensor:
 def _decide_balanced(
     logits: Tensor,
     weak: Tensor | SparseTargets,
-    kept: Tensor,
+    counted: Tensor,
     score: Tensor,
     aux: float | Tensor,
     bias: Tensor | None,
 ) -> Own:
-    q, _, _ = dense_target(weak, logits, kept)
-    prior = q[kept].double().sum(0)
+    q, _, _ = dense_target(weak, logits, counted)
+    prior = q[counted].double().sum(0)
     if bias is not None:
         hard = (logits + bias).argmax(1)
-    elif bool(kept.any()) and float(prior.sum()) > 0:
-        hard = balanced_bias(logits.double(), prior, keep=kept).hard
+    elif bool(counted.any()) and float(prior.sum()) > 0:
+        hard = balanced_bias(logits.double(), prior, keep=counted).hard
     else:
         hard = logits.argmax(1)
     a = torch.as_tensor(aux, dtype=logits.dtype, device=logits.device).expand(len(logits))
@@ -159,23 +159,23 @@ def _decide_balanced(
 
 
 def dense_target(
-    weak: Tensor | SparseTargets, logits: Tensor, kept: Tensor
+    weak: Tensor | SparseTargets, logits: Tensor, counted: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(N, V) weak mass, (N,) residual mass, (N, V) bool of listed classes."""
     n, v = logits.shape
     rest = logits.new_zeros(n)
     if isinstance(weak, SparseTargets):
         rows, slots = (weak.ids >= 0).nonzero(as_tuple=True)
-        listed = torch.zeros(n, v, dtype=torch.bool, device=logits.device)
+        in_topk = torch.zeros(n, v, dtype=torch.bool, device=logits.device)
         q = logits.new_zeros(n, v)
-        listed[rows, weak.ids[rows, slots]] = True
+        in_topk[rows, weak.ids[rows, slots]] = True
         q[rows, weak.ids[rows, slots]] = weak.probs[rows, slots].to(q.dtype)
-        return q, rest if weak.rest is None else weak.rest.to(q.dtype), listed
-    listed = torch.ones(n, v, dtype=torch.bool, device=logits.device)
+        return q, rest if weak.rest is None else weak.rest.to(q.dtype), in_topk
+    in_topk = torch.ones(n, v, dtype=torch.bool, device=logits.device)
     if weak.is_floating_point():
-        return weak.to(logits.dtype), rest, listed
-    q = torch.nn.functional.one_hot(torch.where(kept, weak, 0).clamp_min(0), v).to(logits.dtype)
-    return q * kept[:, None], rest, listed
+        return weak.to(logits.dtype), rest, in_topk
+    q = torch.nn.functional.one_hot(torch.where(counted, weak, 0).clamp_min(0), v).to(logits.dtype)
+    return q * counted[:, None], rest, in_topk
 
 
 def top_class(weak: Tensor | SparseTargets, q: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a call of a weak loss returns: the loss, its normaliser, and by-products of every row."""
+"""What a weak loss returns: the loss, its normaliser, and statistics of every row."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.row_stats import Index, Stat
-from w2s_fast.ops.targets import Problem
+from w2s_fast.errors import W2SError
+from w2s_fast.ops.loss_call import Index, LossResult, Stat
+from w2s_fast.ops.targets import LossInputs
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
+def check_reduction(reduction: str) -> None:
+    """Raise ``W2SError`` for an unknown reduction."""
+    if reduction not in REDUCTIONS:
+        raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
+
+
 @dataclass(slots=True)
 class Stats:
-    """By-products of the sweep, detached; (N,) unless said, fp32 (fp64 for fp64 logits)."""
+    """Statistics of each row, detached; (N,) unless noted, fp32 (fp64 for fp64 logits)."""
 
     loss: Tensor  # row losses without row weights; exactly 0 on rows that do not count
     lse: Tensor  # log sum exp of the logits
@@ -34,47 +41,15 @@ class Stats:
 
 @dataclass(slots=True)
 class WeakLossOut:
-    """Loss, the normaliser it was or can be divided by, and the by-products on request."""
+    """The loss, its normaliser, and the row statistics on request."""
 
     loss: Tensor
     count: Tensor
     stats: Stats | None
 
 
-@dataclass(slots=True)
-class Solution:
-    """What one call computed. ``grad`` is dloss/dlogits for upstream 1, or None.
-
-    The CPU's two-class call answers with plain numbers for ``normaliser`` and ``threshold``: a
-    tensor of each costs more than the loss of a small batch.
-    """
-
-    stats: Tensor | None
-    index: Tensor | None
-    total: Tensor
-    normaliser: Tensor | float
-    threshold: Tensor | float | None
-    grad: Tensor | None
-
-
-@dataclass(slots=True)
-class LinearSolution:
-    """What one call computed; gradients are for upstream 1, None where not wanted."""
-
-    stats: Tensor
-    index: Tensor
-    total: Tensor
-    normaliser: Tensor | float
-    threshold: Tensor | float | None
-    hidden: Tensor | None = None
-    head: Tensor | None = None
-    bias: Tensor | None = None
-    logits: Tensor | None = None  # (N, V), kept on request where one chunk held them
-
-
-def make_stats(p: Problem, s: Solution | LinearSolution) -> Stats:
-    """By-products from the record of a dense or a linear call."""
-    assert s.stats is not None and s.index is not None
+def make_stats(p: LossInputs, s: LossResult) -> Stats:
+    """Return the row statistics from the record of a call."""
     logs, best = s.stats[Stat.LOGS], s.index[Index.ARGMAX]
     at = None if s.threshold is None else as_scalar(s.threshold, p)
     if at is not None and p.logits.shape[1] == 2:
@@ -87,7 +62,7 @@ def make_stats(p: Problem, s: Solution | LinearSolution) -> Stats:
         max_prob=(-logs).exp(),
         chosen_prob=(s.stats[Stat.CHOSEN] - logs).exp(),
         entropy=s.stats[Stat.ENTROPY],
-        # Probabilities that do not exist agree with nothing.
+        # Without probabilities there is no agreement.
         agreement=(best == s.index[Index.WEAK]) & ~(s.stats[Stat.CHOSEN] - logs).isnan(),
         coefficient=s.stats[Stat.COEF],
         hard_class=s.index[Index.SELF],
@@ -96,8 +71,8 @@ def make_stats(p: Problem, s: Solution | LinearSolution) -> Stats:
     )
 
 
-def as_scalar(value: Tensor | float, p: Problem) -> Tensor:
-    """0-d tensor in the precision of the record."""
+def as_scalar(value: Tensor | float, p: LossInputs) -> Tensor:
+    """Return a 0-d tensor in the precision of the record."""
     if isinstance(value, Tensor):
         return value
     return torch.full((), value, dtype=p.accumulator, device=p.logits.device)

@@ -1,7 +1,7 @@
-"""Weak targets in their three forms, checked once and handed to every backend as one record.
+"""Weak targets in their three forms, checked once and passed to every backend as ``LossInputs``.
 
-N rows, V classes, K listed classes a row (top-k). Hard labels are int (N,); dense soft labels are
-float (N, V); sparse labels list K classes a row and the mass of all the others together.
+N rows, V classes, K top-k classes a row. Hard labels are int (N,); dense soft labels are float
+(N, V); sparse labels name K classes a row and the mass of all the others together.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class SparseTargets(NamedTuple):
     r"""Top-k weak labels: K classes a row, their probabilities, and the mass left over.
 
-    The remaining mass is the probability of the event "none of the listed classes", so the loss is
+    The remaining mass is the probability of the event "none of these classes", so the loss is
 
         -sum_k probs_k log p_(ids_k)  -  rest log(1 - sum_k p_(ids_k)),
 
-    the cross-entropy on the coarser partition: nothing is assumed about how a teacher spread the
-    mass it did not report. With ``rest=None`` the probabilities are used as they are.
+    the cross-entropy on the coarser partition: it makes no assumption on how a teacher spread the
+    mass that it did not report. With ``rest=None`` the probabilities are used as they are.
 
     Attributes:
         ids: (N, K) integer class ids, different from one another within a row; a negative id is
             padding and its probability is not read. A class that does not exist or is listed twice
             is an error on the CPU; on a GPU its row's loss and gradient are NaN.
         probs: (N, K) floating point probabilities, >= 0.
-        rest: (N,) floating point mass of all classes not listed, >= 0, or None for 0.
+        rest: (N,) floating point mass of all other classes, >= 0, or None for 0.
     """
 
     ids: Tensor
@@ -40,8 +40,8 @@ class SparseTargets(NamedTuple):
     rest: Tensor | None = None
 
 
-class Problem(NamedTuple):
-    """One loss call after checking: what a backend reads.
+class LossInputs(NamedTuple):
+    """Logits and targets of one loss call, checked and in the form that backends read.
 
     ``ids`` is (N, K) for hard (K = 1) and sparse targets, else None. ``probs`` is (N, K) for
     sparse, (N, V) for dense, None for hard targets. ``weight`` carries no gradient here.
@@ -62,23 +62,29 @@ class Problem(NamedTuple):
         return "hard" if self.probs is None else "sparse"
 
     @property
+    def width(self) -> int:
+        """K, the number of top-k classes a row; 0 for dense targets."""
+        return 0 if self.ids is None else self.ids.shape[1]
+
+    @property
     def accumulator(self) -> torch.dtype:
         """fp64 for fp64 logits, else fp32."""
         return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
 
-    def keep(self) -> Tensor:
-        """(N,) bool: rows that count. An ignored label or a weight of exactly 0 takes a row out."""
+    def counted(self) -> Tensor:
+        """(N,) bool: rows that count. An ignored label or a weight of exactly 0 excludes a row."""
         n = self.logits.shape[0]
-        kept = torch.ones(n, dtype=torch.bool, device=self.logits.device)
+        counted = torch.ones(n, dtype=torch.bool, device=self.logits.device)
         if self.kind == "hard" and self.ids is not None:
-            kept = self.ids[:, 0] != self.ignore_index
-        return kept if self.weight is None else kept & (self.weight != 0)
+            counted = self.ids[:, 0] != self.ignore_index
+        return counted if self.weight is None else counted & (self.weight != 0)
 
 
-def check_labels(p: Problem) -> None:
-    """Raise ``W2SError`` for a row that lists a class outside the classes, or one class twice.
+def check_labels(p: LossInputs) -> None:
+    """Raise ``W2SError`` for a row with a class that does not exist, or with the same class twice.
 
-    On a device the host cannot look without waiting: there the row's loss and gradient are NaN.
+    The host cannot check labels on a device without waiting: there the row's loss and gradient are
+    NaN.
     """
     if p.ids is None or p.ids.device.type != "cpu":
         return
@@ -88,7 +94,7 @@ def check_labels(p: Problem) -> None:
 
 
 def unfit_rows(ids: Tensor, v: int, ignore_index: int | None = None) -> Tensor:
-    """Rows of ids (N, K) with one of v or more, or with the same twice; negative ids are padding.
+    """Return the rows of ids (N, K) with a class >= v or the same class twice; negative: padding.
 
     Hard labels have an ``ignore_index`` instead of padding.
     """
@@ -101,8 +107,8 @@ def unfit_rows(ids: Tensor, v: int, ignore_index: int | None = None) -> Tensor:
     return wrong.nonzero().squeeze(1)
 
 
-def label_error(p: Problem, row: int) -> W2SError:
-    """What a row with such labels is answered with, whoever noticed them."""
+def label_error(p: LossInputs, row: int) -> W2SError:
+    """Return the error for the labels of ``row``."""
     assert p.ids is not None
     ids, v = p.ids[row].tolist(), p.logits.shape[1]
     if p.probs is None:
@@ -110,18 +116,23 @@ def label_error(p: Problem, row: int) -> W2SError:
             f"weak label {ids} in row {row} is outside the classes; expected 0..{v - 1} or "
             f"ignore_index={p.ignore_index}"
         )
+    return topk_error("weak label", p.ids, row, v)
+
+
+def topk_error(name: str, ids: Tensor, row: int, v: int) -> W2SError:
+    """Return the error for top-k ids (N, K) that do not fit in ``row``."""
     return W2SError(
-        f"weak label {ids} in row {row} is outside the classes or listed twice; expected different "
-        f"classes 0..{v - 1}, or a negative id for padding"
+        f"{name} {ids[row].tolist()} in row {row} is outside the classes or listed twice; expected "
+        f"different classes 0..{v - 1}, or a negative id for padding"
     )
 
 
-def make_problem(
+def make_inputs(
     logits: Tensor,
     weak: Tensor | SparseTargets,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-) -> Problem:
+) -> LossInputs:
     """Check shapes, dtypes and devices and bring the targets into the form backends read.
 
     Args:
@@ -144,13 +155,13 @@ def make_problem(
         raise W2SError("logits have no classes (V = 0); expected V >= 1")
     if logits.stride(1) != 1 and v > 1:
         logits = logits.contiguous()
-    return problem_of(logits, weak, weight, ignore_index)
+    return attach_targets(logits, weak, weight, ignore_index)
 
 
-def problem_of(
+def attach_targets(
     logits: Tensor, weak: Tensor | SparseTargets, weight: Tensor | None, ignore_index: int
-) -> Problem:
-    """The same for logits that are fit to read, or that stand for a shape only."""
+) -> LossInputs:
+    """``make_inputs`` for logits that are already checked, or that stand for a shape only."""
     n, v = logits.shape
     acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
     ids, probs, rest = _targets(weak, n, v, acc, logits.dtype)
@@ -164,7 +175,7 @@ def problem_of(
         if t is not None and t.device != device:
             name = "rest" if t is rest else "weight" if t is weight else "weak"
             raise W2SError(f"{name} is on {t.device}, logits on {device}; move one of them")
-    return Problem(logits, ids, probs, rest, weight, ignore_index)
+    return LossInputs(logits, ids, probs, rest, weight, ignore_index)
 
 
 def _targets(

@@ -1,7 +1,7 @@
-"""How the registered operators meet autograd in all its modes.
+"""Connect the registered operators to every mode of autograd.
 
-torch's own ``register_autograd`` has two gaps: the tangents of forward mode are dropped without a
-word, and inside ``torch.func`` transforms it raises. ``differentiable`` closes both: a tangent is
+torch's ``register_autograd`` has two gaps: it silently drops the tangents of forward mode, and it
+raises inside ``torch.func`` transforms. ``differentiable`` closes both: a tangent is
 an error, and at every level of nested transforms the operator records one node, as torch's built-in
 operators do. ``vmap`` runs sample by sample.
 """
@@ -34,29 +34,29 @@ _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def active() -> bool:
-    """Whether a call may meet tangents or tensors of ``torch.func``: then it must be functional."""
+    """Return whether a call may see tangents or ``torch.func`` tensors and must be functional."""
     return forward_ad._current_level >= 0 or _is_active()
 
 
 def needs_operators() -> bool:
-    """Whether only the registered operators serve this call: compiled or under ``active``."""
+    """Return whether only the registered operators can serve this call: compiled or ``active``."""
     return torch.compiler.is_compiling() or active()
 
 
 def batched(x: Tensor) -> bool:
-    """Whether ``vmap`` hides a dimension of ``x``: its values differ from sample to sample."""
+    """Return whether ``vmap`` hides a dimension of ``x``: values differ between samples."""
     return _is_batched(x) or _is_batched_by_backward(x)
 
 
 def values(x: Tensor) -> Tensor:
-    """All values of ``x``, those of every sample of a ``vmap`` included; for checks of values."""
+    """Return all values of ``x``, of every sample of a ``vmap``, for checks."""
     while _is_wrapped(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x
 
 
 def constant(name: str, x: Tensor) -> Tensor:
-    """``x`` as a plain tensor without derivatives, for what is computed from values alone.
+    """Return ``x`` as a plain tensor without derivatives, for statistics of its values.
 
     Raises:
         RuntimeError: under ``vmap``; ``name`` is the function that cannot be mapped.
@@ -69,7 +69,7 @@ def constant(name: str, x: Tensor) -> Tensor:
 
 
 def outside_transforms() -> contextlib.AbstractContextManager[Any]:
-    """Where plain tensors stay plain: inside a transform every result would be wrapped again."""
+    """Return a context in which plain tensors stay plain; a transform would wrap every result."""
     if torch.compiler.is_compiling() or not _is_active():
         return contextlib.nullcontext()
     return temporarily_clear_interpreter_stack()
@@ -117,7 +117,7 @@ def differentiable(
     backward: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
 ) -> None:
-    """Give operator ``name`` its backward; ``public`` is what errors call it.
+    """Register the backward of operator ``name``; errors call it ``public``.
 
     Args:
         backward, setup_context: as ``torch.library.register_autograd`` takes them.
@@ -171,7 +171,7 @@ def _with_gradients(below: Callable[..., Any], *args: Any) -> Any:
 
 
 def sample_by_sample(name: str) -> None:
-    """Give operator ``name`` its batching rule: one call a sample, with statistics of its own."""
+    """Register the batching rule of operator ``name``: one call, one statistic, a sample."""
     op = getattr(torch.ops.w2s_fast, name).default
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:

@@ -1,7 +1,6 @@
-"""Every term of the weak-to-strong cross-entropy as one call: what the losses are made of.
+"""Every term of the weak-to-strong cross-entropy in one call, for the classes of the losses.
 
-The formula stands in ``cross_entropy/api.py``. Logits come as a tensor, or as the hidden states and
-head that would make them.
+The formula is in ``cross_entropy/api.py``. Logits are a tensor, or lazy: hidden states and head.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.cross_entropy import algorithm as _solve
-from w2s_fast.ops.cross_entropy.algorithm import Request
-from w2s_fast.ops.cross_entropy.api import run
+from w2s_fast.ops.cross_entropy import algorithm
+from w2s_fast.ops.cross_entropy.autograd import differentiable_loss
 from w2s_fast.ops.fused_linear.cross_entropy import projected_loss, projected_threshold
 from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.ops.loss_call import LossSpec
 from w2s_fast.ops.results import WeakLossOut, as_scalar, make_stats
-from w2s_fast.ops.targets import SparseTargets, make_problem
+from w2s_fast.ops.targets import SparseTargets, make_inputs
 from w2s_fast.ops.transforms import constant, outside_transforms
 
 
@@ -43,7 +42,7 @@ def weak_loss(
     inplace: bool = False,
     return_stats: bool = False,
 ) -> WeakLossOut:
-    """Every term of ``cross_entropy``; what the classes in ``w2s_fast.losses`` are made of.
+    """Compute every term of ``cross_entropy``; the classes in ``w2s_fast.losses`` call this.
 
     Args:
         logits, weak, weight, aux, ignore_index, reduction, inplace, return_stats: see
@@ -59,15 +58,15 @@ def weak_loss(
     Returns:
         ``WeakLossOut``; ``count`` is the 0-d normaliser Z.
     """
-    request = Request(
+    spec = LossSpec(
         rule, aux, threshold, smoothing, focal_gamma, max_confidence, softcap, z_loss, return_stats
     )
     if isinstance(logits, Projected):
-        return projected_loss(logits, weak, weight, request, ignore_index, reduction)
-    p = make_problem(logits, weak, weight, ignore_index)
-    loss, solution = run(p, request, logits, weight, reduction, inplace)
-    stats = make_stats(p, solution) if return_stats else None
-    return WeakLossOut(loss, as_scalar(solution.normaliser, p), stats)
+        return projected_loss(logits, weak, weight, spec, ignore_index, reduction)
+    p = make_inputs(logits, weak, weight, ignore_index)
+    loss, result = differentiable_loss(p, spec, logits, weight, reduction, inplace)
+    stats = make_stats(p, result) if return_stats else None
+    return WeakLossOut(loss, as_scalar(result.normaliser, p), stats)
 
 
 @checked
@@ -80,7 +79,7 @@ def batch_threshold(
     softcap: float = 0.0,
     ignore_index: int = -100,
 ) -> Tensor:
-    """Threshold in SCORE units: ``rule`` (``prior`` or ``median``) exactly over these rows.
+    """Compute the threshold of ``rule`` (``prior`` or ``median``) over these rows, in SCORE units.
 
     0-d; for rule ``prior`` of more than two classes the class bias (V,) of ``balanced_bias``.
     """
@@ -99,15 +98,15 @@ def _batch_threshold(
 ) -> Tensor:
     if isinstance(logits, Projected):
         return projected_threshold(logits, weak, rule, weight, ignore_index)
-    p = make_problem(logits, weak, weight, ignore_index)
-    _solve.check_request(_solve.Request(rule, softcap=softcap), p, _solve.BALANCED_CLASSES)
-    if rule not in ("prior", "median"):
+    p = make_inputs(logits, weak, weight, ignore_index)
+    algorithm.check_spec(LossSpec(rule, softcap=softcap), p, algorithm.BALANCED_CLASSES)
+    if rule not in algorithm.BATCH_RULES:
         raise W2SError(f"rule {rule!r} has no batch statistic; expected 'prior' or 'median'")
-    return _solve.batch_threshold(p, rule, softcap=softcap)
+    return algorithm.batch_threshold(p, rule, softcap=softcap)
 
 
 def _constants(logits: Any, weak: Any, weight: Tensor | None) -> tuple[Any, Any, Any]:
-    """The inputs of a batch statistic, which has no derivative."""
+    """Detach the inputs of a batch statistic, which has no derivative."""
 
     def plain(x: Any) -> Any:
         if isinstance(x, Tensor):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,7 @@ from w2s_fast.errors import W2SError
 
 RESULTS, PLOT, PAGE = "results.json", "plot", "report.html"
 
-__all__ = ["PAGE", "PLOT", "RESULTS", "load_results", "write_report"]
-
-
-def write_report(out: Path, results: Mapping[str, Any]) -> None:
-    """Write plot.png, plot.svg and report.html into ``out``, each atomically.
-
-    Args:
-        out: An existing folder.
-        results: The contents of results.json.
-    """
-    from w2s_fast.report.figure import results_figure
-    from w2s_fast.report.page import html_page
-    from w2s_fast.store import write_bytes
-
-    svg = results_figure(results, "svg")
-    write_bytes(out / f"{PLOT}.png", results_figure(results, "png"))
-    write_bytes(out / f"{PLOT}.svg", svg)
-    write_bytes(out / PAGE, html_page(results, svg).encode())
+__all__ = ["PAGE", "PLOT", "RESULTS", "load_results"]
 
 
 def load_results(out: Path) -> dict[str, Any]:

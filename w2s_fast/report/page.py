@@ -1,4 +1,4 @@
-"""Write report.html: one file with figure, tables and provenance; it loads nothing."""
+"""Write report.html, one file that loads nothing, and the plot that it shows."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import base64
 import html
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from string import Template
 from typing import Any
 
+from w2s_fast.report import PAGE, PLOT
+from w2s_fast.report.figure import results_figure
 from w2s_fast.report.model_rows import (
     NOT_REPORTED,
     ceilings,
@@ -17,6 +20,7 @@ from w2s_fast.report.model_rows import (
     model_rows,
     notes,
 )
+from w2s_fast.store import write_bytes
 
 _STYLE = """
 :root { color-scheme: light dark; --bg:#f6f7f9; --panel:#fff; --ink:#1d2129; --soft:#5c6573;
@@ -103,6 +107,19 @@ generalizes disagrees with the supervisor where the supervisor is wrong.</p>
 </body>
 </html>
 """)
+
+
+def write_report(out: Path, results: Mapping[str, Any]) -> None:
+    """Write plot.png, plot.svg and report.html into ``out``, each atomically.
+
+    Args:
+        out: An existing folder.
+        results: The contents of results.json.
+    """
+    svg = results_figure(results, "svg")
+    write_bytes(out / f"{PLOT}.png", results_figure(results, "png"))
+    write_bytes(out / f"{PLOT}.svg", svg)
+    write_bytes(out / PAGE, html_page(results, svg).encode())
 
 
 def html_page(results: Mapping[str, Any], figure: bytes) -> str:

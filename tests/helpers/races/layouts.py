@@ -11,7 +11,7 @@ from typing import Any
 from helpers.races.audit import Params, pointer
 
 Layout = tuple[Params, dict[str, int]]
-POINTERS = ("ids", "rest", "weight", "aux", "threshold", "scale", "row_scale", "listed")
+POINTERS = ("ids", "rest", "weight", "aux", "threshold", "scale", "row_scale", "topk_diffs")
 
 
 def of_triton(case: dict[str, Any]) -> list[Layout]:
@@ -26,7 +26,7 @@ def triton_layout(case: dict[str, Any], n_cols: int, part: int) -> Layout:
     const = case["const"]
     names = [n for n in case["kernel"].arg_names if n not in const]
     apart = not const.get("G_STEP", True)  # then the gradient cannot be where the logits are
-    sizes = {"n_rows": 5, "n_cols": n_cols, "n_listed": max(1, const.get("KBLOCK", 1) - 1)}
+    sizes = {"n_rows": 5, "n_cols": n_cols, "n_topk": max(1, const.get("KBLOCK", 1) - 1)}
     sizes |= {"ignore": -100, "n": 3 * const.get("BLOCK", 1) - 5, "scale_stride": 1}
     sizes |= {"z_stride": n_cols, "g_stride": n_cols + apart, "q_stride": n_cols + 3 * apart}
     buffers: dict[str, int] = {}
@@ -60,13 +60,15 @@ def cuda_layout(
     v: int, each: int, dense: bool, threads: int = 0, k: int = 3, apart: int = 0,
     cluster: int = 1, q: int = 0,
 ) -> Layout:  # fmt: skip
-    """``Call`` and ``Shape`` of w2s_cuda.h; with ``apart`` the gradient has memory of its own."""
+    """``RowCall`` of w2s.h and ``Tiling`` of w2s_cuda.h; ``apart``: the gradient has own memory."""
     maybe = {name: (0, pointer(4 + i)) for i, name in enumerate(POINTERS)}
-    call: Any = {0: 5, 8: v, 16: k, 24: pointer(0), 32: v, 40: (0, pointer(apart)), 48: v + apart}
-    call |= {56: maybe["ids"] if dense else pointer(4), 64: (0, pointer(2))}
-    call |= {72: v + q, 80: maybe["rest"], 88: maybe["weight"], 96: maybe["aux"]}
-    call |= {104: maybe["threshold"], 112: maybe["scale"], 120: maybe["row_scale"], 128: 1}
-    call |= {136: pointer(20), 144: pointer(21), 152: maybe["listed"], 160: -100}
+    call: Any = {0: 5, 8: v, 16: k, 24: pointer(0), 32: v}
+    call |= {48: maybe["ids"] if dense else pointer(4), 56: (0, pointer(2)), 64: v + q}
+    call |= {80: maybe["rest"], 88: maybe["weight"], 96: -100}
+    call |= {144: maybe["row_scale"], 152: 1}
+    call |= {160: maybe["aux"], 168: maybe["threshold"], 176: maybe["scale"]}
+    call |= {184: pointer(20), 192: pointer(21), 200: maybe["topk_diffs"]}
+    call |= {216: (0, pointer(apart)), 224: v + apart}
     tile = ((v + 2 * each - 2) // each + cluster - 1) // cluster
     shape = {0: threads, 4: cluster, 8: tile, 12: cluster, 16: 1}
     params: Params = {(0, at): x for at, x in call.items()}

@@ -27,11 +27,12 @@ from w2s_fast.integrations.patching.shift import detect_shift, verify_first_batc
 from w2s_fast.integrations.patching.state import State
 from w2s_fast.integrations.patching.verify import verify_now
 from w2s_fast.losses import Loss, make_loss
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 
 __all__ = ["patch", "progress_callback", "set_progress", "unpatch"]
 
 
-def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = 64) -> Any:
+def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = DEFAULT_MEMORY_MIB) -> Any:
     """Make a causal LM of transformers return its loss without (B, T, V) logits.
 
     A forward with ``labels`` or weak columns (B sequences, T tokens, V vocabulary) returns ``loss``

@@ -19,11 +19,11 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import check_methods, check_number
 from w2s_fast.ops.checks import check_weight_dtype
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.fused_linear.cross_entropy import flat_rows
 from w2s_fast.ops.fused_linear.logprob import make_head
-from w2s_fast.ops.fused_linear.logprob_autograd import linear_listed
+from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
 from w2s_fast.ops.logprob.api import check_ids, check_logits, check_scale, row_stats
-from w2s_fast.ops.logprob.autograd import listed
 from w2s_fast.ops.targets import SparseTargets
 
 # Stands for log 0: far below every log-probability, but 0 times it is 0.
@@ -96,7 +96,9 @@ class Distillation:
         ids = check_ids(teacher.ids, logits.shape[0], logits.shape[1], logits.device)
         t = self.temperature
         logits = logits if t == 1 else logits / t
-        return self._sum(listed(logits, ids, softcap / t, True), ids, teacher, weight)
+        return self._sum(
+            torch.ops.w2s_fast.topk_logp(logits, ids, softcap / t, True), ids, teacher, weight
+        )
 
     def linear(
         self,
@@ -108,7 +110,7 @@ class Distillation:
         weight: Tensor | None = None,
         positions: Tensor | None = None,
         softcap: float = 0.0,
-        memory_mib: float = 64,
+        memory_mib: float = DEFAULT_MEMORY_MIB,
         fp32_head_gradient: bool = True,
     ) -> DistillOut:
         """Compute the sum from hidden states and the head; logits are never stored.
@@ -124,7 +126,7 @@ class Distillation:
         x = make_head(rows, head, bias, t, softcap, memory_mib, fp32_head_gradient)
         teacher = _check_sparse(self, teacher)
         ids = check_ids(teacher.ids, x.hidden.shape[0], head.shape[0], hidden.device)
-        student = linear_listed(x, ids, softcap / t, True)
+        student = linear_topk(x, ids, softcap / t, True)
         return self._sum(student, ids, teacher, weight)
 
     def _sum(

@@ -22,6 +22,7 @@ from w2s_fast.losses.distillation._base import (
     neg_entropy,
     row_weights,
 )
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.logprob.api import check_scale
 from w2s_fast.ops.results import Stats
@@ -69,7 +70,7 @@ class ForwardKL(Distillation):
         weight: Tensor | None = None,
         positions: Tensor | None = None,
         softcap: float = 0.0,
-        memory_mib: float = 64,
+        memory_mib: float = DEFAULT_MEMORY_MIB,
         fp32_head_gradient: bool = True,
     ) -> DistillOut:
         """See ``Distillation.linear``; in 16 bits hidden / T is rounded once more."""

@@ -9,8 +9,8 @@ Of all labelings with these counts it is the one with the largest sum of logits,
 and b are the dual prices of that transportation problem: under them every row takes its own largest
 entry. c = N * prior, rounded to integers of the same sum (largest remainders, lower class first).
 
-Two classes keep the rule of ``quantile``: class 0 iff z_0 - z_1 >= t with t the quantile at
-prior_1, so b_1 - b_0 = t, ties go to class 0, and class 1 gets ceil(prior_1 (N - 1)) rows.
+Two classes keep the rule of ``quantile``, ties included: class 0 iff z_0 - z_1 >= t with t the
+quantile at prior_1, so b_1 - b_0 = t, and class 1 gets ceil(prior_1 (N - 1)) rows.
 
 Guarantees for more classes. Counts are always exact; rows that tie are split by their order. On CPU
 the labeling is optimal, and it is the argmax of z + b for every row without a tie; b lies as far
@@ -31,13 +31,13 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.dispatch import LIBRARY
+from w2s_fast.ops.dispatch import LIBRARY, backend
 from w2s_fast.ops.quantile.api import masked_quantile
 from w2s_fast.ops.transforms import sample_by_sample, values
 
 
 class Balanced(NamedTuple):
-    """Bias (K,) and labels (N,) int64; what is not kept has the argmax of z + b."""
+    """Bias (K,) and labels (N,) int64; rows that do not count have the argmax of z + b."""
 
     bias: Tensor
     hard: Tensor
@@ -112,34 +112,30 @@ LIBRARY.define(
 def _balanced_bias(logits: Tensor, prior: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
     acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
     z = logits.to(acc)
-    kept = ~z.isnan().any(1)
+    counted = ~z.isnan().any(1)
     if keep is not None:
-        kept = kept & keep
-    z = _finite(z, kept)
+        counted = counted & keep
+    z = _finite(z, counted)
     if z.shape[1] == 2:
-        return _two_classes(z, prior, kept)
-    counts = class_counts(prior, kept.sum())
-    if z.device.type == "cpu":
-        from w2s_fast.ops.balanced.cpu import solve
-    else:
-        from w2s_fast.ops.balanced.device import solve
-    bias, hard = solve(z, counts, kept)
+        return _two_classes(z, prior, counted)
+    counts = class_counts(prior, counted.sum())
+    bias, hard = backend("balanced", z).solve(z, counts, counted)
     bias = bias.to(acc)
-    return bias, torch.where(kept, hard, (z + bias).argmax(1))
+    return bias, torch.where(counted, hard, (z + bias).argmax(1))
 
 
-def _finite(z: Tensor, kept: Tensor) -> Tensor:
+def _finite(z: Tensor, counted: Tensor) -> Tensor:
     """``z`` with numbers for infinities: far enough that one outweighs all differences of finite
     logits together, and no farther, because sums of costs must keep the digits of the others.
     """
-    finite = z.isfinite() & kept.unsqueeze(1)
+    finite = z.isfinite() & counted.unsqueeze(1)
     if not z.numel():
         return z
     low = torch.where(finite, z, torch.inf).amin()
     high = torch.where(finite, z, -torch.inf).amax()
     low, high = (torch.where(x.isfinite(), x, 0.0) for x in (low, high))
     most = torch.finfo(z.dtype).max
-    beyond = ((kept.sum() + 1) * (high - low + 1)).clamp_max(most / 8)  # differences are numbers
+    beyond = ((counted.sum() + 1) * (high - low + 1)).clamp_max(most / 8)  # differences are numbers
     above, below = (high + beyond).clamp_max(most), (low - beyond).clamp_min(-most)
     z = torch.where(z == torch.inf, above, z)
     z = torch.where(z == -torch.inf, below, z)
@@ -158,11 +154,11 @@ def _fake(logits: Tensor, prior: Tensor, keep: Tensor | None) -> tuple[Tensor, T
 sample_by_sample("balanced_bias")
 
 
-def _two_classes(z: Tensor, prior: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+def _two_classes(z: Tensor, prior: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     prior = torch.where(prior > 0, prior, 0.0).double()
     total = prior.sum()
     q = torch.where(total > 0, prior[1] / total, 0.5)
     margin = z[:, 0] - z[:, 1]
-    at = masked_quantile(margin, q, kept)
-    at = torch.where(at.isfinite(), at, 0.0)  # nothing kept: no bias
+    at = masked_quantile(margin, q, counted)
+    at = torch.where(at.isfinite(), at, 0.0)  # nothing counted: no bias
     return torch.stack([-at / 2, at / 2]), torch.where(margin >= at, 0, 1)

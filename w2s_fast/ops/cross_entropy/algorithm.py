@@ -1,20 +1,19 @@
-"""Sweep, select, fix up: one loss call on one backend, without autograd.
+"""Pass, select, fix up: one loss call on one backend, without autograd.
 
-1. sweep: each row is read once, its record is filled, and (when a gradient is wanted) the row's
+1. pass: each row is read once, its record is filled, and (when a gradient is needed) the row's
    gradient is written once, with every self-target gate taken as open.
 2. select: a batch threshold is an order statistic of N scores from that record.
-3. fix-up: rows whose gate turns out closed get their few listed entries overwritten, computed
+3. fix-up: rows whose gate turns out closed get their few top-k entries overwritten, computed
    again in fp32 from the record.
 
 Step 3 works because the dense part of a row's gradient is p times a number that the gate only
 rescales. With a residual, smoothing or dense weak labels the gate reaches every entry in another
-way, so those calls sweep for the record, select, and then write the gradient: one more read.
+way, so those calls make one pass for the record, select, and then write the gradient in a second.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,61 +24,56 @@ from w2s_fast.ops import dispatch
 from w2s_fast.ops.balanced import api as _balanced  # noqa: F401 - registers its operator
 from w2s_fast.ops.checks import check_coefficient
 from w2s_fast.ops.cross_entropy.ref import dense_weak, soft_capped
+from w2s_fast.ops.loss_call import Index, LossResult, LossSpec, RowCall, Stat, new_record
 from w2s_fast.ops.quantile import api as quantile_op
-from w2s_fast.ops.results import Solution
-from w2s_fast.ops.row_stats import Index, Knobs, Stat
-from w2s_fast.ops.targets import Problem
+from w2s_fast.ops.targets import LossInputs
 
 NEW = "new"
-_THRESHOLDS = ("prior", "median", "argmax")
 RULES = ("none", "prior", "median", "argmax", "fixed")
+BATCH_RULES = ("prior", "median")  # their threshold is a statistic of the batch
 BALANCED_CLASSES = 64  # most classes of rule "prior"; its work grows with their square
+_NAMED_THRESHOLDS = ("prior", "median", "argmax")
 
 
-@dataclass(slots=True)
-class Request:
-    """The self-target and the row factors of one call; ``threshold`` is in SCORE units.
-
-    For rule ``prior`` and more than two classes it is a class bias (V,) instead.
-
-    Without ``record`` a backend may leave out the per-row record where it can do without.
-    """
-
-    rule: str = "none"
-    aux: float | Tensor = 0.0
-    threshold: Tensor | None = None
-    smoothing: float = 0.0
-    gamma: float = 0.0
-    cap: float = float("inf")
-    softcap: float = 0.0
-    z_loss: float = 0.0
-    record: bool = True
+def make_spec(
+    p: LossInputs,
+    aux: float | Tensor,
+    threshold: str | float | None,
+    smoothing: float,
+    softcap: float,
+    z_loss: float,
+    record: bool = True,
+) -> LossSpec:
+    """Return the spec of a public call, whose ``threshold`` is a rule name or a probability."""
+    rule, fixed = "none", None
+    # Coefficient 0 known in advance: the plain weak loss, no threshold to compute.
+    if threshold is not None or isinstance(aux, Tensor) or aux != 0:
+        rule, fixed = _named_rule(threshold, p)
+    return LossSpec(rule, aux, fixed, smoothing, 0.0, math.inf, softcap, z_loss, record)
 
 
-def make_request(threshold: str | float | None, aux: float | Tensor, p: Problem) -> Request:
-    """The rule that the public ``threshold`` names."""
+def _named_rule(threshold: str | float | None, p: LossInputs) -> tuple[str, Tensor | None]:
     two = p.logits.shape[1] == 2
     if threshold is None:
-        return Request("prior" if two else "argmax", aux)
+        return ("prior" if two else "argmax"), None
     if isinstance(threshold, str):
-        if threshold not in _THRESHOLDS:
+        if threshold not in _NAMED_THRESHOLDS:
             raise W2SError(
-                f"threshold is {threshold!r}; expected a number or one of {_THRESHOLDS}"
-                f"{nearest(threshold, _THRESHOLDS)}"
+                f"threshold is {threshold!r}; expected a number or one of {_NAMED_THRESHOLDS}"
+                f"{nearest(threshold, _NAMED_THRESHOLDS)}"
             )
-        return Request(threshold, aux)
+        return threshold, None
     if not 0.0 <= threshold <= 1.0:
         raise W2SError(f"threshold is {threshold}; expected a probability in [0, 1] or a rule name")
     at = threshold
     if two:
         # P(class 1) > t  iff  z_0 - z_1 < log((1 - t) / t)
         at = math.inf if at == 0 else -math.inf if at == 1 else math.log1p(-at) - math.log(at)
-    fixed = torch.full((), at, dtype=p.accumulator, device=p.logits.device)
-    return Request("fixed", aux, fixed)
+    return "fixed", torch.full((), at, dtype=p.accumulator, device=p.logits.device)
 
 
-def check_request(r: Request, p: Problem, most: int = 2) -> None:
-    """Raise ``W2SError`` for a rule, coefficient or threshold that does not fit the problem.
+def check_spec(r: LossSpec, p: LossInputs, most: int = 2) -> None:
+    """Raise ``W2SError`` for a rule, coefficient or threshold that does not fit the inputs.
 
     ``most`` is the largest number of classes for which the caller can serve rule ``prior``.
     """
@@ -98,8 +92,8 @@ def check_request(r: Request, p: Problem, most: int = 2) -> None:
             "'median' or a float"
         )
     shape = () if r.threshold is None else tuple(r.threshold.shape)
-    if r.threshold is not None and shape != (wanted := (v,) if is_balanced(r.rule, v) else ()):
-        raise W2SError(f"threshold has shape {shape}; rule {r.rule!r} expects {wanted}")
+    if r.threshold is not None and shape != (expected := (v,) if is_balanced(r.rule, v) else ()):
+        raise W2SError(f"threshold has shape {shape}; rule {r.rule!r} expects {expected}")
     if r.rule == "argmax" and v == 2:
         raise W2SError("threshold 'argmax' is for more than two classes; use 0.5 for two")
     if r.rule == "fixed" and r.threshold is None:
@@ -108,37 +102,37 @@ def check_request(r: Request, p: Problem, most: int = 2) -> None:
         raise W2SError(f"smoothing is {r.smoothing}; expected a number in [0, 1)")
     if not 0.0 <= r.softcap < math.inf:
         raise W2SError(f"softcap is {r.softcap}; expected a number in [0, inf)")
-    if not r.gamma >= 0:
-        raise W2SError(f"focal_gamma is {r.gamma}; expected a number of at least 0")
-    if math.isnan(r.cap):
+    if not r.focal_gamma >= 0:
+        raise W2SError(f"focal_gamma is {r.focal_gamma}; expected a number of at least 0")
+    if math.isnan(r.max_confidence):
         raise W2SError("max_confidence is nan; expected a probability, or inf for none")
     if not math.isfinite(r.z_loss):
         raise W2SError(f"z_loss is {r.z_loss}; expected a finite factor of lse^2")
 
 
 def is_balanced(rule: str, v: int) -> bool:
-    """Whether hard classes come from a class bias (V,) instead of a 0-d threshold."""
+    """Return whether hard classes come from a class bias (V,) instead of a 0-d threshold."""
     return rule == "prior" and v > 2
 
 
-def normaliser(p: Problem, weight: Tensor | None = None) -> Tensor:
-    """0-d: the sum of the weights of kept rows (their number without weights).
+def normaliser(p: LossInputs, weight: Tensor | None = None) -> Tensor:
+    """Return 0-d: the sum of the weights of rows that count (their number without weights).
 
-    ``weight`` replaces ``p.weight`` where its gradient is wanted.
+    ``weight`` replaces ``p.weight`` where its gradient is needed.
     """
     n = p.logits.shape[0]
     weight = p.weight if weight is None else weight.to(p.accumulator)
     if weight is not None:
-        return torch.where(p.keep(), weight, 0.0).sum()
+        return torch.where(p.counted(), weight, 0.0).sum()
     if p.kind != "hard":
         return torch.full((), float(n), dtype=p.accumulator, device=p.logits.device)
-    return p.keep().sum(dtype=p.accumulator)
+    return p.counted().sum(dtype=p.accumulator)
 
 
 def reduce_rows(
-    p: Problem, row: Tensor, weight: Tensor | None, reduction: str
+    p: LossInputs, row: Tensor, weight: Tensor | None, reduction: str
 ) -> tuple[Tensor, Tensor]:
-    """Weighted loss (0-d, or (N,) for ``none``) and normaliser; differentiable in the weights."""
+    """Return the loss (0-d, or (N,) for ``none``) and normaliser, differentiable in the weights."""
     total = normaliser(p, weight)
     loss = row if weight is None else row * weight.to(row.dtype)
     if reduction != "none":
@@ -148,165 +142,116 @@ def reduce_rows(
     return loss, total
 
 
-def weak_prior(p: Problem) -> Tensor:
-    """0-d: mean weak P(class 1) over kept rows of a two-class problem, in [0, 1]."""
+def weak_prior(p: LossInputs) -> Tensor:
+    """Return 0-d: mean weak P(class 1) over the rows that count, in [0, 1]."""
     one = dense_weak(p, p.accumulator)[:, 1]
-    kept = p.keep()
-    total = torch.where(kept, one, 0.0).sum()
-    return (total / kept.sum().clamp_min(1)).clamp(0.0, 1.0)
+    counted = p.counted()
+    total = torch.where(counted, one, 0.0).sum()
+    return (total / counted.sum().clamp_min(1)).clamp(0.0, 1.0)
 
 
-def class_mass(p: Problem) -> Tensor:
-    """(V,) mean weak mass of each class over kept rows."""
-    kept = p.keep()
-    total = torch.where(kept.unsqueeze(1), dense_weak(p, p.accumulator), 0.0).sum(0)
-    return total / kept.sum().clamp_min(1)
+def class_mass(p: LossInputs) -> Tensor:
+    """Return (V,): mean weak mass of each class over the rows that count."""
+    counted = p.counted()
+    total = torch.where(counted.unsqueeze(1), dense_weak(p, p.accumulator), 0.0).sum(0)
+    return total / counted.sum().clamp_min(1)
 
 
-def balance(p: Problem, bias: Tensor | None, softcap: float) -> tuple[Tensor, Tensor]:
-    """Class bias (V,) and hard classes (N,): of these rows, or of the bias that is given."""
+def balance(p: LossInputs, bias: Tensor | None, softcap: float) -> tuple[Tensor, Tensor]:
+    """Return class bias (V,) and hard classes (N,): of these rows, or for the given bias."""
     z = soft_capped(p.logits.detach().to(p.accumulator), softcap)
     if bias is not None:
         return bias, (z + bias).argmax(1)
-    return torch.ops.w2s_fast.balanced_bias(z, class_mass(p), p.keep())
+    return torch.ops.w2s_fast.balanced_bias(z, class_mass(p), p.counted())
 
 
 def batch_threshold(
-    p: Problem, rule: str, stats: Tensor | None = None, softcap: float = 0.0
+    p: LossInputs, rule: str, stats: Tensor | None = None, softcap: float = 0.0
 ) -> Tensor:
-    """0-d threshold in SCORE units, exact over the kept rows; +inf if there are none.
+    """Return the 0-d threshold in SCORE units, exact over counted rows; +inf if there are none.
 
     Rule ``prior`` with more than two classes: the class bias (V,) of ``balance``.
     """
     if is_balanced(rule, p.logits.shape[1]):
         return balance(p, None, softcap)[0]
-    kept = p.keep()
+    counted = p.counted()
     q = weak_prior(p) if rule == "prior" else 0.5
     if stats is not None:
         score = stats[Stat.SCORE]
     elif p.logits.shape[1] == 2 and not softcap:
         z = p.logits.detach().to(p.accumulator)
         score = z[:, 0] - z[:, 1]
-    else:  # by the kernel that will decide: each rounds a tanh and a sum in its own way
-        stats, index = record(p)
-        sweep(p, Knobs(softcap=softcap), stats, index, None)
+    else:  # by the kernel that will compare: each rounds a tanh and a sum in its own way
+        stats, index = new_record(p)
+        dispatch.backend("cross_entropy", p.logits).rows(
+            RowCall(p, LossSpec(softcap=softcap), stats, index)
+        )
         score = stats[Stat.SCORE]
-    return quantile_op.masked_quantile(score, q, kept)
+    return quantile_op.masked_quantile(score, q, counted)
 
 
-def record(p: Problem) -> tuple[Tensor, Tensor]:
-    """(12, N) and (3, N) for a sweep to fill; what it does not need stays 0, not chance."""
-    n, device = p.logits.shape[0], p.logits.device
-    stats = torch.zeros((len(Stat), n), dtype=p.accumulator, device=device)
-    return stats, torch.empty((len(Index), n), dtype=torch.int64, device=device)
-
-
-def backend(p: Problem) -> Any:
-    """The module that serves this problem."""
-    return dispatch.OPS["cross_entropy"].backend(p.logits.device, p.logits.dtype)
-
-
-def gradient_buffer(p: Problem, serve: Any, any_stride: bool = False) -> Tensor:
-    """Uninitialised (N, V) in the dtype of the logits, contiguous unless ``any_stride``."""
-    if any_stride and hasattr(serve, "buffer_in_step"):
-        return serve.buffer_in_step(p)
-    allocate = getattr(serve, "gradient_buffer", None)
-    if allocate is not None:
-        return allocate(p)
-    return torch.empty(p.logits.shape, dtype=p.logits.dtype, device=p.logits.device)
-
-
-def scale(grad: Tensor, upstream: Tensor) -> None:
-    """Multiply a finished gradient by the upstream scalar, in place and without a host sync."""
-    dispatch.OPS["cross_entropy"].backend(grad.device, grad.dtype).scale_(grad, upstream)
-
-
-def sweep(
-    p: Problem,
-    knobs: Knobs,
-    stats: Tensor,
-    index: Tensor,
-    grad: Tensor | None,
-    scale: Tensor | float = 1.0,
-) -> None:
-    """One pass over the rows on the chosen backend."""
-    if not isinstance(scale, Tensor):
-        scale = torch.full((), scale, dtype=p.accumulator, device=p.logits.device)
-    backend(p).rows(p, knobs, stats, index, grad, scale)
-
-
-def knobs_for(p: Problem, r: Request, threshold: Tensor | None) -> Knobs:
-    """The per-row rule once the threshold is known (None: gates open)."""
-    if r.rule == "none":
-        rule = "none"
-    elif p.logits.shape[1] == 2:
-        rule = "margin"
-    elif r.rule == "prior":
-        rule, threshold = "given", None
-    else:
-        rule = "argmax" if r.rule == "argmax" else "gate"
-    return Knobs(rule, r.aux, threshold, r.smoothing, r.gamma, r.cap, r.softcap, r.z_loss)
-
-
-def solve(p: Problem, r: Request, into: Tensor | str | None, mean: bool) -> Solution:
+def solve(p: LossInputs, spec: LossSpec, into: Tensor | str | None, mean: bool) -> LossResult:
     """Run one call.
 
-    ``into`` (N, V) receives the gradient and may be the logits' own memory; ``NEW`` allocates it,
-    None leaves it out.
+    ``into`` (N, V) receives the gradient and may be the logits' own memory; ``NEW`` allocates it;
+    with None no gradient is computed.
     """
-    check_request(r, p, BALANCED_CLASSES)
-    serve = backend(p)
-    grad = gradient_buffer(p, serve, any_stride=True) if isinstance(into, str) else into
-    two_class = getattr(serve, "two_class", None)
-    plain = p.logits.shape[1] == 2 and p.kind != "sparse" and not (r.softcap or r.z_loss)
-    if two_class is not None and plain:
-        return two_class(p, r, grad, mean)
+    check_spec(spec, p, BALANCED_CLASSES)
+    kernels, v = dispatch.backend("cross_entropy", p.logits), p.logits.shape[1]
+    grad = kernels.gradient_buffer(p, any_stride=True) if isinstance(into, str) else into
+    plain = v == 2 and p.kind != "sparse" and not (spec.softcap or spec.z_loss)
+    if plain and hasattr(kernels, "two_class"):
+        return kernels.two_class(p, spec, grad, mean)
     total = normaliser(p)
-    scale = torch.where(total > 0, 1 / total, 0.0) if mean else torch.ones_like(total)
-    stats, index = record(p)
-    late = r.rule in ("prior", "median") and r.threshold is None
-    threshold = r.threshold
-    if is_balanced(r.rule, p.logits.shape[1]):
-        threshold, index[Index.SELF] = balance(p, threshold, r.softcap)
-        late = False
-    elif late and p.logits.shape[1] == 2:
-        threshold, late = batch_threshold(p, r.rule, softcap=r.softcap), False
-    if not late:
-        serve.rows(p, knobs_for(p, r, threshold), stats, index, grad, scale)
+    threshold = spec.threshold
+    call = RowCall(
+        p, spec, *new_record(p), spec.row_rule(v), grad=grad, scale=gradient_scale(total, mean)
+    )
+    if is_balanced(spec.rule, v):
+        threshold, call.index[Index.SELF] = balance(p, threshold, spec.softcap)
+        kernels.rows(call)
+    elif threshold is None and spec.rule in BATCH_RULES and v > 2:
+        threshold = _gate_after_pass(call, kernels)
     else:
-        threshold = _late_gate(p, r, serve, stats, index, grad, scale)
-    loss = total_loss(p, stats[Stat.LOSS], total if mean else None)
-    return Solution(stats, index, loss, total, threshold, grad)
+        if threshold is None and spec.rule in BATCH_RULES:
+            threshold = batch_threshold(p, spec.rule, softcap=spec.softcap)
+        call.threshold = threshold
+        kernels.rows(call)
+    loss = total_loss(p, call.stats[Stat.LOSS], total if mean else None)
+    return LossResult(call.stats, call.index, loss, total, threshold, (call.grad,))
 
 
-def total_loss(p: Problem, rows: Tensor, divisor: Tensor | None) -> Tensor:
-    """Sum or mean in fp64: N numbers cost nothing, and the mean of one row is that row."""
+def gradient_scale(total: Tensor, mean: bool) -> Tensor:
+    """Return the 0-d factor of every row's gradient besides its weight: 1 / normaliser, or 1."""
+    return torch.where(total > 0, 1 / total, 0.0) if mean else torch.ones_like(total)
+
+
+def total_loss(p: LossInputs, rows: Tensor, divisor: Tensor | None) -> Tensor:
+    """Sum or average in fp64: N numbers cost nothing, and the mean of one row is that row."""
     value = (rows.double() if p.weight is None else rows.double() * p.weight).sum()
     if divisor is not None:
         value = torch.where(divisor > 0, value / divisor, 0.0)
     return value.to(rows.dtype)
 
 
-def _late_gate(
-    p: Problem,
-    r: Request,
-    serve: Any,
-    stats: Tensor,
-    index: Tensor,
-    grad: Tensor | None,
-    scale: Tensor,
-) -> Tensor:
-    one_sweep = p.kind != "dense" and p.rest is None and r.smoothing == 0
-    first = grad if one_sweep and serve.FIXES_IN_PLACE else None
-    listed = None
-    if first is not None and p.ids is not None:
-        # In place the logits are gone by the time of the fix-up: keep the ones it needs.
-        listed = torch.empty(p.ids.shape, dtype=p.accumulator, device=p.ids.device)
-    serve.rows(p, knobs_for(p, r, None), stats, index, first, scale, listed)
-    threshold = batch_threshold(p, r.rule, stats)
-    knobs = knobs_for(p, r, threshold)
-    serve.fixup(p, knobs, stats, index, first, scale, listed)
-    if grad is not None and first is None:
-        row_scale = scale.expand(stats.shape[1]) if p.weight is None else scale * p.weight
-        serve.gradient(p, knobs, stats, index, row_scale, grad)
-    return threshold
+def _gate_after_pass(call: RowCall, kernels: Any) -> Tensor:
+    """Make one pass with open gates, select the threshold, and close gates; return the threshold.
+
+    On return ``call.grad`` holds the gradient if one is needed.
+    """
+    p, spec, grad = call.inputs, call.spec, call.grad
+    assert call.scale is not None
+    repairable = p.kind != "dense" and p.rest is None and spec.smoothing == 0
+    if not (repairable and kernels.FIXES_IN_PLACE):
+        call.grad = None
+    if call.grad is not None and p.ids is not None:
+        # In place the logits are overwritten before the fix-up: keep the ones it needs.
+        call.topk_diffs = torch.empty(p.ids.shape, dtype=p.accumulator, device=p.ids.device)
+    kernels.rows(call)
+    call.threshold = batch_threshold(p, spec.rule, call.stats)
+    kernels.fixup(call)
+    if grad is not None and call.grad is None:
+        call.grad, n = grad, p.logits.shape[0]
+        call.row_scale = call.scale.expand(n) if p.weight is None else call.scale * p.weight
+        kernels.gradient(call)
+    return call.threshold

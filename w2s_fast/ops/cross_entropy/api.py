@@ -1,15 +1,16 @@
-r"""Weak-to-strong cross-entropy: one read and one write of the logits, whatever the threshold.
+r"""Weak-to-strong cross-entropy: one read and one write of the logits for every threshold.
 
     L        = (1/Z) sum_i w_i r_i [ (1-a_i) C_i + a_i (lse_i - z_{i,h_i}) + y lse_i^2 ]
-    C_i      = (1-e) [ sum_v q_iv (lse_i - z_iv) - rest_i log(1 - sum_{v listed} p_iv) ]
+    C_i      = (1-e) [ sum_v q_iv (lse_i - z_iv) - rest_i log(1 - sum_{v in K_i} p_iv) ]
                + e m_i mean_v (lse_i - z_iv),                       m_i = sum_v q_iv + rest_i
     dL/dz_iv = (w_i r_i / Z) { ((1-a_i) m_i + a_i + 2 y lse_i) p_iv
-               - (1-a_i) [ (1-e) (q_iv + [v not listed] rest_i p_iv / P_i) + e m_i / V ]
-               - a_i [v = h_i] },             P_i = student's mass outside the listed classes
+               - (1-a_i) [ (1-e) (q_iv + [v not in K_i] rest_i p_iv / P_i) + e m_i / V ]
+               - a_i [v = h_i] },             P_i = student's mass outside K_i
 
-N rows, V classes; z logits, p = softmax(z), lse = log sum exp z; q weak target (hard, dense or
-listed with a residual), w row weight, r row factor (focal, window; detached), e label smoothing,
-y z-loss. With a soft-cap c the logits are z = c tanh(u / c) of what is given, dz/du = 1 - (z/c)^2.
+N rows, V classes; z logits, p = softmax(z), lse = log sum exp z; q weak target (hard, dense, or
+top-k classes K_i with a residual), w row weight, r row factor (focal, window; detached), e label
+smoothing, y z-loss. With a soft-cap c the logits are z = c tanh(u / c) of the given u,
+dz/du = 1 - (z/c)^2.
 The self-target (a_i, h_i) is the student's own hardened prediction, detached:
 
     two classes   h_i = 0 iff z_i0 - z_i1 >= t, a_i = aux;  t = quantile of the margins at the mean
@@ -19,7 +20,7 @@ The self-target (a_i, h_i) is the student's own hardened prediction, detached:
                   or h_i = argmax_v (z_iv + b_v), a_i = aux, b such that the hard classes are as
                   frequent as the weak ones ("prior", see ``balanced``)
 
-Scores that tie with a threshold count as above it; near ones are decided by their rounding.
+Ties with a threshold: see ``quantile``. Near ties are decided by the rounding of the scores.
 
 A product with 0 is 0: a class of logit -inf costs nothing where it has no weak mass, and makes the
 loss +inf where it has some (label smoothing gives it some). A row whose logits hold NaN, +inf or
@@ -32,19 +33,16 @@ the form above rewrites both as one cross-entropy against a detached target.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.cross_entropy import algorithm as _solve
-from w2s_fast.ops.cross_entropy.autograd import Call, apply, check_inplace
+from w2s_fast.ops.cross_entropy.algorithm import make_spec
+from w2s_fast.ops.cross_entropy.autograd import differentiable_loss
 from w2s_fast.ops.dispatch import Cost, Op
-from w2s_fast.ops.results import REDUCTIONS, Solution, Stats, make_stats
-from w2s_fast.ops.targets import Problem, SparseTargets, make_problem
-from w2s_fast.ops.transforms import needs_operators
+from w2s_fast.ops.reference import cross_entropy_reference, cross_entropy_sample
+from w2s_fast.ops.results import Stats, make_stats
+from w2s_fast.ops.targets import SparseTargets, make_inputs
 
 
 @checked
@@ -63,7 +61,7 @@ def cross_entropy(
     inplace: bool = False,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, Stats]:
-    """Cross-entropy of student logits with weak labels and the student's own hardened prediction.
+    """Compute the cross-entropy with weak labels and the student's own hardened prediction.
 
     Equivalent, for soft labels and two classes, to
 
@@ -74,7 +72,7 @@ def cross_entropy(
     Args:
         logits: (N, V) student logits, fp32, bf16, fp16 or fp64. Gets gradients.
         weak: weak labels: int (N,), float (N, V), or ``SparseTargets``; constants.
-        weight: (N,) row weights; get gradients. A weight of 0 takes its row out of the batch.
+        weight: (N,) row weights; get gradients. A weight of 0 excludes its row from the batch.
         aux: self-target coefficient in [0, 1]; a 0-d tensor avoids recompiling a schedule.
         threshold: two classes: ``"prior"`` (default), ``"median"`` or a float, the P(class 1)
             above which the hard class is 1. More classes: ``"argmax"`` (default, every row),
@@ -84,7 +82,7 @@ def cross_entropy(
         smoothing: label smoothing e in [0, 1).
         softcap: the logits of the formula are softcap tanh(logits / softcap); 0 for none.
         z_loss: factor of lse^2 in every row's loss (PaLM, arXiv 2204.02311, Sec. 5); 0 for none.
-        ignore_index: hard label that takes its row out of the batch.
+        ignore_index: hard label that excludes its row from the batch.
         reduction: ``"mean"`` divides by the sum of weights of the rows that count (their number
             without weights; 0 rows give 0), ``"sum"``, or ``"none"`` for (N,).
         inplace: let the gradient overwrite the logits (eager mean and sum only; a hint under
@@ -99,72 +97,10 @@ def cross_entropy(
         RuntimeError: on a second derivative, a tangent of forward mode, or a second backward after
             ``inplace=True``.
     """
-    p = make_problem(logits, weak, weight, ignore_index)
-    # Coefficient 0 known in advance: the plain weak loss, no threshold to compute.
-    if isinstance(aux, float | int) and aux == 0 and threshold is None:
-        request = _solve.Request("none")
-    else:
-        request = _solve.make_request(threshold, aux, p)
-    request.record = return_stats
-    request.smoothing, request.softcap, request.z_loss = smoothing, softcap, z_loss
-    loss, solution = run(p, request, logits, weight, reduction, inplace)
-    return (loss, make_stats(p, solution)) if return_stats else loss
-
-
-def run(
-    p: Problem,
-    request: _solve.Request,
-    logits: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    inplace: bool,
-) -> tuple[Tensor, Solution]:
-    if reduction not in REDUCTIONS:
-        raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
-    if reduction == "none" or type(logits) is not Tensor or needs_operators():
-        return _functional(p, request, weight, reduction)
-    mean = reduction == "mean"
-    if not torch.is_grad_enabled() or not (
-        logits.requires_grad or (weight is not None and weight.requires_grad)
-    ):
-        solution = _solve.solve(p, request, None, mean)
-        return solution.total, solution
-    if inplace:
-        check_inplace(logits)
-    call = Call(p, request, mean, inplace, None if weight is None else weight.dtype)
-    loss = apply(logits, weight, call)
-    assert call.solution is not None
-    return loss, call.solution
-
-
-def _functional(
-    p: Problem, r: _solve.Request, weight: Tensor | None, reduction: str
-) -> tuple[Tensor, Solution]:
-    _solve.check_request(r, p, _solve.BALANCED_CLASSES)
-    aux = torch.as_tensor(r.aux, dtype=p.accumulator, device=p.logits.device)
-    row, stats, index, at = torch.ops.w2s_fast.weak_ce(
-        p.logits, p.ids, p.probs, p.rest, p.weight, aux, r.threshold, r.rule,
-        p.ignore_index, r.smoothing, r.gamma, r.cap, r.softcap, r.z_loss,
-    )  # fmt: skip
-    loss, total = _solve.reduce_rows(p, row, weight, reduction)
-    threshold = None if r.rule in ("none", "argmax") else at
-    return loss, Solution(stats, index, loss, total.detach(), threshold, None)
-
-
-def _backends() -> dict[str, str]:
-    return {b: f"w2s_fast.ops.cross_entropy.{b}" for b in ("ref", "cpp", "triton", "cuda")}
-
-
-def _lazy_reference(*args: Any, **kwargs: Any) -> Tensor:
-    from w2s_fast.ops.reference import cross_entropy_reference
-
-    return cross_entropy_reference(*args, **kwargs)
-
-
-def _lazy_sample(*args: Any) -> dict[str, Any]:
-    from w2s_fast.ops.reference import cross_entropy_sample
-
-    return cross_entropy_sample(*args)
+    p = make_inputs(logits, weak, weight, ignore_index)
+    spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss, record=return_stats)
+    loss, result = differentiable_loss(p, spec, logits, weight, reduction, inplace)
+    return (loss, make_stats(p, result)) if return_stats else loss
 
 
 def cost(n: int, v: int, dtype: torch.dtype) -> Cost:
@@ -172,4 +108,4 @@ def cost(n: int, v: int, dtype: torch.dtype) -> Cost:
     return Cost(bytes=2 * n * v * dtype.itemsize, flops=26 * n * v)
 
 
-OP = Op("cross_entropy", _lazy_reference, _backends(), _lazy_sample, cost)
+OP = Op("cross_entropy", cross_entropy_reference, cross_entropy_sample, cost)

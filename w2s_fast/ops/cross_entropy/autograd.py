@@ -1,12 +1,12 @@
-"""Two doors from autograd to the same sweep.
+"""Two ways from autograd to the same row kernels.
 
 Eager mean and sum know the upstream factor of every row but for a common scalar, so the forward
-sweep also writes the gradient (one read, one write) and backward multiplies that buffer by the
+pass also writes the gradient (one read, one write) and backward multiplies that buffer by the
 scalar. fp16 is the exception: its small entries would be lost before a loss scale could save them,
 so backward writes the gradient from the record once the scalar is known, rounded once (one more
 read, but no pass over a finished gradient). Everything else (``reduction="none"``,
 ``torch.compile``, tensor subclasses) goes through two registered operators, forward from the logits
-and backward from the logits and the record. Neither is differentiable twice; both say so.
+and backward from the logits and the record. Neither is differentiable twice; both raise.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.cross_entropy.algorithm import (
+    BALANCED_CLASSES,
     NEW,
-    Request,
-    backend,
-    gradient_buffer,
+    check_spec,
     is_balanced,
-    scale,
+    reduce_rows,
     solve,
 )
-from w2s_fast.ops.dispatch import LIBRARY
-from w2s_fast.ops.results import Solution
-from w2s_fast.ops.row_stats import Index, Knobs, Stat
-from w2s_fast.ops.targets import Problem
-from w2s_fast.ops.transforms import batched, differentiable, refuse_batched
+from w2s_fast.ops.dispatch import LIBRARY, backend
+from w2s_fast.ops.loss_call import Index, LossResult, LossSpec, RowCall, Stat
+from w2s_fast.ops.results import check_reduction
+from w2s_fast.ops.targets import LossInputs
+from w2s_fast.ops.transforms import batched, differentiable, needs_operators, refuse_batched
 
 TWICE = (
     "w2s_fast.{} is not differentiable twice: its targets are detached, so a second "
@@ -39,100 +38,136 @@ TWICE = (
 )
 _CONSUMED = (
     "second backward through w2s_fast.cross_entropy(inplace=True): the logits were overwritten by "
-    "their gradient, which the first backward handed over; use inplace=False with retain_graph=True"
+    "their gradient, which the first backward returned; use inplace=False with retain_graph=True"
 )
 
 
-@dataclass(slots=True)
-class Call:
-    """One eager call on its way through autograd; ``solution`` is filled by the forward."""
+def differentiable_loss(
+    p: LossInputs,
+    spec: LossSpec,
+    logits: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    inplace: bool,
+) -> tuple[Tensor, LossResult]:
+    """Return the loss, differentiable in ``logits`` and ``weight``, and what else was computed."""
+    check_reduction(reduction)
+    if reduction == "none" or type(logits) is not Tensor or needs_operators():
+        return _by_operators(p, spec, weight, reduction)
+    mean = reduction == "mean"
+    if not torch.is_grad_enabled() or not (
+        logits.requires_grad or (weight is not None and weight.requires_grad)
+    ):
+        result = solve(p, spec, None, mean)
+        return result.loss, result
+    if inplace:
+        check_inplace(logits)
+    call = EagerCall(p, spec, mean, None if weight is None else weight.dtype, inplace)
+    loss = _apply(logits, weight, call)
+    assert call.result is not None
+    return loss, call.result
 
-    problem: Problem | None
-    request: Request
+
+def _by_operators(
+    p: LossInputs, spec: LossSpec, weight: Tensor | None, reduction: str
+) -> tuple[Tensor, LossResult]:
+    check_spec(spec, p, BALANCED_CLASSES)
+    row, *record = torch.ops.w2s_fast.weak_ce(p.logits, *operator_arguments(p, spec))
+    return reduced(p, spec, row, record, weight, reduction)
+
+
+@dataclass(slots=True)
+class EagerCall:
+    """One eager call on its way through autograd; the forward fills ``result``."""
+
+    inputs: LossInputs | None
+    spec: LossSpec
     mean: bool
-    inplace: bool
     weight_dtype: torch.dtype | None
-    solution: Solution | None = None
+    inplace: bool = False
     consumed: bool = False  # the logits now hold their gradient
+    result: LossResult | None = None
 
 
 class FusedLoss(torch.autograd.Function):
     """Mean or sum with the gradient made in forward."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, weight: Tensor | None, call: Call) -> Tensor:
-        p, call.problem = call.problem, None
+    def forward(ctx: Any, logits: Tensor, weight: Tensor | None, call: EagerCall) -> Tensor:
+        p, call.inputs = call.inputs, None
         assert p is not None
-        wanted, for_weight, _ = ctx.needs_input_grad
+        needs_logits, needs_weight, _ = ctx.needs_input_grad
         late = needs_upstream(p.logits.dtype)
-        if for_weight or late:
-            call.request.record = True
-        snapshot(call.request)
-        grad = (p.logits if call.inplace else NEW) if wanted and not late else None
-        call.solution = solution = solve(p, call.request, grad, call.mean)
+        if needs_weight or late:
+            call.spec.record = True
+        snapshot(call.spec)
+        into = (p.logits if call.inplace else NEW) if needs_logits and not late else None
+        call.result = result = solve(p, call.spec, into, call.mean)
         ctx.call, ctx.ignore_index = call, p.ignore_index
-        if grad is p.logits:
-            # Whoever saved these logits for its own backward must notice that they are gone.
+        if into is p.logits:
+            # An op that saved these logits for its backward must see that they were overwritten.
             torch.autograd.graph.increment_version(logits)
             call.consumed = True
             ctx.save_for_backward(None, p.ids, p.probs, p.rest, p.weight)
         else:
             # Saved, not kept on ctx: freed by backward even where the loss lives on.
             ctx.save_for_backward(p.logits, p.ids, p.probs, p.rest, p.weight)
-        # Not the tensor itself: it would own ctx, and ctx owns the solution it lies in.
-        return solution.total.detach()
+        # Not the tensor itself: it would own ctx, and ctx owns the result it lies in.
+        return result.loss.detach()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError(TWICE.format("cross_entropy"))
-        solution: Solution = ctx.call.solution
-        wanted, for_weight, _ = ctx.needs_input_grad
+        call: EagerCall = ctx.call
+        result = call.result
+        assert result is not None
+        needs_logits, needs_weight, _ = ctx.needs_input_grad
         grad_weight = None
-        if for_weight:
+        if needs_weight:
             _, ids, probs, rest, weight = ctx.saved_tensors
-            assert solution.stats is not None
-            p = Problem(solution.stats[Stat.LOSS], ids, probs, rest, weight, ctx.ignore_index)
-            dtype = ctx.call.weight_dtype
-            grad_weight = weight_gradient(p, solution, ctx.call.mean, upstream, dtype)
-        if not wanted:
+            p = LossInputs(result.stats[Stat.LOSS], ids, probs, rest, weight, ctx.ignore_index)
+            grad_weight = weight_gradient(p, result, call.mean, upstream, call.weight_dtype)
+        if not needs_logits:
             return None, grad_weight, None
-        grad, solution.grad = solution.grad, None
-        if grad is None and ctx.call.consumed:
+        grad = result.grads[0] if result.grads else None
+        result.grads = ()
+        if grad is None and call.consumed:
             raise RuntimeError(_CONSUMED)
         if grad is None:
-            p = _saved_problem(ctx)
+            p = LossInputs._make((*ctx.saved_tensors, ctx.ignore_index))
             if needs_upstream(p.logits.dtype):
                 refuse_batched("cross_entropy in fp16", upstream)
-                return _written(p, ctx.call, upstream), grad_weight, None
-            # A later backward with retain_graph: the first one has handed the gradient over.
-            grad = solve(p, ctx.call.request, NEW, ctx.call.mean).grad
+                return _gradient_from_record(p, call, upstream), grad_weight, None
+            # A later backward with retain_graph: the first one returned the stored gradient.
+            grad = solve(p, call.spec, NEW, call.mean).grads[0]
             assert grad is not None
         return scaled(grad, upstream), grad_weight, None
 
 
-# Function.apply, less what it spends on ``torch.func``: callers have sent that to the operators.
-apply = super(torch.autograd.Function, FusedLoss).apply
+# Function.apply without its handling of ``torch.func``: those calls go to the operators.
+_apply = super(torch.autograd.Function, FusedLoss).apply
 
 
 def needs_upstream(dtype: torch.dtype) -> bool:
-    """Whether a gradient of this dtype must not be rounded before its loss scale is known."""
+    """Return whether a gradient of this dtype has to wait for its loss scale before rounding."""
     return dtype == torch.float16
 
 
 def scaled(grad: Tensor, upstream: Tensor) -> Tensor:
-    """grad times the upstream scalar, rounded once; in place, and without waiting for a GPU."""
+    """Multiply by the upstream scalar, rounding once; in place, and without waiting for a GPU."""
     if batched(upstream):  # by is_grads_batched: a gradient for every scalar
         return (grad.to(upstream.dtype) * upstream).to(grad.dtype)
     if grad.device.type != "cpu":
-        scale(grad if grad.dim() == 2 else grad.unsqueeze(0), upstream)
+        kernels = backend("cross_entropy", grad)
+        kernels.scale_(grad if grad.dim() == 2 else grad.unsqueeze(0), upstream)
     elif upstream.item() != 1.0:
         grad.mul_(upstream)
     return grad
 
 
-def row_scale(p: Problem, normaliser: Tensor | float, mean: bool, upstream: Tensor) -> Tensor:
-    """(N,) dtotal/drow times the upstream scalar, in the precision of the record."""
+def row_scale(p: LossInputs, normaliser: Tensor | float, mean: bool, upstream: Tensor) -> Tensor:
+    """Return (N,) dloss/drow times the upstream scalar, in the precision of the record."""
     scale = upstream.to(p.accumulator)
     if mean:
         count = torch.as_tensor(normaliser, dtype=p.accumulator, device=scale.device)
@@ -141,108 +176,122 @@ def row_scale(p: Problem, normaliser: Tensor | float, mean: bool, upstream: Tens
 
 
 def weight_gradient(
-    p: Problem, s: Any, mean: bool, upstream: Tensor, dtype: torch.dtype | None
+    p: LossInputs, s: LossResult, mean: bool, upstream: Tensor, dtype: torch.dtype | None
 ) -> Tensor:
-    """(N,) gradient of the row weights from a solution's record; ``p`` gives the kept rows."""
+    """Return the (N,) gradient of the row weights; ``p`` gives the rows that count."""
     rows = s.stats[Stat.LOSS]
     if mean:
         count = torch.as_tensor(s.normaliser, dtype=rows.dtype, device=rows.device)
-        rows = torch.where(p.keep() & (count > 0), (rows - s.total) / count, 0.0)
+        rows = torch.where(p.counted() & (count > 0), (rows - s.loss) / count, 0.0)
     return (rows * upstream).to(dtype)
 
 
-def snapshot(r: Request) -> None:
-    """A later backward solves again: schedules and rolling thresholds may have moved on by then."""
-    if isinstance(r.aux, Tensor):
-        r.aux = r.aux.clone()
-    if isinstance(r.threshold, Tensor):
-        r.threshold = r.threshold.clone()
+def snapshot(spec: LossSpec) -> None:
+    """Copy scalars that a later backward needs: schedules and thresholds may have moved by then."""
+    if isinstance(spec.aux, Tensor):
+        spec.aux = spec.aux.clone()
+    if isinstance(spec.threshold, Tensor):
+        spec.threshold = spec.threshold.clone()
 
 
-def _saved_problem(ctx: Any) -> Problem:
-    logits, ids, probs, rest, weight = ctx.saved_tensors
-    return Problem(logits, ids, probs, rest, weight, ctx.ignore_index)
-
-
-def _written(p: Problem, call: Call, upstream: Tensor) -> Tensor:
-    """The gradient from the record, rounded once; over the logits where the caller allows it."""
-    s, r = call.solution, call.request
-    assert s is not None and s.stats is not None and s.index is not None
-    serve = backend(p)
-    grad = p.logits if call.inplace else gradient_buffer(p, serve, any_stride=True)
-    knobs = Knobs(smoothing=r.smoothing, softcap=r.softcap, z_loss=r.z_loss)
-    scale = row_scale(p, s.normaliser, call.mean, upstream)
-    serve.gradient(p, knobs, s.stats, s.index, scale, grad)
+def _gradient_from_record(p: LossInputs, call: EagerCall, upstream: Tensor) -> Tensor:
+    """Write the gradient, rounded once; over the logits where the caller allows it."""
+    result, kernels = call.result, backend("cross_entropy", p.logits)
+    assert result is not None
+    grad = p.logits if call.inplace else kernels.gradient_buffer(p, any_stride=True)
+    weights = row_scale(p, result.normaliser, call.mean, upstream)
+    kernels.gradient(
+        RowCall(p, call.spec, result.stats, result.index, grad=grad, row_scale=weights)
+    )
     if call.inplace:
         torch.autograd.graph.increment_version(grad)
         call.consumed = True
     return grad
 
 
+# Parts of the operators' schemas, shared with the operators of the fused head.
+TARGETS = "Tensor? ids, Tensor? probs, Tensor? rest, Tensor? weight"
+TERMS = (
+    "int ignore_index, float smoothing, float focal_gamma, float max_confidence, float softcap, "
+    "float z_loss"
+)
+SPEC = f"{TARGETS}, Tensor aux, Tensor? threshold, str rule, {TERMS}"
+
 LIBRARY.define(
-    "weak_ce(Tensor logits, Tensor? ids, Tensor? probs, Tensor? rest, Tensor? weight, Tensor aux, "
-    "Tensor? threshold, str rule, int ignore_index, float smoothing, float gamma, float cap, "
-    "float softcap, float z_loss) "
+    f"weak_ce(Tensor logits, {SPEC}) "
     "-> (Tensor loss, Tensor stats, Tensor index, Tensor threshold)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
-    "weak_ce_backward(Tensor upstream, Tensor logits, Tensor? ids, Tensor? probs, Tensor? rest, "
-    "Tensor? weight, Tensor stats, Tensor index, int ignore_index, float smoothing, "
-    "float softcap, float z_loss) -> Tensor",
+    f"weak_ce_backward(Tensor upstream, Tensor logits, {TARGETS}, Tensor stats, Tensor index, "
+    f"{TERMS}) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-@torch.library.impl(LIBRARY, "weak_ce", "CompositeExplicitAutograd")
-def _weak_ce(
-    logits: Tensor,
-    ids: Tensor | None,
-    probs: Tensor | None,
-    rest: Tensor | None,
+def operator_arguments(p: LossInputs, spec: LossSpec) -> tuple[Any, ...]:
+    """Return the arguments ``SPEC`` of an operator."""
+    aux = torch.as_tensor(spec.aux, dtype=p.accumulator, device=p.logits.device)
+    return (
+        p.ids, p.probs, p.rest, p.weight, aux, spec.threshold, spec.rule, p.ignore_index,
+        spec.smoothing, spec.focal_gamma, spec.max_confidence, spec.softcap, spec.z_loss,
+    )  # fmt: skip
+
+
+def from_operator(logits: Tensor, *arguments: Any) -> tuple[LossInputs, LossSpec]:
+    """Return the call whose ``operator_arguments`` these are."""
+    ids, probs, rest, weight, aux, threshold, rule, ignore_index, *terms = arguments
+    p = LossInputs(logits, ids, probs, rest, weight, ignore_index)
+    return p, LossSpec(rule, aux, threshold, *terms)
+
+
+def reduced(
+    p: LossInputs,
+    spec: LossSpec,
+    row: Tensor,
+    record: list[Tensor],
     weight: Tensor | None,
-    aux: Tensor,
-    threshold: Tensor | None,
-    rule: str,
-    ignore_index: int,
-    smoothing: float,
-    gamma: float,
-    cap: float,
-    softcap: float,
-    z_loss: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    p = Problem(_columns(logits), ids, probs, rest, weight, ignore_index)
-    s = solve(p, Request(rule, aux, threshold, smoothing, gamma, cap, softcap, z_loss), None, False)
-    assert s.stats is not None and s.index is not None
-    return filled_record(s.stats, s.index, s.threshold, smoothing, rest)
+    reduction: str,
+) -> tuple[Tensor, LossResult]:
+    """Reduce the row losses of an operator, differentiably, and bundle its other outputs."""
+    stats, index, at = record
+    loss, total = reduce_rows(p, row, weight, reduction)
+    threshold = None if spec.rule in ("none", "argmax") else at
+    return loss, LossResult(stats, index, loss, total.detach(), threshold)
+
+
+@torch.library.impl(LIBRARY, "weak_ce", "CompositeExplicitAutograd")
+def _weak_ce(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    p, spec = from_operator(unit_column_stride(logits), *arguments)
+    return filled_record(solve(p, spec, None, False), p, spec)
 
 
 def filled_record(
-    stats: Tensor, index: Tensor, threshold: Any, smoothing: float, rest: Tensor | None
+    s: LossResult, p: LossInputs, spec: LossSpec
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, stats, index, threshold) as an operator returns them: everything defined."""
-    # Rows of the record that this call has no use for.
-    if not smoothing:
-        stats[Stat.MEAN] = 0.0
-    if rest is None:
-        stats[Stat.TAIL] = 0.0
-    at = stats.new_full((), float("inf"))
-    if threshold is not None:
+    """Return (loss, stats, index, threshold) of an operator, every entry defined."""
+    # Rows of the record that this call leaves undefined.
+    if not spec.smoothing:
+        s.stats[Stat.MEAN] = 0.0
+    if p.rest is None:
+        s.stats[Stat.TAIL] = 0.0
+    at = s.stats.new_full((), float("inf"))
+    if s.threshold is not None:
         # A copy: outputs of an operator must not be its inputs.
-        at = torch.as_tensor(threshold, dtype=stats.dtype, device=stats.device).clone()
-    return stats[Stat.LOSS].clone(), stats, index, at
+        at = torch.as_tensor(s.threshold, dtype=s.stats.dtype, device=s.stats.device).clone()
+    return s.stats[Stat.LOSS].clone(), s.stats, s.index, at
 
 
 @torch.library.register_fake("w2s_fast::weak_ce")
-def _weak_ce_fake(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _weak_ce_fake(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     loss, stats, index, at = fake_record(logits)
-    if is_balanced(others[6], logits.shape[1]):
+    if is_balanced(arguments[6], logits.shape[1]):
         at = at.new_empty((logits.shape[1],))
     return loss, stats, index, at
 
 
 def fake_record(like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What ``filled_record`` returns for the rows of ``like``, without values."""
+    """Return empty tensors in the form of ``filled_record`` for the rows of ``like``."""
     n = like.shape[0]
     acc = torch.float64 if like.dtype == torch.float64 else torch.float32
     stats = like.new_empty((len(Stat), n), dtype=acc)
@@ -251,27 +300,21 @@ def fake_record(like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @torch.library.impl(LIBRARY, "weak_ce_backward", "CompositeExplicitAutograd")
-def _weak_ce_backward(
-    upstream: Tensor,
-    logits: Tensor,
-    ids: Tensor | None,
-    probs: Tensor | None,
-    rest: Tensor | None,
-    weight: Tensor | None,
-    stats: Tensor,
-    index: Tensor,
-    ignore_index: int,
-    smoothing: float,
-    softcap: float,
-    z_loss: float,
-) -> Tensor:
-    p = Problem(_columns(logits), ids, probs, rest, weight, ignore_index)
-    serve = backend(p)
-    grad = gradient_buffer(p, serve)
-    knobs = Knobs(smoothing=smoothing, softcap=softcap, z_loss=z_loss)
+def _weak_ce_backward(upstream: Tensor, logits: Tensor, *arguments: Any) -> Tensor:
+    p, spec, stats, index = from_backward(unit_column_stride(logits), *arguments)
+    kernels = backend("cross_entropy", p.logits)
+    grad = kernels.gradient_buffer(p)
     # The upstream already holds the row weights, and may be an expanded scalar.
-    serve.gradient(p, knobs, stats, index, upstream.to(stats.dtype).contiguous(), grad)
+    rows = upstream.to(stats.dtype).contiguous()
+    kernels.gradient(RowCall(p, spec, stats, index, grad=grad, row_scale=rows))
     return grad
+
+
+def from_backward(logits: Tensor, *arguments: Any) -> tuple[LossInputs, LossSpec, Tensor, Tensor]:
+    """Return inputs, spec and record from ``TARGETS``, stats, index and ``TERMS``."""
+    ids, probs, rest, weight, stats, index, ignore_index, *terms = arguments
+    p = LossInputs(logits, ids, probs, rest, weight, ignore_index)
+    return p, LossSpec("none", 0.0, None, *terms), stats, index
 
 
 @torch.library.register_fake("w2s_fast::weak_ce_backward")
@@ -279,16 +322,15 @@ def _weak_ce_backward_fake(upstream: Tensor, logits: Tensor, *_: Any) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-def _columns(logits: Tensor) -> Tensor:
+def unit_column_stride(logits: Tensor) -> Tensor:
+    """Copy logits whose columns are not adjacent."""
     return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, ids, probs, rest, weight, *_ = inputs
+    logits, ids, probs, rest, weight, _, _, _, *ctx.terms = inputs
     _, stats, index, threshold = output
     ctx.save_for_backward(logits, ids, probs, rest, weight, stats, index)
-    smoothing, _, _, softcap, z_loss = inputs[9:]
-    ctx.constants = inputs[8], smoothing, softcap, z_loss
     ctx.mark_non_differentiable(stats, index, threshold)
     ctx.set_materialize_grads(False)
 
@@ -296,12 +338,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _rows_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     grad = None
     if upstream is not None:
-        grad = torch.ops.w2s_fast.weak_ce_backward(upstream, *ctx.saved_tensors, *ctx.constants)
+        grad = torch.ops.w2s_fast.weak_ce_backward(upstream, *ctx.saved_tensors, *ctx.terms)
     return (grad, *(None,) * 13)
 
 
 def refuse(name: str) -> Any:
-    """A backward that says that ``name`` has no second derivative."""
+    """Return a backward that raises: ``name`` has no second derivative."""
 
     def backward(ctx: Any, *_: Any) -> None:
         raise RuntimeError(TWICE.format(name))

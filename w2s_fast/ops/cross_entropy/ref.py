@@ -2,6 +2,10 @@
 
 It follows the formulas of ``api.py`` line by line and is what fp64 always runs, so a
 gradient check tests the formulas that the fused kernels implement.
+
+Every backend is a module with the functions of this one: ``rows``, ``fixup`` and ``gradient`` take
+a ``RowCall``; ``gradient_buffer`` allocates, ``scale_`` multiplies a finished gradient. One with
+``two_class`` serves two classes in a single call.
 """
 
 from __future__ import annotations
@@ -9,104 +13,103 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.row_stats import Index, Knobs, Stat
-from w2s_fast.ops.targets import Problem, check_labels
+from w2s_fast.ops.loss_call import Index, LossSpec, RowCall, RowRule, Stat
+from w2s_fast.ops.targets import LossInputs, check_labels
 
 # Gradients are written after the threshold is known, never repaired.
 FIXES_IN_PLACE = False
 
 
-def rows(
-    p: Problem,
-    knobs: Knobs,
-    stats: Tensor,
-    index: Tensor,
-    grad: Tensor | None,
-    scale: Tensor,
-    listed: Tensor | None = None,
-) -> None:
-    """Fill ``stats`` (12, N) and ``index`` (3, N); with ``grad`` (N, V) also scale * dloss/dz.
-
-    ``listed`` (N, K) receives z_id - M of hard and sparse labels.
-    """
-    d = _softmax_stats(soft_capped(p.logits.to(stats.dtype), knobs.softcap), stats, index)
+def rows(call: RowCall) -> None:
+    """Fill the record and, with ``grad``, write scale * dloss/dlogits."""
+    p, spec, stats, index = call.inputs, call.spec, call.stats, call.index
+    d = _softmax_stats(soft_capped(p.logits.to(stats.dtype), spec.softcap), stats, index)
     _target_stats(p, d, stats, index)
-    if listed is not None:
-        listed.copy_(d.gather(1, entries(p)[0]))
-    if knobs.smoothing:
+    if call.topk_diffs is not None:
+        call.topk_diffs.copy_(d.gather(1, entries(p)[0]))
+    if spec.smoothing:
         # A sum of masked logits overflows, their mean does not.
         stats[Stat.MEAN] = d.mean(1, dtype=torch.float64)
-    _self_target(p, knobs, stats, index)
-    _factor(p, knobs, stats)
-    _loss(p, knobs, d, stats, index)
-    if grad is not None:
-        row_scale = scale if p.weight is None else scale * p.weight
-        gradient(p, knobs, stats, index, row_scale.expand(d.shape[0]), grad)
+    _self_target(call, stats, index)
+    _factor(p, spec, stats)
+    _loss(p, spec, d, stats, index)
+    if call.grad is not None:
+        assert call.scale is not None
+        row_scale = call.scale if p.weight is None else call.scale * p.weight
+        _write_gradient(call, row_scale.expand(d.shape[0]))
 
 
-def fixup(
-    p: Problem,
-    knobs: Knobs,
-    stats: Tensor,
-    index: Tensor,
-    grad: Tensor | None,
-    scale: Tensor,
-    listed: Tensor | None = None,
-) -> None:
-    """Close the gate of rows whose SCORE is below ``knobs.threshold``: coefficient and loss."""
-    d = soft_capped(p.logits.to(stats.dtype), knobs.softcap) - stats[Stat.MAX].unsqueeze(1)
-    _self_target(p, knobs, stats, index)
-    _loss(p, knobs, d, stats, index)
+def fixup(call: RowCall) -> None:
+    """Close the gate of rows whose SCORE is below the threshold: coefficient and loss."""
+    p, spec, stats, index = call.inputs, call.spec, call.stats, call.index
+    d = soft_capped(p.logits.to(stats.dtype), spec.softcap) - stats[Stat.MAX].unsqueeze(1)
+    _self_target(call, stats, index)
+    _loss(p, spec, d, stats, index)
 
 
-def gradient(
-    p: Problem, knobs: Knobs, stats: Tensor, index: Tensor, row_scale: Tensor, grad: Tensor
-) -> None:
+def gradient(call: RowCall) -> None:
     """Write row_scale * dloss/dlogits (N, V) from the record; rows that do not count get exactly 0.
 
     The classes in ``index`` may be -1: they lie in another shard of the vocabulary, whose entries
     are written there.
     """
-    z = soft_capped(p.logits.to(stats.dtype), knobs.softcap)
+    assert call.row_scale is not None
+    _write_gradient(call, call.row_scale)
+
+
+def gradient_buffer(p: LossInputs, any_stride: bool = False) -> Tensor:
+    """Return an uninitialised (N, V) for the gradient; contiguous unless ``any_stride``."""
+    return torch.empty(p.logits.shape, dtype=p.logits.dtype, device=p.logits.device)
+
+
+def scale_(grad: Tensor, upstream: Tensor) -> None:
+    """Multiply the finished gradient by the upstream scalar, in place."""
+    grad.mul_(upstream)
+
+
+def _write_gradient(call: RowCall, row_scale: Tensor) -> None:
+    p, spec, grad, stats, index = call.inputs, call.spec, call.grad, call.stats, call.index
+    assert grad is not None
+    z = soft_capped(p.logits.to(stats.dtype), spec.softcap)
     d = z - stats[Stat.MAX].unsqueeze(1)
     prob = (d - stats[Stat.LOGS].unsqueeze(1)).exp()
     a = stats[Stat.COEF].unsqueeze(1)
     mass = stats[Stat.MASS].unsqueeze(1)
-    smooth = knobs.smoothing
+    smooth = spec.smoothing
     slope = (1 - a) * mass + a
-    if knobs.z_loss:
-        slope = slope + 2 * knobs.z_loss * (stats[Stat.MAX] + stats[Stat.LOGS]).unsqueeze(1)
+    if spec.z_loss:
+        slope = slope + 2 * spec.z_loss * (stats[Stat.MAX] + stats[Stat.LOGS]).unsqueeze(1)
     g = slope * prob
     if smooth:
         g = g - (1 - a) * (smooth * mass / d.shape[1])
     if p.rest is not None:
         pull = (1 - a) * (1 - smooth) * p.rest.unsqueeze(1)
         outside = (d - (stats[Stat.LOGS] + stats[Stat.TAIL]).unsqueeze(1)).exp()
-        g = g - torch.where(_listed(p) | (pull == 0), 0.0, pull * outside)
+        g = g - torch.where(_in_topk(p) | (pull == 0), 0.0, pull * outside)
     # Targets are added up first: where p and the target are both 1, exactly 0 is left.
     target = (1 - a) * (1 - smooth) * dense_weak(p, stats.dtype)
     own = index[Index.SELF].unsqueeze(1)
     g = g - target.scatter_add(1, own.clamp_min(0), torch.where(own >= 0, a, 0.0))
-    if knobs.softcap:
-        g = g * soft_cap_slope(p.logits.to(stats.dtype), knobs.softcap)
+    if spec.softcap:
+        g = g * soft_cap_slope(p.logits.to(stats.dtype), spec.softcap)
     factor = stats[Stat.FACTOR] * row_scale
-    kept = (p.keep() & (factor != 0)).unsqueeze(1)
-    grad.copy_(torch.where(kept, g * factor.unsqueeze(1), 0.0))
+    counted = (p.counted() & (factor != 0)).unsqueeze(1)
+    grad.copy_(torch.where(counted, g * factor.unsqueeze(1), 0.0))
 
 
 def soft_capped(u: Tensor, softcap: float) -> Tensor:
-    """softcap tanh(u / softcap), or u itself without a cap."""
+    """Return softcap tanh(u / softcap), or u itself without a cap."""
     return softcap * torch.tanh(u / softcap) if softcap else u
 
 
 def soft_cap_slope(u: Tensor, softcap: float) -> Tensor:
-    """Its derivative, 4 t / (1 + t)^2 for t = e^(-2|u|/softcap): no difference where tanh is 1."""
+    """Return its derivative, 4 t / (1 + t)^2 for t = e^(-2|u|/softcap), exact where tanh is 1."""
     t = (-2 * (u / softcap).abs()).exp()
     return 4 * t / (1 + t).square()
 
 
-def dense_weak(p: Problem, dtype: torch.dtype) -> Tensor:
-    """(N, V) weak mass by class; the residual of sparse targets belongs to no class."""
+def dense_weak(p: LossInputs, dtype: torch.dtype) -> Tensor:
+    """Return (N, V) weak mass by class; the residual of sparse targets belongs to no class."""
     if p.probs is not None and p.ids is None:
         return p.probs.to(dtype)
     assert p.ids is not None
@@ -116,8 +119,8 @@ def dense_weak(p: Problem, dtype: torch.dtype) -> Tensor:
     return out.scatter_add_(1, ids, torch.where(real, probs, 0.0))
 
 
-def entries(p: Problem) -> tuple[Tensor, Tensor]:
-    """Ids with padding and ignored labels moved to class 0, and which entries are real."""
+def entries(p: LossInputs) -> tuple[Tensor, Tensor]:
+    """Return ids with padding and ignored labels replaced by 0, and which entries are real."""
     assert p.ids is not None
     real = p.ids >= 0
     if p.kind == "hard":
@@ -126,7 +129,7 @@ def entries(p: Problem) -> tuple[Tensor, Tensor]:
     return torch.where(real, p.ids, 0), real
 
 
-def _listed(p: Problem) -> Tensor:
+def _in_topk(p: LossInputs) -> Tensor:
     ids, real = entries(p)
     hit = torch.zeros(p.logits.shape, dtype=torch.int32, device=ids.device)
     return hit.scatter_add_(1, ids, real.to(torch.int32)) > 0
@@ -148,7 +151,7 @@ def _softmax_stats(z: Tensor, stats: Tensor, index: Tensor) -> Tensor:
     return d
 
 
-def _target_stats(p: Problem, d: Tensor, stats: Tensor, index: Tensor) -> None:
+def _target_stats(p: LossInputs, d: Tensor, stats: Tensor, index: Tensor) -> None:
     weak = dense_weak(p, d.dtype)
     stats[Stat.LINEAR] = torch.where((weak != 0) & (d != 0), weak * d, 0.0).sum(1)
     stats[Stat.MASS] = weak.sum(1)
@@ -166,64 +169,59 @@ def _target_stats(p: Problem, d: Tensor, stats: Tensor, index: Tensor) -> None:
     stats[Stat.CHOSEN] = torch.where(nan, float("nan"), chosen)
     if p.rest is not None:
         stats[Stat.MASS] += p.rest
-        stats[Stat.TAIL] = _tail(d, stats[Stat.LOGS], _listed(p))
+        stats[Stat.TAIL] = _tail(d, stats[Stat.LOGS], _in_topk(p))
 
 
-def _tail(d: Tensor, logs: Tensor, listed: Tensor) -> Tensor:
-    """(N,) log of the mass outside: from the classes outside, or from those inside if few."""
-    outside = torch.where(listed, float("-inf"), d).logsumexp(1) - logs
-    share = torch.where(listed, (d - logs.unsqueeze(1)).exp(), 0.0).sum(1)
+def _tail(d: Tensor, logs: Tensor, in_topk: Tensor) -> Tensor:
+    """Return (N,) log mass outside the top k, from the outside or from 1 - inside if small."""
+    outside = torch.where(in_topk, float("-inf"), d).logsumexp(1) - logs
+    share = torch.where(in_topk, (d - logs.unsqueeze(1)).exp(), 0.0).sum(1)
     return torch.where(share < 0.75, (-share).log1p(), outside)
 
 
-def _self_target(p: Problem, knobs: Knobs, stats: Tensor, index: Tensor) -> None:
-    aux = torch.as_tensor(knobs.aux, dtype=stats.dtype, device=stats.device)
-    if knobs.rule != "given":
+def _self_target(call: RowCall, stats: Tensor, index: Tensor) -> None:
+    aux = torch.as_tensor(call.spec.aux, dtype=stats.dtype, device=stats.device)
+    if call.rule != RowRule.GIVEN:
         index[Index.SELF] = index[Index.ARGMAX]
-    stats[Stat.COEF] = torch.zeros_like(aux) if knobs.rule == "none" else aux
-    if knobs.threshold is None:
+    stats[Stat.COEF] = torch.zeros_like(aux) if call.rule == RowRule.NONE else aux
+    if call.threshold is None:
         return
-    above = stats[Stat.SCORE] >= knobs.threshold
-    if knobs.rule == "gate":
+    above = stats[Stat.SCORE] >= call.threshold
+    if call.rule == RowRule.GATE:
         stats[Stat.COEF] = torch.where(above, aux, 0.0)
-    elif knobs.rule == "margin":
+    elif call.rule == RowRule.MARGIN:
         index[Index.SELF] = torch.where(above, 0, 1)
 
 
-def _factor(p: Problem, knobs: Knobs, stats: Tensor) -> None:
+def _factor(p: LossInputs, spec: LossSpec, stats: Tensor) -> None:
     factor = torch.ones_like(stats[Stat.LOGS])
-    if knobs.gamma:
+    if spec.focal_gamma:
         miss = -torch.expm1(stats[Stat.CHOSEN] - stats[Stat.LOGS])
-        factor = factor * miss.clamp_min(0) ** knobs.gamma
-    if knobs.cap != float("inf"):
-        # Not `< cap`: a NaN row must stay in the loss, where it is seen.
-        factor = factor * ~((-stats[Stat.LOGS]).exp() >= knobs.cap)
-    stats[Stat.FACTOR] = torch.where(p.keep(), factor, 0.0)
+        factor = factor * miss.clamp_min(0) ** spec.focal_gamma
+    if spec.max_confidence != float("inf"):
+        # Not `<`: a NaN row must show in the loss.
+        factor = factor * ~((-stats[Stat.LOGS]).exp() >= spec.max_confidence)
+    stats[Stat.FACTOR] = torch.where(p.counted(), factor, 0.0)
 
 
-def _loss(p: Problem, knobs: Knobs, d: Tensor, stats: Tensor, index: Tensor) -> None:
+def _loss(p: LossInputs, spec: LossSpec, d: Tensor, stats: Tensor, index: Tensor) -> None:
     logs, mass, a = stats[Stat.LOGS], stats[Stat.MASS], stats[Stat.COEF]
-    listed_mass = mass if p.rest is None else mass - p.rest
-    weak = listed_mass * logs - stats[Stat.LINEAR]
+    topk_mass = mass if p.rest is None else mass - p.rest
+    weak = topk_mass * logs - stats[Stat.LINEAR]
     if p.rest is not None:
         weak = weak - torch.where(p.rest != 0, p.rest * stats[Stat.TAIL], 0.0)
-    if knobs.smoothing:
-        even = knobs.smoothing * mass
+    if spec.smoothing:
+        even = spec.smoothing * mass
         uniform = torch.where(even != 0, even * (logs - stats[Stat.MEAN]), 0.0)
-        weak = (1 - knobs.smoothing) * weak + uniform
+        weak = (1 - spec.smoothing) * weak + uniform
     own = logs - d.gather(1, index[Index.SELF].unsqueeze(1)).squeeze(1)
     row = unless_own(weak, mass, a) + torch.where(a != 0, a * own, 0.0)
-    if knobs.z_loss:
-        row = row + knobs.z_loss * (stats[Stat.MAX] + logs).square()
-    # A factor of 0 takes the row out even where its weak label is impossible (loss +inf).
+    if spec.z_loss:
+        row = row + spec.z_loss * (stats[Stat.MAX] + logs).square()
+    # A factor of 0 excludes the row even where its weak label is impossible (loss +inf).
     stats[Stat.LOSS] = torch.where(stats[Stat.FACTOR] != 0, row * stats[Stat.FACTOR], 0.0)
 
 
 def unless_own(weak: Tensor, mass: Tensor, a: Tensor) -> Tensor:
-    """(1 - a) weak; a coefficient of 1 takes out an impossible label (+inf), but no NaN."""
+    """Return (1 - a) weak; a coefficient of 1 removes an impossible label (+inf), but no NaN."""
     return torch.where((a == 1) & weak.isinf() & mass.isfinite(), 0.0, (1 - a) * weak)
-
-
-def scale_(grad: Tensor, upstream: Tensor) -> None:
-    """Multiply the finished gradient by the upstream scalar, in place."""
-    grad.mul_(upstream)

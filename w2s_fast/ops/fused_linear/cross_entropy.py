@@ -19,22 +19,15 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.cross_entropy import algorithm as _solve
-from w2s_fast.ops.cross_entropy.algorithm import make_request
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
+from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
 from w2s_fast.ops.dispatch import Cost
-from w2s_fast.ops.fused_linear.chunks import Head, Wanted, probe, shape_only, solve_linear
-from w2s_fast.ops.fused_linear.cross_entropy_autograd import FusedLinearLoss, LinearCall
+from w2s_fast.ops.fused_linear.chunks import HeadInputs, shape_only, threshold_from_scores
+from w2s_fast.ops.fused_linear.cross_entropy_autograd import differentiable_loss
 from w2s_fast.ops.lazy_logits import Projected
-from w2s_fast.ops.results import (
-    REDUCTIONS,
-    LinearSolution,
-    Stats,
-    WeakLossOut,
-    as_scalar,
-    make_stats,
-)
-from w2s_fast.ops.targets import LOGIT_DTYPES, Problem, SparseTargets, problem_of
-from w2s_fast.ops.transforms import needs_operators
+from w2s_fast.ops.loss_call import LossSpec
+from w2s_fast.ops.results import Stats, WeakLossOut, as_scalar, make_stats
+from w2s_fast.ops.targets import LOGIT_DTYPES, LossInputs, SparseTargets, attach_targets
 
 
 @checked
@@ -45,7 +38,7 @@ def linear_cross_entropy(
     *,
     bias: Tensor | None = None,
     positions: Tensor | None = None,
-    memory_mib: float = 64,
+    memory_mib: float = DEFAULT_MEMORY_MIB,
     fp32_head_gradient: bool = True,
     weight: Tensor | None = None,
     aux: float | Tensor = 0.0,
@@ -57,7 +50,7 @@ def linear_cross_entropy(
     reduction: str = "mean",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, Stats]:
-    """``cross_entropy(hidden @ head.T + bias, weak, ...)`` without the logits.
+    """Compute ``cross_entropy(hidden @ head.T + bias, weak, ...)`` without storing logits.
 
     Args:
         hidden: (N, D) last hidden states, or (B, T, D); fp32, bf16, fp16 or fp64. Gets gradients.
@@ -90,30 +83,27 @@ def linear_cross_entropy(
     weak, weight = _flat_targets(hidden, weak, weight)
     hidden = flat_rows(hidden, positions)
     check_head(hidden, head, bias)
-    p = problem_of(shape_only(hidden.shape[0], head.shape[0], hidden), weak, weight, ignore_index)
-    if isinstance(aux, float | int) and aux == 0 and threshold is None:
-        request = _solve.Request("none")
-    else:
-        request = make_request(threshold, aux, p)
-    request.smoothing, request.softcap, request.z_loss = smoothing, softcap, z_loss
-    x = Head(hidden, head, bias, memory_mib, fp32_head_gradient)
-    loss, solution = _run(x, p, request, weight, reduction)
-    return (loss, make_stats(p, solution)) if return_stats else loss
+    shape = shape_only(hidden.shape[0], head.shape[0], hidden)
+    p = attach_targets(shape, weak, weight, ignore_index)
+    spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss)
+    x = HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient)
+    loss, result = differentiable_loss(x, p, spec, weight, reduction)
+    return (loss, make_stats(p, result)) if return_stats else loss
 
 
 def projected_loss(
     logits: Projected,
     weak: Tensor | SparseTargets,
     weight: Tensor | None,
-    request: _solve.Request,
+    spec: LossSpec,
     ignore_index: int,
     reduction: str,
 ) -> WeakLossOut:
-    """``weak_loss`` of logits that were not computed; gradients go to hidden, weight and bias."""
+    """Compute ``weak_loss`` of lazy logits; gradients go to hidden, weight and bias."""
     x, p = _projected(logits, weak, weight, ignore_index)
-    request.softcap = logits.softcap
-    loss, solution = _run(x, p, request, weight, reduction)
-    return WeakLossOut(loss, as_scalar(solution.normaliser, p), make_stats(p, solution))
+    spec.softcap = logits.softcap
+    loss, result = differentiable_loss(x, p, spec, weight, reduction)
+    return WeakLossOut(loss, as_scalar(result.normaliser, p), make_stats(p, result))
 
 
 @torch.no_grad()
@@ -124,27 +114,27 @@ def projected_threshold(
     weight: Tensor | None,
     ignore_index: int,
 ) -> Tensor:
-    """``batch_threshold`` of logits that were not computed."""
+    """Compute ``batch_threshold`` of lazy logits."""
     x, p = _projected(logits.detach(), weak, weight, ignore_index)
-    request = _solve.Request(rule, softcap=logits.softcap)
-    _solve.check_request(request, p)
-    return probe(x, p, request)
+    spec = LossSpec(rule, softcap=logits.softcap)
+    check_spec(spec, p)
+    return threshold_from_scores(x, p, spec)
 
 
 def _projected(
     logits: Projected, weak: Tensor | SparseTargets, weight: Tensor | None, ignore_index: int
-) -> tuple[Head, Problem]:
+) -> tuple[HeadInputs, LossInputs]:
     hidden, head, bias = cast_for_autocast(logits.hidden, logits.weight, logits.bias)
     check_head(hidden, head, bias)
     n, v = logits.shape
-    p = problem_of(shape_only(n, v, hidden), weak, weight, ignore_index)
-    return Head(hidden, head, bias, logits.memory_mib), p
+    p = attach_targets(shape_only(n, v, hidden), weak, weight, ignore_index)
+    return HeadInputs(hidden, head, bias, logits.memory_mib), p
 
 
 def cast_for_autocast(
     hidden: Tensor, head: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What ``F.linear`` would compute with here."""
+    """Cast to the dtype in which ``F.linear`` would compute under the current autocast."""
     device = hidden.device.type
     if not torch.is_autocast_enabled(device):
         return hidden, head, bias
@@ -153,7 +143,7 @@ def cast_for_autocast(
 
 
 def flat_rows(hidden: Tensor, positions: Tensor | None) -> Tensor:
-    """(N, D) rows of (N, D) or (B, T, D), or the (M, D) of them that ``positions`` names."""
+    """Return the (N, D) rows of (N, D) or (B, T, D), or the (M, D) rows at ``positions``."""
     if hidden.dim() not in (2, 3):
         raise W2SError(
             f"hidden has shape {tuple(hidden.shape)}; expected (N, D) or (B, T, D) hidden states"
@@ -195,7 +185,7 @@ def check_head(hidden: Tensor, head: Tensor, bias: Tensor | None) -> None:
 def _flat_targets(
     hidden: Tensor, weak: Tensor | SparseTargets, weight: Tensor | None
 ) -> tuple[Tensor | SparseTargets, Tensor | None]:
-    """(B, T, ...) targets and weights as rows; anything else as it came."""
+    """Flatten (B, T, ...) targets and weights to rows; return others unchanged."""
     if hidden.dim() != 3:
         return weak, weight
     lead = tuple(hidden.shape[:2])
@@ -210,47 +200,13 @@ def _flat_targets(
     return weak, weight
 
 
-def _run(
-    x: Head, p: Problem, request: _solve.Request, weight: Tensor | None, reduction: str
-) -> tuple[Tensor, LinearSolution]:
-    if reduction not in REDUCTIONS:
-        raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
-    if reduction == "none" or type(x.hidden) is not Tensor or needs_operators():
-        return _functional(x, p, request, weight, reduction)
-    mean = reduction == "mean"
-    inputs = (x.hidden, x.head, x.bias, weight)
-    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in inputs):
-        solution = solve_linear(x, p, request, Wanted(), mean)
-        return solution.total, solution
-    dtype = None if weight is None else weight.dtype
-    call = LinearCall(p, request, x.memory_mib, x.fp32_head_gradient, mean, dtype)
-    loss = FusedLinearLoss.apply(*inputs, call)
-    assert call.solution is not None
-    return loss, call.solution
-
-
-def _functional(
-    x: Head, p: Problem, r: _solve.Request, weight: Tensor | None, reduction: str
-) -> tuple[Tensor, LinearSolution]:
-    _solve.check_request(r, p)
-    aux = torch.as_tensor(r.aux, dtype=p.accumulator, device=x.hidden.device)
-    row, stats, index, at = torch.ops.w2s_fast.linear_weak_ce(
-        x.hidden, x.head, x.bias, p.ids, p.probs, p.rest, p.weight, aux, r.threshold, r.rule,
-        p.ignore_index, r.smoothing, r.gamma, r.cap, r.softcap, r.z_loss, float(x.memory_mib),
-        x.fp32_head_gradient,
-    )  # fmt: skip
-    loss, total = _solve.reduce_rows(p, row, weight, reduction)
-    threshold = None if r.rule in ("none", "argmax") else at
-    return loss, LinearSolution(stats, index, loss, total.detach(), threshold)
-
-
 def cost(n: int, v: int, dtype: torch.dtype, d: int = 1024) -> Cost:
     """Forward and backward: three GEMMs; hidden, head and their gradients pass memory once."""
     return Cost(bytes=2 * (n + v) * d * dtype.itemsize, flops=6 * n * v * d + 26 * n * v)
 
 
 def reference(hidden: Tensor, head: Tensor, weak: Any, bias: Any = None, **kwargs: Any) -> Tensor:
-    """The definition: logits in full, then ``cross_entropy_reference``."""
+    """Compute the logits in full, then ``cross_entropy_reference``."""
     from w2s_fast.ops.reference import cross_entropy_reference
 
     logits = torch.nn.functional.linear(hidden, head, bias)

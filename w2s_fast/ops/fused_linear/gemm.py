@@ -15,18 +15,14 @@ in every run.
 from __future__ import annotations
 
 import functools
-import math
 import platform
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError
+from w2s_fast.ops.chunking import ROUND_ROWS
 
-_MIB = 1 << 20
-# Rows of a chunk are a multiple of this where the budget allows: GEMM tiles stay full.
-_ROUND = 64
 # Entries of the head that are upcast, or of its gradient that are made, at a time: 4 MiB in fp32.
 _TILE = 1 << 20
 _ONE_DNN_HAS = {
@@ -35,29 +31,6 @@ _ONE_DNN_HAS = {
 }
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
 _BF16_ON_X86 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-
-
-def rows_per_chunk(n: int, v: int, itemsize: int, memory_mib: float) -> int:
-    """Rows of logits that ``memory_mib`` holds; chunks of one call have nearly equal size.
-
-    Raises:
-        W2SError: if the budget is not a positive number or holds less than one row.
-    """
-    row = v * itemsize
-    if not (isinstance(memory_mib, int | float) and 0 < memory_mib < math.inf):
-        raise W2SError(f"memory_mib is {memory_mib!r}; expected a positive number of MiB")
-    fit = int(memory_mib * _MIB) // row
-    if fit < 1:
-        raise W2SError(
-            f"memory_mib is {memory_mib}, one row of {v} logits takes {row / _MIB:.3g} MiB; "
-            f"expected at least that, and 64 rows or more to run at speed"
-        )
-    if fit >= n:
-        return max(n, 1)
-    chunks = -(-n // fit)
-    even = -(-n // chunks)
-    rounded = -(-even // _ROUND) * _ROUND
-    return rounded if rounded <= fit else even
 
 
 @functools.cache
@@ -96,7 +69,7 @@ def upcast_tiles(head: Tensor, n: int) -> Iterator[tuple[slice, Tensor]]:
 
 def _tile_size(head: Tensor, n: int) -> int:
     # A quarter of the classes: a tile of logits in fp32 then takes half of what the chunk does.
-    return max(_ROUND, min(_TILE // max(head.shape[1], n, 1), head.shape[0] // 4))
+    return max(ROUND_ROWS, min(_TILE // max(head.shape[1], n, 1), head.shape[0] // 4))
 
 
 def logits_chunk(

@@ -82,7 +82,7 @@ class HeadGradient:
             add_by_class(self.head, classes[:, k], wide * values[:, k : k + 1])
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
-        """Both gradients in the dtype of the head (None for what was not asked for)."""
+        """Both gradients in the dtype of the head (None for a frozen part)."""
         if self._empty and self.head is not None:
             self.head.zero_()
         head = None if self.head is None else self.head.to(self.dtype)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.fused_linear.chunks import Head
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
+from w2s_fast.ops.fused_linear.chunks import HeadInputs
 from w2s_fast.ops.fused_linear.cross_entropy import cast_for_autocast, check_head
-from w2s_fast.ops.fused_linear.logprob_autograd import linear_listed
+from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
 from w2s_fast.ops.logprob.api import RowStats, check_ids, check_scale, row_stats
 from w2s_fast.ops.transforms import batched, values
 
@@ -33,10 +34,10 @@ def linear_topk_logprob(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float = 0.0,
-    memory_mib: float = 64,
+    memory_mib: float = DEFAULT_MEMORY_MIB,
     fp32_head_gradient: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """``topk_logprob(hidden @ head.T + bias, ids, ...)`` without the logits.
+    """Compute ``topk_logprob(hidden @ head.T + bias, ids, ...)`` without storing logits.
 
     Args:
         hidden: (N, D) last hidden states, fp32, bf16, fp16 or fp64. Gets gradients.
@@ -61,7 +62,7 @@ def linear_topk_logprob(
         raise W2SError(f"hidden has shape {tuple(hidden.shape)}; expected (N, D)")
     x = make_head(hidden, head, bias, temperature, softcap, memory_mib, fp32_head_gradient)
     ids = check_ids(ids, hidden.shape[0], head.shape[0], hidden.device)
-    logp, tail, _, _ = linear_listed(x, ids, softcap / temperature, True)
+    logp, tail, _, _ = linear_topk(x, ids, softcap / temperature, True)
     return logp, tail
 
 
@@ -77,11 +78,11 @@ def linear_logprob(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float = 0.0,
-    memory_mib: float = 64,
+    memory_mib: float = DEFAULT_MEMORY_MIB,
     fp32_head_gradient: bool = True,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, RowStats]:
-    """Log-probabilities of given tokens, of single positions or of whole sequences.
+    """Compute log-probabilities of given tokens, of single positions or of whole sequences.
 
     Equivalent, for (B, T, D) and tokens without -100, to
     ``((hidden @ head.T).log_softmax(-1).gather(-1, tokens[..., None])[..., 0] * mask).sum(1)``.
@@ -95,8 +96,8 @@ def linear_logprob(
         mask: (N,) or (B, T), 0 or False takes a position out.
         average: (B, T, D) only: divide by the number of positions that count (0 without any).
         positions: (M,) rows of the flattened hidden states that may count. On a CPU, and where
-            tokens and mask are still on one, they are found here. On an accelerator that would
-            make the host wait: without ``positions`` every row enters the GEMM there.
+            tokens and mask are still on one, they are computed. On an accelerator that would make
+            the host wait: without ``positions`` every row enters the GEMM there.
         return_stats: also return ``RowStats``, each field in the shape of tokens; positions that
             do not count hold 0, and -1 as argmax.
 
@@ -109,23 +110,23 @@ def linear_logprob(
         RuntimeError: on a second derivative, or a tangent of forward mode.
     """
     _check(hidden, tokens, mask, average)
-    kept = tokens != IGNORE
+    counted = tokens != IGNORE
     if mask is not None:
-        kept = kept & (mask.to(tokens.device) != 0)
-    rows, kept = hidden.flatten(0, -2), kept.flatten()
-    positions = _positions(kept, positions, rows)
-    ids = torch.where(kept, tokens.flatten(), -1).to(rows.device, non_blocking=True)
+        counted = counted & (mask.to(tokens.device) != 0)
+    rows, counted = hidden.flatten(0, -2), counted.flatten()
+    positions = _positions(counted, positions, rows)
+    ids = torch.where(counted, tokens.flatten(), -1).to(rows.device, non_blocking=True)
     if positions is not None:
         rows, ids = rows.index_select(0, positions), ids.index_select(0, positions)
     x = make_head(rows, head, bias, temperature, softcap, memory_mib, fp32_head_gradient)
     ids = check_ids(ids.unsqueeze(1), rows.shape[0], head.shape[0], rows.device)
-    logp, _, stats, index = linear_listed(x, ids, softcap / temperature, False)
+    logp, _, stats, index = linear_topk(x, ids, softcap / temperature, False)
 
     def back(value: Tensor, empty: float = 0) -> Tensor:
-        """Rows to where they came from."""
+        """Scatter rows back to their positions."""
         value = torch.where(ids[:, 0] >= 0, value, empty)
         if positions is not None:
-            whole = value.new_full((kept.shape[0],), empty)
+            whole = value.new_full((counted.shape[0],), empty)
             value = whole.index_copy(0, positions, value)
         return value.view(tokens.shape)
 
@@ -133,7 +134,7 @@ def linear_logprob(
     if tokens.dim() == 2:
         out = out.sum(1)
         if average:
-            count = kept.view(tokens.shape).sum(1).to(out.device, non_blocking=True)
+            count = counted.view(tokens.shape).sum(1).to(out.device, non_blocking=True)
             out = out / count.clamp_min(1)
     if not return_stats:
         return out
@@ -142,8 +143,8 @@ def linear_logprob(
     return out, RowStats(back(by_row.lse), back(by_row.max_prob), back(by_row.entropy), argmax)
 
 
-def _positions(kept: Tensor, positions: Tensor | None, rows: Tensor) -> Tensor | None:
-    """Rows to look at, or None for all of them."""
+def _positions(counted: Tensor, positions: Tensor | None, rows: Tensor) -> Tensor | None:
+    """Return the rows to compute, or None for all of them."""
     if positions is not None:
         if positions.dim() != 1 or positions.dtype not in (torch.int32, torch.int64):
             raise W2SError(
@@ -151,9 +152,9 @@ def _positions(kept: Tensor, positions: Tensor | None, rows: Tensor) -> Tensor |
                 "expected (M,) integers, rows of the flattened hidden states"
             )
         return positions.to(rows.device, torch.int64, non_blocking=True)
-    if kept.device.type != "cpu" or torch.compiler.is_compiling() or batched(kept):
+    if counted.device.type != "cpu" or torch.compiler.is_compiling() or batched(counted):
         return None
-    return kept.nonzero()[:, 0].to(rows.device, non_blocking=True)
+    return counted.nonzero()[:, 0].to(rows.device, non_blocking=True)
 
 
 def _check(hidden: Tensor, tokens: Tensor, mask: Tensor | None, average: bool) -> None:
@@ -187,17 +188,17 @@ def make_head(
     softcap: float,
     memory_mib: float,
     fp32_head_gradient: bool,
-) -> Head:
-    """Checked inputs of one call, with the temperature where it costs nothing.
+) -> HeadInputs:
+    """Check the inputs of one call, and apply the temperature where it costs nothing.
 
-    In 16 bits that is the product's own factor: hidden / T would be rounded once more.
+    In 16 bits that is the factor of the product: hidden / T would be rounded once more.
     """
     check_scale(temperature, softcap)
     hidden, head, bias = cast_for_autocast(hidden, head, bias)
     check_head(hidden, head, bias)
     if temperature == 1:
-        return Head(hidden, head, bias, memory_mib, fp32_head_gradient)
+        return HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient)
     if hidden.dtype.itemsize < 4:
-        return Head(hidden, head, bias, memory_mib, fp32_head_gradient, 1 / temperature)
+        return HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient, 1 / temperature)
     hidden, bias = hidden / temperature, None if bias is None else bias / temperature
-    return Head(hidden, head, bias, memory_mib, fp32_head_gradient)
+    return HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient)

@@ -3,7 +3,7 @@
 Forward makes the logits once, 2 N V D operations, and keeps a few numbers a row. Backward knows the
 upstream of every row only when it is called: it makes the logits again and feeds two GEMMs, 8 N V D
 in all. Where half of the budget holds the logits of the whole call (few rows that count) they are
-kept instead: 6 N V D, what the three bare GEMMs cost. Not differentiable twice; it says so.
+kept instead: 6 N V D, what the three bare GEMMs cost. Not differentiable twice; it raises.
 """
 
 from __future__ import annotations
@@ -13,22 +13,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.cross_entropy.algorithm import backend, record
+from w2s_fast.ops.chunking import MIB
 from w2s_fast.ops.dispatch import LIBRARY
-from w2s_fast.ops.fused_linear.chunks import Gradients, Head, Wanted, chunks, shape_only
-from w2s_fast.ops.fused_linear.cross_entropy_autograd import gradients_from_record
+from w2s_fast.ops.fused_linear.chunks import (
+    HeadInputs,
+    NeedsGrad,
+    chunks,
+    pass_over_rows,
+    shape_only,
+)
+from w2s_fast.ops.fused_linear.cross_entropy_autograd import (
+    Grads,
+    fake_gradients,
+    gradients_from_record,
+    without_none,
+)
 from w2s_fast.ops.logprob.autograd import (
-    backward_problem,
+    backward_call,
     fake_rows,
-    forward_problem,
+    forward_call,
     read_off,
     refuse,
-    sweep,
 )
-from w2s_fast.ops.row_stats import Knobs
 from w2s_fast.ops.transforms import differentiable, needs_operators
-
-_MIB = 1 << 20
 
 LIBRARY.define(
     "linear_topk_logp(Tensor hidden, Tensor head, Tensor? bias, Tensor ids, float softcap, "
@@ -39,37 +46,27 @@ LIBRARY.define(
 LIBRARY.define(
     "linear_topk_logp_backward(Tensor? grad_logp, Tensor? grad_tail, Tensor hidden, Tensor head, "
     "Tensor? bias, Tensor ids, Tensor stats, Tensor index, Tensor logits, float softcap, "
-    "float memory_mib, bool fp32_head_gradient, float alpha, bool[3] wanted) "
+    "float memory_mib, bool fp32_head_gradient, float alpha, bool[3] needs_grad) "
     "-> (Tensor hidden, Tensor head, Tensor bias)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-def linear_listed(
-    x: Head, ids: Tensor, softcap: float, with_tail: bool
+def linear_topk(
+    x: HeadInputs, ids: Tensor, softcap: float, with_tail: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Differentiable: (logp (N, K), tail (N,), and the record: stats (12, N), index (3, N))."""
     n, row = x.hidden.shape[0], x.head.shape[0] * x.hidden.dtype.itemsize
     # Backward writes beside them: kept logits and their gradient fit the budget together.
     keep = (
         not needs_operators()
-        and 2 * n * row <= x.memory_mib * _MIB
+        and 2 * n * row <= x.memory_mib * MIB
         and torch.is_grad_enabled()
         and any(t is not None and t.requires_grad for t in (x.hidden, x.head, x.bias))
     )
-    *found, _ = torch.ops.w2s_fast.linear_topk_logp(
-        x.hidden,
-        x.head,
-        x.bias,
-        ids,
-        softcap,
-        with_tail,
-        float(x.memory_mib),
-        x.fp32_head_gradient,
-        x.alpha,
-        keep,
+    logp, tail, stats, index, _ = torch.ops.w2s_fast.linear_topk_logp(
+        *x[:3], ids, softcap, with_tail, float(x.memory_mib), x.fp32_head_gradient, x.alpha, keep
     )
-    logp, tail, stats, index = found
     return logp, tail, stats, index
 
 
@@ -86,26 +83,24 @@ def _linear_topk_logp(
     alpha: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    p = forward_problem(shape_only(hidden.shape[0], head.shape[0], hidden), ids, with_tail)
-    stats, index = record(p)
-    diffs = torch.empty(ids.shape, dtype=stats.dtype, device=stats.device)
-    if keep:  # whoever asked for it made sure that they fit; one chunk it must be
-        memory_mib = max(memory_mib, (p.logits.numel() + 1) * hidden.dtype.itemsize / _MIB)
+    shape = shape_only(hidden.shape[0], head.shape[0], hidden)
+    call = forward_call(shape, ids, softcap, with_tail)
+    if keep:  # the caller has checked that they fit; it must be one chunk
+        memory_mib = max(memory_mib, (shape.numel() + 1) * hidden.dtype.itemsize / MIB)
     logits = hidden.new_empty((0, head.shape[0]))
-    for chunk in chunks(Head(hidden, head, bias, memory_mib, alpha=alpha), p):
-        at = chunk.rows
-        stats[:, at], index[:, at], diffs[at] = sweep(chunk.problem, softcap)
+    for chunk in chunks(HeadInputs(hidden, head, bias, memory_mib, alpha=alpha), call.inputs):
+        pass_over_rows(call, chunk)
         if keep:
-            logits = chunk.problem.logits
-    return *read_off(p, stats, index, diffs), logits
+            logits = chunk.inputs.logits
+    return *read_off(call), logits
 
 
 @torch.library.register_fake("w2s_fast::linear_topk_logp")
 def _linear_topk_logp_fake(
     hidden: Tensor, head: Tensor, bias: Tensor | None, ids: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    kept = hidden.shape[0] if rest[-1] else 0
-    return *fake_rows(hidden, ids), hidden.new_empty((kept, head.shape[0]))
+    n_saved = hidden.shape[0] if rest[-1] else 0
+    return *fake_rows(hidden, ids), hidden.new_empty((n_saved, head.shape[0]))
 
 
 @torch.library.impl(LIBRARY, "linear_topk_logp_backward", "CompositeExplicitAutograd")
@@ -123,23 +118,17 @@ def _linear_topk_logp_backward(
     memory_mib: float,
     fp32_head_gradient: bool,
     alpha: float,
-    wanted: list[bool],
+    needs_grad: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = shape_only(hidden.shape[0], head.shape[0], hidden)
-    p, stats, row_scale = backward_problem(shape, ids, grad_logp, grad_tail, stats)
-    x = Head(hidden, head, bias, memory_mib, fp32_head_gradient, alpha)
-    knobs, row_scale = Knobs(softcap=softcap), alpha * row_scale
-    if logits.shape[0]:
-        made = Gradients(x, Wanted(*wanted), chunked=False)
-        dlogits = torch.empty_like(logits)
-        q = p._replace(logits=logits)
-        backend(q).gradient(q, knobs, stats, index, row_scale, dlogits)
-        made.add(dlogits, slice(0, logits.shape[0]))
-        grads = made.result()
-    else:
-        grads = gradients_from_record(x, p, knobs, stats, index, row_scale, Wanted(*wanted))
-    a, b, c = (hidden.new_empty(0) if g is None else g for g in grads)
-    return a, b, c
+    call = backward_call(shape, ids, grad_logp, grad_tail, stats, index, softcap)
+    assert call.row_scale is not None
+    call.row_scale = alpha * call.row_scale
+    x = HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient, alpha)
+    saved = None
+    if logits.shape[0]:  # not over them: a second backward must find the kept logits as they were
+        saved, call.grad = logits, torch.empty_like(logits)
+    return without_none(gradients_from_record(x, call, NeedsGrad(*needs_grad), saved), hidden)
 
 
 @torch.library.register_fake("w2s_fast::linear_topk_logp_backward")
@@ -150,12 +139,7 @@ def _linear_topk_logp_backward_fake(
     head: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wanted = rest[-1]
-    return (
-        torch.empty_like(hidden) if wanted[0] else hidden.new_empty(0),
-        torch.empty_like(head) if wanted[1] else hidden.new_empty(0),
-        head.new_empty(head.shape[0]) if wanted[2] else hidden.new_empty(0),
-    )
+    return fake_gradients(hidden, head, rest[-1])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -171,13 +155,13 @@ def _backward(
     ctx: Any, grad_logp: Tensor | None, grad_tail: Tensor | None, *_: Any
 ) -> tuple[Tensor | None, ...]:
     grad_tail = grad_tail if ctx.with_tail else None
-    wanted = [bool(w) for w in ctx.needs_input_grad[:3]]
-    grads: tuple[Tensor | None, ...] = (None, None, None)
-    if any(wanted) and not (grad_logp is None and grad_tail is None):
+    needs = [bool(n) for n in ctx.needs_input_grad[:3]]
+    grads: Grads = (None, None, None)
+    if any(needs) and not (grad_logp is None and grad_tail is None):
         made = torch.ops.w2s_fast.linear_topk_logp_backward(
-            grad_logp, grad_tail, *ctx.saved_tensors, *ctx.constants, wanted
+            grad_logp, grad_tail, *ctx.saved_tensors, *ctx.constants, needs
         )
-        grads = tuple(g if w else None for g, w in zip(made, wanted, strict=True))
+        grads = tuple(g if n else None for g, n in zip(made, needs, strict=True))
     return (*grads, *(None,) * 7)
 
 

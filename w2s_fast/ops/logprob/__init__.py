@@ -1,1 +1,1 @@
-"""Log-probabilities of listed classes, by the row kernels of ``cross_entropy``."""
+"""Log-probabilities of top-k classes, by the row kernels of ``cross_entropy``."""

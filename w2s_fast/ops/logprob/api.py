@@ -1,11 +1,11 @@
-r"""Log-probabilities of listed classes, and of all the others together, from logits.
+r"""Log-probabilities of top-k classes, and of all the others together, from logits.
 
-    logp_k = z_{c_k} - lse(z),     tail = log sum_{v not listed} p_v,     p = softmax(z)
-    dL/dz_v = -(sum_k G_k + t) p_v + sum_k G_k [v = c_k] + t [v not listed] p_v / e^tail
+    logp_k = z_{c_k} - lse(z),     tail = log sum_{v not in c} p_v,     p = softmax(z)
+    dL/dz_v = -(sum_k G_k + t) p_v + sum_k G_k [v = c_k] + t [v not in c] p_v / e^tail
     z = softcap tanh(logits / softcap) / temperature
 
-G (N, K) and t (N,) are the gradients of L with respect to logp and tail. What a teacher's top k, a
-token of a sequence or a verifier's answers need: K numbers a row instead of V.
+c are the K classes of a row; G (N, K) and t (N,) are the gradients of L with respect to logp and
+tail. A teacher's top k, a token of a sequence or a verifier's answers need K numbers a row, not V.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import check_number, checked
-from w2s_fast.ops.cross_entropy.api import OP as CROSS_ENTROPY
 from w2s_fast.ops.dispatch import Cost, Op
-from w2s_fast.ops.logprob.autograd import listed
-from w2s_fast.ops.row_stats import Index, Stat
-from w2s_fast.ops.targets import LOGIT_DTYPES, unfit_rows
+from w2s_fast.ops.logprob import autograd as _autograd  # noqa: F401 - registers its operators
+from w2s_fast.ops.loss_call import Index, Stat
+from w2s_fast.ops.targets import LOGIT_DTYPES, topk_error, unfit_rows
 from w2s_fast.ops.transforms import values
 
 
 class RowStats(NamedTuple):
-    """By-products of the sweep; (N,), detached, fp32 (fp64 for fp64 logits)."""
+    """Statistics of each row; (N,), detached, fp32 (fp64 for fp64 logits)."""
 
     lse: Tensor  # log sum exp of the tempered, soft-capped logits
     max_prob: Tensor  # the largest probability
@@ -39,7 +38,7 @@ class RowStats(NamedTuple):
 def topk_logprob(
     logits: Tensor, ids: Tensor, *, temperature: float = 1.0, softcap: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of K listed classes a row, and of "none of them".
+    """Compute log-probabilities of K classes a row, and of "none of them".
 
     Equivalent to ``logits.log_softmax(1).gather(1, ids)`` and to the logsumexp of what is left, in
     one read of the logits forward, and one read and one write backward.
@@ -54,9 +53,9 @@ def topk_logprob(
         softcap: 0 for none.
 
     Returns:
-        logp (N, K) and tail (N,), fp32 (fp64 for fp64 logits). With every class listed, or nothing
-        but -inf beside them, the tail is -inf. NaN in a row whose logits hold NaN, +inf or nothing
-        but -inf.
+        logp (N, K) and tail (N,), fp32 (fp64 for fp64 logits). The tail is -inf if no other
+        class is left, or all others have logit -inf. NaN in a row whose logits hold NaN, +inf or
+        nothing but -inf.
 
     Raises:
         W2SError: for shapes, dtypes, devices or ids that do not fit (ids are looked at on the CPU
@@ -68,12 +67,12 @@ def topk_logprob(
     check_scale(temperature, softcap)
     if temperature != 1:
         logits = logits / temperature
-    logp, tail, _, _ = listed(logits, ids, softcap / temperature, True)
+    logp, tail, _, _ = torch.ops.w2s_fast.topk_logp(logits, ids, softcap / temperature, True)
     return logp, tail
 
 
 def row_stats(stats: Tensor, index: Tensor) -> RowStats:
-    """By-products from the sweep's record."""
+    """Return the statistics from a record."""
     logs = stats[Stat.LOGS]
     return RowStats(stats[Stat.MAX] + logs, (-logs).exp(), stats[Stat.ENTROPY], index[Index.ARGMAX])
 
@@ -102,11 +101,7 @@ def check_ids(ids: Tensor, n: int, v: int, device: torch.device) -> Tensor:
         seen = values(ids).reshape(-1, ids.shape[1])
         bad = unfit_rows(seen, v)
         if bad.numel():
-            row = int(bad[0])
-            raise W2SError(
-                f"ids[{row}] = {seen[row].tolist()} is outside the classes or lists one twice; "
-                f"expected different classes 0..{v - 1}, or a negative id for padding"
-            )
+            raise topk_error("ids", seen, int(bad[0]), v)
     return ids.to(torch.int64).contiguous()
 
 
@@ -129,8 +124,8 @@ def topk_logprob_reference(
     real = ids >= 0
     at = torch.where(real, ids, 0)
     logp = torch.where(real, log_p.gather(1, at), 0.0)
-    listed = torch.zeros_like(log_p).scatter_add(1, at, real.to(log_p.dtype)) > 0
-    return logp, torch.where(listed, -math.inf, log_p).logsumexp(1)
+    in_topk = torch.zeros_like(log_p).scatter_add(1, at, real.to(log_p.dtype)) > 0
+    return logp, torch.where(in_topk, -math.inf, log_p).logsumexp(1)
 
 
 def topk_logprob_sample(
@@ -157,4 +152,4 @@ def cost(n: int, v: int, dtype: torch.dtype) -> Cost:
     return Cost(bytes=3 * n * v * dtype.itemsize, flops=20 * n * v)
 
 
-OP = Op("topk_logprob", topk_logprob_reference, CROSS_ENTROPY.backends, topk_logprob_sample, cost)
+OP = Op("topk_logprob", topk_logprob_reference, topk_logprob_sample, cost)

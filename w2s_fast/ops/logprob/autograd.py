@@ -1,6 +1,6 @@
-"""Log-probabilities of listed classes on the row kernels of the cross-entropy, which suffice.
+"""Log-probabilities of top-k classes on the row kernels of the cross-entropy.
 
-The sweep's record holds all that is needed: z_id - M of the listed classes, log S, and with a
+One pass fills the record with all that is needed: z_id - M of the top-k classes, log S, and with a
 residual the log of the mass outside them. Backward is the phase ``gradient`` with sparse targets
 whose masses are minus the upstream gradients.
 """
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.cross_entropy.algorithm import backend, gradient_buffer, record
-from w2s_fast.ops.dispatch import LIBRARY
-from w2s_fast.ops.row_stats import Index, Knobs, Stat
-from w2s_fast.ops.targets import Problem
+from w2s_fast.ops.cross_entropy.autograd import unit_column_stride
+from w2s_fast.ops.dispatch import LIBRARY, backend
+from w2s_fast.ops.loss_call import Index, LossSpec, RowCall, Stat, new_record
+from w2s_fast.ops.targets import LossInputs
 from w2s_fast.ops.transforms import differentiable
 
 _TWICE = (
@@ -24,36 +24,22 @@ _TWICE = (
 )
 
 
-def listed(logits: Tensor, ids: Tensor, softcap: float, with_tail: bool) -> tuple[Tensor, ...]:
-    """Differentiable: (logp (N, K), tail (N,), and the record: stats (12, N), index (3, N))."""
-    return torch.ops.w2s_fast.topk_logp(logits, ids, softcap, with_tail)
-
-
-def forward_problem(shape: Tensor, ids: Tensor, with_tail: bool) -> Problem:
-    """What the sweep reads: mass 1 on every listed class, a residual of 0 to have its log mass."""
+def forward_call(shape: Tensor, ids: Tensor, softcap: float, with_tail: bool) -> RowCall:
+    """The forward pass: mass 1 on every top-k class, a residual of 0 to get its log mass."""
     acc, device = _accumulator(shape), shape.device
     ones = torch.ones(ids.shape, dtype=acc, device=device)
     rest = torch.zeros(ids.shape[0], dtype=acc, device=device) if with_tail else None
-    return Problem(shape, ids.contiguous(), ones, rest, None, -100)
+    p = LossInputs(shape, ids.contiguous(), ones, rest, None, -100)
+    diffs = torch.empty(ids.shape, dtype=acc, device=device)
+    return RowCall(p, LossSpec(softcap=softcap), *new_record(p), topk_diffs=diffs)
 
 
-def sweep(p: Problem, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(stats (12, N), index (3, N), z_id - M (N, K)) of rows whose logits are at hand."""
-    assert p.ids is not None
-    stats, index = record(p)
-    diffs = torch.empty(p.ids.shape, dtype=stats.dtype, device=stats.device)
-    scale = torch.ones((), dtype=stats.dtype, device=stats.device)
-    backend(p).rows(p, Knobs(softcap=softcap), stats, index, None, scale, diffs)
-    return stats, index, diffs
-
-
-def read_off(
-    p: Problem, stats: Tensor, index: Tensor, diffs: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(logp (N, K), tail (N,), stats, index), everything defined."""
-    assert p.ids is not None
+def read_off(call: RowCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(logp (N, K), tail (N,), stats, index) after the pass, everything defined."""
+    p, stats, index, diffs = call.inputs, call.stats, call.index, call.topk_diffs
+    assert p.ids is not None and diffs is not None
     logp = torch.where(p.ids >= 0, diffs - stats[Stat.LOGS].unsqueeze(1), 0.0)
-    # Ids that do not fit, where no host has seen to it (see targets.check_labels).
+    # Ids that do not fit, where the host has not checked them (see targets.check_labels).
     unfit = stats[Stat.MASS].isnan()
     logp = torch.where(unfit.unsqueeze(1), torch.nan, logp)
     stats[Stat.TAIL] = 0.0 if p.rest is None else torch.where(unfit, torch.nan, stats[Stat.TAIL])
@@ -61,14 +47,16 @@ def read_off(
     return logp, stats[Stat.TAIL].clone(), stats, index
 
 
-def backward_problem(
+def backward_call(
     shape: Tensor,
     ids: Tensor,
     grad_logp: Tensor | None,
     grad_tail: Tensor | None,
     stats: Tensor,
-) -> tuple[Problem, Tensor, Tensor]:
-    """(problem, stats, row_scale) for the phase ``gradient``.
+    index: Tensor,
+    softcap: float,
+) -> RowCall:
+    """The phase ``gradient`` that makes dlogits.
 
     A row whose upstream gradients are all 0 has row_scale 0: exactly 0, whatever its logits are.
     """
@@ -84,8 +72,8 @@ def backward_problem(
     stats = stats.clone()
     mass = torch.where(stats[Stat.MASS].isnan(), torch.nan, mass)
     stats[Stat.MASS], stats[Stat.COEF], stats[Stat.FACTOR] = -mass, 0.0, 1.0
-    p = Problem(shape, ids.contiguous(), (-up).contiguous(), rest, None, -100)
-    return p, stats, used.to(acc)
+    p = LossInputs(shape, ids.contiguous(), (-up).contiguous(), rest, None, -100)
+    return RowCall(p, LossSpec(softcap=softcap), stats, index, row_scale=used.to(acc))
 
 
 def _accumulator(logits: Tensor) -> torch.dtype:
@@ -108,8 +96,9 @@ LIBRARY.define(
 def _topk_logp(
     logits: Tensor, ids: Tensor, softcap: float, with_tail: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    p = forward_problem(_columns(logits), ids, with_tail)
-    return read_off(p, *sweep(p, softcap))
+    call = forward_call(unit_column_stride(logits), ids, softcap, with_tail)
+    backend("topk_logprob", logits).rows(call)
+    return read_off(call)
 
 
 @torch.library.register_fake("w2s_fast::topk_logp")
@@ -140,10 +129,11 @@ def _topk_logp_backward(
     index: Tensor,
     softcap: float,
 ) -> Tensor:
-    p, stats, row_scale = backward_problem(_columns(logits), ids, grad_logp, grad_tail, stats)
-    serve = backend(p)
-    grad = gradient_buffer(p, serve)
-    serve.gradient(p, Knobs(softcap=softcap), stats, index, row_scale, grad)
+    logits = unit_column_stride(logits)
+    call = backward_call(logits, ids, grad_logp, grad_tail, stats, index, softcap)
+    kernels = backend("topk_logprob", logits)
+    call.grad = grad = kernels.gradient_buffer(call.inputs)
+    kernels.gradient(call)
     return grad
 
 
@@ -152,10 +142,6 @@ def _topk_logp_backward_fake(
     grad_logp: Tensor | None, grad_tail: Tensor | None, logits: Tensor, *_: Any
 ) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-
-
-def _columns(logits: Tensor) -> Tensor:
-    return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

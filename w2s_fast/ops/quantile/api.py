@@ -26,7 +26,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.dispatch import LIBRARY, Cost, Op
+from w2s_fast.ops.dispatch import LIBRARY, Cost, Op, backend
 from w2s_fast.ops.quantile import distributed, ref
 from w2s_fast.ops.transforms import sample_by_sample
 
@@ -93,14 +93,14 @@ def kth_value(
     rank = k.to(device=x.device, dtype=torch.int64) - 1
     if group is None:
         return torch.ops.w2s_fast.kth_value(x, rank, keep)
-    return distributed.kth_value(_serve(x), x, rank, keep, group)
+    return distributed.kth_value(backend("quantile", x), x, rank, keep, group)
 
 
 @checked
 def top_fraction_mask(
     scores: Tensor, fraction: float | Tensor, *, keep: Tensor | None = None, group: Any = None
 ) -> Tensor:
-    """Mask of the largest elements: exactly round(fraction * kept) of them, halves to even.
+    """Mask of the largest elements: exactly round(fraction * n_kept) of them, halves to even.
 
     Args:
         scores, keep, group: see ``quantile``. With ``group`` the mask has that many true elements
@@ -120,7 +120,7 @@ def top_fraction_mask(
     if group is None:
         mask = torch.ops.w2s_fast.top_mask(x, fraction, keep)
     else:
-        mask = distributed.top_mask(_serve(x), x, fraction, keep, group)
+        mask = distributed.top_mask(backend("quantile", x), x, fraction, keep, group)
     return mask.reshape(scores.shape)
 
 
@@ -130,7 +130,7 @@ def masked_quantile(
     """Quantile of the scores (N,) whose ``keep`` (N,) is true; +inf if none is. No host sync."""
     q = _fraction("q", q, scores)
     if group is not None:
-        return distributed.quantile(_serve(scores), scores.detach(), q, keep, group)
+        return distributed.quantile(backend("quantile", scores), scores.detach(), q, keep, group)
     if scores.numel() == 0:
         return torch.full_like(q, float("inf"), dtype=scores.dtype)
     return torch.ops.w2s_fast.quantile(scores.detach(), q, keep)
@@ -169,10 +169,6 @@ def _fraction(name: str, value: float | Tensor, scores: Tensor) -> Tensor:
     return torch.full((), value, dtype=torch.float64, device=scores.device)
 
 
-def _serve(scores: Tensor) -> Any:
-    return OP.backend(scores.device, scores.dtype)
-
-
 _SCHEMAS = (
     "quantile(Tensor scores, Tensor q, Tensor? keep) -> Tensor",
     "kth_value(Tensor scores, Tensor rank, Tensor? keep) -> Tensor",
@@ -184,23 +180,23 @@ for _schema in _SCHEMAS:
 
 @torch.library.impl(LIBRARY, "quantile", "CompositeExplicitAutograd")
 def _quantile(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
-    return _serve(scores).quantile(scores.contiguous(), q, _contiguous(keep))
+    return backend("quantile", scores).quantile(scores.contiguous(), q, _contiguous(keep))
 
 
 @torch.library.impl(LIBRARY, "kth_value", "CompositeExplicitAutograd")
 def _kth_value(scores: Tensor, rank: Tensor, keep: Tensor | None) -> Tensor:
-    return _serve(scores).kth_value(scores.contiguous(), rank, _contiguous(keep))
+    return backend("quantile", scores).kth_value(scores.contiguous(), rank, _contiguous(keep))
 
 
 @torch.library.impl(LIBRARY, "top_mask", "CompositeExplicitAutograd")
 def _top_mask(scores: Tensor, fraction: Tensor, keep: Tensor | None) -> Tensor:
-    serve, x, keep = _serve(scores), scores.contiguous(), _contiguous(keep)
-    kept = torch.full((), x.numel(), dtype=torch.int64, device=x.device)
+    kernels, x, keep = backend("quantile", scores), scores.contiguous(), _contiguous(keep)
+    n_kept = torch.full((), x.numel(), dtype=torch.int64, device=x.device)
     if keep is not None:
-        kept = keep.sum()
-    count = distributed.wanted(fraction, kept)
-    at = serve.kth_value(x, kept - count, keep)  # NaN where nothing is wanted: marks nothing
-    return serve.mark(x, keep, at, count - serve.tally(x, keep, at)[0])
+        n_kept = keep.sum()
+    count = distributed.top_count(fraction, n_kept)
+    at = kernels.kth_value(x, n_kept - count, keep)  # NaN where nothing is wanted: marks nothing
+    return kernels.threshold_mask(x, keep, at, count - kernels.count_at(x, keep, at)[0])
 
 
 def _contiguous(keep: Tensor | None) -> Tensor | None:
@@ -243,15 +239,4 @@ def cost(n: int, v: int, dtype: torch.dtype) -> Cost:
     return Cost(bytes=n * dtype.itemsize, flops=n)
 
 
-OP = Op(
-    name="quantile",
-    reference=ref.quantile,
-    backends={
-        "ref": "w2s_fast.ops.quantile.ref",
-        "cpp": "w2s_fast.ops.quantile.cpp",
-        "triton": "w2s_fast.ops.quantile.triton",
-        "cuda": "w2s_fast.ops.quantile.cuda",
-    },
-    sample=sample,
-    cost=cost,
-)
+OP = Op("quantile", ref.quantile, sample, cost)

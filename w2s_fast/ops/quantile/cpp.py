@@ -1,6 +1,7 @@
 """CPU backend of the order statistics: the compiled core.
 
-See csrc/cpu/select.cpp, histogram.cpp and mark.cpp. No result depends on the number of threads.
+See csrc/cpu/select.cpp, histogram.cpp and threshold_mask.cpp. Results do not depend on the number
+of threads.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from w2s_fast.ops import native
+from w2s_fast.ops.native import DTYPE_CODES
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _BINS = 2048
 
 
@@ -37,23 +38,23 @@ def successor(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
     return _scalar(native.core().successor(*_where(scores, keep), float(at)))
 
 
-def tally(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
+def count_at(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
     """(2,) int64: kept scores above ``at`` and equal to it."""
-    return torch.tensor(native.core().tally(*_where(scores, keep), float(at)))
+    return torch.tensor(native.core().count_at(*_where(scores, keep), float(at)))
 
 
-def mark(scores: Tensor, keep: Tensor | None, at: Tensor, ties: Tensor) -> Tensor:
+def threshold_mask(scores: Tensor, keep: Tensor | None, at: Tensor, ties: Tensor) -> Tensor:
     """(N,) bool: kept scores above ``at`` and the first ``ties`` of those equal to it."""
     mask = torch.empty(scores.shape, dtype=torch.bool)
     where = _where(scores, keep)
-    native.core().mark(*where, float(at), int(ties), mask.data_ptr())
+    native.core().threshold_mask(*where, float(at), int(ties), mask.data_ptr())
     return mask
 
 
 def _where(scores: Tensor, keep: Tensor | None) -> tuple[int, int, int, int]:
     """Addresses, dtype and number; the caller's tensors are contiguous and outlive the call."""
     mask = 0 if keep is None else keep.data_ptr()
-    return scores.data_ptr(), _DTYPES[scores.dtype], mask, scores.numel()
+    return scores.data_ptr(), DTYPE_CODES[scores.dtype], mask, scores.numel()
 
 
 def _scalar(value: float) -> Tensor:

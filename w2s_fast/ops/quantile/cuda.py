@@ -5,31 +5,27 @@ The rounds of a selection over several processes, and the marks, are plain torch
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor
 
 from w2s_fast.ops import native_cuda as native
+from w2s_fast.ops.native import DTYPE_CODES
 from w2s_fast.ops.quantile import ref as plain
-from w2s_fast.ops.quantile.ref import histogram, mark, successor, tally
+from w2s_fast.ops.quantile.ref import count_at, histogram, successor, threshold_mask
 
-__all__ = ["histogram", "kth_value", "mark", "quantile", "successor", "tally"]
-
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_MOST = 2**31 - 65  # scores; positions are 32-bit
+__all__ = ["histogram", "kth_value", "threshold_mask", "quantile", "successor", "count_at"]
 
 
 def quantile(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
     """0-d fp32 ``q``-quantile of the scores (N,) whose ``keep`` is true; see the op."""
-    if scores.numel() > _MOST:
+    if scores.numel() > native.library().MAX_SCORES:
         return plain.quantile(scores, q, keep)
     return _select(scores, keep, q=q)
 
 
 def kth_value(scores: Tensor, rank: Tensor, keep: Tensor | None) -> Tensor:
     """0-d fp32 kept score of the 0-based ``rank``; see the op."""
-    if scores.numel() > _MOST:
+    if scores.numel() > native.library().MAX_SCORES:
         return plain.kth_value(scores, rank, keep)
     return _select(scores, keep, rank=rank)
 
@@ -40,9 +36,9 @@ def _select(
     library, n, device = native.library(), scores.numel(), scores.device
     counters = torch.zeros(library.QUANTILE_COUNTERS, dtype=torch.int64, device=device)
     out = torch.empty((), dtype=torch.float32, device=device)
-    with torch.cuda.device(device) if scores.is_cuda else contextlib.nullcontext():
+    with native.device_of(scores):
         error = library.quantile(
-            n, scores.data_ptr(), _DTYPES[scores.dtype], 0 if keep is None else keep.data_ptr(),
+            n, scores.data_ptr(), DTYPE_CODES[scores.dtype], 0 if keep is None else keep.data_ptr(),
             0 if q is None else q.data_ptr(), 0 if rank is None else rank.data_ptr(),
             counters.data_ptr(), out.data_ptr(), native.stream_of(scores),
         )  # fmt: skip

@@ -3,7 +3,7 @@
 A rank is found digit by digit: each round all-reduces 2048 counts, so N scores on R ranks cost
 three messages of 16 KiB whatever N is (six for fp64), and one minimum for the next larger score.
 Everything stays in tensors on the scores' device; nothing waits for a value. Every rank must call
-with the same dtype and the same statistic; how many scores it has, 0 included, is its own affair.
+with the same dtype and the same statistic; ranks may have different numbers of scores, 0 included.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from w2s_fast.ops.quantile.keys import BINS, accumulator, rounds_of, score_of
 from w2s_fast.ops.quantile.ref import between
 
 
-class Found(NamedTuple):
-    """0-d tensors, equal on all ranks: scores of ranks k and k + 1, kept scores, any NaN."""
+class RankedScores(NamedTuple):
+    """0-d tensors, equal on all ranks: scores of ranks k and k + 1, their number, any NaN."""
 
     at: Tensor
     next: Tensor
-    kept: Tensor
+    n_kept: Tensor
     unordered: Tensor
 
 
@@ -42,82 +42,82 @@ def check_group(group: Any) -> None:
 
 
 def search(
-    serve: ModuleType,
+    kernels: ModuleType,
     scores: Tensor,
     keep: Tensor | None,
     rank_of: Callable[[Tensor], Tensor],
     group: Any,
-) -> Found:
-    """The kept score of 0-based rank ``rank_of(kept)``, moved into 0 .. kept - 1, and the next."""
+) -> RankedScores:
+    """Find the kept score of 0-based rank ``rank_of(n_kept)``, clamped, and the next one."""
     prefix = torch.zeros((), dtype=torch.int64, device=scores.device)
-    rank = same = kept = unordered = prefix
+    rank = same = n_kept = unordered = prefix
     for step, (_, bits) in enumerate(rounds_of(scores.dtype)):
-        counts = serve.histogram(scores, keep, prefix, step)
+        counts = kernels.histogram(scores, keep, prefix, step)
         dist.all_reduce(counts, group=group)
         counts, extra = counts[:BINS], counts[BINS]
         if step == 0:
-            kept, unordered = counts.sum(), extra > 0
-            wanted = torch.minimum(rank_of(kept), kept - 1).clamp_min(0)
-            rank = wanted
+            n_kept, unordered = counts.sum(), extra > 0
+            target_rank = torch.minimum(rank_of(n_kept), n_kept - 1).clamp_min(0)
+            rank = target_rank
         below = counts.cumsum(0)
         digit = (below <= rank).sum().clamp_max(BINS - 1)
         same = counts.gather(0, digit.unsqueeze(0)).squeeze(0)
         rank = rank - (below.gather(0, digit.unsqueeze(0)).squeeze(0) - same)
         prefix = (prefix << bits) | digit
     at = score_of(prefix, scores.dtype)
-    above = serve.successor(scores, keep, at)
+    above = kernels.successor(scores, keep, at)
     dist.all_reduce(above, op=dist.ReduceOp.MIN, group=group)
-    alone = (rank + 1 < same) | (wanted + 1 >= kept)
-    return Found(at, torch.where(alone, at, above), kept, unordered)
+    alone = (rank + 1 < same) | (target_rank + 1 >= n_kept)
+    return RankedScores(at, torch.where(alone, at, above), n_kept, unordered)
 
 
 def quantile(
-    serve: ModuleType, scores: Tensor, q: Tensor, keep: Tensor | None, group: Any
+    kernels: ModuleType, scores: Tensor, q: Tensor, keep: Tensor | None, group: Any
 ) -> Tensor:
-    """The same number as ``quantile`` of all ranks' scores together."""
+    """Return the ``quantile`` of all ranks' scores together."""
     valid = (q >= 0) & (q <= 1)
 
-    def position(kept: Tensor) -> Tensor:
-        return torch.where(valid, q, 0.0) * (kept - 1).clamp_min(0)
+    def position(n_kept: Tensor) -> Tensor:
+        return torch.where(valid, q, 0.0) * (n_kept - 1).clamp_min(0)
 
-    found = search(serve, scores, keep, lambda kept: position(kept).floor().long(), group)
-    place = position(found.kept)
-    f = (place - place.floor()).to(found.at.dtype)
-    value = between(found.at, found.next, f)
-    value = torch.where(found.kept > 0, value, float("inf"))
-    return torch.where(found.unordered | ~valid, float("nan"), value)
+    ranked = search(kernels, scores, keep, lambda n_kept: position(n_kept).floor().long(), group)
+    place = position(ranked.n_kept)
+    f = (place - place.floor()).to(ranked.at.dtype)
+    value = between(ranked.at, ranked.next, f)
+    value = torch.where(ranked.n_kept > 0, value, float("inf"))
+    return torch.where(ranked.unordered | ~valid, float("nan"), value)
 
 
 def kth_value(
-    serve: ModuleType, scores: Tensor, rank: Tensor, keep: Tensor | None, group: Any
+    kernels: ModuleType, scores: Tensor, rank: Tensor, keep: Tensor | None, group: Any
 ) -> Tensor:
-    """The kept score of 0-based ``rank`` among all ranks' scores; NaN if there is none."""
-    found = search(serve, scores, keep, lambda _: rank, group)
-    missing = (rank < 0) | (rank >= found.kept) | found.unordered
-    return torch.where(missing, float("nan"), found.at)
+    """Return the kept score of 0-based ``rank`` among all ranks; NaN if there is none."""
+    ranked = search(kernels, scores, keep, lambda _: rank, group)
+    missing = (rank < 0) | (rank >= ranked.n_kept) | ranked.unordered
+    return torch.where(missing, float("nan"), ranked.at)
 
 
 def top_mask(
-    serve: ModuleType, scores: Tensor, fraction: Tensor, keep: Tensor | None, group: Any
+    kernels: ModuleType, scores: Tensor, fraction: Tensor, keep: Tensor | None, group: Any
 ) -> Tensor:
-    """This rank's part of the mask; ties go to lower ranks first."""
+    """Return this rank's part of the mask; for ties see ``quantile.api``."""
 
-    def chosen(kept: Tensor) -> Tensor:
-        return wanted(fraction, kept)
+    def chosen(n_kept: Tensor) -> Tensor:
+        return top_count(fraction, n_kept)
 
-    found = search(serve, scores, keep, lambda kept: kept - chosen(kept), group)
-    count = chosen(found.kept)
-    at = torch.where((count > 0) & ~found.unordered, found.at, float("nan"))
+    ranked = search(kernels, scores, keep, lambda n_kept: n_kept - chosen(n_kept), group)
+    count = chosen(ranked.n_kept)
+    at = torch.where((count > 0) & ~ranked.unordered, ranked.at, float("nan"))
     at = at.to(accumulator(scores.dtype))
     me = dist.get_rank(group)
-    tallies = torch.zeros((dist.get_world_size(group), 2), dtype=torch.int64, device=scores.device)
-    tallies[me] = serve.tally(scores, keep, at)
-    dist.all_reduce(tallies, group=group)
-    ties = count - tallies[:, 0].sum() - tallies[:me, 1].sum()
-    return serve.mark(scores, keep, at, ties.clamp_min(0))
+    counts = torch.zeros((dist.get_world_size(group), 2), dtype=torch.int64, device=scores.device)
+    counts[me] = kernels.count_at(scores, keep, at)
+    dist.all_reduce(counts, group=group)
+    ties = count - counts[:, 0].sum() - counts[:me, 1].sum()
+    return kernels.threshold_mask(scores, keep, at, ties.clamp_min(0))
 
 
-def wanted(fraction: Tensor, kept: Tensor) -> Tensor:
-    """round(fraction * kept), halves to even; 0 where the fraction is not in [0, 1]."""
+def top_count(fraction: Tensor, n_kept: Tensor) -> Tensor:
+    """Return round(fraction * n_kept), halves to even; 0 for a fraction outside [0, 1]."""
     valid = (fraction >= 0) & (fraction <= 1)
-    return (torch.where(valid, fraction, 0.0) * kept).round().long()
+    return (torch.where(valid, fraction, 0.0) * n_kept).round().long()

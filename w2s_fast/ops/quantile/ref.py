@@ -1,9 +1,9 @@
 """Plain torch backend of the order statistics: any device, any dtype, no host sync.
 
-A backend answers locally (``quantile``, ``kth_value``: here a sort) and offers the rounds from
-which a group of ranks finds the same: ``histogram``, ``successor``, ``tally`` and ``mark``. Scores
-(N,) are contiguous and of any number, 0 included; ``keep`` (N,) bool leaves scores out, None keeps
-all.
+Every backend has the functions of this module: ``quantile`` and ``kth_value`` of local scores (a
+sort in this file), and the steps from which a group of ranks computes the same: ``histogram``,
+``successor``, ``count_at`` and ``threshold_mask``. Scores (N,) are contiguous, N may be 0; ``keep``
+(N,) bool excludes scores, None keeps all.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from w2s_fast.ops.quantile.keys import BINS, accumulator, keys_of, rounds_of
 
 
 def quantile(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
-    """The definition, by sorting: scores left out are moved behind the last kept one."""
+    """Sort, the definition: excluded scores are moved behind the last kept one."""
     ordered, count, unordered = _in_order(scores, keep)
-    valid = (q >= 0) & (q <= 1)  # NaN weak labels give a NaN rank: answered, never used as an index
+    valid = (q >= 0) & (q <= 1)  # NaN weak labels give a NaN rank: never used as an index
     position = torch.where(valid, q, 0.0) * (count - 1).clamp_min(0)
     low = position.floor()
     below = _at(ordered, low.long())
@@ -29,7 +29,7 @@ def quantile(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def between(below: Tensor, above: Tensor, f: Tensor) -> Tensor:
-    """The score at fraction ``f`` between two neighbours in order."""
+    """Interpolate at fraction ``f`` between two neighbours in order."""
     gap = above - below
     open_ended = (below == -torch.inf) | (above == torch.inf)
     wide = torch.where(open_ended, above, below * (1 - f) + above * f)  # where the gap overflows
@@ -39,7 +39,7 @@ def between(below: Tensor, above: Tensor, f: Tensor) -> Tensor:
 
 
 def kth_value(scores: Tensor, rank: Tensor, keep: Tensor | None) -> Tensor:
-    """The definition, by sorting: the kept score of 0-based ``rank``; NaN if there is none."""
+    """Sort, the definition: the kept score of 0-based ``rank``; NaN if there is none."""
     ordered, count, unordered = _in_order(scores, keep)
     missing = (rank < 0) | (rank >= count) | unordered
     return torch.where(missing, float("nan"), _at(ordered, torch.where(missing, 0, rank)))
@@ -53,12 +53,12 @@ def histogram(scores: Tensor, keep: Tensor | None, prefix: Tensor, step: int) ->
     shift, bits = rounds_of(scores.dtype)[step]
     keys = keys_of(scores)
     width = 64 if scores.dtype == torch.float64 else 32
-    here = torch.ones_like(keys, dtype=torch.bool) if keep is None else keep
-    unordered = (scores.isnan() & here).sum() if step == 0 else torch.zeros_like(prefix)
+    selected = torch.ones_like(keys, dtype=torch.bool) if keep is None else keep
+    unordered = (scores.isnan() & selected).sum() if step == 0 else torch.zeros_like(prefix)
     if step > 0:
         done = width - shift - bits
-        here = here & ((keys >> (shift + bits)) & ((1 << done) - 1) == prefix)
-    digit = torch.where(here, (keys >> shift) & ((1 << bits) - 1), BINS)
+        selected = selected & ((keys >> (shift + bits)) & ((1 << done) - 1) == prefix)
+    digit = torch.where(selected, (keys >> shift) & ((1 << bits) - 1), BINS)
     counts = torch.zeros(BINS + 1, dtype=torch.int64, device=scores.device)
     counts.scatter_add_(0, digit, torch.ones_like(digit))
     counts[BINS] = unordered
@@ -73,13 +73,13 @@ def successor(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
     return torch.cat([candidates, candidates.new_full((1,), float("inf"))]).amin()
 
 
-def tally(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
+def count_at(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
     """(2,) int64: kept scores above ``at`` and equal to it."""
     above, equal = _compare(scores, keep, at)
     return torch.stack([above.sum(), equal.sum()])
 
 
-def mark(scores: Tensor, keep: Tensor | None, at: Tensor, ties: Tensor) -> Tensor:
+def threshold_mask(scores: Tensor, keep: Tensor | None, at: Tensor, ties: Tensor) -> Tensor:
     """(N,) bool: kept scores above ``at`` and the first ``ties`` of those equal to it."""
     above, equal = _compare(scores, keep, at)
     return above | (equal & (equal.cumsum(0) <= ties))
@@ -92,7 +92,7 @@ def _compare(scores: Tensor, keep: Tensor | None, at: Tensor) -> tuple[Tensor, T
 
 
 def _at(x: Tensor, i: Tensor) -> Tensor:
-    """x[i] for a 0-d index, which brackets would read on the host."""
+    """Return x[i] for a 0-d index, which brackets would read on the host."""
     return x.gather(0, i.unsqueeze(0)).squeeze(0)
 
 

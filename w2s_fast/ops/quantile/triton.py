@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 from torch import Tensor
 
 from w2s_fast.kernels import quantile as kernels
+from w2s_fast.ops.native_cuda import device_of
 from w2s_fast.ops.quantile.keys import rounds_of, score_of
-from w2s_fast.ops.quantile.ref import mark, tally
+from w2s_fast.ops.quantile.ref import count_at, threshold_mask
 
-__all__ = ["histogram", "kth_value", "mark", "quantile", "successor", "tally"]
+__all__ = ["histogram", "kth_value", "threshold_mask", "quantile", "successor", "count_at"]
 
 
 def quantile(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
@@ -31,7 +30,7 @@ def histogram(scores: Tensor, keep: Tensor | None, prefix: Tensor, step: int) ->
     shift, bits = rounds_of(scores.dtype)[step]
     n = scores.numel()
     if n > 0:
-        with _on(scores):
+        with device_of(scores):
             kernels.histogram_kernel[(triton.cdiv(n, kernels.BLOCK),)](
                 scores, _bytes(keep), prefix, counts, n,
                 SHIFT=shift, BITS=bits, BLOCK=kernels.BLOCK, num_warps=4,
@@ -44,19 +43,19 @@ def successor(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
     least = torch.zeros((), dtype=torch.int64, device=scores.device)
     n = scores.numel()
     if n > 0:
-        with _on(scores):
+        with device_of(scores):
             kernels.successor_kernel[(triton.cdiv(n, kernels.BLOCK),)](
                 scores, _bytes(keep), at, least, n, BLOCK=kernels.BLOCK, num_warps=4
             )
-    found = score_of(2**32 - least.clamp_min(1), scores.dtype)
-    return torch.where(least == 0, float("inf"), found)
+    score = score_of(2**32 - least.clamp_min(1), scores.dtype)
+    return torch.where(least == 0, float("inf"), score)
 
 
 def _select(scores: Tensor, q: Tensor, keep: Tensor | None, kth: bool) -> Tensor:
     n = scores.numel()
     counters = torch.zeros(kernels.SIZE, dtype=torch.int64, device=scores.device)
     out = torch.empty((), dtype=torch.float32, device=scores.device)
-    with _on(scores):
+    with device_of(scores):
         for step in range(3 if kth else 4):
             kernels.count_kernel[(triton.cdiv(n, kernels.BLOCK),)](
                 scores, _bytes(keep), q, counters, n,
@@ -68,8 +67,3 @@ def _select(scores: Tensor, q: Tensor, keep: Tensor | None, kth: bool) -> Tensor
 
 def _bytes(keep: Tensor | None) -> Tensor | None:
     return None if keep is None else keep.view(torch.uint8)
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -6,7 +6,7 @@ r"""The fused head with its vocabulary split over ranks: V / R rows of the head 
 
 Every rank gives the same hidden states and targets, as tensor parallelism leaves them, and gets the
 same loss and dhidden, and the gradient of its own head rows. Results equal those of the whole head
-on one rank up to rounding. Messages: 88 bytes a row and rank for the record, 4 K for K listed
+on one rank up to rounding. Messages: 88 bytes a row and rank for the record, 4 K for K top-k
 classes, and dhidden.
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.cross_entropy import algorithm as _solve
-from w2s_fast.ops.cross_entropy.algorithm import make_request
+from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
+from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
 from w2s_fast.ops.cross_entropy.autograd import (
     TWICE,
     needs_upstream,
@@ -31,12 +31,12 @@ from w2s_fast.ops.cross_entropy.autograd import (
     snapshot,
     weight_gradient,
 )
-from w2s_fast.ops.fused_linear.chunks import Head, Wanted, shape_only
+from w2s_fast.ops.fused_linear.chunks import HeadInputs, NeedsGrad, shape_only
 from w2s_fast.ops.fused_linear.cross_entropy import cast_for_autocast, check_head, flat_rows
+from w2s_fast.ops.loss_call import LossResult, LossSpec, Stat
 from w2s_fast.ops.quantile.distributed import check_group
-from w2s_fast.ops.results import REDUCTIONS, LinearSolution, Stats, make_stats
-from w2s_fast.ops.row_stats import Stat
-from w2s_fast.ops.targets import Problem, SparseTargets, problem_of
+from w2s_fast.ops.results import Stats, check_reduction, make_stats
+from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets
 from w2s_fast.ops.transforms import refuse_batched, refuse_transforms
 from w2s_fast.ops.vocab_parallel.algorithm import Shard, gradients_from_rows, solve_vocab
 
@@ -51,7 +51,7 @@ def vocab_parallel_cross_entropy(
     shard: tuple[int, int] | None = None,
     bias: Tensor | None = None,
     positions: Tensor | None = None,
-    memory_mib: float = 64,
+    memory_mib: float = DEFAULT_MEMORY_MIB,
     fp32_head_gradient: bool = True,
     weight: Tensor | None = None,
     aux: float | Tensor = 0.0,
@@ -63,7 +63,7 @@ def vocab_parallel_cross_entropy(
     reduction: str = "mean",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, Stats]:
-    """``linear_cross_entropy`` with this rank's rows of the head. Eager only.
+    """Compute ``linear_cross_entropy`` with this rank's rows of the head. Eager only.
 
     Args:
         hidden: (N, D) or (B, T, D), the same on every rank. Gets the sum of all ranks' gradients.
@@ -82,7 +82,7 @@ def vocab_parallel_cross_entropy(
         The loss, equal on every rank, or ``(loss, Stats)`` with global class ids.
 
     Raises:
-        W2SError: for what ``linear_cross_entropy`` refuses, and a shard or group that do not fit.
+        W2SError: as ``linear_cross_entropy``, and for a shard or group that does not fit.
         RuntimeError: on a second derivative, or a tangent of forward mode.
     """
     check_group(group)
@@ -90,21 +90,16 @@ def vocab_parallel_cross_entropy(
     rows = flat_rows(hidden, positions)
     check_head(rows, head, bias)
     at = _shard(head.shape[0], shard, group)
-    p = _problem(rows, weak, weight, ignore_index, at)
-    if isinstance(aux, float | int) and aux == 0 and threshold is None:
-        request = _solve.Request("none")
-    else:
-        request = make_request(threshold, aux, p)
-    request.smoothing, request.softcap, request.z_loss = smoothing, softcap, z_loss
-    _solve.check_request(request, p)
-    if reduction not in REDUCTIONS:
-        raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
+    p = _inputs(rows, weak, weight, ignore_index, at)
+    spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss)
+    check_spec(spec, p)
+    check_reduction(reduction)
     dtype = None if weight is None else weight.dtype
-    call = _Call(p, request, at, (memory_mib, fp32_head_gradient), reduction, dtype)
+    call = _EagerCall(p, spec, at, (memory_mib, fp32_head_gradient), reduction, dtype)
     refuse_transforms("vocab_parallel_cross_entropy", rows, head, bias, weight)
     loss = _VocabLoss.apply(rows, head, bias, weight, call)
-    assert call.solution is not None
-    return (loss, make_stats(p, call.solution)) if return_stats else loss
+    assert call.result is not None
+    return (loss, make_stats(p, call.result)) if return_stats else loss
 
 
 @checked
@@ -117,7 +112,7 @@ def vocab_parallel_logprob(
     shard: tuple[int, int] | None = None,
     bias: Tensor | None = None,
     softcap: float = 0.0,
-    memory_mib: float = 64,
+    memory_mib: float = DEFAULT_MEMORY_MIB,
     ignore_index: int = -100,
 ) -> Tensor:
     """(N,) log-probabilities of ``tokens`` (N,), 0 for ignored ones; see ``linear_logprob``.
@@ -145,33 +140,45 @@ def _shard(width: int, shard: tuple[int, int] | None, group: Any) -> Shard:
     return Shard(first, width, total, group)
 
 
-def _problem(
+def _inputs(
     rows: Tensor,
     weak: Tensor | SparseTargets,
     weight: Tensor | None,
     ignore_index: int,
-    at: Shard,
-) -> Problem:
-    """Checked targets: listed classes against all of the vocabulary, dense ones against a shard."""
+    shard: Shard,
+) -> LossInputs:
+    """Check targets: class ids against the whole vocabulary, dense labels against a shard."""
     n = rows.shape[0]
     dense = isinstance(weak, Tensor) and weak.is_floating_point()
     if isinstance(weak, Tensor) and not dense:
         weak = weak.flatten()
     if weight is not None:
         weight = weight.flatten()
-    p = problem_of(shape_only(n, at.width if dense else at.total, rows), weak, weight, ignore_index)
-    return p._replace(logits=shape_only(n, at.total, rows))
+    shape = shape_only(n, shard.width if dense else shard.total, rows)
+    p = attach_targets(shape, weak, weight, ignore_index)
+    return p._replace(logits=shape_only(n, shard.total, rows))
 
 
 @dataclass(slots=True)
-class _Call:
-    problem: Problem
-    request: _solve.Request
+class _EagerCall:
+    inputs: LossInputs
+    spec: LossSpec
     shard: Shard
-    memory: tuple[float, bool]
+    memory: tuple[float, bool]  # memory_mib, fp32_head_gradient
     reduction: str
     weight_dtype: torch.dtype | None
-    solution: LinearSolution | None = None
+    result: LossResult | None = None
+
+    @property
+    def mean(self) -> bool:
+        return self.reduction == "mean"
+
+    def in_forward(self, hidden: Tensor) -> bool:
+        """Whether forward makes the gradients: the upstream is a scalar that may come later."""
+        return self.reduction != "none" and not needs_upstream(hidden.dtype)
+
+    def solve(self, x: HeadInputs, needs: NeedsGrad) -> LossResult:
+        return solve_vocab(x, self.inputs, self.spec, needs, self.mean, self.shard)
 
 
 class _VocabLoss(torch.autograd.Function):
@@ -184,53 +191,41 @@ class _VocabLoss(torch.autograd.Function):
         head: Tensor,
         bias: Tensor | None,
         weight: Tensor | None,
-        call: _Call,
+        call: _EagerCall,
     ) -> Tensor:
-        snapshot(call.request)
+        snapshot(call.spec)
         ctx.call = call
         ctx.save_for_backward(hidden, head, bias)
-        x = Head(hidden, head, bias, *call.memory)
-        wanted = Wanted(*ctx.needs_input_grad[:3])
-        early = _early(call, hidden)
-        mean = call.reduction == "mean"
-        call.solution = s = solve_vocab(
-            x, call.problem, call.request, wanted if early else Wanted(), mean, call.shard
-        )
+        x = HeadInputs(hidden, head, bias, *call.memory)
+        needs = NeedsGrad(*ctx.needs_input_grad[:3])
+        call.result = result = call.solve(x, needs if call.in_forward(hidden) else NeedsGrad())
         if call.reduction != "none":
-            return s.total.detach()
-        rows = s.stats[Stat.LOSS]
-        return rows.clone() if call.problem.weight is None else rows * call.problem.weight
+            return result.loss.detach()
+        rows = result.stats[Stat.LOSS]
+        return rows.clone() if call.inputs.weight is None else rows * call.inputs.weight
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(TWICE.format("vocab_parallel_cross_entropy"))
-        call: _Call = ctx.call
-        s, p = call.solution, call.problem
-        assert s is not None
+        call: _EagerCall = ctx.call
+        result, p = call.result, call.inputs
+        assert result is not None
         hidden, head, bias = ctx.saved_tensors
-        x = Head(hidden, head, bias, *call.memory)
-        wanted = Wanted(*ctx.needs_input_grad[:3])
+        x = HeadInputs(hidden, head, bias, *call.memory)
+        needs = NeedsGrad(*ctx.needs_input_grad[:3])
         grad_weight = None
-        mean, dtype = call.reduction == "mean", call.weight_dtype
         if ctx.needs_input_grad[3]:
             if call.reduction == "none":
-                grad_weight = (s.stats[Stat.LOSS] * upstream).to(dtype)
+                grad_weight = (result.stats[Stat.LOSS] * upstream).to(call.weight_dtype)
             else:
-                grad_weight = weight_gradient(p, s, mean, upstream, dtype)
-        if not _early(call, hidden):
+                grad_weight = weight_gradient(p, result, call.mean, upstream, call.weight_dtype)
+        if not call.in_forward(hidden):
             refuse_batched("vocab_parallel_cross_entropy", upstream)
-            rows = row_scale(p, s.normaliser, mean, upstream).contiguous()
-            grads = gradients_from_rows(x, p, call.request, s, rows, wanted, call.shard)
+            rows = row_scale(p, result.normaliser, call.mean, upstream).contiguous()
+            grads = gradients_from_rows(x, p, call.spec, result, rows, needs, call.shard)
             return (*grads, grad_weight, None)
-        if wanted.any and s.hidden is None and s.head is None and s.bias is None:
-            # The first backward has handed its gradients over: make them again.
-            s = solve_vocab(x, p, call.request, wanted, mean, call.shard)
-        grads = (s.hidden, s.head, s.bias)
-        s.hidden = s.head = s.bias = None
-        return (*(None if g is None else scaled(g, upstream) for g in grads), grad_weight, None)
-
-
-def _early(call: _Call, hidden: Tensor) -> bool:
-    """Whether forward makes the gradients: the upstream is a scalar that may come later."""
-    return call.reduction != "none" and not needs_upstream(hidden.dtype)
+        made, result.grads = result.grads, ()
+        if not made:  # the first backward has handed its gradients over: make them again
+            made = call.solve(x, needs).grads
+        return (*(None if g is None else scaled(g, upstream) for g in made), grad_weight, None)

@@ -1,8 +1,8 @@
 """The record of whole rows from the records of vocabulary shards, on every rank.
 
 Rank r holds V_r classes of a row and knows, relative to its own maximum M_r, what the row kernels
-know of any row. Eleven numbers a row and rank, and K logits of listed classes, make the record of
-the whole row: maxima win, sums of exponentials are brought to one maximum and added.
+know of any row. Eleven numbers a row and rank, and K logits of top-k classes, give the record of
+the whole row: sums of exponentials are taken relative to the overall maximum and added.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from w2s_fast.ops.row_stats import Index, Stat
+from w2s_fast.ops.loss_call import Index, Stat
 
 # What travels besides the first seven rows of the record that it names.
 _SENT = (Stat.MAX, Stat.LOGS, Stat.ENTROPY, Stat.MASS, Stat.LINEAR, Stat.MEAN, Stat.TAIL)

@@ -1,1 +1,1 @@
-"""The stages of a run, one file for each kind of work; ``table`` names them all."""
+"""The stages of a run, one file for each kind of work; ``registry`` names them all."""

@@ -1,19 +1,19 @@
-// How rows are laid over blocks: a table, not a tuning run. A kernel that overwrites its input must
-// run exactly once. tests/kernels/test_compile_cuda.py checks it against the memory of real devices.
-#include "sizes.h"
+// How rows are cut into tiles for threads, blocks and clusters: a rule over the limits of tile.h,
+// not a tuning run, because a kernel that overwrites its input must run exactly once.
+// test_shared_memory_budget in tests checks it against the memory of real devices.
+#include "tile.h"
+
 #include "w2s_cuda.h"
 
 namespace w2s {
 namespace cuda {
 namespace {
 
-constexpr int64_t kPack = 16;
-
 int64_t width(int32_t dtype) { return dtype == 0 ? 4 : 2; }
 
 // 16-byte chunks of a row that starts anywhere.
-int64_t chunks_of(const Call& c) {
-  const int64_t count = kPack / width(c.dtype);
+int64_t chunks_of(const RowCall& c) {
+  const int64_t count = kChunkBytes / width(c.dtype);
   return (c.v + 2 * count - 2) / count;
 }
 
@@ -29,16 +29,16 @@ int32_t threads_of_tile(int64_t tile) {
   return few > many ? few : many;
 }
 
-int64_t resident_bytes(const Call& c, int64_t tile) {
-  const int64_t dense = c.ids == nullptr ? width(c.probs_dtype) * kPack / width(c.dtype) : 0;
-  return shared_bytes(c.k) + tile * (kPack + dense) + (dense != 0 ? kPack : 0);
+int64_t resident_bytes(const RowCall& c, int64_t tile) {
+  const int64_t dense = c.ids == nullptr ? width(c.probs_dtype) * kChunkBytes / width(c.dtype) : 0;
+  return shared_bytes(c.k) + tile * (kChunkBytes + dense) + (dense != 0 ? kChunkBytes : 0);
 }
 
 }  // namespace
 
-Shape shape_of_rows(const Call& c, const Limits& limits) {
+Tiling tiling_of_rows(const RowCall& c, const Limits& limits) {
   const int64_t chunks = chunks_of(c);
-  Shape s{};
+  Tiling s{};
   for (int32_t cluster = 1; cluster <= limits.cluster; cluster *= 2) {
     const int64_t tile = (chunks + cluster - 1) / cluster;
     const int64_t bytes = resident_bytes(c, tile);
@@ -50,7 +50,7 @@ Shape shape_of_rows(const Call& c, const Limits& limits) {
   return {threads_of_tile(chunks), 1, static_cast<int32_t>(chunks), 1, 0, shared_bytes(c.k)};
 }
 
-Shape shape_of_gradient(const Call& c) {
+Tiling tiling_of_gradient(const RowCall& c) {
   const int64_t chunks = chunks_of(c);
   const int64_t tile = chunks < kGradientTile ? chunks : kGradientTile;
   const int64_t blocks = (chunks + tile - 1) / tile;

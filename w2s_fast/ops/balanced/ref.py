@@ -1,7 +1,7 @@
-"""Exact balanced labels on CPU: the compiled core (csrc/cpu/balance.cpp) or plain numpy.
+"""Plain backend of the balanced labels: exact in numpy on the CPU, fixed steps on other devices.
 
-Both start at each row's largest logit and move one row at a time along the cheapest chain of
-classes from one with too many rows to one with too few. fp64 takes numpy.
+The exact solver starts at each row's largest logit and moves one row at a time along the cheapest
+chain of classes from one with too many rows to one with too few.
 """
 
 from __future__ import annotations
@@ -10,24 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2s_fast.ops import dispatch, native
+from w2s_fast.ops.balanced import device
 
 
-def solve(z: Tensor, counts: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Bias (K,) fp64 and hard (N,) int64 for finite logits (N, K); only kept rows are labelled."""
-    rows = z[kept].contiguous()
-    n, k = rows.shape
-    chosen = torch.empty(n, dtype=torch.int64)
-    bias = torch.zeros(k, dtype=torch.float64)
-    if z.dtype == torch.float32 and dispatch._forced in (None, "cpp") and not native.missing():
-        core, counts = native.core(), counts.contiguous()
-        core.balance(rows.data_ptr(), n, k, counts.data_ptr(), bias.data_ptr(), chosen.data_ptr())
-    else:
-        price, labels = _assign(rows.double().numpy(), counts.numpy())
-        bias, chosen = torch.from_numpy(price), torch.from_numpy(labels)
+def solve(z: Tensor, counts: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Bias (K,) and hard (N,) int64 for finite logits (N, K); only kept rows are labelled."""
+    if z.device.type != "cpu":
+        return device.solve(z, counts, counted)
+    price, labels = _assign(z[counted].double().numpy(), counts.numpy())
     hard = torch.zeros(z.shape[0], dtype=torch.int64)
-    hard[kept] = chosen
-    return bias, hard
+    hard[counted] = torch.from_numpy(labels)
+    return torch.from_numpy(price), hard
 
 
 def _assign(z: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-// One row: a sweep that sums, and a sweep that writes the gradient.
+// The read pass over one row: its sums relative to a reference point.
 //
 // Exponentials are taken as 2^t with t = z log2(e) - hi, one fused multiply-add. hi is `at` log2(e)
 // rounded, for a reference point `at` near the row's maximum; what the rounding left (`lo`) scales
@@ -216,7 +216,7 @@ bool has_nan(const T* z, int64_t v) {
 }
 
 template <bool DENSE, bool MEAN, class T, class U>
-inline Row sweep(const T* z, const U* q, int64_t v) {
+inline Row sum_row(const T* z, const U* q, int64_t v) {
   Sums s;
   Point p = point(0);
   Row r{};
@@ -263,17 +263,17 @@ inline Row sweep(const T* z, const U* q, int64_t v) {
 template <class T>
 inline int64_t find(const T* z, int64_t from, int64_t v, float value) {
   const int64_t end = v - from < kBlock ? v : from + kBlock;
-  const Vec wanted = set(value);
+  const Vec target = set(value);
   for (int64_t i = from; i < end; i += Vec::W) {
     const int64_t n = end - i < Vec::W ? end - i : Vec::W;
-    const int at = first_equal(load(z + i, n, NAN), wanted);
+    const int at = first_equal(load(z + i, n, NAN), target);
     if (at >= 0) return i + at;
   }
   return from;
 }
 
-// log of the sum of e^(z - max) over the classes that are not listed, without a difference that
-// cancels and for masses far below the smallest float; -inf if every class is listed.
+// log of the sum of e^(z - max) over the classes outside the top k, without a difference that
+// cancels and for masses far below the smallest float; -inf if there is no other class.
 template <class T>
 inline float log_outside(const T* z, int64_t v, float max, const int64_t* ids, int64_t k) {
   float all = 0, top = -INFINITY, buffer[kBlock];
@@ -283,132 +283,16 @@ inline float log_outside(const T* z, int64_t v, float max, const int64_t* ids, i
     for (int64_t j = 0; j < k; ++j) {
       if (ids[j] >= b && ids[j] < b + n) buffer[ids[j] - b] = -INFINITY;
     }
-    const float here = block_max(buffer, n);
-    if (here == -INFINITY) continue;
-    if (here > top) {
-      all *= expf(top - here);
-      top = here;
+    const float block_top = block_max(buffer, n);
+    if (block_top == -INFINITY) continue;
+    if (block_top > top) {
+      all *= expf(top - block_top);
+      top = block_top;
     }
     const Point p = point(top);
     all += sum_block<false, false>(buffer, buffer, n, p).exp / exp2_at<Degree<float>::sum>(p.lo);
   }
   return top == -INFINITY ? top : (top - max) + logf(all);
-}
-
-template <int64_t N, class T>
-inline void prefetch_all(const T* p) {
-  for (size_t b = 0; b < N * sizeof(T); b += 64) prefetch(reinterpret_cast<const char*>(p) + b);
-}
-
-// Elements before the first cache line that starts inside p[0..v), v if there is none.
-template <class T>
-inline int64_t to_line(const T* p, int64_t v) {
-  const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) % 64 / sizeof(T));
-  const int64_t left = past == 0 ? 0 : static_cast<int64_t>(64 / sizeof(T)) - past;
-  return left < v ? left : v;
-}
-
-// g = prob e^(z - max) - weak q - flat for a whole row; g may be z. STREAM writes past the caches.
-// Otherwise `next`, the row this thread reads after this one, is fetched behind the arithmetic:
-// worth it only while the memory is not busy with a second read or write stream.
-template <bool DENSE, bool STREAM, bool EXACT, class T, class U>
-inline void write_gradient_of(const T* z, const U* q, T* g, int64_t v, Point at, float prob,
-                              float weak, float flat, const T* next, const U* next_q) {
-  constexpr bool split = Split<T, U>::value;
-  constexpr bool fetch = !STREAM && !(DENSE && sizeof(U) == sizeof(float));
-  const float top = exp2_at<Degree<T>::grad>(at.lo);
-  const Vec p = set(prob / top), w = set(-weak), c = set(-flat);
-  const auto one = [&](Vec x, Vec t) {
-    const Vec e = exp2_of<Degree<T>::grad>(exponent<EXACT>(x, at));
-    return fma(e, p, DENSE ? fma(t, w, c) : c);
-  };
-  const auto edge = [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; i += Vec::W) {
-      const int64_t n = to - i < Vec::W ? to - i : Vec::W;
-      store(g + i, one(load(z + i, n, at.at), DENSE ? load(q + i, n, 0) : c), n);
-    }
-  };
-  constexpr int64_t step = 4 * Vec::W;
-  Vec za, zb, qa = c, qb = c;
-  int64_t i = STREAM ? to_line(g, v) : 0;
-  edge(0, i);
-  for (; i + step <= v; i += step) {
-    if (fetch) prefetch_all<step>(next + i);
-    if (fetch && DENSE) prefetch_all<step>(next_q + i);
-    for (int64_t j = i; j < i + step; j += 2 * Vec::W) {
-      load_two<split>(z + j, za, zb);
-      if (DENSE) load_two<split>(q + j, qa, qb);
-      store_two<split, STREAM>(g + j, one(za, qa), one(zb, qb));
-    }
-  }
-  edge(i, v);
-  if (STREAM) end_stream();
-}
-
-template <bool DENSE, bool STREAM, class T, class U>
-inline void write_gradient(const T* z, const U* q, T* g, int64_t v, float max, float prob,
-                           float weak, float flat, const T* next, const U* next_q) {
-  if (prob != prob) {  // all of the row is NaN
-    for (int64_t i = 0; i < v; ++i) narrow_to(g[i], NAN);
-    return;
-  }
-  const Point at = point(max);
-  const auto write = kFused && !at.exact ? write_gradient_of<DENSE, STREAM, !kFused, T, U>
-                                         : write_gradient_of<DENSE, STREAM, true, T, U>;
-  write(z, q, g, v, at, prob, weak, flat, next, next_q);
-}
-
-// tanh x, and e^(-2|x|) of which its derivative is made: 4 t / (1 + t)^2 has no difference in it
-// where tanh is 1.
-inline Vec tanh_of(Vec x, Vec& t) {
-  constexpr float far_from = 0.625f;
-  // The operand orders keep NaN.
-  const Vec y = vmax(x, set(0.0f) - x);
-  t = exp2_of<5>(vmax(set(-160.0f), y * set(-2 * kLog2E)));
-  const Vec sign = vmax(set(-1.0f), vmin(set(1.0f), x * set(1e30f)));
-  const Vec far = sign * (set(1.0f) - t) / (set(1.0f) + t);
-  // Near 0, where 1 - t cancels, the odd polynomial of Cephes; further out it stays finite.
-  const Vec c = vmax(set(-far_from), vmin(set(far_from), x)), w = c * c;
-  Vec p = fma(set(-5.70498872745e-3f), w, set(2.06390887954e-2f));
-  p = fma(p, w, set(-5.37397155531e-2f));
-  p = fma(p, w, set(1.33314422036e-1f));
-  p = fma(p, w, set(-3.33332819422e-1f));
-  const Vec near = fma(p * w, c, c);
-  // far - near is exact: both lie between a half and 1.
-  return near + where_nonzero(vmax(set(0.0f), y - set(far_from)), far - near);
-}
-
-// z = cap tanh(u / cap).
-template <class T>
-inline void cap_row(const T* u, float* z, int64_t v, float cap) {
-  Vec t;
-  for (int64_t i = 0; i < v; i += Vec::W) {
-    const int64_t n = v - i < Vec::W ? v - i : Vec::W;
-    store(z + i, set(cap) * tanh_of(load(u + i, n, 0) / set(cap), t), n);
-  }
-}
-
-// g dz/du for gradients g with respect to z. out may be u.
-template <class T>
-inline void uncap_row(const float* g, const T* u, T* out, int64_t v, float cap) {
-  Vec t;
-  for (int64_t i = 0; i < v; i += Vec::W) {
-    const int64_t n = v - i < Vec::W ? v - i : Vec::W;
-    tanh_of(load(u + i, n, 0) / set(cap), t);
-    const Vec r = set(1.0f) / (set(1.0f) + t);
-    const Vec gz = load(g + i, n, 0);
-    // A row that does not count has gradient 0 whatever its logits are.
-    store(out + i, plain_nan(where_nonzero(gz, gz * (set(4.0f) * t * r * r))), n);
-  }
-}
-
-// Multiplies a finished row: the late closing of a gate whose targets do not sum to 1.
-template <class T>
-inline void rescale(T* g, int64_t v, float by) {
-  for (int64_t i = 0; i < v; i += Vec::W) {
-    const int64_t n = v - i < Vec::W ? v - i : Vec::W;
-    store(g + i, plain_nan(load(g + i, n, 0) * set(by)), n);
-  }
 }
 
 }  // namespace

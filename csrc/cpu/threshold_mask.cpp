@@ -11,14 +11,14 @@ namespace {
 constexpr int64_t kBlock = 1 << 14;
 
 template <class T>
-Tally tally_of(const Scores& s, const T* x, int64_t lo, int64_t hi, float at) {
-  Tally t{0, 0};
+CountAt count_at_of(const Scores& s, const T* x, int64_t lo, int64_t hi, float at) {
+  CountAt t{0, 0};
   for (int64_t b = lo; b < hi; b += kBlock) {
     int32_t above = 0, equal = 0;  // as wide as the scores, so the compiler counts across lanes
     const int64_t end = std::min(hi, b + kBlock);
     for (int64_t i = b; i < end; ++i) {
       const float f = widen(x[i]);
-      const int32_t in = is_kept(s, i) ? 1 : 0;
+      const int32_t in = is_counted(s, i) ? 1 : 0;
       above += f > at ? in : 0;
       equal += f == at ? in : 0;
     }
@@ -29,8 +29,8 @@ Tally tally_of(const Scores& s, const T* x, int64_t lo, int64_t hi, float at) {
 
 // Marks scores [lo, hi), of which `equal` tie with the threshold; the first `ties` of them are in.
 template <class T>
-void mark_of(const Scores& s, const T* x, int64_t lo, int64_t hi, float at, int64_t equal,
-             int64_t ties, uint8_t* mask) {
+void threshold_mask_of(const Scores& s, const T* x, int64_t lo, int64_t hi, float at, int64_t equal,
+                       int64_t ties, uint8_t* mask) {
   if (ties <= 0 || ties >= equal) {
     const uint8_t tie = ties > 0 ? 1 : 0;
     for (int64_t i = lo; i < hi; ++i) {
@@ -42,24 +42,24 @@ void mark_of(const Scores& s, const T* x, int64_t lo, int64_t hi, float at, int6
   }
   for (int64_t i = lo; i < hi; ++i) {
     const float f = widen(x[i]);
-    const bool tie = f == at && is_kept(s, i);
-    mask[i] = (f > at && is_kept(s, i)) || (tie && ties > 0) ? 1 : 0;
+    const bool tie = f == at && is_counted(s, i);
+    mask[i] = (f > at && is_counted(s, i)) || (tie && ties > 0) ? 1 : 0;
     ties -= tie ? 1 : 0;
   }
 }
 
 }  // namespace
 
-Tally tally(const Scores& s, float at) {
-  return reduce<Tally>(
+CountAt count_at(const Scores& s, float at) {
+  return reduce<CountAt>(
       s.n,
       [&](int64_t lo, int64_t hi) {
-        return typed(s, [&](auto x) { return tally_of(s, x, lo, hi, at); });
+        return typed(s, [&](auto x) { return count_at_of(s, x, lo, hi, at); });
       },
-      [](Tally& sum, Tally part) { sum.above += part.above, sum.equal += part.equal; });
+      [](CountAt& sum, CountAt part) { sum.above += part.above, sum.equal += part.equal; });
 }
 
-void mark(const Scores& s, float at, int64_t ties, uint8_t* mask) {
+void threshold_mask(const Scores& s, float at, int64_t ties, uint8_t* mask) {
   // A block must know how many ties stand in front of it, whichever thread marks it.
   const int64_t blocks = (s.n + kBlock - 1) / kBlock;
   std::vector<int64_t> equal(static_cast<std::size_t>(blocks));
@@ -67,7 +67,7 @@ void mark(const Scores& s, float at, int64_t ties, uint8_t* mask) {
   auto count = [&](int64_t lo, int64_t hi) {
     typed(s, [&](auto x) {
       for (int64_t b = lo; b < hi; ++b) {
-        equal[b] = tally_of(s, x, b * kBlock, end_of(b), at).equal;
+        equal[b] = count_at_of(s, x, b * kBlock, end_of(b), at).equal;
       }
     });
   };
@@ -78,7 +78,7 @@ void mark(const Scores& s, float at, int64_t ties, uint8_t* mask) {
     typed(s, [&](auto x) {
       for (int64_t b = lo; b < hi; ++b) {
         const int64_t left = ties - (before[b] - equal[b]);
-        mark_of(s, x, b * kBlock, end_of(b), at, equal[b], left, mask);
+        threshold_mask_of(s, x, b * kBlock, end_of(b), at, equal[b], left, mask);
       }
     });
   };

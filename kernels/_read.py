@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from w2s_fast.kernels import _tile as t
-from w2s_fast.kernels._tile import INF, LOG2E
+from w2s_fast.kernels._row_math import INF, LOG2E
 
 # 2^-200 is 0 in fp32, so no smaller exponent matters; and 0 (-200) is 0 where 0 (-inf) is NaN.
 _LOWEST = tl.constexpr(-200.0)
@@ -28,7 +28,7 @@ def inner_max(x):
 
 @triton.jit
 def finite(x):
-    """0 for an infinity: any finite origin gives exp(-inf) = 0 where -inf would give NaN.
+    """Replace an infinity by 0: any finite origin gives exp(-inf) = 0 where -inf would give NaN.
 
     Beside +inf the sum of exponentials is then +inf, or NaN where there is a NaN.
     """
@@ -36,23 +36,23 @@ def finite(x):
 
 
 @triton.jit
-def shift_of(top, moved):
-    """By how much the entries seen so far fall when their maximum ``top`` becomes ``moved``."""
-    return tl.where(moved == INF, 0.0, tl.where(top == -INF, 0.0, top - moved))
+def shift_of(top, new_top):
+    """Return by how much earlier entries fall when their maximum ``top`` becomes ``new_top``."""
+    return tl.where(new_top == INF, 0.0, tl.where(top == -INF, 0.0, top - new_top))
 
 
 @triton.jit
 def product(q, d):
-    """q d, and 0 where one of them is 0 even if the other is infinite."""
+    """Return q d, and 0 where one of them is 0 even if the other is infinite."""
     return tl.where((q != 0) & (d != 0), q * d, 0.0)
 
 
 @triton.jit
-def sweep_row(
+def read_row(
     z_ptr, q_ptr, n_cols, softcap, CAP: tl.constexpr, Q_STEP: tl.constexpr, SMOOTH: tl.constexpr,
     REP: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    """One read of a row, and of its dense weak labels if ``q_ptr`` is given.
+    """Read a row once, and its dense weak labels if ``q_ptr`` is given.
 
     Bytes: the row (and its labels) once. FLOPs an entry: 8, one of them an exponential; dense
     labels add 5, smoothing 1, a cap 20.
@@ -77,11 +77,11 @@ def sweep_row(
     for start in range(0, body, REP * LANES * VEC):
         at, inside = t.tile_at(start, body, REP, LANES, VEC)
         x = t.load_logits(z_body, at, inside, softcap, CAP)
-        here = inner_max(x)
-        tile = tl.where(here > top, start, tile)
-        moved = tl.maximum(top, here)
-        origin = finite(moved)
-        shift = shift_of(top, moved)
+        tile_top = inner_max(x)
+        tile = tl.where(tile_top > top, start, tile)
+        new_top = tl.maximum(top, tile_top)
+        origin = finite(new_top)
+        shift = shift_of(top, new_top)
         d = x - origin[None, :, None]
         y = d * LOG2E
         e = tl.exp2(y)
@@ -90,19 +90,19 @@ def sweep_row(
         ey = alpha * (ey + fall * s) + inner_sum(e * tl.maximum(y, _LOWEST))
         s = alpha * s + inner_sum(e)
         if SMOOTH:
-            seen = start // LANES  # entries this thread had in earlier tiles
+            seen = start // LANES  # entries of this thread in earlier tiles
             total += shift * (seen * share) + inner_sum(tl.where(inside, d * share, 0.0))
         if q_ptr is not None:
             q = t.load_probs(q_body, at, inside)
             linear += product(mass, shift) + inner_sum(product(q, d))
             mass += inner_sum(q)
-            q_here = inner_max(tl.where(inside, q, -INF))
-            q_tile = tl.where(q_here > q_top, start, q_tile)
-            q_top = tl.maximum(q_top, q_here)
-        top = moved
+            q_tile_top = inner_max(tl.where(inside, q, -INF))
+            q_tile = tl.where(q_tile_top > q_top, start, q_tile)
+            q_top = tl.maximum(q_top, q_tile_top)
+        top = new_top
     # Head and tail, once the maximum of all is known, then the threads' sums.
-    cols, here = t.edge_of(head, body, n_cols, VEC)
-    x_edge = t.load_logits(z_ptr, cols, here, softcap, CAP)
+    cols, valid = t.edge_of(head, body, n_cols, VEC)
+    x_edge = t.load_logits(z_ptr, cols, valid, softcap, CAP)
     best_top = tl.maximum(tl.max(top, 0), tl.max(x_edge, 0))
     base = finite(best_top)
     drop = shift_of(top, best_top)
@@ -120,29 +120,29 @@ def sweep_row(
     sum_e += tl.sum(e_edge, 0)
     sum_d = tl.full([], 0.0, tl.float32)
     if SMOOTH:
-        sum_d = tl.sum(total, 0) + tl.sum(tl.where(here, d_edge * share, 0.0), 0)
+        sum_d = tl.sum(total, 0) + tl.sum(tl.where(valid, d_edge * share, 0.0), 0)
     weak = tl.full([], 0, tl.int32)
     if q_ptr is not None:
-        q_edge = t.load_probs(q_ptr, cols, here)
+        q_edge = t.load_probs(q_ptr, cols, valid)
         sum_qd += tl.sum(product(q_edge, d_edge), 0)
         sum_q += tl.sum(q_edge, 0)
-        q_best = tl.maximum(tl.max(q_top, 0), tl.max(tl.where(here, q_edge, -INF), 0))
-        weak = tl.min(tl.where(here & (q_edge == q_best), cols, n_cols - 1), 0)
+        q_best = tl.maximum(tl.max(q_top, 0), tl.max(tl.where(valid, q_edge, -INF), 0))
+        weak = tl.min(tl.where(valid & (q_edge == q_best), cols, n_cols - 1), 0)
         for r in tl.static_range(REP):
-            q_at, q_here = winners(q_top == q_best, q_tile, r, body, LANES, VEC)
-            q_again = t.load_probs(q_body, q_at, q_here)
-            weak = tl.minimum(weak, first_of(q_here & (q_again == q_best), head + q_at, n_cols))
-    best = tl.min(tl.where(here & (x_edge == best_top), cols, n_cols - 1), 0)
+            q_at, q_valid = winners(q_top == q_best, q_tile, r, body, LANES, VEC)
+            q_again = t.load_probs(q_body, q_at, q_valid)
+            weak = tl.minimum(weak, first_of(q_valid & (q_again == q_best), head + q_at, n_cols))
+    best = tl.min(tl.where(valid & (x_edge == best_top), cols, n_cols - 1), 0)
     for r in tl.static_range(REP):
-        x_at, x_here = winners(top == best_top, tile, r, body, LANES, VEC)
-        x_again = t.load_logits(z_body, x_at, x_here, softcap, CAP)
-        best = tl.minimum(best, first_of(x_here & (x_again == best_top), head + x_at, n_cols))
+        x_at, x_valid = winners(top == best_top, tile, r, body, LANES, VEC)
+        x_again = t.load_logits(z_body, x_at, x_valid, softcap, CAP)
+        best = tl.minimum(best, first_of(x_valid & (x_again == best_top), head + x_at, n_cols))
     return best_top, sum_e, sum_ey / LOG2E, sum_d, best, sum_q, sum_qd, weak
 
 
 @triton.jit
 def sums_of(a, b, c, d):
-    """Sums of four (LANES,), in one round through shared memory instead of four."""
+    """Sum four (LANES,), in one round through shared memory instead of four."""
     ac, bd = tl.split(tl.sum(tl.join(tl.join(a, c), tl.join(b, d)), 0))
     sum_a, sum_c = tl.split(ac)
     sum_b, sum_d = tl.split(bd)
@@ -151,7 +151,7 @@ def sums_of(a, b, c, d):
 
 @triton.jit
 def winners(hit, tile, r, body, LANES: tl.constexpr, VEC: tl.constexpr):
-    """Vector ``r`` of the tile in which a thread met the overall maximum, for threads that did.
+    """Locate vector ``r`` of the tile in which a thread met the overall maximum, if it did.
 
     Reading a few vectors again costs less than carrying an index an entry.
     """
@@ -162,18 +162,18 @@ def winners(hit, tile, r, body, LANES: tl.constexpr, VEC: tl.constexpr):
 
 @triton.jit
 def first_of(hit, cols, n_cols):
-    """First column of a tile that is marked; the last column of the row if none is (NaN)."""
+    """Return the first column of a tile that is hit; the last of the row if none is (NaN)."""
     return tl.min(tl.min(tl.min(tl.where(hit, cols, n_cols - 1), 2), 0), 0)
 
 
 @triton.jit
 def outside_row(
-    z_ptr, ids_ptr, n_cols, n_listed, softcap, CAP: tl.constexpr,
+    z_ptr, ids_ptr, n_cols, n_topk, softcap, CAP: tl.constexpr,
     REP: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    """(max, sum e^(z - max)) over the classes that are not listed; (-inf, 0) if there are none.
+    """Return (max, sum e^(z - max)) over classes outside the top k; (-inf, 0) if there are none.
 
-    Costs ``n_listed`` comparisons an entry, so callers take it only where S minus the listed part
+    Costs ``n_topk`` comparisons an entry, so callers use it only where S minus the top-k part
     would cancel.
     """
     head, body = t.cut(z_ptr, n_cols, VEC)
@@ -183,17 +183,17 @@ def outside_row(
     for start in range(0, body, REP * LANES * VEC):
         at, inside = t.tile_at(start, body, REP, LANES, VEC)
         x = t.load_logits(z_body, at, inside, softcap, CAP)
-        for k in range(0, n_listed):
+        for k in range(0, n_topk):
             x = tl.where(head + at == tl.load(ids_ptr + k).to(tl.int32), -INF, x)
-        moved = tl.maximum(top, inner_max(x))
-        origin = finite(moved)
-        shift = shift_of(top, moved)
+        new_top = tl.maximum(top, inner_max(x))
+        origin = finite(new_top)
+        shift = shift_of(top, new_top)
         e = tl.exp2((x - origin[None, :, None]) * LOG2E)
         s = tl.exp2(shift * LOG2E) * s + inner_sum(e)
-        top = moved
-    cols, here = t.edge_of(head, body, n_cols, VEC)
-    edge = t.load_logits(z_ptr, cols, here, softcap, CAP)
-    for k in range(0, n_listed):
+        top = new_top
+    cols, valid = t.edge_of(head, body, n_cols, VEC)
+    edge = t.load_logits(z_ptr, cols, valid, softcap, CAP)
+    for k in range(0, n_topk):
         edge = tl.where(cols == tl.load(ids_ptr + k).to(tl.int32), -INF, edge)
     best_top = tl.maximum(tl.max(top, 0), tl.max(edge, 0))
     base = finite(best_top)
