@@ -79,7 +79,7 @@ class LossSpec:
     record: bool = True  # False: a backend may skip the per-row record where it can do without
 
     def row_rule(self, n_classes: int) -> RowRule:
-        """The rule of a row, once the threshold of the batch is known."""
+        """Return the rule of a row, once the threshold of the batch is known."""
         if self.rule == "none":
             return RowRule.NONE
         if n_classes == 2:

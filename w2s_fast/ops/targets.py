@@ -72,7 +72,7 @@ class LossInputs(NamedTuple):
         return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
 
     def counted(self) -> Tensor:
-        """(N,) bool: rows that count. An ignored label or a weight of exactly 0 excludes a row."""
+        """Return (N,) bool: rows that count. An ignored label or a weight of 0 excludes a row."""
         n = self.logits.shape[0]
         counted = torch.ones(n, dtype=torch.bool, device=self.logits.device)
         if self.kind == "hard" and self.ids is not None:
@@ -161,7 +161,7 @@ def make_inputs(
 def attach_targets(
     logits: Tensor, weak: Tensor | SparseTargets, weight: Tensor | None, ignore_index: int
 ) -> LossInputs:
-    """``make_inputs`` for logits that are already checked, or that stand for a shape only."""
+    """Check the targets of logits that are already checked, or that stand for a shape only."""
     n, v = logits.shape
     acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
     ids, probs, rest = _targets(weak, n, v, acc, logits.dtype)

@@ -163,7 +163,7 @@ def differentiable(
 
 
 def _with_gradients(below: Callable[..., Any], *args: Any) -> Any:
-    """Inside a node torch switches gradients off; an outer ``torch.func`` level needs them on."""
+    """Run with gradients on: torch switches them off inside a node, an outer level needs them."""
     if not _is_active():
         return below(*args)
     with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):

@@ -45,7 +45,7 @@ class Balanced(NamedTuple):
 
 @checked
 def balanced_bias(logits: Tensor, prior: Tensor, *, keep: Tensor | None = None) -> Balanced:
-    """Class bias and hard labels with the class counts of ``prior``.
+    """Compute class bias and hard labels with the class counts of ``prior``.
 
     Args:
         logits: (N, K) floating point scores, K >= 2; detached. No sum of finite ones outweighs an
@@ -89,7 +89,7 @@ def _is_prior(prior: Tensor) -> bool:
 
 
 def class_counts(prior: Tensor, n: Tensor) -> Tensor:
-    """(K,) int64 counts of sum n: n * prior (K,), rounded by largest remainders."""
+    """Return (K,) int64 counts of sum n: n * prior (K,), rounded by largest remainders."""
     prior = torch.where(prior > 0, prior, 0.0).to(torch.float64)
     total = prior.sum()
     share = torch.where(total > 0, prior / total, 1.0 / prior.numel()) * n
@@ -125,8 +125,9 @@ def _balanced_bias(logits: Tensor, prior: Tensor, keep: Tensor | None) -> tuple[
 
 
 def _finite(z: Tensor, counted: Tensor) -> Tensor:
-    """``z`` with numbers for infinities: far enough that one outweighs all differences of finite
-    logits together, and no farther, because sums of costs must keep the digits of the others.
+    """Replace infinities by numbers that outweigh all differences of finite logits together.
+
+    No larger numbers: sums of costs must keep the digits of the others.
     """
     finite = z.isfinite() & counted.unsqueeze(1)
     if not z.numel():

@@ -17,7 +17,7 @@ _PASSES = 8
 
 
 def solve(z: Tensor, counts: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Bias (K,) and hard (N,) int64 for finite logits (N, K); only kept rows are labelled."""
+    """Return bias (K,) and hard (N,) int64 of finite logits (N, K), for counted rows only."""
     bias = _descend(z, counts, counted)
     return bias, _take(z + bias, counts, counted)
 

@@ -252,7 +252,7 @@ def closed_rows(call: RowCall) -> tuple[Tensor, Tensor]:
 
 
 def _add_rank_one(x: HeadInputs, call: RowCall, pull: Tensor, grads: Gradients) -> None:
-    """dlogits += pull (e_self - q), for pull (N,), through both GEMMs without dlogits."""
+    """Add dlogits += pull (e_self - q), for pull (N,), through both GEMMs without dlogits."""
     p, softcap = call.inputs, call.spec.softcap
     assert p.ids is not None
     assert call.topk_diffs is not None
@@ -273,7 +273,7 @@ def _add_rank_one(x: HeadInputs, call: RowCall, pull: Tensor, grads: Gradients) 
 def add_entries(
     x: HeadInputs, classes: Tensor, values: Tensor, rows: Tensor, grads: Gradients
 ) -> None:
-    """dlogits[rows_m, classes_mk] += values_mk for (M, K) entries of M rows of the batch."""
+    """Add dlogits[rows_m, classes_mk] += values_mk for (M, K) entries of M rows of the batch."""
     if grads.hidden is not None:
         add = torch.zeros(
             (rows.shape[0], x.hidden.shape[1]), dtype=values.dtype, device=rows.device

@@ -106,7 +106,7 @@ class EagerCall:
         return self.reduction == "mean"
 
     def in_forward(self, dtype: torch.dtype) -> bool:
-        """Whether forward makes the gradients: the upstream is a scalar that may come later."""
+        """Return whether forward makes the gradients: the upstream is a scalar applied later."""
         return self.reduction != "none" and not needs_upstream(dtype)
 
     def solve(
@@ -233,7 +233,7 @@ def without_none(grads: Grads, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def gradients_from_record(
     x: HeadInputs, call: RowCall, needs: NeedsGrad, logits: Tensor | None = None
 ) -> Grads:
-    """Gradients of hidden, head and bias from the record of ``call`` and logits made again.
+    """Compute the gradients of hidden, head and bias from a record and recomputed logits.
 
     ``logits`` (N, V) of all rows, where a forward has kept them, are used instead, and overwritten
     unless the call has a ``grad`` of its own.
@@ -263,7 +263,7 @@ def _linear_weak_ce_backward_fake(
 def fake_gradients(
     hidden: Tensor, head: Tensor, needs: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``without_none`` returns, without values."""
+    """Return empty tensors in the form of ``without_none``."""
     return (
         torch.empty_like(hidden) if needs[0] else hidden.new_empty(0),
         torch.empty_like(head) if needs[1] else hidden.new_empty(0),

@@ -56,7 +56,7 @@ class HeadGradient:
             torch.addmm(out, dlogits.t(), hidden, out=out)
 
     def _add_tiles(self, out: Tensor, dlogits: Tensor, hidden: Tensor) -> None:
-        """CPU products have no wider output, but a tile of one is still in the caches."""
+        """Add by tiles; CPU products have no wider output, but a tile is still in the caches."""
         wide = upcasts(dlogits)
         hidden = hidden.float() if wide else hidden
         for at in tiles(out, hidden.shape[0]):
@@ -82,7 +82,7 @@ class HeadGradient:
             add_by_class(self.head, classes[:, k], wide * values[:, k : k + 1])
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
-        """Both gradients in the dtype of the head (None for a frozen part)."""
+        """Return both gradients in the dtype of the head (None for a frozen part)."""
         if self._empty and self.head is not None:
             self.head.zero_()
         head = None if self.head is None else self.head.to(self.dtype)
@@ -90,7 +90,7 @@ class HeadGradient:
 
 
 def add_by_class(into: Tensor, classes: Tensor, rows: Tensor) -> None:
-    """into[classes_i] += rows_i for into (V, D), classes (M,) and rows (M, D) in fp32 or fp64.
+    """Add into[classes_i] += rows_i for into (V, D), classes (M,), rows (M, D) in fp32 or fp64.
 
     Rows of one class are summed in the precision of ``rows`` and added to ``into`` once.
     """
@@ -109,7 +109,7 @@ def _add_unique(into: Tensor, classes: Tensor, rows: Tensor) -> None:
 
 
 def _add_sorted(into: Tensor, classes: Tensor, rows: Tensor) -> None:
-    """For a GPU: counting the classes would wait for it, so there are as many slots as rows."""
+    """Add on a GPU; counting the classes would wait for it, so there are as many slots as rows."""
     classes, order = classes.sort(stable=True)
     first = torch.ones_like(classes, dtype=torch.bool)
     first[1:] = classes[1:] != classes[:-1]

@@ -55,7 +55,7 @@ LIBRARY.define(
 def linear_topk(
     x: HeadInputs, ids: Tensor, softcap: float, with_tail: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Differentiable: (logp (N, K), tail (N,), and the record: stats (12, N), index (3, N))."""
+    """Return logp (N, K) and tail (N,), differentiable, and the record (stats and index)."""
     n, row = x.hidden.shape[0], x.head.shape[0] * x.hidden.dtype.itemsize
     # Backward writes beside them: kept logits and their gradient fit the budget together.
     keep = (

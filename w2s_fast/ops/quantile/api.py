@@ -35,7 +35,7 @@ from w2s_fast.ops.transforms import sample_by_sample
 def quantile(
     scores: Tensor, q: float | Tensor, *, keep: Tensor | None = None, group: Any = None
 ) -> Tensor:
-    """Exact q-quantile of all elements of ``scores``.
+    """Compute the exact q-quantile of all elements of ``scores``.
 
     Equivalent to ``torch.quantile(scores.float().flatten(), q)``, for any number of elements, but
     beside an infinity (see above).
@@ -63,7 +63,7 @@ def quantile(
 def kth_value(
     scores: Tensor, k: int | Tensor, *, keep: Tensor | None = None, group: Any = None
 ) -> Tensor:
-    """The k-th smallest element, counted from 1 as ``torch.kthvalue`` does.
+    """Return the k-th smallest element, counted from 1 as ``torch.kthvalue`` does.
 
     Equivalent to ``torch.kthvalue(scores.float().flatten(), k).values``, except that a NaN makes
     the result NaN, wherever it would be sorted to.
@@ -100,7 +100,7 @@ def kth_value(
 def top_fraction_mask(
     scores: Tensor, fraction: float | Tensor, *, keep: Tensor | None = None, group: Any = None
 ) -> Tensor:
-    """Mask of the largest elements: exactly round(fraction * n_kept) of them, halves to even.
+    """Return a mask of the largest elements: exactly round(fraction * kept), halves to even.
 
     Args:
         scores, keep, group: see ``quantile``. With ``group`` the mask has that many true elements
@@ -127,7 +127,7 @@ def top_fraction_mask(
 def masked_quantile(
     scores: Tensor, q: float | Tensor, keep: Tensor | None, group: Any = None
 ) -> Tensor:
-    """Quantile of the scores (N,) whose ``keep`` (N,) is true; +inf if none is. No host sync."""
+    """Compute the quantile of the scores (N,) with ``keep`` (N,); +inf if there are none."""
     q = _fraction("q", q, scores)
     if group is not None:
         return distributed.quantile(backend("quantile", scores), scores.detach(), q, keep, group)
@@ -137,7 +137,7 @@ def masked_quantile(
 
 
 def _checked(scores: Tensor, keep: Tensor | None, group: Any) -> tuple[Tensor, Tensor | None]:
-    """Flat contiguous scores and mask."""
+    """Check scores and mask and return them flat and contiguous."""
     few = scores.numel() == 0 and group is None
     if not scores.is_floating_point() or few:
         raise W2SError(
@@ -157,7 +157,7 @@ def _checked(scores: Tensor, keep: Tensor | None, group: Any) -> tuple[Tensor, T
 
 
 def _fraction(name: str, value: float | Tensor, scores: Tensor) -> Tensor:
-    """0-d fp64 on the scores' device; a number is checked, a tensor is answered with NaN."""
+    """Return 0-d fp64 on the scores' device; numbers are checked, bad tensors give NaN later."""
     if isinstance(value, Tensor):
         if value.dim() != 0:
             raise W2SError(
@@ -220,7 +220,7 @@ def _fake_mask(scores: Tensor, fraction: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def sample(n: int, v: int, dtype: torch.dtype, device: str, seed: int) -> dict[str, object]:
-    """Scores with many ties, a few infinities and a mask. ``v`` is not used."""
+    """Return scores with many ties, a few infinities and a mask. ``v`` is not used."""
     g = torch.Generator().manual_seed(seed)
     scores = torch.randn(n, generator=g).mul(4).round().div(4)
     scores[torch.rand(n, generator=g) < 0.01] = float("inf")
@@ -235,7 +235,7 @@ def sample(n: int, v: int, dtype: torch.dtype, device: str, seed: int) -> dict[s
 
 
 def cost(n: int, v: int, dtype: torch.dtype) -> Cost:
-    """One read of the scores."""
+    """Return the cost: one read of the scores."""
     return Cost(bytes=n * dtype.itemsize, flops=n)
 
 

@@ -105,7 +105,7 @@ def vocab_parallel_logprob(
     memory_mib: float = DEFAULT_MEMORY_MIB,
     ignore_index: int = -100,
 ) -> Tensor:
-    """(N,) log-probabilities of ``tokens`` (N,), 0 for ignored ones; see ``linear_logprob``.
+    """Compute (N,) log-probabilities of ``tokens`` (N,), 0 if ignored; see ``linear_logprob``.
 
     Every rank gives the same hidden states and tokens and its own rows of the head.
     """

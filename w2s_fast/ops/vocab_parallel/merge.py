@@ -21,7 +21,7 @@ _COLUMNS = len(_SENT) + 4  # argmax, and of the weak label's top class: mass, lo
 
 
 def gathered(send: Tensor, group: Any) -> Tensor:
-    """(R, ...) of every rank's tensor, in rank order."""
+    """Gather (R, ...) of every rank's tensor, in rank order."""
     out = send.new_empty((dist.get_world_size(group), *send.shape))
     dist.all_gather(list(out.unbind(0)), send.contiguous(), group=group)
     return out
@@ -85,13 +85,13 @@ def merge(
 
 
 def _tail(tail: Tensor, size: Tensor, total: Tensor) -> Tensor:
-    """(N,) log of the mass outside the list; of each shard (R, N): its own, and its share's sum."""
+    """Return (N,) log mass outside the top k, from that of each shard and its sum (R, N)."""
     inside = torch.where(size == 0, 0.0, -tail.expm1() * size).sum(0) / total
     outside = (torch.where(size == 0, 0.0, tail) + size.log()).logsumexp(0) - total.log()
     return torch.where(inside < 0.75, (-inside).log1p(), outside)
 
 
 def widths_of(widths: tuple[int, int], like: Tensor, group: Any) -> Tensor:
-    """(R, 1) number of classes of every shard."""
+    """Return (R, 1) number of classes of every shard."""
     mine = torch.full((1,), float(widths[0]), dtype=like.dtype, device=like.device)
     return gathered(mine, group)
