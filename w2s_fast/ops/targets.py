@@ -18,7 +18,7 @@ LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class SparseTargets(NamedTuple):
-    r"""Top-k weak labels: K classes a row, their probabilities, and the mass left over.
+    r"""Top-k weak labels: K classes a row, their probabilities, and the remaining mass.
 
     The remaining mass is the probability of the event "none of these classes", so the loss is
 
@@ -140,7 +140,7 @@ def make_inputs(
             copied.
         weak: integer (N,), floating point (N, V), or ``SparseTargets``.
         weight: (N,) row weights, or None for 1.
-        ignore_index: hard label that takes its row out of the loss.
+        ignore_index: hard label that excludes its row from the loss.
 
     Raises:
         W2SError: if a shape, dtype or device does not fit; the message names the value.

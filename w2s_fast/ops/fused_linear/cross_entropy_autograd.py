@@ -1,10 +1,10 @@
 """Two ways from autograd to the fused head.
 
-Eager mean and sum make all gradients in forward, 6 N V D operations, and backward hands them over.
+Eager mean and sum make all gradients in forward, 6 N V D operations, and backward returns them.
 fp16 gradients wait for backward, where the loss scale is known (see ``cross_entropy/autograd.py``):
-a batch of one chunk keeps its logits until then, several chunks are made again, 8 N V D.
+a batch of one chunk keeps its logits until then, several chunks are recomputed, 8 N V D.
 ``reduction="none"`` and ``torch.compile`` go through two registered operators; backward knows the
-upstream of every row only then and makes the logits again, too. Neither is differentiable twice;
+upstream of every row only then, so it recomputes the logits. Neither is differentiable twice;
 both raise.
 """
 
@@ -88,7 +88,7 @@ def apply_eagerly(
 class EagerCall:
     """One eager call on its way through autograd; the forward fills ``result``.
 
-    The class for a head whose classes are sharded over ranks solves in its own way.
+    A subclass solves for a head whose classes are sharded over ranks.
     """
 
     inputs: LossInputs | None
@@ -149,7 +149,7 @@ class FusedLinearLoss(torch.autograd.Function):
         if call.reduction == "none":
             rows = result.stats[Stat.LOSS]
             return rows.clone() if p.weight is None else rows * p.weight
-        # Not the tensor itself: it would own ctx, and ctx owns the result it lies in.
+        # Not the tensor itself: it would own ctx, and ctx owns the result with the tensor.
         return result.loss.detach()
 
     @staticmethod
@@ -225,7 +225,7 @@ def _linear_weak_ce_backward(
 
 
 def without_none(grads: Grads, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty tensors in the place of None, which an operator cannot return."""
+    """Replace None by empty tensors: an operator cannot return None."""
     hidden, head, bias = (like.new_empty(0) if g is None else g for g in grads)
     return hidden, head, bias
 
@@ -235,8 +235,8 @@ def gradients_from_record(
 ) -> Grads:
     """Compute the gradients of hidden, head and bias from a record and recomputed logits.
 
-    ``logits`` (N, V) of all rows, where a forward has kept them, are used instead, and overwritten
-    unless the call has a ``grad`` of its own.
+    ``logits`` (N, V) of all rows, if the forward kept them, are used instead; the gradient
+    overwrites them unless the call has a ``grad``.
     """
     p, stats, index, row_scale = call.inputs, call.stats, call.index, call.row_scale
     assert row_scale is not None

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from w2s_fast.ops.chunking import ROUND_ROWS
 
-# Entries of the head that are upcast, or of its gradient that are made, at a time: 4 MiB in fp32.
+# Entries of the head upcast at a time, or of its gradient computed at a time: 4 MiB in fp32.
 _TILE = 1 << 20
 _ONE_DNN_HAS = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",

@@ -1,7 +1,7 @@
 """The gradients of a fused head, summed over chunks of rows and over rows of one class.
 
-16-bit gradients of several chunks are summed in fp32 and rounded once. Sums over rows that meet in
-a class have a fixed order and no atomics: the same call gives the same bits.
+16-bit gradients of several chunks are summed in fp32 and rounded once. Sums over rows of one
+class have a fixed order and no atomics: the same call gives the same bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class HeadGradient:
         head: gives shape, dtype and device.
         fp32: sum the chunks of a 16-bit head in fp32 and round once at the end; costs 4 V D bytes.
         with_bias: also sum dlogits over rows.
-        with_head: False keeps a frozen head out.
+        with_head: False for a frozen head.
     """
 
     def __init__(self, head: Tensor, fp32: bool, with_bias: bool, with_head: bool = True) -> None:
@@ -43,7 +43,7 @@ class HeadGradient:
     def _add_product(self, dlogits: Tensor, hidden: Tensor) -> None:
         out = self.head
         assert out is not None
-        # The first chunk overwrites: a zero fill would be a pass over the head of its own.
+        # The first chunk overwrites: a zero fill would be another pass over the head.
         if upcasts(dlogits) or (out.dtype != hidden.dtype and out.device.type == "cpu"):
             self._add_tiles(out, dlogits, hidden)
         elif out.dtype != hidden.dtype and self._empty:

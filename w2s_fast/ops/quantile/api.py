@@ -3,14 +3,14 @@ r"""Exact order statistics of any number of scores, on one device or over a proc
     quantile(x, q) = (1 - f) x_(k) + f x_(k+1),   k = floor(q (N-1)),  f = q (N-1) - k
 
 where x_(0) <= ... <= x_(N-1) are the kept scores in order. It is ``torch.quantile`` without its
-limit of 2^24 elements, and it can leave rows out without compacting them first. If one of the two
+limit of 2^24 elements, and it can exclude rows without compacting them first. If one of the two
 scores is infinite and 0 < f < 1, it is x_(k+1): the scores at or above it are then those from k + 1
-on, as between finite scores (``torch.quantile`` says NaN or an infinity there). Order statistics
+on, as between finite scores (``torch.quantile`` returns NaN or an infinity there). Order statistics
 are detached: no gradient flows through them. Nothing is sorted and, with a process group, no score
 leaves its rank. Nothing here waits for a CUDA device.
 
-Ties: equal scores share their value, and every user of a threshold t in this package takes
-``score >= t`` as above. So with two classes all scores that tie with t count as class 0. A mask of
+Ties: equal scores share their value, and throughout this package a score is above a threshold t
+if ``score >= t``. So with two classes all scores that tie with t count as class 0. A mask of
 the top fraction has an exact size instead: of the scores that tie at its edge it takes those of the
 lowest rank of the group first, within a rank those of the lowest index. -0 and +0 are equal.
 Rank positions are computed in fp64, where ``torch.quantile`` uses the dtype of its input; the two
@@ -49,7 +49,7 @@ def quantile(
 
     Returns:
         0-d tensor, fp64 for fp64 scores, else fp32. NaN if a kept score is NaN or a tensor ``q`` is
-        outside [0, 1]; +inf if ``keep`` keeps nothing. No gradient.
+        outside [0, 1]; +inf if no score is kept. No gradient.
 
     Raises:
         W2SError: if there are no scores, they are not floating point, q is outside [0, 1], or
@@ -108,9 +108,8 @@ def top_fraction_mask(
         fraction: float or 0-d tensor in [0, 1].
 
     Returns:
-        Bool tensor in the shape of ``scores``, true only where ``keep`` is. Ties are taken in order
-        of rank, then index. All false if a kept score is NaN or a tensor ``fraction`` is outside
-        [0, 1].
+        Bool tensor in the shape of ``scores``, true only where ``keep`` is. Ties: see the module.
+        All false if a kept score is NaN or a tensor ``fraction`` is outside [0, 1].
 
     Raises:
         W2SError: see ``quantile``.
@@ -195,7 +194,7 @@ def _top_mask(scores: Tensor, fraction: Tensor, keep: Tensor | None) -> Tensor:
     if keep is not None:
         n_kept = keep.sum()
     count = distributed.top_count(fraction, n_kept)
-    at = kernels.kth_value(x, n_kept - count, keep)  # NaN where nothing is wanted: marks nothing
+    at = kernels.kth_value(x, n_kept - count, keep)  # NaN if the count is 0: an empty mask
     return kernels.threshold_mask(x, keep, at, count - kernels.count_at(x, keep, at)[0])
 
 

@@ -1,6 +1,6 @@
 """CUDA backend of the order statistics: one cooperative launch of csrc/cuda/quantile.h, no sync.
 
-The rounds of a selection over several processes, and the marks, are plain torch: each is one pass.
+The rounds of a selection over several processes, and the masks, are plain torch: each is one pass.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ r"""The fused head with its vocabulary split over ranks: V / R rows of the head 
     rank,   dlogits_r as in ``cross_entropy`` with the merged record,
     dhidden = sum_r dlogits_r head_r,   dhead_r = dlogits_r^T hidden
 
-Every rank gives the same hidden states and targets, as tensor parallelism leaves them, and gets the
+Every rank passes the same hidden states and targets, as in tensor parallelism, and receives the
 same loss and dhidden, and the gradient of its own head rows. Results equal those of the whole head
 on one rank up to rounding. Messages: 88 bytes a row and rank for the record, 4 K for K top-k
 classes, and dhidden.
@@ -107,7 +107,7 @@ def vocab_parallel_logprob(
 ) -> Tensor:
     """Compute (N,) log-probabilities of ``tokens`` (N,), 0 if ignored; see ``linear_logprob``.
 
-    Every rank gives the same hidden states and tokens and its own rows of the head.
+    Every rank passes the same hidden states and tokens, and its own rows of the head.
     """
     loss = vocab_parallel_cross_entropy(
         hidden, head, tokens, group=group, shard=shard, bias=bias, softcap=softcap,

@@ -1,7 +1,7 @@
 """The record of whole rows from the records of vocabulary shards, on every rank.
 
-Rank r holds V_r classes of a row and knows, relative to its own maximum M_r, what the row kernels
-know of any row. Eleven numbers a row and rank, and K logits of top-k classes, give the record of
+Rank r holds V_r classes of a row and their record relative to its own maximum M_r. Eleven numbers a
+row and rank, and K logits of top-k classes, give the record of
 the whole row: sums of exponentials are taken relative to the overall maximum and added.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from w2s_fast.ops.loss_call import Index, Stat
 
-# What travels besides the first seven rows of the record that it names.
+# Rows of the record that are sent; four more columns follow.
 _SENT = (Stat.MAX, Stat.LOGS, Stat.ENTROPY, Stat.MASS, Stat.LINEAR, Stat.MEAN, Stat.TAIL)
 _COLUMNS = len(_SENT) + 4  # argmax, and of the weak label's top class: mass, logit, id
 
@@ -59,7 +59,7 @@ def merge(
     top, logs, entropy, mass, linear, mean, tail, best, q_top, chosen, weak = gathered(
         send, group
     ).unbind(1)
-    # A shard of nothing but -inf has no sums; NaN stays in, to be seen in the loss.
+    # A shard of nothing but -inf has no sums; NaN is kept, to show in the loss.
     empty = top == -torch.inf
     peak = top.amax(0)
     shift = torch.where(empty, 0.0, top - peak)
