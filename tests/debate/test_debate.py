@@ -75,7 +75,7 @@ def test_longer_debates_and_single_speakers() -> None:
     assert speakers("market_making", np.array([[0.3, 0.7]])) == ["Adviser"]
     with pytest.raises(W2SError, match="expected at least 2, one per side"):
         make_protocol("debate:turns=1")
-    with pytest.raises(W2SError, match="argues against the weak model"):
+    with pytest.raises(W2SError, match="needs the predictions of the weak model"):
         speakers("market_making")
 
 
