@@ -10,12 +10,13 @@ PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-p
 PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses=4 --dist worksteal
 CORE   := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: help run test test-long test-properties lint fix bench gpu check clean distclean
+.PHONY: help run test test-fast test-long test-properties lint fix bench gpu check clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run    set up .venv, run the main job on the embedded task, show table, plot and page'
 	@echo 'make test   set up .venv, pass every test (compiled core and Triton interpreter required)'
+	@echo 'make test-fast   in under three minutes: what takes milliseconds, on the compiled core'
 	@echo 'make test-long   what takes minutes: two hosts over ssh, every fault, every offload (root)'
 	@echo 'make test-properties   100,000 random calls of the ops against fp64 (CASES, SEED, JOBS)'
 	@echo 'make lint   ruff, mypy, clang-format, codespell, file hygiene      make fix    format in place'
@@ -28,6 +29,9 @@ run: $(VENV)/.core
 
 test: $(VENV)/.dev $(VENV)/.core-strict
 	$(PYTEST) --require-backends=cpp,triton,cuda
+
+test-fast: $(VENV)/.dev $(VENV)/.core-strict
+	$(PYTEST) --require-backends=cpp -m 'not slow and not dist and not emulated'
 
 # The files whose tests take minutes, with what `make test` leaves out of them. Two hosts are network
 # namespaces: as root, with iproute2; over ssh with pdsh and an ssh server. NVMe needs libaio.

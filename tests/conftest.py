@@ -107,12 +107,17 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"backends: {found}", f"torch {torch.__version__}, {torch.get_num_threads()} threads"]
 
 
+# Before the selection by ``-m``, which reads the markers that are added here.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what this device has no use for: a GPU is extra evidence, never the first."""
-    kept = [item for item in items if _belongs(item)]
-    if len(kept) < len(items):
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
+    """Deselect what this device does not run, and mark what stands in for a GPU."""
+    selected = [item for item in items if _belongs(item)]
+    if len(selected) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if not _belongs(item)])
+        items[:] = selected
+    for item in items:
+        if DEVICE == "cpu" and _backend(item) in ("triton", "cuda"):
+            item.add_marker("emulated")
 
 
 def _file(path: Path) -> str:
@@ -125,9 +130,13 @@ def _belongs(item: pytest.Item) -> bool:
     # Compilation would trace the switch of devices; tests marked gpu have their own.
     if _file(item.path) not in ANY_DEVICE or any(w in item.name for w in HOST_ONLY):
         return False
+    return _backend(item) != "cpp" or "small_tiles" in getattr(item, "fixturenames", ())
+
+
+def _backend(item: pytest.Item) -> str:
+    """The backend that the test is parametrized with; ``cpp`` where there is none."""
     callspec = getattr(item, "callspec", None)
-    backend = "cpp" if callspec is None else callspec.params.get("backend", "cpp")
-    return backend != "cpp" or "small_tiles" in getattr(item, "fixturenames", ())
+    return "cpp" if callspec is None else str(callspec.params.get("backend", "cpp"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,11 +12,11 @@ import pytest
 
 from w2s_fast.errors import W2SError
 from w2s_fast.store import (
-    Artefact,
+    Artifact,
     Store,
     StoreWarning,
     content_hash,
-    exclusive,
+    file_lock,
     tree_hash,
     write_bytes,
     write_json,
@@ -25,15 +25,15 @@ from w2s_fast.store import (
 CONFIG, INPUTS = {"lr": 1e-3}, {"data": "abc"}
 
 
-def build(store: Store, text: str = "hello", config: dict[str, float] = CONFIG) -> Artefact:
+def build(store: Store, text: str = "hello", config: dict[str, float] = CONFIG) -> Artifact:
     """Publish a stage with two files."""
     with store.building("weak", config, INPUTS) as b:
-        if b.artefact is None:
+        if b.artifact is None:
             (b.path / "a.txt").write_text(text)
             (b.path / "sub").mkdir()
             (b.path / "sub" / "b.txt").write_text("b")
-    assert b.artefact is not None
-    return b.artefact
+    assert b.artifact is not None
+    return b.artifact
 
 
 def key(store: Store) -> str:
@@ -108,33 +108,33 @@ def test_a_failed_stage_leaves_nothing_but_its_checkpoint(tmp_path: Path) -> Non
     with store.building("weak", CONFIG, INPUTS) as b:
         assert (b.checkpoint / "step").read_text() == "7" and not (b.path / "half").exists()
         (b.path / "whole").write_text("x")
-    assert b.artefact is not None
-    assert sorted(p.name for p in b.artefact.path.iterdir()) == ["stage.json", "whole"]
+    assert b.artifact is not None
+    assert sorted(p.name for p in b.artifact.path.iterdir()) == ["stage.json", "whole"]
 
 
 def test_the_lock_is_exclusive_and_a_dead_owner_does_not_hold_it(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     lock.write_text("999999")  # what a killed process leaves
     with (
-        exclusive(lock, "taken by {pid}"),
+        file_lock(lock, "taken by {pid}"),
         pytest.raises(W2SError, match=r"taken by \d+"),
-        exclusive(lock, "taken by {pid}"),
+        file_lock(lock, "taken by {pid}"),
     ):
         pass
-    with exclusive(lock, "taken"):
+    with file_lock(lock, "taken"):
         pass
     holder = subprocess.Popen(
         [sys.executable, "-c",
-         "import sys, time, pathlib; from w2s_fast.store import exclusive\n"
-         f"with exclusive(pathlib.Path({str(lock)!r})): print('held', flush=True); time.sleep(60)"],
+         "import sys, time, pathlib; from w2s_fast.store import file_lock\n"
+         f"with file_lock(pathlib.Path({str(lock)!r})): print('held', flush=True); time.sleep(60)"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    with pytest.raises(W2SError, match=f"taken by {holder.pid}"), exclusive(lock, "taken by {pid}"):
+    with pytest.raises(W2SError, match=f"taken by {holder.pid}"), file_lock(lock, "taken by {pid}"):
         pass
     holder.kill()
     holder.wait()
-    with exclusive(lock, "taken by {pid}"):
+    with file_lock(lock, "taken by {pid}"):
         pass
 
 
@@ -169,7 +169,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
         assert store.find("labels", store.key("labels", {}, {})) is None
     with store.building("labels", {}, {}) as b:  # there is space again
         (b.path / "large").write_bytes(b"x" * 10000)
-    assert b.artefact is not None
+    assert b.artifact is not None
 
 
 def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Content-addressed artefacts on disk: every finished stage is one folder that never changes.
+"""Content-addressed artifacts on disk: every finished stage is one folder that never changes.
 
 A stage is a pure function of a config slice, the digests of its inputs and a version. Their hash
-names its folder, ``<root>/<stage>-<hash12>``. The work happens in a hidden folder beside it that
-has a fixed name, so a run killed half-way finds its training checkpoints again; the finished
-folder appears by one rename. ``stage.json`` lists a SHA-256 for each file and is checked on every
-read: damage costs a recomputation of that stage and nothing else.
+names its folder, ``<root>/<stage>-<hash12>``. A stage is computed in a hidden folder beside it,
+whose name is fixed, so a killed run finds its training checkpoints again; one rename publishes the
+finished folder. ``stage.json`` lists a SHA-256 for each file and is checked on every read: a
+damaged stage is computed again, and no other.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from w2s_fast.errors import W2SError
 
 FORMAT_VERSION = 1
 META_NAME = "stage.json"
-CHECKPOINT_NAME = "checkpoint"  # lives in the building folder only; dropped before publication
+CHECKPOINT_NAME = "checkpoint"  # exists in the hidden folder only; removed before publication
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
 class StoreWarning(UserWarning):
-    """A stored stage is damaged and will be computed again."""
+    """A stored stage is damaged and is computed again."""
 
 
-def hear_warnings(listener: Callable[[str], None]) -> None:
-    """Send the text of each ``StoreWarning`` to ``listener``; other warnings go their usual way.
+def redirect_store_warnings(listener: Callable[[str], None]) -> None:
+    """Send the text of each ``StoreWarning`` to ``listener``; leave other warnings alone.
 
-    Call inside ``warnings.catch_warnings()``, which undoes it.
+    Call it inside ``warnings.catch_warnings()``, which undoes it.
     """
     usual = warnings.showwarning
 
@@ -54,18 +54,27 @@ def hear_warnings(listener: Callable[[str], None]) -> None:
 
 
 @dataclass(frozen=True)
-class Artefact:
+class Artifact:
     """One finished stage.
 
     Attributes:
-        path: Its folder.
-        digest: SHA-256 over the names and contents of its files; what later stages depend on.
-        info: Facts that are not content: seconds, versions.
+        path: Folder of the stage.
+        digest: SHA-256 over the names and contents of its files; later stages depend on it.
+        info: Facts that are not content, such as seconds.
     """
 
     path: Path
     digest: str
     info: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, to send to another process."""
+        return {"path": str(self.path), "digest": self.digest, "info": dict(self.info)}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Artifact:
+        """Return the artifact that ``to_json`` packed."""
+        return Artifact(Path(values["path"]), values["digest"], values["info"])
 
 
 def content_hash(value: Any) -> str:
@@ -84,18 +93,18 @@ def file_hash(path: Path) -> str:
 
 
 def tree_hash(root: Path) -> str:
-    """Return one digest of every file under ``root``, names included, hidden files left out."""
+    """Return one digest over names and contents of all files under ``root`` that are not hidden."""
     names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-    kept = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
-    return content_hash({n: file_hash(root / n) for n in kept})
+    visible = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
+    return content_hash({n: file_hash(root / n) for n in visible})
 
 
 @contextlib.contextmanager
-def write_errors(what: str, where: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder into one line that says what is safe.
+def explain_write_errors(what: str, where: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into a one-line error with the fix.
 
     Raises:
-        W2SError: The write failed for a reason the user can mend; other errors pass through.
+        W2SError: The disk is full, or the folder may not be written; other errors pass through.
     """
     try:
         yield
@@ -115,16 +124,16 @@ def write_errors(what: str, where: Path) -> Iterator[None]:
 
 
 def _is_full(err: BaseException | None) -> bool:
-    """Tell whether an error, or what caused it, is a full disk or quota."""
+    """Return whether an error, or its cause, is a full disk or quota."""
     if err is None:
         return False
-    # safetensors gives the operating system's number only inside its message
-    told = any(f"os error {n})" in str(err) for n in _FULL)
-    return told or getattr(err, "errno", None) in _FULL or _is_full(err.__cause__)
+    # safetensors gives the operating system's error number in its message only.
+    in_message = any(f"os error {n})" in str(err) for n in _FULL)
+    return in_message or getattr(err, "errno", None) in _FULL or _is_full(err.__cause__)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: a temporary file beside it, flushed to disk, then renamed."""
+    """Write a file atomically: a temporary file beside it, flushed to disk, then renamed."""
     temp = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temp.open("wb") as f:
@@ -137,20 +146,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all."""
+    """Write ``value`` as indented JSON, atomically."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, taken: str | None = None) -> Iterator[None]:
-    """Hold the lock file ``path``; the kernel frees it when its process dies, however it dies.
+def file_lock(path: Path, taken: str | None = None) -> Iterator[None]:
+    """Hold the lock file ``path``; the kernel releases it when the process ends, also by a kill.
 
     Args:
-        path: The lock file; it stays, holding the number of its last owner.
-        taken: Message when another process holds it, ``{pid}`` filled in. None: wait instead.
+        path: Lock file; it stays and holds the number of its last owner.
+        taken: Error message if another process holds it, with ``{pid}`` filled in. None: wait.
 
     Raises:
-        W2SError: The lock is taken and ``taken`` is given.
+        W2SError: Another process holds the lock, and ``taken`` is given.
     """
     with path.open("a+") as f:
         try:
@@ -167,25 +176,25 @@ def exclusive(path: Path, taken: str | None = None) -> Iterator[None]:
 
 
 class Store:
-    """The folder of finished stages."""
+    """Folder of finished stages."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
 
     def key(self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-        """Return the full hash that names a stage's result."""
+        """Return the full hash that identifies a stage's result."""
         return content_hash(
             {"format": FORMAT_VERSION, "stage": stage, "config": config, "inputs": inputs}
         )
 
     def path(self, stage: str, key: str) -> Path:
-        """Return where the finished stage stands, or would."""
+        """Return the folder of the finished stage, whether or not it exists."""
         return self.root / f"{stage}-{key[:12]}"
 
-    def find(self, stage: str, key: str) -> Artefact | None:
-        """Return the finished stage, verified, or None when it has to be computed.
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """Return the finished stage, verified, or None if it has to be computed.
 
-        A damaged folder is dropped with a warning, so the caller computes it again.
+        A damaged folder is removed with a warning.
 
         Raises:
             W2SError: The folder belongs to another configuration.
@@ -204,49 +213,49 @@ class Store:
             warnings.warn(text, StoreWarning, stacklevel=2)
             shutil.rmtree(path)
             return None
-        return Artefact(path, meta["digest"], meta["info"])
+        return Artifact(path, meta["digest"], meta["info"])
 
     @contextlib.contextmanager
     def building(
         self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]
-    ) -> Iterator[Building]:
-        """Give a folder to fill; publish it when the block ends without an error.
+    ) -> Iterator[StageBuild]:
+        """Yield a folder to fill; publish it if the block ends without an error.
 
-        A folder left by a killed process is handed out again: files in ``checkpoint/`` survive,
-        everything else is cleared. Another process that builds the same stage is waited for.
+        The folder of a killed process is reused: ``checkpoint/`` is kept, everything else removed.
+        If another process builds the same stage, wait for it.
 
         Raises:
             W2SError: The disk is full or the folder may not be written.
         """
         key = self.key(stage, config, inputs)
-        with write_errors(f"stage {stage!r}", self.root):
+        with explain_write_errors(f"stage {stage!r}", self.root):
             (self.root / ".locks").mkdir(parents=True, exist_ok=True)
-            with exclusive(self.root / ".locks" / f"{stage}-{key[:12]}"):
+            with file_lock(self.root / ".locks" / f"{stage}-{key[:12]}"):
                 done = self.find(stage, key)
                 if done is not None:
-                    yield Building(self.root, done)
+                    yield StageBuild(self.root, done)
                     return
                 temp = self.root / f".{stage}-{key[:12]}"
                 _clear(temp)
-                build = Building(temp, None)
+                build = StageBuild(temp, None)
                 start = time.monotonic()
                 yield build
                 meta = {"stage": stage, "key": key, "config": config, "inputs": inputs}
                 info = {**build.info, "seconds": round(time.monotonic() - start, 3)}
-                build.artefact = _publish(temp, self.path(stage, key), meta, info)
+                build.artifact = _publish(temp, self.path(stage, key), meta, info)
 
 
 @dataclass
-class Building:
-    """A stage being computed: write into ``path``; ``artefact`` is set once it is published."""
+class StageBuild:
+    """A stage in progress: write into ``path``; ``artifact`` is set once it is published."""
 
     path: Path
-    artefact: Artefact | None
+    artifact: Artifact | None
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Path:
-        """Folder for mid-training state: survives a kill, is not part of the result."""
+        """Folder of training checkpoints; a kill leaves it, and it is not part of the result."""
         return self.path / CHECKPOINT_NAME
 
 
@@ -262,7 +271,7 @@ def _clear(temp: Path) -> None:
 
 
 def _read_meta(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return the stage record and what is wrong with the folder ("" when nothing is)."""
+    """Return the stage record and the fault of the folder, "" if there is none."""
     try:
         meta = json.loads((path / META_NAME).read_bytes())
         files, digest = meta["files"], meta["digest"]
@@ -270,20 +279,20 @@ def _read_meta(path: Path) -> tuple[dict[str, Any] | None, str]:
             raise KeyError("key")
     except (OSError, ValueError, KeyError, TypeError) as err:
         return None, f"{META_NAME}: {type(err).__name__}"
-    for name, want in files.items():
+    for name, checksum in files.items():
         if not (path / name).is_file():
             return meta, f"{name} is missing"
-        if file_hash(path / name) != want:
+        if file_hash(path / name) != checksum:
             return meta, f"{name} differs from its checksum"
     return meta, "" if content_hash(files) == digest else f"{META_NAME} differs from its digest"
 
 
-def _publish(temp: Path, final: Path, meta: dict[str, Any], info: dict[str, Any]) -> Artefact:
+def _publish(temp: Path, final: Path, meta: dict[str, Any], info: dict[str, Any]) -> Artifact:
     shutil.rmtree(temp / CHECKPOINT_NAME, ignore_errors=True)
     names = sorted(p.relative_to(temp).as_posix() for p in temp.rglob("*") if p.is_file())
     files = {name: file_hash(temp / name) for name in names}
     digest = content_hash(files)
-    for name in names:  # contents must be on disk before the rename makes them visible
+    for name in names:  # contents must reach the disk before the rename publishes them
         with (temp / name).open("rb") as f:
             os.fsync(f.fileno())
     record = {**meta, "format": FORMAT_VERSION, "digest": digest, "files": files, "info": info}
@@ -294,4 +303,4 @@ def _publish(temp: Path, final: Path, meta: dict[str, Any], info: dict[str, Any]
         os.fsync(folder)
     finally:
         os.close(folder)
-    return Artefact(final, digest, info)
+    return Artifact(final, digest, info)

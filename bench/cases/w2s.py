@@ -104,60 +104,62 @@ def measure(name: str, cfg: Any, out: Path) -> dict[str, Any]:
     return {"name": name, "environment": environment(), "config": config, **blocks}
 
 
-def p_value(found: Mapping[str, Any], name: str, other: str) -> float:
+def p_value(results: Mapping[str, Any], name: str, other: str) -> float:
     """Return the one-sided p of ``name`` over ``other``: a paired t-test over the seeds."""
     from scipy.stats import ttest_rel
 
-    accuracy = {(r["name"], r["seed"]): r["student"] for r in found["runs"]}
+    accuracy = {(r["name"], r["seed"]): r["student"] for r in results["runs"]}
     seeds = sorted({seed for _, seed in accuracy})
     pairs = [[accuracy[student, s] for s in seeds] for student in (name, other)]
     return float(ttest_rel(*pairs, alternative="greater").pvalue)
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(results: Mapping[str, Any]) -> str:
     """Return the experiment as a Markdown table."""
-    config, first = found["config"], found["summary"][0]
-    n, seeds = found["runs"][0]["n_test"], len(config["seeds"])
+    config, first = results["config"], results["summary"][0]
+    n, seeds = results["runs"][0]["n_test"], len(config["seeds"])
     task = config["task"]
     lines = [
         f"{seeds} seeds, {task['n_weak']} / {task['n_transfer']} / {n} items of weak / transfer / "
         f"test, weak model {first['weak']:.3f}, ceiling {first['ceiling']:.3f}"
-        + _control(found)
+        + _control(results)
         + ".",
         "",
         "| method + loss | accuracy | PGR | 95 % interval | agreement where weak is right / wrong "
-        f"| p against `{_baseline_name(found)}` |",
+        f"| p against `{_baseline_name(results)}` |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for s in found["summary"]:
-        lines.append(_line(found, s))
-    for use in found["gold"]:
+    for s in results["summary"]:
+        lines.append(_line(results, s))
+    for use in results["gold"]:
         lines += ["", f"`{use['name']}` used true labels: {use['use']}."]
     return "\n".join(lines) + "\n"
 
 
-def _line(found: Mapping[str, Any], s: Mapping[str, Any]) -> str:
+def _line(results: Mapping[str, Any], s: Mapping[str, Any]) -> str:
     pgr = NOT_REPORTED if s["pgr_mean"] is None else f"{s['pgr_mean']:.2f}"
     agreement = " / ".join(format_number(s["agreement"][k]) for k in ("weak_right", "weak_wrong"))
-    baseline = _baseline_name(found)
-    p = "" if s["name"] == baseline else f"{p_value(found, s['name'], baseline):.3f}"
-    own = f" (ceiling {s['ceiling']:.3f})" if s["ceiling"] != found["summary"][0]["ceiling"] else ""
+    baseline = _baseline_name(results)
+    p = "" if s["name"] == baseline else f"{p_value(results, s['name'], baseline):.3f}"
+    own = (
+        f" (ceiling {s['ceiling']:.3f})" if s["ceiling"] != results["summary"][0]["ceiling"] else ""
+    )
     name = s["name"].replace("|", "\\|")  # a bar would end the cell
     return (
         f"| `{name}`{own} | {s['student']:.3f} | {pgr} | {format_interval(s)} | {agreement} | {p} |"
     )
 
 
-def _baseline_name(found: Mapping[str, Any]) -> str:
+def _baseline_name(results: Mapping[str, Any]) -> str:
     """Return the name of the first student: cross-entropy on unmodified weak labels."""
-    return found["summary"][0]["name"]
+    return results["summary"][0]["name"]
 
 
-def _control(found: Mapping[str, Any]) -> str:
-    if not found["controls"]:
+def _control(results: Mapping[str, Any]) -> str:
+    if not results["controls"]:
         return ""
-    mean = sum(c["accuracy"] for c in found["controls"]) / len(found["controls"])
-    first = found["summary"][0]
+    mean = sum(c["accuracy"] for c in results["controls"]) / len(results["controls"])
+    first = results["summary"][0]
     pgr = (mean - first["weak"]) / (first["ceiling"] - first["weak"])
     return f", student without pretraining {mean:.3f} (PGR {pgr:.2f})"
 
@@ -171,24 +173,24 @@ def _block(name: str) -> str:
     path = FOLDER / f"{name}.json"
     if not path.exists():
         return f"No rows have been recorded yet: `python -m bench w2s {name} --record`.\n"
-    found = json.loads(path.read_text())
-    e = found["environment"]
+    results = json.loads(path.read_text())
+    e = results["environment"]
     machine = f"{e['cpu']}, torch {e['torch']}, commit {e['git_sha']}."
     picture = f"![{name}: accuracy and gap recovered](img/w2s-{name}.svg)"
-    return f"{table(found)}\n{picture}\n\n{machine}\n"
+    return f"{table(results)}\n{picture}\n\n{machine}\n"
 
 
-def figure(found: Mapping[str, Any], kind: str) -> bytes:
+def figure(results: Mapping[str, Any], kind: str) -> bytes:
     """Return the figure of an experiment as "svg" or "png" bytes."""
-    return results_figure({**found, "provenance": {"config": found["config"]}}, kind)
+    return results_figure({**results, "provenance": {"config": results["config"]}}, kind)
 
 
-def save(found: Mapping[str, Any]) -> None:
+def save(results: Mapping[str, Any]) -> None:
     """Write the committed file and its picture."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / f"{found['name']}.json").write_text(json.dumps(found, indent=1) + "\n")
-    picture = ROOT / "docs" / "img" / f"w2s-{found['name']}.svg"
-    picture.write_bytes(figure(found, "svg"))
+    (FOLDER / f"{results['name']}.json").write_text(json.dumps(results, indent=1) + "\n")
+    picture = ROOT / "docs" / "img" / f"w2s-{results['name']}.svg"
+    picture.write_bytes(figure(results, "svg"))
 
 
 def main(args: list[str]) -> int:
@@ -210,8 +212,8 @@ def main(args: list[str]) -> int:
         return 2
     for name in options.names:
         cfg = agreement() if name == "agreement" else real(name, options.data, options.student)
-        found = measure(name, cfg, options.out)
-        print(table(found))
+        results = measure(name, cfg, options.out)
+        print(table(results))
         if options.record:
-            save(found)
+            save(results)
     return 0

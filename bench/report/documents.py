@@ -21,7 +21,8 @@ from bench.report.measured_rows import MeasuredRows
 Table = Callable[[MeasuredRows], str]
 # document -> marker -> what makes the text between its begin and end
 DOCUMENTS: dict[str, dict[str, Table]] = {
-    "README.md": {"speed": speed_tables.summary, "head": speed_tables.linear_summary},
+    "README.md": {"speed": speed_tables.summary},
+    "docs/fused_head.md": {"head": speed_tables.linear_summary},
     "docs/speed.md": {
         "machine": speed_tables.machine,
         "cross_entropy": speed_tables.cross_entropy,

@@ -1,4 +1,4 @@
-"""docs/architectures.md: current, without a fault, and the check behind it sees one."""
+"""docs/architectures.md is current and without faults, and its check detects faults."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from helpers import ranks
 
 from bench.architectures import command, support_page
 from bench.architectures.check import CRASHED, EXACT, REFUSED, UNBUILT, WRONG, check
-from w2s_fast.integrations.patching.form import Form
 from w2s_fast.integrations.patching.lazy_logits import LazyLogits
+from w2s_fast.integrations.patching.logit_transform import LogitTransform
 from w2s_fast.integrations.patching.loss_call import LossCall
 
 # One of each kind: bias, scale, soft-cap, mixture, state space, unshifted, sliced, two towers.
@@ -37,11 +37,15 @@ def test_refused_and_not_built() -> None:
 
 
 def test_a_lost_soft_cap_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    form = LazyLogits.form
+    transform = LazyLogits.transform
     monkeypatch.setattr(
-        LazyLogits, "form", lambda self: Form(0.0, form(self).scale, form(self).bias)
+        LazyLogits,
+        "transform",
+        lambda self: LogitTransform(0.0, transform(self).scale, transform(self).bias),
     )
-    monkeypatch.setattr("w2s_fast.integrations.patching.verify._refuse", lambda *args: None)
+    monkeypatch.setattr(
+        "w2s_fast.integrations.patching.verify._raise_difference", lambda *args: None
+    )
     assert {o.state for o in check("Gemma2ForCausalLM").values()} == {WRONG}
 
 
@@ -54,7 +58,7 @@ def test_a_lost_router_loss_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
             out.loss = call.loss
         return out
 
-    monkeypatch.setattr("w2s_fast.integrations.patching.forward.run", alone)
+    monkeypatch.setattr("w2s_fast.integrations.patching.forward.run_forward", alone)
     for outcome in check("MixtralForCausalLM").values():
         assert outcome.state == WRONG and "router loss" in outcome.why
 
@@ -62,7 +66,7 @@ def test_a_lost_router_loss_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 def architectures_run() -> Any:
     from w2s_fast.integrations.patching import forward
 
-    return forward.run
+    return forward.run_forward
 
 
 def test_a_crash_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +124,7 @@ def test_document_is_current(
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_every_class() -> None:
-    """As the rows say, with the transformers that they name; no fault with any other."""
+    """Outcomes equal the rows for their version of transformers; no version has a fault."""
     import transformers
 
     rows = list(command.check_all())

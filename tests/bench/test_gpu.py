@@ -1,4 +1,4 @@
-"""The GPU suite where there is no GPU: its plan, what it resumes, its table, and how it says no."""
+"""The GPU suite on a machine without a GPU: plan, resumption, table, and error messages."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def test_without_a_device_it_says_so(
         gpu.main(["--dry-run", "--parts", "quantil"])
 
 
-def test_finished_parts_are_skipped_and_broken_ones_lose_only_themselves(
+def test_finished_parts_are_skipped_and_failures_are_isolated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One run with a crash, a hang and two good parts; a second one that runs what is missing."""
+    """A run with a crash, a hang and two good parts; a second one runs the missing parts."""
     crash = f"print({json.dumps(json.dumps(TIME))}, flush=True); import os; os.abort()"
     ran = tmp_path / "ran"
     count = f"open({str(ran)!r}, 'a').write('x'); print('27 passed')"
@@ -151,7 +151,7 @@ def test_percentiles() -> None:
 
 
 def test_tensors_of_a_test_lie_on_its_device() -> None:
-    """Same values, package left alone: ``meta`` stands for a device that is not there."""
+    """Values do not change; ``meta`` stands in for a device that is missing."""
     g = torch.Generator().manual_seed(0)
     with OnDevice("meta"):
         drawn = torch.randn(3, generator=g, requires_grad=True)

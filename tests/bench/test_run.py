@@ -1,4 +1,4 @@
-"""Every benchmark runs at toy size, and the documents quote the committed rows and nothing else."""
+"""Benchmarks run at toy size; tables and pictures of the documents match the committed rows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def test_every_benchmark_runs(tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     eager = "ours,ours_inplace,eager,eager_gather,torch_lce,quack,torch_quantile,sort,kthvalue"
-    # The other allocator is another environment of the process and nothing else: one op shows it.
+    # The other allocator differs only in the environment of the process: one op is enough.
     for only in (["--allocator", "stock"], ["--allocator", "recycled", "--op", "quantile"]):
         done = _bench("run", "--quick", "--providers", eager, "--out", str(out), *only)
         assert done.returncode == 0, done.stderr
@@ -73,7 +73,7 @@ def test_every_benchmark_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sweeps_of_heads(tmp_path: Path) -> None:
-    """Every way of the same work is measured, and the cached probe is the uncached one."""
+    """Every alternative is measured, and the cached probe equals the uncached one."""
     out = tmp_path / "results.jsonl"
     done = _bench("heads", "--quick", "--sizes", "384", "--out", str(out))
     assert done.returncode == 0, done.stderr
@@ -88,7 +88,7 @@ def test_sweeps_of_heads(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_products_of_16_bit_heads(tmp_path: Path) -> None:
-    """AVX2 is what the second process really sees, and ours then goes through fp32."""
+    """The second process is limited to AVX2, where ours multiplies in fp32."""
     out = tmp_path / "results.jsonl"
     done = _bench("products", "--quick", "--out", str(out))
     assert done.returncode == 0, done.stderr
@@ -102,9 +102,9 @@ def test_products_of_16_bit_heads(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_candidates_compute_the_same(tmp_path: Path) -> None:
-    """A speed is worth nothing where the loss or its gradient is another one.
+    """All candidates have the same loss and gradient.
 
-    What is compiled takes its time: the other cases are for make test-long.
+    Compilation is slow: the other cases are for make test-long.
     """
     out = tmp_path / "results.jsonl"
     done = _bench(
@@ -136,15 +136,15 @@ def _row(**columns: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mark", ["quick", "dirty"])
-def test_report_refuses_rows_that_may_not_be_quoted(tmp_path: Path, mark: str) -> None:
+def test_report_rejects_rows_that_may_not_be_quoted(tmp_path: Path, mark: str) -> None:
     (tmp_path / "cross_entropy.jsonl").write_text(json.dumps(_row(**{mark: True})) + "\n")
     done = _bench("report", "--check", "--results", str(tmp_path))
     assert done.returncode == 2
     assert "measured quick or on a changed tree" in done.stderr
 
 
-def test_rows_of_a_head_are_told_apart(tmp_path: Path) -> None:
-    """By hidden size; a reason why nothing was measured never replaces a measurement."""
+def test_saving_replaces_equal_keys_only(tmp_path: Path) -> None:
+    """The hidden size is part of the key; a skipped row never replaces a measurement."""
     path = tmp_path / "results.jsonl"
     head = {"op": "linear_cross_entropy"}
     row_files.save(path, [_row(), _row(**head, d=16), _row(**head, d=32)])

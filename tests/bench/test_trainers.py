@@ -1,4 +1,4 @@
-"""The steps in trainers run at toy size, are the same mathematics, and fill their table."""
+"""Training steps in trainers run at toy size, compute the same loss, and fill their table."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_memory_is_measured_under_the_stock_allocator(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("who", ["ours", "label_rows"])
-def test_what_differs_is_not_timed(who: str) -> None:
+def test_a_candidate_that_differs_is_not_timed(who: str) -> None:
     from bench.cases import trainers
     from bench.cases.trainer_steps import Shape
 
@@ -87,7 +87,7 @@ def _row(**columns: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_table_says_what_the_rows_say() -> None:
+def test_the_table_shows_the_rows() -> None:
     from bench.report import speed_tables, trainer_table
     from bench.report.measured_rows import MeasuredRows
 

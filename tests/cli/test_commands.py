@@ -1,4 +1,4 @@
-"""The command: light help, one-line errors with exit code 2, both ways to call it."""
+"""Commands: light help, one-line errors with exit code 2, ``w2s-fast`` and ``python -m``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import w2s_fast
 from w2s_fast.cli.main import COMMANDS, main
 from w2s_fast.config import RunConfig, to_yaml
-from w2s_fast.store import exclusive
+from w2s_fast.store import file_lock
 
 TINY = [
     "--task.n_weak=20", "--task.n_transfer=20", "--task.n_test=20", "--weak.hidden=8",
@@ -82,7 +82,7 @@ def test_user_errors(capsys: pytest.CaptureFixture[str], args: list[str], words:
 def test_a_folder_in_use_and_one_that_cannot_be(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    with exclusive(tmp_path / ".lock"):
+    with file_lock(tmp_path / ".lock"):
         assert f"another run (process {os.getpid()}) works in" in failing(
             capsys, "run", "--out", str(tmp_path), *TINY
         )
@@ -111,7 +111,7 @@ def test_bad_data_is_one_line_and_nothing_is_computed(
     assert [p for p in (out / "cache").iterdir() if p.name[0] != "."] == []
 
 
-def test_label_says_where_the_labels_are(
+def test_label_prints_the_folder_of_the_labels(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(["label", "--out", str(tmp_path), *TINY]) == 0
@@ -138,7 +138,7 @@ def test_the_module_can_be_run() -> None:
 
 @pytest.mark.slow
 def test_bench_is_forwarded(tmp_path: Path) -> None:
-    """The benchmark's own help comes back with its exit code, from any folder."""
+    """``bench`` prints the benchmark's help and returns its exit code, from any folder."""
     command = [sys.executable, "-m", "w2s_fast", "bench"]
     done = subprocess.run(
         [*command, "--help"], capture_output=True, text=True, cwd=tmp_path, env=_with_checkout()

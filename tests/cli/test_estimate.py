@@ -1,4 +1,4 @@
-"""``w2s-fast plan``: counts of real models, DeepSpeed's own estimate, and what it prints."""
+"""``w2s-fast plan``: counts of real models, DeepSpeed's estimate, and the printed tables."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_counts_are_those_of_the_model(folder: Path) -> None:
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_model_states_as_deepspeed_estimates_them(stage: int) -> None:
-    """Its figure is 18 bytes a parameter: ours, and 2 more for gradients in 16 bits at stage 2."""
+    """DeepSpeed estimates 18 bytes per parameter: ours, and 2 for 16-bit gradients at stage 2."""
     load_deepspeed()
     from deepspeed.runtime.zero import stage3, stage_1_and_2
 

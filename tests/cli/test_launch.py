@@ -83,13 +83,13 @@ def test_command(hosts: str, config: str) -> None:
 
 
 def test_codes_of_a_job_that_lost_a_process() -> None:
-    """By signal 9 or 15, or with its host; what a process says itself is passed on."""
+    """Signals 9 and 15 and a lost host give one code; other exit codes are passed on."""
     assert [job_exit_code(c) for c in (256 - 9, 256 - 15, 255)] == [EXIT_CODE] * 3
     assert [job_exit_code(c) for c in (0, 1, 2, EXIT_CODE, 130)] == [0, 1, 2, EXIT_CODE, 130]
 
 
 def test_words_reach_other_hosts_as_they_are(hosts: str, config: str) -> None:
-    """Through DeepSpeed's own quoting and a shell."""
+    """Arguments pass unchanged through DeepSpeed's quoting and a shell."""
     from deepspeed.launcher.multinode_runner import PDSHRunner
 
     words = ["posterior|confident", "a b", "$HOME", 'it\'s; $x `y` \\ "z"', "plain", "*"]
@@ -160,4 +160,4 @@ def test_a_child_that_fails_gives_its_code(config: str) -> None:
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "w2s-fast: error: student.source='agreement-lm' speaks only" in done.stderr
+    assert "w2s-fast: error: student.source='agreement-lm' knows only" in done.stderr

@@ -1,8 +1,8 @@
-"""The documented launch lines on two hosts (see ``cluster``), with ZeRO-3 over gloo.
+"""Run the documented launch lines on two hosts (see ``cluster``), with ZeRO-3 over gloo.
 
-Then a rank is killed, a rank is stopped, the cable is pulled: the job must end in bounded time and
-name who was lost, leave no process behind, and the same command must end in the results of a run
-that nothing happened to.
+Then a rank is killed, a rank is stopped, the network is cut: the job must end in bounded time, name
+the lost rank and leave no process behind, and the same command must finish with the results of an
+undisturbed run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def documented(start: str, word: str = "") -> str:
-    """The one line of docs/distributed.md that begins with ``start`` and has ``word`` in it."""
+    """Return the line of docs/distributed.md that begins with ``start`` and contains ``word``."""
     text = (ROOT / "docs" / "distributed.md").read_text().replace("\\\n", "")
     lines = re.findall(rf"^{start} [^#\n]*", text, re.M)
     (line,) = (found.strip() for found in lines if word in found)
@@ -54,7 +54,7 @@ def documented(start: str, word: str = "") -> str:
 
 
 def without_ssh_lines(options: str = "") -> list[tuple[str, str]]:
-    """The line that is started on every host with its number."""
+    """Return the lines that are started on every host, with its number."""
     line = documented("w2s-fast launch", "--no-ssh")
     assert HOSTS[FIRST] in line
     numbered = [line.replace("--node-rank 0", f"--node-rank {i}") for i in range(len(HOSTS))]
@@ -62,7 +62,7 @@ def without_ssh_lines(options: str = "") -> list[tuple[str, str]]:
 
 
 def ssh_lines(options: str = "") -> list[tuple[str, str]]:
-    """The line that is started on one host."""
+    """Return the lines that are started on one host."""
     text = documented("w2s-fast launch", "--hostfile hosts run.yaml")
     return [(FIRST, f"{text} {options}")]
 

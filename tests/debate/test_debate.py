@@ -25,7 +25,7 @@ from w2s_fast.methods import Plan, make_method
 from w2s_fast.pipeline import run
 from w2s_fast.pipeline.artifacts import read_probs, read_texts
 from w2s_fast.pipeline.context import Context, load_data
-from w2s_fast.pipeline.jobs import Job, config_slice, plan
+from w2s_fast.pipeline.jobs import Job, config_slice, plan_jobs
 from w2s_fast.pipeline.stages.training_set import folds, load_training_set
 from w2s_fast.tasks import TaskConfig
 
@@ -73,9 +73,9 @@ def test_longer_debates_and_single_speakers() -> None:
     assert speakers("debate:turns=5") == ["A", "B", "A", "B", "A"]
     assert speakers("consultancy") == ["Adviser"]
     assert speakers("market_making", np.array([[0.3, 0.7]])) == ["Adviser"]
-    with pytest.raises(W2SError, match="expected at least 2, one a side"):
+    with pytest.raises(W2SError, match="expected at least 2, one per side"):
         make_protocol("debate:turns=1")
-    with pytest.raises(W2SError, match="argues against the weak model"):
+    with pytest.raises(W2SError, match="needs the predictions of the weak model"):
         speakers("market_making")
 
 
@@ -165,7 +165,7 @@ def test_nobody_pays_again_for_what_cannot_change_a_text() -> None:
         base = {"kind": "endpoint", "url": "http://x/completions", "model": "m", **changes}
         lm = {"source": "agreement-lm"}
         cfg = config(Path("unused"), methods=["debate"], student=lm, transcript_writer=base)
-        jobs = [j for j in plan(cfg).order if j.stage == "transcripts"]
+        jobs = [j for j in plan_jobs(cfg).jobs if j.stage == "transcripts"]
         assert len(jobs) == 8 and all(not j.inputs for j in jobs), (
             "no model of this run plays a part"
         )
@@ -337,11 +337,11 @@ def test_a_writer_with_a_chat_template_gets_messages(monkeypatch: pytest.MonkeyP
 
     tokenizer = agreement.tokenizer()
     writer = LocalWriter(None, tokenizer, WriterConfig())
-    assert writer._asked("the dog") == "the dog"
+    assert writer._chat_prompt("the dog") == "the dog"
     tokenizer.chat_template = (
         "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %} [reply]"
     )
-    assert writer._asked("the dog") == "[user] the dog [reply]"
+    assert writer._chat_prompt("the dog") == "[user] the dog [reply]"
 
 
 if __name__ == "__main__":

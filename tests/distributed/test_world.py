@@ -26,7 +26,7 @@ from w2s_fast.distributed.world import (
     world_from_environment,
 )
 from w2s_fast.errors import W2SError
-from w2s_fast.pipeline.preflight import difference, facts, tree_digest
+from w2s_fast.pipeline.preflight import difference, process_facts, tree_digest
 
 
 def test_launchers() -> None:
@@ -45,11 +45,11 @@ def test_launchers() -> None:
 
 def test_what_is_compared(tmp_path: Path) -> None:
     cfg, data = RunConfig(), {0: {"test": "a"}}
-    same = facts(cfg, data)
+    same = process_facts(cfg, data)
     for other, names in (
-        (facts(cfg, data), set()),
-        (facts(cfg, {0: {"test": "b"}}), {"data"}),
-        (facts(replace(cfg, seeds=(7,)), data), {"configuration"}),
+        (process_facts(cfg, data), set()),
+        (process_facts(cfg, {0: {"test": "b"}}), {"data"}),
+        (process_facts(replace(cfg, seeds=(7,)), data), {"configuration"}),
     ):
         assert {name for name in same if other[name] != same[name]} == names
     (tmp_path / "a.py").write_text("x = 1")

@@ -17,7 +17,6 @@ from helpers.paths import ROOT
 import w2s_fast
 from w2s_fast.config import RunConfig
 from w2s_fast.losses import LOSSES
-from w2s_fast.losses._base import hyper_parameters
 from w2s_fast.losses.distillation import DISTILLATIONS
 from w2s_fast.losses.preference import PREFERENCES
 from w2s_fast.methods import METHODS
@@ -138,6 +137,16 @@ def test_links_to_files_exist(path: Path) -> None:
         assert (path.parent / target).exists(), f"{_name(path)} links to {target}"
 
 
+@pytest.mark.parametrize("path", DOCS, ids=_name)
+def test_files_that_are_named_exist(path: Path) -> None:
+    """Names in backticks that begin with a folder of the repository."""
+    named = re.findall(
+        r"`((?:w2s_fast|csrc|kernels|bench|tests|tools|docs)/[\w./-]+)`", path.read_text()
+    )
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing, f"{_name(path)} names {missing}"
+
+
 def _tabled(path: Path) -> dict[str, tuple[str, ...]]:
     """Name -> fields, of every table row of three cells that starts with names in backticks."""
     table = {}
@@ -148,9 +157,9 @@ def _tabled(path: Path) -> dict[str, tuple[str, ...]]:
     return table
 
 
-def test_readme_names_every_loss_and_its_fields() -> None:
-    expected = {name: hyper_parameters(kind) for name, kind in LOSSES.items()}
-    assert _tabled(ROOT / "README.md") == expected
+def test_losses_page_names_every_loss_and_its_fields() -> None:
+    expected = {name: tuple(f.name for f in fields(kind)) for name, kind in LOSSES.items()}
+    assert _tabled(ROOT / "docs" / "losses.md") == expected
 
 
 def test_preferences_page_names_every_loss_and_its_fields() -> None:

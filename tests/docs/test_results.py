@@ -1,4 +1,4 @@
-"""The committed results hold what the documents say, and their tables say what they hold."""
+"""The committed results are consistent, and docs/results.md shows them."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ def load(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_a_result_is_of_a_clean_tree_and_adds_up(path: Any) -> None:
-    found = json.loads(path.read_text())
-    assert not found["environment"]["dirty"] and found["name"] == path.stem
-    seeds = set(found["config"]["seeds"])
+def test_a_result_is_from_a_clean_tree_and_consistent(path: Any) -> None:
+    results = json.loads(path.read_text())
+    assert not results["environment"]["dirty"] and results["name"] == path.stem
+    seeds = set(results["config"]["seeds"])
     assert len(seeds) >= 3
-    for s in found["summary"]:
-        rows = [r for r in found["runs"] if r["name"] == s["name"]]
+    for s in results["summary"]:
+        rows = [r for r in results["runs"] if r["name"] == s["name"]]
         assert {r["seed"] for r in rows} == seeds
         assert s["student"] == pytest.approx(np.mean([r["student"] for r in rows]))
-        kept = [r for r in rows if r["pgr"] is not None]
-        for r in kept:
+        reported = [r for r in rows if r["pgr"] is not None]
+        for r in reported:
             assert r["pgr"] == pytest.approx(metrics.pgr(r["weak"], r["student"], r["ceiling"]))
         name = s["name"].replace("|", "\\|")
-        line = next(x for x in w2s.table(found).splitlines() if x.startswith(f"| `{name}`"))
+        line = next(x for x in w2s.table(results).splitlines() if x.startswith(f"| `{name}`"))
         assert f"{s['student']:.3f}" in line
         assert ("not reported" in line) == (s["pgr_mean"] is None)
         gaps = [metrics.Gap(r["weak"], r["ceiling"], r["gap_se"], r["refused"]) for r in rows]
-        assert s["refused"] == metrics.refusal_over_seeds(gaps, n_items=rows[0]["n_test"])
+        assert s["refused"] == metrics.omission_reason_over_seeds(gaps, n_items=rows[0]["n_test"])
         assert (s["pgr_mean"] is None) == (s["refused"] is not None)
 
 
 def test_on_the_embedded_task_the_confidence_loss_beats_cross_entropy() -> None:
-    """Paired over five seeds, one-sided p < 0.05; and pretraining is where the gain comes from."""
-    found = load("agreement")
-    by = {(r["name"], r["seed"]): r["student"] for r in found["runs"]}
-    logconf, xent = ([by[name, s] for s in range(5)] for name in ("logconf", "xent"))
+    """Paired over five seeds, one-sided p < 0.05; without pretraining there is no gain."""
+    results = load("agreement")
+    accuracy = {(r["name"], r["seed"]): r["student"] for r in results["runs"]}
+    logconf, xent = ([accuracy[name, s] for s in range(5)] for name in ("logconf", "xent"))
     p = ttest_rel(logconf, xent, alternative="greater").pvalue
-    assert p < 0.05 and w2s.p_value(found, "logconf", "xent") == pytest.approx(p)
-    first = found["summary"][0]
-    control = np.mean([c["accuracy"] for c in found["controls"]])
+    assert p < 0.05 and w2s.p_value(results, "logconf", "xent") == pytest.approx(p)
+    first = results["summary"][0]
+    control = np.mean([c["accuracy"] for c in results["controls"]])
     assert abs(metrics.pgr(first["weak"], control, first["ceiling"])) < 0.1
-    names = {s["name"].partition("+")[0] for s in found["summary"]}
+    names = {s["name"].partition("+")[0] for s in results["summary"]}
     assert {"bootstrap", "ensemble"} <= names

@@ -30,4 +30,4 @@ def two(*p1: float, weight: list[float] | None = None) -> Targets:
 
 def kept(targets: Targets) -> list[int]:
     """Rows that count."""
-    return targets.kept.nonzero()[0].tolist()
+    return targets.used.nonzero()[0].tolist()

@@ -179,8 +179,8 @@ def _check_targets(out: Targets) -> None:
     assert isinstance(out, Targets)
     assert out.probs.shape == (N, 2) and out.probs.dtype == np.float32
     assert np.isfinite(out.probs).all() and (out.probs >= 0).all()
-    assert out.probs[out.kept].sum(1) == pytest.approx(1, abs=1e-5)
-    assert out.kept.any()
+    assert out.probs[out.used].sum(1) == pytest.approx(1, abs=1e-5)
+    assert out.used.any()
     if out.weight is not None:
         assert out.weight.shape == (N,) and out.weight.dtype == np.float32
         assert (out.weight >= 0).all()

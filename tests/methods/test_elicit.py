@@ -52,11 +52,11 @@ def test_calibration_of_sure_answers_is_finite() -> None:
 def test_elicit_takes_the_answers_and_keeps_weights() -> None:
     weak = Targets(_soft(np.array([0, 1, 1, 0]), 2, 0.75), np.array([1, 0, 2, 1], dtype=np.float32))
     prior = Targets(np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.7, 0.3]], dtype=np.float32))
-    plain = Elicit(calibrate="none").answers(weak, prior, seed=0)
+    plain = Elicit(calibrate="none").zero_shot(weak, prior, seed=0)
     assert np.array_equal(plain.probs, prior.probs)
     assert plain.weight is not None and plain.weight.tolist() == [1, 0, 2, 1]
-    out = Elicit().answers(weak, prior, seed=0)
-    assert out.probs[weak.kept].mean(0) == pytest.approx(balance_of(weak.probs, weak.kept))
+    out = Elicit().zero_shot(weak, prior, seed=0)
+    assert out.probs[weak.used].mean(0) == pytest.approx(balance_of(weak.probs, weak.used))
     assert out.probs[:, 1].argsort().tolist() == prior.probs[:, 1].argsort().tolist()
 
 

@@ -62,14 +62,14 @@ def test_the_filter_counts_exactly_and_breaks_ties_by_row() -> None:
     one[[2, 7]] = 1.0  # among neighbours of class 0
     for share, gone in ((0.1, [2, 7]), (0.0, [])):
         out = ProbeFilter(contamination=share, k=3).filtered(_targets(one), features, seed=0)
-        assert (~out.kept).nonzero()[0].tolist() == gone
+        assert (~out.used).nonzero()[0].tolist() == gone
     same = _targets(np.zeros(18))
     out = ProbeFilter(contamination=0.25, k=3).filtered(same, features, seed=0)
-    assert (~out.kept).nonzero()[0].tolist() == [0, 1, 2, 3]  # round(4.5) is 4
+    assert (~out.used).nonzero()[0].tolist() == [0, 1, 2, 3]  # round(4.5) is 4
     # What was out before neither counts nor comes back.
     before = _targets(np.zeros(18), [0, 1, 0] + [1] * 15)
     out = ProbeFilter(contamination=0.2, k=3).filtered(before, features, seed=0)
-    assert (~out.kept).nonzero()[0].tolist() == [0, 1, 2, 3, 4]
+    assert (~out.used).nonzero()[0].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -158,5 +158,5 @@ def test_probes_find_flipped_labels(probe: str) -> None:
     out = method.relabel(weak, features, seed=0)
     assert (out.probs.argmax(1) == truth).mean() > 0.93 and np.allclose(out.probs.sum(1), 1)
     drop = ProbeFilter(probe=probe, k=15, contamination=wrong).filtered(weak, features, seed=0)
-    assert (~drop.kept).sum() == round(wrong * 300)
-    assert (hard == truth)[drop.kept].mean() > 0.95
+    assert (~drop.used).sum() == round(wrong * 300)
+    assert (hard == truth)[drop.used].mean() > 0.95

@@ -31,21 +31,21 @@ def test_confident_keeps_both_ends_and_their_borders() -> None:
     out = evaluate(Confident().labels(PLAN, WEAK), {WEAK: weak})
     assert out.weight.tolist() == [1, 2, 0, 0, 0, 3, 1, 0]  # the last row was out before
     assert np.array_equal(out.probs, weak.probs)
-    one_sided = Confident(low=0.0, high=0.7, hard=True).sure(weak, seed=0)
+    one_sided = Confident(low=0.0, high=0.7, hard=True).confident_rows(weak, seed=0)
     assert kept(one_sided) == [0, 4, 5, 6]
     assert one_sided.probs[[0, 4]].tolist() == [[1, 0], [0, 1]]
 
 
 def test_confident_of_three_classes_looks_at_the_top_alone() -> None:
     weak = Targets(_probs([0.8, 0.1, 0.1], [0.1, 0.2, 0.7], [0.0, 0.75, 0.25]))
-    out = Confident(low=0.0).sure(weak, seed=0)
+    out = Confident(low=0.0).confident_rows(weak, seed=0)
     assert kept(out) == [0, 2]
-    assert Confident(hard=True).sure(weak, seed=0).probs[2].tolist() == [0, 1, 0]
+    assert Confident(hard=True).confident_rows(weak, seed=0).probs[2].tolist() == [0, 1, 0]
 
 
 def test_nothing_left_is_said() -> None:
     with pytest.raises(W2SError, match="keeps none of 2 rows"):
-        Confident().sure(two(0.5, 0.6), seed=0)
+        Confident().confident_rows(two(0.5, 0.6), seed=0)
 
 
 def test_resample_draws_confident_rows_more_often() -> None:
@@ -147,16 +147,18 @@ def test_knn_filter_does_not_listen_to_rows_that_are_out() -> None:
 
 def test_of_equal_losses_the_first_rows_stay() -> None:
     weak, peer = two(*[1.0] * 1000), two(*[0.9, 0.1] * 500)
-    assert kept(SmallLoss(forget=0.75).easy(weak, peer, seed=0)) == list(range(0, 500, 2))
+    assert kept(SmallLoss(forget=0.75).small_loss_rows(weak, peer, seed=0)) == list(
+        range(0, 500, 2)
+    )
 
 
 def test_small_loss_keeps_the_smallest_loss_of_the_peer() -> None:
     weak = two(1.0, 1.0, 0.0, 0.0, 1.0, weight=[1, 1, 1, 1, 0])
     peer = two(0.9, 0.3, 0.1, 0.6, 0.99)  # losses 0.11, 1.20, 0.11, 0.92
-    out = SmallLoss(forget=0.5).easy(weak, peer, seed=0)
+    out = SmallLoss(forget=0.5).small_loss_rows(weak, peer, seed=0)
     assert kept(out) == [0, 2]
-    assert kept(SmallLoss(forget=0.25).easy(weak, peer, seed=0)) == [0, 2, 3]
-    assert kept(SmallLoss(forget=0.0).easy(weak, peer, seed=0)) == [0, 1, 2, 3]
+    assert kept(SmallLoss(forget=0.25).small_loss_rows(weak, peer, seed=0)) == [0, 2, 3]
+    assert kept(SmallLoss(forget=0.0).small_loss_rows(weak, peer, seed=0)) == [0, 1, 2, 3]
 
 
 def test_small_loss_exchanges_rows_and_forgets_step_by_step() -> None:
@@ -292,7 +294,7 @@ def test_conformal_judges_rows_by_the_student_that_did_not_see_them() -> None:
     weighed = Conformal(weigh=True).plausible(weak, given[inputs["first"]],
                                               given[inputs["second"]], seed=0)  # fmt: skip
     assert weighed.weight is not None and weighed.weight[:10].tolist() == [0] * 10
-    twice = Targets(weak.probs, 2 * weak.kept.astype(np.float32))
+    twice = Targets(weak.probs, 2 * weak.used.astype(np.float32))
     double = Conformal(weigh=True).plausible(twice, given[inputs["first"]],
                                              given[inputs["second"]], seed=0)  # fmt: skip
     assert np.array_equal(double.weight, 2 * weighed.weight)

@@ -24,7 +24,7 @@ from w2s_fast.config import RunConfig, from_dict, to_yaml
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline import label, run
 from w2s_fast.pipeline.context import load_data
-from w2s_fast.pipeline.pool import choose_sizes
+from w2s_fast.pipeline.pool import choose_parallelism
 
 STAGES = ("pretrain", "weak", "labels", "ceiling", "student", "control", "report")
 
@@ -158,7 +158,7 @@ def test_only_what_depends_on_a_setting_is_computed_again(
         **{"output_dir": str(tmp_path), "cache_dir": str(cfg.store_dir), "workers": 1, **blocks},
     )
     if change == {"workers": 2}:  # nothing is left to compute, so no worker starts
-        assert choose_sizes(changed, cuda=False) == (2, 1)
+        assert choose_parallelism(changed, cuda=False) == (2, 1)
     stages = run(changed)["provenance"]["stages"]
     assert {k.split("/")[0] for k, v in stages.items() if not v["reused"]} == again
 

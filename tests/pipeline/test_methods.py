@@ -17,7 +17,7 @@ from w2s_fast.pipeline import run
 from w2s_fast.pipeline.artifacts import read_probs
 from w2s_fast.pipeline.context import Context, load_data
 from w2s_fast.pipeline.export import export
-from w2s_fast.pipeline.jobs import Job, plan
+from w2s_fast.pipeline.jobs import Job, plan_jobs
 from w2s_fast.pipeline.students import students
 from w2s_fast.tasks import TASKS, TaskConfig, TaskData
 from w2s_fast.tasks.datasets.agreement import Agreement
@@ -112,7 +112,7 @@ def test_a_plan_is_computed_and_reported(tmp_path: Path) -> None:
 def test_equal_nodes_are_one_job() -> None:
     """The naive student is the first student of strong-to-strong."""
     cfg = config(Path("unused"), methods=["naive", "strong_to_strong:rounds=1"])
-    jobs = [j.name for j in plan(cfg).order]
+    jobs = [j.name for j in plan_jobs(cfg).jobs]
     assert jobs.count("student/0/xent") == 1
     assert sorted(j for j in jobs if j.startswith("student")) == [
         "student/0/strong_to_strong:rounds=1+xent", "student/0/xent"

@@ -154,7 +154,7 @@ def test_export_loads_in_transformers(tmp_path: Path) -> None:
         hidden = base(input_ids=ids).last_hidden_state[0, -1]
         probs = (head["weight"] @ hidden + head["bias"]).softmax(0)
         assert np.allclose(probs.detach().numpy(), want[i], atol=1e-5)
-    with pytest.raises(W2SError, match="has something in it"):
+    with pytest.raises(W2SError, match="is not empty"):
         export(cfg, "student/0/logconf", folder)
     with pytest.raises(W2SError, match="no stage 'student/0/xent' .*did you mean"):
         export(cfg, "student/0/xent", tmp_path / "other")

@@ -19,7 +19,7 @@ from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.pipeline.artifacts import read_probs, write_probs
 from w2s_fast.pipeline.context import load_data
-from w2s_fast.pipeline.jobs import data_digests, plan
+from w2s_fast.pipeline.jobs import data_digests, plan_jobs
 from w2s_fast.tasks import Examples, TaskConfig
 from w2s_fast.training import TrainConfig, encode, predict, train
 
@@ -42,7 +42,7 @@ def test_nan_and_wrong_labels_are_refused(tmp_path: Path) -> None:
 
 def test_the_student_never_sees_gold_and_shares_its_half_with_the_ceiling() -> None:
     cfg = RunConfig(task=TaskConfig(n_weak=20, n_transfer=20, n_test=20))
-    jobs = {j.name: j for j in plan(cfg).order}
+    jobs = {j.name: j for j in plan_jobs(cfg).jobs}
     assert jobs["student/0/xent"].needs == ("pretrain", "labels/0")
     assert jobs["ceiling/0"].needs == ("pretrain",)
     data = load_data(cfg.task, 0)

@@ -1,4 +1,4 @@
-"""Table, plot and page: say what the numbers say, refuse what they cannot, need no network."""
+"""Terminal tables, figure and page show the results and omit a PGR that is not reported."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ WHY = "no PGR: the ceiling is only 0.7 standard errors above the floor, 2 are ne
 AGREE = {"all": 0.84, "weak_right": 0.97, "weak_wrong": 0.17}
 
 
-def results(*, refused: bool = False, control: bool = False) -> dict[str, Any]:
-    """Return results of two losses and two seeds, PGR .50 and .80."""
+def make_results(*, refused: bool = False, control: bool = False) -> dict[str, Any]:
+    """Return results of two losses and two seeds, with PGR .50 and .80."""
     runs, summary = [], []
     for loss, pgr in (("xent", 0.5), ("logconf:aux_coef=0.3", 0.8)):
         models = ("weak", "student", "ceiling")
@@ -64,18 +64,18 @@ def _who(loss: str) -> dict[str, str]:
     return {"name": loss, "method": "naive", "loss": loss, "ceiling_name": ""}
 
 
-def printed(found: dict[str, Any], width: int = 80) -> str:
+def printed(results: dict[str, Any], width: int = 80) -> str:
     stream = io.StringIO()
-    print_results(found, Console(file=stream, width=width))
+    print_results(results, Console(file=stream, width=width))
     return stream.getvalue()
 
 
-def page(found: dict[str, Any]) -> str:
-    return html_page(found, results_figure(found, "svg"))
+def page(results: dict[str, Any]) -> str:
+    return html_page(results, results_figure(results, "svg"))
 
 
 def test_the_table_shows_every_run_and_fits_a_terminal() -> None:
-    text = printed(results(control=True))
+    text = printed(make_results(control=True))
     assert re.search(r"logconf:aux_coef=0.3\s+1\s+0.800\s+0.960\s+1.000\s+0.80", text)
     assert "0.70 – 0.90" in text and "0.840" in text and "0.970" in text and "0.170" in text
     assert "control, seed 1" in text and "0.810" in text
@@ -83,50 +83,50 @@ def test_the_table_shows_every_run_and_fits_a_terminal() -> None:
 
 
 def test_reasons_of_one_seed_and_of_all_seeds_are_printed() -> None:
-    found = results()
-    found["runs"][0]["refused"], found["summary"][0]["refused"] = WHY, f"{WHY} (mean)"
-    text = " ".join(printed(found).split())
+    results = make_results()
+    results["runs"][0]["refused"], results["summary"][0]["refused"] = WHY, f"{WHY} (mean)"
+    text = " ".join(printed(results).split())
     assert f"seed 0: {WHY}" in text and f"all seeds: {WHY} (mean)" in text
     assert "seed 1: no PGR" not in text
 
 
 def test_a_pgr_that_is_not_reported_is_nowhere_a_number() -> None:
-    found = results(refused=True)
-    text = printed(found)
+    results = make_results(refused=True)
+    text = printed(results)
     assert text.count(WHY) == 2  # once a seed, not once a loss
     assert "0.50" not in text and len(re.findall(r"1\.000\s+–", text)) == 4
-    html = page(found)
+    html = page(results)
     assert "no PGR is reported" in html and WHY in html and "PGR not reported" in html
     assert html.count("not reported") == 6
-    assert b"not reported: gap too small" in results_figure(found, "svg")
-    assert results_figure(found, "png").startswith(b"\x89PNG")
+    assert b"not reported: gap too small" in results_figure(results, "svg")
+    assert results_figure(results, "png").startswith(b"\x89PNG")
 
 
 def test_true_labels_that_were_used_are_named() -> None:
-    found = results()
-    found["gold"] = [
+    results = make_results()
+    results["gold"] = [
         {"name": "ground_truth_early_stop+xent", "use": "early stopping on true labels"}
     ]
     note = "ground_truth_early_stop+xent used true labels: early stopping on true labels"
-    assert note in " ".join(printed(found).split()) and note in page(found)
+    assert note in " ".join(printed(results).split()) and note in page(results)
 
 
 def test_a_ceiling_of_its_own_is_shown_beside_the_plain_one() -> None:
-    found = results()
+    results = make_results()
     for block in ("runs", "summary"):
-        for row in found[block]:
+        for row in results[block]:
             if row["loss"] == "xent":
                 row |= {"name": "probe+xent", "ceiling_name": "probe+xent", "ceiling": 0.95}
-    text = printed(found, 120)
+    text = printed(results, 120)
     assert re.search(r"ceiling · probe\+xent\s+0.950", text)
     assert re.search(r"ceiling\s+1.000", text)
-    names = [row.name for row in model_rows(found)]
+    names = [row.name for row in model_rows(results)]
     assert names[-2:] == ["ceiling · probe+xent", "ceiling"] and names.count("ceiling") == 1
-    assert "ceiling · probe+xent" in page(found)
+    assert "ceiling · probe+xent" in page(results)
 
 
 class _Outline(HTMLParser):
-    """Checks that tags close in order, and collects what would be fetched."""
+    """Check that tags close in order, and collect links."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,55 +145,55 @@ class _Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.mark.parametrize("found", [results(), results(refused=True, control=True)])
-def test_the_page_is_one_closed_file(found: dict[str, Any]) -> None:
-    html = page(found)
+@pytest.mark.parametrize("results", [make_results(), make_results(refused=True, control=True)])
+def test_the_page_is_one_closed_file(results: dict[str, Any]) -> None:
+    html = page(results)
     outline = _Outline()
     outline.feed(html)
     assert outline.open == []
     (figure,) = outline.links
     scheme, _, data = figure.partition(",")
     assert scheme == "data:image/svg+xml;base64"
-    assert base64.b64decode(data) == results_figure(found, "svg")  # the plot file
+    assert base64.b64decode(data) == results_figure(results, "svg")  # the plot file
     assert not re.search(r"https?:|url\(|@import|<script|<link", html)
     assert "prefers-color-scheme: dark" in html
     assert "<b>mine</b>" not in html and "&lt;b&gt;mine" in html  # names are text, not markup
 
 
 def test_the_page_names_the_best_loss_and_its_interval() -> None:
-    html = page(results())
+    html = page(make_results())
     assert "<b>logconf:aux_coef=0.3</b> reached 0.960 and recovered" in html.replace("\n", " ")
     assert "<b>80%</b>" in html and "70% to 90%" in html
-    worse = results()
+    worse = make_results()
     for s in worse["summary"]:
         s["pgr_mean"], s["pgr_low"], s["pgr_high"] = -0.25, -0.5, -0.1
     assert "lost" in page(worse) and "<b>25%</b>" in page(worse)
 
 
 def test_rows_run_from_floor_to_ceiling() -> None:
-    found = model_rows(results(control=True))
-    names = [r.name for r in found]
+    results = model_rows(make_results(control=True))
+    names = [r.name for r in results]
     assert names == ["weak supervisor", "control: no pretraining", "student · xent",
                      "student · logconf:aux_coef=0.3", "ceiling"]  # fmt: skip
-    assert [r.pgr for r in found if r.student] == [(0.5, 0.4, 0.6), (0.8, 0.8 - 0.1, 0.8 + 0.1)]
-    assert len({r.color for r in found}) == len(found)
+    assert [r.pgr for r in results if r.student] == [(0.5, 0.4, 0.6), (0.8, 0.8 - 0.1, 0.8 + 0.1)]
+    assert len({r.color for r in results}) == len(results)
 
 
 def test_the_plot_is_reproducible_and_its_text_is_text() -> None:
-    svg = results_figure(results(), "svg")
-    assert svg == results_figure(results(), "svg")
+    svg = results_figure(make_results(), "svg")
+    assert svg == results_figure(make_results(), "svg")
     assert (
         b">student \xc2\xb7 logconf:aux_coef=0.3</text>" in svg and b">0.50  [0.40, 0.60]<" in svg
     )
     assert len(svg) < 40_000
     assert ElementTree.fromstring(svg).tag.endswith("svg")
-    png = results_figure(results(control=True), "png")
+    png = results_figure(make_results(control=True), "png")
     width, height = (int.from_bytes(png[k : k + 4], "big") for k in (16, 20))
     assert width > 1200 and height > 400
 
 
 def test_reports_are_written_again_from_results(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text(json.dumps(results()))
+    (tmp_path / "results.json").write_text(json.dumps(make_results()))
     write_report(tmp_path, load_results(tmp_path))
     assert {p.name for p in tmp_path.iterdir()} == {
         "results.json", "plot.png", "plot.svg", "report.html"
@@ -210,7 +210,7 @@ def test_missing_or_damaged_results_are_one_line(tmp_path: Path, text: str | Non
 
 
 def test_one_seed_and_one_loss_are_enough() -> None:
-    found = copy.deepcopy(results())
-    found["runs"], found["summary"] = found["runs"][:1], found["summary"][:1]
-    assert "1 seed, 500" not in page(found)
-    assert printed(found) and results_figure(found, "png")
+    results = copy.deepcopy(make_results())
+    results["runs"], results["summary"] = results["runs"][:1], results["summary"][:1]
+    assert "1 seed, 500" not in page(results)
+    assert printed(results) and results_figure(results, "png")

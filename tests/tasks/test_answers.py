@@ -135,7 +135,7 @@ def test_answers_have_no_classes_to_balance() -> None:
     one, two = data.weak.cut(3)
     assert one.answers == data.weak.answers[:3] and len(two) == 5  # type: ignore[index]
     same = make_examples(texts, [0] * 60, None, ["g"] * 60, ["a"] * 60)
-    fails(lambda: split_pool(same, None, ("wrong", "right"), cfg, 0, "data"), "groups are kept")
+    fails(lambda: split_pool(same, None, ("wrong", "right"), cfg, 0, "data"), "groups stay whole")
     other = make_examples(["t", "t"], [0, 0], answers=["a", "b"])
     # ids differ, and do not tell the gold
     assert other.ids[1] == f"{other.ids[0]}-2" and other.groups[0] == other.groups[1]

@@ -148,7 +148,7 @@ def test_settings_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     fails(lambda: ChessConfig(nodes=0), "chess.nodes=0")
     load = get_task("chess").load
     few = replace(CFG, n_weak=2, n_transfer=2, n_test=2, chess=ChessConfig(plies=10))
-    monkeypatch.setattr(task, "_GAMES_A_PUZZLE", 2)
+    monkeypatch.setattr(task, "_GAMES_PER_PUZZLE", 2)
     fails(lambda: load(few, 0), "puzzles in 4 games", "task.chess.plies (now 10)")
     engine = replace(CFG, chess=ChessConfig(engine=str(tmp_path / "none")))
     fails(lambda: load(engine, 0), "task.chess.engine=", "does not run", "Stockfish")

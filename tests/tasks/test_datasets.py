@@ -11,7 +11,7 @@ import pytest
 from helpers.task_data import HUB_TASKS, fails
 
 from w2s_fast.tasks._hub import Row
-from w2s_fast.tasks._multiple_choice import show
+from w2s_fast.tasks._multiple_choice import show_answer
 
 # How the third sample reads, up to what a coin decides.
 EXPECTED_TEXTS = {
@@ -175,9 +175,9 @@ def test_a_missing_passage_relates_nothing() -> None:
 
 
 def test_an_answer_like_the_right_one_is_never_wrong() -> None:
-    shown = [show("ice", ["ice", "fog", "ice"], Random(i)) for i in range(50)]
+    shown = [show_answer("ice", ["ice", "fog", "ice"], Random(i)) for i in range(50)]
     assert set(shown) == {("ice", 1), ("fog", 0)}
-    assert {show("ice", ["ice"], Random(i)) for i in range(50)} == {("ice", 1)}
+    assert {show_answer("ice", ["ice"], Random(i)) for i in range(50)} == {("ice", 1)}
 
 
 @pytest.mark.parametrize(

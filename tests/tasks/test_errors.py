@@ -28,7 +28,7 @@ def test_missing_path_and_files(tmp_path: Path) -> None:
 def test_empty_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "a.csv"
     path.write_text(content)
-    fails(lambda: get_task("local").load(local_config(path), 0), "a.csv", "one example a row")
+    fails(lambda: get_task("local").load(local_config(path), 0), "a.csv", "one example per row")
 
 
 def test_missing_column_names_the_nearest(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_missing_values(tmp_path: Path, name: str, bad: object) -> None:
 def test_labels_that_are_no_classes(tmp_path: Path) -> None:
     load = get_task("local").load
     rows = [{"text": f"t {i}", "label": i / 7} for i in range(40)]
-    fails(lambda: load(local_config(write_rows(tmp_path / "a.parquet", rows)), 0), "is no class")
+    fails(lambda: load(local_config(write_rows(tmp_path / "a.parquet", rows)), 0), "is not a class")
     fails(
         lambda: load(local_config(write_rows(tmp_path / "a.csv", rows)), 0), "40 different values"
     )
@@ -117,7 +117,7 @@ def test_too_few_rows(tmp_path: Path) -> None:
     fails(lambda: load(local_config(path), 0), "of class '1' short", "task.balance=false")
     one_document = [{**row, "doc": "same"} for row in numbered_rows(60)]
     path = write_rows(tmp_path / "d.csv", one_document)
-    fails(lambda: load(local_config(path, group="doc", balance=False), 0), "groups are kept whole")
+    fails(lambda: load(local_config(path, group="doc", balance=False), 0), "groups stay whole")
 
 
 def test_damaged_files(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_config_values() -> None:
     fails(lambda: TaskConfig(classes=("a", "a")), "two different class names")
     fails(lambda: TaskConfig(attractor_frac=1.5), "task.attractor_frac=1.5")
     fails(lambda: TaskConfig(prompt="Is it?"), "task.prompt='Is it?'", "{text}")
-    fails(lambda: TaskConfig(words=(" yes",)), "task.words=[' yes']", "one word a class")
+    fails(lambda: TaskConfig(words=(" yes",)), "task.words=[' yes']", "one word per class")
     fails(lambda: TaskConfig(words=(" yes", " yes")), "all different")
     fails(lambda: TaskConfig(words=(" yes", "")), "all different")
     fails(lambda: PretrainConfig(hidden=30, heads=4), "pretrain.hidden=30")

@@ -22,11 +22,11 @@ def main(args: Sequence[str]) -> int:
     from w2s_fast.report import load_results
     from w2s_fast.report.page import write_report
     from w2s_fast.report.terminal import print_files, print_results
-    from w2s_fast.store import write_errors
+    from w2s_fast.store import explain_write_errors
 
     out = Path(own.get("out", "out"))
     results = load_results(out)
-    with write_errors("the report", out.absolute()):
+    with explain_write_errors("the report", out.absolute()):
         write_report(out, results)
     print_results(results, Console())
     print_files(out)

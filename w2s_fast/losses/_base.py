@@ -166,7 +166,7 @@ class Loss:
         metrics = fused_metrics(out, weak, ctx.weight)
         return LossOut(out.loss, self.count(weak, ctx.weight), ctx.state, metrics)
 
-    def _check(self, name: str, low: float, high: float = math.inf) -> None:
+    def _check_range(self, name: str, low: float, high: float = math.inf) -> None:
         """Raise ``W2SError`` unless field ``name`` is a number in [low, high]."""
         value = getattr(self, name)
         check_number(f"{type(self).__name__}: {name}", value)

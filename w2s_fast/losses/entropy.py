@@ -36,7 +36,7 @@ class EntropyMin(RowLoss):
     aux_coef: float = 0.1
 
     def __post_init__(self) -> None:
-        self._check("aux_coef", 0.0)
+        self._check_range("aux_coef", 0.0)
 
     def row_losses(self, log_p: Tensor, q: Tensor) -> Tensor:
         """Return CE + aux_coef H."""
@@ -56,8 +56,8 @@ class EntropyEleuther(Loss):
     warmup_steps: int = 100
 
     def __post_init__(self) -> None:
-        self._check("aux_coef", 0.0, 1.0)
-        self._check("warmup_steps", 0)
+        self._check_range("aux_coef", 0.0, 1.0)
+        self._check_range("warmup_steps", 0)
 
     def coefficient(self, step_frac: float, step: int | None = None) -> float:
         """Return aux_coef * min(1, step / warmup_steps)."""

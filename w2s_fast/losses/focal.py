@@ -28,7 +28,7 @@ class Focal(Loss):
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        self._check("gamma", 0.0)
+        self._check_range("gamma", 0.0)
 
     def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
         """See ``Loss.forward``."""

@@ -42,7 +42,7 @@ class GCE(RowLoss):
     q: float = 0.7
 
     def __post_init__(self) -> None:
-        self._check("q", 0.0, 1.0)
+        self._check_range("q", 0.0, 1.0)
         if self.q == 0:
             raise W2SError("GCE: q is 0, which is cross-entropy; use loss 'xent' or q above 0")
 

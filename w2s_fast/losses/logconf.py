@@ -41,7 +41,7 @@ class _SelfTarget(Loss):
     aux_coef: float = 0.5
 
     def __post_init__(self) -> None:
-        self._check("aux_coef", 0.0, 1.0)
+        self._check_range("aux_coef", 0.0, 1.0)
 
     def batch_rule(self, n_classes: int) -> str | None:
         """Return ``prior`` for two classes; more take the argmax on every row."""
@@ -72,7 +72,7 @@ class LogConf(_SelfTarget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("warmup_frac", 0.0, 1.0)
+        self._check_range("warmup_frac", 0.0, 1.0)
 
     def coefficient(self, step_frac: float, step: int | None = None) -> float:
         """Return aux_coef * min(1, step_frac / warmup_frac); aux_coef without a warm-up."""
@@ -143,8 +143,8 @@ class LogConfEleuther(_SelfTarget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("warmup_steps", 0)
-        self._check("window", 1)
+        self._check_range("warmup_steps", 0)
+        self._check_range("window", 1)
 
     def batch_rule(self, n_classes: int) -> str | None:
         """Return ``prior`` for two classes; more take the argmax, and cannot be balanced."""

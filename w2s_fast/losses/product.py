@@ -33,8 +33,8 @@ class Product(Loss):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        self._check("alpha", 0.0)
-        self._check("beta", 0.0)
+        self._check_range("alpha", 0.0)
+        self._check_range("beta", 0.0)
         if self.alpha == 0:
             raise W2SError("Product: alpha is 0, which ignores the weak labels; expected above 0")
 

@@ -34,8 +34,8 @@ class ReverseCE(RowLoss):
     forward_coef: float = 0.0
 
     def __post_init__(self) -> None:
-        self._check("floor", 1e-18, 0.5)
-        self._check("forward_coef", 0.0)
+        self._check_range("floor", 1e-18, 0.5)
+        self._check_range("forward_coef", 0.0)
 
     def row_losses(self, log_p: Tensor, q: Tensor) -> Tensor:
         """Return -sum_k p_k log t_k, plus forward_coef times cross-entropy."""

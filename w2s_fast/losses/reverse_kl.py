@@ -30,7 +30,7 @@ class ReverseKL(RowLoss):
     floor: float = 1e-4
 
     def __post_init__(self) -> None:
-        self._check("floor", 1e-18, 0.5)
+        self._check_range("floor", 1e-18, 0.5)
 
     def row_losses(self, log_p: Tensor, q: Tensor) -> Tensor:
         """Return sum_k p_k (log p_k - log t_k)."""

@@ -26,7 +26,7 @@ class Smoothing(Loss):
     epsilon: float = 0.1
 
     def __post_init__(self) -> None:
-        self._check("epsilon", 0.0, 0.999)
+        self._check_range("epsilon", 0.0, 0.999)
 
     def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
         """See ``Loss.forward``."""

@@ -26,7 +26,7 @@ class Window(Loss):
     radius: float = 0.15
 
     def __post_init__(self) -> None:
-        self._check("radius", 0.0, 0.5)
+        self._check_range("radius", 0.0, 0.5)
 
     def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
         """See ``Loss.forward``; ``count`` includes the rows outside the window."""

@@ -1,7 +1,7 @@
-"""Weak-to-strong methods: what happens between the weak labels and the student.
+"""Weak-to-strong methods: what happens between the weak labels and the student, one per file.
 
-``METHODS`` names each one. A spec is ``name`` or ``name:field=value,field=value``; ``a|b`` does one
-after the other; a name with a dot, ``package.module:Class``, is imported.
+``METHODS`` maps names to classes. A spec is ``name`` or ``name:field=value,field=value``; ``a|b``
+applies ``a``, then ``b``; a name with a dot, ``package.module:Class``, is imported.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def make_steps(spec: str) -> tuple[Method, ...]:
     """Build the methods of ``a|b|c``, in order.
 
     Raises:
-        W2SError: see ``make_method``; or one of them has no name.
+        W2SError: One of them has no name, or as ``make_method``.
     """
     names = [part.strip() for part in spec.split("|")]
     if not all(names):

@@ -1,8 +1,8 @@
-"""What a method is: a plan of trainings and predictions, and pure functions between them.
+"""Base class of the methods: a plan of trainings and predictions, and pure functions between them.
 
-A method never trains and never reads a file. It says what is needed (``Plan``), and its own
-functions turn arrays into arrays. So every method is resumable, shares what it can with the
-others, runs on many processes, and cannot see a true label it did not name.
+A method never trains and never reads a file. It declares what is needed (``Plan``), and its own
+functions turn arrays into arrays. So every method can be resumed, shares results with the others,
+runs on many processes, and cannot read a true label that it does not declare.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ ANY_KIND = ("classification", "preference", "generation")
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What a student learns from.
+    """Labels that a student learns.
 
     Attributes:
         probs: (N, C) float32 class probabilities.
-        weight: (N,) float32 row weights, 0 leaves a row out; None: all rows alike.
+        weight: (N,) float32 row weights; 0 leaves a row out. None: all rows weigh the same.
     """
 
     probs: np.ndarray
     weight: np.ndarray | None = None
 
     @property
-    def kept(self) -> np.ndarray:
-        """(N,) bool: rows that count."""
+    def used(self) -> np.ndarray:
+        """(N,) bool: rows with a weight above 0."""
         if self.weight is None:
             return np.ones(len(self.probs), dtype=bool)
         return self.weight > 0
 
     def keep(self, rows: np.ndarray) -> Targets:
-        """The same with only ``rows`` (N,) bool left of those that counted.
+        """Set the weight of all rows but ``rows`` (N,) bool to 0.
 
         Raises:
-            W2SError: if nothing is left.
+            W2SError: No row is left.
         """
-        weight = np.where(rows, self.kept if self.weight is None else self.weight, 0.0)
+        weight = np.where(rows, self.used if self.weight is None else self.weight, 0.0)
         if not weight.any():
             raise W2SError(
                 f"the method keeps none of {len(rows)} rows; loosen its settings, there would be "
@@ -57,39 +57,37 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Base of all methods; it trains the student on the weak labels as they are.
+    """Base of all methods; it trains the student on the weak labels unchanged.
 
-    A method overrides what it needs. Fields are hyper-parameters. ``a|b`` in a spec does ``a``,
-    then ``b`` to what ``a`` gave.
+    Fields are hyper-parameters. ``a|b`` in a spec applies ``b`` to the labels of ``a``.
 
     Attributes:
-        kinds: Kinds of task it can be used on, see ``TaskData.kind``.
+        kinds: Kinds of task that the method supports, see ``TaskData.kind``.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("classification", "preference")
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """The labels that the student learns from, made of the ones that came in."""
+        """Return the labels that the student learns, given the input labels."""
         return labels
 
     def training(self, plan: Plan) -> Mapping[str, Any]:
-        """How the student's training differs from a plain one.
+        """Return the settings in which the student's training differs from the default.
 
-        Keys: ``keep`` ("last"; "weak" or "gold": the moment that scores best on a part of the
-        rows held out, by their weak or their true labels), ``holdout`` (share of that part),
-        ``freeze`` (only the head is trained), ``start`` (a node of a model to begin from),
-        ``loss`` (a spec).
+        Keys: ``keep`` ("last"; "weak" or "gold": the weights with the highest accuracy on held-out
+        rows, by their weak or their true labels), ``holdout`` (share of these rows), ``freeze``
+        (train only the head), ``start`` (node of the model to start from), ``loss`` (a spec).
         """
         return {}
 
-    def _check(self, name: str, low: float, high: float = math.inf) -> None:
+    def _check_range(self, name: str, low: float, high: float = math.inf) -> None:
         """Raise ``W2SError`` unless field ``name`` is a number in [low, high]."""
         value = getattr(self, name)
         if not low <= value <= high:
             span = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
             raise W2SError(f"{type(self).__name__}: {name} is {value}; expected a number {span}")
 
-    def _one_of(self, name: str, names: tuple[str, ...]) -> None:
+    def _check_one_of(self, name: str, names: tuple[str, ...]) -> None:
         """Raise ``W2SError`` unless field ``name`` is one of ``names``."""
         if getattr(self, name) not in names:
             raise W2SError(
@@ -100,16 +98,16 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Naive(Method):
-    """Train on the weak labels as they are (Burns et al. 2023, arXiv 2312.09390, §4.2)."""
+    """Train on the weak labels, unchanged (Burns et al. 2023, arXiv 2312.09390, §4.2)."""
 
     kinds = ANY_KIND
 
 
-# What is done to the model and not to its labels: students on the way and the ceiling share it.
-_OF_THE_BODY = ("freeze", "start")
+# Settings of the model rather than of its labels; intermediate students and the ceiling share them.
+_MODEL_SETTINGS = ("freeze", "start")
 
 
-# Name -> class; filled by ``w2s_fast.methods``, which imports every method.
+# Name -> class; ``w2s_fast.methods`` fills it, because it imports every method.
 METHODS: dict[str, type[Method]] = {}
 
 
@@ -117,16 +115,16 @@ def make_method(spec: str) -> Method:
     """Build one method from its spec.
 
     Raises:
-        W2SError: for an unknown name or field, or a value that does not fit.
+        W2SError: A name or field is unknown, or a value does not fit.
     """
     return build(spec, METHODS, Method, "method")
 
 
 def student_nodes(steps: tuple[Method, ...], plan: Plan) -> tuple[Node, Node]:
-    """The student after ``steps``, one after the other, and its ceiling.
+    """Return the nodes of the student after ``steps``, in order, and of its ceiling.
 
     Raises:
-        W2SError: if two steps ask for different trainings, or one learns from a ceiling.
+        W2SError: Two steps require different trainings, or a step learns from a ceiling.
     """
     training: dict[str, Any] = {}
     for step in steps:
@@ -136,18 +134,18 @@ def student_nodes(steps: tuple[Method, ...], plan: Plan) -> tuple[Node, Node]:
                     f"{type(step).__name__} trains with {key}={value}, a step before it with "
                     f"{key}={training[key]}; leave one out"
                 )
-    body = tuple((k, training.pop(k)) for k in _OF_THE_BODY if k in training)
-    plan = replace(plan, body=body)
+    model_settings = tuple((k, training.pop(k)) for k in _MODEL_SETTINGS if k in training)
+    plan = replace(plan, model_settings=model_settings)
     labels = plan.weak_labels()
     for step in steps:
         labels = step.labels(plan, labels)
     student = plan.student(labels, **training)
-    _refuse_gold(student)
+    _check_no_ceiling(student)
     return student, plan.ceiling()
 
 
-def _refuse_gold(student: Node) -> None:
-    """No road from the true labels of the transfer set may end in a student unnamed."""
+def _check_no_ceiling(student: Node) -> None:
+    """Raise if the student depends on a ceiling, which has learned true labels of the same rows."""
     waiting = [student]
     while waiting:
         node = waiting.pop()

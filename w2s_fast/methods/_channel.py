@@ -1,17 +1,17 @@
-r"""One noisy label a row, and a prior belief a row: how the label lies, and what to believe.
+r"""EM for one noisy label and one prior belief per row: confusion matrix and posterior.
 
     P(y_i = c) = softmax_c(log p_i + b),     L_ic = P(w_i | y_i = c) = sum_l C_cl w_il
     E:  q_ic ~ P(y_i = c) L_ic
     M:  C_cl ~ a + sum_i q_ic C_cl w_il / L_ic,
         b such that mean_i P(y_i) = mean_i q_i, or b = 0
 
-C is (K, K): row c says how often a row of class c gets label l. A soft label is one that was not
-seen for certain: w_il is the chance of what was seen had the label been l, and the M-step counts
-expected labels. So a label of 1/K everywhere says nothing, and one-hot labels give Dawid and Skene.
+C is (K, K): C_cl is the probability that a row of class c gets label l. A soft label is an
+uncertain observation: w_il is its likelihood had the label been l, and the M-step counts expected
+labels. So a uniform label carries no information, and one-hot labels give Dawid and Skene.
 
 Sources: Dawid and Skene 1979, "Maximum likelihood estimation of observer error-rates using the EM
-algorithm", with one annotator and a prior of every row in place of the shared one, which is what
-makes one annotator enough; b: Saerens et al. 2002, "Adjusting the outputs of a classifier to new a
+algorithm", with one annotator and a prior per row instead of a shared one, without which one
+annotator would not suffice; b: Saerens et al. 2002, "Adjusting the outputs of a classifier to new a
 priori probabilities".
 """
 
@@ -23,11 +23,11 @@ import numpy as np
 
 from w2s_fast.methods._balance import class_bias
 
-LOW = 0.01  # neither a prior nor an entry of C is nearer to 0 or 1
+LOW = 0.01  # priors and entries of C are clipped to [LOW, 1 - LOW]
 
 
 class Channel(NamedTuple):
-    """What EM found: ``posterior`` (N, K) of all rows, ``confusion`` (K, K) and ``bias`` (K,)."""
+    """Result of EM: ``posterior`` (N, K) of all rows, ``confusion`` (K, K) and ``bias`` (K,)."""
 
     posterior: np.ndarray
     confusion: np.ndarray
@@ -35,7 +35,7 @@ class Channel(NamedTuple):
 
 
 def clipped(probs: np.ndarray) -> np.ndarray:
-    """Rows of probabilities in [LOW, 1 - LOW], float64, renormalised."""
+    """Return probabilities clipped to [LOW, 1 - LOW] and renormalised, float64."""
     probs = np.clip(probs.astype(np.float64), LOW, 1 - LOW)
     return probs / probs.sum(axis=1, keepdims=True)
 
@@ -43,33 +43,33 @@ def clipped(probs: np.ndarray) -> np.ndarray:
 def estimate(
     prior: np.ndarray,
     weak: np.ndarray,
-    kept: np.ndarray,
+    used: np.ndarray,
     *,
     shift: bool = False,
     smoothing: float = 1.0,
     tolerance: float = 1e-6,
     limit: int = 10_000,
 ) -> Channel:
-    """Run EM until no entry of C and b moves by more than ``tolerance``, or ``limit`` times.
+    """Run EM until no entry of C and b changes by more than ``tolerance``, at most ``limit`` steps.
 
     Args:
-        prior: (N, K) beliefs about each row before its label was seen.
+        prior: (N, K) beliefs about each row without its label.
         weak: (N, K) labels, one-hot or soft.
-        kept: (N,) bool rows to learn from; the others get a posterior too.
-        shift: estimate b; otherwise the prior's class balance stands.
-        smoothing: a, counted once in every cell (Laplace).
+        used: (N,) bool rows to fit; the others get a posterior too.
+        shift: estimate b; otherwise b is 0.
+        smoothing: a, added to every cell (Laplace).
     """
     log_prior, weak = np.log(clipped(prior)), weak.astype(np.float64)
     bias = np.zeros(weak.shape[1])
-    # The first guess of the label's errors: where it differs from the prior.
-    confusion = _normalised(np.exp(log_prior[kept]).T @ weak[kept] + smoothing)
+    # Initial confusion: where labels differ from the prior.
+    confusion = _normalised(np.exp(log_prior[used]).T @ weak[used] + smoothing)
     for _ in range(limit):
         old = confusion, bias
-        posterior = _posterior(log_prior + bias, weak, confusion)[kept]
-        expected = confusion * ((posterior / (weak[kept] @ confusion.T)).T @ weak[kept])
+        posterior = _posterior(log_prior + bias, weak, confusion)[used]
+        expected = confusion * ((posterior / (weak[used] @ confusion.T)).T @ weak[used])
         confusion = _normalised(expected + smoothing)
         if shift:
-            bias = class_bias(log_prior[kept], posterior.mean(0), bias)
+            bias = class_bias(log_prior[used], posterior.mean(0), bias)
             bias = bias - bias.mean()
         if max(np.abs(confusion - old[0]).max(), np.abs(bias - old[1]).max()) < tolerance:
             break

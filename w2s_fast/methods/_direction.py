@@ -1,4 +1,4 @@
-r"""A direction in contrast pairs along which a statement and its opposite exclude each other.
+r"""Truth direction of contrast pairs: a statement and its negation exclude each other along it.
 
     phi_c   hidden states of "text + word of class c", every feature with mean 0 and deviation 1
     p_c(x) = sigma(u . phi_c(x) + b),   |u| = 1
@@ -6,8 +6,8 @@ r"""A direction in contrast pairs along which a statement and its opposite exclu
     CRC:  u the first principal component of phi_1 - phi_0,   b = 0
     P(class 1) = (p_1 + 1 - p_0) / 2
 
-Normalising each class apart takes out which word was read. Without |u| = 1 the loss goes to 0 for
-any labelling that the features can separate, by growing u.
+Normalising each class separately removes the word itself. Without |u| = 1 the loss goes to 0 for
+any separable labelling, by growing u.
 
 Source: Burns et al. 2022 (arXiv 2212.03827), §2.2, whose u is free under weight decay; CRC: ibid.,
 appendix ("CRC-TPC").
@@ -22,21 +22,21 @@ _STEPS = 200
 
 
 def normalised(x: Tensor, rows: Tensor) -> Tensor:
-    """(N, D) with mean 0 and deviation 1 over ``rows`` (M,); a constant feature becomes 0."""
+    """Return (N, D) with mean 0 and deviation 1 over ``rows`` (M,); constant features become 0."""
     mean, std = x[rows].mean(0), x[rows].std(0, correction=0)
     return (x - mean) / torch.where(std > 1e-6 * x[rows].abs().amax(0), std, torch.inf)
 
 
 def consistent(first: Tensor, second: Tensor, restarts: int, seed: int) -> tuple[Tensor, Tensor]:
-    """CCS: u (D,) and b () of the lowest loss of several starts.
+    """Return u (D,) and b () of CCS with the lowest loss over several starts.
 
-    All starts descend together: their losses share no parameter, and one product with R columns
-    costs little more than one with a single column.
+    All starts are optimised together: their losses share no parameter, and a product with R
+    columns costs little more than with one.
 
     Args:
         first, second: (N, D) normalised features of class 0 and class 1.
         restarts: R, number of random starts.
-        seed: of the starts.
+        seed: seed of the starts.
     """
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(first.shape[1], restarts, generator=generator).to(first.dtype)
@@ -57,13 +57,13 @@ def consistent(first: Tensor, second: Tensor, restarts: int, seed: int) -> tuple
 
 
 def ccs_loss(first: Tensor, second: Tensor, u: Tensor, b: Tensor) -> Tensor:
-    """(R,) consistency and confidence of directions u (D, R) and b (R,), means over rows."""
+    """Return (R,), the loss of directions u (D, R) and b (R,), mean over rows."""
     p0, p1 = (first @ u + b).sigmoid(), (second @ u + b).sigmoid()
     return ((p0 + p1 - 1).square() + torch.minimum(p0, p1).square()).mean(0)
 
 
 def principal(difference: Tensor, seed: int) -> Tensor:
-    """CRC: the first right singular vector (D,) of ``difference`` (N, D); its sign is arbitrary."""
+    """Return u of CRC, of either sign: the first right singular vector (D,) of (N, D)."""
     import numpy as np
     from scipy.sparse.linalg import svds
 
@@ -76,5 +76,5 @@ def principal(difference: Tensor, seed: int) -> Tensor:
 
 
 def truth(first: Tensor, second: Tensor, u: Tensor, b: Tensor) -> Tensor:
-    """(N,) P(class 1)."""
+    """Return P(class 1) (N,)."""
     return ((second @ u + b).sigmoid() + 1 - (first @ u + b).sigmoid()) / 2

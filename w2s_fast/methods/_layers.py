@@ -1,4 +1,4 @@
-"""Which hidden states a method asks for."""
+"""Check of the layer whose hidden states a method reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nearest neighbours by Euclidean distance, a block of rows at a time."""
+"""Nearest neighbours by Euclidean distance, in blocks of rows."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 
-_BLOCK = 1 << 22  # distances held at a time
+_BLOCK = 1 << 22  # distances in memory at a time
 
 
 def nearest(x: Tensor, k: int, pool: Tensor) -> Tensor:
-    """The k nearest rows of the pool to every row, never the row itself.
+    """Return the k nearest rows of the pool for every row, excluding the row itself.
 
-    Distances come from matrix products, so ``x`` should be centred: a mean that is large against
-    the distances would cost their last digits.
+    Distances come from matrix products, so ``x`` should be centred: a large mean would cost
+    precision.
 
     Args:
         x: (N, D) floating point.
-        k: taken to be at most len(pool) - 1, so that every row gets as many.
-        pool: (M,) int64 indices of the rows that may be neighbours.
+        k: number of neighbours, at most len(pool) - 1, so that every row has as many.
+        pool: (M,) int64 indices of possible neighbours.
 
     Returns:
         (N, k) int64 indices into ``x``, nearest first.
 
     Raises:
-        W2SError: if the pool holds fewer than two rows.
+        W2SError: The pool has fewer than two rows.
     """
     if len(pool) < 2:
         raise W2SError(
@@ -33,13 +33,13 @@ def nearest(x: Tensor, k: int, pool: Tensor) -> Tensor:
             "method's settings or give it more rows"
         )
     points, k = x[pool], min(k, len(pool) - 1)
-    place = torch.full((len(x),), -1, dtype=torch.int64)
-    place[pool] = torch.arange(len(pool))
-    found = []
+    position = torch.full((len(x),), -1, dtype=torch.int64)
+    position[pool] = torch.arange(len(pool))
+    neighbours = []
     for rows in torch.arange(len(x)).split(max(1, _BLOCK // len(pool))):
         distance = torch.cdist(x[rows], points)
-        own = place[rows]
+        own = position[rows]
         itself = (own >= 0).nonzero().squeeze(1)
         distance[itself, own[itself]] = torch.inf
-        found.append(pool[distance.topk(k, largest=False).indices])
-    return torch.cat(found)
+        neighbours.append(pool[distance.topk(k, largest=False).indices])
+    return torch.cat(neighbours)

@@ -1,9 +1,9 @@
-r"""Several class probabilities of a row made one.
+r"""Pool several class probabilities per row into one.
 
     mean   q_k = sum_m a_m q_mk
     log    q_k ~ exp(sum_m a_m log q_mk), normalised
 
-In ``log`` one member that rules a class out weighs much.
+In ``log``, a single member can rule a class out.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ POOLS = ("mean", "log")
 
 
 def pool(every: Sequence[np.ndarray], how: str, weights: Sequence[float] = ()) -> np.ndarray:
-    """(N, C) float32 from members (N, C); ``weights`` of the members, alike if there are none.
+    """Return (N, C) float32, pooled over members (N, C).
 
     Args:
-        every: probabilities of each member. In ``log`` those below 1e-6 count as that.
-        how: a name of ``POOLS``.
-        weights: not negative, some above 0; only their ratios count.
+        every: probabilities of each member; ``log`` clips them below at 1e-6.
+        how: name in ``POOLS``.
+        weights: non-negative weights of the members, some above 0; empty: equal weights.
     """
     stacked = np.stack(every).astype(np.float64)
     a = np.array(weights or [1.0] * len(every), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What selecting methods share: classes, losses and ranks of rows."""
+"""Classes, losses and ranks of rows, for methods that select rows."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from w2s_fast.methods._plan import Node, Plan
 
 
 def one_hot(classes: np.ndarray, n_classes: int) -> np.ndarray:
-    """(N, C) float32 of classes (N,)."""
+    """Return classes (N,) as one-hot (N, C) float32."""
     return np.eye(n_classes, dtype=np.float32)[classes]
 
 
 def losses(weak: np.ndarray, student: np.ndarray) -> np.ndarray:
-    """(..., N) float64 cross-entropy of predictions (..., N, C) with weak labels (N, C), nats."""
+    """Return the cross-entropy (..., N), float64 nats, of (..., N, C) with weak labels (N, C)."""
     return -(weak * log_probs(student)).sum(-1)
 
 
 def smallest(scores: np.ndarray, share: float, among: np.ndarray) -> np.ndarray:
-    """(N,) bool: round(share * n) of the n rows ``among`` (N,) bool, those of smallest score.
+    """Return (N,) bool: the round(share * n) rows with the smallest scores of n rows ``among``.
 
-    At least one row; of equal scores the first rows.
+    At least one row is selected; ties go to the first rows.
     """
     rows = among.nonzero()[0]
     order = np.argsort(scores[rows], kind="stable")
@@ -31,5 +31,5 @@ def smallest(scores: np.ndarray, share: float, among: np.ndarray) -> np.ndarray:
 
 
 def member_labels(plan: Plan, members: int) -> dict[str, Node]:
-    """Labels of the supervisors 1 to ``members`` - 1; what came in counts as number 0."""
+    """Return the labels of weak models 1 to ``members`` - 1; the input labels count as number 0."""
     return {f"member{i}": plan.weak_labels(member=i) for i in range(1, members)}

@@ -1,7 +1,7 @@
-"""Rows on which several supervisors name the same class.
+"""Keep rows on which several weak models predict the same class.
 
 Source: agreement filters of Weak-to-Strong Reasoning (Yang, Ma & Liu 2024, arXiv 2407.13647), here
-between supervisors that differ by their seeds.
+between weak models with different seeds.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from w2s_fast.methods._rows import member_labels
 
 @dataclass(frozen=True, kw_only=True)
 class Agree(Method):
-    """Keep the rows where all members name the class of the label; labels stay as they are.
+    """Keep the rows where all members predict the class of the label; labels do not change.
 
     Attributes:
-        members: supervisors, at least 2; the labels that came in count as the first.
+        members: number of weak models, at least 2; the input labels count as the first.
     """
 
     members: int = 2
 
     def __post_init__(self) -> None:
-        self._check("members", 2)
+        self._check_range("members", 2)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """See ``Method.labels``."""
         return plan.apply(self.agreed, weak=labels, **member_labels(plan, self.members))
 
     def agreed(self, weak: Targets, seed: int, **members: Targets) -> Targets:
-        """The labels, with weight 0 where a member names another class."""
+        """Return the labels with weight 0 where a member predicts another class."""
         own = weak.probs.argmax(1)
         same = np.ones(len(own), dtype=bool)
         for other in members.values():

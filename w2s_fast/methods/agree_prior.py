@@ -1,11 +1,11 @@
-"""Rows on which the supervisor and the student, before any training, name the same class.
+"""Keep rows on which the weak label and the untrained student agree.
 
-The two know different things, so what both say is more often true. What a language model prefers
-to answer whatever the text would drop one class wholesale: by default its answers are shifted to
-the class balance of the weak labels first (``_balance``).
+The two know different things, so a class that both predict is more often right. A language model's
+bias for one answer would drop the other class entirely; by default, its probabilities are first
+shifted to the class balance of the weak labels (``_balance``).
 
-Source: Weak-to-Strong Reasoning (Yang, Ma & Liu 2024, arXiv 2407.13647), stage I: supervisor and
-in-context student agree. There the answers are texts, here classes.
+Source: Weak-to-Strong Reasoning (Yang, Ma & Liu 2024, arXiv 2407.13647), stage I: weak model
+and in-context student agree. There the answers are texts, here classes.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from w2s_fast.methods._plan import Node, Plan
 
 @dataclass(frozen=True, kw_only=True)
 class AgreePrior(Method):
-    """Keep the rows where weak label and the untrained student's answer are one class.
+    """Keep the rows where weak label and untrained student predict the same class.
 
     Attributes:
-        balance: class balance of the student's answers: that of the ``weak`` labels, or their
-            ``own``.
+        balance: class balance of the student's predictions: ``weak``, that of the weak labels, or
+            ``own``, unchanged.
     """
 
     balance: str = "weak"
 
     def __post_init__(self) -> None:
-        self._one_of("balance", ("weak", "own"))
+        self._check_one_of("balance", ("weak", "own"))
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """See ``Method.labels``."""
         return plan.apply(self.agreed, weak=labels, prior=plan.prior())
 
     def agreed(self, weak: Targets, prior: Targets, seed: int) -> Targets:
-        """The labels, with weight 0 where the student answers otherwise."""
-        answers = prior.probs
+        """Return the labels with weight 0 where the student predicts another class."""
+        student = prior.probs
         if self.balance == "weak":
-            answers = matched(answers, balance_of(weak.probs, weak.kept), weak.kept)
-        return weak.keep(answers.argmax(1) == weak.probs.argmax(1))
+            student = matched(student, balance_of(weak.probs, weak.used), weak.used)
+        return weak.keep(student.argmax(1) == weak.probs.argmax(1))

@@ -1,7 +1,7 @@
-"""Chains of students: each labels the transfer set for the next.
+"""Chains of models: each labels the transfer set for the next.
 
-Sources: Burns et al. 2023 (arXiv 2312.09390) §4.3.1, models of growing size; EleutherAI/w2s
-``strong_to_strong``, the same model again.
+Sources: Burns et al. 2023 (arXiv 2312.09390) §4.3.1, models of increasing size; EleutherAI/w2s
+``strong_to_strong``, the same model repeatedly.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from w2s_fast.methods._plan import Node, Plan
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap(Method):
-    """Weak model, then every one of ``intermediate_models``, then the student."""
+    """Train every one of ``intermediate_models`` on the labels of the model before it."""
 
     kinds = ANY_KIND
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """Labels of the last model of the chain.
+        """Return the labels of the last intermediate model.
 
         Raises:
-            W2SError: if the chain is empty.
+            W2SError: There are no intermediate models.
         """
         if not plan.intermediate_models:
             raise W2SError(
@@ -37,20 +37,20 @@ class Bootstrap(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class StrongToStrong(Method):
-    """The student labels the set anew and is trained again from its pretrained weights.
+    """Relabel the transfer set with the student and train again from the pretrained weights.
 
     Attributes:
-        rounds: how often; 0 is the naive student.
+        rounds: number of repetitions; 0 is the naive student.
     """
 
     kinds = ANY_KIND
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        self._check("rounds", 0)
+        self._check_range("rounds", 0)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """Labels of the student of the last round but one."""
+        """Return the labels of the last student but one."""
         for _ in range(self.rounds):
             labels = plan.labels(plan.student(labels))
         return labels

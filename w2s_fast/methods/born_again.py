@@ -1,9 +1,10 @@
-r"""The student again, from its pretrained weights, on its own labels mixed with the weak ones.
+r"""Retrain the student on a mixture of its own labels and the weak labels.
 
-    q_i <- (1 - share) q_i + share p_i,          p_i the student that the labels before made
+    q_i <- (1 - share) q_i + share p_i,          p_i from the previous student
 
-Source: Furlanello et al. 2018 (arXiv 1805.04770), born-again networks, whose loss adds the label's
-and the former student's cross-entropies: the same gradient. ``share`` 1 is ``strong_to_strong``.
+Source: Furlanello et al. 2018 (arXiv 1805.04770), born-again networks, whose loss adds the
+cross-entropies with the label and with the previous student: the same gradient. ``share`` 1 is
+``strong_to_strong``.
 """
 
 from __future__ import annotations
@@ -16,20 +17,19 @@ from w2s_fast.methods._plan import Node, Plan
 
 @dataclass(frozen=True, kw_only=True)
 class BornAgain(Method):
-    """Mix the student's own soft labels in.
+    """Mix the student's soft labels with the weak labels.
 
     Attributes:
-        share: of the student's labels, in [0, 1]. The weak ones are those that came in, every
-            round.
-        rounds: students before the last, at least 1.
+        share: share of the student's labels, in [0, 1]; every round mixes with the input labels.
+        rounds: number of students before the last, at least 1.
     """
 
     share: float = 0.5
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        self._check("share", 0.0, 1.0)
-        self._check("rounds", 1)
+        self._check_range("share", 0.0, 1.0)
+        self._check_range("rounds", 1)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """See ``Method.labels``."""
@@ -40,5 +40,5 @@ class BornAgain(Method):
         return mixed
 
     def mix(self, weak: Targets, own: Targets, seed: int) -> Targets:
-        """Mixed probabilities; row weights stay."""
+        """Return the mixed probabilities; row weights do not change."""
         return replace(weak, probs=(1 - self.share) * weak.probs + self.share * own.probs)

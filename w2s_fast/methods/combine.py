@@ -1,8 +1,8 @@
-"""Labels of several sources made one: supervisor, untrained student, other methods.
+"""Pool the labels of several sources: weak model, untrained student, other methods.
 
-Where sources err on different rows, their pool errs less than each. ``posterior`` estimates how
-often each is right; here the weights are given. Stacking (Wolpert 1992) would learn them from true
-labels of the transfer set, which are not there.
+If sources err on different rows, their pool errs less than each of them. ``posterior`` estimates
+how often each is right; here the weights are fixed. Stacking (Wolpert 1992) would learn them from
+true labels of the transfer set, which are not available.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from w2s_fast.methods._pool import POOLS, pool
 
 @dataclass(frozen=True, kw_only=True)
 class Combine(Method):
-    """A pool of named sources.
+    """Pool named sources.
 
     Attributes:
-        of: names joined by "+": ``weak``, the labels that came in; ``prior``, the untrained
-            student's answers, shifted to the class balance of the weak labels; or a method, with
-            its default settings, done to the labels that came in.
-        weights: a number for each, joined by "+", as "2+1"; empty: all alike.
+        of: names joined by "+": ``weak``, the input labels; ``prior``, the untrained student's
+            probabilities, shifted to the class balance of the weak labels; or a method with its
+            default settings, applied to the input labels.
+        weights: one number per source, joined by "+", such as "2+1"; empty: equal weights.
         pool: "mean" of the probabilities, or "log": their normalised geometric mean.
     """
 
@@ -36,7 +36,7 @@ class Combine(Method):
     pool: str = "mean"
 
     def __post_init__(self) -> None:
-        self._one_of("pool", POOLS)
+        self._check_one_of("pool", POOLS)
         names, weights = self.of.split("+"), self._weights()
         if weights and (len(weights) != len(names) or min(weights) < 0 or not sum(weights) > 0):
             raise W2SError(
@@ -58,19 +58,19 @@ class Combine(Method):
         return plan.apply(self.pooled, weak=labels, **sources)
 
     def pooled(self, weak: Targets, seed: int, **sources: Targets) -> Targets:
-        """Pooled probabilities of the rows that every source keeps.
+        """Return the pooled probabilities of the rows that every source uses.
 
-        Weights of rows stay those of the labels that came in.
+        Row weights are those of the input labels.
         """
-        every, kept = [], np.ones(len(weak.probs), dtype=bool)
+        every, used = [], np.ones(len(weak.probs), dtype=bool)
         for name, source in zip(self.of.split("+"), sources.values(), strict=True):
             probs = source.probs
             if name == "prior":
-                probs = matched(probs, balance_of(weak.probs, weak.kept), weak.kept)
+                probs = matched(probs, balance_of(weak.probs, weak.used), weak.used)
             every.append(probs)
-            kept &= source.kept
+            used &= source.used
         weak = replace(weak, probs=pool(every, self.pool, self._weights()))
-        return weak if kept.all() else weak.keep(kept)
+        return weak if used.all() else weak.keep(used)
 
     def _weights(self) -> list[float]:
         try:

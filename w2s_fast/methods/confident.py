@@ -1,10 +1,10 @@
-"""Confident labels only: what the supervisor is unsure of is left out.
+"""Keep rows with confident weak labels.
 
-Two classes: rows with P(class 1) at most ``low`` or at least ``high``. More: rows whose top
+Two classes: rows with P(class 1) at most ``low`` or at least ``high``. More classes: rows whose top
 probability is at least ``high``.
 
-Source: Yang et al. 2024 (arXiv 2406.11431), high-confidence labels. Their code also asks that the
-label be true; this asks the label alone.
+Source: Yang et al. 2024 (arXiv 2406.11431), high-confidence labels. Their code also requires
+that the label is true; this uses the label alone.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Confident(Method):
     """Keep the rows whose weak labels are confident.
 
     Attributes:
-        low: two classes: P(class 1) up to which a row counts as class 0, at most ``high``.
-        high: P(class 1), or with more classes the top probability, from which on a row is kept.
-        hard: replace the labels that are kept by their top class (first of equals).
+        low: two classes: largest P(class 1) of a row kept as class 0, at most ``high``.
+        high: smallest P(class 1), or with more classes top probability, of a row that is kept.
+        hard: replace kept labels by their top class (ties: the first).
     """
 
     low: float = 0.25
@@ -32,8 +32,8 @@ class Confident(Method):
     hard: bool = False
 
     def __post_init__(self) -> None:
-        self._check("low", 0.0, 1.0)
-        self._check("high", 0.0, 1.0)
+        self._check_range("low", 0.0, 1.0)
+        self._check_range("high", 0.0, 1.0)
         if self.low > self.high:
             raise W2SError(
                 f"Confident: low is {self.low}, high is {self.high}; expected low at most high"
@@ -41,10 +41,10 @@ class Confident(Method):
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """See ``Method.labels``."""
-        return plan.apply(self.sure, weak=labels)
+        return plan.apply(self.confident_rows, weak=labels)
 
-    def sure(self, weak: Targets, seed: int) -> Targets:
-        """The labels, with weight 0 on those in between."""
+    def confident_rows(self, weak: Targets, seed: int) -> Targets:
+        """Return the labels with weight 0 on rows that are not confident."""
         probs = weak.probs
         if probs.shape[1] == 2:
             rows = (probs[:, 1] <= self.low) | (probs[:, 1] >= self.high)

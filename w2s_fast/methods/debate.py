@@ -1,10 +1,11 @@
-"""The supervisor labels with the strong model's arguments before it; the student never sees them.
+"""Weak labels from models that read the strong model's arguments; the student reads texts alone.
 
-Source: Lang, Huang & Li 2025 (arXiv 2501.13124): the strong model, untrained, argues about every
-text of both halves; weak models learn the true labels of their half with the transcript behind each
-text, and label the transfer set so; the student learns the mean of their labels from the texts
-alone. Four members; more turns than three, or more members, did not help there. The floor remains
-the weak model without transcripts. Consultancy and market-making are the baselines of the paper.
+Source: Lang, Huang & Li 2025 (arXiv 2501.13124). The untrained strong model argues about every text
+of the weak and transfer splits. Weak models learn the true labels of the weak split with the
+transcript after each text, and label the transfer split in the same way; the student learns the
+mean of their labels. The default is four members and three turns; more did not help there. The
+floor remains the weak model without transcripts. Consultancy and market-making are the paper's
+baselines.
 """
 
 from __future__ import annotations
@@ -21,31 +22,30 @@ ENSEMBLES = ("debate", "finetune")
 
 @dataclass(frozen=True, kw_only=True)
 class Consultancy(Method):
-    """One copy of the strong model argues a class drawn at random.
+    """One copy of the strong model argues for a class drawn at random.
 
     Attributes:
-        members: weak models whose labels are pooled.
-        ensemble: what members differ in: "debate", the transcripts they read, each a sample of its
-            own; "finetune", their seeds, all with one transcript.
+        members: number of weak models whose labels are pooled.
+        ensemble: how members differ: "debate", each reads its own sample of the transcripts;
+            "finetune", by their seeds, with the same transcripts.
         pool: "mean" of the probabilities, or "log": their normalised geometric mean.
     """
 
-    kinds = (
-        "classification",
-    )  # two dialogues are scored one at a time: none of them is "the first"
+    # A preference model scores each dialogue alone, so it could not read an argument about both.
+    kinds = ("classification",)
     judged: ClassVar[bool] = False
     members: int = 1
     ensemble: str = "debate"
     pool: str = "mean"
 
     def __post_init__(self) -> None:
-        self._check("members", 1)
-        self._one_of("ensemble", ENSEMBLES)
-        self._one_of("pool", POOLS)
+        self._check_range("members", 1)
+        self._check_one_of("ensemble", ENSEMBLES)
+        self._check_one_of("pool", POOLS)
 
     @property
     def protocol(self) -> str:
-        """A spec of ``debate.PROTOCOLS``."""
+        """Spec of ``debate.PROTOCOLS``."""
         return "consultancy"
 
     def labels(self, plan: Plan, labels: Node) -> Node:
@@ -54,22 +54,22 @@ class Consultancy(Method):
         return plan.apply(self.pooled, weak=labels, **members)
 
     def _member(self, plan: Plan, number: int) -> Node:
-        """Labels of a weak model that reads transcripts, in its training and now."""
+        """Return the labels of a weak model that reads transcripts in training and prediction."""
         sample, start = (number, 0) if self.ensemble == "debate" else (0, number)
-        learned, read = (
+        weak_split, transfer = (
             plan.transcripts(self.protocol, split, sample, self.judged)
             for split in ("weak", "transfer")
         )
-        return plan.labels(plan.weak_model(start, learned), "transfer", read)
+        return plan.labels(plan.weak_model(start, weak_split), "transfer", transfer)
 
     def pooled(self, weak: Targets, seed: int, **members: Targets) -> Targets:
-        """Pooled probabilities; of the labels that came in only the row weights stay."""
+        """Return the pooled probabilities, with the row weights of the input labels."""
         return replace(weak, probs=pool([m.probs for m in members.values()], self.pool))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MarketMaking(Consultancy):
-    """One copy argues the class that the weak model did not pick; of several, its second choice."""
+    """One copy argues for the class that the weak model ranks second."""
 
     judged = True
 
@@ -81,11 +81,11 @@ class MarketMaking(Consultancy):
 
 @dataclass(frozen=True, kw_only=True)
 class Debate(Consultancy):
-    """Two copies argue two different classes, drawn at random.
+    """Two copies argue for two different classes, drawn at random.
 
     Attributes:
         members, ensemble, pool: as ``Consultancy``.
-        turns: of both together.
+        turns: number of turns of both together, at least 2.
     """
 
     members: int = 4
@@ -93,7 +93,7 @@ class Debate(Consultancy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("turns", 2)
+        self._check_range("turns", 2)
 
     @property
     def protocol(self) -> str:

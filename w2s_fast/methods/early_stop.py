@@ -1,7 +1,7 @@
-"""When to stop: the moment of a training that scores best on rows held out.
+"""Early stopping: keep the weights with the highest accuracy on held-out rows.
 
-Sources: Burns et al. 2023 (arXiv 2312.09390): students overfit weak errors, so the paper stops
-early by weak labels, and shows by true ones what a perfect stop would gain (§5.1.1).
+Source: Burns et al. 2023 (arXiv 2312.09390): students overfit weak errors, so the paper stops early
+by weak labels, and shows with true labels what a perfect stop would gain (§5.1.1).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from w2s_fast.methods._plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStop(Method):
-    """Keep the student of the moment that agrees best with the weak labels of rows held out.
+    """Keep the weights that agree best with the weak labels of held-out rows.
 
     Attributes:
         holdout: share of the transfer set that is held out, in [0.01, 0.5].
@@ -26,7 +26,7 @@ class EarlyStop(Method):
     _keep: ClassVar[str] = "weak"
 
     def __post_init__(self) -> None:
-        self._check("holdout", 0.01, 0.5)
+        self._check_range("holdout", 0.01, 0.5)
 
     def training(self, plan: Plan) -> Mapping[str, Any]:
         """See ``Method.training``."""
@@ -35,10 +35,9 @@ class EarlyStop(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruthEarlyStop(EarlyStop):
-    """Diagnostic: the same by the TRUE labels of those rows, which nobody has in earnest.
+    """Diagnostic: ``EarlyStop`` by the true labels of the held-out rows.
 
-    It shows what stopping could gain at best. The use of true labels is part of the plan and of
-    the report.
+    It shows what early stopping could gain at best. Plan and report name the use of true labels.
     """
 
     _keep: ClassVar[str] = "gold"

@@ -1,4 +1,4 @@
-"""The student teaches itself: its own answers before any training are the labels.
+"""Zero-shot labels: the untrained student's own predictions.
 
 Source: zero-shot prompting as a baseline, Burns et al. 2023 (arXiv 2312.09390) §5.2.1; calibration
 as in Zhao et al. 2021 (arXiv 2102.09690), see ``_balance``.
@@ -19,30 +19,30 @@ CALIBRATIONS = ("none", "weak")
 
 @dataclass(frozen=True, kw_only=True)
 class Elicit(Method):
-    """The untrained student's probabilities of the words of the classes take the labels' place.
+    """Replace the labels by the untrained student's probabilities of the class words.
 
     Attributes:
-        calibrate: ``weak`` takes out the bias for some words: the mean probability of every class
-            becomes that of the weak labels, which is all that is used of them. ``none`` uses
-            the answers as they are.
+        calibrate: ``weak`` removes the bias for some words: the mean probability of every class
+            becomes that of the weak labels, which are used for nothing else. ``none`` leaves the
+            probabilities unchanged.
     """
 
     calibrate: str = "weak"
 
     def __post_init__(self) -> None:
-        self._one_of("calibrate", CALIBRATIONS)
+        self._check_one_of("calibrate", CALIBRATIONS)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """See ``Method.labels``."""
-        return plan.apply(self.answers, weak=labels, prior=plan.prior())
+        return plan.apply(self.zero_shot, weak=labels, prior=plan.prior())
 
-    def answers(self, weak: Targets, prior: Targets, seed: int) -> Targets:
-        """The prior's probabilities (N, K), calibrated; row weights are those of the labels."""
+    def zero_shot(self, weak: Targets, prior: Targets, seed: int) -> Targets:
+        """Return the prior's calibrated probabilities (N, K), with the row weights of ``weak``."""
         return replace(weak, probs=calibrated(prior.probs, weak, self.calibrate))
 
 
 def calibrated(probs: np.ndarray, weak: Targets, how: str) -> np.ndarray:
-    """(N, K) float32, see ``Elicit.calibrate``."""
+    """Return calibrated probabilities (N, K) float32, see ``Elicit.calibrate``."""
     if how == "weak":
-        probs = matched(probs, balance_of(weak.probs, weak.kept), weak.kept)
+        probs = matched(probs, balance_of(weak.probs, weak.used), weak.used)
     return probs.astype(np.float32)

@@ -1,7 +1,7 @@
-"""Several supervisors that differ by their seeds, their labels pooled.
+"""Pool the labels of several weak models with different seeds.
 
 Source: Lang, Huang & Li 2025 (arXiv 2501.13124), the finetune ensemble: the mean of four; more did
-not help there. Pooled logarithms are the product of experts (Hinton 2002).
+not help. Pooled logarithms are the product of experts (Hinton 2002).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from w2s_fast.methods._rows import member_labels
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(Method):
-    """Labels of several supervisors as one.
+    """Pool the labels of several weak models.
 
     Attributes:
-        members: supervisors, at least 2; the labels that came in count as the first.
+        members: number of weak models, at least 2; the input labels count as the first.
         pool: "mean" of the probabilities, or "log": their normalised geometric mean.
     """
 
@@ -27,14 +27,14 @@ class Ensemble(Method):
     pool: str = "mean"
 
     def __post_init__(self) -> None:
-        self._check("members", 2)
-        self._one_of("pool", POOLS)
+        self._check_range("members", 2)
+        self._check_one_of("pool", POOLS)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """See ``Method.labels``."""
         return plan.apply(self.pooled, weak=labels, **member_labels(plan, self.members))
 
     def pooled(self, weak: Targets, seed: int, **members: Targets) -> Targets:
-        """Pooled probabilities; row weights stay those of the labels that came in."""
+        """Return the pooled probabilities, with the row weights of the input labels."""
         every = [weak.probs, *(m.probs for m in members.values())]
         return replace(weak, probs=pool(every, self.pool))

@@ -1,7 +1,7 @@
-"""Generative finetuning: the student reads the task's texts, without labels, before it learns.
+"""Generative finetuning: train the language model on the task's texts, without labels, first.
 
-What the task is about becomes salient to it. The ceiling begins from the same model, so that the
-gap is that of the labels alone.
+This makes the task more salient to the student. The ceiling starts from the same model, so the gap
+is due to labels alone.
 
 Source: Burns et al. 2023 (arXiv 2312.09390), §5.2.2.
 """

@@ -1,8 +1,8 @@
-"""Linear probing: the student's body stays as it was pretrained, its head is trained.
+"""Linear probing: freeze the student's backbone and train its head.
 
 Source: Burns et al. 2023 (arXiv 2312.09390), App. D.2. They train the head with Adam at 1e-3,
 batches of 128, for 200 epochs, without weight decay, and stop early on weak labels: set
-``student_train`` so, and ``probe|early_stop``. The ceiling is a probe as well.
+``student_train`` accordingly, and use ``probe|early_stop``. The ceiling is a probe as well.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the student believes and what the supervisor says, put together by how often each is right.
+"""Posterior of the true class, given the untrained student's belief and the weak label.
 
-The supervisor's errors are a confusion matrix that EM estimates (equations: ``_channel``). The two
-sources should err independently of each other given the class. That is why the belief is the
-untrained student's, never that of a student who learned from the same labels.
+EM estimates the confusion matrix of the weak labels (equations: ``_channel``). The two sources
+should err independently given the class, so the belief is the untrained student's, not that of a
+student trained on the same labels.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ BALANCES = ("own", "weak", "em")
 
 @dataclass(frozen=True, kw_only=True)
 class Posterior(Method):
-    """Posterior class probabilities of every row given its belief and its weak label.
+    """Replace the labels by posterior class probabilities.
 
     Attributes:
-        source: where beliefs come from: the untrained student's ``answers`` to the text, or its
-            truth direction, method ``ccs`` with its defaults.
-        balance: class balance of the beliefs: their ``own``, that of the ``weak`` labels, or
-            estimated along with the confusion matrix (``em``).
-        smoothing: rows added to every cell of the confusion matrix (Laplace), above 0.
-        tolerance: EM ends when no parameter moves by more, at least 1e-12.
+        source: source of the beliefs: the untrained student's zero-shot ``answers``, or its truth
+            direction, method ``ccs`` with its defaults.
+        balance: class balance of the beliefs: ``own``, unchanged; ``weak``, that of the weak
+            labels; or ``em``, estimated together with the confusion matrix.
+        smoothing: number of rows added to every cell of the confusion matrix (Laplace), above 0.
+        tolerance: EM stops when no parameter changes by more, at least 1e-12.
     """
 
     source: str = "answers"
@@ -40,10 +40,10 @@ class Posterior(Method):
     tolerance: float = 1e-6
 
     def __post_init__(self) -> None:
-        self._one_of("source", SOURCES)
-        self._one_of("balance", BALANCES)
-        self._check("smoothing", 1e-6)
-        self._check("tolerance", 1e-12, 0.1)
+        self._check_one_of("source", SOURCES)
+        self._check_one_of("balance", BALANCES)
+        self._check_range("smoothing", 1e-6)
+        self._check_range("tolerance", 1e-12, 0.1)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """See ``Method.labels``."""
@@ -51,16 +51,16 @@ class Posterior(Method):
         return plan.apply(self.combine, weak=labels, prior=prior)
 
     def combine(self, weak: Targets, prior: Targets, seed: int) -> Targets:
-        """Posterior (N, K); row weights stay, and rows of weight 0 teach the matrix nothing."""
+        """Return the posterior (N, K); rows of weight 0 do not enter the confusion matrix."""
         belief: np.ndarray = prior.probs
         if self.balance == "weak":
-            belief = matched(belief, balance_of(weak.probs, weak.kept), weak.kept)
-        found = estimate(
+            belief = matched(belief, balance_of(weak.probs, weak.used), weak.used)
+        channel = estimate(
             belief,
             weak.probs,
-            weak.kept,
+            weak.used,
             shift=self.balance == "em",
             smoothing=self.smoothing,
             tolerance=self.tolerance,
         )
-        return replace(weak, probs=found.posterior.astype(np.float32))
+        return replace(weak, probs=channel.posterior.astype(np.float32))

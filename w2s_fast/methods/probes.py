@@ -1,17 +1,17 @@
-r"""Labels checked against hidden states: what a simple probe makes of a row, from other rows only.
+r"""Probes on hidden states: relabel or filter each row by a probe fitted to other rows.
 
     relabel:   q_i <- probe(x_i)
-    filter:    leave out the share of rows with the largest |probe(x_i) - q_i|
+    filter:    drop the share of rows with the largest |probe(x_i) - q_i|
 
 | probe | probe(x_i) |
 |---|---|
 | ``knn`` | mean label of the k nearest rows |
 | ``logreg`` | logistic regression fitted to the rows of other folds |
-| ``topo`` | mean label of the k nearest rows whose labels the shape of the data supports |
+| ``topo`` | mean label of the k nearest rows that pass the topological filter (``_topo``) |
 
 Source: EleutherAI/w2s, ``probe_relabel`` and ``probe_filter``, on hidden states of the untrained
-student. There a row is its own nearest neighbour and part of its own regression, so a probe agrees
-with labels that it should question; here no row is judged by anything that saw it.
+student. There a row is its own nearest neighbour and part of its own regression, so a probe tends
+to agree with wrong labels; here every prediction excludes the row itself.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ PROBES = ("knn", "logreg", "topo")
 
 @dataclass(frozen=True, kw_only=True)
 class _Probe(Method):
-    """What both methods share.
+    """Base of both methods.
 
     Attributes:
-        probe: a name of ``PROBES``.
-        layer: whose hidden states: "half", "last", or a number counted from 0, the embeddings.
-        k: neighbours, of ``knn`` and ``topo``.
+        probe: name in ``PROBES``.
+        layer: layer of the hidden states: "half", "last", or a number; 0 is the embeddings.
+        k: number of neighbours (``knn``, ``topo``).
         l2: penalty of ``logreg``, on features scaled to deviation 1.
-        folds: of ``logreg``.
-        contamination: share of rows whose labels are taken to be wrong, in [0, 0.9]: ``topo``
-            takes no neighbours from them, the filter leaves them out.
+        folds: number of folds of ``logreg``.
+        contamination: assumed share of wrong labels, in [0, 0.9]: ``topo`` excludes them from
+            neighbours, the filter drops them.
     """
 
     probe: str = "knn"
@@ -54,17 +54,17 @@ class _Probe(Method):
     contamination: float = 0.1
 
     def __post_init__(self) -> None:
-        self._one_of("probe", PROBES)
+        self._check_one_of("probe", PROBES)
         check_layer(self)
-        self._check("k", 1)
-        self._check("l2", 0.0)
-        self._check("folds", 2)
-        self._check("contamination", 0.0, 0.9)
+        self._check_range("k", 1)
+        self._check_range("l2", 0.0)
+        self._check_range("folds", 2)
+        self._check_range("contamination", 0.0, 0.9)
 
-    def _judge(self, weak: Targets, features: np.ndarray, seed: int) -> Tensor:
-        """The probe's probabilities (N, K) float32; rows of weight 0 are judged but not heard."""
+    def _predict(self, weak: Targets, features: np.ndarray, seed: int) -> Tensor:
+        """Return the probe's probabilities (N, K) float32; rows of weight 0 are not fitted."""
         x, probs = torch.tensor(features), torch.tensor(weak.probs)
-        pool = torch.from_numpy(weak.kept.nonzero()[0])
+        pool = torch.from_numpy(weak.used.nonzero()[0])
         x -= x[pool].mean(0)
         if self.probe == "logreg":
             return out_of_fold(x, probs, pool, l2=self.l2, folds=self.folds, seed=seed)
@@ -75,22 +75,22 @@ class _Probe(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRelabel(_Probe):
-    """The probe's probabilities take the place of the weak labels."""
+    """Replace the weak labels by the probe's probabilities."""
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """See ``Method.labels``."""
         return plan.apply(self.relabel, weak=labels, features=plan.features(layer=self.layer))
 
     def relabel(self, weak: Targets, features: np.ndarray, seed: int) -> Targets:
-        """Labels from hidden states (N, D) float32; row weights stay."""
-        return replace(weak, probs=self._judge(weak, features, seed).numpy())
+        """Return labels from hidden states (N, D) float32; row weights do not change."""
+        return replace(weak, probs=self._predict(weak, features, seed).numpy())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeFilter(_Probe):
-    """The rows on which probe and label differ most are left out.
+    """Drop the rows on which probe and label differ most.
 
-    Of N rows that count, round(contamination * N) go; of equal differences the first rows go.
+    Of N used rows, round(contamination * N) are dropped; ties drop the first rows.
     """
 
     def labels(self, plan: Plan, labels: Node) -> Node:
@@ -98,11 +98,11 @@ class ProbeFilter(_Probe):
         return plan.apply(self.filtered, weak=labels, features=plan.features(layer=self.layer))
 
     def filtered(self, weak: Targets, features: np.ndarray, seed: int) -> Targets:
-        """The labels as they are, with weight 0 on the rows that go."""
-        judged = self._judge(weak, features, seed)
-        doubt = total_variation(judged, torch.tensor(weak.probs))
-        rows = torch.from_numpy(weak.kept.nonzero()[0])
+        """Return the labels with weight 0 on the dropped rows."""
+        predicted = self._predict(weak, features, seed)
+        doubt = total_variation(predicted, torch.tensor(weak.probs))
+        rows = torch.from_numpy(weak.used.nonzero()[0])
         order = doubt[rows].argsort(descending=True, stable=True)
-        stay = weak.kept
-        stay[rows[order[: round(self.contamination * len(rows))]].numpy()] = False
-        return weak.keep(stay)
+        selected = weak.used
+        selected[rows[order[: round(self.contamination * len(rows))]].numpy()] = False
+        return weak.keep(selected)

@@ -1,11 +1,11 @@
-r"""Rows drawn again, confident ones more often.
+r"""Resample rows in proportion to their confidence.
 
-    P(row i) ~ w_i (max_k q_ik)^power;     as many draws, with replacement, as rows count
+    P(row i) ~ w_i (max_k q_ik)^power;     as many draws, with replacement, as used rows
 
-A row that was drawn n times has weight n, so an epoch weighs what it did before. Without ``draw``
-the weights are the expected numbers of draws: the same on average, and no row is lost.
+A row that is drawn n times has weight n, so the total weight does not change. Without ``draw`` the
+weights are the expected numbers of draws, so no row is dropped.
 
-Source: the bootstrap of Efron 1979 with probabilities from the supervisor's confidence.
+Source: the bootstrap of Efron 1979 with probabilities from the weak model's confidence.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ class Resample(Method):
     """Weight rows by how confident their labels are.
 
     Attributes:
-        power: exponent of the top probability, at least 0; 0 draws all rows alike.
-        draw: integer weights, drawn with the run's seed; else their expected values.
+        power: exponent of the top probability, at least 0; 0 draws all rows with equal probability.
+        draw: use integer weights, drawn with the run's seed, instead of their expected values.
     """
 
     power: float = 1.0
     draw: bool = True
 
     def __post_init__(self) -> None:
-        self._check("power", 0.0)
+        self._check_range("power", 0.0)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """See ``Method.labels``."""
         return plan.apply(self.drawn, weak=labels)
 
     def drawn(self, weak: Targets, seed: int) -> Targets:
-        """The labels with weights whose sum is the number of rows that counted."""
-        n = int(weak.kept.sum())
+        """Return the labels with weights that sum to the number of used rows."""
+        n = int(weak.used.sum())
         chance = weak.probs.max(1).astype(np.float64) ** self.power
-        chance *= weak.kept if weak.weight is None else weak.weight
+        chance *= weak.used if weak.weight is None else weak.weight
         chance /= chance.sum()
         times = np.random.default_rng(seed).multinomial(n, chance) if self.draw else n * chance
         return replace(weak, weight=times.astype(np.float32))

@@ -1,10 +1,10 @@
-r"""The vote of several supervisors, where it is clear enough.
+r"""Majority vote of several weak models, on rows where the majority is large enough.
 
-    q_i = share of the members that name each class;     row i stays if max_k q_ik >= share
+    q_i = share of the members that predict each class;     keep row i if max_k q_ik >= share
 
 Source: Wang et al. 2022 (arXiv 2203.11171), self-consistency, and the confidence of majority
 answers in Weak-to-Strong Reasoning (arXiv 2407.13647): there samples of one model vote, here
-supervisors that differ by their seeds.
+weak models with different seeds.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from w2s_fast.methods._rows import member_labels, one_hot
 
 @dataclass(frozen=True, kw_only=True)
 class SelfConsistency(Method):
-    """Majority labels.
+    """Replace the labels by the members' votes.
 
     Attributes:
-        members: supervisors that vote, at least 2; the labels that came in count as the first.
-        share: of the votes that the majority needs, in [0, 1].
-        hard: the label is the majority's class instead of the shares. Of classes with as many
-            votes it is the one of larger mean probability, of equals there the first.
+        members: number of weak models, at least 2; the input labels count as the first.
+        share: share of the votes that the majority needs, in [0, 1].
+        hard: use the majority's class instead of the shares. Ties go to the class of larger mean
+            probability, then to the first.
     """
 
     members: int = 5
@@ -34,15 +34,15 @@ class SelfConsistency(Method):
     hard: bool = False
 
     def __post_init__(self) -> None:
-        self._check("members", 2)
-        self._check("share", 0.0, 1.0)
+        self._check_range("members", 2)
+        self._check_range("share", 0.0, 1.0)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """See ``Method.labels``."""
         return plan.apply(self.majority, weak=labels, **member_labels(plan, self.members))
 
     def majority(self, weak: Targets, seed: int, **members: Targets) -> Targets:
-        """Shares of the votes (N, C), or the majority's class."""
+        """Return the shares of the votes (N, C), or the majority's class."""
         every = np.stack([weak.probs, *(m.probs for m in members.values())])
         n_classes = every.shape[2]
         votes = one_hot(every.argmax(2), n_classes).sum(0)
@@ -52,5 +52,5 @@ class SelfConsistency(Method):
             probs = one_hot(leading.argmax(1), n_classes)
         else:
             probs = votes / np.float32(len(every))
-        # Counts are compared, in fp32: 7 of 25 are 0.28, though 25 * 0.28 is a bit above 7.
+        # Compare counts in fp32: 7 of 25 is a share of 0.28, but 25 * 0.28 > 7 in fp64.
         return replace(weak, probs=probs).keep(most >= np.float32(self.share * len(every)))

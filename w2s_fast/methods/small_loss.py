@@ -1,16 +1,16 @@
-r"""Co-teaching: two students, each of which learns what the other finds easy.
+r"""Co-teaching: two students, each trained on the rows with the smallest loss of the other.
 
     round r = 1 .. rounds:  both train from scratch, each on its own rows;
-        a student's new rows are the  1 - forget r / rounds  of all rows with the smallest loss,
+        a student's next rows are the  1 - forget r / rounds  of all rows with the smallest loss,
         -sum_k q_ik log p_ik, of its PEER
 
-Wrong labels are learned late and have large losses; the peer, which went wrong on other rows, sees
-them. The student proper is one of the two, its rows after the last round are chosen by the peer.
-The loss is that of the whole transfer set, not of a batch, and the trainings are whole ones.
+Wrong labels are learned late and have large losses; the peer, which errs on other rows, exposes
+them. The final student is one of the two; the peer selects its rows after the last round. Losses
+are those of the whole transfer set, not of a batch, after complete trainings.
 
-Source: Han et al. 2018 (arXiv 1804.06872), whose rows are exchanged batch by batch. The pruning of
-LLMRec, which cites it, sorts log-likelihoods in ascending order and keeps the first: it keeps the
-LARGEST losses.
+Source: Han et al. 2018 (arXiv 1804.06872), which exchanges rows batch by batch. The pruning of
+LLMRec, which cites it, sorts log-likelihoods in ascending order and keeps the first, that is, the
+largest losses.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from w2s_fast.methods._rows import losses, smallest
 
 @dataclass(frozen=True, kw_only=True)
 class SmallLoss(Method):
-    """Keep the rows of smallest loss for a peer.
+    """Keep the rows with the smallest loss of a peer.
 
     Attributes:
-        forget: share of rows left out in the end, about that of the wrong labels; in [0, 0.9].
-        rounds: at least 1. One round trains the peer; each further one trains both.
+        forget: share of rows dropped in the end, about that of wrong labels; in [0, 0.9].
+        rounds: number of rounds, at least 1. The first trains the peer, each further one both.
     """
 
     forget: float = 0.3
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        self._check("forget", 0.0, 0.9)
-        self._check("rounds", 1)
+        self._check_range("forget", 0.0, 0.9)
+        self._check_range("rounds", 1)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """See ``Method.labels``."""
@@ -46,11 +46,11 @@ class SmallLoss(Method):
             peer = plan.labels(plan.student(peers, member=1))
             if r < self.rounds:
                 student = plan.labels(plan.student(own))
-                peers = plan.apply(step.easy, weak=labels, peer=student)
-            own = plan.apply(step.easy, weak=labels, peer=peer)
+                peers = plan.apply(step.small_loss_rows, weak=labels, peer=student)
+            own = plan.apply(step.small_loss_rows, weak=labels, peer=peer)
         return own
 
-    def easy(self, weak: Targets, peer: Targets, seed: int) -> Targets:
-        """The labels, with weight 0 on the share ``forget`` of largest loss for the peer."""
+    def small_loss_rows(self, weak: Targets, peer: Targets, seed: int) -> Targets:
+        """Return the labels with weight 0 on the share ``forget`` of largest peer losses."""
         loss = losses(weak.probs, peer.probs)
-        return weak.keep(smallest(loss, 1 - self.forget, weak.kept))
+        return weak.keep(smallest(loss, 1 - self.forget, weak.used))

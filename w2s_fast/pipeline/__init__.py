@@ -1,4 +1,4 @@
-"""The experiment: weak supervisor, weak labels, student, ceiling, report. See ``run``."""
+"""The pipeline of an experiment: weak model, weak labels, student, ceiling, report."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What a stage may see: its settings, its inputs, and no true label it did not declare.
+"""What a stage can read: its settings, its inputs, and only the true labels it declares.
 
-Inputs of every split are there for all. True labels are handed out by ``Context.gold`` alone, which
-refuses a split that the stage has no right to; so that a student learns from weak labels only is a
-property of this file, not of the care of whoever writes a method.
+Every stage can read the texts of every split. ``Context.gold`` is the only source of true labels
+and raises for a split that the stage may not use, so no method can leak them into a student.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, get_task
 
 Progress = Callable[[int, int, float], None]
 PRETRAIN_SEED = 0
-# Splits whose true labels a stage works on; a job's own ``gold`` adds the transfer set.
+# Splits whose true labels a stage may read; a job with ``gold`` may also read the transfer set.
 _GOLD = {
     "weak": ("weak",),
     "ceiling": ("transfer",),
@@ -37,12 +36,12 @@ _NO_ROWS = Examples((), (), None, (), np.empty(0, dtype=np.int64))
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage works on.
+    """Everything that a stage depends on.
 
     Attributes:
-        cfg: The run.
-        job: The job.
-        folders: Folder of each finished job it needs, by name.
+        cfg: Configuration of the run.
+        job: Job to compute.
+        folders: Folders of the finished jobs it needs, by name.
         progress: Called with (step, steps, loss).
     """
 
@@ -53,11 +52,11 @@ class Context:
 
     @property
     def world(self) -> World:
-        """This process among those that compute the stage together."""
+        """The processes that compute the stage together."""
         return get_world()
 
     def write(self, write: Callable[[], Any]) -> None:
-        """Let rank 0 write; an error there is one everywhere."""
+        """Call ``write`` on rank 0; an error there raises on every process."""
         error = ""
         if self.world.is_main_process:
             try:
@@ -70,12 +69,12 @@ class Context:
             raise W2SError(f"rank 0 could not write: {error}")
 
     def input(self, name: str) -> Path:
-        """Folder of what goes in under this name."""
+        """Return the folder of an input by the name it has in this job."""
         return self.folders[dict(self.job.inputs)[name]]
 
     @property
     def seed(self) -> int:
-        """Seed of the job; jobs shared by all seeds use a fixed one, other members their own."""
+        """Seed of the job: fixed for jobs that all seeds share, distinct per ensemble member."""
         if self.job.seed is None:
             return PRETRAIN_SEED
         member = self.job.setting("member", 0)
@@ -86,24 +85,24 @@ class Context:
 
     @property
     def task(self) -> TaskData:
-        """Facts about the task, without its rows: those come from ``inputs`` and ``gold``."""
+        """The task without rows, which ``inputs`` and ``gold`` return."""
         return replace(self._data, weak=_NO_ROWS, transfer=_NO_ROWS, test=_NO_ROWS)
 
     @property
     def n_classes(self) -> int:
-        """C."""
+        """Number of classes."""
         return len(self._data.class_names)
 
     def inputs(self, split: str) -> Inputs:
-        """The texts of a split, without labels."""
+        """Return the texts of a split, without labels."""
         examples: Examples = getattr(self._data, split)
         return examples.inputs
 
     def gold(self, split: str) -> Examples:
-        """A split with its true labels.
+        """Return a split with its true labels.
 
         Raises:
-            W2SError: The stage has no right to them.
+            W2SError: The stage may not read them.
         """
         allowed = (*_GOLD.get(self.job.stage, ()), *(("transfer",) if self.job.gold else ()))
         if split not in allowed:
@@ -120,5 +119,5 @@ class Context:
 
 @functools.lru_cache(maxsize=8)
 def load_data(task: TaskConfig, seed: int) -> TaskData:
-    """Return the splits of one seed; kept, as several jobs of a process use them."""
+    """Return the splits of one seed, cached, because several jobs of a process use them."""
     return get_task(task.name).load(task, seed)

@@ -1,4 +1,4 @@
-"""Run one job against the store, in whichever process; and pack a job for another process."""
+"""Run one job against the store, in any process, and pack jobs for other processes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.config import RunConfig, from_dict, to_dict
+from w2s_fast.config import RunConfig, to_dict
 from w2s_fast.distributed.world import get_world
 from w2s_fast.pipeline.jobs import Job
-from w2s_fast.store import Artefact, Building, Store
+from w2s_fast.store import Artifact, StageBuild, Store
 
 
 @dataclass(frozen=True)
-class Order:
+class WorkItem:
     """A job with everything that its result depends on.
 
     Attributes:
-        job: The job.
+        job: Job to compute.
         config: ``config_slice`` of the job.
         inputs: ``input_digests`` of the job.
-        folders: Folder of each finished job it needs, by name.
+        folders: Folders of the finished jobs it needs, by name.
     """
 
     job: Job
@@ -31,74 +31,67 @@ class Order:
     folders: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for the way to a worker."""
+        """Return plain values, to send to a worker process."""
         return asdict(self)
 
     @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Order:
-        """Return the order that ``to_json`` packed."""
+    def from_json(values: Mapping[str, Any]) -> WorkItem:
+        """Return the work item that ``to_json`` packed."""
         job = dict(values["job"])
         for name in ("settings", "inputs"):
             job[name] = tuple((key, value) for key, value in job[name])
         job["gold"] = tuple(job["gold"])
-        return Order(Job(**job), values["config"], values["inputs"], values["folders"])
+        return WorkItem(Job(**job), values["config"], values["inputs"], values["folders"])
 
 
-def execute(cfg: RunConfig, order: Order, threads: int, progress: Any) -> Artefact:
-    """Compute the job, or take it from the store when another process has just finished it.
+def execute(cfg: RunConfig, work_item: WorkItem, threads: int, progress: Any) -> Artifact:
+    """Compute the job, or take it from the store if another process has just finished it.
 
-    Under a launcher all processes compute it together; rank 0 keeps the store.
+    Under a launcher, all processes compute it together and rank 0 accesses the store.
 
     Args:
-        cfg: The run.
-        order: The job and its inputs.
-        threads: Torch threads; fixed, as the order of a sum may depend on it.
+        cfg: Configuration of the run.
+        work_item: The job and its inputs.
+        threads: Number of torch threads; the order of a sum may depend on it.
         progress: Called with (step, steps, loss).
     """
     world = get_world()
     if not world.is_main_process:
-        told = world.broadcast_object(None)
-        if not told["done"]:
-            _compute(cfg, order, threads, progress, Building(Path(told["path"]), None))
-        return _from_json(world.broadcast_object(None))
+        build_path, done = world.broadcast_object(None)
+        if not done:
+            _compute(cfg, work_item, threads, progress, StageBuild(Path(build_path), None))
+        return Artifact.from_json(world.broadcast_object(None))
     store = Store(cfg.store_dir)
-    with store.building(order.job.stage, order.config, order.inputs) as build:
-        world.broadcast_object({"path": str(build.path), "done": build.artefact is not None})
-        if build.artefact is None:
-            _compute(cfg, order, threads, progress, build)
-    assert build.artefact is not None
-    world.broadcast_object(_to_json(build.artefact))
-    return build.artefact
+    with store.building(work_item.job.stage, work_item.config, work_item.inputs) as build:
+        world.broadcast_object([str(build.path), build.artifact is not None])
+        if build.artifact is None:
+            _compute(cfg, work_item, threads, progress, build)
+    assert build.artifact is not None
+    world.broadcast_object(build.artifact.to_json())
+    return build.artifact
 
 
-def find(store: Store, order: Order) -> Artefact | None:
-    """Look for the job's result in the store; rank 0's answer counts."""
-    world, found = get_world(), None
+def find(store: Store, work_item: WorkItem) -> Artifact | None:
+    """Return the job's result if the store has it; rank 0 decides for all processes."""
+    world, artifact = get_world(), None
     if world.is_main_process:
-        key = store.key(order.job.stage, order.config, order.inputs)
-        artefact = store.find(order.job.stage, key)
-        found = None if artefact is None else _to_json(artefact)
-    told = world.broadcast_object(found)
-    return None if told is None else _from_json(told)
+        key = store.key(work_item.job.stage, work_item.config, work_item.inputs)
+        artifact = store.find(work_item.job.stage, key)
+    values = world.broadcast_object(None if artifact is None else artifact.to_json())
+    return None if values is None else Artifact.from_json(values)
 
 
-def _compute(cfg: RunConfig, order: Order, threads: int, progress: Any, build: Building) -> None:
+def _compute(
+    cfg: RunConfig, work_item: WorkItem, threads: int, progress: Any, build: StageBuild
+) -> None:
     from w2s_fast.pipeline.context import Context
     from w2s_fast.pipeline.stages.registry import STAGES
 
-    folders = {name: Path(path) for name, path in order.folders.items()}
-    # a head on cached states is too small to share out: two threads would wait for each other
-    with _threads(1 if order.job.setting("freeze") else threads):
-        STAGES[order.job.stage](Context(cfg, order.job, folders, progress), build)
-    get_world().barrier()  # nobody reads or writes in the folder when it moves
-
-
-def _to_json(a: Artefact) -> dict[str, Any]:
-    return {"path": str(a.path), "digest": a.digest, "info": dict(a.info)}
-
-
-def _from_json(told: Mapping[str, Any]) -> Artefact:
-    return Artefact(Path(told["path"]), told["digest"], told["info"])
+    folders = {name: Path(path) for name, path in work_item.folders.items()}
+    # A head on cached states is too small for several threads: they would wait for each other.
+    with _threads(1 if work_item.job.setting("freeze") else threads):
+        STAGES[work_item.job.stage](Context(cfg, work_item.job, folders, progress), build)
+    get_world().barrier()  # no process may use the folder while it is renamed
 
 
 @contextmanager
@@ -114,10 +107,5 @@ def _threads(n: int) -> Iterator[None]:
 
 
 def pack(cfg: RunConfig) -> dict[str, Any]:
-    """Return the run's settings as plain values with absolute folders."""
+    """Return the configuration for ``config.from_dict``, with an absolute store folder."""
     return to_dict(cfg) | {"cache_dir": str(cfg.store_dir.absolute())}
-
-
-def unpack(values: Mapping[str, Any]) -> RunConfig:
-    """Return the run that ``pack`` packed."""
-    return from_dict(values)

@@ -1,4 +1,4 @@
-"""Runs the whole experiment: plans the jobs, takes what is stored, computes the rest, reports."""
+"""Run an experiment: plan the jobs, take finished ones from the store, compute the rest, report."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from w2s_fast.distributed.heartbeat import monitor_processes
 from w2s_fast.distributed.world import get_world, init_distributed
 from w2s_fast.pipeline.artifacts import LABELS, REPORT
 from w2s_fast.pipeline.context import load_data
-from w2s_fast.pipeline.execute import Order, execute, find
+from w2s_fast.pipeline.execute import WorkItem, execute, find
 from w2s_fast.pipeline.jobs import (
     Job,
     config_slice,
     data_digests,
     folder_digests,
     input_digests,
-    plan,
+    plan_jobs,
 )
-from w2s_fast.pipeline.pool import Watcher, choose_sizes, make_pool
-from w2s_fast.pipeline.preflight import check_alike
+from w2s_fast.pipeline.pool import JobObserver, choose_parallelism, make_pool
+from w2s_fast.pipeline.preflight import check_processes_agree
 from w2s_fast.pipeline.provenance import provenance
 from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.stages.transcripts import check_writer
@@ -34,48 +34,55 @@ from w2s_fast.pipeline.students import check_kind
 from w2s_fast.report import RESULTS
 from w2s_fast.report.page import write_report
 from w2s_fast.report.run_progress import show_run
-from w2s_fast.store import Artefact, Store, exclusive, hear_warnings, write_errors, write_json
+from w2s_fast.store import (
+    Artifact,
+    Store,
+    explain_write_errors,
+    file_lock,
+    redirect_store_warnings,
+    write_json,
+)
 from w2s_fast.training.deepspeed.setup import check_offload
 
 
 def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
     """Run the experiment and write results.json, plot and page into ``cfg.output_dir``.
 
-    Finished stages are taken from ``cfg.store_dir``; a killed run continues where it was.
+    Finished stages come from ``cfg.store_dir``, so a killed run continues where it stopped.
 
     Args:
-        cfg: The run.
+        cfg: Configuration of the run.
         quiet: Show no progress.
 
     Returns:
-        What results.json holds: ``runs``, ``summary``, ``controls``, ``provenance``.
+        The content of results.json: ``runs``, ``summary``, ``controls``, ``provenance``.
 
     Raises:
-        W2SError: Bad input, a full disk, or another run in the same folder; one line.
+        W2SError: Bad input, a full disk, or another run in the same folder.
     """
-    with session(cfg, quiet) as running:
-        jobs = plan(cfg).order
-        running.compute(jobs[:-1])
-        found = _report_stage(running, jobs[-1])
-        facts = provenance(cfg, running.results, running.cached)
-        results = running.world.broadcast_object({**found, "provenance": facts})
-        if running.world.is_main_process:
-            with write_errors("the report", Path(cfg.output_dir).absolute()):
+    with open_session(cfg, quiet) as session:
+        jobs = plan_jobs(cfg).jobs
+        session.compute(jobs[:-1])
+        scores = _report_stage(session, jobs[-1])
+        facts = provenance(cfg, session.results, session.cached)
+        results = session.world.broadcast_object({**scores, "provenance": facts})
+        if session.world.is_main_process:
+            with explain_write_errors("the report", Path(cfg.output_dir).absolute()):
                 write_json(Path(cfg.output_dir) / RESULTS, results)
                 write_report(Path(cfg.output_dir), results)
     return results
 
 
 def label(cfg: RunConfig, *, quiet: bool = True) -> dict[int, Path]:
-    """Run only what weak labels need; return the Parquet file (columns id, probs) by seed."""
-    with session(cfg, quiet) as running:
-        running.compute(plan(cfg, labels_only=True).order)
-        return {s: running.results[f"labels/{s}"].path / LABELS for s in cfg.seeds}
+    """Compute only the weak labels; return by seed their folder of Parquet files (id, probs)."""
+    with open_session(cfg, quiet) as session:
+        session.compute(plan_jobs(cfg, labels_only=True).jobs)
+        return {s: session.results[f"labels/{s}"].path / LABELS for s in cfg.seeds}
 
 
 @contextlib.contextmanager
-def session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
-    """Check the configuration, meet the other processes, take the output folder, load the data."""
+def open_session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
+    """Check the configuration, connect the processes, lock the output folder, load the data."""
     validate(cfg)
     with contextlib.ExitStack() as stack:
         timeout_s = max(cfg.weak_train.timeout_s, cfg.student_train.timeout_s)
@@ -84,25 +91,25 @@ def session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
         if world.is_main_process:
             stack.enter_context(_folders(cfg))
         stack.enter_context(warnings.catch_warnings())
-        watcher = stack.enter_context(show_run(quiet or not world.is_main_process))
-        hear_warnings(watcher.warned)
-        running = Session(cfg, watcher)
+        observer = stack.enter_context(show_run(quiet or not world.is_main_process))
+        redirect_store_warnings(observer.warned)
+        session = Session(cfg, observer)
         if world.size > 1:
-            check_alike(cfg, running.digests, world)
-        check_fit(cfg, running.data[cfg.seeds[0]].kind)
-        yield running
-        world.barrier()  # the folders are rank 0's until everyone is done with them
+            check_processes_agree(cfg, session.digests, world)
+        check_fit(cfg, session.data[cfg.seeds[0]].kind)
+        yield session
+        world.barrier()  # rank 0 releases the folders after every process is done
 
 
 def check_fit(cfg: RunConfig, kind: str) -> None:
-    """Check what needs the data or a library: methods, transcripts, offload.
+    """Check what needs the data or a library, before anything is computed.
 
     Args:
-        cfg: The run.
-        kind: Of its task.
+        cfg: Configuration of the run.
+        kind: Kind of its task.
 
     Raises:
-        W2SError: Something does not fit; nothing has been computed yet.
+        W2SError: Methods, transcripts or offload do not fit.
     """
     check_kind(cfg, kind)
     check_writer(cfg)
@@ -112,17 +119,17 @@ def check_fit(cfg: RunConfig, kind: str) -> None:
 
 @contextlib.contextmanager
 def _folders(cfg: RunConfig) -> Iterator[None]:
-    """Make the output folder and the store, and keep other runs out of the former."""
+    """Create the output folder and the store, and lock the output folder."""
     out = Path(cfg.output_dir).absolute()
-    with write_errors("results", out):
+    with explain_write_errors("results", out):
         out.mkdir(parents=True, exist_ok=True)
-    with write_errors("stages", cfg.store_dir.absolute()):
+    with explain_write_errors("stages", cfg.store_dir.absolute()):
         cfg.store_dir.mkdir(parents=True, exist_ok=True)
         _check_writable(cfg.store_dir)
     taken = f"another run (process {{pid}}) works in {out}; wait for it or choose another --out"
     with contextlib.ExitStack() as stack:
-        with write_errors("results", out):
-            stack.enter_context(exclusive(out / ".lock", taken))
+        with explain_write_errors("results", out):
+            stack.enter_context(file_lock(out / ".lock", taken))
         yield
 
 
@@ -136,11 +143,11 @@ def _check_writable(folder: Path) -> None:
 
 @dataclass
 class Session:
-    """The state of one run: what is finished, and what came from the store."""
+    """State of one run: finished jobs, and which of them came from the store."""
 
     cfg: RunConfig
-    watcher: Watcher
-    results: dict[str, Artefact] = field(default_factory=dict)
+    observer: JobObserver
+    results: dict[str, Artifact] = field(default_factory=dict)
     cached: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -151,57 +158,57 @@ class Session:
         self.digests = {s: data_digests(d) for s, d in self.data.items()}
         self._folders = folder_digests(cfg)
 
-    def order(self, job: Job) -> Order:
-        """Return the job with its inputs, which must be finished."""
+    def work_item(self, job: Job) -> WorkItem:
+        """Return the job with its inputs; the jobs it needs must be finished."""
         digests = {name: self.results[name].digest for name in job.needs}
         n_classes = len(self.data[self.cfg.seeds[0]].class_names)
-        return Order(
+        return WorkItem(
             job,
             config_slice(self.cfg, job, n_classes),
             input_digests(self.cfg, job, digests, self.digests, self._folders),
             {name: str(self.results[name].path) for name in job.needs},
         )
 
-    def stored(self, job: Job) -> bool:
-        """Take the job's result from the store if it is there."""
-        found = find(self.store, self.order(job))
-        if found is None:
+    def take_stored(self, job: Job) -> bool:
+        """Take the job's result from the store; return whether it is there."""
+        artifact = find(self.store, self.work_item(job))
+        if artifact is None:
             return False
-        self.results[job.name] = found
+        self.results[job.name] = artifact
         self.cached.add(job.name)
-        self.watcher.finished(job, None)
+        self.observer.finished(job, None)
         return True
 
     def compute(self, jobs: list[Job]) -> None:
-        """Finish every job, as many at a time as there are workers."""
-        workers, threads = choose_sizes(self.cfg, cuda=device(self.cfg) == "cuda")
+        """Finish every job, one per worker at a time."""
+        workers, threads = choose_parallelism(self.cfg, cuda=device(self.cfg) == "cuda")
         waiting, running = list(jobs), 0
-        with make_pool(self.cfg, workers, threads, self.watcher) as pool:
+        with make_pool(self.cfg, workers, threads, self.observer) as pool:
             while waiting or running:
                 for job in [j for j in waiting if self.ready(j)]:
-                    if self.stored(job):
+                    if self.take_stored(job):
                         waiting.remove(job)
-                        break  # what needed it may be ready now, and stands earlier
+                        break  # start over: jobs that need it may be ready now
                     if pool.free:
                         waiting.remove(job)
-                        pool.submit(self.order(job))
+                        pool.submit(self.work_item(job))
                         running += 1
                 else:
-                    job, artefact = pool.wait()
+                    job, artifact = pool.wait()
                     running -= 1
-                    self.results[job.name] = artefact
-                    self.watcher.finished(job, artefact.info.get("seconds"))
+                    self.results[job.name] = artifact
+                    self.observer.finished(job, artifact.info.get("seconds"))
 
     def ready(self, job: Job) -> bool:
-        """Whether everything the job needs is finished."""
+        """Return whether all jobs that the job needs are finished."""
         return all(name in self.results for name in job.needs)
 
 
-def _report_stage(running: Session, job: Job) -> Mapping[str, Any]:
-    """Return the scores, computed once per set of predictions."""
-    if not running.stored(job):
-        running.watcher.started(job)
-        artefact = execute(running.cfg, running.order(job), 1, lambda *_: None)
-        running.results[job.name] = artefact
-        running.watcher.finished(job, artefact.info.get("seconds"))
-    return json.loads((running.results[job.name].path / REPORT).read_bytes())
+def _report_stage(session: Session, job: Job) -> Mapping[str, Any]:
+    """Return the scores, from the store if these predictions were scored before."""
+    if not session.take_stored(job):
+        session.observer.started(job)
+        artifact = execute(session.cfg, session.work_item(job), 1, lambda *_: None)
+        session.results[job.name] = artifact
+        session.observer.finished(job, artifact.info.get("seconds"))
+    return json.loads((session.results[job.name].path / REPORT).read_bytes())

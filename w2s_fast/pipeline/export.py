@@ -1,4 +1,4 @@
-"""A trained model of a run as a folder that ``transformers`` loads."""
+"""Export a trained model of a run as a folder that ``transformers`` loads."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from w2s_fast.distributed.world import SINGLE_PROCESS
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.models.weights import save_tensors
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.experiment import session
-from w2s_fast.pipeline.jobs import TRAINED, plan
+from w2s_fast.pipeline.experiment import open_session
+from w2s_fast.pipeline.jobs import TRAINED, plan_jobs
 from w2s_fast.pipeline.stages.build_model import save_language_model, whole_model
-from w2s_fast.store import write_errors, write_json
+from w2s_fast.store import explain_write_errors, write_json
 
 HEAD, ABOUT = "head.safetensors", "w2s.json"
 
 
 def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> None:
-    """Write the model that a finished stage trained.
+    """Export the model that a finished stage trained.
 
-    ``AutoModel.from_pretrained(folder)`` gives its body, LoRA merged in; ``head.safetensors`` holds
-    the classification head (``weight`` (C, D), ``bias`` (C,)) or, of a reward model, ``weight``
-    (1, D); ``w2s.json`` says how it is pooled. Of a task of kind ``generation`` the folder is a
-    causal language model.
+    ``AutoModel.from_pretrained(folder)`` loads its backbone, LoRA merged in; ``head.safetensors``
+    holds the classification head (``weight`` (C, D), ``bias`` (C,)) or, of a reward model,
+    ``weight`` (1, D); ``w2s.json`` says how it is pooled. Of a task of kind ``generation`` the
+    folder is a causal language model.
 
     Args:
-        cfg: The run; its stages must be in the store.
-        name: Of the stage: ``weak/SEED``, ``ceiling/SEED``, ``student/SEED/LOSS``, or with a method
-            ``student/SEED/METHOD+LOSS``.
-        folder: Where to; must not exist, or be empty.
+        cfg: Configuration of the run; its stages must be in the store.
+        name: Name of the stage: ``weak/SEED``, ``ceiling/SEED``, ``student/SEED/LOSS``, or with a
+            method ``student/SEED/METHOD+LOSS``.
+        folder: Destination; must not exist, or be empty.
         quiet: Show no progress.
 
     Raises:
-        W2SError: If there is no such stage, it is not finished, or the folder has something in it.
+        W2SError: There is no such stage, it is not finished, or the folder is not empty.
     """
-    jobs = {job.name: job for job in plan(cfg).order if job.stage in TRAINED}
+    jobs = {job.name: job for job in plan_jobs(cfg).jobs if job.stage in TRAINED}
     if name not in jobs:
         raise W2SError(f"no stage {name!r} in this run; expected one of {', '.join(jobs)}"
                        f"{nearest(name, jobs)}")  # fmt: skip
     if folder.exists() and any(folder.iterdir()):
-        raise W2SError(f"{folder} has something in it; name a new folder")
+        raise W2SError(f"{folder} is not empty; name a new folder")
     cfg = dataclasses.replace(
         cfg, weak_train=cfg.weak_train.unsharded(), student_train=cfg.student_train.unsharded()
     )
-    with session(cfg, quiet) as running:
-        for job in plan(cfg).order[:-1]:
-            if running.ready(job):
-                running.stored(job)
-        if name not in running.results:
-            raise W2SError(f"{name} is not finished in {cfg.store_dir}; run this run first")
-        order = running.order(jobs[name])
-        places = {n: Path(path) for n, path in order.folders.items()}
-        ctx = Context(cfg, jobs[name], places, lambda *_: None)
-        model, tokenizer = whole_model(ctx, running.results[name].path)
-        with write_errors("the model", folder.absolute()):
+    with open_session(cfg, quiet) as session:
+        for job in plan_jobs(cfg).jobs[:-1]:
+            if session.ready(job):
+                session.take_stored(job)
+        if name not in session.results:
+            raise W2SError(f"{name} is not finished in {cfg.store_dir}; run it first")
+        work_item = session.work_item(jobs[name])
+        folders = {n: Path(path) for n, path in work_item.folders.items()}
+        ctx = Context(cfg, jobs[name], folders, lambda *_: None)
+        model, tokenizer = whole_model(ctx, session.results[name].path)
+        with explain_write_errors("the model", folder.absolute()):
             _write(model, tokenizer, folder)
 
 

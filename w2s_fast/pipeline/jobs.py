@@ -1,4 +1,4 @@
-"""What has to be computed: one job a node and seed, and what each result depends on."""
+"""The jobs of a run, one per node and seed, and what each result depends on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.config import RunConfig, model_of, to_dict, train_of
+from w2s_fast.config import RunConfig, model_of, roles, to_dict, train_of
 from w2s_fast.methods import Node, Plan
 from w2s_fast.models import ModelConfig
 from w2s_fast.pipeline.students import students
@@ -15,7 +15,8 @@ from w2s_fast.store import content_hash, tree_hash
 from w2s_fast.tasks import Examples, TaskData
 from w2s_fast.training.config import EXECUTION_FIELDS
 
-# Raised when a stage computes something else from the same inputs, so old results are left alone.
+# Raise a version when its stage computes something else from the same inputs: old results are then
+# not reused.
 VERSIONS = {
     "pretrain": 1,
     "weak": 1,
@@ -45,10 +46,10 @@ class Job:
 
     Attributes:
         stage: Key of ``VERSIONS``.
-        name: Unique in the run, e.g. ``student/0/xent``.
-        seed: Seed of the run; None for what all seeds share.
-        settings: Of its node.
-        inputs: Names of the jobs whose results go in, by what they are here.
+        name: Unique name in the run, such as ``student/0/xent``.
+        seed: Seed of the run; None for a job that all seeds share.
+        settings: Settings of its node.
+        inputs: Pairs (name of the input in this job, name of the job that computes it).
         gold: Uses of true labels of the transfer set.
     """
 
@@ -61,62 +62,62 @@ class Job:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the jobs that must be finished before."""
+        """Names of the jobs that must be finished before this one."""
         return tuple(name for _, name in self.inputs)
 
     def setting(self, name: str, default: Any = None) -> Any:
-        """One of ``settings``."""
+        """Return one of ``settings``."""
         return dict(self.settings).get(name, default)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A student of one seed: the names of its training and of its ceiling's."""
+    """The jobs of a student of one seed: its training and its ceiling's, by name."""
 
     student: str
     ceiling: str
 
 
 @dataclass(frozen=True)
-class Jobs:
-    """All jobs of a run, each after what it needs; ``report`` is the last.
+class JobPlan:
+    """All jobs of a run.
 
     Attributes:
-        order: The jobs.
-        entries: By seed and name of the student.
+        jobs: Jobs, each after those it needs; ``report`` is the last.
+        entries: Jobs of the students, by seed and name of the student.
     """
 
-    order: list[Job]
+    jobs: list[Job]
     entries: dict[tuple[int, str], Entry]
 
 
-def plan(cfg: RunConfig, *, labels_only: bool = False) -> Jobs:
-    """Return every job of the run."""
-    writer = _Writer(cfg)
+def plan_jobs(cfg: RunConfig, *, labels_only: bool = False) -> JobPlan:
+    """Return every job of the run, or only those that the weak labels need."""
+    planner = _Planner(cfg)
     entries: dict[tuple[int, str], Entry] = {}
     everyone = [(s.name, s.nodes(cfg)) for s in students(cfg)]
     base = Plan(CONTROL_LOSS, len(cfg.intermediate_models))
     for seed in cfg.seeds:
-        writer.add(base.weak_model(), seed, "")
-        writer.add(base.weak_labels(), seed, "")
+        planner.add(base.weak_model(), seed, "")
+        planner.add(base.weak_labels(), seed, "")
     if labels_only:
-        return Jobs(writer.order(), entries)
+        return JobPlan(planner.ordered(), entries)
     for seed in cfg.seeds:
         for name, (student, ceiling) in everyone:
             plain = ceiling == base.ceiling()
             entries[seed, name] = Entry(
-                ceiling=writer.add(ceiling, seed, "" if plain else name),
-                student=writer.add(student, seed, name),
+                ceiling=planner.add(ceiling, seed, "" if plain else name),
+                student=planner.add(student, seed, name),
             )
         if cfg.control:
-            writer.add(base.control(base.weak_labels()), seed, CONTROL_LOSS)
-    jobs = writer.order()
+            planner.add(base.control(base.weak_labels()), seed, CONTROL_LOSS)
+    jobs = planner.ordered()
     scored = tuple((j.name, j.name) for j in jobs if j.stage in (*TRAINED, "labels"))
-    return Jobs([*jobs, Job("report", "report", inputs=scored)], entries)
+    return JobPlan([*jobs, Job("report", "report", inputs=scored)], entries)
 
 
-class _Writer:
-    """Turns nodes into jobs; equal nodes of one seed are one job."""
+class _Planner:
+    """Turn nodes into jobs; equal nodes of one seed are one job."""
 
     def __init__(self, cfg: RunConfig) -> None:
         self.cfg = cfg
@@ -124,25 +125,25 @@ class _Writer:
         self._names: dict[tuple[Node, int], str] = {}
         self._pretrained = False
 
-    def order(self) -> list[Job]:
-        """The jobs, each after what it needs; what all seeds share comes first."""
+    def ordered(self) -> list[Job]:
+        """Return the jobs, each after those it needs."""
         first = [Job("pretrain", "pretrain")] if self._pretrained else []
         return [*first, *self.jobs.values()]
 
-    def add(self, node: Node, seed: int, owner: str, *, on_the_way: bool = False) -> str:
-        """Add the node's job and all before it; its name.
+    def add(self, node: Node, seed: int, owner: str, *, needed: bool = False) -> str:
+        """Add the job of a node and the jobs it needs; return its name.
 
-        It is stage/seed/owner; what is computed on the way to it has a number at the end.
+        The name is stage/seed/owner, with a number at the end for the jobs it needs.
         """
         if (node, seed) in self._names:
             return self._names[node, seed]
-        inputs = [(a, self.add(n, seed, owner, on_the_way=True)) for a, n in node.needs]
+        inputs = [(a, self.add(n, seed, owner, needed=True)) for a, n in node.needs]
         role = dict(node.settings).get("role")
         if role is not None and model_of(self.cfg, role).source == EMBEDDED:
             self._pretrained = True
             inputs = [("pretrain", "pretrain"), *inputs]
         name = "/".join([node.stage, str(seed), *filter(None, [owner])])
-        if on_the_way:
+        if needed:
             name = next(n for i in range(1, 10**6) if (n := f"{name}/{i}") not in self.jobs)
         self._names[node, seed] = name
         self.jobs[name] = Job(node.stage, name, seed, node.settings, tuple(inputs), node.gold)
@@ -150,14 +151,14 @@ class _Writer:
 
 
 def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
-    """Return the settings that can change the job's result, and nothing else."""
+    """Return exactly the settings that can change the job's result."""
     common: dict[str, Any] = {"version": VERSIONS[job.stage]}
     if job.stage == "pretrain":
         task = cfg.task
         return common | {"language": task.language_seed, "model": to_dict(task.pretrain)}
     if job.stage == "report":
-        kept = {"losses": list(cfg.losses), "methods": list(cfg.methods)}
-        return common | {"seeds": list(cfg.seeds), **kept}
+        specs = {"losses": list(cfg.losses), "methods": list(cfg.methods)}
+        return common | {"seeds": list(cfg.seeds), **specs}
     common |= {"classes": n_classes, "settings": dict(job.settings)}
     role = job.setting("role")
     if job.stage == "transcripts":
@@ -169,27 +170,29 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     if job.stage in TRAINED or job.stage == "tuned":
         settings = {k: v for k, v in to_dict(train).items() if k not in _NOT_CONTENT}
         return common | {"train": settings, "seed": job.seed}
-    # A writer reads as much as it can, whatever its training will be.
+    # A transcript writer does not truncate at the max_length of its training.
     return common | ({} if job.stage == "transcripts" else {"max_length": train.max_length})
 
 
 def _model_slice(model: ModelConfig) -> dict[str, Any]:
-    """Return a model's settings; a folder counts by its content, which is an input, not by name."""
+    """Return a model's settings without the name of its folder, whose content is an input."""
     return to_dict(model) | ({"source": "folder"} if Path(model.source).is_dir() else {})
 
 
 def data_digests(data: TaskData) -> dict[str, str]:
-    """Return a digest of the inputs and of the gold labels of each split."""
+    """Return a digest of the texts and of the true labels of each split."""
     splits: dict[str, Examples] = {
         "weak": data.weak,
         "transfer": data.transfer,
         "test": data.test,
     }
-    found = {"question": content_hash([data.kind, data.class_names, data.prompt, data.words])}
+    digests = {"question": content_hash([data.kind, data.class_names, data.prompt, data.words])}
     for name, split in splits.items():
-        found[f"{name}.inputs"] = content_hash([split.ids, split.texts, split.pairs])
-        found[f"{name}.labels"] = content_hash([split.labels.tolist(), split.groups, split.answers])
-    return found
+        digests[f"{name}.inputs"] = content_hash([split.ids, split.texts, split.pairs])
+        digests[f"{name}.labels"] = content_hash(
+            [split.labels.tolist(), split.groups, split.answers]
+        )
+    return digests
 
 
 _TRANSFER = ("transfer.inputs", "test.inputs")
@@ -208,7 +211,7 @@ _DATA_INPUTS = {
 
 
 def data_inputs(job: Job) -> tuple[str, ...]:
-    """Keys of ``data_digests`` that the job reads."""
+    """Return the keys of ``data_digests`` that the job reads."""
     reads = _DATA_INPUTS.get(job.stage, ())
     if split := job.setting("split"):
         return (*reads, f"{split}.inputs")
@@ -225,27 +228,26 @@ def input_digests(
     """Return the digests of everything the job reads.
 
     Args:
-        cfg: The run.
-        job: The job.
-        results: Digest of each finished job it needs, by name.
+        cfg: Configuration of the run.
+        job: Job to compute.
+        results: Digests of the finished jobs it needs, by name.
         data: ``data_digests`` by seed.
-        folders: Digest of each checkpoint folder, by role.
+        folders: Digests of the checkpoint folders, by role.
     """
-    found = {argument: results[name] for argument, name in job.inputs}
+    digests = {argument: results[name] for argument, name in job.inputs}
     if job.stage == "report":
-        kept = ("test.inputs", "test.labels", "transfer.labels")
-        return found | {f"{k}/{s}": data[s][k] for s in cfg.seeds for k in kept}
+        keys = ("test.inputs", "test.labels", "transfer.labels")
+        return digests | {f"{k}/{s}": data[s][k] for s in cfg.seeds for k in keys}
     if job.seed is not None:
-        found |= {k: data[job.seed][k] for k in data_inputs(job)}
+        digests |= {k: data[job.seed][k] for k in data_inputs(job)}
         role = job.setting("role")
         if role is not None:
-            own = [role] if role in folders else list(folders)  # else another's tokenizer is used
-            found |= {f"folder.{r}": folders[r] for r in own}
-    return found
+            # A model without a folder uses the tokenizer of another.
+            digests |= {f"folder.{r}": folders[r] for r in ([role] if role in folders else folders)}
+    return digests
 
 
 def folder_digests(cfg: RunConfig, digest: Callable[[Path], str] = tree_hash) -> dict[str, str]:
-    """Return a digest of each model that is a folder, by role; ``digest`` may remember some."""
-    roles = ("weak", "student", *(f"intermediate/{i}" for i in range(len(cfg.intermediate_models))))
-    sources = {role: Path(model_of(cfg, role).source) for role in roles}
+    """Return a digest of each model that is a folder, by role; ``digest`` may cache."""
+    sources = {role: Path(model_of(cfg, role).source) for role in roles(cfg)}
     return {role: digest(path) for role, path in sources.items() if path.is_dir()}

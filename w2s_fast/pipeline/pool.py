@@ -1,4 +1,4 @@
-"""Runs jobs here or in worker processes; the caller sees the same events either way."""
+"""Run jobs in this process or in worker processes, with the same events for the caller."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from w2s_fast.config import RunConfig
 from w2s_fast.distributed.world import get_world, local_world_size
 from w2s_fast.errors import W2SError
 from w2s_fast.models import BUILT_IN
-from w2s_fast.pipeline.execute import Order, execute, pack
+from w2s_fast.pipeline.execute import WorkItem, execute, pack
 from w2s_fast.pipeline.jobs import Job
-from w2s_fast.store import Artefact
+from w2s_fast.store import Artifact
 
 _LARGE_MODEL_THREADS = 4
 
 
 class JobError(W2SError):
-    """A job failed, or its process died; the pool goes on.
+    """A job failed, or its process died; the pool can go on.
 
     Attributes:
-        job: The job.
+        job: The failed job.
     """
 
     def __init__(self, message: str, job: Job) -> None:
@@ -39,31 +39,31 @@ class JobError(W2SError):
         self.job = job
 
 
-class Watcher(Protocol):
-    """Is told what happens to each job."""
+class JobObserver(Protocol):
+    """Callbacks for the progress of jobs."""
 
     def started(self, job: Job) -> None:
-        """A job begins."""
+        """A job starts."""
 
     def stepped(self, job: Job, step: int, steps: int) -> None:
-        """A job has done ``step`` of ``steps``."""
+        """A job has finished ``step`` of ``steps``."""
 
     def finished(self, job: Job, seconds: float | None) -> None:
-        """A job is done; ``seconds`` is None when it was stored already."""
+        """A job is finished; ``seconds`` is None if the store had its result."""
 
     def warned(self, message: str) -> None:
-        """Something the user should know."""
+        """A warning for the user."""
 
 
-def choose_sizes(cfg: RunConfig, *, cuda: bool) -> tuple[int, int]:
+def choose_parallelism(cfg: RunConfig, *, cuda: bool) -> tuple[int, int]:
     """Return (workers, threads of each).
 
     Threads depend on machine and models only, so the number of workers never changes a result.
-    Under a launcher all processes work on one job at a time, and share the cores of their host.
+    Under a launcher, all processes compute one job at a time and share the cores of their host.
     """
     usable = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(usable(0)) if usable else os.cpu_count() or 1
-    # built-in models are small: they gain nothing from a second thread
+    # Built-in models are small and gain nothing from a second thread.
     small = cfg.weak.source in BUILT_IN and cfg.student.source in BUILT_IN
     threads = cfg.threads or (1 if small else min(cores, _LARGE_MODEL_THREADS))
     if get_world().size > 1:
@@ -72,11 +72,11 @@ def choose_sizes(cfg: RunConfig, *, cuda: bool) -> tuple[int, int]:
 
 
 class LocalPool:
-    """One job at a time, in this process."""
+    """Compute one job at a time, in this process."""
 
-    def __init__(self, cfg: RunConfig, threads: int, watcher: Watcher) -> None:
-        self._cfg, self._threads, self._watcher = cfg, threads, watcher
-        self._done: list[tuple[Job, Artefact]] = []
+    def __init__(self, cfg: RunConfig, threads: int, observer: JobObserver) -> None:
+        self._cfg, self._threads, self._observer = cfg, threads, observer
+        self._done: list[tuple[Job, Artifact]] = []
 
     def __enter__(self) -> LocalPool:
         return self
@@ -86,20 +86,20 @@ class LocalPool:
 
     @property
     def free(self) -> bool:
-        """Whether a job can be submitted."""
+        """Whether another job can be submitted."""
         return not self._done
 
-    def submit(self, order: Order) -> None:
-        """Compute the job now."""
-        job = order.job
-        self._watcher.started(job)
+    def submit(self, work_item: WorkItem) -> None:
+        """Compute the job."""
+        job = work_item.job
+        self._observer.started(job)
 
         def progress(step: int, steps: int, loss: float) -> None:
-            self._watcher.stepped(job, step, steps)
+            self._observer.stepped(job, step, steps)
 
-        self._done.append((job, execute(self._cfg, order, self._threads, progress)))
+        self._done.append((job, execute(self._cfg, work_item, self._threads, progress)))
 
-    def wait(self) -> tuple[Job, Artefact]:
+    def wait(self) -> tuple[Job, Artifact]:
         """Return a finished job."""
         return self._done.pop()
 
@@ -113,21 +113,25 @@ class _Worker:
 
 
 class ProcessPool:
-    """As many jobs at a time as there are places, each in its own process, started when needed.
+    """Compute one job per place at a time, each in its own process, started when needed.
 
     Args:
-        cfg: The run; of several runs with one store, any.
-        threads: Of each process.
+        cfg: Configuration of the run; any one if several runs share a store.
+        threads: Number of torch threads per process.
         places: Environment variables of the process at each place.
-        watcher: Is told what happens.
+        observer: Callbacks for the progress of jobs.
     """
 
     def __init__(
-        self, cfg: RunConfig, threads: int, places: Sequence[Mapping[str, str]], watcher: Watcher
+        self,
+        cfg: RunConfig,
+        threads: int,
+        places: Sequence[Mapping[str, str]],
+        observer: JobObserver,
     ) -> None:
-        self._cfg, self._threads, self._places, self._watcher = cfg, threads, places, watcher
+        self._cfg, self._threads, self._places, self._observer = cfg, threads, places, observer
         self._workers: list[_Worker] = []
-        self._numbers = itertools.count()  # of the logs: that of a lost process stays
+        self._numbers = itertools.count()  # of log files; a lost process keeps its own
         self._events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
 
     def __enter__(self) -> ProcessPool:
@@ -146,24 +150,24 @@ class ProcessPool:
 
     @property
     def free(self) -> bool:
-        """Whether a job can be submitted."""
+        """Whether another job can be submitted."""
         return sum(w.job is not None for w in self._workers) < len(self._places)
 
-    def submit(self, order: Order, cfg: RunConfig | None = None) -> None:
-        """Hand the job, of the pool's run or of ``cfg``, to an idle worker, or to a new one."""
+    def submit(self, work_item: WorkItem, cfg: RunConfig | None = None) -> None:
+        """Send the job, of the pool's run or of ``cfg``, to an idle or a new worker."""
         idle = next((w for w in self._workers if w.job is None), None) or self._start()
-        idle.job = order.job
-        self._watcher.started(order.job)
-        threads = self._threads if cfg is None else choose_sizes(cfg, cuda=False)[1]
+        idle.job = work_item.job
+        self._observer.started(work_item.job)
+        threads = self._threads if cfg is None else choose_parallelism(cfg, cuda=False)[1]
         config = pack(cfg or self._cfg)
-        message = {"config": config, "order": order.to_json(), "threads": threads}
-        _write(idle.process, message)
+        message = {"config": config, "work_item": work_item.to_json(), "threads": threads}
+        _send(idle.process, message)
 
-    def wait(self) -> tuple[Job, Artefact]:
+    def wait(self) -> tuple[Job, Artifact]:
         """Return the next finished job.
 
         Raises:
-            JobError: A job failed or its process died; the others are stopped on exit.
+            JobError: A job failed or its process died; leaving the pool stops the others.
         """
         while True:
             worker, message = self._events.get()
@@ -172,21 +176,21 @@ class ProcessPool:
                 worker.process.wait()
                 self._drop(worker)
                 if job is not None:
-                    raise JobError(_obituary(worker, job), job)
+                    raise JobError(_lost_process_message(worker, job), job)
             elif "warning" in message:
-                self._watcher.warned(message["warning"])
+                self._observer.warned(message["warning"])
             elif job is None:
                 continue
             elif "progress" in message:
-                self._watcher.stepped(job, *message["progress"])
+                self._observer.stepped(job, *message["progress"])
             elif "done" in message:
                 worker.job, done = None, message["done"]
-                return job, Artefact(Path(done["path"]), done["digest"], done["info"])
+                return job, Artifact.from_json(done)
             elif "error" in message:
                 worker.job = None
                 raise JobError(message["error"], job)
             else:
-                self._drop(worker)  # after an error of CUDA nothing works there any more
+                self._drop(worker)  # after a CUDA error the process is unusable
                 text = f"{job.name} failed: {message['crash']}; details in {worker.log}"
                 raise JobError(text, job)
 
@@ -224,7 +228,7 @@ class ProcessPool:
         self._events.put((worker, None))
 
 
-def _obituary(worker: _Worker, job: Job) -> str:
+def _lost_process_message(worker: _Worker, job: Job) -> str:
     code = worker.process.returncode
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     hint = " (out of memory? try --workers 1)" if code == -9 else ""
@@ -232,22 +236,22 @@ def _obituary(worker: _Worker, job: Job) -> str:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Return the environment of a worker: this process's import path and its own thread count."""
+    """Return the environment of a worker, with this process's import path."""
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
 
 
-def _write(process: subprocess.Popen[str], message: Any) -> None:
+def _send(process: subprocess.Popen[str], message: Any) -> None:
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it died; `wait` tells of it
+    with contextlib.suppress(BrokenPipeError):  # the process died; ``wait`` raises
         process.stdin.write(json.dumps(message) + "\n")
         process.stdin.flush()
 
 
 def make_pool(
-    cfg: RunConfig, workers: int, threads: int, watcher: Watcher
+    cfg: RunConfig, workers: int, threads: int, observer: JobObserver
 ) -> LocalPool | ProcessPool:
-    """Return the pool for this many workers."""
+    """Return a pool of this many workers."""
     if workers == 1:
-        return LocalPool(cfg, threads, watcher)
-    return ProcessPool(cfg, threads, [{}] * workers, watcher)
+        return LocalPool(cfg, threads, observer)
+    return ProcessPool(cfg, threads, [{}] * workers, observer)

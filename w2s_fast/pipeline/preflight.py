@@ -1,8 +1,7 @@
-"""Before anything is computed: do all processes run the same program on the same input?
+"""Check, before anything is computed, that all processes run the same program on the same input.
 
-A node with another torch, another checkout or another copy of the data trains another model than
-the rest, and nothing would ever say so. Every process tells what it has; whoever differs from the
-majority is named.
+A host with another torch, checkout or copy of the data would silently train another model than the
+rest. Every process reports its facts, and the error names those that differ from the majority.
 """
 
 from __future__ import annotations
@@ -24,71 +23,73 @@ from w2s_fast.version import __version__
 _PACKAGES = ("torch", "numpy", "transformers", "deepspeed", "peft")
 
 
-def check_alike(cfg: RunConfig, digests: Mapping[int, Mapping[str, str]], world: World) -> None:
-    """Compare versions, code, settings and data of all processes; see the shared folder.
+def check_processes_agree(
+    cfg: RunConfig, digests: Mapping[int, Mapping[str, str]], world: World
+) -> None:
+    """Compare versions, code, settings and data of all processes, and test the shared folder.
 
     Raises:
-        W2SError: on every process, naming who differs in what.
+        W2SError: Processes differ; raised on every process, naming which differ in what.
     """
-    everyone = world.all_gather_object([socket.gethostname(), facts(cfg, digests)])
+    everyone = world.all_gather_object([socket.gethostname(), process_facts(cfg, digests)])
     if message := difference(everyone):
         raise W2SError(message)
     _check_shared(cfg, world)
 
 
-def facts(cfg: RunConfig, digests: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
-    """What must be the same everywhere, by the name a message gives it."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    found |= {name: _version(name) for name in _PACKAGES}
-    found["w2s_fast"] = __version__
-    found["w2s_fast's source"] = tree_digest(Path(__file__).resolve().parents[1])
-    found["device"] = _device()
-    found["dtype of the models"] = f"{cfg.weak.dtype}, {cfg.student.dtype}"
-    found["configuration"] = content_hash(to_dict(cfg))[:12]
-    found["data"] = content_hash({str(s): dict(d) for s, d in digests.items()})[:12]
-    return found
+def process_facts(cfg: RunConfig, digests: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
+    """Return what must be equal on all processes, by its name in messages."""
+    facts = {"python": ".".join(platform.python_version_tuple()[:2])}
+    facts |= {name: _version(name) for name in _PACKAGES}
+    facts["w2s_fast"] = __version__
+    facts["w2s_fast's source"] = tree_digest(Path(__file__).resolve().parents[1])
+    facts["device"] = _device()
+    facts["dtype of the models"] = f"{cfg.weak.dtype}, {cfg.student.dtype}"
+    facts["configuration"] = content_hash(to_dict(cfg))[:12]
+    facts["data"] = content_hash({str(s): dict(d) for s, d in digests.items()})[:12]
+    return facts
 
 
 def tree_digest(root: Path) -> str:
-    """A digest of the Python sources under ``root``."""
+    """Return a digest of the Python sources under ``root``."""
     sources = {p.relative_to(root).as_posix(): p.read_text() for p in sorted(root.rglob("*.py"))}
     return content_hash(sources)[:12]
 
 
 def difference(everyone: Sequence[Sequence[Any]]) -> str:
-    """One line that names who differs from the majority; empty if nobody does.
+    """Return one line that names the processes that differ from the majority, "" if none do.
 
     Args:
         everyone: (host, facts) by rank.
     """
     for name in everyone[0][1]:
-        values = [told[name] for _, told in everyone]
-        usual = Counter(values).most_common(1)[0][0]
-        odd = [r for r, value in enumerate(values) if value != usual]
+        values = [facts[name] for _, facts in everyone]
+        majority = Counter(values).most_common(1)[0][0]
+        odd = [r for r, value in enumerate(values) if value != majority]
         if odd:
             first = odd[0]
             where = sorted({str(everyone[r][0]) for r in odd})
             return (
                 f"{name} is {values[first]} on {', '.join(where)} "
-                f"(rank {', '.join(map(str, odd))}), {usual} elsewhere; make them the same"
+                f"(rank {', '.join(map(str, odd))}), {majority} elsewhere; make them the same"
             )
     return ""
 
 
 def _check_shared(cfg: RunConfig, world: World) -> None:
-    """Rank 0 leaves a mark in the store; the others must see it."""
-    mark = cfg.store_dir.absolute() / ".shared"
-    told = content_hash([world.name])[:16]
+    """Check that every process sees a file that rank 0 writes into the store."""
+    marker = cfg.store_dir.absolute() / ".shared"
+    token = content_hash([world.name])[:16]
     if world.is_main_process:
-        mark.write_text(told)
-    told = world.broadcast_object(told)
+        marker.write_text(token)
+    token = world.broadcast_object(token)
     world.barrier()
-    sees = mark.is_file() and mark.read_text() == told
-    blind = [r for r, good in enumerate(world.all_gather_object(sees)) if not good]
-    if blind:
+    sees = marker.is_file() and marker.read_text() == token
+    without = [r for r, good in enumerate(world.all_gather_object(sees)) if not good]
+    if without:
         raise W2SError(
-            f"rank {', '.join(map(str, blind))} does not see rank 0's folder {mark.parent}; put "
-            "--cache_dir on a file system that all hosts share"
+            f"rank {', '.join(map(str, without))} does not see rank 0's folder {marker.parent}; "
+            "put --cache_dir on a file system that all hosts share"
         )
 
 

@@ -1,4 +1,4 @@
-"""Where a result comes from: configuration, code, versions, machine, and every stage's digest."""
+"""Provenance of a result: configuration, code, versions, machine, and the digest of every stage."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 
 from w2s_fast.config import RunConfig, to_dict
 from w2s_fast.pipeline.jobs import VERSIONS
-from w2s_fast.store import Artefact
+from w2s_fast.store import Artifact
 from w2s_fast.version import __version__
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "triton")
 
 
-def provenance(cfg: RunConfig, results: Mapping[str, Artefact], cached: set[str]) -> dict[str, Any]:
+def provenance(cfg: RunConfig, results: Mapping[str, Artifact], cached: set[str]) -> dict[str, Any]:
     """Return the ``provenance`` block of results.json.
 
     Args:
-        cfg: The run.
-        results: Every stage, by job name.
-        cached: Names of the jobs that were taken from the store.
+        cfg: Configuration of the run.
+        results: Artifacts by job name.
+        cached: Names of the jobs whose results came from the store.
     """
     from w2s_fast.ops import backends_info
 
@@ -52,21 +52,21 @@ def provenance(cfg: RunConfig, results: Mapping[str, Artefact], cached: set[str]
 
 
 def versions() -> dict[str, str | None]:
-    """Return the version of Python, this package and what it computes with; None: not installed."""
-    found: dict[str, str | None] = {
+    """Return the versions of Python, this package and its dependencies; None: not installed."""
+    versions: dict[str, str | None] = {
         "python": platform.python_version(),
         "w2s_fast": __version__,
     }
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def machine() -> dict[str, Any]:
-    """Return what the numbers were computed on."""
+    """Return system, CPU and GPU of this machine."""
     import torch
 
     return {
@@ -78,7 +78,7 @@ def machine() -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Return commit and cleanliness of the source checkout; None outside one."""
+    """Return the commit of the source checkout and whether it is dirty; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""The students of a run: every method with every loss, and what each of them needs computed."""
+"""The students of a run: every method with every loss, and the nodes to compute for each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ PLAIN = "naive"
 
 @dataclass(frozen=True)
 class Student:
-    """One student of every seed.
+    """A student, trained once per seed.
 
     Attributes:
-        method: Its spec.
+        method: Spec of its methods, "a|b".
         loss: Spec of its loss, as the user wrote it.
-        canonical_loss: The same with every field written out; what its jobs carry.
+        canonical_loss: Spec of its loss with every field, for its jobs.
     """
 
     method: str
@@ -27,11 +27,11 @@ class Student:
 
     @property
     def name(self) -> str:
-        """What tables and folders call it: the loss, with any method but the plain one before."""
+        """Name in tables and folders: ``LOSS``, or ``METHOD+LOSS`` for methods other than naive."""
         return self.loss if self.method == PLAIN else f"{self.method}+{self.loss}"
 
     def nodes(self, cfg: RunConfig) -> tuple[Node, Node]:
-        """Its training and that of its ceiling; the same for every seed."""
+        """Return the nodes of its training and of its ceiling's; the same for every seed."""
         writer = "student" if cfg.transcript_writer.kind == "local" else None
         return student_nodes(
             make_steps(self.method), Plan(self.canonical_loss, len(cfg.intermediate_models), writer)
@@ -39,14 +39,14 @@ class Student:
 
 
 def students(cfg: RunConfig) -> list[Student]:
-    """Every method with every loss; ``method@loss`` goes with that loss alone.
+    """Return every method with every loss; ``method@loss`` is combined with that loss alone.
 
     Raises:
         W2SError: A spec does not fit, or two students are the same.
     """
     from w2s_fast.losses import canonical_spec
 
-    found: dict[str, Student] = {}
+    by_meaning: dict[str, Student] = {}
     for spec in cfg.methods:
         method, at, pinned = (part.strip() for part in spec.partition("@"))
         if at and not pinned:
@@ -54,21 +54,21 @@ def students(cfg: RunConfig) -> list[Student]:
         steps = repr(make_steps(method))
         for loss in (pinned,) if at else cfg.losses:
             student = Student(method, loss, canonical_spec(loss))
-            same = found.setdefault(f"{steps} {student.canonical_loss}", student)
+            same = by_meaning.setdefault(f"{steps} {student.canonical_loss}", student)
             if same is not student:
                 raise W2SError(
                     f"the students {same.name!r} and {student.name!r} are the same; drop one of "
                     "losses or methods"
                 )
             student.nodes(cfg)
-    return list(found.values())
+    return list(by_meaning.values())
 
 
 def check_kind(cfg: RunConfig, kind: str) -> None:
-    """Refuse a method that cannot be used on the task's kind, before anything is computed.
+    """Check that every method supports the task's kind.
 
     Raises:
-        W2SError: naming it.
+        W2SError: The kind is unknown, or a method does not support it.
     """
     for student in students(cfg):
         for step in make_steps(student.method):

@@ -1,7 +1,7 @@
-"""A worker process: reads jobs as JSON lines, trains, writes progress and results as JSON lines.
+"""Worker process: read jobs as JSON lines, compute them, write progress and results as JSON lines.
 
-Started by ``pool`` as ``python -m w2s_fast.pipeline.worker``, so a script that calls
-``w2s_fast.run`` needs no ``if __name__ == "__main__"``. It never outlives its parent.
+``pool`` starts it as ``python -m w2s_fast.pipeline.worker``, so a script that calls
+``w2s_fast.run`` needs no ``if __name__ == "__main__"``. It ends with its parent.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ import time
 import traceback
 from typing import Any, TextIO
 
-PROGRESS_SECONDS = 0.2  # at most this often, or small models would spend their time reporting
+PROGRESS_SECONDS = 0.2  # shortest interval, so that small models do not spend their time on reports
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Serve jobs until standard input ends."""
     parent = os.getppid()
-    _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
-    replies = os.fdopen(os.dup(1), "w")  # a library's print must not end up between replies
+    _exit_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    replies = os.fdopen(os.dup(1), "w")  # keeps prints of libraries out of the replies
     os.dup2(2, 1)
-    from w2s_fast.store import hear_warnings
+    from w2s_fast.store import redirect_store_warnings
 
-    hear_warnings(lambda text: _send(replies, warning=text))
+    redirect_store_warnings(lambda text: _send(replies, warning=text))
     for line in sys.stdin:
         _serve(json.loads(line), replies)
 
 
 def _serve(message: dict[str, Any], replies: TextIO) -> None:
+    from w2s_fast.config import from_dict
     from w2s_fast.errors import W2SError
-    from w2s_fast.pipeline.execute import Order, execute, unpack
+    from w2s_fast.pipeline.execute import WorkItem, execute
 
     last = 0.0
 
@@ -48,8 +49,8 @@ def _serve(message: dict[str, Any], replies: TextIO) -> None:
             _send(replies, progress=[step, steps])
 
     try:
-        cfg, order = unpack(message["config"]), Order.from_json(message["order"])
-        done = execute(cfg, order, message["threads"], progress)
+        cfg, work_item = from_dict(message["config"]), WorkItem.from_json(message["work_item"])
+        artifact = execute(cfg, work_item, message["threads"], progress)
     except W2SError as err:
         _send(replies, error=str(err))
     except Exception as err:
@@ -57,7 +58,7 @@ def _serve(message: dict[str, Any], replies: TextIO) -> None:
         line = " ".join(f"{type(err).__name__}: {err}".split())
         _send(replies, crash=line)
     else:
-        _send(replies, done={"path": str(done.path), "digest": done.digest, "info": done.info})
+        _send(replies, done=artifact.to_json())
 
 
 def _send(replies: TextIO, **message: Any) -> None:
@@ -65,8 +66,8 @@ def _send(replies: TextIO, **message: Any) -> None:
     replies.flush()
 
 
-def _die_with(parent: int) -> None:
-    """Die when the parent does, even by ``kill -9``: at once on Linux, else within a second."""
+def _exit_with_parent(parent: int) -> None:
+    """End with the parent, even after ``kill -9``: at once on Linux, else within a second."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from w2s_fast.errors import W2SError
-from w2s_fast.pipeline.pool import choose_sizes
+from w2s_fast.pipeline.pool import choose_parallelism
 from w2s_fast.sweeps.grid import Cell
 
 
@@ -39,7 +39,7 @@ def worker_environments(devices: Sequence[str], cells: Sequence[Cell]) -> list[d
 
     names = list(devices) or [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     if not names:
-        names = ["cpu"] * min(choose_sizes(cell.cfg, cuda=False)[0] for cell in cells)
+        names = ["cpu"] * min(choose_parallelism(cell.cfg, cuda=False)[0] for cell in cells)
     variable = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     visible = [name.strip() for name in variable.split(",") if name.strip()]
 

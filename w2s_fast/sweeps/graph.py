@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 
 from w2s_fast.config import RunConfig
 from w2s_fast.pipeline.context import load_data
-from w2s_fast.pipeline.execute import Order
+from w2s_fast.pipeline.execute import WorkItem
 from w2s_fast.pipeline.jobs import (
     Job,
     config_slice,
     data_digests,
     folder_digests,
     input_digests,
-    plan,
+    plan_jobs,
 )
-from w2s_fast.store import Artefact, content_hash, tree_hash
+from w2s_fast.store import Artifact, content_hash, tree_hash
 from w2s_fast.sweeps.grid import Cell
 from w2s_fast.tasks import TaskConfig
 
@@ -88,7 +88,7 @@ class JobGraph:
     """Track which jobs are to be computed, which are done, and which cells have failed.
 
     Attributes:
-        nodes: Nodes by key, in order of the cells, each after the nodes it needs.
+        nodes: Nodes by key, in work_item of the cells, each after the nodes it needs.
         keys: Key of each job of a cell, by names of cell and job; the last job is the report.
         key_inputs: What the keys depend on.
         users: Names of the cells that need a node, by key.
@@ -101,7 +101,7 @@ class JobGraph:
     keys: dict[str, dict[str, str]]
     key_inputs: KeyInputs
     users: dict[str, list[str]] = field(default_factory=dict)
-    done: dict[str, Artefact] = field(default_factory=dict)
+    done: dict[str, Artifact] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     started: set[str] = field(default_factory=set)
 
@@ -122,11 +122,11 @@ class JobGraph:
         """Return whether a cell that can still be finished needs the node."""
         return any(name not in self.failed for name in self.users[node.key])
 
-    def order(self, node: JobNode) -> Order:
+    def work_item(self, node: JobNode) -> WorkItem:
         """Return the node's job with its inputs, which must be done."""
         cfg, job = node.cell.cfg, node.job
         results = {name: self.done[key] for name, key in node.inputs.items()}
-        return Order(
+        return WorkItem(
             job,
             self.key_inputs.settings(cfg, job),
             self.key_inputs.inputs(cfg, job, {name: a.digest for name, a in results.items()}),
@@ -149,7 +149,7 @@ def make_graph(cells: Sequence[Cell]) -> JobGraph:
     graph = JobGraph({}, {}, KeyInputs())
     for cell in cells:
         graph.keys[cell.name] = {}
-        for job in plan(cell.cfg).order:
+        for job in plan_jobs(cell.cfg).jobs:
             _add_job(graph, cell, job)
     return graph
 

@@ -15,16 +15,16 @@ from w2s_fast.config import to_dict, to_yaml, validate
 from w2s_fast.pipeline.artifacts import REPORT
 from w2s_fast.pipeline.execute import find
 from w2s_fast.pipeline.experiment import check_fit
-from w2s_fast.pipeline.pool import JobError, ProcessPool, choose_sizes
+from w2s_fast.pipeline.pool import JobError, ProcessPool, choose_parallelism
 from w2s_fast.pipeline.provenance import git_state, machine, provenance, versions
 from w2s_fast.report import RESULTS
 from w2s_fast.store import (
-    Artefact,
+    Artifact,
     Store,
-    exclusive,
-    hear_warnings,
+    explain_write_errors,
+    file_lock,
+    redirect_store_warnings,
     write_bytes,
-    write_errors,
     write_json,
 )
 from w2s_fast.sweeps.devices import device_of, worker_environments
@@ -69,7 +69,7 @@ def sweep(cfg: SweepConfig, *, quiet: bool = True) -> dict[str, Any]:
             "stages": {"distinct": len(graph.nodes), "total": graph.total},
             "provenance": _provenance(),
         }
-        with write_errors("the results", Path(cfg.output_dir).absolute()):
+        with explain_write_errors("the results", Path(cfg.output_dir).absolute()):
             write_results(Path(cfg.output_dir), results)
     return results
 
@@ -105,9 +105,9 @@ def _output_folder(cfg: SweepConfig) -> Iterator[None]:
     out = Path(cfg.output_dir).absolute()
     taken = f"another sweep (process {{pid}}) works in {out}; wait for it or choose another --out"
     with contextlib.ExitStack() as stack:
-        with write_errors("results", out):
+        with explain_write_errors("results", out):
             (out / CELLS).mkdir(parents=True, exist_ok=True)
-            stack.enter_context(exclusive(out / ".lock", taken))
+            stack.enter_context(file_lock(out / ".lock", taken))
         stack.enter_context(warnings.catch_warnings())
         yield
 
@@ -125,12 +125,12 @@ class _Sweep:
         self.stored: set[str] = set()
         self.running: dict[int, JobNode] = {}
         self.finished: dict[str, dict[str, Any]] = {}
-        hear_warnings(self.progress.warned)
-        with write_errors("stages", self.store.root):
+        redirect_store_warnings(self.progress.warned)
+        with explain_write_errors("stages", self.store.root):
             self.store.root.mkdir(parents=True, exist_ok=True)
         for cell in self.cells.values():
             folder = Path(cell.cfg.output_dir)
-            with write_errors("results", folder.absolute()):
+            with explain_write_errors("results", folder.absolute()):
                 folder.mkdir(exist_ok=True)
                 (folder / RESULTS).unlink(missing_ok=True)  # or it would remain if this sweep fails
                 write_bytes(folder / RUN_CONFIG, to_yaml(cell.cfg).encode())
@@ -139,15 +139,15 @@ class _Sweep:
         """Compute every job that can be; return the entries of the finished cells by name."""
         any_cfg = next(iter(self.cells.values())).cfg
         workers = worker_environments(self.cfg.devices, list(self.cells.values()))
-        threads = max(choose_sizes(c.cfg, cuda=False)[1] for c in self.cells.values())
+        threads = max(choose_parallelism(c.cfg, cuda=False)[1] for c in self.cells.values())
         waiting: dict[str, JobNode] = {}  # ready, but not in the cache
         with ProcessPool(any_cfg, threads, workers, self.progress) as pool:
             while True:
                 self._collect_ready(waiting)
                 while pool.free and (node := self._next_needed(waiting)):
-                    order = self.graph.order(node)
-                    self.running[id(order.job)] = node
-                    pool.submit(order, node.cell.cfg)
+                    work_item = self.graph.work_item(node)
+                    self.running[id(work_item.job)] = node
+                    pool.submit(work_item, node.cell.cfg)
                 if not self.running:
                     return self.finished
                 self._wait_for_job(pool)
@@ -157,12 +157,12 @@ class _Sweep:
         while ready := list(self.graph.ready()):
             for node in ready:
                 self.graph.started.add(node.key)
-                artefact = find(self.store, self.graph.order(node))
-                if artefact is None:
+                artifact = find(self.store, self.graph.work_item(node))
+                if artifact is None:
                     waiting[node.key] = node
                 else:
                     self.stored.add(node.key)
-                    self._finish(node, artefact)
+                    self._finish(node, artifact)
 
     def _next_needed(self, waiting: dict[str, JobNode]) -> JobNode | None:
         """Remove and return the first waiting node that a cell still needs."""
@@ -174,28 +174,28 @@ class _Sweep:
 
     def _wait_for_job(self, pool: ProcessPool) -> None:
         try:
-            job, artefact = pool.wait()
+            job, artifact = pool.wait()
         except JobError as err:
             node = self.running.pop(id(err.job))
             reason = " ".join(str(err).split())
             for name in self.graph.fail(node, reason):
                 self.progress.cell_ended(name, self.graph.failed[name], succeeded=False)
         else:
-            self._finish(self.running.pop(id(job)), artefact)
+            self._finish(self.running.pop(id(job)), artifact)
 
-    def _finish(self, node: JobNode, artefact: Artefact) -> None:
-        self.graph.done[node.key] = artefact
+    def _finish(self, node: JobNode, artifact: Artifact) -> None:
+        self.graph.done[node.key] = artifact
         self.progress.stage_finished()
         if node.job.stage == "report":
-            self._write_cell(node.cell, artefact)
+            self._write_cell(node.cell, artifact)
 
-    def _write_cell(self, cell: Cell, artefact: Artefact) -> None:
+    def _write_cell(self, cell: Cell, artifact: Artifact) -> None:
         """Write the results of a finished cell."""
         keys = self.graph.keys[cell.name]
         done = {name: self.graph.done[key] for name, key in keys.items()}
         owned = {n for n, k in keys.items() if self.graph.nodes[k].cell.name == cell.name}
         computed = {name for name in owned if keys[name] not in self.stored}
-        scores = json.loads((artefact.path / REPORT).read_bytes())
+        scores = json.loads((artifact.path / REPORT).read_bytes())
         facts = provenance(cell.cfg, done, set(keys) - computed)
         write_json(Path(cell.cfg.output_dir) / RESULTS, {**scores, "provenance": facts})
         self.finished[cell.name] = {

@@ -1,4 +1,4 @@
-"""Tasks: where labelled texts come from. To add one, write its file and one line in `TASKS`."""
+"""Tasks: sources of labelled texts. To add one, write its file and add one line to `TASKS`."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def get_task(name: str) -> Task:
     """Return a task by its key in ``TASKS``, or import it from "pkg.module:Name".
 
     Raises:
-        W2SError: There is no such task, or what was imported has no ``load``.
+        W2SError: There is no such task, or the imported object has no ``load``.
     """
     if name in TASKS:
         return TASKS[name]
@@ -110,13 +110,13 @@ def get_task(name: str) -> Task:
             "'pkg.module:Name' for your own"
         )
     try:
-        found = getattr(import_module(module_name), attribute)
+        imported = getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise W2SError(
             f"task {name!r} could not be imported ({error}); expected 'pkg.module:Name' on the "
             "Python path"
         ) from error
-    task = found() if isinstance(found, type) else found
+    task = imported() if isinstance(imported, type) else imported
     if not isinstance(task, Task):
         raise W2SError(f"task {name!r} has no load(cfg, seed); expected a task or its class")
     return task

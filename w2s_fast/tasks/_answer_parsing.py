@@ -1,6 +1,6 @@
-"""Where the answer stands in a generated text. Gold and generated texts are read alike.
+"""Read the answer in a text; gold and generated texts are read in the same way.
 
-Every reader returns "" where there is no answer, and that never counts as a match.
+Every reader returns "" if there is no answer, which never counts as a match.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Callable
 
 CLASSES = ("wrong", "right")
 PROMPT = "{text}"
-_MARK = "####"
+_MARKER = "####"
 # A minus after a digit or a bracket is a subtraction; commas count only between thousands.
 _NUMBER = re.compile(r"(?<![\w.)])[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))")
 
 
 def after(prompt: str, answer: str) -> str:
-    """Return the answer as it follows its prompt: after a space where neither brings one."""
-    seam = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
-    return seam + answer.rstrip()
+    """Return the answer as it follows its prompt, with a space between if neither has one."""
+    separator = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
+    return separator + answer.rstrip()
 
 
 def whole_text(text: str) -> str:
-    """Return all of the text but the white space around it."""
+    """Return the text without surrounding white space."""
     return text.strip()
 
 
@@ -32,18 +32,18 @@ def last_line(text: str) -> str:
 
 
 def final_number(text: str) -> str:
-    """Return the number after "####", or else the last number, in one spelling.
+    """Return the number after "####", or else the last number, in canonical spelling.
 
     "1,000", "$1000", "1000." and "1000.0" are all "1000".
     """
-    before, mark, after = text.partition(_MARK)
-    found = _NUMBER.search(after) if mark else None
-    if found is None:
+    _, marker, rest = text.partition(_MARKER)
+    match = _NUMBER.search(rest) if marker else None
+    if match is None:
         numbers = list(_NUMBER.finditer(text))
         if not numbers:
             return ""
-        found = numbers[-1]
-    return _plain(found.group())
+        match = numbers[-1]
+    return _plain(match.group())
 
 
 def _plain(number: str) -> str:

@@ -1,8 +1,8 @@
-"""What every task is made of: its three splits, and how they are put to a model.
+"""The data of a task: its three splits and the prompt for a language model.
 
-A task gives three disjoint sets of labelled texts: ``weak`` (the supervisor's gold labels),
-``transfer`` (what the supervisor labels for the student; the ceiling uses its gold labels) and
-``test``. Everything here is a pure function of the configuration, the files it names and a seed.
+The splits are disjoint sets of labelled texts: ``weak`` (its gold labels train the weak model),
+``transfer`` (the weak model labels it for the student; its gold labels train the ceiling) and
+``test``. They are a pure function of the configuration, the files it names and a seed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What a model may read of a set of texts; all columns have the same length N.
+    """Texts without labels; all columns have the same length N.
 
     Attributes:
-        ids: Different for all rows of a task.
+        ids: Identifiers, unique in a task.
         texts: The texts.
         pairs: The second texts, or None.
-        groups: Rows of one group never stand in two splits.
+        groups: Names of groups; rows of one group are never in two splits.
     """
 
     ids: tuple[str, ...]
@@ -45,7 +45,7 @@ class Inputs:
             self,
             ids=tuple(self.ids[i] for i in rows),
             texts=tuple(self.texts[i] for i in rows),
-            pairs=_chosen(self.pairs, rows),
+            pairs=_take(self.pairs, rows),
             groups=tuple(self.groups[i] for i in rows),
         )
 
@@ -55,8 +55,8 @@ class Examples(Inputs):
     """Texts with their gold labels.
 
     Attributes:
-        labels: (N,) int64 gold classes; zeros where the gold is a text.
-        answers: Gold answers of a task of kind ``generation``, else None.
+        labels: (N,) int64 gold classes; zeros for generation tasks.
+        answers: Gold answers of a generation task, else None.
     """
 
     labels: np.ndarray
@@ -64,11 +64,11 @@ class Examples(Inputs):
 
     @property
     def inputs(self) -> Inputs:
-        """The same rows without their gold."""
+        """The same rows without gold labels and answers."""
         return Inputs(self.ids, self.texts, self.pairs, self.groups)
 
     def cut(self, at: int) -> tuple[Examples, Examples]:
-        """Return the rows before ``at`` and the rows from there on."""
+        """Return the rows before ``at`` and the rows from ``at`` on."""
         return self.take(range(at)), self.take(range(at, len(self)))
 
     def take(self, rows: Sequence[int]) -> Self:
@@ -76,31 +76,31 @@ class Examples(Inputs):
         return replace(
             super().take(rows),
             labels=self.labels[np.asarray(rows, dtype=np.int64)],
-            answers=_chosen(self.answers, rows),
+            answers=_take(self.answers, rows),
         )
 
 
-def _chosen(column: tuple[str, ...] | None, rows: Sequence[int]) -> tuple[str, ...] | None:
+def _take(column: tuple[str, ...] | None, rows: Sequence[int]) -> tuple[str, ...] | None:
     return None if column is None else tuple(column[i] for i in rows)
 
 
 @dataclass(frozen=True, eq=False)
 class TaskData:
-    """The three splits of a task: no id and no group is in two of them.
+    """The three splits of a task; no id and no group is in two of them.
 
     Attributes:
-        name: Of the task.
-        class_names: One a class; of ``generation``, ("wrong", "right").
+        name: Name of the task.
+        class_names: One name per class; ("wrong", "right") for generation tasks.
         weak, transfer, test: The splits.
-        kind: ``classification``: a text (or two that are read together) has a class.
-            ``preference``: ``texts`` and ``pairs`` are two whole dialogues, the class is 1 where
-            the second is the better one. ``generation``: a text is a prompt, its gold an answer in
-            words that starts with the white space between the two.
-        prompt: What a language model is asked about a text, with "{text}" (and "{pair}") in it.
+        kind: ``classification``: each text (or two texts read together) has a class.
+            ``preference``: ``texts`` and ``pairs`` are two whole dialogues; the class is 1 if the
+            second is better. ``generation``: each text is a prompt, whose gold answer is a text
+            that starts with the white space between the two.
+        prompt: Prompt of a language model, with "{text}" (and "{pair}") in it.
         words: For each class the continuation of ``prompt`` that means it; empty: " " and its name.
-        read: Of kind ``generation``: the final answer in a generated text, "" where there is none.
-        harm_score: Of kind ``generation`` where no answer is the one right one: N texts to N
-            numbers in [0, 1]; a text below 1/2 counts as right.
+        read: Generation tasks: returns the final answer in a generated text, "" if there is none.
+        harm_score: Generation tasks without a single right answer: scores N texts by N numbers in
+            [0, 1]; a text below 1/2 counts as right.
     """
 
     name: str
@@ -114,21 +114,21 @@ class TaskData:
     read: Callable[[str], str] | None = None
     harm_score: Callable[[Sequence[str]], Sequence[float]] | None = None
 
-    def worded(
+    def with_prompt(
         self, cfg: TaskConfig, prompt: str | None = None, words: Sequence[str] = ()
     ) -> TaskData:
-        """Return the same with the question of ``cfg``, or else with the one given.
+        """Return a copy with prompt and words of ``cfg``, or else with those given.
 
         Raises:
-            W2SError: ``cfg.words`` are not as many as the classes.
+            W2SError: The number of ``cfg.words`` is not that of the classes.
         """
         if cfg.words is not None and len(cfg.words) != len(self.class_names):
             raise W2SError(
                 f"task.words={list(cfg.words)}: {len(cfg.words)} words for "
                 f"{len(self.class_names)} classes; give one for each of {list(self.class_names)}"
             )
-        chosen = words if cfg.words is None else cfg.words
-        return replace(self, prompt=cfg.prompt or prompt or self.prompt, words=tuple(chosen))
+        class_words = words if cfg.words is None else cfg.words
+        return replace(self, prompt=cfg.prompt or prompt or self.prompt, words=tuple(class_words))
 
     def agree(self, one: str, two: str) -> bool:
         """Return whether two texts give the same answer; no answer is no match."""
@@ -139,7 +139,7 @@ class TaskData:
 
 @runtime_checkable
 class Task(Protocol):
-    """Anything with a ``load``: the same configuration and seed give the same splits."""
+    """Anything with ``load``; the same configuration and seed must give the same splits."""
 
     def load(self, cfg: TaskConfig, seed: int) -> TaskData:
         """Return the splits.

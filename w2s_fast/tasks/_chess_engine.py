@@ -1,4 +1,4 @@
-"""Positions whose best move a chess engine is sure of, after some random legal moves."""
+"""Positions with one clearly best move, by a chess engine, after random legal moves."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 _MOST_PLIES = 40
 _MARGIN = 200  # centipawns between the best move and the second best
-_OPTIONS = {"Threads": 1, "Hash": 1}  # the same on every machine; clearing 1 MB takes no time
-_MATE = 100_000  # centipawns that a mate counts
+_OPTIONS = {"Threads": 1, "Hash": 1}  # equal on all machines; a hash of 1 MB is cleared quickly
+_MATE = 100_000  # score of a mate, in centipawns
 
 
 @contextmanager
 def opened(path: str) -> Iterator[SimpleEngine]:
-    """Start an engine that speaks UCI, on one thread, and stop it at the end.
+    """Start a UCI engine on one thread, and stop it at the end.
 
     Raises:
-        W2SError: It does not start or stops answering.
+        W2SError: The engine does not start or stops responding.
     """
     from chess.engine import EngineError, SimpleEngine
 
@@ -44,15 +44,15 @@ def opened(path: str) -> Iterator[SimpleEngine]:
 def find_clear_move(
     rng: Random, engine: SimpleEngine, nodes: int
 ) -> tuple[chess.Board, chess.Move] | None:
-    """Play some random legal moves and ask the engine.
+    """Play random legal moves and let the engine evaluate the position.
 
     Args:
         rng: Source of the moves.
-        engine: The engine; its memory is cleared, so that the answer depends on nothing before.
-        nodes: Positions it looks at.
+        engine: The engine; its memory is cleared, so that evaluations are independent.
+        nodes: Number of positions it searches.
 
     Returns:
-        The position and its best move; None where the game ended or the second move is as good.
+        The position and its best move; None if the game ended or the second-best move is as good.
     """
     import chess
     from chess.engine import Limit

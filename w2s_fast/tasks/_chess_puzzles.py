@@ -1,6 +1,6 @@
 """Chess puzzles from games of random legal moves: positions with one move that mates.
 
-Needs python-chess, which is imported by whoever calls this.
+Requires python-chess; callers check that it is installed.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import chess
 
-OPENING_PLIES = 8  # no puzzle is earlier; four moves a side make games differ
+OPENING_PLIES = 8  # no puzzles before; four moves per side make games differ
 
 
 def mating_moves(board: chess.Board, moves: Sequence[chess.Move]) -> list[chess.Move]:
-    """Return those of the legal moves that mate at once."""
-    found = []
+    """Return the legal moves that mate at once."""
+    mates = []
     may_check = _check_filter(board)
     for move in moves:
         if may_check(move):
             board.push(move)
             if board.is_checkmate():
-                found.append(move)
+                mates.append(move)
             board.pop()
-    return found
+    return mates
 
 
 def forcing_moves(board: chess.Board, moves: Sequence[chess.Move]) -> list[chess.Move]:
@@ -53,11 +53,11 @@ def find_puzzle(rng: Random, mate_in: int, plies: int) -> tuple[chess.Board, che
 
     Args:
         rng: Source of the moves.
-        mate_in: 1 or 2; a position with a shorter mate is no puzzle of the longer one.
+        mate_in: 1 or 2; a position with a mate in 1 is not a puzzle of mate in 2.
         plies: Longest game, in half moves.
 
     Returns:
-        The position, with the game on its move stack, and the move; None if the game has none.
+        The position, with the game on its move stack, and the move; None if there is none.
     """
     import chess
 
@@ -67,19 +67,19 @@ def find_puzzle(rng: Random, mate_in: int, plies: int) -> tuple[chess.Board, che
         if not moves:
             return None
         if ply >= OPENING_PLIES:
-            found = mating_moves(board, moves)
+            solutions = mating_moves(board, moves)
             if mate_in == 2:
-                found = [] if found else forcing_moves(board, moves)
-            if len(found) == 1:
-                return board, found[0]
+                solutions = [] if solutions else forcing_moves(board, moves)
+            if len(solutions) == 1:
+                return board, solutions[0]
         board.push(rng.choice(moves))
     return None
 
 
 def _check_filter(board: chess.Board) -> Callable[[chess.Move], bool]:
-    """Return a quick test that every checking move passes, and few others.
+    """Return a fast test that every checking move passes, and few others.
 
-    Making each legal move to see whether it checks would take most of the time of a search.
+    Testing each legal move by making it would take most of the time of a search.
     """
     import chess
 
@@ -99,7 +99,7 @@ def _check_filter(board: chess.Board) -> Callable[[chess.Move], bool]:
         chess.QUEEN: file | rank | diagonal,
         chess.KING: 0,
     }
-    shields = 0  # the first piece on each line from the king: to move it may uncover a check
+    shields = 0  # the first piece on each line from the king: moving it may discover a check
     for attacks, mask in lines:
         shields |= attacks[mask & board.occupied]
 

@@ -1,4 +1,4 @@
-"""Columns of a user's file by the names in `TaskConfig`: all there, no cell empty."""
+"""Read the columns of a user's file by the names in `TaskConfig`, and check for empty cells."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def read_columns(
 
     Args:
         path: The file.
-        refs: Field of `TaskConfig` -> the column it names, or its position.
-        cfg: How a CSV or TSV file is written.
-        optional: Fields whose column may be missing; they are then left out.
+        refs: Field of `TaskConfig` -> name or position of its column.
+        cfg: Format of a CSV or TSV file.
+        optional: Fields whose column may be missing; the result then lacks them.
 
     Raises:
         W2SError: The file or a column is missing, or the file is damaged.
@@ -78,13 +78,13 @@ def texts(path: Path, values: Sequence[Any], key: str, ref: str) -> list[str]:
     Raises:
         W2SError: A cell is empty.
     """
-    found = [None if is_missing(value) else str(value) for value in values]
-    check_present(path, found, key, ref)
-    return [value for value in found if value is not None]
+    cells = [None if is_missing(value) else str(value) for value in values]
+    check_present(path, cells, key, ref)
+    return [value for value in cells if value is not None]
 
 
 def groups(values: Sequence[Any] | None, n: int) -> list[str | None]:
-    """Return the cells of the group column, None for a blank one or where there is no column."""
+    """Return the cells of the group column; None for a blank cell, or if there is no column."""
     return [None if is_missing(value) else str(value) for value in values or [None] * n]
 
 
@@ -99,7 +99,7 @@ def check_present(path: Path, values: Sequence[str | None], key: str, ref: str) 
 
 
 def is_missing(value: Any) -> bool:
-    """Tell whether a cell is null, not a number, or blank."""
+    """Return whether a cell is null, NaN or blank."""
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or (isinstance(value, str) and not value.strip())

@@ -1,4 +1,4 @@
-"""The settings of tasks: which one, where its rows come from, how many of them."""
+"""Configuration of tasks: name, source of the rows, sizes of the splits."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from w2s_fast.errors import W2SError
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The small causal language model of the task `agreement`, and how long it is trained.
+    """The small causal language model of the task `agreement` and its pretraining.
 
     Attributes:
         hidden: Width of the model.
         layers: Number of decoder layers.
         heads: Attention heads; must divide ``hidden``.
         steps: Optimizer steps.
-        batch_size: Sequences a step.
-        length: Tokens a sequence, at most 128.
-        lr: Peak learning rate (AdamW, 50 steps of warm-up, cosine down to 5 %).
-        cue_frac: Share of noun phrases that carry a number cue ("this", "these").
+        batch_size: Sequences per step.
+        length: Tokens per sequence, at most 128.
+        lr: Peak learning rate (AdamW, 50 steps of warm-up, cosine decay to 5 %).
+        cue_frac: Share of noun phrases with a number cue ("this", "these").
     """
 
     hidden: int = 96
@@ -51,11 +51,11 @@ class ChessConfig:
     """The puzzles of the task `chess`, drawn from games of random legal moves.
 
     Attributes:
-        mate_in: Moves to mate, 1 or 2; a puzzle of two takes about a hundred times as long to find.
+        mate_in: Moves to mate, 1 or 2; finding a mate in 2 takes about a hundred times as long.
         plies: Longest game, in half moves.
-        engine: Program that speaks UCI (Stockfish): puzzles are then positions in which its best
-            move is clearly better than the second best, mate or not.
-        nodes: Positions the engine looks at before it decides.
+        engine: Path of a UCI engine (Stockfish). Puzzles are then positions in which its best move
+            is clearly better than the second best, mate or not.
+        nodes: Positions that the engine searches per puzzle.
     """
 
     mate_in: int = 1
@@ -74,40 +74,40 @@ class ChessConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Which task, where its rows come from, and how many of them each split gets.
+    """Name of the task, source of its rows, and sizes of its splits.
 
     Attributes:
-        name: A key of ``TASKS``, or "pkg.module:Name" for a task of your own.
+        name: Name of a built-in task, or "pkg.module:Name" for your own.
         path: A file (tasks `local`, `pairs`, `local_answers`, `wts_safety`, `wts_toxicity`), or the
             directory of a local copy of a Hugging Face set.
-        test_path: A separate test file; without it the test rows come from ``path``.
-        text: Column of the text: a name, or a position counted from 0. Tasks with prompts read
-            "prompt" where this is left as it is.
-        text_pair: Column of a second text, if the task has one.
-        label: Column of the gold label, strings or integers; of `local_answers` the gold answer.
+        test_path: A separate file of test rows; by default they come from ``path``.
+        text: Column of the text, by name or by position from 0; tasks with prompts read "prompt"
+            by default.
+        text_pair: Column of a second text, if any.
+        label: Column of the gold label, strings or integers; for `local_answers` the gold answer.
         chosen: Column of the preferred answer (task `pairs`).
         rejected: Column of the other answer (task `pairs`).
-        group: Column whose equal values belong together (a document, a premise): such rows
-            never stand in two splits. Equal texts never do, with or without it.
-        classes: Class names in order; without it the sorted labels of ``path``.
-        header: Whether a CSV or TSV file starts with column names; without it, yes, unless all
-            columns are given by position.
-        delimiter: Column separator; without it a comma for .csv and a tab for .tsv.
-        quoted: Whether '"' encloses values; without it yes for .csv and no for .tsv.
-        n_weak: Gold examples for the weak supervisor.
-        n_transfer: Examples that it labels for the student.
-        n_test: Examples that everything is scored on.
-        balance: Whether each split has equally many rows of each class.
-        prompt: What a language model is asked about a text instead of the task's own question;
-            "{text}" stands for the text, "{pair}" for the second one.
-        words: What it says for each class, in the order of the classes, instead of the task's own.
-        read: Where the answer of `local_answers` stands in a generated text: "text" (all of it),
-            "line" (its last line) or "number" (after "####", else the last number).
-        scorer: "package.module:function" that says how bad texts are (task `wts_toxicity`): a list
-            of N texts in, N numbers in [0, 1] out; below 1/2 is right.
-        answer_tokens: Longest answer that a model may write (tasks of kind `generation`).
+        group: Column of related rows (a document, a premise): rows with equal values are never in
+            two splits. Rows with equal texts never are.
+        classes: Class names in order; default: the sorted labels of ``path``.
+        header: Whether a CSV or TSV file starts with column names; default: yes, unless all columns
+            are given by position.
+        delimiter: Column separator; default: a comma for .csv and a tab for .tsv.
+        quoted: Whether '"' encloses values; default: yes for .csv and no for .tsv.
+        n_weak: Rows that train the weak model, with gold labels.
+        n_transfer: Rows that the weak model labels for the student.
+        n_test: Rows that score all models.
+        balance: Give each split the same number of rows per class; `agreement` is always balanced.
+        prompt: Prompt of a language model instead of the task's own; "{text}" is replaced by the
+            text, "{pair}" by the second text.
+        words: Words of the classes after the prompt, in order, instead of the task's own.
+        read: Answer in a generated text of `local_answers`: "text" (the whole text), "line" (its
+            last line) or "number" (after "####", else the last number).
+        scorer: "package.module:function" that scores the harm of texts (task `wts_toxicity`): a
+            list of N texts in, N numbers in [0, 1] out; below 1/2 is right.
+        answer_tokens: Largest number of tokens of a generated answer (generation tasks).
         attractor_frac: Share of `agreement` items that end in a noun of the other number.
-        language_seed: Which of its words the language of `agreement` uses often.
+        language_seed: Seed of the word frequencies of `agreement`.
         pretrain: The language model of `agreement`.
         chess: The puzzles of `chess`.
     """
@@ -151,16 +151,17 @@ class TaskConfig:
             )
         if self.prompt is not None and "{text}" not in self.prompt:
             raise W2SError(
-                f"task.prompt={self.prompt!r} shows no text; put {{text}} where it belongs"
+                f"task.prompt={self.prompt!r} does not contain {{text}}; add it where the text "
+                "belongs"
             )
         if self.words is not None and len(set(self.words) - {""}) < max(2, len(self.words)):
             raise W2SError(
-                f"task.words={list(self.words)}: expected one word a class, all different"
+                f"task.words={list(self.words)}: expected one word per class, all different"
             )
         _check_frac("task.attractor_frac", self.attractor_frac)
 
     def with_defaults(self, **defaults: Any) -> TaskConfig:
-        """Return the same with other defaults: a field that was set stays as it was set."""
+        """Return a copy with other defaults for the fields that still have theirs."""
         plain = TaskConfig()
         unset = {k: v for k, v in defaults.items() if getattr(self, k) == getattr(plain, k)}
         return replace(self, **unset)

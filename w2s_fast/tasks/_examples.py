@@ -1,4 +1,4 @@
-"""Rows with their gold, as formatters and readers make them, and their way into three splits."""
+"""Labelled rows, as formatters and readers return them, and their splits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from w2s_fast.tasks._split import make_examples, split_pool
 
 
 class Item(NamedTuple):
-    """What is made of one row.
+    """One labelled row.
 
     Attributes:
         text: The text.
-        label: Gold class; 0 where the gold is an answer.
-        group: What related rows share, None where there are none.
-        pair: The second text of a preference.
-        answer: The gold answer in words.
+        label: Gold class; 0 for generation tasks.
+        group: Name that related rows share; None if there are none.
+        pair: Second text of a preference.
+        answer: Gold answer of a generation task.
     """
 
     text: str
@@ -29,7 +29,7 @@ class Item(NamedTuple):
 
 
 def as_examples(items: Sequence[Item]) -> Examples:
-    """Return the columns of items that all have a second text or none, and an answer or none."""
+    """Return the columns of items; either all or none have a second text, likewise an answer."""
     seconds = [item.pair for item in items if item.pair is not None]
     answers = [item.answer for item in items if item.answer is not None]
     return make_examples(
@@ -48,11 +48,11 @@ def split_items(
     cfg: TaskConfig,
     seed: int,
 ) -> TaskData:
-    """Return the splits of one set of items, or of one and a second one with the test rows.
+    """Return the splits of one list of items, or of two, the second with the test rows.
 
     Args:
-        parts: One or two sets; relations between them are seen.
-        sources: What error messages call each.
+        parts: One or two lists; related rows are found across them.
+        sources: Name of each in error messages.
         class_names: Name of each class.
         cfg: Sizes, and whether to balance.
         seed: Seed of the draw.

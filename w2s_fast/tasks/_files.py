@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
-_PACKED = (".gz", ".bz2", ".zst")  # pyarrow unpacks these by their suffix
-_MAX_ROW_BYTES = 1 << 28  # longest JSON line; pyarrow's own limit of 1 MB is less than a book
+_PACKED = (".gz", ".bz2", ".zst")  # pyarrow decompresses these by their suffix
+_MAX_ROW_BYTES = 1 << 28  # longest JSON line; pyarrow's default of 1 MB is less than a book
 
 
-def kind(path: Path) -> str:
-    """Return the suffix that tells the format; ".csv.gz" counts as ".csv"."""
+def file_format(path: Path) -> str:
+    """Return the suffix of the format; that of ".csv.gz" is ".csv"."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _PACKED:
         suffixes.pop()
@@ -33,7 +33,7 @@ def read_table(
     """Read a whole file; CSV and TSV cells stay strings, columns without a header are "0", "1", ...
 
     Args:
-        path: The file; its suffix tells the format.
+        path: The file; its suffix gives the format.
         header: Whether a CSV or TSV file starts with column names.
         delimiter: Column separator; None: a comma for .csv, else a tab.
         quoted: Whether '"' encloses values; None: only in .csv.
@@ -43,7 +43,7 @@ def read_table(
     """
     import pyarrow
 
-    suffix = kind(path)
+    suffix = file_format(path)
     check_file(path)
     try:
         if suffix == ".parquet":
@@ -61,15 +61,15 @@ def read_table(
         reason = " ".join(str(error).split())
         raise W2SError(
             f"{path} could not be read as {suffix}: {reason}; repair the file"
-            + ("" if suffix == ".parquet" else " (UTF-8, one row a line)")
+            + ("" if suffix == ".parquet" else " (UTF-8, one row per line)")
         ) from error
     if table.num_rows == 0:
-        raise W2SError(f"{path} has no rows; expected one example a row")
+        raise W2SError(f"{path} has no rows; expected one example per row")
     return table
 
 
 def check_file(path: Path) -> None:
-    """Raise `W2SError` unless ``path`` is a file that is not empty, of a format we read."""
+    """Raise `W2SError` unless ``path`` is a non-empty file of a supported format."""
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise W2SError(
@@ -78,25 +78,25 @@ def check_file(path: Path) -> None:
         )
     if path.is_dir():
         raise W2SError(f"{path} is a directory; give the path of one file in it")
-    if kind(path) not in SUFFIXES:
+    if file_format(path) not in SUFFIXES:
         raise W2SError(
-            f"{path}: unknown format {kind(path)!r}; expected .csv, .tsv, .jsonl or .parquet"
+            f"{path}: unknown format {file_format(path)!r}; expected .csv, .tsv, .jsonl or .parquet"
         )
     if path.stat().st_size == 0:
-        raise W2SError(f"{path} is empty; expected one example a row")
+        raise W2SError(f"{path} is empty; expected one example per row")
 
 
 def column(table: pyarrow.Table, ref: str, option: str, path: Path) -> list[Any]:
-    """Return a column by name, or else by position counted from 0.
+    """Return a column by name, or else by position from 0.
 
     Args:
         table: The table.
         ref: Name or position.
-        option: The configuration key that holds ``ref``, for the message.
-        path: Where the table comes from, for the message.
+        option: Configuration key of ``ref``, for messages.
+        path: File of the table, for messages.
 
     Raises:
-        W2SError: There is no such column, or several of the name.
+        W2SError: There is no such column, or several have the name.
     """
     names = table.column_names
     if names.count(ref) > 1:
@@ -121,14 +121,14 @@ def _read_csv(path: Path, header: bool, delimiter: str, quoted: bool) -> pyarrow
 
     if len(delimiter) != 1:
         raise W2SError(f"task.delimiter={delimiter!r}: expected one character")
-    # one thread: only then do messages carry the number of the row
+    # With more threads, messages lack the number of the row.
     read = pyarrow.csv.ReadOptions(use_threads=False, autogenerate_column_names=not header)
     parse = pyarrow.csv.ParseOptions(
         delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
     )
     with pyarrow.csv.open_csv(path, read_options=read, parse_options=parse) as stream:
         names = stream.schema.names
-    # strings throughout: "01" must stay "01", and "null" is a word, not a missing one
+    # All cells are strings: "01" must stay "01", and "null" is a word, not a missing value.
     convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()))
     table = pyarrow.csv.read_csv(
         path, read_options=read, parse_options=parse, convert_options=convert
@@ -145,6 +145,6 @@ def _read_json(path: Path) -> pyarrow.Table:
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:
-    """Write out column names; a file without a header shows its first row here, so cut it."""
+    """Return a short list of column names; without a header they are the cells of the first row."""
     shown = [name if len(name) <= 30 else name[:27] + "..." for name in names[:most]]
     return ", ".join(map(repr, shown)) + (" ..." if len(names) > most else "")

@@ -13,10 +13,10 @@ from w2s_fast.errors import W2SError
 from w2s_fast.tasks._base import Examples, TaskData
 from w2s_fast.tasks._config import TaskConfig
 from w2s_fast.tasks._examples import Item, as_examples, split_items
-from w2s_fast.tasks._files import SUFFIXES, kind, read_table
+from w2s_fast.tasks._files import SUFFIXES, file_format, read_table
 
 Row = Mapping[str, Any]
-# Formatting all 3.6 million rows of the largest set takes minutes and no run uses that many.
+# Formatting all 3.6 million rows of the largest set takes minutes, and no run uses that many.
 _MAX_ROWS = 100_000
 
 
@@ -24,25 +24,26 @@ _MAX_ROWS = 100_000
 class HubTask:
     """A named data set, formatted as openai/weak-to-strong or EleutherAI/w2s does.
 
-    Three things are done differently in the first and are defects: rows are taken from the head of
-    the file before they are shuffled, classes are left unbalanced, and related rows (questions
-    about one passage) may stand on both sides of a split. Here rows are shuffled first, classes are
-    balanced (``task.balance``), and related rows stay together. The random choices of a formatter
-    depend on the seed and the row alone, not on the rows before it.
+    Three defects of openai/weak-to-strong are avoided: it takes rows from the head of the file
+    before shuffling, leaves classes unbalanced, and may put related rows (questions about one
+    passage) into two splits. Here rows are shuffled first, classes are balanced (``task.balance``),
+    and related rows stay together. The random choices of a formatter depend on the seed and the
+    row alone, not on other rows.
 
     Attributes:
         name: Key in ``TASKS``.
         repo: Name on the hub.
         columns: Columns that the formatter reads.
         class_names: Names of the classes.
-        format: Makes an `Item` of a row, None of a row with nothing to decide; raises `W2SError`
-            for a bad value.
+        format: Returns the `Item` of a row, or None to drop the row; raises `W2SError` for a bad
+            value.
         samples: A few rows in the format of the set, for tests and as documentation.
-        train_split: Split with the other rows; may be ``test_split``, which is then cut in three.
-        test_split: Split with the test rows.
-        config: Configuration on the hub, where the set is one of several.
-        revision: Branch on the hub, where it is not the default one.
-        kind, prompt, words, read: As of `TaskData`.
+        train_split: Split of the weak and transfer rows; may be ``test_split``, which then gives
+            all three splits.
+        test_split: Split of the test rows.
+        config: Configuration on the hub, if the set has several.
+        revision: Branch on the hub, if it is not the default one.
+        kind, prompt, words, read: See `TaskData`.
     """
 
     name: str
@@ -61,10 +62,10 @@ class HubTask:
     read: Callable[[str], str] | None = None
 
     def load(self, cfg: TaskConfig, seed: int) -> TaskData:
-        """Return the splits: test rows from the set's own test split, the others from "train".
+        """Return the splits: test rows from ``test_split``, the others from ``train_split``.
 
         Raises:
-            W2SError: The set is neither on disk nor reachable, or a value does not fit.
+            W2SError: The set is neither on disk nor on the hub, or a value does not fit.
         """
         sources = [f"{self.name} ({split})" for split in self._splits]
         sizes = [cfg.n_weak + cfg.n_transfer, cfg.n_test]
@@ -76,7 +77,7 @@ class HubTask:
         ]
         data = split_items(parts, sources, self.class_names, cfg, seed)
         data = replace(data, kind=self.kind, read=self.read)
-        return data.worded(cfg, self.prompt, self.words)
+        return data.with_prompt(cfg, self.prompt, self.words)
 
     def examples(self, rows: Sequence[Row], seed: int) -> Examples:
         """Format rows.
@@ -95,7 +96,7 @@ class HubTask:
         return [item for row in rows if (item := self._item(row, seed)) is not None]
 
     def _item(self, row: Row, seed: int) -> Item | None:
-        # the row is quoted, not counted: numbers mean nothing in a sample of two splits
+        # Messages quote the row: its number would mean nothing in a sample of two splits.
         quoted = repr([row.get(name) for name in self.columns])
         shown = quoted if len(quoted) <= 120 else quoted[:117] + "..."
         for name in self.columns:
@@ -109,7 +110,7 @@ class HubTask:
             raise W2SError(f"{self.name}: {error}; the row is {shown}") from error
 
     def _rows(self, split: str, need: int, cfg: TaskConfig, seed: int) -> list[Row]:
-        """Read one split, or of a large one a random sample with room to balance classes."""
+        """Read one split, or a random sample of a large one that suffices to balance classes."""
         most = max(_MAX_ROWS, 4 * need)
         rng = Random(f"{seed}/{split}")
         if cfg.path is not None:
@@ -131,7 +132,7 @@ class HubTask:
             root = root / self.config
         tables = [self._columns_of(file) for file in _split_files(root, split)]
         if not tables:
-            raise W2SError(f"task.path={root} holds no {split} file; {self._where()}")
+            raise W2SError(f"task.path={root} has no {split} file; {self._where()}")
         return pyarrow.concat_tables(tables)
 
     def _columns_of(self, file: Path) -> Any:
@@ -155,7 +156,7 @@ class HubTask:
         try:
             dataset = load_dataset(self.repo, **self._address(), split=split)
             return dataset.select_columns(list(self.columns))
-        # the hub client raises whatever its HTTP library does; all of it means: not loaded
+        # The hub client passes on errors of its HTTP library; all of them mean: not loaded.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise W2SError(
@@ -164,7 +165,7 @@ class HubTask:
             ) from error
 
     def _address(self) -> dict[str, str]:
-        """Say where in the repository the set is: a converted branch has a folder a config."""
+        """Return the location in the repository; a converted branch has a folder per config."""
         if self.revision is None:
             return {} if self.config is None else {"name": self.config}
         folder = {} if self.config is None else {"data_dir": self.config}
@@ -202,6 +203,5 @@ def class_index(value: Any, column_name: str, n_classes: int) -> int:
 def _split_files(root: Path, split: str) -> list[Path]:
     """Find ``split``.ext, its shards, and files in a directory of that name, at any depth."""
     named = re.compile(rf"{split}(-\d+-of-\d+)?\.")
-    files = [path for path in root.rglob("*") if path.is_file() and kind(path) in SUFFIXES]
-    found = [path for path in files if named.match(path.name) or path.parent.name == split]
-    return sorted(found)
+    files = [path for path in root.rglob("*") if path.is_file() and file_format(path) in SUFFIXES]
+    return sorted(path for path in files if named.match(path.name) or path.parent.name == split)

@@ -1,8 +1,7 @@
-"""Two answers to one prompt, in random order: which one is preferred?
+"""Preference pairs: two answers to one prompt, in random order.
 
-Both are shown, so the question has an answer whatever each of them is like alone. The gold class
-is 1 where the second one is preferred; the order is a coin of the row's own, so classes are
-balanced by construction.
+Both are shown. The gold class is 1 if the second is preferred; the order is drawn per row, so
+classes are balanced in expectation.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _REPLY = "\n\nAssistant:"
 
 
 def pair_up(chosen: str, rejected: str, group: str | None, rng: Random) -> Item | None:
-    """Return both dialogues in random order; None where they are equal and decide nothing."""
+    """Return both dialogues in random order; None if they are equal."""
     if chosen == rejected:
         return None
     second = int(rng.random() < 0.5)
@@ -32,7 +31,7 @@ def opening(dialogue: str) -> str:
 
 
 def shared_opening(one: str, two: str) -> str | None:
-    """Return the opening that two dialogues share, None if they are not in that format."""
+    """Return the opening that two dialogues share; None if they do not have that format."""
     first = opening(one)
     return first if _REPLY in one and first == opening(two) else None
 
@@ -40,10 +39,10 @@ def shared_opening(one: str, two: str) -> str | None:
 def joined(prompt: str, answer: str) -> str:
     """Return prompt and answer as one text.
 
-    A line break is put between them where neither brings white space, and an answer that already
-    starts with its prompt stays as it is.
+    A line break separates them if neither has white space there. An answer that already starts
+    with its prompt is not changed.
     """
     if answer.startswith(prompt):
         return answer
-    seam = "" if prompt[-1:].isspace() or answer[:1].isspace() else "\n"
-    return f"{prompt}{seam}{answer}"
+    separator = "" if prompt[-1:].isspace() or answer[:1].isspace() else "\n"
+    return f"{prompt}{separator}{answer}"

@@ -1,4 +1,4 @@
-"""Rows to splits: ids, groups of related rows, and a deterministic, balanced draw."""
+"""Split rows: ids, groups of related rows, and a deterministic, balanced draw."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def make_examples(
     groups: Sequence[str | None] | None = None,
     answers: Sequence[str] | None = None,
 ) -> Examples:
-    """Give rows their ids and join what is related: rows of one text, and rows of one group.
+    """Assign ids and join related rows: rows with equal texts, and rows of one group.
 
-    Rows of separate files go in together, else a relation between the files is not seen.
+    Pass the rows of separate files together, so that relations between files are found.
 
     Args:
         texts: N texts.
         labels: N classes.
         pairs: N second texts, or None.
-        groups: N group names, None for a row without one; or None for no groups at all.
-        answers: N gold answers in words, or None; the labels mean nothing then.
+        groups: N group names, None for a row without one; or None for no groups.
+        answers: N gold answers of a generation task, whose labels are ignored; else None.
     """
     seconds: Sequence[str] = [""] * len(texts) if pairs is None else pairs
     ids: list[str] = []
     seen: dict[str, int] = {}
     for text, second in zip(texts, seconds, strict=True):
-        digest = _digest(text, second)  # not of the gold, which ids would then tell
+        digest = _digest(text, second)  # without the gold label, which ids would reveal
         count = seen[digest] = seen.get(digest, 0) + 1
         ids.append(digest if count == 1 else f"{digest}-{count}")
     same = [_digest(*map(_squeeze, both)) for both in zip(texts, seconds, strict=True)]
@@ -60,22 +60,22 @@ def split_pool(
     source: str,
     test_source: str | None = None,
 ) -> TaskData:
-    """Draw the three splits: shuffled first, groups whole, classes balanced if asked for.
+    """Draw the three splits from shuffled rows, with whole groups and, by default, balanced
+    classes.
 
-    The test rows are drawn first and from their own random stream, so they do not change with
-    ``n_weak`` or ``n_transfer``. Rows related to any row of ``test_pool`` are left out of the
-    other two splits. Groups that do not fit into the room left in a split wait for the next one;
-    where only such are left, the smallest is cut and its surplus rows are dropped. Rows with
-    answers have no classes to balance.
+    Test rows are drawn first, from their own random stream, so they do not depend on ``n_weak`` or
+    ``n_transfer``. The other two splits get no row related to a row of ``test_pool``. A group that
+    does not fit into the rest of a split is left for the next one; if only such groups remain, the
+    smallest is cut and its surplus rows are dropped. Generation tasks have no classes to balance.
 
     Args:
-        pool: All rows for ``weak`` and ``transfer``, and for ``test`` where ``test_pool`` is None.
+        pool: Rows of ``weak`` and ``transfer``, and of ``test`` if ``test_pool`` is None.
         test_pool: Rows of a separate test set.
         class_names: Name of each class.
         cfg: Sizes, and whether to balance.
         seed: Seed of the draw.
-        source: What error messages call the data.
-        test_source: The same for ``test_pool``.
+        source: Name of the data in error messages.
+        test_source: Name of ``test_pool``.
 
     Raises:
         W2SError: There are too few rows, or rows of one class only.
@@ -107,7 +107,7 @@ def _draw(
     rng: Random,
     source: str,
 ) -> Examples:
-    """Fill one split from the groups that are not taken yet, in random order."""
+    """Fill one split from the groups that are not taken, in random order."""
     size = getattr(cfg, f"n_{part}")
     room = [size] * len(class_names)
     if cfg.balance:
@@ -116,7 +116,7 @@ def _draw(
     if len(chosen) < size:
         short = max(range(len(room)), key=room.__getitem__)
         raise W2SError(_shortage(source, part, size, len(chosen), room, class_names[short], cfg))
-    rng.shuffle(chosen)  # group by group is no order to train in
+    rng.shuffle(chosen)  # rows of a group must not follow each other in training
     drawn = pool.take(chosen)
     if len(class_names) > 1 and len(set(drawn.labels.tolist())) < 2:
         raise W2SError(
@@ -127,7 +127,7 @@ def _draw(
 
 
 def _fill(pool: Examples, taken: set[str], room: list[int], size: int, rng: Random) -> list[int]:
-    """Choose up to ``size`` rows and lower ``room``, the rows still wanted of each class."""
+    """Choose up to ``size`` rows; lower ``room``, the number of rows still missing per class."""
     members: dict[str, list[int]] = {}
     for row, group in enumerate(pool.groups):
         if group not in taken:
@@ -138,7 +138,7 @@ def _fill(pool: Examples, taken: set[str], room: list[int], size: int, rng: Rand
     chosen: list[int] = []
     for may_cut in (False, True):
         later = []
-        # cutting small groups first loses the fewest rows
+        # Cutting small groups first loses the fewest rows.
         for rows in sorted(waiting, key=len) if may_cut else waiting:
             if len(chosen) == size:
                 return chosen
@@ -156,12 +156,12 @@ def _fill(pool: Examples, taken: set[str], room: list[int], size: int, rng: Rand
 
 
 def _shortage(
-    source: str, part: str, size: int, found: int, room: list[int], short: str, cfg: TaskConfig
+    source: str, part: str, size: int, drawn: int, room: list[int], short: str, cfg: TaskConfig
 ) -> str:
     fix = "lower task.n_weak, task.n_transfer or task.n_test, or add rows"
     if not cfg.balance or len(room) == 1:
         return (
-            f"{source}: task.n_{part}={size} but only {found} rows are left once groups are kept "
+            f"{source}: task.n_{part}={size} but only {drawn} rows are left if groups stay "
             f"whole; {fix}"
         )
     return (
@@ -173,11 +173,11 @@ def _shortage(
 def _check_enough(
     pool: Examples, test_pool: Examples | None, cfg: TaskConfig, source: str, test_source: str
 ) -> None:
-    asked = cfg.n_weak + cfg.n_transfer + (cfg.n_test if test_pool is None else 0)
-    if len(pool) < asked:
+    needed = cfg.n_weak + cfg.n_transfer + (cfg.n_test if test_pool is None else 0)
+    if len(pool) < needed:
         names = "task.n_weak + task.n_transfer" + (" + task.n_test" if test_pool is None else "")
         raise W2SError(
-            f"{source} has {len(pool)} rows, but {names} = {asked}; lower them or add rows"
+            f"{source} has {len(pool)} rows, but {names} = {needed}; lower them or add rows"
         )
     if test_pool is not None and len(test_pool) < cfg.n_test:
         raise W2SError(
@@ -187,7 +187,7 @@ def _check_enough(
 
 
 def _join(first: Sequence[str], second: Sequence[str | None]) -> list[str]:
-    """Name the connected sets of rows that share a key of either column (union-find)."""
+    """Return for each row the name of its connected set: rows that share a key of either column."""
     parent: dict[tuple[int, str], tuple[int, str]] = {}
 
     def root(key: tuple[int, str]) -> tuple[int, str]:
@@ -200,7 +200,7 @@ def _join(first: Sequence[str], second: Sequence[str | None]) -> list[str]:
     for one, two in zip(first, second, strict=True):
         if two is not None:
             low, high = sorted((root((0, one)), root((1, two))))
-            parent[high] = low  # the smallest key names the set, whatever the order of the rows
+            parent[high] = low  # the smallest key names the set, for any order of the rows
     return [root((0, one))[1] for one in first]
 
 
@@ -210,5 +210,5 @@ def _digest(*parts: str) -> str:
 
 
 def _squeeze(text: str) -> str:
-    """Drop what does not make a text another text: case and runs of white space."""
+    """Return the text without case and runs of white space, which do not make texts different."""
     return " ".join(text.split()).casefold()

@@ -178,8 +178,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"labels": torch.ones(B, T + 1, dtype=torch.long)}, r"labels has shape \(3, 10\)"),
     ({"labels": torch.full((B, T), V)}, r"67"),
     ({"shift_labels": batch()["labels"], "weak_labels": soft()}, "shift_labels came with weak"),
-    ({"logits_to_keep": 1}, "logits_to_keep asks for logits"),
-    ({"output_logits": True}, "output_logits asks for logits"),
+    ({"logits_to_keep": 1}, "logits_to_keep requests logits"),
+    ({"output_logits": True}, "output_logits requests logits"),
     ({"weak_prob": soft()}, "no weak column is called 'weak_prob'.*did you mean 'weak_probs'"),
     ({"weak_weights": None}, "no weak column is called 'weak_weights'"),
     ({"weak_labels": 3 * soft()}, "position 0 sum to 3, .* apply a softmax first"),
@@ -273,7 +273,7 @@ def test_models_that_are_more_than_body_and_head() -> None:
     for model in (nn.Linear(2, 2), nn.DataParallel(lm)):
         with pytest.raises(W2SError, match="expected a causal LM of transformers"):
             w2s_fast.patch(model)
-    with pytest.raises(W2SError, match=r"LlamaModel is not a body .* such as LlamaForCausalLM"):
+    with pytest.raises(W2SError, match=r"LlamaModel is not a backbone .* such as LlamaForCausalLM"):
         w2s_fast.patch(lm.model)
     lm.lm_head = nn.Sequential(lm.lm_head)
     with pytest.raises(W2SError, match=r"head of LlamaForCausalLM is a Sequential"):

@@ -46,7 +46,7 @@ MORE: dict[str, Callable[[Any], Any]] = {
     "iterate": lambda z: list(z), "tanh twice": lambda z: z.tanh().tanh(),
     "class weights": lambda z: F.cross_entropy(z.view(-1, V), IDS, torch.ones(V)),
     "reduction": lambda z: F.cross_entropy(z.view(-1, V), IDS, reduction="none"),
-    "no class ids": lambda z: F.cross_entropy(z.view(-1, V), torch.ones(27, V)),
+    "not class ids": lambda z: F.cross_entropy(z.view(-1, V), torch.ones(27, V)),
     "add with alpha": lambda z: torch.add(z, torch.ones(V), alpha=0.5),
     "share": lambda z: (z[:, :-1], z.mul_(2.0)), "share ": lambda z: z[:, :-1].mul_(2.0),
     "no_grad": no_grad, "autograd": lambda z: Halved.apply(z),

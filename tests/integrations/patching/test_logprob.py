@@ -91,7 +91,7 @@ def test_bad_requests() -> None:
         lm(**inputs, return_logprob=True)
     with pytest.raises(W2SError, match="labels has shape"):
         lm(**inputs, labels=labels[:, 1:], return_logprob=True)
-    with pytest.raises(W2SError, match="logits_to_keep asks for logits"):
+    with pytest.raises(W2SError, match="logits_to_keep requests logits"):
         lm(**inputs, labels=labels, logits_to_keep=1, return_logprob=True)
 
 

@@ -232,7 +232,7 @@ def test_smoothing_of_the_loss_function() -> None:
 def test_shift_labels_of_a_model_that_shifts_itself() -> None:
     shifted = batch()
     shifted["shift_labels"] = shifted.pop("labels")
-    with pytest.raises(W2SError, match="does not take shift_labels as they are"):
+    with pytest.raises(W2SError, match="does not use shift_labels unchanged"):
         w2s_fast.patch(Shifting(tiny_lm().config))(**shifted)
 
 

@@ -191,13 +191,13 @@ def test_logits_are_never_made() -> None:
 
 
 def test_only_labelled_positions_reach_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, seen, called = w2s_fast.patch(tiny_lm()), [], state.through
+    lm, seen, called = w2s_fast.patch(tiny_lm()), [], state.call_head
 
-    def through(head: Any, hidden: Tensor, then: Any) -> Any:
+    def call_head(head: Any, hidden: Tensor, head_fn: Any) -> Any:
         seen.append(tuple(hidden.shape))
-        return called(head, hidden, then)
+        return called(head, hidden, head_fn)
 
-    monkeypatch.setattr(state, "through", through)
+    monkeypatch.setattr(state, "call_head", call_head)
     inputs = batch()
     lm(**inputs)
     assert seen == [(int((inputs["labels"][:, 1:] != -100).sum()), 16)]

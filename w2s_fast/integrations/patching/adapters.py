@@ -1,4 +1,4 @@
-"""Adapters of peft on a language model's head: who owns the weight, and what they add to it."""
+"""peft adapters on a language model's head: the module with the weight, and the adapted product."""
 
 from __future__ import annotations
 
@@ -11,42 +11,46 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.models.lm_head import check_gathered
 
-# What is done with hidden states (..., D), the head's weight (V, D) and its bias (V,) or None.
-Then = Callable[[Tensor, Tensor, Tensor | None], Any]
+# A function of hidden states (..., D), the head's weight (V, D) and its bias (V,) or None.
+HeadFn = Callable[[Tensor, Tensor, Tensor | None], Any]
 
 
-def owner(head: Any) -> Any:
-    """The module that owns the weight: the one beneath the adapters of an adapted head."""
+def weight_owner(head: Any) -> Any:
+    """Return the module with the weight: the one below the adapters of an adapted head."""
     if _retrains_tokens(head):
-        return owner(head.token_adapter)
+        return weight_owner(head.token_adapter)
     if _is_copied(head):
         active = head.active_adapters
-        plain = head.disable_adapters or not active
-        return owner(head.original_module if plain else head.modules_to_save[active[0]])
-    return owner(head.base_layer) if hasattr(head, "base_layer") else head
+        unadapted = head.disable_adapters or not active
+        original, copies = head.original_module, head.modules_to_save
+        return weight_owner(original if unadapted else copies[active[0]])
+    return weight_owner(head.base_layer) if hasattr(head, "base_layer") else head
 
 
-def owners(head: Any) -> Iterator[Any]:
-    """All that ``owner`` may be while adapters are switched on and off."""
+def weight_owners(head: Any) -> Iterator[Any]:
+    """Yield every module that ``weight_owner`` may return as adapters are switched on and off."""
     if _is_copied(head) and not _retrains_tokens(head):
-        for one in (head.original_module, *head.modules_to_save.values()):
-            yield from owners(one)
+        for module in (head.original_module, *head.modules_to_save.values()):
+            yield from weight_owners(module)
     else:
-        yield owner(head)
+        yield weight_owner(head)
 
 
 def _is_copied(head: Any) -> bool:
-    """Whether peft trains a copy of the whole head (``modules_to_save``)."""
+    """Return whether peft trains a copy of the whole head (``modules_to_save``)."""
     return hasattr(head, "modules_to_save") and hasattr(head, "original_module")
 
 
 def _retrains_tokens(head: Any) -> bool:
-    """Whether peft trains a few rows of the head (``trainable_token_indices``, tied)."""
+    """Return whether peft trains a few rows of the head (``trainable_token_indices``, tied)."""
     return "token_adapter" in getattr(head, "_modules", {})
 
 
-def adapted(head: Any, then: Then) -> Callable[[Tensor], Then]:
-    """``then`` of the head with its adapters, given the hidden states that reach it.
+def with_adapters(head: Any, head_fn: HeadFn) -> Callable[[Tensor], HeadFn]:
+    """Wrap ``head_fn`` so that it is applied to the head with its adapters.
+
+    Returns:
+        A function of the hidden states that reach the head, which returns the wrapped function.
 
     Raises:
         W2SError: for adapters other than LoRA, AdaLoRA and retrained tokens.
@@ -54,7 +58,7 @@ def adapted(head: Any, then: Then) -> Callable[[Tensor], Then]:
     if _retrains_tokens(head):
         head = head.token_adapter
     if not hasattr(head, "base_layer"):
-        return lambda hidden: then
+        return lambda hidden: head_fn
     kind = type(head).__name__
     known = hasattr(head, "lora_A") or hasattr(head, "trainable_tokens_delta")
     if hasattr(head.base_layer, "base_layer") or not known:
@@ -65,23 +69,23 @@ def adapted(head: Any, then: Then) -> Callable[[Tensor], Then]:
     if head.disable_adapters and head.merged:
         head.unmerge()
     if head.disable_adapters or head.merged:
-        return lambda hidden: then
+        return lambda hidden: head_fn
     if hasattr(head, "trainable_tokens_delta"):
-        return lambda hidden: _with_tokens(head, then)
-    return lambda hidden: _wider(head, hidden, then)
+        return lambda hidden: _with_trained_tokens(head, head_fn)
+    return lambda hidden: _with_lora(head, hidden, head_fn)
 
 
-def _with_tokens(head: Any, then: Then) -> Then:
-    """A head of which some rows are trained; peft leaves its bias out, as ``F.linear`` there."""
+def _with_trained_tokens(head: Any, head_fn: HeadFn) -> HeadFn:
+    """Replace the trained rows of the weight; like peft, this leaves the bias out."""
 
     def replaced(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-        return then(hidden, head.get_merged_weights(head.active_adapters), None)
+        return head_fn(hidden, head.get_merged_weights(head.active_adapters), None)
 
     return replaced
 
 
-def _wider(head: Any, hidden: Tensor, then: Then) -> Then:
-    """LoRA on the head, W x + s B A x, as one wider head: [W, B] [x, s A x]."""
+def _with_lora(head: Any, hidden: Tensor, head_fn: HeadFn) -> HeadFn:
+    """Compute LoRA on the head, W x + s B A x, as one wider head: [W, B] [x, s A x]."""
     columns, weights = [hidden], []
     for name in head.active_adapters:
         if name in head.lora_A:
@@ -91,13 +95,13 @@ def _wider(head: Any, hidden: Tensor, then: Then) -> Then:
 
     def wider(_: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         ups = [up.to(weight.dtype) for up in weights]
-        return then(torch.cat(columns, -1), torch.cat([weight, *ups], 1), bias)
+        return head_fn(torch.cat(columns, -1), torch.cat([weight, *ups], 1), bias)
 
     return wider
 
 
 def _low_rank(head: Any, name: str, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """s A x (..., r) and B (V, r) of one adapter."""
+    """Return s A x (..., r) and B (V, r) of one adapter."""
     down, up = head.lora_A[name], head.lora_B[name]
     if isinstance(down, Tensor):  # AdaLoRA: B (A * E) x s / rank
         check_gathered(up)

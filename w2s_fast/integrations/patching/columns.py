@@ -1,6 +1,6 @@
-"""Batch columns as rows of a loss: which positions count, what they learn, how much they weigh.
+"""Rows of a loss from the columns of a batch: positions, targets and weights.
 
-B sequences, T tokens, V vocabulary, K listed classes a position, n rows that reach the head.
+B sequences, T tokens, V vocabulary, K classes a position, n rows that reach the head.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.integrations.patching.values import read_targets, unpack_sparse
+from w2s_fast.integrations.patching.column_types import read_targets, unpack_sparse
 from w2s_fast.ops.checks import check_probs, check_weight
 from w2s_fast.ops.targets import SparseTargets
 
@@ -20,30 +20,31 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def take_columns(given: dict[str, Any]) -> dict[str, Any]:
-    """Take the weak columns out of a forward's keywords; those that are None are not there.
+def pop_columns(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Remove the weak columns from a forward's keywords and return those that are not None.
 
     Raises:
-        W2SError: for a name that looks like one and is none: transformers would swallow it; for
-            ``SparseTargets`` beside the columns that they are.
+        W2SError: for an unknown name that begins with ``weak_``, which transformers would ignore;
+            for ``SparseTargets`` together with the columns that they replace.
     """
-    found = {name: given.pop(name) for name in list(given) if name.startswith("weak_")}
-    for name in found:
+    columns = {name: inputs.pop(name) for name in list(inputs) if name.startswith("weak_")}
+    for name in columns:
         if name not in COLUMNS:
             raise W2SError(
                 f"no weak column is called {name!r}; expected some of {', '.join(COLUMNS)}"
                 f"{nearest(name, COLUMNS)}"
             )
-    return unpack_sparse({name: value for name, value in found.items() if value is not None})
+    return unpack_sparse({name: value for name, value in columns.items() if value is not None})
 
 
 class Rows(NamedTuple):
-    """What the head and the loss get.
+    """Inputs of the head and the loss.
 
     Attributes:
         hidden: (n, D).
         weak: (n,), (n, V) or ``SparseTargets`` of n rows.
-        weight: (n,) row weights over their sum, or over ``num_items_in_batch``; 0 takes out.
+        weight: (n,) row weights divided by their sum, or by ``num_items_in_batch``; 0 takes a row
+            out.
     """
 
     hidden: Tensor
@@ -60,29 +61,29 @@ def read_rows(
     hidden: Tensor,
     n_items: Tensor | int | None,
 ) -> Rows:
-    """Rows of a batch; see ``patch`` for the columns.
+    """Make the rows of a batch; see ``patch`` for the columns.
 
-    Eagerly these are the labelled positions alone, which the host has to know. Compiled code must
-    not wait for them: it gets every position, those without a label at weight 0.
+    In eager mode these are the labelled positions alone, which synchronises with the device.
+    Compiled code gets every position, with weight 0 for those without a label.
 
     Raises:
-        W2SError: if a column is no tensor of its kind, or does not fit the others, the batch or the
+        W2SError: if a column has the wrong type, or does not fit the others, the batch or the
             vocabulary.
     """
     given = {"labels": labels, "shift_labels": shift_labels, **columns}
     columns = read_targets(given, size, hidden.device)
     labels, shift_labels = columns.pop("labels"), columns.pop("shift_labels")
-    weak = _weak(columns, size, vocabulary)
-    weight = _weight(columns.get("weak_weight"), size, hidden)
+    weak = _weak_targets(columns, size, vocabulary)
+    weight = _row_weights(columns.get("weak_weight"), size, hidden)
     labels = _labels(labels, shift_labels, weak, columns, size)
-    counts = _counts(labels, weak)
+    counts = _position_mask(labels, weak)
     weak = labels if weak is None else weak
     assert weak is not None
     ahead = 0 if shift_labels is not None else 1
     counts = counts[:, ahead:]
-    rows = None if torch.compiler.is_compiling() else _places(counts, size[1])
-    weight = _pick(weight, rows, ahead)
-    weak = _pick_weak(weak, rows, ahead)
+    rows = None if torch.compiler.is_compiling() else _flat_rows(counts, size[1])
+    weight = _select(weight, rows, ahead)
+    weak = _select_weak(weak, rows, ahead)
     if rows is None:
         weight = torch.where(counts.flatten(), weight, 0.0)
         hidden = hidden[:, : size[1] - ahead].flatten(0, 1)
@@ -99,7 +100,7 @@ def _labels(
     columns: dict[str, Any],
     size: tuple[int, int],
 ) -> Tensor | None:
-    """(B, T) labels, of whichever column they are; None where weak columns are alone."""
+    """Return (B, T) labels of either column; None if there are only weak columns."""
     if shift_labels is not None:
         weight = columns.get("weak_weight")
         if weak is not None or (weight is not None and weight.dim() == 2):
@@ -111,18 +112,18 @@ def _labels(
             "label_smoothing_factor or compute_loss_func takes the labels away: leave these out)"
         )
     if labels is not None:
-        _shape("labels", labels, size)
+        _check_shape("labels", labels, size)
     return labels
 
 
-def _places(counts: Tensor, length: int) -> Tensor:
-    """(n,) rows of the flattened hidden states that count; the host waits for their number."""
-    at = counts.nonzero()
-    return at[:, 0] * length + at[:, 1]
+def _flat_rows(counts: Tensor, length: int) -> Tensor:
+    """Return (n,) rows of the flattened hidden states that count; synchronises with the device."""
+    index = counts.nonzero()
+    return index[:, 0] * length + index[:, 1]
 
 
 def _check_mass(weak: Tensor | SparseTargets) -> None:
-    """Soft labels of the rows that count must be probabilities; those not listed may be left out.
+    """Check that soft labels of the rows that count are probabilities; top-k may sum to less.
 
     Raises:
         W2SError: on the CPU, see ``check_probs``.
@@ -134,24 +135,24 @@ def _check_mass(weak: Tensor | SparseTargets) -> None:
         check_probs(weak)
 
 
-def _pick(x: Tensor, rows: Tensor | None, ahead: int) -> Tensor:
-    """What belongs to some rows of the flattened hidden states, of a column (B, T, ...)."""
+def _select(x: Tensor, rows: Tensor | None, ahead: int) -> Tensor:
+    """Select the entries of a column (B, T, ...) for rows of the flattened hidden states."""
     if rows is None:
         return x[:, ahead:].flatten(0, 1)
     return x.flatten(0, 1).index_select(0, rows + ahead)
 
 
-def _pick_weak(
+def _select_weak(
     weak: Tensor | SparseTargets, rows: Tensor | None, ahead: int
 ) -> Tensor | SparseTargets:
     if isinstance(weak, Tensor):
-        return _pick(weak, rows, ahead)
-    rest = None if weak.rest is None else _pick(weak.rest, rows, ahead)
-    return SparseTargets(_pick(weak.ids, rows, ahead), _pick(weak.probs, rows, ahead), rest)
+        return _select(weak, rows, ahead)
+    rest = None if weak.rest is None else _select(weak.rest, rows, ahead)
+    return SparseTargets(_select(weak.ids, rows, ahead), _select(weak.probs, rows, ahead), rest)
 
 
 def _normalised(weight: Tensor, n_items: Tensor | int | None) -> Tensor:
-    """Weights over what the sum of row losses is divided by: its gradient is scaled but once."""
+    """Divide the weights, instead of the loss sum, so that gradients are scaled once."""
     if n_items is None:
         total = weight.sum()
     else:
@@ -159,26 +160,26 @@ def _normalised(weight: Tensor, n_items: Tensor | int | None) -> Tensor:
     return weight * torch.where(total > 0, 1 / total, 0.0)
 
 
-def _counts(labels: Tensor | None, weak: Tensor | SparseTargets | None) -> Tensor:
-    """(B, T) bool: positions that are marked and have something to be learned."""
+def _position_mask(labels: Tensor | None, weak: Tensor | SparseTargets | None) -> Tensor:
+    """Return (B, T) bool: positions that are marked and have a target."""
     if labels is None:
         assert weak is not None
-        return _says_something(weak)
+        return _has_target(weak)
     marked = labels != -100
-    # Whether soft labels have mass is a pass over (B, T, V); the marks have decided already.
+    # Checking the mass of dense soft labels would be a pass over (B, T, V).
     dense = isinstance(weak, Tensor) and weak.is_floating_point()
-    return marked if weak is None or dense else marked & _says_something(weak)
+    return marked if weak is None or dense else marked & _has_target(weak)
 
 
-def _says_something(weak: Tensor | SparseTargets) -> Tensor:
-    """(B, T) bool: positions with a hard label, an id, or some mass."""
+def _has_target(weak: Tensor | SparseTargets) -> Tensor:
+    """Return (B, T) bool: positions with a hard label, an id, or some mass."""
     if not isinstance(weak, Tensor):
         return (weak.ids >= 0).any(-1)
     return weak.sum(-1) > 0 if weak.is_floating_point() else weak != -100
 
 
-def _weight(weight: Tensor | None, size: tuple[int, int], hidden: Tensor) -> Tensor:
-    """(B, T) row weights, of the precision of the loss."""
+def _row_weights(weight: Tensor | None, size: tuple[int, int], hidden: Tensor) -> Tensor:
+    """Return (B, T) row weights in the precision of the loss."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     if weight is None:
         return torch.ones(size, dtype=dtype, device=hidden.device)
@@ -191,10 +192,10 @@ def _weight(weight: Tensor | None, size: tuple[int, int], hidden: Tensor) -> Ten
     return weight.unsqueeze(1).expand(size) if weight.dim() == 1 else weight
 
 
-def _weak(
+def _weak_targets(
     columns: dict[str, Any], size: tuple[int, int], vocabulary: int
 ) -> Tensor | SparseTargets | None:
-    """The weak columns as one target (B, T, ...); None if there are none."""
+    """Combine the weak columns into one target (B, T, ...); None if there are none."""
     labels, ids, probs, rest = (
         columns.get(c) for c in ("weak_labels", "weak_ids", "weak_probs", "weak_rest")
     )
@@ -219,26 +220,26 @@ def _weak(
             "weak_ids list no classes (K = 0); expected at least one, id -1 where a position has "
             "none, or leave weak_ids and weak_probs out"
         )
-    _shape("weak_ids", ids, (*size, ids.shape[2]))
-    _shape("weak_probs", probs, tuple(ids.shape))
+    _check_shape("weak_ids", ids, (*size, ids.shape[2]))
+    _check_shape("weak_probs", probs, tuple(ids.shape))
     if rest is not None:
-        _shape("weak_rest", rest, size)
+        _check_shape("weak_rest", rest, size)
     return SparseTargets(ids, probs, rest)
 
 
 def _dense_or_hard(labels: Tensor, size: tuple[int, int], vocabulary: int) -> Tensor:
     if not labels.is_floating_point():
-        _shape("weak_labels (hard)", labels, size)
+        _check_shape("weak_labels (hard)", labels, size)
         return labels
     if labels.dim() == 3 and labels.shape[2] != vocabulary:
         raise W2SError(
             f"weak_labels are {labels.shape[2]} wide, the vocabulary of the head is {vocabulary}; "
-            "give every class its column, or the listed ones as weak_ids and weak_probs"
+            "pass one entry for every class, or the top classes as weak_ids and weak_probs"
         )
-    _shape("weak_labels (soft)", labels, (*size, vocabulary))
+    _check_shape("weak_labels (soft)", labels, (*size, vocabulary))
     return labels
 
 
-def _shape(name: str, t: Tensor, expected: tuple[int, ...]) -> None:
+def _check_shape(name: str, t: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(t.shape) != expected:
         raise W2SError(f"{name} has shape {tuple(t.shape)}; expected {expected} to fit the batch")

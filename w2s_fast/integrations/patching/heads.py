@@ -1,8 +1,8 @@
-"""The head of a language model, used inside its own call.
+"""Evaluate a function of a head's weight inside the head's own module call.
 
-Whoever shards a weight brings it together when the module that owns it is called, and takes its
-gradient from there. So the loss is computed in the head's own forward: one more keyword, given by
-nobody but a patched model. The head stays the module it was, under the names it had.
+Libraries that shard a weight gather it, and reduce its gradient, when the module that owns it is
+called. The loss is therefore computed in the head's own forward, which gets one more keyword that
+only a patched model passes. The head remains the same module under the same name.
 """
 
 from __future__ import annotations
@@ -13,57 +13,68 @@ from typing import Any
 from torch import Tensor, nn
 
 from w2s_fast.errors import W2SError
-from w2s_fast.integrations.patching.adapters import Then, adapted, owner, owners
-from w2s_fast.integrations.patching.whole import Mark
+from w2s_fast.integrations.patching.adapters import (
+    HeadFn,
+    weight_owner,
+    weight_owners,
+    with_adapters,
+)
+from w2s_fast.integrations.patching.pickling import PatchMark
 from w2s_fast.models.lm_head import check_gathered
 from w2s_fast.models.weights import shape_of
 
-# Libraries whose hooks on a head move or make its weight and leave hidden states and output alone.
-_MOVERS = ("torch.distributed", "torch.nn.utils", "deepspeed", "accelerate", "transformers")
+# Libraries whose hooks on a head change only its weight, not hidden states or output.
+_SHARDING_LIBRARIES = (
+    "torch.distributed",
+    "torch.nn.utils",
+    "deepspeed",
+    "accelerate",
+    "transformers",
+)
 
 
-def take_over(head: Any) -> None:
-    """Let the forward of a head take ``then``; without it, it is what it was."""
-    for own in owners(head):
+def install_head(head: Any) -> None:
+    """Add the keyword ``head_fn`` to the forward of a head."""
+    for own in weight_owners(head):
         own.forward = MethodType(_forward, own)
-        own._w2s_head = Mark()
+        own._w2s_head = PatchMark()
 
 
-def hand_back(lm: Any) -> None:
-    """Undo ``take_over`` in every module of a model; adapters may have copied the head."""
+def restore_heads(lm: Any) -> None:
+    """Undo ``install_head`` in every module of a model; adapters may have copied the head."""
     for module in lm.modules():
         if module.__dict__.pop("_w2s_head", None):
             del module.forward
 
 
-def _forward(self: Any, hidden: Tensor, then: Then | None = None) -> Any:
-    if then is None:
+def _forward(self: Any, hidden: Tensor, head_fn: HeadFn | None = None) -> Any:
+    if head_fn is None:
         return type(self).forward(self, hidden)
     check_gathered(self.weight)
-    return then(hidden, self.weight, self.bias)
+    return head_fn(hidden, self.weight, self.bias)
 
 
-def through(head: Any, hidden: Tensor, then: Then) -> Any:
-    """``then`` of the head, adapters included, inside the call of the module that owns it.
+def call_head(head: Any, hidden: Tensor, head_fn: HeadFn) -> Any:
+    """Return ``head_fn`` of the head with its adapters, inside the call of its module.
 
     Raises:
-        W2SError: if the head was replaced or got a hook of somebody else after ``patch``, or has an
-            adapter that is not served.
+        W2SError: if the head was replaced or got a hook of another library after ``patch``, or has
+            an unsupported adapter.
     """
-    own = owner(head)
-    mine = getattr(own.__dict__.get("forward"), "__func__", None) is _forward
-    mine = mine and type(own).forward is nn.Linear.forward
-    if not hasattr(own, "_w2s_head") or not mine:
+    own = weight_owner(head)
+    installed = getattr(own.__dict__.get("forward"), "__func__", None) is _forward
+    installed = installed and type(own).forward is nn.Linear.forward
+    if not hasattr(own, "_w2s_head") or not installed:
         raise W2SError(
             f"the head, a {type(own).__name__}, is not the one that was patched; unpatch the model "
             "and patch it again"
         )
-    refuse_hooks(head)
-    return own(hidden, then=adapted(head, then)(hidden))
+    check_hooks(head)
+    return own(hidden, head_fn=with_adapters(head, head_fn)(hidden))
 
 
-def refuse_hooks(head: Any) -> None:
-    """Raise ``W2SError`` for hooks that see, or change, logits that are never made."""
+def check_hooks(head: Any) -> None:
+    """Raise ``W2SError`` for hooks that read or change logits, which do not exist."""
     for module in head.modules():
         for kind in (
             "_forward_pre_hooks",
@@ -72,32 +83,32 @@ def refuse_hooks(head: Any) -> None:
             "_backward_pre_hooks",
         ):
             for hook in getattr(module, kind, {}).values():
-                if not origin(hook).startswith(_MOVERS):
+                if not origin_module(hook).startswith(_SHARDING_LIBRARIES):
                     raise W2SError(
-                        f"the head has a hook of {origin(hook)}, which may change what goes into "
-                        "it or needs what comes out; a patched model calls its head with some rows "
-                        "only and makes no logits; remove the hook or unpatch the model"
+                        f"the head has a hook of {origin_module(hook)}, which may change its input "
+                        "or need its output; a patched model calls its head with some rows only "
+                        "and makes no logits; remove the hook or unpatch the model"
                     )
 
 
-def refuse_head(name: str, head: Any) -> None:
-    """Raise ``W2SError`` for a head that is not plain ``nn.Linear`` beneath its adapters."""
+def check_head(name: str, head: Any) -> None:
+    """Raise ``W2SError`` for a head that is not plain ``nn.Linear`` below its adapters."""
     if head is None:
         raise W2SError(f"{name} has no language-model head; expected a causal LM")
-    for own in owners(head):
-        _refuse_owner(name, own)
-    refuse_hooks(head)
+    for own in weight_owners(head):
+        _check_owner(name, own)
+    check_hooks(head)
 
 
-def _refuse_owner(name: str, own: Any) -> None:
+def _check_owner(name: str, own: Any) -> None:
     weight = getattr(own, "weight", None)
     linear = isinstance(own, nn.Linear) and type(own).forward is nn.Linear.forward
     if not linear or weight is None or not weight.is_floating_point():
         raise W2SError(f"the head of {name} is a {type(own).__name__}; expected nn.Linear")
     if "forward" in own.__dict__:
         raise W2SError(
-            f"the forward of the head of this {name} was replaced by {origin(own.forward)}; load "
-            "the model without that"
+            f"the forward of the head of this {name} was replaced by {origin_module(own.forward)}; "
+            "load the model without that"
         )
     if shape_of(weight)[0] != own.out_features:
         raise W2SError(
@@ -106,14 +117,14 @@ def _refuse_owner(name: str, own: Any) -> None:
         )
 
 
-def origin(function: Any) -> str:
-    """The module that a forward or a hook comes from; it may wear the name of what it wraps."""
+def origin_module(function: Any) -> str:
+    """Return the module that defines a forward or a hook, even if it copies another's name."""
     function = getattr(function, "__func__", function)
     function = getattr(function, "func", function)  # of functools.partial
     function = getattr(function, "__func__", function)
-    if not hasattr(function, "__globals__"):  # an object that is called
+    if not hasattr(function, "__globals__"):  # a callable object
         return type(function).__module__
-    name = str(function.__globals__.get("__name__") or "someone else")
+    name = str(function.__globals__.get("__name__") or "an unknown module")
     inner = getattr(function, "__wrapped__", None)
-    # torch.compiler.disable, as libraries decorate their hooks.
-    return origin(inner) if name.startswith("torch._dynamo") and inner else name
+    # Libraries decorate their hooks with torch.compiler.disable.
+    return origin_module(inner) if name.startswith("torch._dynamo") and inner else name

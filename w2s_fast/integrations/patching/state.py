@@ -12,10 +12,10 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.integrations.patching.columns import Rows
-from w2s_fast.integrations.patching.form import Form
-from w2s_fast.integrations.patching.heads import through
+from w2s_fast.integrations.patching.heads import call_head
+from w2s_fast.integrations.patching.logit_transform import LogitTransform
+from w2s_fast.integrations.patching.pickling import NotPicklable
 from w2s_fast.integrations.patching.schedule import coefficient_at, has_schedule
-from w2s_fast.integrations.patching.whole import Unpickled
 from w2s_fast.losses import Loss, LossContext
 from w2s_fast.losses.smoothing import Smoothing
 from w2s_fast.losses.xent import Xent
@@ -25,8 +25,8 @@ from w2s_fast.ops.targets import SparseTargets
 _XENT = Xent()
 
 
-class Unstored(Projected):
-    """Projected logits that refuse to be stored: a patched model never makes them."""
+class UncomputedLogits(Projected):
+    """Uncomputed logits that refuse to be computed densely: a patched model never stores them."""
 
     def dense(self) -> Tensor:
         """Raise ``W2SError``."""
@@ -44,7 +44,7 @@ class _CoefficientTensor:
 
 
 @dataclass
-class State(Unpickled):
+class State(NotPicklable):
     """State of a patched model. It holds nothing that a user may change on the model later.
 
     Attributes:
@@ -56,7 +56,7 @@ class State(Unpickled):
         progress_known: whether they were set.
         loss_computed: whether a loss or log-probabilities were computed since this was last reset.
         coefficient: the loss's coefficient at that progress; ``compiled_loss`` reads it.
-        places: modules that hold the head and its names there; see ``own_forward.places``.
+        places: modules that hold the head and its names there; see ``own_forward.head_places``.
         compared: whether the model was compared with its unpatched self; see ``verify``.
         plain: whether its loss is the cross-entropy of its head on the last hidden states of its
             backbone and nothing more, so that compiled code may skip the model's own forward.
@@ -77,7 +77,7 @@ class State(Unpickled):
     compared: bool = False
     plain: bool = False
     loss_function: Any = None
-    other_fields: tuple[tuple[str, Any], ...] = ()
+    logit_fields: tuple[tuple[str, Any], ...] = ()
     shifts: bool | None = None
 
     def __post_init__(self) -> None:
@@ -93,21 +93,21 @@ class State(Unpickled):
         self.coefficient.value.fill_(coefficient)
 
     def project(
-        self, kind: type[Projected], form: Form
+        self, kind: type[Projected], transform: LogitTransform
     ) -> Callable[[Tensor, Tensor, Tensor | None], Any]:
         """Return a function that makes uncomputed logits from hidden states, head and bias."""
 
         def project(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Projected:
-            if form.classes is not None:
-                weight = weight[: form.classes]
-                bias = None if bias is None else bias[: form.classes]
-            if form.scale != 1:
-                hidden = hidden * form.scale
-                bias = None if bias is None else bias * form.scale
-            if form.bias is not None:
-                extra = form.bias.to(weight.device, weight.dtype)
+            if transform.classes is not None:
+                weight = weight[: transform.classes]
+                bias = None if bias is None else bias[: transform.classes]
+            if transform.scale != 1:
+                hidden = hidden * transform.scale
+                bias = None if bias is None else bias * transform.scale
+            if transform.bias is not None:
+                extra = transform.bias.to(weight.device, weight.dtype)
                 bias = extra if bias is None else bias + extra
-            return kind(hidden, weight, bias, form.softcap, self.memory_mib)
+            return kind(hidden, weight, bias, transform.softcap, self.memory_mib)
 
         return project
 
@@ -127,7 +127,9 @@ class State(Unpickled):
                 "or another loss; leave it at 0 and patch(model, loss='smoothing:epsilon=...')"
             )
 
-    def loss_sum(self, lm: Any, rows: Rows, head: Any, form: Form, smoothing: float = 0) -> Tensor:
+    def loss_sum(
+        self, lm: Any, rows: Rows, head: Any, transform: LogitTransform, smoothing: float = 0
+    ) -> Tensor:
         """Compute the weighted sum of the row losses inside the call of the head.
 
         Raises:
@@ -135,9 +137,9 @@ class State(Unpickled):
         """
         training = lm.training
         self._check_kind(rows, training, smoothing)
-        project = self.project(Unstored, form)
+        project = self.project(UncomputedLogits, transform)
 
-        def then(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        def head_fn(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             logits: Any = project(hidden, weight, bias)
             weak: Any = rows.weak
             if smoothing:
@@ -148,5 +150,5 @@ class State(Unpickled):
             ctx = LossContext(rows.weight, self.step_frac, self.step)
             return loss.forward(logits, weak, ctx).loss_sum
 
-        loss: Tensor = through(head, rows.hidden, then)
+        loss: Tensor = call_head(head, rows.hidden, head_fn)
         return loss

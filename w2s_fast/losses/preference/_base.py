@@ -114,7 +114,9 @@ class Preference:
         gap = (self.reward(first) - self.reward(second)).detach()
         return pack(loss, gap, q, weight, mask)
 
-    def _check(self, name: str, low: float, high: float = math.inf, *, open_: bool = False) -> None:
+    def _check_range(
+        self, name: str, low: float, high: float = math.inf, *, open_: bool = False
+    ) -> None:
         """Raise ``W2SError`` unless field ``name`` is in [low, high], or above low if ``open_``."""
         value = getattr(self, name)
         check_number(f"{type(self).__name__}: {name}", value)

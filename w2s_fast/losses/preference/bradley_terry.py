@@ -28,7 +28,7 @@ class BradleyTerry(Preference):
     margin: float = 0.0
 
     def __post_init__(self) -> None:
-        self._check("margin", 0.0)
+        self._check_range("margin", 0.0)
 
     def reward(self, answers: Answers) -> Tensor:
         """Return the reward itself."""

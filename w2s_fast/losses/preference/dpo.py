@@ -34,9 +34,9 @@ class DPO(Preference):
     flip_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        self._check("beta", 0.0, open_=True)
-        self._check("label_smoothing", 0.0, 0.5)
-        self._check("flip_rate", 0.0, 0.4999)
+        self._check_range("beta", 0.0, open_=True)
+        self._check_range("label_smoothing", 0.0, 0.5)
+        self._check_range("flip_rate", 0.0, 0.4999)
 
     def soften(self, q: Tensor) -> Tensor:
         """Return q (1-2e) + e for ``label_smoothing``, then (q - e) / (1-2e) for ``flip_rate``."""

@@ -43,9 +43,9 @@ class KTO(Preference):
     undesirable: float = 1.0
 
     def __post_init__(self) -> None:
-        self._check("beta", 0.0, open_=True)
-        self._check("desirable", 0.0)
-        self._check("undesirable", 0.0)
+        self._check_range("beta", 0.0, open_=True)
+        self._check_range("desirable", 0.0)
+        self._check_range("undesirable", 0.0)
 
     def reward(self, answers: Answers) -> Tensor:
         """Return beta times the log-ratio."""

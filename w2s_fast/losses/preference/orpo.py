@@ -30,7 +30,7 @@ class ORPO(Preference):
     lam: float = 0.1
 
     def __post_init__(self) -> None:
-        self._check("lam", 0.0)
+        self._check_range("lam", 0.0)
 
     def reward(self, answers: Answers) -> Tensor:
         """Return the log odds of the answer."""

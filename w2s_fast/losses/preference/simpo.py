@@ -31,9 +31,9 @@ class SimPO(Preference):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        self._check("beta", 0.0, open_=True)
-        self._check("gamma", 0.0)
-        self._check("label_smoothing", 0.0, 0.5)
+        self._check_range("beta", 0.0, open_=True)
+        self._check_range("gamma", 0.0)
+        self._check_range("label_smoothing", 0.0, 0.5)
 
     def soften(self, q: Tensor) -> Tensor:
         """Return q (1-2e) + e."""

@@ -31,11 +31,11 @@ from w2s_fast.pipeline.stages.build_model import (
 )
 from w2s_fast.pipeline.stages.training_set import max_length
 from w2s_fast.pipeline.task_kinds import task_kind
-from w2s_fast.store import Building
+from w2s_fast.store import StageBuild
 from w2s_fast.tasks import Inputs
 
 
-def features(ctx: Context, build: Building) -> None:
+def features(ctx: Context, build: StageBuild) -> None:
     """Store the hidden states of the untrained model at the label position, bf16 (N, D)."""
     from w2s_fast.probing.feature_cache import cache_features
 
@@ -50,7 +50,7 @@ def features(ctx: Context, build: Building) -> None:
     )
 
 
-def prior(ctx: Context, build: Building) -> None:
+def prior(ctx: Context, build: StageBuild) -> None:
     """Label with the untrained language model: probabilities of the class words."""
     from w2s_fast.training import next_token_probs
 
@@ -61,20 +61,20 @@ def prior(ctx: Context, build: Building) -> None:
     ctx.write(lambda: _write_labels(build.path, items, Targets(probs)))
 
 
-def balance(ctx: Context, build: Building) -> None:
+def balance(ctx: Context, build: StageBuild) -> None:
     """Store the true share of every class in the transfer set (C,)."""
     labels = ctx.gold("transfer").labels
     shares = np.bincount(labels, minlength=ctx.n_classes) / len(labels)
     ctx.write(lambda: np.save(build.path / BALANCE, shares, allow_pickle=False))
 
 
-def trajectory(ctx: Context, build: Building) -> None:
+def trajectory(ctx: Context, build: StageBuild) -> None:
     """Store the predictions (K, N, C) of the transfer set that a training recorded."""
     recorded = ctx.input("model") / TRAJECTORY
     ctx.write(lambda: os.link(recorded, build.path / TRAJECTORY))
 
 
-def apply(ctx: Context, build: Building) -> None:
+def apply(ctx: Context, build: StageBuild) -> None:
     """Call a method's function with its input arrays, and store the labels it returns."""
     method = make_method(ctx.job.setting("method"))
     function = getattr(method, ctx.job.setting("function"))
@@ -130,7 +130,7 @@ def as_questions(ctx: Context, items: Inputs, word: str) -> Inputs:
     return Inputs(items.ids, texts, None, items.groups)
 
 
-def tuned(ctx: Context, build: Building) -> None:
+def tuned(ctx: Context, build: StageBuild) -> None:
     """Train the language model on the transfer texts alone (Burns et al. 2023, §5.2.2)."""
     from w2s_fast.losses import make_loss
     from w2s_fast.training import train

@@ -13,13 +13,13 @@ from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import trained_model
 from w2s_fast.pipeline.stages.training_set import model_rows
 from w2s_fast.pipeline.task_kinds import task_kind
-from w2s_fast.store import Building
+from w2s_fast.store import StageBuild
 from w2s_fast.tasks import Inputs
 
 PART_ROWS = 20_000  # items per file of labels, and the most that a kill can cost
 
 
-def labels(ctx: Context, build: Building) -> None:
+def labels(ctx: Context, build: StageBuild) -> None:
     """Label a split with a trained model: class probabilities, or completions.
 
     The parts are the same for any number of processes.

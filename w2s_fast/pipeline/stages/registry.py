@@ -1,9 +1,9 @@
 """The stages of a run: pure functions of settings, input folders and a seed, one folder each.
 
-``weak`` trains on true labels of the weak set; ``labels`` applies that model to the transfer set;
-``student`` trains on these soft labels, ``ceiling`` on the true labels of the same set, ``control``
-on the soft labels without pretraining. ``method_inputs`` has what methods compute between these
-stages. All models are scored on the same test items.
+``weak`` learns true labels of the weak split and ``labels`` predicts the transfer split with it.
+``student`` learns these weak labels, ``ceiling`` the true labels of the same texts, and ``control``
+the weak labels without pretraining. ``method_inputs`` has the stages that methods add. All models
+are scored on the same test items.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages import method_inputs, report, transcripts
 from w2s_fast.pipeline.stages.predict import labels
 from w2s_fast.pipeline.stages.train import train_model
-from w2s_fast.store import Building
+from w2s_fast.store import StageBuild
 
 
-def pretrain(ctx: Context, build: Building) -> None:
-    """Make the embedded task's pretrained language model; it never sees a label."""
+def pretrain(ctx: Context, build: StageBuild) -> None:
+    """Pretrain the embedded task's language model, without labels."""
     from transformers.utils import logging
 
     from w2s_fast.tasks.datasets import agreement_lm
@@ -29,7 +29,7 @@ def pretrain(ctx: Context, build: Building) -> None:
     ctx.write(lambda: agreement_lm.pretrain(target, ctx.cfg.task, ctx.seed, ctx.progress))
 
 
-STAGES: dict[str, Callable[[Context, Building], None]] = {
+STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "pretrain": pretrain,
     "weak": train_model,
     "labels": labels,

@@ -14,11 +14,11 @@ from w2s_fast.config import RunConfig
 from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.artifacts import LABELS, TEST
 from w2s_fast.pipeline.context import Context, load_data
-from w2s_fast.pipeline.jobs import Entry, Jobs, plan
+from w2s_fast.pipeline.jobs import Entry, JobPlan, plan_jobs
 from w2s_fast.pipeline.predictions import SCORE_NAMES, Predictions
 from w2s_fast.pipeline.students import Student, students
 from w2s_fast.pipeline.task_kinds import task_kind
-from w2s_fast.store import Building, write_json
+from w2s_fast.store import StageBuild, write_json
 from w2s_fast.tasks import TaskData
 
 MODELS = ("weak", "student", "ceiling")
@@ -54,7 +54,7 @@ class _Trained:
     ceiling_name: str
 
 
-def report(ctx: Context, build: Building) -> None:
+def report(ctx: Context, build: StageBuild) -> None:
     """Write the scores of all runs."""
     data = {s: load_data(ctx.cfg.task, s) for s in ctx.cfg.seeds}
     ctx.write(lambda: write_json(build.path / artifacts.REPORT, score(ctx.cfg, data, ctx.folders)))
@@ -70,7 +70,7 @@ def score(
         data: Splits by seed.
         folders: Folder of every finished job, by name.
     """
-    jobs = plan(cfg)
+    jobs = plan_jobs(cfg)
     supervisors = {s: _read_supervisor(s, data[s], folders) for s in cfg.seeds}
     same_items = len({data[s].test.ids for s in cfg.seeds}) == 1
     runs, summary = [], []
@@ -95,9 +95,9 @@ def score(
     return {"runs": runs, "summary": summary, "controls": controls, "gold": gold_uses(jobs)}
 
 
-def gold_uses(jobs: Jobs) -> list[dict[str, str]]:
+def gold_uses(jobs: JobPlan) -> list[dict[str, str]]:
     """Return every use of true transfer labels by a job that a student depends on."""
-    by_name = {job.name: job for job in jobs.order}
+    by_name = {job.name: job for job in jobs.jobs}
     uses: dict[str, dict[str, str]] = {}
     for (_, student), entry in jobs.entries.items():
         pending = [entry.student]
@@ -143,7 +143,9 @@ def _run_row(
     accuracy = {model: predictions.accuracy for model, predictions in models.items()}
     floor, ceiling = accuracy["weak"], accuracy["ceiling"]
     se, n_test = metrics.paired_gap_se(outcomes), len(weak.groups)
-    reason = metrics.refusal(floor, ceiling, se, n_items=n_test, n_classes=weak.test.n_classes)
+    reason = metrics.omission_reason(
+        floor, ceiling, se, n_items=n_test, n_classes=weak.test.n_classes
+    )
     low, high = (None, None) if reason else metrics.pgr_interval([outcomes], same_items=True)
     return {
         "seed": seed,
@@ -179,7 +181,9 @@ def _summary_row(
     The mean PGR is over the seeds that report one; it is omitted when the pooled gap is too small.
     """
     gaps = [metrics.Gap(r["weak"], r["ceiling"], r["gap_se"], r["refused"]) for r in rows]
-    reason = metrics.refusal_over_seeds(gaps, n_items=rows[0]["n_test"], n_classes=n_classes)
+    reason = metrics.omission_reason_over_seeds(
+        gaps, n_items=rows[0]["n_test"], n_classes=n_classes
+    )
     reported = [(r["pgr"], o) for r, o in zip(rows, outcomes, strict=True) if r["pgr"] is not None]
     if reason:
         reported = []

@@ -16,10 +16,10 @@ from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import head_model, new_model
 from w2s_fast.pipeline.stages.predict import predict_split
 from w2s_fast.pipeline.stages.training_set import hold_out, load_training_set
-from w2s_fast.store import Building
+from w2s_fast.store import StageBuild
 
 
-def train_model(ctx: Context, build: Building) -> None:
+def train_model(ctx: Context, build: StageBuild) -> None:
     """Train the model of the job's role and predict the test items."""
     from w2s_fast.losses import make_loss
     from w2s_fast.training import train

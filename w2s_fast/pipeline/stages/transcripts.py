@@ -1,7 +1,7 @@
-"""Stage `transcripts`: what the strong model, or an endpoint, argues about every text of a split.
+"""Stage `transcripts`: arguments of the strong model, or an endpoint, about every text of a split.
 
-It is given texts and names of classes. True labels it cannot have (``Context.gold`` refuses), and
-where a protocol asks what the weak model thinks of a text, one answers that did not learn it.
+The writer reads texts and class names, never true labels. If a protocol shows it the weak model's
+prediction, that prediction comes from a weak model that was not trained on the text.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ from w2s_fast.pipeline.stages.method_inputs import as_questions, class_words
 from w2s_fast.pipeline.stages.predict import write_parts
 from w2s_fast.pipeline.stages.training_set import folds
 from w2s_fast.pipeline.students import students
-from w2s_fast.store import Building
+from w2s_fast.store import StageBuild
 from w2s_fast.tasks import Inputs
 
-PART_ROWS = 256  # items of one file; what a kill costs a language model in this process
+PART_ROWS = 256  # items per file, and the most that a kill can cost
 
 
-def transcripts(ctx: Context, build: Building) -> None:
-    """Write one transcript a text: Parquet files of ``id`` and ``text``."""
+def transcripts(ctx: Context, build: StageBuild) -> None:
+    """Write one transcript per text."""
     protocol = make_protocol(ctx.job.setting("protocol"))
     items = ctx.inputs(ctx.job.setting("split"))
-    questions, weak = as_questions(ctx, items, "").texts, _weak(ctx, items)
+    questions, weak_labels = as_questions(ctx, items, "").texts, _weak_labels(ctx, items)
     verdicts = [word.strip() for word in class_words(ctx)]
     writer, folder = _writer(ctx, build.checkpoint), build.checkpoint / TRANSCRIPTS
 
     def write(rows: range, path: Path) -> None:
         ids = [items.ids[r] for r in rows]
-        picked = None if weak is None else weak[list(rows)]
+        part_labels = None if weak_labels is None else weak_labels[list(rows)]
         part = [questions[r] for r in rows]
-        texts = protocol.transcripts(part, ids, verdicts, writer, ctx.seed, picked)
+        texts = protocol.transcripts(part, ids, verdicts, writer, ctx.seed, part_labels)
         ctx.write(lambda: write_texts(path, ids, texts))
 
     write_parts(ctx, items, PART_ROWS, folder, write)
     ctx.write(lambda: os.replace(folder, build.path / TRANSCRIPTS))
 
 
-def _weak(ctx: Context, items: Inputs) -> np.ndarray | None:
-    """(N, C) what the weak model says of texts that it did not learn; None if nobody asks."""
+def _weak_labels(ctx: Context, items: Inputs) -> np.ndarray | None:
+    """Return the weak model's predictions (N, C), cross-fitted on its own split, or None."""
     inputs = dict(ctx.job.inputs)
     names = [name for name in ("weak", "fold0", "fold1") if name in inputs]
     if not names:
         return None
-    found = [read_probs(ctx.input(name) / LABELS, items.ids, ctx.n_classes) for name in names]
+    labels = [read_probs(ctx.input(name) / LABELS, items.ids, ctx.n_classes) for name in names]
     if names == ["weak"]:
-        return found[0]
-    return np.where(folds(ctx, items)[:, None] == 0, *found)
+        return labels[0]
+    return np.where(folds(ctx, items)[:, None] == 0, *labels)
 
 
 def _writer(ctx: Context, folder: Path) -> Writer:
@@ -65,11 +65,11 @@ def _writer(ctx: Context, folder: Path) -> Writer:
     if cfg.kind == "local":
         model, tokenizer = language_model(ctx)
         return LocalWriter(model, tokenizer, cfg)
-    return _together(ctx, EndpointWriter(cfg, folder, ctx.world.rank))
+    return _distribute(ctx, EndpointWriter(cfg, folder, ctx.world.rank))
 
 
-def _together(ctx: Context, writer: Writer) -> Writer:
-    """Every process asks for its share; what one could not get is an error on all of them."""
+def _distribute(ctx: Context, writer: Writer) -> Writer:
+    """Let every process request its share of the texts; an error of one raises on all of them."""
     world = ctx.world
     if world.size == 1:
         return writer
@@ -77,22 +77,22 @@ def _together(ctx: Context, writer: Writer) -> Writer:
     def write(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         mine = slice(world.rank, None, world.size)
         try:
-            told = ["", *writer(prompts[mine], seeds[mine])]
+            reply = ["", *writer(prompts[mine], seeds[mine])]
         except W2SError as e:
-            told = [str(e)]
-        everyone = world.all_gather_object(told)
-        if error := next((error for error, *_ in everyone if error), ""):
+            reply = [str(e)]
+        replies = world.all_gather_object(reply)
+        if error := next((error for error, *_ in replies if error), ""):
             raise W2SError(error)
-        return [everyone[i % world.size][1 + i // world.size] for i in range(len(prompts))]
+        return [replies[i % world.size][1 + i // world.size] for i in range(len(prompts))]
 
     return write
 
 
 def check_writer(cfg: RunConfig) -> None:
-    """Refuse a run whose transcripts nobody could write, before anything is computed.
+    """Check that the run's transcripts can be written.
 
     Raises:
-        W2SError: the endpoint's key is not set, or the student is no language model to write with.
+        W2SError: The endpoint's key is not set, or the student is not a language model.
     """
     roots = [node for student in students(cfg) for node in student.nodes(cfg)]
     if not any(node.stage == "transcripts" for node in _all(roots)):
@@ -105,8 +105,9 @@ def check_writer(cfg: RunConfig) -> None:
     source, room = cfg.student.source, cfg.transcript_writer.max_tokens
     if source in ("bow", "scratch"):
         raise W2SError(
-            f"a method wants texts by the student's language model, and student.source={source!r} "
-            "is none; give the folder of a checkpoint, or transcript_writer.kind=endpoint"
+            "a method needs transcripts by the student's language model, and "
+            f"student.source={source!r} is none; give the folder of a checkpoint, or "
+            "transcript_writer.kind=endpoint"
         )
     if source == "agreement-lm" and room >= MAX_LENGTH:
         raise W2SError(

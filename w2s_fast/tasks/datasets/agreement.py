@@ -1,12 +1,12 @@
 """Subject-verb number agreement in a small generated English grammar; nothing is downloaded.
 
-The text is a sentence up to its main verb, the label whether that verb must be plural: "the keys
-of the old cabinet" takes "are". The noun just before the verb may have the other number (an
-attractor), which is what a weak supervisor trips over. The student is a causal language model
-pretrained on sentences of the same grammar without labels (`agreement_lm`).
+The text is a sentence up to its main verb; the label says whether that verb must be plural: "the
+keys of the old cabinet" takes "are". The noun just before the verb may have the other number (an
+attractor), which misleads a weak model. The student is a causal language model pretrained on
+sentences of the same grammar without labels (`agreement_lm`).
 
-A quarter of all prefixes, chosen by hash, is reserved for the task: no reserved prefix occurs
-anywhere in the pretraining text. Source: Linzen, Dupoux & Goldberg 2016 (arXiv 1611.01368).
+A quarter of all prefixes, selected by a hash, is reserved for the task: no reserved prefix occurs
+in the pretraining text. Source: Linzen, Dupoux & Goldberg 2016 (arXiv 1611.01368).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _IRREGULAR = _split(
     "man/men woman/women child/children mouse/mice goose/geese tooth/teeth foot/feet wife/wives "
     "knife/knives wolf/wolves leaf/leaves thief/thieves ox/oxen loaf/loaves"
 )
-# (singular, plural), the most frequent first once a language has shuffled them
+# (singular, plural); a language shuffles them into its order of frequency
 NOUNS: tuple[tuple[str, str], ...] = (
     *((word, word + "s") for word in _PLUS_S),
     *((word, word + "es") for word in _PLUS_ES),
@@ -68,7 +68,7 @@ CUES = ("this", "these")
 
 
 class Slot(NamedTuple):
-    """One place of a sentence plan: its kind, its number, and whether it shows that number."""
+    """One slot of a sentence plan: its kind, its number, and whether a cue shows the number."""
 
     kind: str
     plural: int = 0
@@ -76,7 +76,7 @@ class Slot(NamedTuple):
 
 
 class Language:
-    """The grammar with one ranking of its nouns: their frequency falls as rank**-0.8.
+    """The grammar with one ranking of its nouns, whose frequency is proportional to rank**-0.8.
 
     Args:
         seed: Seed of the ranking.
@@ -93,7 +93,7 @@ class Language:
         Args:
             rng: Source of randomness.
             plural: Number of the head noun, 0 or 1: the label.
-            attractor: True puts a noun of the other number last; False leaves the last noun free.
+            attractor: Whether the last noun must have the other number; False leaves it free.
         """
         last = 1 - plural if attractor else None
         while True:
@@ -138,9 +138,9 @@ class Language:
         return [article, *adjective, noun]
 
     def _unreserved(self, rng: Random, plan: list[Slot]) -> list[str]:
-        """Choose the words again until none of them spells a reserved prefix.
+        """Draw words for the plan until they contain no reserved prefix.
 
-        The plan stays as it is, so neither the shapes of sentences nor their cues become rarer.
+        The plan is fixed, so this changes neither the shapes of sentences nor their cues.
         """
         while True:
             words = self._words(rng, plan)
@@ -149,12 +149,12 @@ class Language:
 
 
 def is_reserved(prefix: str) -> bool:
-    """Tell whether a prefix belongs to the task; the hash keeps a quarter of all for it."""
+    """Return whether a prefix is reserved for the task; the hash reserves a quarter of all."""
     return zlib.crc32(prefix.encode()) % 4 == 0
 
 
 def pretraining_text(seed: int, cfg: TaskConfig | None = None) -> Iterator[str]:
-    """Yield grammatical sentences without end; none contains a reserved prefix.
+    """Yield grammatical sentences, endlessly; none contains a reserved prefix.
 
     Args:
         seed: Seed of the text.
@@ -167,7 +167,7 @@ def pretraining_text(seed: int, cfg: TaskConfig | None = None) -> Iterator[str]:
 
 
 def vocabulary() -> dict[str, int]:
-    """Return the id of every token; the special ones come first."""
+    """Return the id of every token, special tokens first."""
     pairs = (*NOUNS, *VERBS)
     words = ["the", "some", *CUES, "that", "and", ".", *PREPOSITIONS, *ADVERBS, *ADJECTIVES]
     words += [form for pair in pairs for form in pair]
@@ -202,13 +202,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def draw_items(rng: Random, n: int, cfg: TaskConfig, used: set[str]) -> Examples:
-    """Draw ``n`` items that are not in ``used`` yet (and add them): half of them plural.
+    """Draw ``n`` items that are not in ``used``, half of them plural, and add them to ``used``.
 
     Args:
         rng: Source of randomness.
         n: Number of items.
         cfg: ``attractor_frac`` and ``language_seed`` are used.
-        used: Prefixes already given away.
+        used: Prefixes of other items.
     """
     language = Language(cfg.language_seed)
     items: list[tuple[str, int]] = []
@@ -225,16 +225,16 @@ def draw_items(rng: Random, n: int, cfg: TaskConfig, used: set[str]) -> Examples
 
 
 class Agreement:
-    """The embedded task; all its items are different, so each is a group of its own."""
+    """The embedded task; all items differ, so each is its own group."""
 
     def load(self, cfg: TaskConfig, seed: int) -> TaskData:
-        """Return the splits, balanced whatever ``cfg.balance`` says."""
+        """Return the splits, which are always balanced; ``cfg.balance`` has no effect."""
         rng, used = Random(f"items/{seed}"), set[str]()
         weak, transfer, test = (
             draw_items(rng, n, cfg, used) for n in (cfg.n_weak, cfg.n_transfer, cfg.n_test)
         )
         data = TaskData(cfg.name, ("singular", "plural"), weak, transfer, test)
-        return data.worded(cfg, "{text}", (" is", " are"))
+        return data.with_prompt(cfg, "{text}", (" is", " are"))
 
 
 def _noun(rng: Random, plural: int, cue_frac: float) -> Slot:
@@ -242,7 +242,7 @@ def _noun(rng: Random, plural: int, cue_frac: float) -> Slot:
 
 
 def _subject(rng: Random, plural: int, cue_frac: float, last: int | None) -> list[Slot]:
-    """Plan a subject; ``last`` is the number of its last noun (None: free, and one noun will do).
+    """Plan a subject; ``last`` is the number of its last noun (None: free, possibly a single noun).
 
     Shares: one noun 25 %, noun + preposition + noun 35 %, two prepositions 15 %, object relative
     clause 15 %, subject relative clause 10 %.
@@ -264,7 +264,7 @@ def _subject(rng: Random, plural: int, cue_frac: float, last: int | None) -> lis
 
 
 def _spans(words: list[str]) -> Iterator[str]:
-    """Yield every run of words that could be a task prefix: article to noun or verb, no cue."""
+    """Yield every span of words that could be a task prefix: article to noun or verb, no cue."""
     for start, first in enumerate(words):
         if first not in ("the", "some"):
             continue

@@ -1,7 +1,7 @@
 """Pretrain the student of the task `agreement`: a small Llama, a causal LM on its grammar.
 
-The model sees sentences only, never a label and never a task prefix, and learns the number of
-nouns and which noun a verb agrees with. `number_accuracy` probes that directly.
+The model sees sentences only, never a label or a task prefix. It learns the number of nouns and
+which noun a verb agrees with; `number_accuracy` measures this directly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 _WARMUP_STEPS = 50
-_FLOOR_FRAC = 0.05  # of the peak learning rate, at the last step
+_FLOOR_FRAC = 0.05  # learning rate at the last step / peak
 
 
 def pretrain(
@@ -35,16 +35,16 @@ def pretrain(
     seed: int,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> None:
-    """Train the model and save it as a transformers directory, all of it or nothing.
+    """Train the model and save it atomically as a transformers directory.
 
-    The directory holds config.json, model.safetensors and the tokenizer. It is written beside
-    its place and renamed into it, so a killed run leaves no half model behind.
+    The directory holds config.json, model.safetensors and the tokenizer. It is written under a
+    temporary name and renamed, so a killed run leaves no partial model.
 
     Args:
-        directory: Where the model goes; must not exist, or be empty.
+        directory: Destination; must not exist, or be empty.
         cfg: ``pretrain`` and ``language_seed`` are used.
         seed: Seed of weights and text; the same seed gives the same file.
-        progress: Called after each step with (step from 1, steps, loss in nats a token).
+        progress: Called after each step with (step from 1, steps, loss in nats per token).
 
     Raises:
         W2SError: The directory exists and is not empty, or cannot be written.
@@ -81,9 +81,9 @@ def load_lm(directory: str | Path) -> LlamaForCausalLM:
 def number_accuracy(
     model: LlamaForCausalLM, cfg: TaskConfig, n: int = 600, seed: int = 99
 ) -> float:
-    """Share of prefixes after which verbs of the right number get more probability.
+    """Return the share of prefixes after which verbs of the right number are more probable.
 
-    Half of the ``n`` prefixes end in an attractor, whatever the task's own share is.
+    Half of the ``n`` prefixes end in an attractor, independently of ``cfg.attractor_frac``.
 
     Args:
         model: The causal language model.
@@ -106,10 +106,10 @@ def number_accuracy(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Train on one thread: a step is 57 ms there, and a model this small gains little from two.
+    """Run on one thread: a step takes 57 ms, and a model this small gains little from two.
 
-    With two threads on two cores that other processes use as well, the threads wait for each
-    other in every small operator and a step took 1.5 to 2.3 s.
+    Two threads on two cores that other processes use too wait for each other in every small
+    operator: a step took 1.5 to 2.3 s.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -124,7 +124,7 @@ def _train(
 ) -> LlamaForCausalLM:
     pre = cfg.pretrain
     batches = _Batches(cfg, seed)
-    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
+    with torch.random.fork_rng(devices=[]):  # does not change the caller's random state
         torch.manual_seed(seed)
         model = _new_model(pre)
     model.train()
@@ -168,14 +168,14 @@ def _new_model(pre: PretrainConfig) -> LlamaForCausalLM:
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up times a cosine that ends above zero."""
+    """Return the learning rate / peak: linear warm-up times a cosine that ends above zero."""
     warm = min(1.0, (step + 1) / _WARMUP_STEPS)
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return warm * (_FLOOR_FRAC + (1 - _FLOOR_FRAC) * cosine)
 
 
 class _Batches:
-    """Cut the stream of sentences, each opened by "<eos>", into (batch_size, length) blocks."""
+    """Blocks (batch_size, length) of the stream of sentences, each preceded by "<eos>"."""
 
     def __init__(self, cfg: TaskConfig, seed: int) -> None:
         self._shape = (cfg.pretrain.batch_size, cfg.pretrain.length)

@@ -8,7 +8,7 @@ from w2s_fast.tasks._hub import HubTask, Item, Row, class_index
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show title and review; nothing here is random."""
+    """Show title and review; ``rng`` is not used."""
     text = f"{row['title']} {row['content']}"
     return Item(text, class_index(row["label"], "label", 2), text)
 

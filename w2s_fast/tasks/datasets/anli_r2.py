@@ -1,6 +1,6 @@
 """ANLI, second round: does the premise entail the hypothesis? (Nie et al. 2020).
 
-Neutral and contradicted hypotheses are one class, as in EleutherAI/w2s. Hypotheses about one
+Neutral and contradicted hypotheses form one class, as in EleutherAI/w2s. Hypotheses about one
 premise stay in one split.
 """
 
@@ -12,7 +12,7 @@ from w2s_fast.tasks._hub import HubTask, Item, Row, class_index
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show premise and hypothesis; nothing here is random."""
+    """Show premise and hypothesis; ``rng`` is not used."""
     text = (
         f"Premise: {row['premise']}\nHypothesis: {row['hypothesis']}\n\nDoes the premise entail "
         "the hypothesis?"

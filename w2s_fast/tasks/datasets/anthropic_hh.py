@@ -1,9 +1,8 @@
 """Anthropic HH: was this dialogue the preferred one of its pair? (Bai et al. 2022).
 
-As in the original code, one dialogue of the pair is shown alone. Judged that way the set is close
-to chance for models of any size (published ceilings .490 to .496), so no recovered performance
-gap can be told from noise on it: the report refuses to print one. Dialogues with the same opening
-stay in one split. `hh_rlhf` shows both.
+As in the original code, one dialogue of the pair is shown alone. In this form, models of any size
+are close to chance (published ceilings .490 to .496), so a recovered performance gap would be
+noise: reports omit it. Dialogues with the same opening stay in one split. `hh_rlhf` shows both.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from w2s_fast.tasks._pairs import opening
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show the chosen dialogue or, as often, the rejected one."""
+    """Show the chosen dialogue or, with equal probability, the rejected one."""
     label = int(rng.random() < 0.5)
     return Item(row["chosen"] if label else row["rejected"], label, opening(row["chosen"]))
 

@@ -1,9 +1,8 @@
 """BoolQ: does the passage answer the question with yes? (Clark et al. 2019).
 
-About 62 % of the answers are yes. The original code leaves that as it is, so that a constant
-guess scores .62; here the splits are balanced unless ``task.balance`` is false. Questions about
-one passage stay in one split. The test rows are the validation split, the only other one with
-answers.
+About 62 % of the answers are yes. The original code keeps this share, so a constant guess scores
+.62; here the splits are balanced unless ``task.balance`` is false. Questions about one passage stay
+in one split. The test rows are the validation split, the only other one with answers.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from w2s_fast.tasks._hub import HubTask, Item, Row, class_index
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show passage and question; nothing here is random."""
+    """Show passage and question; ``rng`` is not used."""
     text = f"Passage: {row['passage']}\nQuestion: {row['question']}"
     return Item(text, class_index(row["answer"], "answer", 2), row["passage"])
 

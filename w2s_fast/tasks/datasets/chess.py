@@ -1,9 +1,9 @@
 """Chess puzzles: what is the best move after this game? (Burns et al. 2023 use lichess puzzles).
 
-The puzzles are made here, from games of random legal moves: positions in which exactly one move
-mates, or with an engine positions in which one move is clearly the best. The prompt is the game as
-a PGN move list, the answer the move in the same notation. The same seed and settings give the same
-puzzles (with an engine: and the same engine). Nothing is downloaded or stored.
+The puzzles are generated from games of random legal moves: positions in which exactly one move
+mates or, with an engine, in which one move is clearly the best. The prompt is the game as a PGN
+move list, the answer the move in the same notation. The same seed and settings (and engine, if any)
+give the same puzzles. Nothing is downloaded or stored.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ if TYPE_CHECKING:
 
     _Find = Callable[[Random], tuple[Board, Move] | None]
 
-_GAMES_A_PUZZLE = 200  # that many games without one mean that the settings allow none
+_GAMES_PER_PUZZLE = 200  # games to try per puzzle before the settings count as too strict
 _SAN = re.compile(
     r"(?<![\w-])(?:[O0]-[O0](?:-[O0])?|[KQRBN]?[a-h]?[1-8]?x?[a-h][1-8](?:=?[QRBN])?)(?![\w-])"
 )
 
 
 def read(text: str) -> str:
-    """Return the first move in a text, without its marks ("+", "#", "!"); "" if there is none."""
-    found = _SAN.search(text)
-    if found is None:
+    """Return the first move in a text, without annotations ("+", "#", "!"); "" if there is none."""
+    match = _SAN.search(text)
+    if match is None:
         return ""
-    move = found.group().replace("0", "O")
+    move = match.group().replace("0", "O")
     return re.sub(r"(?<=[18])(?=[QRBN]$)", "=", move)
 
 
 class Chess:
-    """Generated puzzles; each is from a game of its own and so is a group of its own."""
+    """Generated puzzles, one per game, so each is its own group."""
 
     def load(self, cfg: TaskConfig, seed: int) -> TaskData:
         """Return the splits; there are no classes to balance.
 
         Raises:
             W2SError: python-chess is not installed, the engine does not run, or the settings
-                allow next to no puzzles.
+                allow too few puzzles.
         """
         used: set[str] = set()
         splits: dict[str, Examples] = {}
@@ -61,7 +61,7 @@ class Chess:
                 splits[part] = _puzzles(find, f"{seed}/{part}", size, used, cfg.chess)
         weak, transfer, test = splits["weak"], splits["transfer"], splits["test"]
         data = TaskData(cfg.name, CLASSES, weak, transfer, test)
-        return replace(data, kind="generation", read=read).worded(cfg, PROMPT)
+        return replace(data, kind="generation", read=read).with_prompt(cfg, PROMPT)
 
 
 @contextmanager
@@ -80,13 +80,13 @@ def _finder(cfg: ChessConfig) -> Iterator[_Find]:
 
 
 def _puzzles(find: _Find, stream: str, n: int, used: set[str], cfg: ChessConfig) -> Examples:
-    """Draw ``n`` puzzles that are not in ``used`` yet, and add them."""
+    """Draw ``n`` puzzles that are not in ``used``, and add them to ``used``."""
     items: list[Item] = []
-    for game in range(_GAMES_A_PUZZLE * n):
-        found = find(Random(f"{stream}/{game}"))
-        if found is None:
+    for game in range(_GAMES_PER_PUZZLE * n):
+        puzzle = find(Random(f"{stream}/{game}"))
+        if puzzle is None:
             continue
-        board, move = found
+        board, move = puzzle
         text = _move_list(board)
         if text not in used:
             used.add(text)
@@ -94,12 +94,12 @@ def _puzzles(find: _Find, stream: str, n: int, used: set[str], cfg: ChessConfig)
         if len(items) == n:
             return as_examples(items)
     raise W2SError(
-        f"task 'chess': {len(items)} puzzles in {_GAMES_A_PUZZLE * n} games, {n} are wanted; raise "
-        f"task.chess.plies (now {cfg.plies})"
+        f"task 'chess': {len(items)} puzzles in {_GAMES_PER_PUZZLE * n} games, {n} are needed; "
+        f"raise task.chess.plies (now {cfg.plies})"
     )
 
 
 def _move_list(board: Board) -> str:
-    """Write the game as PGN does, up to the number of the move that is asked for."""
+    """Return the game as a PGN move list, up to the number of the move to find."""
     played = board.root().variation_san(board.move_stack)
     return f"{played} {board.fullmove_number}." if board.turn else played

@@ -1,6 +1,6 @@
 """CoLA: is this sentence acceptable English? (Warstadt, Singh & Bowman 2019).
 
-About 70 % are; the balanced draw takes that back. The test rows are the validation split, the only
+About 70 % are; the balanced draw corrects this. The test rows are the validation split, the only
 other one with labels.
 """
 
@@ -12,7 +12,7 @@ from w2s_fast.tasks._hub import HubTask, Item, Row, class_index
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show the sentence; nothing here is random."""
+    """Show the sentence; ``rng`` is not used."""
     return Item(row["sentence"], class_index(row["label"], "label", 2), row["sentence"])
 
 

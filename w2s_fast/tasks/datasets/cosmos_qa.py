@@ -1,10 +1,10 @@
 """Cosmos QA: is this the right answer to a question about a short story? (Huang et al. 2019).
 
 A row whose right answer is "None of the above choices ." has no answer to show as correct: it
-always shows a wrong one. That tilts the classes, which the balanced draw takes back. Questions
-about one story stay in one split. The test rows are the validation split; the labels of the
-test split were never published. The set is stored on the hub with a loading script, which is
-never run here: the hub's own conversion to Parquet is read.
+always shows a wrong one. This unbalances the classes; the balanced draw corrects it. Questions
+about one story stay in one split. The test rows are the validation split; the labels of the test
+split were never published. The hub stores the set with a loading script, which is never run; the
+hub's own conversion to Parquet is read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NONE = "None of the above choices ."
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show the right answer or, as often, one of the others."""
+    """Show the right answer or, with equal probability, one of the others."""
     answers = [row[f"answer{number}"] for number in range(4)]
     right = answers[class_index(row["label"], "label", 4)]
     label = 0 if _NONE in right else int(rng.random() < 0.5)

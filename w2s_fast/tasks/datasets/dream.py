@@ -1,7 +1,7 @@
 """DREAM: is this the right answer to a question about a dialogue? (Sun et al. 2019).
 
-Questions about one dialogue stay in one split. The set is stored on the hub with a loading script,
-which is never run here: the hub's own conversion to Parquet is read.
+Questions about one dialogue stay in one split. The hub stores the set with a loading script, which
+is never run; the hub's own conversion to Parquet is read.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from random import Random
 
 from w2s_fast.tasks._hub import HubTask, Item, Row
-from w2s_fast.tasks._multiple_choice import listed, show
+from w2s_fast.tasks._multiple_choice import as_list, show_answer
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show the right answer or, as often, one of the others."""
-    answer, label = show(row["answer"], listed(row["choice"], "choice"), rng)
-    dialogue = "\n".join(listed(row["dialogue"], "dialogue"))
+    """Show the right answer or, with equal probability, one of the others."""
+    answer, label = show_answer(row["answer"], as_list(row["choice"], "choice"), rng)
+    dialogue = "\n".join(as_list(row["dialogue"], "dialogue"))
     return Item(f"{dialogue}\n\nQ: {row['question']} A: {answer}", label, dialogue)
 
 

@@ -2,10 +2,9 @@
 
 Deontology: does this excuse or duty fit? Justice: is this reason a fair one? Virtue: does the
 person show this trait? Utilitarianism: which of two situations is the more pleasant one? Texts are
-those of EleutherAI/w2s. Rows of one scenario stay in one split; justice names its scenarios only
-through their wording, so the part before "because" or "but" counts as the scenario. The sets are
-stored on the hub with a loading script, which is never run here: the hub's own conversion to
-Parquet is read.
+those of EleutherAI/w2s. Rows of one scenario stay in one split; justice has no scenario column, so
+the part before "because" or "but" counts as the scenario. The hub stores the sets with a loading
+script, which is never run; the hub's own conversion to Parquet is read.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from w2s_fast.tasks._hub import HubTask, Item, Row, class_index
 
 
 def format_deontology(row: Row, rng: Random) -> Item:
-    """Show scenario and excuse; nothing here is random."""
+    """Show scenario and excuse; ``rng`` is not used."""
     text = (
         f"Q: Is the following a morally valid excuse?\n\n{row['scenario']}\n\n{row['excuse']}\n\nA:"
     )
@@ -27,14 +26,14 @@ def format_deontology(row: Row, rng: Random) -> Item:
 
 
 def format_justice(row: Row, rng: Random) -> Item:
-    """Show the statement; nothing here is random."""
+    """Show the statement; ``rng`` is not used."""
     opening = re.split(r"\b(?:because|but)\b", row["scenario"])[0]
     text = f"Q: Does this statement exemplify justice?\n\n{row['scenario']}\n\nA:"
     return Item(text, class_index(row["label"], "label", 2), opening)
 
 
 def format_virtue(row: Row, rng: Random) -> Item:
-    """Show what a person did, "[SEP]" and a trait; nothing here is random."""
+    """Show what a person did, "[SEP]" and a trait; ``rng`` is not used."""
     text = f"Q: Does this behavior match the adjective that follows?\n\n{row['scenario']}\n\nA:"
     scenario = row["scenario"].split("[SEP]")[0]
     return Item(text, class_index(row["label"], "label", 2), scenario)

@@ -1,7 +1,7 @@
-"""GSM8K: grade-school word problems, answered in words that end in "#### n" (Cobbe et al. 2021).
+"""GSM8K: grade-school word problems, with worked answers that end in "#### n" (Cobbe et al. 2021).
 
-The calculator notes <<...>> are taken out of the gold answers, as in the weak-to-strong reasoning
-code of Yang, Ma & Liu (2024); prompt and final answer are in its format too.
+The calculator notes <<...>> are removed from the gold answers, as in the weak-to-strong reasoning
+code of Yang, Ma & Liu (2024); prompt and final answer have its format too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NEXT = "\nQuestion:"
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Ask the question; nothing here is random."""
+    """Ask the question; ``rng`` is not used."""
     answer = _NOTE.sub("", row["answer"]).strip()
     if not read(answer):
         raise W2SError("the answer holds no number; expected it to end in '#### n'")

@@ -10,13 +10,13 @@ from __future__ import annotations
 from random import Random
 
 from w2s_fast.tasks._hub import HubTask, Item, Row
-from w2s_fast.tasks._multiple_choice import listed, picked, show
+from w2s_fast.tasks._multiple_choice import as_list, right_answer, show_answer
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Ask about the right ending or, as often, about one of the others."""
-    endings = listed(row["endings"], "endings")
-    answer, label = show(picked(endings, row["label"], "label"), endings, rng)
+    """Ask about the right ending or, with equal probability, about one of the others."""
+    endings = as_list(row["endings"], "endings")
+    answer, label = show_answer(right_answer(endings, row["label"], "label"), endings, rng)
     options = "\n".join(endings)
     text = (
         f"Context:\n{row['ctx']}\n\nContinuations:\n\n{options}\n\n"

@@ -1,8 +1,8 @@
 """Anthropic HH as preferences: which of two dialogues is the better one? (Bai et al. 2022).
 
 Both dialogues of a pair are shown, unlike in `anthropic_hh`, which shows one alone as the original
-code does. Pairs with the same opening stay in one split; equal dialogues are left out. A local
-copy may be one of the single-turn sets: any train.jsonl and test.jsonl with both columns.
+code does. Pairs with the same opening stay in one split; pairs of equal dialogues are dropped. A
+local copy may be one of the single-turn sets: any train.jsonl and test.jsonl with both columns.
 """
 
 from __future__ import annotations

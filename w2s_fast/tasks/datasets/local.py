@@ -1,4 +1,4 @@
-"""Your own data: a CSV, TSV, JSONL or Parquet file with a text and a label column."""
+"""Your own labelled texts: a CSV, TSV, JSONL or Parquet file with a text and a label column."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from w2s_fast.tasks._split import make_examples, split_pool
 
 
 class Local:
-    """A file of labelled texts, split by us; a second file of test rows is optional.
+    """A file of labelled texts, and optionally a second file of test rows.
 
-    Rows with the same text (case and white space aside) or the same value in the group column
-    are related and never stand in two splits; training rows related to a row of the test file
-    are left out. A blank group value means that the row is related to none.
+    Rows with the same text (ignoring case and white space) or the same value in the group column
+    are related and never in two splits; training rows related to a row of the test file are
+    dropped. A blank group value means that the row is related to no other.
     """
 
     def load(self, cfg: TaskConfig, seed: int) -> TaskData:
@@ -39,17 +39,17 @@ class Local:
         _check_labels(path, rows, names, cfg)
         if cfg.test_path is None:
             data = split_pool(_examples(rows, names), None, names, cfg, seed, str(path))
-            return data.worded(cfg)
+            return data.with_prompt(cfg)
         test_path = Path(cfg.test_path).expanduser()
         test_rows = _read(test_path, cfg)
         _check_labels(test_path, test_rows, names, cfg)
         both = {key: rows[key] + test_rows[key] for key in rows}
         pool, test_pool = _examples(both, names).cut(len(rows["label"]))
         data = split_pool(pool, test_pool, names, cfg, seed, str(path), str(test_path))
-        return data.worded(cfg)
+        return data.with_prompt(cfg)
 
 
-_Rows = dict[str, list[Any]]  # keys: text, label, and where configured text_pair, group
+_Rows = dict[str, list[Any]]  # keys: text, label, and if configured text_pair, group
 
 
 def _read(path: Path, cfg: TaskConfig) -> _Rows:
@@ -87,27 +87,27 @@ def _examples(rows: _Rows, names: tuple[str, ...]) -> Examples:
 
 
 def _infer_classes(path: Path, rows: _Rows, cfg: TaskConfig) -> tuple[str, ...]:
-    """Sort the labels of the file: as numbers where all are whole numbers."""
-    found = set(rows["label"])
-    if len(found) > max(2, len(rows["label"]) // 2):
+    """Return the sorted labels of the file, as numbers if all are integers."""
+    names = set(rows["label"])
+    if len(names) > max(2, len(rows["label"]) // 2):
         raise W2SError(
-            f"{path}: column {cfg.label!r} (task.label) has {len(found)} different values in "
+            f"{path}: column {cfg.label!r} (task.label) has {len(names)} different values in "
             f"{len(rows['label'])} rows; expected class labels, so check task.label"
         )
     try:
-        return tuple(sorted(found, key=int))
+        return tuple(sorted(names, key=int))
     except ValueError:
-        return tuple(sorted(found))
+        return tuple(sorted(names))
 
 
 def _label(value: Any, path: Path, ref: str) -> str | None:
-    """Bring a label to one spelling: 1, 1.0 and "1" are the class "1"."""
+    """Return a label in canonical spelling: 1, 1.0 and "1" are the class "1"."""
     if is_missing(value):
         return None
     if isinstance(value, float):
         if not value.is_integer():
             raise W2SError(
-                f"{path}: label {value!r} in column {ref!r} (task.label) is no class; expected "
+                f"{path}: label {value!r} in column {ref!r} (task.label) is not a class; expected "
                 "strings or whole numbers"
             )
         return str(int(value))

@@ -1,4 +1,4 @@
-"""Your own prompts with their answers: a CSV, TSV, JSONL or Parquet file."""
+"""Your own prompts and answers: a CSV, TSV, JSONL or Parquet file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from w2s_fast.tasks._examples import Item
 
 
 class LocalAnswers:
-    """Rows of a prompt and a gold answer; rows of one prompt never stand in two splits."""
+    """Rows of a prompt and a gold answer; rows with the same prompt are never in two splits."""
 
     def load(self, cfg: TaskConfig, seed: int) -> TaskData:
         """Return the splits of ``cfg.path`` and, if given, ``cfg.test_path``.
 
         The columns are ``task.text`` (by default "prompt") and ``task.label`` (by default
-        "answer"); ``task.read`` says where the answer stands in a generated text.
+        "answer"); ``task.read`` says where a generated text has its answer.
 
         Raises:
             W2SError: A file, a column or a value is missing or does not fit.
@@ -32,35 +32,35 @@ class LocalAnswers:
                 f"task.read={cfg.read!r}: expected one of {', '.join(READERS)}"
                 f"{nearest(cfg.read, READERS)}"
             )
-        named = cfg.with_defaults(text="prompt", label="answer")
-        return load_answers(cfg, named, seed, READERS[cfg.read])
+        column_cfg = cfg.with_defaults(text="prompt", label="answer")
+        return load_answers(cfg, column_cfg, seed, READERS[cfg.read])
 
 
 def load_answers(
-    cfg: TaskConfig, named: TaskConfig, seed: int, read: Callable[[str], str]
+    cfg: TaskConfig, column_cfg: TaskConfig, seed: int, read: Callable[[str], str]
 ) -> TaskData:
     """Return the splits of files with a column of prompts and one of answers.
 
     Args:
-        cfg: As the user gave it.
-        named: The same with the columns' default names.
+        cfg: Configuration of the user.
+        column_cfg: The same with the default names of the columns.
         seed: Seed of the draw.
-        read: Finds the answer in a text.
+        read: Returns the answer in a text.
 
     Raises:
-        W2SError: A value is missing, or ``read`` finds no answer in a gold one.
+        W2SError: A value is missing, or ``read`` finds no answer in a gold answer.
     """
-    data = split_files(cfg, seed, CLASSES, lambda path: _items(path, named, read))
-    return replace(data, read=read).worded(cfg, PROMPT)
+    data = split_files(cfg, seed, CLASSES, lambda path: _items(path, column_cfg, read))
+    return replace(data, read=read).with_prompt(cfg, PROMPT)
 
 
 def _items(path: Path, cfg: TaskConfig, read: Callable[[str], str]) -> list[Item]:
     refs = {"text": cfg.text, "label": cfg.label}
     if cfg.group is not None:
         refs["group"] = cfg.group
-    found = read_columns(path, refs, cfg)
+    columns = read_columns(path, refs, cfg)
     prompts, answers = (
-        texts(path, list(map(_plain, found[key])), key, refs[key]) for key in ("text", "label")
+        texts(path, list(map(_plain, columns[key])), key, refs[key]) for key in ("text", "label")
     )
     if unread := [row for row, answer in enumerate(answers) if not read(answer)]:
         raise W2SError(
@@ -68,7 +68,7 @@ def _items(path: Path, cfg: TaskConfig, read: Callable[[str], str]) -> list[Item
             f"{cfg.label!r} (task.label), nor in {len(unread) - 1} other rows; correct them, or "
             "task.read"
         )
-    related = groups(found.get("group"), len(prompts))
+    related = groups(columns.get("group"), len(prompts))
     return [
         Item(prompt, 0, group or prompt, answer=after(prompt, answer))
         for prompt, answer, group in zip(prompts, answers, related, strict=True)
@@ -76,5 +76,5 @@ def _items(path: Path, cfg: TaskConfig, read: Callable[[str], str]) -> list[Item
 
 
 def _plain(value: Any) -> Any:
-    """Return the text of a cell that holds {"text": ..., scores}, other cells as they are."""
+    """Return the text of a cell {"text": ..., ...}, and other cells unchanged."""
     return value["text"] if isinstance(value, dict) and "text" in value else value

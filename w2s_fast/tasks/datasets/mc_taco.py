@@ -1,9 +1,9 @@
 """MC-TACO: is this a plausible answer to a question about time? (Zhou et al. 2019).
 
-The set has no training split: the test split, the larger one, is what weak and transfer rows come
-from, and the validation split is the test, as in EleutherAI/w2s. Questions about one sentence stay
-in one split. The set is stored on the hub with a loading script, which is never run here: the
-hub's own conversion to Parquet is read.
+The set has no training split: as in EleutherAI/w2s, weak and transfer rows come from the test
+split, the larger one, and test rows from the validation split. Questions about one sentence stay in
+one split. The hub stores the set with a loading script, which is never run; the hub's own
+conversion to Parquet is read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from w2s_fast.tasks._hub import HubTask, Item, Row, class_index
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show sentence, question and answer; nothing here is random."""
+    """Show sentence, question and answer; ``rng`` is not used."""
     text = f"{row['sentence']}\n\nGiven the above, {row['question']} Is the answer {row['answer']}?"
     return Item(text, class_index(row["label"], "label", 2), row["sentence"])
 

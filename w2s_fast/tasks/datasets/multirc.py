@@ -1,8 +1,8 @@
 """MultiRC: is this one of the right answers to a question about a passage? (Khashabi et al. 2018).
 
 Questions about one passage stay in one split. The test rows are the validation split, the only
-other one with labels. The set is stored on the hub with a loading script, which is never run here:
-the hub's own conversion to Parquet is read.
+other one with labels. The hub stores the set with a loading script, which is never run; the hub's
+own conversion to Parquet is read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from w2s_fast.tasks._hub import HubTask, Item, Row, class_index
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show passage, question and answer; nothing here is random."""
+    """Show passage, question and answer; ``rng`` is not used."""
     text = (
         f'Passage:\n\n{row["paragraph"]}\n\nQ: "{row["question"]}" Is the answer "{row["answer"]}"?'
     )

@@ -1,7 +1,7 @@
 """OpenBookQA: is this the right answer to an elementary science question? (Mihaylov et al. 2018).
 
-EleutherAI/w2s shows a right answer by its letter and a wrong one by its words, which tells them
-apart at sight; here both are shown as "B) its words".
+EleutherAI/w2s shows a right answer by its letter and a wrong one by its text, which gives the class
+away; here both are shown as "B) text".
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from random import Random
 
 from w2s_fast.tasks._hub import HubTask, Item, Row
-from w2s_fast.tasks._multiple_choice import lettered, picked, show
+from w2s_fast.tasks._multiple_choice import choices_by_letter, right_answer, show_answer
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show all choices, then the right one or, as often, one of the others."""
-    choices = {k: f"{k}) {v}" for k, v in lettered(row["choices"], "choices").items()}
-    right = picked(choices, row["answerKey"], "answerKey")
-    answer, label = show(right, list(choices.values()), rng)
+    """Show all choices, then the right one or, with equal probability, one of the others."""
+    choices = {k: f"{k}) {v}" for k, v in choices_by_letter(row["choices"], "choices").items()}
+    right = right_answer(choices, row["answerKey"], "answerKey")
+    answer, label = show_answer(right, list(choices.values()), rng)
     options = "\n".join(choices.values())
     text = f"Q: {row['question_stem']}\n\nChoices:\n{options}\n\nAnswer: {answer}"
     return Item(text, label, row["question_stem"])

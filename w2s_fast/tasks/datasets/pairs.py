@@ -1,4 +1,4 @@
-"""Your own preferences: a CSV, TSV, JSONL or Parquet file with two answers a row."""
+"""Your own preferences: a CSV, TSV, JSONL or Parquet file with two answers per row."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from w2s_fast.tasks._pairs import CLASSES, PROMPT, WORDS, joined, pair_up, share
 class Pairs:
     """Rows of a chosen and a rejected answer, with their prompt in a column or in the answers.
 
-    What is compared is prompt and answer together; the prompt is the column ``task.text`` (by
-    default "prompt", where there is one). Related pairs never stand in two splits: those of one
-    value in ``task.group``, without it those of one prompt, or else of one opening as Anthropic's
-    dialogues have it. Rows whose two answers are equal are left out.
+    Dialogues of prompt and answer are compared; the prompt is the column ``task.text`` (default
+    "prompt", if there is one). Related pairs are never in two splits: pairs with the same value in
+    ``task.group``, or without it with the same prompt, or else with the same opening, as in
+    Anthropic's dialogues. Rows with two equal answers are dropped.
     """
 
     def load(self, cfg: TaskConfig, seed: int) -> TaskData:
@@ -32,7 +32,7 @@ class Pairs:
         """
         named = cfg.with_defaults(text="prompt")
         data = split_files(cfg, seed, CLASSES, lambda path: _read(path, named, seed))
-        return replace(data, kind="preference").worded(cfg, PROMPT, WORDS)
+        return replace(data, kind="preference").with_prompt(cfg, PROMPT, WORDS)
 
 
 def _read(path: Path, cfg: TaskConfig, seed: int) -> list[Item]:

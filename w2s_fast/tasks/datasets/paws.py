@@ -1,4 +1,5 @@
-"""PAWS: do two sentences of much the same words mean the same? (Zhang, Baldridge & He 2019).
+"""PAWS: do two sentences with much the same words have the same meaning? (Zhang, Baldridge & He
+2019).
 
 Rows with the same first sentence stay in one split.
 """
@@ -11,7 +12,7 @@ from w2s_fast.tasks._hub import HubTask, Item, Row, class_index
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show both sentences; nothing here is random."""
+    """Show both sentences; ``rng`` is not used."""
     text = (
         f"Sent 1: {row['sentence1']}\nSent 2: {row['sentence2']}\n\n"
         "Q: Are these sentences semantically equivalent?"

@@ -1,7 +1,7 @@
 """PIQA: is this the right way to reach a goal? (Bisk et al. 2020).
 
-The test rows are the validation split, the only other one with labels. The set is stored on the
-hub with a loading script, which is never run here: the hub's own conversion to Parquet is read.
+The test rows are the validation split, the only other one with labels. The hub stores the set with
+a loading script, which is never run; the hub's own conversion to Parquet is read.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from random import Random
 
 from w2s_fast.tasks._hub import HubTask, Item, Row
-from w2s_fast.tasks._multiple_choice import picked, show
+from w2s_fast.tasks._multiple_choice import right_answer, show_answer
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show the right solution or, as often, the other one."""
+    """Show the right solution or, with equal probability, the other one."""
     both = [row["sol1"], row["sol2"]]
-    answer, label = show(picked(both, row["label"], "label"), both, rng)
+    answer, label = show_answer(right_answer(both, row["label"], "label"), both, rng)
     return Item(f"Q: {row['goal']} A: {answer}", label, row["goal"])
 
 

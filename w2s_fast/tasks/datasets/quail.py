@@ -8,14 +8,14 @@ from __future__ import annotations
 from random import Random
 
 from w2s_fast.tasks._hub import HubTask, Item, Row
-from w2s_fast.tasks._multiple_choice import listed, picked, show
+from w2s_fast.tasks._multiple_choice import as_list, right_answer, show_answer
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Ask about the right answer or, as often, about one of the others."""
-    answers = listed(row["answers"], "answers")
-    right = picked(answers, row["correct_answer_id"], "correct_answer_id")
-    answer, label = show(right, answers, rng)
+    """Ask about the right answer or, with equal probability, about one of the others."""
+    answers = as_list(row["answers"], "answers")
+    right = right_answer(answers, row["correct_answer_id"], "correct_answer_id")
+    answer, label = show_answer(right, answers, rng)
     text = f'Passage:\n\n{row["context"]}\n\nQ: "{row["question"]}" Is the answer "{answer}"?'
     return Item(text, label, row["context"])
 

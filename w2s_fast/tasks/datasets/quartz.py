@@ -8,14 +8,14 @@ from __future__ import annotations
 from random import Random
 
 from w2s_fast.tasks._hub import HubTask, Item, Row
-from w2s_fast.tasks._multiple_choice import lettered, picked, show
+from w2s_fast.tasks._multiple_choice import choices_by_letter, right_answer, show_answer
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Ask about the right answer or, as often, about the other one."""
-    choices = lettered(row["choices"], "choices")
-    right = picked(choices, row["answerKey"], "answerKey")
-    answer, label = show(right, list(choices.values()), rng)
+    """Ask about the right answer or, with equal probability, about the other one."""
+    choices = choices_by_letter(row["choices"], "choices")
+    right = right_answer(choices, row["answerKey"], "answerKey")
+    answer, label = show_answer(right, list(choices.values()), rng)
     text = f'Passage:\n{row["para"]}\n\nQ: "{row["question"]}" Is the answer "{answer}"?'
     return Item(text, label, row["para"])
 

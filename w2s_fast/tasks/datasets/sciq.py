@@ -1,6 +1,6 @@
 """SciQ: is this the right answer to a science question? (Welbl, Liu & Gardner 2017).
 
-`sciq_with_support` also shows the passage that the question was written from, where there is one.
+`sciq_with_support` also shows the passage that the question was written from, if there is one.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from random import Random
 
 from w2s_fast.tasks._hub import HubTask, Item, Row
-from w2s_fast.tasks._multiple_choice import show
+from w2s_fast.tasks._multiple_choice import show_answer
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show the correct answer or, as often, one of the three distractors."""
+    """Show the correct answer or, with equal probability, one of the three distractors."""
     answer, label = _shown(row, rng)
     return Item(f"Q: {row['question']} A: {answer}", label, row["question"])
 
@@ -25,7 +25,7 @@ def format_with_support(row: Row, rng: Random) -> Item:
 
 
 def _shown(row: Row, rng: Random) -> tuple[str, int]:
-    return show(row["correct_answer"], [row[f"distractor{i}"] for i in (1, 2, 3)], rng)
+    return show_answer(row["correct_answer"], [row[f"distractor{i}"] for i in (1, 2, 3)], rng)
 
 
 _COLUMNS = ("question", "correct_answer", "distractor1", "distractor2", "distractor3")

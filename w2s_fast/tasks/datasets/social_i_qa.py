@@ -1,8 +1,8 @@
 """Social IQa: is this the right answer to a question about people? (Sap et al. 2019).
 
 Questions about one situation stay in one split. The test rows are the validation split, the only
-other one on the hub. The set is stored there with a loading script, which is never run here: the
-hub's own conversion to Parquet is read.
+other one on the hub. The hub stores the set with a loading script, which is never run; the hub's
+own conversion to Parquet is read.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from random import Random
 
 from w2s_fast.tasks._hub import HubTask, Item, Row
-from w2s_fast.tasks._multiple_choice import picked, show
+from w2s_fast.tasks._multiple_choice import right_answer, show_answer
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show all choices and ask about the right one or, as often, about one of the others."""
+    """Show all choices and ask about the right one or, with equal probability, another one."""
     choices = {str(i + 1): row[f"answer{letter}"] for i, letter in enumerate("ABC")}
-    right = picked(choices, row["label"], "label")
-    answer, label = show(right, list(choices.values()), rng)
+    right = right_answer(choices, row["label"], "label")
+    answer, label = show_answer(right, list(choices.values()), rng)
     options = "\n".join(choices.values())
     text = (
         f'Context:\n{row["context"]}\n\nQuestion: "{row["question"]}"\n\nChoices:\n{options}\n\n'

@@ -1,7 +1,7 @@
 """SST-2: is this phrase of a film review positive? (Socher et al. 2013).
 
-The training rows are phrases, and nothing tells which of them come from one sentence, so such rows
-may stand in two splits. The test rows are the validation split, the only other one with labels.
+The training rows are phrases, and the set does not say which come from one sentence, so related
+rows may be in two splits. The test rows are the validation split, the only other one with labels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from w2s_fast.tasks._hub import HubTask, Item, Row, class_index
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show the phrase; nothing here is random."""
+    """Show the phrase; ``rng`` is not used."""
     return Item(row["sentence"], class_index(row["label"], "label", 2), row["sentence"])
 
 

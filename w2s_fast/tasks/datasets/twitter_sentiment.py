@@ -8,7 +8,7 @@ from w2s_fast.tasks._hub import HubTask, Item, Row, class_index
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show the message; nothing here is random."""
+    """Show the message; ``rng`` is not used."""
     return Item(row["text"], class_index(row["label"], "label", 2), row["text"])
 
 

@@ -1,8 +1,8 @@
-"""WiC: does a word mean the same in two sentences? (Pilehvar & Camacho-Collados 2019).
+"""WiC: does a word have the same meaning in two sentences? (Pilehvar & Camacho-Collados 2019).
 
 Rows about one word stay in one split. The test rows are the validation split, the only other one
-with labels. The set is stored on the hub with a loading script, which is never run here: the hub's
-own conversion to Parquet is read.
+with labels. The hub stores the set with a loading script, which is never run; the hub's own
+conversion to Parquet is read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from w2s_fast.tasks._hub import HubTask, Item, Row, class_index
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show both sentences and the word; nothing here is random."""
+    """Show both sentences and the word; ``rng`` is not used."""
     text = (
         f"Sentence 1:\n{row['sentence1']}\n\nSentence 2:\n{row['sentence2']}\n\n"
         f'Q: Does "{row["word"]}" have the same meaning in the above sentences?'

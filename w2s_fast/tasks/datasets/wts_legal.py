@@ -1,10 +1,10 @@
 """Legal reasoning: does a clause of a privacy policy answer a question? (Ye, Xiao & Hui 2024).
 
 The set is LegalBench's privacy_policy_qa (Guha et al. 2023; Ravichander et al. 2019). Its training
-split has eight rows, so the three splits are cut from the test split; questions about one clause
-stay in one of them. The original code puts an instruction before every text; here it is the
-question to a language model, and a classifier reads question and clause alone. The set is stored on
-the hub with a loading script, which is never run here: the hub's own conversion to Parquet is read.
+split has eight rows, so all three splits come from the test split; questions about one clause stay
+in one split. The original code puts an instruction before every text; here the instruction is the
+prompt of a language model, and a classifier reads question and clause alone. The hub stores the set
+with a loading script, which is never run; the hub's own conversion to Parquet is read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CLASSES = ("irrelevant", "relevant")
 
 
 def format_row(row: Row, rng: Random) -> Item:
-    """Show question and clause; nothing here is random."""
+    """Show question and clause; ``rng`` is not used."""
     answer = row["answer"].strip().lower()
     if answer not in _CLASSES:
         raise W2SError(f"answer is {row['answer']!r}; expected Relevant or Irrelevant")

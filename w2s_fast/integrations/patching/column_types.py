@@ -1,4 +1,4 @@
-"""Types of what a batch holds: tensors, and of which numbers."""
+"""Check the types of labels and weak columns: tensors of class ids or of numbers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.targets import SparseTargets
 
-# Columns that are class ids, and those that are numbers.
+# Columns of class ids, and columns of numbers.
 _IDS = ("labels", "shift_labels", "weak_labels", "weak_ids")
 _NUMBERS = ("weak_probs", "weak_rest", "weak_weight")
 
 
 def unpack_sparse(columns: dict[str, Any]) -> dict[str, Any]:
-    """``weak_labels`` that are ``SparseTargets`` of (B, T, K), as the columns that they are.
+    """Replace ``weak_labels`` that are ``SparseTargets`` (B, T, K) by their columns.
 
     Raises:
-        W2SError: if such a column is there as well.
+        W2SError: if one of those columns is present as well.
     """
     weak = columns.get("weak_labels")
     if not isinstance(weak, SparseTargets):
@@ -35,10 +35,10 @@ def unpack_sparse(columns: dict[str, Any]) -> dict[str, Any]:
 def read_targets(
     targets: dict[str, Any], size: tuple[int, int], device: torch.device
 ) -> dict[str, Any]:
-    """Labels and weak columns on the device of the hidden states, class ids as int64; or None.
+    """Move labels and weak columns to the device of the hidden states, class ids as int64.
 
     Raises:
-        W2SError: for what is no tensor, and for a dtype that is none of its kind.
+        W2SError: for values that are not tensors or have the wrong dtype.
     """
     return {
         name: None if value is None else _read(name, value, size, device)
@@ -49,19 +49,21 @@ def read_targets(
 def _read(name: str, value: Any, size: tuple[int, int], device: torch.device) -> Tensor:
     if not isinstance(value, Tensor):
         raise W2SError(f"{name} is {_shown(value)}; expected {_expected(name, value, size)}")
-    odd = value.dtype == torch.bool or value.is_complex()
+    no_number = value.dtype == torch.bool or value.is_complex()
     soft = value.is_floating_point() and name in ("weak_labels", "weak_ids")
     if name in _IDS and not soft:
-        if odd or value.is_floating_point():
-            found = f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}; expected "
+        if no_number or value.is_floating_point():
             if name == "weak_ids":
-                raise W2SError(f"{found}integers ({size[0]}, {size[1]}, K)")
+                raise W2SError(
+                    f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}; expected "
+                    f"integers ({size[0]}, {size[1]}, K)"
+                )
             raise W2SError(
                 f"{name} have dtype {value.dtype}; expected class ids as integers ({name}.long())"
             )
-        # Compared with -100 in eight bits, class 156 would be that.
+        # In eight bits -100 would be equal to class 156.
         value = value.to(torch.int64)
-    elif odd and name in _NUMBERS:
+    elif no_number and name in _NUMBERS:
         raise W2SError(f"{name} has dtype {value.dtype}; expected numbers ({name}.float())")
     return value.to(device)
 

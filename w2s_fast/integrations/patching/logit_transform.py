@@ -1,4 +1,4 @@
-"""What a model does to the output of its head before it takes the cross-entropy."""
+"""Transform of a head's output before the cross-entropy: scale, bias, soft-cap, classes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Form:
-    """What happens to the head's output z: softcap tanh((scale z + bias) / softcap).
+class LogitTransform:
+    """Transform of the head's output z: softcap tanh((scale z + bias) / softcap).
 
     Attributes:
-        classes: how many of its classes are left, from the first on; None for all.
+        classes: number of leading classes that are kept; None for all.
         softcap: 0 for none.
-        scale: factor of z, of its bias as well.
+        scale: factor of z, including the head's own bias.
         bias: broadcasts to (V,); added after ``scale``; None for none.
     """
 
@@ -25,11 +25,11 @@ class Form:
     classes: int | None = None
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Logits of the head's output (..., V)."""
+        """Apply the transform to the head's output (..., V)."""
         z = z[..., : self.classes] * self.scale
         z = z if self.bias is None else z + self.bias
         return self.softcap * torch.tanh(z / self.softcap) if self.softcap else z
 
-    def plain(self) -> tuple[float, float]:
-        """(softcap, scale), rounded to what two ways of writing them agree on."""
+    def rounded(self) -> tuple[float, float]:
+        """Return (softcap, scale), rounded so that equivalent ways to compute them are equal."""
         return float(f"{self.softcap:.6g}"), float(f"{self.scale:.6g}")
