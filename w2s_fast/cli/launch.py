@@ -88,16 +88,13 @@ def parse(args: Sequence[str]) -> LaunchOptions:
         raise W2SError(f"unknown option {rest[0]!r}{nearest(rest[0], known)}")
     if not rest:
         raise W2SError("no configuration file; expected `w2s-fast launch [options] CONFIG.yaml`")
-    fields: dict[str, Any] = dict(own)
-    for name in own:
-        if name in numbers:
-            if not own[name].isdecimal():
-                raise W2SError(f"--{name} is {own[name]!r}; expected a number")
-            fields[name] = int(own[name])
-        elif name in flags:
-            fields[name] = True
+    fields: dict[str, Any] = {}
+    for name, value in own.items():
+        if name in numbers and not value.isdecimal():
+            raise W2SError(f"--{name} is {value!r}; expected a number")
+        parsed = True if name in flags else int(value) if name in numbers else value
+        fields[name.replace("-", "_")] = parsed
     config, *arguments = rest
-    fields = {name.replace("-", "_"): value for name, value in fields.items()}
     return LaunchOptions(config, tuple(arguments), **fields)
 
 
