@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.native import DTYPE_CODES
+from w2s_fast.ops.dtypes import DTYPE_CODES
 from w2s_fast.ops.targets import LossInputs
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from w2s_fast.ops import native_cuda as native
 from w2s_fast.ops.cross_entropy.ref import gradient_buffer as gradient_buffer
+from w2s_fast.ops.dtypes import DTYPE_CODES
 from w2s_fast.ops.loss_call import RowCall
-from w2s_fast.ops.native import DTYPE_CODES
 from w2s_fast.ops.targets import check_labels
 
 FIXES_IN_PLACE = True
