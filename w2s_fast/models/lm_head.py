@@ -83,8 +83,8 @@ def check_gathered(weight: Tensor) -> None:
     if hasattr(weight, "device_mesh") or weight.numel() == 0:
         raise W2SError(
             f"the head is sharded, this process holds {tuple(weight.shape)} as "
-            f"{type(weight).__name__}; call the model that FSDP or DeepSpeed has wrapped, and let one "
-            "of its groups hold all modules that share this weight"
+            f"{type(weight).__name__}; call the model that FSDP or DeepSpeed has wrapped, and let "
+            "one of its groups hold all modules that share this weight"
         )
 
 
