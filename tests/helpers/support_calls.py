@@ -52,7 +52,7 @@ def cross_entropy(backend: str, dtype: torch.dtype, option: Option) -> None:
         n = N if v != 2 else 8 if backend == "triton" else 19
         call = cross_entropy_sample(n, v, dtype, "cpu", seed=v, kind=kind) | dict(option.call)
         if not call.pop("return_stats", True):
-            raise AssertionError("the check reads the by-products")
+            raise AssertionError("the check reads the statistics")
         if call["weight"] is True:
             call["weight"] = torch.tensor([0.5, 0.0, 2.0, 1.0, 1.5])
         if call.get("aux") == "tensor":
