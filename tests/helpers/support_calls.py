@@ -61,7 +61,7 @@ def cross_entropy(backend: str, dtype: torch.dtype, option: Option) -> None:
             call["threshold"] = torch.tensor(call["threshold"])
         if call.pop("compiled", False):
             compiled_cross_entropy(backend, call)
-        elif {"twice", "leaf", "again"} & call.keys() or option.refuses:
+        elif {"twice", "leaf", "again"} & call.keys() or option.unsupported:
             refused_cross_entropy(backend, call)
         else:
             up = torch.linspace(-1, 2, N) if call.get("reduction") == "none" else 0.7
