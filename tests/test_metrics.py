@@ -39,28 +39,31 @@ def test_pgr_of_the_debate_table(method: str) -> None:
     [(0.4924, 0.4960, 8552), (0.4908, 0.4911, 8552), (0.488, 0.508, 8552), (0.488, 0.508, 1000)],
 )
 def test_anthropic_hh_is_refused(floor: float, ceiling: float, n: int) -> None:
-    why = metrics.refusal(floor, ceiling, metrics.gap_se(floor, ceiling, n), n_items=n)
+    why = metrics.omission_reason(floor, ceiling, metrics.gap_se(floor, ceiling, n), n_items=n)
     assert why is not None and "no PGR" in why and f"{floor:.3f}" in why
 
 
 def test_clear_gaps_are_accepted_and_two_standard_errors_is_the_border() -> None:
     assert (
-        metrics.refusal(0.6363, 0.9223, metrics.gap_se(0.6363, 0.9223, 1000), n_items=1000) is None
+        metrics.omission_reason(0.6363, 0.9223, metrics.gap_se(0.6363, 0.9223, 1000), n_items=1000)
+        is None
     )
-    assert metrics.refusal(0.80, 0.90, 0.0501, n_items=1000) is not None
-    assert metrics.refusal(0.80, 0.90, 0.0499, n_items=1000) is None
-    assert "not above" in (metrics.refusal(0.9, 0.9, 0.0, n_items=1000) or "")
-    assert "not above" in (metrics.refusal(0.9, 0.8, 0.01, n_items=1000) or "")
-    assert metrics.refusal(0.2, 0.9, float("inf"), n_items=1) is not None
+    assert metrics.omission_reason(0.80, 0.90, 0.0501, n_items=1000) is not None
+    assert metrics.omission_reason(0.80, 0.90, 0.0499, n_items=1000) is None
+    assert "not above" in (metrics.omission_reason(0.9, 0.9, 0.0, n_items=1000) or "")
+    assert "not above" in (metrics.omission_reason(0.9, 0.8, 0.01, n_items=1000) or "")
+    assert metrics.omission_reason(0.2, 0.9, float("inf"), n_items=1) is not None
 
 
 def test_a_lucky_seed_does_not_speak_for_the_others() -> None:
     def over(*gaps: float) -> str | None:
         seeds = [
-            metrics.Gap(0.6, 0.6 + g, 0.02, metrics.refusal(0.6, 0.6 + g, 0.02, n_items=1000))
+            metrics.Gap(
+                0.6, 0.6 + g, 0.02, metrics.omission_reason(0.6, 0.6 + g, 0.02, n_items=1000)
+            )
             for g in gaps
         ]
-        return metrics.refusal_over_seeds(seeds, n_items=1000)
+        return metrics.omission_reason_over_seeds(seeds, n_items=1000)
 
     assert "not above" in (over(-0.03, 0.05, -0.02) or "")
     assert "1.9 standard errors" in (over(0.035, 0.05, 0.029) or "")
@@ -68,7 +71,9 @@ def test_a_lucky_seed_does_not_speak_for_the_others() -> None:
     assert over(0.05, 0.06, 0.07) is None
     assert over(0.03, 0.03) == over(0.03) is not None
     unknown = metrics.Gap(0.6, 0.7, None, "why")
-    assert metrics.refusal_over_seeds([unknown, metrics.Gap(0.6, 0.9, 0.02, None)], n_items=1000)
+    assert metrics.omission_reason_over_seeds(
+        [unknown, metrics.Gap(0.6, 0.9, 0.02, None)], n_items=1000
+    )
 
 
 def test_draws_without_a_gap_leave_no_warning(recwarn: pytest.WarningsRecorder) -> None:
@@ -79,8 +84,8 @@ def test_draws_without_a_gap_leave_no_warning(recwarn: pytest.WarningsRecorder) 
 
 def test_chance_depends_on_the_number_of_classes() -> None:
     se = 0.001
-    assert "guessing" in (metrics.refusal(0.40, 0.50, se, n_items=500, n_classes=2) or "")
-    assert metrics.refusal(0.40, 0.50, se, n_items=500, n_classes=4) is None
+    assert "guessing" in (metrics.omission_reason(0.40, 0.50, se, n_items=500, n_classes=2) or "")
+    assert metrics.omission_reason(0.40, 0.50, se, n_items=500, n_classes=4) is None
 
 
 @pytest.mark.parametrize("decimals", [1, 8], ids=["many ties", "no ties"])

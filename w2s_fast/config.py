@@ -1,8 +1,8 @@
-"""The configuration of a run: one frozen dataclass tree.
+"""The configuration of a run: one tree of frozen dataclasses.
 
-The dataclasses of the parts (task, models, training) *are* the schema: a field added there can be
-set here, is checked by its type, and shows in ``--print-config``. Light on purpose: everything
-that needs torch or transformers is checked in ``validate``, not on import.
+The dataclasses of the parts (task, models, training) are the schema: a field added there can be
+set here, is checked by its type, and appears in ``--print-config``. Importing this module needs
+neither torch nor transformers; ``validate`` checks what needs them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from w2s_fast.tasks import TaskConfig
 from w2s_fast.training import TrainConfig
 
 T = TypeVar("T")
-LIST_FIELDS = ("losses", "methods", "seeds", "intermediate_models")
-MAY_BE_EMPTY = ("intermediate_models",)
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -31,25 +30,25 @@ class RunConfig:
     """One weak-to-strong experiment; the defaults are the embedded task `agreement`.
 
     Attributes:
-        task: Which data, and how many rows each split gets.
-        weak: The weak supervisor.
-        student: The strong model; the ceiling is the same model on true labels.
-        weak_train: How the supervisor is trained on true labels.
-        student_train: How student, ceiling and control are trained.
+        task: The data and the sizes of its splits.
+        weak: The weak model.
+        student: The strong model; the ceiling is the same model trained on true labels.
+        weak_train: Training of the weak model on true labels.
+        student_train: Training of student, ceiling and control.
         losses: Losses of the student, each "name" or "name:key=value,key=value".
-        methods: What is done with the weak labels before the student learns them, each with every
-            loss; "a|b" does a, then b; "method@loss" goes with that loss alone.
-        intermediate_models: Models between weak and student for methods that use some, each a
-            source with what differs from the student: "path/to/model" or
-                "scratch:hidden=64,layers=2".
-        transcript_writer: Who writes the transcripts of methods that let the strong model argue.
-        seeds: One run of everything per seed (data split, initial weights, data order).
-        control: Also train a student without pretraining, to show where the gain comes from.
+        methods: Methods applied to the weak labels, each combined with every loss; "a|b" applies
+            a, then b; "method@loss" is combined with that loss only.
+        intermediate_models: Models between weak model and student for methods that use them, each
+            a source with the settings that differ from the student: "path/to/model" or
+            "scratch:hidden=64,layers=2".
+        transcript_writer: Writer of the transcripts for debate methods.
+        seeds: Seeds of data split, initial weights and data order; everything runs once per seed.
+        control: Also train a student without pretraining, to show the effect of pretraining.
         output_dir: Folder of results.json, plot and page.
         cache_dir: Folder of the finished stages; default: OUTPUT_DIR/cache. Runs may share one.
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
-        workers: Trainings at the same time; 0 chooses by cores and model. Never changes results.
-        threads: Threads of each training; 0 chooses by cores and model.
+        workers: Number of parallel trainings; 0: by cores and model. It never changes results.
+        threads: Number of threads per training; 0: by cores and model.
     """
 
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -76,18 +75,16 @@ class RunConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        for name in LIST_FIELDS:
+        for name in ("losses", "methods", "seeds"):
             values = getattr(self, name)
-            if not values and name not in MAY_BE_EMPTY:
+            if not values:
                 raise W2SError(f"{name} is empty: name at least one")
-            if name == "intermediate_models":
-                continue
-            if twice := [v for i, v in enumerate(values) if v in values[:i]]:
-                raise W2SError(f"{name}: {twice[0]!r} is given twice; drop one")
+            if repeated := [v for i, v in enumerate(values) if v in values[:i]]:
+                raise W2SError(f"{name}: {repeated[0]!r} is given twice; drop one")
         if bad := [s for s in self.seeds if not 0 <= s < 2**31]:
             raise W2SError(f"seeds: {bad[0]} is outside 0 to 2**31 - 1")
-        if self.device not in ("auto", "cpu", "cuda"):
-            hint = nearest(self.device, ("auto", "cpu", "cuda"))
+        if self.device not in DEVICES:
+            hint = nearest(self.device, DEVICES)
             raise W2SError(f"device={self.device!r}: expected auto, cpu or cuda{hint}")
         for name in ("workers", "threads"):
             if getattr(self, name) < 0:
@@ -98,16 +95,14 @@ class RunConfig:
     @property
     def store_dir(self) -> Path:
         """Folder of the finished stages."""
-        return (
-            Path(self.cache_dir) if self.cache_dir is not None else Path(self.output_dir) / "cache"
-        )
+        return Path(self.output_dir, "cache") if self.cache_dir is None else Path(self.cache_dir)
 
 
 def validate(cfg: RunConfig) -> None:
-    """Check what needs the parts themselves: names of losses and tasks, the device.
+    """Check specs of losses, methods, task and models, and the device, before anything is computed.
 
     Raises:
-        W2SError: A value is unknown or does not fit; nothing has been computed yet.
+        W2SError: A value is unknown or does not fit.
     """
     from w2s_fast.losses import canonical_spec
     from w2s_fast.methods import make_steps
@@ -130,19 +125,18 @@ def validate(cfg: RunConfig) -> None:
 
 
 def _check_sources(cfg: RunConfig) -> None:
-    """Refuse a model that is neither built in nor a folder, or that nothing can tokenize for."""
+    """Check that every model is built in or a folder, and that there is a tokenizer."""
     embedded = cfg.task.name == "agreement"
-    roles = ("weak", "student", *(f"intermediate/{i}" for i in range(len(cfg.intermediate_models))))
-    sources = {role: model_of(cfg, role).source for role in roles}
+    sources = {role: model_of(cfg, role).source for role in roles(cfg)}
     for role, source in sources.items():
         if source == "agreement-lm" and not embedded:
             raise W2SError(
-                f"{role}.source='agreement-lm' speaks only the language of task 'agreement', not "
+                f"{role}.source='agreement-lm' knows only the language of task 'agreement', not "
                 f"of {cfg.task.name!r}; give the folder of a checkpoint, 'scratch' or 'bow'"
             )
         if source not in BUILT_IN and not Path(source).is_dir():
             raise W2SError(
-                f"{role}.source={source!r} is no folder; expected the folder of a transformers "
+                f"{role}.source={source!r} is not a folder; expected the folder of a transformers "
                 f"checkpoint or one of {', '.join(BUILT_IN)}{nearest(source, BUILT_IN)}"
             )
     if not embedded and all(source in BUILT_IN for source in sources.values()):
@@ -152,11 +146,16 @@ def _check_sources(cfg: RunConfig) -> None:
         )
 
 
+def roles(cfg: RunConfig) -> tuple[str, ...]:
+    """Return the roles of models: "weak", "student", and "intermediate/0" and on."""
+    return ("weak", "student", *(f"intermediate/{i}" for i in range(len(cfg.intermediate_models))))
+
+
 def model_of(cfg: RunConfig, role: str) -> ModelConfig:
-    """The model of a role: ``weak``, ``student``, or ``intermediate/0`` and on.
+    """Return the model of a role, see ``roles``.
 
     Raises:
-        W2SError: An entry of ``intermediate_models`` has a setting that no model has.
+        W2SError: An entry of ``intermediate_models`` has an unknown setting.
     """
     name, _, position = role.partition("/")
     if name != "intermediate":
@@ -168,7 +167,7 @@ def model_of(cfg: RunConfig, role: str) -> ModelConfig:
 
 
 def train_of(cfg: RunConfig, role: str) -> TrainConfig:
-    """How the model of a role is trained."""
+    """Return the training configuration of a role."""
     return cfg.weak_train if role == "weak" else cfg.student_train
 
 
@@ -178,7 +177,7 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:
-    """Return a configuration dataclass as nested plain values: dicts, lists, numbers, strings."""
+    """Return a configuration as nested plain values: dicts, lists, numbers, strings."""
     return {
         f.name: to_dict(value)
         if dataclasses.is_dataclass(value := getattr(cfg, f.name))
@@ -190,7 +189,7 @@ def to_dict(cfg: Any) -> dict[str, Any]:
 
 
 def to_yaml(cfg: Any) -> str:
-    """Return the whole configuration as YAML that ``options.load_config`` reads back."""
+    """Return the configuration as YAML, which ``cli.parse.load_config`` reads."""
     import yaml
 
     return yaml.safe_dump(to_dict(cfg), sort_keys=False)
@@ -198,13 +197,13 @@ def to_yaml(cfg: Any) -> str:
 
 def field_types(cls: type = RunConfig, prefix: str = "") -> dict[str, Any]:
     """Return the type of every field by its dotted name, e.g. ``student_train.lr: float``."""
-    found: dict[str, Any] = {}
+    types: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
-            found |= field_types(typing.cast(type, hint), f"{prefix}{name}.")
+            types |= field_types(typing.cast(type, hint), f"{prefix}{name}.")
         else:
-            found[prefix + name] = hint
-    return found
+            types[prefix + name] = hint
+    return types
 
 
 def fill(cls: type[T], values: Mapping[str, Any], prefix: str = "", root: type = RunConfig) -> T:
@@ -212,12 +211,12 @@ def fill(cls: type[T], values: Mapping[str, Any], prefix: str = "", root: type =
 
     Args:
         cls: The dataclass.
-        values: By field.
-        prefix: Of the names in messages.
-        root: The dataclass that holds all of it, for the same.
+        values: Values by field; nested dataclasses are mappings.
+        prefix: Prefix of names in messages.
+        root: The outermost dataclass, for hints in messages.
 
     Raises:
-        W2SError: A name is no field, or a value no block where one is expected.
+        W2SError: A name is unknown, or a value is not a mapping where one is expected.
     """
     hints = {f.name: typing.get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     kwargs: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The one exception users meet, and the hint that names what they probably meant."""
+"""The exception that users see, and hints for misspelled and renamed names."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class W2SError(ValueError):
-    """Bad input. The message is one line: the value, what was expected, and the fix."""
+    """Bad input; the message is one line with the value, what was expected, and the fix."""
 
 
 class W2SKeywordError(W2SError, TypeError):
-    """A call with a keyword that the function does not have; Python's own error is a TypeError."""
+    """A call with an unknown keyword; it is also a TypeError, as Python raises."""
 
 
 # Settings, methods and kinds by their old name: an old name fails with the new one as a hint.

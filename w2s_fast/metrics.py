@@ -1,11 +1,11 @@
-r"""Scores of the three models and the performance gap recovered (PGR), with honest intervals.
+r"""Scores of weak model, student and ceiling, and the performance gap recovered (PGR).
 
     PGR = (a_student - a_floor) / (a_ceiling - a_floor)                  (Burns et al. 2023, §3)
 
-The ratio blows up where floor and ceiling meet, so it is refused unless the ceiling stands at
-least two standard errors above the floor *on the same test items* (and above pure guessing).
-Intervals resample seeds and, inside them, groups of related test items; floor, student and
-ceiling are always scored on the same resampled items. N items, C classes.
+PGR is omitted if the gap between floor and ceiling is below two standard errors on the same test
+items, or if the ceiling is not above chance. Intervals resample seeds and, within each, groups of
+related test items; floor, student and ceiling are scored on the same resampled items. N items, C
+classes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import numpy as np
 
 N_BOOTSTRAP = 2000
 LEVEL = 0.95
-MIN_GAP_SE = 2.0  # standard errors the ceiling must stand above the floor
-_CHUNK_ITEMS = 4_000_000  # bootstrap weights held at once: 32 MB
+MIN_GAP_SE = 2.0  # smallest gap, in standard errors, for which PGR is reported
+_CHUNK_ITEMS = 4_000_000  # bootstrap weights in memory at a time: 32 MB
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Right or wrong per test item, the three models of one seed on the same items.
+    """Correctness per test item of the three models of one seed.
 
     Attributes:
-        weak, student, ceiling: (N,) bool, True where the model's class is the gold class.
-        groups: (N,) int64, items of one group are resampled together.
+        weak, student, ceiling: (N,) bool, True where the prediction is right.
+        groups: (N,) int64; items of one group are resampled together.
     """
 
     weak: np.ndarray
@@ -39,7 +39,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Share of test items where student and weak model choose the same class; None: no items."""
+    """Share of test items where student and weak model predict the same class; None: no items."""
 
     all: float | None
     weak_right: float | None
@@ -48,12 +48,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Gap:
-    """Floor and ceiling of a seed, the standard error of their difference, and its refusal."""
+    """Floor and ceiling of a seed, the standard error of their gap, and why its PGR is omitted."""
 
     floor: float
     ceiling: float
-    se: float | None  # None: unknown, as of one group
-    refused: str | None
+    se: float | None  # None: unknown, as for a single group
+    omitted: str | None  # None: the PGR is reported
 
 
 def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
@@ -62,19 +62,19 @@ def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
 
 
 def balanced_accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean, over the classes that occur in ``labels`` (N,), of the share found of each.
+    """Return the mean recall over the classes that occur in ``labels`` (N,).
 
-    Guessing one class throughout scores 1 / (number of those classes), however frequent it is.
+    Always predicting one class scores 1 / (number of these classes).
     """
     right = probs.argmax(1) == labels
     return float(np.mean([right[labels == c].mean() for c in np.unique(labels)]))
 
 
 def f1(probs: np.ndarray, labels: np.ndarray) -> float | None:
-    """Return F1 = 2 TP / (2 TP + FP + FN) of the classes chosen by ``probs`` (N, C).
+    """Return F1 = 2 TP / (2 TP + FP + FN) of the top classes of ``probs`` (N, C).
 
-    Two classes: of class 1. More: the mean over the classes that occur in ``labels`` (N,) or are
-    chosen. None for two classes when class 1 neither occurs nor is chosen.
+    Two classes: F1 of class 1. More: the mean over the classes that occur in ``labels`` (N,) or are
+    predicted. None for two classes if class 1 neither occurs nor is predicted.
     """
     chosen = probs.argmax(1)
     classes = [1] if probs.shape[1] == 2 else range(probs.shape[1])
@@ -87,15 +87,15 @@ def f1(probs: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def auroc(probs: np.ndarray, labels: np.ndarray) -> float | None:
-    """Return the area under the ROC curve, ties counted half.
+    """Return the area under the ROC curve; ties count half.
 
-    Two classes: of P(class 1). More: the mean of one-vs-rest over the classes that occur.
-    None when only one class occurs in ``labels`` (N,).
+    Two classes: that of P(class 1). More: the one-vs-rest mean over the classes that occur.
+    None if only one class occurs in ``labels`` (N,).
     """
     classes = [1] if probs.shape[1] == 2 else range(probs.shape[1])
     areas = [_binary_auroc(probs[:, c], labels == c) for c in classes]
-    kept = [a for a in areas if a is not None]
-    return float(np.mean(kept)) if kept else None
+    defined = [a for a in areas if a is not None]
+    return float(np.mean(defined)) if defined else None
 
 
 def _binary_auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
@@ -110,7 +110,7 @@ def _binary_auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
 
 
 def agreement(student: np.ndarray, weak: np.ndarray, labels: np.ndarray) -> Agreement:
-    """Split student-supervisor agreement by whether the supervisor is right; all (N,) classes."""
+    """Return the agreement of student and weak model (N,), split by whether the latter is right."""
     same, right = student == weak, weak == labels
 
     def share(mask: np.ndarray) -> float | None:
@@ -123,13 +123,13 @@ def pgr(floor: float, student: float, ceiling: float) -> float:
     """Return the performance gap recovered; may be below 0 or above 1.
 
     Raises:
-        ZeroDivisionError: Floor and ceiling are equal; call ``refusal`` first.
+        ZeroDivisionError: Floor and ceiling are equal; call ``omission_reason`` first.
     """
     return (student - floor) / (ceiling - floor)
 
 
 def gap_se(floor: float, ceiling: float, n_items: int) -> float:
-    """Return the standard error of ceiling - floor from two accuracies, taken as independent."""
+    """Return the standard error of ceiling - floor for independent accuracies."""
     return math.sqrt((floor * (1 - floor) + ceiling * (1 - ceiling)) / n_items)
 
 
@@ -143,18 +143,17 @@ def paired_gap_se(outcomes: Outcomes) -> float:
     return float(math.sqrt((sums**2).sum() * n_groups / (n_groups - 1)) / len(diff))
 
 
-def refusal(
+def omission_reason(
     floor: float, ceiling: float, se: float, *, n_items: int, n_classes: int = 2
 ) -> str | None:
-    """Say why a PGR would be noise, or return None when it may be printed.
+    """Return why a PGR would be noise, or None if it is to be reported.
 
     Args:
         floor: Accuracy of the weak model.
         ceiling: Accuracy of the strong model trained on true labels.
         se: Standard error of ``ceiling - floor``.
-        n_items: Test items behind both accuracies.
-        n_classes: C; a ceiling that does not beat guessing, 1/C, recovers nothing. 0: answers in
-            words, which nobody guesses.
+        n_items: Number of test items of both accuracies.
+        n_classes: C, for the chance level 1/C; 0 for generation tasks, whose chance level is 0.
     """
     gap, chance = ceiling - floor, 1 / n_classes if n_classes else 0.0
     numbers = f"floor {floor:.3f}, ceiling {ceiling:.3f}, {n_items} test items"
@@ -170,20 +169,22 @@ def refusal(
     return None
 
 
-def refusal_over_seeds(seeds: Sequence[Gap], *, n_items: int, n_classes: int = 2) -> str | None:
-    """Say why a mean PGR over seeds would be noise, or return None; see ``refusal``.
+def omission_reason_over_seeds(
+    seeds: Sequence[Gap], *, n_items: int, n_classes: int = 2
+) -> str | None:
+    """Return why a mean PGR over seeds would be noise, or None; see ``omission_reason``.
 
-    Seeds whose gap happened to be wide do not speak for the others: where some are refused, the
-    mean of the rest is given only if the gap over all seeds is wide enough. Its standard error is
-    the mean of theirs, as if all had the same test items.
+    Seeds that happen to have a wide gap do not represent the others: if the PGR of some seeds is
+    omitted, the mean of the rest is reported only if the pooled gap is wide enough. Its standard
+    error is the mean over seeds, as if all had the same test items.
     """
-    refused = [s.refused for s in seeds if s.refused]
-    if not refused or len(refused) == len(seeds):
-        return refused[0] if refused else None
+    omitted = [s.omitted for s in seeds if s.omitted]
+    if not omitted or len(omitted) == len(seeds):
+        return omitted[0] if omitted else None
     floor = math.fsum(s.floor for s in seeds) / len(seeds)
     ceiling = math.fsum(s.ceiling for s in seeds) / len(seeds)
     se = sum(math.inf if s.se is None else s.se for s in seeds) / len(seeds)
-    return refusal(floor, ceiling, se, n_items=n_items, n_classes=n_classes)
+    return omission_reason(floor, ceiling, se, n_items=n_items, n_classes=n_classes)
 
 
 def pgr_interval(
@@ -196,15 +197,15 @@ def pgr_interval(
 ) -> tuple[float, float]:
     """Return the bootstrap percentile interval of the mean PGR over seeds.
 
-    Both sources of luck are resampled: the seeds, and the test items (by group, the same draw for
-    the three models). One seed gives the interval over items alone.
+    Seeds and test items are both resampled, items by group and equally for the three models. A
+    single seed gives the interval over items alone.
 
     Args:
-        seeds: One entry a seed, each with a gap that ``refusal`` accepts.
-        same_items: Every seed was scored on the same test items, so one draw serves all.
+        seeds: One entry per seed, each with a reported PGR.
+        same_items: Whether all seeds have the same test items, and so share each draw.
         n_resamples: Bootstrap replicates.
         level: Coverage, e.g. 0.95.
-        rng_seed: Seed of the resampling; the same inputs give the same interval.
+        rng_seed: Seed of the resampling.
     """
     rng = np.random.default_rng(rng_seed)
     tables = [_group_table(s) for s in seeds]
@@ -219,7 +220,7 @@ def pgr_interval(
             ratios[lo:hi, s] = _ratios(weights @ table)
     chosen = rng.integers(len(seeds), size=ratios.shape)
     drawn = np.take_along_axis(ratios, chosen, axis=1)
-    defined = np.isfinite(drawn).sum(axis=1)  # a draw may have no gap
+    defined = np.isfinite(drawn).sum(axis=1)  # a draw may have a gap of 0
     means = np.nansum(drawn, axis=1)[defined > 0] / defined[defined > 0]
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
@@ -227,14 +228,14 @@ def pgr_interval(
 
 
 def _group_table(o: Outcomes) -> np.ndarray:
-    """Return (G, 3) float64: per group, how many items weak, student and ceiling got right."""
+    """Return (G, 3) float64: per group, the numbers of right items of weak, student and ceiling."""
     return np.stack(
         [np.bincount(o.groups, weights=m.astype(float)) for m in (o.weak, o.student, o.ceiling)], 1
     )
 
 
 def _resample(rng: np.random.Generator, n: int, replicates: int) -> np.ndarray:
-    """Return (replicates, n) float64: how often each of n groups was drawn, n draws a row."""
+    """Return (replicates, n) float64: counts of n groups in n draws with replacement, per row."""
     drawn = rng.integers(n, size=(replicates, n)) + n * np.arange(replicates)[:, None]
     return np.bincount(drawn.ravel(), minlength=n * replicates).reshape(replicates, n).astype(float)
 

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from their spec: ``name:field=value,field=value``, the same everywhere.
+"""Build frozen dataclasses from specs, ``name:field=value,field=value``.
 
 A name with a dot, ``package.module:Class``, is imported.
 """
@@ -20,17 +20,17 @@ _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def build(spec: str, table: Mapping[str, type[T]], base: type[T], what: str) -> T:
-    """An object from its spec.
+    """Build an object from its spec.
 
     Args:
-        spec: what the user wrote.
+        spec: the spec.
         table: name -> class.
-        base: what an imported class must be.
-        what: names the kind of object in messages, "loss".
+        base: base class that an imported class must have.
+        what: kind of object for messages, such as "loss".
 
     Raises:
-        W2SError: for an unknown name or field, a value that is not of the field's type, or a field
-            without a default that is not given.
+        W2SError: A name or field is unknown, a value does not have the field's type, or a field
+            without a default is missing.
     """
     name, _, rest = spec.strip().partition(":")
     if "." in name:
@@ -50,17 +50,17 @@ def build(spec: str, table: Mapping[str, type[T]], base: type[T], what: str) -> 
 
 
 def split(spec: str) -> tuple[str, str]:
-    """A name, which may hold colons as a path or an import does, and the settings behind it."""
-    found = re.fullmatch(r"(.*?)(?::(\w+=.*))?", spec.strip(), re.DOTALL)
-    assert found is not None  # the pattern takes any text
-    return found[1], found[2] or ""
+    """Split a spec into name and settings; the name may have colons, as in a path or an import."""
+    match = re.fullmatch(r"(.*?)(?::(\w+=.*))?", spec.strip(), re.DOTALL)
+    assert match is not None  # the pattern matches any text
+    return match[1], match[2] or ""
 
 
 def settings(kind: Any, rest: str, spec: str, what: str) -> dict[str, Any]:
-    """The fields of a dataclass that ``rest``, "field=value,field=value", names.
+    """Return the values of ``rest``, "field=value,field=value", by field of a dataclass.
 
     Raises:
-        W2SError: as ``build``.
+        W2SError: As ``build``.
     """
     given = [part.strip() for part in rest.split(",") if part.strip()]
     return dict(_setting(kind, part, spec, what) for part in given)
@@ -76,17 +76,19 @@ def _setting(kind: Any, part: str, spec: str, what: str) -> tuple[str, bool | in
             f"{what} {spec!r} has no field {key!r}; it has "
             f"{', '.join(names) or 'none'}{nearest(key, names)}"
         )
-    wanted = _type(kind, key)
-    if wanted not in (bool, int, float, str):
-        raise W2SError(f"{what} {spec!r}: {key} has no place here; set it in its own block")
+    expected = _type(kind, key)
+    if expected not in (bool, int, float, str):
+        raise W2SError(f"{what} {spec!r}: {key} cannot be set in a spec; set it in its own block")
     try:
-        return key, _BOOLS[text.lower()] if wanted is bool else wanted(text)
+        return key, _BOOLS[text.lower()] if expected is bool else expected(text)
     except (KeyError, ValueError):
-        raise W2SError(f"{what} {spec!r}: {key} is {text!r}; expected {wanted.__name__}") from None
+        raise W2SError(
+            f"{what} {spec!r}: {key} is {text!r}; expected {expected.__name__}"
+        ) from None
 
 
 def _type(kind: Any, key: str) -> Any:
-    """What a field takes, by its default; by its annotation, without None, where that says more."""
+    """Return the type of a field: that of its default, else its annotation without None."""
     default = next(f.default for f in fields(kind) if f.name == key)
     if default is not None and default is not MISSING:
         return type(default)

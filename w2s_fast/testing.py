@@ -1,10 +1,10 @@
-"""What tests of ops, here or in another package, need: which backends work, and the error budget.
+"""Tools for tests of ops, here or in another package: available backends and the error budget.
 
-The budget is the only tolerance of the project. Truth is the reference in fp64, baseline is plain
-eager PyTorch in the tested dtype; a result may err ``c`` times as much as the baseline does (2
-forward, 3 backward), plus 8 roundings of the largest true value, because a baseline can be exact
-by luck. fp64 has no wider truth: two computations in it may differ by 1e-13 of the largest value,
-thousands of times less than one step in fp32 would show.
+The budget is the only tolerance of the project. Truth is the reference in fp64; the baseline is
+plain eager PyTorch in the tested dtype. The error of a result may be ``c`` times that of the
+baseline (2 forward, 3 backward), plus 8 roundings of the largest true value, because a baseline can
+be exact by chance. fp64 results have no wider reference: two computations may differ by 1e-13 of
+the largest value, thousands of times less than a single step in fp32 would cause.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _MAKERS = frozenset((
 
 
 def device() -> str:
-    """Device that tests put their tensors on: ``W2S_TEST_DEVICE``, or cpu."""
+    """Return the device of the tests' tensors: ``W2S_TEST_DEVICE``, or cpu."""
     return os.environ.get("W2S_TEST_DEVICE", "cpu")
 
 
 class OnDevice(TorchFunctionMode):
-    """Tensors that a test makes without naming a device lie on this one, with the same values.
+    """Create a test's tensors without an explicit device on this one, with the same values.
 
-    Random numbers of a CPU generator are drawn there and moved. Calls from within ``w2s_fast`` are
-    left alone: where the package forgets a device, the test must see it.
+    Random numbers of a CPU generator are drawn on the CPU and moved. Calls from within ``w2s_fast``
+    do not change: if the package forgets a device, the test must fail.
     """
 
     def __init__(self, device: str) -> None:
@@ -50,20 +50,20 @@ class OnDevice(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Add the device to the functions that make tensors."""
+        """Add the device to functions that create tensors."""
         given = dict(kwargs or {})
         caller = sys._getframe(1).f_globals.get("__name__", "")
         if func not in _MAKERS or given.get("device") is not None or caller.startswith("w2s_fast"):
             return func(*args, **given)
         source = given.get("generator")
         if source is not None and source.device.type != self.device.type:
-            wanted = given.pop("requires_grad", False)
-            return func(*args, **given).to(self.device).requires_grad_(wanted)
+            requires_grad = given.pop("requires_grad", False)
+            return func(*args, **given).to(self.device).requires_grad_(requires_grad)
         return func(*args, **given, device=self.device)
 
 
 def available_backends() -> tuple[str, ...]:
-    """Names of the backends that work on this machine."""
+    """Return the names of the backends that work on this machine."""
     from w2s_fast.ops import backends_info
 
     return tuple(name for name, state in backends_info().items() if state == "ok")
@@ -74,17 +74,17 @@ def assert_within_budget(
 ) -> None:
     """Require max|actual - truth| <= c max|baseline - truth| + 8 eps max|truth|.
 
-    Infinities and NaN must stand where they stand in ``truth``; the rest is compared.
+    Infinities and NaN must be at the same places as in ``truth``; all other values are compared.
 
     Args:
         actual: the result; ``eps`` is that of its dtype.
-        truth: the same in fp64.
-        baseline: eager PyTorch's result, in any dtype.
+        truth: the result in fp64.
+        baseline: result of eager PyTorch, in any dtype.
         c: ``FORWARD`` or ``BACKWARD``.
-        what: names the result in the message.
+        what: name of the result in messages.
 
     Raises:
-        AssertionError: with the error, its place and the budget.
+        AssertionError: With the error, its position and the budget.
     """
     shapes = [tuple(x.shape) for x in (actual, truth, baseline)]
     assert shapes[0] == shapes[1] == shapes[2], f"{what}: shapes {shapes} differ"
@@ -109,15 +109,15 @@ def assert_within_budget(
 
 
 def assert_fp64(actual: Tensor, truth: Tensor, what: str = "result") -> None:
-    """Require max|actual - truth| <= 1e-13 max|truth|: an fp64 result without a step in fp32.
+    """Require max|actual - truth| <= 1e-13 max|truth|, which a single step in fp32 would exceed.
 
     Args:
         actual: the result in fp64.
         truth: an independent computation of it in fp64.
-        what: names the result in the message.
+        what: name of the result in messages.
 
     Raises:
-        AssertionError: for another dtype, or with the error, its place and the room.
+        AssertionError: For another dtype, or with the error, its position and the tolerance.
     """
     assert actual.dtype == torch.float64, f"{what} is {actual.dtype}, expected float64"
     finite = truth.detach().double()
@@ -129,13 +129,13 @@ def assert_fp64(actual: Tensor, truth: Tensor, what: str = "result") -> None:
 def run_cross_entropy(
     backend: str, call: dict[str, Any], upstream: float | Tensor = 1.0
 ) -> tuple[WeakLossOut, Tensor, Tensor | None]:
-    """(output with stats, gradient of the logits, gradient of the weights) of ``weak_loss``."""
+    """Return output with statistics, gradient of the logits and of the weights of ``weak_loss``."""
     from w2s_fast.ops import use_backend
     from w2s_fast.ops.weak_loss import weak_loss
 
     call = dict(call)
     z = call.pop("logits").detach().requires_grad_()
-    # In place needs logits that are not a leaf; the copy keeps the caller's strides.
+    # In-place calls need logits that are not a leaf; the copy has the caller's strides.
     x = _same_layout(z) if call.get("inplace") else z
     weight = call.pop("weight", None)
     w = None if weight is None else weight.detach().clone().requires_grad_()
@@ -156,11 +156,11 @@ def _same_layout(z: Tensor) -> Tensor:
 def assert_cross_entropy(
     backend: str, call: dict[str, Any], upstream: float | Tensor = 1.0
 ) -> WeakLossOut:
-    """One call of ``weak_loss`` on ``backend``: loss, both gradients and the gate within budget.
+    """Call ``weak_loss`` on ``backend`` and require loss, gradients and gate within budget.
 
     Truth is fp64. The baseline is eager PyTorch in fp32 on the same logits, as under autocast,
-    which is stricter than eager 16-bit arithmetic. Both share the gate that the backend decided;
-    the gate itself must be the one that fp64 finds wherever the score is not a near tie.
+    which is stricter than eager 16-bit arithmetic. Both use the backend's gate, which must equal
+    that of fp64 wherever the score is not a near tie.
 
     Returns:
         The output of the call, for further checks.
@@ -193,7 +193,7 @@ def _kept(call: dict[str, Any]) -> Tensor:
 
 
 def _decision(call: dict[str, Any], stats: Stats) -> Own:
-    """The backend's gate, after checking it against the one decided in fp64."""
+    """Return the backend's gate, after checking it against that of fp64."""
     from w2s_fast.ops.reference import decide
 
     kept = _kept(call)
@@ -206,7 +206,7 @@ def _decision(call: dict[str, Any], stats: Stats) -> Own:
     sure = kept & ~near if rule in ("prior", "median", "fixed") else kept
     assert torch.equal(stats.coefficient[sure], own.coefficient[sure].to(stats.loss.dtype)), "gate"
     if softcap:
-        # A cap makes near ties that fp32 and fp64 may break differently.
+        # A soft cap causes near ties, which fp32 and fp64 may break differently.
         chosen = z.gather(1, stats.hard_class[:, None])[:, 0]
         sure &= (z.amax(1) - chosen).abs() > 1e-5 * softcap
     # Logits that tie in fp32 tie in fp64: they are the same numbers.

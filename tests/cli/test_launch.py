@@ -160,4 +160,4 @@ def test_a_child_that_fails_gives_its_code(config: str) -> None:
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "w2s-fast: error: student.source='agreement-lm' speaks only" in done.stderr
+    assert "w2s-fast: error: student.source='agreement-lm' knows only" in done.stderr

@@ -73,9 +73,9 @@ def test_longer_debates_and_single_speakers() -> None:
     assert speakers("debate:turns=5") == ["A", "B", "A", "B", "A"]
     assert speakers("consultancy") == ["Adviser"]
     assert speakers("market_making", np.array([[0.3, 0.7]])) == ["Adviser"]
-    with pytest.raises(W2SError, match="expected at least 2, one a side"):
+    with pytest.raises(W2SError, match="expected at least 2, one per side"):
         make_protocol("debate:turns=1")
-    with pytest.raises(W2SError, match="argues against the weak model"):
+    with pytest.raises(W2SError, match="needs the predictions of the weak model"):
         speakers("market_making")
 
 
@@ -337,11 +337,11 @@ def test_a_writer_with_a_chat_template_gets_messages(monkeypatch: pytest.MonkeyP
 
     tokenizer = agreement.tokenizer()
     writer = LocalWriter(None, tokenizer, WriterConfig())
-    assert writer._asked("the dog") == "the dog"
+    assert writer._chat_prompt("the dog") == "the dog"
     tokenizer.chat_template = (
         "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %} [reply]"
     )
-    assert writer._asked("the dog") == "[user] the dog [reply]"
+    assert writer._chat_prompt("the dog") == "[user] the dog [reply]"
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def test_a_result_is_from_a_clean_tree_and_consistent(path: Any) -> None:
         assert f"{s['student']:.3f}" in line
         assert ("not reported" in line) == (s["pgr_mean"] is None)
         gaps = [metrics.Gap(r["weak"], r["ceiling"], r["gap_se"], r["refused"]) for r in rows]
-        assert s["refused"] == metrics.refusal_over_seeds(gaps, n_items=rows[0]["n_test"])
+        assert s["refused"] == metrics.omission_reason_over_seeds(gaps, n_items=rows[0]["n_test"])
         assert (s["pgr_mean"] is None) == (s["refused"] is not None)
 
 

@@ -83,7 +83,10 @@ def test_the_debate_papers_gaps_from_right_and_wrong_answers() -> None:
     for right, published in ((915, 44.1), (914, 41.2), (917, 50.0), (918, 52.9), (926, 76.5)):
         assert round(100 * metrics.pgr(score(900), score(right), score(934)), 1) == published
     # 3.4 points on 1000 items are 2.8 standard errors: such a PGR may be printed.
-    assert metrics.refusal(0.900, 0.934, metrics.gap_se(0.9, 0.934, 1000), n_items=1000) is None
+    assert (
+        metrics.omission_reason(0.900, 0.934, metrics.gap_se(0.9, 0.934, 1000), n_items=1000)
+        is None
+    )
 
 
 @pytest.mark.parametrize("ceiling", [0.4900, 0.4902, 0.4908, 0.4911, 0.4936, 0.4960, 0.508])
@@ -91,4 +94,4 @@ def test_anthropic_hh_as_published_is_refused(ceiling: float) -> None:
     """Each size of openai/weak-to-strong over gpt2, and the Debate paper's ceiling over 48.8 %."""
     floor = 0.488 if ceiling == 0.508 else 0.4924
     se = metrics.gap_se(floor, ceiling, 8552)
-    assert metrics.refusal(floor, ceiling, se, n_items=8552) is not None
+    assert metrics.omission_reason(floor, ceiling, se, n_items=8552) is not None

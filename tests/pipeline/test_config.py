@@ -126,8 +126,8 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
         (["--losses", "logconf:auxcoef=1"], "did you mean 'aux_coef'?"),
         (["--losses", "logconf", "logconf:aux_coef=0.5"], "are the same loss"),
         (["--task.name", "agrement"], "did you mean 'agreement'?"),
-        (["--student.source", "bert-base"], "student.source='bert-base' is no folder"),
-        (["--task.name", "local"], "speaks only the language of task 'agreement'"),
+        (["--student.source", "bert-base"], "student.source='bert-base' is not a folder"),
+        (["--task.name", "local"], "knows only the language of task 'agreement'"),
         (["--task.name", "local", "--student.source", "scratch"], "needs a tokenizer"),
     ],
 )
@@ -194,5 +194,5 @@ def test_settings_behind_a_name_take_the_type_of_their_field() -> None:
     }  # fmt: skip
     assert settings(TrainConfig, "micro_batch_size=4", "", "train") == {"micro_batch_size": 4}
     for field in ("classes", "pretrain"):
-        with pytest.raises(W2SError, match=f"{field} has no place here"):
+        with pytest.raises(W2SError, match=f"{field} cannot be set in a spec"):
             settings(TaskConfig, f"{field}=1", f"local:{field}=1", "task")

@@ -1,8 +1,8 @@
-"""Transcripts for a weak model to read: who argues what, in which order, and who writes it.
+"""Transcripts of arguments that a weak model reads: protocols, and writers of the turns.
 
 A protocol turns texts into prompts, turn by turn; a writer turns prompts into texts: the strong
-model itself, or any OpenAI-compatible endpoint. Neither is ever given a true label. ``PROTOCOLS``
-names the protocols; a spec is ``name`` or ``name:turns=3``.
+model itself, or any OpenAI-compatible endpoint. Neither reads a true label. ``PROTOCOLS`` maps
+names to protocols; a spec is ``name`` or ``name:turns=3``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,6 @@ def make_protocol(spec: str) -> Protocol:
     """Build a protocol from its spec.
 
     Raises:
-        W2SError: for an unknown name or field, or a value that does not fit.
+        W2SError: A name or field is unknown, or a value does not fit.
     """
     return build(spec, PROTOCOLS, Protocol, "protocol")

@@ -1,4 +1,4 @@
-"""Answers that were paid for, kept in a file of their own so that a killed run asks once."""
+"""Cache of an endpoint's answers on disk, so that a killed run requests each only once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import threading
 from pathlib import Path
 
 
-class Kept:
-    """Texts under the hash of their request, one JSON line each, in the files of a folder.
+class AnswerCache:
+    """Texts by the hash of their request, one JSON line each, in the files of a folder.
 
     Args:
-        folder: All ``answers-*.jsonl`` in it are read. A line that a kill cut short is left out.
-        writer: Number of the process; each writes a file of its own.
+        folder: All its ``answers-*.jsonl`` are read, except lines that a kill cut short.
+        writer: Number of the process; each writes its own file.
     """
 
     def __init__(self, folder: Path, writer: int = 0) -> None:
@@ -29,13 +29,13 @@ class Kept:
         self._path = folder / f"answers-{writer}.jsonl"
 
     def get(self, key: str) -> str | None:
-        """The text of a request, None if it was never answered."""
+        """Return the text of a request, None if it has not been answered."""
         return self._texts.get(key)
 
     def put(self, key: str, text: str) -> None:
-        """Keep a text; it is in the file when this returns. May be called from any thread."""
+        """Store a text; it is in the file on return. Can be called from any thread."""
         with self._lock:
             self._texts[key] = text
             with self._path.open("ab") as file:
-                # The line break comes first, so that a line cut short spoils no other.
+                # The line break comes first, so that a line cut short does not damage the next.
                 file.write(b"\n" + json.dumps([key, text]).encode())

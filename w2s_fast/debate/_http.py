@@ -1,4 +1,4 @@
-"""One question to an OpenAI-compatible endpoint, asked again where asking again can help."""
+"""One request to an OpenAI-compatible endpoint, retried if a retry can help."""
 
 from __future__ import annotations
 
@@ -14,46 +14,48 @@ from typing import Any
 from w2s_fast.debate.config import WriterConfig
 from w2s_fast.errors import W2SError
 
-BACKOFF_S = 1.0  # before the second try; doubled for each further one
+BACKOFF_S = 1.0  # before the second try; doubled for each further try
 LONGEST_S = 60.0
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 _EXCERPT = 200
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the key would go along to wherever it leads."""
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follow no redirect, which would send the key to another address."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
-class _Busy(Exception):
-    """The endpoint may answer later; ``wait_s`` is what it asked for, if anything."""
+class _Retryable(Exception):
+    """A request that can be retried after ``wait_s``, if the endpoint gives it."""
 
     def __init__(self, why: str, wait_s: float = 0.0) -> None:
         super().__init__(why)
         self.wait_s = wait_s
 
 
-def ask(cfg: WriterConfig, body: Mapping[str, Any], key: str, stop: threading.Event) -> str:
-    """The text that the endpoint answers.
+def request_text(
+    cfg: WriterConfig, body: Mapping[str, Any], key: str, stop: threading.Event
+) -> str:
+    """Return the text with which the endpoint answers.
 
     Args:
-        cfg: Where and how often.
+        cfg: Address and number of tries.
         body: The request.
         key: Sent as a bearer token if it is not empty; no message shows it.
-        stop: Set when the answer is of no use any more.
+        stop: Set if the answer is not needed any more.
 
     Raises:
-        W2SError: the endpoint refuses, answers something else, or stayed busy for all tries.
+        W2SError: The endpoint rejects the request, returns no completion, or is busy for all tries.
     """
     tries = cfg.retries + 1
     for number in range(tries):
         try:
             return _text(cfg, _once(cfg, body, key))
-        except _Busy as e:
+        except _Retryable as e:
             why = str(e)
-            # At random within the last half, so that requests refused together come back apart.
+            # Random within the second half, so that requests rejected together are retried apart.
             wait = BACKOFF_S * 2**number * Random(f"{body}/{number}").uniform(0.5, 1)
             if number + 1 == tries or stop.wait(min(LONGEST_S, max(wait, e.wait_s))):
                 break
@@ -69,38 +71,38 @@ def _once(cfg: WriterConfig, body: Mapping[str, Any], key: str) -> bytes:
         headers["Authorization"] = f"Bearer {key}"
     request = urllib.request.Request(cfg.url, json.dumps(body).encode(), headers)
     try:
-        with urllib.request.build_opener(_Stay).open(request, timeout=cfg.timeout_s) as reply:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=cfg.timeout_s) as reply:
             return reply.read()
     except urllib.error.HTTPError as e:
         with e:
             if e.code in _BUSY:
-                raise _Busy(f"HTTP {e.code}", _seconds(e.headers.get("Retry-After"))) from None
-            raise W2SError(_refusal(cfg, e, key)) from None
+                raise _Retryable(f"HTTP {e.code}", _seconds(e.headers.get("Retry-After"))) from None
+            raise W2SError(_rejection(cfg, e, key)) from None
     except urllib.error.URLError as e:
         reason = e.reason
         if isinstance(reason, ConnectionRefusedError):
-            raise _Busy("connection refused; is the server running?") from None
-        raise _Busy(f"{reason}") from None
+            raise _Retryable("connection refused; is the server running?") from None
+        raise _Retryable(f"{reason}") from None
     except (OSError, http.client.HTTPException) as e:
-        raise _Busy(f"{type(e).__name__} {e}".strip()) from None
+        raise _Retryable(f"{type(e).__name__} {e}".strip()) from None
 
 
-def _refusal(cfg: WriterConfig, error: urllib.error.HTTPError, key: str) -> str:
+def _rejection(cfg: WriterConfig, error: urllib.error.HTTPError, key: str) -> str:
     if error.code in (401, 403):
-        held = f"the key in {cfg.key_variable}" if key else "a request without a key"
+        credential = f"the key in {cfg.key_variable}" if key else "a request without a key"
         fix = "check that key" if key else "set transcript_writer.key_variable"
-        return f"{cfg.url} refuses {held} (HTTP {error.code}); {fix}"
-    said = " ".join(error.read(4096).decode(errors="replace").split())
-    said = said.replace(key, "***") if key else said
+        return f"{cfg.url} rejects {credential} (HTTP {error.code}); {fix}"
+    reply = " ".join(error.read(4096).decode(errors="replace").split())
+    reply = reply.replace(key, "***") if key else reply
     return (
-        f"{cfg.url} refuses the request (HTTP {error.code}: {said[:_EXCERPT]}); check "
+        f"{cfg.url} rejects the request (HTTP {error.code}: {reply[:_EXCERPT]}); check "
         f"transcript_writer.url, transcript_writer.model={cfg.model!r} and "
         f"transcript_writer.max_tokens={cfg.max_tokens}"
     )
 
 
 def _text(cfg: WriterConfig, reply: bytes) -> str:
-    """The answer in a reply of either endpoint; nothing said is an empty text."""
+    """Return the answer in a reply of either endpoint; null is an empty text."""
     try:
         choice = json.loads(reply)["choices"][0]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
@@ -109,8 +111,8 @@ def _text(cfg: WriterConfig, reply: bytes) -> str:
     except (ValueError, KeyError, IndexError, TypeError):
         start = " ".join(reply.decode(errors="replace").split())[:_EXCERPT]
         raise W2SError(
-            f"{cfg.url} answered what is no completion ({start!r}); expected JSON with choices, as "
-            "OpenAI-compatible servers send it"
+            f"{cfg.url} did not answer with a completion ({start!r}); expected JSON with choices, "
+            "as OpenAI-compatible servers send it"
         ) from None
     return text or ""
 
@@ -119,4 +121,4 @@ def _seconds(header: str | None) -> float:
     try:
         return max(0.0, float(header or 0))
     except ValueError:
-        return 0.0  # a date; the usual wait does
+        return 0.0  # a date: use the usual wait

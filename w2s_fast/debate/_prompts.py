@@ -1,4 +1,4 @@
-"""What a speaker is asked, and what a turn looks like in the transcript."""
+"""Prompts of the speakers, and the form of turns in a transcript."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Turn:
     """One turn of a protocol.
 
     Attributes:
-        side: Whose turn it is, an index into the verdicts of the item.
-        move: What the speaker is to do.
+        side: The speaker, an index into the verdicts of the item.
+        move: Instruction for the speaker.
     """
 
     side: int
@@ -45,13 +45,13 @@ class Turn:
 
 
 def prompt(item: str, verdicts: Sequence[str], turn: Turn, lines: Sequence[str]) -> str:
-    """What the writer is asked for one turn about one item.
+    """Return the writer's prompt for one turn about one item.
 
     Args:
         item: The item as a question.
-        verdicts: Names of the classes that are defended, one a side.
+        verdicts: Names of the classes that are defended, one per side.
         turn: The turn.
-        lines: The turns before it.
+        lines: The previous turns.
     """
     speaker = name(turn.side, len(verdicts))
     move = turn.move.format(
@@ -59,29 +59,29 @@ def prompt(item: str, verdicts: Sequence[str], turn: Turn, lines: Sequence[str])
         other=verdicts[-1 - turn.side],
         opponent=name(1 - turn.side, len(verdicts)),
     )
-    said = ["So far:", *lines] if lines else []
-    parts = [_FRAMES[len(verdicts)].format(*verdicts), f"Item:\n{item.strip()}", *said]
+    history = ["So far:", *lines] if lines else []
+    parts = [_FRAMES[len(verdicts)].format(*verdicts), f"Item:\n{item.strip()}", *history]
     parts += [_ROLE.format(speaker=speaker, move=move), label(turn.side, verdicts)]
     return "\n\n".join(parts)
 
 
 def line(turn: Turn, verdicts: Sequence[str], text: str) -> str:
-    """The turn as it stands in the transcript: who, for what, and the argument."""
+    """Return the turn in the transcript: speaker, verdict, argument."""
     return f"{label(turn.side, verdicts)} {spoken(text)}"
 
 
 def label(side: int, verdicts: Sequence[str]) -> str:
-    """What opens a turn."""
+    """Return the label at the start of a turn."""
     return f'{name(side, len(verdicts))}, for "{verdicts[side]}":'
 
 
 def name(side: int, sides: int) -> str:
-    """Of a speaker."""
+    """Return the name of a speaker."""
     return "Adviser" if sides == 1 else "AB"[side]
 
 
 def spoken(text: str) -> str:
-    """The argument alone: language models repeat their label, and speak for others as well."""
+    """Return the argument alone, without repeated labels and turns of other speakers."""
     text = text.strip()
     if own := _LABEL.match(text):
         text = text[own.end() :]

@@ -1,4 +1,4 @@
-"""Where transcripts are written: by the student's own language model, or by an endpoint."""
+"""Configuration of the transcript writer: the student's language model, or an endpoint."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ CHAT, COMPLETIONS = "/chat/completions", "/completions"
 
 @dataclass(frozen=True)
 class WriterConfig:
-    """Who writes debates and other transcripts (methods `debate`, `consultancy`, `market_making`).
+    """Writer of transcripts for the methods `debate`, `consultancy` and `market_making`.
 
     Attributes:
-        kind: "local" (the student's language model before any training) or "endpoint" (a server
-            that speaks OpenAI's protocol).
-        url: Of the endpoint, ending in /chat/completions or /completions.
-        model: What the endpoint calls its model.
-        key_variable: Name of the environment variable that holds the endpoint's key; empty: no key.
-            The key itself stands in no file.
-        temperature: 0 writes the most likely text; above, members of an ensemble differ more.
-        max_tokens: Tokens of one turn at most.
-        workers: Requests at the same time, of each process.
-        retries: Further tries of a request that the endpoint was too busy for.
-        timeout_s: Seconds that one request may take.
+        kind: "local" (the untrained student's language model) or "endpoint" (a server with OpenAI's
+            protocol).
+        url: Address of the endpoint, ending in /chat/completions or /completions.
+        model: Name of the model at the endpoint.
+        key_variable: Environment variable that holds the endpoint's key; empty: no key. The key
+            itself is never written to a file.
+        temperature: Sampling temperature; 0 writes the most likely text, higher values make the
+            members of an ensemble differ more.
+        max_tokens: Largest number of tokens of a turn.
+        workers: Number of parallel requests per process.
+        retries: Number of retries of a request while the endpoint is busy.
+        timeout_s: Largest duration of a request in seconds.
     """
 
     kind: str = "local"
@@ -59,8 +60,8 @@ class WriterConfig:
                 f"transcript_writer.timeout_s={self.timeout_s}: expected seconds above 0"
             )
         if self.key_variable and not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable):
-            raise W2SError(  # it may be a key, so it is not repeated here
-                "transcript_writer.key_variable is no name of an environment variable in capitals; "
+            raise W2SError(  # the value may be a key, so the message does not repeat it
+                "transcript_writer.key_variable is not an environment variable in capitals; "
                 "put the key into a variable such as OPENAI_API_KEY and give that name"
             )
         if self.kind == "local":
@@ -77,7 +78,7 @@ class WriterConfig:
         parts = urlsplit(self.url)
         if parts.username or parts.password:
             raise W2SError(
-                "transcript_writer.url holds a name or password; use "
+                "transcript_writer.url contains a user name or password; use "
                 "transcript_writer.key_variable instead"
             )
         good = parts.scheme in ("http", "https") and parts.hostname
@@ -88,21 +89,21 @@ class WriterConfig:
             )
         if not self.model:
             raise W2SError(
-                "transcript_writer.model is empty; give the name that the endpoint has for it"
+                "transcript_writer.model is empty; give the name of the model at the endpoint"
             )
 
     @property
     def content(self) -> dict[str, Any]:
-        """The settings that can change what is written."""
+        """Settings that can change the texts."""
         names = ["kind", "temperature", "max_tokens"]
         names += ["url", "model"] if self.kind == "endpoint" else []
         return {name: getattr(self, name) for name in names}
 
     def key(self, env: Mapping[str, str] = os.environ) -> str:
-        """The endpoint's key; empty where none is needed.
+        """Return the endpoint's key, "" if it needs none.
 
         Raises:
-            W2SError: the variable that should hold it is not set.
+            W2SError: The variable of the key is not set.
         """
         if self.key_variable and not env.get(self.key_variable):
             raise W2SError(

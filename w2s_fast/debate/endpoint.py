@@ -8,48 +8,48 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.debate._cache import Kept
-from w2s_fast.debate._http import ask
+from w2s_fast.debate._cache import AnswerCache
+from w2s_fast.debate._http import request_text
 from w2s_fast.debate.config import CHAT, WriterConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.store import content_hash
 
 
 class EndpointWriter:
-    """Asks several prompts at a time and keeps every answer at once.
+    """Requests several prompts in parallel and stores every answer immediately.
 
     Args:
-        cfg: Of kind "endpoint".
-        folder: Where answers are kept; those found there are not asked for again.
+        cfg: Configuration of kind "endpoint".
+        folder: Folder of answers; those already stored are not requested again.
         process: Number of this process among those that write into ``folder``.
 
     Raises:
-        W2SError: the key's variable is not set.
+        W2SError: The variable of the key is not set.
     """
 
     def __init__(self, cfg: WriterConfig, folder: Path, process: int = 0) -> None:
         self.cfg = cfg
         self._key = cfg.key()
-        self._kept = Kept(folder, process)
+        self._cache = AnswerCache(folder, process)
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        """N texts of N prompts; a request that fails for good ends all others.
+        """Write N texts for N prompts; a request that fails for good ends all others.
 
         Raises:
-            W2SError: see ``ask``; or every answer is empty.
+            W2SError: As ``request_text``, or every answer is empty.
         """
         bodies = [self._body(p, s) for p, s in zip(prompts, seeds, strict=True)]
         stop = threading.Event()
         with ThreadPoolExecutor(self.cfg.workers) as pool:
-            waiting = [pool.submit(self._answer, body, stop) for body in bodies]
+            pending = [pool.submit(self._answer, body, stop) for body in bodies]
             try:
-                for done in as_completed(waiting):
+                for done in as_completed(pending):
                     done.result()
             except BaseException:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        texts = [done.result() for done in waiting]
+        texts = [done.result() for done in pending]
         if texts and not any(text.strip() for text in texts):
             raise W2SError(
                 f"{self.cfg.url} answered {len(texts)} prompts with empty texts; a model that "
@@ -60,17 +60,17 @@ class EndpointWriter:
 
     def _answer(self, body: dict[str, Any], stop: threading.Event) -> str:
         name = content_hash([self.cfg.url, body])
-        text = self._kept.get(name)
+        text = self._cache.get(name)
         if text is None:
-            text = ask(self.cfg, body, self._key, stop)
-            self._kept.put(name, text)
+            text = request_text(self.cfg, body, self._key, stop)
+            self._cache.put(name, text)
         return text
 
     def _body(self, prompt: str, seed: int) -> dict[str, Any]:
         cfg = self.cfg
         chat = cfg.url.partition("?")[0].endswith(CHAT)
-        asked: dict[str, Any] = {"prompt": prompt}
+        text: dict[str, Any] = {"prompt": prompt}
         if chat:
-            asked = {"messages": [{"role": "user", "content": prompt}]}
+            text = {"messages": [{"role": "user", "content": prompt}]}
         settings = {"temperature": cfg.temperature, "max_tokens": cfg.max_tokens, "seed": seed}
-        return {"model": cfg.model, **asked, **settings}
+        return {"model": cfg.model, **text, **settings}

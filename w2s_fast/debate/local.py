@@ -11,11 +11,11 @@ from w2s_fast.debate.config import WriterConfig
 
 @dataclass(frozen=True, eq=False)
 class LocalWriter:
-    """Writes with ``generate``; a text is a function of the model, its prompt and its seed.
+    """Writes with ``generate``; a text is a function of model, prompt and seed.
 
     Args:
-        model: of ``build_model(..., kind="generation")``.
-        tokenizer: its tokenizer; one with a chat template gets prompts as a user's message.
+        model: language model of ``build_model(..., kind="generation")``.
+        tokenizer: its tokenizer; with a chat template, prompts become user messages.
         cfg: ``temperature`` and ``max_tokens`` are used.
     """
 
@@ -24,27 +24,27 @@ class LocalWriter:
     cfg: WriterConfig
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        """N texts of N prompts.
+        """Write N texts for N prompts.
 
         Raises:
-            W2SError: the model has no room for ``max_tokens``.
+            W2SError: The model has no room for ``max_tokens``.
         """
         from w2s_fast.training import generate
 
         return generate(
             self.model,
             self.tokenizer,
-            [self._asked(prompt) for prompt in prompts],
+            [self._chat_prompt(prompt) for prompt in prompts],
             self.cfg.max_tokens,
             temperature=self.cfg.temperature,
             seed=seeds,
         )
 
-    def _asked(self, prompt: str) -> str:
+    def _chat_prompt(self, prompt: str) -> str:
         if not getattr(self.tokenizer, "chat_template", None):
             return prompt
         message = [{"role": "user", "content": prompt}]
         text = self.tokenizer.apply_chat_template(
             message, tokenize=False, add_generation_prompt=True
         )
-        return text.removeprefix(self.tokenizer.bos_token or "")  # encoding puts it there again
+        return text.removeprefix(self.tokenizer.bos_token or "")  # encoding adds it again

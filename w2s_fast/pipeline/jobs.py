@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.config import RunConfig, model_of, to_dict, train_of
+from w2s_fast.config import RunConfig, model_of, roles, to_dict, train_of
 from w2s_fast.methods import Node, Plan
 from w2s_fast.models import ModelConfig
 from w2s_fast.pipeline.students import students
@@ -249,6 +249,5 @@ def input_digests(
 
 def folder_digests(cfg: RunConfig, digest: Callable[[Path], str] = tree_hash) -> dict[str, str]:
     """Return a digest of each model that is a folder, by role; ``digest`` may cache."""
-    roles = ("weak", "student", *(f"intermediate/{i}" for i in range(len(cfg.intermediate_models))))
-    sources = {role: Path(model_of(cfg, role).source) for role in roles}
+    sources = {role: Path(model_of(cfg, role).source) for role in roles(cfg)}
     return {role: digest(path) for role, path in sources.items() if path.is_dir()}

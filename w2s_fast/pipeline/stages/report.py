@@ -143,7 +143,9 @@ def _run_row(
     accuracy = {model: predictions.accuracy for model, predictions in models.items()}
     floor, ceiling = accuracy["weak"], accuracy["ceiling"]
     se, n_test = metrics.paired_gap_se(outcomes), len(weak.groups)
-    reason = metrics.refusal(floor, ceiling, se, n_items=n_test, n_classes=weak.test.n_classes)
+    reason = metrics.omission_reason(
+        floor, ceiling, se, n_items=n_test, n_classes=weak.test.n_classes
+    )
     low, high = (None, None) if reason else metrics.pgr_interval([outcomes], same_items=True)
     return {
         "seed": seed,
@@ -179,7 +181,9 @@ def _summary_row(
     The mean PGR is over the seeds that report one; it is omitted when the pooled gap is too small.
     """
     gaps = [metrics.Gap(r["weak"], r["ceiling"], r["gap_se"], r["refused"]) for r in rows]
-    reason = metrics.refusal_over_seeds(gaps, n_items=rows[0]["n_test"], n_classes=n_classes)
+    reason = metrics.omission_reason_over_seeds(
+        gaps, n_items=rows[0]["n_test"], n_classes=n_classes
+    )
     reported = [(r["pgr"], o) for r, o in zip(rows, outcomes, strict=True) if r["pgr"] is not None]
     if reason:
         reported = []
