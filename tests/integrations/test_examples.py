@@ -51,15 +51,15 @@ def descent(params: Any, lr: float) -> torch.optim.Optimizer:
 @pytest.fixture
 def certain(monkeypatch: pytest.MonkeyPatch) -> None:
     """A judge without doubts and weights: the trainers' own losses know no other."""
-    judged = tiny.judged
+    weakly_labelled = tiny.weakly_labelled
 
     def hard(n: int) -> tuple[list[str], WeakLabels]:
-        texts, labels = judged(n)
+        texts, labels = weakly_labelled(n)
         return texts, WeakLabels(
             labels.ids, np.eye(2, dtype=np.float32)[labels.probs.argmax(1)], np.ones(n, np.float32)
         )
 
-    monkeypatch.setattr(tiny, "judged", hard)
+    monkeypatch.setattr(tiny, "weakly_labelled", hard)
 
 
 def same(ours: nn.Module, theirs: nn.Module, atol: float = 2e-6) -> None:
@@ -267,11 +267,11 @@ def test_a_trainer_that_does_not_ask_the_model(
         w2s_fast.patch(plain)
 
 
-def test_the_trainers_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trainers_of_the_quick_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import Dataset
 
     monkeypatch.chdir(tmp_path)
-    text = (EXAMPLES.parent / "README.md").read_text()
+    text = (EXAMPLES.parent / "docs" / "quick_start.md").read_text()
     code = next(b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "SFTTrainer" in b)
     names: dict[str, Any] = {"w2s_fast": w2s_fast}
     exec(code, names)
