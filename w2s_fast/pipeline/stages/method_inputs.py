@@ -44,7 +44,7 @@ def features(ctx: Context, build: StageBuild) -> None:
     if (class_index := ctx.job.setting("word")) is not None:
         items = as_questions(ctx, items, class_words(ctx)[class_index])
     layer = ctx.job.setting("layer")
-    rows = task_kind(ctx.task.kind).encode(tokenizer, items, max_length(ctx))
+    rows: Any = task_kind(ctx.task.kind).encode(tokenizer, items, max_length(ctx))
     cache_features(
         model, rows, build.path / FEATURES, layer if layer in ("half", "last") else int(layer)
     )

@@ -42,7 +42,7 @@ def predict_split(
     kind = task_kind(ctx.task.kind)
     length = train_of(ctx.cfg, ctx.job.setting("role")).max_length
     rows = model_rows(ctx, tokenizer, items, split)
-    predictions = kind.predict(model, tokenizer, rows, length, ctx.cfg.task.answer_tokens)
+    predictions: Any = kind.predict(model, tokenizer, rows, length, ctx.cfg.task.answer_tokens)
     ctx.write(lambda: kind.write(path, items.ids, predictions))
 
 
