@@ -53,10 +53,7 @@ def provenance(cfg: RunConfig, results: Mapping[str, Artifact], cached: set[str]
 
 def versions() -> dict[str, str | None]:
     """Return the versions of Python, this package and its dependencies; None: not installed."""
-    versions: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "w2s_fast": __version__,
-    }
+    versions: dict[str, str | None] = {"python": platform.python_version(), "w2s_fast": __version__}
     return versions | {name: package_version(name) for name in PACKAGES}
 
 

@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.pipeline.artifacts import (
-    read_probs,
-    read_texts,
-    read_weighted_probs,
-    write_probs,
-    write_texts,
-)
+from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.predictions import Predictions
 from w2s_fast.tasks import Examples, Inputs, TaskData
 
@@ -49,7 +43,7 @@ class Classification:
         self, path: Path, ids: Sequence[str], n_classes: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Read weak labels (N, C) and their row weights (N,), None if all rows weigh the same."""
-        return read_weighted_probs(path, ids, n_classes)
+        return artifacts.read_weighted_probs(path, ids, n_classes)
 
     def encode(self, tokenizer: Any, items: Inputs, max_length: int) -> RowData:
         """Return the texts as ``predict`` takes them."""
@@ -73,11 +67,11 @@ class Classification:
 
     def write(self, path: Path, ids: Sequence[str], predictions: np.ndarray) -> None:
         """Write what ``predict`` returned."""
-        write_probs(path, ids, predictions)
+        artifacts.write_probs(path, ids, predictions)
 
     def read(self, path: Path, examples: Examples, data: TaskData) -> Predictions:
         """Read labels or predictions of ``examples`` to score them: a file or a folder of parts."""
-        probs = read_probs(path, examples.ids, len(data.class_names))
+        probs = artifacts.read_probs(path, examples.ids, len(data.class_names))
         return Predictions(probs.argmax(1), examples.labels, probs)
 
 
@@ -94,7 +88,7 @@ class Generation:
         self, path: Path, ids: Sequence[str], n_classes: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Read texts (N,); all rows weigh the same."""
-        return np.array(list(read_texts(path, ids).values()), dtype=object), None
+        return np.array(list(artifacts.read_texts(path, ids).values()), dtype=object), None
 
     def encode(self, tokenizer: Any, items: Inputs, max_length: int) -> tuple[str, ...]:
         """Return the prompts; ``generate`` tokenizes them beside the room for a completion."""
@@ -119,7 +113,7 @@ class Generation:
 
     def write(self, path: Path, ids: Sequence[str], predictions: list[str]) -> None:
         """Write the completions."""
-        write_texts(path, ids, predictions)
+        artifacts.write_texts(path, ids, predictions)
 
     def read(self, path: Path, examples: Examples, data: TaskData) -> Predictions:
         """Read the completions; right are those with the true answer, or a harm score below 1/2."""
@@ -128,7 +122,7 @@ class Generation:
                 f"task {data.name!r} is of kind 'generation' but has no answers or no way to read "
                 "them; give Examples.answers and TaskData.read"
             )
-        texts = list(read_texts(path, examples.ids).values())
+        texts = list(artifacts.read_texts(path, examples.ids).values())
         if data.harm_score is not None:
             harm_score = _harm_scores(texts, data)
             chosen = np.where(harm_score < 0.5, "good", "bad")

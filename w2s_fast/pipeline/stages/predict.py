@@ -47,11 +47,7 @@ def predict_split(
 
 
 def write_parts(
-    ctx: Context,
-    items: Inputs,
-    part_rows: int,
-    folder: Path,
-    write: Callable[[range, Path], None],
+    ctx: Context, items: Inputs, part_rows: int, folder: Path, write: Callable[[range, Path], None]
 ) -> None:
     """Call ``write`` for every part of ``items`` whose file is not complete yet.
 
