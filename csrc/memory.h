@@ -1,4 +1,4 @@
-// Hints to the operating system about buffers that somebody else owns.
+// Hints to the operating system about buffers that the caller owns.
 #pragma once
 
 #include <cstdint>

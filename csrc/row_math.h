@@ -48,12 +48,12 @@ W2S_HD inline void choose_self_target(const RowParams& p, Record& r) {
 
 W2S_HD inline void row_factor(const RowParams& p, bool kept, Record& r) {
   r.factor = kept ? 1 : 0;
-  if (p.gamma != 0) {
+  if (p.focal_gamma != 0) {
     const float miss = -expm1f(r.chosen - r.logs);
-    r.factor *= powf(miss < 0 ? 0 : miss, p.gamma);  // keeps NaN
+    r.factor *= powf(miss < 0 ? 0 : miss, p.focal_gamma);  // keeps NaN
   }
   // Not `<`: a NaN row must show in the loss.
-  if (p.cap != INFINITY && expf(-r.logs) >= p.cap) r.factor = 0;
+  if (p.max_confidence != INFINITY && expf(-r.logs) >= p.max_confidence) r.factor = 0;
   if (!kept) r.factor = 0;
 }
 
@@ -78,7 +78,7 @@ W2S_HD inline void row_loss(const RowParams& p, float rest, float self_diff, Rec
   r.loss = r.factor != 0 ? r.factor * ((1 - r.coef) * weak + own + z_loss) : 0;
 }
 
-// What multiplies p in the gradient besides the targets' mass.
+// Factor of p in the gradient besides the targets' mass.
 W2S_HD inline float z_loss_slope(const RowParams& p, const Record& r) {
   return p.z_loss != 0 ? 2 * p.z_loss * (r.max + r.logs) : 0;
 }
@@ -87,7 +87,7 @@ W2S_HD inline float z_loss_slope(const RowParams& p, const Record& r) {
 // and the mass outside has to be summed itself.
 constexpr float kMaxTopkShare = 0.75f;
 
-// Coefficients of one row's gradient. Targets are added up before the upstream factor comes in:
+// Coefficients of one row's gradient. Targets are added up before the upstream factor is applied:
 // where p and the target are both 1 the difference is exactly 0.
 struct Slope {
   float g;                // upstream factor of this row
@@ -134,8 +134,8 @@ W2S_HD inline float entry(const Slope& s, float slope, float diff, float q, bool
 }
 
 // Removes the self-target from a row that was passed with its gate open and whose score is below
-// the threshold. False if nothing changes. `rescale` is what its dense part must be multiplied by:
-// exactly 1 where the weak mass is 1 but for rounding (two units in the last place).
+// the threshold. False if nothing changes. `rescale` is the factor for its dense part:
+// exactly 1 where the weak mass is 1 up to rounding (two units in the last place).
 W2S_HD inline bool close_gate(const RowParams& p, float rest, Record& r, float& rescale) {
   const float flat = z_loss_slope(p, r), closed = r.mass + flat;
   const float open = (1 - r.coef) * r.mass + r.coef + flat;
@@ -168,7 +168,7 @@ W2S_HD inline float between(float a, float b, float f) {
   if (f == 0 || a == b) return a;
   const float gap = b - a;
   if (gap == INFINITY) {
-    // Beside an infinity the upper neighbour: as many scores are at or above it as for any number
+    // Beside an infinity, the upper neighbour: as many scores are at or above it as for any number
     // in between.
     const bool open = a == -INFINITY || b == INFINITY;
     return open ? b : a * (1 - f) + b * f;

@@ -37,7 +37,7 @@ enum Index : int32_t { kArgmaxClass, kWeakClass, kSelfClass, kIndices };
 struct RowParams {
   Rule rule;
   float aux, threshold;  // threshold -inf: every gate is open
-  float smoothing, gamma, cap;
+  float smoothing, focal_gamma, max_confidence;
   float softcap;  // logits are softcap tanh(u / softcap) of the stored u; 0 for none
   float z_loss;   // factor of lse^2
 };
@@ -71,11 +71,11 @@ struct RowCall {
   int64_t grad_stride;
 };
 
-// Scores to take order statistics of. NaN is seen; -0 and +0 are one score.
+// Scores of an order statistic. NaN is detected; -0 and +0 are one score.
 struct Scores {
   const void* x;  // [in] (n)
   DType dtype;
-  const uint8_t* keep;  // [in] (n), 0 leaves a score out; null for all
+  const uint8_t* keep;  // [in] (n), 0 excludes a score; null for all
   int64_t n;
 };
 
@@ -108,16 +108,16 @@ extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
 
-// The widest set this CPU runs; W2S_CPU_CAPABILITY=base|avx2|avx512 asks for a narrower one.
+// The widest set this CPU runs; W2S_CPU_CAPABILITY=base|avx2|avx512 selects a narrower one.
 const Kernels& kernels();
 
-// Makes kernels() the set of this name from now on, for tests of the narrower ones in one process;
-// false where this CPU does not run it. Not while a kernel runs.
+// Selects the set of this name for kernels(), for tests of the narrower ones in one process; false
+// if this CPU does not run it. Not to be called while a kernel runs.
 bool use_isa(const char* name);
 
 using Kernel = int64_t (*)(const RowCall&, int64_t begin, int64_t end);
 
-// Runs a kernel over all rows on the borrowed threads; returns the first bad row or -1.
+// Runs a kernel over all rows on torch's threads; returns the first bad row or -1.
 int64_t run(Kernel kernel, const RowCall& c);
 
 // Where the threshold of two classes comes from: given, or a quantile of the margins at the mean
@@ -141,7 +141,7 @@ float quantile(const Scores& s, double q);
 // The score of rank 0, 1, ... in ascending order; NaN if there is none or a kept score is NaN.
 float kth_value(const Scores& s, int64_t rank);
 
-// Rounds of a radix select over 32-bit keys, for scores that lie in several places: round 0, 1, 2
+// Rounds of a radix select over 32-bit keys, for scores in several places: round 0, 1, 2
 // counts by the next 11, 11, 10 bits the keys whose leading bits equal `prefix`.
 constexpr int kBins = 2048;
 // counts[kBins] is the number of NaN, counted in round 0 only.

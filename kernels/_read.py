@@ -16,13 +16,13 @@ _LOWEST = tl.constexpr(-200.0)
 
 @triton.jit
 def inner_sum(x):
-    """(REP, LANES, VEC) -> (LANES,), within each thread."""
+    """Reduce (REP, LANES, VEC) to (LANES,), within each thread."""
     return tl.sum(tl.sum(x, 2), 0)
 
 
 @triton.jit
 def inner_max(x):
-    """(REP, LANES, VEC) -> (LANES,), within each thread."""
+    """Reduce (REP, LANES, VEC) to (LANES,), within each thread."""
     return tl.max(tl.max(x, 2), 0)
 
 

@@ -28,7 +28,7 @@ GIVEN = tl.constexpr(4)
 def rows_kernel(
     z_ptr, z_stride, g_ptr, g_stride, ids_ptr, q_ptr, q_stride, rest_ptr, w_ptr, aux_ptr, at_ptr,
     scale_ptr, stats_ptr, index_ptr, topk_ptr, n_rows, n_cols, n_topk, ignore,
-    smoothing, gamma, cap, softcap, z_loss, KIND: tl.constexpr, RULE: tl.constexpr,
+    smoothing, focal_gamma, max_confidence, softcap, z_loss, KIND: tl.constexpr, RULE: tl.constexpr,
     SMOOTH: tl.constexpr, FOCAL: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
     G_STEP: tl.constexpr, Q_STEP: tl.constexpr, REP: tl.constexpr, LANES: tl.constexpr,
     VEC: tl.constexpr, KBLOCK: tl.constexpr,
@@ -110,9 +110,9 @@ def rows_kernel(
                 self_id = tl.where(above, 0, 1).to(tl.int32)
     factor = 1.0
     if FOCAL:
-        factor = tl.exp(gamma * tl.log(m.complement(chosen - logs)))
+        factor = tl.exp(focal_gamma * tl.log(m.complement(chosen - logs)))
     if WINDOW:
-        factor = tl.where(1.0 / s >= cap, 0.0, factor)  # a NaN row must show in the loss
+        factor = tl.where(1.0 / s >= max_confidence, 0.0, factor)  # a NaN row must show in the loss
     kept = tl.load(ids_ptr) != ignore if KIND == HARD else row >= 0
     weight = 1.0
     if w_ptr is not None:

@@ -27,28 +27,28 @@ _UNORDERED = tl.constexpr(UNORDERED)
 
 @triton.jit
 def keys_of(x):
-    """fp32 -> int64 in [0, 2^32) that sorts like x (-0 before +0; NaN anywhere)."""
+    """Map fp32 to int64 in [0, 2^32) that sorts like x (-0 before +0; NaN anywhere)."""
     bits = x.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
     return tl.where(bits >= 0x80000000, 0xFFFFFFFF - bits, bits + 0x80000000)
 
 
 @triton.jit
 def value_of(key):
-    """The fp32 number of a key."""
+    """Return the fp32 number of a key."""
     bits = tl.where(key >= 0x80000000, key - 0x80000000, 0xFFFFFFFF - key)
     return bits.to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def exists(q_ptr, count, KTH: tl.constexpr):
-    """Whether there is such a rank; ``finish`` answers NaN where not."""
+    """Return whether there is such a rank; ``finish`` returns NaN if not."""
     q = tl.load(q_ptr)
     return (q >= 0) & (q < count) if KTH else (q >= 0.0) & (q <= 1.0)
 
 
 @triton.jit
 def position_of(q_ptr, count, KTH: tl.constexpr):
-    """The wanted rank in fp64: ``q`` with KTH, else q (count - 1); 0 where ``exists`` fails."""
+    """Return the target rank in fp64: ``q`` with KTH, else q (count - 1); 0 unless ``exists``."""
     q = tl.load(q_ptr)
     q = tl.where(exists(q_ptr, count, KTH), q, 0).to(tl.float64)
     return q if KTH else q * (tl.maximum(count, 1) - 1).to(tl.float64)
@@ -56,7 +56,7 @@ def position_of(q_ptr, count, KTH: tl.constexpr):
 
 @triton.jit
 def descend(hist_ptr, q_ptr, ROUNDS: tl.constexpr, KTH: tl.constexpr):
-    """(prefix, rank within it, keys that share it, total count) after ``ROUNDS`` histograms."""
+    """Return (prefix, rank within it, keys that share it, total) after ``ROUNDS`` histograms."""
     lanes = tl.arange(0, _BINS)
     total = tl.sum(tl.load(hist_ptr + lanes), 0)
     rank = tl.floor(position_of(q_ptr, total, KTH)).to(tl.int64)
@@ -77,7 +77,7 @@ def count_kernel(
     x_ptr, keep_ptr, q_ptr, hist_ptr, n,
     ROUND: tl.constexpr, BLOCK: tl.constexpr, KTH: tl.constexpr,
 ):  # fmt: skip
-    """Round 0, 1, 2: histogram of the next digit of the keys that match the prefix.
+    """Count the next digit of the keys that match the prefix, in rounds 0, 1 and 2.
 
     Round 3: the smallest key above the k-th, if no equal key follows it.
     """
@@ -136,7 +136,7 @@ def histogram_kernel(
     x_ptr, keep_ptr, prefix_ptr, hist_ptr, n,
     SHIFT: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Counts of the digit at SHIFT over the keys whose leading digits are ``prefix``.
+    """Count the digit at SHIFT over the keys whose leading digits are ``prefix``.
 
     In the first round the counter behind the bins becomes the number of NaN.
     """
@@ -155,7 +155,7 @@ def histogram_kernel(
 
 @triton.jit
 def successor_kernel(x_ptr, keep_ptr, from_ptr, least_ptr, n, BLOCK: tl.constexpr):
-    """``least`` becomes 2^32 - (smallest key above that of ``from``); it starts at 0, for none."""
+    """Set ``least`` to 2^32 - (smallest key above that of ``from``); it starts at 0, for none."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)

@@ -1,5 +1,5 @@
 // Assignment of rows to classes with given counts and the largest sum of logits, and the class
-// biases under which it is everybody's own choice.
+// biases under which every row chooses its class itself.
 //
 // Successive shortest paths (Ahuja, Magnanti and Orlin, "Network Flows", 1993, 9.7) on a graph of
 // the classes: an edge a -> b costs what the cheapest row of a loses by moving to b. Rows start at

@@ -1,7 +1,7 @@
 // Rows of the weak-to-strong cross-entropy: record, gradient, late fix-up. One include per ISA.
 //
 // Each function walks rows [begin, end) and is compiled for every pair of logits and target dtype.
-// Whatever the thread count, a row is summed in the same order.
+// A row is summed in the same order for any number of threads.
 #pragma once
 
 #include "../row_math.h"
@@ -82,12 +82,12 @@ void topk_targets(const RowCall& c, int64_t i, const T* z, Record& r) {
   if (c.rest == nullptr) return;
   r.mass += c.rest[i];
   const float share = inside / expf(r.logs);
-  const bool cancels = share >= kMaxTopkShare;  // not for NaN, which stays
+  const bool cancels = share >= kMaxTopkShare;  // false for NaN, which is kept
   r.tail = cancels ? log_outside(z, c.v, r.max, ids, c.k) - r.logs : log1pf(-share);
 }
 
 // Overwrites the entries where the gradient is more than its dense part, from fp32 values; with a
-// softcap > 0 as gradients of what is under the cap.
+// softcap > 0 as gradients with respect to the uncapped logits.
 template <class T>
 void write_topk(const RowCall& c, int64_t i, const Record& r, const Slope& s, const float* diffs,
                 float self_diff, float softcap, T* g) {
@@ -108,8 +108,8 @@ void write_topk(const RowCall& c, int64_t i, const Record& r, const Slope& s, co
 }
 
 constexpr int64_t kTopkOnStack = 64;
-// A gradient of this size in a buffer of its own has left the caches before anyone reads it; a
-// plain store would also fetch every line that it overwrites.
+// A gradient of this size in a separate buffer leaves the caches before it is read; a plain store
+// would also fetch every line that it overwrites.
 constexpr int64_t kStreamBytes = 1 << 24;
 
 template <bool DENSE, class T, class U>
@@ -169,7 +169,7 @@ template <class T, class U>
 Record make_record(const RowCall& c, int64_t i, const T* z) {
   const bool dense = c.ids == nullptr, mean = c.params.smoothing != 0;
   const U* q = dense ? static_cast<const U*>(c.probs) + i * c.probs_stride : nullptr;
-  // Without dense targets the logits stand in for them, so that both are read in the same order.
+  // Without dense targets the logits take their place, so that both are read in the same order.
   const Row s = dense ? (mean ? sum_row<true, true>(z, q, c.v) : sum_row<true, false>(z, q, c.v))
                       : (mean ? sum_row<false, true>(z, z, c.v) : sum_row<false, false>(z, z, c.v));
   Record r{};
@@ -200,8 +200,9 @@ inline float upstream(const RowCall& c, int64_t i) {
   return c.weight == nullptr ? c.scale : c.scale * c.weight[i];
 }
 
-// A row as the phases see it: its logits, and where its gradient goes. With a soft-cap both are a
-// row of fp32 beside the caller's memory, capped on the way in and differentiated on the way out.
+// The logits of a row and the place of its gradient. With a soft-cap both are a separate row of
+// fp32: logits are capped on reading, the gradient is multiplied by the slope of the cap on
+// writing.
 template <class T>
 struct Plain {
   using Logit = T;
@@ -276,7 +277,7 @@ struct Gradient {
   }
 };
 
-// Rows that stay below the threshold lose their self-target. Their dense part is rescaled only if
+// Removes the self-target from rows below the threshold. Their dense part is rescaled only if
 // the weak mass is not 1; the few other entries are written again.
 struct Fixup {
   template <class T, class U>

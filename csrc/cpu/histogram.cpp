@@ -13,10 +13,10 @@
 namespace w2s {
 namespace {
 
-// Scores fall into few bins, and adding to a counter waits for the addition before it: neighbours
-// count in different copies.
+// Scores fall into few bins, and an addition to a counter waits for the one before it, so
+// neighbours are counted in different copies.
 constexpr int kCopies = 4;
-constexpr int kDump = kBins;  // keys under another prefix, and scores left out
+constexpr int kDump = kBins;  // keys with another prefix, and excluded scores
 constexpr int kRow = kBins + 16;
 constexpr int64_t kFlush = int64_t{1} << 30;  // the copies are 32 bits wide
 
@@ -55,7 +55,7 @@ std::vector<int64_t> count_range(const Scores& s, int64_t lo, int64_t hi, uint32
   return mine;
 }
 
-// No branch: which score is the next smaller one is a guess the processor would lose.
+// Branchless: the processor cannot predict which score is the next smaller one.
 template <class T>
 float least_above(const Scores& s, const T* x, int64_t lo, int64_t hi, float at) {
   constexpr float inf = std::numeric_limits<float>::infinity();

@@ -1,14 +1,14 @@
 // The read pass over one row: its sums relative to a reference point.
 //
 // Exponentials are taken as 2^t with t = z log2(e) - hi, one fused multiply-add. hi is `at` log2(e)
-// rounded, for a reference point `at` near the row's maximum; what the rounding left (`lo`) scales
+// rounded, for a reference point `at` near the row's maximum; the rounding error (`lo`) scales
 // every exponential of the row alike, so it cancels from softmax and costs nothing at |z| = 1e4.
-// Where it does not, t = (z - at) log2(e): far from 0, where `lo` grows until 2^lo overflows, and
-// without a fused multiply-add, where the product would be rounded first.
+// Two cases use t = (z - at) log2(e) instead: far from 0, where `lo` grows until 2^lo overflows,
+// and without a fused multiply-add, where the product would be rounded first.
 //
-// A class of logit -inf, or one that is masked by the smallest number, costs nothing more: its t is
-// raised to a finite number before anything is multiplied by it, so 0 t is 0. Sums in which such a
-// class has weak mass are taken again, exactly; they are infinite, or nearly so.
+// A class of logit -inf, or one that is masked by the smallest number, costs no extra work: its t
+// is raised to a finite number before any product, so 0 t is 0. Sums in which such a class has weak
+// mass are computed again, exactly; they are infinite, or nearly so.
 #pragma once
 
 #include <math.h>
@@ -17,7 +17,7 @@
 
 namespace {
 
-constexpr int64_t kBlock = 4096;  // what is summed before the running sums are updated
+constexpr int64_t kBlock = 4096;  // elements summed before the running sums are updated
 constexpr float kLn2 = 0.693147180559945309f;
 // How far the maximum may run ahead of the reference point before a block is summed again.
 constexpr float kSlack = 4.0f;
@@ -59,8 +59,8 @@ inline float exp2_at(float t) {
   return first_lane(exp2_of<DEGREE>(set(t)));
 }
 
-// What a kernel needs to know of its dtypes: degrees of the exponential that the sums and the
-// gradient can show, and whether logits and targets can both be read as even and odd elements.
+// Properties of the dtypes: degrees of the exponential that the precision of sums and gradient
+// needs, and whether logits and targets can both be read as even and odd elements.
 template <class T>
 struct Degree {
   static constexpr int sum = 5, grad = 5;
@@ -224,7 +224,7 @@ inline Row sum_row(const T* z, const U* q, int64_t v) {
     const int64_t n = v - b < kBlock ? v - b : kBlock;
     const U* qb = DENSE ? q + b : q;
     if (s.max == -INFINITY) {
-      // Nothing finite so far: any reference point would do for what was summed.
+      // Nothing finite so far: any reference point is right for the sums so far.
       const float m = block_max(z + b, n);
       const Point to = point(m > -INFINITY && m < INFINITY ? m : 0.0f);
       move(s, p, to, b);
@@ -254,7 +254,7 @@ inline Row sum_row(const T* z, const U* q, int64_t v) {
   r.weak_max = s.weak_max;
   const bool masked = DENSE && !(fabsf(s.weak_t) < kMasked);
   if (masked || (MEAN && !(fabsf(s.t) < kMasked))) sum_exactly<DENSE, MEAN>(z, q, v, r);
-  // The maximum above leaves NaN out.
+  // The maximum above ignores NaN.
   if (r.logs != r.logs && has_nan(z, v)) r.max = NAN, r.max_block = 0;
   return r;
 }

@@ -19,8 +19,8 @@ inline int64_t to_line(const T* p, int64_t v) {
 }
 
 // g = prob e^(z - max) - weak q - flat for a whole row; g may be z. STREAM writes past the caches.
-// Otherwise `next`, the row this thread reads after this one, is fetched behind the arithmetic:
-// worth it only while the memory is not busy with a second read or write stream.
+// Otherwise `next`, the row this thread reads after this one, is prefetched during the arithmetic,
+// which pays only while there is no second read or write stream.
 template <bool DENSE, bool STREAM, bool EXACT, class T, class U>
 inline void write_gradient_of(const T* z, const U* q, T* g, int64_t v, Point at, float prob,
                               float weak, float flat, const T* next, const U* next_q) {
@@ -68,7 +68,7 @@ inline void write_gradient(const T* z, const U* q, T* g, int64_t v, float max, f
   write(z, q, g, v, at, prob, weak, flat, next, next_q);
 }
 
-// Multiplies a finished row: the late closing of a gate whose targets do not sum to 1.
+// Multiplies a finished row, when a gate closes late and the targets do not sum to 1.
 template <class T>
 inline void rescale(T* g, int64_t v, float by) {
   for (int64_t i = 0; i < v; i += Vec::W) {

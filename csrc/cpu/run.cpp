@@ -38,7 +38,7 @@ const Kernels& choose() {
 
 std::atomic<const Kernels*> forced{nullptr};
 
-// Rows of one task: enough elements that handing the task over is small against doing it.
+// Rows of one task: enough elements that the hand-over is cheap relative to the work.
 int64_t grain(const RowCall& c) {
   constexpr int64_t elements = 1 << 15;
   return c.v >= elements ? 1 : elements / c.v;
@@ -56,7 +56,7 @@ double sum_weights(const RowCall& c) {
   return total;
 }
 
-// In row order, so that the number of threads changes nothing.
+// In row order, independent of the number of threads.
 double sum_losses(const RowCall& c) {
   double total = 0;
   for (int64_t i = 0; i < c.n; ++i) {
@@ -66,7 +66,8 @@ double sum_losses(const RowCall& c) {
   return total;
 }
 
-// The scratch comes from Kernels::margins; its first row is left with the kept margins in front.
+// The scratch is filled by Kernels::margins; the kept margins are moved to the front of its first
+// row.
 float select_margin(const RowCall& c, Select select) {
   float *margins = c.scratch, *weak = c.scratch + c.n, *kept = c.scratch + 2 * c.n;
   double one = 0;

@@ -1,4 +1,4 @@
-// Reading scores of any dtype, and the locks around what threads add up.
+// Reads scores of any dtype, and reduces results of threads under a lock.
 #pragma once
 
 #include <mutex>
@@ -27,8 +27,8 @@ auto typed(const Scores& s, const F& f) {
   }
 }
 
-// f(begin, end) over disjoint ranges, on several threads where it pays; what it returns is given to
-// add(total, part), one at a time. `add` must not care about the order.
+// f(begin, end) over disjoint ranges, on several threads where it pays; its result is passed to
+// add(total, part), one at a time, in any order.
 template <class Part, class F, class Add>
 Part reduce(int64_t n, const F& f, const Add& add) {
   Part total{};

@@ -5,8 +5,8 @@
 
 namespace {
 
-// tanh x, and e^(-2|x|) of which its derivative is made: 4 t / (1 + t)^2 has no difference in it
-// where tanh is 1.
+// tanh x, and t = e^(-2|x|) for its derivative 4 t / (1 + t)^2, which does not cancel where tanh is
+// 1.
 inline Vec tanh_of(Vec x, Vec& t) {
   constexpr float far_from = 0.625f;
   // The operand orders keep NaN.

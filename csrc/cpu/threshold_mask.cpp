@@ -27,7 +27,8 @@ CountAt count_at_of(const Scores& s, const T* x, int64_t lo, int64_t hi, float a
   return t;
 }
 
-// Marks scores [lo, hi), of which `equal` tie with the threshold; the first `ties` of them are in.
+// Marks scores [lo, hi), of which `equal` tie with the threshold; the first `ties` of them are
+// included.
 template <class T>
 void threshold_mask_of(const Scores& s, const T* x, int64_t lo, int64_t hi, float at, int64_t equal,
                        int64_t ties, uint8_t* mask) {
@@ -60,7 +61,7 @@ CountAt count_at(const Scores& s, float at) {
 }
 
 void threshold_mask(const Scores& s, float at, int64_t ties, uint8_t* mask) {
-  // A block must know how many ties stand in front of it, whichever thread marks it.
+  // A block needs the number of ties before it, on any thread.
   const int64_t blocks = (s.n + kBlock - 1) / kBlock;
   std::vector<int64_t> equal(static_cast<std::size_t>(blocks));
   const auto end_of = [&](int64_t b) { return std::min(s.n, (b + 1) * kBlock); };

@@ -1,6 +1,6 @@
 // Two classes: rows across lanes. A row has one degree of freedom, the margin s = z_0 - z_1:
 //   e = exp(-|s|), log S = log(1 + e), p_small = e / (1 + e), p_big = 1 / (1 + e).
-// A logit of +inf, which s alone would take for certainty, makes e NaN.
+// A logit of +inf makes e NaN; from s alone it would look like certainty.
 #pragma once
 
 #include "cross_entropy.h"
@@ -56,7 +56,7 @@ inline int64_t read_weak(const RowCall& c, int64_t at, int64_t n, float* q0, flo
   return -1;
 }
 
-// First step, for the select: c.scratch row 0 margins, row 1 weak P(class 1), row 2 kept or 0.
+// First step, for the selection: c.scratch row 0 margins, row 1 weak P(class 1), row 2 kept or 0.
 struct Margins {
   template <class T, class U>
   static int64_t run(const RowCall& c, int64_t begin, int64_t end) {
@@ -94,7 +94,7 @@ inline void softmax(int64_t n, Columns& x) {
 inline void finish(const RowCall& c, int64_t n, Columns& x) {
   const float a = c.params.rule == w2s::kNone ? 0 : c.params.aux, keep = 1 - a,
               hard = 1 - c.params.smoothing;
-  // Without a rule the hard class is only reported: the larger logit, as a threshold of 0 gives.
+  // Without a rule the hard class is only reported: that of the larger logit, threshold 0.
   const float threshold = c.params.rule == w2s::kMargin ? c.params.threshold : 0;
   for (int64_t j = 0; j < n; ++j) {
     const float s = x.margin[j], q0 = x.q0[j], q1 = x.q1[j], logs = x.logs[j];
@@ -112,7 +112,7 @@ inline void finish(const RowCall& c, int64_t n, Columns& x) {
         c.params.smoothing != 0 ? c.params.smoothing * mass : 0;  // the mass may be infinite
     const float spread = even * (logs - mean);
     const float label = weak + (even != 0 ? spread : 0), some = keep * label;
-    // A coefficient of 1 takes out a weak label that is impossible (+inf), but no NaN.
+    // A coefficient of 1 removes a weak label that is impossible (+inf), but no NaN.
     // mass * 0 is NaN where the mass is infinite.
     const float none = fabsf(label) == INFINITY ? mass * 0 : some;
     const float value = (keep == 0 ? none : some) + (a != 0 ? a * own : 0);
@@ -134,12 +134,12 @@ inline void finish(const RowCall& c, int64_t n, Columns& x) {
 inline void factors(const RowCall& c, int64_t at, int64_t n, Columns& x) {
   for (int64_t j = 0; j < n; ++j) {
     x.factor[j] = x.kept[j];
-    if (c.params.gamma != 0) {
+    if (c.params.focal_gamma != 0) {
       // 1 - p of the weak class is p of the other one: no cancellation.
       const bool weak1 = x.q1[j] > x.q0[j], top1 = x.margin[j] < 0;
-      x.factor[j] *= powf(weak1 == top1 ? x.small[j] : x.big[j], c.params.gamma);
+      x.factor[j] *= powf(weak1 == top1 ? x.small[j] : x.big[j], c.params.focal_gamma);
     }
-    if (c.params.cap != INFINITY && x.big[j] >= c.params.cap) x.factor[j] = 0;
+    if (c.params.max_confidence != INFINITY && x.big[j] >= c.params.max_confidence) x.factor[j] = 0;
   }
   for (int64_t j = 0; j < n; ++j) {
     x.g[j] = x.kept[j] != 0 ? upstream(c, at + j) * x.factor[j] : 0;
@@ -155,7 +155,7 @@ inline void write_columns(const RowCall& c, int64_t at, int64_t n, const Columns
   put(w2s::kMean, x.mean), put(w2s::kChosen, x.chosen), put(w2s::kCoef, x.coef);
   put(w2s::kFactor, x.factor), put(w2s::kScore, x.margin);
   for (int64_t j = 0; j < n; ++j) {
-    // NaN is the maximum, as torch.max has it; a weak label with a NaN in it has no top class.
+    // NaN is the maximum, as in torch.max; a weak label with a NaN in it has no top class.
     if (x.z1[j] != x.z1[j]) c.stats[w2s::kMax * c.n + at + j] = NAN;
     if (x.mass[j] != x.mass[j]) c.stats[w2s::kChosen * c.n + at + j] = NAN;
   }

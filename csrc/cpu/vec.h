@@ -1,18 +1,18 @@
 // A few fp32 lanes and the arithmetic the row kernels need, once for each instruction set.
 //
 // Everything is in an anonymous namespace and free of the standard library's templates: code
-// compiled for a wide ISA must not become the copy that the linker picks for everyone.
+// compiled for a wide ISA must not become the copy that the linker keeps for all ISAs.
 //
 // Each vec_<isa>.h defines: Vec with W lanes; kFused, whether fma rounds only once; load and store
 // of fp32, bf16 and fp16, whole or the first n; load_split and store_split (2 W bf16 as even and
 // odd elements); + - * /, fma, vmax and vmin (the second operand where either is NaN);
 // where_nonzero(t, a) = a where t != 0, else 0; sum, max_of, first_equal; fraction(t) = t -
-// floor(t) and scale2(p, t) = p 2^floor(t); raised(t), a number of which 2^t is 0 where t is so
-// low; finite(t), t but for -inf; plain_nan(a), a with one kind of NaN, which a store in bf16 asks
-// for: the bits of another could carry over into the sign; prefetch; one bit a lane from less,
-// equal and nonzero, their number from ones, and compress, which stores the chosen lanes next to
-// each other. stream and stream_split are store and store_split to an aligned address past the
-// caches, visible to other threads after end_stream.
+// floor(t) and scale2(p, t) = p 2^floor(t); raised(t), clamped to a number whose 2^t is 0;
+// finite(t), t but for -inf; plain_nan(a), a with one kind of NaN, needed before a store in bf16:
+// the bits of another could carry over into the sign; prefetch; one bit a lane from less, equal and
+// nonzero, their number from ones, and compress, which stores the chosen lanes next to each other.
+// stream and stream_split are store and store_split to an aligned address past the caches, visible
+// to other threads after end_stream.
 #pragma once
 
 #include <float.h>

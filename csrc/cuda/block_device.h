@@ -61,8 +61,8 @@ W2S_DEVICE void cluster_sync() { __syncthreads(); }
 W2S_DEVICE uint32_t remote_word(const uint32_t* word, int) { return *word; }
 #endif
 
-// 16 bytes as one instruction, spelled out: left to itself the compiler takes vectors apart and
-// does not always put them together again. Rows may be overwritten by the kernel that reads them,
+// 16 bytes as one instruction, in assembly: the compiler splits vectors and does not always
+// join them again. Rows may be overwritten by the kernel that reads them,
 // so nothing goes through the read-only path.
 W2S_DEVICE Pack load16(const void* p) {
   Pack x;

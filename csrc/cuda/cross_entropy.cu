@@ -1,4 +1,4 @@
-// Launches the row kernels. See kernels.h for what they do and cost, launch.h for how they are
+// Launches the row kernels. kernels.h has the kernels and their costs, launch.h how they are
 // chosen, csrc/README.md for the rules of this folder.
 #include <cuda_runtime.h>
 

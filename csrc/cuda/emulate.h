@@ -1,11 +1,11 @@
 // Blocks of threads on the host, for tests: every thread is a fiber that runs until it waits.
 //
-// One block (or one cluster, or one cooperative grid) is on stage at a time. Between two barriers
-// the order of the threads is free, and the emulator chooses: as numbered, reversed, at random, or
-// one block as far as it gets before the next one moves.
-// A missing barrier shows as a result that depends on the order; a barrier that some thread never
-// reaches as a deadlock; a misaligned 16-byte access as an error; shared memory starts as NaN; a
-// copy into shared memory arrives no earlier than its wait. Accesses to rows are counted.
+// One block (or one cluster, or one cooperative grid) is resident at a time. Between two barriers
+// the order of the threads is free, and the emulator varies it: as numbered, reversed, at random,
+// or one block as far as it gets before the next one runs. A missing barrier shows as a result that
+// depends on the order; a barrier that some thread never reaches as a deadlock; a misaligned
+// 16-byte access as an error; shared memory starts as NaN; a copy into shared memory arrives no
+// earlier than its wait. Accesses to rows are counted.
 #pragma once
 
 #include <cstddef>
@@ -60,7 +60,7 @@ void progress();
 [[noreturn]] void fail(const char* what);
 
 void set_order(Order order, uint64_t seed);
-// Runs `body` as every thread of `blocks` blocks of which `together` are on stage at a time.
+// Runs `body` as every thread of `blocks` blocks of which `together` are resident at a time.
 // Returns an empty string or what went wrong.
 std::string run(int64_t blocks, int threads, int together, std::size_t shared,
                 const std::function<void()>& body);

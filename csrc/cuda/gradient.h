@@ -1,5 +1,4 @@
-// Writing a row's gradient: the dense part by chunks, then the few entries where more than p
-// counts.
+// Writing a row's gradient: the dense part by chunks, then the few special entries.
 #pragma once
 
 #include "targets.h"

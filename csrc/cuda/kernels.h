@@ -55,7 +55,7 @@ W2S_DEVICE Sums sum_outside(const RowCall& c, int64_t row, const S& segment, Sha
 // A row's record, and with grad its gradient.
 //
 // Bytes of global memory a row: V (b + b_q) read, V b written, b and b_q the widths of logits and
-// dense targets: the floor. In a resident block the second look at the logits is at shared memory.
+// dense targets: the minimum. A resident block reads the logits again from shared memory.
 // About 11 instructions an element (two exponentials): 1.4 TFLOP/s of work at 4.8 TB/s of traffic.
 // H200, 8192 x 128256 bf16: 4.2 GB, 0.88 ms at 4.8 TB/s; estimate 1.0 ms (0.88 of bandwidth), from
 // 3 blocks of 64 KB an SM that load, compute and store at different times. Not measured.
@@ -132,7 +132,7 @@ struct RowsKernel {
     block::sync();
   }
 
-  // log of the student's mass outside the list; called by all threads, valid in the leader.
+  // log of the student's mass outside the top k; called by all threads, valid in the leader.
   W2S_DEVICE static void find_tail(const RowCall& c, int64_t row, const S& segment, Shared& shared,
                                    int cluster) {
     block::sync();
@@ -148,7 +148,7 @@ struct RowsKernel {
   }
 };
 
-// A row's gradient from its record: one read, one write, no reduction; blocks share no row's part.
+// A row's gradient from its record: one read, one write, no reduction.
 // H200, 8192 x 128256 bf16: 4.2 GB, estimate 0.95 ms. Not measured.
 template <class T_, class U_>
 struct GradientKernel {
@@ -207,7 +207,7 @@ struct FixupKernel {
     Record r = read_record(c, row);
     float by = 1;
     const bool closes = close_gate(params, rest_of(c, row), r, by);
-    block::sync();  // all have read what one now writes
+    block::sync();  // all threads have read what one now writes
     if (!closes) return;
     if (block::thread() == 0) write_record(c, row, r);
     const float up = upstream(c, row) * r.factor;

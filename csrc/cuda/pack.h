@@ -1,4 +1,4 @@
-// 16-bit numbers, 16 bytes of them, and a row of them as 16-byte chunks.
+// Packs of 16 bytes, and a row as 16-byte chunks.
 //
 // A row may start anywhere. Its chunks are the aligned 16-byte pieces of memory that it touches:
 // all but the first and the last lie inside it and move as one access; those two are peeled, one

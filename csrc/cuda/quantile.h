@@ -1,7 +1,7 @@
 // Exact order statistics of any number of scores in one launch, without sorting them.
 //
 // Scores become 32-bit keys in the same order (row_math.h). Three rounds count the keys by 11, 11
-// and 10 bits; between rounds the whole grid waits, and every block walks into the bin that holds
+// and 10 bits; between rounds the whole grid waits, and every block continues in the bin that holds
 // the target rank. The third round also keeps the smallest key above the bins of the second, so the
 // successor of the k-th score costs no fourth read. Counters are integers: the order of the atomics
 // does not matter.
@@ -36,7 +36,7 @@ W2S_DEVICE int shift_of(int round) { return round == 0 ? 21 : round == 1 ? 10 : 
 W2S_DEVICE int bits_of(int round) { return round == 2 ? 10 : 11; }
 
 // Counts one key a lane. Called by whole warps: the lanes that share the digit of the first one
-// count as one, since scores crowd into few bins.
+// count as one, since scores concentrate in few bins.
 W2S_DEVICE void count_key(uint32_t* bins, uint32_t digit, bool valid) {
   const uint32_t want = block::ballot(valid);
   if (want == 0) return;
@@ -54,7 +54,7 @@ W2S_DEVICE void count_key(uint32_t* bins, uint32_t digit, bool valid) {
   }
 }
 
-// Bit e: score first + e is there and kept. Masks are bytes; the aligned four of four scores are
+// Bit e: score first + e exists and is kept. Masks are bytes; the aligned four of four scores are
 // one load.
 template <int E>
 W2S_DEVICE uint32_t kept_bits(const w2s::cuda::Quantile& c, int64_t first) {

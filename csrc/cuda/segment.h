@@ -1,8 +1,7 @@
 // The part of a row that one block works on: where its logits and dense targets are read from.
 //
-// RESIDENT: the block copies its part to shared memory once and reads it there as often as it
-// likes, so a row costs one read of global memory whatever the row needs. Otherwise every pass
-// reads global memory again, hoping for L2.
+// RESIDENT: the block copies its part to shared memory once and reads it from there, so a row costs
+// one read of global memory. Otherwise every pass reads global memory again, at best from L2.
 #pragma once
 
 #include "pack.h"
@@ -15,7 +14,7 @@ using w2s::cuda::Tiling;
 
 constexpr int kStages = 4;  // groups of copies, each awaited when it is first read
 
-// A call, not 25 instructions an element in the middle of every loop: few models cap their logits.
+// Not inlined: 25 instructions an element in every loop, and few models cap their logits.
 W2S_OUTLINED float capped_outlined(float u, float softcap) { return capped(u, softcap); }
 
 template <class T, class U, bool RESIDENT>

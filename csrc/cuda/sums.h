@@ -27,7 +27,7 @@ constexpr int kSumsWords = 10;
 
 W2S_DEVICE Sums no_sums() { return {-INFINITY, 0, 0, 0, 0, 0, 0, -INFINITY, kNowhere, kNowhere}; }
 
-// What logits are taken relative to. Beside an infinite maximum any number would do: sum e^d is
+// What logits are taken relative to. Beside an infinite maximum any number is right: sum e^d is
 // then +inf, or NaN where there is a NaN.
 W2S_DEVICE float origin_of(float max) { return fabsf(max) == INFINITY ? 0 : max; }
 
@@ -79,7 +79,7 @@ struct Shared {
   Final final;
   Record record;
   float share;              // of the top-k classes in the sum of e^d
-  int again;                // what they leave has to be summed itself
+  int again;                // the rest has to be summed itself
   uint32_t repeats;         // a class occurs more than once
   uint32_t topk_bits[128];  // bit c % 4096: a top-k class may lie in chunk c
 };

@@ -5,7 +5,7 @@
 
 namespace {
 
-// The parameters of a call, with the scalars that a step left in device memory.
+// The parameters of a call, with the scalars that are in device memory.
 W2S_DEVICE RowParams params_of(const RowCall& c) {
   RowParams p = c.params;
   if (c.aux_ptr != nullptr) p.aux = *c.aux_ptr;
@@ -56,7 +56,7 @@ W2S_DEVICE TopkEntry topk_at(const RowCall& c, int64_t row, int64_t j) {
 struct TopkSums {
   float mass, linear, exp;
   float best, chosen;  // largest q and its z - M
-  int at;              // its place in the list
+  int at;              // its position among the top k
   int weak;            // its class
 };
 
@@ -121,7 +121,7 @@ W2S_DEVICE Record read_record(const RowCall& c, int64_t i) {
   return r;
 }
 
-// What a block needs to write its part of a row's gradient.
+// The numbers from which a block writes its part of a row's gradient.
 W2S_DEVICE Final finish(const RowCall& c, int64_t row, const RowParams& params, const Record& r,
                         float self_diff) {
   Final f;

@@ -20,11 +20,11 @@ constexpr int kQuantileThreads = 256, kQuantileBlocks = 2;
 constexpr int kGradientThreads = 256;
 constexpr int kGradientTile = 4 * kGradientThreads;  // chunks of one block: 16 KB
 constexpr int kFixupThreads = 128;
-constexpr int kQuantilePacks = 4;  // packs that a thread loads before it looks at them
+constexpr int kQuantilePacks = 4;  // packs that a thread loads ahead
 
 constexpr int64_t kChunkBytes = 16;                 // of logits: one load, one store
 constexpr int64_t kSharedBytes = 1536;              // of struct Shared, rounded up
-constexpr int64_t kDefaultSharedBytes = 48 * 1024;  // a kernel has to ask for more
+constexpr int64_t kDefaultSharedBytes = 48 * 1024;  // without an opt-in
 constexpr int kMaxCluster = 8;
 constexpr int64_t kAloneBytes = 112 * 1024;  // from here on a row is split: two blocks fit an SM
 constexpr int64_t kPartBytes = 74 * 1024;    // of a block of a cluster: three fit an SM

@@ -1,7 +1,7 @@
 // Torch-free interface of the CUDA kernels: device addresses, sizes, strides and a stream.
 //
-// As csrc/w2s.h, but scalars that a step computes stand in device memory, so that no launch waits
-// for the host. Launchers neither allocate nor synchronise and may be captured into a CUDA graph.
+// As csrc/w2s.h, but scalars that a step computes are in device memory, so that no launch waits for
+// the host. Launchers neither allocate nor synchronise and may be captured into a CUDA graph.
 // They return a cudaError_t as int (0 is success); a label outside the classes, or listed twice,
 // turns its row NaN.
 #pragma once
@@ -11,12 +11,12 @@
 namespace w2s {
 namespace cuda {
 
-// What a device offers to one row.
+// Device limits for one row.
 struct Limits {
-  int64_t shared;   // bytes that one block may ask for
+  int64_t shared;   // bytes that one block may use
   int32_t cluster;  // blocks that may share their memory; 1 without clusters
   int64_t alone;    // a row is split over a cluster from this many bytes on: two blocks fit an SM
-  int64_t part;     // bytes of a block of a cluster, where enough blocks may be had: three fit
+  int64_t part;     // bytes of a block of a cluster, where there are enough blocks: three fit
 };
 
 // How the rows of a call are cut into tiles for threads, blocks and clusters.
@@ -41,7 +41,7 @@ int rows(const RowCall& c, Stream stream);
 int fixup(const RowCall& c, Stream stream);
 // Gradient from the record.
 int gradient(const RowCall& c, Stream stream);
-// grad (N, V) times *by in place; 1 is seen on the device and touches nothing.
+// grad (N, V) times *by in place; a factor of 1 is detected on the device and writes nothing.
 int scale(void* grad, int64_t grad_stride, int64_t n, int64_t v, DType dtype, const float* by,
           Stream stream);
 

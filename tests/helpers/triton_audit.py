@@ -34,7 +34,7 @@ from w2s_fast.kernels import quantile as qu
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INTS = {"n_rows": "i32", "n_cols": "i32", "n_topk": "i32", "ignore": "i32", "n": "i32"}
 STRIDES = ("z_stride", "g_stride", "q_stride", "scale_stride")
-FLOATS = ("smoothing", "gamma", "cap", "softcap", "z_loss", "tolerance")
+FLOATS = ("smoothing", "focal_gamma", "max_confidence", "softcap", "z_loss", "tolerance")
 POINTERS = {
     "ids_ptr": "*i64", "rest_ptr": "*fp32", "w_ptr": "*fp32", "aux_ptr": "*fp32",
     "at_ptr": "*fp32", "scale_ptr": "*fp32", "stats_ptr": "*fp32", "index_ptr": "*i64",

@@ -267,11 +267,11 @@ def test_a_trainer_that_does_not_ask_the_model(
         w2s_fast.patch(plain)
 
 
-def test_the_trainers_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trainers_of_the_quick_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import Dataset
 
     monkeypatch.chdir(tmp_path)
-    text = (EXAMPLES.parent / "README.md").read_text()
+    text = (EXAMPLES.parent / "docs" / "quick_start.md").read_text()
     code = next(b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "SFTTrainer" in b)
     names: dict[str, Any] = {"w2s_fast": w2s_fast}
     exec(code, names)

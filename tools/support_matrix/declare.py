@@ -77,7 +77,7 @@ class Entry:
     options: tuple[Option, ...]
 
     def functions(self) -> list[Callable[..., Any]]:
-        """The functions that ``homes`` names."""
+        """Return the functions that ``homes`` names."""
         functions = []
         for home in self.homes:
             module, _, path = home.partition(":")
@@ -88,13 +88,13 @@ class Entry:
         return functions
 
     def arguments(self) -> set[str]:
-        """Every argument of the functions that is not data."""
+        """Return every argument of the functions that is not data."""
         names = {n for f in self.functions() for n in inspect.signature(f).parameters}
         return names - {*self.takes, "self"}
 
 
 def cell(entry: Entry, option: Option, backend: str, dtype: torch.dtype) -> Cell:
-    """What ``backend`` does with ``option`` in ``dtype``; imports the backend's module."""
+    """Return what ``backend`` does with ``option`` in ``dtype``; imports the backend's module."""
     if option.refuses:
         return Cell(NO, option.refuses)
     if not entry.op:
@@ -111,7 +111,7 @@ def cell(entry: Entry, option: Option, backend: str, dtype: torch.dtype) -> Cell
 
 
 def _borrowed(homes: Mapping[str, str], backend: str, phases: tuple[str, ...]) -> list[str]:
-    """Phases for which the backend hands out the reference's function."""
+    """Return the phases for which the backend re-exports the reference's function."""
     if backend == "ref":
         return []
     mine, plain = (importlib.import_module(homes[name]) for name in (backend, "ref"))

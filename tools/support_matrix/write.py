@@ -34,13 +34,13 @@ _MARK = {YES: "yes", REFERENCE: "ref", NO: "no"}
 
 
 def page() -> str:
-    """The whole document."""
+    """Return the whole document."""
     cuda = CUDA if "cuda" in dispatch.BACKENDS else ""
     return "\n".join([HEAD.format(cuda=cuda), *(table(entry) for entry in ENTRIES)])
 
 
 def table(entry: Entry) -> str:
-    """Heading, rows and notes of one entry; dtypes of a backend that agree share a column."""
+    """Return heading, rows and notes of one entry; equal dtypes of a backend share a column."""
     grid: dict[tuple[str, object], list[Cell]] = {
         (b, d): [cell(entry, option, b, d) for option in entry.options]
         for b in dispatch.BACKENDS

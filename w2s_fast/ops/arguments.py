@@ -115,7 +115,7 @@ def checked(f: F, accept: dict[str, tuple[type, ...]] | None = None) -> F:
 
 
 def check_methods(cls: type, names: tuple[str, ...], **accept: tuple[type, ...]) -> None:
-    """``checked`` for the methods that ``cls`` itself defines."""
+    """Apply ``checked`` to the methods that ``cls`` itself defines."""
     for name in names:
         if name in cls.__dict__:
             setattr(cls, name, checked(cls.__dict__[name], accept))

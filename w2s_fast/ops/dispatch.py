@@ -6,8 +6,8 @@ backends. A backend is a module that only fills buffers, so backends can be swap
 Every op calls ``backend(op, like)`` and then the functions of that module.
 
 The choice is by device (cpu: cpp > ref; cuda: cuda > triton > ref) unless ``W2S_BACKEND`` or
-``use_backend`` forces one; a forced backend that is missing raises, an automatic fallback warns
-once, except past CUDA kernels that were never built. fp64 always takes the reference, so a gradient
+``use_backend`` forces one; a forced backend that is missing raises; an automatic fallback warns
+once, but not for CUDA kernels that were never built. fp64 always uses the reference, so a gradient
 check tests the formula itself.
 """
 

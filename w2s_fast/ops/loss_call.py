@@ -33,7 +33,7 @@ class Stat(IntEnum):
     LOGS = 2  # log S, so lse = M + log S
     ENTROPY = 3  # of the student's distribution, nats
     MASS = 4  # total weak mass, the residual included
-    LINEAR = 5  # sum_v w_v (z_v - M) over top-k classes
+    LINEAR = 5  # sum_v q_v (z_v - M), q the weak mass without the residual
     MEAN = 6  # mean_v (z_v - M); written only when label smoothing is on
     CHOSEN = 7  # z_c - M for the weak label's top class c
     TAIL = 8  # log of the student's mass outside the top-k classes; only with a residual
@@ -76,10 +76,10 @@ class LossSpec:
     max_confidence: float = math.inf
     softcap: float = 0.0
     z_loss: float = 0.0
-    record: bool = True  # False: a backend may skip the per-row record where it can do without
+    record: bool = True  # False: a backend may skip the per-row record where it does not need it
 
     def row_rule(self, n_classes: int) -> RowRule:
-        """The rule of a row, once the threshold of the batch is known."""
+        """Return the rule of a row, once the threshold of the batch is known."""
         if self.rule == "none":
             return RowRule.NONE
         if n_classes == 2:
@@ -123,7 +123,7 @@ class RowCall:
         )  # fmt: skip
         logits, ids, probs, rest, weight, ignore_index = p
         n, v = logits.shape
-        # Spelled out: a loss of 32 rows takes microseconds, a helper a tenth of one.
+        # No helper for null pointers: a loss of 8 rows takes 10 us, and calls would add 5 %.
         return make(
             n, v, 0 if ids is None else ids.shape[1],
             logits.data_ptr(), logits.stride(0), DTYPE_CODES[logits.dtype],

@@ -1,6 +1,6 @@
 """Load the compiled core, if it was built, and give it torch's thread pool.
 
-The core knows nothing of torch: it takes addresses, sizes and strides. It runs its loops through
+The core does not depend on torch: it takes addresses, sizes and strides. It runs its loops through
 ``torch_parallel_for``, a C symbol of libtorch (torch >= 2.10), so there is no second thread pool
 and ``torch.set_num_threads`` is honoured; without the symbol it runs on one thread.
 """

@@ -1,7 +1,7 @@
 """Load the CUDA kernels, if they were built, and report why they cannot run on this machine.
 
-Like the compiled core they know nothing of torch: addresses, sizes, strides and the stream go in
-as integers, a ``cudaError_t`` is returned. The library loads without a driver; whether it can run
+Like the compiled core they do not depend on torch: addresses, sizes, strides and the stream are
+integers, a ``cudaError_t`` is returned. The library loads without a driver; whether it can run
 is tested on the device.
 
 ``W2S_CUDA_EMULATE=1``, set before the program starts, loads the same kernels compiled for the host

@@ -45,7 +45,7 @@ def cross_entropy_reference(
     ignore_index: int = -100,
     reduction: str = "sum",
 ) -> Tensor:
-    """The loss of ``weak_loss`` by its definition, in the dtype of ``logits``.
+    """Compute the loss of ``weak_loss`` by its definition, in the dtype of ``logits``.
 
     Args:
         own: self-target decided elsewhere. A threshold cuts between scores that differ in the last
@@ -90,7 +90,7 @@ def cross_entropy_reference(
 def kept_rows(
     logits: Tensor, weak: Tensor | SparseTargets, weight: Tensor | None, ignore_index: int
 ) -> Tensor:
-    """(N,) bool: rows that count."""
+    """Return (N,) bool: rows that count."""
     counted = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
     if isinstance(weak, Tensor) and not weak.is_floating_point():
         counted &= weak != ignore_index
@@ -131,7 +131,7 @@ def decide(
 
 
 def _quantile(x: Tensor, q: float) -> Tensor:
-    """``torch.quantile``, but beside an infinite score the upper of the two it lies between."""
+    """Compute ``torch.quantile``, but beside an infinite score return the upper neighbour."""
     place = torch.tensor(q, dtype=torch.float64) * (x.numel() - 1)
     low, high = x.sort().values[[int(place.floor()), int(place.ceil())]]
     value = torch.quantile(x, q)
@@ -161,7 +161,7 @@ def _decide_balanced(
 def dense_target(
     weak: Tensor | SparseTargets, logits: Tensor, counted: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, V) weak mass, (N,) residual mass, (N, V) bool of listed classes."""
+    """Return (N, V) weak mass, (N,) residual mass, (N, V) bool of top-k classes."""
     n, v = logits.shape
     rest = logits.new_zeros(n)
     if isinstance(weak, SparseTargets):
@@ -179,7 +179,7 @@ def dense_target(
 
 
 def top_class(weak: Tensor | SparseTargets, q: Tensor) -> Tensor:
-    """(N,) int64: the weak label's top class; for sparse labels the first listed one with it."""
+    """Return (N,) int64: the weak label's top class, of sparse labels the first in order."""
     if not isinstance(weak, SparseTargets):
         return q.argmax(1)
     best = torch.where(weak.ids >= 0, weak.probs, -1.0).argmax(1, keepdim=True)
@@ -195,7 +195,7 @@ def cross_entropy_sample(
     kind: str = "",
     regime: str = "plain",
 ) -> dict[str, Any]:
-    """Keyword arguments of one call, with the usual invariants broken on purpose.
+    """Return the arguments of one call, with the usual invariants broken on purpose.
 
     Weak mass does not sum to 1, one row has none, sparse rows carry padding, one row has weight 0
     and one an ignored label, both with NaN logits. Logits lean towards the weak label, as a

@@ -18,7 +18,7 @@ LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class SparseTargets(NamedTuple):
-    r"""Top-k weak labels: K classes a row, their probabilities, and the mass left over.
+    r"""Top-k weak labels: K classes a row, their probabilities, and the remaining mass.
 
     The remaining mass is the probability of the event "none of these classes", so the loss is
 
@@ -72,7 +72,7 @@ class LossInputs(NamedTuple):
         return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
 
     def counted(self) -> Tensor:
-        """(N,) bool: rows that count. An ignored label or a weight of exactly 0 excludes a row."""
+        """Return (N,) bool: rows that count. An ignored label or a weight of 0 excludes a row."""
         n = self.logits.shape[0]
         counted = torch.ones(n, dtype=torch.bool, device=self.logits.device)
         if self.kind == "hard" and self.ids is not None:
@@ -140,7 +140,7 @@ def make_inputs(
             copied.
         weak: integer (N,), floating point (N, V), or ``SparseTargets``.
         weight: (N,) row weights, or None for 1.
-        ignore_index: hard label that takes its row out of the loss.
+        ignore_index: hard label that excludes its row from the loss.
 
     Raises:
         W2SError: if a shape, dtype or device does not fit; the message names the value.
@@ -161,7 +161,7 @@ def make_inputs(
 def attach_targets(
     logits: Tensor, weak: Tensor | SparseTargets, weight: Tensor | None, ignore_index: int
 ) -> LossInputs:
-    """``make_inputs`` for logits that are already checked, or that stand for a shape only."""
+    """Check the targets of logits that are already checked, or that stand for a shape only."""
     n, v = logits.shape
     acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
     ids, probs, rest = _targets(weak, n, v, acc, logits.dtype)

@@ -1,9 +1,9 @@
 """Connect the registered operators to every mode of autograd.
 
 torch's ``register_autograd`` has two gaps: it silently drops the tangents of forward mode, and it
-raises inside ``torch.func`` transforms. ``differentiable`` closes both: a tangent is
-an error, and at every level of nested transforms the operator records one node, as torch's built-in
-operators do. ``vmap`` runs sample by sample.
+raises inside ``torch.func`` transforms. ``differentiable`` closes both: a tangent is an error, and
+at every level of nested transforms the operator records one node, as torch's built-in operators do.
+``vmap`` runs sample by sample.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def refuse_tangents(name: str, tensors: Any) -> None:
 
 
 def _has_tangent(t: Tensor) -> bool:
-    # Level 0 is the only one: torch does not nest forward mode but through torch.func.
+    # Level 0 is the only one: torch nests forward mode only through torch.func.
     return torch._unpack_dual(t, level=0)[1] is not None
 
 
@@ -154,7 +154,7 @@ def differentiable(
             return below(keys, *args)
         if not _is_active():
             return Node.apply(keys, *args)
-        # The dispatcher has come to one level of transforms; Function.apply would start over.
+        # The dispatcher is at one level of transforms; Function.apply would start over.
         with enable_single_level_autograd_function():
             return super(torch.autograd.Function, Node).apply(keys, *args)
 
@@ -163,7 +163,7 @@ def differentiable(
 
 
 def _with_gradients(below: Callable[..., Any], *args: Any) -> Any:
-    """Inside a node torch switches gradients off; an outer ``torch.func`` level needs them on."""
+    """Run with gradients on: torch switches them off inside a node, an outer level needs them."""
     if not _is_active():
         return below(*args)
     with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):

@@ -280,7 +280,7 @@ BAD: list[tuple[list[Any], str]] = [
         "labels holds NaN: a value is missing; expected integers",
     ),
     ([[5, 6]], "row 0 of the batch is a list; expected a mapping from column to value"),
-    ({"input_ids": [[5]]}, "rows are a dict; expected a list of rows"),  # type: ignore[list-item]
+    ({"input_ids": [[5]]}, "rows are a dict; expected a list of mappings"),  # type: ignore[list-item]
     ([pa.Table.from_pylist(ROWS)], "row 0 of the batch is a table of 2 rows; expected one"),
 ]
 

@@ -142,7 +142,7 @@ BAD: list[tuple[Row, str]] = [
     ({"seq_lengths": [4, -1]}, r"seq_lengths of row 1 is \[4, -1\]"),
     ({"seq_lengths": 3}, "seq_lengths of row 1 is 3"),
     ({"position_ids": [0, 1, 0], "seq_lengths": [1, 2]},
-     r"position_ids of row 1 begin anew at tokens \[2\], its seq_lengths at \[1\]; expected"),
+     r"position_ids of row 1 restart at tokens \[2\], its seq_lengths at \[1\]; expected"),
     ({"position_ids": [0, 1, 2], "seq_lengths": [2, 1]}, r"row 1 .* tokens \[\], its seq_lengths"),
     ({"attention_mask": [1, 2, 2]}, "attention_mask of row 1 holds 2; expected 0 and 1, and pos"),
     ({"position_ids": None}, "row 1 of the batch lacks position_ids"),
@@ -150,7 +150,7 @@ BAD: list[tuple[Row, str]] = [
     ({"position_ids": [0, 1, 0], "weak_ids": [5], "weak_probs": [1.0]},
      "weak_ids of row 1 is for its last token, and the row has several packed"),
     ({"position_ids": [0, 1, 0], "weak_rest": 0.5}, "weak_rest of row 1 is for its last token"),
-    ({"seq_idx": [0, 0, 1]}, "the rows have seq_idx, which would be left out; .* position_ids"),
+    ({"seq_idx": [0, 0, 1]}, "the rows have seq_idx, which would be ignored; .* position_ids"),
     ({"cu_seq_lens_q": [0, 2, 3]}, "the rows have cu_seq_lens_q"),
 ]  # fmt: skip
 

@@ -88,7 +88,7 @@ def test_weak_labels_of_a_run(tmp_path: Path) -> None:
         ({"probs": [1.5, -0.5]}, r"negative probability \('a': -0.5\)"),
         ({"probs": [0.2, 0.3, 0.5]}, r"item 'b' has probs \[1.0, 0.0\]; expected a list of 3"),
         ({"weight": -1.0}, r"weight that is not a number of at least 0: \('a': -1\)"),
-        ({"id": "b"}, r"id 'b' stands twice"),
+        ({"id": "b"}, r"id 'b' is repeated"),
     ],
 )
 def test_bad_rows(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_bad_requests(tmp_path: Path) -> None:
         read_labels(tmp_path / "empty")
     with pytest.raises(W2SError, match="item 'a' has probs 0.5; expected a list of C"):
         read_labels(written(tmp_path, [{"id": "a", "probs": 0.5}]))
-    with pytest.raises(W2SError, match="column 'weight' holds what is not a number"):
+    with pytest.raises(W2SError, match="column 'weight' holds a value that is not a number"):
         read_labels(written(tmp_path, [row | {"weight": "much"} for row in ROWS]))
 
 

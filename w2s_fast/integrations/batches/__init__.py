@@ -1,6 +1,6 @@
-"""Weak labels for anyone's trainer: from a file to rows, from rows to a batch.
+"""Weak labels for any trainer: read them from a file, make rows, and collate batches.
 
-N items, C classes, T tokens of a row, K listed tokens of a position.
+N items, C classes, T tokens of a row, K tokens with a probability at a position.
 """
 
 from w2s_fast.integrations.batches.collator import WeakLabelCollator

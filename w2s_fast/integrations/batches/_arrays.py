@@ -1,6 +1,6 @@
-"""Numbers out of whatever holds them: lists, NumPy, torch, Arrow, pandas.
+"""Convert lists and arrays of NumPy, torch, Arrow or pandas to tensors.
 
-Containers are known by what they can do, so no library is imported for the sake of a type.
+Containers are recognised by their methods, so no library is imported to test a type.
 """
 
 from __future__ import annotations
@@ -12,50 +12,49 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import W2SError, one_line
 
-Plain = Tensor | list[Any]
+TensorTree = Tensor | list[Any]
 
 
-def plain(name: str, value: Any) -> Plain:
-    """A tensor on the CPU, or nested lists of tensors where the parts differ in shape.
+def to_tensors(name: str, value: Any) -> TensorTree:
+    """Convert to a tensor on the CPU, or to nested lists of tensors if the parts differ in shape.
 
     Python floats become fp64, other dtypes are kept; an empty list is fp64 (0,).
 
     Raises:
-        W2SError: for what holds no numbers; ``name`` stands in the message.
+        W2SError: for values that are not numbers; ``name`` begins the message.
     """
     try:
-        return _plain(value)
+        return _convert(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        told = " ".join(str(error).split())
-        raise W2SError(f"{name} not a table of numbers ({told})") from error
+        raise W2SError(f"{name} not a table of numbers ({one_line(error)})") from error
 
 
-def _plain(value: Any) -> Plain:
+def _convert(value: Any) -> TensorTree:
     if isinstance(value, Tensor):
-        return _strided(value).detach().cpu()
+        return _check_strided(value).detach().cpu()
     if isinstance(value, list | tuple):
-        return _listed(value)
+        return _convert_list(value)
     _check_unmasked(value)
     for unwrap in ("as_py", "to_pylist"):  # a scalar of Arrow, an array of Arrow
         if hasattr(value, unwrap):
-            return _plain(getattr(value, unwrap)())
+            return _convert(getattr(value, unwrap)())
     if isinstance(value, int | float) or hasattr(value, "__array__"):
         array = np.asarray(value)
         if array.dtype == object and array.ndim:
-            return _listed(list(array))
-        # Copied: arrays of Arrow are read-only, and a view may have strides that torch has not.
+            return _convert_list(list(array))
+        # Copied: Arrow arrays are read-only, and torch has no negative strides.
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return _listed(list(value))
+        return _convert_list(list(value))
     if is_missing(value):
         shown = "None" if value is None else f"a {type(value).__name__}"
         raise TypeError(f"it holds {shown}: a value is missing")
     raise TypeError(f"it holds a {type(value).__name__}")
 
 
-def _strided(x: Tensor) -> Tensor:
+def _check_strided(x: Tensor) -> Tensor:
     if x.is_nested:
         raise TypeError("it is a nested tensor; expected a list of its parts, x.unbind()")
     if x.layout != torch.strided:
@@ -64,30 +63,30 @@ def _strided(x: Tensor) -> Tensor:
 
 
 def _check_unmasked(value: Any) -> None:
-    """Raise ``TypeError`` for a NumPy array with masked entries, of which others see the data."""
+    """Raise ``TypeError`` for a NumPy array with masked entries, whose data would be read."""
     if isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any()):
         raise TypeError("it holds masked entries: a value is missing")
 
 
-def _listed(values: list[Any] | tuple[Any, ...]) -> Plain:
+def _convert_list(values: list[Any] | tuple[Any, ...]) -> TensorTree:
     if all(isinstance(v, int | float | np.generic) for v in values):
         return torch.from_numpy(np.array(values))
-    whole = _table(values)
-    if whole is not None:
-        return whole
-    parts = [_plain(v) for v in values]
+    table = _table(values)
+    if table is not None:
+        return table
+    parts = [_convert(v) for v in values]
     tensors = [p for p in parts if isinstance(p, Tensor)]
     if len(tensors) < len(parts) or len({p.shape for p in tensors}) > 1:
         return parts
-    kinds = [p for p in tensors if p.numel()] or tensors
-    dtype = kinds[0].dtype
-    for part in kinds[1:]:
+    nonempty = [p for p in tensors if p.numel()] or tensors
+    dtype = nonempty[0].dtype
+    for part in nonempty[1:]:
         dtype = torch.promote_types(dtype, part.dtype)
     return torch.stack([p.to(dtype) for p in tensors])
 
 
 def _table(values: list[Any] | tuple[Any, ...]) -> Tensor | None:
-    """Nested lists of Python numbers in one go; None for anything else, and for ragged ones."""
+    """Convert rectangular nested lists of Python numbers at once; None for anything else."""
     leaf = values[0]
     while isinstance(leaf, list | tuple) and leaf:
         leaf = leaf[0]
@@ -101,19 +100,19 @@ def _table(values: list[Any] | tuple[Any, ...]) -> Tensor | None:
 
 
 def tensor(name: str, value: Any, dtype: torch.dtype, *, booleans: bool = False) -> Tensor:
-    """A tensor of this dtype, on the CPU.
+    """Convert to a tensor of a dtype, on the CPU.
 
     Raises:
-        W2SError: for ragged lists, fractions where integers belong, integers that are too large,
-            NaN, and, unless they are asked for, booleans.
+        W2SError: for ragged lists, fractions in place of integers, integers that are too large,
+            NaN, and booleans unless they are allowed.
     """
-    x = plain(f"{name} is", value)
+    x = to_tensors(f"{name} is", value)
     if isinstance(x, list):
         raise W2SError(f"{name} is not a table of numbers (its rows differ in length)")
-    wanted = "numbers" if dtype.is_floating_point else "integers"
+    expected = "numbers" if dtype.is_floating_point else "integers"
     if x.is_complex() or (x.dtype == torch.bool and not booleans):
-        held = "complex numbers" if x.is_complex() else "booleans"
-        raise W2SError(f"{name} holds {held}; expected {wanted}")
+        found = "complex numbers" if x.is_complex() else "booleans"
+        raise W2SError(f"{name} holds {found}; expected {expected}")
     if x.is_floating_point() and not dtype.is_floating_point and x.numel():
         if bool(x.isnan().any()):
             raise W2SError(f"{name} holds NaN: a value is missing; expected integers")
@@ -126,14 +125,14 @@ def tensor(name: str, value: Any, dtype: torch.dtype, *, booleans: bool = False)
 
 
 def numbers(name: str, value: Any) -> np.ndarray:
-    """fp32; NumPy's own fp32 arrays are not copied. NaN is left to the caller.
+    """Convert to an fp32 array; NumPy's own fp32 arrays are not copied. NaN is not checked.
 
     Raises:
-        W2SError: for what is no table of real numbers.
+        W2SError: for values that are not a table of real numbers.
     """
     if type(value) is np.ndarray and value.dtype.kind in "fiu":
         return np.asarray(value, dtype=np.float32)
-    x = plain(name, value)
+    x = to_tensors(name, value)
     if isinstance(x, list):
         raise W2SError(f"{name} not a table of numbers (its rows differ in length)")
     if x.is_complex():
@@ -142,7 +141,7 @@ def numbers(name: str, value: Any) -> np.ndarray:
 
 
 def items(values: Any) -> list[Any]:
-    """Python's own values of a list, array or tensor of one dimension."""
+    """Return the Python values of a list, array or tensor of one dimension."""
     for unwrap in ("to_pylist", "tolist"):
         if hasattr(values, unwrap):
             return list(getattr(values, unwrap)())
@@ -150,10 +149,10 @@ def items(values: Any) -> list[Any]:
 
 
 def rows_of(batch: Any) -> list[Mapping[str, Any]]:
-    """Rows of a batch, each from column to value; tables of Arrow and pandas are taken apart.
+    """Return the rows of a batch as mappings from column to value; Arrow and pandas tables too.
 
     Raises:
-        W2SError: for rows that are no mappings.
+        W2SError: for rows that are not mappings.
     """
     if hasattr(batch, "to_pylist"):
         batch = batch.to_pylist()
@@ -161,20 +160,20 @@ def rows_of(batch: Any) -> list[Mapping[str, Any]]:
         batch = batch.to_dict("records")
     if isinstance(batch, Mapping | str) or not isinstance(batch, Iterable):
         raise W2SError(
-            f"rows are a {type(batch).__name__}; expected a list of rows, each from column to value"
+            f"rows are a {type(batch).__name__}; expected a list of mappings from column to value"
         )
     return [_row(i, row) for i, row in enumerate(batch)]
 
 
 def _row(i: int, row: Any) -> Mapping[str, Any]:
-    """One row; what a table of one row holds is that row."""
+    """Return a row as a mapping; a table of one row counts as that row."""
     if isinstance(row, Mapping):
         return row
     if hasattr(row, "as_py"):
         row = row.as_py()
     elif hasattr(row, "to_pylist") and hasattr(row, "column_names"):
         row = _only(i, row.to_pylist())
-    elif hasattr(row, "to_dict"):  # of pandas: a table, or a row of one
+    elif hasattr(row, "to_dict"):  # pandas: a table, or a row of one
         row = _only(i, row.to_dict("records")) if hasattr(row, "columns") else row.to_dict()
     if not isinstance(row, Mapping):
         raise W2SError(
@@ -191,6 +190,6 @@ def _only(i: int, rows: list[Any]) -> Any:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a row says that it has no such value."""
+    """Return whether a value marks a missing entry."""
     missing = value is None or getattr(value, "is_valid", True) is False
-    return missing or type(value).__name__ in ("NAType", "NaTType")  # of pandas
+    return missing or type(value).__name__ in ("NAType", "NaTType")  # pandas

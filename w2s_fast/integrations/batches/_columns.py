@@ -1,6 +1,6 @@
-"""Columns of a batch from those of its rows.
+"""Collate the columns of rows into those of a batch.
 
-B rows, T tokens of the longest, t of one row, K listed classes of a token, V vocabulary.
+B rows, T tokens of the longest, t of one row, K classes of a token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,101 +12,104 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.integrations.batches._arrays import plain, tensor
+from w2s_fast.integrations.batches._arrays import tensor, to_tensors
 
-# column -> (dtype, what stands where there is nothing)
-TOKENS: dict[str, tuple[torch.dtype, float]] = {
+# column -> (dtype, padding value)
+TOKEN_COLUMNS: dict[str, tuple[torch.dtype, float]] = {
     "attention_mask": (torch.int64, 0),
     "labels": (torch.int64, -100),
     "weak_labels": (torch.int64, -100),
     "weak_rest": (torch.float32, 0),
     "weak_weight": (torch.float32, 0),
 }
-LISTED: dict[str, tuple[torch.dtype, float]] = {
+TOPK_COLUMNS: dict[str, tuple[torch.dtype, float]] = {
     "weak_ids": (torch.int64, -1),
     "weak_probs": (torch.float32, 0),
 }
-NUMBERS: dict[str, torch.dtype] = {"weak_frac": torch.float32, "weak_step": torch.int64}
+ROW_COLUMNS: dict[str, torch.dtype] = {"weak_frac": torch.float32, "weak_step": torch.int64}
 
 
-def by_token(name: str, values: list[Any], lengths: list[int], size: int) -> Tensor:
-    """(B, T) of numbers for each token, (B, T, V) of lists; (B,) of a weight for the row."""
-    dtype, empty = TOKENS[name]
+def collate_token_column(name: str, values: list[Any], lengths: list[int], size: int) -> Tensor:
+    """Collate a column with an entry for each token to (B, T), or (B, T, V) for soft labels.
+
+    ``weak_weight`` may have one number a row instead: (B,).
+    """
+    dtype, empty = TOKEN_COLUMNS[name]
     if name == "weak_labels":
         return _weak_labels(values, lengths, size)
-    given = [tensor(name, v, dtype, booleans=name == "attention_mask") for v in values]
+    values = [tensor(name, v, dtype, booleans=name == "attention_mask") for v in values]
     if name == "weak_weight":
-        if not any(x.dim() for x in given):
-            return torch.stack(given)
-        given = [x if x.dim() else x.expand(n) for x, n in zip(given, lengths, strict=True)]
+        if not any(x.dim() for x in values):
+            return torch.stack(values)
+        values = [x if x.dim() else x.expand(n) for x, n in zip(values, lengths, strict=True)]
     if name == "weak_rest":
-        given = [_at_last(x, n, empty, 0) for x, n in zip(given, lengths, strict=True)]
-    _same_length(name, given, lengths)
-    one_dimension(name, given)
+        values = [_at_last(x, n, empty, 0) for x, n in zip(values, lengths, strict=True)]
+    _check_lengths(name, values, lengths)
+    check_one_dimension(name, values)
     if name == "attention_mask":
-        _check_mask(given)
-    return padded(given, size, empty)
+        _check_mask(values)
+    return padded(values, size, empty)
 
 
-def _check_mask(given: list[Tensor]) -> None:
-    """Raise ``W2SError`` for numbers of sequences: transformers takes all but 0 for the same."""
-    for i, x in enumerate(given):
-        odd = x[(x != 0) & (x != 1)]
-        if len(odd):
+def _check_mask(masks: list[Tensor]) -> None:
+    """Raise ``W2SError`` for entries other than 0 and 1; transformers would treat them as 1."""
+    for i, x in enumerate(masks):
+        invalid = x[(x != 0) & (x != 1)]
+        if len(invalid):
             raise W2SError(
-                f"attention_mask of row {i} holds {int(odd[0])}; expected 0 and 1, and "
+                f"attention_mask of row {i} holds {int(invalid[0])}; expected 0 and 1, and "
                 "position_ids or seq_lengths where a row packs several sequences"
             )
 
 
 def _weak_labels(values: list[Any], lengths: list[int], size: int) -> Tensor:
-    """(B, T) int64 of class ids or (B, T, V) float32 of probabilities, by a row's dimensions."""
-    given = [plain("weak_labels is", value) for value in values]
-    soft = [isinstance(x, list) or x.dim() > 1 for x in given]
+    """Collate class ids to (B, T) int64, or probabilities to (B, T, V) float32."""
+    trees = [to_tensors("weak_labels is", value) for value in values]
+    soft = [isinstance(x, list) or x.dim() > 1 for x in trees]
     if any(soft) and not all(soft):
-        raise W2SError("weak_labels are hard in some rows and soft in others; expected one of both")
-    dtype, empty = (torch.float32, 0.0) if soft[0] else TOKENS["weak_labels"]
-    read = [tensor("weak_labels", value, dtype) for value in given]
-    _same_length("weak_labels", read, lengths)
-    return padded(read, size, empty)
+        raise W2SError("weak_labels are hard in some rows and soft in others; expected one kind")
+    dtype, empty = (torch.float32, 0.0) if soft[0] else TOKEN_COLUMNS["weak_labels"]
+    labels = [tensor("weak_labels", value, dtype) for value in trees]
+    _check_lengths("weak_labels", labels, lengths)
+    return padded(labels, size, empty)
 
 
-def by_row(name: str, values: list[Any], dtype: torch.dtype) -> Tensor:
-    """(B,) of one number a row."""
-    given = [tensor(name, value, dtype) for value in values]
-    for i, x in enumerate(given):
+def collate_row_column(name: str, values: list[Any], dtype: torch.dtype) -> Tensor:
+    """Collate one number a row to (B,)."""
+    numbers = [tensor(name, value, dtype) for value in values]
+    for i, x in enumerate(numbers):
         if x.dim():
             raise W2SError(f"{name} of row {i} has shape {tuple(x.shape)}; expected a number")
-    return torch.stack(given)
+    return torch.stack(numbers)
 
 
-def by_list(
+def collate_topk_columns(
     rows: Sequence[Mapping[str, Any]], present: set[str], lengths: list[int], size: int
 ) -> dict[str, Tensor]:
-    """(B, T, K) of K numbers for the last token, or for each."""
-    names = [name for name in LISTED if name in present]
-    read = {name: [plain(f"{name} is", row[name]) for row in rows] for name in names}
+    """Collate K numbers for the last token, or for each token, to (B, T, K)."""
+    names = [name for name in TOPK_COLUMNS if name in present]
+    trees = {name: [to_tensors(f"{name} is", row[name]) for row in rows] for name in names}
     batch = {}
-    for name, values in read.items():
-        dtype, empty = LISTED[name]
-        given = [_rectangle(name, value, dtype, empty) for value in values]
-        given = [_at_last(x, n, empty, 1) for x, n in zip(given, lengths, strict=True)]
-        _same_length(name, given, lengths)
-        for i, x in enumerate(given):
+    for name, values in trees.items():
+        dtype, empty = TOPK_COLUMNS[name]
+        tensors = [_rectangle(name, value, dtype, empty) for value in values]
+        tensors = [_at_last(x, n, empty, 1) for x, n in zip(tensors, lengths, strict=True)]
+        _check_lengths(name, tensors, lengths)
+        for i, x in enumerate(tensors):
             if x.dim() != 2:
                 raise W2SError(f"{name} of row {i} has {x.dim()} dimensions; expected lists")
-        k = max(1, *(x.shape[1] for x in given))
-        batch[name] = padded([_wider(x, k, empty) for x in given], size, empty)
-    if len(read) == 2:
-        for i, (ids, probs) in enumerate(zip(*read.values(), strict=True)):
-            _same_lists(i, ids, probs)
+        k = max(1, *(x.shape[1] for x in tensors))
+        batch[name] = padded([_wider(x, k, empty) for x in tensors], size, empty)
+    if len(trees) == 2:
+        for i, (ids, probs) in enumerate(zip(*trees.values(), strict=True)):
+            _check_widths(i, ids, probs)
     return batch
 
 
-def _same_lists(i: int, ids: Any, probs: Any) -> None:
-    """Raise ``W2SError`` where a token has other numbers of ids and of probabilities."""
+def _check_widths(i: int, ids: Any, probs: Any) -> None:
+    """Raise ``W2SError`` if a token has different numbers of ids and probabilities."""
     a, b = _widths(ids), _widths(probs)
-    if len(a) != len(b):  # one of them for each token
+    if len(a) != len(b):  # one has lists for each token, the other for the last
         raise W2SError(
             f"row {i} lists weak_ids for {len(a)} tokens and weak_probs for {len(b)}; expected "
             "both for the last token, or both for each"
@@ -120,19 +123,19 @@ def _same_lists(i: int, ids: Any, probs: Any) -> None:
 
 
 def _widths(x: Any) -> list[int]:
-    """How many are listed at each token that has a list."""
+    """Return the number of entries of each token that has a list."""
     if isinstance(x, Tensor):
         return [x.shape[-1]] * (len(x) if x.dim() > 1 else 1)
     return [len(part) for part in x]
 
 
 def _rectangle(name: str, value: Any, dtype: torch.dtype, empty: float) -> Tensor:
-    """(K,) or (t, K) of lists that may differ in length."""
+    """Make (K,) or (t, K) from lists that may differ in length."""
     if isinstance(value, Tensor):
         return tensor(name, value, dtype)
     parts = [tensor(name, part, dtype) for part in value]
     if any(part.dim() != 1 for part in parts):
-        raise W2SError(f"{name} is not a table of numbers (it holds numbers beside lists)")
+        raise W2SError(f"{name} is not a table of numbers (it mixes numbers and lists)")
     k = max(len(part) for part in parts)
     return torch.stack([_wider(part, k, empty) for part in parts])
 
@@ -142,14 +145,14 @@ def _wider(x: Tensor, k: int, empty: float) -> Tensor:
 
 
 def _at_last(x: Tensor, length: int, empty: float, dim: int) -> Tensor:
-    """What is meant for the last token of ``length``, in its place."""
+    """Expand a value for the last token to all ``length`` tokens; others are empty."""
     if x.dim() != dim:
         return x
     return torch.cat([x.new_full((length - 1, *x.shape), empty), x.unsqueeze(0)])
 
 
-def _same_length(name: str, given: list[Tensor], lengths: list[int]) -> None:
-    for i, (x, n) in enumerate(zip(given, lengths, strict=True)):
+def _check_lengths(name: str, values: list[Tensor], lengths: list[int]) -> None:
+    for i, (x, n) in enumerate(zip(values, lengths, strict=True)):
         if x.dim() == 0 or len(x) != n:
             raise W2SError(
                 f"{name} of row {i} has shape {tuple(x.shape)}; expected one entry for each of its "
@@ -157,14 +160,15 @@ def _same_length(name: str, given: list[Tensor], lengths: list[int]) -> None:
             )
 
 
-def one_dimension(name: str, given: list[Tensor]) -> None:
-    for i, x in enumerate(given):
+def check_one_dimension(name: str, values: list[Tensor]) -> None:
+    """Raise ``W2SError`` unless every tensor has one dimension."""
+    for i, x in enumerate(values):
         if x.dim() != 1:
             raise W2SError(f"{name} of row {i} has shape {tuple(x.shape)}; expected one dimension")
 
 
 def padded(rows: list[Tensor], size: int, empty: float) -> Tensor:
-    """(B, size, ...) of rows (t, ...), on the right."""
+    """Pad rows (t, ...) on the right to one tensor (B, size, ...)."""
     out = rows[0].new_full((len(rows), size, *rows[0].shape[1:]), empty)
     for i, row in enumerate(rows):
         if row.shape[1:] != out.shape[2:]:

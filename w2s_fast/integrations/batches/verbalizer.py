@@ -1,4 +1,4 @@
-"""Classes that are answered in words: class probabilities as targets of the next token."""
+"""Verbalizer: class probabilities as targets of the next token."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from w2s_fast.integrations.batches.weak_labels import WeakLabels
 
 
 def label_tokens(tokenizer: Any, words: Sequence[str]) -> tuple[int, ...]:
-    """The token of each label word.
+    """Return the token of each label word.
 
     Raises:
-        W2SError: if a word is no token or several, is unknown, or two words are the same token.
+        W2SError: if a word is not exactly one known token, or two words are the same token.
     """
     tokens: list[int] = []
     words = items(words)
@@ -41,7 +41,7 @@ def _pieces(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def _spaced(tokenizer: Any, word: str) -> str:
-    """A hint where a leading space, or none, would make it one token."""
+    """Return a hint if the word is one token with, or without, a leading space."""
     other = word.lstrip() if word != word.lstrip() else f" {word}"
     ids = tokenizer(other, add_special_tokens=False)["input_ids"]
     one = len(ids) == 1 and ids[0] != tokenizer.unk_token_id
@@ -56,19 +56,19 @@ def answer_rows(
     *,
     max_length: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows for a causal language model that is to answer each prompt with a label word.
+    """Make rows for a causal language model that answers each prompt with a label word.
 
-    Each row is the prompt and one token more, the likeliest label word, whose place is the only one
-    that counts: ``labels`` are -100 before it. ``weak_ids`` and ``weak_probs`` (C,) say what is
-    learned there, ``weak_weight`` how much it counts. ``WeakLabelCollator`` makes batches of them.
+    A row is the prompt followed by the most likely label word. Only that token counts: ``labels``
+    are -100 before it. ``weak_ids`` and ``weak_probs`` (C,) are its target, ``weak_weight`` its
+    weight. ``WeakLabelCollator`` collates the rows.
 
     Args:
-        tokenizer: of transformers. An end token that it puts behind a text is taken off.
+        tokenizer: a transformers tokenizer. An end token that it appends to a text is removed.
         prompts: N texts, in the order of ``labels`` (``labels.at(ids)``).
-        labels: of C classes.
-        words: C, one for each class, each a single token; mind the leading space where the
-            tokenizer does (``" yes"``).
-        max_length: of a row; a longer prompt loses its beginning.
+        labels: weak labels of C classes.
+        words: C label words, one for each class, each a single token; include the leading space
+            if the tokenizer needs it (``" yes"``).
+        max_length: tokens of a row; a longer prompt loses its beginning.
 
     Raises:
         W2SError: if sizes differ, a word is not one token, or a prompt is empty.
@@ -76,8 +76,8 @@ def answer_rows(
     prompts = items(prompts)
     if not isinstance(labels, WeakLabels):
         raise W2SError(
-            f"labels are {type(labels).__name__}; expected WeakLabels(ids, probs), or what "
-            "read_labels gives"
+            f"labels are {type(labels).__name__}; expected WeakLabels(ids, probs), or the result "
+            "of read_labels"
         )
     tokens = label_tokens(tokenizer, words)
     if len(prompts) != len(labels) or len(tokens) != labels.probs.shape[1]:

@@ -1,4 +1,4 @@
-"""Class probabilities of many items: read from a run's weak labels or from a file, and checked."""
+"""Weak labels: class probabilities of items, read from a run's weak labels or from a file."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from w2s_fast.tasks._files import read_table
 if TYPE_CHECKING:
     import pyarrow
 
-SLACK = 1e-2  # how far a sum of probabilities may be from 1: they may have been stored in bf16
+TOLERANCE = 1e-2  # of the sum of probabilities, which may have been stored in bf16
 
 
 @dataclass(frozen=True, eq=False)
 class WeakLabels:
-    """What a supervisor said of N items.
+    """Class probabilities of N items by a supervisor.
 
     Attributes:
-        ids: N different names; anything else becomes its string.
+        ids: N different names; other types are converted to strings.
         probs: (N, C) float32, rows sum to 1; lists, or an array of NumPy, torch, Arrow or pandas.
         weight: (N,) float32 row weights, or None.
-        source: where they are from, for messages.
+        source: origin of the labels, for messages.
 
     Raises:
-        W2SError: for a name that stands twice, sizes that differ, what is no table of numbers, NaN,
-            negative numbers, and rows that do not sum to 1 within 0.01.
+        W2SError: for repeated ids, sizes that differ, values that are not numbers, NaN, negative
+            numbers, and rows that do not sum to 1 within 0.01.
     """
 
     ids: tuple[str, ...]
@@ -54,12 +54,12 @@ class WeakLabels:
             )
         if len(set(self.ids)) != len(self.ids):
             twice = Counter(self.ids).most_common(1)[0][0]
-            raise W2SError(f"{self.source}: id {twice!r} stands twice; expected one row an item")
+            raise W2SError(f"{self.source}: id {twice!r} is repeated; expected one row an item")
         low, total = self.probs.min(1, initial=1), self.probs.sum(1)
-        self._refuse(~np.isfinite(total), total, "NaN or infinite probabilities")
-        self._refuse(low < 0, low, "a negative probability")
-        off = abs(total - 1) > SLACK
-        self._refuse(off, total, "probabilities that do not sum to 1; apply a softmax first; sum")
+        self._check(~np.isfinite(total), total, "NaN or infinite probabilities")
+        self._check(low < 0, low, "a negative probability")
+        off = abs(total - 1) > TOLERANCE
+        self._check(off, total, "probabilities that do not sum to 1; apply a softmax first; sum")
         if self.weight is not None:
             if self.weight.shape != (len(self.ids),):
                 raise W2SError(
@@ -67,35 +67,35 @@ class WeakLabels:
                     "items; expected one an item"
                 )
             wrong = ~(np.isfinite(self.weight) & (self.weight >= 0))
-            self._refuse(wrong, self.weight, "a weight that is not a number of at least 0:")
+            self._check(wrong, self.weight, "a weight that is not a number of at least 0:")
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def _refuse(self, wrong: np.ndarray, values: np.ndarray, what: str) -> None:
+    def _check(self, wrong: np.ndarray, values: np.ndarray, what: str) -> None:
         if wrong.any():
-            at = int(np.flatnonzero(wrong)[0])
+            i = int(np.flatnonzero(wrong)[0])
             raise W2SError(
                 f"{self.source}: {int(wrong.sum())} of {len(self.ids)} items have {what} "
-                f"({self.ids[at]!r}: {float(values[at]):g})"
+                f"({self.ids[i]!r}: {float(values[i]):g})"
             )
 
     def at(self, ids: Sequence[Any]) -> WeakLabels:
-        """The labels of these items, in this order; items that are not named are left out.
+        """Select the labels of items, in the given order.
 
         Raises:
             W2SError: if one of them has no label.
         """
         names = tuple(map(str, items(ids)))
-        where = {key: row for row, key in enumerate(self.ids)}
-        missing = [key for key in names if key not in where]
+        index = {key: row for row, key in enumerate(self.ids)}
+        missing = [key for key in names if key not in index]
         if missing:
             raise W2SError(
                 f"{self.source} has no label for {len(missing)} of {len(names)} items, first id "
                 f"{missing[0]!r}{nearest(missing[0], self.ids[:10_000])}; label them or leave them "
                 "out"
             )
-        rows = [where[key] for key in names]
+        rows = [index[key] for key in names]
         weight = None if self.weight is None else self.weight[rows]
         return WeakLabels(names, self.probs[rows], weight, self.source)
 
@@ -109,16 +109,16 @@ def read_labels(
     weight: str = "weight",
     n_classes: int | None = None,
 ) -> WeakLabels:
-    """Read class probabilities from weak labels of a run, or from a file of your own.
+    """Read class probabilities from the weak labels of a run, or from any table.
 
     Args:
         path: a folder of Parquet files, as ``w2s-fast label`` prints it, or a Parquet, JSONL, CSV
             or TSV file.
-        ids: items wanted, in this order; all of them without.
+        ids: items to select, in this order; None: all of them.
         probs: the column that holds lists of C numbers, or C columns of one number each.
         id: column of item names; numbers become strings.
-        weight: column of row weights; there need not be one.
-        n_classes: C, if it is known.
+        weight: column of row weights, which may be absent.
+        n_classes: expected C, if known.
 
     Raises:
         W2SError: if the file, a column or an item is missing, or for another number of classes, for
@@ -127,8 +127,8 @@ def read_labels(
     path = Path(path)
     table = _table(path)
     names = tuple(map(str, _column(table, id, "id", path)))
-    listed = [probs] if isinstance(probs, str) else list(probs)
-    columns = [_column(table, name, "probs", path) for name in listed]
+    prob_names = [probs] if isinstance(probs, str) else list(probs)
+    columns = [_column(table, name, "probs", path) for name in prob_names]
     rows = columns[0] if isinstance(probs, str) else list(zip(*columns, strict=True))
     labels = WeakLabels(
         names,
@@ -155,10 +155,10 @@ def _table(path: Path) -> pyarrow.Table:
 
 def _column(table: pyarrow.Table, name: str, option: str, path: Path) -> list[Any]:
     if name not in table.column_names:
-        found = ", ".join(table.column_names)
+        names = ", ".join(table.column_names)
         raise W2SError(
-            f"{path} has no column {name!r}{nearest(name, table.column_names)}; it has {found}; "
-            f"name the right one with {option}="
+            f"{path} has no column {name!r}{nearest(name, table.column_names)}; it has {names}; "
+            f"select another with {option}="
         )
     return table[name].to_pylist()
 
@@ -175,8 +175,10 @@ def _matrix(rows: Sequence[Any], names: Sequence[str], path: Path) -> np.ndarray
 
 
 def _numbers(values: Sequence[Any], name: str, path: Path) -> np.ndarray:
-    """Float32; what is missing becomes NaN, and is refused as that."""
+    """Convert to float32; missing values become NaN, which ``WeakLabels`` refuses."""
     try:
         return np.asarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise W2SError(f"{path}: column {name!r} holds what is not a number ({error})") from error
+        raise W2SError(
+            f"{path}: column {name!r} holds a value that is not a number ({error})"
+        ) from error

@@ -6,17 +6,17 @@ Of all labelings with these counts it is the one with the largest sum of logits,
 
     max_h sum_i z_{i, h_i}   subject to the counts,
 
-and b are the dual prices of that transportation problem: under them every row takes its own largest
+and b are the dual prices of that transportation problem: with them every row takes its largest
 entry. c = N * prior, rounded to integers of the same sum (largest remainders, lower class first).
 
 Two classes keep the rule of ``quantile``, ties included: class 0 iff z_0 - z_1 >= t with t the
 quantile at prior_1, so b_1 - b_0 = t, and class 1 gets ceil(prior_1 (N - 1)) rows.
 
 Guarantees for more classes. Counts are always exact; rows that tie are split by their order. On CPU
-the labeling is optimal, and it is the argmax of z + b for every row without a tie; b lies as far
-from every row's decision as can be had for all rows at once. On other devices nothing waits for the
-host, so the number of steps is fixed: where that was not enough, rows near a boundary differ from
-the argmax of z + b, and the sum of logits is the largest but for them.
+the labeling is optimal, and it is the argmax of z + b for every row without a tie; b has the
+largest margin to every row's decision that all rows can have at once. On other devices nothing
+waits for the host, so the number of steps is fixed: if it was too small, rows near a boundary
+differ from the argmax of z + b, and the sum of logits is the largest except for them.
 
 Source: the multi-class form of the confidence loss's class prior (Burns et al. 2023, Eq. 1);
 transportation duality, e.g. Peyre and Cuturi 2019, "Computational Optimal Transport", ch. 3 and 4.
@@ -45,12 +45,12 @@ class Balanced(NamedTuple):
 
 @checked
 def balanced_bias(logits: Tensor, prior: Tensor, *, keep: Tensor | None = None) -> Balanced:
-    """Class bias and hard labels with the class counts of ``prior``.
+    """Compute class bias and hard labels with the class counts of ``prior``.
 
     Args:
         logits: (N, K) floating point scores, K >= 2; detached. No sum of finite ones outweighs an
-            infinite one. Rows with NaN are left out.
-        prior: (K,) non-negative class frequencies; their sum is divided out. On CUDA a negative
+            infinite one. Rows with NaN are excluded.
+        prior: (K,) non-negative class frequencies; they are normalised. On CUDA a negative
             value counts as 0, and a sum of 0 as equal frequencies.
         keep: (N,) bool: rows that count; None for all.
 
@@ -89,7 +89,7 @@ def _is_prior(prior: Tensor) -> bool:
 
 
 def class_counts(prior: Tensor, n: Tensor) -> Tensor:
-    """(K,) int64 counts of sum n: n * prior (K,), rounded by largest remainders."""
+    """Return (K,) int64 counts of sum n: n * prior (K,), rounded by largest remainders."""
     prior = torch.where(prior > 0, prior, 0.0).to(torch.float64)
     total = prior.sum()
     share = torch.where(total > 0, prior / total, 1.0 / prior.numel()) * n
@@ -125,8 +125,9 @@ def _balanced_bias(logits: Tensor, prior: Tensor, keep: Tensor | None) -> tuple[
 
 
 def _finite(z: Tensor, counted: Tensor) -> Tensor:
-    """``z`` with numbers for infinities: far enough that one outweighs all differences of finite
-    logits together, and no farther, because sums of costs must keep the digits of the others.
+    """Replace infinities by numbers that outweigh all differences of finite logits together.
+
+    No larger numbers: sums of costs must keep the digits of the others.
     """
     finite = z.isfinite() & counted.unsqueeze(1)
     if not z.numel():

@@ -9,7 +9,7 @@ from w2s_fast.ops import native
 
 
 def solve(z: Tensor, counts: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Bias (K,) fp64 and hard (N,) int64 for finite logits (N, K); only kept rows are labelled."""
+    """Return bias (K,) fp64 and hard (N,) int64 of finite logits (N, K), for counted rows only."""
     rows, counts = z[counted].contiguous(), counts.contiguous()
     n, k = rows.shape
     labels, bias = torch.empty(n, dtype=torch.int64), torch.zeros(k, dtype=torch.float64)

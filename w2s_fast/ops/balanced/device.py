@@ -1,9 +1,9 @@
-"""Balanced labels in a fixed number of steps: no value is waited for, so it suits any device.
+"""Balanced labels in a fixed number of steps, without a host sync, for any device.
 
 1. A few exact passes of coordinate descent on the dual: class by class, the bias moves into the
    middle of the interval in which exactly counts_k rows choose class k, the others as they are.
-2. Class by class, exactly counts_k of the rows still free are taken, those that prefer class k by
-   most over the classes still to come. With the exact prices that is the argmax of every row.
+2. Class by class, exactly counts_k of the free rows are taken, those that prefer class k most over
+   the remaining classes. With the exact prices that is the argmax of every row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PASSES = 8
 
 
 def solve(z: Tensor, counts: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Bias (K,) and hard (N,) int64 for finite logits (N, K); only kept rows are labelled."""
+    """Return bias (K,) and hard (N,) int64 of finite logits (N, K), for counted rows only."""
     bias = _descend(z, counts, counted)
     return bias, _take(z + bias, counts, counted)
 

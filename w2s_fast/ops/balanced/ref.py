@@ -14,7 +14,7 @@ from w2s_fast.ops.balanced import device
 
 
 def solve(z: Tensor, counts: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Bias (K,) and hard (N,) int64 for finite logits (N, K); only kept rows are labelled."""
+    """Return bias (K,) and hard (N,) int64 of finite logits (N, K), for counted rows only."""
     if z.device.type != "cpu":
         return device.solve(z, counts, counted)
     price, labels = _assign(z[counted].double().numpy(), counts.numpy())
@@ -41,7 +41,7 @@ def _assign(z: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cheapest(z: np.ndarray, hard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(K, K) least loss of a row that moves from class a to b, and that row."""
+    """Return (K, K) least loss of a row that moves from class a to b, and that row."""
     k = z.shape[1]
     loss, row = np.full((k, k), np.inf), np.full((k, k), -1)
     for a in range(k):
@@ -54,7 +54,7 @@ def _cheapest(z: np.ndarray, hard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shortest(cost: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Dijkstra from all classes with too many rows to the nearest with too few."""
+    """Run Dijkstra from all classes with too many rows to the nearest with too few."""
     k = len(excess)
     length, before = np.where(excess > 0, 0.0, np.inf), np.full(k, -1)
     done = np.zeros(k, dtype=bool)
@@ -69,7 +69,7 @@ def _shortest(cost: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _widest(loss: np.ndarray) -> np.ndarray:
-    """Biases that leave every row the largest margin that all rows can have at once."""
+    """Return biases that leave every row the largest margin that all rows can have at once."""
     k = len(loss)
     weight = loss.copy()
     np.fill_diagonal(weight, np.inf)

@@ -104,7 +104,7 @@ def cross_entropy(
 
 
 def cost(n: int, v: int, dtype: torch.dtype) -> Cost:
-    """Forward and backward with hard or top-k weak labels: one read and one write of the logits."""
+    """Return the cost with hard or top-k weak labels: one read and one write of the logits."""
     return Cost(bytes=2 * n * v * dtype.itemsize, flops=26 * n * v)
 
 

@@ -50,7 +50,7 @@ def differentiable_loss(
     reduction: str,
     inplace: bool,
 ) -> tuple[Tensor, LossResult]:
-    """Return the loss, differentiable in ``logits`` and ``weight``, and what else was computed."""
+    """Return the loss, differentiable in ``logits`` and ``weight``, and the result behind it."""
     check_reduction(reduction)
     if reduction == "none" or type(logits) is not Tensor or needs_operators():
         return _by_operators(p, spec, weight, reduction)
@@ -112,7 +112,7 @@ class FusedLoss(torch.autograd.Function):
         else:
             # Saved, not kept on ctx: freed by backward even where the loss lives on.
             ctx.save_for_backward(p.logits, p.ids, p.probs, p.rest, p.weight)
-        # Not the tensor itself: it would own ctx, and ctx owns the result it lies in.
+        # Not the tensor itself: it would own ctx, and ctx owns the result with the tensor.
         return result.loss.detach()
 
     @staticmethod

@@ -46,7 +46,7 @@ def gradient_buffer(p: LossInputs, any_stride: bool = False) -> Tensor:
 
 
 def two_class(p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool) -> LossResult:
-    """Hard or dense weak labels over two classes: threshold, loss and gradient in one call."""
+    """Compute threshold, loss and gradient of hard or dense labels over two classes in one call."""
     stats, index = new_record(p) if spec.record else _NO_RECORD
     call = RowCall(p, spec, stats, index, spec.row_rule(2), spec.threshold, grad)
     select = 0 if spec.threshold is not None else _THRESHOLD_FROM.get(spec.rule, 0)
@@ -68,6 +68,6 @@ def _packed(call: RowCall) -> Any:
 
 
 def _check(p: LossInputs, bad: int) -> None:
-    """The kernel looks at the labels while it reads them, and returns a row it could not serve."""
+    """Raise for a bad label; the kernel checks labels as it reads them and returns a bad row."""
     if bad >= 0:
         check_labels(p)  # the first such row, whichever thread met one first

@@ -88,7 +88,7 @@ def fits(x: HeadInputs, p: LossInputs) -> bool:
 def chunks(x: HeadInputs, p: LossInputs) -> Iterator[Chunk]:
     """Yield the logits of all rows in chunks; they share a buffer, so use one before the next.
 
-    ``p`` is the whole problem; its logits are only a shape.
+    ``p`` has the targets of all rows; its logits are only a shape.
     """
     n, v = p.logits.shape
     size = rows_per_chunk(n, v, x.hidden.dtype.itemsize, x.memory_mib)
@@ -179,7 +179,7 @@ def solve_linear(
 
 
 def pass_over_rows(call: RowCall, chunk: Chunk, grad: Tensor | None = None) -> None:
-    """Run phase ``rows`` on a chunk and write its record into the one of the whole ``call``."""
+    """Run phase ``rows`` on a chunk and write its record into that of the whole ``call``."""
     at, stats, index = chunk.rows, call.stats, call.index
     part = dataclasses.replace(call, inputs=chunk.inputs, grad=grad)
     part.stats, part.index = some, few = new_record(chunk.inputs)
@@ -206,7 +206,7 @@ def _solve_at_once(
 
 
 def threshold_from_scores(x: HeadInputs, p: LossInputs, spec: LossSpec) -> Tensor:
-    """Make the logits for their scores alone and return the batch threshold."""
+    """Compute the logits for their scores alone and return the batch threshold."""
     call = RowCall(p, LossSpec(softcap=spec.softcap), *new_record(p))
     for chunk in chunks(x, p):
         pass_over_rows(call, chunk)
@@ -227,7 +227,7 @@ def fixes_by_rank_one(p: LossInputs, spec: LossSpec, needs: NeedsGrad) -> bool:
 
 
 def _close_gates(x: HeadInputs, call: RowCall, grads: Gradients) -> None:
-    """Take the self-target out of rows below the threshold: record, loss and gradients."""
+    """Remove the self-target from rows below the threshold: record, loss and gradients."""
     stats, z_loss = call.stats, call.spec.z_loss
     closed, pull = closed_rows(call)
     if grads.needs.any:
@@ -252,7 +252,7 @@ def closed_rows(call: RowCall) -> tuple[Tensor, Tensor]:
 
 
 def _add_rank_one(x: HeadInputs, call: RowCall, pull: Tensor, grads: Gradients) -> None:
-    """dlogits += pull (e_self - q), for pull (N,), through both GEMMs without dlogits."""
+    """Add dlogits += pull (e_self - q), for pull (N,), through both GEMMs without dlogits."""
     p, softcap = call.inputs, call.spec.softcap
     assert p.ids is not None
     assert call.topk_diffs is not None
@@ -273,7 +273,7 @@ def _add_rank_one(x: HeadInputs, call: RowCall, pull: Tensor, grads: Gradients) 
 def add_entries(
     x: HeadInputs, classes: Tensor, values: Tensor, rows: Tensor, grads: Gradients
 ) -> None:
-    """dlogits[rows_m, classes_mk] += values_mk for (M, K) entries of M rows of the batch."""
+    """Add dlogits[rows_m, classes_mk] += values_mk for (M, K) entries of M rows of the batch."""
     if grads.hidden is not None:
         add = torch.zeros(
             (rows.shape[0], x.hidden.shape[1]), dtype=values.dtype, device=rows.device

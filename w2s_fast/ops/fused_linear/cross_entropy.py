@@ -201,7 +201,7 @@ def _flat_targets(
 
 
 def cost(n: int, v: int, dtype: torch.dtype, d: int = 1024) -> Cost:
-    """Forward and backward: three GEMMs; hidden, head and their gradients pass memory once."""
+    """Return the cost: three GEMMs; hidden, head and their gradients are read or written once."""
     return Cost(bytes=2 * (n + v) * d * dtype.itemsize, flops=6 * n * v * d + 26 * n * v)
 
 

@@ -1,17 +1,17 @@
 """Two ways from autograd to the fused head.
 
-Eager mean and sum make all gradients in forward, 6 N V D operations, and backward hands them over.
+Eager mean and sum make all gradients in forward, 6 N V D operations, and backward returns them.
 fp16 gradients wait for backward, where the loss scale is known (see ``cross_entropy/autograd.py``):
-a batch of one chunk keeps its logits until then, several chunks are made again, 8 N V D.
+a batch of one chunk keeps its logits until then, several chunks are recomputed, 8 N V D.
 ``reduction="none"`` and ``torch.compile`` go through two registered operators; backward knows the
-upstream of every row only then and makes the logits again, too. Neither is differentiable twice;
+upstream of every row only then, so it recomputes the logits. Neither is differentiable twice;
 both raise.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ from w2s_fast.ops.fused_linear.chunks import (
     slice_rows,
     solve_linear,
 )
-from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall
+from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, Stat
 from w2s_fast.ops.results import check_reduction
 from w2s_fast.ops.targets import LossInputs
 from w2s_fast.ops.transforms import differentiable, needs_operators, refuse_batched
@@ -66,31 +66,66 @@ def differentiable_loss(
             *x[:3], *operator_arguments(p, spec), float(x.memory_mib), x.fp32_head_gradient
         )
         return reduced(p, spec, row, record, weight, reduction)
-    mean, inputs = reduction == "mean", (*x[:3], weight)
+    inputs = (*x[:3], weight)
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in inputs):
-        result = solve_linear(x, p, spec, NeedsGrad(), mean)
+        result = solve_linear(x, p, spec, NeedsGrad(), reduction == "mean")
         return result.loss, result
-    dtype = None if weight is None else weight.dtype
-    call = EagerCall(p, spec, (x.memory_mib, x.fp32_head_gradient), mean, dtype)
-    loss = FusedLinearLoss.apply(*inputs, call)
+    return apply_eagerly(EagerCall(p, spec, reduction), x, weight)
+
+
+def apply_eagerly(
+    call: EagerCall, x: HeadInputs, weight: Tensor | None
+) -> tuple[Tensor, LossResult]:
+    """Run a call through autograd and return its loss and result."""
+    call.memory = x.memory_mib, x.fp32_head_gradient
+    call.weight_dtype = None if weight is None else weight.dtype
+    loss = FusedLinearLoss.apply(*x[:3], weight, call)
     assert call.result is not None
     return loss, call.result
 
 
 @dataclass(slots=True)
 class EagerCall:
-    """One eager call on its way through autograd; the forward fills ``result``."""
+    """One eager call on its way through autograd; the forward fills ``result``.
+
+    A subclass solves for a head whose classes are sharded over ranks.
+    """
 
     inputs: LossInputs | None
     spec: LossSpec
-    memory: tuple[float, bool]  # memory_mib, fp32_head_gradient
-    mean: bool
-    weight_dtype: torch.dtype | None
+    reduction: str
+    memory: tuple[float, bool] = (0.0, True)  # memory_mib, fp32_head_gradient
+    weight_dtype: torch.dtype | None = None
     result: LossResult | None = None
+
+    name: ClassVar[str] = "linear_cross_entropy"
+
+    @property
+    def mean(self) -> bool:
+        """Whether the loss is divided by its normaliser."""
+        return self.reduction == "mean"
+
+    def in_forward(self, dtype: torch.dtype) -> bool:
+        """Return whether forward makes the gradients: the upstream is a scalar applied later."""
+        return self.reduction != "none" and not needs_upstream(dtype)
+
+    def solve(
+        self, x: HeadInputs, p: LossInputs, needs: NeedsGrad, keep_logits: bool = False
+    ) -> LossResult:
+        """Compute loss, record and gradients."""
+        return solve_linear(x, p, self.spec, needs, self.mean, keep_logits)
+
+    def gradients(self, x: HeadInputs, p: LossInputs, row_scale: Tensor, needs: NeedsGrad) -> Grads:
+        """Compute the gradients from the record, for an upstream (N,) of row losses."""
+        result = self.result
+        assert result is not None
+        logits, result.logits = result.logits, None
+        call = RowCall(p, self.spec, result.stats, result.index, row_scale=row_scale)
+        return gradients_from_record(x, call, needs, logits)
 
 
 class FusedLinearLoss(torch.autograd.Function):
-    """Mean or sum with the gradients of hidden, head and bias made in forward."""
+    """Mean and sum make their gradients in forward; none, and fp16, in backward."""
 
     @staticmethod
     def forward(
@@ -104,41 +139,44 @@ class FusedLinearLoss(torch.autograd.Function):
         p, call.inputs = call.inputs, None
         assert p is not None
         snapshot(call.spec)
-        ctx.call, ctx.ignore_index = call, p.ignore_index
+        ctx.call, ctx.n_classes, ctx.ignore_index = call, p.logits.shape[1], p.ignore_index
         ctx.save_for_backward(hidden, head, bias, p.ids, p.probs, p.rest, p.weight)
         needs = NeedsGrad(*ctx.needs_input_grad[:3])
-        late = needs.any and needs_upstream(hidden.dtype)
+        late = not call.in_forward(hidden.dtype)
         x = HeadInputs(hidden, head, bias, *call.memory)
-        result = solve_linear(x, p, call.spec, NeedsGrad() if late else needs, call.mean, late)
+        result = call.solve(x, p, NeedsGrad() if late else needs, late and needs.any)
         call.result = result
-        # Not the tensor itself: it would own ctx, and ctx owns the result it lies in.
+        if call.reduction == "none":
+            rows = result.stats[Stat.LOSS]
+            return rows.clone() if p.weight is None else rows * p.weight
+        # Not the tensor itself: it would own ctx, and ctx owns the result with the tensor.
         return result.loss.detach()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(TWICE.format("linear_cross_entropy"))
         call: EagerCall = ctx.call
+        if torch.is_grad_enabled():
+            raise RuntimeError(TWICE.format(call.name))
         result = call.result
         assert result is not None
         needs = NeedsGrad(*ctx.needs_input_grad[:3])
         hidden, head, bias, *targets = ctx.saved_tensors
         x = HeadInputs(hidden, head, bias, *call.memory)
-        p = LossInputs._make((_shape_of(hidden, head), *targets, ctx.ignore_index))
+        shape = shape_only(hidden.shape[0], ctx.n_classes, hidden)
+        p = LossInputs._make((shape, *targets, ctx.ignore_index))
         grad_weight = None
         if ctx.needs_input_grad[3]:
             grad_weight = weight_gradient(p, result, call.mean, upstream, call.weight_dtype)
         if not needs.any:
             return None, None, None, grad_weight, None
-        if needs_upstream(hidden.dtype):
-            refuse_batched("linear_cross_entropy in fp16", upstream)
-            logits, result.logits = result.logits, None
-            weights = row_scale(p, result.normaliser, call.mean, upstream)
-            row_call = RowCall(p, call.spec, result.stats, result.index, row_scale=weights)
-            return (*gradients_from_record(x, row_call, needs, logits), grad_weight, None)
+        if not call.in_forward(hidden.dtype):
+            late = " in fp16" if needs_upstream(hidden.dtype) else ""
+            refuse_batched(call.name + late, upstream)
+            rows = row_scale(p, result.normaliser, call.mean, upstream)
+            return (*call.gradients(x, p, rows, needs), grad_weight, None)
         grads, result.grads = result.grads, ()
-        if not grads:  # the first backward has handed its gradients over: make them again
-            grads = solve_linear(x, p, call.spec, needs, call.mean).grads
+        if not grads:  # the first backward returned the stored gradients: make them again
+            grads = call.solve(x, p, needs).grads
         return (*(None if g is None else scaled(g, upstream) for g in grads), grad_weight, None)
 
 
@@ -187,7 +225,7 @@ def _linear_weak_ce_backward(
 
 
 def without_none(grads: Grads, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty tensors in the place of None, which an operator cannot return."""
+    """Replace None by empty tensors: an operator cannot return None."""
     hidden, head, bias = (like.new_empty(0) if g is None else g for g in grads)
     return hidden, head, bias
 
@@ -195,10 +233,10 @@ def without_none(grads: Grads, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def gradients_from_record(
     x: HeadInputs, call: RowCall, needs: NeedsGrad, logits: Tensor | None = None
 ) -> Grads:
-    """Gradients of hidden, head and bias from the record of ``call`` and logits made again.
+    """Compute the gradients of hidden, head and bias from a record and recomputed logits.
 
-    ``logits`` (N, V) of all rows, where a forward has kept them, are used instead, and overwritten
-    unless the call has a ``grad`` of its own.
+    ``logits`` (N, V) of all rows, if the forward kept them, are used instead; the gradient
+    overwrites them unless the call has a ``grad``.
     """
     p, stats, index, row_scale = call.inputs, call.stats, call.index, call.row_scale
     assert row_scale is not None
@@ -225,7 +263,7 @@ def _linear_weak_ce_backward_fake(
 def fake_gradients(
     hidden: Tensor, head: Tensor, needs: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``without_none`` returns, without values."""
+    """Return empty tensors in the form of ``without_none``."""
     return (
         torch.empty_like(hidden) if needs[0] else hidden.new_empty(0),
         torch.empty_like(head) if needs[1] else hidden.new_empty(0),

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from w2s_fast.ops.chunking import ROUND_ROWS
 
-# Entries of the head that are upcast, or of its gradient that are made, at a time: 4 MiB in fp32.
+# Entries of the head upcast at a time, or of its gradient computed at a time: 4 MiB in fp32.
 _TILE = 1 << 20
 _ONE_DNN_HAS = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
@@ -35,7 +35,7 @@ _BF16_ON_X86 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
 @functools.cache
 def has_kernels(dtype: torch.dtype) -> bool:
-    """Whether this CPU multiplies matrices of ``dtype`` at speed: fp32 and wider always."""
+    """Return whether this CPU multiplies matrices of ``dtype`` at speed: fp32 and wider always."""
     query = _ONE_DNN_HAS.get(dtype)
     if query is None:
         return True
@@ -48,19 +48,19 @@ def has_kernels(dtype: torch.dtype) -> bool:
 
 
 def upcasts(x: Tensor) -> bool:
-    """Whether products of ``x`` go through fp32."""
+    """Return whether products of ``x`` are computed in fp32."""
     return x.device.type == "cpu" and not has_kernels(x.dtype)
 
 
 def tiles(head: Tensor, n: int) -> Iterator[slice]:
-    """Classes of a head (V, D), about a thousand at a time, for products with n rows."""
+    """Yield the classes of a head (V, D), about a thousand at a time, for products with n rows."""
     step = _tile_size(head, n)
     for start in range(0, head.shape[0], step):
         yield slice(start, min(start + step, head.shape[0]))
 
 
 def upcast_tiles(head: Tensor, n: int) -> Iterator[tuple[slice, Tensor]]:
-    """The same with the tile in fp32, in one buffer: fresh ones would cost a page fault a page."""
+    """Yield tiles in fp32, in one buffer: new ones would cost a page fault a page."""
     v, d = head.shape
     room = torch.empty((min(_tile_size(head, n), v), d), dtype=torch.float32)
     for at in tiles(head, n):
@@ -75,7 +75,7 @@ def _tile_size(head: Tensor, n: int) -> int:
 def logits_chunk(
     hidden: Tensor, head: Tensor, bias: Tensor | None, buffer: Tensor | None, alpha: float = 1.0
 ) -> Tensor:
-    """alpha (hidden head^T + bias): (n, V) in the dtype of ``hidden``; may be in ``buffer``."""
+    """Compute alpha (hidden head^T + bias): (n, V) in the dtype of ``hidden``."""
     if alpha == 1.0 and _one_dnn(hidden):
         return torch.ops.mkldnn._linear_pointwise(hidden, head, bias, "none", [], "")
     if buffer is None:
@@ -104,12 +104,12 @@ def _upcast_logits(
 
 
 def logits_buffer(hidden: Tensor, head: Tensor, rows: int) -> Tensor | None:
-    """What ``logits_chunk`` writes into again and again; None where it brings its own."""
+    """Allocate the buffer that ``logits_chunk`` reuses; None where it returns new memory."""
     return None if _one_dnn(hidden) else hidden.new_empty((rows, head.shape[0]))
 
 
 def hidden_gradient(dlogits: Tensor, head: Tensor, out: Tensor) -> None:
-    """out (n, D) = dlogits (n, V) head (V, D)."""
+    """Compute out (n, D) = dlogits (n, V) head (V, D)."""
     if _one_dnn(dlogits):
         out.copy_(product(dlogits, head.t()))
     elif upcasts(dlogits):
@@ -122,7 +122,7 @@ def hidden_gradient(dlogits: Tensor, head: Tensor, out: Tensor) -> None:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a (m, k) b^T (k, n): (m, n), by the faster of two libraries."""
+    """Compute a (m, k) b^T (k, n) with the faster of two libraries."""
     if _one_dnn(a):
         return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return torch.mm(a, b.t())

@@ -1,7 +1,7 @@
 """The gradients of a fused head, summed over chunks of rows and over rows of one class.
 
-16-bit gradients of several chunks are summed in fp32 and rounded once. Sums over rows that meet in
-a class have a fixed order and no atomics: the same call gives the same bits.
+16-bit gradients of several chunks are summed in fp32 and rounded once. Sums over rows of one
+class have a fixed order and no atomics: the same call gives the same bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class HeadGradient:
         head: gives shape, dtype and device.
         fp32: sum the chunks of a 16-bit head in fp32 and round once at the end; costs 4 V D bytes.
         with_bias: also sum dlogits over rows.
-        with_head: False keeps a frozen head out.
+        with_head: False for a frozen head.
     """
 
     def __init__(self, head: Tensor, fp32: bool, with_bias: bool, with_head: bool = True) -> None:
@@ -43,7 +43,7 @@ class HeadGradient:
     def _add_product(self, dlogits: Tensor, hidden: Tensor) -> None:
         out = self.head
         assert out is not None
-        # The first chunk overwrites: a zero fill would be a pass over the head of its own.
+        # The first chunk overwrites: a zero fill would be another pass over the head.
         if upcasts(dlogits) or (out.dtype != hidden.dtype and out.device.type == "cpu"):
             self._add_tiles(out, dlogits, hidden)
         elif out.dtype != hidden.dtype and self._empty:
@@ -56,7 +56,7 @@ class HeadGradient:
             torch.addmm(out, dlogits.t(), hidden, out=out)
 
     def _add_tiles(self, out: Tensor, dlogits: Tensor, hidden: Tensor) -> None:
-        """CPU products have no wider output, but a tile of one is still in the caches."""
+        """Add by tiles; CPU products have no wider output, but a tile is still in the caches."""
         wide = upcasts(dlogits)
         hidden = hidden.float() if wide else hidden
         for at in tiles(out, hidden.shape[0]):
@@ -82,7 +82,7 @@ class HeadGradient:
             add_by_class(self.head, classes[:, k], wide * values[:, k : k + 1])
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
-        """Both gradients in the dtype of the head (None for a frozen part)."""
+        """Return both gradients in the dtype of the head (None for a frozen part)."""
         if self._empty and self.head is not None:
             self.head.zero_()
         head = None if self.head is None else self.head.to(self.dtype)
@@ -90,7 +90,7 @@ class HeadGradient:
 
 
 def add_by_class(into: Tensor, classes: Tensor, rows: Tensor) -> None:
-    """into[classes_i] += rows_i for into (V, D), classes (M,) and rows (M, D) in fp32 or fp64.
+    """Add into[classes_i] += rows_i for into (V, D), classes (M,), rows (M, D) in fp32 or fp64.
 
     Rows of one class are summed in the precision of ``rows`` and added to ``into`` once.
     """
@@ -109,7 +109,7 @@ def _add_unique(into: Tensor, classes: Tensor, rows: Tensor) -> None:
 
 
 def _add_sorted(into: Tensor, classes: Tensor, rows: Tensor) -> None:
-    """For a GPU: counting the classes would wait for it, so there are as many slots as rows."""
+    """Add on a GPU; counting the classes would wait for it, so there are as many slots as rows."""
     classes, order = classes.sort(stable=True)
     first = torch.ones_like(classes, dtype=torch.bool)
     first[1:] = classes[1:] != classes[:-1]

@@ -47,7 +47,7 @@ def linear_topk_logprob(
         bias: (V,) of the head. Gets gradients.
         temperature, softcap: see ``topk_logprob``.
         memory_mib: what the logits of a chunk may take, in MiB. Logits that take at most half of
-            it are kept for backward, which saves it one of four products.
+            it are kept for backward, which saves one of four products.
         fp32_head_gradient: sum a 16-bit head's gradient over chunks in fp32 and round once; costs
             4 V D bytes where there are several chunks. False rounds once a chunk.
 
@@ -92,8 +92,8 @@ def linear_logprob(
         hidden: (N, D), or (B, T, D) for sequences. Gets gradients.
         head, bias, temperature, softcap, memory_mib, fp32_head_gradient: see
             ``linear_topk_logprob``.
-        tokens: (N,) or (B, T) integers; -100 takes a position out.
-        mask: (N,) or (B, T), 0 or False takes a position out.
+        tokens: (N,) or (B, T) integers; -100 excludes a position.
+        mask: (N,) or (B, T), 0 or False excludes a position.
         average: (B, T, D) only: divide by the number of positions that count (0 without any).
         positions: (M,) rows of the flattened hidden states that may count. On a CPU, and where
             tokens and mask are still on one, they are computed. On an accelerator that would make

@@ -1,7 +1,7 @@
-"""The same log-probabilities from hidden states and a head, a chunk of logits at a time.
+"""Log-probabilities from hidden states and a head, a chunk of logits at a time.
 
-Forward makes the logits once, 2 N V D operations, and keeps a few numbers a row. Backward knows the
-upstream of every row only when it is called: it makes the logits again and feeds two GEMMs, 8 N V D
+Forward computes the logits once, 2 N V D operations, and keeps a few numbers a row. Backward gets
+the upstream of every row only when it is called: it recomputes the logits for two GEMMs, 8 N V D
 in all. Where half of the budget holds the logits of the whole call (few rows that count) they are
 kept instead: 6 N V D, what the three bare GEMMs cost. Not differentiable twice; it raises.
 """
@@ -55,9 +55,9 @@ LIBRARY.define(
 def linear_topk(
     x: HeadInputs, ids: Tensor, softcap: float, with_tail: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Differentiable: (logp (N, K), tail (N,), and the record: stats (12, N), index (3, N))."""
+    """Return logp (N, K) and tail (N,), differentiable, and the record (stats and index)."""
     n, row = x.hidden.shape[0], x.head.shape[0] * x.hidden.dtype.itemsize
-    # Backward writes beside them: kept logits and their gradient fit the budget together.
+    # Backward needs a second buffer: kept logits and their gradient must fit the budget together.
     keep = (
         not needs_operators()
         and 2 * n * row <= x.memory_mib * MIB
@@ -126,7 +126,7 @@ def _linear_topk_logp_backward(
     call.row_scale = alpha * call.row_scale
     x = HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient, alpha)
     saved = None
-    if logits.shape[0]:  # not over them: a second backward must find the kept logits as they were
+    if logits.shape[0]:  # not in place: a second backward needs the kept logits unchanged
         saved, call.grad = logits, torch.empty_like(logits)
     return without_none(gradients_from_record(x, call, NeedsGrad(*needs_grad), saved), hidden)
 

@@ -87,7 +87,7 @@ def check_logits(logits: Tensor) -> None:
 
 
 def check_ids(ids: Tensor, n: int, v: int, device: torch.device) -> Tensor:
-    """(N, K) int64; raises ``W2SError`` for a shape, dtype, device or value that does not fit."""
+    """Return ids as (N, K) int64; raise ``W2SError`` for a bad shape, dtype, device or value."""
     if ids.dim() != 2 or ids.is_floating_point() or ids.shape[0] != n or not ids.shape[1]:
         raise W2SError(
             f"ids have shape {tuple(ids.shape)} and dtype {ids.dtype}; expected integers "
@@ -118,7 +118,7 @@ def check_scale(temperature: float, softcap: float) -> None:
 def topk_logprob_reference(
     logits: Tensor, ids: Tensor, *, temperature: float = 1.0, softcap: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """``topk_logprob`` by its definition, in the dtype of ``logits``; run it in fp64."""
+    """Compute ``topk_logprob`` by its definition, in the dtype of ``logits``; run it in fp64."""
     z = softcap * torch.tanh(logits / softcap) if softcap else logits
     log_p = (z / temperature).log_softmax(1)
     real = ids >= 0
@@ -131,7 +131,7 @@ def topk_logprob_reference(
 def topk_logprob_sample(
     n: int, v: int, dtype: torch.dtype, device: str, seed: int
 ) -> dict[str, Any]:
-    """Keyword arguments of one call: padding, a row of padding only, confident rows, ties."""
+    """Return the arguments of one call: padding, a row of padding only, confident rows, ties."""
     g = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(n, v, generator=g)
     k = max(1, min(4, v // 2))
@@ -148,7 +148,7 @@ def topk_logprob_sample(
 
 
 def cost(n: int, v: int, dtype: torch.dtype) -> Cost:
-    """One read forward, one read and one write backward."""
+    """Return the cost: one read forward, one read and one write backward."""
     return Cost(bytes=3 * n * v * dtype.itemsize, flops=20 * n * v)
 
 

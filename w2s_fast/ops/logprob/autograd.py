@@ -25,7 +25,7 @@ _TWICE = (
 
 
 def forward_call(shape: Tensor, ids: Tensor, softcap: float, with_tail: bool) -> RowCall:
-    """The forward pass: mass 1 on every top-k class, a residual of 0 to get its log mass."""
+    """Build the forward pass: mass 1 on every top-k class, a residual of 0 to get its log mass."""
     acc, device = _accumulator(shape), shape.device
     ones = torch.ones(ids.shape, dtype=acc, device=device)
     rest = torch.zeros(ids.shape[0], dtype=acc, device=device) if with_tail else None
@@ -35,7 +35,7 @@ def forward_call(shape: Tensor, ids: Tensor, softcap: float, with_tail: bool) ->
 
 
 def read_off(call: RowCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(logp (N, K), tail (N,), stats, index) after the pass, everything defined."""
+    """Return (logp (N, K), tail (N,), stats, index) after the pass, every entry defined."""
     p, stats, index, diffs = call.inputs, call.stats, call.index, call.topk_diffs
     assert p.ids is not None and diffs is not None
     logp = torch.where(p.ids >= 0, diffs - stats[Stat.LOGS].unsqueeze(1), 0.0)
@@ -56,7 +56,7 @@ def backward_call(
     index: Tensor,
     softcap: float,
 ) -> RowCall:
-    """The phase ``gradient`` that makes dlogits.
+    """Build the phase ``gradient`` that makes dlogits.
 
     A row whose upstream gradients are all 0 has row_scale 0: exactly 0, whatever its logits are.
     """
@@ -109,7 +109,7 @@ def _topk_logp_fake(
 
 
 def fake_rows(like: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Shapes and dtypes of ``read_off`` for rows of ``like``."""
+    """Return empty tensors in the form of ``read_off`` for rows of ``like``."""
     n, acc = like.shape[0], _accumulator(like)
     return (
         like.new_empty(ids.shape, dtype=acc),
@@ -165,7 +165,7 @@ def _backward(
 
 
 def refuse(ctx: Any, *_: Any) -> None:
-    """Backward of a backward."""
+    """Raise: a backward has no derivative."""
     raise RuntimeError(_TWICE)
 
 

@@ -3,14 +3,14 @@ r"""Exact order statistics of any number of scores, on one device or over a proc
     quantile(x, q) = (1 - f) x_(k) + f x_(k+1),   k = floor(q (N-1)),  f = q (N-1) - k
 
 where x_(0) <= ... <= x_(N-1) are the kept scores in order. It is ``torch.quantile`` without its
-limit of 2^24 elements, and it can leave rows out without compacting them first. If one of the two
+limit of 2^24 elements, and it can exclude rows without compacting them first. If one of the two
 scores is infinite and 0 < f < 1, it is x_(k+1): the scores at or above it are then those from k + 1
-on, as between finite scores (``torch.quantile`` says NaN or an infinity there). Order statistics
+on, as between finite scores (``torch.quantile`` returns NaN or an infinity there). Order statistics
 are detached: no gradient flows through them. Nothing is sorted and, with a process group, no score
 leaves its rank. Nothing here waits for a CUDA device.
 
-Ties: equal scores share their value, and every user of a threshold t in this package takes
-``score >= t`` as above. So with two classes all scores that tie with t count as class 0. A mask of
+Ties: equal scores share their value, and throughout this package a score is above a threshold t
+if ``score >= t``. So with two classes all scores that tie with t count as class 0. A mask of
 the top fraction has an exact size instead: of the scores that tie at its edge it takes those of the
 lowest rank of the group first, within a rank those of the lowest index. -0 and +0 are equal.
 Rank positions are computed in fp64, where ``torch.quantile`` uses the dtype of its input; the two
@@ -35,7 +35,7 @@ from w2s_fast.ops.transforms import sample_by_sample
 def quantile(
     scores: Tensor, q: float | Tensor, *, keep: Tensor | None = None, group: Any = None
 ) -> Tensor:
-    """Exact q-quantile of all elements of ``scores``.
+    """Compute the exact q-quantile of all elements of ``scores``.
 
     Equivalent to ``torch.quantile(scores.float().flatten(), q)``, for any number of elements, but
     beside an infinity (see above).
@@ -49,7 +49,7 @@ def quantile(
 
     Returns:
         0-d tensor, fp64 for fp64 scores, else fp32. NaN if a kept score is NaN or a tensor ``q`` is
-        outside [0, 1]; +inf if ``keep`` keeps nothing. No gradient.
+        outside [0, 1]; +inf if no score is kept. No gradient.
 
     Raises:
         W2SError: if there are no scores, they are not floating point, q is outside [0, 1], or
@@ -63,7 +63,7 @@ def quantile(
 def kth_value(
     scores: Tensor, k: int | Tensor, *, keep: Tensor | None = None, group: Any = None
 ) -> Tensor:
-    """The k-th smallest element, counted from 1 as ``torch.kthvalue`` does.
+    """Return the k-th smallest element, counted from 1 as ``torch.kthvalue`` does.
 
     Equivalent to ``torch.kthvalue(scores.float().flatten(), k).values``, except that a NaN makes
     the result NaN, wherever it would be sorted to.
@@ -100,7 +100,7 @@ def kth_value(
 def top_fraction_mask(
     scores: Tensor, fraction: float | Tensor, *, keep: Tensor | None = None, group: Any = None
 ) -> Tensor:
-    """Mask of the largest elements: exactly round(fraction * n_kept) of them, halves to even.
+    """Return a mask of the largest elements: exactly round(fraction * kept), halves to even.
 
     Args:
         scores, keep, group: see ``quantile``. With ``group`` the mask has that many true elements
@@ -108,9 +108,8 @@ def top_fraction_mask(
         fraction: float or 0-d tensor in [0, 1].
 
     Returns:
-        Bool tensor in the shape of ``scores``, true only where ``keep`` is. Ties are taken in order
-        of rank, then index. All false if a kept score is NaN or a tensor ``fraction`` is outside
-        [0, 1].
+        Bool tensor in the shape of ``scores``, true only where ``keep`` is. Ties: see the module.
+        All false if a kept score is NaN or a tensor ``fraction`` is outside [0, 1].
 
     Raises:
         W2SError: see ``quantile``.
@@ -127,7 +126,7 @@ def top_fraction_mask(
 def masked_quantile(
     scores: Tensor, q: float | Tensor, keep: Tensor | None, group: Any = None
 ) -> Tensor:
-    """Quantile of the scores (N,) whose ``keep`` (N,) is true; +inf if none is. No host sync."""
+    """Compute the quantile of the scores (N,) with ``keep`` (N,); +inf if there are none."""
     q = _fraction("q", q, scores)
     if group is not None:
         return distributed.quantile(backend("quantile", scores), scores.detach(), q, keep, group)
@@ -137,7 +136,7 @@ def masked_quantile(
 
 
 def _checked(scores: Tensor, keep: Tensor | None, group: Any) -> tuple[Tensor, Tensor | None]:
-    """Flat contiguous scores and mask."""
+    """Check scores and mask and return them flat and contiguous."""
     few = scores.numel() == 0 and group is None
     if not scores.is_floating_point() or few:
         raise W2SError(
@@ -157,7 +156,7 @@ def _checked(scores: Tensor, keep: Tensor | None, group: Any) -> tuple[Tensor, T
 
 
 def _fraction(name: str, value: float | Tensor, scores: Tensor) -> Tensor:
-    """0-d fp64 on the scores' device; a number is checked, a tensor is answered with NaN."""
+    """Return 0-d fp64 on the scores' device; numbers are checked, bad tensors give NaN later."""
     if isinstance(value, Tensor):
         if value.dim() != 0:
             raise W2SError(
@@ -195,7 +194,7 @@ def _top_mask(scores: Tensor, fraction: Tensor, keep: Tensor | None) -> Tensor:
     if keep is not None:
         n_kept = keep.sum()
     count = distributed.top_count(fraction, n_kept)
-    at = kernels.kth_value(x, n_kept - count, keep)  # NaN where nothing is wanted: marks nothing
+    at = kernels.kth_value(x, n_kept - count, keep)  # NaN if the count is 0: an empty mask
     return kernels.threshold_mask(x, keep, at, count - kernels.count_at(x, keep, at)[0])
 
 
@@ -220,7 +219,7 @@ def _fake_mask(scores: Tensor, fraction: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def sample(n: int, v: int, dtype: torch.dtype, device: str, seed: int) -> dict[str, object]:
-    """Scores with many ties, a few infinities and a mask. ``v`` is not used."""
+    """Return scores with many ties, a few infinities and a mask. ``v`` is not used."""
     g = torch.Generator().manual_seed(seed)
     scores = torch.randn(n, generator=g).mul(4).round().div(4)
     scores[torch.rand(n, generator=g) < 0.01] = float("inf")
@@ -235,7 +234,7 @@ def sample(n: int, v: int, dtype: torch.dtype, device: str, seed: int) -> dict[s
 
 
 def cost(n: int, v: int, dtype: torch.dtype) -> Cost:
-    """One read of the scores."""
+    """Return the cost: one read of the scores."""
     return Cost(bytes=n * dtype.itemsize, flops=n)
 
 

@@ -16,17 +16,17 @@ _BINS = 2048
 
 
 def quantile(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
-    """Exact quantile of the kept scores; see the op."""
+    """Compute the exact quantile of the kept scores; see the op."""
     return _scalar(native.core().quantile(*_where(scores, keep), float(q)))
 
 
 def kth_value(scores: Tensor, rank: Tensor, keep: Tensor | None) -> Tensor:
-    """Kept score of the 0-based ``rank``; see the op."""
+    """Return the kept score of the 0-based ``rank``; see the op."""
     return _scalar(native.core().kth_value(*_where(scores, keep), int(rank)))
 
 
 def histogram(scores: Tensor, keep: Tensor | None, prefix: Tensor, step: int) -> Tensor:
-    """One round of a radix select; see the reference backend."""
+    """Run one round of a radix select; see the reference backend."""
     counts = torch.empty(_BINS + 1, dtype=torch.int64)
     where = _where(scores, keep)
     native.core().histogram(*where, int(prefix), step, counts.data_ptr())
@@ -34,17 +34,17 @@ def histogram(scores: Tensor, keep: Tensor | None, prefix: Tensor, step: int) ->
 
 
 def successor(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
-    """Smallest kept score above ``at``; +inf if there is none."""
+    """Return the smallest kept score above ``at``; +inf if there is none."""
     return _scalar(native.core().successor(*_where(scores, keep), float(at)))
 
 
 def count_at(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
-    """(2,) int64: kept scores above ``at`` and equal to it."""
+    """Return (2,) int64: the number of kept scores above ``at`` and equal to it."""
     return torch.tensor(native.core().count_at(*_where(scores, keep), float(at)))
 
 
 def threshold_mask(scores: Tensor, keep: Tensor | None, at: Tensor, ties: Tensor) -> Tensor:
-    """(N,) bool: kept scores above ``at`` and the first ``ties`` of those equal to it."""
+    """Return (N,) bool: kept scores above ``at`` and the first ``ties`` of those equal to it."""
     mask = torch.empty(scores.shape, dtype=torch.bool)
     where = _where(scores, keep)
     native.core().threshold_mask(*where, float(at), int(ties), mask.data_ptr())
@@ -52,7 +52,7 @@ def threshold_mask(scores: Tensor, keep: Tensor | None, at: Tensor, ties: Tensor
 
 
 def _where(scores: Tensor, keep: Tensor | None) -> tuple[int, int, int, int]:
-    """Addresses, dtype and number; the caller's tensors are contiguous and outlive the call."""
+    """Return addresses, dtype and number; the tensors are contiguous and outlive the call."""
     mask = 0 if keep is None else keep.data_ptr()
     return scores.data_ptr(), DTYPE_CODES[scores.dtype], mask, scores.numel()
 

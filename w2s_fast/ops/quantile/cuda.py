@@ -1,6 +1,6 @@
 """CUDA backend of the order statistics: one cooperative launch of csrc/cuda/quantile.h, no sync.
 
-The rounds of a selection over several processes, and the marks, are plain torch: each is one pass.
+The rounds of a selection over several processes, and the masks, are plain torch: each is one pass.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["histogram", "kth_value", "threshold_mask", "quantile", "successor", 
 
 
 def quantile(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
-    """0-d fp32 ``q``-quantile of the scores (N,) whose ``keep`` is true; see the op."""
+    """Return the 0-d fp32 ``q``-quantile of the scores (N,) with ``keep``; see the op."""
     if scores.numel() > native.library().MAX_SCORES:
         return plain.quantile(scores, q, keep)
     return _select(scores, keep, q=q)
 
 
 def kth_value(scores: Tensor, rank: Tensor, keep: Tensor | None) -> Tensor:
-    """0-d fp32 kept score of the 0-based ``rank``; see the op."""
+    """Return the 0-d fp32 kept score of the 0-based ``rank``; see the op."""
     if scores.numel() > native.library().MAX_SCORES:
         return plain.kth_value(scores, rank, keep)
     return _select(scores, keep, rank=rank)

@@ -14,19 +14,19 @@ _TOP = -(2**63)
 
 
 def rounds_of(dtype: torch.dtype) -> tuple[tuple[int, int], ...]:
-    """(shift, bits) of the digit that each round counts by."""
+    """Return (shift, bits) of the digit that each round counts by."""
     if dtype == torch.float64:
         return ((53, 11), (42, 11), (31, 11), (20, 11), (10, 10), (0, 10))
     return ((21, 11), (10, 11), (0, 10))
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """fp64 for fp64 scores, else fp32: what order statistics are returned in."""
+    """Return the dtype of order statistics: fp64 for fp64 scores, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def keys_of(scores: Tensor) -> Tensor:
-    """Int64 keys of floating point scores of any shape; NaN has some key."""
+    """Return int64 keys of floating point scores of any shape; NaN has some key."""
     if scores.dtype == torch.float64:
         bits = (scores + 0.0).view(torch.int64)
         return bits ^ ((bits >> 63) | _TOP)
@@ -35,7 +35,7 @@ def keys_of(scores: Tensor) -> Tensor:
 
 
 def score_of(key: Tensor, dtype: torch.dtype) -> Tensor:
-    """The score (``accumulator(dtype)``) of a key."""
+    """Return the score (``accumulator(dtype)``) of a key."""
     if dtype == torch.float64:
         return torch.where(key < 0, key ^ _TOP, ~key).view(torch.float64)
     bits = torch.where(key >= 2**31, key - 2**31, 2**32 - 1 - key)

@@ -46,7 +46,7 @@ def kth_value(scores: Tensor, rank: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def histogram(scores: Tensor, keep: Tensor | None, prefix: Tensor, step: int) -> Tensor:
-    """(2049,) int64: keys whose digits before round ``step`` are ``prefix``, by the next digit.
+    """Count keys whose digits before round ``step`` are ``prefix``, by the next digit: (2049,).
 
     The last entry is the number of NaN in round 0, else 0; NaN are counted in some bin as well.
     """
@@ -66,7 +66,7 @@ def histogram(scores: Tensor, keep: Tensor | None, prefix: Tensor, step: int) ->
 
 
 def successor(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
-    """0-d smallest kept score above ``at``; +inf if there is none."""
+    """Return the 0-d smallest kept score above ``at``; +inf if there is none."""
     x = scores.to(accumulator(scores.dtype))
     above = x > at if keep is None else (x > at) & keep
     candidates = torch.where(above, x, float("inf"))
@@ -74,13 +74,13 @@ def successor(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
 
 
 def count_at(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
-    """(2,) int64: kept scores above ``at`` and equal to it."""
+    """Return (2,) int64: the number of kept scores above ``at`` and equal to it."""
     above, equal = _compare(scores, keep, at)
     return torch.stack([above.sum(), equal.sum()])
 
 
 def threshold_mask(scores: Tensor, keep: Tensor | None, at: Tensor, ties: Tensor) -> Tensor:
-    """(N,) bool: kept scores above ``at`` and the first ``ties`` of those equal to it."""
+    """Return (N,) bool: kept scores above ``at`` and the first ``ties`` of those equal to it."""
     above, equal = _compare(scores, keep, at)
     return above | (equal & (equal.cumsum(0) <= ties))
 
@@ -97,7 +97,7 @@ def _at(x: Tensor, i: Tensor) -> Tensor:
 
 
 def _in_order(scores: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Kept scores in order and +inf behind them, their number (fp64), and whether one is NaN."""
+    """Sort kept scores, +inf behind them; return also their number and whether one is NaN."""
     x = scores.to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
     count = torch.full((), x.numel(), dtype=torch.float64, device=x.device)
     unordered = x.isnan()

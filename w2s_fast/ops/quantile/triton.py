@@ -15,17 +15,17 @@ __all__ = ["histogram", "kth_value", "threshold_mask", "quantile", "successor", 
 
 
 def quantile(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
-    """0-d fp32 ``q``-quantile of the scores (N,) whose ``keep`` is true; see the op."""
+    """Return the 0-d fp32 ``q``-quantile of the scores (N,) with ``keep``; see the op."""
     return _select(scores, q, keep, kth=False)
 
 
 def kth_value(scores: Tensor, rank: Tensor, keep: Tensor | None) -> Tensor:
-    """0-d fp32 kept score of the 0-based ``rank``; see the op."""
+    """Return the 0-d fp32 kept score of the 0-based ``rank``; see the op."""
     return _select(scores, rank, keep, kth=True)
 
 
 def histogram(scores: Tensor, keep: Tensor | None, prefix: Tensor, step: int) -> Tensor:
-    """One round of a radix select; see the reference backend."""
+    """Run one round of a radix select; see the reference backend."""
     counts = torch.zeros(kernels.BINS + 1, dtype=torch.int64, device=scores.device)
     shift, bits = rounds_of(scores.dtype)[step]
     n = scores.numel()
@@ -39,7 +39,7 @@ def histogram(scores: Tensor, keep: Tensor | None, prefix: Tensor, step: int) ->
 
 
 def successor(scores: Tensor, keep: Tensor | None, at: Tensor) -> Tensor:
-    """0-d smallest kept score above ``at``; +inf if there is none."""
+    """Return the 0-d smallest kept score above ``at``; +inf if there is none."""
     least = torch.zeros((), dtype=torch.int64, device=scores.device)
     n = scores.numel()
     if n > 0:

@@ -57,7 +57,7 @@ class Shard(NamedTuple):
 
 
 def chunk_rows(x: HeadInputs, p: LossInputs, shard: Shard) -> int:
-    """Rows of a chunk, from the mean width: ranks must agree, and none knows the others' shards."""
+    """Return the rows of a chunk, from the mean width: ranks must agree without a message."""
     width = -(-shard.total // dist.get_world_size(shard.group))
     n = p.logits.shape[0]
     return rows_per_chunk(n, width, x.hidden.dtype.itemsize, x.memory_mib)
@@ -78,7 +78,7 @@ def local_inputs(p: LossInputs, rows: slice, z: Tensor, shard: Shard) -> LossInp
 
 
 def local_chunks(x: HeadInputs, p: LossInputs, shard: Shard) -> Iterator[Chunk]:
-    """Logits of this shard's classes, a chunk at a time, in one buffer."""
+    """Yield the logits of this shard's classes, a chunk at a time, in one buffer."""
     n, size = p.logits.shape[0], chunk_rows(x, p, shard)
     buffer = gemm.logits_buffer(x.hidden, x.head, min(size, n))
     for start in range(0, n, size):
@@ -108,7 +108,7 @@ def merged_call(p: LossInputs, spec: LossSpec, shard: Shard) -> RowCall:
 
 
 def _top_mass(p: LossInputs, index: Tensor) -> Tensor:
-    """(n,) weak mass of the shard's top weak class, -inf where it has none of the top k."""
+    """Return (n,) weak mass of the shard's top weak class, -inf where it has none of the top k."""
     if p.ids is None:
         assert p.probs is not None
         return p.probs.gather(1, index[Index.WEAK].unsqueeze(1))[:, 0].to(torch.float64)
@@ -117,7 +117,7 @@ def _top_mass(p: LossInputs, index: Tensor) -> Tensor:
 
 
 def finish_rows(call: RowCall, threshold: Tensor | None, aux: Tensor) -> None:
-    """Self-target, factor and loss of merged rows; gates are open without a threshold."""
+    """Fill self-target, factor and loss of merged rows; gates are open without a threshold."""
     p, spec, stats, index = call.inputs, call.spec, call.stats, call.index
     logs = stats[Stat.LOGS]
     index[Index.SELF] = index[Index.ARGMAX]
@@ -136,7 +136,7 @@ def finish_rows(call: RowCall, threshold: Tensor | None, aux: Tensor) -> None:
 
 
 def set_loss(call: RowCall) -> None:
-    """LOSS from the other rows of the record; the self class is the argmax, at z - M = 0."""
+    """Fill LOSS from the other rows of the record; the self class is the argmax, at z - M = 0."""
     stats, rest, spec = call.stats, call.inputs.rest, call.spec
     logs, mass, a = stats[Stat.LOGS], stats[Stat.MASS], stats[Stat.COEF]
     topk_mass = mass if rest is None else mass - rest
@@ -184,7 +184,7 @@ def write_gradient(call: RowCall, row_scale: Tensor, shard: Shard) -> Tensor:
 def solve_vocab(
     x: HeadInputs, p: LossInputs, spec: LossSpec, needs: NeedsGrad, mean: bool, shard: Shard
 ) -> LossResult:
-    """Loss, record and gradients; every rank returns the same loss, record and dhidden."""
+    """Compute loss, record and gradients; every rank returns the same loss, record and dhidden."""
     check_labels(p)
     stats, index = new_record(p)
     late = spec.rule == "median" and spec.threshold is None
@@ -227,7 +227,7 @@ def gradients_from_rows(
     needs: NeedsGrad,
     shard: Shard,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients for an upstream (N,) of row losses, from the record and logits made again."""
+    """Compute gradients for an upstream (N,) of row losses, from the record and new logits."""
     grads = Gradients(x, needs, chunk_rows(x, p, shard) < p.logits.shape[0])
     for rows, inputs in local_chunks(x, p, shard):
         some, few = result.stats[:, rows].contiguous(), result.index[:, rows].contiguous()
@@ -245,7 +245,7 @@ def _summed(grads: Gradients, shard: Shard) -> tuple[Tensor | None, ...]:
 
 
 def _close_gates(x: HeadInputs, call: RowCall, grads: Gradients, shard: Shard) -> None:
-    """As in ``fused_linear/chunks.py``; every rank corrects the entries of its own classes."""
+    """Close gates as ``fused_linear/chunks.py``; each rank corrects entries of its own classes."""
     p, softcap, stats, index = call.inputs, call.spec.softcap, call.stats, call.index
     closed, pull = closed_rows(call)
     if grads.needs.any:

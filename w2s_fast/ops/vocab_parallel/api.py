@@ -4,7 +4,7 @@ r"""The fused head with its vocabulary split over ranks: V / R rows of the head 
     rank,   dlogits_r as in ``cross_entropy`` with the merged record,
     dhidden = sum_r dlogits_r head_r,   dhead_r = dlogits_r^T hidden
 
-Every rank gives the same hidden states and targets, as tensor parallelism leaves them, and gets the
+Every rank passes the same hidden states and targets, as in tensor parallelism, and receives the
 same loss and dhidden, and the gradient of its own head rows. Results equal those of the whole head
 on one rank up to rounding. Messages: 88 bytes a row and rank for the record, 4 K for K top-k
 classes, and dhidden.
@@ -13,9 +13,8 @@ classes, and dhidden.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -23,21 +22,14 @@ from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
-from w2s_fast.ops.cross_entropy.autograd import (
-    TWICE,
-    needs_upstream,
-    row_scale,
-    scaled,
-    snapshot,
-    weight_gradient,
-)
 from w2s_fast.ops.fused_linear.chunks import HeadInputs, NeedsGrad, shape_only
 from w2s_fast.ops.fused_linear.cross_entropy import cast_for_autocast, check_head, flat_rows
-from w2s_fast.ops.loss_call import LossResult, LossSpec, Stat
+from w2s_fast.ops.fused_linear.cross_entropy_autograd import EagerCall, Grads, apply_eagerly
+from w2s_fast.ops.loss_call import LossResult
 from w2s_fast.ops.quantile.distributed import check_group
 from w2s_fast.ops.results import Stats, check_reduction, make_stats
 from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets
-from w2s_fast.ops.transforms import refuse_batched, refuse_transforms
+from w2s_fast.ops.transforms import refuse_transforms
 from w2s_fast.ops.vocab_parallel.algorithm import Shard, gradients_from_rows, solve_vocab
 
 
@@ -94,12 +86,10 @@ def vocab_parallel_cross_entropy(
     spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss)
     check_spec(spec, p)
     check_reduction(reduction)
-    dtype = None if weight is None else weight.dtype
-    call = _EagerCall(p, spec, at, (memory_mib, fp32_head_gradient), reduction, dtype)
     refuse_transforms("vocab_parallel_cross_entropy", rows, head, bias, weight)
-    loss = _VocabLoss.apply(rows, head, bias, weight, call)
-    assert call.result is not None
-    return (loss, make_stats(p, call.result)) if return_stats else loss
+    x = HeadInputs(rows, head, bias, memory_mib, fp32_head_gradient)
+    loss, result = apply_eagerly(_ShardCall(p, spec, reduction, shard=at), x, weight)
+    return (loss, make_stats(p, result)) if return_stats else loss
 
 
 @checked
@@ -115,9 +105,9 @@ def vocab_parallel_logprob(
     memory_mib: float = DEFAULT_MEMORY_MIB,
     ignore_index: int = -100,
 ) -> Tensor:
-    """(N,) log-probabilities of ``tokens`` (N,), 0 for ignored ones; see ``linear_logprob``.
+    """Compute (N,) log-probabilities of ``tokens`` (N,), 0 if ignored; see ``linear_logprob``.
 
-    Every rank gives the same hidden states and tokens and its own rows of the head.
+    Every rank passes the same hidden states and tokens, and its own rows of the head.
     """
     loss = vocab_parallel_cross_entropy(
         hidden, head, tokens, group=group, shard=shard, bias=bias, softcap=softcap,
@@ -159,73 +149,18 @@ def _inputs(
     return p._replace(logits=shape_only(n, shard.total, rows))
 
 
-@dataclass(slots=True)
-class _EagerCall:
-    inputs: LossInputs
-    spec: LossSpec
+@dataclass(slots=True, kw_only=True)
+class _ShardCall(EagerCall):
     shard: Shard
-    memory: tuple[float, bool]  # memory_mib, fp32_head_gradient
-    reduction: str
-    weight_dtype: torch.dtype | None
-    result: LossResult | None = None
 
-    @property
-    def mean(self) -> bool:
-        return self.reduction == "mean"
+    name: ClassVar[str] = "vocab_parallel_cross_entropy"
 
-    def in_forward(self, hidden: Tensor) -> bool:
-        """Whether forward makes the gradients: the upstream is a scalar that may come later."""
-        return self.reduction != "none" and not needs_upstream(hidden.dtype)
+    def solve(
+        self, x: HeadInputs, p: LossInputs, needs: NeedsGrad, keep_logits: bool = False
+    ) -> LossResult:
+        return solve_vocab(x, p, self.spec, needs, self.mean, self.shard)
 
-    def solve(self, x: HeadInputs, needs: NeedsGrad) -> LossResult:
-        return solve_vocab(x, self.inputs, self.spec, needs, self.mean, self.shard)
-
-
-class _VocabLoss(torch.autograd.Function):
-    """Mean and sum make their gradients in forward; none, and fp16, in backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        head: Tensor,
-        bias: Tensor | None,
-        weight: Tensor | None,
-        call: _EagerCall,
-    ) -> Tensor:
-        snapshot(call.spec)
-        ctx.call = call
-        ctx.save_for_backward(hidden, head, bias)
-        x = HeadInputs(hidden, head, bias, *call.memory)
-        needs = NeedsGrad(*ctx.needs_input_grad[:3])
-        call.result = result = call.solve(x, needs if call.in_forward(hidden) else NeedsGrad())
-        if call.reduction != "none":
-            return result.loss.detach()
-        rows = result.stats[Stat.LOSS]
-        return rows.clone() if call.inputs.weight is None else rows * call.inputs.weight
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(TWICE.format("vocab_parallel_cross_entropy"))
-        call: _EagerCall = ctx.call
-        result, p = call.result, call.inputs
-        assert result is not None
-        hidden, head, bias = ctx.saved_tensors
-        x = HeadInputs(hidden, head, bias, *call.memory)
-        needs = NeedsGrad(*ctx.needs_input_grad[:3])
-        grad_weight = None
-        if ctx.needs_input_grad[3]:
-            if call.reduction == "none":
-                grad_weight = (result.stats[Stat.LOSS] * upstream).to(call.weight_dtype)
-            else:
-                grad_weight = weight_gradient(p, result, call.mean, upstream, call.weight_dtype)
-        if not call.in_forward(hidden):
-            refuse_batched("vocab_parallel_cross_entropy", upstream)
-            rows = row_scale(p, result.normaliser, call.mean, upstream).contiguous()
-            grads = gradients_from_rows(x, p, call.spec, result, rows, needs, call.shard)
-            return (*grads, grad_weight, None)
-        made, result.grads = result.grads, ()
-        if not made:  # the first backward has handed its gradients over: make them again
-            made = call.solve(x, needs).grads
-        return (*(None if g is None else scaled(g, upstream) for g in made), grad_weight, None)
+    def gradients(self, x: HeadInputs, p: LossInputs, row_scale: Tensor, needs: NeedsGrad) -> Grads:
+        assert self.result is not None
+        rows = row_scale.contiguous()
+        return gradients_from_rows(x, p, self.spec, self.result, rows, needs, self.shard)

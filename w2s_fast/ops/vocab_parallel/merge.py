@@ -1,7 +1,7 @@
 """The record of whole rows from the records of vocabulary shards, on every rank.
 
-Rank r holds V_r classes of a row and knows, relative to its own maximum M_r, what the row kernels
-know of any row. Eleven numbers a row and rank, and K logits of top-k classes, give the record of
+Rank r holds V_r classes of a row and their record relative to its own maximum M_r. Eleven numbers a
+row and rank, and K logits of top-k classes, give the record of
 the whole row: sums of exponentials are taken relative to the overall maximum and added.
 """
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from w2s_fast.ops.loss_call import Index, Stat
 
-# What travels besides the first seven rows of the record that it names.
+# Rows of the record that are sent; four more columns follow.
 _SENT = (Stat.MAX, Stat.LOGS, Stat.ENTROPY, Stat.MASS, Stat.LINEAR, Stat.MEAN, Stat.TAIL)
 _COLUMNS = len(_SENT) + 4  # argmax, and of the weak label's top class: mass, logit, id
 
 
 def gathered(send: Tensor, group: Any) -> Tensor:
-    """(R, ...) of every rank's tensor, in rank order."""
+    """Gather (R, ...) of every rank's tensor, in rank order."""
     out = send.new_empty((dist.get_world_size(group), *send.shape))
     dist.all_gather(list(out.unbind(0)), send.contiguous(), group=group)
     return out
@@ -59,7 +59,7 @@ def merge(
     top, logs, entropy, mass, linear, mean, tail, best, q_top, chosen, weak = gathered(
         send, group
     ).unbind(1)
-    # A shard of nothing but -inf has no sums; NaN stays in, to be seen in the loss.
+    # A shard of nothing but -inf has no sums; NaN is kept, to show in the loss.
     empty = top == -torch.inf
     peak = top.amax(0)
     shift = torch.where(empty, 0.0, top - peak)
@@ -85,13 +85,13 @@ def merge(
 
 
 def _tail(tail: Tensor, size: Tensor, total: Tensor) -> Tensor:
-    """(N,) log of the mass outside the list; of each shard (R, N): its own, and its share's sum."""
+    """Return (N,) log mass outside the top k, from that of each shard and its sum (R, N)."""
     inside = torch.where(size == 0, 0.0, -tail.expm1() * size).sum(0) / total
     outside = (torch.where(size == 0, 0.0, tail) + size.log()).logsumexp(0) - total.log()
     return torch.where(inside < 0.75, (-inside).log1p(), outside)
 
 
 def widths_of(widths: tuple[int, int], like: Tensor, group: Any) -> Tensor:
-    """(R, 1) number of classes of every shard."""
+    """Return (R, 1) number of classes of every shard."""
     mine = torch.full((1,), float(widths[0]), dtype=like.dtype, device=like.device)
     return gathered(mine, group)
