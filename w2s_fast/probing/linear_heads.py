@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossOut
 from w2s_fast.training.config import TrainConfig
-from w2s_fast.training.data import RowOrder, check_targets
+from w2s_fast.training.data import RowOrder, check_weak_labels
 from w2s_fast.training.thresholds import Thresholds
 
 _PREDICT_ROWS = 4096  # of one product in ``predict_heads``
@@ -276,7 +276,7 @@ def _check(features: Tensor, runs: Sequence[HeadRun], head: nn.Linear | None) ->
             )
     for i, run in enumerate(runs):
         try:
-            check_targets(run.targets, run.weight, len(features), classes)
+            check_weak_labels(run.targets, run.weight, len(features), classes)
         except W2SError as e:
             raise W2SError(f"run {i}, {run.loss}: {e}") from None
         if run.lr is not None and not 0 <= run.lr < float("inf"):
