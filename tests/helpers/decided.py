@@ -37,9 +37,9 @@ class Decided:
         if at is None:
             at = self._loss.threshold(z, weak, weight=weight, state=given.get("state"))
         score = z[:, 0] - z[:, 1]
-        kept = torch.ones_like(score, dtype=torch.bool) if weight is None else weight != 0
+        counted = torch.ones_like(score, dtype=torch.bool) if weight is None else weight != 0
         # A threshold that is an order statistic is one of the scores, and moves with it.
-        distance = (score - at.double().flatten()[0])[kept].abs().sort().values
+        distance = (score - at.double().flatten()[0])[counted].abs().sort().values
         distance = distance[1:] if distance.numel() and float(distance[0]) < 1e-12 else distance
         if distance.numel():
             self.nearest = min(self.nearest, float(distance[0]))

@@ -78,15 +78,15 @@ def compiled_cross_entropy(backend: str, call: dict[str, Any]) -> None:
 
 
 def same_compiled(backend: str, step: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    found = []
+    results = []
     torch.compiler.reset()
     with use_backend(backend):
         for f in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
             leaf = x.clone().requires_grad_()
             loss = f(leaf)
             loss.backward()
-            found.append((loss.detach(), leaf.grad))
-    for eager, compiled in zip(*found, strict=True):
+            results.append((loss.detach(), leaf.grad))
+    for eager, compiled in zip(*results, strict=True):
         assert_within_budget(compiled, eager.double(), eager, FORWARD)
 
 
@@ -144,14 +144,14 @@ def compare(
     frozen: str | None = None,
 ) -> None:
     with use_backend(backend):
-        got = values_and_gradients(ours, parts, dtype, frozen)
+        actual = values_and_gradients(ours, parts, dtype, frozen)
     exact = values_and_gradients(truth, parts, FP64, frozen)
     if dtype == FP64:
-        for (name, y, _), (_, t, _) in zip(got, exact, strict=True):
+        for (name, y, _), (_, t, _) in zip(actual, exact, strict=True):
             assert_fp64(y, t, name)
         return
     near = values_and_gradients(truth, parts, dtype, frozen)
-    for (name, y, c), (_, t, _), (_, b, _) in zip(got, exact, near, strict=True):
+    for (name, y, c), (_, t, _), (_, b, _) in zip(actual, exact, near, strict=True):
         assert_within_budget(y, t, b.to(y.dtype), c, name)
 
 
@@ -285,7 +285,7 @@ def quantiles(backend: str, dtype: torch.dtype, option: Option) -> None:
     x, how = normal(101, seed=5).mul(4).round().div(4).to(dtype), dict(option.call)
     keep = torch.arange(101) % 3 > 0 if how.get("keep") else None
     group = dist.group.WORLD if how.get("group") else None
-    kept = (x if keep is None else x[keep]).double()
+    scores_kept = (x if keep is None else x[keep]).double()
     if how.get("integer"):
         x = x.long()
     if how.get("gradient"):
@@ -293,19 +293,19 @@ def quantiles(backend: str, dtype: torch.dtype, option: Option) -> None:
     with use_backend(backend):
         if how["which"] == "quantile":
             q = torch.tensor(0.3) if how.get("tensor") else 0.3
-            got = w2s_fast.quantile(x, q, keep=keep, group=group)
+            actual = w2s_fast.quantile(x, q, keep=keep, group=group)
             if how.get("gradient"):
-                got.backward()
+                actual.backward()
             rank = torch.tensor(0.3, dtype=FP32 if how.get("tensor") else FP64).double()
-            truth = torch.quantile(kept, rank)
+            truth = torch.quantile(scores_kept, rank)
             return assert_within_budget(
-                got, truth, torch.quantile(kept.to(got.dtype), 0.3), FORWARD
+                actual, truth, torch.quantile(scores_kept.to(actual.dtype), 0.3), FORWARD
             )
         if how["which"] == "kth_value":
-            got = w2s_fast.kth_value(x, 30, keep=keep, group=group)
-            return assert_within_budget(got, kept.sort().values[29], got, 0.0)
+            actual = w2s_fast.kth_value(x, 30, keep=keep, group=group)
+            return assert_within_budget(actual, scores_kept.sort().values[29], actual, 0.0)
         mask = w2s_fast.top_fraction_mask(x, 0.25, keep=keep, group=group)
-    assert int(mask.sum()) == round(0.25 * kept.numel())
+    assert int(mask.sum()) == round(0.25 * scores_kept.numel())
     assert keep is None or not bool((mask & ~keep).any())
     out = ~mask if keep is None else keep & ~mask
     assert float(x[mask].min()) >= float(x[out].max())
@@ -370,7 +370,7 @@ def preference(backend: str, dtype: torch.dtype, option: Option) -> None:
     q = torch.tensor([1.0, 0.2, 0.7, 0.5]) if option.call.get("q") else 1.0
     weight = torch.tensor([1.0, 0.0, 2.0, 0.5]) if option.call.get("weight") else None
     for name, loss in PREFERENCES.items():
-        found = []
+        results = []
         for d in (dtype, FP64):
             a, b = (
                 Answers(
@@ -383,9 +383,9 @@ def preference(backend: str, dtype: torch.dtype, option: Option) -> None:
             more = {"baseline": torch.tensor(0.1)} if name == "kto" else {}
             out = loss()(a, b, q, weight=weight, **more)
             out.loss_sum.backward()
-            found.append((out.loss_sum, a.logp.grad, b.logp.grad))
-        for got, exact in zip(*found, strict=True):
-            assert_within_budget(got, exact, exact.to(got.dtype), FORWARD, name)
+            results.append((out.loss_sum, a.logp.grad, b.logp.grad))
+        for actual, exact in zip(*results, strict=True):
+            assert_within_budget(actual, exact, exact.to(actual.dtype), FORWARD, name)
 
 
 DRIVERS: dict[str, Callable[[str, torch.dtype, Option], None]] = {

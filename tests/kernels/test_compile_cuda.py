@@ -108,20 +108,20 @@ def test_no_races(library: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 21
-    found = [f"{r['name']}: {race}" for r in rows for race in r["races"]]
-    assert not found, "\n".join(found)
+    faults = [f"{r['name']}: {race}" for r in rows for race in r["races"]]
+    assert not faults, "\n".join(faults)
     for r in rows:
         # Loops that nvcc unrolls for more threads or chunks than there are leave dead code.
         assert len(r["unseen"]) <= 0.15 * r["accesses"], (r["name"], r["unseen"])
 
 
 def limits_of(name: str) -> tuple[int, int, int, int, int]:
-    (found,) = (
+    (faults,) = (
         limits
         for key, limits in LIMITS.items()
         if name.startswith(key.split()[0]) and name.endswith(key.partition(" ")[2])
     )
-    return found
+    return faults
 
 
 def test_machine_code(audit: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,9 +210,9 @@ def test_old_driver_falls_back_with_one_warning(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(dispatch, "_resolved", {})
     monkeypatch.setattr(dispatch, "_forced", None)
-    with pytest.warns(UserWarning, match="insufficient.*falling back") as said:
+    with pytest.warns(UserWarning, match="insufficient.*falling back") as warned:
         served = dispatch.backend("cross_entropy", ON_CUDA)
-    assert served.__name__.endswith("cross_entropy.triton") and len(said) == 1
+    assert served.__name__.endswith("cross_entropy.triton") and len(warned) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert dispatch.backend("cross_entropy", ON_CUDA) is served

@@ -104,8 +104,8 @@ def complaints(r: dict[str, Any]) -> list[str]:
 @pytest.mark.slow
 def test_no_races(audit: list[dict[str, Any]]) -> None:
     """No word is stored by one thread and loaded by another with no barrier between."""
-    found = [f"{r['name']} sm_{r['arch']}: {race}" for r in audit for race in r["races"]]
-    assert not found, "\n".join(found)
+    faults = [f"{r['name']} sm_{r['arch']}: {race}" for r in audit for race in r["races"]]
+    assert not faults, "\n".join(faults)
     unseen = [f"{r['name']} sm_{r['arch']}: {op}" for r in audit for op in r["unseen"]]
     assert not unseen, "never reached: " + "\n".join(unseen)
 

@@ -261,9 +261,9 @@ def test_quantile_in_any_order_of_threads(device: ModuleType, order: str) -> Non
             for q in (0.0, 0.31, 0.5, 1.0):
                 with use_backend("cuda"):
                     found = masked_quantile(x, q, keep)
-                kept = x[keep]
-                truth = torch.quantile(kept.double(), q)
-                assert_within_budget(found, truth, torch.quantile(kept.float(), q), 2.0)
+                scores_kept = x[keep]
+                truth = torch.quantile(scores_kept.double(), q)
+                assert_within_budget(found, truth, torch.quantile(scores_kept.float(), q), 2.0)
 
 
 def test_successor_beyond_the_bins(device: ModuleType) -> None:

@@ -156,8 +156,8 @@ def faults(body: list[str]) -> tuple[list[str], list[str]]:
 
 @pytest.mark.parametrize("name", RACY)
 def test_a_race_is_found(name: str) -> None:
-    found, unseen = faults(RACY[name])
-    assert len(found) == 1 and not unseen, found
+    reported, unseen = faults(RACY[name])
+    assert len(reported) == 1 and not unseen, reported
 
 
 @pytest.mark.parametrize("name", FINE)
@@ -167,8 +167,8 @@ def test_what_is_no_race_is_not_found(name: str) -> None:
 
 def test_code_that_is_never_reached_is_told() -> None:
     body = ["setp.gt.s32 %p2, %r1, 8;", "@!%p2 bra $A;", FIRST, "$A:", ALL]
-    found, unseen = faults(body)
-    assert not found and len(unseen) == 1 and unseen[0].startswith("st.global.u32 at line")
+    reported, unseen = faults(body)
+    assert not reported and len(unseen) == 1 and unseen[0].startswith("st.global.u32 at line")
 
 
 @pytest.mark.slow

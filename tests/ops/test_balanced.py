@@ -91,9 +91,9 @@ def test_infinite_logits_leave_the_others_their_digits(solver: str, seed: int) -
     columns = torch.arange(4).repeat_interleave(counts)
     _, place = linear_sum_assignment(-z.double().nan_to_num(neginf=-1e4)[:, columns].numpy())
     with use_backend(solver):
-        found = balanced_bias(z, prior).hard
-    best, ours = (z.gather(1, h[:, None])[:, 0] for h in (columns[torch.from_numpy(place)], found))
-    assert torch.equal(counts_of(found, 4), counts)
+        labels = balanced_bias(z, prior).hard
+    best, ours = (z.gather(1, h[:, None])[:, 0] for h in (columns[torch.from_numpy(place)], labels))
+    assert torch.equal(counts_of(labels, 4), counts)
     assert ours.isinf().sum() == best.isinf().sum()
     sums = [float(x[x.isfinite()].double().sum()) for x in (ours, best)]
     assert sums[0] == pytest.approx(sums[1], abs=1e-4)
@@ -123,10 +123,10 @@ def test_solvers_agree(seed: int) -> None:
                 answers[solver] = balanced_bias(z, prior, keep=keep)
     counts = class_counts(prior, keep.sum())
     answers["device"] = balanced_device.solve(z, counts, keep)
-    want = answers["ref"][1]
+    expected = answers["ref"][1]
     for name, (bias, hard) in answers.items():
-        assert torch.equal(hard[keep], want[keep]), name
-        assert torch.equal((z + bias).argmax(1)[keep], want[keep]), name
+        assert torch.equal(hard[keep], expected[keep]), name
+        assert torch.equal((z + bias).argmax(1)[keep], expected[keep]), name
     if "cpp" in answers:
         assert torch.allclose(answers["cpp"][0], answers["ref"][0], atol=1e-5)
 
@@ -135,14 +135,14 @@ def test_solvers_agree(seed: int) -> None:
 def test_empty_and_full_classes_leave_a_margin(counts: tuple[int, ...]) -> None:
     """Nothing bounds a bias from one side there: it must not stop where a row ties."""
     z, _ = problem(30, 3)
-    wanted = torch.tensor(counts)
-    answers = {"device": balanced_device.solve(z, wanted, torch.ones(30, dtype=torch.bool))}
+    target = torch.tensor(counts)
+    answers = {"device": balanced_device.solve(z, target, torch.ones(30, dtype=torch.bool))}
     for solver in ("cpp", "ref"):
         if not dispatch.missing(solver):
             with use_backend(solver):
-                answers[solver] = balanced_bias(z, wanted.float())
+                answers[solver] = balanced_bias(z, target.float())
     for name, (bias, hard) in answers.items():
-        assert torch.equal(counts_of(hard, 3), wanted), name
+        assert torch.equal(counts_of(hard, 3), target), name
         top = (z + bias).topk(2, 1)
         assert torch.equal(top.indices[:, 0], hard), name
         assert (top.values[:, 0] - top.values[:, 1]).min() > 1e-4, name
@@ -270,10 +270,10 @@ def test_loss_with_rule_prior(backend: str, kind: str) -> None:
 
     out = check()
     assert out.stats is not None and out.stats.threshold.shape == (5,)
-    kept = weight != 0
+    counted = weight != 0
     # The residual of sparse labels belongs to no class: the prior is that of the listed mass.
-    hard = counts_of(out.stats.hard_class[kept], 5)
-    assert not torch.equal(hard, counts_of(z.argmax(1)[kept], 5))
+    hard = counts_of(out.stats.hard_class[counted], 5)
+    assert not torch.equal(hard, counts_of(z.argmax(1)[counted], 5))
     check(reduction="none", focal_gamma=1.5)
     check(smoothing=0.1, max_confidence=0.9)
     check(inplace=True)
@@ -281,7 +281,7 @@ def test_loss_with_rule_prior(backend: str, kind: str) -> None:
     bias = batch_threshold(z, weak, "prior", weight=weight)
     again = check(threshold=bias)
     assert again.stats is not None
-    assert torch.equal(again.stats.hard_class[kept], out.stats.hard_class[kept])
+    assert torch.equal(again.stats.hard_class[counted], out.stats.hard_class[counted])
 
 
 def test_parts_of_a_batch_add_up(backend: str) -> None:

@@ -278,13 +278,13 @@ def assert_by_products(backend: str, call: dict[str, Any]) -> None:
     z = call["logits"][live]
     exact, eager = z.double().log_softmax(1), z.log_softmax(1)
     chosen = exact.exp().gather(1, _top(call)[live][:, None])[:, 0]
-    for name, got, truth, base in (
+    for name, actual, truth, base in (
         ("lse", s.lse, z.double().logsumexp(1), z.logsumexp(1)),
         ("max_prob", s.max_prob, exact.exp().amax(1), eager.exp().amax(1)),
         ("entropy", s.entropy, -(exact.exp() * exact).sum(1), -(eager.exp() * eager).sum(1)),
         ("chosen", s.chosen_prob, chosen, chosen.float()),
     ):
-        assert_within_budget(got[live], truth, base, FORWARD, name)
+        assert_within_budget(actual[live], truth, base, FORWARD, name)
     assert torch.equal(s.argmax[live], z.argmax(1))
     assert torch.equal(s.agreement[live], z.argmax(1) == _top(call)[live])
     assert torch.equal(s.max[live], z.amax(1))

@@ -48,18 +48,20 @@ from w2s_fast.ops.weak_loss import weak_loss
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
-def compare(name: str, rows: list[str], got: Tensor, wanted: Tensor, room: float) -> None:
+def compare(name: str, rows: list[str], actual: Tensor, expected: Tensor, room: float) -> None:
     """Infinities and NaN in the same places, the rest within ``room`` of the larger of 1 and it."""
-    if not got.is_floating_point():
-        off = got != wanted
+    if not actual.is_floating_point():
+        off = actual != expected
     else:
-        wanted = wanted.to(got.dtype)
-        near = (got.double() - wanted.double()).abs() <= room * wanted.double().abs().clamp_min(1)
-        off = ~(near | (got == wanted) | (got.isnan() & wanted.isnan()))
+        expected = expected.to(actual.dtype)
+        near = (
+            actual.double() - expected.double()
+        ).abs() <= room * expected.double().abs().clamp_min(1)
+        off = ~(near | (actual == expected) | (actual.isnan() & expected.isnan()))
     if bool(off.any()):
         i = tuple(int(x) for x in off.nonzero()[0])
         bad = sorted({rows[int(i[0])] for i in off.nonzero()})
-        raise AssertionError(f"{name} of {bad}: {float(got[i])} for {float(wanted[i])} at {i}")
+        raise AssertionError(f"{name} of {bad}: {float(actual[i])} for {float(expected[i])} at {i}")
 
 
 def call(c: Case, reduction: str, **kw: Any) -> tuple[Any, Tensor]:
@@ -95,13 +97,13 @@ def check_table(backend: str, kind: str, v: int, dtype: torch.dtype, **kw: Any) 
     c, names = case(kind, v, dtype), kw.pop("names", None)
     c = c if names is None else chosen(c, names)
     a, own, rule = self_target(c, aux, softcap)
-    wanted = truth(c, a, own, smoothing, softcap)
+    expected = truth(c, a, own, smoothing, softcap)
     with use_backend(backend):
         stats, grad = call(c, reduction, smoothing=smoothing, softcap=softcap, **rule)
     where = f"{backend} {kind} {v} {dtype} {aux} {smoothing} {softcap} {reduction}: "
     room = {FP32: 2e-5, BF16: 2**-7, FP16: 2**-9}[dtype]
-    compare(where + "gradient", c.names, grad, wanted.pop("gradient"), room)
-    for name, value in wanted.items():
+    compare(where + "gradient", c.names, grad, expected.pop("gradient"), room)
+    for name, value in expected.items():
         compare(where + name, c.names, getattr(stats, name), value, 3e-5)
 
 
@@ -230,15 +232,15 @@ def test_quantile_of_infinite_margins(backend: str, name: str, rule: str) -> Non
 
 
 def test_quantile_beside_infinity(backend: str) -> None:
-    for x, q, wanted in (
+    for x, q, expected in (
         ([-INF, INF], 0.5, INF), ([-INF, 5.0], 0.25, 5.0), ([-INF, 5.0], 0.75, 5.0),
         ([5.0, INF], 0.25, INF), ([5.0, INF], 0.75, INF), ([-INF, 5.0, INF], 0.5, 5.0),
         ([-INF, -INF, 1.0], 0.5, -INF), ([-INF, INF, INF], 0.75, INF), ([-INF, INF], 0.0, -INF),
         ([-3e38, 3e38], 0.5, 0.0), ([-3e38, 3e38], 0.75, 1.5e38), ([-3e38, 3e38], 0.25, -1.5e38),
     ):  # fmt: skip
         with use_backend(backend):
-            got = float(w2s_fast.quantile(torch.tensor(x), q))
-        assert got == pytest.approx(wanted, rel=1e-6), (x, q)
+            actual = float(w2s_fast.quantile(torch.tensor(x), q))
+        assert actual == pytest.approx(expected, rel=1e-6), (x, q)
 
 
 @pytest.mark.parametrize("v", [2, 37])
@@ -274,7 +276,7 @@ def test_factors_and_z_loss(backend: str) -> None:
     y = torch.full((4,), LABEL)
     wide = z.double()
     logp = wide.log_softmax(1)[:, LABEL]
-    for kw, wanted in (
+    for kw, expected in (
         ({"focal_gamma": 2.0}, times((1 - logp.exp()) ** 2, -logp)),
         ({"max_confidence": 0.9}, torch.where(wide.softmax(1).amax(1) >= 0.9, 0.0, -logp)),
         ({"z_loss": 0.1}, 0.1 * wide.logsumexp(1) ** 2 - logp),
@@ -283,7 +285,7 @@ def test_factors_and_z_loss(backend: str) -> None:
         with use_backend(backend):
             out = weak_loss(x, y, return_stats=True, **kw)
             out.loss.backward()
-        compare(str(kw), ["a", "b", "c", "d"], out.stats.loss, wanted, 1e-6)
+        compare(str(kw), ["a", "b", "c", "d"], out.stats.loss, expected, 1e-6)
         assert x.grad.isfinite().all(1).tolist() == [True, True, False, True]
 
 
@@ -301,9 +303,9 @@ def test_logprob_tails(backend: str, dtype: torch.dtype) -> None:
     outside = wide.index_fill(1, torch.tensor([LABEL, 36]), -INF)
     x = z.clone().requires_grad_()
     with use_backend(backend):
-        got, tail = w2s_fast.topk_logprob(x, ids)
-        got[:, 0].sum().backward()
-    compare("logp", names, got, logp, 3e-5)
+        actual, tail = w2s_fast.topk_logprob(x, ids)
+        actual[:, 0].sum().backward()
+    compare("logp", names, actual, logp, 3e-5)
     compare("tail", names, tail, outside.logsumexp(1), 3e-5)
     hot = torch.nn.functional.one_hot(ids[:, 0], 37)
     compare("gradient", names, x.grad, hot - wide.exp(), {FP32: 2e-5, BF16: 2**-7}[dtype])

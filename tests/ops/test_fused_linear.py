@@ -124,11 +124,11 @@ def test_no_buffer_of_all_logits(dtype: torch.dtype, reduction: str) -> None:
     head = torch.randn(v, D, generator=g).to(dtype).requires_grad_()
     weak = torch.randint(0, v, (n,), generator=g)
     kw: dict[str, Any] = {"aux": 0.5, "threshold": "median", "reduction": reduction}
-    with Largest() as seen:
+    with Largest() as largest:
         loss = linear_cross_entropy(hidden, head, weak, memory_mib=budget, **kw)
         loss.sum().backward()
     assert n * v * dtype.itemsize > 3 * budget * 2**20, "the test must be able to fail"
-    assert seen.bytes <= max(budget * 2**20, 4 * head.numel())
+    assert largest.bytes <= max(budget * 2**20, 4 * head.numel())
 
 
 def test_frozen_parts_skip_their_product(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,9 +242,9 @@ def test_opcheck(kind: str) -> None:
     up = torch.ones(()).expand(5)
     plain = (hidden.detach(), head.detach(), bias.detach())
     back = (stats, index, -100, 0.1, 0.0, float("inf"), 4.0, 0.1, 1e-4, False)
-    for wanted in ([True] * 3, [True, False, False]):
+    for needs_grad in ([True] * 3, [True, False, False]):
         torch.library.opcheck(
-            torch.ops.w2s_fast.linear_weak_ce_backward, (up, *plain, *targets, *back, wanted)
+            torch.ops.w2s_fast.linear_weak_ce_backward, (up, *plain, *targets, *back, needs_grad)
         )
 
 
@@ -371,6 +371,6 @@ def test_sparse_targets_of_sequences(backend: str) -> None:
         flat = None if r is None else r.flatten()
         rows = SparseTargets(ids.flatten(0, 1), probs.flatten(0, 1), flat)
         with use_backend(backend):
-            found = linear_cross_entropy(hidden, head, SparseTargets(ids, probs, r))
+            actual = linear_cross_entropy(hidden, head, SparseTargets(ids, probs, r))
             expected = linear_cross_entropy(hidden.flatten(0, 1), head, rows)
-        assert torch.equal(found, expected)
+        assert torch.equal(actual, expected)

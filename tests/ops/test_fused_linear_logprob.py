@@ -90,7 +90,7 @@ def test_sequences_against_eager(backend: str, average: bool, dtype: torch.dtype
     mask = torch.rand(b, t, generator=g) < 0.7
     mask[1] = False  # a sequence without any position
     tokens[2, 0] = -100
-    kept = mask & (tokens >= 0)
+    counted = mask & (tokens >= 0)
     kw: dict[str, float] = {"temperature": 1.7, "softcap": 6.0}
 
     def ours(hidden: Tensor, head: Tensor, bias: Tensor) -> Any:
@@ -105,8 +105,8 @@ def test_sequences_against_eager(backend: str, average: bool, dtype: torch.dtype
         z = linear(hidden, head, bias)
         z = 6.0 * torch.tanh((z if z.dtype == FP64 else z.float()) / 6.0) / 1.7
         logp = z.log_softmax(-1).gather(-1, tokens.clamp_min(0).unsqueeze(-1)).squeeze(-1)
-        total = torch.where(kept, logp, 0.0).sum(1)
-        return [total / kept.sum(1).clamp_min(1) if average else total]
+        total = torch.where(counted, logp, 0.0).sum(1)
+        return [total / counted.sum(1).clamp_min(1) if average else total]
 
     with use_backend(backend):
         compare(ours, oracle, x, dtype)
@@ -114,24 +114,24 @@ def test_sequences_against_eager(backend: str, average: bool, dtype: torch.dtype
 
 def test_positions_that_do_not_count_are_never_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     x = inputs(6, 4, 9, 3)
-    seen = []
+    row_counts = []
     real = gemm.logits_chunk
     monkeypatch.setattr(
-        gemm, "logits_chunk", lambda h, *a: (seen.append(h.shape[0]), real(h, *a))[1]
+        gemm, "logits_chunk", lambda h, *a: (row_counts.append(h.shape[0]), real(h, *a))[1]
     )
     tokens = torch.tensor([[1, -100, 3], [4, 5, 6]])
     mask = torch.tensor([[1, 1, 0], [0, 1, 1]])
-    kept = torch.tensor([[True, False, False], [False, True, True]])
-    hidden = torch.where(kept.flatten()[:, None], x["hidden"], math.nan).view(2, 3, 4)
+    counted = torch.tensor([[True, False, False], [False, True, True]])
+    hidden = torch.where(counted.flatten()[:, None], x["hidden"], math.nan).view(2, 3, 4)
     hidden.requires_grad_()
     out = linear_logprob(hidden, x["head"], tokens, mask=mask)
     out.sum().backward()
-    assert seen == [3]
-    assert torch.equal((hidden.grad != 0).any(-1), kept)
+    assert row_counts == [3]
+    assert torch.equal((hidden.grad != 0).any(-1), counted)
     # Beyond half of the budget logits are made again in backward.
     again = linear_logprob(hidden, x["head"], tokens, mask=mask, memory_mib=rows(5, 9, FP32))
     again.sum().backward()
-    assert seen == [3, 3, 3] and torch.equal(again, out)
+    assert row_counts == [3, 3, 3] and torch.equal(again, out)
     # On an accelerator the rows may be named, so that the host need not wait.
     named = linear_logprob(hidden, x["head"], tokens, mask=mask, positions=torch.tensor([5, 0, 4]))
     assert_within_budget(named, out.double(), out, FORWARD)  # a product of rows in another order
@@ -147,16 +147,16 @@ def test_per_token_and_by_products(backend: str) -> None:
     log_p = (x["hidden"].double() @ x["head"].double().t()).log_softmax(1)
     eager = (x["hidden"] @ x["head"].t()).log_softmax(1)
     at = tokens.clamp_min(0)[:, None]
-    kept = tokens >= 0
-    truth, base = (torch.where(kept, p.gather(1, at)[:, 0], 0.0) for p in (log_p, eager))
+    counted = tokens >= 0
+    truth, base = (torch.where(counted, p.gather(1, at)[:, 0], 0.0) for p in (log_p, eager))
     assert_within_budget(out, truth, base, FORWARD)
     for field, value in (
         ("entropy", lambda p: -(p.exp() * p).sum(1)),
         ("max_prob", lambda p: p.exp().amax(1)),
     ):
-        truth, base = (torch.where(kept, value(p), 0.0) for p in (log_p, eager))
+        truth, base = (torch.where(counted, value(p), 0.0) for p in (log_p, eager))
         assert_within_budget(getattr(stats, field), truth, base, FORWARD, field)
-    assert torch.equal(stats.argmax, torch.where(kept, log_p.argmax(1), -1))
+    assert torch.equal(stats.argmax, torch.where(counted, log_p.argmax(1), -1))
     assert not stats.entropy.requires_grad
 
 
@@ -216,7 +216,7 @@ def test_gradcheck_opcheck_and_second_derivative() -> None:
         )
     logp, tail, stats, index, logits = torch.ops.w2s_fast.linear_topk_logp(*args)
     fixed = [t.detach() for t in y.values()]
-    for wanted in ([True, True, True], [False, True, False]):
+    for needs_grad in ([True, True, True], [False, True, False]):
         torch.library.opcheck(
             torch.ops.w2s_fast.linear_topk_logp_backward,
             (
@@ -231,7 +231,7 @@ def test_gradcheck_opcheck_and_second_derivative() -> None:
                 budget,
                 False,
                 0.5,
-                wanted,
+                needs_grad,
             ),
         )
     with pytest.raises(RuntimeError, match="not differentiable twice"):

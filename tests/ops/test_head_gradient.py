@@ -185,8 +185,8 @@ def test_either_way_to_multiply(
                 ).mean()
 
             with use_backend("ref"):
-                got = gradients(ours, dtype)
-            for y, t, e in zip(got, exact, eager, strict=True):
+                actual = gradients(ours, dtype)
+            for y, t, e in zip(actual, exact, eager, strict=True):
                 assert_within_budget(y, t, e.to(y.dtype), BACKWARD)
 
 
@@ -205,8 +205,8 @@ def test_one_chunk_keeps_alpha() -> None:
     hidden, head = normal(6, D, seed=1), normal(11, D, seed=2)
     shape = chunks.shape_only(6, 11, hidden)
     p = attach_targets(shape, torch.arange(6), None, -100)
-    want = F.cross_entropy(0.25 * hidden @ head.t(), torch.arange(6))
+    expected = F.cross_entropy(0.25 * hidden @ head.t(), torch.arange(6))
     for budget in (64.0, 2 * 11 * 4 / 2**20):
         x = chunks.HeadInputs(hidden, head, None, budget, alpha=0.25)
         s = chunks.solve_linear(x, p, LossSpec(), chunks.NeedsGrad(), True)
-        torch.testing.assert_close(s.loss, want)
+        torch.testing.assert_close(s.loss, expected)

@@ -103,10 +103,10 @@ def check(
     what: str,
 ) -> None:
     with use_backend(backend):
-        got = gradients(ours, leaves, scale)
+        actual = gradients(ours, leaves, scale)
     eager = gradients(plain, leaves, scale)
     truth = gradients(plain, [x.double() for x in leaves], scale)
-    for y, e, t in zip(got, eager, truth, strict=True):
+    for y, e, t in zip(actual, eager, truth, strict=True):
         assert_as_exact(y, e, t, f"{what}, scale {scale:g}")
 
 
@@ -371,9 +371,9 @@ def test_steps_that_overflow_are_skipped_and_no_others(
             return w2s_fast.linear_cross_entropy(x, w, ids, memory_mib=2 * V * 2 / 2**20)
         return w2s_fast.cross_entropy(F.linear(x, w), ids)
 
-    (got, scales), (expected, wanted) = (
+    (actual, scales), (expected, wanted) = (
         train(loss, x) for loss in (ours, lambda x, w: F.cross_entropy(F.linear(x, w).float(), ids))
     )
     assert scales == wanted
     assert min(wanted) < START, "no step overflowed: the test shows nothing"
-    torch.testing.assert_close(got, expected, rtol=2e-3, atol=2e-4)
+    torch.testing.assert_close(actual, expected, rtol=2e-3, atol=2e-4)

@@ -155,8 +155,8 @@ def truth(name: str) -> Tensor:
     return gradient(plain or f, x)
 
 
-def same(got: Any, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-6)
+def same(actual: Any, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-6)
 
 
 def test_every_public_name_is_in_the_table() -> None:
@@ -258,12 +258,12 @@ def test_forward_mode_is_right_or_refused(name: str) -> None:
     expected = (truth(name) * x.cos()).sum()
     for mode, run in FORWARD.items():
         try:
-            got = run(f, x)
+            actual = run(f, x)
         except RuntimeError as e:
             assert "has no forward-mode derivative" in str(e), f"{mode} of {name}: {e}"
         else:
-            assert got is not None, f"{mode} of {name}: no tangent"
-            same(got.sum(), expected)
+            assert actual is not None, f"{mode} of {name}: no tangent"
+            same(actual.sum(), expected)
 
 
 def _twice(f: Call, x: Tensor) -> Tensor:
@@ -293,12 +293,12 @@ def test_second_derivatives_are_right_or_refused(name: str) -> None:
     near = (gradient(f64, x + eps * x.cos()) - gradient(f64, x - eps * x.cos())) / (2 * eps)
     for mode, run in SECOND.items():
         try:
-            got = run(f, x)
+            actual = run(f, x)
         except RuntimeError as e:
             known = "has no forward-mode derivative", "not differentiable twice", "second derivat"
             assert any(k in str(e) for k in known), f"{mode} of {name}: {e}"
         else:
-            torch.testing.assert_close(got, near, rtol=2e-2, atol=2e-3, msg=f"{mode} of {name}")
+            torch.testing.assert_close(actual, near, rtol=2e-2, atol=2e-3, msg=f"{mode} of {name}")
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -332,8 +332,8 @@ def test_nested_transforms_on_every_backend(backend: str) -> None:
         return loss
 
     with use_backend(backend):
-        got = vmap(vmap(grad(f)))(torch.stack([z, z / 2])[None])
-        same(got, torch.stack([gradient(f, z), gradient(f, z / 2)])[None])
+        actual = vmap(vmap(grad(f)))(torch.stack([z, z / 2])[None])
+        same(actual, torch.stack([gradient(f, z), gradient(f, z / 2)])[None])
         for reduction in ("mean", "none"):
             with pytest.raises(RuntimeError, match=REFUSAL):
                 jvp(lambda z, r=reduction: f(z, r), (z,), (z,))
@@ -352,12 +352,12 @@ def test_per_sample_gradients_of_a_model() -> None:
         assert isinstance(out, Tensor)
         return out
 
-    got = vmap(grad(one), in_dims=(None, 0, 0))(parameters, H, Y)
+    actual = vmap(grad(one), in_dims=(None, 0, 0))(parameters, H, Y)
     for i in range(N):
         whole.zero_grad()
         whole(H[i : i + 1], Y[i : i + 1]).backward()
         for k, p in whole.named_parameters():
-            same(got[k][i], p.grad if p.grad is not None else torch.zeros_like(p))
+            same(actual[k][i], p.grad if p.grad is not None else torch.zeros_like(p))
 
 
 def test_lm_head_loss_refuses_tangents() -> None:

@@ -82,12 +82,12 @@ def test_quantile_of_many(isa: str, kind: str) -> None:
         for q in (0.0, 1e-6, 0.001, 0.25, 0.5, 0.93, 1 - 1e-6, 1.0):
             place = q * (MANY - 1)
             low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
-            got = float(w2s_fast.quantile(x, q))
+            actual = float(w2s_fast.quantile(x, q))
             if low == high or place == math.floor(place):
-                assert got == float(low)
+                assert actual == float(low)
             else:
-                want = low + (place - math.floor(place)) * (high - low)
-                assert got == pytest.approx(float(want), rel=1e-6, abs=1e-45)
+                expected = low + (place - math.floor(place)) * (high - low)
+                assert actual == pytest.approx(float(expected), rel=1e-6, abs=1e-45)
 
 
 def _sampled(n: int) -> Tensor:
@@ -107,19 +107,19 @@ def _sampled(n: int) -> Tensor:
 def test_a_sample_that_misleads_costs_time_only(isa: str, trap: str) -> None:
     g = torch.Generator().manual_seed(3)
     x = torch.rand(MANY, generator=g) * 0.01
-    seen = _sampled(MANY)
-    x[seen] = {"above": -9.0, "below": 9.0}.get(trap, 0.0)
+    sampled = _sampled(MANY)
+    x[sampled] = {"above": -9.0, "below": 9.0}.get(trap, 0.0)
     if trap == "between":
-        x[seen] = torch.linspace(-1, 1, len(seen))
+        x[sampled] = torch.linspace(-1, 1, len(sampled))
     ordered = x.sort().values
     keep = torch.ones(MANY, dtype=torch.bool)
     with use_backend("cpp"):
-        for k in (len(seen) + 5, MANY // 2, MANY - len(seen) - 5):
+        for k in (len(sampled) + 5, MANY // 2, MANY - len(sampled) - 5):
             assert kth(x, k) == kth(x, k, keep) == float(ordered[k - 1])
         place = 17500.5
-        got = float(w2s_fast.quantile(x, place / (MANY - 1)))
+        actual = float(w2s_fast.quantile(x, place / (MANY - 1)))
     low, high = float(ordered[17500]), float(ordered[17501])
-    assert low < got < high and got == pytest.approx((low + high) / 2, rel=1e-6)
+    assert low < actual < high and actual == pytest.approx((low + high) / 2, rel=1e-6)
 
 
 def test_between_two_ties(isa: str) -> None:
@@ -158,10 +158,10 @@ def test_agrees_with_torch(backend: str, n: int, dtype: torch.dtype) -> None:
     x = (torch.randn(n, generator=torch.Generator().manual_seed(n)) * 3).to(dtype)
     with use_backend(backend):
         for k in (1, (n + 1) // 2, n):
-            got = w2s_fast.kth_value(x, k)
-            assert got.dtype == torch.float32
-            assert torch.equal(got, torch.kthvalue(x.float(), k).values)
-            assert torch.equal(got, w2s_fast.kth_value(x, torch.tensor(k)))
+            actual = w2s_fast.kth_value(x, k)
+            assert actual.dtype == torch.float32
+            assert torch.equal(actual, torch.kthvalue(x.float(), k).values)
+            assert torch.equal(actual, w2s_fast.kth_value(x, torch.tensor(k)))
 
 
 def test_threads_change_nothing(isa: str) -> None:
@@ -202,8 +202,8 @@ def test_top_fraction_is_exact_and_takes_ties_from_the_front(backend: str, kind:
     for fraction in (0.0, 0.37, 1.0) if backend == "triton" else (0.0, 1e-4, 0.37, 0.5, 0.999, 1.0):
         for mask in (None, keep):
             with use_backend(backend):
-                got = w2s_fast.top_fraction_mask(x, fraction, keep=mask)
-            assert torch.equal(got, top(x, fraction, mask)), (kind, fraction)
+                actual = w2s_fast.top_fraction_mask(x, fraction, keep=mask)
+            assert torch.equal(actual, top(x, fraction, mask)), (kind, fraction)
 
 
 def test_half_a_score_is_rounded_to_even(backend: str) -> None:

@@ -53,15 +53,15 @@ def one_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_failures_stop_nothing_and_shrink(one_wrong: None) -> None:
     unit = Unit("wrong", "ref", 400, 3)
-    found = examine(unit)
-    assert found.cases == 400 and set(found.failures) == {
+    result = examine(unit)
+    assert result.cases == 400 and set(result.failures) == {
         "AssertionError: ",
         "AssertionError: a residual",
     }
-    assert found.failed == sum(times for times, _, _ in found.failures.values()) > 50
+    assert result.failed == sum(times for times, _, _ in result.failures.values()) > 50
     assert shrink(unit, "AssertionError: ")[0] == "Rows(n=3, v=7)"
     assert shrink(unit, "AssertionError: a residual")[0] == "Rows(n=0, kind='rest')"
-    assert examine(unit).failed == found.failed
+    assert examine(unit).failed == result.failed
 
 
 def test_shares_of_a_long_run() -> None:

@@ -39,9 +39,9 @@ def test_order_statistics(backend: str, n: int, dtype: torch.dtype) -> None:
     keep[n // 2] = True
     for q in QS:
         for mask in (None, keep):
-            kept = x if mask is None else x[mask]
-            truth = definition(kept, q)
-            eager = torch.quantile(kept.float(), q)
+            scores_kept = x if mask is None else x[mask]
+            truth = definition(scores_kept, q)
+            eager = torch.quantile(scores_kept.float(), q)
             assert_within_budget(run(backend, x, q, mask), truth, eager, FORWARD, f"q={q}")
 
 

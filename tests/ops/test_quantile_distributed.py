@@ -36,8 +36,8 @@ def test_ranks_agree_with_one_place(tmp_path: Path) -> None:
         for r in range(4)
     ]
     try:
-        said = [process.communicate(timeout=120)[0][-2000:] for process in ranks]
-        assert not any(process.returncode for process in ranks), "\n".join(said)
+        outputs = [process.communicate(timeout=120)[0][-2000:] for process in ranks]
+        assert not any(process.returncode for process in ranks), "\n".join(outputs)
     finally:
         for process in ranks:
             process.kill()
@@ -52,22 +52,26 @@ def check(x: Tensor, keep: Tensor | None, world: int, rank: int, group: object) 
     sizes = SIZES[world]
     mine = part(x, sizes, rank)
     mask = None if keep is None else part(keep, sizes, rank)
-    kept = x.numel() if keep is None else int(keep.sum())
+    n_kept = x.numel() if keep is None else int(keep.sum())
     for q in (0.31, 1.0):
-        got = w2s_fast.quantile(mine, q, keep=mask, group=group)
+        actual = w2s_fast.quantile(mine, q, keep=mask, group=group)
         with use_backend("ref"):
-            want = w2s_fast.quantile(x, q, keep=keep)
-        assert got.dtype == want.dtype and torch.equal(got, want), (q, got, want)
+            expected = w2s_fast.quantile(x, q, keep=keep)
+        assert actual.dtype == expected.dtype and torch.equal(actual, expected), (
+            q,
+            actual,
+            expected,
+        )
         chosen = w2s_fast.top_fraction_mask(mine, q, keep=mask, group=group)
         with use_backend("ref"):
             whole = w2s_fast.top_fraction_mask(x, q, keep=keep)
-        assert int(whole.sum()) == round(q * kept)
+        assert int(whole.sum()) == round(q * n_kept)
         assert torch.equal(chosen, part(whole, sizes, rank)), q
-    for k in (1, kept):
-        got = w2s_fast.kth_value(mine, k, keep=mask, group=group)
+    for k in (1, n_kept):
+        actual = w2s_fast.kth_value(mine, k, keep=mask, group=group)
         with use_backend("ref"):
-            assert torch.equal(got, w2s_fast.kth_value(x, k, keep=keep))
-    assert math.isnan(w2s_fast.kth_value(mine, kept + 1, keep=mask, group=group))
+            assert torch.equal(actual, w2s_fast.kth_value(x, k, keep=keep))
+    assert math.isnan(w2s_fast.kth_value(mine, n_kept + 1, keep=mask, group=group))
 
 
 def check_odd_scores(world: int, rank: int, group: object) -> None:

@@ -125,8 +125,8 @@ def test_gradient_of_a_shard_of_the_vocabulary(backend: str, kind: str) -> None:
 def shard(weak: Tensor | SparseTargets, begin: int, end: int) -> Tensor | SparseTargets:
     if isinstance(weak, Tensor):
         return weak[:, begin:end]
-    here = (weak.ids >= begin) & (weak.ids < end)
-    return SparseTargets(torch.where(here, weak.ids - begin, -1), weak.probs, weak.rest)
+    inside = (weak.ids >= begin) & (weak.ids < end)
+    return SparseTargets(torch.where(inside, weak.ids - begin, -1), weak.probs, weak.rest)
 
 
 class Spy:
@@ -148,9 +148,9 @@ class Spy:
     def _near(self, what: str, ptrs: Any, mask: Any) -> Any:
         if ptrs.ndim == 3:
             self.tiles.append(ptrs)
-        here = sum(((ptrs >= a) & (ptrs < b)) for a, b in self.spans) > 0
-        self.far[what] |= set(ptrs[mask & ~here].tolist())
-        return mask & here
+        inside = sum(((ptrs >= a) & (ptrs < b)) for a, b in self.spans) > 0
+        self.far[what] |= set(ptrs[mask & ~inside].tolist())
+        return mask & inside
 
     def load(self, ptrs: Any, mask: Any, other: Any, dtype: Any) -> Any:
         return self.real.load(ptrs, self._near("load", ptrs, mask), other, dtype)

@@ -71,30 +71,30 @@ def run(op: Any, call: dict[str, Any], **kw: Any) -> tuple[Tensor, Any, list[Ten
 def check(kind: str, world: int, rank: int, group: Any, extra: dict[str, Any]) -> None:
     widths = WIDTHS[world]
     first, v = sum(widths[:rank]), sum(widths)
-    here = slice(first, first + widths[rank])
+    own_classes = slice(first, first + widths[rank])
     call = sample(kind, v) | extra
     loss, stats, grads = run(linear_cross_entropy, call)
     double = {k: _double(t) for k, t in call.items()}
     truth, _, exact = run(linear_cross_entropy, double)
-    mine = call | {"head": call["head"][here], "bias": call["bias"][here]}
+    mine = call | {"head": call["head"][own_classes], "bias": call["bias"][own_classes]}
     if kind == "dense":
-        mine["weak"] = call["weak"][:, here]
+        mine["weak"] = call["weak"][:, own_classes]
     shard = (first, v) if len(set(widths)) > 1 else None
     mine["memory_mib"] = 4 * 5 * 4 / 2**20  # a few rows of a shard
-    got, seen, parts = run(vocab_parallel_cross_entropy, mine, group=group, shard=shard)
-    assert_within_budget(got, truth, loss, FORWARD, "loss")
+    actual, actual_stats, parts = run(vocab_parallel_cross_entropy, mine, group=group, shard=shard)
+    assert_within_budget(actual, truth, loss, FORWARD, "loss")
     for name, part, whole, one in zip(
         ("hidden", "head", "bias", "weight"), parts, exact, grads, strict=True
     ):
-        own = slice(None) if name in ("hidden", "weight") else here
+        own = slice(None) if name in ("hidden", "weight") else own_classes
         assert_within_budget(part, whole[own], one[own], BACKWARD, f"{kind} {extra} {name}")
-    kept = stats.loss != 0
+    counted = stats.loss != 0
     for name in ("argmax", "agreement", "coefficient", "hard_class"):
-        a, b = getattr(seen, name), getattr(stats, name)
-        assert torch.equal(a[kept], b[kept]), f"{kind} {name}"
+        a, b = getattr(actual_stats, name), getattr(stats, name)
+        assert torch.equal(a[counted], b[counted]), f"{kind} {name}"
     for name in ("lse", "max_prob", "chosen_prob", "entropy", "loss"):
-        a, b = getattr(seen, name), getattr(stats, name)
-        assert torch.allclose(a[kept], b[kept], rtol=1e-5, atol=1e-6), f"{kind} {name}"
+        a, b = getattr(actual_stats, name), getattr(stats, name)
+        assert torch.allclose(a[counted], b[counted], rtol=1e-5, atol=1e-6), f"{kind} {name}"
 
 
 def _double(t: Any) -> Any:
@@ -118,12 +118,12 @@ def check_logprob(world: int, rank: int, group: Any) -> None:
     call = sample("hard", v)
     tokens = call["weak"]
     head = call["head"][first : first + widths[rank]]
-    got = vocab_parallel_logprob(call["hidden"], head, tokens, group=group, shard=(first, v))
+    actual = vocab_parallel_logprob(call["hidden"], head, tokens, group=group, shard=(first, v))
     logp = (call["hidden"] @ call["head"].T).log_softmax(1)
     expected = torch.where(
         tokens >= 0, logp.gather(1, tokens.clamp_min(0)[:, None])[:, 0], torch.zeros(9)
     )
-    assert torch.allclose(got, expected, atol=1e-5)
+    assert torch.allclose(actual, expected, atol=1e-5)
 
 
 def check_errors(rank: int, group: Any) -> None:

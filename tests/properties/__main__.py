@@ -63,24 +63,24 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"commit {_commit()}, {datetime.date.today()}, seed {o.seed}, {o.cases} cases", flush=True
     )
-    found: dict[tuple[str, str], Found] = {}
+    results: dict[tuple[str, str], Found] = {}
     with ThreadPoolExecutor(o.jobs, initializer=Worker.start) as pool:
         ahead = [unit[:2] for unit in todo[1:]] + [("", "")]
         for unit, result, after in zip(todo, pool.map(Worker.examine, todo), ahead, strict=True):
-            found.setdefault(unit[:2], Found()).add(result)
+            results.setdefault(unit[:2], Found()).add(result)
             if after != unit[:2]:
-                print(_line(unit.name, unit.backend, found[unit[:2]]), flush=True)
+                print(_line(unit.name, unit.backend, results[unit[:2]]), flush=True)
         failed = [
             (kind, times, unit)
-            for each in found.values()
+            for each in results.values()
             for kind, (times, unit, _) in list(each.failures.items())[:MOST]
         ]
         shrunk = pool.map(lambda f: Worker.shrink(f[2], f[0]), failed)
         for (kind, times, unit), (case, message) in zip(failed, shrunk, strict=True):
             print(f"\n{unit.name} on {unit.backend}: {times} x {kind}\n  {case}\n  {message}")
-    cases = sum(f.cases for f in found.values())
-    broken = sum(f.failed for f in found.values())
-    print(f"\n{cases} cases, {broken} failed, {sum(f.seconds for f in found.values()):.0f} s")
+    cases = sum(f.cases for f in results.values())
+    broken = sum(f.failed for f in results.values())
+    print(f"\n{cases} cases, {broken} failed, {sum(f.seconds for f in results.values()):.0f} s")
     return 1 if broken else 0
 
 

@@ -42,8 +42,8 @@ def values(backend: str, c: Rows) -> None:
 def oracle(call: dict[str, Any], upstream: float, dtype: torch.dtype) -> Results:
     """Loss and gradients by definition, the gate decided in fp64."""
     call = {k: v for k, v in call.items() if k != "inplace"}
-    kept, rule, aux = kept_rows_of(call), call.get("rule", "none"), call.get("aux", 0.0)
-    own = decide(capped(call), call["weak"], kept, rule, aux, call.get("threshold"))
+    counted, rule, aux = kept_rows_of(call), call.get("rule", "none"), call.get("aux", 0.0)
+    own = decide(capped(call), call["weak"], counted, rule, aux, call.get("threshold"))
     z = call.pop("logits").detach().to(dtype).requires_grad_()
     w = call.pop("weight", None)
     w = None if w is None else w.to(dtype, copy=True).requires_grad_()
@@ -59,11 +59,11 @@ def run(backend: str, call: dict[str, Any], upstream: float) -> Results:
     return out.loss.detach(), grad, grad_weight
 
 
-def require(got: Results, call: dict[str, Any], upstream: float) -> None:
+def require(actual: Results, call: dict[str, Any], upstream: float) -> None:
     """What was found another way is the truth of this call."""
     truth, eager = (oracle(call, upstream, d) for d in (torch.float64, torch.float32))
     names = ("loss", "gradient", "weight gradient")
-    for name, y, t, b in zip(names, got, truth, eager, strict=True):
+    for name, y, t, b in zip(names, actual, truth, eager, strict=True):
         if y is not None and t is not None and b is not None:
             c = FORWARD if name == "loss" else BACKWARD
             if (
@@ -101,9 +101,9 @@ def take(call: dict[str, Any], index: Tensor, layout: str) -> dict[str, Any]:
     return out
 
 
-def _back(got: Results, index: Tensor, n: int) -> Results:
+def _back(actual: Results, index: Tensor, n: int) -> Results:
     """Results of some rows at their places among n, 0 elsewhere."""
-    loss, grad, weight = got
+    loss, grad, weight = actual
     if loss.dim():
         loss = loss.new_zeros(n).index_copy(0, index, loss)
     grad = grad.new_zeros(n, grad.shape[1]).index_copy(0, index, grad)
@@ -116,8 +116,8 @@ def permuted_rows(backend: str, c: Rows) -> None:
     """The order of rows plays no part."""
     call = decided(c)
     order = torch.randperm(c.n, generator=torch.Generator().manual_seed(c.seed))
-    got = run(backend, take(call, order, c.layout), c.upstream)
-    require(_back(got, order, c.n), call, c.upstream)
+    actual = run(backend, take(call, order, c.layout), c.upstream)
+    require(_back(actual, order, c.n), call, c.upstream)
 
 
 def permuted_classes(backend: str, c: Rows) -> None:
@@ -151,10 +151,10 @@ def split(backend: str, c: Rows) -> None:
         call["threshold"] = at
     cut = c.seed % (c.n + 1)
     parts = [torch.arange(cut), torch.arange(cut, c.n)]
-    found = [run(backend, take(call, i, c.layout), c.upstream) for i in parts]
-    weight = None if found[0][2] is None else torch.cat([f[2] for f in found])
-    loss = found[0][0].double() + found[1][0].double()
-    whole = (loss.to(found[0][0].dtype), torch.cat([f[1] for f in found]), weight)
+    results = [run(backend, take(call, i, c.layout), c.upstream) for i in parts]
+    weight = None if results[0][2] is None else torch.cat([f[2] for f in results])
+    loss = results[0][0].double() + results[1][0].double()
+    whole = (loss.to(results[0][0].dtype), torch.cat([f[1] for f in results]), weight)
     if c.rule in ("prior", "median") and call["rule"] == c.rule:
         call["threshold"] = None  # the truth has to find it
     require(whole, call, c.upstream)
@@ -174,8 +174,8 @@ def shifted(backend: str, c: Rows) -> None:
     by = (16.0, -16.0, 32.0)[c.seed % 3]
     if c.dtype in ("fp32", "fp64") and c.seed % 2:
         by *= 2.0**12
-    got = run(backend, call | {"logits": lay_out(z + by, c.layout)}, c.upstream)
-    require(got, call, c.upstream)
+    actual = run(backend, call | {"logits": lay_out(z + by, c.layout)}, c.upstream)
+    require(actual, call, c.upstream)
 
 
 def doubled(backend: str, c: Rows) -> None:
@@ -197,9 +197,9 @@ def doubled(backend: str, c: Rows) -> None:
 def absent(backend: str, c: Rows) -> None:
     """Rows that are ignored or of weight 0 could as well not be there."""
     call = decided(c)
-    kept = kept_rows_of(call).nonzero()[:, 0]
-    got = run(backend, take(call, kept, c.layout), c.upstream)
-    require(_back(got, kept, c.n), call, c.upstream)
+    counted = kept_rows_of(call).nonzero()[:, 0]
+    actual = run(backend, take(call, counted, c.layout), c.upstream)
+    require(_back(actual, counted, c.n), call, c.upstream)
 
 
 def in_place(backend: str, c: Rows) -> None:
@@ -263,10 +263,10 @@ def duplicates(backend: str, c: Rows) -> None:
     merged = torch.zeros(call["logits"].shape, dtype=wide)
     merged.scatter_add_(1, ids, weak.probs.to(wide))
     try:
-        got = run(backend, call | {"weak": SparseTargets(ids, weak.probs)}, c.upstream)
+        actual = run(backend, call | {"weak": SparseTargets(ids, weak.probs)}, c.upstream)
     except W2SError:
         return
-    require(got, call | {"weak": merged}, c.upstream)
+    require(actual, call | {"weak": merged}, c.upstream)
 
 
 def stats(backend: str, c: Rows) -> None:
@@ -275,22 +275,22 @@ def stats(backend: str, c: Rows) -> None:
     # of a tanh that eager may have been spared.
     layout = "plain" if c.layout == "expanded" else c.layout
     call = decided(settle(replace(c, reduction="sum", layout=layout, softcap=min(c.softcap, 5.0))))
-    kept = kept_rows_of(call)
+    counted = kept_rows_of(call)
     wide = call | {"logits": call["logits"].double()}
     if call.get("threshold") is not None:
         wide["threshold"] = call["threshold"].double()
-    found = []
+    results = []
     for name, each in ((backend, call), ("ref", call), ("ref", wide)):
         with use_backend(name):
-            found.append(weak_loss(**each, return_stats=True).stats)
-    got, near, exact = found
+            results.append(weak_loss(**each, return_stats=True).stats)
+    actual, near, exact = results
     for name in ("loss", "lse", "max", "max_prob", "chosen_prob", "entropy"):
-        y, b, t = (getattr(s, name)[kept] for s in (got, near, exact))
+        y, b, t = (getattr(s, name)[counted] for s in (actual, near, exact))
         if y.numel():
             assert_within_budget(y, t, b, FORWARD, name)
     for name in ("argmax", "hard_class", "agreement", "coefficient"):
-        y, t = (getattr(s, name)[kept] for s in (got, exact))
+        y, t = (getattr(s, name)[counted] for s in (actual, exact))
         if name != "coefficient" and call["softcap"]:
             continue  # a cap makes ties
         assert torch.equal(y, t.to(y.dtype)), f"{name}: {y} for {t}"
-    assert_within_budget(got.count, exact.count, near.count, FORWARD, "count")
+    assert_within_budget(actual.count, exact.count, near.count, FORWARD, "count")

@@ -194,26 +194,26 @@ def _acc(c: Rows) -> torch.dtype:
 
 def _alike(c: Rows, call: dict[str, Any]) -> bool:
     """Of a mean over rows of one loss the gradient of a weight is 0: there is no yardstick."""
-    kept = int(kept_rows_of(call).sum())
+    counted = int(kept_rows_of(call).sum())
     same = c.regime in ("flat", "ties") or c.layout == "expanded"
-    return kept < 2 or same or abs(c.offset) >= 1e10  # beside which logits keep no digit
+    return counted < 2 or same or abs(c.offset) >= 1e10  # beside which logits keep no digit
 
 
 def clear(call: dict[str, Any]) -> bool:
     """Whether no rounding can move a row over its threshold, or to another class."""
-    kept = kept_rows_of(call)
+    counted = kept_rows_of(call)
     z = capped(call)
-    if not bool(kept.any()) or z.shape[1] == 1:
+    if not bool(counted.any()) or z.shape[1] == 1:
         return True
     low = 0.9 * torch.finfo(call["logits"].dtype).min  # marks do not count
     room = 1e-5 * float(torch.where(z.isfinite() & (z > low), z.abs(), 1.0).max().clamp_min(1.0))
     if call["rule"] != "none" and z.shape[1] > 2:
-        best = z[kept].topk(2, dim=1).values
+        best = z[counted].topk(2, dim=1).values
         if bool((best[:, 0] - best[:, 1] <= room).any()):
             return False
     rule, at = call["rule"], call.get("threshold")
     if rule in ("none", "argmax") or (rule == "prior" and z.shape[1] > 2):
         return rule != "prior"
-    own = decide(z, call["weak"], kept, rule, call["aux"], at)
-    off = (own.score - own.threshold).abs()[kept]
-    return bool(((off > room) | ((off == 0) & (rule == "median") & (kept.sum() % 2 == 1))).all())
+    own = decide(z, call["weak"], counted, rule, call["aux"], at)
+    off = (own.score - own.threshold).abs()[counted]
+    return bool(((off > room) | ((off == 0) & (rule == "median") & (counted.sum() % 2 == 1))).all())

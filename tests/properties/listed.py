@@ -114,20 +114,20 @@ def listed(backend: str, c: Listed) -> None:
     ids = _ids(c, g)
     # Of one class all is 0: of the rounding of a cap there would be no yardstick.
     known = {"temperature": c.temperature, "softcap": c.softcap if c.v > 1 else 0.0}
-    found = []
+    results = []
     for dtype in (z.dtype, torch.float64, torch.float32):
         x = z.detach().to(dtype).requires_grad_()
-        if not found:
+        if not results:
             with use_backend(backend):
                 logp, tail = topk_logprob(x, ids, **known)
         else:
             logp, tail = topk_logprob_reference(x, ids, **known)
         _listed_total(logp, tail, c, ids).backward()
-        found.append((logp.detach(), tail.detach()[_told(c, ids)], x.grad))
+        results.append((logp.detach(), tail.detach()[_told(c, ids)], x.grad))
     # The definition in fp64 knows no tail that is this near to 0.
-    tails = [torch.where(tail.abs() < 1e-14, 0.0, tail) for _, tail, _ in found]
-    found = [(logp, tail, g) for (logp, _, g), tail in zip(found, tails, strict=True)]
-    for name, y, t, b in zip(("logp", "tail", "gradient"), *found, strict=True):
+    tails = [torch.where(tail.abs() < 1e-14, 0.0, tail) for _, tail, _ in results]
+    results = [(logp, tail, g) for (logp, _, g), tail in zip(results, tails, strict=True)]
+    for name, y, t, b in zip(("logp", "tail", "gradient"), *results, strict=True):
         if y.numel():
             factor = BACKWARD if name == "gradient" else FORWARD
             assert_within_budget(y, t, b.to(y.dtype), factor, name)

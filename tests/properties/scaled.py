@@ -78,9 +78,9 @@ def dense(backend: str, c: Scaled) -> None:
 
 
 def _definition(c: Scaled, call: dict[str, Any], dtype: torch.dtype) -> Tensor:
-    kept = kept_rows_of(call)
+    counted = kept_rows_of(call)
     z, rule = capped(call), call["rule"]
-    own = decide(z, call["weak"], kept, rule, call["aux"], call.get("threshold"))
+    own = decide(z, call["weak"], counted, rule, call["aux"], call.get("threshold"))
     rest = {k: v for k, v in call.items() if k not in ("logits", "weight")}
     leaf = call["logits"].detach().to(dtype, copy=True).requires_grad_()
     weight = call.get("weight")
@@ -90,7 +90,7 @@ def _definition(c: Scaled, call: dict[str, Any], dtype: torch.dtype) -> Tensor:
 
 
 def within_eager(
-    got: Tensor, truth: Tensor, eager: Tensor, alone: Tensor, least: float = 0.0
+    actual: Tensor, truth: Tensor, eager: Tensor, alone: Tensor, least: float = 0.0
 ) -> None:
     """Twice eager's error; among those ``alone`` small entries count as much as large ones.
 
@@ -98,11 +98,11 @@ def within_eager(
 
     Where a probability and its target cancel, what is left has the rounding of the two.
     """
-    top = torch.finfo(got.dtype).max
-    ours, theirs = got.isfinite(), eager.isfinite()
+    top = torch.finfo(actual.dtype).max
+    ours, theirs = actual.isfinite(), eager.isfinite()
     edge = (truth.abs() / top - 1).abs() < 2.0**-7  # rounds to either side
     at = (ours != theirs) & ~edge
-    assert not bool(at.any()), f"overflow: {got[at][:4]} where eager is {eager[at][:4]}"
+    assert not bool(at.any()), f"overflow: {actual[at][:4]} where eager is {eager[at][:4]}"
     both = ours & theirs
     size = torch.where(alone, truth.abs().log2().div(3).floor().clamp_min(-100), 100.0)
     # Subnormal numbers of bf16 and fp32 have no digits.
@@ -110,7 +110,7 @@ def within_eager(
     for each in size[both].unique():
         of = both & (size == each)
         what = "gradients" if each == 100 else f"gradients of size 8^{float(each):.0f}"
-        assert_within_budget(got[of], truth[of], eager[of], FORWARD, what)
+        assert_within_budget(actual[of], truth[of], eager[of], FORWARD, what)
 
 
 def _alone(call: dict[str, Any]) -> Tensor:
@@ -140,21 +140,21 @@ def linear(backend: str, c: Scaled) -> None:
         )  # fmt: skip
         c.apply(loss).backward()
     own = Own(s.coefficient.double().nan_to_num(0.0), s.hard_class, s.max_prob, torch.zeros(()))
-    found = []
+    results = []
     for wide in (torch.float64, dtype):
         x = {k: t.to(wide, copy=True).requires_grad_() for k, t in parts.items()}
         z = torch.nn.functional.linear(x["hidden"], x["head"], x.get("bias"))
         z = z.to(torch.promote_types(wide, torch.float32))
         c.apply(cross_entropy_reference(z, weight=weight, own=own, **rest)).backward()
-        found.append(x)
+        results.append(x)
     for name, leaf in leaves.items():
-        got, truth, eager = (x[name].grad for x in (leaves, *found))
-        assert got is not None and truth is not None and eager is not None
-        if got.numel() and bool(eager.isfinite().all()):
+        actual, truth, eager = (x[name].grad for x in (leaves, *results))
+        assert actual is not None and truth is not None and eager is not None
+        if actual.numel() and bool(eager.isfinite().all()):
             # Sums of products: an entry may be a difference of large ones, so all share a budget.
-            assert_within_budget(got, truth, eager, FORWARD, f"gradient of {name}")
+            assert_within_budget(actual, truth, eager, FORWARD, f"gradient of {name}")
         elif not bool(eager.isfinite().all()) and float(truth.abs().max()) > 1.01 * _top(leaf):
-            assert not bool(got.isfinite().all()), f"gradient of {name}: finite, eager is not"
+            assert not bool(actual.isfinite().all()), f"gradient of {name}: finite, eager is not"
 
 
 def _top(x: Tensor) -> float:

@@ -66,8 +66,8 @@ def scores(small: bool = False) -> st.SearchStrategy[Scores]:
 def order(backend: str, c: Scores) -> None:
     """Quantiles, k-th values and masks are those of a sort."""
     x, keep = c.build()
-    kept = (x if keep is None else x[keep]).double().sort().values
-    n = len(kept)
+    scores_kept = (x if keep is None else x[keep]).double().sort().values
+    n = len(scores_kept)
     with use_backend(backend):
         at = quantile(x, c.share, keep=keep)
         k = 1 + int(c.share * (n - 1)) if n else 1
@@ -77,26 +77,28 @@ def order(backend: str, c: Scores) -> None:
         assert float(at) == math.inf and bool(element.isnan()) and not bool(mask.any())
         return
     place = c.share * (n - 1)
-    low, high = kept[math.floor(place)], kept[math.ceil(place)]
+    low, high = scores_kept[math.floor(place)], scores_kept[math.ceil(place)]
     if bool((low - high).isfinite()):
         truth = torch.lerp(low, high, place - math.floor(place))
-        near = torch.quantile(kept.to(at.dtype), c.share)
+        near = torch.quantile(scores_kept.to(at.dtype), c.share)
         assert_within_budget(at, truth, near, FORWARD, "quantile")
     elif low == high or place == math.floor(place):
         assert float(at) == float(low), f"quantile: {at} for {low}"
     else:  # between something and an infinity torch.quantile is NaN for weights below a half
         assert bool(at.isnan()) or float(at) in (float(low), float(high)), f"quantile: {at}"
-    assert float(element) == float(kept[k - 1]), f"kth_value {element} for {kept[k - 1]}"
+    assert float(element) == float(scores_kept[k - 1]), (
+        f"kth_value {element} for {scores_kept[k - 1]}"
+    )
     count = round(c.share * n)
     assert int(mask.sum()) == count, f"{int(mask.sum())} in the top, not {count}"
     assert keep is None or not bool((mask & ~keep).any())
     if count:
         # The largest, and of equals the first.
-        least, equal = kept[n - count], x.double() == kept[n - count]
+        least, equal = scores_kept[n - count], x.double() == scores_kept[n - count]
         equal = equal if keep is None else equal & keep
-        ties = int((kept[n - count :] == least).sum())
-        wanted = (mask & (x.double() > least)) | (equal & (equal.cumsum(0) <= ties))
-        assert torch.equal(mask, wanted), "another row at the edge of the top"
+        ties = int((scores_kept[n - count :] == least).sum())
+        expected = (mask & (x.double() > least)) | (equal & (equal.cumsum(0) <= ties))
+        assert torch.equal(mask, expected), "another row at the edge of the top"
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,26 +157,26 @@ def _balance_inputs(c: Balance) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 def balanced(backend: str, c: Balance) -> None:
     """Counts are exact, and no labeling with these counts has a larger sum of logits."""
     z, prior, keep = _balance_inputs(c)
-    kept = torch.ones(c.n, dtype=torch.bool) if keep is None else keep
+    scores_kept = torch.ones(c.n, dtype=torch.bool) if keep is None else keep
     with use_backend(backend):
         bias, hard = balanced_bias(z, prior, keep=keep)
     assert bool(bias.isfinite().all()), f"bias {bias}"
-    n = int(kept.sum())
+    n = int(scores_kept.sum())
     if not n or c.k == 2:
         if n:
-            _two(c, z, prior, kept, bias, hard)
+            _two(c, z, prior, scores_kept, bias, hard)
         return
     counts = class_counts(prior, torch.tensor(n))
-    found = torch.bincount(hard[kept], minlength=c.k)
+    found = torch.bincount(hard[scores_kept], minlength=c.k)
     assert torch.equal(found, counts), f"class counts {found.tolist()}, not {counts.tolist()}"
     # By the rows' own chances: of an impossible class as little as can be. The number that stands
     # for it outweighs all others, and leaves their sum its digits.
-    exact = z[kept].double().nan_to_num(neginf=-1e7)
+    exact = z[scores_kept].double().nan_to_num(neginf=-1e7)
     seats = torch.repeat_interleave(torch.arange(c.k), counts)
     best = exact[:, seats].numpy()
     rows, at = linear_sum_assignment(best, maximize=True)
     truth = exact[torch.arange(n), seats[at]]
-    ours = exact[torch.arange(n), hard[kept]]
+    ours = exact[torch.arange(n), hard[scores_kept]]
     impossible = [int((x <= -1e7).sum()) for x in (ours, truth)]
     assert impossible[0] == impossible[1], f"{impossible[0]} rows of -inf, not {impossible[1]}"
     sums = [x[x > -1e7].sum() for x in (ours, truth)]
@@ -186,17 +188,17 @@ def _two(
     c: Balance,
     z: torch.Tensor,
     prior: torch.Tensor,
-    kept: torch.Tensor,
+    scores_kept: torch.Tensor,
     bias: torch.Tensor,
     hard: torch.Tensor,
 ) -> None:
     """Two classes: the threshold is a quantile of the margins, ties are class 0."""
     wide = z.to(bias.dtype)
     margin = (wide[:, 0] - wide[:, 1]).double()
-    if not bool(margin[kept].isfinite().all()):
+    if not bool(margin[scores_kept].isfinite().all()):
         return
     share = float(prior.double()[1] / prior.double().sum())
-    at = torch.quantile(margin[kept], share)
+    at = torch.quantile(margin[scores_kept], share)
     # Both neighbours of a rank may round onto the row there.
-    sure = kept & ((margin - at).abs() > 1e-5 * at.abs().clamp_min(1.0))
+    sure = scores_kept & ((margin - at).abs() > 1e-5 * at.abs().clamp_min(1.0))
     assert torch.equal(hard[sure], (margin < at).long()[sure]), "labels of two classes"

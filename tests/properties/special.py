@@ -113,10 +113,10 @@ def two_classes(backend: str, c: Margins) -> None:
     ):
         return
     own = torch.stack([p0 >= cut, p0 < cut], 1).double()
-    found = []
+    results = []
     for dtype in (z.dtype, torch.float64, torch.float32):
         leaf = z.detach().to(dtype).requires_grad_()
-        if not found:
+        if not results:
             with use_backend(backend):
                 loss = cross_entropy(leaf, weak, aux=c.aux, threshold=c.threshold)
         else:
@@ -124,7 +124,7 @@ def two_classes(backend: str, c: Margins) -> None:
             log_p = leaf.log_softmax(1)
             loss = -torch.where(target != 0, target * log_p, 0.0).sum() / c.n
         loss.backward()
-        found.append((loss.detach(), leaf.grad))
-    for name, y, t, b in zip(("loss", "gradient"), *found, strict=True):
+        results.append((loss.detach(), leaf.grad))
+    for name, y, t, b in zip(("loss", "gradient"), *results, strict=True):
         factor = FORWARD if name == "loss" else BACKWARD
         assert_within_budget(y, t, b.to(y.dtype), factor, name)

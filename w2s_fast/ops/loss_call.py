@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.native import DTYPE_CODES
+from w2s_fast.ops.dtypes import DTYPE_CODES
 from w2s_fast.ops.targets import LossInputs
 
 
@@ -110,13 +110,15 @@ class RowCall:
         aux: float,
         threshold: float,
         scale: float,
-        on_device: tuple[int, int, int] = (0, 0, 0),
+        aux_at: int = 0,
+        threshold_at: int = 0,
+        scale_at: int = 0,
     ) -> Any:
         """Return the C struct ``w2s::RowCall`` of this call; the order is that of csrc/w2s.h.
 
         Args:
             make: constructor that a compiled module exports.
-            on_device: addresses of aux, threshold and scale in device memory, 0 for the number.
+            aux_at, threshold_at, scale_at: addresses in device memory, 0 for the number.
         """
         p, spec, row_scale, topk, grad = (
             self.inputs, self.spec, self.row_scale, self.topk_diffs, self.grad
@@ -140,7 +142,7 @@ class RowCall:
             self.stats.data_ptr(), self.index.data_ptr(),
             0 if topk is None else topk.data_ptr(),
             0 if grad is None else grad.data_ptr(),
-            0 if grad is None else grad.stride(0), *on_device,
+            0 if grad is None else grad.stride(0), aux_at, threshold_at, scale_at,
         )  # fmt: skip
 
 

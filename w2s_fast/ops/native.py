@@ -16,9 +16,6 @@ import torch
 
 from w2s_fast.errors import W2SError
 
-# ``w2s::DType`` in csrc/w2s.h, of the core and of the CUDA kernels.
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
 
 @functools.cache
 def _load() -> tuple[ModuleType | None, str]:

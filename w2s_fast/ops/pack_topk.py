@@ -12,8 +12,9 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB, rows_per_chunk
-from w2s_fast.ops.logprob.api import check_logits, check_scale, topk_logprob
-from w2s_fast.ops.targets import SparseTargets
+from w2s_fast.ops.dtypes import accumulator
+from w2s_fast.ops.logprob.api import check_scale, topk_logprob
+from w2s_fast.ops.targets import SparseTargets, check_logits
 from w2s_fast.ops.transforms import constant, outside_transforms
 
 
@@ -64,7 +65,7 @@ def _packed(
     teacher: Tensor, k: int, temperature: float, probs: bool, ids_dtype: torch.dtype, mib: float
 ) -> SparseTargets:
     n, v = teacher.shape
-    acc = torch.float64 if teacher.dtype == torch.float64 else torch.float32
+    acc = accumulator(teacher.dtype)
     ids = torch.empty((n, k), dtype=ids_dtype, device=teacher.device)
     topk_probs = torch.empty((n, k), dtype=acc, device=teacher.device)
     rest = torch.empty(n, dtype=acc, device=teacher.device)
@@ -97,7 +98,7 @@ def _probabilities(
 
 
 def _checked(rows: Tensor, start: int) -> Tensor:
-    rows = rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    rows = rows.to(accumulator(rows.dtype))
     if rows.device.type == "cpu" and not bool((rows >= 0).all()):
         at = int((~(rows >= 0)).any(1).nonzero()[0])
         raise W2SError(

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.checks import check_weight, check_weight_dtype
-
-LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from w2s_fast.ops.dtypes import LOGIT_DTYPES, accumulator
 
 
 class SparseTargets(NamedTuple):
@@ -69,7 +68,7 @@ class LossInputs(NamedTuple):
     @property
     def accumulator(self) -> torch.dtype:
         """fp64 for fp64 logits, else fp32."""
-        return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
+        return accumulator(self.logits.dtype)
 
     def counted(self) -> Tensor:
         """Return (N,) bool: rows that count. An ignored label or a weight of 0 excludes a row."""
@@ -145,17 +144,21 @@ def make_inputs(
     Raises:
         W2SError: if a shape, dtype or device does not fit; the message names the value.
     """
+    check_logits(logits)
+    if logits.stride(1) != 1 and logits.shape[1] > 1:
+        logits = logits.contiguous()
+    return attach_targets(logits, weak, weight, ignore_index)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raise ``W2SError`` unless logits are (N, V >= 1) of a dtype the kernels read."""
     if logits.dim() != 2 or logits.dtype not in LOGIT_DTYPES:
         raise W2SError(
             f"logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; expected (N, V) in "
             "fp32, bf16, fp16 or fp64 (flatten batch and time first: logits.flatten(0, 1))"
         )
-    n, v = logits.shape
-    if v == 0:
+    if logits.shape[1] == 0:
         raise W2SError("logits have no classes (V = 0); expected V >= 1")
-    if logits.stride(1) != 1 and v > 1:
-        logits = logits.contiguous()
-    return attach_targets(logits, weak, weight, ignore_index)
 
 
 def attach_targets(
@@ -163,7 +166,7 @@ def attach_targets(
 ) -> LossInputs:
     """Check the targets of logits that are already checked, or that stand for a shape only."""
     n, v = logits.shape
-    acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    acc = accumulator(logits.dtype)
     ids, probs, rest = _targets(weak, n, v, acc, logits.dtype)
     if weight is not None:
         _expect("weight", weight, (n,))

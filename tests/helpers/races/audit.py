@@ -240,8 +240,13 @@ class Machine:
         for buffer in np.unique(places):
             if buffer == 0:
                 continue
-            here = places == buffer
-            spots = lo[here], hi[here] + width, by[here], (sure & (lo == hi))[here]
+            same_buffer = places == buffer
+            spots = (
+                lo[same_buffer],
+                hi[same_buffer] + width,
+                by[same_buffer],
+                (sure & (lo == hi))[same_buffer],
+            )
             key = (op.line, kind, int(buffer), *(x.tobytes() for x in spots))
             if key not in self.known:
                 far = "cluster" in space

@@ -23,8 +23,8 @@ from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.fused_linear.cross_entropy import flat_rows
 from w2s_fast.ops.fused_linear.logprob import make_head
 from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
-from w2s_fast.ops.logprob.api import check_ids, check_logits, check_scale, row_stats
-from w2s_fast.ops.targets import SparseTargets
+from w2s_fast.ops.logprob.api import check_ids, check_scale, row_stats
+from w2s_fast.ops.targets import SparseTargets, check_logits
 
 # Stands for log 0: far below every log-probability, but 0 times it is 0.
 LOG_ZERO = -1e5

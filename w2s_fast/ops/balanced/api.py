@@ -32,6 +32,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.dispatch import LIBRARY, backend
+from w2s_fast.ops.dtypes import accumulator
 from w2s_fast.ops.quantile.api import masked_quantile
 from w2s_fast.ops.transforms import sample_by_sample, values
 
@@ -110,7 +111,7 @@ LIBRARY.define(
 
 @torch.library.impl(LIBRARY, "balanced_bias", "CompositeExplicitAutograd")
 def _balanced_bias(logits: Tensor, prior: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    acc = accumulator(logits.dtype)
     z = logits.to(acc)
     counted = ~z.isnan().any(1)
     if keep is not None:
@@ -145,7 +146,7 @@ def _finite(z: Tensor, counted: Tensor) -> Tensor:
 
 @torch.library.register_fake("w2s_fast::balanced_bias")
 def _fake(logits: Tensor, prior: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    acc = accumulator(logits.dtype)
     return (
         logits.new_empty(prior.shape, dtype=acc),
         logits.new_empty(logits.shape[:1], dtype=torch.int64),

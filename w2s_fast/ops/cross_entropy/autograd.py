@@ -27,6 +27,7 @@ from w2s_fast.ops.cross_entropy.algorithm import (
     solve,
 )
 from w2s_fast.ops.dispatch import LIBRARY, backend
+from w2s_fast.ops.dtypes import accumulator
 from w2s_fast.ops.loss_call import Index, LossResult, LossSpec, RowCall, Stat
 from w2s_fast.ops.results import check_reduction
 from w2s_fast.ops.targets import LossInputs
@@ -293,7 +294,7 @@ def _weak_ce_fake(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tens
 def fake_record(like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return empty tensors in the form of ``filled_record`` for the rows of ``like``."""
     n = like.shape[0]
-    acc = torch.float64 if like.dtype == torch.float64 else torch.float32
+    acc = accumulator(like.dtype)
     stats = like.new_empty((len(Stat), n), dtype=acc)
     index = like.new_empty((len(Index), n), dtype=torch.int64)
     return like.new_empty((n,), dtype=acc), stats, index, like.new_empty((), dtype=acc)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from w2s_fast.ops import native_cuda as native
 from w2s_fast.ops.cross_entropy.ref import gradient_buffer as gradient_buffer
+from w2s_fast.ops.dtypes import DTYPE_CODES
 from w2s_fast.ops.loss_call import RowCall
-from w2s_fast.ops.native import DTYPE_CODES
 from w2s_fast.ops.targets import check_labels
 
 FIXES_IN_PLACE = True
@@ -65,9 +65,9 @@ def _launch(kernel: str, call: RowCall) -> None:
     on_device = [
         x.to(p.logits.device, torch.float32) if isinstance(x, Tensor) else None for x in scalars
     ]
-    aux, at, scale = (0 if x is None else x.data_ptr() for x in on_device)
-    value = 0.0 if aux else float(call.spec.aux)
-    packed = call.packed(library.RowCall, value, -math.inf, 1.0, (aux, at, scale))
+    addresses = [0 if x is None else x.data_ptr() for x in on_device]
+    value = 0.0 if addresses[0] else float(call.spec.aux)
+    packed = call.packed(library.RowCall, value, -math.inf, 1.0, *addresses)
     with native.device_of(p.logits):
         error = getattr(library, kernel)(packed, native.stream_of(p.logits))
     native.check(error, f"{kernel} of {n} x {v} with {p.width} top-k classes")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.loss_call import Index, LossSpec, RowCall, RowRule, Stat
+from w2s_fast.ops.loss_call import Index, RowCall, RowRule, Stat
 from w2s_fast.ops.targets import LossInputs, check_labels
 
 # Gradients are written after the threshold is known, never repaired.
@@ -30,9 +30,9 @@ def rows(call: RowCall) -> None:
     if spec.smoothing:
         # A sum of masked logits overflows, their mean does not.
         stats[Stat.MEAN] = d.mean(1, dtype=torch.float64)
-    _self_target(call, stats, index)
-    _factor(p, spec, stats)
-    _loss(p, spec, d, stats, index)
+    set_self_target(call)
+    set_factor(call)
+    set_loss(call, _self_diff(d, index))
     if call.grad is not None:
         assert call.scale is not None
         row_scale = call.scale if p.weight is None else call.scale * p.weight
@@ -43,8 +43,8 @@ def fixup(call: RowCall) -> None:
     """Close the gate of rows whose SCORE is below the threshold: coefficient and loss."""
     p, spec, stats, index = call.inputs, call.spec, call.stats, call.index
     d = soft_capped(p.logits.to(stats.dtype), spec.softcap) - stats[Stat.MAX].unsqueeze(1)
-    _self_target(call, stats, index)
-    _loss(p, spec, d, stats, index)
+    set_self_target(call)
+    set_loss(call, _self_diff(d, index))
 
 
 def gradient(call: RowCall) -> None:
@@ -179,7 +179,13 @@ def _tail(d: Tensor, logs: Tensor, in_topk: Tensor) -> Tensor:
     return torch.where(share < 0.75, (-share).log1p(), outside)
 
 
-def _self_target(call: RowCall, stats: Tensor, index: Tensor) -> None:
+def _self_diff(d: Tensor, index: Tensor) -> Tensor:
+    return d.gather(1, index[Index.SELF].unsqueeze(1)).squeeze(1)
+
+
+def set_self_target(call: RowCall) -> None:
+    """Fill SELF and COEF from the rule and SCORE."""
+    stats, index = call.stats, call.index
     aux = torch.as_tensor(call.spec.aux, dtype=stats.dtype, device=stats.device)
     if call.rule != RowRule.GIVEN:
         index[Index.SELF] = index[Index.ARGMAX]
@@ -193,7 +199,9 @@ def _self_target(call: RowCall, stats: Tensor, index: Tensor) -> None:
         index[Index.SELF] = torch.where(above, 0, 1)
 
 
-def _factor(p: LossInputs, spec: LossSpec, stats: Tensor) -> None:
+def set_factor(call: RowCall) -> None:
+    """Fill FACTOR: focal and window factor of rows that count."""
+    stats, spec = call.stats, call.spec
     factor = torch.ones_like(stats[Stat.LOGS])
     if spec.focal_gamma:
         miss = -torch.expm1(stats[Stat.CHOSEN] - stats[Stat.LOGS])
@@ -201,27 +209,26 @@ def _factor(p: LossInputs, spec: LossSpec, stats: Tensor) -> None:
     if spec.max_confidence != float("inf"):
         # Not `<`: a NaN row must show in the loss.
         factor = factor * ~((-stats[Stat.LOGS]).exp() >= spec.max_confidence)
-    stats[Stat.FACTOR] = torch.where(p.counted(), factor, 0.0)
+    stats[Stat.FACTOR] = torch.where(call.inputs.counted(), factor, 0.0)
 
 
-def _loss(p: LossInputs, spec: LossSpec, d: Tensor, stats: Tensor, index: Tensor) -> None:
+def set_loss(call: RowCall, self_diff: Tensor | float) -> None:
+    """Fill LOSS from the rest of the record; ``self_diff`` is z - M of the self class."""
+    stats, spec, rest = call.stats, call.spec, call.inputs.rest
     logs, mass, a = stats[Stat.LOGS], stats[Stat.MASS], stats[Stat.COEF]
-    topk_mass = mass if p.rest is None else mass - p.rest
+    topk_mass = mass if rest is None else mass - rest
     weak = topk_mass * logs - stats[Stat.LINEAR]
-    if p.rest is not None:
-        weak = weak - torch.where(p.rest != 0, p.rest * stats[Stat.TAIL], 0.0)
+    if rest is not None:
+        weak = weak - torch.where(rest != 0, rest * stats[Stat.TAIL], 0.0)
     if spec.smoothing:
         even = spec.smoothing * mass
         uniform = torch.where(even != 0, even * (logs - stats[Stat.MEAN]), 0.0)
         weak = (1 - spec.smoothing) * weak + uniform
-    own = logs - d.gather(1, index[Index.SELF].unsqueeze(1)).squeeze(1)
-    row = unless_own(weak, mass, a) + torch.where(a != 0, a * own, 0.0)
+    # A coefficient of 1 removes an impossible label (+inf), but no NaN.
+    removed = (a == 1) & weak.isinf() & mass.isfinite()
+    row = torch.where(removed, 0.0, (1 - a) * weak)
+    row = row + torch.where(a != 0, a * (logs - self_diff), 0.0)
     if spec.z_loss:
         row = row + spec.z_loss * (stats[Stat.MAX] + logs).square()
     # A factor of 0 excludes the row even where its weak label is impossible (loss +inf).
     stats[Stat.LOSS] = torch.where(stats[Stat.FACTOR] != 0, row * stats[Stat.FACTOR], 0.0)
-
-
-def unless_own(weak: Tensor, mass: Tensor, a: Tensor) -> Tensor:
-    """Return (1 - a) weak; a coefficient of 1 removes an impossible label (+inf), but no NaN."""
-    return torch.where((a == 1) & weak.isinf() & mass.isfinite(), 0.0, (1 - a) * weak)

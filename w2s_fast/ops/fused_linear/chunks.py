@@ -33,6 +33,7 @@ from w2s_fast.ops.cross_entropy.algorithm import (
     solve,
     total_loss,
 )
+from w2s_fast.ops.cross_entropy.ref import set_loss
 from w2s_fast.ops.dispatch import backend
 from w2s_fast.ops.fused_linear import gemm
 from w2s_fast.ops.fused_linear.head_gradient import HeadGradient
@@ -228,16 +229,14 @@ def fixes_by_rank_one(p: LossInputs, spec: LossSpec, needs: NeedsGrad) -> bool:
 
 def _close_gates(x: HeadInputs, call: RowCall, grads: Gradients) -> None:
     """Remove the self-target from rows below the threshold: record, loss and gradients."""
-    stats, z_loss = call.stats, call.spec.z_loss
+    stats = call.stats
     closed, pull = closed_rows(call)
     if grads.needs.any:
         _add_rank_one(x, call, pull, grads)
-    weak = stats[Stat.MASS] * stats[Stat.LOGS] - stats[Stat.LINEAR]
-    if z_loss:
-        weak = weak + z_loss * (stats[Stat.MAX] + stats[Stat.LOGS]).square()
-    loss = torch.where(stats[Stat.FACTOR] != 0, stats[Stat.FACTOR] * weak, 0.0)
-    stats[Stat.LOSS] = torch.where(closed, loss, stats[Stat.LOSS])
+    open_loss = stats[Stat.LOSS].clone()
     stats[Stat.COEF] = torch.where(closed, 0.0, stats[Stat.COEF])
+    set_loss(call, 0.0)
+    stats[Stat.LOSS] = torch.where(closed, stats[Stat.LOSS], open_loss)
 
 
 def closed_rows(call: RowCall) -> tuple[Tensor, Tensor]:

@@ -22,12 +22,13 @@ from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
 from w2s_fast.ops.dispatch import Cost
+from w2s_fast.ops.dtypes import LOGIT_DTYPES
 from w2s_fast.ops.fused_linear.chunks import HeadInputs, shape_only, threshold_from_scores
 from w2s_fast.ops.fused_linear.cross_entropy_autograd import differentiable_loss
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.loss_call import LossSpec
 from w2s_fast.ops.results import Stats, WeakLossOut, as_scalar, make_stats
-from w2s_fast.ops.targets import LOGIT_DTYPES, LossInputs, SparseTargets, attach_targets
+from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets
 
 
 @checked

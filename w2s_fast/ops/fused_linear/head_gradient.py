@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from w2s_fast.ops.dtypes import accumulator
 from w2s_fast.ops.fused_linear.gemm import tiles, upcasts
 
 
@@ -28,7 +29,7 @@ class HeadGradient:
         self.head = torch.empty_like(head, dtype=wide) if with_head else None
         self.bias: Tensor | None = None
         if with_bias:
-            acc = torch.float64 if head.dtype == torch.float64 else torch.float32
+            acc = accumulator(head.dtype)
             self.bias = torch.zeros(head.shape[0], dtype=acc, device=head.device)
         self._empty = True
 

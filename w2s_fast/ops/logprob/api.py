@@ -21,7 +21,7 @@ from w2s_fast.ops.arguments import check_number, checked
 from w2s_fast.ops.dispatch import Cost, Op
 from w2s_fast.ops.logprob import autograd as _autograd  # noqa: F401 - registers its operators
 from w2s_fast.ops.loss_call import Index, Stat
-from w2s_fast.ops.targets import LOGIT_DTYPES, topk_error, unfit_rows
+from w2s_fast.ops.targets import check_logits, topk_error, unfit_rows
 from w2s_fast.ops.transforms import values
 
 
@@ -75,15 +75,6 @@ def row_stats(stats: Tensor, index: Tensor) -> RowStats:
     """Return the statistics from a record."""
     logs = stats[Stat.LOGS]
     return RowStats(stats[Stat.MAX] + logs, (-logs).exp(), stats[Stat.ENTROPY], index[Index.ARGMAX])
-
-
-def check_logits(logits: Tensor) -> None:
-    """Raise ``W2SError`` unless logits are (N, V >= 1) of a dtype the kernels read."""
-    if logits.dim() != 2 or logits.dtype not in LOGIT_DTYPES or logits.shape[1] == 0:
-        raise W2SError(
-            f"logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; expected (N, V) in "
-            "fp32, bf16, fp16 or fp64 (flatten batch and time first: logits.flatten(0, 1))"
-        )
 
 
 def check_ids(ids: Tensor, n: int, v: int, device: torch.device) -> Tensor:

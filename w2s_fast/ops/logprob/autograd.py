@@ -14,6 +14,7 @@ from torch import Tensor
 
 from w2s_fast.ops.cross_entropy.autograd import unit_column_stride
 from w2s_fast.ops.dispatch import LIBRARY, backend
+from w2s_fast.ops.dtypes import accumulator
 from w2s_fast.ops.loss_call import Index, LossSpec, RowCall, Stat, new_record
 from w2s_fast.ops.targets import LossInputs
 from w2s_fast.ops.transforms import differentiable
@@ -26,7 +27,7 @@ _TWICE = (
 
 def forward_call(shape: Tensor, ids: Tensor, softcap: float, with_tail: bool) -> RowCall:
     """Build the forward pass: mass 1 on every top-k class, a residual of 0 to get its log mass."""
-    acc, device = _accumulator(shape), shape.device
+    acc, device = accumulator(shape.dtype), shape.device
     ones = torch.ones(ids.shape, dtype=acc, device=device)
     rest = torch.zeros(ids.shape[0], dtype=acc, device=device) if with_tail else None
     p = LossInputs(shape, ids.contiguous(), ones, rest, None, -100)
@@ -76,10 +77,6 @@ def backward_call(
     return RowCall(p, LossSpec(softcap=softcap), stats, index, row_scale=used.to(acc))
 
 
-def _accumulator(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
 LIBRARY.define(
     "topk_logp(Tensor logits, Tensor ids, float softcap, bool with_tail) "
     "-> (Tensor logp, Tensor tail, Tensor stats, Tensor index)",
@@ -110,7 +107,7 @@ def _topk_logp_fake(
 
 def fake_rows(like: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return empty tensors in the form of ``read_off`` for rows of ``like``."""
-    n, acc = like.shape[0], _accumulator(like)
+    n, acc = like.shape[0], accumulator(like.dtype)
     return (
         like.new_empty(ids.shape, dtype=acc),
         like.new_empty((n,), dtype=acc),

@@ -27,6 +27,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.dispatch import LIBRARY, Cost, Op, backend
+from w2s_fast.ops.dtypes import accumulator
 from w2s_fast.ops.quantile import distributed, ref
 from w2s_fast.ops.transforms import sample_by_sample
 
@@ -209,7 +210,7 @@ for _name in ("quantile", "kth_value", "top_mask"):
 @torch.library.register_fake("w2s_fast::quantile")
 @torch.library.register_fake("w2s_fast::kth_value")
 def _fake(scores: Tensor, at: Tensor, keep: Tensor | None) -> Tensor:
-    acc = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    acc = accumulator(scores.dtype)
     return scores.new_empty((), dtype=acc)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.ops import native
-from w2s_fast.ops.native import DTYPE_CODES
+from w2s_fast.ops.dtypes import DTYPE_CODES
 
 _BINS = 2048
 

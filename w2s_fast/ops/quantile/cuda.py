@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.ops import native_cuda as native
-from w2s_fast.ops.native import DTYPE_CODES
+from w2s_fast.ops.dtypes import DTYPE_CODES
 from w2s_fast.ops.quantile import ref as plain
 from w2s_fast.ops.quantile.ref import count_at, histogram, successor, threshold_mask
 

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops.quantile.keys import BINS, accumulator, rounds_of, score_of
+from w2s_fast.ops.dtypes import accumulator
+from w2s_fast.ops.quantile.keys import BINS, rounds_of, score_of
 from w2s_fast.ops.quantile.ref import between
 
 

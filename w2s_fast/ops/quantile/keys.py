@@ -20,11 +20,6 @@ def rounds_of(dtype: torch.dtype) -> tuple[tuple[int, int], ...]:
     return ((21, 11), (10, 11), (0, 10))
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of order statistics: fp64 for fp64 scores, else fp32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def keys_of(scores: Tensor) -> Tensor:
     """Return int64 keys of floating point scores of any shape; NaN has some key."""
     if scores.dtype == torch.float64:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.quantile.keys import BINS, accumulator, keys_of, rounds_of
+from w2s_fast.ops.dtypes import accumulator
+from w2s_fast.ops.quantile.keys import BINS, keys_of, rounds_of
 
 
 def quantile(scores: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
@@ -98,7 +99,7 @@ def _at(x: Tensor, i: Tensor) -> Tensor:
 
 def _in_order(scores: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Sort kept scores, +inf behind them; return also their number and whether one is NaN."""
-    x = scores.to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
+    x = scores.to(accumulator(scores.dtype))
     count = torch.full((), x.numel(), dtype=torch.float64, device=x.device)
     unordered = x.isnan()
     if keep is not None:

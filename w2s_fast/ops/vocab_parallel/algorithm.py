@@ -23,7 +23,12 @@ from w2s_fast.ops.cross_entropy.algorithm import (
     normaliser,
     total_loss,
 )
-from w2s_fast.ops.cross_entropy.ref import soft_cap_slope, unless_own
+from w2s_fast.ops.cross_entropy.ref import (
+    set_factor,
+    set_loss,
+    set_self_target,
+    soft_cap_slope,
+)
 from w2s_fast.ops.dispatch import backend
 from w2s_fast.ops.fused_linear import gemm
 from w2s_fast.ops.fused_linear.chunks import (
@@ -116,44 +121,6 @@ def _top_mass(p: LossInputs, index: Tensor) -> Tensor:
     return torch.where(p.ids >= 0, p.probs, -torch.inf).amax(1).to(torch.float64)
 
 
-def finish_rows(call: RowCall, threshold: Tensor | None, aux: Tensor) -> None:
-    """Fill self-target, factor and loss of merged rows; gates are open without a threshold."""
-    p, spec, stats, index = call.inputs, call.spec, call.stats, call.index
-    logs = stats[Stat.LOGS]
-    index[Index.SELF] = index[Index.ARGMAX]
-    coefficient = torch.zeros_like(aux) if spec.rule == "none" else aux
-    if threshold is not None:
-        coefficient = torch.where(stats[Stat.SCORE] >= threshold, coefficient, 0.0)
-    stats[Stat.COEF] = coefficient
-    factor = torch.ones_like(logs)
-    if spec.focal_gamma:
-        miss = (-torch.expm1(stats[Stat.CHOSEN] - logs)).clamp_min(0)
-        factor = factor * miss**spec.focal_gamma
-    if spec.max_confidence != float("inf"):
-        factor = factor * ~((-logs).exp() >= spec.max_confidence)
-    stats[Stat.FACTOR] = torch.where(p.counted(), factor, 0.0)
-    set_loss(call)
-
-
-def set_loss(call: RowCall) -> None:
-    """Fill LOSS from the other rows of the record; the self class is the argmax, at z - M = 0."""
-    stats, rest, spec = call.stats, call.inputs.rest, call.spec
-    logs, mass, a = stats[Stat.LOGS], stats[Stat.MASS], stats[Stat.COEF]
-    topk_mass = mass if rest is None else mass - rest
-    weak = topk_mass * logs - stats[Stat.LINEAR]
-    if rest is not None:
-        weak = weak - torch.where(rest != 0, rest * stats[Stat.TAIL], 0.0)
-    if spec.smoothing:
-        even = spec.smoothing * mass
-        uniform = torch.where(even != 0, even * (logs - stats[Stat.MEAN]), 0.0)
-        weak = (1 - spec.smoothing) * weak + uniform
-    row = unless_own(weak, mass, a) + torch.where(a != 0, a * logs, 0.0)
-    if spec.z_loss:
-        row = row + spec.z_loss * (stats[Stat.MAX] + logs).square()
-    factor = stats[Stat.FACTOR]
-    stats[Stat.LOSS] = torch.where(factor != 0, row * factor, 0.0)
-
-
 def write_gradient(call: RowCall, row_scale: Tensor, shard: Shard) -> Tensor:
     """Write the shard's dlogits over its logits."""
     p, spec, stats, index = call.inputs, call.spec, call.stats, call.index
@@ -194,23 +161,23 @@ def solve_vocab(
         at_half = quantile_op.masked_quantile(stats[Stat.SCORE], 0.5, p.counted())
         spec, late = dataclasses.replace(spec, threshold=at_half), False
     total = normaliser(p)
-    whole = RowCall(
-        p, spec, stats, index, threshold=spec.threshold, scale=gradient_scale(total, mean)
-    )
-    assert whole.scale is not None
-    aux = torch.as_tensor(spec.aux, dtype=p.accumulator, device=total.device)
+    rule, scale = spec.row_rule(shard.total), gradient_scale(total, mean)
+    whole = RowCall(p, spec, stats, index, rule, spec.threshold, scale=scale)
     if p.ids is not None:
         whole.topk_diffs = torch.empty(p.ids.shape, dtype=p.accumulator, device=total.device)
     grads = Gradients(x, needs, chunk_rows(x, p, shard) < p.logits.shape[0])
     for rows, inputs in local_chunks(x, p, shard):
         call = merged_call(inputs, spec, shard)
-        finish_rows(call, spec.threshold, aux)
+        call.rule, call.threshold = rule, spec.threshold
+        set_self_target(call)
+        set_factor(call)
+        set_loss(call, 0.0)  # the self class is the argmax, at z - M = 0
         if whole.topk_diffs is not None and call.topk_diffs is not None:
             whole.topk_diffs[rows] = call.topk_diffs
         stats[:, rows], index[:, rows] = call.stats, call.index
         if needs.any:
             assert inputs.weight is not None
-            grads.add(write_gradient(call, whole.scale * inputs.weight, shard), rows)
+            grads.add(write_gradient(call, scale * inputs.weight, shard), rows)
     if late:
         whole.threshold = quantile_op.masked_quantile(stats[Stat.SCORE], 0.5, p.counted())
         _close_gates(x, whole, grads, shard)
@@ -260,4 +227,4 @@ def _close_gates(x: HeadInputs, call: RowCall, grads: Gradients, shard: Shard) -
         every = torch.arange(pull.shape[0], device=pull.device)
         add_entries(x, classes, values, every, grads)
     stats[Stat.COEF] = torch.where(closed, 0.0, stats[Stat.COEF])
-    set_loss(call)
+    set_loss(call, 0.0)

@@ -1,0 +1,14 @@
+"""Dtypes of the ops: which logits are read, their codes in C++, and the precision of sums."""
+
+from __future__ import annotations
+
+import torch
+
+LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# ``w2s::DType`` in csrc/w2s.h, of the core and of the CUDA kernels.
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of sums, records and order statistics: fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
