@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench.gpu import gpu_table
 from bench.gpu.gpu_cases import CASES
-from bench.harness.environment import ROOT
+from bench.harness.environment import ROOT, child_environment
 
 OUT = ROOT / "out" / "gpu.jsonl"
 _OPS = ("cross_entropy", "contract", "fused_linear", "quantile", "logprob", "gpu", "loss_scales",
@@ -130,8 +130,7 @@ def select(candidates: list[Part], names: str) -> list[Part]:
 def run(part: Part) -> tuple[dict[str, object], list[dict[str, object]]]:
     """Run a part; return its own row and the rows it measured. Never raises for its failure."""
     start = time.monotonic()
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    env = child_environment(PYTHONUNBUFFERED="1")
     with tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen(
             part.command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, text=True,
@@ -204,7 +203,3 @@ def main(args: list[str]) -> int:
             print(str(row["tail"])[-1500:])
     print(gpu_table.table([r for r in rows if r.get("git_sha") == sha]))
     return int(failed)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
