@@ -137,9 +137,7 @@ def test_cached_tokens(data: Encoded) -> None:
 @pytest.mark.parametrize("kind", ["Bert", "GPT2"])
 def test_a_model_that_cannot_be_cut_is_refused(kind: str, data: Encoded) -> None:
     """Both add positions to whatever comes in, so stored states would get them twice."""
-    with pytest.raises(
-        W2SError, match=f"{kind}Model alone does not give what the model gives: out"
-    ):
+    with pytest.raises(W2SError, match=f"{kind}Model alone does not reproduce the model: out"):
         last_layer(_model(kind), data, RANK)
 
 

@@ -197,7 +197,7 @@ def test_a_cache_is_written_once(frozen: tuple[Any, Encoded], tmp_path: Path) ->
             cache_features(model, data, path, "half")
         weight[0, 0] -= 1
     path.write_bytes(b"?")
-    with pytest.raises(W2SError, match="is no cache of states"):
+    with pytest.raises(W2SError, match="is not a cache of states"):
         cache_features(model, data, path, "half")
     with pytest.raises(W2SError, match="torch.bfloat16 or torch.float32"):
         cache_features(model, data, tmp_path / "x", dtype=torch.float16)

@@ -111,11 +111,11 @@ class GenerativeModel(nn.Module):
         self.lm.eval()
         ids = torch.tensor([[0, min(1, self.n_classes - 1)]], device=self.head.weight.device)
         mask = torch.ones_like(ids)
-        theirs = self.lm(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
-        ours = self(ids, mask, torch.arange(2, device=ids.device)).dense().float()
+        expected = self.lm(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
+        computed = self(ids, mask, torch.arange(2, device=ids.device)).dense().float()
         self.lm.train(training)
-        room = 64 * torch.finfo(self.head.weight.dtype).eps * theirs.abs().max()
-        if not (theirs - ours).abs().max() <= room:
+        tolerance = 64 * torch.finfo(self.head.weight.dtype).eps * expected.abs().max()
+        if not (expected - computed).abs().max() <= tolerance:
             raise W2SError(
                 f"the logits of {type(self.lm).__name__} are more than its head on its last hidden "
                 "states; use another architecture"

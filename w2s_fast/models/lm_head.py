@@ -82,9 +82,9 @@ def check_gathered(weight: Tensor) -> None:
     """Raise ``W2SError`` for a head that FSDP2 or ZeRO-3 has not gathered."""
     if hasattr(weight, "device_mesh") or weight.numel() == 0:
         raise W2SError(
-            f"the head is sharded, here it holds {tuple(weight.shape)} as {type(weight).__name__}; "
-            "call the model that FSDP or DeepSpeed has wrapped, and let one of its groups hold "
-            "all modules that share this weight"
+            f"the head is sharded, this process holds {tuple(weight.shape)} as "
+            f"{type(weight).__name__}; call the model that FSDP or DeepSpeed has wrapped, and let one "
+            "of its groups hold all modules that share this weight"
         )
 
 

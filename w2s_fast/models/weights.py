@@ -220,9 +220,9 @@ def load_module(
     Raises:
         W2SError: if names or shapes do not fit.
     """
-    own = module_tensors(module)
-    for name in sorted({*own, *tensors}):
-        target = own.get(name)
+    targets = module_tensors(module)
+    for name in sorted({*targets, *tensors}):
+        target = targets.get(name)
         with gathered([] if target is None else [target], change=True):
             partitioned = target is not None and is_partitioned(target)
             if partitioned and not world.is_main_process and name in tensors:

@@ -1,4 +1,4 @@
-"""Cheap students of a frozen model: heads on cached hidden states, and its last layer alone."""
+"""Students of a frozen model: linear heads on cached hidden states, and its last layer alone."""
 
 from w2s_fast.probing.feature_cache import CachedHead, CachedRows, cache_features
 from w2s_fast.probing.hidden_states import hidden_states

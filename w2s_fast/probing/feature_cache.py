@@ -1,8 +1,7 @@
-"""Hidden states of a frozen model, computed once and read from disk by every training after that.
+"""Hidden states of a frozen model, computed once and then read from disk by every training.
 
-A cache is one safetensors file, read through a memory map: processes share its pages, and what is
-not read costs no memory. Its metadata say what it is of, so that the states of other texts, of
-another layer or of another model are never taken for these.
+A cache is one memory-mapped safetensors file: processes share its pages, and unread parts take no
+memory. Its metadata identify model, layer and texts, so a cache of others is never used by mistake.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def cache_features(
     layer: int | str = -1,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """What a head on this layer reads of every row; computed only if ``path`` does not hold it yet.
+    """Return the input of a head on a layer for every row; computed unless ``path`` exists.
 
     Args:
         model, data, layer: see ``hidden_states``.
@@ -46,18 +45,18 @@ def cache_features(
         (N, D) of ``dtype``, memory-mapped.
 
     Raises:
-        W2SError: for what ``hidden_states`` refuses, or a file of something else at ``path``.
+        W2SError: see ``hidden_states``; or if the file at ``path`` holds something else.
     """
-    what = {"layer": str(layer), **identity(model, data)}
+    metadata = {"layer": str(layer), **identity(model, data)}
 
     def fill(out: Tensor | None) -> None:
-        states = torch.from_numpy(hidden_states(model, data, layer))  # all processes take part
+        states = torch.from_numpy(hidden_states(model, data, layer))  # a collective call
         if out is not None:
             out.copy_(states)
 
     base: Any = getattr(model, "base", model)
     config = getattr(base, "config", None)
-    return cached(path, (len(data), getattr(config, "hidden_size", 0)), dtype, what, fill)
+    return cached(path, (len(data), getattr(config, "hidden_size", 0)), dtype, metadata, fill)
 
 
 class CachedRows:
@@ -85,11 +84,11 @@ class CachedRows:
         return h.hexdigest()
 
     def rows(self, part: slice) -> CachedRows:
-        """Some of the rows, in their order."""
+        """Select contiguous rows."""
         return CachedRows(self.features[part])
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
-        """Features (B, D) in the place of token ids, and a mask (B, 1) of ones."""
+        """Return features (B, D) in place of token ids, and a mask (B, 1) of ones."""
         x = self.features[torch.from_numpy(rows)].to(device)
         return Batch(x, torch.ones(len(rows), 1, dtype=torch.int64, device=device), None)
 
@@ -100,8 +99,8 @@ class CachedHead(nn.Module):
     Args:
         hidden: D.
         n_classes: C.
-        start: where the head starts, copied; None: zero.
-        n_candidates: 2 of a reward model: features are those of the second completion minus those
+        start: initial head, copied; None: zero.
+        n_candidates: 2 for a reward model: features are those of the second completion minus those
             of the first, and the logits are the scores r(first) and r(second) up to what both
             share.
     """
@@ -120,38 +119,37 @@ class CachedHead(nn.Module):
                 self.head.load_state_dict(start.state_dict())
 
     def forward(self, features: Tensor, mask: Tensor, types: Tensor | None = None) -> Tensor:
-        """(B, C) logits of features (B, D); the mask plays no part."""
+        """Return (B, C) logits of features (B, D); the mask is not used."""
         out = self.head(features)
         return out if self.n_candidates == 1 else torch.cat([torch.zeros_like(out), out], dim=1)
-
-
-# Files ----------------------------------------------------------------------------------------
 
 
 def cached(
     path: str | Path,
     shape: tuple[int, int],
     dtype: torch.dtype,
-    what: Mapping[str, str],
+    metadata: Mapping[str, str],
     fill: Callable[[Tensor | None], None],
 ) -> Tensor:
-    """The memory-mapped tensor at ``path``, filled and written first if there is no such file.
+    """Return the memory-mapped tensor at ``path``; write it first if the file does not exist.
 
     Under a launcher rank 0 writes; ``fill`` runs on every process, with None on the others.
 
     Raises:
-        W2SError: for a dtype that is not stored, a file that cannot be written or read, or one of
-            something else.
+        W2SError: for an unsupported dtype, a file that cannot be written or read, or one with other
+            metadata.
     """
     if dtype not in _DTYPES:
         raise W2SError(f"a cache holds torch.bfloat16 or torch.float32; dtype is {dtype}")
     path, world = Path(path), get_world()
-    what = {**what, "dtype": str(dtype), "shape": str(list(shape))}
+    metadata = {**metadata, "dtype": str(dtype), "shape": str(list(shape))}
     if not world.broadcast_object(path.exists()):
         error = ""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            fill(_mapped(temporary, shape, dtype, what) if world.is_main_process else None)
+            fill(
+                _create_mapped(temporary, shape, dtype, metadata) if world.is_main_process else None
+            )
             if world.is_main_process:
                 os.replace(temporary, path)
         except OSError as e:
@@ -160,45 +158,45 @@ def cached(
             temporary.unlink(missing_ok=True)
         if error := world.broadcast_object(error):
             raise W2SError(error)
-    return _opened(path, what)
+    return _open(path, metadata)
 
 
-def _mapped(
-    path: Path, shape: tuple[int, int], dtype: torch.dtype, what: Mapping[str, str]
+def _create_mapped(
+    path: Path, shape: tuple[int, int], dtype: torch.dtype, metadata: Mapping[str, str]
 ) -> Tensor:
-    """A new safetensors file of one tensor, mapped for writing: it may be larger than memory."""
+    """Create a safetensors file of one tensor, mapped for writing; it may exceed the memory."""
     size = shape[0] * shape[1] * dtype.itemsize
     entry = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [0, size]}
-    head = json.dumps({"__metadata__": dict(what), "states": entry}).encode()
+    head = json.dumps({"__metadata__": dict(metadata), "states": entry}).encode()
     head += b" " * (-len(head) % 64)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as f:
         f.write(len(head).to_bytes(8, "little") + head)
-        os.posix_fallocate(f.fileno(), 0, 8 + len(head) + size)  # a full disk shows now, as OSError
+        os.posix_fallocate(f.fileno(), 0, 8 + len(head) + size)  # raises OSError on a full disk
     raw = torch.from_file(str(path), shared=True, size=8 + len(head) + size, dtype=torch.uint8)
     return raw[8 + len(head) :].view(dtype).view(shape)
 
 
-def _opened(path: Path, what: Mapping[str, str]) -> Tensor:
+def _open(path: Path, metadata: Mapping[str, str]) -> Tensor:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as f:
-            found = f.metadata() or {}
+            saved = f.metadata() or {}
             states = f.get_tensor("states")
     except (OSError, SafetensorError) as e:
-        raise W2SError(f"{path} is no cache of states ({e}); remove it or name another") from e
-    for name, wanted in what.items():
-        if found.get(name) != wanted:
+        raise W2SError(f"{path} is not a cache of states ({e}); remove it or name another") from e
+    for name, expected in metadata.items():
+        if saved.get(name) != expected:
             raise W2SError(
-                f"{path} holds states of another {name} ({found.get(name)}, wanted {wanted}); "
+                f"{path} holds states of another {name} ({saved.get(name)}, expected {expected}); "
                 "remove it or name another"
             )
     return states
 
 
 def identity(model: nn.Module, data: Encoded) -> dict[str, str]:
-    """What states are of: the weights of the base, how it is pooled, and the rows."""
+    """Identify states by the weights of the base, its pooling, and the rows."""
     base = getattr(model, "base", model)
     h = hashlib.sha256()
     for name, t in module_tensors(base).items():
@@ -213,5 +211,5 @@ def identity(model: nn.Module, data: Encoded) -> dict[str, str]:
 
 
 def as_bytes(t: Tensor) -> memoryview:
-    """The bytes of a tensor in its order; a contiguous one is not copied."""
+    """Return the bytes of a tensor; a contiguous one is not copied."""
     return t.contiguous().flatten().view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""Hidden states of a layer, pooled to one vector a row: what probes of a model read."""
+"""Hidden states of a layer, pooled to one vector a row, as the input of probes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from w2s_fast.training.prediction import map_batches
 def hidden_states(
     model: nn.Module, data: Encoded, layer: int | str = -1, batch_size: int = 64
 ) -> np.ndarray:
-    """The vector that a head on this layer would read, of every row.
+    """Return the input of a head on a layer for every row.
 
-    Batched and shared out as in ``predict``; the model runs in eval mode and comes back as it was.
+    Batches are distributed as in ``predict``; the model runs in eval mode and is returned to its
+    mode.
 
     Args:
-        model: of ``build_model``, pooled as it pools itself, or a transformers base model, of which
-            the last token is read.
+        model: from ``build_model``, with its own pooling, or a transformers base model, whose last
+            token is used.
         data: rows to read.
         layer: 0 is the embedding, L the output of the last of L layers with the final norm;
-            negative ones count from the end, ``"last"`` is L and ``"half"`` L // 2.
-        batch_size: rows of one forward at most.
+            negative numbers count from the end, ``"last"`` is L and ``"half"`` L // 2.
+        batch_size: maximum rows of one forward.
 
     Returns:
-        (N, D) float32 in input order; of preferences second minus first completion, of which the
-        log-odds of a reward model are a linear function.
+        (N, D) float32 in input order; for preferences the second minus the first completion, of
+        which the log-odds of a reward model are a linear function.
 
     Raises:
         W2SError: for a layer that the model does not have, or a model without hidden states.
@@ -40,8 +41,8 @@ def hidden_states(
     base: Any = getattr(model, "base", model)
     if not hasattr(base, "config"):
         raise W2SError(f"{type(model).__name__} has no layers to read; use a transformers model")
-    how = getattr(model, "pooling", "last")
-    at = _index(layer, base.config.num_hidden_layers)
+    pooling = getattr(model, "pooling", "last")
+    index = _layer_index(layer, base.config.num_hidden_layers)
 
     def compute(batch: Batch) -> Tensor:
         segments = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
@@ -51,14 +52,14 @@ def hidden_states(
             output_hidden_states=True,
             **segments,
         )
-        pooled = pool(out.hidden_states[at], batch.attention_mask, how).float()
+        pooled = pool(out.hidden_states[index], batch.attention_mask, pooling).float()
         return pooled[1::2] - pooled[::2] if data.n_candidates == 2 else pooled
 
     return map_batches(model, data, batch_size, compute)
 
 
-def _index(layer: int | str, layers: int) -> int:
-    """Position among the L + 1 states."""
+def _layer_index(layer: int | str, layers: int) -> int:
+    """Return the index of a layer among the L + 1 states."""
     if layer in ("half", "last"):
         return layers // 2 if layer == "half" else layers
     if not isinstance(layer, int) or not -layers - 1 <= layer <= layers:

@@ -1,14 +1,13 @@
-r"""Many linear heads on the same features, trained together.
+r"""Train many linear heads on the same features at once.
 
-Runs of one seed see the same rows at every step, so a step gathers its features once, H heads are
-one product and their weight gradients another:
+Runs of one seed see the same rows at every step, so a step gathers its features once and computes
+the logits of H heads in one product, and their weight gradients in another:
 
     Z = X [W_1 .. W_H]^T + b        (B, H C)
     G_h = d loss_h(Z_h) / d Z_h     each loss on the logits of its own head
     dW = G^T X,  db = sum_i G_i     (H C, D)
 
-Every head takes the AdamW step, and has the schedule, threshold and loss state, that ``train``
-would give it alone. What is left of a step is the losses themselves.
+Every head has the AdamW step, schedule, threshold and loss state of a separate ``train``.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses import Loss, LossOut
+from w2s_fast.losses import Loss, LossContext, LossOut
 from w2s_fast.training.config import TrainConfig
-from w2s_fast.training.data import RowOrder, check_targets
+from w2s_fast.training.data import RowOrder, check_weak_labels
 from w2s_fast.training.thresholds import Thresholds
 
-_PREDICT_ROWS = 4096  # of one product in ``predict_heads``
+_PREDICT_ROWS = 4096  # rows of one product in ``predict_heads``
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +36,8 @@ class HeadRun:
 
     Attributes:
         targets: (N,) integer hard labels (-100: row not used), or (N, C) soft labels.
-        loss: what is minimised.
-        lr: peak learning rate; None: that of the recipe.
+        loss: the loss to minimise.
+        lr: peak learning rate; None: that of the training configuration.
         weight: (N,) row weights, or None.
     """
 
@@ -52,8 +51,8 @@ class HeadResult(NamedTuple):
     """H trained heads of C classes on D features, in the order of their runs.
 
     Attributes:
-        weight, bias: (H, C, D) and (H, C), fp32 (fp64 of fp64 features).
-        losses, agreement: (steps, H) as in the log of ``train``, fp64, on the CPU.
+        weight, bias: (H, C, D) and (H, C), fp32 (fp64 for fp64 features).
+        losses, agreement: (steps, H) fp64 on the CPU, as in the result of ``train``.
         seconds: wall time of the training.
     """
 
@@ -72,19 +71,19 @@ def train_heads(
     *,
     head: nn.Linear | None = None,
 ) -> HeadResult:
-    """Train one linear head a run, all at once, on the device of ``features``.
+    """Train one linear head for each run, all at once, on the device of ``features``.
 
-    Each comes out as ``train`` of the same recipe and seed would leave the head of a frozen model
-    with these features, up to rounding. Settings that only place or split the work
-    (micro-batches, checkpoints, ZeRO) play no part: a step is small enough to be taken whole.
+    Up to rounding, each equals the head that ``train`` with the same configuration and seed would
+    leave on a frozen model with these features. Settings that distribute or split the work
+    (micro-batches, checkpoints, ZeRO) are ignored: a step is small enough to run at once.
 
     Args:
         features: (N, D) floating point, memory-mapped or not; converted to fp32 batch by batch.
-        runs: targets and losses, all of the same C classes: that of ``head`` or of the soft
-            labels, else the largest hard label + 1.
-        cfg: the recipe; its ``lr`` is that of runs without their own.
+        runs: targets and losses. All have the same C classes: those of ``head`` or of the soft
+            labels, or else the largest hard label + 1.
+        cfg: training configuration; its ``lr`` is used by runs without their own.
         seed: of the data order, the same for all runs.
-        head: where every head starts; None: zero.
+        head: initial value of every head; None: zero.
 
     Raises:
         W2SError: for runs that do not fit the features or each other, micro-batches whose
@@ -99,7 +98,7 @@ def train_heads(
     classes = _check(features, runs, head)
     start = time.perf_counter()
     stack = _Stack(features, len(runs), classes, cfg, head)
-    lanes = [_Lane(run, classes, cfg, features.device) for run in runs]
+    losses = [_HeadLoss(run, classes, cfg, features.device) for run in runs]
     table = _Targets(runs, features.device)
     rates = torch.tensor([cfg.lr if r.lr is None else r.lr for r in runs], dtype=torch.float64)
     unit, steps = replace(cfg, lr=1.0), cfg.steps(len(features))
@@ -109,11 +108,12 @@ def train_heads(
         rows = torch.from_numpy(order.rows(step)).to(features.device)
         x = features[rows].to(stack.weight.dtype)
         z = [part.detach().requires_grad_() for part in stack.logits(x)]
-        parts = zip(lanes, z, table.rows(rows), strict=True)
-        outs = [lane.loss(logits, *weak, step, steps) for lane, logits, weak in parts]
+        parts = zip(losses, z, table.rows(rows), strict=True)
+        ctx = LossContext(step_frac=step / steps, step=step)
+        outs = [head_loss(logits, *weak, ctx) for head_loss, logits, weak in parts]
         log[step, 0], log[step, 1] = _backward(outs)
         stack.update([part.grad for part in z], x, rates * unit.lr_at(step, steps))
-    _finite(log[:, 0], runs)
+    _check_finite(log[:, 0], runs)
     shape = (len(runs), classes)
     return HeadResult(
         stack.weight.view(*shape, -1), stack.bias.view(shape), log[:, 0], log[:, 1],
@@ -144,31 +144,29 @@ def predict_heads(features: Tensor, result: HeadResult) -> np.ndarray:
     return out
 
 
-class _Lane:
-    """The loss of one head, with its threshold and its state."""
+class _HeadLoss:
+    """The loss of one head, with its thresholds and state."""
 
     def __init__(self, run: HeadRun, classes: int, cfg: TrainConfig, device: torch.device) -> None:
         state = run.loss.init_state()
         self._loss, self._state = run.loss, None if state is None else state.to(device)
         self._thresholds = Thresholds(cfg.threshold_scope, run.loss, classes, cfg.batch_size)
 
-    def loss(
-        self, logits: Tensor, weak: Tensor, weight: Tensor | None, step: int, steps: int
+    def __call__(
+        self, logits: Tensor, weak: Tensor, weight: Tensor | None, ctx: LossContext
     ) -> LossOut:
-        """What the loss says of a batch; its state is kept for the next one."""
+        """Compute the loss of a batch, and keep its state for the next batch."""
         threshold = self._thresholds.rolling(logits, weak, weight)
-        out = self._loss(
-            logits, weak, weight=weight, step_frac=step / steps, step=step, threshold=threshold,
-            state=self._state,
-        )  # fmt: skip
+        ctx = ctx._replace(weight=weight, threshold=threshold, state=self._state)
+        out = self._loss(logits, weak, **ctx._asdict())
         self._state = out.state
         return out
 
 
 def _backward(outs: Sequence[LossOut]) -> tuple[Tensor, Tensor]:
-    """Gradient of every mean loss in its logits; (H,) means, and how often the weak label was met.
+    """Backpropagate every mean loss to its logits; return (H,) mean losses and agreements.
 
-    Means of many heads are a few vectors, not a few numbers a head.
+    The means of all heads are computed as vectors, not head by head.
     """
     sums = [out.loss_sum for out in outs]
     total = torch.stack(sums).detach()
@@ -183,10 +181,10 @@ def _backward(outs: Sequence[LossOut]) -> tuple[Tensor, Tensor]:
 
 
 class _Targets:
-    """Targets and weights of all runs; what runs share is gathered once a step."""
+    """Targets and weights of all runs; arrays that runs share are gathered once a step."""
 
     def __init__(self, runs: Sequence[HeadRun], device: torch.device) -> None:
-        self._where = [(id(r.targets), None if r.weight is None else id(r.weight)) for r in runs]
+        self._keys = [(id(r.targets), None if r.weight is None else id(r.weight)) for r in runs]
         self._tensors: dict[int, Tensor] = {}
         for run in runs:
             for array in (run.targets, run.weight):
@@ -196,13 +194,13 @@ class _Targets:
                     self._tensors[id(array)] = t.to(device)
 
     def rows(self, rows: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """Targets and weights of these rows, run by run."""
+        """Return targets and weights of the given rows, run by run."""
         part = {key: t[rows] for key, t in self._tensors.items()}
-        return [(part[t], None if w is None else part[w]) for t, w in self._where]
+        return [(part[t], None if w is None else part[w]) for t, w in self._keys]
 
 
 class _Stack:
-    """Weights (H C, D) and biases (H C,) of all heads and their AdamW, that of ``MasterAdamW``."""
+    """Weights (H C, D) and biases (H C,) of all heads, with the AdamW of ``MasterAdamW``."""
 
     def __init__(
         self, features: Tensor, heads: int, classes: int, cfg: TrainConfig, head: nn.Linear | None
@@ -219,7 +217,7 @@ class _Stack:
         ]
 
     def logits(self, x: Tensor) -> Sequence[Tensor]:
-        """(B, C) of every head."""
+        """Return (B, C) logits of every head."""
         z = torch.addmm(self.bias, x, self.weight.T)
         return z.view(len(x), *self._shape).transpose(0, 1).contiguous().unbind(0)
 
@@ -227,16 +225,16 @@ class _Stack:
         """One step from the gradients of the logits; ``lr`` (H,)."""
         zero = torch.zeros(len(x), self._shape[1], dtype=x.dtype, device=x.device)
         g = torch.cat([zero if g is None else g for g in grads], 1)
-        found = [g.T @ x, g.sum(0)]
+        grad = [g.T @ x, g.sum(0)]
         if self._cfg.clip_norm is not None:
-            self._clip(found, self._cfg.clip_norm)
+            self._clip(grad, self._cfg.clip_norm)
         rate = lr.to(x).repeat_interleave(self._shape[1])
         self._steps += 1
-        self._adamw(self.weight, found[0], self._moments[0], rate[:, None], decay=True)
-        self._adamw(self.bias, found[1], self._moments[1], rate, decay=False)
+        self._adamw(self.weight, grad[0], self._moments[0], rate[:, None], decay=True)
+        self._adamw(self.bias, grad[1], self._moments[1], rate, decay=False)
 
     def _clip(self, grads: list[Tensor], limit: float) -> None:
-        """Each head by its own norm, as ``clip_grad_norm_``."""
+        """Clip each head by its own norm, as ``clip_grad_norm_`` does."""
         weight, bias = (g.view(self._shape[0], -1) for g in grads)
         norm = (weight.square().sum(1) + bias.square().sum(1)).sqrt()
         factor = (limit / (norm + 1e-6)).clamp_max(1.0)[:, None]
@@ -257,7 +255,7 @@ class _Stack:
 
 
 def _check(features: Tensor, runs: Sequence[HeadRun], head: nn.Linear | None) -> int:
-    """C, if features, runs and head fit each other."""
+    """Check that features, runs and head fit each other, and return C."""
     if features.ndim != 2 or not features.is_floating_point() or not len(features):
         raise W2SError(
             f"features have shape {tuple(features.shape)} and dtype {features.dtype}; expected "
@@ -271,12 +269,10 @@ def _check(features: Tensor, runs: Sequence[HeadRun], head: nn.Linear | None) ->
     if head is not None:
         classes = head.out_features
         if head.in_features != features.shape[1]:
-            raise W2SError(
-                f"head takes {head.in_features} features; expected {features.shape[1]}, as given"
-            )
+            raise W2SError(f"head takes {head.in_features} features; expected {features.shape[1]}")
     for i, run in enumerate(runs):
         try:
-            check_targets(run.targets, run.weight, len(features), classes)
+            check_weak_labels(run.targets, run.weight, len(features), classes)
         except W2SError as e:
             raise W2SError(f"run {i}, {run.loss}: {e}") from None
         if run.lr is not None and not 0 <= run.lr < float("inf"):
@@ -284,7 +280,7 @@ def _check(features: Tensor, runs: Sequence[HeadRun], head: nn.Linear | None) ->
     return classes
 
 
-def _finite(losses: Tensor, runs: Sequence[HeadRun]) -> None:
+def _check_finite(losses: Tensor, runs: Sequence[HeadRun]) -> None:
     bad = ~losses.isfinite()
     if bad.any():
         run = int(bad.any(0).nonzero()[0])

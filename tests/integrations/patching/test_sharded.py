@@ -140,7 +140,7 @@ def full_grads(lm: Any) -> dict[str, Tensor]:
 def past_the_model(lm: Any) -> None:
     """A head that is read while its parts are apart says so."""
     loss = w2s_fast.LMHeadLoss(lm.lm_head)
-    with pytest.raises(W2SError, match="the head is sharded, here it holds .* as DTensor"):
+    with pytest.raises(W2SError, match="the head is sharded, this process holds .* as DTensor"):
         loss(torch.zeros(2, 16), torch.zeros(2, dtype=torch.long))
 
 

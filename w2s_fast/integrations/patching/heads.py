@@ -35,9 +35,9 @@ _SHARDING_LIBRARIES = (
 
 def install_head(head: Any) -> None:
     """Add the keyword ``head_fn`` to the forward of a head."""
-    for own in weight_owners(head):
-        own.forward = MethodType(_forward, own)
-        own._w2s_head = PatchMark()
+    for module in weight_owners(head):
+        module.forward = MethodType(_forward, module)
+        module._w2s_head = PatchMark()
 
 
 def restore_heads(lm: Any) -> None:
@@ -61,16 +61,16 @@ def call_head(head: Any, hidden: Tensor, head_fn: HeadFn) -> Any:
         W2SError: if the head was replaced or got a hook of another library after ``patch``, or has
             an unsupported adapter.
     """
-    own = weight_owner(head)
-    installed = getattr(own.__dict__.get("forward"), "__func__", None) is _forward
-    installed = installed and type(own).forward is nn.Linear.forward
-    if not hasattr(own, "_w2s_head") or not installed:
+    module = weight_owner(head)
+    installed = getattr(module.__dict__.get("forward"), "__func__", None) is _forward
+    installed = installed and type(module).forward is nn.Linear.forward
+    if not hasattr(module, "_w2s_head") or not installed:
         raise W2SError(
-            f"the head, a {type(own).__name__}, is not the one that was patched; unpatch the model "
-            "and patch it again"
+            f"the head, a {type(module).__name__}, is not the one that was patched; unpatch the "
+            "model and patch it again"
         )
     check_hooks(head)
-    return own(hidden, head_fn=with_adapters(head, head_fn)(hidden))
+    return module(hidden, head_fn=with_adapters(head, head_fn)(hidden))
 
 
 def check_hooks(head: Any) -> None:
@@ -95,25 +95,25 @@ def check_head(name: str, head: Any) -> None:
     """Raise ``W2SError`` for a head that is not plain ``nn.Linear`` below its adapters."""
     if head is None:
         raise W2SError(f"{name} has no language-model head; expected a causal LM")
-    for own in weight_owners(head):
-        _check_owner(name, own)
+    for module in weight_owners(head):
+        _check_owner(name, module)
     check_hooks(head)
 
 
-def _check_owner(name: str, own: Any) -> None:
-    weight = getattr(own, "weight", None)
-    linear = isinstance(own, nn.Linear) and type(own).forward is nn.Linear.forward
+def _check_owner(name: str, module: Any) -> None:
+    weight = getattr(module, "weight", None)
+    linear = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
     if not linear or weight is None or not weight.is_floating_point():
-        raise W2SError(f"the head of {name} is a {type(own).__name__}; expected nn.Linear")
-    if "forward" in own.__dict__:
+        raise W2SError(f"the head of {name} is a {type(module).__name__}; expected nn.Linear")
+    if "forward" in module.__dict__:
         raise W2SError(
-            f"the forward of the head of this {name} was replaced by {origin_module(own.forward)}; "
-            "load the model without that"
+            f"the forward of the head of this {name} was replaced by "
+            f"{origin_module(module.forward)}; load the model without that"
         )
-    if shape_of(weight)[0] != own.out_features:
+    if shape_of(weight)[0] != module.out_features:
         raise W2SError(
-            f"the head of {name} holds {tuple(weight.shape)} of {own.out_features} classes; patch "
-            "before tensor parallelism or FSDP"
+            f"the head of {name} holds {tuple(weight.shape)} of {module.out_features} classes; "
+            "patch before tensor parallelism or FSDP"
         )
 
 

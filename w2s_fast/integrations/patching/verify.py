@@ -69,9 +69,9 @@ def verify_first(lm: Any, state: State, inputs: dict[str, Any], columns: dict[st
         batch = {k: v for k, v in inputs.items() if v is not None and k != "return_dict"}
         batch.pop("num_items_in_batch", None)
         if batch.get("labels") is None:
-            marks = batch.pop("shift_labels", None)
+            shift_labels = batch.pop("shift_labels", None)
             zeros = torch.zeros(batch_size(inputs, columns), dtype=torch.int64)
-            batch["labels"] = zeros.to(head_device(lm)) if marks is None else marks
+            batch["labels"] = zeros.to(head_device(lm)) if shift_labels is None else shift_labels
     verify(lm, state, batch)
 
 
@@ -167,11 +167,13 @@ class _Reference(LossCall):
     def _compare(self, logits: LazyLogits, z: Tensor, values: Tensor) -> None:
         """Compare the recorded transform of the head's output with the model's logits."""
         transform = logits.transform()
-        got = transform(z.to(torch.promote_types(z.dtype, torch.float32)))
-        got = got.flatten(0, -2)[logits.positions.flatten()].view(values.shape)
-        size = values if transform.bias is None else values.abs() + (got - transform.bias).abs()
+        computed = transform(z.to(torch.promote_types(z.dtype, torch.float32)))
+        computed = computed.flatten(0, -2)[logits.positions.flatten()].view(values.shape)
+        size = (
+            values if transform.bias is None else values.abs() + (computed - transform.bias).abs()
+        )
         roundings = max(_MIN_ROUNDINGS, len(logits.steps) + 1)
-        if not _close(got, values, size, roundings * torch.finfo(z.dtype).eps):
+        if not _close(computed, values, size, roundings * torch.finfo(z.dtype).eps):
             _raise_difference(self.lm, "logits", "its head on its hidden states")
 
 
@@ -184,8 +186,8 @@ def _compare_head(lm: Any, call: LossCall, z: Tensor) -> None:
         size = hidden.abs() @ weight.abs().T
         return F.linear(hidden, weight, bias), size if bias is None else size + bias.abs()
 
-    ours, size = call_head(call.head, hidden, product)
-    if ours.shape != z.shape or not _close(ours, z, size, 4 * torch.finfo(z.dtype).eps):
+    computed, size = call_head(call.head, hidden, product)
+    if computed.shape != z.shape or not _close(computed, z, size, 4 * torch.finfo(z.dtype).eps):
         _raise_difference(lm, "head", "the product of its hidden states and its weight")
 
 

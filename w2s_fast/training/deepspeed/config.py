@@ -74,7 +74,7 @@ def deepspeed_config(cfg: TrainConfig, dtype: str, size: int, cuda: bool) -> dic
         W2SError: for a batch that does not split, or a JSON file that contradicts.
     """
     micro, accumulation = cfg.batch_shape(size)
-    ours: dict[str, Any] = {
+    derived: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": micro * accumulation * size,
@@ -87,10 +87,10 @@ def deepspeed_config(cfg: TrainConfig, dtype: str, size: int, cuda: bool) -> dic
         "fp16": {"enabled": dtype == "fp16"},
     }
     if dtype != "fp32":
-        ours["data_types"] = {"grad_accum_dtype": "fp32"}
+        derived["data_types"] = {"grad_accum_dtype": "fp32"}
     if cfg.deepspeed_config is None:
-        return ours
-    return merge(ours, read_config(Path(cfg.deepspeed_config)), cfg.deepspeed_config)
+        return derived
+    return merge(derived, read_config(Path(cfg.deepspeed_config)), cfg.deepspeed_config)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -116,15 +116,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return settings
 
 
-def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Override settings of ``ours`` by those of ``theirs``; "auto" keeps ours.
+def merge(derived: Mapping[str, Any], user: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Override settings of ``derived`` by those of ``user``; "auto" keeps the derived one.
 
     Raises:
         W2SError: if they contradict.
     """
-    out = copy.deepcopy(dict(ours))
-    flat = dict(_flat(ours, ""))
-    for name, value in _flat(theirs, ""):
+    out = copy.deepcopy(dict(derived))
+    flat = dict(_flat(derived, ""))
+    for name, value in _flat(user, ""):
         if value == AUTO:
             if name not in flat:
                 raise W2SError(f'{path}: {name} is "auto"; leave it out to get its default')
