@@ -1,29 +1,33 @@
-"""``python -m bench COMMAND ...``, one of ``COMMANDS``; without a name it measures."""
+"""``python -m bench COMMAND ...``: dispatch to the module of a command; the default is ``run``."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-COMMANDS = {
-    "run": "run",
-    "compare": "compare",
-    "scale": "cases.scale",
-    "heads": "cases.heads",
-    "products": "cases.products",
-    "trainers": "cases.trainers",
-    "w2s": "cases.w2s",
-    "architectures": "architectures.command",
-    "report": "report.documents",
-    "plot": "report.pictures",
-    "gpu": "gpu.suite",
+COMMANDS = {  # name -> (module, what it does)
+    "run": ("run", "time the ops against eager PyTorch, torch.compile and the memory floor"),
+    "compare": ("compare", "name the cases that are slower than in the committed rows"),
+    "trainers": ("cases.trainers", "time whole training steps in trainers"),
+    "heads": ("cases.heads", "time sweeps of linear heads on cached features"),
+    "products": ("cases.products", "time a 16-bit head with and without 16-bit CPU instructions"),
+    "scale": ("cases.scale", "measure labelling, the exact threshold's exchange, and memory"),
+    "gpu": ("gpu.suite", "build, test and time everything on a machine with a CUDA device"),
+    "w2s": ("cases.w2s", "repeat the weak-to-strong experiments of docs/results.md"),
+    "architectures": ("architectures.command", "check every class of transformers after patch"),
+    "report": ("report.documents", "write the tables of the documents from the committed rows"),
+    "plot": ("report.pictures", "draw the pictures of the documents from the committed rows"),
 }
 
 
 def main(args: list[str]) -> int:
-    """Hand the arguments to one of the commands; return its exit code."""
+    """Run a command; return its exit code."""
+    if args and args[0] in ("-h", "--help"):
+        print("usage: python -m bench [COMMAND] [options]   (default: run)\n\ncommands:")
+        print("\n".join(f"  {name:<14} {text}" for name, (_, text) in COMMANDS.items()))
+        return 0
     name, rest = (args[0], args[1:]) if args and args[0] in COMMANDS else ("run", args)
-    return importlib.import_module(f"bench.{COMMANDS[name]}").main(rest)
+    return importlib.import_module(f"bench.{COMMANDS[name][0]}").main(rest)
 
 
 if __name__ == "__main__":

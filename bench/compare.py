@@ -154,7 +154,3 @@ def main(args: list[str]) -> int:
         print(f"slower  {c}")
     print(f"{len(slower)} of {len(comparisons)} cases slower by more than {options.limit:.0%}")
     return 1 if slower else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

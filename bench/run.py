@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from bench.cases import cross_entropy, linear, quantile, two_class
 from bench.harness.jobs import Job
+from bench.harness.row_files import add_output_options
 from bench.harness.spawn import ALLOCATORS, measure_groups, select_names
 
 OPS = ("cross_entropy", "linear_cross_entropy", "two_class", "quantile")
@@ -39,11 +38,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--providers", default="", help="comma-separated; default: all of the op")
     p.add_argument("--rounds", type=int, default=0, help="turns of each candidate; 0: by op")
     p.add_argument("--threads", type=int, default=2, help="of the large cases: %(default)s")
-    p.add_argument("--quick", action="store_true", help="toy sizes: check that it runs")
-    p.add_argument("--out", type=Path, help="file the rows are added to")
-    p.add_argument(
-        "--record", action="store_true", help="replace the rows in bench/results/cpu (clean tree)"
-    )
+    add_output_options(p)
     return p
 
 
@@ -132,13 +127,9 @@ def main(args: list[str]) -> int:
     if a.quick:
         by_process = sorted(selected, key=_process)
         groups = [list(group) for _, group in itertools.groupby(by_process, _process)]
-    measure_groups(groups, a.out, a.record)
+    measure_groups(groups, a)
     return 0
 
 
 def _process(job: Job) -> tuple[str, int]:
     return job.allocator, job.threads
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

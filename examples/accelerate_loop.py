@@ -35,15 +35,15 @@ def main(
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     batches = iter(loader)
     for step in range(steps):
-        of_step = [next(batches) for _ in range(accumulate)]
-        answers = sum((batch["labels"][:, 1:] != -100).sum() for batch in of_step)
-        answers = accelerator.reduce(answers)
+        micro_batches = [next(batches) for _ in range(accumulate)]
+        n_tokens = sum((batch["labels"][:, 1:] != -100).sum() for batch in micro_batches)
+        n_tokens = accelerator.reduce(n_tokens)
         set_progress(model, step / steps, step)
         loss = torch.zeros((), device=accelerator.device)
-        for i, batch in enumerate(of_step):
+        for i, batch in enumerate(micro_batches):
             last = i == accumulate - 1
             with nullcontext() if last else accelerator.no_sync(model):
-                part = model(**batch, num_items_in_batch=answers).loss
+                part = model(**batch, num_items_in_batch=n_tokens).loss
                 accelerator.backward(part * accelerator.num_processes)  # DDP averages over ranks
             loss += part.detach()
         optimizer.step()

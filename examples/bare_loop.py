@@ -48,10 +48,10 @@ def main(
     loader = DataLoader(tiny.rows(), micro, collate_fn=WeakLabelCollator(tiny.tokenizer))
     batches = iter(loader)
     for step in range(steps):
-        of_step = [next(batches) for _ in range(accumulate)]
-        total = sum(batch["weak_weight"].sum() for batch in of_step)
+        micro_batches = [next(batches) for _ in range(accumulate)]
+        total = sum(batch["weak_weight"].sum() for batch in micro_batches)
         loss = torch.zeros(())
-        for batch in of_step:
+        for batch in micro_batches:
             part = student(batch, aux * min(1, step / steps / 0.1)) / total
             part.backward()
             loss += part.detach()

@@ -47,13 +47,13 @@ def main(
     )  # fmt: skip
     batches = iter(loader)
     for step in range(steps):
-        of_step = [next(batches) for _ in range(accumulate)]
-        answers = sum((b["labels"][:, 1:] != -100).sum() for b in of_step).to(engine.device)
-        dist.all_reduce(answers)
+        micro_batches = [next(batches) for _ in range(accumulate)]
+        n_tokens = sum((b["labels"][:, 1:] != -100).sum() for b in micro_batches).to(engine.device)
+        dist.all_reduce(n_tokens)
         set_progress(model, step / steps, step)
-        for batch in of_step:
+        for batch in micro_batches:
             batch = {name: column.to(engine.device) for name, column in batch.items()}
-            loss = engine(**batch, num_items_in_batch=answers).loss
+            loss = engine(**batch, num_items_in_batch=n_tokens).loss
             engine.backward(loss * accumulate * dist.get_world_size())
             engine.step()
         if dist.get_rank() == 0:

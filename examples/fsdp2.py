@@ -42,10 +42,10 @@ def main(
     )  # fmt: skip
     for step, batch in enumerate(loader):
         batch = {name: column.to(device) for name, column in batch.items()}
-        answers = (batch["labels"][:, 1:] != -100).sum()
-        dist.all_reduce(answers)
+        n_tokens = (batch["labels"][:, 1:] != -100).sum()
+        dist.all_reduce(n_tokens)
         set_progress(model, step / steps, step)
-        loss = model(**batch, num_items_in_batch=answers).loss
+        loss = model(**batch, num_items_in_batch=n_tokens).loss
         (loss * dist.get_world_size()).backward()  # FSDP averages over ranks
         optimizer.step()
         optimizer.zero_grad()

@@ -36,7 +36,7 @@ class WeakLoss(TrainerCallback):
 
 
 def main(folder: str, spec: str = "logconf:aux_coef=0.5", **settings: Any) -> Trainer:
-    texts, labels = tiny.judged(48)
+    texts, labels = tiny.weakly_labelled(48)
     encoded = tiny.tokenizer(texts)["input_ids"]
     probs = labels.probs.tolist()
     data = [{"input_ids": x, "labels": p} for x, p in zip(encoded, probs, strict=True)]

@@ -38,7 +38,7 @@ def classifier(seed: int = 0, num_labels: int = 2) -> Any:
     return lm(seed, LlamaForSequenceClassification, num_labels=num_labels)
 
 
-def judged(n: int) -> tuple[list[str], WeakLabels]:
+def weakly_labelled(n: int) -> tuple[list[str], WeakLabels]:
     """Return texts and the judge's labels for them."""
     config = TaskConfig(n_weak=2, n_transfer=n, n_test=2)
     texts = get_task("agreement").load(config, 0).transfer
@@ -52,12 +52,12 @@ def judged(n: int) -> tuple[list[str], WeakLabels]:
 
 def rows(n: int = 48) -> list[dict[str, Any]]:
     """Return collator rows: prompts with the judge's probabilities of the two answers."""
-    return answer_rows(tokenizer, *judged(n), WORDS)
+    return answer_rows(tokenizer, *weakly_labelled(n), WORDS)
 
 
 def pairs(n: int = 48) -> list[dict[str, Any]]:
     """Return two answers per prompt and the judge's probability that the first is better."""
-    texts, labels = judged(n)
+    texts, labels = weakly_labelled(n)
     first, second = (f" {word}" for word in WORDS)
     return [
         {"prompt": text, "chosen": first, "rejected": second, "q": float(q), "weight": float(w)}

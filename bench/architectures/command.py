@@ -114,7 +114,3 @@ def _check_page() -> int:
         return 0
     print("docs/architectures.md differs from its rows; run `python -m bench architectures`")
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -12,6 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def topk_labels(ids: Tensor, k: int, n_classes: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return ids and probabilities (N, k) of weak labels whose first class is ``ids`` (N,)."""
+    top_ids = (ids[:, None] + 17 * torch.arange(k)) % n_classes
+    probs = torch.rand(len(ids), k, generator=g)
+    return top_ids, probs / probs.sum(dim=1, keepdim=True)
+
+
+def relative_errors(
+    loss: Tensor, grad: Tensor, true_loss: float, true_grad: Tensor
+) -> dict[str, float]:
+    """Return relative errors: of a loss, and of its gradient over the largest true entry."""
+    return {
+        "loss_err": abs(loss.item() - true_loss) / abs(true_loss),
+        "grad_err": ((grad.double() - true_grad).abs().max() / true_grad.abs().max()).item(),
+    }
+
+
 def logconf(logits: Tensor, labels: Tensor, coef: float = 0.5) -> Tensor:
     """Return the mean confidence loss, 0-d fp32, for any number of classes; inputs (N, V)."""
     logits = logits.float()

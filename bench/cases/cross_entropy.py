@@ -54,27 +54,28 @@ class Upstream(torch.autograd.Function):
         return grad.new_zeros(()), None
 
 
-def make_inputs(case: str, dtype: str, n: int, v: int) -> Inputs:
+def make_inputs(case: str, dtype: str, n: int, v: int, device: str = "cpu") -> Inputs:
     """Return logits with spread 3 whose weak class is lifted in most rows, as after training."""
-    g = torch.Generator().manual_seed(0)
-    logits = torch.randn(n, v, generator=g).mul_(3.0)
-    ids = torch.randint(v, (n,), generator=g)
-    lift = torch.rand(n, generator=g).mul_(20.0)
-    logits[torch.arange(n), ids] += lift
+    g = torch.Generator(device).manual_seed(0)
+    logits = torch.randn(n, v, generator=g, device=device).mul_(3.0)
+    ids = torch.randint(v, (n,), generator=g, device=device)
+    lift = torch.rand(n, generator=g, device=device).mul_(20.0)
+    logits[torch.arange(n, device=device), ids] += lift
     logits = logits.to(DTYPES[dtype])
     ours: Tensor | w2s_fast.SparseTargets
     if case in ("hard", "logconf_hard"):
         ours = ids
-        labels = None if case == "hard" else _one_hot(ids[:, None], torch.ones(n, 1), logits)
+        labels = (
+            None
+            if case == "hard"
+            else _one_hot(ids[:, None], torch.ones_like(ids[:, None]), logits)
+        )
     elif case == "logconf_topk":
-        k = min(TOP_K, v)
-        top_ids = (ids[:, None] + 17 * torch.arange(k)) % v
-        probs = torch.rand(n, k, generator=g)
-        probs /= probs.sum(dim=1, keepdim=True)
+        top_ids, probs = baselines.topk_labels(ids, min(TOP_K, v), v, g)
         ours, labels = w2s_fast.SparseTargets(top_ids, probs), _one_hot(top_ids, probs, logits)
     else:
-        labels = torch.randn(n, v, generator=g).mul_(3.0).softmax(dim=1).to(logits.dtype)
-        ours = labels
+        soft = torch.randn(n, v, generator=g, device=device).mul_(3.0).softmax(dim=1)
+        ours = labels = soft.to(logits.dtype)
     return Inputs(logits, labels, ids, ours)
 
 
@@ -134,11 +135,7 @@ def errors(x: Inputs, loss: Loss, truth: tuple[float, Tensor, Tensor]) -> dict[s
     value.backward()
     assert logits.grad is not None
     total, rows, expected = truth
-    got = logits.grad[rows].double()
-    return {
-        "loss_err": abs(value.item() - total) / abs(total),
-        "grad_err": ((got - expected).abs().max() / expected.abs().max()).item(),
-    }
+    return baselines.relative_errors(value, logits.grad[rows], total, expected)
 
 
 def truth(case: str, x: Inputs) -> tuple[float, Tensor, Tensor]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,8 +25,8 @@ import torch
 from torch import Tensor
 
 from bench.harness.cpu_timing import Candidate, interleave
-from bench.harness.environment import ROOT, environment
-from bench.harness.row_files import Row, store
+from bench.harness.environment import child_environment, environment
+from bench.harness.row_files import Row, add_output_options, store
 from w2s_fast.losses import make_loss
 from w2s_fast.probing import (
     CachedHead,
@@ -75,9 +74,7 @@ def main(args: list[str]) -> int:
     p.add_argument("--parts", default=",".join(PARTS), help="comma-separated: %(default)s")
     p.add_argument("--sizes", default="384,1024", help="numbers of features: %(default)s")
     p.add_argument("--workers", type=int, default=2, help="processes of one core: %(default)s")
-    p.add_argument("--quick", action="store_true", help="toy sizes")
-    p.add_argument("--out", type=Path, help="add the rows to this file")
-    p.add_argument("--record", action="store_true", help="add them to bench/results/cpu")
+    add_output_options(p)
     p.add_argument("--job", help=argparse.SUPPRESS)
     a = p.parse_args(args)
     if a.job:
@@ -90,7 +87,7 @@ def main(args: list[str]) -> int:
             row = {**row, "quick": a.quick, **environment(), **threads}
             print(json.dumps({k: row[k] for k in list(row)[:14]}), flush=True)
             rows.append(row)
-    store(rows, a.out, a.record)
+    store(rows, a)
     return 0
 
 
@@ -142,10 +139,7 @@ def sweep(a: argparse.Namespace, d: int) -> Iterator[Row]:
 
 def _run_processes(jobs: list[dict[str, Any]]) -> tuple[float, float]:
     """Start all processes at once; return wall seconds to the end of the last, and CPU seconds."""
-    env = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1",
-    }
+    env = child_environment(OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "bench", "heads", "--job"]
     workers = [
         subprocess.Popen([*command, json.dumps(job)], env=env, text=True,
@@ -268,6 +262,3 @@ def _time_alternatives(
 
 
 _PARTS = {"sweep": sweep, "epoch": epoch, "probe": probe}
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

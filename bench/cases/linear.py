@@ -57,13 +57,13 @@ class Inputs:
     ours: Tensor | w2s_fast.SparseTargets
 
 
-def make_inputs(case: str, dtype: str, n: int, d: int, v: int) -> Inputs:
+def make_inputs(case: str, dtype: str, n: int, d: int, v: int, device: str = "cpu") -> Inputs:
     """Return inputs whose logits have spread 3 and a lifted weak class, as after training."""
-    g = torch.Generator().manual_seed(0)
-    hidden = torch.randn(n, d, generator=g)
-    head = torch.randn(v, d, generator=g).mul_(3.0 / math.sqrt(d))
-    ids = torch.randint(v, (n,), generator=g)
-    lift = torch.rand(n, 1, generator=g).mul_(20.0)
+    g = torch.Generator(device).manual_seed(0)
+    hidden = torch.randn(n, d, generator=g, device=device)
+    head = torch.randn(v, d, generator=g, device=device).mul_(3.0 / math.sqrt(d))
+    ids = torch.randint(v, (n,), generator=g, device=device)
+    lift = torch.rand(n, 1, generator=g, device=device).mul_(20.0)
     own = head[ids]
     hidden += lift * own / own.square().sum(1, keepdim=True)
     hidden, head = (x.to(DTYPES[dtype]).requires_grad_() for x in (hidden, head))
@@ -74,10 +74,7 @@ def make_inputs(case: str, dtype: str, n: int, d: int, v: int) -> Inputs:
         ours = torch.randn(n, v, generator=g).mul_(3.0).softmax(dim=1).to(hidden.dtype)
         return Inputs(hidden, head, ids, ours, ours)
     else:
-        k = min(TOP_K, v)
-        top_ids = (ids[:, None] + 17 * torch.arange(k)) % v
-        probs = torch.rand(n, k, generator=g)
-        probs /= probs.sum(dim=1, keepdim=True)
+        top_ids, probs = baselines.topk_labels(ids, min(TOP_K, v), v, g)
         ours = w2s_fast.SparseTargets(top_ids, probs)
     labels = None
     if case != "hard":
@@ -217,11 +214,7 @@ def errors(x: Inputs, call: Loss, truth: tuple[float, Tensor, Tensor]) -> dict[s
     value = step(x, call)
     assert x.hidden.grad is not None
     total, rows, expected = truth
-    got = x.hidden.grad[rows].double()
-    return {
-        "loss_err": abs(value.item() - total) / abs(total),
-        "grad_err": ((got - expected).abs().max() / expected.abs().max()).item(),
-    }
+    return baselines.relative_errors(value, x.hidden.grad[rows], total, expected)
 
 
 def truth(case: str, x: Inputs) -> tuple[float, Tensor, Tensor]:

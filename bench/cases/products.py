@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +23,8 @@ from torch import Tensor
 import w2s_fast
 from bench.cases import linear
 from bench.harness.cpu_timing import Candidate, interleave
-from bench.harness.environment import ROOT, environment
-from bench.harness.row_files import Row, store
+from bench.harness.environment import child_environment, environment
+from bench.harness.row_files import Row, add_output_options, store
 from bench.harness.spawn import select_names
 from w2s_fast.ops.fused_linear import gemm
 
@@ -49,9 +47,7 @@ def main(args: list[str]) -> int:
         prog="python -m bench products", description=__doc__.splitlines()[0]
     )
     p.add_argument("--limits", default=",".join(LIMITS), help="comma-separated: %(default)s")
-    p.add_argument("--quick", action="store_true", help="toy sizes")
-    p.add_argument("--out", type=Path, help="add the rows to this file")
-    p.add_argument("--record", action="store_true", help="add them to bench/results/cpu")
+    add_output_options(p)
     p.add_argument("--job", help=argparse.SUPPRESS)
     a = p.parse_args(args)
     if a.job:
@@ -60,16 +56,15 @@ def main(args: list[str]) -> int:
     for row in rows:
         columns = ("case", "dtype", "n", "d", "v", "provider", "cpu_ms", "ratio_to_ours", "through")
         print(json.dumps({k: row[k] for k in columns}), flush=True)
-    store(rows, a.out, a.record)
+    store(rows, a)
     return 0
 
 
 def _spawn(limit: str, quick: bool) -> list[Row]:
     """Measure under a limit of the instruction set in a new process."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "bench", "products", "--job", limit]
     done = subprocess.run(
-        command + ["--quick"] * quick, env=os.environ | LIMITS[limit] | {"PYTHONPATH": path},
+        command + ["--quick"] * quick, env=child_environment(**LIMITS[limit]),
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -121,8 +116,3 @@ def _measure(limit: str, dtype: str, n: int, d: int, v: int, quick: bool) -> lis
         ratio = {"ratio_to_ours": float(f"{numbers['cpu_ms'] / base:.4g}")}
         rows.append({**columns, "provider": name, **short, **ratio, **environment()})
     return rows
-
-
-if __name__ == "__main__":
-    torch.manual_seed(0)
-    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,8 +24,8 @@ import numpy as np
 import torch
 
 from bench.harness.cpu_timing import Candidate, interleave
-from bench.harness.environment import ROOT, environment
-from bench.harness.row_files import Row, store
+from bench.harness.environment import child_environment, environment
+from bench.harness.row_files import Row, add_output_options, store
 from w2s_fast.distributed.network import free_port
 from w2s_fast.distributed.world import exit_process, get_world, init_distributed
 from w2s_fast.losses import make_loss
@@ -54,9 +53,7 @@ def main(args: list[str]) -> int:
     p.add_argument("--texts", action="append", default=[], metavar="NAME=FILE", help="label these, "
                    "one text per line, up to the first tab; needs --model")  # fmt: skip
     p.add_argument("--model", help="checkpoint whose tokenizer and backbone label the texts")
-    p.add_argument("--quick", action="store_true", help="toy sizes")
-    p.add_argument("--out", type=Path, help="add the rows to this file")
-    p.add_argument("--record", action="store_true", help="add them to bench/results/cpu")
+    add_output_options(p)
     p.add_argument("--rank", help=argparse.SUPPRESS)
     a = p.parse_args(args)
     if a.rank:
@@ -67,7 +64,7 @@ def main(args: list[str]) -> int:
             row = {**row, "quick": a.quick, **environment()}
             print(json.dumps({k: row[k] for k in list(row)[:14]}), flush=True)
             rows.append(row)
-    store(rows, a.out, a.record, "scale.jsonl")
+    store(rows, a, "scale.jsonl")
     return 0
 
 
@@ -169,11 +166,10 @@ def memory(a: argparse.Namespace) -> Iterator[Row]:
 
 
 def _start(size: int, job: dict[str, Any]) -> dict[str, float]:
-    shared = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-    }  # fmt: skip
+    shared = child_environment(
+        OMP_NUM_THREADS="1", WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()),
+    )  # fmt: skip
     if job["part"] == "memory":  # return freed memory; the C library's heap would keep some
         shared |= {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     command = [sys.executable, "-m", "bench", "scale", "--rank", json.dumps(job)]
@@ -266,6 +262,3 @@ def _resident(name: str) -> float:
 
 
 _PARTS = {"labelling": labelling, "exchange": exchange, "memory": memory}
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -21,6 +20,7 @@ from bench.harness import peak_memory
 from bench.harness.cpu_timing import Candidate, interleave
 from bench.harness.environment import environment
 from bench.harness.jobs import Job, job_columns, job_rows
+from bench.harness.row_files import add_output_options
 from bench.harness.spawn import ALLOCATORS, measure_groups, select_names
 
 OP = "trainers"
@@ -47,9 +47,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--allocator", default=",".join(ALLOCATORS), help="%(default)s")
     p.add_argument("--rounds", type=int, default=_ROUNDS, help="turns: %(default)s")
     p.add_argument("--threads", type=int, default=2, help="%(default)s")
-    p.add_argument("--quick", action="store_true", help="toy sizes: check that it runs")
-    p.add_argument("--out", type=Path, help="file the rows are added to")
-    p.add_argument("--record", action="store_true", help="add them to bench/results/cpu")
+    add_output_options(p)
     return p
 
 
@@ -135,5 +133,5 @@ def main(args: list[str]) -> int:
     groups = [[job] for job in selected]
     if a.quick:  # a toy run shares one process per allocator
         groups = [[j for j in selected if j.allocator == name] for name in ALLOCATORS]
-    measure_groups(filter(None, groups), a.out, a.record)
+    measure_groups(filter(None, groups), a)
     return 0

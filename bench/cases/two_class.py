@@ -63,7 +63,4 @@ def errors(logits: Tensor, labels: Tensor, loss: Callable[[Tensor], Tensor]) -> 
     value = loss(leaf)
     value.backward()
     assert leaf.grad is not None and z.grad is not None
-    return {
-        "loss_err": (abs(value.double() - total) / abs(total)).item(),
-        "grad_err": ((leaf.grad - z.grad).abs().max() / z.grad.abs().max()).item(),
-    }
+    return baselines.relative_errors(value, leaf.grad, total.item(), z.grad)

@@ -7,12 +7,10 @@ installed, or has changed its names, is skipped with a row that has the reason.
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bench.cases import cross_entropy, linear
@@ -23,23 +21,6 @@ INPLACE = ("liger",)  # these overwrite the logits with the gradient
 Loss = Callable[..., Tensor]
 
 
-def dense_inputs(case: Case) -> cross_entropy.Inputs:
-    """Make inputs like ``cross_entropy.make_inputs`` on the device."""
-    n, v, dtype = case.n, case.v, cross_entropy.DTYPES[case.dtype]
-    g = torch.Generator("cuda").manual_seed(0)
-    logits = torch.randn(n, v, generator=g, device="cuda").mul_(3.0)
-    ids = torch.randint(v, (n,), generator=g, device="cuda")
-    logits[torch.arange(n, device="cuda"), ids] += torch.rand(n, generator=g, device="cuda") * 20
-    logits = logits.to(dtype)
-    if case.loss == "hard":
-        return cross_entropy.Inputs(logits, None, ids, ids)
-    if case.loss == "logconf_hard":
-        labels = torch.zeros_like(logits).scatter_(1, ids[:, None], 1.0)
-        return cross_entropy.Inputs(logits, labels, ids, ids)
-    soft = torch.randn(n, v, generator=g, device="cuda").mul_(3.0).softmax(1).to(dtype)
-    return cross_entropy.Inputs(logits, soft, ids, soft)
-
-
 def dense_losses(
     case: Case, x: cross_entropy.Inputs, names: Sequence[str], emit: Callable[..., None]
 ) -> dict[str, Loss]:
@@ -48,20 +29,6 @@ def dense_losses(
     if "ours_triton" in names:
         table["ours_triton"] = table["ours"]
     return table | _available(_DENSE, x.ids, case, names, emit)
-
-
-def linear_inputs(case: Case) -> linear.Inputs:
-    """Make inputs like ``linear.make_inputs`` with hard labels on the device."""
-    dtype = cross_entropy.DTYPES[case.dtype]
-    g = torch.Generator("cuda").manual_seed(0)
-    hidden = torch.randn(case.n, case.d, generator=g, device="cuda")
-    head = torch.randn(case.v, case.d, generator=g, device="cuda").mul_(3.0 / math.sqrt(case.d))
-    ids = torch.randint(case.v, (case.n,), generator=g, device="cuda")
-    own = head[ids]
-    lift = torch.rand(case.n, 1, generator=g, device="cuda") * 20
-    hidden += lift * own / own.square().sum(1, keepdim=True)
-    hidden, head = (t.to(dtype).requires_grad_() for t in (hidden, head))
-    return linear.Inputs(hidden, head, ids, None, ids)
 
 
 def linear_losses(

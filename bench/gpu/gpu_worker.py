@@ -94,7 +94,7 @@ def measure(
 
 def dense(case: Case) -> None:
     """Measure forward and backward of the loss from logits; a buffer stands in for the model."""
-    x = gpu_providers.dense_inputs(case)
+    x = cross_entropy.make_inputs(case.loss, case.dtype, case.n, case.v, "cuda")
     table = gpu_providers.dense_losses(case, x, distinct_providers(case, "cross_entropy"), emit)
     truth = cross_entropy.truth(case.loss, x)
     seed = torch.zeros((), device="cuda", requires_grad=True)
@@ -117,7 +117,7 @@ def dense(case: Case) -> None:
 
 def head(case: Case) -> None:
     """Measure forward and backward of the loss from hidden states."""
-    x = gpu_providers.linear_inputs(case)
+    x = linear.make_inputs(case.loss, case.dtype, case.n, case.d, case.v, "cuda")
     table = gpu_providers.linear_losses(case, x, distinct_providers(case, "cross_entropy"), emit)
     rows = torch.linspace(0, case.n - 1, 64, device="cuda").long()
     z = x.hidden.detach()[rows].double() @ x.head.detach().double().t()

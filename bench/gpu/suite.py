@@ -9,6 +9,7 @@ JSON-lines file: a row with the environment, rows of the parts, rows of measurem
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from bench.gpu import gpu_table
 from bench.gpu.gpu_cases import CASES
-from bench.harness.environment import ROOT
+from bench.harness.environment import ROOT, child_environment
 
 OUT = ROOT / "out" / "gpu.jsonl"
 _OPS = ("cross_entropy", "contract", "fused_linear", "quantile", "logprob", "gpu", "loss_scales",
@@ -85,13 +86,17 @@ def no_device() -> str:
 
 
 def load(path: Path) -> list[dict[str, object]]:
-    """Return the rows of the output, without a line that a killed process left incomplete."""
+    """Return the rows of the output."""
+    return parse_rows(path.read_text().splitlines() if path.is_file() else [])
+
+
+def parse_rows(lines: list[str]) -> list[dict[str, object]]:
+    """Return the rows among some lines, without one that a killed process left incomplete."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    for line in lines:
+        if line.startswith('{"kind"'):
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
     return rows
 
 
@@ -130,8 +135,7 @@ def select(candidates: list[Part], names: str) -> list[Part]:
 def run(part: Part) -> tuple[dict[str, object], list[dict[str, object]]]:
     """Run a part; return its own row and the rows it measured. Never raises for its failure."""
     start = time.monotonic()
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    env = child_environment(PYTHONUNBUFFERED="1")
     with tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen(
             part.command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, text=True,
@@ -154,19 +158,8 @@ def run(part: Part) -> tuple[dict[str, object], list[dict[str, object]]]:
         row |= {"exit": code, "tail": output[-_TAIL:]}
     elif lines and not part.measures:
         row["last_line"] = lines[-1][:200]
-    return row, parse_rows(lines, part.name) if part.measures else []
-
-
-def parse_rows(lines: list[str], part: str) -> list[dict[str, object]]:
-    """Return the rows that a worker printed, including those before a crash."""
-    rows = []
-    for line in lines:
-        if line.startswith('{"kind"'):
-            try:
-                rows.append({**json.loads(line), "part": part})
-            except json.JSONDecodeError:
-                continue
-    return rows
+    measured = parse_rows(lines) if part.measures else []
+    return row, [{**r, "part": part.name} for r in measured]
 
 
 def main(args: list[str]) -> int:
@@ -204,7 +197,3 @@ def main(args: list[str]) -> int:
             print(str(row["tail"])[-1500:])
     print(gpu_table.table([r for r in rows if r.get("git_sha") == sha]))
     return int(failed)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

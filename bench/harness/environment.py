@@ -34,6 +34,12 @@ def environment() -> dict[str, object]:
     }
 
 
+def child_environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a child process that can import bench and w2s_fast."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, **variables}
+
+
 def core_is_stale() -> bool:
     """Return whether a C++ source is newer than the built core, which then lacks its changes."""
     built = [p.stat().st_mtime for p in (ROOT / "w2s_fast").glob("_core*.so")]

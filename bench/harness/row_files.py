@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,11 +56,20 @@ def record(measured: list[Row], file: str | None = None) -> None:
         save(RESULTS / "cpu" / (file or f"{row['op']}.jsonl"), [row])
 
 
-def store(rows: list[Row], out: Path | None, to_record: bool, file: str | None = None) -> None:
-    """Add rows to ``out`` and to the committed ones, as ``--out`` and ``--record`` ask."""
-    if out:
-        save(out, rows)
-    if to_record:
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--quick``, and ``--out`` and ``--record``, which ``store`` reads."""
+    parser.add_argument("--quick", action="store_true", help="toy sizes: check that it runs")
+    parser.add_argument("--out", type=Path, help="add the rows to this file")
+    parser.add_argument(
+        "--record", action="store_true", help="replace the rows in bench/results/cpu (clean tree)"
+    )
+
+
+def store(rows: list[Row], options: argparse.Namespace, file: str | None = None) -> None:
+    """Add rows to the file of ``--out``, and with ``--record`` to the committed ones."""
+    if options.out:
+        save(options.out, rows)
+    if options.record:
         record(rows, file)
 
 

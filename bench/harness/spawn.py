@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 
-from bench.harness.environment import ROOT
+from bench.harness.environment import child_environment
 from bench.harness.jobs import Job
 from bench.harness.row_files import Row, store
 
@@ -34,14 +33,14 @@ def select_names(text: str, known: Iterable[str]) -> list[str]:
     return names
 
 
-def measure_groups(groups: Iterable[list[Job]], out: Path | None, to_record: bool) -> None:
+def measure_groups(groups: Iterable[list[Job]], options: argparse.Namespace) -> None:
     """Measure every group of jobs in a process of its own; print and store the rows."""
     for group in groups:
         rows = []
         for row in spawn(group):
             rows.append(row)
             print(format_row(row), flush=True)
-        store(rows, out, to_record)
+        store(rows, options)
 
 
 def spawn(group: list[Job]) -> Iterator[Row]:
@@ -52,11 +51,10 @@ def spawn(group: list[Job]) -> Iterator[Row]:
         # Waiting threads sleep: if they spun, that would count as CPU time of a candidate.
         "OMP_WAIT_POLICY": "passive",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     command = [sys.executable, "-m", "bench.job_worker", json.dumps([asdict(j) for j in group])]
     with subprocess.Popen(
-        command, env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True
+        command, env=child_environment(**settings), stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
         for line in child.stdout:

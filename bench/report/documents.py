@@ -93,7 +93,3 @@ def main(args: list[str]) -> int:
         print("run `python -m bench report`")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -228,7 +228,3 @@ def main(args: list[str]) -> int:
         path.write_bytes(picture)
         print(path)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

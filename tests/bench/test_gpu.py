@@ -54,8 +54,8 @@ def test_without_a_device_it_says_so(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main(["--out", str(tmp_path / "rows.jsonl")]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "no CUDA device" in said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "no CUDA device" in error
     assert not (tmp_path / "rows.jsonl").exists()
     with pytest.raises(SystemExit, match="unknown part 'quantil'"):
         gpu.main(["--dry-run", "--parts", "quantil"])
@@ -81,12 +81,12 @@ def test_finished_parts_are_skipped_and_failures_are_isolated(
     out = tmp_path / "rows.jsonl"
     assert gpu.main(["--out", str(out)]) == 1
     rows = gpu.load(out)
-    found = {r["part"]: r for r in rows if r["kind"] == "part"}
-    assert {n: r["ok"] for n, r in found.items()} == {
+    parts = {r["part"]: r for r in rows if r["kind"] == "part"}
+    assert {n: r["ok"] for n, r in parts.items()} == {
         "good": True, "crash": False, "hang": False, "last": True,
     }  # fmt: skip
-    assert found["hang"]["exit"] == "over its 1 s" and found["hang"]["seconds"] < 15
-    assert found["good"]["last_line"] == "27 passed"
+    assert parts["hang"]["exit"] == "over its 1 s" and parts["hang"]["seconds"] < 15
+    assert parts["good"]["last_line"] == "27 passed"
     assert [r["part"] for r in rows if r["kind"] == "time"] == ["crash"], (
         "rows before a crash count"
     )
@@ -135,19 +135,19 @@ def test_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 def test_missing_peers_leave_a_row() -> None:
-    said: list[dict[str, Any]] = []
+    emitted: list[dict[str, Any]] = []
     case = CASES["dense_50257_bf16"].cases[0]
     names = ("liger", "quack", "flash_attn")
-    found = gpu_providers._available(
-        gpu_providers._DENSE, torch.zeros(3).long(), case, names, lambda **row: said.append(row)
+    available = gpu_providers._available(
+        gpu_providers._DENSE, torch.zeros(3).long(), case, names, lambda **row: emitted.append(row)
     )
-    assert {*found, *(row["provider"] for row in said)} == set(names)
-    assert all(row["why"] for row in said)
+    assert {*available, *(row["provider"] for row in emitted)} == set(names)
+    assert all(row["why"] for row in emitted)
 
 
 def test_percentiles() -> None:
-    found = event_timing.summary([5.0, 1.0, 2.0, 4.0, 3.0, 6.0])
-    assert (found["ms_p20"], found["ms_p50"], found["ms_p80"]) == (2.0, 3.5, 5.0)
+    times = event_timing.summary([5.0, 1.0, 2.0, 4.0, 3.0, 6.0])
+    assert (times["ms_p20"], times["ms_p50"], times["ms_p80"]) == (2.0, 3.5, 5.0)
 
 
 def test_tensors_of_a_test_lie_on_its_device() -> None:

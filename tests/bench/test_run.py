@@ -45,29 +45,29 @@ def test_every_benchmark_runs(tmp_path: Path) -> None:
     for only in (["--allocator", "stock"], ["--allocator", "recycled", "--op", "quantile"]):
         done = _bench("run", "--quick", "--providers", eager, "--out", str(out), *only)
         assert done.returncode == 0, done.stderr
-    found = _rows(out)
-    seen = {(r["op"], r["case"], r["dtype"], r["allocator"], r["provider"]) for r in found}
+    rows = _rows(out)
+    measured = {(r["op"], r["case"], r["dtype"], r["allocator"], r["provider"]) for r in rows}
     for case in ("logconf_hard", "logconf_topk", "logconf_dense", "hard", "dense"):
         for dtype in ("fp32", "bf16"):
-            for who in ("ours", "ours_inplace", "eager", "floor_write"):
-                assert ("cross_entropy", case, dtype, "stock", who) in seen
-    assert ("cross_entropy", "logconf_hard", "fp32", "stock", "eager_gather") in seen
-    assert ("two_class", "logconf", "fp32", "stock", "eager") in seen
+            for provider in ("ours", "ours_inplace", "eager", "floor_write"):
+                assert ("cross_entropy", case, dtype, "stock", provider) in measured
+    assert ("cross_entropy", "logconf_hard", "fp32", "stock", "eager_gather") in measured
+    assert ("two_class", "logconf", "fp32", "stock", "eager") in measured
     for case in ("hard", "dense", "topk", "logconf_hard", "logconf_topk"):
         for dtype in ("fp32", "bf16"):
-            for who in ("ours", "eager", "gemms"):
-                assert ("linear_cross_entropy", case, dtype, "stock", who) in seen
+            for provider in ("ours", "eager", "gemms"):
+                assert ("linear_cross_entropy", case, dtype, "stock", provider) in measured
     for allocator in ("stock", "recycled"):
-        for who in ("ours", "torch_quantile", "sort", "kthvalue"):
-            assert ("quantile", "median", "fp32", allocator, who) in seen
-    fused = [r for r in found if r["op"] == "linear_cross_entropy"]
+        for provider in ("ours", "torch_quantile", "sort", "kthvalue"):
+            assert ("quantile", "median", "fp32", allocator, provider) in measured
+    fused = [r for r in rows if r["op"] == "linear_cross_entropy"]
     for r in fused:
         if r["provider"] == "quack":
             assert "CUDA" in r["skipped"] and "cpu_ms" not in r
         elif r["provider"] != "gemms" and r["allocator"] == "stock":
             assert r["d"] == 16 and r["peak_mib"] >= 0
-    assert all(r["quick"] and r["threads"] and r["isa"] and r["utc"] for r in found)
-    checked = [r for r in found if "grad_err" in r and r["dtype"] == "fp32"]
+    assert all(r["quick"] and r["threads"] and r["isa"] and r["utc"] for r in rows)
+    checked = [r for r in rows if "grad_err" in r and r["dtype"] == "fp32"]
     assert len(checked) > 20 and all(max(r["loss_err"], r["grad_err"]) < 1e-5 for r in checked)
 
 
@@ -77,13 +77,13 @@ def test_sweeps_of_heads(tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     done = _bench("heads", "--quick", "--sizes", "384", "--out", str(out))
     assert done.returncode == 0, done.stderr
-    found = {(r["case"], r["provider"]): r for r in _rows(out)}
-    ways = {"sweep": ("ours",), "epoch": ("ours", "loop")}
-    ways["probe"] = ("ours", "loop", "uncached", "cache")
-    assert set(found) == {(case, who) for case, names in ways.items() for who in names}
-    assert found["sweep", "ours"]["losses"] == 50 and found["sweep", "ours"]["seeds"] == 5
-    assert found["probe", "uncached"]["prob_err"] < 1e-5
-    assert all(r["quick"] and r["wall_ms"] > 0 for r in found.values())
+    rows = {(r["case"], r["provider"]): r for r in _rows(out)}
+    providers = {"sweep": ("ours",), "epoch": ("ours", "loop")}
+    providers["probe"] = ("ours", "loop", "uncached", "cache")
+    assert set(rows) == {(case, name) for case, names in providers.items() for name in names}
+    assert rows["sweep", "ours"]["losses"] == 50 and rows["sweep", "ours"]["seeds"] == 5
+    assert rows["probe", "uncached"]["prob_err"] < 1e-5
+    assert all(r["quick"] and r["wall_ms"] > 0 for r in rows.values())
 
 
 @pytest.mark.slow
@@ -92,11 +92,11 @@ def test_products_of_16_bit_heads(tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     done = _bench("products", "--quick", "--out", str(out))
     assert done.returncode == 0, done.stderr
-    found = {(r["case"], r["dtype"], r["provider"]): r for r in _rows(out)}
+    rows = {(r["case"], r["dtype"], r["provider"]): r for r in _rows(out)}
     names = ("ours", "upcast", "eager")
     cells = itertools.product(("native", "avx2"), ("bf16", "fp16"), names)
-    assert set(found) == set(cells)
-    limited = [r for (case, *_), r in found.items() if case == "avx2"]
+    assert set(rows) == set(cells)
+    limited = [r for (case, *_), r in rows.items() if case == "avx2"]
     assert all(r["isa"] in ("avx2", "base") and r["through"] == "fp32" for r in limited)
 
 
@@ -181,10 +181,10 @@ def test_speed_pictures_depend_on_the_rows() -> None:
 
 
 def test_committed_pictures_have_text_and_are_small() -> None:
-    """Every picture is drawn from rows, and together they stay below 500 kB."""
+    """Pictures of results are drawn from rows, and all stay below 500 kB together."""
     rows = MeasuredRows(row_files.load(row_files.RESULTS / "cpu"))
     drawn, folder = pictures.all_pictures(rows, "svg"), ROOT / "docs" / "img"
-    assert {path.stem for path in folder.iterdir()} == drawn.keys()
+    assert drawn.keys() <= {path.stem for path in folder.iterdir()}
     documents = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
     for name, picture in drawn.items():
         committed = (folder / f"{name}.svg").read_text()

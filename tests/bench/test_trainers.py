@@ -37,10 +37,10 @@ def _measured(out: Path, *args: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_every_candidate_is_measured(tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    found = _measured(tmp_path / "rows.jsonl", "--dtypes", "fp32", "--allocator", "recycled")
+    rows = _measured(tmp_path / "rows.jsonl", "--dtypes", "fp32", "--allocator", "recycled")
     for case, names in CASES.items():
-        assert {r["provider"] for r in found if r["case"] == case} == names
-    for r in found:
+        assert {r["provider"] for r in rows if r["case"] == case} == names
+    for r in rows:
         assert r["op"] == "trainers" and r["quick"] and r["load"] >= 0 and r["length"] == 16
         assert r["n"] == r["batch"] * r["length"] and (r["d"], r["v"]) == (256, 600)
         if r["provider"] == "liger":
@@ -54,16 +54,16 @@ def test_every_candidate_is_measured(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_is_measured_under_the_stock_allocator(tmp_path: Path) -> None:
-    found = _measured(
+    rows = _measured(
         tmp_path / "rows.jsonl", "--cases", "labels", "--dtypes", "bf16", "--allocator", "stock"
     )
-    assert {r["provider"] for r in found} == CASES["labels"]
+    assert {r["provider"] for r in rows} == CASES["labels"]
     # The embeddings' gradient alone is 600 x 256 x 2 bytes, of all weights some 8 MiB.
-    assert all(5 < r["peak_mib"] < 100 for r in found)
+    assert all(5 < r["peak_mib"] < 100 for r in rows)
 
 
-@pytest.mark.parametrize("who", ["ours", "label_rows"])
-def test_a_candidate_that_differs_is_not_timed(who: str) -> None:
+@pytest.mark.parametrize("provider", ["ours", "label_rows"])
+def test_a_candidate_that_differs_is_not_timed(provider: str) -> None:
     from bench.cases import trainers
     from bench.cases.trainer_steps import Shape
 
@@ -72,9 +72,9 @@ def test_a_candidate_that_differs_is_not_timed(who: str) -> None:
     assert not skipped
     about = trainers.compare_losses(steps, trainers.BUDGET["fp32"])
     assert about["full_logits"]["loss_err"] == 0 and about["ours"]["loss_err"] < 1e-5
-    column = "weak_probs" if who == "ours" else "target"
-    steps[who].batch[column] = 1.01 * steps[who].batch[column]
-    with pytest.raises(SystemExit, match=f"^bench: the loss of {who} differs from that of full_l"):
+    column = "weak_probs" if provider == "ours" else "target"
+    steps[provider].batch[column] = 1.01 * steps[provider].batch[column]
+    with pytest.raises(SystemExit, match=f"^bench: the loss of {provider} differs from"):
         trainers.compare_losses(steps, trainers.BUDGET["fp32"])
 
 
@@ -92,11 +92,11 @@ def test_the_table_shows_the_rows() -> None:
     from bench.report.measured_rows import MeasuredRows
 
     slow = {"provider": "trainer", "cpu_ms": 5000.0, "wall_ms": 3000.0, "peak_mib": 1000.0}
-    found = [
+    rows = [
         _row(), _row(allocator="recycled", cpu_ms=1000.0, load=2.0), _row(**slow),
         {"op": "trainers", "provider": "liger", "skipped": "no GPU"},
     ]  # fmt: skip
-    text = trainer_table.steps(MeasuredRows(found))
+    text = trainer_table.steps(MeasuredRows(rows))
     lines = text.splitlines()
     assert lines[2] == (
         "| SFT, every token | 2 x 512 | fp32 | trainer | 3.00 / - | 5.00 / - | 3.00 / - | 2.50 / - "
@@ -105,7 +105,7 @@ def test_the_table_shows_the_rows() -> None:
     assert "| ours | 1.00 / 1.00 | 2.00 / 1.00 | 1.00 / 1.00 | 1.00 / 1.00 |" in lines[3]
     assert "- `liger`: no GPU" in lines
     # A provider that is not measured is named only under the table of its own op.
-    assert "liger" not in speed_tables.linear(MeasuredRows(found))
+    assert "liger" not in speed_tables.linear(MeasuredRows(rows))
     assert "--record" in trainer_table.steps(MeasuredRows([_row(op="quantile")]))
 
 

@@ -46,19 +46,19 @@ def test_counts_are_those_of_the_model(folder: Path) -> None:
     assert got.parameters == got.trained == sum(p.numel() for p in model.parameters())
     assert got.largest == 500 * 32
     # What autograd keeps of the real model, storages that are not weights.
-    kept: dict[int, Any] = {}
+    saved: dict[int, Any] = {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def keep(t: torch.Tensor) -> torch.Tensor:
         s = t.untyped_storage()
         if s.data_ptr() not in own:
-            kept[s.data_ptr()] = s
+            saved[s.data_ptr()] = s
         return t
 
     base: Any = model.base
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         base(input_ids=torch.zeros((4, 16), dtype=torch.int64))
-    real = sum(s.nbytes() for s in kept.values())
+    real = sum(s.nbytes() for s in saved.values())
     assert real <= got.activations <= 1.1 * real  # the plan has a mask that eager leaves out
     less = count(ModelConfig(str(folder)), 4, 16, checkpointing=True)
     assert less.activations < 0.6 * got.activations

@@ -41,16 +41,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(folder: Path) -> Iterator[Cluster]:
-    with Cluster(folder).up() as found:
-        yield found
+    with Cluster(folder).up() as running:
+        yield running
 
 
 def documented(start: str, word: str = "") -> str:
     """Return the line of docs/distributed.md that begins with ``start`` and contains ``word``."""
     text = (ROOT / "docs" / "distributed.md").read_text().replace("\\\n", "")
     lines = re.findall(rf"^{start} [^#\n]*", text, re.M)
-    (line,) = (found.strip() for found in lines if word in found)
-    return line
+    (match,) = (line.strip() for line in lines if word in line)
+    return match
 
 
 def without_ssh_lines(options: str = "") -> list[tuple[str, str]]:
@@ -76,8 +76,10 @@ FAULTS = {"no ssh": ("cut", "killed", "stopped") if ranks.LONG else ("cut",),
 
 @pytest.mark.parametrize("how", ["no ssh", pytest.param("ssh", marks=[needs_ssh, ranks.minutes])])
 def test_faults(how: str, cluster: Cluster, folder: Path) -> None:
-    """The job ends and says who was lost; in full, the same command then ends as if undisturbed,
-    which on one host pipeline/test_several_processes.py and training/test_sharding.py show."""
+    """The job ends and names the lost rank; the same command then finishes as if undisturbed.
+
+    pipeline/test_several_processes.py and training/test_sharding.py show this on one host.
+    """
     lines = ssh_lines() if how == "ssh" else without_ssh_lines()
     undisturbed = None
     if ranks.LONG:
@@ -117,13 +119,13 @@ def test_every_launcher_runs_the_same(cluster: Cluster, folder: Path) -> None:
         "slurm": [(FIRST, f"{slurm} {SHORT}")],
         "torchrun": [(host, f"{torchrun} {SHORT}") for host in HOSTS],
     }
-    found = {}
+    results = {}
     for name, each in lines.items():
         begin = time.monotonic()
         out = "|".join([name, "$x y"]) if "launch" in each[0][1] else name  # its words are quoted
-        found[name] = Job(cluster, folder / out, each).succeed()
+        results[name] = Job(cluster, folder / out, each).succeed()
         print(f"{name}: {time.monotonic() - begin:.1f} s")
-    assert all(got == found["no-ssh"] for got in found.values()), found.keys()
+    assert all(got == results["no-ssh"] for got in results.values()), results.keys()
 
 
 @needs_ssh
@@ -132,6 +134,6 @@ def test_a_host_that_does_not_answer(cluster: Cluster, folder: Path) -> None:
     ((host, line),) = ssh_lines()
     job = Job(cluster, folder / "unreachable", [(host, line.replace("hosts", "three"))])
     assert job.wait(60) == [2]
-    (said,) = job.logs[0].read_text().splitlines()
-    assert "no answer from 10.77.0.3 over ssh within 5 s" in said
+    (line,) = job.logs[0].read_text().splitlines()
+    assert "no answer from 10.77.0.3 over ssh within 5 s" in line
     assert not job.out.exists()

@@ -123,7 +123,7 @@ def test_an_answer_is_paid_for_once(serve: Any, tmp_path: Path) -> None:
         ({"kind": "endpoints"}, "did you mean 'endpoint'"),
         (
             {"url": "http://x/v1/completions"},
-            "transcript_writer.url is given, transcript_writer.kind is 'local'",
+            "transcript_writer.url is given, but kind is 'local'",
         ),
         ({"kind": "endpoint", "url": "http://x/v1", "model": "m"}, "ends in /chat/completions"),
         ({"kind": "endpoint", "url": "x/completions", "model": "m"}, "expected an address"),

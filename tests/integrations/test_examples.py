@@ -51,15 +51,15 @@ def descent(params: Any, lr: float) -> torch.optim.Optimizer:
 @pytest.fixture
 def certain(monkeypatch: pytest.MonkeyPatch) -> None:
     """A judge without doubts and weights: the trainers' own losses know no other."""
-    judged = tiny.judged
+    weakly_labelled = tiny.weakly_labelled
 
     def hard(n: int) -> tuple[list[str], WeakLabels]:
-        texts, labels = judged(n)
+        texts, labels = weakly_labelled(n)
         return texts, WeakLabels(
             labels.ids, np.eye(2, dtype=np.float32)[labels.probs.argmax(1)], np.ones(n, np.float32)
         )
 
-    monkeypatch.setattr(tiny, "judged", hard)
+    monkeypatch.setattr(tiny, "weakly_labelled", hard)
 
 
 def same(ours: nn.Module, theirs: nn.Module, atol: float = 2e-6) -> None:

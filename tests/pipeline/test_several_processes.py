@@ -20,7 +20,7 @@ from w2s_fast.cli import main as cli
 from w2s_fast.config import RunConfig, to_yaml
 from w2s_fast.errors import W2SError
 from w2s_fast.models import ModelConfig
-from w2s_fast.pipeline import task_kinds
+from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.export import ABOUT, HEAD, export
 from w2s_fast.pipeline.stages import predict
@@ -165,13 +165,13 @@ def main(args: list[str]) -> int:
 
     predict.PART_ROWS = SHARD
     if os.environ.get("W2S_TEST_SLOW_LABELS"):
-        whole = task_kinds.write_probs
+        whole = artifacts.write_probs
 
         def slow(*given: Any) -> None:
             whole(*given)
             time.sleep(1.0)
 
-        task_kinds.write_probs = slow  # type: ignore[assignment]
+        artifacts.write_probs = slow  # type: ignore[assignment]
     if os.environ.get("W2S_TEST_OTHER_RANK") == os.environ["RANK"]:
         from w2s_fast.pipeline import experiment
 

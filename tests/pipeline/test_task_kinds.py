@@ -129,6 +129,12 @@ def test_a_method_for_classes_is_refused_before_anything_is_computed(
     assert not any(tmp_path.glob("cache/*-*"))
 
 
+@pytest.mark.parametrize(("old", "new"), [("classes", "classification"), ("answers", "generation")])
+def test_a_renamed_kind_names_its_successor(old: str, new: str) -> None:
+    with pytest.raises(W2SError, match=f"'{old}' is unknown; .*it is now called '{new}'"):
+        task_kind(old)
+
+
 def test_nothing_said_is_never_right(tmp_path: Path) -> None:
     data = Colours().load(TaskConfig(n_weak=2, n_transfer=2, n_test=4), 0)
     empty = replace(data.test, answers=("", "", " red", " red"))

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from w2s_fast.errors import W2SError
 from w2s_fast.tasks import PretrainConfig, TaskConfig, get_task
 from w2s_fast.tasks.datasets import agreement as grammar
-from w2s_fast.tasks.datasets.agreement_lm import load_lm, number_accuracy, pretrain
+from w2s_fast.tasks.datasets.agreement_lm import number_accuracy, pretrain
 
 NUMBER = {form: plural for pair in grammar.NOUNS for plural, form in enumerate(pair)}
 TINY = TaskConfig(
@@ -157,7 +158,11 @@ def test_pretrained_directory_loads_as_transformers_checkpoint(tmp_path: Path) -
         **tokenizer(text, return_tensors="pt")
     ).last_hidden_state
     assert hidden.shape == (1, 7, 16)
-    assert 0.0 <= number_accuracy(load_lm(tmp_path / "deep" / "lm"), TINY, n=40) <= 1.0
+    assert (
+        0.0
+        <= number_accuracy(LlamaForCausalLM.from_pretrained(tmp_path / "deep" / "lm"), TINY, n=40)
+        <= 1.0
+    )
 
 
 def test_pretraining_never_overwrites(tmp_path: Path) -> None:
@@ -168,8 +173,6 @@ def test_pretraining_never_overwrites(tmp_path: Path) -> None:
 
 
 def test_failed_save_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import LlamaForCausalLM
-
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -210,6 +213,6 @@ def test_default_pretraining_learns_agreement(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     pretrain(tmp_path / "lm", TaskConfig(), 0)
     assert torch.get_num_threads() == threads
-    model = load_lm(tmp_path / "lm")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "lm")
     assert sum(p.numel() for p in model.parameters()) == 359_520
     assert number_accuracy(model, TaskConfig()) > 0.95

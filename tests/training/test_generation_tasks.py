@@ -299,7 +299,7 @@ def test_bad_answers(folders: dict[str, Path], tokenizer: Any) -> None:
 
     refused(r"shape \(13,\); expected \(\d+,\)", np.zeros(N, dtype=np.int64))
     refused(r"expected token ids \(L,\)", np.zeros((len(data.labels), 2)))
-    refused("target 999 in row 0", np.full(len(data.labels), 999))
+    refused("weak label 999 in row 0", np.full(len(data.labels), 999))
     for mode in ("window", "ema"):
         refused("use 'exact' or 'microbatch'", data.labels, "logconf_paper", threshold_scope=mode)
     train(

@@ -375,7 +375,7 @@ def test_bad_targets(tokenizer: Any, data: Encoded, soft: np.ndarray) -> None:
     refused(r"row 0: weak labels must be finite and not negative", soft - 2)
     refused(r"shape \(43, 2\); expected \(44, 2\)", soft[:-1])
     refused(r"shape \(44, 3\); expected \(44, 2\)", np.ones((N, 3)))
-    refused(r"target 2 in row 1: labels must be 0\.\.1", np.arange(1, N + 1))
+    refused(r"weak label 2 in row 1: labels must be 0\.\.1", np.arange(1, N + 1))
     refused("dtype object", np.array([None] * N))
     refused(r"shape \(44, 2\) and dtype int64", np.ones((N, 2), dtype=np.int64))
     refused(r"weight has shape \(3,\)", soft, np.ones(3))

@@ -5,17 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from w2s_fast.cli.parse import asks_for_help
 from w2s_fast.errors import W2SError
 from w2s_fast.version import __version__
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "rich")
 _EXTRAS = {  # package -> what it is for
@@ -30,18 +26,9 @@ _EXTRAS = {  # package -> what it is for
 _GPU_BACKENDS = ("triton", "cuda")  # not expected on a machine without a GPU
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report.
+class Finding(NamedTuple):
+    """One line: ``good`` is False if something expected is missing, None for information."""
 
-    Attributes:
-        section: Heading of the line.
-        name: What was examined.
-        value: The result.
-        good: True if fine, False if missing but expected, None for plain information.
-    """
-
-    section: str
     name: str
     value: str
     good: bool | None = None
@@ -55,23 +42,15 @@ def main(args: Sequence[str]) -> int:
             return 0
         raise W2SError(f"unexpected argument {args[0]!r}; doctor takes none")
     from rich.console import Console
-
-    print_findings([*_versions(), *_kernels(), *_machine(), *_extras()], Console())
-    return 0
-
-
-def print_findings(findings: Sequence[Finding], console: Console) -> None:
-    """Print the findings by section."""
     from rich.markup import escape
 
-    symbols = {True: "[green]✓[/]", False: "[red]✗[/]", None: " "}
-    section = ""
-    for f in findings:
-        if f.section != section:
-            section = f.section
-            console.print(f"\n[bold]{section}[/]")
-        line = f" {symbols[f.good]} {f.name:<22} {escape(f.value)}"
-        console.print(line, highlight=False, soft_wrap=True)
+    console, symbols = Console(), {True: "[green]✓[/]", False: "[red]✗[/]", None: " "}
+    for section, findings in _SECTIONS.items():
+        console.print(f"\n[bold]{section}[/]")
+        for f in findings():
+            line = f" {symbols[f.good]} {f.name:<22} {escape(f.value)}"
+            console.print(line, highlight=False, soft_wrap=True)
+    return 0
 
 
 def _version(name: str) -> str | None:
@@ -83,12 +62,12 @@ def _version(name: str) -> str | None:
 
 def _versions() -> list[Finding]:
     findings = [
-        Finding("versions", "w2s_fast", __version__),
-        Finding("versions", "python", platform.python_version()),
+        Finding("w2s_fast", __version__),
+        Finding("python", platform.python_version()),
     ]
     for name in _PACKAGES:
         version = _version(name)
-        findings.append(Finding("versions", name, version or "not installed", version is not None))
+        findings.append(Finding(name, version or "not installed", version is not None))
     return findings
 
 
@@ -103,15 +82,15 @@ def _kernels() -> list[Finding]:
         expected = torch.cuda.is_available() or name not in _GPU_BACKENDS
         good = True if state == "ok" else False if expected else None
         note = "" if good is not None else " (needs a GPU; none here)"
-        findings.append(Finding("kernels", f"backend {name}", state + note, good))
-    findings += [Finding("kernels", name, state) for name, state in native.info().items()][1:]
-    findings += [Finding("kernels", name, state) for name, state in native_cuda.info().items()]
+        findings.append(Finding(f"backend {name}", state + note, good))
+    findings += [Finding(name, state) for name, state in native.info().items()][1:]
+    findings += [Finding(name, state) for name, state in native_cuda.info().items()]
     for dtype in (torch.bfloat16, torch.float16):
         route = "in 16 bit (oneDNN)" if has_kernels(dtype) else "in fp32 (no 16-bit instructions)"
         name = str(dtype).removeprefix("torch.")
-        findings.append(Finding("kernels", f"{name} products", f"{route}, on this CPU"))
+        findings.append(Finding(f"{name} products", f"{route}, on this CPU"))
     if forced := os.environ.get("W2S_BACKEND"):
-        findings.append(Finding("kernels", "forced (W2S_BACKEND)", forced))
+        findings.append(Finding("forced (W2S_BACKEND)", forced))
     return findings
 
 
@@ -121,11 +100,11 @@ def _machine() -> list[Finding]:
     cuda = torch.cuda.is_available()
     gpu = torch.cuda.get_device_name() if cuda else f"no device (torch {torch.__version__})"
     return [
-        Finding("machine", "system", f"{platform.system()} {platform.release()}"),
-        Finding("machine", "cores", str(os.cpu_count())),
-        Finding("machine", "torch threads", str(torch.get_num_threads())),
-        Finding("machine", "torch CPU capability", torch.backends.cpu.get_cpu_capability()),
-        Finding("machine", "CUDA", gpu, True if cuda else None),
+        Finding("system", f"{platform.system()} {platform.release()}"),
+        Finding("cores", str(os.cpu_count())),
+        Finding("torch threads", str(torch.get_num_threads())),
+        Finding("torch CPU capability", torch.backends.cpu.get_cpu_capability()),
+        Finding("CUDA", gpu, True if cuda else None),
     ]
 
 
@@ -135,5 +114,13 @@ def _extras() -> list[Finding]:
         installed = importlib.util.find_spec(name) is not None
         version = (_version(name) or "present") if installed else "not installed"
         good = True if installed else None
-        findings.append(Finding("optional", name, f"{version}  ({use})", good))
+        findings.append(Finding(name, f"{version}  ({use})", good))
     return findings
+
+
+_SECTIONS: dict[str, Callable[[], list[Finding]]] = {
+    "versions": _versions,
+    "kernels": _kernels,
+    "machine": _machine,
+    "optional": _extras,
+}

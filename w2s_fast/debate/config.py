@@ -45,52 +45,42 @@ class WriterConfig:
     timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
+        if problem := self._problem():
+            raise W2SError(f"transcript_writer.{problem}")
+
+    def _problem(self) -> str | None:
+        """Return the first setting that does not fit, and what was expected."""
         if self.kind not in KINDS:
             hint = nearest(self.kind, KINDS)
-            raise W2SError(
-                f"transcript_writer.kind={self.kind!r}: expected one of {', '.join(KINDS)}{hint}"
-            )
+            return f"kind={self.kind!r}: expected one of {', '.join(KINDS)}{hint}"
         for name, low in (("max_tokens", 1), ("workers", 1), ("retries", 0), ("temperature", 0)):
             if not low <= getattr(self, name) < float("inf"):
-                raise W2SError(
-                    f"transcript_writer.{name}={getattr(self, name)}: expected at least {low}"
-                )
+                return f"{name}={getattr(self, name)}: expected at least {low}"
         if not 0 < self.timeout_s < float("inf"):
-            raise W2SError(
-                f"transcript_writer.timeout_s={self.timeout_s}: expected seconds above 0"
-            )
+            return f"timeout_s={self.timeout_s}: expected seconds above 0"
         if self.key_variable and not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable):
-            raise W2SError(  # the value may be a key, so the message does not repeat it
-                "transcript_writer.key_variable is not an environment variable in capitals; "
-                "put the key into a variable such as OPENAI_API_KEY and give that name"
+            return (  # the value may be a key, so the message does not repeat it
+                "key_variable is not an environment variable in capitals; put the key into a "
+                "variable such as OPENAI_API_KEY and give that name"
             )
-        if self.kind == "local":
-            given = [n for n in ("url", "model", "key_variable") if getattr(self, n)]
-            if given:
-                raise W2SError(
-                    f"transcript_writer.{given[0]} is given, transcript_writer.kind is "
-                    "'local'; use endpoint"
-                )
-            return
-        self._check_endpoint()
+        if self.kind == "endpoint":
+            return self._endpoint_problem()
+        given = next((n for n in ("url", "model", "key_variable") if getattr(self, n)), None)
+        return given and f"{given} is given, but kind is 'local'; use kind=endpoint"
 
-    def _check_endpoint(self) -> None:
+    def _endpoint_problem(self) -> str | None:
         parts = urlsplit(self.url)
         if parts.username or parts.password:
-            raise W2SError(
-                "transcript_writer.url contains a user name or password; use "
-                "transcript_writer.key_variable instead"
+            return (
+                "url contains a user name or password; use transcript_writer.key_variable instead"
             )
-        good = parts.scheme in ("http", "https") and parts.hostname
-        if not good or not parts.path.endswith(COMPLETIONS):
-            raise W2SError(
-                f"transcript_writer.url={self.url!r}: expected an address that ends in {CHAT} or "
-                f"{COMPLETIONS}, such as http://localhost:8000/v1/chat/completions"
+        valid = parts.scheme in ("http", "https") and parts.hostname
+        if not valid or not parts.path.endswith(COMPLETIONS):
+            return (
+                f"url={self.url!r}: expected an address that ends in {CHAT} or {COMPLETIONS}, such "
+                "as http://localhost:8000/v1/chat/completions"
             )
-        if not self.model:
-            raise W2SError(
-                "transcript_writer.model is empty; give the name of the model at the endpoint"
-            )
+        return None if self.model else "model is empty; give the name of the model at the endpoint"
 
     @property
     def content(self) -> dict[str, Any]:

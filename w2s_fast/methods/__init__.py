@@ -7,8 +7,17 @@ applies ``a``, then ``b``; a name with a dot, ``package.module:Class``, is impor
 from __future__ import annotations
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._base import METHODS, Method, Naive, Targets, make_method, student_nodes
-from w2s_fast.methods._plan import Node, Plan, spec_of
+from w2s_fast.methods._base import (
+    METHODS,
+    Method,
+    Naive,
+    Targets,
+    choice,
+    make_method,
+    number,
+    student_nodes,
+)
+from w2s_fast.methods._plan import Node, Plan, all_nodes, spec_of
 from w2s_fast.methods.agree import Agree
 from w2s_fast.methods.agree_prior import AgreePrior
 from w2s_fast.methods.bootstrap import Bootstrap, StrongToStrong
@@ -69,8 +78,11 @@ __all__ = [
     "Node",
     "Plan",
     "Targets",
+    "all_nodes",
+    "choice",
     "make_method",
     "make_steps",
+    "number",
     "spec_of",
     "student_nodes",
 ]

@@ -8,14 +8,15 @@ runs on many processes, and cannot read a true label that it does not declare.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._plan import Node, Plan, all_nodes
 from w2s_fast.specs import build
 
 ANY_KIND = ("classification", "preference", "generation")
@@ -55,17 +56,49 @@ class Targets:
         return replace(self, weight=weight.astype(np.float32))
 
 
+def number(default: float, low: float, high: float = math.inf) -> Any:
+    """Declare a field of a method that is a number in [low, high]."""
+    span = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+    return _checked(default, lambda value: low <= value <= high, f"a number {span}")
+
+
+def choice(default: str, names: tuple[str, ...]) -> Any:
+    """Declare a field of a method that is one of ``names``."""
+    return _checked(default, lambda value: value in names, f"one of {', '.join(names)}")
+
+
+def layer_field(default: str) -> Any:
+    """Declare the layer whose hidden states a method reads: "half", "last" or a number."""
+    expected = "half, last, or a number, 0 for the embeddings"
+    pattern = re.compile("half|last|[0-9]+")
+    return _checked(default, lambda value: pattern.fullmatch(value) is not None, expected)
+
+
+def _checked(default: Any, accepts: Callable[[Any], bool], expected: str) -> Any:
+    return field(default=default, metadata={"accepts": accepts, "expected": expected})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """Base of all methods; it trains the student on the weak labels unchanged.
 
-    Fields are hyper-parameters. ``a|b`` in a spec applies ``b`` to the labels of ``a``.
+    Fields are hyper-parameters; ``number`` and ``choice`` declare their range. ``a|b`` in a spec
+    applies ``b`` to the labels of ``a``.
 
     Attributes:
         kinds: Kinds of task that the method supports, see ``TaskData.kind``.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("classification", "preference")
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if "accepts" in f.metadata and not f.metadata["accepts"](value):
+                raise W2SError(
+                    f"{type(self).__name__}: {f.name} is {value!r}; expected "
+                    f"{f.metadata['expected']}"
+                )
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """Return the labels that the student learns, given the input labels."""
@@ -79,21 +112,6 @@ class Method:
         (train only the head), ``start`` (node of the model to start from), ``loss`` (a spec).
         """
         return {}
-
-    def _check_range(self, name: str, low: float, high: float = math.inf) -> None:
-        """Raise ``W2SError`` unless field ``name`` is a number in [low, high]."""
-        value = getattr(self, name)
-        if not low <= value <= high:
-            span = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
-            raise W2SError(f"{type(self).__name__}: {name} is {value}; expected a number {span}")
-
-    def _check_one_of(self, name: str, names: tuple[str, ...]) -> None:
-        """Raise ``W2SError`` unless field ``name`` is one of ``names``."""
-        if getattr(self, name) not in names:
-            raise W2SError(
-                f"{type(self).__name__}: {name} is {getattr(self, name)!r}; expected one of "
-                f"{', '.join(names)}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,18 +158,9 @@ def student_nodes(steps: tuple[Method, ...], plan: Plan) -> tuple[Node, Node]:
     for step in steps:
         labels = step.labels(plan, labels)
     student = plan.student(labels, **training)
-    _check_no_ceiling(student)
+    if any(node.stage == "ceiling" for node in all_nodes([student])):
+        raise W2SError(
+            "the method learns from a model of stage 'ceiling', which was trained on the true "
+            "labels of the same rows; use a student or the weak model"
+        )
     return student, plan.ceiling()
-
-
-def _check_no_ceiling(student: Node) -> None:
-    """Raise if the student depends on a ceiling, which has learned true labels of the same rows."""
-    waiting = [student]
-    while waiting:
-        node = waiting.pop()
-        waiting += [n for _, n in node.needs]
-        if node.stage == "ceiling":
-            raise W2SError(
-                "the method learns from a model of stage 'ceiling', which was trained on the true "
-                "labels of the same rows; use a student or the weak model"
-            )

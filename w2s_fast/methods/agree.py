@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, number
 from w2s_fast.methods._plan import Node, Plan
 from w2s_fast.methods._rows import member_labels
 
@@ -23,13 +23,9 @@ class Agree(Method):
         members: number of weak models, at least 2; the input labels count as the first.
     """
 
-    members: int = 2
-
-    def __post_init__(self) -> None:
-        self._check_range("members", 2)
+    members: int = number(2, 2)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         return plan.apply(self.agreed, weak=labels, **member_labels(plan, self.members))
 
     def agreed(self, weak: Targets, seed: int, **members: Targets) -> Targets:

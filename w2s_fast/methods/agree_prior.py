@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from w2s_fast.methods._balance import balance_of, matched
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, choice
 from w2s_fast.methods._plan import Node, Plan
 
 
@@ -26,13 +26,9 @@ class AgreePrior(Method):
             ``own``, unchanged.
     """
 
-    balance: str = "weak"
-
-    def __post_init__(self) -> None:
-        self._check_one_of("balance", ("weak", "own"))
+    balance: str = choice("weak", ("weak", "own"))
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         return plan.apply(self.agreed, weak=labels, prior=plan.prior())
 
     def agreed(self, weak: Targets, prior: Targets, seed: int) -> Targets:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._base import ANY_KIND, Method
+from w2s_fast.methods._base import ANY_KIND, Method, number
 from w2s_fast.methods._plan import Node, Plan
 
 
@@ -44,10 +44,7 @@ class StrongToStrong(Method):
     """
 
     kinds = ANY_KIND
-    rounds: int = 1
-
-    def __post_init__(self) -> None:
-        self._check_range("rounds", 0)
+    rounds: int = number(1, 0)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
         """Return the labels of the last student but one."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, number
 from w2s_fast.methods._plan import Node, Plan
 
 
@@ -24,15 +24,10 @@ class BornAgain(Method):
         rounds: number of students before the last, at least 1.
     """
 
-    share: float = 0.5
-    rounds: int = 1
-
-    def __post_init__(self) -> None:
-        self._check_range("share", 0.0, 1.0)
-        self._check_range("rounds", 1)
+    share: float = number(0.5, 0.0, 1.0)
+    rounds: int = number(1, 1)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         mixed = labels
         for _ in range(self.rounds):
             own = plan.labels(plan.student(mixed))

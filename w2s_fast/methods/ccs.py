@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, choice, layer_field, number
 from w2s_fast.methods._direction import consistent, normalised, principal, truth
-from w2s_fast.methods._layers import check_layer
 from w2s_fast.methods._plan import Node, Plan
 from w2s_fast.methods.elicit import CALIBRATIONS, calibrated
 
@@ -37,19 +36,12 @@ class CCS(Method):
             it matters for unbalanced classes.
     """
 
-    direction: str = "ccs"
-    layer: str = "last"
-    restarts: int = 10
-    calibrate: str = "none"
-
-    def __post_init__(self) -> None:
-        self._check_one_of("direction", DIRECTIONS)
-        check_layer(self)
-        self._check_range("restarts", 1)
-        self._check_one_of("calibrate", CALIBRATIONS)
+    direction: str = choice("ccs", DIRECTIONS)
+    layer: str = layer_field("last")
+    restarts: int = number(10, 1)
+    calibrate: str = choice("none", CALIBRATIONS)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         first, second = (plan.features(layer=self.layer, word=c) for c in (0, 1))
         return plan.apply(self.read, weak=labels, first=first, second=second)
 

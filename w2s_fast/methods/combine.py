@@ -14,7 +14,7 @@ import numpy as np
 
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._balance import balance_of, matched
-from w2s_fast.methods._base import Method, Targets, make_method
+from w2s_fast.methods._base import Method, Targets, choice, make_method
 from w2s_fast.methods._plan import Node, Plan
 from w2s_fast.methods._pool import POOLS, pool
 
@@ -33,10 +33,10 @@ class Combine(Method):
 
     of: str = "weak+prior"
     weights: str = ""
-    pool: str = "mean"
+    pool: str = choice("mean", POOLS)
 
     def __post_init__(self) -> None:
-        self._check_one_of("pool", POOLS)
+        super().__post_init__()
         names, weights = self.of.split("+"), self._weights()
         if weights and (len(weights) != len(names) or min(weights) < 0 or not sum(weights) > 0):
             raise W2SError(
@@ -48,7 +48,6 @@ class Combine(Method):
                 _method(name)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         fixed = {"weak": labels, "prior": plan.prior()}
         nodes = [
             fixed[name] if name in fixed else _method(name).labels(plan, labels)

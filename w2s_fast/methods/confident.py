@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, number
 from w2s_fast.methods._plan import Node, Plan
 from w2s_fast.methods._rows import one_hot
 
@@ -27,20 +27,18 @@ class Confident(Method):
         hard: replace kept labels by their top class (ties: the first).
     """
 
-    low: float = 0.25
-    high: float = 0.75
+    low: float = number(0.25, 0.0, 1.0)
+    high: float = number(0.75, 0.0, 1.0)
     hard: bool = False
 
     def __post_init__(self) -> None:
-        self._check_range("low", 0.0, 1.0)
-        self._check_range("high", 0.0, 1.0)
+        super().__post_init__()
         if self.low > self.high:
             raise W2SError(
                 f"Confident: low is {self.low}, high is {self.high}; expected low at most high"
             )
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         return plan.apply(self.confident_rows, weak=labels)
 
     def confident_rows(self, weak: Targets, seed: int) -> Targets:

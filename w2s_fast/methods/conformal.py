@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, number
 from w2s_fast.methods._plan import Node, Plan
 
 
@@ -35,14 +35,10 @@ class Conformal(Method):
         weigh: keep every row and multiply its weight by p_i(weak class).
     """
 
-    alpha: float = 0.1
+    alpha: float = number(0.1, 1e-6, 0.5)
     weigh: bool = False
 
-    def __post_init__(self) -> None:
-        self._check_range("alpha", 1e-6, 0.5)
-
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         first = plan.student(plan.apply(self.first_half, weak=labels))
         second = plan.student(plan.apply(self.second_half, weak=labels))
         return plan.apply(

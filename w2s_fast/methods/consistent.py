@@ -24,9 +24,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from w2s_fast.methods._balance import balance_of, log_probs
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, choice, layer_field, number
 from w2s_fast.methods._coherence import Coherence, hat_factor
-from w2s_fast.methods._layers import check_layer
 from w2s_fast.methods._plan import Node, Plan
 
 STARTS = ("weak", "answers")
@@ -49,23 +48,14 @@ class Consistent(Method):
             [0, 1].
     """
 
-    start: str = "weak"
-    layer: str = "half"
-    ridge: float = 10.0
-    sweeps: int = 5
-    heat: float = 0.1
-    slack: float = 0.05
-
-    def __post_init__(self) -> None:
-        self._check_one_of("start", STARTS)
-        check_layer(self)
-        self._check_range("ridge", 1e-6)
-        self._check_range("sweeps", 0)
-        self._check_range("heat", 1e-6)
-        self._check_range("slack", 0.0, 1.0)
+    start: str = choice("weak", STARTS)
+    layer: str = layer_field("half")
+    ridge: float = number(10.0, 1e-6)
+    sweeps: int = number(5, 0)
+    heat: float = number(0.1, 1e-6)
+    slack: float = number(0.05, 0.0, 1.0)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         inputs = {"weak": labels, "features": plan.features(layer=self.layer)}
         if self.start == "answers":
             inputs["prior"] = plan.prior()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, choice, number
 from w2s_fast.methods._plan import Node, Plan
 from w2s_fast.methods._pool import POOLS, pool
 
@@ -34,14 +34,9 @@ class Consultancy(Method):
     # A preference model scores each dialogue alone, so it could not read an argument about both.
     kinds = ("classification",)
     judged: ClassVar[bool] = False
-    members: int = 1
-    ensemble: str = "debate"
-    pool: str = "mean"
-
-    def __post_init__(self) -> None:
-        self._check_range("members", 1)
-        self._check_one_of("ensemble", ENSEMBLES)
-        self._check_one_of("pool", POOLS)
+    members: int = number(1, 1)
+    ensemble: str = choice("debate", ENSEMBLES)
+    pool: str = choice("mean", POOLS)
 
     @property
     def protocol(self) -> str:
@@ -49,7 +44,6 @@ class Consultancy(Method):
         return "consultancy"
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         members = {f"member{i}": self._member(plan, i) for i in range(self.members)}
         return plan.apply(self.pooled, weak=labels, **members)
 
@@ -75,7 +69,6 @@ class MarketMaking(Consultancy):
 
     @property
     def protocol(self) -> str:
-        """See ``Consultancy.protocol``."""
         return "market_making"
 
 
@@ -88,14 +81,9 @@ class Debate(Consultancy):
         turns: number of turns of both together, at least 2.
     """
 
-    members: int = 4
-    turns: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_range("turns", 2)
+    members: int = number(4, 1)
+    turns: int = number(3, 2)
 
     @property
     def protocol(self) -> str:
-        """See ``Consultancy.protocol``."""
         return f"debate:turns={self.turns}"

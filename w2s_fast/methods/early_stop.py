@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from w2s_fast.methods._base import Method
+from w2s_fast.methods._base import Method, number
 from w2s_fast.methods._plan import Plan
 
 
@@ -22,14 +22,10 @@ class EarlyStop(Method):
         holdout: share of the transfer set that is held out, in [0.01, 0.5].
     """
 
-    holdout: float = 0.1
+    holdout: float = number(0.1, 0.01, 0.5)
     _keep: ClassVar[str] = "weak"
 
-    def __post_init__(self) -> None:
-        self._check_range("holdout", 0.01, 0.5)
-
     def training(self, plan: Plan) -> Mapping[str, Any]:
-        """See ``Method.training``."""
         return {"keep": self._keep, "holdout": self.holdout}
 
 

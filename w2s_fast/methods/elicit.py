@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from w2s_fast.methods._balance import balance_of, matched
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, choice
 from w2s_fast.methods._plan import Node, Plan
 
 CALIBRATIONS = ("none", "weak")
@@ -27,13 +27,9 @@ class Elicit(Method):
             probabilities unchanged.
     """
 
-    calibrate: str = "weak"
-
-    def __post_init__(self) -> None:
-        self._check_one_of("calibrate", CALIBRATIONS)
+    calibrate: str = choice("weak", CALIBRATIONS)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         return plan.apply(self.zero_shot, weak=labels, prior=plan.prior())
 
     def zero_shot(self, weak: Targets, prior: Targets, seed: int) -> Targets:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, choice, number
 from w2s_fast.methods._plan import Node, Plan
 from w2s_fast.methods._pool import POOLS, pool
 from w2s_fast.methods._rows import member_labels
@@ -23,15 +23,10 @@ class Ensemble(Method):
         pool: "mean" of the probabilities, or "log": their normalised geometric mean.
     """
 
-    members: int = 4
-    pool: str = "mean"
-
-    def __post_init__(self) -> None:
-        self._check_range("members", 2)
-        self._check_one_of("pool", POOLS)
+    members: int = number(4, 2)
+    pool: str = choice("mean", POOLS)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         return plan.apply(self.pooled, weak=labels, **member_labels(plan, self.members))
 
     def pooled(self, weak: Targets, seed: int, **members: Targets) -> Targets:

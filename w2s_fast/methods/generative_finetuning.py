@@ -23,5 +23,4 @@ class GenerativeFinetuning(Method):
     kinds = ANY_KIND
 
     def training(self, plan: Plan) -> Mapping[str, Any]:
-        """See ``Method.training``."""
         return {"start": plan.tuned()}

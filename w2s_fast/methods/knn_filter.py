@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from w2s_fast.methods._base import Method, Targets
-from w2s_fast.methods._layers import check_layer
+from w2s_fast.methods._base import Method, Targets, layer_field, number
 from w2s_fast.methods._neighbours import nearest
 from w2s_fast.methods._plan import Node, Plan
 
@@ -29,15 +28,10 @@ class KNNFilter(Method):
         layer: layer of the hidden states: "half", "last", or a number; 0 is the embeddings.
     """
 
-    k: int = 50
-    layer: str = "half"
-
-    def __post_init__(self) -> None:
-        self._check_range("k", 1)
-        check_layer(self)
+    k: int = number(50, 1)
+    layer: str = layer_field("half")
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         return plan.apply(self.agreed, weak=labels, features=plan.features(layer=self.layer))
 
     def agreed(self, weak: Targets, features: np.ndarray, seed: int) -> Targets:

@@ -20,5 +20,4 @@ class LinearProbe(Method):
     """Train only the head."""
 
     def training(self, plan: Plan) -> Mapping[str, Any]:
-        """See ``Method.training``."""
         return {"freeze": True}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from w2s_fast.methods._balance import balance_of, matched
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, choice, number
 from w2s_fast.methods._channel import estimate
 from w2s_fast.methods._plan import Node, Plan
 from w2s_fast.methods.ccs import CCS
@@ -34,19 +34,12 @@ class Posterior(Method):
         tolerance: EM stops when no parameter changes by more, at least 1e-12.
     """
 
-    source: str = "answers"
-    balance: str = "weak"
-    smoothing: float = 1.0
-    tolerance: float = 1e-6
-
-    def __post_init__(self) -> None:
-        self._check_one_of("source", SOURCES)
-        self._check_one_of("balance", BALANCES)
-        self._check_range("smoothing", 1e-6)
-        self._check_range("tolerance", 1e-12, 0.1)
+    source: str = choice("answers", SOURCES)
+    balance: str = choice("weak", BALANCES)
+    smoothing: float = number(1.0, 1e-6)
+    tolerance: float = number(1e-6, 1e-12, 0.1)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         prior = plan.prior() if self.source == "answers" else CCS().labels(plan, labels)
         return plan.apply(self.combine, weak=labels, prior=prior)
 

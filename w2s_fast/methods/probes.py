@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2s_fast.methods._base import Method, Targets
-from w2s_fast.methods._layers import check_layer
+from w2s_fast.methods._base import Method, Targets, choice, layer_field, number
 from w2s_fast.methods._logreg import out_of_fold
 from w2s_fast.methods._neighbours import nearest
 from w2s_fast.methods._plan import Node, Plan
@@ -46,20 +45,12 @@ class _Probe(Method):
             neighbours, the filter drops them.
     """
 
-    probe: str = "knn"
-    layer: str = "half"
-    k: int = 50
-    l2: float = 1e-3
-    folds: int = 5
-    contamination: float = 0.1
-
-    def __post_init__(self) -> None:
-        self._check_one_of("probe", PROBES)
-        check_layer(self)
-        self._check_range("k", 1)
-        self._check_range("l2", 0.0)
-        self._check_range("folds", 2)
-        self._check_range("contamination", 0.0, 0.9)
+    probe: str = choice("knn", PROBES)
+    layer: str = layer_field("half")
+    k: int = number(50, 1)
+    l2: float = number(1e-3, 0.0)
+    folds: int = number(5, 2)
+    contamination: float = number(0.1, 0.0, 0.9)
 
     def _predict(self, weak: Targets, features: np.ndarray, seed: int) -> Tensor:
         """Return the probe's probabilities (N, K) float32; rows of weight 0 are not fitted."""
@@ -78,7 +69,6 @@ class ProbeRelabel(_Probe):
     """Replace the weak labels by the probe's probabilities."""
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         return plan.apply(self.relabel, weak=labels, features=plan.features(layer=self.layer))
 
     def relabel(self, weak: Targets, features: np.ndarray, seed: int) -> Targets:
@@ -94,7 +84,6 @@ class ProbeFilter(_Probe):
     """
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         return plan.apply(self.filtered, weak=labels, features=plan.features(layer=self.layer))
 
     def filtered(self, weak: Targets, features: np.ndarray, seed: int) -> Targets:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, number
 from w2s_fast.methods._plan import Node, Plan
 
 
@@ -27,14 +27,10 @@ class Resample(Method):
         draw: use integer weights, drawn with the run's seed, instead of their expected values.
     """
 
-    power: float = 1.0
+    power: float = number(1.0, 0.0)
     draw: bool = True
 
-    def __post_init__(self) -> None:
-        self._check_range("power", 0.0)
-
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         return plan.apply(self.drawn, weak=labels)
 
     def drawn(self, weak: Targets, seed: int) -> Targets:

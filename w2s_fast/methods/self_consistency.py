@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, number
 from w2s_fast.methods._plan import Node, Plan
 from w2s_fast.methods._rows import member_labels, one_hot
 
@@ -29,16 +29,11 @@ class SelfConsistency(Method):
             probability, then to the first.
     """
 
-    members: int = 5
-    share: float = 0.8
+    members: int = number(5, 2)
+    share: float = number(0.8, 0.0, 1.0)
     hard: bool = False
 
-    def __post_init__(self) -> None:
-        self._check_range("members", 2)
-        self._check_range("share", 0.0, 1.0)
-
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         return plan.apply(self.majority, weak=labels, **member_labels(plan, self.members))
 
     def majority(self, weak: Targets, seed: int, **members: Targets) -> Targets:

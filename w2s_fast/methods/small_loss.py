@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, number
 from w2s_fast.methods._plan import Node, Plan
 from w2s_fast.methods._rows import losses, smallest
 
@@ -31,15 +31,10 @@ class SmallLoss(Method):
         rounds: number of rounds, at least 1. The first trains the peer, each further one both.
     """
 
-    forget: float = 0.3
-    rounds: int = 1
-
-    def __post_init__(self) -> None:
-        self._check_range("forget", 0.0, 0.9)
-        self._check_range("rounds", 1)
+    forget: float = number(0.3, 0.0, 0.9)
+    rounds: int = number(1, 1)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         own = peers = labels
         for r in range(1, self.rounds + 1):
             step = replace(self, forget=self.forget * (r / self.rounds), rounds=1)

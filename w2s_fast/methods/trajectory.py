@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from w2s_fast.methods._balance import log_probs
-from w2s_fast.methods._base import Method, Targets
+from w2s_fast.methods._base import Method, Targets, choice, number
 from w2s_fast.methods._plan import Node, Plan
 from w2s_fast.methods._rows import losses, one_hot, smallest
 
@@ -38,15 +38,10 @@ class Trajectory(Method):
         score: name in ``CRITERIA``.
     """
 
-    share: float = 0.8
-    score: str = "loss"
-
-    def __post_init__(self) -> None:
-        self._check_range("share", 0.05, 1.0)
-        self._check_one_of("score", CRITERIA)
+    share: float = number(0.8, 0.05, 1.0)
+    score: str = choice("loss", CRITERIA)
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        """See ``Method.labels``."""
         moments = plan.trajectory(plan.student(labels, record=True))
         return plan.apply(self.learned, weak=labels, moments=moments)
 

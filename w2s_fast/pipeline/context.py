@@ -24,11 +24,7 @@ from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, get_task
 Progress = Callable[[int, int, float], None]
 PRETRAIN_SEED = 0
 # Splits whose true labels a stage may read; a job with ``gold`` may also read the transfer set.
-_GOLD = {
-    "weak": ("weak",),
-    "ceiling": ("transfer",),
-    "report": ("weak", "transfer", "test"),
-}
+_GOLD = {"weak": ("weak",), "ceiling": ("transfer",), "report": ("weak", "transfer", "test")}
 
 
 _NO_ROWS = Examples((), (), None, (), np.empty(0, dtype=np.int64))

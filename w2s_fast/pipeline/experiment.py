@@ -31,6 +31,7 @@ from w2s_fast.pipeline.provenance import provenance
 from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.stages.transcripts import check_writer
 from w2s_fast.pipeline.students import check_kind
+from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.report import RESULTS
 from w2s_fast.report.page import write_report
 from w2s_fast.report.run_progress import show_run
@@ -109,8 +110,9 @@ def check_fit(cfg: RunConfig, kind: str) -> None:
         kind: Kind of its task.
 
     Raises:
-        W2SError: Methods, transcripts or offload do not fit.
+        W2SError: The kind is unknown, or methods, transcripts or offload do not fit.
     """
+    task_kind(kind)
     check_kind(cfg, kind)
     check_writer(cfg)
     for train in (cfg.weak_train, cfg.student_train):

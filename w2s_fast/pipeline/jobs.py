@@ -181,13 +181,9 @@ def _model_slice(model: ModelConfig) -> dict[str, Any]:
 
 def data_digests(data: TaskData) -> dict[str, str]:
     """Return a digest of the texts and of the true labels of each split."""
-    splits: dict[str, Examples] = {
-        "weak": data.weak,
-        "transfer": data.transfer,
-        "test": data.test,
-    }
     digests = {"question": content_hash([data.kind, data.class_names, data.prompt, data.words])}
-    for name, split in splits.items():
+    for name in ("weak", "transfer", "test"):
+        split: Examples = getattr(data, name)
         digests[f"{name}.inputs"] = content_hash([split.ids, split.texts, split.pairs])
         digests[f"{name}.labels"] = content_hash(
             [split.labels.tolist(), split.groups, split.answers]

@@ -10,13 +10,13 @@ import platform
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, to_dict
 from w2s_fast.distributed.world import World
 from w2s_fast.errors import W2SError
+from w2s_fast.pipeline.provenance import package_version
 from w2s_fast.store import content_hash
 from w2s_fast.version import __version__
 
@@ -40,7 +40,7 @@ def check_processes_agree(
 def process_facts(cfg: RunConfig, digests: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
     """Return what must be equal on all processes, by its name in messages."""
     facts = {"python": ".".join(platform.python_version_tuple()[:2])}
-    facts |= {name: _version(name) for name in _PACKAGES}
+    facts |= {name: package_version(name) or "not installed" for name in _PACKAGES}
     facts["w2s_fast"] = __version__
     facts["w2s_fast's source"] = tree_digest(Path(__file__).resolve().parents[1])
     facts["device"] = _device()
@@ -97,10 +97,3 @@ def _device() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"

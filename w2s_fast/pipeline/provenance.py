@@ -53,16 +53,16 @@ def provenance(cfg: RunConfig, results: Mapping[str, Artifact], cached: set[str]
 
 def versions() -> dict[str, str | None]:
     """Return the versions of Python, this package and its dependencies; None: not installed."""
-    versions: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "w2s_fast": __version__,
-    }
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+    versions: dict[str, str | None] = {"python": platform.python_version(), "w2s_fast": __version__}
+    return versions | {name: package_version(name) for name in PACKAGES}
+
+
+def package_version(name: str) -> str | None:
+    """Return the version of an installed package, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def machine() -> dict[str, Any]:

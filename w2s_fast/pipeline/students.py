@@ -68,7 +68,7 @@ def check_kind(cfg: RunConfig, kind: str) -> None:
     """Check that every method supports the task's kind.
 
     Raises:
-        W2SError: The kind is unknown, or a method does not support it.
+        W2SError: A method does not support it.
     """
     for student in students(cfg):
         for step in make_steps(student.method):

@@ -8,18 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.pipeline.artifacts import (
-    read_probs,
-    read_texts,
-    read_weighted_probs,
-    write_probs,
-    write_texts,
-)
+from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.predictions import Predictions
 from w2s_fast.tasks import Examples, Inputs, TaskData
 
@@ -29,72 +23,30 @@ if TYPE_CHECKING:
     from w2s_fast.training.data import RowData
 
 
-class TaskKind(Protocol):
-    """What differs between the kinds of task."""
-
-    @property
-    def n_candidates(self) -> int:
-        """Rows of tokens per example, see ``training.Encoded``."""
-        ...
-
-    def true_labels(self, examples: Examples, n_classes: int) -> np.ndarray:
-        """Return the true labels in the form of weak labels."""
-        ...
-
-    def read_weak_labels(
-        self, path: Path, ids: Sequence[str], n_classes: int
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Read weak labels and their row weights, None if all rows weigh the same."""
-        ...
-
-    def encode(self, tokenizer: Any, items: Inputs, max_length: int) -> Any:
-        """Return the texts as ``predict`` takes them."""
-        ...
-
-    def encode_labelled(
-        self, tokenizer: Any, items: Inputs, weak_labels: np.ndarray, max_length: int
-    ) -> tuple[RowData, np.ndarray]:
-        """Return the texts and the weak labels as ``training.train`` takes them."""
-        ...
-
-    def predict(
-        self, model: nn.Module, tokenizer: Any, rows: Any, max_length: int, max_new_tokens: int
-    ) -> Any:
-        """Predict every row of ``encode``."""
-        ...
-
-    def write(self, path: Path, ids: Sequence[str], predictions: Any) -> None:
-        """Write what ``predict`` returned."""
-        ...
-
-    def read(self, path: Path, examples: Examples, data: TaskData) -> Predictions:
-        """Read labels or predictions of ``examples``, a file or a folder of parts, to score them.
-
-        Raises:
-            W2SError: The file does not fit, or the task has no way to score it.
-        """
-        ...
-
-
 @dataclass(frozen=True)
-class Classes:
-    """Kinds with class probabilities: ``classification`` and ``preference``."""
+class Classification:
+    """Kinds ``classification`` and ``preference``: labels and predictions are class probabilities.
+
+    Attributes:
+        name: Name of the kind.
+        n_candidates: Rows of tokens per example, see ``training.Encoded``.
+    """
 
     name: str
     n_candidates: int
 
     def true_labels(self, examples: Examples, n_classes: int) -> np.ndarray:
-        """Return (N, C) float32, one-hot."""
+        """Return the true labels in the form of weak labels: one-hot (N, C) float32."""
         return np.eye(n_classes, dtype=np.float32)[examples.labels]
 
     def read_weak_labels(
         self, path: Path, ids: Sequence[str], n_classes: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Read probabilities (N, C) and weights (N,)."""
-        return read_weighted_probs(path, ids, n_classes)
+        """Read weak labels (N, C) and their row weights (N,), None if all rows weigh the same."""
+        return artifacts.read_weighted_probs(path, ids, n_classes)
 
     def encode(self, tokenizer: Any, items: Inputs, max_length: int) -> RowData:
-        """Tokenize the texts."""
+        """Return the texts as ``predict`` takes them."""
         from w2s_fast.training import encode
 
         return encode(tokenizer, items, max_length, self.name)
@@ -102,7 +54,7 @@ class Classes:
     def encode_labelled(
         self, tokenizer: Any, items: Inputs, weak_labels: np.ndarray, max_length: int
     ) -> tuple[RowData, np.ndarray]:
-        """Tokenize the texts; labels stay as they are."""
+        """Return the texts and the weak labels as ``training.train`` takes them."""
         return self.encode(tokenizer, items, max_length), weak_labels
 
     def predict(
@@ -114,12 +66,12 @@ class Classes:
         return predict(model, rows)
 
     def write(self, path: Path, ids: Sequence[str], predictions: np.ndarray) -> None:
-        """Write the probabilities."""
-        write_probs(path, ids, predictions)
+        """Write what ``predict`` returned."""
+        artifacts.write_probs(path, ids, predictions)
 
     def read(self, path: Path, examples: Examples, data: TaskData) -> Predictions:
-        """Read the probabilities; the most probable class is the prediction."""
-        probs = read_probs(path, examples.ids, len(data.class_names))
+        """Read labels or predictions of ``examples`` to score them: a file or a folder of parts."""
+        probs = artifacts.read_probs(path, examples.ids, len(data.class_names))
         return Predictions(probs.argmax(1), examples.labels, probs)
 
 
@@ -136,7 +88,7 @@ class Generation:
         self, path: Path, ids: Sequence[str], n_classes: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Read texts (N,); all rows weigh the same."""
-        return np.array(list(read_texts(path, ids).values()), dtype=object), None
+        return np.array(list(artifacts.read_texts(path, ids).values()), dtype=object), None
 
     def encode(self, tokenizer: Any, items: Inputs, max_length: int) -> tuple[str, ...]:
         """Return the prompts; ``generate`` tokenizes them beside the room for a completion."""
@@ -161,7 +113,7 @@ class Generation:
 
     def write(self, path: Path, ids: Sequence[str], predictions: list[str]) -> None:
         """Write the completions."""
-        write_texts(path, ids, predictions)
+        artifacts.write_texts(path, ids, predictions)
 
     def read(self, path: Path, examples: Examples, data: TaskData) -> Predictions:
         """Read the completions; right are those with the true answer, or a harm score below 1/2."""
@@ -170,7 +122,7 @@ class Generation:
                 f"task {data.name!r} is of kind 'generation' but has no answers or no way to read "
                 "them; give Examples.answers and TaskData.read"
             )
-        texts = list(read_texts(path, examples.ids).values())
+        texts = list(artifacts.read_texts(path, examples.ids).values())
         if data.harm_score is not None:
             harm_score = _harm_scores(texts, data)
             chosen = np.where(harm_score < 0.5, "good", "bad")
@@ -193,9 +145,10 @@ def _harm_scores(texts: list[str], data: TaskData) -> np.ndarray:
     return scores
 
 
+TaskKind = Classification | Generation
 TASK_KINDS: dict[str, TaskKind] = {
-    "classification": Classes("classification", n_candidates=1),
-    "preference": Classes("preference", n_candidates=2),
+    "classification": Classification("classification", n_candidates=1),
+    "preference": Classification("preference", n_candidates=2),
     "generation": Generation(),
 }
 

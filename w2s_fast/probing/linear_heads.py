@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossContext, LossOut
 from w2s_fast.training.config import TrainConfig
-from w2s_fast.training.data import RowOrder, check_targets
+from w2s_fast.training.data import RowOrder, check_weak_labels
 from w2s_fast.training.thresholds import Thresholds
 
 _PREDICT_ROWS = 4096  # rows of one product in ``predict_heads``
@@ -272,7 +272,7 @@ def _check(features: Tensor, runs: Sequence[HeadRun], head: nn.Linear | None) ->
             raise W2SError(f"head takes {head.in_features} features; expected {features.shape[1]}")
     for i, run in enumerate(runs):
         try:
-            check_targets(run.targets, run.weight, len(features), classes)
+            check_weak_labels(run.targets, run.weight, len(features), classes)
         except W2SError as e:
             raise W2SError(f"run {i}, {run.loss}: {e}") from None
         if run.lr is not None and not 0 <= run.lr < float("inf"):

@@ -20,7 +20,10 @@ class _Job(Protocol):
 
 
 class QuietRun:
-    """Shows warnings only."""
+    """Shows warnings only, on ``console``."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
 
     def started(self, job: _Job) -> None:
         """A job starts."""
@@ -32,14 +35,15 @@ class QuietRun:
         """A job is finished; ``seconds`` is None if its result was stored already."""
 
     def warned(self, message: str) -> None:
-        """Print the warning."""
-        print_warning(Console(stderr=True), message)
+        """Print the warning, above the bars if there are any."""
+        self.console.print(f"[yellow]note:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 class ShownRun(QuietRun):
     """Shows a bar per running stage, and a line above them for each finished one."""
 
     def __init__(self, bars: Progress) -> None:
+        super().__init__(bars.console)
         self._bars = bars
         self._tasks: dict[str, Any] = {}
 
@@ -57,11 +61,7 @@ class ShownRun(QuietRun):
             self._bars.remove_task(self._tasks.pop(job.name))
         duration = "stored" if seconds is None else f"{seconds:.1f} s"
         line = f"[green]✓[/] {escape(_title(job)):<34} [dim]{duration:>8}[/]"
-        self._bars.console.print(line, highlight=False, soft_wrap=True)
-
-    def warned(self, message: str) -> None:
-        """Print the warning above the bars."""
-        print_warning(self._bars.console, message)
+        self.console.print(line, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -81,11 +81,6 @@ def show_run(quiet: bool) -> Iterator[QuietRun]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         yield ShownRun(bars)
     console.print(f"[dim]finished in {time.monotonic() - start:.0f} s[/]", highlight=False)
-
-
-def print_warning(console: Console, message: str) -> None:
-    """Print a warning of the run."""
-    console.print(f"[yellow]note:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def _title(job: _Job) -> str:

@@ -33,7 +33,7 @@ from w2s_fast.sweeps.grid import CELLS, Cell, make_cells
 from w2s_fast.sweeps.statistics import comparisons, medians
 from w2s_fast.sweeps.sweep_config import SweepConfig
 from w2s_fast.sweeps.sweep_files import write_results
-from w2s_fast.sweeps.sweep_progress import QuietSweep, show_sweep
+from w2s_fast.sweeps.sweep_progress import SweepProgress, show_sweep
 
 RUN_CONFIG = "run.yaml"
 
@@ -117,7 +117,7 @@ class _Sweep:
     cfg: SweepConfig
     cells: dict[str, Cell]
     graph: JobGraph
-    progress: QuietSweep
+    progress: SweepProgress
 
     def __post_init__(self) -> None:
         any_cell = next(iter(self.cells.values()))

@@ -9,23 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from w2s_fast.report.run_progress import QuietRun, print_warning
+from w2s_fast.report.run_progress import QuietRun
 
 
-class QuietSweep(QuietRun):
-    """Shows warnings only."""
-
-    def stage_finished(self) -> None:
-        """One more stage is finished."""
-
-    def cell_ended(self, name: str, text: str, *, succeeded: bool) -> None:
-        """A cell is finished or has failed."""
-
-
-class ShownSweep(QuietSweep):
-    """Shows a bar, and lines above it."""
+class SweepProgress(QuietRun):
+    """Shows a bar over all stages, and lines above it."""
 
     def __init__(self, bars: Progress, stages: int) -> None:
+        super().__init__(None if bars.console.quiet else bars.console)
         self._bars = bars
         self._task = bars.add_task("stages", total=stages)
 
@@ -39,23 +30,16 @@ class ShownSweep(QuietSweep):
         line = f"{symbol} {escape(name)}  [dim]{escape(text)}[/]"
         self._bars.console.print(line, highlight=False, soft_wrap=True)
 
-    def warned(self, message: str) -> None:
-        """Print the warning above the bar."""
-        print_warning(self._bars.console, message)
-
 
 @contextmanager
-def show_sweep(quiet: bool, stages: int) -> Iterator[QuietSweep]:
+def show_sweep(quiet: bool, stages: int) -> Iterator[SweepProgress]:
     """Yield the observer that shows progress; ``quiet`` shows warnings only."""
-    if quiet:
-        yield QuietSweep()
-        return
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=quiet)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=32),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        yield ShownSweep(bars, stages)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bars:
+        yield SweepProgress(bars, stages)

@@ -15,10 +15,7 @@ from w2s_fast.tasks._files import check_file, column, read_table
 
 
 def split_files(
-    cfg: TaskConfig,
-    seed: int,
-    class_names: Sequence[str],
-    read: Callable[[Path], list[Item]],
+    cfg: TaskConfig, seed: int, class_names: Sequence[str], read: Callable[[Path], list[Item]]
 ) -> TaskData:
     """Return the splits of ``cfg.path`` and, if given, ``cfg.test_path``.
 

@@ -19,7 +19,7 @@ class PretrainConfig:
         steps: Optimizer steps.
         batch_size: Sequences per step.
         length: Tokens per sequence, at most 128.
-        lr: Peak learning rate (AdamW, 50 steps of warm-up, cosine decay to 5 %).
+        lr: Peak learning rate (AdamW, 50 steps of warm-up, cosine decay to 0.05 of it).
         cue_frac: Share of noun phrases with a number cue ("this", "these").
     """
 

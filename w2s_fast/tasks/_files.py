@@ -25,10 +25,7 @@ def file_format(path: Path) -> str:
 
 
 def read_table(
-    path: Path,
-    header: bool = True,
-    delimiter: str | None = None,
-    quoted: bool | None = None,
+    path: Path, header: bool = True, delimiter: str | None = None, quoted: bool | None = None
 ) -> pyarrow.Table:
     """Read a whole file; CSV and TSV cells stay strings, columns without a header are "0", "1", ...
 

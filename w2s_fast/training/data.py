@@ -259,35 +259,37 @@ def _flat(rows: Sequence[Sequence[int]]) -> Iterator[int]:
         yield from row
 
 
-def check_targets(
-    targets: np.ndarray,
+def check_weak_labels(
+    weak_labels: np.ndarray,
     weight: np.ndarray | None,
     n: int,
     n_classes: int | None,
     n_tokens: int | None = None,
 ) -> None:
-    """Raise ``W2SError`` unless targets and weights fit ``n`` rows and ``n_classes`` classes.
+    """Raise ``W2SError`` unless weak labels and weights fit ``n`` rows and ``n_classes`` classes.
 
-    ``n_tokens``: number of labels of completions, whose targets are token ids (L,).
+    ``n_tokens``: number of labels of completions, which are token ids (L,).
     """
-    if n_tokens is None and targets.ndim == 2 and np.issubdtype(targets.dtype, np.floating):
-        expected: tuple[int, ...] = (n, n_classes or targets.shape[1])
-        bad = ~np.isfinite(targets).all(1) | (targets < 0).any(1)
+    if n_tokens is None and weak_labels.ndim == 2 and np.issubdtype(weak_labels.dtype, np.floating):
+        expected: tuple[int, ...] = (n, n_classes or weak_labels.shape[1])
+        bad = ~np.isfinite(weak_labels).all(1) | (weak_labels < 0).any(1)
         problem = "weak labels must be finite and not negative"
-    elif targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
+    elif weak_labels.ndim == 1 and np.issubdtype(weak_labels.dtype, np.integer):
         expected = (n if n_tokens is None else n_tokens,)
-        bad = ((targets < 0) & (targets != -100)) | (targets >= (n_classes or np.inf))
+        bad = ((weak_labels < 0) & (weak_labels != -100)) | (weak_labels >= (n_classes or np.inf))
         problem = f"labels must be 0..{(n_classes or 0) - 1}, or -100 for a row not to use"
     else:
         raise W2SError(
-            f"targets have shape {targets.shape} and dtype {targets.dtype}; expected "
+            f"weak labels have shape {weak_labels.shape} and dtype {weak_labels.dtype}; expected "
             + ("integers (N,) or floats (N, C)" if n_tokens is None else "token ids (L,)")
         )
-    if targets.shape != expected:
-        raise W2SError(f"targets have shape {targets.shape}; expected {expected} to fit the data")
+    if weak_labels.shape != expected:
+        raise W2SError(
+            f"weak labels have shape {weak_labels.shape}; expected {expected} to fit the data"
+        )
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
-        raise W2SError(f"target {targets[row].tolist()} in row {row}: {problem}")
+        raise W2SError(f"weak label {weak_labels[row].tolist()} in row {row}: {problem}")
     if weight is not None:
         if weight.shape != (n,):
             raise W2SError(f"weight has shape {weight.shape}; expected {(n,)} to fit the data")

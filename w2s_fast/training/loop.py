@@ -21,7 +21,7 @@ from w2s_fast.models.weights import module_tensors, shape_of
 from w2s_fast.training import checkpoint
 from w2s_fast.training.completions import CompletionBatch, Completions
 from w2s_fast.training.config import EXECUTION_FIELDS, TrainConfig
-from w2s_fast.training.data import RowData, RowOrder, check_targets, derived_seed
+from w2s_fast.training.data import RowData, RowOrder, check_weak_labels, derived_seed
 from w2s_fast.training.engine import make_engine
 from w2s_fast.training.monitor import Monitor, Watch
 from w2s_fast.training.step import MicroBatch, StepResult, run_step
@@ -37,7 +37,7 @@ ProgressFn = Callable[[int, int, float], None]  # (steps done, steps, loss of th
 def train(
     model: nn.Module,
     data: RowData,
-    targets: np.ndarray,
+    weak_labels: np.ndarray,
     loss: Loss,
     cfg: TrainConfig,
     seed: int,
@@ -57,7 +57,7 @@ def train(
     Args:
         model: ``forward(input_ids, attention_mask)`` returns logits (B, C).
         data: N rows, tokenized or cached, as the model takes them.
-        targets: (N,) integer hard labels (-100: row not used), or (N, C) soft labels.
+        weak_labels: (N,) integer hard labels (-100: row not used), or (N, C) soft labels.
         loss: the loss to minimise.
         cfg: hyper-parameters.
         seed: of data order and dropout. The same seed gives every loss the same batches.
@@ -74,12 +74,12 @@ def train(
         ``best`` (the step of the highest score, or None) and ``trajectory`` (K, M, C) float32.
 
     Raises:
-        W2SError: for targets that do not fit or are not finite, a loss that is not finite (the
+        W2SError: for weak labels that do not fit or are not finite, a loss that is not finite (the
             message names the step), or a checkpoint of another training.
     """
     n_tokens = len(data.labels) if isinstance(data, Completions) else None
-    check_targets(targets, weight, len(data), getattr(model, "n_classes", None), n_tokens)
-    run = _Training(model, data, targets, loss, cfg, seed, weight)
+    check_weak_labels(weak_labels, weight, len(data), getattr(model, "n_classes", None), n_tokens)
+    run = _Training(model, data, weak_labels, loss, cfg, seed, weight)
     if watch is not None:
         run.monitor = Monitor(watch, model, cfg, len(data), run.world, checkpoint_dir)
     rank = run.world.rank
@@ -96,7 +96,7 @@ class _Training:
         self,
         model: nn.Module,
         data: RowData,
-        targets: np.ndarray,
+        weak_labels: np.ndarray,
         loss: Loss,
         cfg: TrainConfig,
         seed: int,
@@ -104,8 +104,8 @@ class _Training:
     ) -> None:
         self.data, self.loss, self.cfg = data, loss, cfg
         self.device = next(model.parameters()).device
-        hard = targets.ndim == 1
-        self.targets = torch.from_numpy(targets.astype(np.int64 if hard else np.float32))
+        hard = weak_labels.ndim == 1
+        self.weak_labels = torch.from_numpy(weak_labels.astype(np.int64 if hard else np.float32))
         self.weight = None if weight is None else torch.from_numpy(weight.astype(np.float32))
         self.steps = cfg.steps(len(data))
         self.order = RowOrder(len(data), cfg.batch_size, cfg.epochs, seed)
@@ -114,7 +114,7 @@ class _Training:
             (n, list(shape_of(t)), t.requires_grad) for n, t in module_tensors(model).items()
         ]
         self.engine = make_engine(model, cfg, self.world)
-        n_classes = getattr(model, "n_classes", 2 if hard else targets.shape[1])
+        n_classes = getattr(model, "n_classes", 2 if hard else weak_labels.shape[1])
         self.thresholds = Thresholds(cfg.threshold_scope, loss, n_classes, cfg.batch_size)
         if isinstance(data, Completions) and self.thresholds.mode in ("window", "ema"):
             raise W2SError(
@@ -199,7 +199,7 @@ class _Training:
         if isinstance(self.data, Completions):
             index, owner = self.data.label_index(rows, self.world.size)
             weight = None if weight is None else weight[owner]
-        weak = self.targets[index]
+        weak = self.weak_labels[index]
         if isinstance(batch, CompletionBatch):
             weak[torch.from_numpy(index < 0)] = IGNORE
             batch = batch.padded(len(weak[own]))
@@ -266,14 +266,14 @@ class _Training:
         """Return what identifies this training in its checkpoints."""
         fields = dataclasses.asdict(self.cfg).items()
         recipe = {name: value for name, value in fields if name not in EXECUTION_FIELDS}
-        targets_hash = hashlib.sha256(self.targets.numpy().tobytes())
-        targets_hash.update(b"" if self.weight is None else self.weight.numpy().tobytes())
+        labels_hash = hashlib.sha256(self.weak_labels.numpy().tobytes())
+        labels_hash.update(b"" if self.weight is None else self.weight.numpy().tobytes())
         return {
             **recipe,
             "seed": self.seed,
             "loss": repr(self.loss),
             "model": hashlib.sha256(repr(self.shapes).encode()).hexdigest(),
             "data": self.data.digest(),
-            "targets": targets_hash.hexdigest(),
+            "targets": labels_hash.hexdigest(),
             "watch": None if self.monitor is None else self.monitor.identity,
         }

@@ -1,11 +1,11 @@
 """One optimizer step over micro-batches, with an exact batch threshold and one normaliser.
 
-    1. normaliser of all rows of the step, on every process, from the targets alone
+    1. normaliser of all rows of the step, on every process, from the weak labels alone
     2. ``exact`` threshold with several micro-batches: forward all of them without gradients
     3. per micro-batch: forward, loss sum / normaliser, backward; its graph is freed
     4. clip and update
 
-Each process holds different rows of every micro-batch and knows the targets of all rows, so a
+Each process holds different rows of every micro-batch and knows the weak labels of all rows, so a
 batch statistic costs one all-gather of logits and nothing else is exchanged before the update.
 An ``Engine`` updates the weights, in plain torch or in DeepSpeed.
 """
@@ -30,7 +30,8 @@ from w2s_fast.training.thresholds import Thresholds
 
 
 class MicroBatch(NamedTuple):
-    """Rows of one forward and backward: those of this process, and the targets of all processes.
+    """Rows of one forward and backward: those of this process, and the weak labels of all
+    processes.
 
     Row i of ``all_weak`` is row i // size of process i % size. For completions a row is a token.
     """

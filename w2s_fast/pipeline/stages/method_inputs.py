@@ -12,16 +12,7 @@ from w2s_fast.config import train_of
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Targets, make_method
 from w2s_fast.models.weights import gathered
-from w2s_fast.pipeline.artifacts import (
-    BALANCE,
-    FEATURES,
-    LABELS,
-    PRETRAINED,
-    TRAJECTORY,
-    part_name,
-    read_weighted_probs,
-    write_probs,
-)
+from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import (
     language_model,
@@ -44,9 +35,12 @@ def features(ctx: Context, build: StageBuild) -> None:
     if (class_index := ctx.job.setting("word")) is not None:
         items = as_questions(ctx, items, class_words(ctx)[class_index])
     layer = ctx.job.setting("layer")
-    rows = task_kind(ctx.task.kind).encode(tokenizer, items, max_length(ctx))
+    rows: Any = task_kind(ctx.task.kind).encode(tokenizer, items, max_length(ctx))
     cache_features(
-        model, rows, build.path / FEATURES, layer if layer in ("half", "last") else int(layer)
+        model,
+        rows,
+        build.path / artifacts.FEATURES,
+        layer if layer in ("half", "last") else int(layer),
     )
 
 
@@ -65,13 +59,13 @@ def balance(ctx: Context, build: StageBuild) -> None:
     """Store the true share of every class in the transfer set (C,)."""
     labels = ctx.gold("transfer").labels
     shares = np.bincount(labels, minlength=ctx.n_classes) / len(labels)
-    ctx.write(lambda: np.save(build.path / BALANCE, shares, allow_pickle=False))
+    ctx.write(lambda: np.save(build.path / artifacts.BALANCE, shares, allow_pickle=False))
 
 
 def trajectory(ctx: Context, build: StageBuild) -> None:
     """Store the predictions (K, N, C) of the transfer set that a training recorded."""
-    recorded = ctx.input("model") / TRAJECTORY
-    ctx.write(lambda: os.link(recorded, build.path / TRAJECTORY))
+    recorded = ctx.input("model") / artifacts.TRAJECTORY
+    ctx.write(lambda: os.link(recorded, build.path / artifacts.TRAJECTORY))
 
 
 def apply(ctx: Context, build: StageBuild) -> None:
@@ -100,18 +94,24 @@ def _check(ctx: Context, function: str, targets: Any, n: int) -> None:
 def _read(ctx: Context, name: str) -> Any:
     """Read an input by what its folder holds: labels, features, a trajectory or a balance."""
     folder = ctx.input(name)
-    if (folder / LABELS).exists():
+    if (folder / artifacts.LABELS).exists():
         ids = ctx.inputs("transfer").ids
-        return Targets(*read_weighted_probs(folder / LABELS, ids, ctx.n_classes))
-    if (folder / FEATURES).exists():
+        return Targets(
+            *artifacts.read_weighted_probs(folder / artifacts.LABELS, ids, ctx.n_classes)
+        )
+    if (folder / artifacts.FEATURES).exists():
         return read_features(folder).float().numpy()
-    path = next(p for p in (folder / TRAJECTORY, folder / BALANCE) if p.exists())
+    path = next(
+        p for p in (folder / artifacts.TRAJECTORY, folder / artifacts.BALANCE) if p.exists()
+    )
     return np.load(path, allow_pickle=False)
 
 
 def _write_labels(folder: Path, items: Inputs, targets: Targets) -> None:
-    (folder / LABELS).mkdir()
-    write_probs(folder / LABELS / part_name(0), items.ids, targets.probs, targets.weight)
+    (folder / artifacts.LABELS).mkdir()
+    artifacts.write_probs(
+        folder / artifacts.LABELS / artifacts.part_name(0), items.ids, targets.probs, targets.weight
+    )
 
 
 def class_words(ctx: Context) -> tuple[str, ...]:
@@ -145,4 +145,4 @@ def tuned(ctx: Context, build: StageBuild) -> None:
         checkpoint_dir=build.checkpoint, progress=ctx.progress,
     )  # fmt: skip
     with gathered(model.parameters()):
-        ctx.write(lambda: save_language_model(model, tokenizer, build.path / PRETRAINED))
+        ctx.write(lambda: save_language_model(model, tokenizer, build.path / artifacts.PRETRAINED))

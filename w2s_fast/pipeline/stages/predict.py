@@ -42,16 +42,12 @@ def predict_split(
     kind = task_kind(ctx.task.kind)
     length = train_of(ctx.cfg, ctx.job.setting("role")).max_length
     rows = model_rows(ctx, tokenizer, items, split)
-    predictions = kind.predict(model, tokenizer, rows, length, ctx.cfg.task.answer_tokens)
+    predictions: Any = kind.predict(model, tokenizer, rows, length, ctx.cfg.task.answer_tokens)
     ctx.write(lambda: kind.write(path, items.ids, predictions))
 
 
 def write_parts(
-    ctx: Context,
-    items: Inputs,
-    part_rows: int,
-    folder: Path,
-    write: Callable[[range, Path], None],
+    ctx: Context, items: Inputs, part_rows: int, folder: Path, write: Callable[[range, Path], None]
 ) -> None:
     """Call ``write`` for every part of ``items`` whose file is not complete yet.
 

@@ -70,13 +70,6 @@ def pretrain(
         ) from error
 
 
-def load_lm(directory: str | Path) -> LlamaForCausalLM:
-    """Load the model that `pretrain` saved."""
-    from transformers import LlamaForCausalLM
-
-    return LlamaForCausalLM.from_pretrained(directory)
-
-
 @torch.no_grad()
 def number_accuracy(
     model: LlamaForCausalLM, cfg: TaskConfig, n: int = 600, seed: int = 99
