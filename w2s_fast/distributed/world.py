@@ -86,10 +86,8 @@ class World:
         """Return the sum of ``t`` over all processes; ``t`` itself if there is one process."""
         if self.size == 1:
             return t
-        import torch.distributed as dist
-
         total = t.detach().clone()
-        dist.all_reduce(total)
+        self.all_reduce([total])
         return total
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:

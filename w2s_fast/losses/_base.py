@@ -222,10 +222,17 @@ def fused_metrics(out: WeakLossOut, weak: Tensor, weight: Tensor | None) -> dict
     if stats is None:
         return {}
     mask = row_mask(weak, weight)
-    acc = stats.max_prob.dtype
+    return summed_metrics(mask, stats.agreement, stats.max_prob, stats.entropy)
+
+
+def summed_metrics(
+    mask: Tensor, agreement: Tensor, max_prob: Tensor, entropy: Tensor
+) -> dict[str, Tensor]:
+    """Sum per-row statistics, all (n,), over the rows in ``mask``; see ``LossOut.metrics``."""
+    acc = max_prob.dtype
     return {
         "rows": mask.sum(dtype=acc),
-        "agreement": (stats.agreement & mask).sum(dtype=acc),
-        "max_prob": torch.where(mask, stats.max_prob, 0.0).sum(),
-        "entropy": torch.where(mask, stats.entropy, 0.0).sum(),
+        "agreement": (agreement & mask).sum(dtype=acc),
+        "max_prob": torch.where(mask, max_prob, 0.0).sum(),
+        "entropy": torch.where(mask, entropy, 0.0).sum(),
     }

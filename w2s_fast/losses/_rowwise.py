@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses._base import Loss, LossContext, LossOut, check_labels, row_mask
+from w2s_fast.losses._base import Loss, LossContext, LossOut, check_labels, row_mask, summed_metrics
 from w2s_fast.ops.lazy_logits import dense
 
 
@@ -58,11 +58,5 @@ def soft_labels(weak: Tensor, logits: Tensor, acc: torch.dtype) -> Tensor:
 
 
 def _metrics(log_p: Tensor, weak: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    acc, p = log_p.dtype, log_p.exp()
-    top = weak.argmax(1) if weak.is_floating_point() else weak
-    return {
-        "rows": mask.sum(dtype=acc),
-        "agreement": ((log_p.argmax(1) == top) & mask).sum(dtype=acc),
-        "max_prob": torch.where(mask, p.amax(1), 0.0).sum(),
-        "entropy": torch.where(mask, torch.special.entr(p).sum(1), 0.0).sum(),
-    }
+    top, p = weak.argmax(1) if weak.is_floating_point() else weak, log_p.exp()
+    return summed_metrics(mask, log_p.argmax(1) == top, p.amax(1), torch.special.entr(p).sum(1))

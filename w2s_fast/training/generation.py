@@ -73,17 +73,13 @@ def generate(
     lengths = data.lengths[rows] + max_new_tokens
     batches = list(token_batches(lengths, batch_size, BATCH_TOKENS))
     generated: list[tuple[int, list[int]]] = []
-    done = 0
     with eval_mode(model):
-        for own, group in distributed_batches(batches, world):
+        for own, group in distributed_batches(batches, world, progress):
             seeds = [_seed(seed, int(rows[i]), int(i) % n) for i in own]
             sampler = _Sampler(seeds, temperature, device) if temperature else None
             tokens = _generate_batch(model, tokenizer, data, rows[own], max_new_tokens, sampler)
             if world.rank < len(group):
                 generated += zip(own.tolist(), tokens, strict=True)
-            done += sum(map(len, group))
-            if progress is not None and world.is_main_process:
-                progress(done, len(rows))
     by_row = dict(tuple(pair) for part in world.all_gather_object(generated) for pair in part)
     prompt = np.split(data.tokens, data.offsets[1:-1])
     return [_text(tokenizer, prompt[rows[i]].tolist(), by_row[i]) for i in range(len(rows))]

@@ -79,13 +79,9 @@ def map_batches(
     device = next(model.parameters()).device
     batches = list(token_batches(data.lengths, batch_size))
     parts: list[Tensor] = []
-    done = 0
     with eval_mode(model):
-        for own, group in distributed_batches(batches, world):
+        for own, group in distributed_batches(batches, world, progress):
             parts.append(_all_gather(compute(data.batch(own, device)), group, world))
-            done += sum(map(len, group))
-            if progress is not None and world.is_main_process:
-                progress(done, len(data))
     sorted_results = torch.cat(parts).cpu().numpy()
     results = np.empty_like(sorted_results)
     results[np.concatenate(batches)] = sorted_results
@@ -93,16 +89,22 @@ def map_batches(
 
 
 def distributed_batches(
-    batches: Sequence[np.ndarray], world: World
+    batches: Sequence[np.ndarray],
+    world: World,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[np.ndarray, Sequence[np.ndarray]]]:
     """Yield this process's batch and the group of batches that are computed at the same time.
 
     In the last group a process without a batch repeats the last one: a partitioned model needs all
-    processes in every forward.
+    processes in every forward. ``progress`` is called on rank 0 with (rows done, rows).
     """
+    done, total = 0, sum(map(len, batches))
     for start in range(0, len(batches), world.size):
         group = batches[start : start + world.size]
         yield group[min(world.rank, len(group) - 1)], group
+        done += sum(map(len, group))
+        if progress is not None and world.is_main_process:
+            progress(done, total)
 
 
 def _all_gather(results: Tensor, group: Sequence[np.ndarray], world: World) -> Tensor:

@@ -11,12 +11,13 @@ teacher is part of its probabilities (``w2s_fast.pack_topk(..., temperature=T)``
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.losses._base import summed_metrics
 from w2s_fast.ops.arguments import check_methods, check_number
 from w2s_fast.ops.checks import check_weight_dtype
 from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
@@ -26,6 +27,7 @@ from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
 from w2s_fast.ops.logprob.api import check_ids, check_scale, row_stats
 from w2s_fast.ops.targets import SparseTargets, check_logits
 
+Teacher = SparseTargets | Tensor
 # Stands for log 0: far below every log-probability, but 0 times it is 0.
 LOG_ZERO = -1e5
 
@@ -73,7 +75,7 @@ class Distillation:
     def __call__(
         self,
         logits: Tensor,
-        teacher: SparseTargets,
+        teacher: SparseTargets | Tensor,
         *,
         weight: Tensor | None = None,
         softcap: float = 0.0,
@@ -90,21 +92,14 @@ class Distillation:
         Raises:
             W2SError: for shapes, dtypes, devices or ids that do not fit.
         """
-        check_logits(logits)
         check_scale(self.temperature, softcap)
-        teacher = _check_sparse(self, teacher)
-        ids = check_ids(teacher.ids, logits.shape[0], logits.shape[1], logits.device)
-        t = self.temperature
-        logits = logits if t == 1 else logits / t
-        return self._sum(
-            torch.ops.w2s_fast.topk_logp(logits, ids, softcap / t, True), ids, teacher, weight
-        )
+        return self._from_logits(logits, teacher, weight, softcap)
 
     def linear(
         self,
         hidden: Tensor,
         head: Tensor,
-        teacher: SparseTargets,
+        teacher: SparseTargets | Tensor,
         *,
         bias: Tensor | None = None,
         weight: Tensor | None = None,
@@ -122,12 +117,40 @@ class Distillation:
             positions: (M,) rows of the flattened hidden states that have a teacher label; no other
                 row is computed.
         """
-        rows, t = flat_rows(hidden, positions), self.temperature
-        x = make_head(rows, head, bias, t, softcap, memory_mib, fp32_head_gradient)
+        check_scale(self.temperature, softcap)
+        options = {
+            "bias": bias, "positions": positions, "memory_mib": memory_mib,
+            "fp32_head_gradient": fp32_head_gradient,
+        }  # fmt: skip
+        return self._from_head(hidden, head, teacher, weight, softcap, options)
+
+    def _from_logits(
+        self, logits: Tensor, teacher: Teacher, weight: Tensor | None, softcap: float
+    ) -> DistillOut:
+        check_logits(logits)
+        teacher = _check_sparse(self, teacher)
+        ids = check_ids(teacher.ids, logits.shape[0], logits.shape[1], logits.device)
+        t = self.temperature
+        logits = logits if t == 1 else logits / t
+        student = torch.ops.w2s_fast.topk_logp(logits, ids, softcap / t, True)
+        return self._sum(student, ids, teacher, weight)
+
+    def _from_head(
+        self,
+        hidden: Tensor,
+        head: Tensor,
+        teacher: Teacher,
+        weight: Tensor | None,
+        softcap: float,
+        options: dict[str, Any],
+    ) -> DistillOut:
+        """Compute the sum; ``options`` are the other arguments of ``linear``."""
+        rows, t = flat_rows(hidden, options["positions"]), self.temperature
+        memory_mib, fp32 = options["memory_mib"], options["fp32_head_gradient"]
+        x = make_head(rows, head, options["bias"], t, softcap, memory_mib, fp32)
         teacher = _check_sparse(self, teacher)
         ids = check_ids(teacher.ids, x.hidden.shape[0], head.shape[0], hidden.device)
-        student = linear_topk(x, ids, softcap / t, True)
-        return self._sum(student, ids, teacher, weight)
+        return self._sum(linear_topk(x, ids, softcap / t, True), ids, teacher, weight)
 
     def _sum(
         self,
@@ -142,14 +165,15 @@ class Distillation:
         log_p = torch.cat([log_p, tail.unsqueeze(1)], 1).clamp_min(LOG_ZERO)
         return self.pack(self.divergence(log_p, log_q), row_stats(stats, index), top, weight)
 
-    def pack(self, rows: Tensor, stats: object, top: Tensor, weight: Tensor | None) -> DistillOut:
+    def pack(self, rows: Tensor, stats: Any, top: Tensor, weight: Tensor | None) -> DistillOut:
         """Sum weighted rows and metrics; ``stats`` has argmax, max_prob and entropy by row."""
-        acc = rows.dtype
         counts = row_weights(rows, weight)
         mask = counts != 0
         factor = self.temperature**2 if self.rescale else 1.0
         loss = torch.where(mask, rows * counts, 0.0).sum() * factor
-        return DistillOut(loss, counts.detach().sum(), metrics(stats, top, mask, acc))
+        agreement = stats.argmax == top
+        metrics = summed_metrics(mask, agreement, stats.max_prob, stats.entropy)
+        return DistillOut(loss, counts.detach().sum(), metrics)
 
 
 check_methods(Distillation, ("__call__", "linear"))
@@ -163,17 +187,6 @@ def row_weights(rows: Tensor, weight: Tensor | None) -> Tensor:
         raise W2SError(f"weight has shape {tuple(weight.shape)}; expected {tuple(rows.shape)}")
     check_weight_dtype(weight)
     return weight.to(rows.dtype)
-
-
-def metrics(stats: object, top: Tensor, mask: Tensor, acc: torch.dtype) -> dict[str, Tensor]:
-    """Return detached sums over the rows that count."""
-    argmax, max_prob, entropy = (getattr(stats, f) for f in ("argmax", "max_prob", "entropy"))
-    return {
-        "rows": mask.sum(dtype=acc),
-        "agreement": ((argmax == top) & mask).sum(dtype=acc),
-        "max_prob": torch.where(mask, max_prob, 0.0).sum(),
-        "entropy": torch.where(mask, entropy, 0.0).sum(),
-    }
 
 
 def teacher_outcomes(
@@ -197,7 +210,7 @@ def teacher_outcomes(
     return outcomes.log().clamp_min(LOG_ZERO), top
 
 
-def _check_sparse(loss: Distillation, teacher: SparseTargets) -> SparseTargets:
+def _check_sparse(loss: Distillation, teacher: Teacher) -> SparseTargets:
     if not isinstance(teacher, SparseTargets):
         raise W2SError(
             f"{type(loss).__name__} takes w2s_fast.SparseTargets, not {type(teacher).__name__}; "

@@ -10,21 +10,21 @@ gradients computed in forward. Source: Hinton et al., arXiv 1503.02531.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.losses._base import summed_metrics
 from w2s_fast.losses.distillation._base import (
     Distillation,
     DistillOut,
-    metrics,
+    Teacher,
     neg_entropy,
     row_weights,
 )
-from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
-from w2s_fast.ops.logprob.api import check_scale
 from w2s_fast.ops.results import Stats
 from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.ops.weak_loss import weak_loss
@@ -38,65 +38,38 @@ class ForwardKL(Distillation):
         temperature, rescale: see ``Distillation``.
     """
 
-    def __call__(
-        self,
-        logits: Tensor,
-        teacher: SparseTargets | Tensor,
-        *,
-        weight: Tensor | None = None,
-        softcap: float = 0.0,
+    def _from_logits(
+        self, logits: Tensor, teacher: Teacher, weight: Tensor | None, softcap: float
     ) -> DistillOut:
-        """See ``Distillation.__call__``; ``teacher`` may be dense probabilities (N, V)."""
-        check_scale(self.temperature, softcap)
         _check_teacher(teacher)
         t = self.temperature
-        out = weak_loss(
-            logits if t == 1 else logits / t,
-            teacher,
-            weight=weight,
-            softcap=softcap / t,
-            return_stats=True,
-        )
+        scaled = logits if t == 1 else logits / t
+        out = weak_loss(scaled, teacher, weight=weight, softcap=softcap / t, return_stats=True)
         assert out.stats is not None
         return self._minus_entropy(out.loss, out.stats, teacher, weight)
 
-    def linear(
+    def _from_head(
         self,
         hidden: Tensor,
         head: Tensor,
-        teacher: SparseTargets | Tensor,
-        *,
-        bias: Tensor | None = None,
-        weight: Tensor | None = None,
-        positions: Tensor | None = None,
-        softcap: float = 0.0,
-        memory_mib: float = DEFAULT_MEMORY_MIB,
-        fp32_head_gradient: bool = True,
+        teacher: Teacher,
+        weight: Tensor | None,
+        softcap: float,
+        options: dict[str, Any],
     ) -> DistillOut:
-        """See ``Distillation.linear``; in 16 bits hidden / T is rounded once more."""
-        check_scale(self.temperature, softcap)
         _check_teacher(teacher)
-        t = self.temperature
-        if t != 1:  # scales N D numbers instead of N V
+        t, bias = self.temperature, options["bias"]
+        if t != 1:  # scales N D numbers instead of N V; in 16 bits hidden / T is rounded once more
             hidden, bias = hidden / t, None if bias is None else bias / t
+        options = {**options, "bias": bias, "softcap": softcap / t, "weight": weight}
         loss, stats = linear_cross_entropy(
-            hidden,
-            head,
-            teacher,
-            bias=bias,
-            positions=positions,
-            weight=weight,
-            softcap=softcap / t,
-            reduction="sum",
-            memory_mib=memory_mib,
-            fp32_head_gradient=fp32_head_gradient,
-            return_stats=True,
+            hidden, head, teacher, reduction="sum", return_stats=True, **options
         )
         assert isinstance(stats, Stats)
         return self._minus_entropy(loss, stats, teacher, weight)
 
     def _minus_entropy(
-        self, loss: Tensor, stats: Stats, teacher: SparseTargets | Tensor, weight: Tensor | None
+        self, loss: Tensor, stats: Stats, teacher: Teacher, weight: Tensor | None
     ) -> DistillOut:
         acc = stats.entropy.dtype
         if isinstance(teacher, SparseTargets):
@@ -111,11 +84,11 @@ class ForwardKL(Distillation):
         # Not detached: the weights that multiply the entropy may be learned.
         loss = loss + torch.where(mask, constant * counts, 0.0).sum().to(loss.dtype)
         factor = self.temperature**2 if self.rescale else 1.0
-        top = torch.where(stats.agreement, stats.argmax, -1)
-        return DistillOut(loss * factor, counts.detach().sum(), metrics(stats, top, mask, acc))
+        metrics = summed_metrics(mask, stats.agreement, stats.max_prob, stats.entropy)
+        return DistillOut(loss * factor, counts.detach().sum(), metrics)
 
 
-def _check_teacher(teacher: SparseTargets | Tensor) -> None:
+def _check_teacher(teacher: Teacher) -> None:
     if isinstance(teacher, Tensor) and not teacher.is_floating_point():
         raise W2SError(
             f"teacher has dtype {teacher.dtype}; expected probabilities (N, V) or SparseTargets"
