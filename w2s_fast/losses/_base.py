@@ -9,7 +9,6 @@ checkpointed.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops.arguments import check_methods, check_number
+from w2s_fast.losses._fields import RangeChecked
+from w2s_fast.ops.arguments import check_methods
 from w2s_fast.ops.checks import check_weight_dtype
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.results import WeakLossOut
@@ -65,7 +65,7 @@ class LossOut(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
+class Loss(RangeChecked):
     """Base of all losses. A new loss overrides ``forward``, and the hooks it needs.
 
     ``weak`` is int64 (n,) hard labels (-100 takes a row out) or floating point (n, C) soft labels;
@@ -165,14 +165,6 @@ class Loss:
         )
         metrics = fused_metrics(out, weak, ctx.weight)
         return LossOut(out.loss, self.count(weak, ctx.weight), ctx.state, metrics)
-
-    def _check_range(self, name: str, low: float, high: float = math.inf) -> None:
-        """Raise ``W2SError`` unless field ``name`` is a number in [low, high]."""
-        value = getattr(self, name)
-        check_number(f"{type(self).__name__}: {name}", value)
-        if not low <= value <= high:
-            span = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
-            raise W2SError(f"{type(self).__name__}: {name} is {value}; expected a number {span}")
 
 
 check_methods(Loss, ("__call__", "threshold"), **_ACCEPT)

@@ -128,10 +128,8 @@ def _shared_columns(rows: Sequence[Row]) -> set[str]:
     """Return the known columns of all rows; a column that only some rows have is an error."""
     if not rows:
         raise W2SError("a batch of no rows; expected at least one")
-    known = {"input_ids", *TOKEN_COLUMNS, *TOPK_COLUMNS, *ROW_COLUMNS}
-    columns = [
-        {name for name in row if name in known and not is_missing(row[name])} for row in rows
-    ]
+    known = {"input_ids", *_OPTIONAL_COLUMNS}
+    columns = [{n for n in row if n in known and not is_missing(row[n])} for row in rows]
     required = set().union(*columns, {"input_ids"})
     all_names = set().union(*rows)
     check_packing_columns(all_names)
@@ -145,9 +143,7 @@ def _shared_columns(rows: Sequence[Row]) -> set[str]:
 
 def _check_weak_columns(all_names: set[str], present: set[str]) -> None:
     """Raise ``W2SError`` for an unknown weak column; warn if there is none at all."""
-    known = [
-        name for name in (*TOKEN_COLUMNS, *TOPK_COLUMNS, *ROW_COLUMNS) if name.startswith("weak_")
-    ]
+    known = [name for name in _OPTIONAL_COLUMNS if name.startswith("weak_")]
     for name in sorted(all_names):
         if name.startswith("weak_") and name not in known:
             raise W2SError(

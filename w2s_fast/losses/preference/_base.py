@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops.arguments import check_methods, check_number
+from w2s_fast.losses._fields import RangeChecked
+from w2s_fast.ops.arguments import check_methods
 from w2s_fast.ops.checks import check_weight_dtype
 from w2s_fast.ops.transforms import values
 
@@ -68,7 +69,7 @@ class PreferenceOut(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preference:
+class Preference(RangeChecked):
     """Base of all preference losses. A new one overrides ``reward`` and ``ranked``."""
 
     def __init_subclass__(cls) -> None:
@@ -113,17 +114,6 @@ class Preference:
         loss = mix(self.soften(q), self.ranked(first, second), self.ranked(second, first))
         gap = (self.reward(first) - self.reward(second)).detach()
         return pack(loss, gap, q, weight, mask)
-
-    def _check_range(
-        self, name: str, low: float, high: float = math.inf, *, open_: bool = False
-    ) -> None:
-        """Raise ``W2SError`` unless field ``name`` is in [low, high], or above low if ``open_``."""
-        value = getattr(self, name)
-        check_number(f"{type(self).__name__}: {name}", value)
-        if not low <= value <= high or (open_ and value == low):
-            least = "above" if open_ else "at least"
-            span = f"{least} {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
-            raise W2SError(f"{type(self).__name__}: {name} is {value}; expected a number {span}")
 
 
 check_methods(Preference, ("__call__", "baseline"))

@@ -34,7 +34,7 @@ class DPO(Preference):
     flip_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        self._check_range("beta", 0.0, open_=True)
+        self._check_range("beta", 0.0, open_low=True)
         self._check_range("label_smoothing", 0.0, 0.5)
         self._check_range("flip_rate", 0.0, 0.4999)
 

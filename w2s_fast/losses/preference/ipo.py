@@ -31,7 +31,7 @@ class IPO(Preference):
     average: bool = True
 
     def __post_init__(self) -> None:
-        self._check_range("tau", 0.0, open_=True)
+        self._check_range("tau", 0.0, open_low=True)
 
     def reward(self, answers: Answers) -> Tensor:
         """Return the log-ratio, per token with ``average``."""

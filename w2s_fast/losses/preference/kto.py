@@ -43,7 +43,7 @@ class KTO(Preference):
     undesirable: float = 1.0
 
     def __post_init__(self) -> None:
-        self._check_range("beta", 0.0, open_=True)
+        self._check_range("beta", 0.0, open_low=True)
         self._check_range("desirable", 0.0)
         self._check_range("undesirable", 0.0)
 

@@ -31,7 +31,7 @@ class SimPO(Preference):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        self._check_range("beta", 0.0, open_=True)
+        self._check_range("beta", 0.0, open_low=True)
         self._check_range("gamma", 0.0)
         self._check_range("label_smoothing", 0.0, 0.5)
 
