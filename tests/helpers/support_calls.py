@@ -52,7 +52,7 @@ def cross_entropy(backend: str, dtype: torch.dtype, option: Option) -> None:
         n = N if v != 2 else 8 if backend == "triton" else 19
         call = cross_entropy_sample(n, v, dtype, "cpu", seed=v, kind=kind) | dict(option.call)
         if not call.pop("return_stats", True):
-            raise AssertionError("the check reads the by-products")
+            raise AssertionError("the check reads the statistics")
         if call["weight"] is True:
             call["weight"] = torch.tensor([0.5, 0.0, 2.0, 1.0, 1.5])
         if call.get("aux") == "tensor":
@@ -61,7 +61,7 @@ def cross_entropy(backend: str, dtype: torch.dtype, option: Option) -> None:
             call["threshold"] = torch.tensor(call["threshold"])
         if call.pop("compiled", False):
             compiled_cross_entropy(backend, call)
-        elif {"twice", "leaf", "again"} & call.keys() or option.refuses:
+        elif {"twice", "leaf", "again"} & call.keys() or option.unsupported:
             refused_cross_entropy(backend, call)
         else:
             up = torch.linspace(-1, 2, N) if call.get("reduction") == "none" else 0.7

@@ -30,7 +30,7 @@ def check(backend: str, call: dict[str, Any], upstream: float = 1.0) -> Any:
     return stats
 
 
-# Kind x gate x budget choose the path: at once, one sweep a chunk with or without rank-1 terms,
+# Kind x gate x budget choose the path: at once, one pass a chunk with or without rank-1 terms,
 # probe first. So this product is full.
 @pytest.mark.parametrize("memory_mib", [WHOLE, CHUNKS], ids=["whole", "chunks"])
 @pytest.mark.parametrize("threshold", [None, "median", 0.4], ids=["argmax", "median", "fixed"])
@@ -153,7 +153,7 @@ def test_frozen_parts_skip_their_product(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_exact_threshold_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hard labels, and listed ones of mass 1, never look at the scores first."""
+    """Hard labels, and top-k ones of mass 1, never look at the scores first."""
     probed = []
     probe = chunks.threshold_from_scores
     monkeypatch.setattr(chunks, "threshold_from_scores", lambda *a: probed.append(1) or probe(*a))
