@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.support_calls import BY_NAME, DRIVERS, FP64
+from helpers.support_calls import BY_NAME, FP64
+from helpers.support_losses import DRIVERS
 
 from tools.support_matrix import write as document
 from tools.support_matrix.table import DTYPES, ENTRIES, NO, REFERENCE, Entry, cell

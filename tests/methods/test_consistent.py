@@ -36,7 +36,7 @@ def test_leave_one_out_is_a_regression_without_the_row(n: int, d: int, classes: 
     labels = np.arange(n) % classes
     x = 3 + rng.normal(size=(n, d)) + 3 * np.eye(d)[labels]
     labels[:2] = labels[1::-1]  # two errors
-    found = Coherence(hat_factor(x, 0.5), labels, classes)
+    labelling = Coherence(hat_factor(x, 0.5), labels, classes)
     onehot = np.eye(classes)[labels]
     scores = np.stack([_ridge_without(x, onehot, i, 0.5) for i in range(n)])
 
@@ -44,29 +44,29 @@ def test_leave_one_out_is_a_regression_without_the_row(n: int, d: int, classes: 
         z = scores / tau
         return float((z[np.arange(n), labels] - np.log(np.exp(z).sum(1))).sum())
 
-    assert found.value == pytest.approx(value(found.temperature), abs=1e-4)
+    assert labelling.value == pytest.approx(value(labelling.temperature), abs=1e-4)
     # The temperature is the likeliest.
-    assert found.value >= max(value(found.temperature * f) for f in (0.8, 1.25)) - 1e-4
+    assert labelling.value >= max(value(labelling.temperature * f) for f in (0.8, 1.25)) - 1e-4
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_updates_equal_a_new_start(classes: int) -> None:
     rng = np.random.default_rng(1)
     x, labels = rng.normal(size=(40, 5)), rng.integers(0, classes, 40)
-    found = Coherence(hat_factor(x, 1.0), labels, classes)
+    labelling = Coherence(hat_factor(x, 1.0), labels, classes)
     for row in rng.integers(0, 40, 25):
-        label = int((found.labels[row] + 1) % classes)
-        gain, z = found.propose(row, label, found.columns(np.array([row]))[0])
-        found.relabel(row, label, gain, z)
-    kept, tau = found.value, found.temperature
-    fresh = Coherence(hat_factor(x, 1.0), found.labels, classes)
-    assert np.array_equal(fresh.counts, found.counts)
+        label = int((labelling.labels[row] + 1) % classes)
+        gain, z = labelling.propose(row, label, labelling.columns(np.array([row]))[0])
+        labelling.relabel(row, label, gain, z)
+    value, tau = labelling.value, labelling.temperature
+    fresh = Coherence(hat_factor(x, 1.0), labelling.labels, classes)
+    assert np.array_equal(fresh.counts, labelling.counts)
     z = fresh._z * fresh.temperature / tau
     top = z.max(0)
-    own = z[found.labels, np.arange(40)]
+    own = z[labelling.labels, np.arange(40)]
     log_p = own - top - np.log(np.exp(z - top).sum(0))
-    assert kept == pytest.approx(float(log_p.sum()), abs=1e-4)
-    assert fresh.value >= kept - 1e-4  # with its own temperature
+    assert value == pytest.approx(float(log_p.sum()), abs=1e-4)
+    assert fresh.value >= value - 1e-4  # with its own temperature
 
 
 def _clusters(n: int, classes: int, flip: float, seed: int) -> tuple[np.ndarray, ...]:
@@ -107,8 +107,8 @@ def test_one_class_for_all_is_out_of_bounds() -> None:
     for slack in (0.0, 0.1):
         out = Consistent(slack=slack, sweeps=8).search(weak, x, seed=0)
         assert abs(out.probs[:, 1].mean() - share) <= slack + 1 / 200
-        found = Coherence(hat_factor(x, 10.0), out.probs.argmax(1), 2)
-        assert found.value < alike.value
+        labelling = Coherence(hat_factor(x, 10.0), out.probs.argmax(1), 2)
+        assert labelling.value < alike.value
     free = Consistent(slack=1.0, sweeps=20).search(weak, x, seed=0)
     assert abs(free.probs[:, 1].mean() - share) > 0.1
 

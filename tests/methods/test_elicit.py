@@ -28,17 +28,17 @@ def _accuracy(out: Targets, gold: np.ndarray) -> float:
 def test_calibration_gives_the_balance_and_keeps_the_odds_between_rows() -> None:
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(3), 200)
-    kept = np.arange(200) % 4 != 0
+    used = np.arange(200) % 4 != 0
     balance = np.array([0.2, 0.7, 0.1])
-    q = matched(p, balance, kept)
-    assert np.abs(q[kept].mean(0) - balance).max() < 1e-7
+    q = matched(p, balance, used)
+    assert np.abs(q[used].mean(0) - balance).max() < 1e-7
     shift = np.log(q / p)
     shift -= shift[:, :1]  # the same for all rows
     assert np.ptp(shift, axis=0).max() < 1e-6
-    again = matched(q, balance, kept)
+    again = matched(q, balance, used)
     assert np.abs(again - q).max() < 1e-6
     biased = p * np.array([9.0, 1.0, 3.0])  # what a bias did is undone
-    assert np.abs(matched(biased / biased.sum(1, keepdims=True), balance, kept) - q).max() < 1e-6
+    assert np.abs(matched(biased / biased.sum(1, keepdims=True), balance, used) - q).max() < 1e-6
 
 
 def test_calibration_of_sure_answers_is_finite() -> None:
@@ -74,9 +74,9 @@ def _two_sources(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def test_em_recovers_the_confusion_and_beats_both_sources() -> None:
     gold, belief, label = _two_sources(6000, seed=0)
-    found = estimate(belief, _soft(label, 3), np.ones(6000, dtype=bool))
-    assert np.abs(found.confusion - CONFUSION).max() < 0.03
-    right = [(p.argmax(1) == gold).mean() for p in (found.posterior, belief, _soft(label, 3))]
+    channel = estimate(belief, _soft(label, 3), np.ones(6000, dtype=bool))
+    assert np.abs(channel.confusion - CONFUSION).max() < 0.03
+    right = [(p.argmax(1) == gold).mean() for p in (channel.posterior, belief, _soft(label, 3))]
     assert right[0] > max(right[1:]) + 0.05
     oracle = np.log(clipped(belief)) + np.log(CONFUSION[:, label]).T
     assert right[0] > (oracle.argmax(1) == gold).mean() - 0.005
@@ -84,41 +84,41 @@ def test_em_recovers_the_confusion_and_beats_both_sources() -> None:
 
 def test_em_raises_the_likelihood_and_stops_where_it_is_fixed() -> None:
     _, belief, label = _two_sources(400, seed=1)
-    weak, kept = _soft(label, 3, 0.9), np.arange(400) < 350
-    prior = clipped(belief)[kept]
+    weak, used = _soft(label, 3, 0.9), np.arange(400) < 350
+    prior = clipped(belief)[used]
 
     def likelihood(limit: int) -> float:
-        c = estimate(belief, weak, kept, limit=limit).confusion
-        by_class = weak[kept].astype(np.float64) @ c.T
+        c = estimate(belief, weak, used, limit=limit).confusion
+        by_class = weak[used].astype(np.float64) @ c.T
         return float(np.log((prior * by_class).sum(1)).sum() + np.log(c).sum())
 
     trace = [likelihood(k) for k in (1, 2, 3, 5, 10, 50)]
     assert all(b > a for a, b in zip(trace, trace[1:], strict=False))
-    found = estimate(belief, weak, kept, tolerance=1e-10)
+    channel = estimate(belief, weak, used, tolerance=1e-10)
     w = weak.astype(np.float64)
-    joint = clipped(belief)[:, :, None] * found.confusion * w[:, None, :]  # class and true label
+    joint = clipped(belief)[:, :, None] * channel.confusion * w[:, None, :]  # class and true label
     joint /= joint.sum((1, 2), keepdims=True)
-    assert found.posterior == pytest.approx(joint.sum(2), abs=1e-12)
-    counts = joint[kept].sum(0) + 1.0
-    assert found.confusion == pytest.approx(counts / counts.sum(1, keepdims=True), abs=1e-8)
+    assert channel.posterior == pytest.approx(joint.sum(2), abs=1e-12)
+    counts = joint[used].sum(0) + 1.0
+    assert channel.confusion == pytest.approx(counts / counts.sum(1, keepdims=True), abs=1e-8)
     # Rows that do not count get a posterior and teach nothing.
     other = weak.copy()
-    other[~kept] = other[~kept][:, ::-1]
-    same = estimate(belief, other, kept, tolerance=1e-10)
-    assert np.array_equal(same.confusion, found.confusion)
-    assert not np.array_equal(same.posterior[~kept], found.posterior[~kept])
+    other[~used] = other[~used][:, ::-1]
+    same = estimate(belief, other, used, tolerance=1e-10)
+    assert np.array_equal(same.confusion, channel.confusion)
+    assert not np.array_equal(same.posterior[~used], channel.posterior[~used])
 
 
 def test_softened_labels_carry_what_hard_ones_do() -> None:
     """Labels of 0.9 for sure ones are sharpened by the matrix; 1/3 each says nothing."""
     _, belief, label = _two_sources(1500, seed=2)
-    kept = np.ones(1500, dtype=bool)
-    hard, soft = (estimate(belief, _soft(label, 3, top), kept) for top in (1.0, 0.9))
+    used = np.ones(1500, dtype=bool)
+    hard, soft = (estimate(belief, _soft(label, 3, top), used) for top in (1.0, 0.9))
     assert np.abs(hard.posterior - soft.posterior).mean() < 0.02
     weak = _soft(label, 3)
     weak[:10] = 1 / 3
-    found = estimate(belief, weak, kept)
-    assert found.posterior[:10] == pytest.approx(clipped(belief)[:10])
+    channel = estimate(belief, weak, used)
+    assert channel.posterior[:10] == pytest.approx(clipped(belief)[:10])
 
 
 def test_em_learns_a_shifted_balance() -> None:
@@ -129,9 +129,9 @@ def test_em_learns_a_shifted_balance() -> None:
     gold, belief = gold[rows], belief[rows]
     label = np.array([rng.choice(3, p=CONFUSION[y]) for y in gold])
     share = np.bincount(gold, minlength=3) / len(gold)
-    kept = np.ones(len(gold), dtype=bool)
-    plain = estimate(belief, _soft(label, 3), kept)
-    moved = estimate(belief, _soft(label, 3), kept, shift=True)
+    used = np.ones(len(gold), dtype=bool)
+    plain = estimate(belief, _soft(label, 3), used)
+    moved = estimate(belief, _soft(label, 3), used, shift=True)
     assert np.abs(moved.posterior.mean(0) - share).max() < 0.05
     assert np.abs(plain.posterior.mean(0) - share).max() > 0.08
     assert np.abs(moved.confusion - CONFUSION).max() < 0.05
