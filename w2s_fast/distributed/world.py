@@ -86,8 +86,10 @@ class World:
         """Return the sum of ``t`` over all processes; ``t`` itself if there is one process."""
         if self.size == 1:
             return t
+        import torch.distributed as dist
+
         total = t.detach().clone()
-        self.all_reduce([total])
+        dist.all_reduce(total)
         return total
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
