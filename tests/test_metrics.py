@@ -1,4 +1,4 @@
-"""Scores, PGR, refusal and intervals: against published numbers, brute force and known truth."""
+"""Scores, PGR, omission and intervals: against published numbers, brute force and known truth."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def test_balanced_accuracy_and_f1_of_more_classes() -> None:
 def test_agreement_is_split_by_the_supervisors_errors() -> None:
     gold, weak = np.array([0, 0, 1, 1, 1]), np.array([0, 0, 1, 0, 0])
     student = np.array([0, 1, 1, 0, 1])
-    found = metrics.agreement(student, weak, gold)
-    assert (found.all, found.weak_right, found.weak_wrong) == (3 / 5, 2 / 3, 1 / 2)
+    agreement = metrics.agreement(student, weak, gold)
+    assert (agreement.all, agreement.weak_right, agreement.weak_wrong) == (3 / 5, 2 / 3, 1 / 2)
     assert metrics.agreement(student, gold, gold).weak_wrong is None
 
 

@@ -47,8 +47,8 @@ def test_a_stage_is_published_once_and_found_again(tmp_path: Path) -> None:
     done = build(store)
     again = build(store, "something else")  # not computed again
     assert (done.path / "a.txt").read_text() == "hello" and again.digest == done.digest
-    found = store.find("weak", key(store))
-    assert found is not None and found.digest == done.digest and found.info["seconds"] >= 0
+    artifact = store.find("weak", key(store))
+    assert artifact is not None and artifact.digest == done.digest and artifact.info["seconds"] >= 0
     meta = json.loads((done.path / "stage.json").read_text())
     assert meta["config"] == CONFIG and meta["inputs"] == INPUTS
     assert sorted(meta["files"]) == ["a.txt", "sub/b.txt"]

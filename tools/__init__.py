@@ -1,1 +1,1 @@
-"""What maintainers run in a source checkout; nothing here is in the wheel."""
+"""Tools for maintainers in a source checkout; not in the wheel."""

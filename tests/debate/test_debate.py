@@ -34,21 +34,21 @@ VERDICTS = ("no", "yes")
 
 
 class Scripted:
-    """A writer that says which turn it is, and remembers what it was asked."""
+    """A writer that names the turn and records its prompts."""
 
     def __init__(self) -> None:
-        self.asked: list[list[str]] = []
+        self.prompts: list[list[str]] = []
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        self.asked.append(list(prompts))
-        return [f"argument {len(self.asked)} of {seed}" for seed in seeds]
+        self.prompts.append(list(prompts))
+        return [f"argument {len(self.prompts)} of {seed}" for seed in seeds]
 
 
 def test_three_turns_in_order() -> None:
     writer = Scripted()
     ids = ("r0", "r1")
     out = make_protocol("debate").transcripts(["Is ice cold?", "?"], ids, VERDICTS, writer, 3)
-    first, second, third = (prompts[0] for prompts in writer.asked)
+    first, second, third = (prompts[0] for prompts in writer.prompts)
     lines = out[0].splitlines()
     a = lines[0].split('"')[1]
     b = "no" if a == "yes" else "yes"
@@ -118,10 +118,10 @@ def test_only_the_argument_is_kept() -> None:
 def test_members_differ_in_transcripts_or_in_seeds() -> None:
     p = Plan()
     members = make_method("debate:members=3").labels(p, p.weak_labels()).needs[1:]
-    asked = [dict(n.needs) for _, n in members]
-    assert [dict(a["context"].settings)["member"] for a in asked] == [0, 1, 2]
-    assert {dict(a["model"].settings)["member"] for a in asked} == {0}
-    for a in asked:  # what a model learned with is what it labels with, of the other half
+    needs = [dict(n.needs) for _, n in members]
+    assert [dict(a["context"].settings)["member"] for a in needs] == [0, 1, 2]
+    assert {dict(a["model"].settings)["member"] for a in needs} == {0}
+    for a in needs:  # what a model learned with is what it labels with, of the other half
         learned, read = dict(a["model"].needs)["context"].settings, a["context"].settings
         assert dict(learned) == {**dict(read), "split": "weak"}
         assert dict(read)["split"] == "transfer" and dict(read)["protocol"] == "debate:turns=3"
@@ -191,9 +191,9 @@ def test_no_weak_model_is_asked_about_texts_that_it_learned() -> None:
         ctx = Context(cfg, job, {}, lambda *_: None)
         taught = set(load_training_set(ctx).items.ids)
         weak = ctx.inputs("weak")
-        asked = {i for i, f in zip(weak.ids, folds(ctx, weak), strict=True) if f == fold}
-        assert taught and asked and not taught & asked and taught | asked == set(weak.ids)
-        rows.append(asked)
+        labelled = {i for i, f in zip(weak.ids, folds(ctx, weak), strict=True) if f == fold}
+        assert taught and labelled and not taught & labelled and taught | labelled == set(weak.ids)
+        rows.append(labelled)
     assert not rows[0] & rows[1]
     (only,) = p.transcripts("market_making", "transfer", judged=True).needs
     assert only == ("weak", p.weak_labels())
@@ -254,8 +254,8 @@ def test_true_arguments_make_better_weak_labels(
             return 402, {}, b"no money"
         paid.append(number)
         item = body["messages"][0]["content"].split("Item:\n")[1].split("\n")[0]
-        told = gold[item] ^ (body["seed"] % 10 == 0)
-        return 200, {}, chat(("this one", "these all")[told])
+        verdict = gold[item] ^ (body["seed"] % 10 == 0)
+        return 200, {}, chat(("this one", "these all")[verdict])
 
     server = serve(knowing)
     writer = {"kind": "endpoint", "url": f"{server.base}/chat/completions", "model": "strong",
@@ -290,7 +290,7 @@ def test_two_processes_ask_for_what_one_asks(serve: Any, tmp_path: Path) -> None
     """Each asks for half of the rows, once; the transcripts are the same files."""
     server = serve(lambda _, body: (200, {}, chat(f"the {['dog', 'cat'][body['seed'] % 2]}")))
     writer = {"kind": "endpoint", "url": f"{server.base}/chat/completions", "model": "strong"}
-    found, asked = [], []
+    transcripts, requests = [], []
     for size in (1, 2):
         folder = tmp_path / str(size)
         folder.mkdir()
@@ -298,11 +298,11 @@ def test_two_processes_ask_for_what_one_asks(serve: Any, tmp_path: Path) -> None
         (folder / "run.yaml").write_text(to_yaml(cfg))
         before = len(server.requests)
         ranks.run(__file__, size, ["run", "--config", str(folder / "run.yaml"), "--quiet"])
-        asked.append(sorted(json.dumps(r) for r in server.requests[before:]))
+        requests.append(sorted(json.dumps(r) for r in server.requests[before:]))
         paths = sorted(cfg.store_dir.glob("transcripts-*/transcripts/*"))
-        found.append([path.read_bytes() for path in paths])
-    assert len(asked[0]) == 48 + 64 and asked[0] == asked[1]
-    assert len(found[0]) == 2 and sorted(found[0]) == sorted(found[1])
+        transcripts.append([path.read_bytes() for path in paths])
+    assert len(requests[0]) == 48 + 64 and requests[0] == requests[1]
+    assert len(transcripts[0]) == 2 and sorted(transcripts[0]) == sorted(transcripts[1])
     refuses = serve(lambda *_: (400, {}, b"no such model"))
     cfg = config(tmp_path / "no", methods=["consultancy"],
                  transcript_writer={**writer, "url": f"{refuses.base}/completions"})  # fmt: skip

@@ -1,4 +1,4 @@
-"""Writers behind an endpoint: what is asked, asked again, paid for once, and never told."""
+"""Writers behind an endpoint: requests, retries, answers stored once, and no key in a file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_busy_endpoint_is_asked_again(serve: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "changes", "problem", "asked"),
+    ("reply", "changes", "problem", "n_requests"),
     [
         ((429, {}, b""), {}, r"did not answer in 3 tries \(HTTP 429\)", 3),
         ((401, {}, b"bad " + KEY.encode()), {"key_variable": "W2S_KEY"},
@@ -61,14 +61,14 @@ def test_a_busy_endpoint_is_asked_again(serve: Any, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_an_endpoint_cannot_do_is_one_line(
     serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    reply: Any, changes: dict[str, Any], problem: str, asked: int,
+    reply: Any, changes: dict[str, Any], problem: str, n_requests: int,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("W2S_KEY", KEY)
     server = serve(lambda *_: reply)
     with pytest.raises(W2SError, match=problem) as err:
         EndpointWriter(server.config(**changes), tmp_path)(["x"], [0])
     assert "\n" not in str(err.value) and KEY not in str(err.value)
-    assert len(server.requests) == asked
+    assert len(server.requests) == n_requests
 
 
 def test_nobody_listens(serve: Any, tmp_path: Path) -> None:

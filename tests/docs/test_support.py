@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.support_calls import BY_NAME, DRIVERS, FP64
+from helpers.support_calls import BY_NAME, FP64
+from helpers.support_losses import DRIVERS
 
 from tools.support_matrix import write as document
 from tools.support_matrix.table import DTYPES, ENTRIES, NO, REFERENCE, Entry, cell
@@ -30,8 +31,8 @@ def test_cell(backend: str, row: tuple[str, int], dtype: torch.dtype, one_rank: 
     option = copy.copy(entry.options[row[1]])
     found = cell(entry, option, backend, dtype)
     if found.state == NO:
-        assert found.why == option.refuses
-        with pytest.raises(option.error, match=option.says):
+        assert found.why == option.unsupported
+        with pytest.raises(option.error, match=option.message):
             DRIVERS[row[0]](backend, dtype, option)
         return
     if found.state == REFERENCE and dtype == FP64:
@@ -47,7 +48,7 @@ def test_every_argument_has_a_row(entry: Entry) -> None:
     named = {w for option in entry.options for w in option.name.replace("`", "").split()}
     missing = {a for a in entry.arguments() if a not in asked | named}
     assert not missing, f"{entry.name}: no row of docs/support.md shows {sorted(missing)}"
-    gone = set(entry.takes) - {
+    gone = set(entry.data) - {
         n for f in entry.functions() for n in __import__("inspect").signature(f).parameters
     }
     assert not gone, f"{entry.name}: takes {sorted(gone)}, which no function has"

@@ -20,7 +20,7 @@ from helpers.races import layouts
 from helpers.races.audit import races
 from helpers.races.ptx import kernels_of
 
-FORMS = {"f": "fp32", "4BF16": "bf16", "3F16": "fp16", "4None": "listed"}
+FORMS = {"f": "fp32", "4BF16": "bf16", "3F16": "fp16", "4None": "topk"}
 KINDS = ("RowsKernel", "GradientKernel", "FixupKernel", "ScaleKernel", "quantile_kernel")
 
 
@@ -41,7 +41,7 @@ def dump(library: Path, *flags: str) -> str:
 
 
 def name_of(mangled: str) -> str:
-    """``RowsKernel bf16 listed resident`` from a symbol."""
+    """``RowsKernel bf16 topk resident`` from a symbol."""
     plain = re.sub(r"\d*_GLOBAL__N__[0-9a-f]+_\d+_\w+?_cu_[0-9a-f]{8}(_\d+)?", "", mangled)
     plain = re.sub(r"NS\d?_(?=[34])", "", plain)
     kind = next(k for k in KINDS if k in plain)

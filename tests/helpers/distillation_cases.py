@@ -43,7 +43,7 @@ ORACLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def outcomes(z: Tensor, t: SparseTargets, temperature: float) -> tuple[Tensor, Tensor]:
-    """(q, p) over K listed classes and the rest, for teachers without padding."""
+    """(q, p) over K top-k classes and the rest, for teachers without padding."""
     p = (z / temperature).softmax(1)
     inside = p.gather(1, t.ids)
     p = torch.cat([inside, p.scatter(1, t.ids, 0.0).sum(1, keepdim=True)], 1)

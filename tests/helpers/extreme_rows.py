@@ -63,7 +63,7 @@ class Case(NamedTuple):
     weak: Tensor | SparseTargets
     q: Tensor  # (N, V) fp64
     rest: Tensor  # (N,) fp64
-    listed: Tensor  # (N, V)
+    in_topk: Tensor  # (N, V)
 
 
 def probabilities(n: int, v: int) -> Tensor:
@@ -94,7 +94,7 @@ def case(kind: str, v: int, dtype: torch.dtype) -> Case:
         return Case(
             names, z, q, q.double(), torch.zeros(len(q)).double(), torch.ones_like(q).bool()
         )
-    return _listed(names, z, q, kind == "rest")
+    return _topk(names, z, q, kind == "rest")
 
 
 def chosen(c: Case, names: Sequence[str]) -> Case:
@@ -106,7 +106,7 @@ def chosen(c: Case, names: Sequence[str]) -> Case:
         weak = SparseTargets(weak.ids[at], weak.probs[at], rest)
     else:
         weak = weak[at]
-    return Case([c.names[i] for i in at], c.logits[at], weak, c.q[at], c.rest[at], c.listed[at])
+    return Case([c.names[i] for i in at], c.logits[at], weak, c.q[at], c.rest[at], c.in_topk[at])
 
 
 def _hard(names: list[str], z: Tensor) -> Case:
@@ -115,7 +115,7 @@ def _hard(names: list[str], z: Tensor) -> Case:
     return Case(names, z, torch.full((n,), LABEL), q, torch.zeros(n).double(), torch.ones(n, v) > 0)
 
 
-def _listed(names: list[str], z: Tensor, q: Tensor, rest: bool) -> Case:
+def _topk(names: list[str], z: Tensor, q: Tensor, rest: bool) -> Case:
     n, v = z.shape
     q = torch.where(q < 0, 0.0, q)  # no top class among negative probabilities
     ids = torch.tensor([LABEL, -1, v - 1] if v > 2 else [LABEL, -1]).repeat(n, 1)
@@ -126,12 +126,12 @@ def _listed(names: list[str], z: Tensor, q: Tensor, rest: bool) -> Case:
         left[-6:] = torch.tensor([INF, -INF, NAN, LEAST, 0.0, 0.1])
         # log P of what is outside would be LEAST + log(V - 2): no float holds both.
         left[names.index("least, one left")] = 0.0
-    listed = torch.zeros(n, v, dtype=torch.bool).scatter(1, ids[:, [0, -1]].clamp_min(0), True)
+    in_topk = torch.zeros(n, v, dtype=torch.bool).scatter(1, ids[:, [0, -1]].clamp_min(0), True)
     if v == 2:
-        listed[:, 0] = False
-    mass = torch.where(listed, q.double(), 0.0)
+        in_topk[:, 0] = False
+    mass = torch.where(in_topk, q.double(), 0.0)
     total = torch.zeros(n).double() if left is None else left.double()
-    return Case(names, z, SparseTargets(ids, probs, left), mass, total, listed)
+    return Case(names, z, SparseTargets(ids, probs, left), mass, total, in_topk)
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def times(a: Tensor, b: Tensor) -> Tensor:
 
 
 def truth(c: Case, a: Tensor, own: Tensor, smoothing: float, softcap: float) -> dict[str, Tensor]:
-    """Loss, gradient and by-products of every row in fp64."""
+    """Loss, gradient and statistics of every row in fp64."""
     z = c.logits.double()
     z = softcap * torch.tanh(z / softcap) if softcap else z
     top, first = z.max(1)
@@ -149,14 +149,14 @@ def truth(c: Case, a: Tensor, own: Tensor, smoothing: float, softcap: float) -> 
     logs = torch.where(top.isfinite(), d.exp().sum(1).log(), NAN)
     logp = d - logs[:, None]
     p, mass = logp.exp(), c.q.sum(1) + c.rest
-    outside = torch.where(c.listed, -INF, d).logsumexp(1) - logs
+    outside = torch.where(c.in_topk, -INF, d).logsumexp(1) - logs
     loss = times(c.q, -logp).sum(1) - times(c.rest, outside)
     even = times(torch.tensor(smoothing), mass)
     loss = (1 - smoothing) * loss + times(even, -logp.mean(1)) + 0 * logs
     loss = times(1 - a, loss) + times(a, -logp.gather(1, own[:, None])[:, 0]) + 0 * logs
     loss = torch.where(mass.isnan() | (mass.isinf() & (a == 1)), NAN, loss)  # 0 * inf
     away = times(((1 - a) * (1 - smoothing) * c.rest)[:, None], (logp - outside[:, None]).exp())
-    away = torch.where(c.listed, 0.0, away)
+    away = torch.where(c.in_topk, 0.0, away)
     hot = torch.nn.functional.one_hot(own, z.shape[1])
     target = ((1 - a) * (1 - smoothing))[:, None] * c.q + a[:, None] * hot
     grad = (
@@ -164,8 +164,8 @@ def truth(c: Case, a: Tensor, own: Tensor, smoothing: float, softcap: float) -> 
     )
     if softcap:
         grad = grad * (1 - (z / softcap) ** 2)
-    listed_q = torch.where(c.listed, c.q, -INF).nan_to_num(0, INF, -INF)
-    best = torch.where(mass.isnan(), 0, listed_q.argmax(1))
+    topk_q = torch.where(c.in_topk, c.q, -INF).nan_to_num(0, INF, -INF)
+    best = torch.where(mass.isnan(), 0, topk_q.argmax(1))
     chosen = torch.where(mass.isnan(), NAN, p.gather(1, best[:, None])[:, 0])
     entropy = logs - times(p, d).sum(1)
     return {

@@ -36,7 +36,7 @@ def sample(kind: str, n: int = 8, v: int = 17, dtype: torch.dtype = FP32, **kw: 
 
 
 def unit_mass(call: dict[str, Any]) -> dict[str, Any]:
-    """The same with listed probabilities that sum to 1, as a rank-1 fix-up needs."""
+    """The same with top-k probabilities that sum to 1, as a rank-1 fix-up needs."""
     w = call["weak"]
     if isinstance(w, SparseTargets):
         probs = torch.where(w.ids >= 0, w.probs, 0.0)

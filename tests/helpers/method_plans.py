@@ -28,6 +28,6 @@ def two(*p1: float, weight: list[float] | None = None) -> Targets:
     )
 
 
-def kept(targets: Targets) -> list[int]:
+def used_rows(targets: Targets) -> list[int]:
     """Rows that count."""
     return targets.used.nonzero()[0].tolist()

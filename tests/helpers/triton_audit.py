@@ -81,7 +81,7 @@ def row_case(
         "aligned": aligned,
         "vec": tile["VEC"],
         "plain": plain,
-        # A sweep of a long row must keep the memory busy by itself.
+        # A pass over a long row must keep the memory busy by itself.
         "busy": kernel is ce.rows_kernel and v > 16384 and not const["CAP"],
         # Arrays out of step with the logits move one entry at a time; so do the ids of a residual.
         "wide": const["G_STEP"] and const["Q_STEP"] and not single,
@@ -195,11 +195,11 @@ def compile_case(case: Case, arch: int) -> dict[str, Any]:
 
 
 def in_flight(report: dict[str, Any], threads: int) -> int:
-    """Bytes that the sweep's loads of one iteration can have on the way, on a Hopper SM."""
+    """Bytes that the loads of the pass of one iteration can have on the way, on a Hopper SM."""
     registers, most, blocks, shared = SM90
     by_registers = registers // (threads * -(-report["regs"] // 8) * 8)
     by_shared = shared // (report["shared"] + 1024)
-    return report["sweep128"] * 16 * threads * min(by_registers, most // threads, blocks, by_shared)
+    return report["pass128"] * 16 * threads * min(by_registers, most // threads, blocks, by_shared)
 
 
 def run_tool(*args: Any) -> str:
@@ -261,7 +261,7 @@ def inspect_cubin(cubin: bytes, vec: int) -> dict[str, Any]:
     def count(pattern: str, text: str) -> int:
         return len(re.findall(pattern, text))
 
-    names = ("looped", "narrow", "sweep128", "exponentials", "issue")
+    names = ("looped", "narrow", "pass128", "exponentials", "issue")
     out: dict[str, Any] = dict.fromkeys(names, 0)
     for lines in loops_of(code):
         text = "\n".join(lines)
@@ -270,7 +270,7 @@ def inspect_cubin(cubin: bytes, vec: int) -> dict[str, Any]:
         out["looped"] += count(r"\b(?:LDL|STL)\b", text)
         out["narrow"] += ldg - ldg128 + stg - stg128
         if ldg128:
-            out["sweep128"] = out["sweep128"] or ldg128
+            out["pass128"] = out["pass128"] or ldg128
             out["exponentials"] += count(r"\bMUFU\b", text) / (ldg128 * vec)
             out["issue"] += len(lines) / (ldg128 * vec)
     return out | {

@@ -91,7 +91,7 @@ def test_order_of_threads_changes_no_bit(device: ModuleType, kind: str, name: st
     for dtype, extra in ((BF16, late), (FP32, focal)):
         call = sample(kind, 5, 2051, dtype, inplace=True, **extra)
         if isinstance(call["weak"], SparseTargets):
-            # The student's own class is listed last: two threads write its entry, in this order.
+            # The student's own class comes last: two threads write its entry, in this order.
             ids, probs, rest = call["weak"]
             call["weak"] = SparseTargets(ids.flip(1), probs.flip(1), rest)
         results = []
@@ -149,7 +149,7 @@ def test_a_row_is_read_once_and_written_once(device: ModuleType) -> None:
             spare = 0 if name != "no room" else n * 512 * 16
             assert reads * size <= wide <= reads * size + spare
             assert written == size
-            # The listed class of each row, by every block; the entry that it overwrites.
+            # The top-k class of each row, by every block; the entry that it overwrites.
             assert narrow <= n * blocks * dtype.itemsize and entries == n * dtype.itemsize
     device.set_limits(*H200)
     for targets in (FP32, BF16):

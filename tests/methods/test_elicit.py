@@ -1,4 +1,4 @@
-"""What the student knows: zero-shot answers, truth directions, coherence and the posterior."""
+"""What the untrained student knows: zero-shot answers, truth directions and the posterior."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from w2s_fast.errors import W2SError
 from w2s_fast.methods import Targets, make_method
 from w2s_fast.methods._balance import balance_of, matched
 from w2s_fast.methods._channel import clipped, estimate
-from w2s_fast.methods._coherence import Coherence, hat_factor
 from w2s_fast.methods._direction import ccs_loss, consistent, normalised, principal, truth
 from w2s_fast.methods.ccs import CCS
-from w2s_fast.methods.consistent import Consistent
 from w2s_fast.methods.elicit import Elicit
 from w2s_fast.methods.posterior import Posterior
 
@@ -30,17 +28,17 @@ def _accuracy(out: Targets, gold: np.ndarray) -> float:
 def test_calibration_gives_the_balance_and_keeps_the_odds_between_rows() -> None:
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(3), 200)
-    kept = np.arange(200) % 4 != 0
+    used = np.arange(200) % 4 != 0
     balance = np.array([0.2, 0.7, 0.1])
-    q = matched(p, balance, kept)
-    assert np.abs(q[kept].mean(0) - balance).max() < 1e-7
+    q = matched(p, balance, used)
+    assert np.abs(q[used].mean(0) - balance).max() < 1e-7
     shift = np.log(q / p)
     shift -= shift[:, :1]  # the same for all rows
     assert np.ptp(shift, axis=0).max() < 1e-6
-    again = matched(q, balance, kept)
+    again = matched(q, balance, used)
     assert np.abs(again - q).max() < 1e-6
     biased = p * np.array([9.0, 1.0, 3.0])  # what a bias did is undone
-    assert np.abs(matched(biased / biased.sum(1, keepdims=True), balance, kept) - q).max() < 1e-6
+    assert np.abs(matched(biased / biased.sum(1, keepdims=True), balance, used) - q).max() < 1e-6
 
 
 def test_calibration_of_sure_answers_is_finite() -> None:
@@ -76,9 +74,9 @@ def _two_sources(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def test_em_recovers_the_confusion_and_beats_both_sources() -> None:
     gold, belief, label = _two_sources(6000, seed=0)
-    found = estimate(belief, _soft(label, 3), np.ones(6000, dtype=bool))
-    assert np.abs(found.confusion - CONFUSION).max() < 0.03
-    right = [(p.argmax(1) == gold).mean() for p in (found.posterior, belief, _soft(label, 3))]
+    channel = estimate(belief, _soft(label, 3), np.ones(6000, dtype=bool))
+    assert np.abs(channel.confusion - CONFUSION).max() < 0.03
+    right = [(p.argmax(1) == gold).mean() for p in (channel.posterior, belief, _soft(label, 3))]
     assert right[0] > max(right[1:]) + 0.05
     oracle = np.log(clipped(belief)) + np.log(CONFUSION[:, label]).T
     assert right[0] > (oracle.argmax(1) == gold).mean() - 0.005
@@ -86,41 +84,41 @@ def test_em_recovers_the_confusion_and_beats_both_sources() -> None:
 
 def test_em_raises_the_likelihood_and_stops_where_it_is_fixed() -> None:
     _, belief, label = _two_sources(400, seed=1)
-    weak, kept = _soft(label, 3, 0.9), np.arange(400) < 350
-    prior = clipped(belief)[kept]
+    weak, used = _soft(label, 3, 0.9), np.arange(400) < 350
+    prior = clipped(belief)[used]
 
     def likelihood(limit: int) -> float:
-        c = estimate(belief, weak, kept, limit=limit).confusion
-        by_class = weak[kept].astype(np.float64) @ c.T
+        c = estimate(belief, weak, used, limit=limit).confusion
+        by_class = weak[used].astype(np.float64) @ c.T
         return float(np.log((prior * by_class).sum(1)).sum() + np.log(c).sum())
 
     trace = [likelihood(k) for k in (1, 2, 3, 5, 10, 50)]
     assert all(b > a for a, b in zip(trace, trace[1:], strict=False))
-    found = estimate(belief, weak, kept, tolerance=1e-10)
+    channel = estimate(belief, weak, used, tolerance=1e-10)
     w = weak.astype(np.float64)
-    joint = clipped(belief)[:, :, None] * found.confusion * w[:, None, :]  # class and true label
+    joint = clipped(belief)[:, :, None] * channel.confusion * w[:, None, :]  # class and true label
     joint /= joint.sum((1, 2), keepdims=True)
-    assert found.posterior == pytest.approx(joint.sum(2), abs=1e-12)
-    counts = joint[kept].sum(0) + 1.0
-    assert found.confusion == pytest.approx(counts / counts.sum(1, keepdims=True), abs=1e-8)
+    assert channel.posterior == pytest.approx(joint.sum(2), abs=1e-12)
+    counts = joint[used].sum(0) + 1.0
+    assert channel.confusion == pytest.approx(counts / counts.sum(1, keepdims=True), abs=1e-8)
     # Rows that do not count get a posterior and teach nothing.
     other = weak.copy()
-    other[~kept] = other[~kept][:, ::-1]
-    same = estimate(belief, other, kept, tolerance=1e-10)
-    assert np.array_equal(same.confusion, found.confusion)
-    assert not np.array_equal(same.posterior[~kept], found.posterior[~kept])
+    other[~used] = other[~used][:, ::-1]
+    same = estimate(belief, other, used, tolerance=1e-10)
+    assert np.array_equal(same.confusion, channel.confusion)
+    assert not np.array_equal(same.posterior[~used], channel.posterior[~used])
 
 
 def test_softened_labels_carry_what_hard_ones_do() -> None:
     """Labels of 0.9 for sure ones are sharpened by the matrix; 1/3 each says nothing."""
     _, belief, label = _two_sources(1500, seed=2)
-    kept = np.ones(1500, dtype=bool)
-    hard, soft = (estimate(belief, _soft(label, 3, top), kept) for top in (1.0, 0.9))
+    used = np.ones(1500, dtype=bool)
+    hard, soft = (estimate(belief, _soft(label, 3, top), used) for top in (1.0, 0.9))
     assert np.abs(hard.posterior - soft.posterior).mean() < 0.02
     weak = _soft(label, 3)
     weak[:10] = 1 / 3
-    found = estimate(belief, weak, kept)
-    assert found.posterior[:10] == pytest.approx(clipped(belief)[:10])
+    channel = estimate(belief, weak, used)
+    assert channel.posterior[:10] == pytest.approx(clipped(belief)[:10])
 
 
 def test_em_learns_a_shifted_balance() -> None:
@@ -131,9 +129,9 @@ def test_em_learns_a_shifted_balance() -> None:
     gold, belief = gold[rows], belief[rows]
     label = np.array([rng.choice(3, p=CONFUSION[y]) for y in gold])
     share = np.bincount(gold, minlength=3) / len(gold)
-    kept = np.ones(len(gold), dtype=bool)
-    plain = estimate(belief, _soft(label, 3), kept)
-    moved = estimate(belief, _soft(label, 3), kept, shift=True)
+    used = np.ones(len(gold), dtype=bool)
+    plain = estimate(belief, _soft(label, 3), used)
+    moved = estimate(belief, _soft(label, 3), used, shift=True)
     assert np.abs(moved.posterior.mean(0) - share).max() < 0.05
     assert np.abs(plain.posterior.mean(0) - share).max() > 0.08
     assert np.abs(moved.confusion - CONFUSION).max() < 0.05
@@ -241,114 +239,6 @@ def test_ccs_refuses_three_classes() -> None:
     x = np.zeros((3, 2), dtype=np.float32)
     with pytest.raises(W2SError, match="'ccs' contrasts two classes, the task has 3"):
         CCS().read(Targets(_soft(np.arange(3), 3)), x, x, seed=0)
-
-
-# Coherence
-
-
-def _ridge_without(x: np.ndarray, onehot: np.ndarray, i: int, ridge: float) -> np.ndarray:
-    """Prediction (K,) for row i of ridge regression with a free intercept on all the others."""
-    n, d = x.shape
-    penalty = ridge * np.square(x - x.mean(0)).sum() / d
-    a = np.hstack([np.ones((n, 1)), x])
-    rest = np.arange(n) != i
-    p = penalty * np.eye(d + 1)
-    p[0, 0] = 0.0
-    return a[i] @ np.linalg.solve(a[rest].T @ a[rest] + p, a[rest].T @ onehot[rest])
-
-
-@pytest.mark.parametrize(("n", "d", "classes"), [(30, 4, 2), (12, 20, 3)])
-def test_leave_one_out_is_a_regression_without_the_row(n: int, d: int, classes: int) -> None:
-    rng = np.random.default_rng(0)
-    labels = np.arange(n) % classes
-    x = 3 + rng.normal(size=(n, d)) + 3 * np.eye(d)[labels]
-    labels[:2] = labels[1::-1]  # two errors
-    found = Coherence(hat_factor(x, 0.5), labels, classes)
-    onehot = np.eye(classes)[labels]
-    scores = np.stack([_ridge_without(x, onehot, i, 0.5) for i in range(n)])
-
-    def value(tau: float) -> float:
-        z = scores / tau
-        return float((z[np.arange(n), labels] - np.log(np.exp(z).sum(1))).sum())
-
-    assert found.value == pytest.approx(value(found.temperature), abs=1e-4)
-    # The temperature is the likeliest.
-    assert found.value >= max(value(found.temperature * f) for f in (0.8, 1.25)) - 1e-4
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_updates_equal_a_new_start(classes: int) -> None:
-    rng = np.random.default_rng(1)
-    x, labels = rng.normal(size=(40, 5)), rng.integers(0, classes, 40)
-    found = Coherence(hat_factor(x, 1.0), labels, classes)
-    for row in rng.integers(0, 40, 25):
-        label = int((found.labels[row] + 1) % classes)
-        gain, z = found.propose(row, label, found.columns(np.array([row]))[0])
-        found.relabel(row, label, gain, z)
-    kept, tau = found.value, found.temperature
-    fresh = Coherence(hat_factor(x, 1.0), found.labels, classes)
-    assert np.array_equal(fresh.counts, found.counts)
-    z = fresh._z * fresh.temperature / tau
-    top = z.max(0)
-    own = z[found.labels, np.arange(40)]
-    log_p = own - top - np.log(np.exp(z - top).sum(0))
-    assert kept == pytest.approx(float(log_p.sum()), abs=1e-4)
-    assert fresh.value >= kept - 1e-4  # with its own temperature
-
-
-def _clusters(n: int, classes: int, flip: float, seed: int) -> tuple[np.ndarray, ...]:
-    rng = np.random.default_rng(seed)
-    gold = rng.integers(0, classes, n)
-    x = 3 * np.eye(10)[gold] + rng.normal(size=(n, 10)) * 0.7
-    hard = np.where(rng.random(n) < flip, (gold + rng.integers(1, classes, n)) % classes, gold)
-    return gold, x.astype(np.float32), hard
-
-
-@pytest.mark.parametrize(("classes", "flip"), [(2, 0.3), (3, 0.35)])
-def test_search_repairs_random_errors(classes: int, flip: float) -> None:
-    gold, x, hard = _clusters(300, classes, flip, seed=0)
-    weak = Targets(_soft(hard, classes, 0.8))
-    out = Consistent().search(weak, x, seed=0)
-    assert _accuracy(weak, gold) < 0.72 and _accuracy(out, gold) > 0.97
-    assert np.array_equal(np.sort(np.unique(out.probs)), [0, 1])
-    assert np.array_equal(Consistent().search(weak, x, seed=0).probs, out.probs)
-
-
-def test_search_from_the_students_answers() -> None:
-    gold, x, hard = _clusters(300, 2, 0.3, seed=1)
-    biased = _soft(hard, 2, 0.7) * np.array([5.0, 1.0])  # nearly all answers are class 0
-    prior = Targets((biased / biased.sum(1, keepdims=True)).astype(np.float32))
-    assert prior.probs.argmax(1).sum() == 0
-    weak = Targets(_soft(np.arange(300) % 2, 2))  # balanced, and of no use otherwise
-    out = Consistent(start="answers").search(weak, x, seed=0, prior=prior)
-    assert _accuracy(out, gold) > 0.97
-
-
-def test_one_class_for_all_is_out_of_bounds() -> None:
-    """All rows alike is the most coherent labelling there is; class shares rule it out."""
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(200, 5)).astype(np.float32)
-    weak = Targets(_soft(rng.integers(0, 2, 200), 2))
-    share = weak.probs[:, 1].mean()
-    alike = Coherence(hat_factor(x, 10.0), np.zeros(200, dtype=np.int64), 2)
-    for slack in (0.0, 0.1):
-        out = Consistent(slack=slack, sweeps=8).search(weak, x, seed=0)
-        assert abs(out.probs[:, 1].mean() - share) <= slack + 1 / 200
-        found = Coherence(hat_factor(x, 10.0), out.probs.argmax(1), 2)
-        assert found.value < alike.value
-    free = Consistent(slack=1.0, sweeps=20).search(weak, x, seed=0)
-    assert abs(free.probs[:, 1].mean() - share) > 0.1
-
-
-def test_rows_that_do_not_count_are_left_alone() -> None:
-    gold, x, hard = _clusters(120, 2, 0.25, seed=3)
-    weight = (np.arange(120) % 3 != 0).astype(np.float32)
-    weak = Targets(_soft(hard, 2, 0.8), weight)
-    out = Consistent().search(weak, x, seed=0)
-    assert np.array_equal(out.probs[weight == 0], weak.probs[weight == 0])
-    part = Targets(weak.probs[weight > 0])
-    alone = Consistent().search(part, x[weight > 0], seed=0)
-    assert np.array_equal(out.probs[weight > 0], alone.probs)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.method_plans import evaluate, kept, two
+from helpers.method_plans import evaluate, two, used_rows
 
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Plan, Targets, student_nodes
@@ -82,7 +82,7 @@ def test_combine_takes_methods_and_keeps_what_all_keep() -> None:
     others = {PLAN.weak_labels(member=i): two(0.1, 0.4, 0.9) for i in range(1, 4)}
     out = evaluate(node, {WEAK: two(0.9, 0.6, 0.1, weight=[1, 1, 0]), **others})
     assert out.probs[:, 1] == pytest.approx([(0.3 + 1.8) / 3, (0.45 + 1.2) / 3, (0.7 + 0.2) / 3])
-    assert kept(out) == [0]  # row 1 is not confident, row 2 was out before
+    assert used_rows(out) == [0]  # row 1 is not confident, row 2 was out before
 
 
 def test_born_again_mixes_own_labels_with_the_weak_ones() -> None:

@@ -123,15 +123,15 @@ def test_topo_keeps_the_largest_component_that_points_back() -> None:
     x = torch.tensor([*one, *two, *far, *stray]).unsqueeze(1)
     hard = torch.tensor([0] * 5 + [1] * 8)
     probs = torch.nn.functional.one_hot(hard, 2).float()
-    kept = supported(x, probs, torch.arange(13), k=3, contamination=0.0)
-    assert kept.tolist() == list(range(10))
+    rows = supported(x, probs, torch.arange(13), k=3, contamination=0.0)
+    assert rows.tolist() == list(range(10))
     # The second step drops, of what is left, the rows farthest from their neighbours' mean label.
     soft = probs.clone()
     soft[3] = torch.tensor([0.6, 0.4])
-    kept = supported(x, soft, torch.arange(13), k=3, contamination=4 / 13)
-    assert kept.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
-    kept = supported(x, soft, torch.arange(13), k=3, contamination=3 / 13)
-    assert kept.tolist() == list(range(10))
+    rows = supported(x, soft, torch.arange(13), k=3, contamination=4 / 13)
+    assert rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    rows = supported(x, soft, torch.arange(13), k=3, contamination=3 / 13)
+    assert rows.tolist() == list(range(10))
     out = ProbeRelabel(probe="topo", k=3, contamination=0.0).relabel(
         Targets(probs.numpy()), x.numpy(), seed=0
     )

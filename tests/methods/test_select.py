@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.method_plans import evaluate, kept, two
+from helpers.method_plans import evaluate, two, used_rows
 
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Node, Plan, Targets, make_method
@@ -32,14 +32,14 @@ def test_confident_keeps_both_ends_and_their_borders() -> None:
     assert out.weight.tolist() == [1, 2, 0, 0, 0, 3, 1, 0]  # the last row was out before
     assert np.array_equal(out.probs, weak.probs)
     one_sided = Confident(low=0.0, high=0.7, hard=True).confident_rows(weak, seed=0)
-    assert kept(one_sided) == [0, 4, 5, 6]
+    assert used_rows(one_sided) == [0, 4, 5, 6]
     assert one_sided.probs[[0, 4]].tolist() == [[1, 0], [0, 1]]
 
 
 def test_confident_of_three_classes_looks_at_the_top_alone() -> None:
     weak = Targets(_probs([0.8, 0.1, 0.1], [0.1, 0.2, 0.7], [0.0, 0.75, 0.25]))
     out = Confident(low=0.0).confident_rows(weak, seed=0)
-    assert kept(out) == [0, 2]
+    assert used_rows(out) == [0, 2]
     assert Confident(hard=True).confident_rows(weak, seed=0).probs[2].tolist() == [0, 1, 0]
 
 
@@ -78,15 +78,15 @@ def test_agree_asks_every_member() -> None:
         PLAN.weak_labels(member=2): two(0.6, 0.7, 0.3, 0.4, 0.1),
     }
     out = evaluate(node, given)
-    assert kept(out) == [0, 2] and np.array_equal(out.probs, given[WEAK].probs)
+    assert used_rows(out) == [0, 2] and np.array_equal(out.probs, given[WEAK].probs)
 
 
 def test_agree_prior_with_and_without_the_balance() -> None:
     """The student prefers class 1 throughout; which rows it prefers more is what it knows."""
     given = {WEAK: two(0.1, 0.9, 0.2, 0.8), PLAN.prior(): two(0.7, 0.95, 0.93, 0.75)}
     own = evaluate(AgreePrior(balance="own").labels(PLAN, WEAK), given)
-    assert kept(own) == [1, 3]
-    assert kept(evaluate(AgreePrior().labels(PLAN, WEAK), given)) == [0, 1]
+    assert used_rows(own) == [1, 3]
+    assert used_rows(evaluate(AgreePrior().labels(PLAN, WEAK), given)) == [0, 1]
 
 
 def test_self_consistency_counts_votes() -> None:
@@ -96,9 +96,9 @@ def test_self_consistency_counts_votes() -> None:
     given = {n: two(*v) for n, v in zip(nodes, votes, strict=True)}
     out = evaluate(node, given)
     assert out.probs[:, 1] == pytest.approx([1.0, 0.8, 0.6])
-    assert kept(out) == [0, 1]  # four of five are 0.8
+    assert used_rows(out) == [0, 1]  # four of five are 0.8
     hard = evaluate(SelfConsistency(share=0.0, hard=True).labels(PLAN, WEAK), given)
-    assert kept(hard) == [0, 1, 2] and hard.probs[:, 1].tolist() == [1, 1, 1]
+    assert used_rows(hard) == [0, 1, 2] and hard.probs[:, 1].tolist() == [1, 1, 1]
 
 
 def test_seven_votes_of_25_are_a_share_of_28_percent() -> None:
@@ -106,7 +106,9 @@ def test_seven_votes_of_25_are_a_share_of_28_percent() -> None:
     votes = [Targets(eye[[c]]) for c in [0] * 7 + [1, 2, 3] * 6]
     rest = {f"member{i}": v for i, v in enumerate(votes[1:])}
     assert 0.28 * 25 > 7
-    assert kept(SelfConsistency(members=25, share=0.28).majority(votes[0], seed=0, **rest)) == [0]
+    assert used_rows(
+        SelfConsistency(members=25, share=0.28).majority(votes[0], seed=0, **rest)
+    ) == [0]
     with pytest.raises(W2SError, match="keeps none"):
         SelfConsistency(members=25, share=0.29).majority(votes[0], seed=0, **rest)
 
@@ -134,20 +136,20 @@ def test_knn_filter_drops_flipped_labels_of_two_clusters() -> None:
     weak = two(*p, weight=[0.0] + [1.0] * 59)
     node = KNNFilter(k=5, layer="3").labels(PLAN, WEAK)
     given = {WEAK: weak, PLAN.features(layer="3"): features}
-    assert kept(evaluate(node, given)) == [i for i in range(1, 60) if i not in flipped]
+    assert used_rows(evaluate(node, given)) == [i for i in range(1, 60) if i not in flipped]
     # A row alone with its label would keep itself if it were its own neighbour.
-    assert 4 not in kept(KNNFilter(k=1).agreed(weak, features, seed=0))
+    assert 4 not in used_rows(KNNFilter(k=1).agreed(weak, features, seed=0))
 
 
 def test_knn_filter_does_not_listen_to_rows_that_are_out() -> None:
     features = np.array([[0.0], [0.1], [5.0], [5.1], [0.05]], dtype=np.float32)
     weak = two(0.9, 0.8, 0.1, 0.2, 0.1, weight=[1, 1, 1, 1, 0])
-    assert kept(KNNFilter(k=1).agreed(weak, features, seed=0)) == [0, 1, 2, 3]
+    assert used_rows(KNNFilter(k=1).agreed(weak, features, seed=0)) == [0, 1, 2, 3]
 
 
 def test_of_equal_losses_the_first_rows_stay() -> None:
     weak, peer = two(*[1.0] * 1000), two(*[0.9, 0.1] * 500)
-    assert kept(SmallLoss(forget=0.75).small_loss_rows(weak, peer, seed=0)) == list(
+    assert used_rows(SmallLoss(forget=0.75).small_loss_rows(weak, peer, seed=0)) == list(
         range(0, 500, 2)
     )
 
@@ -156,9 +158,9 @@ def test_small_loss_keeps_the_smallest_loss_of_the_peer() -> None:
     weak = two(1.0, 1.0, 0.0, 0.0, 1.0, weight=[1, 1, 1, 1, 0])
     peer = two(0.9, 0.3, 0.1, 0.6, 0.99)  # losses 0.11, 1.20, 0.11, 0.92
     out = SmallLoss(forget=0.5).small_loss_rows(weak, peer, seed=0)
-    assert kept(out) == [0, 2]
-    assert kept(SmallLoss(forget=0.25).small_loss_rows(weak, peer, seed=0)) == [0, 2, 3]
-    assert kept(SmallLoss(forget=0.0).small_loss_rows(weak, peer, seed=0)) == [0, 1, 2, 3]
+    assert used_rows(out) == [0, 2]
+    assert used_rows(SmallLoss(forget=0.25).small_loss_rows(weak, peer, seed=0)) == [0, 2, 3]
+    assert used_rows(SmallLoss(forget=0.0).small_loss_rows(weak, peer, seed=0)) == [0, 1, 2, 3]
 
 
 def test_small_loss_exchanges_rows_and_forgets_step_by_step() -> None:
@@ -171,10 +173,10 @@ def test_small_loss_exchanges_rows_and_forgets_step_by_step() -> None:
     peer_rows = dict(node.needs)["peer"].needs[0][1].needs[0][1]
     assert dict(dict(peer_rows.needs)["peer"].needs)["model"] == PLAN.student(WEAK)
     given = {WEAK: weak, student1: two(0.1, 0.9, 0.9, 0.9), peer1: two(0.9, 0.1, 0.9, 0.9)}
-    assert kept(evaluate(peer_rows, given)) == [1, 2, 3]  # a quarter is forgotten
+    assert used_rows(evaluate(peer_rows, given)) == [1, 2, 3]  # a quarter is forgotten
     peer2 = PLAN.labels(PLAN.student(peer_rows, member=1))
     given[peer2] = two(0.4, 0.8, 0.9, 0.3)
-    assert kept(evaluate(node, given)) == [1, 2]
+    assert used_rows(evaluate(node, given)) == [1, 2]
     one = SmallLoss(forget=0.5).labels(PLAN, WEAK)
     assert [n for _, n in one.needs] == [WEAK, peer1]  # the naive student is not needed
 
@@ -222,27 +224,27 @@ def test_trajectory_keeps_what_was_learned_well(score: str, order: list[int]) ->
     for n in range(1, 6):
         method = Trajectory(share=n / 5, score=score)
         given = {WEAK: weak, PLAN.trajectory(PLAN.student(WEAK, record=True)): MOMENTS}
-        assert kept(evaluate(method.labels(PLAN, WEAK), given)) == sorted(order[:n])
+        assert used_rows(evaluate(method.labels(PLAN, WEAK), given)) == sorted(order[:n])
 
 
 def test_trajectory_scores_differ() -> None:
     """Row 0: learned first, then doubted badly, once. Row 1: never sure, never lost again."""
     moments = np.stack([two(0.97, 0.4).probs, two(0.02, 0.6).probs, two(0.99, 0.6).probs])
     weak = two(1, 1)
-    rows = {s: kept(Trajectory(share=0.5, score=s).learned(weak, moments, 0))
+    rows = {s: used_rows(Trajectory(share=0.5, score=s).learned(weak, moments, 0))
             for s in ("loss", "margin", "early")}  # fmt: skip
     assert rows == {"loss": [1], "margin": [0], "early": [1]}
     slow = np.stack([two(0.55, 0.45).probs, two(0.55, 0.99).probs, two(0.55, 0.99).probs])
-    assert kept(Trajectory(share=0.5, score="early").learned(weak, slow, 0)) == [0]
-    assert kept(Trajectory(share=0.5, score="loss").learned(weak, slow, 0)) == [1]
+    assert used_rows(Trajectory(share=0.5, score="early").learned(weak, slow, 0)) == [0]
+    assert used_rows(Trajectory(share=0.5, score="loss").learned(weak, slow, 0)) == [1]
 
 
 def test_p_values_by_hand() -> None:
     """Labels' own probabilities are .9, .8, .6, .3: how many of the others are no larger."""
     probs = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
-    found = p_values(probs, np.array([0, 1, 0, 1]))
-    assert found[:, 0].tolist() == [1, 1 / 4, 2 / 4, 2 / 4]
-    assert found[:, 1].tolist() == [1 / 4, 3 / 4, 2 / 4, 1 / 4]
+    p = p_values(probs, np.array([0, 1, 0, 1]))
+    assert p[:, 0].tolist() == [1, 1 / 4, 2 / 4, 2 / 4]
+    assert p[:, 1].tolist() == [1 / 4, 3 / 4, 2 / 4, 1 / 4]
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -274,21 +276,21 @@ def test_conformal_judges_rows_by_the_student_that_did_not_see_them() -> None:
     y = np.arange(n) % 2
     weak = two(*np.where(y, 0.8, 0.2), weight=[0.0] * 10 + [1.0] * 90)
     node, halves = _conformal_inputs(weak)
-    first, second = (set(kept(t)) for t in halves.values())
+    first, second = (set(used_rows(t)) for t in halves.values())
     assert len(first) == 45 and first | second == set(range(10, 100)) and not first & second
     surprising = {20, 50, 51}
     unsure = {30, 31, 77}
-    said = np.where(y, 0.95, 0.05) + np.linspace(-0.01, 0.01, n)
+    predicted = np.where(y, 0.95, 0.05) + np.linspace(-0.01, 0.01, n)
     for i in surprising:
-        said[i] = 1 - said[i]
+        predicted[i] = 1 - predicted[i]
     for i in unsure:
-        said[i] = 0.5 + (0.2 - 0.001 * i if y[i] else -0.2 + 0.001 * i)
+        predicted[i] = 0.5 + (0.2 - 0.001 * i if y[i] else -0.2 + 0.001 * i)
     inputs = dict(node.needs)
     given = {WEAK: weak}
     for name, seen in (("first", first), ("second", second)):
-        p = [1 - said[i] if i in seen else said[i] for i in range(n)]
+        p = [1 - predicted[i] if i in seen else predicted[i] for i in range(n)]
         given[inputs[name]] = two(*p)
-    stay = set(kept(evaluate(node, given)))
+    stay = set(used_rows(evaluate(node, given)))
     assert not stay & surprising and not stay & set(range(10))
     assert len(stay) >= 0.9 * 90 - 3
     weighed = Conformal(weigh=True).plausible(weak, given[inputs["first"]],

@@ -271,7 +271,7 @@ def test_loss_with_rule_prior(backend: str, kind: str) -> None:
     out = check()
     assert out.stats is not None and out.stats.threshold.shape == (5,)
     counted = weight != 0
-    # The residual of sparse labels belongs to no class: the prior is that of the listed mass.
+    # The residual of sparse labels belongs to no class: the prior is that of the top-k mass.
     hard = counts_of(out.stats.hard_class[counted], 5)
     assert not torch.equal(hard, counts_of(z.argmax(1)[counted], 5))
     check(reduction="none", focal_gamma=1.5)

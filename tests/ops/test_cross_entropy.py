@@ -26,7 +26,7 @@ from w2s_fast.testing import (
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 
 
-# Kind x gate x dtype: the phases (one sweep, sweep and fix-up, record and gradient) are chosen by
+# Kind x gate x dtype: the phases (one pass, pass and fix-up, record and gradient) are chosen by
 # exactly these three, so this product is full. N even and odd put the median between and on rows.
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
 @pytest.mark.parametrize("rule", [{}, OPEN, LATE, KNOWN], ids=["none", "argmax", "median", "fixed"])
@@ -256,14 +256,14 @@ def test_nan_stays_alive(backend: str, kind: str, v: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("v", [2, 17])
-def test_by_products(backend: str, kind: str, v: int) -> None:
-    assert_by_products(backend, sample(kind, 9, v, rule="none"))
+def test_statistics(backend: str, kind: str, v: int) -> None:
+    assert_statistics(backend, sample(kind, 9, v, rule="none"))
 
 
 @pytest.mark.parametrize("regime", ["plain", "ties"])
-def test_by_products_of_many_tiles(small_tiles: None, regime: str) -> None:
+def test_statistics_of_many_tiles(small_tiles: None, regime: str) -> None:
     for kind in ("hard", "dense"):
-        assert_by_products("triton", sample(kind, 5, 67, regime=regime))
+        assert_statistics("triton", sample(kind, 5, 67, regime=regime))
     # The first of equals, where the equals lie in different tiles.
     same = {"logits": torch.zeros(2, 67), "weak": torch.full((2, 67), 0.1)}
     same["logits"][1, 0] = same["weak"][1, 0] = -1.0
@@ -271,7 +271,7 @@ def test_by_products_of_many_tiles(small_tiles: None, regime: str) -> None:
     assert out.stats.argmax.tolist() == [0, 1] and out.stats.agreement.tolist() == [True, True]
 
 
-def assert_by_products(backend: str, call: dict[str, Any]) -> None:
+def assert_statistics(backend: str, call: dict[str, Any]) -> None:
     out, *_ = run_cross_entropy(backend, call)
     s, live = out.stats, call["weight"] != 0
     live[3] = False

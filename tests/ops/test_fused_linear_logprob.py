@@ -137,7 +137,7 @@ def test_positions_that_do_not_count_are_never_touched(monkeypatch: pytest.Monke
     assert_within_budget(named, out.double(), out, FORWARD)  # a product of rows in another order
 
 
-def test_per_token_and_by_products(backend: str) -> None:
+def test_per_token_and_statistics(backend: str) -> None:
     x = inputs(6, 8, 19, 4)
     tokens = torch.tensor([3, -100, 18, 0, 7, 7])
     with use_backend(backend):

@@ -60,7 +60,7 @@ def linear(threshold: str | None, reduction: str) -> Call:
     return loss, [normal(N, D, seed=4).to(BF16), normal(V, D, seed=5).to(BF16)]
 
 
-def listed() -> Call:
+def topk() -> Call:
     ids = weak_of("sparse", V).ids
 
     def loss(z: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ CALLS |= {
     for threshold in (None, "median")
     for m in ("mean", "sum")
 }
-CALLS |= {"topk_logprob": listed, "linear_logprob": tokens, "forward_kl": distilled}
+CALLS |= {"topk_logprob": topk, "linear_logprob": tokens, "forward_kl": distilled}
 CALLS |= {"order_statistics": order_statistics}
 
 

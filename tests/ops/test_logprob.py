@@ -1,4 +1,4 @@
-"""Log-probabilities of listed classes: every backend against fp64, and the operators' contract."""
+"""Log-probabilities of top-k classes: every backend against fp64, and the operators' contract."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_softcap(backend: str, temperature: float) -> None:
 
 @pytest.mark.parametrize("gap", [40.0, 95.0, 300.0, 2e4])
 def test_a_tail_of_almost_no_mass(backend: str, gap: float) -> None:
-    """log P(not listed) is far below the smallest float's logarithm; its gradient is not."""
+    """log P(outside the top k) is far below the smallest float's logarithm; its gradient is not."""
     call = topk_logprob_sample(6, 23, FP32, device(), seed=3)
     at = call["ids"].clamp_min(0)[:, :1]
     call["logits"] = call["logits"].scatter(1, at, gap)

@@ -229,12 +229,12 @@ def test_a_probe_from_the_cache_is_the_probe(tmp_path: Path) -> None:
         methods=("naive",),
         output_dir=str(tmp_path / "frozen"),
     )
-    found = {}
+    probs = {}
     for cfg, name in ((cached, "student/0/probe+xent"), (frozen, "student/0/xent")):
         stage = run(cfg)["provenance"]["stages"][name]["folder"]
         ids = load_data(cfg.task, 0).test.ids
-        found[name] = read_probs(cfg.store_dir / stage / "test.parquet", ids, 2)
-    one, two = found.values()
+        probs[name] = read_probs(cfg.store_dir / stage / "test.parquet", ids, 2)
+    one, two = probs.values()
     assert np.abs(one - 0.5).max() > 0.01, "nothing was learned"
     np.testing.assert_allclose(one, two, atol=2e-3)  # states are kept in bf16
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"

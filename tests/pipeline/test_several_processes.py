@@ -55,14 +55,14 @@ def write(cfg: RunConfig, folder: Path) -> Path:
 
 
 def tables(out: Path) -> dict[str, np.ndarray]:
-    found = {}
+    arrays = {}
     for file in sorted(out.glob("cache/*/**/*.parquet")):
         name = file.relative_to(out / "cache")
         table = pq.read_table(file)
-        found[f"{name.parts[0].partition('-')[0]}/{file.name}"] = np.array(
+        arrays[f"{name.parts[0].partition('-')[0]}/{file.name}"] = np.array(
             table["probs"].to_pylist(), np.float32
         )
-    return found
+    return arrays
 
 
 def test_as_by_one_process(tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_as_by_one_process(tmp_path: Path) -> None:
             )
         ranks.run(__file__, size, ["run", "--config", str(write(cfg, folder)), "--quiet"])
         results[name] = tables(folder / "out")
-        told = json.loads((folder / "out" / "results.json").read_text())
-        assert len(told["runs"]) == 1 and told["runs"][0]["ceiling"] > 0
+        results = json.loads((folder / "out" / "results.json").read_text())
+        assert len(results["runs"]) == 1 and results["runs"][0]["ceiling"] > 0
     labels = [f"labels/part-{i:05d}.parquet" for i in range(4)]
     assert [k for k in results["one"] if k.startswith("labels")] == labels
     assert results["one"].keys() == results["two"].keys() == results["three"].keys()
@@ -101,13 +101,13 @@ def test_labelling_is_byte_for_byte_and_resumes(tmp_path: Path) -> None:
         subprocess.run(["rm", "-r", str(folder)], check=True)
         job = ["label", "--config", str(path), "--quiet"]
         if kill:
-            found = ranks.start(__file__, 2, json.dumps(job), W2S_TEST_SLOW_LABELS="1")
+            processes = ranks.start(__file__, 2, json.dumps(job), W2S_TEST_SLOW_LABELS="1")
             parts = f".{folder.name}/checkpoint"
             end = time.monotonic() + 60
             while not (cache / parts / "part-00001.parquet").exists():
                 assert time.monotonic() < end
                 time.sleep(0.01)
-            for p in found:
+            for p in processes:
                 p.send_signal(signal.SIGKILL)
                 p.communicate()
             first = cache / parts / "part-00000.parquet"
@@ -123,9 +123,9 @@ def test_labelling_is_byte_for_byte_and_resumes(tmp_path: Path) -> None:
 def test_a_node_with_other_data_is_named(tmp_path: Path) -> None:
     path = write(config(tmp_path), tmp_path)
     job = json.dumps(["run", "--config", str(path), "--quiet"])
-    found = ranks.start(__file__, 2, job, W2S_TEST_OTHER_RANK="1")
-    outputs = [p.communicate(timeout=120)[0] for p in found]
-    assert all(p.returncode for p in found)
+    processes = ranks.start(__file__, 2, job, W2S_TEST_OTHER_RANK="1")
+    outputs = [p.communicate(timeout=120)[0] for p in processes]
+    assert all(p.returncode for p in processes)
     assert "data is " in outputs[0] and "(rank 1)" in outputs[0] + outputs[1], outputs
     assert not list((Path(path).parent / "out" / "cache").glob("weak-*"))
 

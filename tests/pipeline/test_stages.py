@@ -57,9 +57,9 @@ def test_random_errors_are_overcome_and_structured_ones_are_learned() -> None:
     Errors drawn at random average out: PGR near 1. Errors that follow a word of the text are as
     easy to learn as the task itself: PGR near 0.
     """
-    found = {kind: _planted(kind) for kind in ("random", "structured")}
-    assert found["random"] > 0.8
-    assert abs(found["structured"]) < 0.2
+    recovered = {kind: _planted(kind) for kind in ("random", "structured")}
+    assert recovered["random"] > 0.8
+    assert abs(recovered["structured"]) < 0.2
 
 
 def _planted(kind: str) -> float:

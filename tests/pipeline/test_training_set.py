@@ -1,4 +1,4 @@
-"""What a model is given to learn, and what is kept back to judge it by."""
+"""The training set of a stage, and the rows that are held out to evaluate it."""
 
 from __future__ import annotations
 
@@ -93,5 +93,5 @@ def test_a_fold_is_left_out_of_the_supervisors_half(tmp_path: Path) -> None:
     folders = [cfg.store_dir / s["folder"] for name, s in stages.items() if name.startswith("weak")]
     steps = [json.loads((folder / "log.json").read_text())["steps"] for folder in folders]
     groups = load_data(cfg.task, 0).weak.groups
-    kept = int(group_split(groups, 0.5, 0).sum())  # fold 1
-    assert 0 < kept < len(groups) and sorted(steps) == [kept, len(groups)]
+    n_fold = int(group_split(groups, 0.5, 0).sum())  # fold 1
+    assert 0 < n_fold < len(groups) and sorted(steps) == [n_fold, len(groups)]

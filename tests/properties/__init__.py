@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis.strategies import SearchStrategy
 
-from properties import cases, dense, heads, listed, scaled, scores, special
+from properties import cases, dense, heads, scaled, scores, special, topk
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ PROPERTIES: dict[str, Property] = {
     "values": Property(dense.values, cases.rows, 4.0),
     **{name: Property(check, cases.rows) for name, check in dense.INVARIANCES.items()},
     "public names": Property(dense.public, cases.rows),
-    "by-products": Property(dense.stats, cases.rows),
+    "statistics": Property(dense.stats, cases.rows),
     "poisoned rows": Property(special.poisoned, cases.rows),
     "two classes": Property(special.two_classes, special.margins),
     "duplicate classes": Property(dense.duplicates, cases.rows, 0.5),
@@ -44,9 +44,9 @@ PROPERTIES: dict[str, Property] = {
     "scaled loss of a head": Property(scaled.linear, scaled.head_losses),
     "head": Property(heads.linear, heads.heads, 3.0),
     "head over ranks": Property(heads.vocab, heads.heads, 1.0, ("cpp", "ref")),
-    "listed classes": Property(listed.listed, listed.listings, 2.0),
-    "listed classes of a head": Property(listed.linear_listed, listed.head_listings),
-    "tokens of a head": Property(listed.tokens, listed.head_listings),
+    "top-k classes": Property(topk.topk, topk.topk_cases, 2.0),
+    "top-k classes of a head": Property(topk.linear_topk, topk.head_cases),
+    "tokens of a head": Property(topk.tokens, topk.head_cases),
     "order statistics": Property(scores.order, scores.scores),
     "balanced labels": Property(scores.balanced, scores.balances, 1.0, ("cpp", "ref")),
 }

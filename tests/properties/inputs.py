@@ -20,8 +20,8 @@ def build(c: Rows) -> dict[str, Any]:
     label = torch.randint(0, c.v, (c.n,), generator=g)
     z = _scores(c, label, g)
     q = _mass(c, label, g)
-    weak, listed = _weak(c, label, q, g)
-    z = _marked(c, z, listed)
+    weak, in_topk = _weak(c, label, q, g)
+    z = _marked(c, z, in_topk)
     weight = _weight(c, g)
     call: dict[str, Any] = {"weak": weak, "ignore_index": c.ignore_index}
     if weight is not None:
@@ -99,7 +99,7 @@ def _weak(
     return SparseTargets(ids, probs.to(DTYPES[c.labels]), rest), keep
 
 
-def _marked(c: Rows, z: Tensor, listed: Tensor) -> Tensor:
+def _marked(c: Rows, z: Tensor, in_topk: Tensor) -> Tensor:
     lowest = torch.finfo(DTYPES[c.dtype]).min
     for what, row, column in c.marks:
         if not c.n:
@@ -107,7 +107,7 @@ def _marked(c: Rows, z: Tensor, listed: Tensor) -> Tensor:
         i, k = row % c.n, column % c.v
         if what == "row of lowest":
             z[i] = lowest
-        elif not listed[i, k] and bool((z[i] > -math.inf).sum() > 1):  # one class stays possible
+        elif not in_topk[i, k] and bool((z[i] > -math.inf).sum() > 1):  # one class stays possible
             z[i, k] = -math.inf if what == "-inf" else lowest
     return z
 

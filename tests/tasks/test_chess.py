@@ -32,13 +32,13 @@ def _board(text: str) -> chess.Board:
 
 def _mates(board: chess.Board) -> list[str]:
     """Every mating move, found the slow way."""
-    found = []
+    mates = []
     for move in list(board.legal_moves):
         name = board.san(move)
         board.push(move)
-        found += [name] if board.is_checkmate() else []
+        mates += [name] if board.is_checkmate() else []
         board.pop()
-    return found
+    return mates
 
 
 def _check_mates(part: Examples) -> None:

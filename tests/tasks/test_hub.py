@@ -127,16 +127,16 @@ def test_where_on_the_hub_a_set_is(
 ) -> None:
     import datasets
 
-    asked: list[dict[str, str]] = []
+    requests: list[dict[str, str]] = []
 
     def load_dataset(repo: str, split: str, **options: str) -> datasets.Dataset:
-        asked.append(options)
+        requests.append(options)
         return datasets.Dataset.from_list(many_like(HUB_TASKS[name], 60, split))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     cfg = TaskConfig(name=name, **SMALL)
     check_schema(HUB_TASKS[name].load(cfg, 0), cfg)
-    assert asked == [address] * 2
+    assert requests == [address] * 2
 
 
 def test_a_folder_of_a_converted_branch_is_one_configuration(tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_a_folder_of_a_converted_branch_is_one_configuration(tmp_path: Path) -> 
         folder = tmp_path / "repo" / config / "train"
         folder.mkdir(parents=True)
         write_rows(folder / "0000.parquet", [{"config": config}] * 3)
-    found = datasets.load_dataset(
+    dataset = datasets.load_dataset(
         str(tmp_path / "repo"), data_dir="wic", split="train", cache_dir=str(tmp_path / "cache")
     )
-    assert found["config"][:] == ["wic"] * 3
+    assert dataset["config"][:] == ["wic"] * 3
 
 
 @pytest.mark.parametrize("name", HUB_TASKS)
@@ -181,10 +181,10 @@ def test_hub_rows_through_the_datasets_library(monkeypatch: pytest.MonkeyPatch) 
     import datasets
 
     task = HUB_TASKS["cosmos_qa"]
-    asked: list[tuple[str, str | None, str]] = []
+    requests: list[tuple[str, str | None, str]] = []
 
     def load_dataset(repo: str, revision: str | None, split: str) -> datasets.Dataset:
-        asked.append((repo, revision, split))
+        requests.append((repo, revision, split))
         return datasets.Dataset.from_list([{**row, "id": 1} for row in many_like(task, 150, split)])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -193,6 +193,6 @@ def test_hub_rows_through_the_datasets_library(monkeypatch: pytest.MonkeyPatch) 
     data = task.load(cfg, 0)
     check_schema(data, cfg)
     assert any(int(text.split()[1].removeprefix("train")) >= 100 for text in data.transfer.texts)
-    assert asked == [
+    assert requests == [
         ("allenai/cosmos_qa", "refs/convert/parquet", split) for split in ("train", "validation")
     ]

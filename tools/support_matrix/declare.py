@@ -1,10 +1,10 @@
-"""What every op can be asked for, and what each backend does with it. ``docs/support.md`` is this.
+"""Declare the options of every op and derive what each backend does with them.
 
-A backend's part is read off its code: fp64 is always the reference's, and a backend that hands out
-the reference's own function for a phase serves that phase with it. What a caller can ask for is
-listed here, and tests hold the list against the signatures: an argument without a row is an error,
-so is a row that fails, a hole that does not raise what it says, and a document that differs.
-Nothing in the package imports this module.
+``docs/support.md`` is written from this. The part of a backend is read from its code: fp64 always
+uses the reference, and a backend that re-exports the reference's function for a phase uses it in
+that phase. Tests compare the options with the signatures: an argument without a row is an error, as
+are a row that fails, an unsupported option that does not raise its message, and a document that
+differs. Nothing in the package imports this module.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Option:
-    """One thing a caller can ask of an op.
+    """One option of an op.
 
     Attributes:
         name: the row's title.
-        call: arguments that ask for it; what a test adds to its sample call.
+        call: arguments that select it; a test adds them to its sample call.
         sample: form of the sample call (kind of weak labels, number of classes).
         phases: functions of the backend it needs beyond those of its entry.
-        refuses: why it cannot be had; empty where it can. Then ``error`` is raised and says
-            ``says``.
-        note: what a caller must know where it can be had.
+        unsupported: the reason if it is not supported, else empty. Then ``error`` is raised with
+            ``message``.
+        note: remark for a supported option.
     """
 
     name: str
     call: Mapping[str, Any] = field(default_factory=dict)
     sample: Mapping[str, Any] = field(default_factory=dict)
     phases: tuple[str, ...] = ()
-    refuses: str = ""
+    unsupported: str = ""
     error: type[Exception] = W2SError
-    says: str = ""
+    message: str = ""
     note: str = ""
 
 
@@ -62,25 +62,25 @@ class Entry:
 
     Attributes:
         name: the table's title.
-        homes: ``module:function`` whose arguments the options must cover.
+        paths: ``module:function`` whose arguments the options must cover.
         op: the op in ``OPS`` whose backends serve it; empty for plain PyTorch on few numbers.
         phases: functions of the backend that every call goes through.
-        takes: arguments that are its data, or are covered by the sample call itself.
+        data: arguments that are data, or are covered by the sample call itself.
         options: the rows.
     """
 
     name: str
-    homes: tuple[str, ...]
+    paths: tuple[str, ...]
     op: str
     phases: tuple[str, ...]
-    takes: tuple[str, ...]
+    data: tuple[str, ...]
     options: tuple[Option, ...]
 
     def functions(self) -> list[Callable[..., Any]]:
-        """Return the functions that ``homes`` names."""
+        """Return the functions that ``paths`` names."""
         functions = []
-        for home in self.homes:
-            module, _, path = home.partition(":")
+        for function in self.paths:
+            module, _, path = function.partition(":")
             target: Any = importlib.import_module(module)
             for name in path.split("."):
                 target = getattr(target, name)
@@ -90,29 +90,29 @@ class Entry:
     def arguments(self) -> set[str]:
         """Return every argument of the functions that is not data."""
         names = {n for f in self.functions() for n in inspect.signature(f).parameters}
-        return names - {*self.takes, "self"}
+        return names - {*self.data, "self"}
 
 
 def cell(entry: Entry, option: Option, backend: str, dtype: torch.dtype) -> Cell:
     """Return what ``backend`` does with ``option`` in ``dtype``; imports the backend's module."""
-    if option.refuses:
-        return Cell(NO, option.refuses)
+    if option.unsupported:
+        return Cell(NO, option.unsupported)
     if not entry.op:
         return Cell(YES, option.note)
-    homes = dispatch.MODULES[entry.op]
-    if backend not in homes:
+    modules = dispatch.MODULES[entry.op]
+    if backend not in modules:
         return Cell(NO, f"the op has no backend {backend!r}")
     if dtype == torch.float64 and backend != "ref":
         return Cell(REFERENCE, FP64)
-    if borrowed := _borrowed(homes, backend, (*entry.phases, *option.phases)):
+    if borrowed := _borrowed(modules, backend, (*entry.phases, *option.phases)):
         names = ", ".join(f"`{name}`" for name in borrowed)
         return Cell(REFERENCE, f"{names} by PyTorch's own operations, on the tensors' device")
     return Cell(YES, option.note)
 
 
-def _borrowed(homes: Mapping[str, str], backend: str, phases: tuple[str, ...]) -> list[str]:
+def _borrowed(modules: Mapping[str, str], backend: str, phases: tuple[str, ...]) -> list[str]:
     """Return the phases for which the backend re-exports the reference's function."""
     if backend == "ref":
         return []
-    mine, plain = (importlib.import_module(homes[name]) for name in (backend, "ref"))
+    mine, plain = (importlib.import_module(modules[name]) for name in (backend, "ref"))
     return [p for p in phases if getattr(mine, p) is getattr(plain, p, None)]

@@ -1,4 +1,4 @@
-"""What every op can be asked for, op by op; ``ENTRIES`` is the whole table. See ``declare.py``."""
+"""The options of every op; ``ENTRIES`` is the whole table. See ``declare.py``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _TWICE = Option(
     "second derivative",
     {"twice": True},
     sample={"kinds": ("rest",)},
-    refuses="targets are detached, so it would be silently incomplete",
+    unsupported="targets are detached, so it would be silently incomplete",
     error=RuntimeError,
-    says="not differentiable twice",
+    message="not differentiable twice",
 )
 _COMPILED = Option("`torch.compile(fullgraph=True)`", {"compiled": True}, {"kinds": ("rest",)})
 _HEAD = (
@@ -94,28 +94,28 @@ CROSS_ENTROPY = Entry(
             "balanced self-target, more than 64 classes",
             {"rule": "prior", "aux": 0.4},
             {"v": 65, "kinds": ("hard",)},
-            refuses="its work grows with the square of the number of classes",
-            says="is for 2 to 64 classes",
+            unsupported="its work grows with the square of the number of classes",
+            message="is for 2 to 64 classes",
         ),
         Option(
             "`argmax` with two classes",
             {"rule": "argmax", "aux": 0.4},
             {"v": 2},
-            refuses="the self-target is then the rule `fixed` at probability 0.5",
-            says="for more than two classes",
+            unsupported="the self-target is then the rule `fixed` at probability 0.5",
+            message="for more than two classes",
         ),
         Option(
             "`inplace` on leaf logits",
             {"inplace": True, "leaf": True},
-            refuses="the values of a parameter would be lost",
-            says="leaf logits",
+            unsupported="the values of a parameter would be lost",
+            message="leaf logits",
         ),
         Option(
             "second backward after `inplace`",
             {"inplace": True, "again": True},
-            refuses="the logits were overwritten by their gradient",
+            unsupported="the logits were overwritten by their gradient",
             error=RuntimeError,
-            says="second backward",
+            message="second backward",
         ),
         _TWICE,
     ),
@@ -141,8 +141,8 @@ LINEAR_CROSS_ENTROPY = Entry(
             "balanced self-target (`prior`), more than two classes",
             {"aux": 0.4, "threshold": "prior"},
             {"kinds": ("hard",)},
-            refuses="it needs the logits of all rows at once, which are never stored",
-            says="is for 2 to 2 classes",
+            unsupported="it needs the logits of all rows at once, which are never stored",
+            message="is for 2 to 2 classes",
         ),
         *_TERMS,
         *_REDUCTIONS,
@@ -193,8 +193,8 @@ LINEAR_LOGPROB = Entry(
         Option(
             "`average` without sequences",
             {"average": True, "flat": True},
-            refuses="there is nothing to average over",
-            says="needs sequences",
+            unsupported="there is nothing to average over",
+            message="needs sequences",
         ),
         _TWICE,
     ),
@@ -227,11 +227,11 @@ QUANTILE = Entry(
                {"which": "top_fraction_mask", "group": True},
                phases=("histogram", "successor", "count_at", "threshold_mask")),
         Option("integer scores", {"which": "quantile", "integer": True},
-               refuses="ranks are of floating point scores; convert first",
-               says="floating point"),
+               unsupported="ranks are of floating point scores; convert first",
+               message="floating point"),
         Option("gradients", {"which": "quantile", "gradient": True},
-               refuses="order statistics are detached",
-               error=RuntimeError, says="does not require grad"),
+               unsupported="order statistics are detached",
+               error=RuntimeError, message="does not require grad"),
     ),
 )  # fmt: skip
 
@@ -255,8 +255,9 @@ DISTILLATION = Entry(
         Option(
             "dense teacher, `ReverseKL` and `JSD`",
             {"dense": True, "only": "reverse_kl"},
-            refuses="only KL(teacher || student) is a cross-entropy; `pack_topk` packs a teacher",
-            says="pack_topk",
+            unsupported="only KL(teacher || student) is a cross-entropy; `pack_topk` packs a "
+            "teacher",
+            message="pack_topk",
         ),
     ),
 )

@@ -17,7 +17,7 @@ from w2s_fast.methods._base import (
     number,
     student_nodes,
 )
-from w2s_fast.methods._plan import Node, Plan, spec_of
+from w2s_fast.methods._plan import Node, Plan, all_nodes, spec_of
 from w2s_fast.methods.agree import Agree
 from w2s_fast.methods.agree_prior import AgreePrior
 from w2s_fast.methods.bootstrap import Bootstrap, StrongToStrong
@@ -78,6 +78,7 @@ __all__ = [
     "Node",
     "Plan",
     "Targets",
+    "all_nodes",
     "choice",
     "make_method",
     "make_steps",

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._plan import Node, Plan, all_nodes
 from w2s_fast.specs import build
 
 ANY_KIND = ("classification", "preference", "generation")
@@ -158,18 +158,9 @@ def student_nodes(steps: tuple[Method, ...], plan: Plan) -> tuple[Node, Node]:
     for step in steps:
         labels = step.labels(plan, labels)
     student = plan.student(labels, **training)
-    _check_no_ceiling(student)
+    if any(node.stage == "ceiling" for node in all_nodes([student])):
+        raise W2SError(
+            "the method learns from a model of stage 'ceiling', which was trained on the true "
+            "labels of the same rows; use a student or the weak model"
+        )
     return student, plan.ceiling()
-
-
-def _check_no_ceiling(student: Node) -> None:
-    """Raise if the student depends on a ceiling, which has learned true labels of the same rows."""
-    waiting = [student]
-    while waiting:
-        node = waiting.pop()
-        waiting += [n for _, n in node.needs]
-        if node.stage == "ceiling":
-            raise W2SError(
-                "the method learns from a model of stage 'ceiling', which was trained on the true "
-                "labels of the same rows; use a student or the weak model"
-            )

@@ -8,7 +8,7 @@ labels, and the report shows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,6 +181,17 @@ class Plan:
             for split in ("transfer", "test"):
                 nodes[split] = self.features(split, "last", start=nodes.get("start"))
         return _node(stage, {"role": "student", **plain}, {**needs, **nodes}, gold)
+
+
+def all_nodes(roots: Iterable[Node]) -> Iterator[Node]:
+    """Yield the nodes and all nodes that they need, each once."""
+    pending, seen = list(roots), set[Node]()
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            pending += [needed for _, needed in node.needs]
+            yield node
 
 
 def spec_of(thing: Any) -> str:

@@ -1,9 +1,10 @@
 """The one table of ops and backends, and how the backend of a call is chosen.
 
 An op is a folder. ``api`` holds the formula and the public functions, ``algorithm`` what all
-backends share, ``autograd`` the derivative; ``ref``, ``cpp``, ``triton`` and ``cuda`` are the
-backends. A backend is a module that only fills buffers, so backends can be swapped and compared.
-Every op calls ``backend(op, like)`` and then the functions of that module.
+backends share, ``autograd`` the eager derivative, ``operators`` the registered operators; ``ref``,
+``cpp``, ``triton`` and ``cuda`` are the backends. A backend is a module that only fills buffers, so
+backends can be swapped and compared. Every op calls ``backend(op, like)`` and then the functions of
+that module.
 
 The choice is by device (cpu: cpp > ref; cuda: cuda > triton > ref) unless ``W2S_BACKEND`` or
 ``use_backend`` forces one; a forced backend that is missing raises; an automatic fallback warns

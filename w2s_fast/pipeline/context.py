@@ -21,7 +21,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.pipeline.jobs import Job
 from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, get_task
 
-Progress = Callable[[int, int, float], None]
+ProgressFn = Callable[[int, int, float], None]
 PRETRAIN_SEED = 0
 # Splits whose true labels a stage may read; a job with ``gold`` may also read the transfer set.
 _GOLD = {"weak": ("weak",), "ceiling": ("transfer",), "report": ("weak", "transfer", "test")}
@@ -44,7 +44,7 @@ class Context:
     cfg: RunConfig
     job: Job
     folders: Mapping[str, Path]
-    progress: Progress
+    progress: ProgressFn
 
     @property
     def world(self) -> World:

@@ -21,7 +21,7 @@ _SET_BY_SWEEP = {
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Configure runs over tasks and pairs of models; the defaults are one run, embedded task.
+    """Configure a sweep; the defaults are one run on the embedded task.
 
     Attributes:
         run: Settings shared by all runs. Its losses, methods and seeds apply to each run; its task,

@@ -44,7 +44,7 @@ def of_cuda(name: str) -> list[Layout]:
     each = 4 if dtype == "fp32" else 8  # classes of a chunk
     if kind == "quantile_kernel":
         return [quantile_layout(256 * each * 4 * 3 // 2, keep) for keep in (0, pointer(1))]
-    dense = kind in ("RowsKernel", "GradientKernel") and "listed" not in name
+    dense = kind in ("RowsKernel", "GradientKernel") and "topk" not in name
     threads = 512 if kind == "RowsKernel" else 256
     long = threads * 3 // 2 * each + 1
     layouts = [cuda_layout(long, each, dense), cuda_layout(2, each, dense)]

@@ -18,6 +18,13 @@ from torch import Tensor
 
 from w2s_fast.ops.cross_entropy.algorithm import check_spec
 from w2s_fast.ops.cross_entropy.autograd import (
+    needs_upstream,
+    row_scale,
+    scaled,
+    snapshot,
+    weight_gradient,
+)
+from w2s_fast.ops.cross_entropy.operators import (
     SPEC,
     TARGETS,
     TERMS,
@@ -26,14 +33,9 @@ from w2s_fast.ops.cross_entropy.autograd import (
     filled_record,
     from_backward,
     from_operator,
-    needs_upstream,
     operator_arguments,
     reduced,
     refuse,
-    row_scale,
-    scaled,
-    snapshot,
-    weight_gradient,
 )
 from w2s_fast.ops.dispatch import LIBRARY, backend
 from w2s_fast.ops.fused_linear.chunks import (

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.cross_entropy.autograd import unit_column_stride
+from w2s_fast.ops.cross_entropy.operators import unit_column_stride
 from w2s_fast.ops.dispatch import LIBRARY, backend
 from w2s_fast.ops.dtypes import accumulator
 from w2s_fast.ops.loss_call import Index, LossSpec, RowCall, Stat, new_record

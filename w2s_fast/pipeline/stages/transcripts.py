@@ -7,7 +7,7 @@ prediction, that prediction comes from a weak model that was not trained on the 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from w2s_fast.config import RunConfig
 from w2s_fast.debate import EndpointWriter, LocalWriter, Writer, make_protocol
 from w2s_fast.errors import W2SError
-from w2s_fast.methods import Node
+from w2s_fast.methods import all_nodes
 from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS, read_probs, write_texts
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import language_model
@@ -95,7 +95,7 @@ def check_writer(cfg: RunConfig) -> None:
         W2SError: The endpoint's key is not set, or the student is not a language model.
     """
     roots = [node for student in students(cfg) for node in student.nodes(cfg)]
-    if not any(node.stage == "transcripts" for node in _all(roots)):
+    if not any(node.stage == "transcripts" for node in all_nodes(roots)):
         return
     if cfg.transcript_writer.kind == "endpoint":
         cfg.transcript_writer.key()
@@ -114,13 +114,3 @@ def check_writer(cfg: RunConfig) -> None:
             f"transcript_writer.max_tokens={room}: the language model of task 'agreement' reads "
             f"{MAX_LENGTH} tokens, prompt and answer together; use at most half of that"
         )
-
-
-def _all(nodes: list[Node]) -> Iterator[Node]:
-    waiting, seen = list(nodes), set[Node]()
-    while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            waiting += [needed for _, needed in node.needs]
-            yield node

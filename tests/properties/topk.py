@@ -18,8 +18,8 @@ from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 
 @dataclass(frozen=True, repr=False)
-class Listed(Record):
-    """Log-probabilities of listed classes."""
+class TopK(Record):
+    """Log-probabilities of top-k classes."""
 
     n: int = 1
     v: int = 3
@@ -39,18 +39,18 @@ class Listed(Record):
     fp32_head_gradient: bool = False
 
 
-def head_listings(small: bool = False) -> st.SearchStrategy[Listed]:
+def head_cases(small: bool = False) -> st.SearchStrategy[TopK]:
     """Logits of a head."""
-    return listings(small, head=True)
+    return topk_cases(small, head=True)
 
 
-def listings(small: bool = False, head: bool = False) -> st.SearchStrategy[Listed]:
+def topk_cases(small: bool = False, head: bool = False) -> st.SearchStrategy[TopK]:
     """Ids of every number, with padding."""
     n, v = sizes(small)
     if head:
         n, v = st.integers(0, 6 if small else 40), st.sampled_from((3, 1, 2, 8, 17, 33, 65, 129))
     cases = st.builds(
-        Listed,
+        TopK,
         n=n,
         v=v,
         k=st.integers(1, 6),
@@ -73,7 +73,7 @@ def listings(small: bool = False, head: bool = False) -> st.SearchStrategy[Liste
     return cases.map(_settle)
 
 
-def _settle(c: Listed) -> Listed:
+def _settle(c: TopK) -> TopK:
     """The nearest call with a yardstick."""
     # fp32 holds the depth of a tail of e^-300 to 5 digits: docs/numerics.md says so.
     deep = c.spread >= 100
@@ -82,7 +82,7 @@ def _settle(c: Listed) -> Listed:
     return replace(c, tail=c.tail and not deep, softcap=0.0 if blind else c.softcap)
 
 
-def _ids(c: Listed, g: torch.Generator) -> Tensor:
+def _ids(c: TopK, g: torch.Generator) -> Tensor:
     k = min(c.k, c.v)
     ids = torch.rand(c.n, c.v, generator=g).argsort(1)[:, :k]
     gone = torch.rand(c.n, k, generator=g) < c.padding
@@ -90,20 +90,20 @@ def _ids(c: Listed, g: torch.Generator) -> Tensor:
     return torch.where(gone, -1, ids)
 
 
-def _told(c: Listed, ids: Tensor) -> Tensor:
+def _told(c: TopK, ids: Tensor) -> Tensor:
     """(N,) bool: rows whose tail is neither all nor nothing, so that it has a gradient."""
     real = (ids >= 0).sum(1)
     return (real > 0) & (real < c.v)
 
 
-def _listed_total(logp: Tensor, tail: Tensor, c: Listed, ids: Tensor) -> Tensor:
+def _topk_total(logp: Tensor, tail: Tensor, c: TopK, ids: Tensor) -> Tensor:
     """One number with a weight for each output."""
     up = torch.linspace(0.5, 2.0, max(logp.numel(), 1), dtype=logp.dtype)[: logp.numel()]
     total = (logp * up.view(logp.shape)).sum()
     return total - 0.7 * tail[_told(c, ids)].sum() if c.tail else total
 
 
-def listed(backend: str, c: Listed) -> None:
+def topk(backend: str, c: TopK) -> None:
     """Log-probabilities and their gradient are those of a log-softmax."""
     g = torch.Generator().manual_seed(c.seed)
     c = replace(c, n=min(c.n, max(2, MOST // c.v)))
@@ -122,7 +122,7 @@ def listed(backend: str, c: Listed) -> None:
                 logp, tail = topk_logprob(x, ids, **known)
         else:
             logp, tail = topk_logprob_reference(x, ids, **known)
-        _listed_total(logp, tail, c, ids).backward()
+        _topk_total(logp, tail, c, ids).backward()
         results.append((logp.detach(), tail.detach()[_told(c, ids)], x.grad))
     # The definition in fp64 knows no tail that is this near to 0.
     tails = [torch.where(tail.abs() < 1e-14, 0.0, tail) for _, tail, _ in results]
@@ -133,7 +133,7 @@ def listed(backend: str, c: Listed) -> None:
             assert_within_budget(y, t, b.to(y.dtype), factor, name)
 
 
-def _listed_parts(c: Listed) -> tuple[Leaves, Tensor, float]:
+def _topk_parts(c: TopK) -> tuple[Leaves, Tensor, float]:
     g = torch.Generator().manual_seed(c.seed)
     dtype = DTYPES[c.dtype]
     parts = {"hidden": states((c.n, c.d), dtype, g), "head": numbers((c.v, c.d), dtype, g)}
@@ -144,14 +144,14 @@ def _listed_parts(c: Listed) -> tuple[Leaves, Tensor, float]:
     return parts, _ids(c, g), budget
 
 
-def _listed_logits(x: Leaves) -> Tensor:
+def _topk_logits(x: Leaves) -> Tensor:
     z = torch.nn.functional.linear(x["hidden"], x["head"], x.get("bias"))
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
-def linear_listed(backend: str, c: Listed) -> None:
+def linear_topk(backend: str, c: TopK) -> None:
     """The same of a fused head."""
-    parts, ids, budget = _listed_parts(c)
+    parts, ids, budget = _topk_parts(c)
     known = {"temperature": c.temperature, "softcap": c.softcap}
     leaves = leaves_of(parts, parts["hidden"].dtype, "")
     x = dict(leaves)
@@ -160,20 +160,20 @@ def linear_listed(backend: str, c: Listed) -> None:
             x.pop("hidden"), x.pop("head"), ids, memory_mib=budget,
             fp32_head_gradient=c.fp32_head_gradient, **x, **known,
         )  # fmt: skip
-        _listed_total(logp, tail, c, ids).backward()
+        _topk_total(logp, tail, c, ids).backward()
 
     def definition(x: Leaves) -> Tensor:
-        logp, tail = topk_logprob_reference(_listed_logits(x), ids, **known)
-        _listed_total(logp, tail, c, ids).backward()
+        logp, tail = topk_logprob_reference(_topk_logits(x), ids, **known)
+        _topk_total(logp, tail, c, ids).backward()
         return logp
 
     if c.n:
         compare(logp, leaves, definition, parts, "")
 
 
-def tokens(backend: str, c: Listed) -> None:
+def tokens(backend: str, c: TopK) -> None:
     """Sums over sequences, means and single positions; what is masked takes no part."""
-    parts, ids, budget = _listed_parts(c)
+    parts, ids, budget = _topk_parts(c)
     token = torch.where(ids[:, 0] < 0, -100, ids[:, 0])
     long = c.n % 2 == 0 and c.n > 0
     mask = torch.arange(c.n) % 3 != 1 if c.tail else None
@@ -195,7 +195,7 @@ def tokens(backend: str, c: Listed) -> None:
     def definition(x: Leaves) -> Tensor:
         live = token >= 0 if mask is None else (token >= 0) & mask
         chosen = torch.where(live, token, -1)[:, None]
-        logp = topk_logprob_reference(_listed_logits(x), chosen, **known)[0][:, 0].view(shape)
+        logp = topk_logprob_reference(_topk_logits(x), chosen, **known)[0][:, 0].view(shape)
         if long:
             count = live.view(shape).sum(1) if average else torch.ones(2)
             logp = logp.sum(1) / count.clamp_min(1)

@@ -1,0 +1,119 @@
+"""``CALLS``: one differentiable input of one public call in each row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import w2s_fast
+from w2s_fast import SparseTargets
+from w2s_fast.losses import LOSSES, make_loss
+from w2s_fast.losses.distillation import DISTILLATIONS, make_distillation
+from w2s_fast.losses.preference import PREFERENCES, Answers, make_preference
+from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.ops.weak_loss import weak_loss
+
+N, D, V = 4, 3, 5
+G = torch.Generator().manual_seed(0)
+Z, H, W, B, U = (torch.randn(s, generator=G) for s in ((N, V), (N, D), (V, D), (V,), (N,)))
+Y = torch.tensor([1, 0, 4, 2])
+Q = torch.rand(N, V, generator=G).softmax(1)
+SPARSE = SparseTargets(torch.tensor([[0, 2]] * N), torch.full((N, 2), 0.3), torch.full((N,), 0.4))
+POSITIVE = U.abs() + 0.5
+PAIR = {"reference": U.roll(1), "length": torch.full((N,), 3)}
+ce, linear = w2s_fast.cross_entropy, w2s_fast.linear_cross_entropy
+Call = Callable[[Tensor], Tensor]
+# name -> (call, its differentiable input, the same in plain torch or None)
+CALLS: dict[str, tuple[Call, Tensor, Call | None]] = {}
+TWO = (Z[:, :2].contiguous(), Q[:, :2].softmax(1))
+
+
+def logp(z: Tensor) -> Tensor:
+    """Of the labels Y."""
+    return z.log_softmax(1).gather(1, Y[:, None])[:, 0]
+
+
+def _weighted(z: Tensor, w: Tensor, reduction: str) -> Tensor:
+    rows = -logp(z) * w
+    return rows if reduction == "none" else rows.sum() / (w.sum() if reduction == "mean" else 1)
+
+
+def _add_cross_entropy() -> None:
+    for r in ("mean", "sum", "none"):
+        kw: dict[str, Any] = {"reduction": r}
+        CALLS.update({
+            f"cross_entropy {r} logits": (
+                lambda z, kw=kw: ce(z, Y, **kw), Z, lambda z, kw=kw: F.cross_entropy(z, Y, **kw)),
+            f"cross_entropy {r} two": (lambda z, kw=kw: ce(z, TWO[1], aux=0.5, **kw), TWO[0], None),
+            f"cross_entropy {r} weight": (
+                lambda w, kw=kw: ce(Z, Y, weight=w, **kw), POSITIVE,
+                lambda w, r=r: _weighted(Z, w, r)),
+            f"weak_loss {r} logits": (
+                lambda z, kw=kw: weak_loss(z, SPARSE, z_loss=0.1, **kw).loss, Z, None),
+            f"weak_loss {r} projected": (
+                lambda h, kw=kw: weak_loss(Projected(h, W, B), Y, **kw).loss, H, None),
+            f"linear_cross_entropy {r} hidden": (
+                lambda h, kw=kw: linear(h, W, Y, bias=B, **kw), H,
+                lambda h, kw=kw: F.cross_entropy(h @ W.T + B, Y, **kw)),
+            f"linear_cross_entropy {r} head": (
+                lambda w, kw=kw: linear(H, w, Y, bias=B, **kw), W,
+                lambda w, kw=kw: F.cross_entropy(H @ w.T + B, Y, **kw)),
+            f"linear_cross_entropy {r} bias": (
+                lambda b, kw=kw: linear(H, W, Y, bias=b, **kw), B,
+                lambda b, kw=kw: F.cross_entropy(H @ W.T + b, Y, **kw)),
+            f"linear_cross_entropy {r} weight": (
+                lambda w, kw=kw: linear(H, W, Y, weight=w, **kw), POSITIVE,
+                lambda w, r=r: _weighted(H @ W.T, w, r)),
+        })  # fmt: skip
+
+
+def _add_logprob() -> None:
+    ids = Y[:, None]
+    frozen = w2s_fast.LMHeadLoss(torch.nn.Linear(D, V)).requires_grad_(False)
+    CALLS.update({
+        "topk_logprob": (lambda z: w2s_fast.topk_logprob(z, ids)[0][:, 0], Z, logp),
+        "linear_topk_logprob hidden": (
+            lambda h: w2s_fast.linear_topk_logprob(h, W, ids)[0][:, 0], H, lambda h: logp(h @ W.T)),
+        "linear_logprob hidden": (
+            lambda h: w2s_fast.linear_logprob(h, W, Y), H, lambda h: logp(h @ W.T)),
+        "linear_logprob head": (
+            lambda w: w2s_fast.linear_logprob(H, w, Y), W, lambda w: logp(H @ w.T)),
+        "LMHeadLoss": (
+            lambda h: frozen(h, Y), H,
+            lambda h: F.cross_entropy(F.linear(h, frozen.weight, frozen.bias), Y)),
+    })  # fmt: skip
+
+
+def _add_losses() -> None:
+    for name in LOSSES:
+        loss, two = make_loss(name), name == "logconf_eleuther"
+        z, q = TWO if two else (Z, Q)
+        CALLS[f"loss {name}"] = (
+            lambda z, loss=loss, q=q: loss(z, q, step_frac=0.5, step=50,
+                                           state=loss.init_state()).loss_sum, z, None,
+        )  # fmt: skip
+    for name in PREFERENCES:
+        pref = make_preference(name)
+        more = {"baseline": 0.1} if name == "kto" else {}
+        CALLS[f"preference {name}"] = (
+            lambda x, pref=pref, more=more: (
+                pref(Answers(x, **PAIR), Answers(U.roll(2) - 3, **PAIR), 0.7, **more).loss_sum
+            ),
+            U - 3,
+            None,
+        )
+    for name in DISTILLATIONS:
+        kl = make_distillation(name)
+        CALLS[f"distill {name}"] = (lambda z, kl=kl: kl(z, SPARSE).loss_sum, Z, None)
+        CALLS[f"distill {name} linear"] = (
+            lambda h, kl=kl: kl.linear(h, W, SPARSE).loss_sum, H, None
+        )  # fmt: skip
+
+
+_add_cross_entropy()
+_add_logprob()
+_add_losses()
