@@ -181,8 +181,10 @@ def _block(name: str) -> str:
 
 
 def figure(results: Mapping[str, Any], kind: str) -> bytes:
-    """Return the figure of an experiment as "svg" or "png" bytes."""
-    return results_figure({**results, "provenance": {"config": results["config"]}}, kind)
+    """Return the figure of an experiment, titled by its name, as "svg" or "png" bytes."""
+    config = results["config"]
+    config = {**config, "task": {**config["task"], "name": results["name"]}}
+    return results_figure({**results, "provenance": {"config": config}}, kind)
 
 
 def save(results: Mapping[str, Any]) -> None:
