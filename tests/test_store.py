@@ -12,6 +12,7 @@ import pytest
 
 from w2s_fast.errors import W2SError
 from w2s_fast.store import (
+    FORMAT_VERSION,
     Artifact,
     Store,
     StoreWarning,
@@ -142,7 +143,7 @@ _FILL = """
 import resource, sys
 from pathlib import Path
 from w2s_fast.errors import W2SError
-from w2s_fast.store import Store
+from w2s_fast.store import FORMAT_VERSION, StoreWarning, Store
 store = Store(Path(sys.argv[1]))
 with store.building("weak", {"n": 1}, {}) as b:
     (b.path / "small").write_bytes(b"x" * 1000)
@@ -196,3 +197,19 @@ def test_tree_hash_sees_names_and_contents_but_no_hidden_files(tmp_path: Path) -
     assert tree_hash(tmp_path) == first
     (tmp_path / "a").rename(tmp_path / "b")
     assert tree_hash(tmp_path) != first
+
+
+def test_stages_of_another_version_are_named_once(tmp_path: Path) -> None:
+    """They are not used, and a folder of this version or a damaged one is no part of the line."""
+    store = Store(tmp_path)
+    for n in range(3):
+        with store.building("weak", {"n": n}, {}) as b:
+            (b.path / "file").write_bytes(b"x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.warn_of_other_formats()
+    old, damaged, _ = sorted(tmp_path.glob("weak-*/stage.json"))
+    old.write_text(old.read_text().replace(f'"format": {FORMAT_VERSION}', '"format": 1'))
+    damaged.write_text("{")
+    with pytest.warns(StoreWarning, match=f"holds 1 stages of another version .*{old.parent.name}"):
+        store.warn_of_other_formats()

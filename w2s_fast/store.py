@@ -25,7 +25,7 @@ from typing import Any
 
 from w2s_fast.errors import W2SError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # part of every key: stages of another format are computed again
 META_NAME = "stage.json"
 CHECKPOINT_NAME = "checkpoint"  # exists in the hidden folder only; removed before publication
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -191,6 +191,17 @@ class Store:
         """Return the folder of the finished stage, whether or not it exists."""
         return self.root / f"{stage}-{key[:12]}"
 
+    def warn_of_other_formats(self) -> None:
+        """Warn once of stages that another version of this package stored here."""
+        folders = [meta.parent for meta in self.root.glob(f"*/{META_NAME}")]
+        if old := [f.name for f in folders if _format_of(f) not in (FORMAT_VERSION, None)]:
+            warnings.warn(
+                f"{self.root} holds {len(old)} stages of another version of w2s_fast, {old[0]} "
+                "among them; they are computed again, and their folders can be deleted",
+                StoreWarning,
+                stacklevel=2,
+            )
+
     def find(self, stage: str, key: str) -> Artifact | None:
         """Return the finished stage, verified, or None if it has to be computed.
 
@@ -285,6 +296,14 @@ def _read_meta(path: Path) -> tuple[dict[str, Any] | None, str]:
         if file_hash(path / name) != checksum:
             return meta, f"{name} differs from its checksum"
     return meta, "" if content_hash(files) == digest else f"{META_NAME} differs from its digest"
+
+
+def _format_of(path: Path) -> int | None:
+    """Return the format of a finished stage, or None if its record cannot be read."""
+    try:
+        return int(json.loads((path / META_NAME).read_bytes())["format"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # damaged: `find` says so if the stage is needed
 
 
 def _publish(temp: Path, final: Path, meta: dict[str, Any], info: dict[str, Any]) -> Artifact:

@@ -95,6 +95,8 @@ def open_session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
         observer = stack.enter_context(show_run(quiet or not world.is_main_process))
         redirect_store_warnings(observer.warned)
         session = Session(cfg, observer)
+        if world.is_main_process:
+            session.store.warn_of_other_formats()
         if world.size > 1:
             check_processes_agree(cfg, session.digests, world)
         check_fit(cfg, session.data[cfg.seeds[0]].kind)

@@ -128,6 +128,7 @@ class _Sweep:
         redirect_store_warnings(self.progress.warned)
         with explain_write_errors("stages", self.store.root):
             self.store.root.mkdir(parents=True, exist_ok=True)
+        self.store.warn_of_other_formats()
         for cell in self.cells.values():
             folder = Path(cell.cfg.output_dir)
             with explain_write_errors("results", folder.absolute()):
