@@ -53,7 +53,7 @@ def cap_slope(z, softcap, CAP: tl.constexpr):
     """Return the same derivative from the capped logit alone; 1 without a cap."""
     slope = tl.full(z.shape, 1.0, tl.float32)
     if CAP:
-        # Rounded as IEEE says: a plain division may give 1 + 2^-23 where a logit sits at the cap.
+        # IEEE rounding: a plain division may give 1 + 2^-23 where a logit sits at the cap.
         ratio = tl.div_rn(z, tl.zeros_like(z) + softcap)
         slope = (1.0 - ratio) * (1.0 + ratio)
     return slope

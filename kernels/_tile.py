@@ -10,7 +10,7 @@ and it holds REP vectors. Sums over REP and VEC stay within the thread.
 
 Loads become fp32 at once and every sum is fp32; there is no 16-bit arithmetic anywhere. A row's
 offset is 64-bit, columns within a row are 32-bit. -inf is the neutral logit: it marks masked lanes
-and masked vocabulary alike, and no product with it is formed where 0 is meant.
+and masked vocabulary alike, and no product with it is formed where the result must be 0.
 """
 
 import triton

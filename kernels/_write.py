@@ -37,8 +37,8 @@ def write_row(
     """Write factor times the dense part of a row, rounded once, possibly over the logits.
 
     Bytes: the row read (from cache) and written once. FLOPs an entry: 5, one of them an
-    exponential; dense labels add 2, a residual 5, a cap 20. Factor 0 writes exact zeros, whatever
-    the logits are. The self-target and the top-k classes are overwritten by the caller. Tiles
+    exponential; dense labels add 2, a residual 5, a cap 20. Factor 0 writes exact zeros for
+    any logits. The self-target and the top-k classes are overwritten by the caller. Tiles
     go backwards: what the read pass read last is still in the nearest cache.
     """
     head, body = t.cut(z_ptr, n_cols, VEC)

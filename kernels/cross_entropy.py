@@ -71,7 +71,7 @@ def rows_kernel(
             twice = tg.repeats_class(ids_ptr, n_cols, n_topk, KBLOCK)
             mass = tl.where(twice, float("nan"), mass)
         lanes = tl.arange(0, KBLOCK)
-        # The first of the largest; padding has probability 0 and no say.
+        # The first of the largest; padding is excluded.
         topk_q = tl.where(real, q, -1.0)
         first = tl.min(tl.where(topk_q == tl.max(topk_q, 0), lanes, KBLOCK), 0)
         weak_id = tl.sum(tl.where(lanes == first, ids, 0), 0)

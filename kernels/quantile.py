@@ -1,7 +1,7 @@
 """Exact quantile by radix select: three histograms of order-preserving keys, then one minimum.
 
 A score's key is its fp32 bit pattern made monotone as an unsigned integer. Eleven, eleven and ten
-bits at a time, a global histogram of the keys that match the prefix so far says which bin holds
+bits at a time, a global histogram of the keys that match the prefix so far shows which bin holds
 rank k; after three rounds the prefix is the k-th key. Its successor is found by a minimum. All
 counters are integers, so the result does not depend on the order of the atomics. Scores on several
 devices take ``histogram_kernel`` instead, whose counts are added up before the next round.

@@ -1,6 +1,6 @@
 // Exact order statistics of any number of scores, without sorting them.
 //
-// Many scores: a sample says between which two pivots the target rank lies, with room to spare. One
+// Many scores: a sample gives two pivots between which the target rank lies, with a margin. One
 // pass counts the scores around the pivots and copies out the few between them, where the search
 // goes on (Floyd and Rivest, "Expected time bounds for selection", CACM 18, 1975). The counts are
 // exact, so a misleading sample is detected, and three rounds of histograms are used instead.

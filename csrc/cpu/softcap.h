@@ -44,7 +44,7 @@ inline void uncap_row(const float* g, const T* u, T* out, int64_t v, float cap) 
     tanh_of(load(u + i, n, 0) / set(cap), t);
     const Vec r = set(1.0f) / (set(1.0f) + t);
     const Vec gz = load(g + i, n, 0);
-    // A row that does not count has gradient 0 whatever its logits are.
+    // A row that does not count has gradient 0 for any logits.
     store(out + i, plain_nan(where_nonzero(gz, gz * (set(4.0f) * t * r * r))), n);
   }
 }

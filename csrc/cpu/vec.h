@@ -91,7 +91,7 @@ inline void narrow_to(F16& out, float x) {
 
 namespace {
 
-// Two vectors in whatever order is cheapest; targets must use the order of their logits.
+// Two vectors in the cheapest order; targets must use the order of their logits.
 template <bool SPLIT, class T>
 inline void load_two(const T* p, Vec& a, Vec& b) {
   a = load(p);

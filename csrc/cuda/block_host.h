@@ -41,7 +41,7 @@ inline float bits_to_float(uint32_t u) {
   return x;
 }
 
-// Every lane must take part, as the full mask on the device says.
+// Every lane must take part, as with the full mask on the device.
 inline uint32_t from_lane(uint32_t x, int lane) {
   uint32_t* words = emulate::exchange();
   words[thread() % 32] = x;

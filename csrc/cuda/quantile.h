@@ -38,10 +38,10 @@ W2S_DEVICE int bits_of(int round) { return round == 2 ? 10 : 11; }
 // Counts one key a lane. Called by whole warps: the lanes that share the digit of the first one
 // count as one, since scores concentrate in few bins.
 W2S_DEVICE void count_key(uint32_t* bins, uint32_t digit, bool valid) {
-  const uint32_t want = block::ballot(valid);
-  if (want == 0) return;
+  const uint32_t counted = block::ballot(valid);
+  if (counted == 0) return;
   int leader = 0;
-  while ((want >> leader & 1u) == 0) ++leader;
+  while ((counted >> leader & 1u) == 0) ++leader;
   const uint32_t leading = block::from_lane(digit, leader);  // every lane must take part
   const bool same = valid && digit == leading;
   const uint32_t alike = block::ballot(same);

@@ -86,7 +86,7 @@ CROSS_ENTROPY = Entry(
         Option(
             '`inplace` with `reduction="none"`',
             {"inplace": True, "reduction": "none"},
-            note="the gradient gets a buffer of its own",
+            note="the gradient gets a separate buffer",
         ),
         Option("`return_stats`", {"return_stats": True}),
         _COMPILED,

@@ -22,7 +22,7 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         from w2s_fast import _core
     except ImportError as e:
-        return None, _why_not_built() or f"{e}; install the package with a C++17 compiler at hand"
+        return None, _why_not_built() or f"{e}; install the package where there is a C++17 compiler"
     _core.set_parallel_for(_torch_parallel_for())
     return _core, ""
 

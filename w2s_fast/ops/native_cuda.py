@@ -36,7 +36,7 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(f"w2s_fast.{name}"), ""
     except ModuleNotFoundError:
-        how = "W2S_BUILD_EMULATION=1" if emulated() else "nvcc at hand and W2S_CUDA=1"
+        how = "W2S_BUILD_EMULATION=1" if emulated() else "nvcc and W2S_CUDA=1"
         return None, f"{name} was not built; install the package with {how}"
     except ImportError as e:
         return None, str(e)

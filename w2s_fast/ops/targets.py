@@ -132,7 +132,7 @@ def make_inputs(
     weight: Tensor | None = None,
     ignore_index: int = -100,
 ) -> LossInputs:
-    """Check shapes, dtypes and devices and bring the targets into the form backends read.
+    """Check shapes, dtypes and devices and convert the targets to the form that backends read.
 
     Args:
         logits: (N, V) fp32, bf16, fp16 or fp64. Any row stride; a column stride other than 1 is

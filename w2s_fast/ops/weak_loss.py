@@ -46,7 +46,7 @@ def weak_loss(
 
     Args:
         logits, weak, weight, aux, ignore_index, reduction, inplace, return_stats: see
-            ``cross_entropy``. ``Projected`` logits are never stored, and bring their own softcap.
+            ``cross_entropy``. ``Projected`` logits are never stored, and have their own softcap.
         rule: ``none``, ``prior``, ``median``, ``argmax`` or ``fixed``.
         threshold: 0-d tensor in SCORE units (two classes: margin z_0 - z_1; more: top
             probability; rule ``prior`` of more than two classes: class bias (V,)) that replaces the

@@ -1,1 +1,1 @@
-"""Labels whose classes are as frequent as a prior says: ``api``, and a solver for each device."""
+"""Labels with the class frequencies of a prior: ``api``, and a solver for each device."""

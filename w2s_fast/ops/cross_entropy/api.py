@@ -78,7 +78,7 @@ def cross_entropy(
             above which the hard class is 1. More classes: ``"argmax"`` (default, every row),
             ``"median"`` or a float, the top probability from which on a row takes the self-target,
             or up to 64 classes ``"prior"``: every row takes the class that ``balanced_bias`` gives
-            it, so that the hard classes are as frequent as the weak labels say.
+            it, so that the hard classes are as frequent as the weak ones.
         smoothing: label smoothing e in [0, 1).
         softcap: the logits of the formula are softcap tanh(logits / softcap); 0 for none.
         z_loss: factor of lse^2 in every row's loss (PaLM, arXiv 2204.02311, Sec. 5); 0 for none.

@@ -1,10 +1,10 @@
 """Two ways from autograd to the same row kernels.
 
-Eager mean and sum know the upstream factor of every row but for a common scalar, so the forward
-pass also writes the gradient (one read, one write) and backward multiplies that buffer by the
-scalar. fp16 is the exception: its small entries would be lost before a loss scale could save them,
-so backward writes the gradient from the record once the scalar is known, rounded once (one more
-read, but no pass over a finished gradient). Everything else (``reduction="none"``,
+For eager mean and sum the upstream factor of every row is known up to a common scalar, so the
+forward pass also writes the gradient (one read, one write) and backward multiplies that buffer by
+the scalar. fp16 is the exception: its small entries would be lost before a loss scale could save
+them, so backward writes the gradient from the record once the scalar is known, rounded once (one
+more read, but no pass over a finished gradient). Everything else (``reduction="none"``,
 ``torch.compile``, tensor subclasses) goes through the registered ``operators``.
 """
 

@@ -144,7 +144,7 @@ def _softmax_stats(z: Tensor, stats: Tensor, index: Tensor) -> Tensor:
     first = torch.where((z == top) | top.isnan(), classes, z.shape[1] - 1).amin(1)
     stats[Stat.MAX] = top.squeeze(1)
     stats[Stat.LOGS] = s.log()
-    # exp(-inf) * -inf is NaN, and 0 is meant: a class of probability 0 has no entropy.
+    # exp(-inf) * -inf is NaN, but a class of probability 0 has no entropy.
     stats[Stat.ENTROPY] = s.log() - torch.where(e > 0, e * d, e).sum(1) / s
     stats[Stat.SCORE] = z[:, 0] - z[:, 1] if z.shape[1] == 2 else 1 / s
     index[Index.ARGMAX] = first

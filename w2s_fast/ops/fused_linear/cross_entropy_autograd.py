@@ -3,9 +3,8 @@
 Eager mean and sum make all gradients in forward, 6 N V D operations, and backward returns them.
 fp16 gradients wait for backward, where the loss scale is known (see ``cross_entropy/autograd.py``):
 a batch of one chunk keeps its logits until then, several chunks are recomputed, 8 N V D.
-``reduction="none"`` and ``torch.compile`` go through two registered operators; backward knows the
-upstream of every row only then, so it recomputes the logits. Neither is differentiable twice;
-both raise.
+``reduction="none"`` and ``torch.compile`` go through two registered operators; only backward has
+the upstream of every row, so it recomputes the logits. Neither is differentiable twice; both raise.
 """
 
 from __future__ import annotations

@@ -117,6 +117,6 @@ def _add_sorted(into: Tensor, classes: Tensor, rows: Tensor) -> None:
     slot = first.cumsum(0) - 1
     # Accumulating index_put_ sorts its indices and sums in their order; index_add_ has atomics.
     sums = torch.zeros_like(rows).index_put_((slot,), rows[order], accumulate=True)
-    # Slots beyond the last class stand for class 0 and hold 0.
+    # Slots beyond the last class add 0 to class 0.
     of_slot = torch.zeros_like(classes).index_put_((slot,), classes)
     into.index_add_(0, of_slot, sums.to(into.dtype))

@@ -59,7 +59,7 @@ def backward_call(
 ) -> RowCall:
     """Build the phase ``gradient`` that makes dlogits.
 
-    A row whose upstream gradients are all 0 has row_scale 0: exactly 0, whatever its logits are.
+    A row whose upstream gradients are all 0 has row_scale 0: exactly 0 for any logits.
     """
     acc = stats.dtype
     up = torch.zeros(ids.shape, dtype=acc, device=stats.device)

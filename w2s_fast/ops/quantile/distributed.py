@@ -1,7 +1,7 @@
 """Exact order statistics over all ranks of a process group, without moving the scores.
 
 A rank is found digit by digit: each round all-reduces 2048 counts, so N scores on R ranks cost
-three messages of 16 KiB whatever N is (six for fp64), and one minimum for the next larger score.
+three messages of 16 KiB for any N (six for fp64), and one minimum for the next larger score.
 Everything stays in tensors on the scores' device; nothing waits for a value. Every rank must call
 with the same dtype and the same statistic; ranks may have different numbers of scores, 0 included.
 """
