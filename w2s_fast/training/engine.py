@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from w2s_fast.distributed.world import SINGLE_PROCESS, World
@@ -84,23 +83,6 @@ class PlainEngine:
         self._optimizer.load(lambda name: read(f"optimizer.{name}"))
 
 
-def make_engine(model: nn.Module, cfg: TrainConfig, world: World) -> Engine:
-    """Return the engine for ``model``: plain torch, or DeepSpeed where ``cfg.zero_stage`` is not 0.
-
-    Raises:
-        W2SError: if the batch does not split over the processes, or fp16 weights lack loss scaling.
-    """
-    cfg.batch_shape(world.size)
-    dtype = _lowest_dtype(model)
-    if cfg.zero_stage:
-        from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
-
-        return DeepSpeedEngine(model, cfg, world, dtype)
-    if dtype == "fp16":
-        raise W2SError("fp16 weights need loss scaling; use zero_stage=1 or more, or dtype bf16")
-    return PlainEngine(model, cfg, world)
-
-
 def read_required(read: ReadTensor, name: str) -> Tensor:
     """Read the saved tensor ``name``.
 
@@ -122,9 +104,3 @@ def forward(
         return model(*inputs, logits_fn=logits_fn)
     logits = model(*inputs)
     return logits if logits_fn is None else logits_fn(logits)
-
-
-def _lowest_dtype(model: nn.Module) -> str:
-    dtypes = {p.dtype for p in model.parameters()}
-    names = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-    return next((name for dtype, name in names.items() if dtype in dtypes), "fp32")

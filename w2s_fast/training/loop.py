@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.distributed.world import get_world
+from w2s_fast.distributed.world import World, get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossContext
 from w2s_fast.losses._base import IGNORE
@@ -22,7 +22,8 @@ from w2s_fast.training import checkpoint
 from w2s_fast.training.completions import CompletionBatch, Completions
 from w2s_fast.training.config import EXECUTION_FIELDS, TrainConfig
 from w2s_fast.training.data import RowData, RowOrder, check_weak_labels, derived_seed
-from w2s_fast.training.engine import make_engine
+from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
+from w2s_fast.training.engine import Engine, PlainEngine
 from w2s_fast.training.monitor import Monitor, Watch
 from w2s_fast.training.step import MicroBatch, StepResult, run_step
 from w2s_fast.training.thresholds import Thresholds
@@ -277,3 +278,24 @@ class _Training:
             "targets": labels_hash.hexdigest(),
             "watch": None if self.monitor is None else self.monitor.identity,
         }
+
+
+def make_engine(model: nn.Module, cfg: TrainConfig, world: World) -> Engine:
+    """Return the engine for ``model``: plain torch, or DeepSpeed where ``cfg.zero_stage`` is not 0.
+
+    Raises:
+        W2SError: if the batch does not split over the processes, or fp16 weights lack loss scaling.
+    """
+    cfg.batch_shape(world.size)
+    dtype = _lowest_dtype(model)
+    if cfg.zero_stage:
+        return DeepSpeedEngine(model, cfg, world, dtype)
+    if dtype == "fp16":
+        raise W2SError("fp16 weights need loss scaling; use zero_stage=1 or more, or dtype bf16")
+    return PlainEngine(model, cfg, world)
+
+
+def _lowest_dtype(model: nn.Module) -> str:
+    dtypes = {p.dtype for p in model.parameters()}
+    names = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+    return next((name for dtype, name in names.items() if dtype in dtypes), "fp32")
