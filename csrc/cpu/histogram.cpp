@@ -24,6 +24,7 @@ struct Round {
   int shift, bits;
 };
 constexpr Round kRounds[3] = {{21, 11}, {10, 11}, {0, 10}};
+static_assert(kBins == 1 << kRounds[0].bits, "a bin for every value of a round");
 
 template <class T>
 void count(const Scores& s, const T* x, int64_t lo, int64_t hi, uint32_t prefix, int round,
