@@ -20,7 +20,7 @@ from w2s_fast.training import THRESHOLD_SCOPES, Encoded, TrainConfig, encode, pr
 from w2s_fast.training.checkpoint import finished
 from w2s_fast.training.data import RowOrder
 from w2s_fast.training.engine import PlainEngine, forward
-from w2s_fast.training.step import MicroBatch, run_step
+from w2s_fast.training.step import MicroBatch, Stepper
 from w2s_fast.training.thresholds import Thresholds
 from w2s_fast.training.train_mode import training_mode
 
@@ -156,7 +156,7 @@ def test_the_losss_memory_passes_through_micro_batches_and_steps(
             margins.append((z[:, 0] - z[:, 1]).double())
         thresholds = Thresholds("exact", loss, 2, 16)
         ctx = LossContext(step_frac=step / 2, step=step, state=state)
-        state = run_step(engine, loss, micro, thresholds, ctx, 1e-2).state
+        state = Stepper(engine, loss, thresholds).step(micro, ctx, 1e-2).state
     assert state is not None and torch.equal(state, torch.cat(margins))
 
 

@@ -25,7 +25,7 @@ from w2s_fast.training.data import RowData, RowOrder, check_weak_labels, derived
 from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
 from w2s_fast.training.engine import Engine, PlainEngine
 from w2s_fast.training.monitor import Monitor, Watch
-from w2s_fast.training.step import MicroBatch, StepResult, run_step
+from w2s_fast.training.step import MicroBatch, Stepper, StepResult
 from w2s_fast.training.thresholds import Thresholds
 from w2s_fast.training.train_mode import training_mode
 
@@ -117,6 +117,7 @@ class _Training:
         self.engine = make_engine(model, cfg, self.world)
         n_classes = getattr(model, "n_classes", 2 if hard else weak_labels.shape[1])
         self.thresholds = Thresholds(cfg.threshold_scope, loss, n_classes, cfg.batch_size)
+        self.stepper = Stepper(self.engine, loss, self.thresholds, self.world)
         if isinstance(data, Completions) and self.thresholds.mode in ("window", "ema"):
             raise W2SError(
                 f"threshold_scope={cfg.threshold_scope!r} keeps a fixed number of rows, which "
@@ -161,10 +162,8 @@ class _Training:
     def step(self, step: int) -> None:
         """Take one optimizer step."""
         ctx = LossContext(step_frac=step / self.steps, step=step, state=self.loss_state)
-        result = run_step(
-            self.engine, self.loss, self.micro_batches(step), self.thresholds, ctx,
-            self.cfg.lr_at(step, self.steps), self.world,
-        )  # fmt: skip
+        lr = self.cfg.lr_at(step, self.steps)
+        result = self.stepper.step(self.micro_batches(step), ctx, lr)
         self.loss_state = result.state
         self.unread.append(result)
 

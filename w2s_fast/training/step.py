@@ -55,109 +55,94 @@ class StepResult(NamedTuple):
     state: Tensor | None
 
 
-def run_step(
-    engine: Engine,
-    loss: Loss,
-    micro_batches: Sequence[MicroBatch],
-    thresholds: Thresholds,
-    ctx: LossContext,
-    lr: float,
-    world: World = SINGLE_PROCESS,
-) -> StepResult:
-    """Take one optimizer step over ``micro_batches``; see the module for the order of operations.
+class Stepper:
+    """Takes the optimizer steps of one training; see the module for the order of operations."""
 
-    Args:
-        engine, loss, thresholds, lr, world: those of the training.
-        micro_batches: of this step.
-        ctx: ``step``, ``step_frac`` and ``state`` of this step; the rest is filled in here.
-    """
-    total = torch.stack([loss.count(m.all_weak, m.all_weight) for m in micro_batches]).sum()
-    normaliser = torch.where(total > 0, total, 1.0)
-    if thresholds.mode == "exact" and len(micro_batches) > 1:
-        ctx = ctx._replace(threshold=_exact_threshold(engine, loss, micro_batches, ctx, world))
-    sums: list[Tensor] = []
-    for i, m in enumerate(micro_batches):
-        loss_sum, metrics, state = _evaluate(engine, loss, m, thresholds, ctx, world)
-        ctx = ctx._replace(state=state)
-        engine.backward(loss_sum / normaliser, i == len(micro_batches) - 1)
-        zero = torch.zeros_like(total)
-        agreement, rows = metrics.get("agreement", zero), metrics.get("rows", zero)
-        sums.append(torch.stack([loss_sum.detach(), agreement, rows]))
-        del loss_sum  # frees the graph before the next forward
-    engine.update(lr)
-    loss_sum, agreement, rows = torch.stack(sums).sum(0)
-    return StepResult(loss_sum / normaliser, agreement, rows, ctx.state)
+    def __init__(
+        self, engine: Engine, loss: Loss, thresholds: Thresholds, world: World = SINGLE_PROCESS
+    ) -> None:
+        self.engine, self.loss, self.thresholds, self.world = engine, loss, thresholds, world
 
+    def step(self, micro_batches: Sequence[MicroBatch], ctx: LossContext, lr: float) -> StepResult:
+        """Take one optimizer step over ``micro_batches``.
 
-def _evaluate(
-    engine: Engine,
-    loss: Loss,
-    m: MicroBatch,
-    thresholds: Thresholds,
-    ctx: LossContext,
-    world: World,
-) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-    """Return loss sum of a micro-batch with its graph, metrics, and the loss's state after it."""
-    results: list[tuple[LossOut, Tensor | None]] = []
+        Args:
+            micro_batches: of this step.
+            ctx: ``step``, ``step_frac`` and ``state`` of this step; the rest is filled in here.
+            lr: learning rate of this step.
+        """
+        counts = [self.loss.count(m.all_weak, m.all_weight) for m in micro_batches]
+        total = torch.stack(counts).sum()
+        normaliser = torch.where(total > 0, total, 1.0)
+        if self.thresholds.mode == "exact" and len(micro_batches) > 1:
+            ctx = ctx._replace(threshold=self._exact_threshold(micro_batches, ctx))
+        sums: list[Tensor] = []
+        for i, m in enumerate(micro_batches):
+            loss_sum, metrics, state = self._evaluate(m, ctx)
+            ctx = ctx._replace(state=state)
+            self.engine.backward(loss_sum / normaliser, i == len(micro_batches) - 1)
+            zero = torch.zeros_like(total)
+            agreement, rows = metrics.get("agreement", zero), metrics.get("rows", zero)
+            sums.append(torch.stack([loss_sum.detach(), agreement, rows]))
+            del loss_sum  # frees the graph before the next forward
+        self.engine.update(lr)
+        loss_sum, agreement, rows = torch.stack(sums).sum(0)
+        return StepResult(loss_sum / normaliser, agreement, rows, ctx.state)
 
-    def logits_fn(logits: Any) -> Tensor:
-        threshold, new_state = ctx.threshold, None
-        if threshold is None or (ctx.state is not None and world.size > 1):
-            threshold, new_state = _batch_statistic(loss, logits, m, thresholds, ctx, world)
-        row_ctx = ctx._replace(weight=m.weight, threshold=threshold)
-        out = loss(logits, m.weak, **row_ctx._asdict())
-        results.append((out, new_state))
-        return out.loss_sum
+    def _evaluate(
+        self, m: MicroBatch, ctx: LossContext
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """Return loss sum of a micro-batch with its graph, metrics, and the state after it."""
+        results: list[tuple[LossOut, Tensor | None]] = []
 
-    loss_sum = engine.loss(m.batch, logits_fn)
-    out, new_state = results[0]
-    return loss_sum, out.metrics, out.state if new_state is None else new_state
+        def logits_fn(logits: Any) -> Tensor:
+            threshold, new_state = ctx.threshold, None
+            if threshold is None or (ctx.state is not None and self.world.size > 1):
+                threshold, new_state = self._batch_statistic(logits, m, ctx)
+            row_ctx = ctx._replace(weight=m.weight, threshold=threshold)
+            out = self.loss(logits, m.weak, **row_ctx._asdict())
+            results.append((out, new_state))
+            return out.loss_sum
 
+        loss_sum = self.engine.loss(m.batch, logits_fn)
+        out, new_state = results[0]
+        return loss_sum, out.metrics, out.state if new_state is None else new_state
 
-def _batch_statistic(
-    loss: Loss,
-    logits: Any,
-    m: MicroBatch,
-    thresholds: Thresholds,
-    ctx: LossContext,
-    world: World,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the threshold of this micro-batch, and the loss's state after the rows of all.
+    def _batch_statistic(
+        self, logits: Any, m: MicroBatch, ctx: LossContext
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the threshold of this micro-batch, and the loss's state after the rows of all.
 
-    (None, None) if the loss may compute both from its own rows.
-    """
-    mode, state = thresholds.mode, ctx.state
-    if world.size == 1:
-        return thresholds.rolling(logits, m.weak, m.weight), None
-    if state is None and mode in ("none", "microbatch"):
-        return None, None
-    z, weak, weight = _all_gather(logits.detach(), world), m.all_weak, m.all_weight
-    threshold = ctx.threshold
-    if threshold is None and mode == "exact":
-        threshold = loss.threshold(z, weak, weight=weight, state=state)
-    elif threshold is None:
-        threshold = thresholds.rolling(z, weak, weight)
-    return threshold, loss.advance(z, weak, weight=weight, state=state)
+        (None, None) if the loss may compute both from its own rows.
+        """
+        mode, state = self.thresholds.mode, ctx.state
+        if self.world.size == 1:
+            return self.thresholds.rolling(logits, m.weak, m.weight), None
+        if state is None and mode in ("none", "microbatch"):
+            return None, None
+        z, weak, weight = _all_gather(logits.detach(), self.world), m.all_weak, m.all_weight
+        threshold = ctx.threshold
+        if threshold is None and mode == "exact":
+            threshold = self.loss.threshold(z, weak, weight=weight, state=state)
+        elif threshold is None:
+            threshold = self.thresholds.rolling(z, weak, weight)
+        return threshold, self.loss.advance(z, weak, weight=weight, state=state)
 
-
-@torch.no_grad()
-def _exact_threshold(
-    engine: Engine,
-    loss: Loss,
-    micro_batches: Sequence[MicroBatch],
-    ctx: LossContext,
-    world: World,
-) -> Tensor | None:
-    """Return the threshold over the whole step; the training pass then replays any dropout."""
-    device = micro_batches[0].batch.input_ids.device
-    rng_state = _rng_state(device)
-    logits = _concatenate([_all_gather(engine.logits(m.batch), world) for m in micro_batches])
-    _set_rng_state(device, rng_state)
-    weak = torch.cat([m.all_weak for m in micro_batches])
-    weights = [m.all_weight for m in micro_batches if m.all_weight is not None]
-    weight = torch.cat(weights) if weights else None
-    with gathered([logits.weight] if isinstance(logits, Projected) else []):
-        return loss.threshold(logits, weak, weight=weight, state=ctx.state)
+    @torch.no_grad()
+    def _exact_threshold(
+        self, micro_batches: Sequence[MicroBatch], ctx: LossContext
+    ) -> Tensor | None:
+        """Return the threshold over the whole step; the training pass then replays any dropout."""
+        device = micro_batches[0].batch.input_ids.device
+        rng_state = _rng_state(device)
+        parts = [_all_gather(self.engine.logits(m.batch), self.world) for m in micro_batches]
+        logits = _concatenate(parts)
+        _set_rng_state(device, rng_state)
+        weak = torch.cat([m.all_weak for m in micro_batches])
+        weights = [m.all_weight for m in micro_batches if m.all_weight is not None]
+        weight = torch.cat(weights) if weights else None
+        with gathered([logits.weight] if isinstance(logits, Projected) else []):
+            return self.loss.threshold(logits, weak, weight=weight, state=ctx.state)
 
 
 def _all_gather(logits: Any, world: World) -> Any:
