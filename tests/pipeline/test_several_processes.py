@@ -67,7 +67,7 @@ def tables(out: Path) -> dict[str, np.ndarray]:
 
 def test_as_by_one_process(tmp_path: Path) -> None:
     """Data-parallel on two, ZeRO-3 on three, where only the recipe's batches differ."""
-    results = {}
+    arrays = {}
     for name, size, zero in (("one", 1, 0), ("two", 2, 0), ("three", 3, 3)):
         folder = tmp_path / name
         folder.mkdir()
@@ -78,14 +78,14 @@ def test_as_by_one_process(tmp_path: Path) -> None:
                 cfg, weak_train=dataclasses.replace(cfg.weak_train, batch_size=33)
             )
         ranks.run(__file__, size, ["run", "--config", str(write(cfg, folder)), "--quiet"])
-        results[name] = tables(folder / "out")
+        arrays[name] = tables(folder / "out")
         results = json.loads((folder / "out" / "results.json").read_text())
         assert len(results["runs"]) == 1 and results["runs"][0]["ceiling"] > 0
     labels = [f"labels/part-{i:05d}.parquet" for i in range(4)]
-    assert [k for k in results["one"] if k.startswith("labels")] == labels
-    assert results["one"].keys() == results["two"].keys() == results["three"].keys()
-    for name, values in results["one"].items():
-        assert np.abs(values - results["two"][name]).max() < 1e-4, name
+    assert [k for k in arrays["one"] if k.startswith("labels")] == labels
+    assert arrays["one"].keys() == arrays["two"].keys() == arrays["three"].keys()
+    for name, values in arrays["one"].items():
+        assert np.abs(values - arrays["two"][name]).max() < 1e-4, name
 
 
 def test_labelling_is_byte_for_byte_and_resumes(tmp_path: Path) -> None:
