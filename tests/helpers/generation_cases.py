@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from w2s_fast.models import ModelConfig, build_model
+from w2s_fast.training import Completions, TrainConfig
 
 N = 13
 
@@ -45,3 +49,27 @@ def texts(n: int = N) -> tuple[list[str], list[str]]:
     prompts = [" ".join(rng.choice(WORDS, rng.integers(1, 7))) for _ in range(n)]
     answers = [" " + " ".join(rng.choice(WORDS, rng.integers(1, 4))) for _ in range(n)]
     return prompts, answers
+
+
+RECIPE = TrainConfig(epochs=2, batch_size=6, lr=1e-2)
+
+
+def _model(folders: dict[str, Path], kind: str, tokenizer: Any, **fields: Any) -> Any:
+    cfg = ModelConfig(str(folders[kind]), **fields)
+    return build_model(cfg, 2, tokenizer, 0, kind="generation")
+
+
+def _whole(data: Completions, end: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What transformers is given: ids with the end token, mask, and labels -100 on the prompts."""
+    rows = []
+    for i in range(len(data)):
+        ids = data.tokens[data.offsets[i] : data.offsets[i + 1]].tolist()
+        k = int(data.starts[i + 1] - data.starts[i])
+        rows.append(([*ids, end], [-100] * (len(ids) + 1 - k) + [*ids, end][-k:]))
+    longest = max(len(ids) for ids, _ in rows)
+    ids, labels = (
+        torch.tensor([r[j] + [fill] * (longest - len(r[j])) for r in rows])
+        for j, fill in ((0, 0), (1, -100))
+    )
+    mask = torch.tensor([[1] * len(r[0]) + [0] * (longest - len(r[0])) for r in rows])
+    return ids, mask, labels

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,3 +14,19 @@ def case(n: int, c: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple
     logits = 2 * torch.randn(n, c, generator=g, dtype=dtype)
     weak = (2 * torch.randn(n, c, generator=g, dtype=dtype)).softmax(1)
     return logits, weak
+
+
+def _differentiate(f: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+    z = logits.clone().requires_grad_()
+    value = f(z)
+    value.backward()
+    assert z.grad is not None
+    return value.detach(), z.grad
+
+
+def _quantile(x: Tensor, q: float) -> float:
+    """Linear interpolation between order statistics, by hand."""
+    ordered, at = sorted(x.tolist()), q * (len(x) - 1)
+    low = math.floor(at)
+    high = min(low + 1, len(x) - 1)
+    return ordered[low] + (at - low) * (ordered[high] - ordered[low])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import sys
@@ -13,68 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import ranks
-from helpers.paths import ROOT
+from helpers.example_trainings import EXAMPLES, PLAIN, WHOLE, door, hard_rows, losses, same, tiny
 from torch import Tensor, nn
 
-EXAMPLES = ROOT / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import tiny  # noqa: E402
-
-import w2s_fast  # noqa: E402
-from w2s_fast.errors import W2SError  # noqa: E402
-from w2s_fast.integrations.batches import WeakLabelCollator, WeakLabels  # noqa: E402
-from w2s_fast.integrations.patching import progress_callback  # noqa: E402
-
-# Gradients as they are: no optimizer that rescales them, and no clipping.
-PLAIN = {
-    "learning_rate": 0.05, "optim": "sgd", "max_grad_norm": 0.0, "max_steps": 3,
-    "disable_tqdm": True, "use_cpu": True,
-}  # fmt: skip
-WHOLE = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
-
-
-def door(name: str) -> Any:
-    """An example as a module; the libraries it needs may be missing."""
-    needs = {"trl": "trl", "lightning": "lightning", "accelerate": "accelerate"}
-    pytest.importorskip(needs.get(name.split("_")[0], "torch"))
-    return importlib.import_module(name)
+import w2s_fast
+from w2s_fast.errors import W2SError
+from w2s_fast.integrations.batches import WeakLabelCollator
+from w2s_fast.integrations.patching import progress_callback
 
 
 def descent(params: Any, lr: float) -> torch.optim.Optimizer:
     """In the place of AdamW, which would hide a loss of the wrong scale."""
     return torch.optim.SGD(params, lr=5 * lr)
-
-
-@pytest.fixture
-def certain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A judge without doubts and weights: the trainers' own losses know no other."""
-    weakly_labelled = tiny.weakly_labelled
-
-    def hard(n: int) -> tuple[list[str], WeakLabels]:
-        texts, labels = weakly_labelled(n)
-        return texts, WeakLabels(
-            labels.ids, np.eye(2, dtype=np.float32)[labels.probs.argmax(1)], np.ones(n, np.float32)
-        )
-
-    monkeypatch.setattr(tiny, "weakly_labelled", hard)
-
-
-def same(ours: nn.Module, theirs: nn.Module, atol: float = 2e-6) -> None:
-    """The weights after training, which are no longer those before it."""
-    before = dict(type(ours)(ours.config).named_parameters())
-    expected = dict(theirs.named_parameters())
-    moved = 0.0
-    for name, weight in ours.named_parameters():
-        torch.testing.assert_close(weight, expected[name], atol=atol, rtol=0, msg=name)
-        moved += float((weight.detach() - before[name].detach()).abs().max())
-    assert moved > 0.1
-
-
-def losses(trainer: Any) -> list[float]:
-    return [float(log["loss"]) for log in trainer.state.log_history if "loss" in log]
 
 
 def soft_ce(logits: Tensor, probs: Tensor) -> Tensor:
@@ -143,49 +93,6 @@ def test_bare_loop() -> None:
     same(door("bare_loop").main(aux=0.0, adam=descent).lm, reference(6, 8, True))
 
 
-def in_order(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The better answer as the chosen one."""
-    return [
-        row if row["q"] == 1 else row | {"chosen": row["rejected"], "rejected": row["chosen"]}
-        for row in pairs
-    ]
-
-
-def test_reward_is_trls_own(tmp_path: Path, certain: None) -> None:
-    """q of 1 or 0 is TRL's loss with the answers put in order."""
-    from datasets import Dataset
-    from trl import RewardTrainer
-
-    example = door("trl_reward")
-    ours = example.main(str(tmp_path), **PLAIN)
-    data = Dataset.from_list(in_order(tiny.pairs()))
-    model = tiny.classifier(num_labels=1)
-    theirs = RewardTrainer(model, ours.args, train_dataset=data, processing_class=tiny.tokenizer)
-    theirs.train()
-    same(ours.model, theirs.model)
-    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
-    assert "accuracy" in ours.state.log_history[0]
-
-
-def test_soft_rewards_accumulate(tmp_path: Path) -> None:
-    example = door("trl_reward")
-    parts, whole = (example.main(str(tmp_path), **PLAIN | size) for size in ({}, WHOLE))
-    same(parts.model, whole.model)
-    inputs = whole.data_collator([whole.train_dataset[i] for i in range(8)])
-    q, weight = inputs["q"], inputs["weight"]
-    assert 0 < float(q.min()) < float(q.max()) < 1
-    loss = whole.compute_loss(whole.model, dict(inputs))
-    model_inputs = {k: inputs[k] for k in ("input_ids", "attention_mask")}
-    chosen, rejected = whole.model(**model_inputs).logits[:, 0].chunk(2)
-    bce = F.binary_cross_entropy_with_logits(chosen - rejected, q, weight)
-    torch.testing.assert_close(loss, bce)
-
-
-def hard_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a trainer without weak labels gets."""
-    return [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
-
-
 def test_trainer_is_its_own(certain: None, tmp_path: Path) -> None:
     """A certain judge is the model's own loss of its labels, micro-batches accumulated."""
     from transformers import Trainer
@@ -216,23 +123,6 @@ def test_trainer_accumulates_doubts(tmp_path: Path) -> None:
     theirs.train()
     same(parts.model, theirs.model)
     same(whole.model, theirs.model)
-
-
-def test_sft_is_trls_own(certain: None, tmp_path: Path) -> None:
-    """Against the loss that SFTTrainer makes itself."""
-    from datasets import Dataset
-    from trl import SFTTrainer
-
-    ours = door("trl_sft").main(str(tmp_path), "xent", **PLAIN)
-    theirs = SFTTrainer(
-        tiny.lm(), ours.args, train_dataset=Dataset.from_list(hard_rows(tiny.rows())),
-        data_collator=ours.data_collator, processing_class=tiny.tokenizer,
-    )  # fmt: skip
-    theirs.train()
-    same(ours.model, theirs.model)
-    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
-    assert ours.train_dataset.column_names == ["input_ids", "labels", "weak_ids", "weak_probs",
-                                               "weak_weight"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -311,50 +201,6 @@ def test_progress_ends_with_the_training(tmp_path: Path) -> None:
     batch = WeakLabelCollator(tiny.tokenizer)(tiny.rows()[:2])
     with pytest.raises(W2SError, match="its progress is not set"):
         lm.train()(**batch)
-
-
-def test_sft_learns_doubts(tmp_path: Path) -> None:
-    """The weights that transformers' Trainer trains on the same soft, weighted labels."""
-    ours = door("trl_sft").main(str(tmp_path), "xent", **PLAIN)
-    theirs = door("hf_trainer").main(str(tmp_path), "xent", **PLAIN)
-    same(ours.model, theirs.model)
-    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
-
-
-def test_dpo_is_trls_own(certain: None, tmp_path: Path) -> None:
-    """q of 1 or 0 is TRL's loss with the answers put in order; reference computed by each."""
-    from datasets import Dataset
-    from trl import DPOTrainer
-
-    ours = door("trl_dpo").main(str(tmp_path), **PLAIN | {"learning_rate": 2.0})
-    theirs = DPOTrainer(
-        tiny.lm(), args=ours.args, train_dataset=Dataset.from_list(in_order(tiny.pairs())),
-        processing_class=tiny.tokenizer,
-    )  # fmt: skip
-    theirs.train()
-    same(ours.model, theirs.model, atol=2e-5)
-    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
-    (a, b) = (t.state.log_history[-2] for t in (ours, theirs))
-    assert a["rewards/accuracy"] == pytest.approx(b["rewards/accuracies"])
-    assert abs(a["rewards/margin"]) > 1e-3
-    assert a["rewards/margin"] == pytest.approx(b["rewards/margins"], rel=1e-3)
-
-
-def test_soft_dpo(tmp_path: Path) -> None:
-    """q and weights in the formula, from logits in full."""
-    example = door("trl_dpo")
-    trainer = example.main(str(tmp_path), **PLAIN | WHOLE | {"max_steps": 1, "learning_rate": 2.0})
-    inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
-    loss = trainer.compute_loss(trainer.model, inputs)
-    mask = inputs["completion_mask"][:, 1:]
-    columns = {k: inputs[k] for k in ("input_ids", "attention_mask")}
-    logits = trainer.model(**columns).logits[:, :-1].log_softmax(-1)
-    logp = logits.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0] * mask
-    first, second = logp.sum(1).chunk(2)
-    h = 0.1 * (first - inputs["ref_chosen_logps"] - second + inputs["ref_rejected_logps"])
-    assert h.abs().max() > 1e-3
-    bce = F.binary_cross_entropy_with_logits(h, inputs["q"], inputs["weight"])
-    torch.testing.assert_close(loss, bce, rtol=1e-5, atol=1e-6)
 
 
 def test_lightning(certain: None) -> None:

@@ -1,0 +1,117 @@
+"""Resuming a training: bit for bit the straight run, or an error that says why not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.training_rows import BASE, N, Rows, _model
+from torch import nn
+
+from w2s_fast.errors import W2SError
+from w2s_fast.losses import make_loss
+from w2s_fast.models.weights import module_tensors
+from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
+from w2s_fast.training import Encoded, encode, train
+from w2s_fast.training.checkpoint import finished
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return agreement_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def data(tokenizer: Any) -> Encoded:
+    words = ["the", "old", "key", "near", "a", "boy", "door", "cat", "dog", "red"]
+    rng = np.random.default_rng(0)
+    texts = tuple(" ".join(rng.choice(words, rng.integers(1, 9))) for _ in range(N))
+    return encode(tokenizer, Rows(tuple(map(str, range(N))), texts))
+
+
+@pytest.fixture(scope="module")
+def soft() -> np.ndarray:
+    p = np.random.default_rng(1).uniform(size=N)
+    return np.stack([1 - p, p], 1)
+
+
+@pytest.mark.parametrize("case", ["plain", "bf16", "dropout", "eleuther", "window", "ema"])
+def test_resume_is_the_straight_run(
+    case: str, tokenizer: Any, data: Encoded, soft: np.ndarray, tmp_path: Path
+) -> None:
+    """Stopped inside step 5 with a checkpoint at 4: same final weights and log, bit for bit."""
+    cfg = replace(
+        BASE,
+        checkpoint_every=2,
+        micro_batch_size=4,
+        dropout=case == "dropout",
+        threshold_scope=case if case in ("window", "ema") else "exact",
+    )
+    loss = make_loss("logconf_eleuther" if case == "eleuther" else "logconf")
+
+    def fresh() -> nn.Module:
+        model = _model(tokenizer, "bf16" if case == "bf16" else "fp32")
+        for module in model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.3
+        return model
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, _steps: int, _loss: float) -> None:
+        if step == 5:
+            raise Killed
+
+    straight = fresh()
+    log = train(straight, data, soft, loss, cfg, 3)
+    with pytest.raises(Killed):
+        train(fresh(), data, soft, loss, cfg, 3, checkpoint_dir=tmp_path, progress=kill)
+    assert [p.name for p in finished(tmp_path)] == ["step-00000002", "step-00000004"]
+    torch.manual_seed(999)
+    resumed, done = fresh(), []
+    again = train(
+        resumed, data, soft, loss, cfg, 3,
+        checkpoint_dir=tmp_path, progress=lambda s, _n, _l: done.append(s),
+    )  # fmt: skip
+    assert done[0] == 5 and again["losses"] == log["losses"]
+    assert again["agreement"] == log["agreement"]
+    for name, t in module_tensors(straight).items():
+        assert torch.equal(t, module_tensors(resumed)[name]), name
+
+
+def test_checkpoint_of_another_training_is_refused(
+    tokenizer: Any, data: Encoded, soft: np.ndarray, tmp_path: Path
+) -> None:
+    cfg = replace(BASE, checkpoint_every=2)
+    train(_model(tokenizer), data, soft, make_loss("xent"), cfg, 0, checkpoint_dir=tmp_path)
+
+    def refused(match: str, targets: np.ndarray = soft, spec: str = "xent", **fields: Any) -> None:
+        with pytest.raises(W2SError, match=match):
+            train(
+                _model(tokenizer), data, targets, make_loss(spec), replace(cfg, **fields), 0,
+                checkpoint_dir=tmp_path,
+            )  # fmt: skip
+
+    refused("lr was 0.01, now it is 0.02", lr=0.02)
+    refused("loss was Xent", spec="logconf")
+    refused("targets was", targets=soft[::-1].copy())
+    before, newest = finished(tmp_path)
+    train(
+        _model(tokenizer), data, soft, make_loss("xent"), replace(cfg, checkpoint_every=3), 0,
+        checkpoint_dir=tmp_path,
+    )  # fmt: skip
+    assert finished(tmp_path) == [before, newest]  # the last two
+    weights = newest / "state-00000.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + b"?")  # one byte
+    with pytest.warns(UserWarning, match="differs from its checksum.; continuing from step"):
+        refused("lr was 0.01, now it is 0.02", lr=0.02)
+    (before / "state.json").write_text("{}")
+    refused("is damaged .state-00000.safetensors differs from its checksum.; remove it")
+    weights.unlink()
+    refused("No such file")
