@@ -60,7 +60,7 @@ lint: $(VENV)/.dev $(VENV)/.core
 fix: $(VENV)/.dev
 	-$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
-	git ls-files -z 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cu' | xargs -0 -r $(BIN)/clang-format -i
+	git ls-files -z 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cu' 'tests/native/*' ':!*.py' | xargs -0 -r $(BIN)/clang-format -i
 
 bench: $(VENV)/.dev $(VENV)/.core-strict
 	$(BIN)/python -m bench run

@@ -1,4 +1,4 @@
-"""``python -m tools.sanitizers``: run the compiled core under sanitizers, on random and fuzzed calls.
+"""``python -m tools.sanitizers``: run random and fuzzed calls of the core under sanitizers.
 
 The calls are made in tests/native from bytes: shapes, strides, alignments, labels, values and
 options. ``memory`` looks for accesses beside a buffer and for undefined behaviour, ``threads`` for

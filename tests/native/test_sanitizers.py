@@ -1,4 +1,4 @@
-"""The compiled core under sanitizers: no access beside a buffer, no undefined behaviour, no race."""
+"""The compiled core under sanitizers: no stray access, no undefined behaviour, no race."""
 
 from __future__ import annotations
 
