@@ -10,7 +10,7 @@ PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-p
 PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses=4 --dist worksteal
 CORE   := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: help run test test-fast test-long test-properties lint fix bench gpu check clean distclean
+.PHONY: help run test test-fast test-long test-properties fuzz lint fix bench gpu check clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make test-fast   in under three minutes: what takes milliseconds, on the compiled core'
 	@echo 'make test-long   what takes minutes: two hosts over ssh, every fault, every offload (root)'
 	@echo 'make test-properties   100,000 random calls of the ops against fp64 (CASES, SEED, JOBS)'
+	@echo 'make fuzz   the compiled core under sanitizers and libFuzzer (clang), about an hour'
 	@echo 'make lint   ruff, mypy, clang-format, codespell, file hygiene      make fix    format in place'
 	@echo 'make bench  time the ops against eager PyTorch and torch.compile   make check  test and lint'
 	@echo 'make gpu    on a machine with a CUDA device: build, test and time there, resumable'
@@ -46,13 +47,20 @@ JOBS  ?= 1
 test-properties: $(VENV)/.dev $(VENV)/.core-strict
 	PYTHONPATH=tests $(BIN)/python -m properties --cases $(CASES) --seed $(SEED) --jobs $(JOBS)
 
+# The compiled core under sanitizers: accesses, undefined behaviour, races, and fuzzing with clang.
+FUZZ_CASES ?= 10000000
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tools.sanitizers memory --cases 1000000
+	$(BIN)/python -m tools.sanitizers threads --cases 1000
+	$(BIN)/python -m tools.sanitizers fuzz --cases $(FUZZ_CASES) --corpus out/fuzz
+
 lint: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
 fix: $(VENV)/.dev
 	-$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
-	git ls-files -z 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cu' | xargs -0 -r $(BIN)/clang-format -i
+	git ls-files -z 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cu' 'tests/native/*' ':!*.py' | xargs -0 -r $(BIN)/clang-format -i
 
 bench: $(VENV)/.dev $(VENV)/.core-strict
 	$(BIN)/python -m bench run

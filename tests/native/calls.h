@@ -1,0 +1,328 @@
+// Calls of the compiled core made of bytes: shapes, strides, alignments, labels, values, options.
+//
+// Every buffer is allocated with exactly the size that w2s.h states, so that a sanitizer sees an
+// access beside it. The gaps between rows hold a pattern that no kernel may change.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "../../csrc/w2s.h"
+
+namespace calls {
+
+// The bytes of a case; zeros behind its end.
+class Bytes {
+ public:
+  Bytes(const uint8_t* data, std::size_t size) : data_(data), size_(size) {}
+
+  uint32_t word(int bytes = 4) {
+    uint32_t value = 0;
+    for (int i = 0; i < bytes; ++i) value = value << 8 | (at_ < size_ ? data_[at_++] : 0u);
+    return value;
+  }
+  // From low to high, both included.
+  int64_t between(int64_t low, int64_t high) {
+    const auto span = static_cast<uint64_t>(high - low) + 1;
+    return low + static_cast<int64_t>(word(span > 256 ? 2 : 1) % span);
+  }
+  bool one_in(int n) { return word(1) % static_cast<uint32_t>(n) == 0; }
+
+  // Mostly ordinary numbers, else special ones or any bits.
+  float number() {
+    static const float special[] = {0.0f,   -0.0f, 1.0f,   -1.0f,      INFINITY, -INFINITY, NAN,
+                                    1e-45f, 1e38f, -1e38f, 3.4028e38f, 65504.0f, 1e-8f,     0.5f};
+    const uint32_t kind = word(1);
+    if (kind < 200) return (static_cast<float>(word(1)) - 128.0f) / 16.0f;
+    if (kind < 240) return special[word(1) % (sizeof(special) / sizeof(special[0]))];
+    const uint32_t bits = word(4);
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+  float share() { return static_cast<float>(word(1)) / 255.0f; }
+
+ private:
+  const uint8_t* data_;
+  std::size_t size_, at_ = 0;
+};
+
+inline std::size_t size_of(w2s::DType dtype) { return dtype == w2s::kF32 ? 4 : 2; }
+
+// A matrix whose memory ends with its last entry and begins `offset` entries into the allocation.
+class Matrix {
+ public:
+  Matrix(w2s::DType dtype, int64_t rows, int64_t columns, int64_t stride, int64_t offset)
+      : dtype_(dtype), rows_(rows), columns_(columns), stride_(stride), offset_(offset) {
+    const int64_t entries = offset + (rows > 0 ? (rows - 1) * stride + columns : 0);
+    bytes_ = static_cast<std::size_t>(entries) * size_of(dtype);
+    memory_.reset(static_cast<uint8_t*>(std::malloc(bytes_ > 0 ? bytes_ : 1)));
+    std::memset(memory_.get(), kPattern, bytes_);
+  }
+  void* data() { return memory_.get() + static_cast<std::size_t>(offset_) * size_of(dtype_); }
+  int64_t stride() const { return stride_; }
+  w2s::DType dtype() const { return dtype_; }
+
+  void set(int64_t row, int64_t column, float value) {
+    uint8_t* const at = static_cast<uint8_t*>(data()) +
+                        static_cast<std::size_t>(row * stride_ + column) * size_of(dtype_);
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if (dtype_ == w2s::kF32) {
+      std::memcpy(at, &bits, 4);
+    } else {  // upper half: bf16 of the value, and some fp16 number
+      const auto half = static_cast<uint16_t>(bits >> 16);
+      std::memcpy(at, &half, 2);
+    }
+  }
+  void fill(Bytes& bytes) {
+    for (int64_t i = 0; i < rows_; ++i) {
+      for (int64_t j = 0; j < columns_; ++j) set(i, j, bytes.number());
+    }
+  }
+  // Ends the program if a byte outside the entries has changed.
+  void check_gaps(const char* name) const {
+    const std::size_t width = size_of(dtype_);
+    for (std::size_t i = 0; i < bytes_; ++i) {
+      const int64_t entry = static_cast<int64_t>(i / width) - offset_;
+      const bool inside = entry >= 0 && entry % stride_ < columns_;
+      if (!inside && memory_.get()[i] != kPattern) {
+        std::fprintf(stderr, "%s: byte %zu outside of its entries was written\n", name, i);
+        std::abort();
+      }
+    }
+  }
+
+ private:
+  struct Free {
+    void operator()(uint8_t* p) const { std::free(p); }
+  };
+  static constexpr uint8_t kPattern = 0x5a;
+  w2s::DType dtype_;
+  int64_t rows_, columns_, stride_, offset_;
+  std::size_t bytes_;
+  std::unique_ptr<uint8_t, Free> memory_;
+};
+
+template <class T>
+T* address(std::vector<T>& v, bool present = true) {
+  return present ? v.data() : nullptr;
+}
+
+// A call of the row kernels and the memory that it works on.
+struct Rows {
+  w2s::RowCall c{};
+  std::unique_ptr<Matrix> logits, probs, grad;
+  std::vector<int64_t> ids, index;
+  std::vector<float> rest, weight, row_scale, stats, topk_diffs, topk_probs;
+  bool dense = false;
+
+  Rows(Bytes& b, int64_t n, int64_t v) {
+    static const w2s::DType dtypes[] = {w2s::kF32, w2s::kBF16, w2s::kF16};
+    c.n = n, c.v = v;
+    c.dtype = dtypes[b.word(1) % 3];
+    logits = matrix(b, c.dtype, v);
+    logits->fill(b);
+    c.logits = logits->data(), c.logits_stride = logits->stride();
+    c.ignore_index = b.one_in(4) ? 0 : -100;
+    targets(b);
+    options(b);
+    outputs(b);
+  }
+
+  void check_gaps() const {
+    logits->check_gaps("logits");
+    if (probs) probs->check_gaps("probs");
+    if (grad) grad->check_gaps("grad");
+  }
+
+ private:
+  std::unique_ptr<Matrix> matrix(Bytes& b, w2s::DType dtype, int64_t columns) {
+    const int64_t stride = columns + (b.one_in(2) ? 0 : b.between(1, 9));
+    return std::make_unique<Matrix>(dtype, c.n, columns, stride, b.between(0, 9));
+  }
+
+  int64_t label(Bytes& b) {
+    static const int64_t outside[] = {-1, -100, INT64_MIN, INT64_MAX, int64_t{1} << 32};
+    if (b.one_in(60)) return b.one_in(2) ? outside[b.word(1) % 5] : c.v;
+    return b.one_in(9) ? c.ignore_index : b.between(0, c.v - 1);
+  }
+
+  void targets(Bytes& b) {
+    const auto n = static_cast<std::size_t>(c.n);
+    const int64_t kind = b.between(0, 2);
+    dense = kind == 2;
+    if (kind == 0) {
+      c.k = 1;
+    } else if (kind == 1) {
+      c.k = b.between(1, c.v < 12 ? c.v : 12);
+    }
+    if (!dense) {
+      ids.resize(n * static_cast<std::size_t>(c.k));
+      const int64_t first = b.between(0, c.v - 1);
+      for (std::size_t i = 0; i < ids.size(); ++i) {
+        // Mostly distinct classes of a row; at times one twice, or one outside.
+        const auto j = static_cast<int64_t>(i) % (c.k > 0 ? c.k : 1);
+        ids[i] = kind == 1 && !b.one_in(40) ? (first + j) % c.v : label(b);
+      }
+      c.ids = address(ids);
+    }
+    if (kind == 1) {
+      probs = matrix(b, w2s::kF32, c.k);
+    } else if (dense) {
+      probs = matrix(b, b.one_in(2) ? w2s::kF32 : c.dtype, c.v);
+    }
+    if (probs) {
+      probs->fill(b);
+      c.probs = probs->data(), c.probs_stride = probs->stride(), c.probs_dtype = probs->dtype();
+    }
+    rest.resize(n), weight.resize(n);
+    for (auto& x : rest) x = b.one_in(8) ? b.number() : b.share();
+    for (auto& x : weight) x = b.one_in(8) ? b.number() : b.share();
+    c.rest = address(rest, kind == 1 && b.one_in(3));
+    c.weight = address(weight, b.one_in(2));
+  }
+
+  void options(Bytes& b) {
+    c.params.rule = static_cast<w2s::Rule>(c.v == 2 ? (b.one_in(2) ? 0 : 3) : b.between(0, 4));
+    if (c.v != 2 && c.params.rule == w2s::kMargin) c.params.rule = w2s::kGate;
+    c.params.aux = b.share();
+    c.params.threshold = b.one_in(3) ? -INFINITY : b.number();
+    c.params.smoothing = b.one_in(4) ? b.share() * 0.99f : 0.0f;
+    c.params.gamma = b.one_in(4) ? b.share() * 4.0f : 0.0f;
+    c.params.cap = b.one_in(4) ? b.share() : INFINITY;
+    c.params.softcap = b.one_in(4) ? b.share() * 50.0f : 0.0f;
+    c.params.z_loss = b.one_in(4) ? b.share() : 0.0f;
+    c.scale = b.one_in(8) ? b.number() : 1.0f;
+  }
+
+  void outputs(Bytes& b) {
+    const auto n = static_cast<std::size_t>(c.n);
+    stats.resize(n * w2s::kStats), index.resize(n * w2s::kIndices);
+    for (std::size_t i = 0; i < n; ++i) index[2 * n + i] = b.between(0, c.v - 1);  // rule kGiven
+    c.stats = address(stats), c.index = address(index);
+    if (b.one_in(4)) return;
+    if (b.one_in(3)) {  // in place
+      c.grad = logits->data(), c.grad_stride = logits->stride();
+    } else {
+      grad = matrix(b, c.dtype, c.v);
+      c.grad = grad->data(), c.grad_stride = grad->stride();
+    }
+  }
+};
+
+// The phases in the order of w2s_fast/ops/cross_entropy/algorithm.py.
+inline void row_phases(Bytes& b, int64_t n, int64_t v) {
+  Rows r(b, n, v);
+  w2s::RowCall& c = r.c;
+  const w2s::Kernels& k = w2s::kernels();
+  const bool repairable = !r.dense && c.rest == nullptr && c.params.smoothing == 0.0f;
+  const bool late = c.params.rule == w2s::kGate && b.one_in(2);
+  void* const grad = c.grad;
+  const float threshold = c.params.threshold;
+  if (late) {
+    c.params.threshold = -INFINITY;
+    if (!repairable) c.grad = nullptr;
+    if (c.grad != nullptr && c.ids != nullptr) {
+      r.topk_diffs.resize(static_cast<std::size_t>(n * c.k));
+      c.topk_diffs = r.topk_diffs.data();
+    }
+  }
+  if (w2s::run(k.rows, c) < 0) {
+    if (late) {
+      c.params.threshold = threshold;
+      w2s::run(k.fixup, c);
+    }
+    // After an in-place gradient the logits are gone; backward never reads them again.
+    if (grad != nullptr && (c.grad == nullptr || grad != c.logits)) {
+      c.grad = grad;
+      r.row_scale.resize(static_cast<std::size_t>(n));
+      for (auto& x : r.row_scale) x = b.one_in(8) ? b.number() : b.share();
+      c.row_scale = r.row_scale.data(), c.row_scale_stride = b.one_in(2) ? 1 : 0;
+      w2s::run(k.gradient, c);
+    }
+  }
+  r.check_gaps();
+}
+
+inline void two_classes(Bytes& b, int64_t n) {
+  Rows r(b, n, 2);
+  if (r.c.k > 1 || (r.c.ids != nullptr && r.c.probs != nullptr)) return;  // not for sparse targets
+  r.c.params.softcap = r.c.params.z_loss = 0.0f;
+  if (b.one_in(3)) r.c.stats = nullptr, r.c.index = nullptr;
+  const auto select = static_cast<w2s::Select>(b.between(0, 2));
+  w2s::two_class(r.c, select, b.one_in(2));
+  r.check_gaps();
+}
+
+inline void order_statistics(Bytes& b, int64_t n) {
+  static const w2s::DType dtypes[] = {w2s::kF32, w2s::kBF16, w2s::kF16};
+  Matrix x(dtypes[b.word(1) % 3], 1, n, n > 0 ? n : 1, b.between(0, 9));
+  if (b.one_in(2)) {
+    x.fill(b);
+  } else {  // few bytes, many scores
+    uint32_t state = b.word();
+    const bool ties = b.one_in(2);
+    for (int64_t i = 0; i < n; ++i) {
+      state = state * 1664525u + 1013904223u;
+      x.set(0, i, static_cast<float>(ties ? state >> 30 : state >> 8) - 1.0f);
+    }
+  }
+  std::vector<uint8_t> keep(static_cast<std::size_t>(n)), mask(static_cast<std::size_t>(n));
+  for (auto& k : keep) k = b.one_in(3) ? 0 : 1;
+  const w2s::Scores s{x.data(), x.dtype(), b.one_in(2) ? keep.data() : nullptr, n};
+  w2s::quantile(s, b.one_in(6) ? static_cast<double>(b.number()) : b.share());
+  const float at = w2s::kth_value(s, b.between(0, n));
+  w2s::successor(s, at);
+  const w2s::CountAt count = w2s::count_at(s, at);
+  w2s::threshold_mask(s, at, b.one_in(2) ? count.equal : b.between(0, n), mask.data());
+  std::vector<int64_t> bins(w2s::kBins + 1);
+  if (b.one_in(4)) {
+    for (int round = 0; round < 3; ++round) w2s::histogram(s, w2s::key_of(at), round, bins.data());
+  }
+  x.check_gaps("scores");
+}
+
+inline void balanced(Bytes& b, int64_t n, int64_t k) {
+  std::vector<float> z(static_cast<std::size_t>(n * k));
+  for (auto& x : z) {
+    x = b.number();
+    if (!(x > -1e30f && x < 1e30f)) x = 0.0f;  // w2s.h asks for finite logits
+  }
+  std::vector<int64_t> counts(static_cast<std::size_t>(k)), hard(static_cast<std::size_t>(n));
+  for (int64_t i = 0; i < n; ++i) ++counts[static_cast<std::size_t>(b.between(0, k - 1))];
+  std::vector<double> bias(static_cast<std::size_t>(k));
+  w2s::balance(z.data(), n, k, counts.data(), bias.data(), hard.data());
+  for (const int64_t h : hard) --counts[static_cast<std::size_t>(h)];
+  for (const int64_t left : counts) {
+    if (left != 0) {
+      std::fprintf(stderr, "balance: a class has %lld rows too few\n", (long long)left);
+      std::abort();
+    }
+  }
+}
+
+// One case: an instruction set of this processor, an op, its shape, its data.
+inline void run_case(const uint8_t* data, std::size_t size) {
+  static const char* const sets[] = {"avx512", "avx2", "base"};
+  Bytes b(data, size);
+  if (!w2s::use_isa(sets[b.word(1) % 3])) w2s::use_isa("base");
+  const int64_t op = b.between(0, 9);
+  const bool large = b.one_in(64);
+  if (op < 5) {
+    row_phases(b, b.between(0, 5), large ? b.between(1, 3000) : b.between(1, 70));
+  } else if (op < 7) {
+    two_classes(b, large ? b.between(0, 700) : b.between(0, 40));
+  } else if (op < 9) {
+    order_statistics(b, large ? b.between(0, 20000) : b.between(0, 100));
+  } else {
+    balanced(b, b.between(1, 24), b.between(2, 6));
+  }
+}
+
+}  // namespace calls

@@ -1,0 +1,112 @@
+"""``python -m tools.sanitizers``: run random and fuzzed calls of the core under sanitizers.
+
+The calls are made in tests/native from bytes: shapes, strides, alignments, labels, values and
+options. ``memory`` looks for accesses beside a buffer and for undefined behaviour, ``threads`` for
+races on a pool of threads, ``fuzz`` lets libFuzzer (clang) search the calls that reach new code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# What a sanitizer finds ends the program: a test sees its exit code.
+_FLAGS = ("-g1", "-std=c++17", "-fno-math-errno", "-fno-omit-frame-pointer")
+_FATAL = "-fno-sanitize-recover=all"
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program under sanitizers.
+
+    Attributes:
+        main: source in tests/native with the entry.
+        sanitizers: value of ``-fsanitize``.
+        compiler: program that compiles and links.
+        flags: further flags of every source.
+        link: ``-fsanitize`` of the link; the same where empty.
+    """
+
+    main: str
+    sanitizers: str
+    compiler: str = os.environ.get("CXX", "g++")
+    flags: tuple[str, ...] = ("-O0",)
+    link: str = ""
+
+
+PROGRAMS = {
+    "memory": Program("fuzz.cpp", "address,undefined", flags=("-O0", "-DW2S_DRIVER")),
+    "threads": Program("threads.cpp", "thread", flags=("-O1",)),
+    "fuzz": Program(
+        "fuzz.cpp", "address,undefined,fuzzer-no-link", "clang++", ("-O2",),
+        "address,undefined,fuzzer",
+    ),
+}  # fmt: skip
+
+
+def build(name: str, folder: Path, jobs: int = 2) -> Path:
+    """Compile and link a program of ``PROGRAMS`` into ``folder``; return its path.
+
+    Raises:
+        subprocess.CalledProcessError: if a source does not compile.
+    """
+    program = PROGRAMS[name]
+    common = (*_FLAGS, *program.flags, _FATAL)
+    sources = [ROOT / "tests" / "native" / program.main]
+    sources += sorted(p for p in (ROOT / "csrc").glob("*.cpp") if p.name != "bindings.cpp")
+    sources += sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+
+    def compile_one(source: Path) -> str:
+        out = str(folder / f"{source.stem}.o")
+        sanitize = f"-fsanitize={program.sanitizers}"
+        command = [program.compiler, *common, sanitize, *_isa_flags(source), "-c", str(source)]
+        subprocess.run([*command, "-o", out], check=True)
+        return out
+
+    with ThreadPoolExecutor(jobs) as pool:
+        objects = list(pool.map(compile_one, sources))
+    binary = folder / name
+    sanitize = f"-fsanitize={program.link or program.sanitizers}"
+    subprocess.run(
+        [program.compiler, sanitize, *objects, "-o", str(binary), "-pthread"], check=True
+    )
+    return binary
+
+
+def _isa_flags(source: Path) -> list[str]:
+    """Return the flags that the first line of a file of one instruction set names."""
+    first = source.read_text().partition("\n")[0]
+    return re.findall(r"-m\w+", first) if source.name.startswith("isa_") else []
+
+
+def main(args: Sequence[str]) -> int:
+    """Build and run one program; return its exit code."""
+    p = argparse.ArgumentParser(prog="python -m tools.sanitizers", description=__doc__)
+    p.add_argument("program", choices=PROGRAMS)
+    p.add_argument("--cases", type=int, default=100_000, help="calls to make; default %(default)s")
+    p.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    p.add_argument("--corpus", type=Path, help="fuzz: folder of inputs that reach new code")
+    options = p.parse_args(args)
+    with tempfile.TemporaryDirectory() as folder:
+        binary = build(options.program, Path(folder))
+        command = [str(binary), str(options.cases), str(options.seed)]
+        if options.program == "fuzz":
+            command = [str(binary), f"-runs={options.cases}", f"-seed={options.seed}"]
+            command += ["-max_len=4096", "-print_final_stats=1"]
+            if options.corpus is not None:
+                options.corpus.mkdir(parents=True, exist_ok=True)
+                command.append(str(options.corpus))
+        return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
