@@ -194,8 +194,8 @@ struct Rows {
     c.params.aux = b.share();
     c.params.threshold = b.one_in(3) ? -INFINITY : b.number();
     c.params.smoothing = b.one_in(4) ? b.share() * 0.99f : 0.0f;
-    c.params.gamma = b.one_in(4) ? b.share() * 4.0f : 0.0f;
-    c.params.cap = b.one_in(4) ? b.share() : INFINITY;
+    c.params.focal_gamma = b.one_in(4) ? b.share() * 4.0f : 0.0f;
+    c.params.max_confidence = b.one_in(4) ? b.share() : INFINITY;
     c.params.softcap = b.one_in(4) ? b.share() * 50.0f : 0.0f;
     c.params.z_loss = b.one_in(4) ? b.share() : 0.0f;
     c.scale = b.one_in(8) ? b.number() : 1.0f;
