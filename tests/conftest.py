@@ -116,7 +116,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if not _belongs(item)])
         items[:] = selected
     for item in items:
-        if DEVICE == "cpu" and _backend(item) in ("triton", "cuda"):
+        if DEVICE == "cpu" and (_backend(item) in ("triton", "cuda") or "_triton" in item.name):
             item.add_marker("emulated")
 
 

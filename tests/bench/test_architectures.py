@@ -91,6 +91,7 @@ def test_a_process_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(rows) > 300
 
 
+@pytest.mark.slow
 def test_some_classes_from_the_command_line(capfd: pytest.CaptureFixture[str]) -> None:
     before = support_page.PAGE.read_text()
     assert command.main(["--only", "GPT2LMHeadModel"]) == 0

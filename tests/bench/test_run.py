@@ -167,6 +167,7 @@ def test_bad_options_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
             run.main(args)
 
 
+@pytest.mark.slow
 def test_speed_pictures_depend_on_the_rows() -> None:
     """The same rows give the same file, other rows another file."""
     rows = row_files.load(row_files.RESULTS / "cpu")

@@ -81,6 +81,7 @@ def wheel(tree: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_wheel_holds_exactly_the_package(wheel: Path) -> None:
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     (core,) = (n for n in names if n.startswith("w2s_fast/_core"))
@@ -107,6 +108,7 @@ print("w2s-fast", w2s_fast.__version__)
     )
 
 
+@pytest.mark.slow
 def test_sdist_is_complete_and_installs_without_a_compiler(tree: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", str(tmp_path)]
     _run([*command, str(tree)], tmp_path)
@@ -141,6 +143,7 @@ def test_strict_build_fails_without_a_compiler(tmp_path: Path) -> None:
         _pip("wheel", "-w", "dist", ".", cwd=tree, W2S_STRICT="1", CXX="no-such-compiler")
 
 
+@pytest.mark.slow
 def test_cuda_build_that_was_asked_for_fails_without_nvcc(tmp_path: Path) -> None:
     tree = _checkout(tmp_path / "src")
     with pytest.raises(AssertionError, match="ERROR w2s_fast._cuda was not built.*no-such-nvcc"):

@@ -93,6 +93,7 @@ def test_bare_loop() -> None:
     same(door("bare_loop").main(aux=0.0, adam=descent).lm, reference(6, 8, True))
 
 
+@pytest.mark.slow
 def test_trainer_is_its_own(certain: None, tmp_path: Path) -> None:
     """A certain judge is the model's own loss of its labels, micro-batches accumulated."""
     from transformers import Trainer
@@ -107,6 +108,7 @@ def test_trainer_is_its_own(certain: None, tmp_path: Path) -> None:
     assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_trainer_accumulates_doubts(tmp_path: Path) -> None:
     """Soft, weighted labels against the formula, in micro-batches and whole."""
     from transformers import Trainer
@@ -196,6 +198,7 @@ def test_the_trainers_of_the_quick_start(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(student.seen) == 4 and student.seen[-1] < student.seen[0]
 
 
+@pytest.mark.slow
 def test_progress_ends_with_the_training(tmp_path: Path) -> None:
     lm = door("trl_sft").main(str(tmp_path), "logconf").model
     batch = WeakLabelCollator(tiny.tokenizer)(tiny.rows()[:2])

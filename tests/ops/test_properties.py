@@ -51,6 +51,7 @@ def one_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(properties, "PROPERTIES", {"wrong": broken})
 
 
+@pytest.mark.slow
 def test_failures_stop_nothing_and_shrink(one_wrong: None) -> None:
     unit = Unit("wrong", "ref", 400, 3)
     result = examine(unit)

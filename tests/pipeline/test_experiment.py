@@ -66,6 +66,7 @@ def comparable(results: dict[str, Any]) -> dict[str, Any]:
     return {k: results[k] for k in ("runs", "summary", "controls")} | {"digests": digests}
 
 
+@pytest.mark.slow
 def test_results_have_the_promised_shape(done: tuple[RunConfig, dict[str, Any]]) -> None:
     cfg, results = done
     assert json.loads((Path(cfg.output_dir) / "results.json").read_text()) == results
@@ -134,6 +135,7 @@ def test_a_new_loss_re_uses_every_label(
     assert again["runs"][:4] == results["runs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "again"),
     [

@@ -211,6 +211,7 @@ def test_every_method_runs_and_none_sees_a_true_label(tmp_path: Path) -> None:
     assert changed == ceilings | {f"student/0/{m}+xent" for m in GOLD} | {"report"}
 
 
+@pytest.mark.slow
 def test_a_probe_from_the_cache_is_the_probe(tmp_path: Path) -> None:
     """The head that read cached states is the head of a frozen body in the ordinary loop."""
     pretrain = {"hidden": 16, "layers": 2, "heads": 2, "steps": 12, "batch_size": 4, "length": 32}

@@ -92,6 +92,7 @@ def config(out: Path, lm: Path, **changes: Any) -> RunConfig:
     return from_dict({**values, **changes})
 
 
+@pytest.mark.slow
 def test_answers_in_words_from_weak_labels_to_pgr(tmp_path: Path, lm: Path) -> None:
     cfg = config(tmp_path, lm, methods=["naive", "strong_to_strong", "generative_finetuning"])
     results = run(cfg)
@@ -163,6 +164,7 @@ def test_words_can_be_judged_by_a_scorer(tmp_path: Path) -> None:
         task_kind("generation").read(tmp_path / "t.parquet", data.test, wild)
 
 
+@pytest.mark.slow
 def test_a_reward_model_learns_soft_preferences(tmp_path: Path, lm: Path) -> None:
     rows = [
         {"prompt": f"the thing{i % 16} is", "chosen": f" good thing{i % 7}",

@@ -39,6 +39,7 @@ def stages(cache: Path) -> Counter[str]:
     return Counter(p.name.rpartition("-")[0] for p in cache.iterdir() if p.name[0] != ".")
 
 
+@pytest.mark.slow
 def test_shared_stages_are_computed_once(serial: tuple[SweepConfig, dict[str, Any]]) -> None:
     cfg, results = serial
     assert results["failed"] == {} and results["stages"] == {"distinct": 20, "total": 22}
@@ -94,6 +95,7 @@ def test_kill_then_the_same_command_in_parallel(
     assert comparable(tmp_path / "out") == comparable(Path(cfg.output_dir))
 
 
+@pytest.mark.slow
 def test_only_the_cell_that_fails_is_lost(
     serial: tuple[SweepConfig, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -134,6 +134,7 @@ def test_the_csv_has_a_row_per_run(serial: tuple[SweepConfig, dict[str, Any]]) -
         assert float(row["agreement_all"]) == run["agreement"]["all"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cells", [2, 40])
 def test_the_figure_lists_cells_without_pgr(
     serial: tuple[SweepConfig, dict[str, Any]], cells: int

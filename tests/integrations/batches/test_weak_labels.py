@@ -60,6 +60,7 @@ def test_a_column_for_each_class_and_numbers_as_ids(tmp_path: Path) -> None:
     assert labels.weight is None
 
 
+@pytest.mark.slow
 def test_weak_labels_of_a_run(tmp_path: Path) -> None:
     """The folder that `w2s-fast label` prints, in parts."""
     from w2s_fast.pipeline import label

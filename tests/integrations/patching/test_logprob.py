@@ -71,6 +71,7 @@ def test_only_labelled_positions_enter_the_product(monkeypatch: pytest.MonkeyPat
     assert seen == [(batch()["labels"][:, 1:] != -100).flatten().nonzero()[:, 0].tolist()]
 
 
+@pytest.mark.slow
 def test_compiled_without_graph_breaks() -> None:
     lm = w2s_fast.patch(tiny_lm(num_hidden_layers=1, use_cache=False))
     theirs = lm(**batch(), return_logprob=True)

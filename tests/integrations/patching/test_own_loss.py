@@ -153,6 +153,7 @@ def test_a_loss_function_that_needs_logits() -> None:
         lm(**batch())
 
 
+@pytest.mark.slow
 def test_compiled_code_follows_the_configuration() -> None:
     lm = w2s_fast.patch(tiny_lm("gemma2", num_hidden_layers=1, use_cache=False))
     torch._dynamo.reset()

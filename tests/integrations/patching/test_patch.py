@@ -203,6 +203,7 @@ def test_only_labelled_positions_reach_the_head(monkeypatch: pytest.MonkeyPatch)
     assert seen == [(int((inputs["labels"][:, 1:] != -100).sum()), 16)]
 
 
+@pytest.mark.slow
 def test_compiled_without_graph_breaks() -> None:
     lm = w2s_fast.patch(tiny_lm(num_hidden_layers=1, use_cache=False), loss="logconf:aux_coef=0.5")
     set_progress(lm, 0.05)

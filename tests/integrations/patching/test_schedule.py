@@ -121,6 +121,7 @@ def test_a_schedule_that_is_found_in_the_code(loss: Loss) -> None:
     lm(**batch())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [Course(of=COURSES["triangle"]), Smoothed()], ids=["c", "call"])
 def test_compiled_code_follows_the_course(loss: Loss) -> None:
     from torch._dynamo.testing import CompileCounter
