@@ -5,16 +5,19 @@ from __future__ import annotations
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from helpers.damage import damaged
 from helpers.toy_run import config
 
-from w2s_fast.pipeline.artifacts import LABELS
+from w2s_fast.distributed.world import SINGLE_PROCESS
+from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS, write_texts
 from w2s_fast.pipeline.experiment import label
 from w2s_fast.pipeline.stages import predict
-from w2s_fast.store import StoreWarning
+from w2s_fast.store import StageBuild, StoreWarning
+from w2s_fast.tasks import Inputs
 
 PART = "checkpoint/labels/part-00000.parquet"
 
@@ -82,3 +85,36 @@ def test_finished_parts_are_not_computed_again(
     monkeypatch.setattr(predict, "predict_split", count)
     assert not _label(killed)[1]
     assert parts == ["part-00002.parquet"]
+
+
+def _transcripts(folder: Path, stop: int = 3) -> tuple[dict[str, bytes], list[int]]:
+    """Write three parts of two transcripts; return them, and the rows that were computed."""
+    ids = tuple("abcdef")
+    items = Inputs(ids, tuple(f"text {i}" for i in ids), None, ids)
+    ctx: Any = SimpleNamespace(world=SINGLE_PROCESS, write=lambda f: f(), progress=lambda *_: None)
+    computed: list[int] = []
+
+    def write(rows: range, path: Path) -> None:
+        if rows.start == 2 * stop:
+            raise Killed
+        computed.extend(rows)
+        texts = [f"argument about {items.texts[r]} é" for r in rows]
+        write_texts(path, [items.ids[r] for r in rows], texts)
+
+    folder.mkdir(exist_ok=True)
+    predict.write_parts(ctx, StageBuild(folder, None), TRANSCRIPTS, items, 2, write)
+    return {p.name: p.read_bytes() for p in (folder / TRANSCRIPTS).iterdir()}, computed
+
+
+def test_parts_of_transcripts(tmp_path: Path) -> None:
+    want, _ = _transcripts(tmp_path / "straight")
+    with pytest.raises(Killed):
+        _transcripts(tmp_path / "killed", stop=2)
+    part = "checkpoint/transcripts/part-00001.parquet"
+    for content in damaged((tmp_path / "killed" / part).read_bytes(), 100):
+        shutil.copytree(tmp_path / "killed", tmp_path / "resumed")
+        (tmp_path / "resumed" / part).write_bytes(content)
+        with pytest.warns(StoreWarning, match="part-00001.parquet differs from its checksum"):
+            assert _transcripts(tmp_path / "resumed") == (want, [2, 3, 4, 5])
+        shutil.rmtree(tmp_path / "resumed")
+    assert _transcripts(tmp_path / "killed") == (want, [4, 5])

@@ -3,6 +3,7 @@ says what is computed again. Never another result, never a traceback."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import ranks, sharded_training
 from helpers.damage import damaged
+from helpers.sharded_training import RECIPE
 from helpers.training_rows import BASE, N, Rows, _model
 from torch import nn
 
@@ -112,3 +115,24 @@ def test_both_checkpoints(name: str, training: Training, killed: Path) -> None:
     with pytest.warns(StoreWarning, match="starting the training again"):
         log, model = training.run(checkpoint_dir=killed)
     assert training.is_straight(log, model)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("zero", [0, 3])
+def test_two_processes_agree_on_what_is_damaged(zero: int, tmp_path: Path) -> None:
+    """Each verifies its share; damage that one of them finds counts for both."""
+    if zero:
+        pytest.importorskip("deepspeed")
+    found = []
+    names = ["state.json", "state-00000.safetensors", "state-00001.safetensors"]
+    cell = {**RECIPE, "zero_stage": zero}
+    places = [{**cell, "directory": str(tmp_path / name)} for name in names]
+    for jobs in ([cell, *({**p, "stop": 5} for p in places)], places):
+        out = tmp_path / "out.json"
+        ranks.run(sharded_training.__file__, 2, {"fits": jobs, "out": str(out)})
+        found.append(json.loads(out.read_text()))
+        for name in names if jobs is not places else []:
+            newest = finished(tmp_path / name)[-1] / name
+            newest.write_bytes(next(damaged(newest.read_bytes(), 1)))
+    assert all(resumed == found[0][0] for resumed in found[1])
