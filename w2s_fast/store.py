@@ -3,8 +3,8 @@
 A stage is a pure function of a config slice, the digests of its inputs and a version. Their hash
 names its folder, ``<root>/<stage>-<hash12>``. A stage is computed in a hidden folder beside it,
 whose name is fixed, so a killed run finds its training checkpoints again; one rename publishes the
-finished folder. ``stage.json`` lists a SHA-256 for each file and is checked on every read: a
-damaged stage is computed again, and no other.
+finished folder. ``stage.json`` lists a SHA-256 for each file and holds one of its own content; both
+are checked on every read: a damaged stage is computed again, and no other.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from typing import Any
 
 from w2s_fast.errors import W2SError
 
-FORMAT_VERSION = 2  # part of every key: stages of another format are computed again
+FORMAT_VERSION = 3  # part of every key: stages of another format are computed again
 META_NAME = "stage.json"
+_SEAL = "checksum"  # key of a file's checksum among the values that it covers
 CHECKPOINT_NAME = "checkpoint"  # exists in the hidden folder only; removed before publication
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
 class StoreWarning(UserWarning):
-    """A stored stage is damaged and is computed again."""
+    """A stored stage, or what a killed run left of one, is damaged and is computed again."""
 
 
 def redirect_store_warnings(listener: Callable[[str], None]) -> None:
@@ -148,6 +149,29 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write ``value`` as JSON with a checksum of its content, atomically."""
+    text = json.dumps({**value, _SEAL: _seal(value)}, indent=1, sort_keys=True)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read a file of ``write_sealed``; a ValueError says that its content is damaged."""
+    data = path.read_bytes()
+    try:
+        value = json.loads(data)
+        if value.pop(_SEAL) == _seal(value):
+            return value
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(f"{path.name} differs from its checksum")
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) of a JSON object as ``json.loads`` returns it."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -284,18 +308,17 @@ def _clear(temp: Path) -> None:
 def _read_meta(path: Path) -> tuple[dict[str, Any] | None, str]:
     """Return the stage record and the fault of the folder, "" if there is none."""
     try:
-        meta = json.loads((path / META_NAME).read_bytes())
-        files, digest = meta["files"], meta["digest"]
-        if not {"key", "info"} <= meta.keys():
-            raise KeyError("key")
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        return None, f"{META_NAME}: {type(err).__name__}"
-    for name, checksum in files.items():
+        meta = read_sealed(path / META_NAME)
+    except OSError as err:
+        return None, f"{META_NAME}: {err.strerror}"
+    except ValueError as err:
+        return None, str(err)
+    for name, checksum in meta["files"].items():
         if not (path / name).is_file():
             return meta, f"{name} is missing"
         if file_hash(path / name) != checksum:
             return meta, f"{name} differs from its checksum"
-    return meta, "" if content_hash(files) == digest else f"{META_NAME} differs from its digest"
+    return meta, ""
 
 
 def _format_of(path: Path) -> int | None:
@@ -315,7 +338,7 @@ def _publish(temp: Path, final: Path, meta: dict[str, Any], info: dict[str, Any]
         with (temp / name).open("rb") as f:
             os.fsync(f.fileno())
     record = {**meta, "format": FORMAT_VERSION, "digest": digest, "files": files, "info": info}
-    write_json(temp / META_NAME, record)
+    write_sealed(temp / META_NAME, record)
     os.replace(temp, final)
     folder = os.open(final.parent, os.O_RDONLY)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from helpers.endpoint import KEY, chat, echo
 
 from w2s_fast.debate import EndpointWriter, WriterConfig
+from w2s_fast.debate._cache import AnswerCache
 from w2s_fast.errors import W2SError
+from w2s_fast.store import StoreWarning
 
 pytest_plugins = ("helpers.endpoint",)
 
@@ -107,14 +110,35 @@ def test_an_answer_is_paid_for_once(serve: Any, tmp_path: Path) -> None:
     (file,) = tmp_path.glob("answers-*.jsonl")
     file.write_bytes(file.read_bytes() + b'\n["half a li')  # what a kill leaves behind
     limit, before = 100, len(server.requests)
+    with pytest.warns(StoreWarning, match="1 of 5 answers .* requesting them again"):
+        EndpointWriter(server.config(), tmp_path)
     writer = EndpointWriter(server.config(workers=1), tmp_path, process=1)
     assert writer(prompts, seeds) == [f"on p{i}" for i in range(10)]
     assert len(server.requests) - before == 6
-    EndpointWriter(server.config(), tmp_path)(prompts, seeds)
+    EndpointWriter(server.config(), tmp_path, process=1)(prompts, seeds)
     assert len(server.requests) - before == 6
-    other = EndpointWriter(server.config(temperature=0.1), tmp_path)
+    other = EndpointWriter(server.config(temperature=0.1), tmp_path, process=1)
     other(prompts[:1], seeds[:1])
     assert len(server.requests) - before == 7, "another temperature is another question"
+
+
+def test_a_damaged_answer_is_no_answer(tmp_path: Path) -> None:
+    """Every byte of the file, one of its bits, and every length: the stored text, or none."""
+    texts = {"a" * 64: "first answer", "b" * 64: "second\nanswer \u00e9"}
+    cache = AnswerCache(tmp_path)
+    for key, text in texts.items():
+        cache.put(key, text)
+    (file,) = tmp_path.glob("answers-*.jsonl")
+    whole = file.read_bytes()
+    bits = [bytes([*whole[:i], b ^ 1 << i % 8, *whole[i + 1 :]]) for i, b in enumerate(whole)]
+    for content in [*bits, *(whole[:n] for n in range(len(whole)))]:
+        file.write_bytes(content)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = AnswerCache(tmp_path)
+        answers = {key: found.get(key) for key in texts}
+        assert all(answers[key] in (text, None) for key, text in texts.items())
+        assert len(said) <= 1 and set(found._texts) <= set(texts)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_labelling_is_byte_for_byte_and_resumes(tmp_path: Path) -> None:
         job = ["label", "--config", str(path), "--quiet"]
         if kill:
             processes = ranks.start(__file__, 2, json.dumps(job), W2S_TEST_SLOW_LABELS="1")
-            parts = f".{folder.name}/checkpoint"
+            parts = f".{folder.name}/checkpoint/labels"
             end = time.monotonic() + 60
             while not (cache / parts / "part-00001.parquet").exists():
                 assert time.monotonic() < end

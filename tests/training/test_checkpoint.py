@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from w2s_fast.errors import W2SError
+from w2s_fast.store import StoreWarning, file_hash
 from w2s_fast.training import checkpoint
 
 
@@ -43,3 +44,32 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     assert found is not None and found.step == 4
     w = found.read("w")
     assert w is not None and w.tolist() == [4]
+
+
+def test_a_damaged_newest_is_replaced_by_what_follows_the_one_before(tmp_path: Path) -> None:
+    """It never counts among the last two, and no checkpoint at all starts the training again."""
+    for step in (2, 4):
+        checkpoint.save(tmp_path, step, 1.0, [("w", torch.tensor([step]))], {})
+    for n, name in enumerate(("step-00000004", "step-00000002")):
+        (tmp_path / name / "state.json").write_text("{}")
+        outcome = ("continuing from step-00000002", "starting the training again")[n]
+        with pytest.warns(StoreWarning, match=f"differs from its checksum.*; {outcome}"):
+            found = checkpoint.load(tmp_path, {})
+        assert (None if found is None else found.step) == (2, None)[n]
+    checkpoint.save(tmp_path, 1, 1.0, [("w", torch.tensor([1]))], {})
+    assert [p.name for p in checkpoint.finished(tmp_path)] == ["step-00000001"]
+
+
+def test_files_outside_are_part_of_a_checkpoint(tmp_path: Path) -> None:
+    for step in (2, 4):
+        (tmp_path / f"best-{step}").write_bytes(b"weights")
+        files = {f"best-{step}": file_hash(tmp_path / f"best-{step}")}
+        checkpoint.save(tmp_path, step, 1.0, [("w", torch.tensor([step]))], {}, files=files)
+    found = checkpoint.load(tmp_path, {})
+    assert found is not None and found.files == files
+    (tmp_path / "best-4").write_bytes(b"weighty")
+    with pytest.warns(StoreWarning, match="best-4 differs from its checksum.*from step-00000002"):
+        checkpoint.load(tmp_path, {})
+    (tmp_path / "best-2").unlink()
+    with pytest.warns(StoreWarning, match="best-2: No such file.*starting the training again"):
+        assert checkpoint.load(tmp_path, {}) is None

@@ -111,7 +111,3 @@ def test_checkpoint_of_another_training_is_refused(
     weights.write_bytes(whole[:-1] + b"?")  # one byte
     with pytest.warns(UserWarning, match="differs from its checksum.; continuing from step"):
         refused("lr was 0.01, now it is 0.02", lr=0.02)
-    (before / "state.json").write_text("{}")
-    refused("is damaged .state-00000.safetensors differs from its checksum.; remove it")
-    weights.unlink()
-    refused("No such file")

@@ -69,17 +69,6 @@ def _write(path: Path, ids: Sequence[str], columns: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def is_complete(path: Path, ids: Sequence[str]) -> bool:
-    """Return whether the file exists, can be read and holds exactly these items."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path, columns=["id"])["id"].to_pylist() == list(ids)
-    except (OSError, KeyError, pa.ArrowException):
-        return False
-
-
 def read_probs(path: Path, ids: Sequence[str], n_classes: int) -> np.ndarray:
     """Return (N, C) float32 in the order of ``ids``, from a file or a folder of parts.
 

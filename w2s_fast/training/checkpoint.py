@@ -2,20 +2,20 @@
 
 ``<dir>/step-00000120/`` holds a ``state-<rank>.safetensors`` of every process and ``state.json``.
 Each process writes an equal share of weights, optimizer state, thresholds, random state and log,
-all as whole tensors by name. ``state.json`` has the step, the identity of the training, and a
-SHA-256 of every file. The folder is written under a temporary name, flushed, and renamed once every
-process has closed its file, so a kill at any point leaves the previous checkpoint intact. ``load``
-takes the newest undamaged checkpoint; the last two are kept. Checkpoints do not depend on the
-number of processes or on how the model was sharded.
+all as whole tensors by name. ``state.json`` has the step, the identity of the training, a SHA-256
+of every file, also of those outside the folder that the training needs, and one of its own content.
+The folder is written under a temporary name, flushed, and renamed once every process has closed its
+file, so a kill at any point leaves the previous checkpoint intact. ``load`` takes the newest
+undamaged checkpoint; the last two are kept. Checkpoints do not depend on the number of processes or
+on how the model was sharded.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError, one_line
-from w2s_fast.store import file_hash
+from w2s_fast.store import StoreWarning, file_hash, read_sealed, write_sealed
 
 _PREFIX = "step-"
 _META = "state.json"
@@ -31,11 +31,16 @@ N_KEPT = 2
 
 
 class Checkpoint:
-    """A finished checkpoint: the step to continue with, and tensors by dotted name."""
+    """A finished checkpoint: the step to continue with, and tensors by dotted name.
+
+    ``files`` are those that ``save`` was given.
+    """
 
     def __init__(self, path: Path, meta: dict[str, Any], world: World) -> None:
         self.path, self._world = path, world
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
+        outside = ((file.removeprefix("../"), file, sha) for file, sha in meta["files"].items())
+        self.files = {name: sha for name, file, sha in outside if name != file}
         self._files = {name: file for file, names in meta["tensors"].items() for name in names}
         self._position = {name: i for i, name in enumerate(self._files)}
 
@@ -77,8 +82,11 @@ def save(
     tensors: Iterable[tuple[str, Tensor]],
     identity: dict[str, Any],
     world: World = SINGLE_PROCESS,
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Write the checkpoint after ``step`` steps and remove all but the last ``N_KEPT``.
+
+    Later ones are removed too: the training did not continue from them, so they are damaged.
 
     Args:
         directory: folder of this training's checkpoints, shared by all processes.
@@ -87,6 +95,8 @@ def save(
         tensors: by dotted name, on any device; the same names in the same order on every process.
         identity: of the training, JSON values; compared on ``load``.
         world: this process; all take part.
+        files: SHA-256 of further files that the training needs, by path relative to ``directory``;
+            rank 0's are used.
 
     Raises:
         W2SError: on every process if one cannot write (a full disk for instance); older
@@ -109,14 +119,14 @@ def save(
             "step": step,
             "seconds": seconds,
             "training": identity,
-            "files": {name: hashed for name, hashed, _ in written},
+            "files": {name: hashed for name, hashed, _ in written}
+            | {f"../{name}": hashed for name, hashed in (files or {}).items()},
             "tensors": {name: names for name, _, names in written},
         }
         error = _publish(temporary, final, meta)
     _raise_on_all(world, final, error)
     if world.is_main_process:
-        for old in finished(directory)[:-N_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        _prune(directory, final)
 
 
 def load(
@@ -124,8 +134,10 @@ def load(
 ) -> Checkpoint | None:
     """Return the newest undamaged checkpoint of this training, or None; a collective call.
 
+    A warning names the damaged ones.
+
     Raises:
-        W2SError: if all are damaged, or the newest is of another training; the message names the
+        W2SError: if the newest undamaged one is of another training; the message names the
             difference.
     """
     names = world.broadcast_object([p.name for p in finished(directory)])
@@ -139,8 +151,7 @@ def load(
         if meta is None:
             damaged.append(f"checkpoint {path} is damaged ({fault})")
             continue
-        if damaged and world.is_main_process:
-            warnings.warn(f"{damaged[-1]}; continuing from {name}", stacklevel=2)
+        _warn(damaged, f"continuing from {name}", world)
         saved = meta["training"]
         differs = sorted(k for k in {*saved, *identity} if saved.get(k) != identity.get(k))
         if differs:
@@ -150,9 +161,14 @@ def load(
                 "this one to start again"
             )
         return Checkpoint(path, meta, world)
-    if damaged:
-        raise W2SError(f"{damaged[0]}; remove it to continue")
+    _warn(damaged, "starting the training again", world)
     return None
+
+
+def _warn(damaged: list[str], outcome: str, world: World) -> None:
+    """Warn once of all damaged checkpoints."""
+    if damaged and world.is_main_process:
+        warnings.warn(f"{'; '.join(damaged)}; {outcome}", StoreWarning, stacklevel=3)
 
 
 def finished(directory: Path) -> list[Path]:
@@ -160,6 +176,14 @@ def finished(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
     return sorted(p for p in directory.iterdir() if p.name.startswith(_PREFIX))
+
+
+def _prune(directory: Path, newest: Path) -> None:
+    """Keep ``newest`` and those just before it, ``N_KEPT`` in all."""
+    folders = finished(directory)
+    end = folders.index(newest) + 1
+    for folder in [*folders[: max(0, end - N_KEPT)], *folders[end:]]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _begin(temporary: Path) -> str:
@@ -186,8 +210,7 @@ def _write(tensors: dict[str, Tensor], path: Path) -> tuple[str, str]:
 
 def _publish(temporary: Path, final: Path, meta: dict[str, Any]) -> str:
     try:
-        (temporary / _META).write_text(json.dumps(meta, indent=1, sort_keys=True))
-        flush(temporary / _META)
+        write_sealed(temporary / _META, meta)
         if final.exists():  # left by an earlier attempt at this step
             shutil.rmtree(final)
         os.replace(temporary, final)
@@ -212,13 +235,14 @@ def _raise_on_all(world: World, final: Path, error: str) -> None:
 
 def _verify(path: Path, world: World) -> tuple[dict[str, Any] | None, str]:
     """Return the metadata of an undamaged checkpoint, or None and the fault."""
+    meta, fault = None, ""
     try:
-        meta = json.loads((path / _META).read_text())
-        files = sorted(meta["files"].items())
-        missing = {"training", "step", "seconds", "tensors"} - meta.keys()
-        fault = f"{_META} lacks {', '.join(sorted(missing))}" if missing else ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        meta, files, fault = None, [], f"{_META}: {type(e).__name__}"
+        meta = read_sealed(path / _META)
+    except OSError as e:
+        fault = f"{_META}: {e.strerror}"
+    except ValueError as e:
+        fault = str(e)
+    files = [] if meta is None else sorted(meta["files"].items())
     for name, expected in files[world.rank :: world.size]:  # each process checks its share
         try:
             if file_hash(path / name) != expected:

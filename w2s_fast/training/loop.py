@@ -169,9 +169,8 @@ class _Training:
 
     def save(self, directory: Path, done: int, identity: dict[str, Any]) -> None:
         """Write a checkpoint."""
-        if self.monitor is not None:
-            self.monitor.before_checkpoint()
-        checkpoint.save(directory, done, self.seconds, self.tensors(), identity, self.world)
+        files = {} if self.monitor is None else self.monitor.before_checkpoint()
+        checkpoint.save(directory, done, self.seconds, self.tensors(), identity, self.world, files)
         if self.monitor is not None:
             self.monitor.after_checkpoint()
 

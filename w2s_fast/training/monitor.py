@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from w2s_fast.distributed.world import World
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.models.weights import load_weights, save_weights
+from w2s_fast.store import file_hash
 from w2s_fast.training.checkpoint import N_KEPT, Checkpoint, flush
 from w2s_fast.training.completions import Completions
 from w2s_fast.training.config import TrainConfig
@@ -111,6 +112,7 @@ class Monitor:
             directory = Path(self._temporary.name)
         self._directory = directory
         self._in_checkpoints: list[int] = []  # best steps that checkpoints on disk refer to
+        self._checksums: dict[str, str] = {}  # of the files of the best weights, on rank 0
         self.evaluations: list[Evaluation] = []
 
     def due(self, done: int) -> bool:
@@ -139,6 +141,9 @@ class Monitor:
                 with contextlib.suppress(OSError):  # the write that follows raises the error
                     path.parent.mkdir(parents=True, exist_ok=True)
             save_weights(self._model, path, self._world)
+            if self._world.is_main_process:
+                files = [p for p in sorted(path.parent.iterdir()) if not p.name.startswith(".")]
+                self._checksums = {f"{path.parent.name}/{p.name}": file_hash(p) for p in files}
             self._prune()
 
     @property
@@ -156,12 +161,17 @@ class Monitor:
             yield "watch.scores", torch.tensor(scores, dtype=torch.float64)
             yield "watch.trajectory", torch.from_numpy(np.stack(probs))
 
-    def before_checkpoint(self) -> None:
-        """Flush the best weights to disk before a checkpoint refers to them."""
-        if self._watch.keep == "best" and self.best is not None and self._world.is_main_process:
+    def before_checkpoint(self) -> dict[str, str]:
+        """Flush the best weights to disk before a checkpoint refers to them.
+
+        Returns:
+            The SHA-256 of their files, by path relative to the folder of the checkpoints.
+        """
+        if self._directory is not None and self._world.is_main_process:
             with contextlib.suppress(OSError):  # some file systems cannot flush
-                for path in self._path(self.best).parent.iterdir():
-                    flush(path)
+                for name in self._checksums:
+                    flush(self._directory / name)
+        return self._checksums
 
     def after_checkpoint(self) -> None:
         """Remove weights that no checkpoint refers to any more."""
@@ -170,26 +180,16 @@ class Monitor:
             self._prune()
 
     def load(self, saved: Checkpoint) -> None:
-        """Restore the evaluations from a checkpoint.
-
-        Raises:
-            W2SError: if the best weights it refers to are gone.
-        """
+        """Restore the evaluations from a checkpoint, which ``checkpoint.load`` has verified."""
         steps, scores = saved.read("watch.steps"), saved.read("watch.scores")
         probs = saved.read("watch.trajectory")
         if steps is None or scores is None or probs is None:
             return
         rows = zip(steps.tolist(), scores.tolist(), probs.numpy(), strict=True)
         self.evaluations = [Evaluation(*row) for row in rows]
-        if self._watch.keep != "best" or self.best is None:
-            return
-        self._in_checkpoints = [self.best]
-        folder = self._path(self.best).parent
-        if not folder.is_dir():
-            raise W2SError(
-                f"checkpoint {saved.path} refers to the weights in {folder}, which are gone; "
-                "remove the checkpoints to start again"
-            )
+        if self._watch.keep == "best" and self.best is not None:
+            self._in_checkpoints = [self.best]
+            self._checksums = saved.files
 
     def finish(self) -> dict[str, Any]:
         """Restore the best weights if they are to be kept; return the evaluations for ``train``."""

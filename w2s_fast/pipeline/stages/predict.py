@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import train_of
-from w2s_fast.pipeline.artifacts import LABELS, is_complete, part_name
+from w2s_fast.pipeline.artifacts import LABELS, part_name
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import trained_model
 from w2s_fast.pipeline.stages.training_set import model_rows
 from w2s_fast.pipeline.task_kinds import task_kind
-from w2s_fast.store import StageBuild
+from w2s_fast.store import StageBuild, StoreWarning, content_hash, file_hash, write_bytes
 from w2s_fast.tasks import Inputs
 
 PART_ROWS = 20_000  # items per file of labels, and the most that a kill can cost
@@ -31,8 +33,7 @@ def labels(ctx: Context, build: StageBuild) -> None:
     def write(rows: range, path: Path) -> None:
         predict_split(ctx, model, tokenizer, items.take(rows), split, path)
 
-    write_parts(ctx, items, PART_ROWS, build.checkpoint, write)
-    ctx.write(lambda: os.replace(build.checkpoint, build.path / LABELS))
+    write_parts(ctx, build, LABELS, items, PART_ROWS, write)
 
 
 def predict_split(
@@ -47,26 +48,56 @@ def predict_split(
 
 
 def write_parts(
-    ctx: Context, items: Inputs, part_rows: int, folder: Path, write: Callable[[range, Path], None]
+    ctx: Context,
+    build: StageBuild,
+    name: str,
+    items: Inputs,
+    part_rows: int,
+    write: Callable[[range, Path], None],
 ) -> None:
-    """Call ``write`` for every part of ``items`` whose file is not complete yet.
+    """Call ``write`` for every part of ``items`` that is not finished yet, and publish all parts.
 
-    All processes call this together.
+    The checksum of a part is written after it, so a part without one is not finished. All processes
+    call this together.
 
     Args:
         ctx: Context of the stage.
+        build: The stage; its checkpoint keeps the parts until all are finished.
+        name: Name of their folder in the finished stage.
         items: N texts.
         part_rows: Rows per part.
-        folder: Folder of the files, created if it does not exist.
         write: Called with row numbers and the file that is to hold them.
     """
     starts = range(0, len(items), part_rows)
+    folder = build.checkpoint / name
     if ctx.world.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     for i, start in enumerate(starts):
         rows = range(start, min(start + part_rows, len(items)))
-        path = folder / part_name(i)
-        done = path.exists() and is_complete(path, [items.ids[r] for r in rows])
+        part, ids = folder / part_name(i), [items.ids[r] for r in rows]
+        record = build.checkpoint / f"{part.name}.sha256"
+        done = ctx.world.is_main_process and _is_finished(part, record, ids)
         if not ctx.world.broadcast_object(done):
-            write(rows, path)
+            write(rows, part)
+            ctx.write(functools.partial(_record, part, record, ids))
         ctx.progress(i + 1, len(starts), 0.0)
+    ctx.write(lambda: os.replace(folder, build.path / name))
+
+
+def _is_finished(part: Path, record: Path, ids: Sequence[str]) -> bool:
+    """Return whether a part holds what was written for these items; warn if it is damaged."""
+    if not (part.is_file() and record.is_file()):
+        return False
+    if record.read_bytes() == _checksum(part, ids):
+        return True
+    text = f"{part} differs from its checksum; computing it again"
+    warnings.warn(text, StoreWarning, stacklevel=2)
+    return False
+
+
+def _record(part: Path, record: Path, ids: Sequence[str]) -> None:
+    write_bytes(record, _checksum(part, ids))
+
+
+def _checksum(part: Path, ids: Sequence[str]) -> bytes:
+    return content_hash([file_hash(part), list(ids)]).encode()

@@ -6,7 +6,6 @@ prediction, that prediction comes from a weak model that was not trained on the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def transcripts(ctx: Context, build: StageBuild) -> None:
     items = ctx.inputs(ctx.job.setting("split"))
     questions, weak_labels = as_questions(ctx, items, "").texts, _weak_labels(ctx, items)
     verdicts = [word.strip() for word in class_words(ctx)]
-    writer, folder = _writer(ctx, build.checkpoint), build.checkpoint / TRANSCRIPTS
+    writer = _writer(ctx, build.checkpoint)
 
     def write(rows: range, path: Path) -> None:
         ids = [items.ids[r] for r in rows]
@@ -44,8 +43,7 @@ def transcripts(ctx: Context, build: StageBuild) -> None:
         texts = protocol.transcripts(part, ids, verdicts, writer, ctx.seed, part_labels)
         ctx.write(lambda: write_texts(path, ids, texts))
 
-    write_parts(ctx, items, PART_ROWS, folder, write)
-    ctx.write(lambda: os.replace(folder, build.path / TRANSCRIPTS))
+    write_parts(ctx, build, TRANSCRIPTS, items, PART_ROWS, write)
 
 
 def _weak_labels(ctx: Context, items: Inputs) -> np.ndarray | None:

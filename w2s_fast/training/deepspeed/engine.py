@@ -23,6 +23,9 @@ from w2s_fast.training.deepspeed.setup import init_deepspeed
 from w2s_fast.training.engine import LogitsFn, ReadTensor, forward, read_required
 from w2s_fast.training.optim import ADAMW_STATE, decay_groups
 
+# State of DeepSpeed's dynamic loss scaler: the scale, and counts of steps.
+_LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
 
 class DeepSpeedEngine:
     """See ``Engine``. ``dtype`` is the model's: fp32, bf16 or fp16."""
@@ -64,13 +67,17 @@ class DeepSpeedEngine:
         for group in self._zero.param_groups:
             group["lr"] = lr
         self._engine.step()
-        self._steps += 1
+        self._steps += not self._zero.overflow  # DeepSpeed skips the update if a gradient overflows
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """See ``Engine``."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        self._link_states()
+        if self._scaler is not None:
+            values = [float(getattr(self._scaler, name)) for name in _LOSS_SCALE]
+            yield "optimizer.loss_scale", torch.tensor(values, dtype=torch.float64)
+        if self._steps:  # before the first update there is no optimizer state
+            self._link_states()
         step = torch.tensor(float(self._steps))
         for name, t in module_tensors(self._model).items():
             with gathered([t]):
@@ -79,6 +86,8 @@ class DeepSpeedEngine:
                 continue
             if self._has_masters:
                 yield f"optimizer.master.{name}", safe_get_full_fp32_param(t)
+            if not self._steps:
+                continue
             yield f"optimizer.step.{name}", step
             for key in ADAMW_STATE[1:]:
                 yield f"optimizer.{key}.{name}", safe_get_full_optimizer_state(t, key)
@@ -87,6 +96,7 @@ class DeepSpeedEngine:
         """See ``Engine``."""
         steps = [0]
         self._make_states()
+        self._load_scale(read("optimizer.loss_scale"))
         for name, t in module_tensors(self._model).items():
             value = self._load_weight(read, name, t)
             if not (isinstance(t, nn.Parameter) and t.requires_grad):
@@ -102,6 +112,19 @@ class DeepSpeedEngine:
                     self._put(t, saved, key)
         self._steps = max(steps)
         self._set_steps()
+
+    @property
+    def _scaler(self) -> Any:
+        """The dynamic loss scaler, None if there is none."""
+        scaler = getattr(self._zero, "loss_scaler", None)  # the optimizer of bf16 has none
+        return scaler if getattr(scaler, "dynamic", False) else None
+
+    def _load_scale(self, saved: Tensor | None) -> None:
+        if saved is None or self._scaler is None:
+            return
+        self._scaler.cur_scale, *counts = saved.tolist()
+        for name, count in zip(_LOSS_SCALE[1:], counts, strict=True):
+            setattr(self._scaler, name, int(count))
 
     def _load_weight(self, read: ReadTensor, name: str, t: Tensor) -> Tensor:
         """Read a saved weight into the model and return it."""
