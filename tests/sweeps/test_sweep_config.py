@@ -54,9 +54,6 @@ def test_a_change_of_data_changes_the_keys(tmp_path: Path) -> None:
         path.write_text("\n".join(["text,label", *(r.replace(",", f"{extra},") for r in rows)]))
         task = f"local:path={path},n_weak=10,n_transfer=10,n_test=10"
         cells = make_cells(toy_sweep(tmp_path, tasks=(task,)))
-        from w2s_fast.pipeline.context import load_data
-
-        load_data.cache_clear()
         keys.append(set(make_graph(cells).nodes))
     assert len(keys[0]) == 20 and not keys[0] & keys[1]
 

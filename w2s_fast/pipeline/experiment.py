@@ -21,6 +21,7 @@ from w2s_fast.pipeline.jobs import (
     Job,
     config_slice,
     data_digests,
+    data_of_job,
     folder_digests,
     input_digests,
     plan_jobs,
@@ -43,6 +44,7 @@ from w2s_fast.store import (
     redirect_store_warnings,
     write_json,
 )
+from w2s_fast.tasks import TaskData
 from w2s_fast.training.deepspeed.setup import check_offload
 
 
@@ -162,6 +164,10 @@ class Session:
         self.digests = {s: data_digests(d) for s, d in self.data.items()}
         self._folders = folder_digests(cfg)
 
+    def read(self, seed: int) -> TaskData:
+        """Return the splits of a seed, which were read at the start."""
+        return self.data[seed]
+
     def work_item(self, job: Job) -> WorkItem:
         """Return the job with its inputs; the jobs it needs must be finished."""
         digests = {name: self.results[name].digest for name in job.needs}
@@ -171,6 +177,7 @@ class Session:
             config_slice(self.cfg, job, n_classes),
             input_digests(self.cfg, job, digests, self.digests, self._folders),
             {name: str(self.results[name].path) for name in job.needs},
+            data_of_job(self.cfg, job, self.digests),
         )
 
     def take_stored(self, job: Job) -> bool:
@@ -187,7 +194,7 @@ class Session:
         """Finish every job, one per worker at a time."""
         workers, threads = choose_parallelism(self.cfg, cuda=device(self.cfg) == "cuda")
         waiting, running = list(jobs), 0
-        with make_pool(self.cfg, workers, threads, self.observer) as pool:
+        with make_pool(self.cfg, workers, threads, self.observer, self.read) as pool:
             while waiting or running:
                 for job in [j for j in waiting if self.ready(j)]:
                     if self.take_stored(job):
@@ -212,7 +219,8 @@ def _report_stage(session: Session, job: Job) -> Mapping[str, Any]:
     """Return the scores, from the store if these predictions were scored before."""
     if not session.take_stored(job):
         session.observer.started(job)
-        artifact = execute(session.cfg, session.work_item(job), 1, lambda *_: None)
+        item = session.work_item(job)
+        artifact = execute(session.cfg, item, 1, lambda *_: None, session.read)
         session.results[job.name] = artifact
         session.observer.finished(job, artifact.info.get("seconds"))
     return json.loads((session.results[job.name].path / REPORT).read_bytes())

@@ -158,7 +158,8 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
         return common | {"language": task.language_seed, "model": to_dict(task.pretrain)}
     if job.stage == "report":
         specs = {"losses": list(cfg.losses), "methods": list(cfg.methods)}
-        return common | {"seeds": list(cfg.seeds), **specs}
+        answers = {"task": cfg.task.name, "read": cfg.task.read, "scorer": cfg.task.scorer}
+        return common | {"seeds": list(cfg.seeds), **specs, **answers}
     common |= {"classes": n_classes, "settings": dict(job.settings)}
     role = job.setting("role")
     if job.stage == "transcripts":
@@ -167,6 +168,7 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
         return common | ({"seed": job.seed} if job.stage == "apply" else {})
     train = train_of(cfg, role)
     common |= {"model": _model_slice(model_of(cfg, role)), "device": cfg.device}
+    common |= {"answer_tokens": cfg.task.answer_tokens}
     if job.stage in TRAINED or job.stage == "tuned":
         settings = {k: v for k, v in to_dict(train).items() if k not in _NOT_CONTENT}
         return common | {"train": settings, "seed": job.seed}
@@ -180,15 +182,34 @@ def _model_slice(model: ModelConfig) -> dict[str, Any]:
 
 
 def data_digests(data: TaskData) -> dict[str, str]:
-    """Return a digest of the texts and of the true labels of each split."""
+    """Return a digest of the inputs (texts, ids, groups) and of the true labels of each split."""
     digests = {"question": content_hash([data.kind, data.class_names, data.prompt, data.words])}
     for name in ("weak", "transfer", "test"):
         split: Examples = getattr(data, name)
-        digests[f"{name}.inputs"] = content_hash([split.ids, split.texts, split.pairs])
-        digests[f"{name}.labels"] = content_hash(
-            [split.labels.tolist(), split.groups, split.answers]
+        digests[f"{name}.inputs"] = content_hash(
+            [data.kind, split.ids, split.texts, split.pairs, split.groups]
         )
+        digests[f"{name}.labels"] = content_hash([split.labels.tolist(), split.answers])
     return digests
+
+
+def data_digest(data: TaskData) -> str:
+    """Return one digest over ``data_digests``."""
+    return content_hash(data_digests(data))
+
+
+def data_of_job(
+    cfg: RunConfig, job: Job, digests: Mapping[int, Mapping[str, str]]
+) -> dict[str, str]:
+    """Return ``data_digest`` by seed for the seeds whose data the job may read.
+
+    Args:
+        cfg: Configuration of the run.
+        job: Job to compute.
+        digests: ``data_digests`` by seed.
+    """
+    seeds = cfg.seeds if job.stage == "report" else [s for s in [job.seed] if s is not None]
+    return {str(seed): content_hash(dict(digests[seed])) for seed in seeds}
 
 
 _TRANSFER = ("transfer.inputs", "test.inputs")

@@ -19,6 +19,7 @@ from w2s_fast.pipeline.jobs import (
     Job,
     config_slice,
     data_digests,
+    data_of_job,
     folder_digests,
     input_digests,
     plan_jobs,
@@ -64,8 +65,11 @@ class KeyInputs:
 
     def inputs(self, cfg: RunConfig, job: Job, results: Mapping[str, str]) -> dict[str, str]:
         """Return ``input_digests`` of a job, given the digests of the results it needs."""
-        data = {seed: self._data(cfg.task, seed).digests for seed in cfg.seeds}
-        return input_digests(cfg, job, results, data, folder_digests(cfg, self._tree))
+        return input_digests(cfg, job, results, self.digests(cfg), folder_digests(cfg, self._tree))
+
+    def digests(self, cfg: RunConfig) -> dict[int, dict[str, str]]:
+        """Return ``data_digests`` of the run's task by seed."""
+        return {seed: self._data(cfg.task, seed).digests for seed in cfg.seeds}
 
     def kind(self, cfg: RunConfig) -> str:
         """Return the kind of the run's task."""
@@ -131,6 +135,7 @@ class JobGraph:
             self.key_inputs.settings(cfg, job),
             self.key_inputs.inputs(cfg, job, {name: a.digest for name, a in results.items()}),
             {name: str(a.path) for name, a in results.items()},
+            data_of_job(cfg, job, self.key_inputs.digests(cfg)),
         )
 
     def fail(self, node: JobNode, reason: str) -> list[str]:
