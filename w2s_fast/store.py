@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import DataWarning, W2SError
 
 FORMAT_VERSION = 2  # part of every key: stages of another format are computed again
 META_NAME = "stage.json"
@@ -37,14 +37,14 @@ class StoreWarning(UserWarning):
 
 
 def redirect_store_warnings(listener: Callable[[str], None]) -> None:
-    """Send the text of each ``StoreWarning`` to ``listener``; leave other warnings alone.
+    """Send the text of warnings about the store and the data to ``listener``, and no others.
 
     Call it inside ``warnings.catch_warnings()``, which undoes it.
     """
     usual = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, StoreWarning):
+        if issubclass(category, StoreWarning | DataWarning):
             listener(str(message))
         else:
             usual(message, category, *rest, **more)

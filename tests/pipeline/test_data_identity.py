@@ -134,3 +134,13 @@ def test_groups_and_the_reading_of_answers_are_part_of_a_result(tmp_path: Path) 
     regrouped = replace(data, transfer=replace(data.transfer, groups=groups))
     before, after = data_digests(data), data_digests(regrouped)
     assert {key for key in before if before[key] != after[key]} == {"transfer.inputs"}
+
+
+def test_a_run_warns_once_of_classes_that_look_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "rows.csv")
+    path.write_text(path.read_text().replace(",1,", ",Yes,").replace(",0,", ",yes,"))
+    run(local_run(tmp_path / "out", path, seeds=[0, 1]))
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert shown.count("differ only in case or format") == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from w2s_fast.config import RunConfig
 from w2s_fast.distributed.world import World, get_world
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import DataWarning, W2SError
 from w2s_fast.pipeline.jobs import Job, data_digest
 from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, get_task
 
@@ -142,7 +143,9 @@ def read_again(task: TaskConfig, seed: int, digest: str) -> TaskData:
     Raises:
         W2SError: It is not.
     """
-    data = load_data(task, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # the first reading has shown them
+        data = load_data(task, seed)
     if data_digest(data) != digest:
         files = " and ".join(path for path in (task.path, task.test_path) if path)
         raise W2SError(
