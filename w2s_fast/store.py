@@ -30,6 +30,7 @@ META_NAME = "stage.json"
 CHECKPOINT_NAME = "checkpoint"  # exists in the hidden folder only; removed before publication
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+_NO_FOLDER = {*_FORBIDDEN, errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class StoreWarning(UserWarning):
@@ -109,13 +110,15 @@ def explain_write_errors(what: str, where: Path) -> Iterator[None]:
     try:
         yield
     except Exception as err:
-        code = getattr(err, "errno", None)
+        code: int = getattr(err, "errno", None) or 0
         if _is_full(err):
             raise W2SError(
                 f"no space left while writing {what} in {where}: free some space or choose another "
                 "folder with --cache_dir, then run the same command; everything stored is kept"
             ) from err
-        if code in _FORBIDDEN and Path(str(getattr(err, "filename", ""))).is_relative_to(where):
+        file = Path(str(getattr(err, "filename", "")))
+        unmade = code in _NO_FOLDER and where.is_relative_to(file)  # the folder, or one above it
+        if unmade or (code in _FORBIDDEN and file.is_relative_to(where)):
             raise W2SError(
                 f"cannot write {what} in {where} ({os.strerror(code)}): choose a folder you may "
                 "write with --out or --cache_dir"

@@ -104,7 +104,7 @@ def test_files_and_options_are_as_strict_as_those_of_a_run(tmp_path: Path) -> No
     for text, words in (
         ("task: [x]", "did you mean 'tasks'?"),
         ("losses: [xent]", "did you mean 'run.losses'?"),
-        ("run: {studnet: {}}\nrun: 3", "run=3: expected a block"),
+        ("run: 3", "run=3: expected a block"),
     ):
         path.write_text(text)
         with pytest.raises(W2SError) as err:
