@@ -95,9 +95,18 @@ def file_hash(path: Path) -> str:
 
 def tree_hash(root: Path) -> str:
     """Return one digest over names and contents of all files under ``root`` that are not hidden."""
+    return content_hash({n: file_hash(root / n) for n in _visible(root)})
+
+
+def tree_stamp(root: Path) -> str:
+    """Return what changes when a file of ``tree_hash`` is written, without reading the files."""
+    facts = {n: (root / n).stat() for n in _visible(root)}
+    return content_hash({n: [f.st_size, f.st_mtime_ns, f.st_ino] for n, f in facts.items()})
+
+
+def _visible(root: Path) -> list[str]:
     names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-    visible = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
-    return content_hash({n: file_hash(root / n) for n in visible})
+    return [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
 
 
 @contextlib.contextmanager

@@ -92,6 +92,27 @@ def test_one_process_reads_its_data_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert scores(run(local_run(tmp_path / "out", path))) == expected
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_nothing_is_published_from_a_checkpoint_that_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Neither the student nor the weak model, a bag of words with the student's tokenizer."""
+    cfg = local_run(tmp_path / "out", write(tmp_path / "rows.csv"))
+    path = tmp_path / "student" / file
+    before, execute = path.read_bytes(), pool.execute
+
+    def late(*args: Any) -> Any:
+        path.write_bytes(before)
+        return execute(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "execute", late)
+        with pytest.raises(W2SError, match=r"student changed while weak/0 was computed"):
+            run(cfg)
+    assert not list(cfg.store_dir.glob("weak-*"))
+    assert len(run(cfg)["runs"]) == 1
+
+
 def test_what_was_read_is_kept_by_its_content(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv")
     task = local_config(path, n_weak=20)

@@ -10,9 +10,10 @@ from typing import Any
 
 from w2s_fast.config import RunConfig, to_dict
 from w2s_fast.distributed.world import get_world
+from w2s_fast.errors import W2SError
 from w2s_fast.pipeline.context import Context, ReadFn
 from w2s_fast.pipeline.jobs import Job
-from w2s_fast.store import Artifact, StageBuild, Store
+from w2s_fast.store import Artifact, StageBuild, Store, tree_stamp
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class WorkItem:
         inputs: ``input_digests`` of the job.
         folders: Folders of the finished jobs it needs, by name.
         data: ``data_digest`` of the data it may read, by seed.
+        models: ``tree_stamp`` of the checkpoint folders, by path.
     """
 
     job: Job
@@ -32,6 +34,7 @@ class WorkItem:
     inputs: dict[str, str]
     folders: dict[str, str]
     data: dict[str, str]
+    models: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, to send to a worker process."""
@@ -72,6 +75,7 @@ def execute(
         world.broadcast_object([str(build.path), build.artifact is not None])
         if build.artifact is None:
             _compute(cfg, work_item, threads, progress, read, build)
+            _check_models(work_item)
     assert build.artifact is not None
     world.broadcast_object(build.artifact.to_json())
     return build.artifact
@@ -102,6 +106,16 @@ def _compute(
     with _threads(1 if work_item.job.setting("freeze") else threads):
         STAGES[work_item.job.stage](Context(cfg, work_item.job, folders, progress, read), build)
     get_world().barrier()  # no process may use the folder while it is renamed
+
+
+def _check_models(work_item: WorkItem) -> None:
+    """Raise `W2SError` if a checkpoint is no longer the one that the stage is filed under."""
+    for path, stamp in work_item.models.items():
+        if tree_stamp(Path(path)) != stamp:
+            raise W2SError(
+                f"{path} changed while {work_item.job.name} was computed; its result is not kept: "
+                "run the same command again once the folder is complete"
+            )
 
 
 @contextmanager

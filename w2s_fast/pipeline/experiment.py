@@ -18,11 +18,11 @@ from w2s_fast.pipeline.artifacts import LABELS, REPORT
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import WorkItem, execute, find
 from w2s_fast.pipeline.jobs import (
+    Folders,
     Job,
     config_slice,
     data_digests,
     data_of_job,
-    folder_digests,
     input_digests,
     plan_jobs,
 )
@@ -162,7 +162,7 @@ class Session:
         self.store = Store(cfg.store_dir)
         self.data = {s: load_data(cfg.task, s) for s in cfg.seeds}
         self.digests = {s: data_digests(d) for s, d in self.data.items()}
-        self._folders = folder_digests(cfg)
+        self._folders = Folders()
 
     def read(self, seed: int) -> TaskData:
         """Return the splits of a seed, which were read at the start."""
@@ -172,12 +172,15 @@ class Session:
         """Return the job with its inputs; the jobs it needs must be finished."""
         digests = {name: self.results[name].digest for name in job.needs}
         n_classes = len(self.data[self.cfg.seeds[0]].class_names)
+        folders = self._folders.digests(self.cfg)
+        inputs = input_digests(self.cfg, job, digests, self.digests, folders)
         return WorkItem(
             job,
             config_slice(self.cfg, job, n_classes),
-            input_digests(self.cfg, job, digests, self.digests, self._folders),
+            inputs,
             {name: str(self.results[name].path) for name in job.needs},
             data_of_job(self.cfg, job, self.digests),
+            self._folders.stamps(self.cfg, inputs),
         )
 
     def take_stored(self, job: Job) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from w2s_fast.config import RunConfig, model_of, roles, to_dict, train_of
 from w2s_fast.methods import Node, Plan
 from w2s_fast.models import ModelConfig
 from w2s_fast.pipeline.students import students
-from w2s_fast.store import content_hash, tree_hash
+from w2s_fast.store import content_hash, tree_hash, tree_stamp
 from w2s_fast.tasks import Examples, TaskData
 from w2s_fast.training.config import EXECUTION_FIELDS
 
@@ -264,7 +264,33 @@ def input_digests(
     return digests
 
 
-def folder_digests(cfg: RunConfig, digest: Callable[[Path], str] = tree_hash) -> dict[str, str]:
-    """Return a digest of each model that is a folder, by role; ``digest`` may cache."""
+class Folders:
+    """Digests of checkpoint folders; each is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, str]] = {}  # by absolute path
+
+    def digests(self, cfg: RunConfig) -> dict[str, str]:
+        """Return a digest of each model that is a folder, by role."""
+        return {role: self._facts(path)[0] for role, path in _folders(cfg).items()}
+
+    def stamps(self, cfg: RunConfig, inputs: Mapping[str, str]) -> dict[str, str]:
+        """Return ``tree_stamp`` by path, as it was before the folder was read.
+
+        Args:
+            cfg: Configuration of the run.
+            inputs: ``input_digests`` of a job; only the folders it names are returned.
+        """
+        paths = {p for role, p in _folders(cfg).items() if f"folder.{role}" in inputs}
+        return {path: self._facts(path)[1] for path in sorted(paths)}
+
+    def _facts(self, path: str) -> tuple[str, str]:
+        if path not in self._known:
+            stamp = tree_stamp(Path(path))
+            self._known[path] = tree_hash(Path(path)), stamp
+        return self._known[path]
+
+
+def _folders(cfg: RunConfig) -> dict[str, str]:
     sources = {role: Path(model_of(cfg, role).source) for role in roles(cfg)}
-    return {role: digest(path) for role, path in sources.items() if path.is_dir()}
+    return {role: str(path.absolute()) for role, path in sources.items() if path.is_dir()}

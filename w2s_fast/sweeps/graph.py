@@ -9,22 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from w2s_fast.config import RunConfig
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import WorkItem
 from w2s_fast.pipeline.jobs import (
+    Folders,
     Job,
     config_slice,
     data_digests,
     data_of_job,
-    folder_digests,
     input_digests,
     plan_jobs,
 )
-from w2s_fast.store import Artifact, content_hash, tree_hash
+from w2s_fast.store import Artifact, content_hash
 from w2s_fast.sweeps.grid import Cell
 from w2s_fast.tasks import TaskConfig
 
@@ -57,7 +56,7 @@ class KeyInputs:
     """Read what job keys depend on, once for all cells: cells share tasks and models."""
 
     data: dict[tuple[TaskConfig, int], _DataFacts] = field(default_factory=dict)
-    trees: dict[Path, str] = field(default_factory=dict)
+    folders: Folders = field(default_factory=Folders)
 
     def settings(self, cfg: RunConfig, job: Job) -> dict[str, Any]:
         """Return ``config_slice`` of a job."""
@@ -65,7 +64,7 @@ class KeyInputs:
 
     def inputs(self, cfg: RunConfig, job: Job, results: Mapping[str, str]) -> dict[str, str]:
         """Return ``input_digests`` of a job, given the digests of the results it needs."""
-        return input_digests(cfg, job, results, self.digests(cfg), folder_digests(cfg, self._tree))
+        return input_digests(cfg, job, results, self.digests(cfg), self.folders.digests(cfg))
 
     def digests(self, cfg: RunConfig) -> dict[int, dict[str, str]]:
         """Return ``data_digests`` of the run's task by seed."""
@@ -80,11 +79,6 @@ class KeyInputs:
             data = load_data(task, seed)
             self.data[task, seed] = _DataFacts(data_digests(data), len(data.class_names), data.kind)
         return self.data[task, seed]
-
-    def _tree(self, path: Path) -> str:
-        if path not in self.trees:
-            self.trees[path] = tree_hash(path)
-        return self.trees[path]
 
 
 @dataclass
@@ -130,12 +124,14 @@ class JobGraph:
         """Return the node's job with its inputs, which must be done."""
         cfg, job = node.cell.cfg, node.job
         results = {name: self.done[key] for name, key in node.inputs.items()}
+        inputs = self.key_inputs.inputs(cfg, job, {name: a.digest for name, a in results.items()})
         return WorkItem(
             job,
             self.key_inputs.settings(cfg, job),
-            self.key_inputs.inputs(cfg, job, {name: a.digest for name, a in results.items()}),
+            inputs,
             {name: str(a.path) for name, a in results.items()},
             data_of_job(cfg, job, self.key_inputs.digests(cfg)),
+            self.key_inputs.folders.stamps(cfg, inputs),
         )
 
     def fail(self, node: JobNode, reason: str) -> list[str]:
