@@ -10,12 +10,16 @@ import pytest
 from helpers.cluster import save_model
 from helpers.task_data import local_config
 from helpers.toy_run import config
+from rich.console import Console
 
 from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline import pool, run
 from w2s_fast.pipeline.context import load_data, read_again
 from w2s_fast.pipeline.jobs import config_slice, data_digest, data_digests, input_digests, plan_jobs
+from w2s_fast.report.terminal import print_results
+
+SIZES = {"weak": 20, "transfer": 24, "test": 20}
 
 
 def write(path: Path, *, flip: bool = False, doc: int = 1) -> Path:
@@ -31,7 +35,7 @@ def local_run(out: Path, path: Path, **changes: Any) -> RunConfig:
     if not folder.exists():
         save_model(folder)
     cfg = config(out, student={"source": str(folder)}, **changes)
-    return replace(cfg, task=local_config(path, n_weak=20, n_transfer=24, n_test=20))
+    return replace(cfg, task=local_config(path, **{f"n_{k}": n for k, n in SIZES.items()}))
 
 
 def scores(results: dict[str, Any]) -> list[Any]:
@@ -162,6 +166,13 @@ def test_a_run_warns_once_of_classes_that_look_alike(
 ) -> None:
     path = write(tmp_path / "rows.csv")
     path.write_text(path.read_text().replace(",1,", ",Yes,").replace(",0,", ",yes,"))
-    run(local_run(tmp_path / "out", path, seeds=[0, 1]))
+    results = run(local_run(tmp_path / "out", path, seeds=[0, 1]))
     shown = " ".join("".join(capsys.readouterr()).split())
     assert shown.count("differ only in case or format") == 1
+    counts = {k: {"Yes": n // 2, "yes": n // 2} for k, n in SIZES.items()}
+    assert results["provenance"]["data"] == {"0": counts, "1": counts}
+    print_results(results, Console(width=80))
+    line = "rows by class (weak / transfer / test): 'Yes' 10 / 12 / 10, 'yes' 10 / 12 / 10"
+    assert line in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<td>yes</td><td>10</td><td>12</td><td>10</td>" in page

@@ -28,7 +28,7 @@ from w2s_fast.pipeline.jobs import (
 )
 from w2s_fast.pipeline.pool import JobObserver, choose_parallelism, make_pool
 from w2s_fast.pipeline.preflight import check_processes_agree
-from w2s_fast.pipeline.provenance import provenance
+from w2s_fast.pipeline.provenance import class_counts, provenance
 from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.stages.transcripts import check_writer
 from w2s_fast.pipeline.students import check_kind
@@ -67,7 +67,8 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
         jobs = plan_jobs(cfg).jobs
         session.compute(jobs[:-1])
         scores = _report_stage(session, jobs[-1])
-        facts = provenance(cfg, session.results, session.cached)
+        counts = {s: class_counts(data) for s, data in session.data.items()}
+        facts = provenance(cfg, session.results, session.cached, counts)
         results = session.world.broadcast_object({**scores, "provenance": facts})
         if session.world.is_main_process:
             with explain_write_errors("the report", Path(cfg.output_dir).absolute()):

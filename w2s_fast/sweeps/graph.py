@@ -23,6 +23,7 @@ from w2s_fast.pipeline.jobs import (
     input_digests,
     plan_jobs,
 )
+from w2s_fast.pipeline.provenance import class_counts
 from w2s_fast.store import Artifact, content_hash
 from w2s_fast.sweeps.grid import Cell
 from w2s_fast.tasks import TaskConfig
@@ -49,6 +50,7 @@ class _DataFacts(NamedTuple):
     digests: dict[str, str]
     n_classes: int
     kind: str
+    counts: dict[str, dict[str, int]]
 
 
 @dataclass
@@ -74,10 +76,16 @@ class KeyInputs:
         """Return the kind of the run's task."""
         return self._data(cfg.task, cfg.seeds[0]).kind
 
+    def counts(self, cfg: RunConfig) -> dict[int, dict[str, dict[str, int]]]:
+        """Return ``class_counts`` of the run's task by seed."""
+        return {seed: self._data(cfg.task, seed).counts for seed in cfg.seeds}
+
     def _data(self, task: TaskConfig, seed: int) -> _DataFacts:
         if (task, seed) not in self.data:
             data = load_data(task, seed)
-            self.data[task, seed] = _DataFacts(data_digests(data), len(data.class_names), data.kind)
+            self.data[task, seed] = _DataFacts(
+                data_digests(data), len(data.class_names), data.kind, class_counts(data)
+            )
         return self.data[task, seed]
 
 
