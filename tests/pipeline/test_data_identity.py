@@ -176,3 +176,17 @@ def test_a_run_warns_once_of_classes_that_look_alike(
     assert line in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<td>yes</td><td>10</td><td>12</td><td>10</td>" in page
+
+
+def test_a_bag_of_words_does_not_depend_on_intermediate_models(tmp_path: Path) -> None:
+    """It takes the student's tokenizer, and no file of the models between them."""
+    cfg = local_run(tmp_path / "out", write(tmp_path / "rows.csv"))
+    between = tmp_path / "between"
+    save_model(between)
+    stages = []
+    for chain in ((), (str(between),)):
+        methods = ("bootstrap",) if chain else ("naive",)
+        results = run(replace(cfg, intermediate_models=chain, methods=methods))
+        stages.append(results["provenance"]["stages"])
+    assert stages[1]["weak/0"]["reused"] and stages[1]["labels/0"]["reused"]
+    assert not stages[1]["report"]["reused"]

@@ -259,8 +259,9 @@ def input_digests(
         digests |= {k: data[job.seed][k] for k in data_inputs(job)}
         role = job.setting("role")
         if role is not None:
-            # A model without a folder uses the tokenizer of another.
-            digests |= {f"folder.{r}": folders[r] for r in ([role] if role in folders else folders)}
+            # A model without a folder uses the tokenizer of the student, else of the weak model.
+            source = next((r for r in (role, "student", "weak") if r in folders), None)
+            digests |= {} if source is None else {f"folder.{source}": folders[source]}
     return digests
 
 
