@@ -17,6 +17,7 @@ from w2s_fast.store import (
     Store,
     StoreWarning,
     content_hash,
+    explain_write_errors,
     file_lock,
     read_sealed,
     tree_hash,
@@ -238,3 +239,17 @@ def test_stages_of_another_version_are_named_once(tmp_path: Path) -> None:
     damaged.write_text("{")
     with pytest.warns(StoreWarning, match=f"holds 1 stages of another version .*{old.parent.name}"):
         store.warn_of_other_formats()
+
+
+@pytest.mark.parametrize("folder", ["/proc/foo", "/proc/foo/bar", "/" + "x" * 300])
+def test_a_folder_that_cannot_be_made_is_one_line(folder: str) -> None:
+    with (
+        pytest.raises(W2SError, match=rf"cannot write results in {folder} \(.*\): choose a folder"),
+        explain_write_errors("results", Path(folder)),
+    ):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+
+def test_a_file_that_is_missing_is_no_fault_of_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), explain_write_errors("results", tmp_path):
+        (tmp_path / "absent").read_bytes()

@@ -14,6 +14,10 @@ class W2SKeywordError(W2SError, TypeError):
     """A call with an unknown keyword; it is also a TypeError, as Python raises."""
 
 
+class DataWarning(UserWarning):
+    """Data that can be used but may not be what the user meant."""
+
+
 # Settings, methods and kinds by their old name: an old name fails with the new one as a hint.
 RENAMED = {
     "threshold": "threshold_scope",

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import DataWarning, W2SError
 
 FORMAT_VERSION = 3  # part of every key: stages of another format are computed again
 META_NAME = "stage.json"
@@ -31,6 +31,7 @@ _SEAL = "checksum"  # key of a file's checksum among the values that it covers
 CHECKPOINT_NAME = "checkpoint"  # exists in the hidden folder only; removed before publication
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+_NO_FOLDER = {*_FORBIDDEN, errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class StoreWarning(UserWarning):
@@ -38,14 +39,14 @@ class StoreWarning(UserWarning):
 
 
 def redirect_store_warnings(listener: Callable[[str], None]) -> None:
-    """Send the text of each ``StoreWarning`` to ``listener``; leave other warnings alone.
+    """Send the text of warnings about the store and the data to ``listener``, and no others.
 
     Call it inside ``warnings.catch_warnings()``, which undoes it.
     """
     usual = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, StoreWarning):
+        if issubclass(category, StoreWarning | DataWarning):
             listener(str(message))
         else:
             usual(message, category, *rest, **more)
@@ -95,9 +96,18 @@ def file_hash(path: Path) -> str:
 
 def tree_hash(root: Path) -> str:
     """Return one digest over names and contents of all files under ``root`` that are not hidden."""
+    return content_hash({n: file_hash(root / n) for n in _visible(root)})
+
+
+def tree_stamp(root: Path) -> str:
+    """Return what changes when a file of ``tree_hash`` is written, without reading the files."""
+    facts = {n: (root / n).stat() for n in _visible(root)}
+    return content_hash({n: [f.st_size, f.st_mtime_ns, f.st_ino] for n, f in facts.items()})
+
+
+def _visible(root: Path) -> list[str]:
     names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-    visible = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
-    return content_hash({n: file_hash(root / n) for n in visible})
+    return [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
 
 
 @contextlib.contextmanager
@@ -110,13 +120,15 @@ def explain_write_errors(what: str, where: Path) -> Iterator[None]:
     try:
         yield
     except Exception as err:
-        code = getattr(err, "errno", None)
+        code: int = getattr(err, "errno", None) or 0
         if _is_full(err):
             raise W2SError(
                 f"no space left while writing {what} in {where}: free some space or choose another "
                 "folder with --cache_dir, then run the same command; everything stored is kept"
             ) from err
-        if code in _FORBIDDEN and Path(str(getattr(err, "filename", ""))).is_relative_to(where):
+        file = Path(str(getattr(err, "filename", "")))
+        unmade = code in _NO_FOLDER and where.is_relative_to(file)  # the folder, or one above it
+        if unmade or (code in _FORBIDDEN and file.is_relative_to(where)):
             raise W2SError(
                 f"cannot write {what} in {where} ({os.strerror(code)}): choose a folder you may "
                 "write with --out or --cache_dir"

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def test_no_weak_model_is_asked_about_texts_that_it_learned() -> None:
     rows = []
     for fold, model in enumerate(models):
         job = Job("weak", f"weak/{fold}", 0, model.settings)
-        ctx = Context(cfg, job, {}, lambda *_: None)
+        ctx = Context(cfg, job, {}, lambda *_: None, partial(load_data, cfg.task))
         taught = set(load_training_set(ctx).items.ids)
         weak = ctx.inputs("weak")
         labelled = {i for i, f in zip(weak.ids, folds(ctx, weak), strict=True) if f == fold}

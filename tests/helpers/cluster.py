@@ -223,10 +223,10 @@ losses: [logconf]
 seeds: [0]
 """
     )
-    _model(path / "student")
+    save_model(path / "student")
 
 
-def _model(path: Path) -> None:
+def save_model(path: Path) -> None:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast

@@ -106,6 +106,8 @@ def test_a_bad_option_is_one_line(args: list[str], words: str) -> None:
         ("student_train: 3", "student_train=3: expected a block"),
         ("seeds: [a]", "seeds"),
         ("a: [", "is not YAML"),
+        ("seeds: [0]\ntask:\n  n_weak: 9\nseeds: [1]", "'seeds' is given twice, in lines 1 and 4"),
+        ("task: {n_weak: 9, n_weak: 8}", "'n_weak' is given twice, in lines 1 and 1"),
         ("- 1", "expected lines as --print-config shows"),
         ("", "expected lines as --print-config shows"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,9 @@ def test_what_a_method_may_not_do(tmp_path: Path, method: str, problem: str) -> 
 )
 def test_a_student_stage_has_no_gold_to_give(stage: str) -> None:
     """Not by asking, and not by looking: the rows it can see have no labels."""
-    ctx = Context(config(Path("unused")), Job(stage, f"{stage}/0", 0), {}, lambda *_: None)
+    cfg = config(Path("unused"))
+    read = partial(load_data, cfg.task)
+    ctx = Context(cfg, Job(stage, f"{stage}/0", 0), {}, lambda *_: None, read)
     for split in ("weak", "transfer", "test"):
         with pytest.raises(W2SError, match="true labels"):
             ctx.gold(split)
@@ -185,13 +188,10 @@ def every_method(out: Path, flipped: bool) -> dict[str, Any]:
         transcript_writer={"max_tokens": 3},
         methods=list(METHODS),
     )
-    load_data.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         if flipped:
             patch.setitem(TASKS, "agreement", FlippedGold())
-        results = run(cfg)
-    load_data.cache_clear()
-    return results
+        return run(cfg)
 
 
 @pytest.mark.slow

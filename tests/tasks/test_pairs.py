@@ -146,4 +146,4 @@ def test_pairs_that_do_not_fit(tmp_path: Path) -> None:
     )  # fmt: skip
     turns = [{**row, "chosen": [{"role": "user", "content": "a"}]} for row in rows]
     bad = write_rows(tmp_path / "c.jsonl", turns)
-    fails(lambda: load(_config(bad), 0), "(task.chosen) holds a list", "as one string")
+    fails(lambda: load(_config(bad), 0), "(task.chosen) is a list", "as one string")

@@ -201,19 +201,45 @@ def _check_yaml(path: str, kind: type) -> None:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        text = Path(path).read_text()
+        values, repeated = yaml.safe_load(text), _repeated_key(text)
     except OSError as err:
         raise W2SError(f"cannot read config file {path!r}: {err.strerror}") from err
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise W2SError(f"config file {path!r} is not YAML: {' '.join(str(err).split())}") from err
     if not isinstance(values, Mapping):
         raise W2SError(f"config file {path!r}: expected lines as --print-config shows")
+    if repeated:
+        raise W2SError(f"{path}: {repeated}; keep one of them")
     known = field_types(kind)
     for name, value in _flatten(values, ""):
         if name not in known:
             if any(k.startswith(f"{name}.") for k in known):
                 raise W2SError(f"{path}: {name}={value!r}: expected a block of settings")
             raise W2SError(f"{path}: {unknown_setting(name, kind)}")
+
+
+def _repeated_key(text: str) -> str:
+    """Return which key of a YAML text is given twice in one block, "" if none is.
+
+    Of equal keys YAML takes the last.
+    """
+    import yaml
+
+    blocks, seen = [yaml.compose(text, yaml.SafeLoader)], set()
+    while blocks:
+        block = blocks.pop()
+        if not isinstance(block, yaml.MappingNode) or id(block) in seen:
+            continue
+        seen.add(id(block))  # an alias leads to the same block
+        lines: dict[str, int] = {}
+        for key, value in block.value:
+            line = key.start_mark.line + 1
+            if isinstance(key.value, str) and key.value in lines:
+                return f"{key.value!r} is given twice, in lines {lines[key.value]} and {line}"
+            lines[str(key.value)] = line
+            blocks.append(value)
+    return ""
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,12 @@ import numpy as np
 
 from w2s_fast.config import RunConfig
 from w2s_fast.distributed.world import World, get_world
-from w2s_fast.errors import W2SError
-from w2s_fast.pipeline.jobs import Job
+from w2s_fast.errors import DataWarning, W2SError
+from w2s_fast.pipeline.jobs import Job, data_digest
 from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, get_task
 
 ProgressFn = Callable[[int, int, float], None]
+ReadFn = Callable[[int], TaskData]
 PRETRAIN_SEED = 0
 # Splits whose true labels a stage may read; a job with ``gold`` may also read the transfer set.
 _GOLD = {"weak": ("weak",), "ceiling": ("transfer",), "report": ("weak", "transfer", "test")}
@@ -39,12 +41,14 @@ class Context:
         job: Job to compute.
         folders: Folders of the finished jobs it needs, by name.
         progress: Called with (step, steps, loss).
+        read: Returns the splits of a seed, as the run has read them.
     """
 
     cfg: RunConfig
     job: Job
     folders: Mapping[str, Path]
     progress: ProgressFn
+    read: ReadFn
 
     @property
     def world(self) -> World:
@@ -110,10 +114,43 @@ class Context:
 
     @property
     def _data(self) -> TaskData:
-        return load_data(self.cfg.task, self.job.seed or 0)
+        return self.read(self.job.seed or 0)
 
 
-@functools.lru_cache(maxsize=8)
 def load_data(task: TaskConfig, seed: int) -> TaskData:
-    """Return the splits of one seed, cached, because several jobs of a process use them."""
+    """Read the splits of one seed.
+
+    Raises:
+        W2SError: The configuration or the data does not fit.
+    """
     return get_task(task.name).load(task, seed)
+
+
+def reader(task: TaskConfig, digests: Mapping[str, str]) -> ReadFn:
+    """Return a ``Context.read`` for a process that has to read the data itself.
+
+    Args:
+        task: The task.
+        digests: ``data_digest`` of what the run has read, by seed.
+    """
+    return lambda seed: read_again(task, seed, digests[str(seed)])
+
+
+@functools.lru_cache(maxsize=8)  # several jobs of a process use them
+def read_again(task: TaskConfig, seed: int, digest: str) -> TaskData:
+    """Return the splits of one seed, whose content must still be that of ``digest``.
+
+    Raises:
+        W2SError: It is not.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # the first reading has shown them
+        data = load_data(task, seed)
+    if data_digest(data) != digest:
+        files = " and ".join(path for path in (task.path, task.test_path) if path)
+        raise W2SError(
+            f"task {task.name!r}{files and f' ({files})'}: the data changed while the run was "
+            "reading them, or differ from process to process; expected the same splits for the "
+            "same seed, so run the same command again once they are complete"
+        )
+    return data

@@ -10,8 +10,10 @@ from typing import Any
 
 from w2s_fast.config import RunConfig, to_dict
 from w2s_fast.distributed.world import get_world
+from w2s_fast.errors import W2SError
+from w2s_fast.pipeline.context import Context, ReadFn
 from w2s_fast.pipeline.jobs import Job
-from w2s_fast.store import Artifact, StageBuild, Store
+from w2s_fast.store import Artifact, StageBuild, Store, tree_stamp
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,16 @@ class WorkItem:
         config: ``config_slice`` of the job.
         inputs: ``input_digests`` of the job.
         folders: Folders of the finished jobs it needs, by name.
+        data: ``data_digest`` of the data it may read, by seed.
+        models: ``tree_stamp`` of the checkpoint folders, by path.
     """
 
     job: Job
     config: dict[str, Any]
     inputs: dict[str, str]
     folders: dict[str, str]
+    data: dict[str, str]
+    models: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, to send to a worker process."""
@@ -41,10 +47,12 @@ class WorkItem:
         for name in ("settings", "inputs"):
             job[name] = tuple((key, value) for key, value in job[name])
         job["gold"] = tuple(job["gold"])
-        return WorkItem(Job(**job), values["config"], values["inputs"], values["folders"])
+        return WorkItem(**{**values, "job": Job(**job)})
 
 
-def execute(cfg: RunConfig, work_item: WorkItem, threads: int, progress: Any) -> Artifact:
+def execute(
+    cfg: RunConfig, work_item: WorkItem, threads: int, progress: Any, read: ReadFn
+) -> Artifact:
     """Compute the job, or take it from the store if another process has just finished it.
 
     Under a launcher, all processes compute it together and rank 0 accesses the store.
@@ -54,18 +62,20 @@ def execute(cfg: RunConfig, work_item: WorkItem, threads: int, progress: Any) ->
         work_item: The job and its inputs.
         threads: Number of torch threads; the order of a sum may depend on it.
         progress: Called with (step, steps, loss).
+        read: Returns the splits of a seed.
     """
     world = get_world()
     if not world.is_main_process:
         build_path, done = world.broadcast_object(None)
         if not done:
-            _compute(cfg, work_item, threads, progress, StageBuild(Path(build_path), None))
+            _compute(cfg, work_item, threads, progress, read, StageBuild(Path(build_path), None))
         return Artifact.from_json(world.broadcast_object(None))
     store = Store(cfg.store_dir)
     with store.building(work_item.job.stage, work_item.config, work_item.inputs) as build:
         world.broadcast_object([str(build.path), build.artifact is not None])
         if build.artifact is None:
-            _compute(cfg, work_item, threads, progress, build)
+            _compute(cfg, work_item, threads, progress, read, build)
+            _check_models(work_item)
     assert build.artifact is not None
     world.broadcast_object(build.artifact.to_json())
     return build.artifact
@@ -82,16 +92,30 @@ def find(store: Store, work_item: WorkItem) -> Artifact | None:
 
 
 def _compute(
-    cfg: RunConfig, work_item: WorkItem, threads: int, progress: Any, build: StageBuild
+    cfg: RunConfig,
+    work_item: WorkItem,
+    threads: int,
+    progress: Any,
+    read: ReadFn,
+    build: StageBuild,
 ) -> None:
-    from w2s_fast.pipeline.context import Context
     from w2s_fast.pipeline.stages.registry import STAGES
 
     folders = {name: Path(path) for name, path in work_item.folders.items()}
     # A head on cached states is too small for several threads: they would wait for each other.
     with _threads(1 if work_item.job.setting("freeze") else threads):
-        STAGES[work_item.job.stage](Context(cfg, work_item.job, folders, progress), build)
+        STAGES[work_item.job.stage](Context(cfg, work_item.job, folders, progress, read), build)
     get_world().barrier()  # no process may use the folder while it is renamed
+
+
+def _check_models(work_item: WorkItem) -> None:
+    """Raise `W2SError` if a checkpoint is no longer the one that the stage is filed under."""
+    for path, stamp in work_item.models.items():
+        if tree_stamp(Path(path)) != stamp:
+            raise W2SError(
+                f"{path} changed while {work_item.job.name} was computed; its result is not kept: "
+                "run the same command again once the folder is complete"
+            )
 
 
 @contextmanager

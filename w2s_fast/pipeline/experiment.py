@@ -18,16 +18,17 @@ from w2s_fast.pipeline.artifacts import LABELS, REPORT
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import WorkItem, execute, find
 from w2s_fast.pipeline.jobs import (
+    Folders,
     Job,
     config_slice,
     data_digests,
-    folder_digests,
+    data_of_job,
     input_digests,
     plan_jobs,
 )
 from w2s_fast.pipeline.pool import JobObserver, choose_parallelism, make_pool
 from w2s_fast.pipeline.preflight import check_processes_agree
-from w2s_fast.pipeline.provenance import provenance
+from w2s_fast.pipeline.provenance import class_counts, provenance
 from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.stages.transcripts import check_writer
 from w2s_fast.pipeline.students import check_kind
@@ -43,6 +44,7 @@ from w2s_fast.store import (
     redirect_store_warnings,
     write_json,
 )
+from w2s_fast.tasks import TaskData
 from w2s_fast.training.deepspeed.setup import check_offload
 
 
@@ -65,7 +67,8 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
         jobs = plan_jobs(cfg).jobs
         session.compute(jobs[:-1])
         scores = _report_stage(session, jobs[-1])
-        facts = provenance(cfg, session.results, session.cached)
+        counts = {s: class_counts(data) for s, data in session.data.items()}
+        facts = provenance(cfg, session.results, session.cached, counts)
         results = session.world.broadcast_object({**scores, "provenance": facts})
         if session.world.is_main_process:
             with explain_write_errors("the report", Path(cfg.output_dir).absolute()):
@@ -160,17 +163,25 @@ class Session:
         self.store = Store(cfg.store_dir)
         self.data = {s: load_data(cfg.task, s) for s in cfg.seeds}
         self.digests = {s: data_digests(d) for s, d in self.data.items()}
-        self._folders = folder_digests(cfg)
+        self._folders = Folders()
+
+    def read(self, seed: int) -> TaskData:
+        """Return the splits of a seed, which were read at the start."""
+        return self.data[seed]
 
     def work_item(self, job: Job) -> WorkItem:
         """Return the job with its inputs; the jobs it needs must be finished."""
         digests = {name: self.results[name].digest for name in job.needs}
         n_classes = len(self.data[self.cfg.seeds[0]].class_names)
+        folders = self._folders.digests(self.cfg)
+        inputs = input_digests(self.cfg, job, digests, self.digests, folders)
         return WorkItem(
             job,
             config_slice(self.cfg, job, n_classes),
-            input_digests(self.cfg, job, digests, self.digests, self._folders),
+            inputs,
             {name: str(self.results[name].path) for name in job.needs},
+            data_of_job(self.cfg, job, self.digests),
+            self._folders.stamps(self.cfg, inputs),
         )
 
     def take_stored(self, job: Job) -> bool:
@@ -187,7 +198,7 @@ class Session:
         """Finish every job, one per worker at a time."""
         workers, threads = choose_parallelism(self.cfg, cuda=device(self.cfg) == "cuda")
         waiting, running = list(jobs), 0
-        with make_pool(self.cfg, workers, threads, self.observer) as pool:
+        with make_pool(self.cfg, workers, threads, self.observer, self.read) as pool:
             while waiting or running:
                 for job in [j for j in waiting if self.ready(j)]:
                     if self.take_stored(job):
@@ -212,7 +223,8 @@ def _report_stage(session: Session, job: Job) -> Mapping[str, Any]:
     """Return the scores, from the store if these predictions were scored before."""
     if not session.take_stored(job):
         session.observer.started(job)
-        artifact = execute(session.cfg, session.work_item(job), 1, lambda *_: None)
+        item = session.work_item(job)
+        artifact = execute(session.cfg, item, 1, lambda *_: None, session.read)
         session.results[job.name] = artifact
         session.observer.finished(job, artifact.info.get("seconds"))
     return json.loads((session.results[job.name].path / REPORT).read_bytes())

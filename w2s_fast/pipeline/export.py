@@ -54,7 +54,7 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
             raise W2SError(f"{name} is not finished in {cfg.store_dir}; run it first")
         work_item = session.work_item(jobs[name])
         folders = {n: Path(path) for n, path in work_item.folders.items()}
-        ctx = Context(cfg, jobs[name], folders, lambda *_: None)
+        ctx = Context(cfg, jobs[name], folders, lambda *_: None, session.read)
         model, tokenizer = whole_model(ctx, session.results[name].path)
         with explain_write_errors("the model", folder.absolute()):
             _write(model, tokenizer, folder)

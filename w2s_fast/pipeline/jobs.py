@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from w2s_fast.config import RunConfig, model_of, roles, to_dict, train_of
 from w2s_fast.methods import Node, Plan
 from w2s_fast.models import ModelConfig
 from w2s_fast.pipeline.students import students
-from w2s_fast.store import content_hash, tree_hash
+from w2s_fast.store import content_hash, tree_hash, tree_stamp
 from w2s_fast.tasks import Examples, TaskData
 from w2s_fast.training.config import EXECUTION_FIELDS
 
@@ -158,7 +158,8 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
         return common | {"language": task.language_seed, "model": to_dict(task.pretrain)}
     if job.stage == "report":
         specs = {"losses": list(cfg.losses), "methods": list(cfg.methods)}
-        return common | {"seeds": list(cfg.seeds), **specs}
+        answers = {"task": cfg.task.name, "read": cfg.task.read, "scorer": cfg.task.scorer}
+        return common | {"seeds": list(cfg.seeds), **specs, **answers}
     common |= {"classes": n_classes, "settings": dict(job.settings)}
     role = job.setting("role")
     if job.stage == "transcripts":
@@ -167,6 +168,7 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
         return common | ({"seed": job.seed} if job.stage == "apply" else {})
     train = train_of(cfg, role)
     common |= {"model": _model_slice(model_of(cfg, role)), "device": cfg.device}
+    common |= {"answer_tokens": cfg.task.answer_tokens}
     if job.stage in TRAINED or job.stage == "tuned":
         settings = {k: v for k, v in to_dict(train).items() if k not in _NOT_CONTENT}
         return common | {"train": settings, "seed": job.seed}
@@ -180,15 +182,34 @@ def _model_slice(model: ModelConfig) -> dict[str, Any]:
 
 
 def data_digests(data: TaskData) -> dict[str, str]:
-    """Return a digest of the texts and of the true labels of each split."""
+    """Return a digest of the inputs (texts, ids, groups) and of the true labels of each split."""
     digests = {"question": content_hash([data.kind, data.class_names, data.prompt, data.words])}
     for name in ("weak", "transfer", "test"):
         split: Examples = getattr(data, name)
-        digests[f"{name}.inputs"] = content_hash([split.ids, split.texts, split.pairs])
-        digests[f"{name}.labels"] = content_hash(
-            [split.labels.tolist(), split.groups, split.answers]
+        digests[f"{name}.inputs"] = content_hash(
+            [data.kind, split.ids, split.texts, split.pairs, split.groups]
         )
+        digests[f"{name}.labels"] = content_hash([split.labels.tolist(), split.answers])
     return digests
+
+
+def data_digest(data: TaskData) -> str:
+    """Return one digest over ``data_digests``."""
+    return content_hash(data_digests(data))
+
+
+def data_of_job(
+    cfg: RunConfig, job: Job, digests: Mapping[int, Mapping[str, str]]
+) -> dict[str, str]:
+    """Return ``data_digest`` by seed for the seeds whose data the job may read.
+
+    Args:
+        cfg: Configuration of the run.
+        job: Job to compute.
+        digests: ``data_digests`` by seed.
+    """
+    seeds = cfg.seeds if job.stage == "report" else [s for s in [job.seed] if s is not None]
+    return {str(seed): content_hash(dict(digests[seed])) for seed in seeds}
 
 
 _TRANSFER = ("transfer.inputs", "test.inputs")
@@ -238,12 +259,39 @@ def input_digests(
         digests |= {k: data[job.seed][k] for k in data_inputs(job)}
         role = job.setting("role")
         if role is not None:
-            # A model without a folder uses the tokenizer of another.
-            digests |= {f"folder.{r}": folders[r] for r in ([role] if role in folders else folders)}
+            # A model without a folder uses the tokenizer of the student, else of the weak model.
+            source = next((r for r in (role, "student", "weak") if r in folders), None)
+            digests |= {} if source is None else {f"folder.{source}": folders[source]}
     return digests
 
 
-def folder_digests(cfg: RunConfig, digest: Callable[[Path], str] = tree_hash) -> dict[str, str]:
-    """Return a digest of each model that is a folder, by role; ``digest`` may cache."""
+class Folders:
+    """Digests of checkpoint folders; each is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, str]] = {}  # by absolute path
+
+    def digests(self, cfg: RunConfig) -> dict[str, str]:
+        """Return a digest of each model that is a folder, by role."""
+        return {role: self._facts(path)[0] for role, path in _folders(cfg).items()}
+
+    def stamps(self, cfg: RunConfig, inputs: Mapping[str, str]) -> dict[str, str]:
+        """Return ``tree_stamp`` by path, as it was before the folder was read.
+
+        Args:
+            cfg: Configuration of the run.
+            inputs: ``input_digests`` of a job; only the folders it names are returned.
+        """
+        paths = {p for role, p in _folders(cfg).items() if f"folder.{role}" in inputs}
+        return {path: self._facts(path)[1] for path in sorted(paths)}
+
+    def _facts(self, path: str) -> tuple[str, str]:
+        if path not in self._known:
+            stamp = tree_stamp(Path(path))
+            self._known[path] = tree_hash(Path(path)), stamp
+        return self._known[path]
+
+
+def _folders(cfg: RunConfig) -> dict[str, str]:
     sources = {role: Path(model_of(cfg, role).source) for role in roles(cfg)}
-    return {role: digest(path) for role, path in sources.items() if path.is_dir()}
+    return {role: str(path.absolute()) for role, path in sources.items() if path.is_dir()}

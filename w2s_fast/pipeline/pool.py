@@ -20,6 +20,7 @@ from w2s_fast.config import RunConfig
 from w2s_fast.distributed.world import get_world, local_world_size
 from w2s_fast.errors import W2SError
 from w2s_fast.models import BUILT_IN
+from w2s_fast.pipeline.context import ReadFn
 from w2s_fast.pipeline.execute import WorkItem, execute, pack
 from w2s_fast.pipeline.jobs import Job
 from w2s_fast.store import Artifact
@@ -74,8 +75,8 @@ def choose_parallelism(cfg: RunConfig, *, cuda: bool) -> tuple[int, int]:
 class LocalPool:
     """Compute one job at a time, in this process."""
 
-    def __init__(self, cfg: RunConfig, threads: int, observer: JobObserver) -> None:
-        self._cfg, self._threads, self._observer = cfg, threads, observer
+    def __init__(self, cfg: RunConfig, threads: int, observer: JobObserver, read: ReadFn) -> None:
+        self._cfg, self._threads, self._observer, self._read = cfg, threads, observer, read
         self._done: list[tuple[Job, Artifact]] = []
 
     def __enter__(self) -> LocalPool:
@@ -97,7 +98,7 @@ class LocalPool:
         def progress(step: int, steps: int, loss: float) -> None:
             self._observer.stepped(job, step, steps)
 
-        self._done.append((job, execute(self._cfg, work_item, self._threads, progress)))
+        self._done.append((job, execute(self._cfg, work_item, self._threads, progress, self._read)))
 
     def wait(self) -> tuple[Job, Artifact]:
         """Return a finished job."""
@@ -249,9 +250,9 @@ def _send(process: subprocess.Popen[str], message: Any) -> None:
 
 
 def make_pool(
-    cfg: RunConfig, workers: int, threads: int, observer: JobObserver
+    cfg: RunConfig, workers: int, threads: int, observer: JobObserver, read: ReadFn
 ) -> LocalPool | ProcessPool:
-    """Return a pool of this many workers."""
+    """Return a pool of this many workers; ``read`` is for jobs in this process."""
     if workers == 1:
-        return LocalPool(cfg, threads, observer)
+        return LocalPool(cfg, threads, observer, read)
     return ProcessPool(cfg, threads, [{}] * workers, observer)

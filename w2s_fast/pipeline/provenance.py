@@ -11,21 +11,30 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from w2s_fast.config import RunConfig, to_dict
 from w2s_fast.pipeline.jobs import VERSIONS
 from w2s_fast.store import Artifact
+from w2s_fast.tasks import TaskData
 from w2s_fast.version import __version__
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "triton")
 
 
-def provenance(cfg: RunConfig, results: Mapping[str, Artifact], cached: set[str]) -> dict[str, Any]:
+def provenance(
+    cfg: RunConfig,
+    results: Mapping[str, Artifact],
+    cached: set[str],
+    data: Mapping[int, Mapping[str, Mapping[str, int]]],
+) -> dict[str, Any]:
     """Return the ``provenance`` block of results.json.
 
     Args:
         cfg: Configuration of the run.
         results: Artifacts by job name.
         cached: Names of the jobs whose results came from the store.
+        data: ``class_counts`` by seed.
     """
     from w2s_fast.ops import backends_info
 
@@ -38,6 +47,7 @@ def provenance(cfg: RunConfig, results: Mapping[str, Artifact], cached: set[str]
         "git": git_state(),
         "backends": backends_info() | {"forced": os.environ.get("W2S_BACKEND", "")},
         "stage_versions": VERSIONS,
+        "data": {str(seed): counts for seed, counts in data.items()},
         "store": str(root),
         "stages": {
             name: {
@@ -49,6 +59,14 @@ def provenance(cfg: RunConfig, results: Mapping[str, Artifact], cached: set[str]
             for name, done in results.items()
         },
     }
+
+
+def class_counts(data: TaskData) -> dict[str, dict[str, int]]:
+    """Return the number of rows by split and class; rows of generation tasks are ``answers``."""
+    names = ("answers",) if data.kind == "generation" else data.class_names
+    splits = {"weak": data.weak, "transfer": data.transfer, "test": data.test}
+    counts = {k: np.bincount(part.labels, minlength=len(names)) for k, part in splits.items()}
+    return {k: dict(zip(names, n.tolist(), strict=True)) for k, n in counts.items()}
 
 
 def versions() -> dict[str, str | None]:

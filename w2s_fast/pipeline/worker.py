@@ -37,6 +37,7 @@ def main() -> None:
 def _serve(message: dict[str, Any], replies: TextIO) -> None:
     from w2s_fast.config import from_dict
     from w2s_fast.errors import W2SError
+    from w2s_fast.pipeline.context import reader
     from w2s_fast.pipeline.execute import WorkItem, execute
 
     last = 0.0
@@ -50,7 +51,8 @@ def _serve(message: dict[str, Any], replies: TextIO) -> None:
 
     try:
         cfg, work_item = from_dict(message["config"]), WorkItem.from_json(message["work_item"])
-        artifact = execute(cfg, work_item, message["threads"], progress)
+        read = reader(cfg.task, work_item.data)
+        artifact = execute(cfg, work_item, message["threads"], progress, read)
     except W2SError as err:
         _send(replies, error=str(err))
     except Exception as err:

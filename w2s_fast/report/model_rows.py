@@ -114,3 +114,21 @@ def format_interval(row: Mapping[str, Any]) -> str:
     if row["pgr_low"] is None:
         return "–"
     return f"{row['pgr_low']:.2f} – {row['pgr_high']:.2f}"
+
+
+def class_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """Return for each class its name and its rows in the weak, transfer and test split.
+
+    A range is shown where seeds differ; the list is empty for results of 0.2.0.
+    """
+    seeds = list(results["provenance"].get("data", {}).values())
+    splits = ("weak", "transfer", "test")
+    return [
+        [name, *(_range([seed[split].get(name, 0) for seed in seeds]) for split in splits)]
+        for name in (seeds[0]["weak"] if seeds else ())
+    ]
+
+
+def _range(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} – {high}"

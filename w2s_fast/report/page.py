@@ -15,6 +15,7 @@ from w2s_fast.report.figure import results_figure
 from w2s_fast.report.model_rows import (
     NOT_REPORTED,
     ceilings,
+    class_rows,
     format_interval,
     format_number,
     model_rows,
@@ -99,6 +100,7 @@ of all items, of those the supervisor gets right, and of those it gets wrong. A 
 generalizes disagrees with the supervisor where the supervisor is wrong.</p>
 <div class="scroll">$means</div></section>
 <section class="panel"><h2>Provenance</h2>$provenance
+<details><summary>Classes and rows</summary><div class="scroll">$classes</div></details>
 <details><summary>Configuration</summary><pre>$config</pre></details>
 <details><summary>Stages and digests</summary><div class="scroll">$stages</div></details>
 </section>
@@ -140,6 +142,7 @@ def html_page(results: Mapping[str, Any], figure: bytes) -> str:
         runs=_runs_table(results),
         means=_means_table(results),
         provenance=_provenance(facts),
+        classes=_html_table(["class", "weak", "transfer", "test"], class_rows(results)),
         config=_escape(json.dumps(facts["config"], indent=2)),
         stages=_stages_table(facts),
         version=_escape(facts["versions"]["w2s_fast"]),

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from w2s_fast.report import PAGE, PLOT, RESULTS
-from w2s_fast.report.model_rows import ceilings, format_interval, format_number, notes
+from w2s_fast.report.model_rows import ceilings, class_rows, format_interval, format_number, notes
 
 
 def print_results(results: Mapping[str, Any], console: Console) -> None:
@@ -25,8 +25,18 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
             f"{row['accuracy']:.3f}",
             highlight=False,
         )
+    if results["provenance"]["config"]["task"].get("path"):
+        console.print(Text(_class_line(results)), soft_wrap=True)
     for note in notes(results):
         console.print(Text(note, style="yellow"), soft_wrap=True)
+
+
+def _class_line(results: Mapping[str, Any], most: int = 12) -> str:
+    """Return one line of the classes that were read from a file, with their rows per split."""
+    rows = class_rows(results)
+    shown = ", ".join(f"{name!r} {' / '.join(counts)}" for name, *counts in rows[:most])
+    more = f" and {len(rows) - most} more" if len(rows) > most else ""
+    return f"rows by class (weak / transfer / test): {shown}{more}"
 
 
 def print_files(out: Path) -> None:

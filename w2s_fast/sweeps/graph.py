@@ -9,21 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from w2s_fast.config import RunConfig
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import WorkItem
 from w2s_fast.pipeline.jobs import (
+    Folders,
     Job,
     config_slice,
     data_digests,
-    folder_digests,
+    data_of_job,
     input_digests,
     plan_jobs,
 )
-from w2s_fast.store import Artifact, content_hash, tree_hash
+from w2s_fast.pipeline.provenance import class_counts
+from w2s_fast.store import Artifact, content_hash
 from w2s_fast.sweeps.grid import Cell
 from w2s_fast.tasks import TaskConfig
 
@@ -49,6 +50,7 @@ class _DataFacts(NamedTuple):
     digests: dict[str, str]
     n_classes: int
     kind: str
+    counts: dict[str, dict[str, int]]
 
 
 @dataclass
@@ -56,7 +58,7 @@ class KeyInputs:
     """Read what job keys depend on, once for all cells: cells share tasks and models."""
 
     data: dict[tuple[TaskConfig, int], _DataFacts] = field(default_factory=dict)
-    trees: dict[Path, str] = field(default_factory=dict)
+    folders: Folders = field(default_factory=Folders)
 
     def settings(self, cfg: RunConfig, job: Job) -> dict[str, Any]:
         """Return ``config_slice`` of a job."""
@@ -64,23 +66,27 @@ class KeyInputs:
 
     def inputs(self, cfg: RunConfig, job: Job, results: Mapping[str, str]) -> dict[str, str]:
         """Return ``input_digests`` of a job, given the digests of the results it needs."""
-        data = {seed: self._data(cfg.task, seed).digests for seed in cfg.seeds}
-        return input_digests(cfg, job, results, data, folder_digests(cfg, self._tree))
+        return input_digests(cfg, job, results, self.digests(cfg), self.folders.digests(cfg))
+
+    def digests(self, cfg: RunConfig) -> dict[int, dict[str, str]]:
+        """Return ``data_digests`` of the run's task by seed."""
+        return {seed: self._data(cfg.task, seed).digests for seed in cfg.seeds}
 
     def kind(self, cfg: RunConfig) -> str:
         """Return the kind of the run's task."""
         return self._data(cfg.task, cfg.seeds[0]).kind
 
+    def counts(self, cfg: RunConfig) -> dict[int, dict[str, dict[str, int]]]:
+        """Return ``class_counts`` of the run's task by seed."""
+        return {seed: self._data(cfg.task, seed).counts for seed in cfg.seeds}
+
     def _data(self, task: TaskConfig, seed: int) -> _DataFacts:
         if (task, seed) not in self.data:
             data = load_data(task, seed)
-            self.data[task, seed] = _DataFacts(data_digests(data), len(data.class_names), data.kind)
+            self.data[task, seed] = _DataFacts(
+                data_digests(data), len(data.class_names), data.kind, class_counts(data)
+            )
         return self.data[task, seed]
-
-    def _tree(self, path: Path) -> str:
-        if path not in self.trees:
-            self.trees[path] = tree_hash(path)
-        return self.trees[path]
 
 
 @dataclass
@@ -126,11 +132,14 @@ class JobGraph:
         """Return the node's job with its inputs, which must be done."""
         cfg, job = node.cell.cfg, node.job
         results = {name: self.done[key] for name, key in node.inputs.items()}
+        inputs = self.key_inputs.inputs(cfg, job, {name: a.digest for name, a in results.items()})
         return WorkItem(
             job,
             self.key_inputs.settings(cfg, job),
-            self.key_inputs.inputs(cfg, job, {name: a.digest for name, a in results.items()}),
+            inputs,
             {name: str(a.path) for name, a in results.items()},
+            data_of_job(cfg, job, self.key_inputs.digests(cfg)),
+            self.key_inputs.folders.stamps(cfg, inputs),
         )
 
     def fail(self, node: JobNode, reason: str) -> list[str]:

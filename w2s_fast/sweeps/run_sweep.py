@@ -197,7 +197,8 @@ class _Sweep:
         owned = {n for n, k in keys.items() if self.graph.nodes[k].cell.name == cell.name}
         computed = {name for name in owned if keys[name] not in self.stored}
         scores = json.loads((artifact.path / REPORT).read_bytes())
-        facts = provenance(cell.cfg, done, set(keys) - computed)
+        counts = self.graph.key_inputs.counts(cell.cfg)
+        facts = provenance(cell.cfg, done, set(keys) - computed, counts)
         write_json(Path(cell.cfg.output_dir) / RESULTS, {**scores, "provenance": facts})
         self.finished[cell.name] = {
             "name": cell.name,

@@ -11,7 +11,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.tasks._base import TaskData
 from w2s_fast.tasks._config import TaskConfig
 from w2s_fast.tasks._examples import Item, split_items
-from w2s_fast.tasks._files import check_file, column, read_table
+from w2s_fast.tasks._files import check_file, column, read_table, text_cell
 
 
 def split_files(
@@ -44,7 +44,11 @@ def data_path(cfg: TaskConfig) -> Path:
 
 
 def read_columns(
-    path: Path, refs: Mapping[str, str], cfg: TaskConfig, optional: Sequence[str] = ()
+    path: Path,
+    refs: Mapping[str, str],
+    cfg: TaskConfig,
+    optional: Sequence[str] = (),
+    unpack: Callable[[Any], Any] = lambda cell: cell,
 ) -> dict[str, list[Any]]:
     """Return the cells of the named columns.
 
@@ -53,9 +57,10 @@ def read_columns(
         refs: Field of `TaskConfig` -> name or position of its column.
         cfg: Format of a CSV or TSV file.
         optional: Fields whose column may be missing; the result then lacks them.
+        unpack: Returns the text in a structured cell.
 
     Raises:
-        W2SError: The file or a column is missing, or the file is damaged.
+        W2SError: The file or a column is missing, the file is damaged, or a cell is no text.
     """
     header = cfg.header
     if header is None:
@@ -63,7 +68,10 @@ def read_columns(
     check_file(path)
     table = read_table(path, header, cfg.delimiter, cfg.quoted)
     return {
-        key: column(table, ref, f"task.{key}", path)
+        key: [
+            text_cell(unpack(cell), f"{path}: row {row + 1} of column {ref!r} (task.{key})")
+            for row, cell in enumerate(column(table, ref, f"task.{key}", path))
+        ]
         for key, ref in refs.items()
         if key not in optional or ref in table.column_names
     }

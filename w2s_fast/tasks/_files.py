@@ -112,6 +112,32 @@ def column(table: pyarrow.Table, ref: str, option: str, path: Path) -> list[Any]
     )
 
 
+def text_cell(value: Any, where: str) -> Any:
+    """Return a cell with bytes decoded as UTF-8, and numbers, strings and None unchanged.
+
+    Args:
+        value: The cell.
+        where: File, row and column, for messages.
+
+    Raises:
+        W2SError: It is a list, a dict, or bytes that are no UTF-8.
+    """
+    if isinstance(value, list | tuple | dict):
+        raise W2SError(
+            f"{where} is a {type(value).__name__}; expected text or a number, so write each cell "
+            "out as one string"
+        )
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise W2SError(
+            f"{where} is no UTF-8 ({error.reason} at byte {error.start}); expected text, so "
+            "convert the column"
+        ) from error
+
+
 def _read_csv(path: Path, header: bool, delimiter: str, quoted: bool) -> pyarrow.Table:
     import pyarrow
     import pyarrow.csv

@@ -13,7 +13,8 @@ from w2s_fast.errors import W2SError
 from w2s_fast.tasks._base import Examples, TaskData
 from w2s_fast.tasks._config import TaskConfig
 from w2s_fast.tasks._examples import Item, as_examples, split_items
-from w2s_fast.tasks._files import SUFFIXES, file_format, read_table
+from w2s_fast.tasks._files import SUFFIXES, file_format, read_table, text_cell
+from w2s_fast.tasks._labels import canonical_name
 
 Row = Mapping[str, Any]
 # Formatting all 3.6 million rows of the largest set takes minutes, and no run uses that many.
@@ -117,7 +118,8 @@ class HubTask:
             table = self._local_table(Path(cfg.path).expanduser(), split)
             if table.num_rows > most:
                 table = table.take(rng.sample(range(table.num_rows), most))
-            return table.to_pylist()
+            rows = table.to_pylist()
+            return [{k: _decoded(v, k, self.name) for k, v in row.items()} for row in rows]
         dataset = self._from_hub(split)
         if len(dataset) > most:
             dataset = dataset.select(rng.sample(range(len(dataset)), most))
@@ -191,13 +193,20 @@ def class_index(value: Any, column_name: str, n_classes: int) -> int:
     words = {str(number): number for number in range(n_classes)}
     if n_classes == 2:
         words |= {"false": 0, "true": 1}
-    index = words.get(str(value).strip().lower())
+    index = words.get(canonical_name(str(value)).lower())
     if index is None:
         raise W2SError(
             f"{column_name} is {value!r}; expected one of {', '.join(words)}: use a labelled split "
             "of this set"
         )
     return index
+
+
+def _decoded(value: Any, column_name: str, task: str) -> Any:
+    """Return a cell with bytes decoded; a structured one is for the formatter to read."""
+    if isinstance(value, bytes):
+        return text_cell(value, f"{task}: a value in column {column_name!r}")
+    return value
 
 
 def _split_files(root: Path, split: str) -> list[Path]:

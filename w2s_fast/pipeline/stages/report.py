@@ -13,7 +13,7 @@ from w2s_fast import metrics
 from w2s_fast.config import RunConfig
 from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.artifacts import LABELS, TEST
-from w2s_fast.pipeline.context import Context, load_data
+from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import Entry, JobPlan, plan_jobs
 from w2s_fast.pipeline.predictions import SCORE_NAMES, Predictions
 from w2s_fast.pipeline.students import Student, students
@@ -56,7 +56,7 @@ class _Trained:
 
 def report(ctx: Context, build: StageBuild) -> None:
     """Write the scores of all runs."""
-    data = {s: load_data(ctx.cfg.task, s) for s in ctx.cfg.seeds}
+    data = {s: ctx.read(s) for s in ctx.cfg.seeds}
     ctx.write(lambda: write_json(build.path / artifacts.REPORT, score(ctx.cfg, data, ctx.folders)))
 
 

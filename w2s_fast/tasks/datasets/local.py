@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ from w2s_fast.tasks._columns import (
     texts,
 )
 from w2s_fast.tasks._config import TaskConfig
+from w2s_fast.tasks._labels import (
+    canonical,
+    canonical_name,
+    canonical_truths,
+    ordered,
+    warn_of_near_equals,
+)
 from w2s_fast.tasks._split import make_examples, split_pool
 
 
@@ -35,7 +43,7 @@ class Local:
         """
         path = data_path(cfg)
         rows = _read(path, cfg)
-        names = tuple(map(str, cfg.classes)) if cfg.classes else _infer_classes(path, rows, cfg)
+        names = _declared(cfg.classes) if cfg.classes else _infer_classes(path, rows, cfg)
         _check_labels(path, rows, names, cfg)
         if cfg.test_path is None:
             data = split_pool(_examples(rows, names), None, names, cfg, seed, str(path))
@@ -59,8 +67,9 @@ def _read(path: Path, cfg: TaskConfig) -> _Rows:
     for key in ("text", "text_pair"):
         if key in rows:
             rows[key] = texts(path, rows[key], key, refs[key])
-    rows["label"] = [_label(value, path, refs["label"]) for value in rows["label"]]
-    check_present(path, rows["label"], "label", refs["label"])
+    labels = [_label(path, row, value, refs["label"]) for row, value in enumerate(rows["label"])]
+    check_present(path, labels, "label", refs["label"])
+    rows["label"] = canonical_truths([label for label in labels if label is not None])
     return rows
 
 
@@ -94,27 +103,25 @@ def _infer_classes(path: Path, rows: _Rows, cfg: TaskConfig) -> tuple[str, ...]:
             f"{path}: column {cfg.label!r} (task.label) has {len(names)} different values in "
             f"{len(rows['label'])} rows; expected class labels, so check task.label"
         )
-    try:
-        return tuple(sorted(names, key=int))
-    except ValueError:
-        return tuple(sorted(names))
+    warn_of_near_equals(rows["label"], path)
+    return ordered(names)
 
 
-def _label(value: Any, path: Path, ref: str) -> str | None:
-    """Return a label in canonical spelling: 1, 1.0 and "1" are the class "1"."""
-    if is_missing(value):
-        return None
-    if isinstance(value, float):
-        if not value.is_integer():
+def _declared(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return ``task.classes`` in the spelling of labels."""
+    names = canonical_truths([canonical_name(str(name)) for name in classes])
+    for at, name in enumerate(names):
+        if name in names[:at]:
+            one, two = classes[names.index(name)], classes[at]
             raise W2SError(
-                f"{path}: label {value!r} in column {ref!r} (task.label) is not a class; expected "
-                "strings or whole numbers"
+                f"task.classes={list(classes)}: {one!r} and {two!r} are both {name!r}; expected "
+                "different class names"
             )
-        return str(int(value))
-    if not isinstance(value, str | int):
-        raise W2SError(
-            f"{path}: label {value!r} in column {ref!r} (task.label) is a "
-            f"{type(value).__name__}; expected strings or whole numbers"
-        )
-    label = str(value).strip()
-    return None if label.lower() == "nan" else label
+    return tuple(names)
+
+
+def _label(path: Path, row: int, value: Any, ref: str) -> str | None:
+    """Return a label in canonical spelling, None for a missing one."""
+    if is_missing(value) or str(value).strip().lower() == "nan":
+        return None
+    return canonical(value, path, row, ref)

@@ -58,10 +58,8 @@ def _items(path: Path, cfg: TaskConfig, read: Callable[[str], str]) -> list[Item
     refs = {"text": cfg.text, "label": cfg.label}
     if cfg.group is not None:
         refs["group"] = cfg.group
-    columns = read_columns(path, refs, cfg)
-    prompts, answers = (
-        texts(path, list(map(_plain, columns[key])), key, refs[key]) for key in ("text", "label")
-    )
+    columns = read_columns(path, refs, cfg, unpack=_plain)
+    prompts, answers = (texts(path, columns[key], key, refs[key]) for key in ("text", "label"))
     if unread := [row for row, answer in enumerate(answers) if not read(answer)]:
         raise W2SError(
             f"{path}: no answer is found in {answers[unread[0]]!r}, row {unread[0] + 1} of column "

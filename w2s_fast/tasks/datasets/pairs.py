@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any
 
-from w2s_fast.errors import W2SError
 from w2s_fast.tasks._base import TaskData
 from w2s_fast.tasks._columns import groups, read_columns, split_files, texts
 from w2s_fast.tasks._config import TaskConfig
@@ -40,7 +38,7 @@ def _read(path: Path, cfg: TaskConfig, seed: int) -> list[Item]:
     if cfg.group is not None:
         refs["group"] = cfg.group
     found = read_columns(path, refs, cfg, optional=("text",) if cfg.text == "prompt" else ())
-    rows = {k: _strings(path, found[k], k, refs[k]) for k in refs if k in found and k != "group"}
+    rows = {k: texts(path, found[k], k, refs[k]) for k in refs if k in found and k != "group"}
     prompts: list[str | None] = [*rows.get("text", ())] or [None] * len(rows["chosen"])
     related = groups(found.get("group"), len(prompts))
     columns = zip(prompts, rows["chosen"], rows["rejected"], related, strict=True)
@@ -55,12 +53,3 @@ def _item(
     if prompt is None:
         return pair_up(chosen, rejected, group or shared_opening(chosen, rejected), rng)
     return pair_up(joined(prompt, chosen), joined(prompt, rejected), group or prompt, rng)
-
-
-def _strings(path: Path, values: list[Any], key: str, ref: str) -> list[str]:
-    if lists := [value for value in values if isinstance(value, list | dict)]:
-        raise W2SError(
-            f"{path}: column {ref!r} (task.{key}) holds a {type(lists[0]).__name__}; expected "
-            "text, so write each dialogue out as one string"
-        )
-    return texts(path, values, key, ref)
