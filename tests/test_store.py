@@ -253,3 +253,62 @@ def test_a_folder_that_cannot_be_made_is_one_line(folder: str) -> None:
 def test_a_file_that_is_missing_is_no_fault_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), explain_write_errors("results", tmp_path):
         (tmp_path / "absent").read_bytes()
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    """A shared folder may hold links of others, to what only this user may write."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").write_text("kept")
+    lock = tmp_path / ".lock"
+    lock.symlink_to(other / "file")
+    with pytest.raises(W2SError, match=r"\.lock is a symbolic link"), file_lock(lock):
+        pass
+    store = Store(tmp_path / "store")
+    store.root.mkdir()
+    (store.root / f".weak-{key(store)[:12]}").symlink_to(other)
+    done = build(store)
+    assert done.path.is_dir() and not done.path.is_symlink()
+    assert [p.name for p in other.iterdir()] == ["file"]
+    assert (other / "file").read_text() == "kept"
+
+
+def test_a_stage_can_be_read_by_those_who_may_read_the_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.building("weak", CONFIG, INPUTS) as b:
+        (b.path / "model").write_text("weights")
+        (b.path / "model").chmod(0o600)  # as safetensors writes
+    assert b.artifact is not None
+    modes = {p.stat().st_mode for p in b.artifact.path.iterdir()}
+    assert len(modes) == 1, "the mode that the umask gives"
+    assert modes != {0o100600}
+
+
+def test_a_stage_that_may_not_be_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    done = build(store)
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for name in ("pathlib.Path.read_bytes", "w2s_fast.store.file_hash"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, refuse)
+            with pytest.raises(W2SError, match=r"cannot read .*Permission denied.*--cache_dir"):
+                store.find("weak", key(store))
+    assert store.find("weak", key(store)) == done
+
+
+def test_a_relative_path_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(W2SError, match="cannot write stages in .*Permission denied"),
+        explain_write_errors("stages", tmp_path / "cache"),
+    ):
+        raise PermissionError(13, "Permission denied", "cache/.probe")
+    with pytest.raises(PermissionError), explain_write_errors("stages", tmp_path / "cache"):
+        raise PermissionError(13, "Permission denied")

@@ -126,7 +126,7 @@ def explain_write_errors(what: str, where: Path) -> Iterator[None]:
                 f"no space left while writing {what} in {where}: free some space or choose another "
                 "folder with --cache_dir, then run the same command; everything stored is kept"
             ) from err
-        file = Path(str(getattr(err, "filename", "")))
+        file = Path(os.fsdecode(getattr(err, "filename", None) or os.sep)).absolute()
         unmade = code in _NO_FOLDER and where.is_relative_to(file)  # the folder, or one above it
         if unmade or (code in _FORBIDDEN and file.is_relative_to(where)):
             raise W2SError(
@@ -145,11 +145,21 @@ def _is_full(err: BaseException | None) -> bool:
     return in_message or getattr(err, "errno", None) in _FULL or _is_full(err.__cause__)
 
 
+def open_no_link(path: str, flags: int) -> int:
+    """Open a file for ``open(..., opener=)``; a link, which may lead anywhere, is a W2SError."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as err:
+        if err.errno == errno.ELOOP:
+            raise W2SError(f"{path} is a symbolic link; expected a file, remove the link") from None
+        raise
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: a temporary file beside it, flushed to disk, then renamed."""
     temp = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temp.open("wb") as f:
+        with open(temp, "wb", opener=open_no_link) as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
@@ -197,7 +207,7 @@ def file_lock(path: Path, taken: str | None = None) -> Iterator[None]:
     Raises:
         W2SError: Another process holds the lock, and ``taken`` is given.
     """
-    with path.open("a+") as f:
+    with open(path, "a+", opener=open_no_link) as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as err:
@@ -244,12 +254,18 @@ class Store:
         A damaged folder is removed with a warning.
 
         Raises:
-            W2SError: The folder belongs to another configuration.
+            W2SError: The folder belongs to another configuration, or cannot be read.
         """
         path = self.path(stage, key)
-        if not path.exists():
-            return None
-        meta, fault = _read_meta(path)
+        try:
+            if not path.exists():
+                return None
+            meta, fault = _read_meta(path)
+        except PermissionError as err:
+            raise W2SError(
+                f"cannot read {err.filename} ({err.strerror}): ask its owner for permission, or "
+                "choose another folder with --cache_dir"
+            ) from err
         if meta is not None and meta.get("key") != key:
             raise W2SError(
                 f"{path} holds the result of another configuration; move it away or choose another "
@@ -307,6 +323,8 @@ class StageBuild:
 
 
 def _clear(temp: Path) -> None:
+    if temp.is_symlink():
+        temp.unlink()  # what it leads to is not cleared
     temp.mkdir(exist_ok=True)
     for child in temp.iterdir():
         if child.name == CHECKPOINT_NAME:
@@ -321,6 +339,8 @@ def _read_meta(path: Path) -> tuple[dict[str, Any] | None, str]:
     """Return the stage record and the fault of the folder, "" if there is none."""
     try:
         meta = read_sealed(path / META_NAME)
+    except PermissionError:
+        raise
     except OSError as err:
         return None, f"{META_NAME}: {err.strerror}"
     except ValueError as err:
@@ -351,6 +371,9 @@ def _publish(temp: Path, final: Path, meta: dict[str, Any], info: dict[str, Any]
             os.fsync(f.fileno())
     record = {**meta, "format": FORMAT_VERSION, "digest": digest, "files": files, "info": info}
     write_sealed(temp / META_NAME, record)
+    mode = (temp / META_NAME).stat().st_mode
+    for name in names:  # some libraries write files that nobody else may read
+        (temp / name).chmod(mode)
     os.replace(temp, final)
     folder = os.open(final.parent, os.O_RDONLY)
     try:

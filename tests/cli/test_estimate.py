@@ -12,11 +12,13 @@ import torch
 from w2s_fast.cli.estimate import estimate_step, memory_by_part, traffic_by_exchange
 from w2s_fast.cli.main import main
 from w2s_fast.config import RunConfig
+from w2s_fast.distributed.world import SINGLE_PROCESS
 from w2s_fast.errors import W2SError
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.models.param_count import Counts, count
 from w2s_fast.training import TrainConfig
 from w2s_fast.training.deepspeed.setup import load_deepspeed
+from w2s_fast.training.optim import MasterAdamW
 
 pytest.importorskip("deepspeed")
 C = Counts(70_000_000, 70_000_000, 4_000_000, 10_000, 60_000_000, 0, 0)
@@ -99,10 +101,26 @@ def test_offload_moves_and_stages_shard() -> None:
     assert z3 == {"gather weights": 420_000_000, "scatter gradients": 210_000_000}
 
 
+def test_states_without_zero_are_those_of_the_optimizer() -> None:
+    """Weights in bf16; master weights, both moments and the sum of the gradients in fp32."""
+    model = torch.nn.Linear(64, 32, bias=False, dtype=torch.bfloat16)
+    optimizer = MasterAdamW(model, TrainConfig(), SINGLE_PROCESS)
+    model(torch.ones(2, 64, dtype=torch.bfloat16)).sum().backward()
+    optimizer.accumulate()
+    gradients = sum(m.grad.nbytes for m in optimizer._masters.values() if m.grad is not None)
+    optimizer.step(0.1)
+    states = sum(t.nbytes for t in optimizer.tensors().values() if t.ndim)
+    counts = Counts(64 * 32, 64 * 32, 64 * 32, 0, 64 * 32, 0, 0)
+    planned, _ = memory_by_part(counts, TrainConfig(), "bf16", 1)
+    assert planned["weights"] == model.weight.nbytes
+    assert (planned["gradients"], planned["optimizer"]) == (gradients, states)
+
+
 M = 1_000_000
 PARTS: list[tuple[int, str, dict[str, int]]] = [
     (0, "fp32", {"weights": 1600 * M, "gradients": 400 * M, "optimizer": 800 * M}),
-    (0, "bf16", {"weights": 800 * M, "gradients": 200 * M, "optimizer": 1200 * M}),
+    (0, "bf16", {"weights": 800 * M, "gradients": 400 * M, "optimizer": 1200 * M,
+                 "16-bit gradients, beyond activations": 199 * M}),
     (1, "bf16", {"weights": 800 * M, "gradients": 400 * M, "gradient bucket": 100 * M,
                  "optimizer": 300 * M, "step, beyond those two": 99 * M}),
     (2, "bf16", {"weights": 800 * M, "gradients": 100 * M, "gradient bucket": 100 * M,
@@ -142,7 +160,10 @@ def test_time_and_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "zero_stage=3, 2 devices" in shown and "give --tflops and --gbytes" in shown
     for bad, message in (
         (["--gpus", "8by4"], "--gpus is '8by4'"),
-        (["--gpus", "2", "--tokens", "-1"], "--tokens is '-1'; expected a number above 0"),
+        (["--gpus", "2", "--tokens", "-1"], "--tokens is '-1'; expected a whole number above 0"),
+        (["--gpus", "2", "--tokens", "inf"], "--tokens is 'inf'; expected a whole number above 0"),
+        (["--gpus", "2", "--tokens", "0.5"], "--tokens is '0.5'; expected a whole number above 0"),
+        (["--gpus", "2", "--tflops", "inf"], "--tflops is 'inf'; expected a number above 0"),
         (["--gpus", "5", "--model", str(folder)], "does not split over 5"),
         (["--gpus", "2", "--model", "/nowhere"], "neither one of"),
     ):

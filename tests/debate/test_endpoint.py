@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers.endpoint import KEY, chat, echo
 
-from w2s_fast.debate import EndpointWriter, WriterConfig
+from w2s_fast.debate import EndpointWriter, WriterConfig, _http
 from w2s_fast.debate._cache import AnswerCache
 from w2s_fast.errors import W2SError
 from w2s_fast.store import StoreWarning
@@ -57,6 +57,12 @@ def test_a_busy_endpoint_is_asked_again(serve: Any, tmp_path: Path) -> None:
          r"HTTP 404: no model of key \*\*\*", 1),
         ((302, {"Location": "http://127.0.0.1:9/v1/completions"}, b""), {}, "HTTP 302", 1),
         ((200, {}, b"<html>"), {}, "did not answer with a completion \\('<html>'\\)", 1),
+        ((200, {}, b"Authorization: Bearer " + KEY.encode()), {"key_variable": "W2S_KEY"},
+         r"completion \('Authorization: Bearer \*\*\*'\)", 1),
+        ((200, {}, b" " * 3990 + KEY.encode()), {"key_variable": "W2S_KEY"}, "a completion", 1),
+        ((200, {}, b'{"choices": ' + b"[" * 200_000), {}, "expected JSON with choices", 1),
+        ((200, {}, b" " * 70_000), {}, "sends a reply of more than 0 MiB", 1),
+        ((200, {"Content-Length": "9" * 5}, b"{}"), {"retries": 0}, "IncompleteRead", 1),
         ((200, {}, b'{"choices": []}'), {}, "expected JSON with choices", 1),
         ((200, {}, b'{"choices": [{"text": 3}]}'), {}, "expected JSON with choices", 1),
         ((200, {}, chat(None)), {}, "answered 1 prompts with empty texts", 1),
@@ -66,11 +72,12 @@ def test_what_an_endpoint_cannot_do_is_one_line(
     serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     reply: Any, changes: dict[str, Any], problem: str, n_requests: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("W2S_KEY", KEY)
+    monkeypatch.setenv("W2S_KEY", KEY + "\n")
+    monkeypatch.setattr(_http, "LONGEST_REPLY", 250_000 if b"[[" in reply[2] else 65_536)
     server = serve(lambda *_: reply)
     with pytest.raises(W2SError, match=problem) as err:
         EndpointWriter(server.config(**changes), tmp_path)(["x"], [0])
-    assert "\n" not in str(err.value) and KEY not in str(err.value)
+    assert "\n" not in str(err.value) and KEY[:6] not in str(err.value)
     assert len(server.requests) == n_requests
 
 
@@ -153,6 +160,16 @@ def test_a_damaged_answer_is_no_answer(tmp_path: Path) -> None:
         ({"kind": "endpoint", "url": "x/completions", "model": "m"}, "expected an address"),
         ({"kind": "endpoint", "url": "http://x/completions"}, "transcript_writer.model is empty"),
         ({"kind": "endpoint", "url": "http://u:p@x/completions"}, "contains a user name"),
+        (
+            {"kind": "endpoint", "url": f"http://x/completions?api-key={KEY}", "model": "m"},
+            "url contains a value of 'api-key'",
+        ),
+        ({"kind": "endpoint", "url": f"http://x/v1?v=1&access_token={KEY}"}, "of 'access_token'"),
+        (
+            {"kind": "endpoint", "url": "http://x/completions?key={key}", "model": "m"},
+            "key_variable is empty",
+        ),
+        ({"kind": "endpoint", "url": "http://[x/completions", "model": "m"}, "is not an address"),
         ({"key_variable": KEY}, "is not an environment variable"),
         ({"temperature": -1.0}, "transcript_writer.temperature=-1.0"),
         ({"temperature": float("nan")}, "transcript_writer.temperature=nan"),
@@ -164,3 +181,43 @@ def test_bad_settings(values: dict[str, Any], problem: str) -> None:
     with pytest.raises(W2SError, match=problem) as err:
         WriterConfig(**values)
     assert KEY not in str(err.value)
+
+
+def test_the_key_arrives_and_stays_out_of_files(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line break at its end is no part of it; an answer that repeats it is stored without it."""
+    monkeypatch.setenv("W2S_KEY", f"{KEY}\n")
+    server = serve(lambda *_: (200, {}, chat(f"my key is {KEY}")))
+    writer = EndpointWriter(server.config(key_variable="W2S_KEY"), tmp_path)
+    assert writer(["x"], [0]) == ["my key is ***"]
+    assert server.keys == [f"Bearer {KEY}"]
+    in_url = server.config("/chat/completions?v=1&api-key={key}", key_variable="W2S_KEY")
+    assert EndpointWriter(in_url, tmp_path)(["y"], [0]) == ["my key is ***"]
+    assert server.keys[1] is None and server.paths[1].endswith(f"?v=1&api-key={KEY}")
+    assert KEY not in "".join(p.read_text() for p in tmp_path.iterdir())
+    monkeypatch.setenv("W2S_KEY", "none")
+    server = serve(lambda *_: (200, {}, chat("there is none")))
+    assert EndpointWriter(server.config(key_variable="W2S_KEY"), tmp_path)(["z"], [0]) == [
+        "there is none"
+    ]
+    for value in (f"{KEY}\nX-Other: 1", f"{KEY} x", f"{KEY}\u2026"):
+        monkeypatch.setenv("W2S_KEY", value)
+        with pytest.raises(W2SError, match="has spaces or characters that are not ASCII") as err:
+            EndpointWriter(in_url, tmp_path)
+        assert KEY not in str(err.value)
+
+
+def test_half_a_surrogate_pair(serve: Any, tmp_path: Path) -> None:
+    """A text that cannot be encoded is repaired, also when it comes from the stored answers."""
+    server = serve(lambda *_: (200, {}, chat("so \ud83d sure")))
+    for _ in range(2):
+        assert EndpointWriter(server.config(), tmp_path)(["x"], [0]) == ["so ? sure"]
+    assert len(server.requests) == 1
+
+
+def test_a_reply_that_never_ends(serve: Any, tmp_path: Path) -> None:
+    """``timeout_s`` bounds the whole request, not the pauses in it."""
+    server = serve(lambda *_: (200, {"X-Slow": "0.05"}, b" " * 1000))
+    with pytest.raises(W2SError, match=r"no whole reply in 0.3 s"):
+        EndpointWriter(server.config(timeout_s=0.3, retries=0), tmp_path)(["x"], [0])

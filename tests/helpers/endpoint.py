@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -21,6 +23,7 @@ class Server:
     def __init__(self, reply: Callable[[int, dict[str, Any]], tuple[int, dict[str, str], bytes]]):
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.paths: list[str] = []
         server, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
@@ -29,13 +32,18 @@ class Server:
                 with lock:
                     server.requests.append(body)
                     server.keys.append(self.headers.get("Authorization"))
+                    server.paths.append(self.path)
                     number = len(server.requests)
                 status, headers, text = reply(number, body)
                 self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(text))}.items():
+                for name, value in {"Content-Length": str(len(text)), **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(text)
+                pause_s = float(headers.get("X-Slow", 0))
+                with contextlib.suppress(OSError):  # the client may be gone
+                    for at in range(0, len(text), 100 if pause_s else len(text)):
+                        self.wfile.write(text[at : at + 100 if pause_s else None])
+                        time.sleep(pause_s)
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -3,18 +3,19 @@
 No weights are read or allocated. Parameters and activations are not guessed from layer counts: the
 model runs once on tensors without memory, and what autograd would save is summed.
 
-P parameters (T of them trained), n processes, b bytes of a weight, g of a gradient:
+P parameters (T of them trained), n processes, b bytes of a weight:
 
 | part | bytes per device |
 |---|---|
 | weights | P b; ZeRO-3: P b / n, small ones (below the persistence threshold) whole |
-| gradients | T g; ZeRO-2 and 3: T g / n, and the bucket being reduced |
+| gradients | 4 T, summed in fp32; ZeRO-2 and 3: 4 T / n, and the bucket being reduced |
 | optimizer | 12 T: fp32 copy and two moments (8 T for fp32 at zero_stage=0); ZeRO: / n |
 | weights in use | ZeRO-3: up to 10^9 gathered weights, and those being prefetched |
 | activations | what autograd saves for one micro-batch |
 
 The last two exist in forward and backward; in the optimizer's step ZeRO has an fp32 copy of one
-group of gradients instead. The larger of the two counts.
+group of gradients instead, and without ZeRO the 16-bit gradients of a micro-batch (T b) exist when
+its backward ends. The larger of the two counts.
 """
 
 from __future__ import annotations
@@ -93,25 +94,28 @@ def memory_by_part(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Return bytes on a device and bytes of its share of host memory, each by part."""
     b, stage = _BYTES[dtype], train.zero_stage
-    g = 4 if stage else b
-    part = n if stage else 1
+    shards = n if stage else 1
     weights = c.parameters * b
     if stage == 3:
         weights = weights // n + c.small * b
     copies = 12 if stage or dtype != "fp32" else 8
     memory = {"weights": weights}
-    memory["gradients"] = c.trained * g // (n if stage > 1 else 1)
+    memory["gradients"] = c.trained * 4 // (n if stage > 1 else 1)
     if stage:
         memory["gradient bucket"] = min(c.trained, REDUCE_BUCKET) * b
-    memory["optimizer"] = copies * c.trained // part
+    memory["optimizer"] = copies * c.trained // shards
     working = {"activations": c.activations + 2 * c.transient}
     if stage == 3:
         live = max(_MAX_LIVE, c.largest) + PREFETCH
         working["weights in use"] = min(live, c.parameters + min(c.parameters, PREFETCH)) * b
-    step = 4 * min(c.trained // n, SUB_GROUP if stage == 3 else c.trained) if stage else 0
+    if stage:
+        later = 4 * min(c.trained // n, SUB_GROUP if stage == 3 else c.trained)
+        part = "step, beyond those two"
+    else:
+        later, part = c.trained * b if b < 4 else 0, "16-bit gradients, beyond activations"
     memory |= working
-    if step > sum(working.values()):
-        memory["step, beyond those two"] = step - sum(working.values())
+    if later > sum(working.values()):
+        memory[part] = later - sum(working.values())
     host: dict[str, int] = {}
     for name, moved in (("optimizer", train.offload_optimizer), ("weights", train.offload_params)):
         if moved != "none":

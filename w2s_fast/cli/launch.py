@@ -9,20 +9,19 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from w2s_fast.cli.hosts import check_hosts, exports, read_hosts
+from w2s_fast.cli.job import run_job
 from w2s_fast.cli.parse import asks_for_help, load_config, take_options
 from w2s_fast.distributed.heartbeat import EXIT_CODE
+from w2s_fast.distributed.interpreter import module_command
 from w2s_fast.distributed.world import DEFAULT_PORT
 from w2s_fast.errors import W2SError, nearest
 
@@ -45,9 +44,6 @@ The same command continues a job that lost a process. torchrun, deepspeed and sr
 """
 # With these, ssh notices a lost host after about 15 s; without them it waits for ever.
 _KEEP_ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
-_CONNECT_TIMEOUT_S = 5
-# Prefixes of the environment variables that are passed on to every host.
-_EXPORTED = ("W2S_", "DS_", "HF_", "OMP_", "NCCL_", "GLOO_", "CUDA_", "TORCH", "TRITON_")
 
 
 @dataclass(frozen=True)
@@ -98,32 +94,6 @@ def parse(args: Sequence[str]) -> LaunchOptions:
     return LaunchOptions(config, tuple(arguments), **fields)
 
 
-def read_hosts(path: str) -> dict[str, int]:
-    """Read a hostfile, and return the slots of each host.
-
-    Raises:
-        W2SError: The file cannot be read, or a line is not ``name slots=N``.
-    """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as e:
-        raise W2SError(f"cannot read hostfile {path!r}: {e.strerror}") from e
-    hosts: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        text = line.partition("#")[0].strip()
-        if not text:
-            continue
-        match = re.fullmatch(r"(\S+)\s+slots=(\d+)", text)
-        if match is None or int(match[2]) < 1:
-            raise W2SError(f"{path}:{number}: {text!r}; expected `name slots=8`")
-        if match[1] in hosts:
-            raise W2SError(f"{path}:{number}: host {match[1]!r} appears twice")
-        hosts[match[1]] = int(match[2])
-    if not hosts:
-        raise W2SError(f"hostfile {path!r} names no host; expected lines `name slots=8`")
-    return hosts
-
-
 def launch(options: LaunchOptions) -> int:
     """Check the input, start the job, wait for it, and return its exit code.
 
@@ -135,7 +105,7 @@ def launch(options: LaunchOptions) -> int:
     _check_options(options, hosts)
     command = build_command(options, hosts)
     if options.dry_run:
-        print(" ".join(command))
+        print(shlex.join(command))
         return 0
     over_ssh = _uses_ssh(options, hosts)
     if over_ssh:
@@ -145,17 +115,20 @@ def launch(options: LaunchOptions) -> int:
         check_port(options.master_port)
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "environment"
-        exported.write_text("".join(f"{k}={v}\n" for k, v in _exports().items()))
+        exported.write_text("".join(f"{k}={v}\n" for k, v in exports().items()))
         env = os.environ | {
             "DS_ENV_FILE": str(exported),
             "PDSH_SSH_ARGS_APPEND": f"{_KEEP_ALIVE} {os.environ.get('PDSH_SSH_ARGS_APPEND', '')}",
         }
-        return job_exit_code(_wait(subprocess.Popen(command, env=env)))
+        # Over ssh, the runner ends the processes of all hosts; on one host, it ends itself only.
+        return job_exit_code(run_job(command, env, whole_group=not over_ssh))
 
 
 def build_command(options: LaunchOptions, hosts: dict[str, int] | None) -> list[str]:
     """Return the command of DeepSpeed's launcher."""
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--no_local_rank"]
+    over_ssh = _uses_ssh(options, hosts)
+    runner = "w2s_fast.cli.hosts" if over_ssh else "deepspeed.launcher.runner"
+    command = [*module_command(runner), "--quiet", "--no_local_rank"]
     if hosts is not None:
         command += ["--hostfile", str(options.hostfile)]
     if options.processes is not None:
@@ -168,7 +141,7 @@ def build_command(options: LaunchOptions, hosts: dict[str, int] | None) -> list[
     if options.no_ssh:
         command.append("--no_ssh")
     run = ["--config", options.config, *options.arguments]
-    if _uses_ssh(options, hosts):
+    if over_ssh:
         run = [_quote_for_shell(word) for word in run]
     return [*command, "--module", "w2s_fast", "run", *run]
 
@@ -189,34 +162,6 @@ def job_exit_code(code: int) -> int:
     whose ssh connection broke.
     """
     return EXIT_CODE if code >= 256 - signal.NSIG else code
-
-
-def check_hosts(hosts: Sequence[str], ssh_port: int | None) -> None:
-    """Check that every host answers over ssh without a password.
-
-    Raises:
-        W2SError: Some hosts do not; the message names them.
-    """
-    if shutil.which("pdsh") is None:
-        raise W2SError(
-            "pdsh is not installed, which starts processes on other hosts; install it, or run "
-            "this command with --no-ssh --node-rank I on every host"
-        )
-    port = [] if ssh_port is None else ["-p", str(ssh_port)]
-    options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_TIMEOUT_S}"]
-
-    def answers(host: str) -> bool:
-        command = ["ssh", *options, *port, host, "true"]
-        done = subprocess.run(command, capture_output=True, check=False)
-        return done.returncode == 0
-
-    with ThreadPoolExecutor(32) as pool:
-        silent = [h for h, ok in zip(hosts, pool.map(answers, hosts), strict=True) if not ok]
-    if silent:
-        raise W2SError(
-            f"no answer from {', '.join(silent)} over ssh within {_CONNECT_TIMEOUT_S} s; start it, "
-            "correct the hostfile, or set up ssh keys"
-        )
 
 
 def check_port(port: int) -> None:
@@ -256,22 +201,3 @@ def _accelerators() -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
-
-
-def _exports() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k.startswith(_EXPORTED) and "\n" not in v}
-
-
-def _wait(child: subprocess.Popen[bytes]) -> int:
-    """Return the child's exit code; pass Ctrl-C and SIGTERM on, so that no process is left."""
-
-    def stop(number: int, _frame: object) -> None:
-        child.send_signal(number)
-
-    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        code = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return code if code >= 0 else 128 - code

@@ -90,8 +90,9 @@ def _positive_numbers(own: Mapping[str, str]) -> dict[str, float]:
                 numbers[name] = float(own[name])
             except ValueError:
                 numbers[name] = 0.0
-            if not numbers[name] > 0:
-                raise W2SError(f"--{name} is {own[name]!r}; expected a number above 0")
+            whole = "whole " if name == "tokens" else ""
+            if not 0 < numbers[name] < float("inf") or whole and numbers[name] % 1:
+                raise W2SError(f"--{name} is {own[name]!r}; expected a {whole}number above 0")
     return numbers
 
 

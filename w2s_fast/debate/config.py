@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from w2s_fast.errors import W2SError, nearest
 
 KINDS = ("local", "endpoint")
+KEY_IN_URL = "{key}"  # in an address, stands for the key
+_CREDENTIAL = re.compile("key|token|secret|passw|credential|(^|[-_.])(auth|sig)", re.IGNORECASE)
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 
 
@@ -22,7 +24,8 @@ class WriterConfig:
     Attributes:
         kind: "local" (the untrained student's language model) or "endpoint" (a server with OpenAI's
             protocol).
-        url: Address of the endpoint, ending in /chat/completions or /completions.
+        url: Address of the endpoint, ending in /chat/completions or /completions. A server that
+            takes the key in the address: /chat/completions?api-key={key}.
         model: Name of the model at the endpoint.
         key_variable: Environment variable that holds the endpoint's key; empty: no key. The key
             itself is never written to a file.
@@ -69,11 +72,23 @@ class WriterConfig:
         return given and f"{given} is given, but kind is 'local'; use kind=endpoint"
 
     def _endpoint_problem(self) -> str | None:
-        parts = urlsplit(self.url)
+        try:
+            parts = urlsplit(self.url)
+        except ValueError as e:
+            return f"url={self.url!r} is not an address: {e}"
         if parts.username or parts.password:
             return (
                 "url contains a user name or password; use transcript_writer.key_variable instead"
             )
+        for name, value in parse_qsl(f"{parts.query}&{parts.fragment}"):
+            if _CREDENTIAL.search(name) and value != KEY_IN_URL:
+                return (  # the value may be a key
+                    f"url contains a value of {name!r}, which would be stored with the results; "
+                    f"put it into an environment variable, name that in key_variable, and write "
+                    f"{name}={KEY_IN_URL}"
+                )
+        if KEY_IN_URL in self.url and not self.key_variable:
+            return f"url contains {KEY_IN_URL}, but key_variable is empty; name the key's variable"
         valid = parts.scheme in ("http", "https") and parts.hostname
         if not valid or not parts.path.endswith(COMPLETIONS):
             return (
@@ -93,12 +108,18 @@ class WriterConfig:
         """Return the endpoint's key, "" if it needs none.
 
         Raises:
-            W2SError: The variable of the key is not set.
+            W2SError: The variable of the key is not set, or its value is not a key.
         """
-        if self.key_variable and not env.get(self.key_variable):
+        key = env.get(self.key_variable, "").strip() if self.key_variable else ""
+        if self.key_variable and not key:
             raise W2SError(
                 f"transcript_writer.key_variable={self.key_variable!r}: this variable is not set "
                 "in the environment; export it, or leave the setting empty for an endpoint without "
                 "a key"
             )
-        return env[self.key_variable] if self.key_variable else ""
+        if not re.fullmatch("[!-~]*", key):
+            raise W2SError(  # without the value
+                f"the key in {self.key_variable} has spaces or characters that are not ASCII; "
+                "export it again as one word"
+            )
+        return key

@@ -64,7 +64,7 @@ class EndpointWriter:
         if text is None:
             text = request_text(self.cfg, body, self._key, stop)
             self._cache.put(name, text)
-        return text
+        return text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
 
     def _body(self, prompt: str, seed: int) -> dict[str, Any]:
         cfg = self.cfg

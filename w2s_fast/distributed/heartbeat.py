@@ -61,8 +61,8 @@ class Heartbeat:
         self._hosts: list[str] = world.all_gather_object(socket.gethostname())
         self._store = self._connect()
         self._thread = threading.Thread(target=self._run, name="w2s-heartbeat", daemon=True)
-        self._guard = subprocess.Popen(
-            [sys.executable, "-S", "-c", _GUARD, str(timeout_s)], stdin=subprocess.PIPE
+        self._guard = subprocess.Popen(  # -I: nothing is imported from the working folder
+            [sys.executable, "-I", "-S", "-c", _GUARD, str(timeout_s)], stdin=subprocess.PIPE
         )
 
     def start(self) -> None:

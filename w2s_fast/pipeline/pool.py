@@ -17,13 +17,14 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from w2s_fast.config import RunConfig
+from w2s_fast.distributed.interpreter import module_command
 from w2s_fast.distributed.world import get_world, local_world_size
 from w2s_fast.errors import W2SError
 from w2s_fast.models import BUILT_IN
 from w2s_fast.pipeline.context import ReadFn
 from w2s_fast.pipeline.execute import WorkItem, execute, pack
 from w2s_fast.pipeline.jobs import Job
-from w2s_fast.store import Artifact
+from w2s_fast.store import Artifact, open_no_link
 
 _LARGE_MODEL_THREADS = 4
 
@@ -208,9 +209,9 @@ class ProcessPool:
         taken = {w.place for w in self._workers}
         place = next(i for i in range(len(self._places)) if i not in taken)
         log = folder / f"worker-{next(self._numbers)}.txt"
-        with log.open("w") as errors:
+        with open(log, "w", opener=open_no_link) as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "w2s_fast.pipeline.worker"],
+                [*module_command("w2s_fast.pipeline.worker"), str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -1,7 +1,7 @@
 """Worker process: read jobs as JSON lines, compute them, write progress and results as JSON lines.
 
-``pool`` starts it as ``python -m w2s_fast.pipeline.worker``, so a script that calls
-``w2s_fast.run`` needs no ``if __name__ == "__main__"``. It ends with its parent.
+``pool`` starts it as ``python -P -m w2s_fast.pipeline.worker PID``, with its own process id, so a
+script that calls ``w2s_fast.run`` needs no ``if __name__ == "__main__"``. It ends with its parent.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Serve jobs until standard input ends."""
-    parent = os.getppid()
-    _exit_with_parent(parent)
+    _exit_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     replies = os.fdopen(os.dup(1), "w")  # keeps prints of libraries out of the replies
     os.dup2(2, 1)
@@ -69,9 +68,15 @@ def _send(replies: TextIO, **message: Any) -> None:
 
 
 def _exit_with_parent(parent: int) -> None:
-    """End with the parent, even after ``kill -9``: at once on Linux, else within a second."""
+    """End with the parent, even after ``kill -9``: at once on Linux, else within a second.
+
+    Args:
+        parent: Its process id, from itself: it may have ended before this process could ask.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
     def watch() -> None:
         while os.getppid() == parent:
