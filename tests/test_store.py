@@ -11,11 +11,7 @@ from pathlib import Path
 import pytest
 
 from w2s_fast.errors import W2SError
-from w2s_fast.store import (
-    FORMAT_VERSION,
-    Artifact,
-    Store,
-    StoreWarning,
+from w2s_fast.files import (
     content_hash,
     explain_write_errors,
     file_lock,
@@ -25,6 +21,7 @@ from w2s_fast.store import (
     write_json,
     write_sealed,
 )
+from w2s_fast.store import FORMAT_VERSION, Artifact, Store, StoreWarning
 
 CONFIG, INPUTS = {"lr": 1e-3}, {"data": "abc"}
 

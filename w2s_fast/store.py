@@ -10,9 +10,6 @@ are checked on every read: a damaged stage is computed again, and no other.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -24,14 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.errors import DataWarning, W2SError
+from w2s_fast.files import (
+    content_hash,
+    explain_write_errors,
+    file_hash,
+    file_lock,
+    read_sealed,
+    write_sealed,
+)
 
 FORMAT_VERSION = 3  # part of every key: stages of another format are computed again
 META_NAME = "stage.json"
-_SEAL = "checksum"  # key of a file's checksum among the values that it covers
 CHECKPOINT_NAME = "checkpoint"  # exists in the hidden folder only; removed before publication
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
-_NO_FOLDER = {*_FORBIDDEN, errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class StoreWarning(UserWarning):
@@ -77,148 +78,6 @@ class Artifact:
     def from_json(values: Mapping[str, Any]) -> Artifact:
         """Return the artifact that ``to_json`` packed."""
         return Artifact(Path(values["path"]), values["digest"], values["info"])
-
-
-def content_hash(value: Any) -> str:
-    """Return the SHA-256 (hex) of ``value`` as canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def tree_hash(root: Path) -> str:
-    """Return one digest over names and contents of all files under ``root`` that are not hidden."""
-    return content_hash({n: file_hash(root / n) for n in _visible(root)})
-
-
-def tree_stamp(root: Path) -> str:
-    """Return what changes when a file of ``tree_hash`` is written, without reading the files."""
-    facts = {n: (root / n).stat() for n in _visible(root)}
-    return content_hash({n: [f.st_size, f.st_mtime_ns, f.st_ino] for n, f in facts.items()})
-
-
-def _visible(root: Path) -> list[str]:
-    names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-    return [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
-
-
-@contextlib.contextmanager
-def explain_write_errors(what: str, where: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into a one-line error with the fix.
-
-    Raises:
-        W2SError: The disk is full, or the folder may not be written; other errors pass through.
-    """
-    try:
-        yield
-    except Exception as err:
-        code: int = getattr(err, "errno", None) or 0
-        if _is_full(err):
-            raise W2SError(
-                f"no space left while writing {what} in {where}: free some space or choose another "
-                "folder with --cache_dir, then run the same command; everything stored is kept"
-            ) from err
-        file = Path(os.fsdecode(getattr(err, "filename", None) or os.sep)).absolute()
-        unmade = code in _NO_FOLDER and where.is_relative_to(file)  # the folder, or one above it
-        if unmade or (code in _FORBIDDEN and file.is_relative_to(where)):
-            raise W2SError(
-                f"cannot write {what} in {where} ({os.strerror(code)}): choose a folder you may "
-                "write with --out or --cache_dir"
-            ) from err
-        raise
-
-
-def _is_full(err: BaseException | None) -> bool:
-    """Return whether an error, or its cause, is a full disk or quota."""
-    if err is None:
-        return False
-    # safetensors gives the operating system's error number in its message only.
-    in_message = any(f"os error {n})" in str(err) for n in _FULL)
-    return in_message or getattr(err, "errno", None) in _FULL or _is_full(err.__cause__)
-
-
-def open_no_link(path: str, flags: int) -> int:
-    """Open a file for ``open(..., opener=)``; a link, which may lead anywhere, is a W2SError."""
-    try:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-    except OSError as err:
-        if err.errno == errno.ELOOP:
-            raise W2SError(f"{path} is a symbolic link; expected a file, remove the link") from None
-        raise
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: a temporary file beside it, flushed to disk, then renamed."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temp, "wb", opener=open_no_link) as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temp, path)
-    finally:
-        temp.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write ``value`` as JSON with a checksum of its content, atomically."""
-    text = json.dumps({**value, _SEAL: _seal(value)}, indent=1, sort_keys=True)
-    write_bytes(path, f"{text}\n".encode())
-
-
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Read a file of ``write_sealed``; a ValueError says that its content is damaged."""
-    data = path.read_bytes()
-    try:
-        value = json.loads(data)
-        if value.pop(_SEAL) == _seal(value):
-            return value
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise ValueError(f"{path.name} differs from its checksum")
-
-
-def _seal(value: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hex) of a JSON object as ``json.loads`` returns it."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def file_lock(path: Path, taken: str | None = None) -> Iterator[None]:
-    """Hold the lock file ``path``; the kernel releases it when the process ends, also by a kill.
-
-    Args:
-        path: Lock file; it stays and holds the number of its last owner.
-        taken: Error message if another process holds it, with ``{pid}`` filled in. None: wait.
-
-    Raises:
-        W2SError: Another process holds the lock, and ``taken`` is given.
-    """
-    with open(path, "a+", opener=open_no_link) as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
-            if taken is not None:
-                f.seek(0)
-                raise W2SError(taken.format(pid=f.read().strip() or "unknown")) from err
-            fcntl.flock(f, fcntl.LOCK_EX)
-        f.truncate(0)
-        f.write(str(os.getpid()))
-        f.flush()
-        yield
 
 
 class Store:

@@ -12,7 +12,7 @@ import pytest
 import w2s_fast
 from w2s_fast.cli.main import COMMANDS, main
 from w2s_fast.config import RunConfig, to_yaml
-from w2s_fast.store import file_lock
+from w2s_fast.files import file_lock
 
 TINY = [
     "--task.n_weak=20", "--task.n_transfer=20", "--task.n_test=20", "--weak.hidden=8",

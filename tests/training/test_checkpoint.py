@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from w2s_fast.errors import W2SError
-from w2s_fast.store import StoreWarning, file_hash
+from w2s_fast.files import file_hash
+from w2s_fast.store import StoreWarning
 from w2s_fast.training import checkpoint
 
 

@@ -19,10 +19,10 @@ def main(args: Sequence[str]) -> int:
         raise W2SError(f"unexpected argument {rest[0]!r}; report takes only --out DIR")
     from rich.console import Console
 
+    from w2s_fast.files import explain_write_errors
     from w2s_fast.report import load_results
     from w2s_fast.report.page import write_report
     from w2s_fast.report.terminal import print_files, print_results
-    from w2s_fast.store import explain_write_errors
 
     out = Path(own.get("out", "out"))
     results = load_results(out)

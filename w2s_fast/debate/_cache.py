@@ -7,7 +7,8 @@ import threading
 import warnings
 from pathlib import Path
 
-from w2s_fast.store import StoreWarning, content_hash
+from w2s_fast.files import content_hash
+from w2s_fast.store import StoreWarning
 
 
 class AnswerCache:

@@ -12,7 +12,7 @@ from w2s_fast.debate._cache import AnswerCache
 from w2s_fast.debate._http import request_text
 from w2s_fast.debate.config import CHAT, WriterConfig
 from w2s_fast.errors import W2SError
-from w2s_fast.store import content_hash
+from w2s_fast.files import content_hash
 
 
 class EndpointWriter:

@@ -11,9 +11,10 @@ from typing import Any
 from w2s_fast.config import RunConfig, to_dict
 from w2s_fast.distributed.world import get_world
 from w2s_fast.errors import W2SError
+from w2s_fast.files import tree_stamp
 from w2s_fast.pipeline.context import Context, ReadFn
 from w2s_fast.pipeline.jobs import Job
-from w2s_fast.store import Artifact, StageBuild, Store, tree_stamp
+from w2s_fast.store import Artifact, StageBuild, Store
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 from w2s_fast.config import RunConfig, validate
 from w2s_fast.distributed.heartbeat import monitor_processes
 from w2s_fast.distributed.world import get_world, init_distributed
+from w2s_fast.files import explain_write_errors, file_lock, write_json
 from w2s_fast.pipeline.artifacts import LABELS, REPORT
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import WorkItem, execute, find
@@ -36,14 +37,7 @@ from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.report import RESULTS
 from w2s_fast.report.page import write_report
 from w2s_fast.report.run_progress import show_run
-from w2s_fast.store import (
-    Artifact,
-    Store,
-    explain_write_errors,
-    file_lock,
-    redirect_store_warnings,
-    write_json,
-)
+from w2s_fast.store import Artifact, Store, redirect_store_warnings
 from w2s_fast.tasks import TaskData
 from w2s_fast.training.deepspeed.setup import check_offload
 

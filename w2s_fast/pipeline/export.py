@@ -9,12 +9,12 @@ from typing import Any
 from w2s_fast.config import RunConfig
 from w2s_fast.distributed.world import SINGLE_PROCESS
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.files import explain_write_errors, write_json
 from w2s_fast.models.weights import save_tensors
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.experiment import open_session
 from w2s_fast.pipeline.jobs import TRAINED, plan_jobs
 from w2s_fast.pipeline.stages.build_model import save_language_model, whole_model
-from w2s_fast.store import explain_write_errors, write_json
 
 HEAD, ABOUT = "head.safetensors", "w2s.json"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, model_of, roles, to_dict, train_of
+from w2s_fast.files import content_hash, tree_hash, tree_stamp
 from w2s_fast.methods import Node, Plan
 from w2s_fast.models import ModelConfig
 from w2s_fast.pipeline.students import students
-from w2s_fast.store import content_hash, tree_hash, tree_stamp
 from w2s_fast.tasks import Examples, TaskData
 from w2s_fast.training.config import EXECUTION_FIELDS
 

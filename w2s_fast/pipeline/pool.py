@@ -20,11 +20,12 @@ from w2s_fast.config import RunConfig
 from w2s_fast.distributed.interpreter import module_command
 from w2s_fast.distributed.world import get_world, local_world_size
 from w2s_fast.errors import W2SError
+from w2s_fast.files import open_no_link
 from w2s_fast.models import BUILT_IN
 from w2s_fast.pipeline.context import ReadFn
 from w2s_fast.pipeline.execute import WorkItem, execute, pack
 from w2s_fast.pipeline.jobs import Job
-from w2s_fast.store import Artifact, open_no_link
+from w2s_fast.store import Artifact
 
 _LARGE_MODEL_THREADS = 4
 

@@ -16,8 +16,8 @@ from typing import Any
 from w2s_fast.config import RunConfig, to_dict
 from w2s_fast.distributed.world import World
 from w2s_fast.errors import W2SError
+from w2s_fast.files import content_hash
 from w2s_fast.pipeline.provenance import package_version
-from w2s_fast.store import content_hash
 from w2s_fast.version import __version__
 
 _PACKAGES = ("torch", "numpy", "transformers", "deepspeed", "peft")

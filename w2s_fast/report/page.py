@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from w2s_fast.files import write_bytes
 from w2s_fast.report import PAGE, PLOT
 from w2s_fast.report.figure import results_figure
 from w2s_fast.report.model_rows import (
@@ -21,7 +22,6 @@ from w2s_fast.report.model_rows import (
     model_rows,
     notes,
 )
-from w2s_fast.store import write_bytes
 
 _STYLE = """
 :root { color-scheme: light dark; --bg:#f6f7f9; --panel:#fff; --ink:#1d2129; --soft:#5c6573;

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from w2s_fast.config import RunConfig
+from w2s_fast.files import content_hash
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import WorkItem
 from w2s_fast.pipeline.jobs import (
@@ -24,7 +25,7 @@ from w2s_fast.pipeline.jobs import (
     plan_jobs,
 )
 from w2s_fast.pipeline.provenance import class_counts
-from w2s_fast.store import Artifact, content_hash
+from w2s_fast.store import Artifact
 from w2s_fast.sweeps.grid import Cell
 from w2s_fast.tasks import TaskConfig
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError
+from w2s_fast.files import content_hash
 from w2s_fast.models import ModelConfig
 from w2s_fast.specs import settings, split
-from w2s_fast.store import content_hash
 from w2s_fast.sweeps.sweep_config import SweepConfig
 from w2s_fast.tasks import TaskConfig
 from w2s_fast.training import TrainConfig

@@ -12,21 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import to_dict, to_yaml, validate
+from w2s_fast.files import explain_write_errors, file_lock, write_bytes, write_json
 from w2s_fast.pipeline.artifacts import REPORT
 from w2s_fast.pipeline.execute import find
 from w2s_fast.pipeline.experiment import check_fit
 from w2s_fast.pipeline.pool import JobError, ProcessPool, choose_parallelism
 from w2s_fast.pipeline.provenance import git_state, machine, provenance, versions
 from w2s_fast.report import RESULTS
-from w2s_fast.store import (
-    Artifact,
-    Store,
-    explain_write_errors,
-    file_lock,
-    redirect_store_warnings,
-    write_bytes,
-    write_json,
-)
+from w2s_fast.store import Artifact, Store, redirect_store_warnings
 from w2s_fast.sweeps.devices import device_of, worker_environments
 from w2s_fast.sweeps.graph import JobGraph, JobNode, make_graph
 from w2s_fast.sweeps.grid import CELLS, Cell, make_cells

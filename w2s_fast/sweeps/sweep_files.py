@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.store import write_bytes, write_json
+from w2s_fast.files import write_bytes, write_json
 
 SWEEP = "sweep"
 

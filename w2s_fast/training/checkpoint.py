@@ -23,7 +23,8 @@ from torch import Tensor
 
 from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError, one_line
-from w2s_fast.store import StoreWarning, file_hash, read_sealed, write_sealed
+from w2s_fast.files import file_hash, read_sealed, write_sealed
+from w2s_fast.store import StoreWarning
 
 _PREFIX = "step-"
 _META = "state.json"

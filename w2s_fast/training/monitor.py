@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from w2s_fast.distributed.world import World
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.files import file_hash
 from w2s_fast.models.weights import load_weights, save_weights
-from w2s_fast.store import file_hash
 from w2s_fast.training.checkpoint import N_KEPT, Checkpoint, flush
 from w2s_fast.training.completions import Completions
 from w2s_fast.training.config import TrainConfig

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import train_of
+from w2s_fast.files import content_hash, file_hash, write_bytes
 from w2s_fast.pipeline.artifacts import LABELS, part_name
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import trained_model
 from w2s_fast.pipeline.stages.training_set import model_rows
 from w2s_fast.pipeline.task_kinds import task_kind
-from w2s_fast.store import StageBuild, StoreWarning, content_hash, file_hash, write_bytes
+from w2s_fast.store import StageBuild, StoreWarning
 from w2s_fast.tasks import Inputs
 
 PART_ROWS = 20_000  # items per file of labels, and the most that a kill can cost

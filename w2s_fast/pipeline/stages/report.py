@@ -11,6 +11,7 @@ import numpy as np
 
 from w2s_fast import metrics
 from w2s_fast.config import RunConfig
+from w2s_fast.files import write_json
 from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.artifacts import LABELS, TEST
 from w2s_fast.pipeline.context import Context
@@ -18,7 +19,7 @@ from w2s_fast.pipeline.jobs import Entry, JobPlan, plan_jobs
 from w2s_fast.pipeline.predictions import SCORE_NAMES, Predictions
 from w2s_fast.pipeline.students import Student, students
 from w2s_fast.pipeline.task_kinds import task_kind
-from w2s_fast.store import StageBuild, write_json
+from w2s_fast.store import StageBuild
 from w2s_fast.tasks import TaskData
 
 MODELS = ("weak", "student", "ceiling")
