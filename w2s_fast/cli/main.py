@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from w2s_fast.cli.output import READER_GONE, accept_any_encoding, discard_output, flush_output
 from w2s_fast.distributed import heartbeat
 from w2s_fast.distributed.world import exit_process, get_world
 from w2s_fast.errors import W2SError, nearest
@@ -48,7 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     # DeepSpeed's launcher inserts this; the environment has the same value.
     args = args[1:] if args and args[0].startswith("--local_rank") else args
-    return exit_process(_run_command(args))
+    accept_any_encoding()
+    try:
+        code = _run_command(args)
+        flush_output()
+    except BrokenPipeError:
+        discard_output()
+        code = READER_GONE
+    except SystemExit as err:  # rich's answer to a broken pipe
+        if not isinstance(err.__context__, BrokenPipeError):
+            raise
+        code = READER_GONE
+    return exit_process(code)
 
 
 def _run_command(args: list[str]) -> int:
@@ -63,6 +75,8 @@ def _run_command(args: list[str]) -> int:
     except heartbeat.LostError as err:
         heartbeat.print_stderr(f"{err}; run the same command again to continue")
         return heartbeat.EXIT_CODE
+    except BrokenPipeError:
+        raise
     except Exception:
         if get_world().size == 1:
             raise
