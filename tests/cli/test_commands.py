@@ -153,3 +153,9 @@ def test_bench_is_forwarded(tmp_path: Path) -> None:
 def _with_checkout() -> dict[str, str]:
     root = Path(w2s_fast.__file__).resolve().parents[1]
     return {**os.environ, "PYTHONPATH": str(root)}
+
+
+def test_a_deeply_nested_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("seeds: " + "[" * 3000)
+    assert "is not YAML" in failing(capsys, "run", "--config", str(path))

@@ -220,3 +220,22 @@ def test_too_long_a_sequence_names_the_setting(bert: Path) -> None:
     ids = torch.ones(1, 17, dtype=torch.long)
     with pytest.raises(W2SError, match="max_length=16"):
         model(ids, ids)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{"x": "../other/model.safetensors"}, {"x": "/etc/passwd"}, {"x": ".."}, {"x": 3}, ["x"], None],
+)
+def test_an_index_leads_to_no_other_folder(weights: Any, bert: Path, tmp_path: Path) -> None:
+    """A checkpoint names the files that are read, and only its own."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((bert / name).read_bytes())
+    path = tmp_path / "model.safetensors"
+    path.with_name(f"{path.name}.index.json").write_text(json.dumps({"weight_map": weights}))
+    cfg = ModelConfig(str(tmp_path))
+    for load in (
+        lambda: build_model(cfg, 2, load_tokenizer(cfg, None), 0),
+        lambda: load_weights(torch.nn.Linear(1, 1), path),
+    ):
+        with pytest.raises(W2SError, match=r"index.json (names|cannot be read)"):
+            load()

@@ -204,7 +204,7 @@ def _check_yaml(path: str, kind: type) -> None:
         values = yaml.safe_load(Path(path).read_text())
     except OSError as err:
         raise W2SError(f"cannot read config file {path!r}: {err.strerror}") from err
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
         raise W2SError(f"config file {path!r} is not YAML: {' '.join(str(err).split())}") from err
     if not isinstance(values, Mapping):
         raise W2SError(f"config file {path!r}: expected lines as --print-config shows")

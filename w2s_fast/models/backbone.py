@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_fast.errors import W2SError, nearest, one_line
+from w2s_fast.models.weights import read_index
 
 if TYPE_CHECKING:
     from torch import nn
@@ -164,6 +165,8 @@ def checkpoint(cfg: ModelConfig, causal: bool = False) -> nn.Module:
                 )
             if not cfg.pretrained:
                 return _from_config(config, cfg, causal)
+            if (folder / "model.safetensors.index.json").exists():
+                read_index(folder / "model.safetensors")  # transformers would follow any path
             model, report = _auto(causal).from_pretrained(
                 folder,
                 dtype=_dtype(cfg),

@@ -130,12 +130,26 @@ def read_tensors(path: str | Path) -> Mapping[str, Tensor]:
     """
     path = Path(path)
     if not path.exists() and _index(path).exists():
-        try:
-            places: dict[str, str] = json.loads(_index(path).read_text())["weight_map"]
-        except (OSError, ValueError, KeyError) as e:
-            raise W2SError(f"weights {path} cannot be read: {one_line(e)}") from e
-        return _LazyTensors({name: path.with_name(file) for name, file in places.items()})
+        files = read_index(path)
+        return _LazyTensors({name: path.with_name(file) for name, file in files.items()})
     return _LazyTensors(dict.fromkeys(_names(path), path))
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Return the file of each tensor by the index of ``path``; all are beside it.
+
+    Raises:
+        W2SError: if the index cannot be read, or names a file in another folder.
+    """
+    index = _index(path)
+    try:
+        files: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        wrong = next((f for f in files.values() if f in ("", "..") or Path(f).name != f), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise W2SError(f"weights {index} cannot be read: {one_line(e)}") from e
+    if wrong is not None:
+        raise W2SError(f"{index} names {wrong!r}; expected the name of a file beside it")
+    return files
 
 
 class _LazyTensors(Mapping[str, "Tensor"]):
