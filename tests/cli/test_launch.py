@@ -89,7 +89,7 @@ def test_bad_input_before_anything_starts(
     def started(*_: object, **__: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(module.subprocess, "Popen", started)
+    monkeypatch.setattr(module, "run_job", started)
     for args, message in (
         (["--processes", "5", config], "batch_size is 32, which does not split over 5 processes"),
         (["--hostfile", hosts, config, "--student_train.batch_size", "12"], "over 8 processes"),

@@ -11,7 +11,6 @@ import re
 import shlex
 import signal
 import socket
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.cli.hosts import check_hosts, exports, read_hosts
+from w2s_fast.cli.job import run_job
 from w2s_fast.cli.parse import asks_for_help, load_config, take_options
 from w2s_fast.distributed.heartbeat import EXIT_CODE
 from w2s_fast.distributed.interpreter import module_command
@@ -120,7 +120,8 @@ def launch(options: LaunchOptions) -> int:
             "DS_ENV_FILE": str(exported),
             "PDSH_SSH_ARGS_APPEND": f"{_KEEP_ALIVE} {os.environ.get('PDSH_SSH_ARGS_APPEND', '')}",
         }
-        return job_exit_code(_wait(subprocess.Popen(command, env=env)))
+        # Over ssh, the runner ends the processes of all hosts; on one host, it ends itself only.
+        return job_exit_code(run_job(command, env, whole_group=not over_ssh))
 
 
 def build_command(options: LaunchOptions, hosts: dict[str, int] | None) -> list[str]:
@@ -200,18 +201,3 @@ def _accelerators() -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
-
-
-def _wait(child: subprocess.Popen[bytes]) -> int:
-    """Return the child's exit code; pass Ctrl-C and SIGTERM on, so that no process is left."""
-
-    def stop(number: int, _frame: object) -> None:
-        child.send_signal(number)
-
-    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        code = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
