@@ -17,6 +17,7 @@ from w2s_fast.store import (
     Store,
     StoreWarning,
     content_hash,
+    explain_write_errors,
     file_lock,
     tree_hash,
     write_bytes,
@@ -259,3 +260,16 @@ def test_a_stage_that_may_not_be_read_is_not_damaged(
             with pytest.raises(W2SError, match=r"cannot read .*Permission denied.*--cache_dir"):
                 store.find("weak", key(store))
     assert store.find("weak", key(store)) == done
+
+
+def test_a_relative_path_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(W2SError, match="cannot write stages in .*Permission denied"),
+        explain_write_errors("stages", tmp_path / "cache"),
+    ):
+        raise PermissionError(13, "Permission denied", "cache/.probe")
+    with pytest.raises(PermissionError), explain_write_errors("stages", tmp_path / "cache"):
+        raise PermissionError(13, "Permission denied")

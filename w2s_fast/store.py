@@ -115,7 +115,8 @@ def explain_write_errors(what: str, where: Path) -> Iterator[None]:
                 f"no space left while writing {what} in {where}: free some space or choose another "
                 "folder with --cache_dir, then run the same command; everything stored is kept"
             ) from err
-        if code in _FORBIDDEN and Path(str(getattr(err, "filename", ""))).is_relative_to(where):
+        name = getattr(err, "filename", None) or os.sep
+        if code in _FORBIDDEN and Path(os.fsdecode(name)).absolute().is_relative_to(where):
             raise W2SError(
                 f"cannot write {what} in {where} ({os.strerror(code)}): choose a folder you may "
                 "write with --out or --cache_dir"
