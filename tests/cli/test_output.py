@@ -63,3 +63,12 @@ def test_output_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python sets a stream to None if its descriptor was closed before the start."""
     monkeypatch.setattr(sys, "stdout", None)
     assert main(["run", "--help"]) == 0
+
+
+def test_a_file_that_became_a_pipe() -> None:
+    """As in forked processes whose standard output was replaced below Python."""
+    code = (
+        "import os, sys; from w2s_fast.cli.main import main; read, write = os.pipe()\n"
+        "os.dup2(write, 1); sys.exit(main(['--version']))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

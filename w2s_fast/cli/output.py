@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import os
 import sys
@@ -16,7 +17,8 @@ def accept_any_encoding() -> None:
     codecs.register_error("w2s_fast", _replace)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="w2s_fast")
+            with contextlib.suppress(OSError):  # a file that became a pipe cannot be reconfigured
+                stream.reconfigure(errors="w2s_fast")
 
 
 def flush_output() -> None:
