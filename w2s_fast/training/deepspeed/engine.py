@@ -39,6 +39,7 @@ class DeepSpeedEngine:
             raise W2SError("the model has no trainable parameters; expected at least one")
         self._model, self._world, self._has_masters = model, world, dtype != "fp32"
         self._steps = 0
+        _cast_parameters(model, dtype)
         self._engine, *_ = deepspeed.initialize(
             model=model, model_parameters=decay_groups(trained, cfg), config=config
         )
@@ -186,3 +187,15 @@ class DeepSpeedEngine:
         for flat in self._masters():
             steps = torch.tensor(float(self._steps)) if torch_adam else self._steps
             self._zero.optimizer.state[flat]["step"] = steps
+
+
+def _cast_parameters(model: nn.Module, dtype: str) -> None:
+    """Cast fp32 parameters, such as a new head's, to the dtype of a 16-bit model.
+
+    DeepSpeed casts a model itself unless ZeRO-3 built it in parts; then it expects one dtype. The
+    optimizer keeps fp32 masters, and heads compute in fp32 whatever their weights are.
+    """
+    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype)
+    for p in model.parameters() if low is not None else ():
+        if p.dtype == torch.float32:
+            p.data = p.data.to(low)
