@@ -72,7 +72,7 @@ def test_print_config_is_a_config_file(capsys: pytest.CaptureFixture[str], tmp_p
         (["label", "--task.name", "agrement"], "did you mean 'agreement'?"),
         (["report", "--outt", "x"], "report takes only --out DIR"),
         (["report", "--out", "nowhere"], "no results.json in nowhere"),
-        (["doctor", "now"], "doctor takes none"),
+        (["doctor", "now"], "doctor takes --strict or nothing"),
     ],
 )
 def test_user_errors(capsys: pytest.CaptureFixture[str], args: list[str], words: str) -> None:
@@ -120,6 +120,18 @@ def test_label_prints_the_folder_of_the_labels(
     assert Path(line.removeprefix("seed 3: ")).name == "labels"
     parts = Path(line.removeprefix("seed 3: ")).iterdir()
     assert [p.name for p in parts] == ["part-00000.parquet"]
+
+
+def test_a_strict_doctor_fails_where_something_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("w2s_fast.ops.native.missing", lambda: "")
+    assert main(["doctor", "--strict"]) == 0
+    monkeypatch.setattr("w2s_fast.ops.native.missing", lambda: "no compiler")
+    assert main(["doctor"]) == 0
+    capsys.readouterr()
+    assert main(["doctor", "--strict"]) == 2
+    assert "missing: backend cpp; see the lines above" in capsys.readouterr().err
 
 
 def test_doctor_shows_kernels_and_versions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,7 @@ def test_results_have_the_promised_shape(done: tuple[RunConfig, dict[str, Any]])
     for s in results["summary"]:
         assert {"loss", "pgr_mean", "pgr_low", "pgr_high"} <= s.keys()
     facts = results["provenance"]
+    assert facts["ops"]["cross_entropy"] and set(facts["ops"]["cross_entropy"]) <= {"cpp", "ref"}
     assert facts["config"]["seeds"] == [0, 1] and facts["versions"]["torch"]
     assert {"machine", "git", "backends"} <= facts.keys()
     assert {name.split("/")[0] for name in facts["stages"]} == set(STAGES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import NamedTuple
 
@@ -23,6 +23,9 @@ _EXTRAS = {  # package -> what it is for
     "trl": "its trainers with these losses",
     "lightning": "its trainer with these losses",
 }
+USAGE = """usage: w2s-fast doctor [--strict]
+
+  --strict   exit with an error if a package or a backend that this machine can use is missing"""
 _GPU_BACKENDS = ("triton", "cuda")  # not expected on a machine without a GPU
 
 
@@ -35,22 +38,31 @@ class Finding(NamedTuple):
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command; return the exit code."""
-    if args:
-        print("usage: w2s-fast doctor")
+    """Run the command; return the exit code: 1 with ``--strict`` if something is missing."""
+    if args and list(args) != ["--strict"]:
+        print(USAGE)
         if asks_for_help(args):
             return 0
-        raise W2SError(f"unexpected argument {args[0]!r}; doctor takes none")
+        raise W2SError(f"unexpected argument {args[0]!r}; doctor takes --strict or nothing")
+    sections = {title: findings() for title, findings in _SECTIONS.items()}
+    print_findings(sections)
+    missing = [f.name for found in sections.values() for f in found if f.good is False]
+    if args and missing:
+        raise W2SError(f"missing: {', '.join(missing)}; see the lines above")
+    return 0
+
+
+def print_findings(sections: Mapping[str, Sequence[Finding]]) -> None:
+    """Print the findings of every section."""
     from rich.console import Console
     from rich.markup import escape
 
     console, symbols = Console(), {True: "[green]✓[/]", False: "[red]✗[/]", None: " "}
-    for section, findings in _SECTIONS.items():
+    for section, findings in sections.items():
         console.print(f"\n[bold]{section}[/]")
-        for f in findings():
+        for f in findings:
             line = f" {symbols[f.good]} {f.name:<22} {escape(f.value)}"
             console.print(line, highlight=False, soft_wrap=True)
-    return 0
 
 
 def _version(name: str) -> str | None:

@@ -68,6 +68,19 @@ def backend(op: str, like: Tensor) -> Any:
     return module
 
 
+def served_ops() -> dict[str, list[str]]:
+    """Return op -> the backends that served it in this process since ``forget_served_ops``."""
+    served: dict[str, set[str]] = {}
+    for (op, _, _), module in _resolved.items():
+        served.setdefault(op, set()).add(module.__name__.rpartition(".")[2])
+    return {op: sorted(names) for op, names in sorted(served.items())}
+
+
+def forget_served_ops() -> None:
+    """Start a new list for ``served_ops``; the next call of each op looks its backend up again."""
+    _resolved.clear()
+
+
 def _resolve(op: str, device: str, name: str | None) -> ModuleType:
     name = name or _automatic(device)
     check_backend(name)

@@ -100,12 +100,15 @@ def _compute(
     read: ReadFn,
     build: StageBuild,
 ) -> None:
+    from w2s_fast.ops import dispatch
     from w2s_fast.pipeline.stages.registry import STAGES
 
+    dispatch.forget_served_ops()
     folders = {name: Path(path) for name, path in work_item.folders.items()}
     # A head on cached states is too small for several threads: they would wait for each other.
     with _threads(1 if work_item.job.setting("freeze") else threads):
         STAGES[work_item.job.stage](Context(cfg, work_item.job, folders, progress, read), build)
+    build.info["ops"] = dispatch.served_ops()
     get_world().barrier()  # no process may use the folder while it is renamed
 
 

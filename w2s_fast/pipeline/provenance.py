@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -46,6 +46,7 @@ def provenance(
         "machine": machine(),
         "git": git_state(),
         "backends": backends_info() | {"forced": os.environ.get("W2S_BACKEND", "")},
+        "ops": _served_ops(results.values()),
         "stage_versions": VERSIONS,
         "data": {str(seed): counts for seed, counts in data.items()},
         "store": str(root),
@@ -67,6 +68,15 @@ def class_counts(data: TaskData) -> dict[str, dict[str, int]]:
     splits = {"weak": data.weak, "transfer": data.transfer, "test": data.test}
     counts = {k: np.bincount(part.labels, minlength=len(names)) for k, part in splits.items()}
     return {k: dict(zip(names, n.tolist(), strict=True)) for k, n in counts.items()}
+
+
+def _served_ops(artifacts: Iterable[Artifact]) -> dict[str, list[str]]:
+    """Return op -> the backends that computed it in any stage of the run."""
+    served: dict[str, set[str]] = {}
+    for artifact in artifacts:
+        for op, names in artifact.info.get("ops", {}).items():
+            served.setdefault(op, set()).update(names)
+    return {op: sorted(names) for op, names in sorted(served.items())}
 
 
 def versions() -> dict[str, str | None]:
