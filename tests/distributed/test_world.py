@@ -81,6 +81,21 @@ def test_alone_nothing_is_exchanged() -> None:
         init_distributed(1.0, env)
 
 
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"},
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"},
+    ],
+    ids=["torchrun", "interactive Slurm"],
+)
+def test_a_job_of_one_process_needs_no_process_group(env: dict[str, str]) -> None:
+    """A second run in the process would initialise it twice; Slurm's shell names no address."""
+    for _ in range(2):
+        assert init_distributed(5, env) == SINGLE_PROCESS
+        assert not torch.distributed.is_initialized()
+
+
 def test_who_differs() -> None:
     same = {"torch": "2.13", "data": "abc"}
     everyone: list[Any] = [["a", same], ["a", same], ["b", same | {"torch": "2.12"}], ["b", same]]

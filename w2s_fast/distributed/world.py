@@ -164,7 +164,7 @@ def world_from_environment(env: Mapping[str, str] = os.environ) -> World | None:
 
 
 def init_distributed(timeout_s: float, env: Mapping[str, str] = os.environ) -> World:
-    """Join the process group of the job; without a launcher there is nothing to do.
+    """Join the process group of the job; a job of one process needs none.
 
     Args:
         timeout_s: time limit of this call and of every later collective call.
@@ -178,7 +178,7 @@ def init_distributed(timeout_s: float, env: Mapping[str, str] = os.environ) -> W
     """
     global _world
     world = world_from_environment(env)
-    if world is None or _world.size > 1:
+    if world is None or world.size == 1 or _world.size > 1:
         return _world
     init_process_group(world, _address(env), timeout_s)
     _world = world
