@@ -3,11 +3,11 @@
 gradients are those of the formulas
     ``losses/test_losses.py::test_gradient_identity``
 logconf is the released code's
-    ``losses/test_losses.py::test_logconf_openai_equals_released_code``
+    ``losses/test_logconf.py::test_logconf_openai_equals_released_code``
 hard classes are counted by the prior
-    ``losses/test_losses.py::test_hard_class_counts``
+    ``losses/test_logconf.py::test_hard_class_counts``
 warm-up: released, fixed, paper
-    ``losses/test_losses.py::test_schedules``
+    ``losses/test_logconf.py::test_schedules``
 micro-batches are the batch, to rounding in fp64, also through a model; two processes are one
     ``losses/test_losses.py::test_micro_batches_with_the_exact_threshold``,
     ``training/test_loop.py::test_micro_batches_change_nothing``,
