@@ -85,10 +85,16 @@ class Heartbeat:
         """Ignore verdicts from now on: this process is about to exit, and beats until then."""
         self._ignores_verdicts = True
 
-    def report_failure(self, message: str) -> None:
-        """Tell the other processes that this one fails, and why."""
+    def report(self, verdict: str) -> None:
+        """Tell the other processes what was lost, and why, unless they know already."""
         with contextlib.suppress(RuntimeError):
-            self._store.set(_VERDICT, f"{self._name(self._world.rank)}: {message}")
+            if not self._store.check([_VERDICT]):
+                self._store.set(_VERDICT, verdict)
+
+    @property
+    def name(self) -> str:
+        """Rank and host of this process."""
+        return self._name(self._world.rank)
 
     def silent_ranks(self) -> list[int]:
         """Return the ranks that do not beat during this call; [0] if the store is unreachable."""
@@ -100,9 +106,18 @@ class Heartbeat:
         except RuntimeError:
             return [] if self._world.is_main_process else [0]
 
-    def keep_beating(self) -> None:
-        """Beat while the other processes find out which ranks are silent."""
-        time.sleep(_LISTEN_BEATS * self._interval_s)
+    def wait_for_others(self) -> None:
+        """Wait until the other processes can name what was lost.
+
+        They read the verdict from rank 0's store, which ends with rank 0: it waits until no other
+        process beats, half of the timeout at most.
+        """
+        if not self._world.is_main_process:
+            time.sleep(_LISTEN_BEATS * self._interval_s)
+            return
+        end = time.monotonic() + self._timeout_s / 2
+        while time.monotonic() < end and len(self.silent_ranks()) < self._world.size - 1:
+            pass  # `silent_ranks` listens for a few beats
 
     def names(self, ranks: list[int]) -> str:
         """Return ``rank 1 on node-b, rank 2 on node-b``."""
@@ -173,7 +188,7 @@ class Heartbeat:
             return
         print_stderr(f"lost {reason}; this job ends, run the same command again to continue")
         if self._world.is_main_process:
-            self.keep_beating()  # the others still have to read the verdict from this store
+            self.wait_for_others()
         os._exit(EXIT_CODE)
 
 
@@ -205,9 +220,8 @@ def monitor_processes(world: World, timeout_s: float) -> Iterator[None]:
         text = " ".join(f"{e}".split()) or type(e).__name__
         # Libraries raise a RuntimeError that does not name the peer that is gone; heartbeats do.
         lost = heartbeat.lost_processes() if isinstance(e, RuntimeError) else ""
-        if not lost:
-            heartbeat.report_failure(text[:300])
-        heartbeat.keep_beating()  # or the others would only see the connection break
+        heartbeat.report(lost or f"{heartbeat.name}: {text[:300]}")
+        heartbeat.wait_for_others()  # or they would only see the connection break
         if lost:
             raise LostError(f"lost {lost} ({text[:160]})") from e
         raise
