@@ -1,4 +1,4 @@
-"""What the tests of formats share."""
+"""Rows of a batch in every container that people have."""
 
 from __future__ import annotations
 

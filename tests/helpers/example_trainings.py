@@ -1,4 +1,4 @@
-"""What the tests of examples share."""
+"""Running an example, and comparing the weights it trains."""
 
 from __future__ import annotations
 

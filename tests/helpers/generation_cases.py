@@ -54,12 +54,12 @@ def texts(n: int = N) -> tuple[list[str], list[str]]:
 RECIPE = TrainConfig(epochs=2, batch_size=6, lr=1e-2)
 
 
-def _model(folders: dict[str, Path], kind: str, tokenizer: Any, **fields: Any) -> Any:
+def small_lm(folders: dict[str, Path], kind: str, tokenizer: Any, **fields: Any) -> Any:
     cfg = ModelConfig(str(folders[kind]), **fields)
     return build_model(cfg, 2, tokenizer, 0, kind="generation")
 
 
-def _whole(data: Completions, end: int) -> tuple[Tensor, Tensor, Tensor]:
+def whole_rows(data: Completions, end: int) -> tuple[Tensor, Tensor, Tensor]:
     """What transformers is given: ids with the end token, mask, and labels -100 on the prompts."""
     rows = []
     for i in range(len(data)):

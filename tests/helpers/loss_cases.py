@@ -16,7 +16,7 @@ def case(n: int, c: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple
     return logits, weak
 
 
-def _differentiate(f: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+def differentiate(f: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
     z = logits.clone().requires_grad_()
     value = f(z)
     value.backward()
@@ -24,7 +24,7 @@ def _differentiate(f: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tenso
     return value.detach(), z.grad
 
 
-def _quantile(x: Tensor, q: float) -> float:
+def quantile_of(x: Tensor, q: float) -> float:
     """Linear interpolation between order statistics, by hand."""
     ordered, at = sorted(x.tolist()), q * (len(x) - 1)
     low = math.floor(at)

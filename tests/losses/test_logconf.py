@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.loss_cases import _differentiate, _quantile, case
+from helpers.loss_cases import case, differentiate, quantile_of
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
@@ -31,14 +31,14 @@ def test_logconf_openai_equals_released_code(served: None, seed: int, step: int)
     threshold = torch.quantile(preds[:, 0], weak.mean(0)[1])
     strong = torch.cat([(preds[:, 0] >= threshold)[:, None], (preds[:, 0] < threshold)[:, None]], 1)
     released, truth = (
-        _differentiate(
+        differentiate(
             lambda z: F.cross_entropy(z, (weak * (1 - coef) + strong.float() * coef).to(z.dtype)),
             logits.to(dtype),
         )
         for dtype in (torch.float32, torch.float64)
     )
     loss = make_loss("logconf_openai")
-    ours = _differentiate(lambda z: _mean(loss(z, weak, step_frac=step_frac)), logits)
+    ours = differentiate(lambda z: _mean(loss(z, weak, step_frac=step_frac)), logits)
     assert_within_budget(ours[0], truth[0], released[0], FORWARD, "loss")
     assert_within_budget(ours[1], truth[1], released[1], BACKWARD, "gradient")
 
@@ -93,7 +93,7 @@ def _balanced_as_released(logits: Tensor, weak: Tensor, kept: Tensor) -> tuple[T
     one = weak[:, 1]
     odds = torch.log(one + 1e-7) - torch.log(1 - one + 1e-7)
     one = torch.sigmoid(odds - odds[kept].mean())
-    first = logits.softmax(1)[:, 0] >= _quantile(logits[kept].softmax(1)[:, 0], 0.5)
+    first = logits.softmax(1)[:, 0] >= quantile_of(logits[kept].softmax(1)[:, 0], 0.5)
     hard = torch.stack([first, ~first], 1).to(logits.dtype)
     return torch.stack([1 - one, one], 1), hard
 

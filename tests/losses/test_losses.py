@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.loss_cases import _differentiate, _quantile, case
+from helpers.loss_cases import case, differentiate, quantile_of
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
@@ -20,7 +20,7 @@ FRAC = 0.3  # every schedule is past or inside its warm-up, none at 0
 
 def _gradient(loss: Loss, logits: Tensor, weak: Tensor, **kwargs: object) -> tuple[Tensor, Tensor]:
     state = loss.init_state()
-    return _differentiate(
+    return differentiate(
         lambda z: loss(z, weak, step_frac=FRAC, state=state, **kwargs).loss_sum,  # type: ignore[arg-type]
         logits,
     )
@@ -34,11 +34,11 @@ def _target(name: str, p: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     if name.startswith("logconf") and c == 2:
         q = 0.5 if name == "logconf_paper" else float(w[:, 1].mean())
         rows = p[-32:, 0] if name == "logconf_eleuther" else p[:, 0]
-        first = p[:, 0] >= _quantile(rows, q)
+        first = p[:, 0] >= quantile_of(rows, q)
         hard = torch.stack([first, ~first], 1).to(p.dtype)
     if name == "logconf_paper" and c > 2:
         top = p.amax(1)
-        a = 0.5 * (top >= _quantile(top, 0.5)).to(p.dtype).unsqueeze(1)
+        a = 0.5 * (top >= quantile_of(top, 0.5)).to(p.dtype).unsqueeze(1)
         return (1 - a) * w + a * hard, omega
     if name.startswith("logconf"):
         return 0.5 * w + 0.5 * hard, omega

@@ -17,7 +17,7 @@ import torch
 from helpers import ranks, sharded_training
 from helpers.damage import damaged
 from helpers.sharded_training import RECIPE
-from helpers.training_rows import BASE, N, Rows, _model
+from helpers.training_rows import BASE, N, Rows, small_model
 from torch import nn
 
 from w2s_fast.losses import make_loss
@@ -50,7 +50,7 @@ class Training:
 
     def run(self, **options: Any) -> tuple[dict[str, Any], nn.Module]:
         """Train a new model; return its log without the time, and the model."""
-        model = _model(self.tokenizer)
+        model = small_model(self.tokenizer)
         watch = Watch(self.data, lambda p: float(p[0, 0] * 1e3 % 1), every=1, keep="best")
         cfg = replace(BASE, checkpoint_every=2, micro_batch_size=16)
         log = train(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.generation_cases import KINDS, RECIPE, N, _model, _whole, checkpoint, texts
+from helpers.generation_cases import KINDS, RECIPE, N, checkpoint, small_lm, texts, whole_rows
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
@@ -37,14 +37,14 @@ def test_lora_trains_the_body_alone(
 ) -> None:
     pytest.importorskip("peft")
     data = encode_completions(tokenizer, *texts())
-    model = _model(folders, kind, tokenizer, lora_rank=2)
+    model = small_lm(folders, kind, tokenizer, lora_rank=2)
     before = {n: t.detach().clone() for n, t in module_tensors(model).items()}
     log = train(model, data, data.labels, make_loss("xent"), replace(RECIPE, epochs=5), 0)
     assert log["losses"][-1] < log["losses"][0]
     for name, t in module_tensors(model).items():
         assert torch.equal(t, before[name]) != ("lora_" in name), name
     save_weights(model, tmp_path / "m.safetensors")
-    again = _model(folders, kind, tokenizer, lora_rank=2)
+    again = small_lm(folders, kind, tokenizer, lora_rank=2)
     load_weights(again, tmp_path / "m.safetensors")
     assert np.array_equal(completion_logprob(again, data), completion_logprob(model, data))
 
@@ -77,7 +77,7 @@ def test_models_with_more_than_a_head(tokenizer: Any, tmp_path: Path) -> None:
         cfg = ModelConfig(str(tmp_path / name))
         model: Any = build_model(cfg, 2, tokenizer, 0, kind="generation")
         data = encode_completions(tokenizer, *texts())
-        ids, mask, labels = _whole(data, tokenizer.eos_token_id)
+        ids, mask, labels = whole_rows(data, tokenizer.eos_token_id)
         z = model.lm.eval()(input_ids=ids, attention_mask=mask).logits[:, :-1].detach()
         want = -F.cross_entropy(z.transpose(1, 2), labels[:, 1:], reduction="none").sum(1)
         assert np.allclose(completion_logprob(model, data), want, atol=1e-4), name
@@ -98,7 +98,7 @@ def test_models_with_more_than_a_head(tokenizer: Any, tmp_path: Path) -> None:
 
 def test_bad_answers(folders: dict[str, Path], tokenizer: Any) -> None:
     data = encode_completions(tokenizer, *texts())
-    model = _model(folders, "llama", tokenizer)
+    model = small_lm(folders, "llama", tokenizer)
     loss = make_loss("xent")
 
     def refused(match: str, targets: np.ndarray, spec: str = "xent", **fields: Any) -> None:
@@ -118,4 +118,4 @@ def test_bad_answers(folders: dict[str, Path], tokenizer: Any) -> None:
             build_model(ModelConfig(**fields), 2, tokenizer, 0, kind="generation")  # type: ignore
     long = encode_completions(tokenizer, [" ".join(["the"] * 70)], [" key"])
     with pytest.raises(W2SError, match="the model has 64 positions; set max_length=64"):
-        completion_logprob(_model(folders, "gpt2", tokenizer), long)
+        completion_logprob(small_lm(folders, "gpt2", tokenizer), long)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import ranks
-from helpers.generation_cases import KINDS, RECIPE, N, _model, _whole, checkpoint, texts
+from helpers.generation_cases import KINDS, RECIPE, N, checkpoint, small_lm, texts, whole_rows
 from torch import Tensor
 
 from w2s_fast.distributed.world import exit_process, init_distributed
@@ -45,7 +45,7 @@ def test_loss_and_gradients_are_those_of_transformers(
 ) -> None:
     """transformers rounds logits to fp32 for its loss; its logits in fp64 leave no such room."""
     data = encode_completions(tokenizer, *texts())
-    ours, theirs, exact = (_model(folders, kind, tokenizer).double() for _ in range(3))
+    ours, theirs, exact = (small_lm(folders, kind, tokenizer).double() for _ in range(3))
     loss = make_loss("xent")
     weak = torch.from_numpy(data.labels.astype(np.int64))
     out = []
@@ -56,7 +56,7 @@ def test_loss_and_gradients_are_those_of_transformers(
 
     got = forward(ours, data.batch(np.arange(N)), then)
     got.backward()
-    ids, mask, labels = _whole(data, tokenizer.eos_token_id)
+    ids, mask, labels = whole_rows(data, tokenizer.eos_token_id)
     assert int(out[0].count) == int((labels[:, 1:] != -100).sum()) == int(out[0].metrics["rows"])
     want = theirs.lm(input_ids=ids, attention_mask=mask, labels=labels).loss
     want.backward()
@@ -116,7 +116,7 @@ def test_micro_batches_change_nothing(spec: str, folders: dict[str, Path], token
     weight[::5] = 0
     ends = []
     for size in (None, 1, 4):
-        model = _model(folders, "gpt2-tied", tokenizer).double()
+        model = small_lm(folders, "gpt2-tied", tokenizer).double()
         cfg = replace(RECIPE, micro_batch_size=size, clip_norm=0.5)
         train(model, data, data.labels, make_loss(spec), cfg, 0, weight=weight)
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
@@ -127,13 +127,13 @@ def test_micro_batches_change_nothing(spec: str, folders: dict[str, Path], token
 def test_training_is_plain_pytorch(folders: dict[str, Path], tokenizer: Any) -> None:
     """Row weights count for each of the row's tokens; the head's logits are never made."""
     data = encode_completions(tokenizer, *texts())
-    model, plain = (_model(folders, "gpt2-tied", tokenizer).double() for _ in range(2))
+    model, plain = (small_lm(folders, "gpt2-tied", tokenizer).double() for _ in range(2))
     weight = np.linspace(0, 2, N)
     calls: list[int] = []
     model.lm.lm_head.register_forward_hook(lambda *_: calls.append(1))
     cfg = TrainConfig(epochs=4, batch_size=N, lr=1e-2, schedule="constant")
     log = train(model, data, data.labels, make_loss("xent"), cfg, 0, weight=weight)
-    ids, mask, labels = _whole(data, tokenizer.eos_token_id)
+    ids, mask, labels = whole_rows(data, tokenizer.eos_token_id)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.0)
     w = torch.from_numpy(weight.astype(np.float32)).double()[:, None] * (labels[:, 1:] != -100)
     plain.eval()
@@ -171,11 +171,13 @@ def test_resume(kind: str, folders: dict[str, Path], tokenizer: Any, tmp_path: P
         loss = make_loss("logconf_paper")
         return train(model, data, data.labels, loss, cfg, 0, watch=watch, **options)
 
-    straight, resumed = (_model(folders, kind, tokenizer, dtype="bf16") for _ in range(2))
+    straight, resumed = (small_lm(folders, kind, tokenizer, dtype="bf16") for _ in range(2))
     log = fit(straight)
     assert log["trajectory"].shape == (2, 5) and log["best"] == log["watched"][-1]
     with pytest.raises(Killed):
-        fit(_model(folders, kind, tokenizer, dtype="bf16"), checkpoint_dir=tmp_path, progress=kill)
+        fit(
+            small_lm(folders, kind, tokenizer, dtype="bf16"), checkpoint_dir=tmp_path, progress=kill
+        )
     again = fit(resumed, checkpoint_dir=tmp_path)
     assert again["losses"] == log["losses"] and again["scores"] == log["scores"]
     for name, t in module_tensors(straight).items():
@@ -188,7 +190,7 @@ def test_gradient_checkpointing_is_active_and_exact(
     data = encode_completions(tokenizer, *texts())
     ends, calls = [], []
     for on in (False, True):
-        model = _model(folders, "llama", tokenizer)
+        model = small_lm(folders, "llama", tokenizer)
         count = [0]
         norm = model.base.layers[0].input_layernorm
         norm.register_forward_hook(lambda *_, c=count: c.__setitem__(0, c[0] + 1))

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.training_rows import BASE, N, Rows, _model
+from helpers.training_rows import BASE, N, encoded_rows, small_model, soft_labels
 from torch import Tensor, nn
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, LossContext, make_loss
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
-from w2s_fast.training import THRESHOLD_SCOPES, Encoded, TrainConfig, encode, predict, train
+from w2s_fast.training import THRESHOLD_SCOPES, Encoded, TrainConfig, predict, train
 from w2s_fast.training.checkpoint import finished
 from w2s_fast.training.data import RowOrder
 from w2s_fast.training.engine import PlainEngine, forward
@@ -32,16 +32,12 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def data(tokenizer: Any) -> Encoded:
-    words = ["the", "old", "key", "near", "a", "boy", "door", "cat", "dog", "red"]
-    rng = np.random.default_rng(0)
-    texts = tuple(" ".join(rng.choice(words, rng.integers(1, 9))) for _ in range(N))
-    return encode(tokenizer, Rows(tuple(map(str, range(N))), texts))
+    return encoded_rows(tokenizer)
 
 
 @pytest.fixture(scope="module")
 def soft() -> np.ndarray:
-    p = np.random.default_rng(1).uniform(size=N)
-    return np.stack([1 - p, p], 1)
+    return soft_labels()
 
 
 def _weights(model: nn.Module) -> Tensor:
@@ -49,7 +45,7 @@ def _weights(model: nn.Module) -> Tensor:
 
 
 def test_predict_keeps_the_order_and_the_mode(tokenizer: Any, data: Encoded) -> None:
-    model = _model(tokenizer)
+    model = small_model(tokenizer)
     model.train()
     state = torch.get_rng_state()
     seen: list[tuple[int, int]] = []
@@ -71,7 +67,7 @@ def test_micro_batches_change_nothing(
     weight[::5] = 0
     ends = []
     for size in (None, 1, 3, 16):
-        model = _model(tokenizer).double()
+        model = small_model(tokenizer).double()
         cfg = replace(BASE, epochs=1, micro_batch_size=size, clip_norm=0.1)
         train(model, data, soft, make_loss(spec), cfg, 0, weight=weight)
         ends.append(_weights(model))
@@ -84,7 +80,7 @@ def test_threshold_modes(tokenizer: Any, data: Encoded, soft: np.ndarray) -> Non
     whole, parts = {}, {}
     for mode in THRESHOLD_SCOPES:
         for size, ends in ((None, whole), (4, parts)):
-            model = _model(tokenizer).double()
+            model = small_model(tokenizer).double()
             cfg = replace(BASE, threshold_scope=mode, micro_batch_size=size)
             log = train(model, data, soft, make_loss("logconf"), cfg, 0)
             assert np.isfinite(log["losses"]).all()
@@ -127,7 +123,7 @@ def test_the_losss_memory_passes_through_micro_batches_and_steps(
     """EleutherAI's ring ends with the margins of all rows of the last two batches, in order."""
     loss = make_loss("logconf_eleuther")
     cfg = replace(BASE, micro_batch_size=4)
-    engine = PlainEngine(_model(tokenizer), cfg)
+    engine = PlainEngine(small_model(tokenizer), cfg)
     state, margins = loss.init_state(), []
     for step in range(2):
         rows = RowOrder(N, 16, 1, 0).rows(step)
@@ -149,7 +145,7 @@ def test_dropout_replays_in_the_exact_probe(
     tokenizer: Any, data: Encoded, soft: np.ndarray
 ) -> None:
     """The threshold's pass and the gradient's pass see the same masks."""
-    model = _model(tokenizer)
+    model = small_model(tokenizer)
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5
@@ -169,7 +165,7 @@ def test_dropout_is_off_in_train_mode_and_restored(tokenizer: Any) -> None:
         BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
                    intermediate_size=8)
     )  # fmt: skip
-    llama = _model(tokenizer).base
+    llama = small_model(tokenizer).base
     for module in llama.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.9
@@ -190,7 +186,7 @@ def test_gradient_checkpointing_is_active_and_exact(
 ) -> None:
     ends, calls = [], []
     for on in (False, True):
-        model = _model(tokenizer)
+        model = small_model(tokenizer)
         count = [0]
         norm = model.base.layers[0].input_layernorm
         norm.register_forward_hook(lambda *_, c=count: c.__setitem__(0, c[0] + 1))
@@ -213,7 +209,7 @@ def test_graphs_are_freed_between_micro_batches(
     """No earlier micro-batch's logits are alive when the next forward with gradients runs."""
     import weakref
 
-    model = _model(tokenizer)
+    model = small_model(tokenizer)
     alive: list[weakref.ref[Tensor]] = []
 
     def look(_m: nn.Module, _i: Any, out: Tensor) -> None:
@@ -230,7 +226,7 @@ def test_graphs_are_freed_between_micro_batches(
 def test_every_loss_trains_and_leaves_random_state_alone(
     spec: str, tokenizer: Any, data: Encoded, soft: np.ndarray
 ) -> None:
-    model, state = _model(tokenizer), torch.get_rng_state()
+    model, state = small_model(tokenizer), torch.get_rng_state()
     before = _weights(model)
     log = train(model, data, soft, make_loss(spec), BASE, 0)
     assert torch.equal(torch.get_rng_state(), state)
@@ -253,7 +249,7 @@ def test_training_learns_hard_labels(tokenizer: Any, data: Encoded) -> None:
 def test_a_loss_that_is_not_finite_names_its_step(
     tokenizer: Any, data: Encoded, soft: np.ndarray, tmp_path: Path
 ) -> None:
-    model = _model(tokenizer)
+    model = small_model(tokenizer)
     calls = [0]
 
     def poison(_m: nn.Module, _i: Any, out: Tensor) -> Tensor:
@@ -273,7 +269,7 @@ def test_a_loss_that_is_not_finite_names_its_step(
 def test_bad_targets(tokenizer: Any, data: Encoded, soft: np.ndarray) -> None:
     def refused(match: str, targets: np.ndarray, weight: np.ndarray | None = None) -> None:
         with pytest.raises(W2SError, match=match) as caught:
-            train(_model(tokenizer), data, targets, make_loss("xent"), BASE, 0, weight=weight)
+            train(small_model(tokenizer), data, targets, make_loss("xent"), BASE, 0, weight=weight)
         assert "\n" not in str(caught.value)
 
     hole = soft.copy()

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.training_rows import BASE, N, Rows, _model
+from helpers.training_rows import BASE, encoded_rows, small_model, soft_labels
 from torch import nn
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models.weights import module_tensors
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
-from w2s_fast.training import Encoded, encode, train
+from w2s_fast.training import Encoded, train
 from w2s_fast.training.checkpoint import finished
 
 
@@ -27,16 +27,12 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def data(tokenizer: Any) -> Encoded:
-    words = ["the", "old", "key", "near", "a", "boy", "door", "cat", "dog", "red"]
-    rng = np.random.default_rng(0)
-    texts = tuple(" ".join(rng.choice(words, rng.integers(1, 9))) for _ in range(N))
-    return encode(tokenizer, Rows(tuple(map(str, range(N))), texts))
+    return encoded_rows(tokenizer)
 
 
 @pytest.fixture(scope="module")
 def soft() -> np.ndarray:
-    p = np.random.default_rng(1).uniform(size=N)
-    return np.stack([1 - p, p], 1)
+    return soft_labels()
 
 
 @pytest.mark.parametrize("case", ["plain", "bf16", "dropout", "eleuther", "window", "ema"])
@@ -54,7 +50,7 @@ def test_resume_is_the_straight_run(
     loss = make_loss("logconf_eleuther" if case == "eleuther" else "logconf")
 
     def fresh() -> nn.Module:
-        model = _model(tokenizer, "bf16" if case == "bf16" else "fp32")
+        model = small_model(tokenizer, "bf16" if case == "bf16" else "fp32")
         for module in model.modules():
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.3
@@ -88,12 +84,12 @@ def test_checkpoint_of_another_training_is_refused(
     tokenizer: Any, data: Encoded, soft: np.ndarray, tmp_path: Path
 ) -> None:
     cfg = replace(BASE, checkpoint_every=2)
-    train(_model(tokenizer), data, soft, make_loss("xent"), cfg, 0, checkpoint_dir=tmp_path)
+    train(small_model(tokenizer), data, soft, make_loss("xent"), cfg, 0, checkpoint_dir=tmp_path)
 
     def refused(match: str, targets: np.ndarray = soft, spec: str = "xent", **fields: Any) -> None:
         with pytest.raises(W2SError, match=match):
             train(
-                _model(tokenizer), data, targets, make_loss(spec), replace(cfg, **fields), 0,
+                small_model(tokenizer), data, targets, make_loss(spec), replace(cfg, **fields), 0,
                 checkpoint_dir=tmp_path,
             )  # fmt: skip
 
@@ -102,7 +98,7 @@ def test_checkpoint_of_another_training_is_refused(
     refused("targets was", targets=soft[::-1].copy())
     before, newest = finished(tmp_path)
     train(
-        _model(tokenizer), data, soft, make_loss("xent"), replace(cfg, checkpoint_every=3), 0,
+        small_model(tokenizer), data, soft, make_loss("xent"), replace(cfg, checkpoint_every=3), 0,
         checkpoint_dir=tmp_path,
     )  # fmt: skip
     assert finished(tmp_path) == [before, newest]  # the last two
