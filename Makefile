@@ -10,7 +10,7 @@ PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-p
 PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses=4 --dist worksteal
 CORE   := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: help run test test-fast test-long test-properties fuzz lint fix bench gpu check clean distclean
+.PHONY: help run test test-fast test-long test-properties campaigns fuzz lint fix bench gpu check clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make test-fast   in under three minutes: what takes milliseconds, on the compiled core'
 	@echo 'make test-long   what takes minutes: two hosts over ssh, every fault, every offload (root)'
 	@echo 'make test-properties   100,000 random calls of the ops against fp64 (CASES, SEED, JOBS)'
+	@echo 'make campaigns   kills, damaged files, full disks, hours of jobs: docs/robustness.md (root)'
 	@echo 'make fuzz   the compiled core under sanitizers and libFuzzer (clang), about an hour'
 	@echo 'make lint   ruff, mypy, clang-format, codespell, file hygiene      make fix    format in place'
 	@echo 'make bench  time the ops against eager PyTorch and torch.compile   make check  test and lint'
@@ -46,6 +47,10 @@ SEED  ?= 0
 JOBS  ?= 1
 test-properties: $(VENV)/.dev $(VENV)/.core-strict
 	PYTHONPATH=tests $(BIN)/python -m properties --cases $(CASES) --seed $(SEED) --jobs $(JOBS)
+
+# Faults in whole runs, see docs/robustness.md. Each line is one campaign at full length.
+CAMPAIGN := PYTHONPATH=tests $(BIN)/python -m campaigns
+campaigns: $(VENV)/.dev $(VENV)/.core-strict
 
 # The compiled core under sanitizers: accesses, undefined behaviour, races, and fuzzing with clang.
 FUZZ_CASES ?= 10000000

@@ -50,7 +50,7 @@ def regenerate(text: str, tables: dict[str, Table], rows: MeasuredRows) -> str:
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"no markers {begin.strip()} ... {end}")
-        body = make(rows) if rows else "No rows have been recorded yet: `python -m bench run`.\n"
+        body = make(rows) if rows else "No rows have been recorded yet.\n"
         text = pattern.sub(lambda _, new=begin + body + end: new, text)
     return text
 

@@ -1,0 +1,1 @@
+"""Long campaigns of faults against whole runs: ``python -m campaigns`` in ``tests``."""
