@@ -32,7 +32,9 @@ from campaigns import figures  # noqa: E402
 from campaigns.outcome import Outcome  # noqa: E402
 
 # name -> module with run(cases: Iterable[int], seed: int, folder: Path) -> Outcome
-CAMPAIGNS: dict[str, str] = {}
+CAMPAIGNS: dict[str, str] = {
+    "soak": "campaigns.soak",
+}
 
 
 def indices(first: int, cases: int | None, seconds: float | None) -> Iterator[int]:
