@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from campaigns import soak
@@ -22,27 +23,37 @@ def test_soak_runs_every_job(tmp_path: Path) -> None:
     assert all(outcome.kinds[f"jobs: {name}"] == 1 for name in cheap)
 
 
+def _file(held: ExitStack, folder: Path) -> None:
+    held.enter_context(Path(__file__).open())
+
+
+def _temporary(held: ExitStack, folder: Path) -> None:
+    (folder.parent / "tmp" / str(time.monotonic_ns())).touch()
+
+
+def _memory(held: ExitStack, folder: Path) -> None:
+    held.callback(bytes.decode, b"x" * (4 << 20))
+
+
 @pytest.mark.parametrize(
     ("leak", "line"),
     [
-        (lambda held, folder: held.append(Path(__file__).open()), "open files: never below"),
-        (lambda held, folder: (folder.parent / f"tmp/{len(held)}").touch() or held.append(0),
-         "temporary files: never below"),
-        (lambda held, folder: held.append(bytearray(b"x" * (4 << 20))), "memory grew by"),
+        (_file, "open files: never below"),
+        (_temporary, "temporary files: never below"),
+        (_memory, "memory grew by"),
     ],
-)  # fmt: skip
+)
 def test_soak_notices_a_leak(
-    leak: Callable[[list[Any], Path], Any],
+    leak: Callable[[ExitStack, Path], None],
     line: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(soak.gc, "collect", lambda: None)  # takes most of the time
-    held: list[Any] = []
-    outcome = soak.run(range(ROUNDS), 0, tmp_path, {"leaks": lambda _, folder: leak(held, folder)})
+    with ExitStack() as held:
+        jobs = {"leaks": lambda _, folder: leak(held, folder)}
+        outcome = soak.run(range(ROUNDS), 0, tmp_path, jobs)
     assert any(line in failure for failure in outcome.failures)
-    for each in held:
-        getattr(each, "close", lambda: None)()
 
 
 def test_soak_allows_peaks_and_a_warm_up() -> None:
