@@ -51,6 +51,7 @@ test-properties: $(VENV)/.dev $(VENV)/.core-strict
 # Faults in whole runs, see docs/robustness.md. Each line is one campaign at full length.
 CAMPAIGN := PYTHONPATH=tests $(BIN)/python -m campaigns
 campaigns: $(VENV)/.dev $(VENV)/.core-strict
+	$(CAMPAIGN) kills --cases 200 --record
 	$(CAMPAIGN) soak --seconds 7200 --record
 
 # The compiled core under sanitizers: accesses, undefined behaviour, races, and fuzzing with clang.

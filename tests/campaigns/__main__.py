@@ -33,6 +33,7 @@ from campaigns.outcome import Outcome  # noqa: E402
 
 # name -> module with run(cases: Iterable[int], seed: int, folder: Path) -> Outcome
 CAMPAIGNS: dict[str, str] = {
+    "kills": "campaigns.kills",
     "soak": "campaigns.soak",
 }
 

@@ -26,7 +26,9 @@ from typing import Any
 IMPORTS = (
     "numpy", "pytest", "torch", "torch.distributed", "w2s_fast.cli.main", "w2s_fast.training",
     "w2s_fast.losses", "w2s_fast.pipeline", "w2s_fast.pipeline.jobs",
-    "w2s_fast.pipeline.stages.registry", "w2s_fast.models",
+    "w2s_fast.pipeline.stages.registry", "w2s_fast.models", "w2s_fast.pipeline.experiment",
+    "matplotlib.figure", "jsonargparse", "yaml", "scipy.stats", "rich.progress",
+    "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
     "transformers.models.gpt2.modeling_gpt2", "safetensors.torch", "w2s_fast._core",
     "torch._inductor.compile_fx",  # of DeepSpeed's engine

@@ -129,11 +129,12 @@ def start(file: str, size: int, *args: str, fresh: bool = False, **env: str) -> 
     return [_process([sys.executable, file, *args], mine) for mine in of_rank]
 
 
-def program(module: str, *args: str) -> Any:
-    """One process of ``python -m module args`` that no launcher started."""
+def program(module: str, *args: str, **env: str) -> Any:
+    """One process of ``python -m module args`` (or of a file) that no launcher started."""
     if sys.platform == "linux" and not torch.cuda.is_available():
-        return _fork(0, module, args, _shared())
-    return _process([sys.executable, "-m", module, *args], _shared())
+        return _fork(0, module, args, _shared() | env)
+    call = [module] if module.endswith(".py") else ["-m", module]
+    return _process([sys.executable, *call, *args], _shared() | env)
 
 
 def _process(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:

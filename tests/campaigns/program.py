@@ -1,0 +1,64 @@
+"""The command line as campaigns run it: many small files of labels and transcripts.
+
+Environment: ``W2S_CAMPAIGN_PLAIN`` draws no figure, which takes most of the time of a small run.
+``W2S_CAMPAIGN_KILL=TEXT:N`` kills the process before it renames a file to its Nth name with TEXT.
+``W2S_CAMPAIGN_USER`` is the number of the user to become.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from unittest import mock
+
+from w2s_fast.cli import main as cli
+from w2s_fast.pipeline import experiment
+from w2s_fast.pipeline.stages import predict, transcripts
+
+ROWS = 16  # of a file
+
+
+@contextlib.contextmanager
+def small_files(*, plain: bool) -> Iterator[None]:
+    """Write parts of ``ROWS`` rows; with ``plain``, no figures."""
+    with contextlib.ExitStack() as stack:
+        for module in (predict, transcripts):
+            stack.enter_context(mock.patch.object(module, "PART_ROWS", ROWS))
+        if plain:
+            stack.enter_context(mock.patch.object(experiment, "write_report", lambda *_: None))
+        yield
+
+
+def _kill_at(text: str, number: int) -> None:
+    """Kill this process before the ``number``th rename to a path with ``text``."""
+    rename, left = os.replace, [number]
+
+    def replace(source: str, target: str) -> None:
+        if text in str(target):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    os.replace = replace  # type: ignore[assignment]
+
+
+def main() -> int:
+    """Run the command line."""
+    env = os.environ
+    if "W2S_CAMPAIGN_KILL" in env:
+        text, _, number = env["W2S_CAMPAIGN_KILL"].rpartition(":")
+        _kill_at(text, int(number))
+    if "W2S_CAMPAIGN_USER" in env:
+        os.setgroups([])
+        os.setgid(int(env["W2S_CAMPAIGN_USER"]))
+        os.setuid(int(env["W2S_CAMPAIGN_USER"]))
+    with small_files(plain="W2S_CAMPAIGN_PLAIN" in env):
+        return cli.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

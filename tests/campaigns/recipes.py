@@ -1,0 +1,175 @@
+"""Small runs that together pass every stage, and what they leave on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from helpers import ranks
+from helpers.colours import save_language_model
+from helpers.endpoint import Server, echo
+from helpers.toy_run import config
+from helpers.toy_sweep import toy_sweep
+
+from campaigns import program
+from w2s_fast.config import to_yaml
+from w2s_fast.files import file_hash
+
+_SCRATCH = {"source": "scratch", "hidden": 8, "layers": 1, "heads": 2}
+_TRAIN = {"epochs": 2, "batch_size": 16, "checkpoint_every": 1}
+# Of a run's facts: when and where, and not what.
+_TIMES = ("utc", "seconds", "train_seconds", "reused", "machine", "git")
+DRAWN = "bags of words"
+TIMEOUT_S = 60  # of silence in jobs of several processes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A command in a folder of its own.
+
+    Attributes:
+        name: Of the recipe.
+        folder: Holds the configuration and ``out``.
+        command: ``run``, ``label`` or ``sweep``.
+        size: Processes.
+    """
+
+    name: str
+    folder: Path
+    command: str = "run"
+    size: int = 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether it draws no figures; one recipe and sweeps do."""
+        return self.name != DRAWN
+
+    @property
+    def out(self) -> Path:
+        """Folder of the results."""
+        return self.folder / "out"
+
+    @property
+    def store(self) -> Path:
+        """Folder of the stages."""
+        return self.out / "cache"
+
+    def start(self, *more: str, **env: str) -> list[Any]:
+        """Start the command; its processes, as ``ranks.start`` returns them."""
+        args = [self.command, "--config", str(self.folder / "config.yaml"), "--quiet", *more]
+        env = {"NO_PROXY": "127.0.0.1", **env}
+        if self.plain:
+            env["W2S_CAMPAIGN_PLAIN"] = "1"
+        if self.size == 1:
+            return [ranks.program(program.__file__, *args, **env)]
+        return ranks.start(program.__file__, self.size, *args, **env)
+
+    def finish(self, processes: list[Any], timeout: float = 240) -> tuple[list[int], str]:
+        """Return exit codes and output."""
+        try:
+            outputs = [p.communicate(timeout=timeout)[0] for p in processes]
+        finally:
+            for p in processes:
+                p.kill()
+        return [p.returncode for p in processes], "\n".join(outputs)
+
+    def reset(self) -> None:
+        """Remove what the command wrote."""
+        shutil.rmtree(self.out, ignore_errors=True)
+
+
+def snapshot(out: Path) -> dict[str, Any]:
+    """Return what a finished command left: files, and content that does not say when.
+
+    Logs and locks are left out. Stage files are by their SHA-256, results as values.
+    """
+    found: dict[str, Any] = {}
+    for path in sorted(p for p in out.rglob("*") if p.is_file()):
+        name = path.relative_to(out).as_posix()
+        if ".locks/" in name or ".logs/" in name or path.name == ".lock":
+            continue
+        if path.name == "stage.json":
+            found[name] = _without_times(json.loads(path.read_bytes()) | {"checksum": ""})
+        elif path.name in ("results.json", "sweep.json"):
+            found[name] = _without_times(json.loads(path.read_bytes()))
+        elif "/cache/" in f"/{name}" or path.suffix in (".csv", ".yaml"):
+            found[name] = file_hash(path)
+        else:
+            found[name] = ""
+    return found
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_times(v) for k, v in value.items() if k not in _TIMES}
+    return [_without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def differences(got: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Return a line for each file that differs, is missing, or should not be there."""
+    lines = [f"{name} is missing" for name in sorted(expected.keys() - got.keys())]
+    lines += [f"{name} was left behind" for name in sorted(got.keys() - expected.keys())]
+    shared = sorted(expected.keys() & got.keys())
+    return lines + [f"{name} differs" for name in shared if got[name] != expected[name]]
+
+
+@contextlib.contextmanager
+def recipes(folder: Path) -> Iterator[dict[str, Recipe]]:
+    """Write the configurations; an endpoint serves for as long as the block runs."""
+    server = Server(echo)
+    try:
+        made = {}
+        for name, (command, size) in _COMMANDS.items():
+            recipe = Recipe(name, folder / name, command, size)
+            recipe.folder.mkdir(parents=True)
+            cfg = _configuration(recipe, server)
+            (recipe.folder / "config.yaml").write_text(to_yaml(cfg))
+            made[name] = recipe
+        yield made
+    finally:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+# name -> (command, processes)
+_COMMANDS = {
+    "bags of words": ("run", 1),
+    "transformers": ("run", 1),
+    "debate": ("run", 1),
+    "generation": ("run", 1),
+    "sweep": ("sweep", 1),
+    "two ranks": ("run", 2),
+}
+
+
+def _configuration(recipe: Recipe, server: Server) -> Any:
+    out, name = recipe.out, recipe.name
+    if name == "bags of words":
+        return config(out, weak_train={**_TRAIN, "lr": 0.1}, student_train={**_TRAIN, "lr": 0.1},
+                      losses=["xent", "logconf"])  # fmt: skip
+    if name == "transformers":
+        return config(out, weak=_SCRATCH, student=_SCRATCH, weak_train=_TRAIN, control=True,
+                      student_train=_TRAIN,
+                      methods=["probe_filter", "early_stop", "trajectory"])  # fmt: skip
+    if name == "debate":
+        return config(
+            out, methods=["market_making"],
+            transcript_writer={"kind": "endpoint", "model": "strong", "workers": 2,
+                               "url": f"{server.base}/chat/completions"})  # fmt: skip
+    if name == "generation":
+        lm = save_language_model(recipe.folder / "lm")
+        task = {"name": "helpers.colours:Colours", "n_weak": 10, "n_transfer": 48, "n_test": 32,
+                "answer_tokens": 3}  # fmt: skip
+        return config(out, task=task, weak={**_SCRATCH, "hidden": 16}, student={"source": str(lm)},
+                      weak_train=_TRAIN, student_train=_TRAIN)  # fmt: skip
+    if name == "sweep":
+        cfg = toy_sweep(out, weak_models=("bow",))
+        return replace(cfg, run=replace(cfg.run, seeds=(0,)))
+    train = {**_TRAIN, "timeout_s": TIMEOUT_S, "lr": 1e-3}
+    return config(out, weak=_SCRATCH, student=_SCRATCH, weak_train=train,
+                  student_train={**train, "zero_stage": 3})  # fmt: skip
