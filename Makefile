@@ -20,7 +20,7 @@ help:
 	@echo 'make test-long   what takes minutes: two hosts over ssh, every fault, every offload (root)'
 	@echo 'make test-properties   100,000 random calls of the ops against fp64 (CASES, SEED, JOBS)'
 	@echo 'make campaigns   kills, damaged files, full disks, hours of jobs: docs/robustness.md (root)'
-	@echo 'make fuzz   the compiled core under sanitizers and libFuzzer (clang), about an hour'
+	@echo 'make fuzz   the compiled core under sanitizers and libFuzzer (clang), an hour or two'
 	@echo 'make lint   ruff, mypy, clang-format, codespell, file hygiene      make fix    format in place'
 	@echo 'make bench  time the ops against eager PyTorch and torch.compile   make check  test and lint'
 	@echo 'make gpu    on a machine with a CUDA device: build, test and time there, resumable'

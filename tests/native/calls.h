@@ -16,14 +16,23 @@
 
 namespace calls {
 
-// The bytes of a case; zeros behind its end.
+// The bytes of a case; behind its end, bytes of a generator that all of them seed: a short case
+// chooses shapes and options, and still has data.
 class Bytes {
  public:
-  Bytes(const uint8_t* data, std::size_t size) : data_(data), size_(size) {}
+  Bytes(const uint8_t* data, std::size_t size) : data_(data), size_(size) {
+    for (std::size_t i = 0; i < size; ++i) digest_ = (digest_ ^ data[i]) * 0x100000001b3u;
+    digest_ ^= digest_ >> 29;
+    state_ = digest_;
+  }
+
+  // Of all bytes: the share of cases with a property of it stays what it is, whichever cases a
+  // fuzzer prefers.
+  uint64_t digest() const { return digest_; }
 
   uint32_t word(int bytes = 4) {
     uint32_t value = 0;
-    for (int i = 0; i < bytes; ++i) value = value << 8 | (at_ < size_ ? data_[at_++] : 0u);
+    for (int i = 0; i < bytes; ++i) value = value << 8 | byte();
     return value;
   }
   // From low to high, both included.
@@ -48,8 +57,15 @@ class Bytes {
   float share() { return static_cast<float>(word(1)) / 255.0f; }
 
  private:
+  uint8_t byte() {
+    if (at_ < size_) return data_[at_++];
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<uint8_t>(state_ >> 56);
+  }
+
   const uint8_t* data_;
   std::size_t size_, at_ = 0;
+  uint64_t digest_ = 0xcbf29ce484222325u, state_;
 };
 
 inline std::size_t size_of(w2s::DType dtype) { return dtype == w2s::kF32 ? 4 : 2; }
@@ -135,6 +151,15 @@ struct Rows {
     outputs(b);
   }
 
+  // Of a divided vocabulary: the largest logit or the self-target of a row is another shard's.
+  void move_classes_to_other_shards(Bytes& b) {
+    for (const int32_t row : {w2s::kArgmaxClass, w2s::kSelfClass}) {
+      for (int64_t i = 0; i < c.n; ++i) {
+        if (b.one_in(2)) index[static_cast<std::size_t>(row * c.n + i)] = -1;
+      }
+    }
+  }
+
   void check_gaps() const {
     logits->check_gaps("logits");
     if (probs) probs->check_gaps("probs");
@@ -160,7 +185,8 @@ struct Rows {
     if (kind == 0) {
       c.k = 1;
     } else if (kind == 1) {
-      c.k = b.between(1, c.v < 12 ? c.v : 12);
+      const int64_t most = b.one_in(16) ? 90 : 12;  // more than 64 are not on the stack
+      c.k = b.between(1, c.v < most ? c.v : most);
     }
     if (!dense) {
       ids.resize(n * static_cast<std::size_t>(c.k));
@@ -244,6 +270,7 @@ inline void row_phases(Bytes& b, int64_t n, int64_t v) {
       r.row_scale.resize(static_cast<std::size_t>(n));
       for (auto& x : r.row_scale) x = b.one_in(8) ? b.number() : b.share();
       c.row_scale = r.row_scale.data(), c.row_scale_stride = b.one_in(2) ? 1 : 0;
+      if (b.one_in(8)) r.move_classes_to_other_shards(b);
       w2s::run(k.gradient, c);
     }
   }
@@ -282,7 +309,7 @@ inline void order_statistics(Bytes& b, int64_t n) {
   const w2s::CountAt count = w2s::count_at(s, at);
   w2s::threshold_mask(s, at, b.one_in(2) ? count.equal : b.between(0, n), mask.data());
   std::vector<int64_t> bins(w2s::kBins + 1);
-  if (b.one_in(4)) {
+  if (b.one_in(32)) {  // each round clears thousands of bins
     for (int round = 0; round < 3; ++round) w2s::histogram(s, w2s::key_of(at), round, bins.data());
   }
   x.check_gaps("scores");
@@ -307,15 +334,29 @@ inline void balanced(Bytes& b, int64_t n, int64_t k) {
   }
 }
 
-// One case: an instruction set of this processor, an op, its shape, its data.
-inline void run_case(const uint8_t* data, std::size_t size) {
+// Selects an instruction set; the narrowest where this processor does not have it.
+inline void choose_isa(uint32_t number) {
   static const char* const sets[] = {"avx512", "avx2", "base"};
+  static const bool present[] = {w2s::use_isa(sets[0]), w2s::use_isa(sets[1]), true};
+  static uint32_t chosen = 3;
+  if (!present[number]) number = 2;
+  if (number != chosen) w2s::use_isa(sets[number]);  // asks the processor, which is slow
+  chosen = number;
+}
+
+constexpr int64_t kStreamed = 1 << 22;  // two rows of it exceed kStreamBytes of cross_entropy.h
+
+// One case: an instruction set of this processor, an op, its shape, its data. Most are tiny, where
+// the edges are; some cross the blocks of the kernels, and very few are streamed past the caches.
+inline void run_case(const uint8_t* data, std::size_t size) {
   Bytes b(data, size);
-  if (!w2s::use_isa(sets[b.word(1) % 3])) w2s::use_isa("base");
+  choose_isa(b.word(1) % 3);
   const int64_t op = b.between(0, 9);
-  const bool large = b.one_in(64);
-  if (op < 5) {
-    row_phases(b, b.between(0, 5), large ? b.between(1, 3000) : b.between(1, 70));
+  const bool large = b.digest() % 128 == 0, streamed = b.digest() % (1 << 17) == 1;
+  if (streamed) {
+    row_phases(b, 2, kStreamed + b.between(0, 70));
+  } else if (op < 5) {
+    row_phases(b, b.between(0, large ? 2 : 3), large ? b.between(1, 9000) : b.between(1, 70));
   } else if (op < 7) {
     two_classes(b, large ? b.between(0, 700) : b.between(0, 40));
   } else if (op < 9) {

@@ -1,6 +1,11 @@
 // libFuzzer's entry, and without libFuzzer (-DW2S_DRIVER) a loop over random bytes: cases, seed.
 #include "calls.h"
 
+// A quarantine of 256 MB and the stack of every allocation cost more than the calls.
+extern "C" const char* __asan_default_options() {
+  return "quarantine_size_mb=16:malloc_context_size=5";
+}
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
   calls::run_case(data, size);
   return 0;
