@@ -49,6 +49,8 @@ def _kill_at(text: str, number: int) -> None:
 def main() -> int:
     """Run the command line."""
     env = os.environ
+    # pyarrow imports it if there is one, which takes longer than a small run.
+    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
     if "W2S_CAMPAIGN_KILL" in env:
         text, _, number = env["W2S_CAMPAIGN_KILL"].rpartition(":")
         _kill_at(text, int(number))
