@@ -7,9 +7,12 @@ neither torch nor transformers; ``validate`` checks what needs them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,11 +20,41 @@ from typing import Any, TypeVar
 from w2s_fast.debate import WriterConfig
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.models import BUILT_IN, ModelConfig
+from w2s_fast.paths import PathText, expand_paths
 from w2s_fast.specs import settings, split
 from w2s_fast.tasks import TaskConfig
 from w2s_fast.training import TrainConfig
 
 T = TypeVar("T")
+# What other libraries call a setting -> its name here.
+_SAME_MEANING = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "n_epochs": "epochs",
+    "per_device_train_batch_size": "micro_batch_size",
+    "minibatch_size_per_device": "micro_batch_size",
+    "train_batch_size": "batch_size",
+    "lr_scheduler_type": "schedule",
+    "lr_schedule": "schedule",
+    "warmup_ratio": "warmup_frac",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "adam_epsilon": "eps",
+    "max_grad_norm": "clip_norm",
+    "max_seq_length": "max_length",
+    "max_ctx": "max_length",
+    "save_steps": "checkpoint_every",
+    "model_name_or_path": "source",
+    "model_size": "source",
+    "torch_dtype": "dtype",
+    "lora_r": "lora_rank",
+    "loss": "losses",
+    "method": "methods",
+    "seed": "seeds",
+    "dataset": "name",
+    "ds_name": "name",
+}
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -68,8 +101,8 @@ class RunConfig:
     transcript_writer: WriterConfig = field(default_factory=WriterConfig)
     seeds: tuple[int, ...] = (0, 1, 2)
     control: bool = False
-    output_dir: str = "out"
-    cache_dir: str | None = None
+    output_dir: PathText = "out"
+    cache_dir: PathText | None = None
     device: str = "auto"
     workers: int = 0
     threads: int = 0
@@ -89,8 +122,7 @@ class RunConfig:
         for name in ("workers", "threads"):
             if getattr(self, name) < 0:
                 raise W2SError(f"{name}={getattr(self, name)}: expected 0 (automatic) or more")
-        if not self.output_dir:
-            raise W2SError("output_dir is empty: name a folder for the results")
+        expand_paths(self)
 
     @property
     def store_dir(self) -> Path:
@@ -163,7 +195,8 @@ def model_of(cfg: RunConfig, role: str) -> ModelConfig:
     spec = cfg.intermediate_models[int(position)]
     source, rest = split(spec)
     changes = {"source": source, **settings(ModelConfig, rest, spec, "model")}
-    return dataclasses.replace(cfg.student, **changes)
+    with naming_block(f"intermediate_models: {spec!r}", ": "):
+        return dataclasses.replace(cfg.student, **changes)
 
 
 def train_of(cfg: RunConfig, role: str) -> TrainConfig:
@@ -188,11 +221,26 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     }
 
 
-def to_yaml(cfg: Any) -> str:
-    """Return the configuration as YAML, which ``cli.parse.load_config`` reads."""
+def to_yaml(cfg: Any, *, skip_default: bool = False) -> str:
+    """Return the configuration as YAML, which ``cli.parse.load_config`` reads.
+
+    Args:
+        cfg: The configuration, all of whose fields have defaults.
+        skip_default: Leave out the settings that have their default.
+    """
     import yaml
 
-    return yaml.safe_dump(to_dict(cfg), sort_keys=False)
+    values = to_dict(cfg)
+    if skip_default:
+        values = _differences(values, to_dict(type(cfg)()))
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _differences(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    changed = {k: v for k, v in values.items() if v != defaults[k]}
+    return {
+        k: _differences(v, defaults[k]) if isinstance(v, Mapping) else v for k, v in changed.items()
+    }
 
 
 def field_types(cls: type = RunConfig, prefix: str = "") -> dict[str, Any]:
@@ -228,17 +276,49 @@ def fill(cls: type[T], values: Mapping[str, Any], prefix: str = "", root: type =
                 raise W2SError(f"{prefix}{name}={value!r}: expected a block of settings")
             value = fill(typing.cast(type, hints[name]), value, f"{prefix}{name}.", root)
         kwargs[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**kwargs)
+    with naming_block(prefix[:-1]):
+        return cls(**kwargs)
+
+
+@contextlib.contextmanager
+def naming_block(block: str, separator: str = ".") -> Iterator[None]:
+    """Put the block into messages about its settings: "weak_train.lr is -1.0", not "lr is -1.0".
+
+    Args:
+        block: The block, such as "weak_train"; "": change nothing.
+        separator: Text between block and setting.
+    """
+    try:
+        yield
+    except W2SError as err:
+        message = str(err)
+        if not block or message.startswith(f"{block}."):
+            raise
+        names_setting = re.match(r"[a-z_0-9]+( is |=)", message)
+        raise W2SError(f"{block}{separator if names_setting else ': '}{message}") from err
 
 
 def unknown_setting(name: str, root: type = RunConfig) -> W2SError:
     """Return the error for a dotted name that is no field, with the likeliest name as a hint."""
-    known = field_types(root)
+    return W2SError(f"unknown setting {name!r}{_hint(name, field_types(root))}")
+
+
+def _hint(name: str, known: Mapping[str, Any]) -> str:
     blocks = {k.rsplit(".", i)[0] for k in known for i in range(1, k.count(".") + 1)}
-    leaf = name.rsplit(".", 1)[-1]
-    same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == leaf]
-    hint = nearest(name, known | dict.fromkeys(blocks)) if name not in blocks else ""
-    if same_leaf and "now called" not in hint:  # the wrong block is likelier than a typo
-        names = " and ".join(repr(k) for k in same_leaf)
-        hint = f"; there is {names}" if same_leaf[1:] else f"; did you mean {names}?"
-    return W2SError(f"unknown setting {name!r}{hint or '; see --print-config for all of them'}")
+    if name in blocks:
+        return "; it is a block of settings, see --print-config"
+    renamed = nearest(name, [*known, *blocks])
+    if "now called" in renamed:
+        return renamed
+    block, _, leaf = name.rpartition(".")
+    wanted = _SAME_MEANING.get(leaf, leaf)
+    same_leaf = [k for k in known if k.rpartition(".")[2] == wanted]
+    beside = [k for k in same_leaf if k.rpartition(".")[0] == block]
+    if named := beside or same_leaf:  # another word, or the wrong block, is likelier than a typo
+        names = " and ".join(map(repr, named))
+        return f"; there is {names}" if named[1:] else f"; did you mean {names}?"
+    if block in blocks:  # a long common prefix makes any two of a block look alike
+        leaves = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == block]
+        close = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)
+        renamed = f"; did you mean {f'{block}.{close[0]}'!r}?" if close else ""
+    return renamed or "; see --print-config for all of them"

@@ -92,10 +92,15 @@ def _type(kind: Any, key: str) -> Any:
     default = next(f.default for f in fields(kind) if f.name == key)
     if default is not None and default is not MISSING:
         return type(default)
-    hint = typing.get_type_hints(kind)[key]
-    if not isinstance(hint, types.UnionType):
+    return without_none(typing.get_type_hints(kind)[key])
+
+
+def without_none(hint: Any) -> Any:
+    """Return ``T`` for the annotation ``T | None``, and any other annotation unchanged."""
+    members = typing.get_args(hint)
+    if types.NoneType not in members:
         return hint
-    return next(t for t in hint.__args__ if t is not types.NoneType)
+    return next(t for t in members if t is not types.NoneType)
 
 
 def _imported(module: str, attribute: str, base: type[T], what: str) -> type[T]:

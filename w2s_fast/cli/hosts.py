@@ -16,10 +16,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from w2s_fast.errors import W2SError
+from w2s_fast.paths import user_path
 
 _CONNECT_TIMEOUT_S = 5
 # A name, an IPv4 or an IPv6 address, perhaps of a user. ssh takes a leading "-" for an option, and
@@ -57,7 +57,7 @@ def read_hosts(path: str) -> dict[str, int]:
         W2SError: The file cannot be read, or a line is not ``name slots=N``.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = user_path(path, "--hostfile").read_text(encoding="utf-8").splitlines()
     except OSError as e:
         raise W2SError(f"cannot read hostfile {path!r}: {e.strerror}") from e
     except UnicodeDecodeError:

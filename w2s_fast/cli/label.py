@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from w2s_fast.cli.parse import asks_for_help, load_config, make_parser, take_options
+from w2s_fast.cli.parse import (
+    PRINT,
+    asks_for_help,
+    load_config,
+    make_parser,
+    print_config,
+    take_run_options,
+)
 
 
 def main(args: Sequence[str]) -> int:
@@ -12,11 +19,15 @@ def main(args: Sequence[str]) -> int:
     if asks_for_help(args):
         print(make_parser("w2s-fast label").format_help())
         return 0
-    own, rest = take_options(args, flags=("quiet",))
+    own, rest = take_run_options(args)
+    cfg = load_config(rest)
+    if PRINT in own:
+        print_config(cfg, own[PRINT])
+        return 0
     from w2s_fast.distributed.world import get_world
     from w2s_fast.pipeline import label
 
-    for seed, folder in label(load_config(rest), quiet="quiet" in own).items():
+    for seed, folder in label(cfg, quiet="quiet" in own).items():
         if get_world().is_main_process:
             print(f"seed {seed}: {folder}")
     return 0

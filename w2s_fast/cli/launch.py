@@ -19,13 +19,21 @@ from typing import Any
 
 from w2s_fast.cli.hosts import check_hosts, exports, read_hosts
 from w2s_fast.cli.job import run_job
-from w2s_fast.cli.parse import asks_for_help, load_config, take_options
+from w2s_fast.cli.parse import (
+    PRINT,
+    asks_for_help,
+    load_config,
+    print_config,
+    take_options,
+    take_run_options,
+)
 from w2s_fast.distributed.heartbeat import EXIT_CODE
 from w2s_fast.distributed.interpreter import module_command
 from w2s_fast.distributed.world import DEFAULT_PORT
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.paths import PathText, expand_paths
 
-USAGE = """usage: w2s-fast launch [options] CONFIG.yaml [--NAME VALUE ...]
+USAGE = """usage: w2s-fast launch [options] CONFIG.yaml [--NAME VALUE ...] [--quiet]
 
 Starts `w2s-fast run --config CONFIG.yaml --NAME VALUE ...` once per accelerator (or --processes).
 
@@ -50,9 +58,9 @@ _KEEP_ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 class LaunchOptions:
     """The options of ``w2s-fast launch``."""
 
-    config: str
+    config: PathText
     arguments: tuple[str, ...] = ()
-    hostfile: str | None = None
+    hostfile: PathText | None = None
     processes: int | None = None
     master_addr: str | None = None
     master_port: int = DEFAULT_PORT
@@ -61,13 +69,21 @@ class LaunchOptions:
     node_rank: int | None = None
     dry_run: bool = False
 
+    def __post_init__(self) -> None:
+        expand_paths(self, "--")
+
 
 def main(args: Sequence[str]) -> int:
     """Run the command; return the exit code of the job."""
     if not args or asks_for_help(args):
         print(USAGE, end="")
         return 0 if args else 2
-    return launch(parse(args))
+    options = parse(args)
+    run_options, settings = take_run_options(options.arguments)
+    if PRINT in run_options:
+        print_config(load_config(settings, [options.config]), run_options[PRINT])
+        return 0
+    return launch(options)
 
 
 def parse(args: Sequence[str]) -> LaunchOptions:
@@ -187,7 +203,7 @@ def _check_options(options: LaunchOptions, hosts: dict[str, int] | None) -> None
         raise W2SError("--no-ssh needs --hostfile and --node-rank")
     if options.node_rank is not None and hosts is not None and options.node_rank >= len(hosts):
         raise W2SError(f"--node-rank is {options.node_rank}, the hostfile has {len(hosts)} hosts")
-    cfg = load_config(options.arguments, [options.config])
+    cfg = load_config(take_run_options(options.arguments)[1], [options.config])
     load_deepspeed()
     if hosts is not None:
         size = sum(options.processes or slots for slots in hosts.values())

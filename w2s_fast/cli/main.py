@@ -28,9 +28,10 @@ commands:
   doctor   show what this machine offers: versions, kernels, CPU, CUDA
   bench    measure the speed of the kernels (in a source checkout)
 
-options of run and label (w2s-fast run --help lists all):
+options of run, label, sweep, export and launch (w2s-fast run --help lists all):
   --config FILE          YAML file; --print-config shows one
-  --print-config         print the whole configuration and stop
+  --print-config         print the whole configuration and stop; --print-config=skip_default prints
+                         what differs from the defaults
   --out DIR              folder of the results (default: out)
   --losses xent logconf  losses of the student
   --seeds 0 1 2          one run of everything per seed

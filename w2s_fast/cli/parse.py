@@ -7,20 +7,32 @@ valid name for an unknown one, lists and booleans in the usual notation, and one
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from w2s_fast.config import RunConfig, field_types, fill, unknown_setting
+from w2s_fast.cli.config_file import parse_value, read_config_file
+from w2s_fast.config import RunConfig, field_types, fill, to_dict, unknown_setting
 from w2s_fast.errors import W2SError
+from w2s_fast.specs import without_none
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 T = TypeVar("T")
+PRINT, SKIP_DEFAULT = "print-config", "skip_default"
+_OWN_OPTIONS: dict[str, dict[str, Any]] = {  # for the help; others read them
+    "config": {"metavar": "FILE", "help": "YAML file; may be given again, later files win"},
+    PRINT: {
+        "metavar": f"={SKIP_DEFAULT}",
+        "nargs": "?",
+        "help": "print the whole configuration, or what differs from the defaults, and stop",
+    },
+    "quiet": {"action": "store_true", "help": "show no progress"},
+}
 
 
 def asks_for_help(args: Sequence[str]) -> bool:
@@ -33,6 +45,7 @@ def take_options(
     values: Sequence[str] = (),
     flags: Sequence[str] = (),
     *,
+    optional: Sequence[str] = (),
     only_leading: bool = False,
 ) -> tuple[dict[str, str], list[str]]:
     """Separate a command's own options from its other arguments.
@@ -42,10 +55,11 @@ def take_options(
             in a name may be written as an underscore.
         values: Names of the options that take a value, with dashes.
         flags: Names of the options that take none.
+        optional: Names of the options with or without ``=VALUE``.
         only_leading: Stop at the first argument that is not such an option.
 
     Returns:
-        The given options by name ("" for a flag), and the other arguments.
+        The given options by name ("" where there is no value), and the other arguments.
 
     Raises:
         W2SError: The value of an option is missing.
@@ -55,8 +69,8 @@ def take_options(
     while rest:
         option, equals, value = rest[0].partition("=")
         name = option.removeprefix("--").replace("_", "-") if option.startswith("--") else ""
-        if name in flags and not equals:
-            own[name] = ""
+        if name in optional or (name in flags and not equals):
+            own[name] = value
         elif name in values:
             if not equals:
                 rest.pop(0)
@@ -70,6 +84,23 @@ def take_options(
             others.append(rest[0])
         rest.pop(0)
     return own, others + rest
+
+
+def take_run_options(
+    args: Sequence[str], flags: Sequence[str] = ()
+) -> tuple[dict[str, str], list[str]]:
+    """Separate ``--quiet``, ``--print-config`` and further ``flags`` from the settings of a run."""
+    own, rest = take_options(args, flags=("quiet", *flags), optional=(PRINT,))
+    if own.get(PRINT, "") not in ("", SKIP_DEFAULT):
+        raise W2SError(f"--{PRINT}={own[PRINT]}: expected --{PRINT} or --{PRINT}={SKIP_DEFAULT}")
+    return own, rest
+
+
+def print_config(cfg: Any, how: str) -> None:
+    """Print a configuration as YAML; ``skip_default`` leaves out what has its default."""
+    from w2s_fast.config import to_yaml
+
+    print(to_yaml(cfg, skip_default=how == SKIP_DEFAULT), end="")
 
 
 def load_config(args: Sequence[str] = (), paths: Sequence[str | Path] = ()) -> RunConfig:
@@ -90,14 +121,23 @@ def load(kind: type[T], args: Sequence[str] = (), paths: Sequence[str | Path] = 
     """Load a configuration dataclass whose fields all have defaults, as ``load_config`` does."""
     from jsonargparse import ArgumentError
 
-    options = _normalise([*(f"--config={path}" for path in paths), *args], kind)
+    settings = _settings([*(f"--config={path}" for path in paths), *args], kind)
+    known, nulls = field_types(kind), {k: v for k, v in settings.items() if v is None}
+    for name in nulls:
+        if without_none(known[name]) is known[name]:
+            raise W2SError(f"{name} is null; expected {_type_name(known[name])}")
+    given = {k: v for k, v in settings.items() if v is not None}
     try:
-        parsed = make_parser(kind=kind).parse_args(options)
+        parsed = _parser(kind).parse_object(_nested(given), defaults=False).as_dict()  # type: ignore[arg-type]
     except (ArgumentError, TypeError) as err:
         raise W2SError(_one_line(err)) from err
-    values = parsed.as_dict()
-    values.pop("config", None)
-    return fill(kind, values, root=kind)
+    defaults = to_dict(kind())
+    return fill(kind, _merged(_merged(defaults, parsed), _nested(nulls)), root=kind)
+
+
+@functools.cache
+def _parser(kind: type) -> ArgumentParser:
+    return make_parser(kind=kind)
 
 
 def make_parser(
@@ -108,7 +148,8 @@ def make_parser(
 
     usage = f"{prog} [--config FILE] [--print-config] [--quiet] {flags}[--NAME VALUE ...]"
     parser = ArgumentParser(prog=prog, exit_on_error=False, usage=usage)
-    parser.add_argument("--config", action="config", help="YAML file; may be given again")
+    for name, options in _OWN_OPTIONS.items():
+        parser.add_argument(f"--{name}", **options)
     _add_fields(parser, parser, kind(), "")
     return parser
 
@@ -126,7 +167,9 @@ def _add_fields(parser: Any, group: Any, default: Any, prefix: str) -> None:
             _add_fields(parser, parser.add_argument_group(name), value, f"{name}.")
         else:
             text = texts.get(f.name, "").replace("%", "%%")
-            group.add_argument(f"--{name}", type=hints[f.name], default=value, help=text)
+            # Without None, jsonargparse takes text as it is, and names one type in its messages.
+            hint = without_none(hints[f.name])
+            group.add_argument(f"--{name}", type=hint, default=value, help=text)
 
 
 def _attribute_texts(cls: type) -> dict[str, str]:
@@ -144,116 +187,100 @@ def _attribute_texts(cls: type) -> dict[str, str]:
     return texts
 
 
-def _normalise(args: Sequence[str], kind: type) -> list[str]:
-    """Return options as ``--name=value``, and check that each exists.
+def _settings(args: Sequence[str], kind: type) -> dict[str, Any]:
+    """Return the settings of files and options by dotted name; later ones win.
 
     ``--student-train.lr`` means ``--student_train.lr``; a boolean without a value is true; lists
     may be written as ``--seeds 0 1 2``, ``--seeds 0,1,2`` or ``--seeds "[0, 1, 2]"``.
     """
     known = field_types(kind)
-    out, rest = [], list(args)
+    settings: dict[str, Any] = {}
+    rest = list(args)
     while rest:
         option = rest.pop(0)
         if not option.startswith("--"):
             raise W2SError(f"unexpected argument {option!r}; options look like --name value")
-        name, eq, value = option[2:].partition("=")
+        name, equals, value = option[2:].partition("=")
         name = name.replace("-", "_")
         name = "output_dir" if name == "out" else name  # the short form
-        if name == "config":
-            value = value if eq else (rest.pop(0) if rest else "")
-            _check_yaml(value, kind)
-        elif name not in known:
+        if name != "config" and name not in known:
             raise unknown_setting(name, kind)
-        elif typing.get_origin(known[name]) is tuple:
-            values = [value] if eq else []
-            while not eq and rest and not rest[0].startswith("--"):
-                values.append(rest.pop(0))
-            value = _yaml_list(values, typing.get_args(known[name])[0])
-        elif not eq:
-            value = (
-                rest.pop(0) if rest and not rest[0].startswith("--") else _bare_value(name, known)
-            )
-        out.append(f"--{name}={value}")
-    return out
-
-
-def _bare_value(name: str, known: Mapping[str, Any]) -> str:
-    if known[name] is bool:
-        return "true"
-    raise W2SError(f"--{name} needs a value ({_type_name(known[name])})")
-
-
-def _yaml_list(values: Sequence[str], kind: type) -> str:
-    if len(values) == 1 and values[0].lstrip().startswith("["):
-        return values[0]
-    items: list[str] = []
-    for piece in (p.strip() for value in values for p in value.split(",")):
-        if "=" in piece and ":" not in piece and items:
-            items[-1] += f",{piece}"  # one more hyper-parameter of the preceding loss
-        elif piece:
-            items.append(piece)
-    quoted = (repr(item) if kind is str else item for item in items)
-    return f"[{', '.join(quoted)}]"
-
-
-def _check_yaml(path: str, kind: type) -> None:
-    """Raise if a file is missing, is not YAML, or has an unknown key."""
-    import yaml
-
-    try:
-        text = Path(path).read_text()
-        values, repeated = yaml.safe_load(text), _repeated_key(text)
-    except OSError as err:
-        raise W2SError(f"cannot read config file {path!r}: {err.strerror}") from err
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
-        raise W2SError(f"config file {path!r} is not YAML: {' '.join(str(err).split())}") from err
-    if not isinstance(values, Mapping):
-        raise W2SError(f"config file {path!r}: expected lines as --print-config shows")
-    if repeated:
-        raise W2SError(f"{path}: {repeated}; keep one of them")
-    known = field_types(kind)
-    for name, value in _flatten(values, ""):
-        if name not in known:
-            if any(k.startswith(f"{name}.") for k in known):
-                raise W2SError(f"{path}: {name}={value!r}: expected a block of settings")
-            raise W2SError(f"{path}: {unknown_setting(name, kind)}")
-
-
-def _repeated_key(text: str) -> str:
-    """Return which key of a YAML text is given twice in one block, "" if none is.
-
-    Of equal keys YAML takes the last.
-    """
-    import yaml
-
-    blocks, seen = [yaml.compose(text, yaml.SafeLoader)], set()
-    while blocks:
-        block = blocks.pop()
-        if not isinstance(block, yaml.MappingNode) or id(block) in seen:
-            continue
-        seen.add(id(block))  # an alias leads to the same block
-        lines: dict[str, int] = {}
-        for key, value in block.value:
-            line = key.start_mark.line + 1
-            if isinstance(key.value, str) and key.value in lines:
-                return f"{key.value!r} is given twice, in lines {lines[key.value]} and {line}"
-            lines[str(key.value)] = line
-            blocks.append(value)
-    return ""
-
-
-def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+        values = [value] if equals else _following(rest)
+        if name == "config":
+            if not values:
+                raise W2SError("--config needs a value (a YAML file)")
+            settings |= read_config_file(values.pop(0), kind)
+        elif typing.get_origin(without_none(known[name])) is tuple:
+            settings[name] = _list(name, values, known[name])
+            values = []
         else:
-            yield f"{prefix}{name}", value
+            settings[name] = _scalar(name, values, known[name])
+        rest = [*values, *rest]
+    return settings
+
+
+def _following(rest: list[str]) -> list[str]:
+    """Remove and return the arguments before the next option."""
+    end = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
+    values = rest[:end]
+    del rest[:end]
+    return values
+
+
+def _scalar(name: str, values: list[str], hint: Any) -> str | None:
+    """Remove the value of an option from ``values``, and return it."""
+    expected = without_none(hint)
+    if not values:
+        if expected is bool:
+            return "true"
+        raise W2SError(f"--{name} needs a value ({_type_name(hint)})")
+    value = values.pop(0)
+    return None if value == "null" and expected is not hint else value
+
+
+def _list(name: str, values: Sequence[str], hint: Any) -> list[str] | None:
+    if list(values) == ["null"] and without_none(hint) is not hint:
+        return None
+    if len(values) == 1 and values[0].lstrip().startswith("["):
+        return parse_value(values[0], name, hint)
+    return [item for value in values for item in _split(value)]
+
+
+def _split(value: str) -> list[str]:
+    """Split a value at its commas, but for those between the hyper-parameters of one loss."""
+    if "," not in value:
+        return [value]  # with the spaces that the words of classes begin with
+    items: list[str] = []
+    for piece in filter(None, (p.strip() for p in value.split(","))):
+        if "=" in piece and ":" not in piece and items and ":" in items[-1]:
+            items[-1] += f",{piece}"
+        else:
+            items.append(piece)
+    return items
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by dotted name as nested dictionaries."""
+    tree: dict[str, Any] = {}
+    for name, value in settings.items():
+        *blocks, leaf = name.split(".")
+        node = tree
+        for block in blocks:
+            node = node.setdefault(block, {})
+        node[leaf] = value
+    return tree
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values with the changes in their place."""
+    inner = {k: _merged(values[k], v) if isinstance(v, Mapping) else v for k, v in changes.items()}
+    return {**values, **inner}
 
 
 def _type_name(hint: Any) -> str:
-    if isinstance(hint, types.UnionType):
-        return " or ".join("null" if t is type(None) else t.__name__ for t in hint.__args__)
-    return getattr(hint, "__name__", str(hint))
+    plain = without_none(hint)
+    name = "list" if typing.get_origin(plain) is tuple else plain.__name__
+    return name if plain is hint else f"{name} or null"
 
 
 def _one_line(err: Exception) -> str:
@@ -261,4 +288,4 @@ def _one_line(err: Exception) -> str:
     text = " ".join(str(err).split())
     for noise in ("Parser key ", "<class '", "'>", '"'):
         text = text.replace(noise, "")
-    return text.replace("a tuple", "a list")
+    return text.replace("a tuple", "a list").replace("a int", "an int")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from w2s_fast.cli.parse import asks_for_help, take_options
 from w2s_fast.errors import W2SError
+from w2s_fast.paths import user_path
 
 
 def main(args: Sequence[str]) -> int:
@@ -24,7 +24,7 @@ def main(args: Sequence[str]) -> int:
     from w2s_fast.report.page import write_report
     from w2s_fast.report.terminal import print_files, print_results
 
-    out = Path(own.get("out", "out"))
+    out = user_path(own.get("out", "out"), "--out")
     results = load_results(out)
     with explain_write_errors("the report", out.absolute()):
         write_report(out, results)

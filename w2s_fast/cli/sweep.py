@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from w2s_fast.cli.parse import asks_for_help, load, make_parser, take_options
+from w2s_fast.cli.parse import (
+    PRINT,
+    asks_for_help,
+    load,
+    make_parser,
+    print_config,
+    take_run_options,
+)
 from w2s_fast.sweeps.sweep_config import SweepConfig
 
 SOME_FAILED = 1
@@ -16,12 +23,10 @@ def main(args: Sequence[str]) -> int:
     if asks_for_help(args):
         print(make_parser("w2s-fast sweep", SweepConfig, "[--dry-run] ").format_help())
         return 0
-    own, rest = take_options(args, flags=("quiet", "print-config", "dry-run"))
+    own, rest = take_run_options(args, flags=("dry-run",))
     cfg = load(SweepConfig, rest)
-    if "print-config" in own:
-        from w2s_fast.config import to_yaml
-
-        print(to_yaml(cfg), end="")
+    if PRINT in own:
+        print_config(cfg, own[PRINT])
         return 0
     if "dry-run" in own:
         _print_plan(cfg)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from w2s_fast.errors import W2SError, nearest, one_line
 from w2s_fast.models.weights import read_index
+from w2s_fast.paths import PathText, expand_paths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +51,7 @@ class ModelConfig:
             ``none`` everything.
     """
 
-    source: str = "scratch"
+    source: PathText = "scratch"
     hidden: int = 32
     layers: int = 1
     heads: int = 4
@@ -66,6 +67,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.source:
             raise W2SError(f"source is empty; expected {', '.join(BUILT_IN)} or a directory")
+        expand_paths(self)
         for name, names in (
             ("pooling", POOLINGS),
             ("head_init", HEAD_INITS),
@@ -213,7 +215,7 @@ def folder_of(cfg: ModelConfig) -> Path:
             "model 'agreement-lm' has to be pretrained first; run the pipeline, or give the "
             "directory that w2s_fast.tasks.datasets.agreement_lm.pretrain wrote"
         )
-    folder = Path(cfg.source).expanduser()
+    folder = Path(cfg.source)
     if not (folder / "config.json").is_file():
         raise W2SError(
             f"model {cfg.source!r} is neither one of {', '.join(BUILT_IN)} nor a directory with a "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError, one_line
+from w2s_fast.paths import user_path
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ def save_tensors(
     tensors: Iterable[tuple[str, Tensor]], path: str | Path, world: World, shard_bytes: int
 ) -> None:
     """Write tensors by name, partitioned or not; see ``save_weights``."""
-    path = Path(path)
+    path = user_path(path, "path")
     writer = _Writer(path, shard_bytes) if world.is_main_process else None
     error = ""
     for name, t in tensors:
@@ -128,7 +129,7 @@ def read_tensors(path: str | Path) -> Mapping[str, Tensor]:
     Raises:
         W2SError: if a file cannot be read.
     """
-    path = Path(path)
+    path = user_path(path, "path")
     if not path.exists() and _index(path).exists():
         files = read_index(path)
         return _LazyTensors({name: path.with_name(file) for name, file in files.items()})

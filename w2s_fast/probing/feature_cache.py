@@ -21,6 +21,7 @@ from w2s_fast.distributed.world import get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.models.classifier import Head
 from w2s_fast.models.weights import gathered, module_tensors
+from w2s_fast.paths import user_path
 from w2s_fast.probing.hidden_states import hidden_states
 from w2s_fast.training.data import Batch, Encoded
 
@@ -141,7 +142,7 @@ def cached(
     """
     if dtype not in _DTYPES:
         raise W2SError(f"a cache holds torch.bfloat16 or torch.float32; dtype is {dtype}")
-    path, world = Path(path), get_world()
+    path, world = user_path(path, "path"), get_world()
     metadata = {**metadata, "dtype": str(dtype), "shape": str(list(shape))}
     if not world.broadcast_object(path.exists()):
         error = ""

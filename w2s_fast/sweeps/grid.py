@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from w2s_fast.config import RunConfig
+from w2s_fast.config import RunConfig, naming_block
 from w2s_fast.errors import W2SError
 from w2s_fast.files import content_hash
 from w2s_fast.models import ModelConfig
@@ -111,7 +111,9 @@ def _run_config(cfg: SweepConfig, task: str, weak: str, student: str, device: st
 
 def _task(spec: str, base: TaskConfig) -> TaskConfig:
     name, rest = split(spec)
-    return replace(base, **{"name": name, **settings(TaskConfig, rest, spec, "task")})
+    changes = {"name": name, **settings(TaskConfig, rest, spec, "task")}
+    with naming_block(f"task {spec!r}", ": "):
+        return replace(base, **changes)
 
 
 def _model(spec: str, base: ModelConfig, train: TrainConfig) -> tuple[ModelConfig, TrainConfig]:
@@ -121,7 +123,8 @@ def _model(spec: str, base: ModelConfig, train: TrainConfig) -> tuple[ModelConfi
     training = [p for p in parts if p.partition("=")[0].strip() in _TRAINING_FIELDS]
     model = settings(ModelConfig, ",".join(p for p in parts if p not in training), spec, "model")
     changed = settings(TrainConfig, ",".join(training), spec, "model")
-    return replace(base, **{"source": source, **model}), replace(train, **changed)
+    with naming_block(f"model {spec!r}", ": "):
+        return replace(base, **{"source": source, **model}), replace(train, **changed)
 
 
 def _used_settings(model: ModelConfig) -> ModelConfig:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.paths import PathText, expand_paths
 
 PAIRS = ("all", "smaller")
 LISTS = ("tasks", "weak_models", "student_models")
@@ -46,8 +47,8 @@ class SweepConfig:
     student_models: tuple[str, ...] = ("agreement-lm",)
     pairs: str = "all"
     devices: tuple[str, ...] = ()
-    output_dir: str = "out/sweep"
-    cache_dir: str | None = None
+    output_dir: PathText = "out/sweep"
+    cache_dir: PathText | None = None
 
     def __post_init__(self) -> None:
         for name in LISTS:
@@ -59,8 +60,7 @@ class SweepConfig:
         if self.pairs not in PAIRS:
             hint = nearest(self.pairs, PAIRS)
             raise W2SError(f"pairs={self.pairs!r}: expected one of {', '.join(PAIRS)}{hint}")
-        if not self.output_dir:
-            raise W2SError("output_dir is empty: name a folder for the results")
+        expand_paths(self)
         self._check_order()
         self._check_devices()
         default = RunConfig()

@@ -24,7 +24,7 @@ def split_files(
     """
     paths = [data_path(cfg)]
     if cfg.test_path is not None:
-        paths.append(Path(cfg.test_path).expanduser())
+        paths.append(Path(cfg.test_path))
     parts = [read(path) for path in paths]
     return split_items(parts, list(map(str, paths)), class_names, cfg, seed)
 
@@ -40,7 +40,7 @@ def data_path(cfg: TaskConfig) -> Path:
             f"task.path is not set: the task {cfg.name!r} reads a .csv, .tsv, .jsonl or .parquet "
             "file; set task.path=FILE"
         )
-    return Path(cfg.path).expanduser()
+    return Path(cfg.path)
 
 
 def read_columns(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from w2s_fast.errors import W2SError
+from w2s_fast.paths import PathText, expand_paths
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.hidden < 1 or self.heads < 1 or self.hidden % (2 * self.heads):
             raise W2SError(
-                f"pretrain.hidden={self.hidden} does not split into {self.heads} heads of even "
-                "width; use a multiple of 2 * pretrain.heads"
+                f"task.pretrain.hidden={self.hidden} does not split into {self.heads} heads of "
+                "even width; use a multiple of 2 * pretrain.heads"
             )
         for name in ("layers", "steps", "batch_size"):
             if getattr(self, name) < 1:
-                raise W2SError(f"pretrain.{name}={getattr(self, name)}: expected at least 1")
+                raise W2SError(f"task.pretrain.{name}={getattr(self, name)}: expected at least 1")
         if not 2 <= self.length <= 128:
-            raise W2SError(f"pretrain.length={self.length}: expected 2 to 128 tokens")
-        _check_frac("pretrain.cue_frac", self.cue_frac)
+            raise W2SError(f"task.pretrain.length={self.length}: expected 2 to 128 tokens")
+        _check_frac("task.pretrain.cue_frac", self.cue_frac)
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,17 @@ class ChessConfig:
 
     mate_in: int = 1
     plies: int = 120
-    engine: str | None = None
+    engine: PathText | None = None
     nodes: int = 20_000
 
     def __post_init__(self) -> None:
+        expand_paths(self, "task.chess.")
         if self.mate_in not in (1, 2):
-            raise W2SError(f"chess.mate_in={self.mate_in}: expected 1 or 2")
+            raise W2SError(f"task.chess.mate_in={self.mate_in}: expected 1 or 2")
         if self.plies < 10:
-            raise W2SError(f"chess.plies={self.plies}: expected at least 10 half moves")
+            raise W2SError(f"task.chess.plies={self.plies}: expected at least 10 half moves")
         if self.nodes < 1:
-            raise W2SError(f"chess.nodes={self.nodes}: expected at least 1")
+            raise W2SError(f"task.chess.nodes={self.nodes}: expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ class TaskConfig:
     """
 
     name: str = "agreement"
-    path: str | None = None
-    test_path: str | None = None
+    path: PathText | None = None
+    test_path: PathText | None = None
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
@@ -140,6 +142,8 @@ class TaskConfig:
     chess: ChessConfig = field(default_factory=ChessConfig)
 
     def __post_init__(self) -> None:
+        self._write_out_numbers()
+        expand_paths(self, "task.")
         for name in ("n_weak", "n_transfer", "n_test"):
             if getattr(self, name) < 2:
                 raise W2SError(f"task.{name}={getattr(self, name)}: expected at least 2 examples")
@@ -159,6 +163,17 @@ class TaskConfig:
                 f"task.words={list(self.words)}: expected one word per class, all different"
             )
         _check_frac("task.attractor_frac", self.attractor_frac)
+
+    def _write_out_numbers(self) -> None:
+        """Make text of columns and classes that Python code gives as integers."""
+        for name in ("text", "text_pair", "label", "chosen", "rejected", "group"):
+            value = getattr(self, name)
+            if type(value) is int:
+                object.__setattr__(self, name, str(value))
+        for name in ("classes", "words"):
+            values = getattr(self, name)
+            if values is not None:
+                object.__setattr__(self, name, tuple(map(str, values)))
 
     def with_defaults(self, **defaults: Any) -> TaskConfig:
         """Return a copy with other defaults for the fields that still have theirs."""

@@ -115,7 +115,7 @@ class HubTask:
         most = max(_MAX_ROWS, 4 * need)
         rng = Random(f"{seed}/{split}")
         if cfg.path is not None:
-            table = self._local_table(Path(cfg.path).expanduser(), split)
+            table = self._local_table(Path(cfg.path), split)
             if table.num_rows > most:
                 table = table.take(rng.sample(range(table.num_rows), most))
             rows = table.to_pylist()

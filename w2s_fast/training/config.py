@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.paths import PathText, expand_paths
 
 SCHEDULES = ("cosine", "linear", "constant")
 THRESHOLD_SCOPES = ("exact", "window", "ema", "microbatch")
@@ -72,11 +73,12 @@ class TrainConfig:
     zero_stage: int = 0
     offload_optimizer: str = "none"
     offload_params: str = "none"
-    nvme_path: str | None = None
-    deepspeed_config: str | None = None
+    nvme_path: PathText | None = None
+    deepspeed_config: PathText | None = None
     timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         for name in ("epochs", "batch_size", "max_length"):
             self._check_least(name, 1)
         for name in ("lr", "weight_decay", "eps", "checkpoint_every"):

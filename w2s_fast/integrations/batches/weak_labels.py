@@ -12,6 +12,7 @@ import numpy as np
 
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.integrations.batches._arrays import items, numbers
+from w2s_fast.paths import user_path
 from w2s_fast.tasks._files import read_table
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def read_labels(
         W2SError: if the file, a column or an item is missing, or for another number of classes, for
             NaN, negative numbers, and rows that do not sum to 1 within 0.01.
     """
-    path = Path(path)
+    path = user_path(path, "path")
     table = _table(path)
     names = tuple(map(str, _column(table, id, "id", path)))
     prob_names = [probs] if isinstance(probs, str) else list(probs)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.paths import user_path
 from w2s_fast.tasks._config import PretrainConfig, TaskConfig
 from w2s_fast.tasks.datasets import agreement
 
@@ -49,7 +50,7 @@ def pretrain(
     Raises:
         W2SError: The directory exists and is not empty, or cannot be written.
     """
-    target = Path(directory)
+    target = user_path(directory, "directory")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise W2SError(f"{target} exists and is not empty; remove it or name another directory")
     with _one_thread():

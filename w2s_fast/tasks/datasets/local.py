@@ -48,7 +48,7 @@ class Local:
         if cfg.test_path is None:
             data = split_pool(_examples(rows, names), None, names, cfg, seed, str(path))
             return data.with_prompt(cfg)
-        test_path = Path(cfg.test_path).expanduser()
+        test_path = Path(cfg.test_path)
         test_rows = _read(test_path, cfg)
         _check_labels(test_path, test_rows, names, cfg)
         both = {key: rows[key] + test_rows[key] for key in rows}

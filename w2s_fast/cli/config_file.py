@@ -1,0 +1,134 @@
+"""Read a YAML configuration file into settings by dotted name.
+
+A setting that holds text takes the letters of the file: YAML would read the class ``no`` as false,
+and the column ``010`` as 8.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from w2s_fast.config import field_types, unknown_setting
+from w2s_fast.errors import W2SError
+from w2s_fast.paths import user_path
+from w2s_fast.specs import without_none
+
+_NULL = "tag:yaml.org,2002:null"
+
+
+def read_config_file(path: str | Path, kind: type) -> dict[str, Any]:
+    """Return the settings of a file by dotted name, such as ``{"student_train.lr": "2.0e-5"}``.
+
+    Args:
+        path: The file.
+        kind: Configuration dataclass whose fields it may set.
+
+    Raises:
+        W2SError: The file is missing, is not YAML, or has an unknown or a repeated setting.
+    """
+    try:
+        text = user_path(path, "--config").read_text(encoding="utf-8-sig")
+        values = yaml.safe_load(text)  # refuses tags
+        root = yaml.compose(text, yaml.SafeLoader)
+    except OSError as err:
+        raise W2SError(f"cannot read config file {str(path)!r}: {err.strerror}") from err
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
+        reason = " ".join(str(err).split())
+        raise W2SError(f"config file {str(path)!r} is not YAML: {reason}") from err
+    if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
+        raise W2SError(f"config file {str(path)!r}: expected lines as --print-config shows")
+    if repeated := _repeated_key(root):
+        raise W2SError(f"{path}: {repeated}; keep one of them")
+    try:
+        return dict(_settings(root, "", field_types(kind), kind))
+    except W2SError as err:
+        raise W2SError(f"{path}: {err}") from err
+
+
+def leaf(node: yaml.Node, name: str, hint: Any) -> Any:
+    """Return the value of a YAML node for a setting: a scalar, or a list of scalars.
+
+    Args:
+        node: The node.
+        name: Dotted name of the setting, for messages.
+        hint: Its type; values of other types than text stay for the type's parser.
+
+    Raises:
+        W2SError: The node is of another shape.
+    """
+    is_list = isinstance(node, yaml.SequenceNode)
+    expected = without_none(hint)
+    if is_list and typing.get_origin(expected) is tuple:
+        return [leaf(item, name, typing.get_args(expected)[0]) for item in node.value]
+    if not isinstance(node, yaml.ScalarNode):
+        got = "a list" if is_list else "a block of settings"
+        raise W2SError(f"{name} is {got}; expected one value")
+    if node.tag == _NULL:
+        return None
+    is_text = expected is str or typing.get_origin(expected) is tuple
+    return node.value if is_text else yaml.SafeLoader("").construct_object(node)
+
+
+def parse_value(text: str, name: str, hint: Any) -> Any:
+    """Return the value of an option that is written in YAML, such as ``[0, 1]``.
+
+    Raises:
+        W2SError: The text is not YAML, or of another shape.
+    """
+    try:
+        return leaf(typing.cast(yaml.Node, yaml.compose(text, yaml.SafeLoader)), name, hint)
+    except (yaml.YAMLError, RecursionError) as err:
+        reason = " ".join(str(err).split())
+        raise W2SError(f"--{name} {text!r} is not YAML: {reason}") from err
+
+
+def _settings(
+    node: yaml.MappingNode, prefix: str, known: dict[str, Any], kind: type
+) -> Iterator[tuple[str, Any]]:
+    blocks = {k.rsplit(".", i)[0] for k in known for i in range(1, k.count(".") + 1)}
+    yaml.SafeLoader("").flatten_mapping(node)  # merge keys, <<
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        if name in known:
+            yield name, leaf(value, name, known[name])
+        elif name not in blocks:
+            raise unknown_setting(_first_name(value, name), kind)
+        elif isinstance(value, yaml.MappingNode):
+            yield from _settings(value, f"{name}.", known, kind)
+        else:
+            got = value.value if isinstance(value, yaml.ScalarNode) else "[...]"
+            raise W2SError(f"{name}={got}: expected a block of settings")
+
+
+def _first_name(node: yaml.Node, name: str, depth: int = 3) -> str:
+    """Return the dotted name of the first setting in a block; an alias may lead back to it."""
+    if depth and isinstance(node, yaml.MappingNode) and node.value:
+        key, value = node.value[0]
+        return _first_name(value, f"{name}.{key.value}", depth - 1)
+    return name
+
+
+def _repeated_key(root: yaml.Node) -> str:
+    """Return which key is given twice in one block, "" if none is.
+
+    Of equal keys YAML takes the last.
+    """
+    blocks, seen = [root], set()
+    while blocks:
+        block = blocks.pop()
+        if not isinstance(block, yaml.MappingNode) or id(block) in seen:
+            continue
+        seen.add(id(block))  # an alias leads to the same block
+        lines: dict[str, int] = {}
+        for key, value in block.value:
+            line = key.start_mark.line + 1
+            if isinstance(key.value, str) and key.value in lines:
+                return f"{key.value!r} is given twice, in lines {lines[key.value]} and {line}"
+            lines[str(key.value)] = line
+            blocks.append(value)
+    return ""
