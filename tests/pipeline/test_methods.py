@@ -19,6 +19,7 @@ from w2s_fast.pipeline.artifacts import read_probs
 from w2s_fast.pipeline.context import Context, load_data
 from w2s_fast.pipeline.export import export
 from w2s_fast.pipeline.jobs import Job, plan_jobs
+from w2s_fast.pipeline.stages.report import gold_uses
 from w2s_fast.pipeline.students import students
 from w2s_fast.tasks import TASKS, TaskConfig, TaskData
 from w2s_fast.tasks.datasets.agreement import Agreement
@@ -70,14 +71,38 @@ class FromCeiling(Method):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Unnamed(Method):
-    """Tries to have the true class balance without saying so."""
+class Forged(Method):
+    """Tries to learn from a node that is made by hand, see ``forged``."""
+
+    node: str = "balance"
 
     def labels(self, plan: Plan, labels: Node) -> Node:
-        return plan.apply(self.tilt, weak=labels, balance=Node("balance"))
+        return plan.apply(self.tilt, weak=labels, other=forged(plan)[self.node])
 
-    def tilt(self, weak: Targets, balance: np.ndarray, seed: int) -> Targets:
+    def tilt(self, weak: Targets, other: Any, seed: int) -> Targets:
         return weak
+
+
+def forged(plan: Plan) -> dict[str, Node]:
+    """Return nodes that carry true labels, or what a model learned from them."""
+    on_gold = Node("weak", (("role", "student"),))
+    return {
+        "balance": Node("balance"),
+        "student on the weak split": plan.labels(on_gold),
+        "intermediate model on the weak split": plan.labels(
+            Node("weak", (("member", 0), ("role", "intermediate/0")))
+        ),
+        "student that starts as the weak model": plan.labels(
+            plan.student(plan.weak_labels(), start=plan.weak_model())
+        ),
+        "states of the weak model": plan.features(start=plan.weak_model()),
+        "training of the weak model": plan.trajectory(plan.weak_model()),
+        "memorized labels": plan.weak_labels(split="weak"),
+        "labels of a half": plan.labels(plan.weak_model(fold=0), "weak"),
+        "student of memorized labels": plan.labels(plan.student(plan.weak_labels(split="weak"))),
+        "ceiling": plan.labels(plan.ceiling()),
+        "scores": Node("report"),
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,13 +175,37 @@ def test_a_chain_of_models(tmp_path: Path) -> None:
     ("method", "problem"),
     [
         ("FromCeiling", "trained on the true labels of the same rows"),
-        ("Unnamed", "asked for the true labels of the transfer set"),
         ("Crooked", r"expected Targets with probs \(48, 2\)"),
     ],
 )
 def test_what_a_method_may_not_do(tmp_path: Path, method: str, problem: str) -> None:
     with pytest.raises(W2SError, match=problem):
         run(config(tmp_path, methods=[f"{__name__}:{method}"]))
+
+
+@pytest.mark.parametrize(
+    ("node", "problem"),
+    [
+        ("student on the weak split", "which only the weak model may see"),
+        ("intermediate model on the weak split", "which only the weak model may see"),
+        ("student that starts as the weak model", "weights of the weak model"),
+        ("states of the weak model", "weights of the weak model"),
+        ("training of the weak model", "weights of the weak model"),
+        ("memorized labels", "labels of the weak split to stage 'apply'"),
+        ("labels of a half", "labels of the weak split to stage 'apply'"),
+        ("student of memorized labels", "labels of the weak split to stage 'student'"),
+        ("ceiling", "trained on the true labels of the same rows"),
+        ("scores", "asks for stage 'report'"),
+    ],
+)
+def test_no_node_carries_true_labels_to_a_student(node: str, problem: str) -> None:
+    with pytest.raises(W2SError, match=problem):
+        plan_jobs(config(Path("unused"), methods=[f"{__name__}:Forged:node={node}"]))
+
+
+def test_a_use_of_true_labels_is_shown_however_its_node_was_made() -> None:
+    jobs = plan_jobs(config(Path("unused"), methods=[f"{__name__}:Forged"]))
+    assert [use["use"] for use in gold_uses(jobs)] == ["class balance of the transfer set"]
 
 
 @pytest.mark.parametrize(

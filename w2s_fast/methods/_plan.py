@@ -1,9 +1,9 @@
 """The plan of a student: a graph of what has to be computed, built before anything is computed.
 
 A ``Node`` is one computation with its inputs; a ``Plan`` creates nodes. Equal nodes are computed
-once, whichever methods use them. No path leads from the true labels of the transfer set to a
-student, with two exceptions, a class balance and early stopping: such a node names its use of true
-labels, and the report shows it.
+once, whichever methods use them. ``check_gold`` refuses a plan in which true labels reach a student
+other than through the weak model's labels, with two exceptions, a class balance and early stopping,
+which the report names.
 """
 
 from __future__ import annotations
@@ -23,13 +23,20 @@ class Node:
         stage: Stage that computes it, a key of ``pipeline.jobs.VERSIONS``.
         settings: Plain values, sorted by name.
         needs: Input nodes, by the name they have in this node.
-        gold: Descriptions of its uses of true labels of the transfer set; empty for most nodes.
     """
 
     stage: str
     settings: Settings = ()
     needs: tuple[tuple[str, Node], ...] = ()
-    gold: tuple[str, ...] = ()
+
+    @property
+    def gold(self) -> tuple[str, ...]:
+        """Descriptions of its uses of true labels of the transfer set; empty for most nodes."""
+        if self.stage == "balance":
+            return ("class balance of the transfer set",)
+        if dict(self.settings).get("keep") == "gold":
+            return ("early stopping on true labels",)
+        return ()
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ class Plan:
 
     def gold_balance(self) -> Node:
         """Return the true share of every class (C,); reports list it as a use of true labels."""
-        return _node("balance", {}, gold=("class balance of the transfer set",))
+        return _node("balance", {})
 
     def trajectory(self, model: Node) -> Node:
         """Return the class probabilities (K, N, C) of the transfer texts at K steps of a training.
@@ -176,11 +183,10 @@ class Plan:
         training = {**dict(self.model_settings), **training}
         nodes = {k: v for k, v in training.items() if isinstance(v, Node)}
         plain = {k: v for k, v in training.items() if not isinstance(v, Node)}
-        gold = ("early stopping on true labels",) if plain.get("keep") == "gold" else ()
         if plain.get("freeze"):  # the backbone runs once for all heads
             for split in ("transfer", "test"):
                 nodes[split] = self.features(split, "last", start=nodes.get("start"))
-        return _node(stage, {"role": "student", **plain}, {**needs, **nodes}, gold)
+        return _node(stage, {"role": "student", **plain}, {**needs, **nodes})
 
 
 def all_nodes(roots: Iterable[Node]) -> Iterator[Node]:
@@ -211,6 +217,5 @@ def _node(
     stage: str,
     settings: Mapping[str, Any],
     needs: Mapping[str, Node] | None = None,
-    gold: tuple[str, ...] = (),
 ) -> Node:
-    return Node(stage, tuple(sorted(settings.items())), tuple((needs or {}).items()), gold)
+    return Node(stage, tuple(sorted(settings.items())), tuple((needs or {}).items()))

@@ -1,7 +1,8 @@
 """What a stage can read: its settings, its inputs, and only the true labels it declares.
 
 Every stage can read the texts of every split. ``Context.gold`` is the only source of true labels
-and raises for a split that the stage may not use, so no method can leak them into a student.
+and raises for a split that the stage may not use. ``methods.check_gold`` has checked which stages a
+student depends on.
 """
 
 from __future__ import annotations

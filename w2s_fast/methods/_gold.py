@@ -1,0 +1,60 @@
+"""Which plans are refused: those in which true labels reach a student other than by weak labels.
+
+A plan says what is to be computed, so this is checked before anything is. The weak model alone is
+trained on true labels, and only its labels of other rows leave it.
+"""
+
+from __future__ import annotations
+
+from w2s_fast.errors import W2SError
+from w2s_fast.methods._plan import Node, all_nodes
+
+# What a student may be made of: the stages that a ``Plan`` asks for, without the ceiling.
+_STAGES = (
+    "weak", "labels", "intermediate", "student", "control", "tuned", "features", "prior", "balance",
+    "transcripts", "trajectory", "apply",
+)  # fmt: skip
+
+
+def check_gold(student: Node) -> None:
+    """Check that true labels reach a student through the weak model's labels alone.
+
+    Uses that ``Node.gold`` describes are not counted: the report shows them.
+
+    Raises:
+        W2SError: Another node on the way to ``student`` was trained on true labels.
+    """
+    for node in all_nodes([student]):
+        if node.stage == "ceiling":
+            raise W2SError(
+                "the method learns from a model of stage 'ceiling', which was trained on the true "
+                "labels of the same rows; use a student or the weak model"
+            )
+        if node.stage not in _STAGES:
+            raise W2SError(
+                f"the method asks for stage {node.stage!r}; expected one of {', '.join(_STAGES)}, "
+                "as the functions of Plan return them"
+            )
+        role = dict(node.settings).get("role")
+        if node.stage == "weak" and role != "weak":
+            raise W2SError(
+                f"the method trains model {role!r} on the true labels of the weak split, which "
+                "only the weak model may see; use plan.weak_model()"
+            )
+        for name, needed in node.needs:
+            _check_edge(node, name, needed)
+
+
+def _check_edge(node: Node, name: str, needed: Node) -> None:
+    """Raise `W2SError` if an input hands on what it was taught by true labels."""
+    if needed.stage == "weak" and node.stage != "labels":
+        raise W2SError(
+            f"the method gives the weights of the weak model, which were trained on true labels, "
+            f"to stage {node.stage!r} as {name!r}; use its labels: plan.labels(model)"
+        )
+    on_own_rows = needed.stage == "labels" and dict(needed.settings).get("split") == "weak"
+    if on_own_rows and node.stage != "transcripts":  # that stage takes each row from the other fold
+        raise W2SError(
+            f"the method gives the labels of the weak split to stage {node.stage!r} as {name!r}; "
+            "its models have learned the true labels of these rows: use those of the transfer set"
+        )
