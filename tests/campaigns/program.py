@@ -8,6 +8,7 @@ Environment: ``W2S_CAMPAIGN_PLAIN`` draws no figure, which takes most of the tim
 from __future__ import annotations
 
 import contextlib
+import importlib.abc
 import os
 import signal
 import sys
@@ -46,11 +47,18 @@ def _kill_at(text: str, number: int) -> None:
     os.replace = replace  # type: ignore[assignment]
 
 
+class _NoPandas(importlib.abc.MetaPathFinder):
+    """Hides pandas: pyarrow imports it if there is one, which takes longer than a small run."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
 def main() -> int:
     """Run the command line."""
     env = os.environ
-    # pyarrow imports it if there is one, which takes longer than a small run.
-    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _NoPandas())
     if "W2S_CAMPAIGN_KILL" in env:
         text, _, number = env["W2S_CAMPAIGN_KILL"].rpartition(":")
         _kill_at(text, int(number))
