@@ -190,6 +190,7 @@ def test_committed_pictures_have_text_and_are_small() -> None:
     for name, picture in drawn.items():
         committed = (folder / f"{name}.svg").read_text()
         assert texts(committed) == texts(picture.decode()) and len(texts(committed)) > 5
+        assert not any("$" in text for text in texts(committed))  # mathematics was set, not quoted
         assert f"(img/{name}.svg)" in documents
     assert sum(path.stat().st_size for path in folder.iterdir()) < 500_000
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-GREY, DARK = "#8b93a1", "#3f4754"
-PALETTE = ("#3b76e1", "#e8743b", "#1f9d7a", "#a259d9", "#d64a7b", "#b58a12")
+GREY, DARK = "#666e7b", "#3f4754"
+PALETTE = ("#2f68d0", "#b9541c", "#147d5f", "#8e45c9", "#c2386b", "#8a6608")
 NOT_REPORTED = "not reported"  # in place of a PGR whose weak-ceiling gap is too small
 
 
@@ -20,7 +20,7 @@ class ModelRow:
 
     Attributes:
         name: The model's name.
-        color: Hex colour, readable on light and dark backgrounds.
+        color: Hex colour; text in it is readable on white.
         accuracies: By seed.
         pgrs: By seed, without those not reported; empty unless a student.
         pgr: Mean PGR and the ends of its interval; None if not reported or not a student.
@@ -47,7 +47,7 @@ def model_rows(results: Mapping[str, Any]) -> list[ModelRow]:
     rows = [ModelRow("weak supervisor", GREY, tuple(r["weak"] for r in first))]
     if results["controls"]:
         accuracies = tuple(c["accuracy"] for c in results["controls"])
-        rows.append(ModelRow("control: no pretraining", "#b9a07a", accuracies))
+        rows.append(ModelRow("control: no pretraining", "#876a35", accuracies))
     for i, summary in enumerate(results["summary"]):
         color = PALETTE[i % len(PALETTE)]
         rows.append(_student_row(summary, runs, color))

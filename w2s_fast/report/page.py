@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -19,51 +19,57 @@ from w2s_fast.report.model_rows import (
     class_rows,
     format_interval,
     format_number,
-    model_rows,
     notes,
 )
+from w2s_fast.report.names import name_parts, printable
 
 _STYLE = """
 :root { color-scheme: light dark; --bg:#f6f7f9; --panel:#fff; --ink:#1d2129; --soft:#5c6573;
-  --rule:#e4e7ec; --lift:0%; }
+  --rule:#e4e7ec; }
 @media (prefers-color-scheme: dark) { :root { --bg:#12151a; --panel:#1a1e25; --ink:#e8ebf0;
-  --soft:#9aa4b2; --rule:#2b313b; --lift:38%; } }
+  --soft:#9aa4b2; --rule:#2b313b; } }
 * { box-sizing: border-box; }
 body { margin:0; background:var(--bg); color:var(--ink);
   font:16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width:1040px; margin:0 auto; padding:48px 24px 64px; }
-h1 { font-size:34px; line-height:1.15; margin:0 0 12px; letter-spacing:-.02em; }
+h1 { font-size:34px; line-height:1.15; margin:0 0 12px; letter-spacing:-.02em;
+  overflow-wrap:anywhere; }
 h2 { font-size:18px; margin:0 0 6px; }
 .kicker { margin:0 0 4px; color:var(--soft); font-size:13px; letter-spacing:.08em;
   text-transform:uppercase; }
-.lead { font-size:19px; max-width:46em; margin:0 0 28px; color:var(--soft); }
+.lead { font-size:19px; max-width:46em; margin:0 0 28px; color:var(--soft);
+  overflow-wrap:anywhere; }
 .lead b { color:var(--ink); }
 .panel { background:var(--panel); border:1px solid var(--rule); border-radius:14px;
   padding:22px 24px; margin:18px 0; }
 .panel p { margin:0 0 14px; color:var(--soft); font-size:14.5px; max-width:60em; }
-.cards { display:grid; gap:12px; grid-template-columns:repeat(auto-fit, minmax(150px, 1fr)); }
-.card { background:var(--panel); border:1px solid var(--rule); border-radius:14px;
-  border-top:4px solid color-mix(in srgb, var(--c), white var(--lift)); padding:14px 16px; }
-.card p { margin:0; font-size:13.5px; color:var(--soft); overflow-wrap:anywhere; }
-.card b { display:block; font-size:28px; letter-spacing:-.02em; font-variant-numeric:tabular-nums; }
-.card span { font-size:13.5px; color:var(--soft); }
+.panel p:last-child { margin:14px 0 0; }
 .note { margin:14px 0 0; padding:10px 14px; border-left:4px solid #d9a21b; border-radius:6px;
-  background:color-mix(in srgb, #d9a21b 12%, var(--panel)); font-size:14.5px; }
+  background:color-mix(in srgb, #d9a21b 12%, var(--panel)); font-size:14.5px;
+  overflow-wrap:anywhere; }
 .scroll { overflow-x:auto; }
-.figure { display:block; width:100%; min-width:720px; background:#fff; border-radius:8px; }
-table { border-collapse:collapse; width:100%; font-size:14px; font-variant-numeric:tabular-nums; }
-th { text-align:right; color:var(--soft); font-weight:500; font-size:12.5px; }
+.figure { display:block; width:100%; height:auto; background:#fff; border-radius:8px; }
+table { border-collapse:separate; border-spacing:0; width:100%; font-size:14px;
+  font-variant-numeric:tabular-nums; }
+thead th { text-align:right; vertical-align:bottom; color:var(--soft); font-weight:500;
+  font-size:12.5px; }
 td { text-align:right; }
-th, td { padding:7px 10px; border-bottom:1px solid var(--rule); white-space:nowrap; }
-th:first-child, td:first-child { text-align:left; padding-left:0; }
-tr:last-child td { border-bottom:0; }
-dl { display:grid; grid-template-columns:max-content 1fr; gap:4px 18px; margin:8px 0 14px;
-  font-size:14px; }
+th, td { padding:7px 10px; border-bottom:1px solid var(--rule); }
+td { white-space:nowrap; }
+th:first-child { text-align:left; padding-left:0; min-width:min(15em, 36vw);
+  max-width:min(26em, 42vw); overflow-wrap:anywhere; position:sticky; left:0;
+  background:var(--panel); }
+tbody th { color:var(--ink); font-weight:400; font-size:14px; }
+tbody tr:last-child > * { border-bottom:0; }
+dl { display:grid; grid-template-columns:max-content minmax(0, 1fr); gap:4px 18px;
+  margin:8px 0 14px; font-size:14px; }
 dt { color:var(--soft); }
 dd { margin:0; overflow-wrap:anywhere; }
 details { border-top:1px solid var(--rule); padding:10px 0 0; margin-top:10px; }
 summary { cursor:pointer; font-size:14.5px; }
 pre { overflow-x:auto; font-size:12.5px; line-height:1.45; }
+@media (max-width:600px) { main { padding:28px 14px 40px; } .panel { padding:16px 14px; }
+  h1 { font-size:28px; } .lead { font-size:17px; } }
 footer { color:var(--soft); font-size:13px; margin-top:28px; }
 """
 
@@ -84,25 +90,25 @@ _PAGE = Template("""\
 <h1>$title</h1>
 <p class="lead">$lead</p>
 </header>
-<section class="cards">$cards</section>
-$notes
 <section class="panel"><h2>Accuracy and performance gap recovered</h2>
-<p>Left: accuracy on the same test items. Dots are seeds, bars their means; the shaded band is the
-gap between the weak supervisor and the ceiling. Right: the share of that gap that a student
-recovers, 0 at the weak supervisor and 1 at the ceiling. Lines are 95&nbsp;% bootstrap intervals
-over seeds and test items. PGR is omitted when the gap is below two standard errors.</p>
-<div class="scroll"><img class="figure" alt="Accuracy of every model and PGR of every student"
-src="data:image/svg+xml;base64,$figure"></div></section>
-<section class="panel"><h2>Every run</h2><div class="scroll">$runs</div></section>
+<picture><source media="(max-width:600px)" srcset="data:image/svg+xml;base64,$narrow">
+<img class="figure" src="data:image/svg+xml;base64,$figure"
+alt="Accuracy of every model and PGR of every student; the tables have the numbers"></picture>
+<p>Accuracy is on the same test items. Dots are seeds, bars their means; a shaded band is the gap
+from the weak supervisor up to the ceiling. PGR is the share of that gap that a student recovers,
+0 at the weak supervisor and 1 at the ceiling. Lines are 95&nbsp;% bootstrap intervals over seeds
+and test items. PGR is omitted when the gap is below two standard errors.</p></section>
+$notes
 <section class="panel"><h2>Means over seeds</h2>
 <p>Agreement is the share of test items where student and weak supervisor predict the same class:
 of all items, of those the supervisor gets right, and of those it gets wrong. A student that
 generalizes disagrees with the supervisor where the supervisor is wrong.</p>
-<div class="scroll">$means</div></section>
+$means</section>
+<section class="panel"><h2>Every run</h2>$runs</section>
 <section class="panel"><h2>Provenance</h2>$provenance
-<details><summary>Classes and rows</summary><div class="scroll">$classes</div></details>
-<details><summary>Configuration</summary><pre>$config</pre></details>
-<details><summary>Stages and digests</summary><div class="scroll">$stages</div></details>
+<details><summary>Classes and rows</summary>$classes</details>
+<details><summary>Configuration</summary><pre tabindex="0">$config</pre></details>
+<details><summary>Stages and digests</summary>$stages</details>
 </section>
 <footer>w2s_fast $version · $utc</footer>
 </main>
@@ -121,29 +127,33 @@ def write_report(out: Path, results: Mapping[str, Any]) -> None:
     svg = results_figure(results, "svg")
     write_bytes(out / f"{PLOT}.png", results_figure(results, "png"))
     write_bytes(out / f"{PLOT}.svg", svg)
-    write_bytes(out / PAGE, html_page(results, svg).encode())
+    narrow = results_figure(results, "svg", narrow=True)
+    write_bytes(out / PAGE, html_page(results, svg, narrow).encode())
 
 
-def html_page(results: Mapping[str, Any], figure: bytes) -> str:
+def html_page(results: Mapping[str, Any], figure: bytes, narrow: bytes) -> str:
     """Return the page as HTML.
 
     Args:
         results: The contents of results.json.
         figure: The results figure as SVG.
+        narrow: The results figure as SVG for small screens.
     """
     facts = results["provenance"]
     return _PAGE.substitute(
         title=_escape(f"Task {facts['config']['task']['name']}"),
         style=_STYLE,
         lead=_lead(results),
-        cards="".join(_cards(results)),
         notes="".join(f'<p class="note">{_escape(note)}</p>' for note in notes(results)),
         figure=base64.b64encode(figure).decode(),
+        narrow=base64.b64encode(narrow).decode(),
         runs=_runs_table(results),
         means=_means_table(results),
         provenance=_provenance(facts),
-        classes=_html_table(["class", "weak", "transfer", "test"], class_rows(results)),
-        config=_escape(json.dumps(facts["config"], indent=2)),
+        classes=_html_table(
+            "Classes and rows", ["class", "weak", "transfer", "test"], class_rows(results)
+        ),
+        config=html.escape(json.dumps(facts["config"], indent=2)),
         stages=_stages_table(facts),
         version=_escape(facts["versions"]["w2s_fast"]),
         utc=_escape(facts["utc"]),
@@ -151,7 +161,12 @@ def html_page(results: Mapping[str, Any], figure: bytes) -> str:
 
 
 def _escape(value: Any) -> str:
-    return html.escape(str(value))
+    return html.escape(printable(str(value)))
+
+
+def _name(text: str) -> str:
+    """Return a name as HTML that breaks after separators and keeps its own direction of writing."""
+    return f"<bdi>{'<wbr>'.join(html.escape(part) for part in name_parts(printable(text)))}</bdi>"
 
 
 def _lead(results: Mapping[str, Any]) -> str:
@@ -163,30 +178,26 @@ def _lead(results: Mapping[str, Any]) -> str:
     verb = "recovered" if best["pgr_mean"] >= 0 else "lost"
     return (
         f"Trained on labels of a weak supervisor of accuracy {format_number(best['weak'])}, the "
-        f"student with <b>{_escape(best['name'])}</b> reached {format_number(best['student'])} and "
+        f"student with <b>{_name(best['name'])}</b> reached {format_number(best['student'])} and "
         f"{verb} <b>{abs(best['pgr_mean']):.0%}</b> of the gap to the ceiling of "
         f"{format_number(best['ceiling'])} "
         f"(95&nbsp;% interval {best['pgr_low']:.0%} to {best['pgr_high']:.0%})."
     )
 
 
-def _cards(results: Mapping[str, Any]) -> Iterable[str]:
-    for row in model_rows(results):
-        caption = "accuracy"
-        if row.student:
-            caption = f"PGR {NOT_REPORTED}" if row.pgr is None else f"PGR {row.pgr[0]:.2f}"
-        yield (
-            f'<div class="card" style="--c:{row.color}"><p>{_escape(row.name)}</p>'
-            f"<b>{format_number(row.mean)}</b><span>{caption}</span></div>"
-        )
-
-
-def _html_table(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
-    cells = "".join(f"<th>{_escape(h)}</th>" for h in head)
+def _html_table(name: str, head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Return a table, named for screen readers, in a box that scrolls sideways."""
+    cells = "".join(f'<th scope="col">{_escape(h)}</th>' for h in head)
     lines = "".join(
-        "<tr>" + "".join(f"<td>{_escape(c)}</td>" for c in line) + "</tr>" for line in body
+        f'<tr><th scope="row">{_name(first)}</th>'
+        + "".join(f"<td>{_escape(c)}</td>" for c in rest)
+        + "</tr>"
+        for first, *rest in body
     )
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>"
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{name}">'
+        f"<table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )
 
 
 def _runs_table(results: Mapping[str, Any]) -> str:
@@ -203,26 +214,33 @@ def _runs_table(results: Mapping[str, Any]) -> str:
         ]
         for r in results["runs"]
     ]
-    return _html_table(head, body)
+    return _html_table("Every run", head, body)
 
 
 def _means_table(results: Mapping[str, Any]) -> str:
     parts = ("all", "weak_right", "weak_wrong")
-    head = ["model", "accuracy", "balanced", "F1", "AUROC",
+    head = ["model", "accuracy", "PGR", "interval", "balanced", "F1", "AUROC",
             "agreement, all", "supervisor right", "supervisor wrong"]  # fmt: skip
-    dashes = ["–"] * len(parts)
-    body = [["weak supervisor", *_scores(results["summary"][0], "weak"), *dashes]]
+    body = [_means_row("weak supervisor", results["summary"][0], "weak")]
     for s in results["summary"]:
+        pgr = NOT_REPORTED if s["pgr_mean"] is None else f"{s['pgr_mean']:.2f}"
         agreement = [format_number(s["agreement"][part]) for part in parts]
-        body.append([f"student · {s['name']}", *_scores(s, "student"), *agreement])
-    for title, row in ceilings(results).items():
-        body.append([title, *_scores(row, "ceiling"), *dashes])
-    return _html_table(head, body)
+        body.append(
+            _means_row(f"student · {s['name']}", s, "student", [pgr, format_interval(s)], agreement)
+        )
+    body += [_means_row(title, row, "ceiling") for title, row in ceilings(results).items()]
+    return _html_table("Means over seeds", head, body)
 
 
-def _scores(row: Mapping[str, Any], model: str) -> list[str]:
-    names = (model, *(f"{model}_{score}" for score in ("balanced", "f1", "auroc")))
-    return [format_number(row[name]) for name in names]
+def _means_row(
+    title: str,
+    row: Mapping[str, Any],
+    model: str,
+    pgr: Sequence[str] = ("–", "–"),
+    agreement: Sequence[str] = ("–", "–", "–"),
+) -> list[str]:
+    scores = [row[f"{model}_{score}"] for score in ("balanced", "f1", "auroc")]
+    return [title, format_number(row[model]), *pgr, *map(format_number, scores), *agreement]
 
 
 def _provenance(facts: Mapping[str, Any]) -> str:
@@ -247,4 +265,6 @@ def _stages_table(facts: Mapping[str, Any]) -> str:
          "yes" if s["reused"] else ""]
         for name, s in facts["stages"].items()
     ]  # fmt: skip
-    return _html_table(["stage", "folder", "digest", "seconds", "reused"], body)
+    return _html_table(
+        "Stages and digests", ["stage", "folder", "digest", "seconds", "reused"], body
+    )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from w2s_fast.report import PAGE, PLOT, RESULTS
 from w2s_fast.report.model_rows import ceilings, class_rows, format_interval, format_number, notes
+from w2s_fast.report.name_table import NameTable
+from w2s_fast.report.names import printable
 
 
 def print_results(results: Mapping[str, Any], console: Console) -> None:
@@ -28,7 +28,7 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     if results["provenance"]["config"]["task"].get("path"):
         console.print(Text(_class_line(results)), soft_wrap=True)
     for note in notes(results):
-        console.print(Text(note, style="yellow"), soft_wrap=True)
+        console.print(Text(printable(note), style="yellow"), soft_wrap=True)
 
 
 def _class_line(results: Mapping[str, Any], most: int = 12) -> str:
@@ -44,18 +44,19 @@ def print_files(out: Path) -> None:
     print(f"\nresults  {out / RESULTS}\nplot     {out / PLOT}.png\npage     {out / PAGE}")
 
 
-def _runs_table(results: Mapping[str, Any]) -> Table:
+def _runs_table(results: Mapping[str, Any]) -> NameTable:
     models = ("weak", "student", "ceiling")
-    table = new_table("Accuracy by seed and method", "method", ("seed", *models, "PGR"))
+    table = NameTable("Accuracy by seed and method", "method", ("seed", *models, "PGR"))
     for r in results["runs"]:
         accuracies = (format_number(r[model]) for model in models)
         table.add_row(r["name"], str(r["seed"]), *accuracies, format_number(r["pgr"], 2))
     return table
 
 
-def _means_table(results: Mapping[str, Any]) -> Table:
+def _means_table(results: Mapping[str, Any]) -> NameTable:
     heads = ("accuracy", "AUROC", "PGR", "interval", "agrees*", "right*", "wrong*")
-    table = new_table("Means over seeds, PGR with 95 % interval", "model", heads)
+    caption = "* with weak: on all test items, where weak is right, where weak is wrong"
+    table = NameTable("Means over seeds, PGR with 95 % interval", "model", heads, caption)
     first = results["summary"][0]
     table.add_row("weak", format_number(first["weak"]), format_number(first["weak_auroc"]))
     for s in results["summary"]:
@@ -69,15 +70,4 @@ def _means_table(results: Mapping[str, Any]) -> Table:
         )
     for title, c in ceilings(results).items():
         table.add_row(title, format_number(c["ceiling"]), format_number(c["ceiling_auroc"]))
-    table.caption = "* with weak: on all test items, where weak is right, where weak is wrong"
-    table.caption_justify = "left"
-    return table
-
-
-def new_table(title: str, first: str, heads: Sequence[str]) -> Table:
-    """Return an empty table: a column of text that folds, then columns of numbers."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
     return table

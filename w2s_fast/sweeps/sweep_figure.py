@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from w2s_fast.report.figure import draw_bounds, render, set_title, style_axes
+from w2s_fast.report.figure import (
+    NOT_MATH,
+    draw_bounds,
+    drawable,
+    label_rows,
+    limits,
+    render,
+    stack_rows,
+    style_axes,
+)
 from w2s_fast.report.model_rows import GREY, NOT_REPORTED, PALETTE
+from w2s_fast.report.names import fit_names, printable, wrap_name
 from w2s_fast.sweeps.statistics import student_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Transform
 
 _LARGE_POINTS = 24  # up to this many points, each is drawn large
 _NAMED_CELLS = 6  # cells without a PGR that are named below the figure
-_LINE_LETTERS = 24  # letters in one line of a method's name
-_MIN_ROWS = 4  # fewer methods would stand far apart
-_MARKERS = "oDsv^P"
+_NOTE_CELLS = 160  # letters in a line below the figure
+_PITCH = 0.72  # inches from row to row
+_MIN_ROWS = 4.0  # fewer methods would stand far apart
+_MARKERS = "oDsv^PX"  # one more than colours: each pair comes back after their product
 
 Cells = Sequence[Mapping[str, Any]]
 
@@ -34,20 +45,27 @@ def sweep_figure(results: Mapping[str, Any], kind: str) -> bytes:
     """
     cells = results["cells"]
     methods = student_names(cells)
+    labels = fit_names(methods, 24, glyphs=drawable(kind))[::-1]  # the first method is on top
+    centres, height = stack_rows(labels, _PITCH)
+    rows = dict(zip(methods, reversed(centres), strict=True))
+    colors = [_style(i)["color"] for i in reversed(range(len(methods)))]
 
     def paint(figure: Figure) -> None:
         gaps, pgrs, agreement = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
-        pgrs.sharey(agreement)
+        for ax in (pgrs, agreement):
+            ax.set_yticks([])
+            spare = max(0.0, _MIN_ROWS - height) / 2
+            ax.set_ylim(-spare, height + 0.2 + spare)
         _draw_gaps(gaps, cells, methods)
-        _draw_pgrs(pgrs, cells, methods)
-        _draw_agreement(agreement, cells, methods)
-        _label_methods(pgrs, methods)
-        agreement.tick_params(labelleft=False)
-        set_title(figure, _title(results))
+        _draw_pgrs(pgrs, cells, rows)
+        _draw_agreement(agreement, cells, rows)
+        label_rows(pgrs, centres, labels, colors)  # the legend of the whole figure
         if note := cells_without_pgr(cells):
-            figure.supxlabel(note, x=0.012, ha="left", size=8.5, color="#5c6573")
+            lines = wrap_name(printable(note, drawable(kind)), _NOTE_CELLS)
+            style: dict[str, Any] = {"x": 0.012, "ha": "left", "size": 8.5, "color": "#5c6573"}
+            figure.supxlabel("\n".join(lines), **NOT_MATH, **style)
 
-    return render(paint, (13.2, 2.2 + 0.72 * max(len(methods), _MIN_ROWS)), kind)
+    return render(paint, (13.2, 2.2 + _PITCH * max(height, _MIN_ROWS)), kind, _title(results))
 
 
 def cells_without_pgr(cells: Cells) -> str:
@@ -61,8 +79,7 @@ def cells_without_pgr(cells: Cells) -> str:
     if not names:
         return ""
     more = f"; and {len(names) - _NAMED_CELLS} more" if len(names) > _NAMED_CELLS else ""
-    text = f"PGR {NOT_REPORTED}, the gap is too small: {'; '.join(names[:_NAMED_CELLS])}{more}"
-    return "\n".join(textwrap.wrap(text, 170))
+    return f"PGR {NOT_REPORTED}, the gap is too small: {'; '.join(names[:_NAMED_CELLS])}{more}"
 
 
 def _title(results: Mapping[str, Any]) -> str:
@@ -73,9 +90,8 @@ def _title(results: Mapping[str, Any]) -> str:
 
 
 def _style(i: int) -> dict[str, Any]:
-    """Return colour and marker of the i-th method; repeated colours get another marker."""
-    marker = _MARKERS[i // len(PALETTE) % len(_MARKERS)]
-    return {"color": PALETTE[i % len(PALETTE)], "marker": marker}
+    """Return colour and marker of the i-th method; both change, for who cannot see the colours."""
+    return {"color": PALETTE[i % len(PALETTE)], "marker": _MARKERS[i % len(_MARKERS)]}
 
 
 def _with_pgr(cells: Cells, name: str) -> list[Mapping[str, Any]]:
@@ -91,6 +107,7 @@ def _draw_gaps(ax: Axes, cells: Cells, methods: Sequence[str]) -> None:
     large = len(cells) * len(methods) <= _LARGE_POINTS
     step = min(7.0 if large else 3.5, 30 / len(methods)) / 72  # inches
     draw_bounds(ax.axhline, 0.0, 1.0)
+    _set_limits(ax, [s for name in methods for s in _with_pgr(cells, name)])
     for i, name in enumerate(methods):
         summaries, style = _with_pgr(cells, name), _style(i)
         gap = [s["ceiling"] - s["weak"] for s in summaries]
@@ -101,32 +118,43 @@ def _draw_gaps(ax: Axes, cells: Cells, methods: Sequence[str]) -> None:
                   alpha=0.85 if large else 0.35, transform=place)  # fmt: skip
         ax.scatter(gap, [s["pgr_mean"] for s in summaries], s=62 if large else 26,
                    edgecolor="white", lw=0.9, zorder=3, transform=place, **style)  # fmt: skip
-    _set_limits(ax, [s for name in methods for s in _with_pgr(cells, name)])
+        _mark_cut_intervals(ax, summaries, style["color"], place)
     ax.set_xlabel("gap: accuracy of ceiling − accuracy of weak supervisor")
     ax.set_ylabel("performance gap recovered, 95 % interval")
     style_axes(ax, "both")
 
 
 def _set_limits(ax: Axes, summaries: Sequence[Mapping[str, Any]]) -> None:
-    """Show all points, and 0 and 1; intervals of small gaps are wide and may be cut off."""
+    """Show all points, and 0 and 1."""
     if not summaries:
         ax.annotate("no gap is large enough", (0.5, 0.5), ha="center", va="center", color=GREY)
         ax.set(xlim=(0, 1), ylim=(-0.15, 1.15))
         return
-    gaps = [s["ceiling"] - s["weak"] for s in summaries]
-    pgrs = [*(s["pgr_mean"] for s in summaries), 0.0, 1.0]
-    above, beside = 0.15 * (max(pgrs) - min(pgrs)), 0.02 + 0.08 * (max(gaps) - min(gaps))
-    ax.set_ylim(min(pgrs) - above, max(pgrs) + above)
-    ax.set_xlim(max(0.0, min(gaps) - beside), max(gaps) + beside)
+    low, high = limits([s["ceiling"] - s["weak"] for s in summaries])
+    ax.set_xlim(max(0.0, low), high)
+    ends = [s[end] for s in summaries for end in ("pgr_low", "pgr_high")]
+    ax.set_ylim(limits([*(s["pgr_mean"] for s in summaries), 0.0, 1.0], ends))
 
 
-def _draw_pgrs(ax: Axes, cells: Cells, methods: Sequence[str]) -> None:
+def _mark_cut_intervals(
+    ax: Axes, summaries: Sequence[Mapping[str, Any]], color: str, place: Transform
+) -> None:
+    """Draw an arrow head where an interval leaves the axes."""
+    low, high = ax.get_ylim()
+    below = [s for s in summaries if s["pgr_low"] < low]
+    above = [s for s in summaries if s["pgr_high"] > high]
+    for cut, edge, marker in ((below, low, "v"), (above, high, "^")):
+        for s in cut:
+            gap = s["ceiling"] - s["weak"]
+            ax.plot([gap], [edge], marker, ms=6, color=color, clip_on=False, transform=place)
+
+
+def _draw_pgrs(ax: Axes, cells: Cells, rows: Mapping[str, float]) -> None:
     """Draw each method's PGRs and their median, which the table prints too."""
     draw_bounds(ax.axvline, 0.0, 1.0)
-    for i, name in enumerate(methods):
+    for i, (name, y) in enumerate(rows.items()):
         runs = [r for c in cells for r in c["runs"] if r["name"] == name]
         values = [r["pgr"] for r in runs if r["pgr"] is not None]
-        y = len(methods) - 1 - i
         if values:
             _draw_strip(ax, values, y, i, float(np.median(values)))
         else:
@@ -136,15 +164,14 @@ def _draw_pgrs(ax: Axes, cells: Cells, methods: Sequence[str]) -> None:
     style_axes(ax)
 
 
-def _draw_agreement(ax: Axes, cells: Cells, methods: Sequence[str]) -> None:
+def _draw_agreement(ax: Axes, cells: Cells, rows: Mapping[str, float]) -> None:
     """Draw how often student and supervisor agree, where the supervisor is right and wrong."""
-    for i, name in enumerate(methods):
+    for i, (name, y) in enumerate(rows.items()):
         agreements = [s["agreement"] for c in cells for s in c["summary"] if s["name"] == name]
         for part in ("weak_right", "weak_wrong"):
             values = [a[part] for a in agreements if a[part] is not None]
             if values:
                 mean = float(np.mean(values))
-                y = len(methods) - 1 - i
                 _draw_strip(ax, values, y, i, mean, filled=part == "weak_right")
     ax.set_xlim(-0.04, 1.04)
     ax.set_xlabel("agreement with the supervisor:\nfilled where it is right, open where wrong")
@@ -165,19 +192,3 @@ def _draw_strip(
             solid_capstyle="round")  # fmt: skip
     ax.annotate(f"{middle:.2f}", (middle, y + 0.3), ha="center", va="bottom", size=9,
                 color=style["color"])  # fmt: skip
-
-
-def _label_methods(ax: Axes, methods: Sequence[str]) -> None:
-    """Name the rows, each in its colour: they are the legend of the whole figure."""
-    ax.set_yticks(range(len(methods)), [_wrap_name(m) for m in reversed(methods)])
-    for i, label in enumerate(reversed(ax.get_yticklabels())):
-        label.set(color=_style(i)["color"], weight="bold")
-    margin = max(0.0, _MIN_ROWS - len(methods)) / 2
-    ax.set_ylim(-0.6 - margin, len(methods) - 0.3 + margin)
-
-
-def _wrap_name(name: str) -> str:
-    """Break a long name into method and loss, and shorten each to one line."""
-    method, plus, loss = name.rpartition("+")
-    parts = [method + plus, loss] if plus and len(name) > _LINE_LETTERS else [name]
-    return "\n".join(p if len(p) <= _LINE_LETTERS else p[: _LINE_LETTERS - 1] + "…" for p in parts)

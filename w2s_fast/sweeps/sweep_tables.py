@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from w2s_fast.report.model_rows import format_interval, format_number
-from w2s_fast.report.terminal import new_table
+from w2s_fast.report.name_table import NameTable
+from w2s_fast.report.names import printable
 
 _CELL_NOTES = """\
 * agreement with the supervisor where it is right, and where it is wrong
-  k/n after a method: PGR of the k seeds whose PGR is reported
+k/n after a method: PGR of the k seeds whose PGR is reported
 """
 _METHOD_NOTES = """\
-* rule of the openai/weak-to-strong notebook: it omits only pairs of equal models and
-  pairs whose ceiling is not above the floor
-† mean difference of accuracy to plain cross-entropy; p is one-sided, signs flipped
-  by unit (a task and seed): U units cannot give less than 2^-U
+* rule of the openai/weak-to-strong notebook: it omits only pairs of equal models and \
+pairs whose ceiling is not above the floor
+† mean difference of accuracy to plain cross-entropy; p is one-sided, signs flipped \
+by unit (a task and seed): U units cannot give less than 2^-U
 """
 
 
@@ -28,13 +28,13 @@ def print_sweep(results: Mapping[str, Any], console: Console) -> None:
     """Print every cell and student, the methods over all cells, notes and failures."""
     if results["cells"]:
         console.print(_cells_table(results))
-        console.print(_CELL_NOTES, highlight=False, soft_wrap=True)
+        console.print()
         console.print(_methods_table(results))
-        console.print(_METHOD_NOTES, highlight=False, soft_wrap=True)
+        console.print()
     for line in notes(results):
-        console.print(Text(line, style="yellow"), soft_wrap=True)
+        console.print(Text(printable(line), style="yellow"), soft_wrap=True)
     for name, why in results["failed"].items():
-        console.print(Text(f"failed: {name}: {why}", style="red"), soft_wrap=True)
+        console.print(Text(printable(f"failed: {name}: {why}"), style="red"), soft_wrap=True)
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
@@ -52,24 +52,18 @@ def _cell_title(cell: Mapping[str, Any]) -> str:
     return f"{cell['task']}, {cell['weak']} → {cell['student']}"
 
 
-def _compact_table(title: str, first: str, heads: tuple[str, ...]) -> Table:
-    table = new_table(title, first, heads)
-    table.padding = (0, 0, 0, 1)
-    return table
-
-
-def _cells_table(results: Mapping[str, Any]) -> Table:
-    """Return the table of cells; each has a title line, so that names fit in 80 columns."""
+def _cells_table(results: Mapping[str, Any]) -> NameTable:
+    """Return the table of cells; each has a title line."""
     seeds = len(results["config"]["run"]["seeds"])
     heads = ("weak", "student", "ceiling", "PGR", "interval", "right*", "wrong*")
     title = f"Means over {seeds} seed{'s' * (seeds != 1)}, PGR with 95 % interval"
-    table = _compact_table(title, "cell, method", heads)
+    table = NameTable(title, "cell, method", heads, _CELL_NOTES)
     for cell in results["cells"]:
-        table.add_row(Text(_cell_title(cell), style="bold"))
+        table.add_row(_cell_title(cell), style="bold")
         for i, row in enumerate(cell["summary"], 1):
             reported = f" {row['seeds']}/{seeds}" if 0 < row["seeds"] < seeds else ""
-            name = Text(f"  {row['name']}{reported}")
-            table.add_row(name, *_summary_cells(row), end_section=i == len(cell["summary"]))
+            last = i == len(cell["summary"])
+            table.add_row(row["name"] + reported, *_summary_cells(row), indent=2, end_section=last)
     return table
 
 
@@ -82,20 +76,21 @@ def _summary_cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _methods_table(results: Mapping[str, Any]) -> Table:
+def _methods_table(results: Mapping[str, Any]) -> NameTable:
     heads = ("median", "of", "OpenAI*", "of", "- xent†", "better", "units", "p†")
-    table = _compact_table("PGR over cells and seeds, and against cross-entropy", "method", heads)
+    title = "PGR over cells and seeds, and against cross-entropy"
+    table = NameTable(title, "method", heads, _METHOD_NOTES)
     comparisons = {c["name"]: c for c in results["comparisons"]}
     groups: dict[str | None, list[Mapping[str, Any]]] = {}
     for row in results["medians"]:
         groups.setdefault(row["task"], []).append(row)
     for task, rows in groups.items():
-        table.add_row(Text(task or "all tasks", style="bold"))
+        table.add_row(task or "all tasks", style="bold")
         all_tasks = task is None or len(groups) == 1
         for i, row in enumerate(rows, 1):
             compared = _comparison_cells(comparisons.get(row["name"])) if all_tasks else []
-            name = Text(f"  {row['name']}")
-            table.add_row(name, *_median_cells(row), *compared, end_section=i == len(rows))
+            numbers = [*_median_cells(row), *compared]
+            table.add_row(row["name"], *numbers, indent=2, end_section=i == len(rows))
     return table
 
 
