@@ -16,7 +16,6 @@ import pytest
 from helpers.run_results import WHY, make_results
 from rich.console import Console
 
-from w2s_fast.errors import W2SError
 from w2s_fast.report import load_results
 from w2s_fast.report.figure import results_figure
 from w2s_fast.report.model_rows import model_rows
@@ -182,15 +181,6 @@ def test_reports_are_written_again_from_results(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {
         "results.json", "plot.png", "plot.svg", "report.html"
     }  # fmt: skip
-
-
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
-def test_missing_or_damaged_results_are_one_line(tmp_path: Path, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / "results.json").write_text(text)
-    with pytest.raises(W2SError, match="w2s-fast run") as err:
-        load_results(tmp_path)
-    assert "\n" not in str(err.value)
 
 
 def test_one_seed_and_one_loss_are_enough() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from w2s_fast.cli.parse import asks_for_help, take_options
 from w2s_fast.errors import W2SError
@@ -25,9 +26,20 @@ def main(args: Sequence[str]) -> int:
     from w2s_fast.report.terminal import print_files, print_results
 
     out = user_path(own.get("out", "out"), "--out")
+    _check_not_a_sweep(out)
     results = load_results(out)
     with explain_write_errors("the report", out.absolute()):
         write_report(out, results)
     print_results(results, Console())
     print_files(out)
     return 0
+
+
+def _check_not_a_sweep(out: Path) -> None:
+    from w2s_fast.sweeps.grid import CELLS
+    from w2s_fast.sweeps.sweep_files import SWEEP
+
+    if (out / f"{SWEEP}.json").exists():
+        raise W2SError(
+            f"{out} has the results of a sweep; name one of its runs: {out / CELLS}/NAME"
+        )

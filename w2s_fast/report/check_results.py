@@ -1,0 +1,123 @@
+"""Check that results.json has what table, plot and page show, before any of it is shown."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_LIMIT = 1e12  # numbers of results are shares, counts and seconds
+_SCORES = {f"{model}_{score}": float | None
+           for model in ("weak", "student", "ceiling")
+           for score in ("balanced", "f1", "auroc")}  # fmt: skip
+_STUDENT = {
+    "name": str, "ceiling_name": str, "refused": str | None,
+    "weak": float, "student": float, "ceiling": float,
+    "pgr_low": float | None, "pgr_high": float | None,
+}  # fmt: skip
+
+# A shape is a type or a union of types (float: any finite number), a list with the shape of its
+# items, a dict with the shapes of its fields, or a dict whose only key is str: any fields.
+_PROVENANCE = {
+    "utc": str,
+    "config": {"task": {"name": str}, "seeds": [int]},
+    "versions": {str: str | None, "w2s_fast": str},
+    "machine": {"system": str, "cpu": str, "cores": int | None, "cuda": str | None},
+    "git": dict | None,
+    "backends": {str: str},
+    "stages": {str: {"folder": str, "digest": str, "seconds": float | None, "reused": bool}},
+}
+_RESULTS = {
+    "runs": [{**_STUDENT, "seed": int, "pgr": float | None, "gap": float, "gap_se": float | None,
+              "n_test": int}],
+    "summary": [{**_STUDENT, **_SCORES, "pgr_mean": float | None,
+                 "agreement": dict.fromkeys(("all", "weak_right", "weak_wrong"), float | None)}],
+    "controls": [{"seed": int, "accuracy": float}],
+    "gold": [{"name": str, "use": str}],
+    "provenance": _PROVENANCE,
+}  # fmt: skip
+_GIT = {"commit": str, "dirty": bool}
+_DATA = {str: {split: {str: int} for split in ("weak", "transfer", "test")}}
+_WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false",
+          dict: "an object",
+          types.NoneType: "null"}  # fmt: skip
+
+
+def problem(results: Any) -> str:
+    """Return the first thing that is wrong with the contents of results.json; empty if nothing."""
+    return next(_problems(results), "")
+
+
+def _problems(results: Any) -> Iterator[str]:
+    yield from _differences(results, _RESULTS, "")
+    facts = results["provenance"]
+    if facts["git"] is not None:
+        yield from _differences(facts["git"], _GIT, "provenance.git")
+    if "data" in facts:  # results of 0.2.0 have none
+        yield from _differences(facts["data"], _DATA, "provenance.data")
+    yield from _contradictions(results)
+
+
+def _contradictions(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what no single field shows."""
+    for name, items in (
+        ("runs", results["runs"]),
+        ("summary", results["summary"]),
+        ("provenance.config.seeds", results["provenance"]["config"]["seeds"]),
+    ):
+        if not items:
+            yield f"{name} is empty"
+    names = {run["name"] for run in results["runs"]}
+    for i, row in enumerate(results["summary"]):
+        if row["name"] not in names:
+            yield f"summary[{i}] is of {row['name']!r}, which has no runs"
+        if row["pgr_mean"] is not None and row["pgr_low"] is None:
+            yield f"summary[{i}] has a PGR without an interval"
+    for name in ("runs", "summary"):
+        for i, row in enumerate(results[name]):
+            if (row["pgr_low"] is None) != (row["pgr_high"] is None):
+                yield f"{name}[{i}] has an interval with one end"
+
+
+def _differences(value: Any, shape: Any, where: str) -> Iterator[str]:
+    """Yield each place where a value does not have its shape."""
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            yield f"{where} is {_brief(value)}, expected a list"
+            return
+        for i, item in enumerate(value):
+            yield from _differences(item, shape[0], f"{where}[{i}]")
+    elif isinstance(shape, dict):
+        yield from _fields(value, shape, where)
+    elif not _has_type(value, shape):
+        kinds = shape.__args__ if isinstance(shape, types.UnionType) else (shape,)
+        yield f"{where} is {_brief(value)}, expected {' or '.join(_WORDS[k] for k in kinds)}"
+
+
+def _fields(value: Any, shape: Mapping[Any, Any], where: str) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"{where or 'it'} is {_brief(value)}, expected an object"
+        return
+    prefix = f"{where}." if where else ""
+    for name, field in shape.items():
+        if name is str:
+            for key, item in value.items():
+                yield from _differences(item, field, prefix + key)
+        elif name not in value:
+            yield f"{prefix}{name} is missing"
+        else:
+            yield from _differences(value[name], field, prefix + name)
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, int | float):
+        number = isinstance(value, kind) or isinstance(0.0, kind)
+        return number and abs(value) < _LIMIT  # false for NaN
+    return isinstance(value, kind)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
