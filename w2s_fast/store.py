@@ -133,7 +133,8 @@ class Store:
         if meta is None or fault:
             text = f"{path} is damaged ({fault}); computing it again"
             warnings.warn(text, StoreWarning, stacklevel=2)
-            shutil.rmtree(path)
+            with explain_write_errors(f"stage {stage!r}", self.root):
+                shutil.rmtree(path)
             return None
         return Artifact(path, meta["digest"], meta["info"])
 

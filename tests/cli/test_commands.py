@@ -108,7 +108,7 @@ def test_bad_data_is_one_line_and_nothing_is_computed(
     model.mkdir()
     args = ["--task.name=local", f"--task.path={data}", f"--student.source={model}", "--out"]
     assert words in failing(capsys, "run", *args, str(out), *TINY)
-    assert [p for p in (out / "cache").iterdir() if p.name[0] != "."] == []
+    assert not list(out.glob("cache/[!.]*"))
 
 
 def test_label_prints_the_folder_of_the_labels(

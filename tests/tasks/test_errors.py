@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from helpers.task_data import fails, local_config, numbered_rows, write_rows
 
+from w2s_fast.errors import W2SError
 from w2s_fast.tasks import TASKS, PretrainConfig, TaskConfig, get_task
 
 
@@ -112,9 +113,13 @@ def test_too_few_rows(tmp_path: Path) -> None:
         "a.csv has 20 rows",
         "task.n_test = 30",
     )
-    skewed = [{"text": f"t {i}", "label": int(i > 90)} for i in range(100)]
+    skewed = [{"text": f"t {i}", "label": int(i > 21)} for i in range(36)]
     path = write_rows(tmp_path / "c.csv", skewed)
     fails(lambda: load(local_config(path), 0), "of class '1' short", "task.balance=false")
+    skewed = [{"text": f"t {i}", "label": int(i > 90)} for i in range(100)]
+    path = write_rows(tmp_path / "e.csv", skewed)  # unbalanced splits would have one class
+    with pytest.raises(W2SError, match="of class '1' short; lower .* or add rows$"):
+        load(local_config(path), 0)
     one_document = [{**row, "doc": "same"} for row in numbered_rows(60)]
     path = write_rows(tmp_path / "d.csv", one_document)
     fails(lambda: load(local_config(path, group="doc", balance=False), 0), "groups stay whole")

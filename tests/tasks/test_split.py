@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 from helpers.task_data import SMALL, fails
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from w2s_fast.tasks import TaskConfig
+from w2s_fast.errors import W2SError
+from w2s_fast.tasks import Examples, TaskConfig
 from w2s_fast.tasks._split import make_examples, split_pool
 
 
@@ -58,3 +62,35 @@ def test_draw_of_one_class_only() -> None:
     pool = make_examples([f"t {i}" for i in range(1000)], [int(i == 0) for i in range(1000)])
     cfg = TaskConfig(name="local", balance=False, **SMALL)
     fails(lambda: split_pool(pool, None, ("a", "b"), cfg, 0, "data"), "of class 'a'")
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    counts=st.tuples(st.integers(1, 200), st.integers(1, 60), st.integers(0, 60)),
+    sizes=st.tuples(*[st.integers(2, 40)] * 3),
+    seed=st.integers(0, 9),
+    balance=st.booleans(),
+)
+def test_the_advice_about_balance_is_no_circle(
+    counts: tuple[int, ...], sizes: tuple[int, ...], seed: int, balance: bool
+) -> None:
+    """Whoever follows it does not get the opposite advice."""
+    labels = [c for c, n in enumerate(counts) for _ in range(n)]
+    pool = make_examples([f"t {i}" for i in range(len(labels))], labels)
+    names = ("a", "b", "c")[: max(labels) + 1] if max(labels) else ("a", "b")
+    fields = dict(zip(("n_weak", "n_transfer", "n_test"), sizes, strict=True))
+    cfg = TaskConfig(name="local", balance=balance, **fields)
+    first = _message(pool, names, cfg, seed)
+    advice = f"set task.balance={str(not balance).lower()}"
+    assert f"task.balance={str(balance).lower()}" not in first
+    if advice in first:
+        second = _message(pool, names, dataclasses.replace(cfg, balance=not balance), seed)
+        assert f"task.balance={str(balance).lower()}" not in second
+
+
+def _message(pool: Examples, names: tuple[str, ...], cfg: TaskConfig, seed: int) -> str:
+    try:
+        split_pool(pool, None, names, cfg, seed, "data")
+    except W2SError as err:
+        return str(err)
+    return ""

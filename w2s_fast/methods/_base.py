@@ -102,6 +102,17 @@ class Method:
                     f"{f.metadata['expected']}"
                 )
 
+    def check_task(self, n_classes: int, n_rows: int) -> None:
+        """Check that the method fits a task; called before anything is computed.
+
+        Args:
+            n_classes: Number of classes.
+            n_rows: Number of transfer rows, of which methods before this one may drop some.
+
+        Raises:
+            W2SError: It does not fit.
+        """
+
     def labels(self, plan: Plan, labels: Node) -> Node:
         """Return the labels that the student learns, given the input labels."""
         return labels

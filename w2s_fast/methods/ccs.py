@@ -41,6 +41,14 @@ class CCS(Method):
     restarts: int = number(10, 1)
     calibrate: str = choice("none", CALIBRATIONS)
 
+    def check_task(self, n_classes: int, n_rows: int) -> None:
+        """See ``Method``: two classes are contrasted."""
+        if n_classes != 2:
+            raise W2SError(
+                f"method 'ccs' contrasts two classes, the task has {n_classes}; use 'elicit' or a "
+                "probe"
+            )
+
     def labels(self, plan: Plan, labels: Node) -> Node:
         first, second = (plan.features(layer=self.layer, word=c) for c in (0, 1))
         return plan.apply(self.read, weak=labels, first=first, second=second)
@@ -51,11 +59,7 @@ class CCS(Method):
         Raises:
             W2SError: There are more than two classes.
         """
-        if (classes := weak.probs.shape[1]) != 2:
-            raise W2SError(
-                f"method 'ccs' contrasts two classes, the task has {classes}; use 'elicit' or a "
-                "probe"
-            )
+        self.check_task(weak.probs.shape[1], len(weak.probs))
         used = torch.from_numpy(weak.used.nonzero()[0])
         x0, x1 = (normalised(torch.tensor(x), used) for x in (first, second))
         if self.direction == "ccs":

@@ -38,6 +38,17 @@ class Conformal(Method):
     alpha: float = number(0.1, 1e-6, 0.5)
     weigh: bool = False
 
+    def check_task(self, n_classes: int, n_rows: int) -> None:
+        """See ``Method``: a p-value is a share of half of the rows."""
+        self._check_half(n_rows // 2)
+
+    def _check_half(self, n_rows: int) -> None:
+        if n_rows * self.alpha < 1:
+            raise W2SError(
+                f"Conformal: alpha is {self.alpha}, half of the rows are {n_rows}; expected at "
+                "least 1 / alpha rows, raise alpha or give the method more rows"
+            )
+
     def labels(self, plan: Plan, labels: Node) -> Node:
         first = plan.student(plan.apply(self.first_half, weak=labels))
         second = plan.student(plan.apply(self.second_half, weak=labels))
@@ -62,11 +73,7 @@ class Conformal(Method):
         half, y = _half(weak, seed), weak.probs.argmax(1)
         p = np.ones(weak.probs.shape)
         for rows, student in ((half, second), (weak.used & ~half, first)):
-            if rows.sum() * self.alpha < 1:
-                raise W2SError(
-                    f"Conformal: alpha is {self.alpha}, half of the rows are {rows.sum()}; "
-                    "expected at least 1 / alpha rows, raise alpha or give the method more rows"
-                )
+            self._check_half(int(rows.sum()))
             p[rows] = p_values(student.probs[rows], y[rows])
         own = np.take_along_axis(p, y[:, None], 1)[:, 0]
         if self.weigh:

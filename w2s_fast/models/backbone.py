@@ -23,6 +23,7 @@ POOLINGS = ("last", "mean", "cls")
 HEAD_INITS = ("zero", "small")
 DTYPES = ("fp32", "bf16", "fp16")
 FREEZES = ("none", "base")
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,43 @@ def folder_of(cfg: ModelConfig) -> Path:
             f"config.json{nearest(cfg.source, BUILT_IN)}"
         )
     return folder
+
+
+def check_folder(cfg: ModelConfig) -> Path | None:
+    """Return the checkpoint directory of a model, with its tokenizer; None for a built-in model.
+
+    Raises:
+        W2SError: if ``source`` is no checkpoint, or there is no tokenizer in it.
+    """
+    if cfg.source in BUILT_IN:
+        return None
+    folder = folder_of(cfg)
+    if not any(next(folder.glob(p), None) for p in _VOCABULARIES):
+        # transformers would silently build an empty one.
+        raise W2SError(
+            f"{folder} has no tokenizer: none of {', '.join(_VOCABULARIES)}; save the "
+            "tokenizer there too"
+        )
+    return folder
+
+
+def architecture(cfg: ModelConfig) -> Any:
+    """Return the transformers configuration in a checkpoint's folder; None for a built-in model.
+
+    Raises:
+        W2SError: if it cannot be read.
+    """
+    if cfg.source in BUILT_IN:
+        return None
+    from transformers import AutoConfig
+
+    folder = folder_of(cfg)
+    try:
+        return AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=cfg.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        raise W2SError(f"{folder / 'config.json'} cannot be read: {one_line(e)}") from e
 
 
 def _dtype(cfg: ModelConfig) -> Any:

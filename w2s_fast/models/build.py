@@ -13,8 +13,8 @@ from w2s_fast.errors import W2SError, nearest, one_line
 from w2s_fast.models.backbone import (
     BUILT_IN,
     ModelConfig,
+    check_folder,
     checkpoint,
-    folder_of,
     quiet,
     scratch,
     with_lora,
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 KINDS = ("classification", "preference", "generation")
-_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
 def load_tokenizer(cfg: ModelConfig, fallback: Any = None) -> Any:
@@ -47,13 +46,8 @@ def load_tokenizer(cfg: ModelConfig, fallback: Any = None) -> Any:
         return fallback
     from transformers import AutoTokenizer
 
-    folder = folder_of(cfg)
-    if not any(next(folder.glob(p), None) for p in _VOCABULARIES):
-        # transformers would silently build an empty one.
-        raise W2SError(
-            f"{folder} has no tokenizer: none of {', '.join(_VOCABULARIES)}; save the "
-            "tokenizer there too"
-        )
+    folder = check_folder(cfg)
+    assert folder is not None
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
@@ -98,7 +92,7 @@ def build_model(
     from w2s_fast.models.causal_lm import GenerativeModel
     from w2s_fast.models.classifier import BagOfWords, Classifier
 
-    _check_kind(cfg, n_classes, kind)
+    check_model_kind(cfg, n_classes, kind)
     causal, n_candidates = kind == "generation", 2 if kind == "preference" else 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -128,7 +122,12 @@ def build_model(
         )
 
 
-def _check_kind(cfg: ModelConfig, n_classes: int, kind: str) -> None:
+def check_model_kind(cfg: ModelConfig, n_classes: int, kind: str) -> None:
+    """Check that a model can be built for a kind of task, see ``build_model``.
+
+    Raises:
+        W2SError: The kind is unknown, or does not fit the model or the number of classes.
+    """
     if kind not in KINDS:
         raise W2SError(
             f"kind is {kind!r}; expected one of {', '.join(KINDS)}{nearest(kind, KINDS)}"
@@ -138,7 +137,7 @@ def _check_kind(cfg: ModelConfig, n_classes: int, kind: str) -> None:
         raise W2SError(f"n_classes is {n_classes}; expected {expected}")
     if kind == "generation" and (cfg.source == "bow" or cfg.freeze != "none"):
         raise W2SError(
-            f"source={cfg.source!r}, freeze={cfg.freeze!r} cannot generate text; expected a "
+            f"source={cfg.source!r} with freeze={cfg.freeze!r} cannot generate text; expected a "
             "language model and freeze='none'"
         )
 

@@ -14,8 +14,10 @@ from typing import Any
 from w2s_fast.config import RunConfig, validate
 from w2s_fast.distributed.heartbeat import monitor_processes
 from w2s_fast.distributed.world import get_world, init_distributed
+from w2s_fast.errors import W2SError
 from w2s_fast.files import explain_write_errors, file_lock, write_json
 from w2s_fast.pipeline.artifacts import LABELS, REPORT
+from w2s_fast.pipeline.check_fit import check_fit
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import WorkItem, execute, find
 from w2s_fast.pipeline.jobs import (
@@ -28,18 +30,14 @@ from w2s_fast.pipeline.jobs import (
     plan_jobs,
 )
 from w2s_fast.pipeline.pool import JobObserver, choose_parallelism, make_pool
-from w2s_fast.pipeline.preflight import check_processes_agree
+from w2s_fast.pipeline.preflight import check_processes_agree, check_shared_store
 from w2s_fast.pipeline.provenance import class_counts, provenance
 from w2s_fast.pipeline.stages.build_model import device
-from w2s_fast.pipeline.stages.transcripts import check_writer
-from w2s_fast.pipeline.students import check_kind
-from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.report import RESULTS
 from w2s_fast.report.page import write_report
 from w2s_fast.report.run_progress import show_run
 from w2s_fast.store import Artifact, Store, redirect_store_warnings
 from w2s_fast.tasks import TaskData
-from w2s_fast.training.deepspeed.setup import check_offload
 
 
 def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
@@ -79,15 +77,21 @@ def label(cfg: RunConfig, *, quiet: bool = True) -> dict[int, Path]:
 
 
 @contextlib.contextmanager
-def open_session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
-    """Check the configuration, connect the processes, lock the output folder, load the data."""
+def open_session(cfg: RunConfig, quiet: bool, *, computes: bool = True) -> Iterator[Session]:
+    """Check the configuration, connect the processes, lock the output folder, load the data.
+
+    Args:
+        cfg: Configuration of the run.
+        quiet: Show no progress.
+        computes: False: stages are only read, so nothing is written and trainings are not checked.
+    """
     validate(cfg)
     with contextlib.ExitStack() as stack:
         timeout_s = max(cfg.weak_train.timeout_s, cfg.student_train.timeout_s)
         world = init_distributed(timeout_s)
         stack.enter_context(monitor_processes(world, timeout_s))
-        if world.is_main_process:
-            stack.enter_context(_folders(cfg))
+        if world.is_main_process and computes:
+            stack.enter_context(_output_folder(cfg))
         stack.enter_context(warnings.catch_warnings())
         observer = stack.enter_context(show_run(quiet or not world.is_main_process))
         redirect_store_warnings(observer.warned)
@@ -96,37 +100,19 @@ def open_session(cfg: RunConfig, quiet: bool) -> Iterator[Session]:
             session.store.warn_of_other_formats()
         if world.size > 1:
             check_processes_agree(cfg, session.digests, world)
-        check_fit(cfg, session.data[cfg.seeds[0]].kind)
+        if computes:
+            data = session.data[cfg.seeds[0]]
+            check_fit(cfg, data.kind, len(data.class_names))
         yield session
         world.barrier()  # rank 0 releases the folders after every process is done
 
 
-def check_fit(cfg: RunConfig, kind: str) -> None:
-    """Check what needs the data or a library, before anything is computed.
-
-    Args:
-        cfg: Configuration of the run.
-        kind: Kind of its task.
-
-    Raises:
-        W2SError: The kind is unknown, or methods, transcripts or offload do not fit.
-    """
-    task_kind(kind)
-    check_kind(cfg, kind)
-    check_writer(cfg)
-    for train in (cfg.weak_train, cfg.student_train):
-        check_offload(train)
-
-
 @contextlib.contextmanager
-def _folders(cfg: RunConfig) -> Iterator[None]:
-    """Create the output folder and the store, and lock the output folder."""
+def _output_folder(cfg: RunConfig) -> Iterator[None]:
+    """Create the output folder, and lock it."""
     out = Path(cfg.output_dir).absolute()
     with explain_write_errors("results", out):
         out.mkdir(parents=True, exist_ok=True)
-    with explain_write_errors("stages", cfg.store_dir.absolute()):
-        cfg.store_dir.mkdir(parents=True, exist_ok=True)
-        _check_writable(cfg.store_dir)
     taken = f"another run (process {{pid}}) works in {out}; wait for it or choose another --out"
     with contextlib.ExitStack() as stack:
         with explain_write_errors("results", out):
@@ -134,12 +120,15 @@ def _folders(cfg: RunConfig) -> Iterator[None]:
         yield
 
 
-def _check_writable(folder: Path) -> None:
+def _make_store(folder: Path) -> None:
+    """Create the store, and check that it can be written."""
     probe = folder / f".probe-{os.getpid()}"
-    try:
-        probe.touch()
-    finally:
-        probe.unlink(missing_ok=True)
+    with explain_write_errors("stages", folder.absolute()):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.touch()
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 @dataclass
@@ -158,6 +147,7 @@ class Session:
         self.data = {s: load_data(cfg.task, s) for s in cfg.seeds}
         self.digests = {s: data_digests(d) for s, d in self.data.items()}
         self._folders = Folders()
+        self._prepared = False
 
     def read(self, seed: int) -> TaskData:
         """Return the splits of a seed, which were read at the start."""
@@ -188,6 +178,29 @@ class Session:
         self.observer.finished(job, None)
         return True
 
+    def prepare_store(self) -> None:
+        """Make the store ready to be written, at the first call.
+
+        Finished stages are read without it, so a finished run needs no writable store. All
+        processes call this together.
+
+        Raises:
+            W2SError: It cannot be written, or not all processes see it.
+        """
+        if self._prepared:
+            return
+        error = ""
+        if self.world.is_main_process:
+            try:
+                _make_store(self.cfg.store_dir)
+            except W2SError as err:
+                error = str(err)
+        if error := self.world.broadcast_object(error):
+            raise W2SError(error)
+        if self.world.size > 1:
+            check_shared_store(self.cfg, self.world)
+        self._prepared = True
+
     def compute(self, jobs: list[Job]) -> None:
         """Finish every job, one per worker at a time."""
         workers, threads = choose_parallelism(self.cfg, cuda=device(self.cfg) == "cuda")
@@ -200,6 +213,7 @@ class Session:
                         break  # start over: jobs that need it may be ready now
                     if pool.free:
                         waiting.remove(job)
+                        self.prepare_store()
                         pool.submit(self.work_item(job))
                         running += 1
                 else:
@@ -216,6 +230,7 @@ class Session:
 def _report_stage(session: Session, job: Job) -> Mapping[str, Any]:
     """Return the scores, from the store if these predictions were scored before."""
     if not session.take_stored(job):
+        session.prepare_store()
         session.observer.started(job)
         item = session.work_item(job)
         artifact = execute(session.cfg, item, 1, lambda *_: None, session.read)

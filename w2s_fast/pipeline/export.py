@@ -46,7 +46,7 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
     cfg = dataclasses.replace(
         cfg, weak_train=cfg.weak_train.unsharded(), student_train=cfg.student_train.unsharded()
     )
-    with open_session(cfg, quiet) as session:
+    with open_session(cfg, quiet, computes=False) as session:
         for job in plan_jobs(cfg).jobs[:-1]:
             if session.ready(job):
                 session.take_stored(job)

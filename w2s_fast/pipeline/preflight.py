@@ -26,7 +26,7 @@ _PACKAGES = ("torch", "numpy", "transformers", "deepspeed", "peft")
 def check_processes_agree(
     cfg: RunConfig, digests: Mapping[int, Mapping[str, str]], world: World
 ) -> None:
-    """Compare versions, code, settings and data of all processes, and test the shared folder.
+    """Compare versions, code, settings and data of all processes.
 
     Raises:
         W2SError: Processes differ; raised on every process, naming which differ in what.
@@ -34,7 +34,6 @@ def check_processes_agree(
     everyone = world.all_gather_object([socket.gethostname(), process_facts(cfg, digests)])
     if message := difference(everyone):
         raise W2SError(message)
-    _check_shared(cfg, world)
 
 
 def process_facts(cfg: RunConfig, digests: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
@@ -76,8 +75,12 @@ def difference(everyone: Sequence[Sequence[Any]]) -> str:
     return ""
 
 
-def _check_shared(cfg: RunConfig, world: World) -> None:
-    """Check that every process sees a file that rank 0 writes into the store."""
+def check_shared_store(cfg: RunConfig, world: World) -> None:
+    """Check that every process sees a file that rank 0 writes into the store.
+
+    Raises:
+        W2SError: Some do not; raised on every process.
+    """
     marker = cfg.store_dir.absolute() / ".shared"
     token = content_hash([world.name])[:16]
     if world.is_main_process:

@@ -62,18 +62,3 @@ def students(cfg: RunConfig) -> list[Student]:
                 )
             student.nodes(cfg)
     return list(by_meaning.values())
-
-
-def check_kind(cfg: RunConfig, kind: str) -> None:
-    """Check that every method supports the task's kind.
-
-    Raises:
-        W2SError: A method does not support it.
-    """
-    for student in students(cfg):
-        for step in make_steps(student.method):
-            if kind not in step.kinds:
-                raise W2SError(
-                    f"method {student.method!r} works on tasks of kind {', '.join(step.kinds)}; "
-                    f"{cfg.task.name!r} is of kind {kind!r}"
-                )

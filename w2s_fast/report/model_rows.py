@@ -104,6 +104,16 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def weak_label_line(results: Mapping[str, Any]) -> str:
+    """Return one line: how many of the labels that students learned are right."""
+    by_seed = {r["seed"]: r["weak_label_accuracy"] for r in results["runs"]}
+    mean = format_number(sum(by_seed.values()) / len(by_seed))
+    if len(by_seed) == 1:
+        return f"weak labels of the transfer set: accuracy {mean}"
+    low, high = (format_number(end(by_seed.values())) for end in (min, max))
+    return f"weak labels of the transfer set: accuracy {mean} ({low} – {high} by seed)"
+
+
 def format_number(value: float | None, digits: int = 3) -> str:
     """Return a fixed-point number, or a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}"

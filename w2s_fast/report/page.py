@@ -20,6 +20,7 @@ from w2s_fast.report.model_rows import (
     format_interval,
     format_number,
     notes,
+    weak_label_line,
 )
 from w2s_fast.report.names import name_parts, printable
 
@@ -103,7 +104,7 @@ $notes
 <p>Agreement is the share of test items where student and weak supervisor predict the same class:
 of all items, of those the supervisor gets right, and of those it gets wrong. A student that
 generalizes disagrees with the supervisor where the supervisor is wrong.</p>
-$means</section>
+$means<p>$weak_labels.</p></section>
 <section class="panel"><h2>Every run</h2>$runs</section>
 <section class="panel"><h2>Provenance</h2>$provenance
 <details><summary>Classes and rows</summary>$classes</details>
@@ -149,6 +150,7 @@ def html_page(results: Mapping[str, Any], figure: bytes, narrow: bytes) -> str:
         narrow=base64.b64encode(narrow).decode(),
         runs=_runs_table(results),
         means=_means_table(results),
+        weak_labels=_escape(weak_label_line(results).capitalize()),
         provenance=_provenance(facts),
         classes=_html_table(
             "Classes and rows", ["class", "weak", "transfer", "test"], class_rows(results)

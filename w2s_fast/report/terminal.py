@@ -10,7 +10,14 @@ from rich.console import Console
 from rich.text import Text
 
 from w2s_fast.report import PAGE, PLOT, RESULTS
-from w2s_fast.report.model_rows import ceilings, class_rows, format_interval, format_number, notes
+from w2s_fast.report.model_rows import (
+    ceilings,
+    class_rows,
+    format_interval,
+    format_number,
+    notes,
+    weak_label_line,
+)
 from w2s_fast.report.name_table import NameTable
 from w2s_fast.report.names import printable
 
@@ -19,6 +26,7 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     """Print the runs, their means with intervals, the controls and the notes."""
     console.print(_runs_table(results))
     console.print(_means_table(results))
+    console.print(weak_label_line(results), highlight=False)
     for row in results["controls"]:
         console.print(
             f"control, seed {row['seed']}: the student without pretraining reaches "

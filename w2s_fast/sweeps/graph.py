@@ -73,9 +73,10 @@ class KeyInputs:
         """Return ``data_digests`` of the run's task by seed."""
         return {seed: self._data(cfg.task, seed).digests for seed in cfg.seeds}
 
-    def kind(self, cfg: RunConfig) -> str:
-        """Return the kind of the run's task."""
-        return self._data(cfg.task, cfg.seeds[0]).kind
+    def kind(self, cfg: RunConfig) -> tuple[str, int]:
+        """Return the kind of the run's task, and its number of classes."""
+        facts = self._data(cfg.task, cfg.seeds[0])
+        return facts.kind, facts.n_classes
 
     def counts(self, cfg: RunConfig) -> dict[int, dict[str, dict[str, int]]]:
         """Return ``class_counts`` of the run's task by seed."""

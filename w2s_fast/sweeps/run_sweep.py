@@ -14,8 +14,8 @@ from typing import Any
 from w2s_fast.config import to_dict, to_yaml, validate
 from w2s_fast.files import explain_write_errors, file_lock, write_bytes, write_json
 from w2s_fast.pipeline.artifacts import REPORT
+from w2s_fast.pipeline.check_fit import check_fit
 from w2s_fast.pipeline.execute import find
-from w2s_fast.pipeline.experiment import check_fit
 from w2s_fast.pipeline.pool import JobError, ProcessPool, choose_parallelism
 from w2s_fast.pipeline.provenance import git_state, machine, provenance, versions
 from w2s_fast.report import RESULTS
@@ -88,7 +88,7 @@ def prepare(cfg: SweepConfig) -> tuple[list[Cell], JobGraph]:
         validate(cell.cfg)
     graph = make_graph(cells)
     for cell in cells:
-        check_fit(cell.cfg, graph.key_inputs.kind(cell.cfg))
+        check_fit(cell.cfg, *graph.key_inputs.kind(cell.cfg))
     return cells, graph
 
 

@@ -115,13 +115,19 @@ def _draw(
     chosen = _fill(pool, taken, room, size, rng)
     if len(chosen) < size:
         short = max(range(len(room)), key=room.__getitem__)
-        raise W2SError(_shortage(source, part, size, len(chosen), room, class_names[short], cfg))
+        message = _shortage(source, part, size, len(chosen), room, class_names[short], cfg)
+        if cfg.balance and _unbalanced_fits(pool, cfg):
+            message += ", or set task.balance=false"
+        raise W2SError(message)
     rng.shuffle(chosen)  # rows of a group must not follow each other in training
     drawn = pool.take(chosen)
     if len(class_names) > 1 and len(set(drawn.labels.tolist())) < 2:
+        fix = f"raise task.n_{part}, or add rows of other classes"
+        if _balanced_fits(pool, cfg, len(class_names)):
+            fix = f"raise task.n_{part} or set task.balance=true"
         raise W2SError(
             f"{source}: all {size} {part} rows drawn are of class "
-            f"{class_names[int(drawn.labels[0])]!r}; raise task.n_{part} or set task.balance=true"
+            f"{class_names[int(drawn.labels[0])]!r}; {fix}"
         )
     return drawn
 
@@ -166,8 +172,26 @@ def _shortage(
         )
     return (
         f"{source}: task.n_{part}={size} balanced over {len(room)} classes is {max(room)} rows of "
-        f"class {short!r} short; {fix}, or set task.balance=false"
+        f"class {short!r} short; {fix}"
     )
+
+
+def _balanced_fits(pool: Examples, cfg: TaskConfig, n_classes: int) -> bool:
+    """Return whether every class has the rows of balanced splits, if groups were single rows."""
+    counts = Counter(pool.labels.tolist())
+    needed = sum(-(-size // n_classes) for size in (cfg.n_weak, cfg.n_transfer, cfg.n_test))
+    return all(counts[c] >= needed for c in range(n_classes))
+
+
+def _unbalanced_fits(pool: Examples, cfg: TaskConfig) -> bool:
+    """Return whether splits drawn at random probably have a second class.
+
+    With three such rows expected, a split of one class has a probability of about exp(-3).
+    """
+    needed = cfg.n_weak + cfg.n_transfer + cfg.n_test
+    counts = Counter(pool.labels.tolist())
+    others = 1 - max(counts.values()) / len(pool)
+    return len(pool) >= needed and others * min(cfg.n_weak, cfg.n_transfer, cfg.n_test) >= 3
 
 
 def _check_enough(

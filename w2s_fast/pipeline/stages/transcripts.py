@@ -11,17 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from w2s_fast.config import RunConfig
 from w2s_fast.debate import EndpointWriter, LocalWriter, Writer, make_protocol
 from w2s_fast.errors import W2SError
-from w2s_fast.methods import all_nodes
 from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS, read_probs, write_texts
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import language_model
 from w2s_fast.pipeline.stages.method_inputs import as_questions, class_words
 from w2s_fast.pipeline.stages.predict import write_parts
 from w2s_fast.pipeline.stages.training_set import folds
-from w2s_fast.pipeline.students import students
 from w2s_fast.store import StageBuild
 from w2s_fast.tasks import Inputs
 
@@ -84,31 +81,3 @@ def _distribute(ctx: Context, writer: Writer) -> Writer:
         return [replies[i % world.size][1 + i // world.size] for i in range(len(prompts))]
 
     return write
-
-
-def check_writer(cfg: RunConfig) -> None:
-    """Check that the run's transcripts can be written.
-
-    Raises:
-        W2SError: The endpoint's key is not set, or the student is not a language model.
-    """
-    roots = [node for student in students(cfg) for node in student.nodes(cfg)]
-    if not any(node.stage == "transcripts" for node in all_nodes(roots)):
-        return
-    if cfg.transcript_writer.kind == "endpoint":
-        cfg.transcript_writer.key()
-        return
-    from w2s_fast.tasks.datasets.agreement import MAX_LENGTH
-
-    source, room = cfg.student.source, cfg.transcript_writer.max_tokens
-    if source in ("bow", "scratch"):
-        raise W2SError(
-            "a method needs transcripts by the student's language model, and "
-            f"student.source={source!r} is none; give the folder of a checkpoint, or "
-            "transcript_writer.kind=endpoint"
-        )
-    if source == "agreement-lm" and room >= MAX_LENGTH:
-        raise W2SError(
-            f"transcript_writer.max_tokens={room}: the language model of task 'agreement' reads "
-            f"{MAX_LENGTH} tokens, prompt and answer together; use at most half of that"
-        )

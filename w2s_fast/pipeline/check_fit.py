@@ -1,0 +1,174 @@
+"""Check, before anything is computed, that settings, task, models and libraries fit together.
+
+Each check stands for an error that a stage would raise after others have run, perhaps for days.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from typing import Any
+
+from w2s_fast.config import RunConfig, model_of, naming_block, roles, train_of
+from w2s_fast.distributed.world import get_world
+from w2s_fast.errors import W2SError
+from w2s_fast.methods import Node, all_nodes, make_steps
+from w2s_fast.models import ModelConfig
+from w2s_fast.models.backbone import architecture, check_folder
+from w2s_fast.models.build import check_model_kind
+from w2s_fast.pipeline.stages.build_model import device
+from w2s_fast.pipeline.students import students
+from w2s_fast.pipeline.task_kinds import task_kind
+from w2s_fast.training import TrainConfig
+from w2s_fast.training.deepspeed.config import deepspeed_config
+from w2s_fast.training.deepspeed.setup import check_offload, load_deepspeed
+
+_WRITES_TEXT = ("prior", "tuned", "transcripts")  # stages that need a language model
+
+
+def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
+    """Check a run against its task and this machine.
+
+    Args:
+        cfg: Configuration of the run, which ``config.validate`` accepts.
+        kind: Kind of its task.
+        n_classes: Number of classes of its task.
+
+    Raises:
+        W2SError: Something does not fit; the message names the setting.
+    """
+    task_kind(kind)
+    check_methods(cfg, kind, n_classes)
+    for role in roles(cfg):
+        block = "intermediate_models" if "/" in role else role
+        with naming_block(block, ": " if "/" in role else "."):
+            _check_model(model_of(cfg, role), train_of(cfg, role), kind, n_classes)
+        _check_loss_scale(cfg, role)
+        if kind == "generation":
+            _check_room(cfg, role)
+    for block, role in (("weak_train", "weak"), ("student_train", "student")):
+        with naming_block(block):
+            _check_training(train_of(cfg, role), model_of(cfg, role).dtype, device(cfg) == "cuda")
+    nodes = list(all_nodes(node for student in students(cfg) for node in student.nodes(cfg)))
+    _check_language_model(cfg, nodes, n_classes)
+    _check_layers(cfg, nodes)
+    if any(node.stage == "transcripts" for node in nodes):
+        _check_writer(cfg)
+
+
+def check_methods(cfg: RunConfig, kind: str, n_classes: int) -> None:
+    """Check that every method supports the task.
+
+    Raises:
+        W2SError: A method does not.
+    """
+    for student in students(cfg):
+        for step in make_steps(student.method):
+            if kind not in step.kinds:
+                raise W2SError(
+                    f"method {student.method!r} works on tasks of kind {', '.join(step.kinds)}; "
+                    f"{cfg.task.name!r} is of kind {kind!r}"
+                )
+            step.check_task(n_classes, cfg.task.n_transfer)
+
+
+def _check_model(model: ModelConfig, train: TrainConfig, kind: str, n_classes: int) -> None:
+    check_model_kind(model, n_classes, kind)
+    check_folder(model)
+    if model.lora_rank and importlib.util.find_spec("peft") is None:
+        raise W2SError(f"lora_rank is {model.lora_rank}, which needs peft: pip install peft")
+    if model.source == "bow" and train.gradient_checkpointing:
+        raise W2SError(
+            "source is 'bow', which has no gradient checkpointing; set gradient_checkpointing=false"
+        )
+
+
+def _check_loss_scale(cfg: RunConfig, role: str) -> None:
+    model, train = model_of(cfg, role), train_of(cfg, role)
+    if model.dtype == "fp16" and model.source != "bow" and not train.zero_stage:
+        block = "weak_train" if role == "weak" else "student_train"
+        raise W2SError(
+            f"{role}.dtype is 'fp16' at {block}.zero_stage=0, which has no loss scaling; expected "
+            f"{block}.zero_stage=1 or more, or {role}.dtype=bf16"
+        )
+
+
+def _check_training(train: TrainConfig, dtype: str, cuda: bool) -> None:
+    size = get_world().size
+    train.batch_shape(size)
+    if train.zero_stage:
+        load_deepspeed()
+        deepspeed_config(train, dtype, size, cuda)  # reads the user's file
+    check_offload(train)
+
+
+def _check_room(cfg: RunConfig, role: str) -> None:
+    """Check that a prompt has room beside the completions of a generation task."""
+    length = min(train_of(cfg, role).max_length, _positions(cfg, role))
+    if cfg.task.answer_tokens >= length:
+        raise W2SError(
+            f"task.answer_tokens is {cfg.task.answer_tokens}, which leaves no room for a prompt in "
+            f"the {length} tokens of the {role} model (its max_length and positions); use fewer"
+        )
+
+
+def _check_language_model(cfg: RunConfig, nodes: list[Node], n_classes: int) -> None:
+    stage = next((node.stage for node in nodes if node.stage in _WRITES_TEXT), None)
+    if stage is None or (stage == "transcripts" and cfg.transcript_writer.kind == "endpoint"):
+        return
+    # A frozen backbone is still a language model.
+    model = replace(cfg.student, freeze="none")
+    if model.source == "bow" or (stage == "transcripts" and model.source == "scratch"):
+        raise W2SError(
+            f"a method needs the student's language model (stage {stage!r}), and "
+            f"student.source={model.source!r} is none; give the folder of a checkpoint"
+            + (", or transcript_writer.kind=endpoint" if stage == "transcripts" else "")
+        )
+    with naming_block("student"):
+        check_model_kind(model, n_classes, "generation")
+
+
+def _check_layers(cfg: RunConfig, nodes: list[Node]) -> None:
+    """Check that the student has the hidden states that methods read."""
+    layers = [dict(node.settings)["layer"] for node in nodes if node.stage == "features"]
+    if layers and cfg.student.source == "bow":
+        raise W2SError(
+            "a method needs hidden states of the student, and student.source='bow' has none; use "
+            "the folder of a checkpoint or 'scratch'"
+        )
+    numbers = [int(layer) for layer in layers if layer.isdecimal()]
+    if numbers and max(numbers) > (count := _n_layers(cfg)):
+        raise W2SError(
+            f"a method reads layer={max(numbers)} of the student; expected 0 to {count}, 'half' or "
+            f"'last' for a model of {count} layers"
+        )
+
+
+def _check_writer(cfg: RunConfig) -> None:
+    if cfg.transcript_writer.kind == "endpoint":
+        cfg.transcript_writer.key()
+        return
+    room, positions = cfg.transcript_writer.max_tokens, _positions(cfg, "student")
+    if room >= positions:
+        raise W2SError(
+            f"transcript_writer.max_tokens={room}: the student's language model reads {positions} "
+            "tokens, prompt and answer together; use at most half of that"
+        )
+
+
+def _positions(cfg: RunConfig, role: str) -> int:
+    """Return the tokens that a model can read; 2**31 if there is no limit."""
+    from w2s_fast.tasks.datasets.agreement import MAX_LENGTH
+
+    model = model_of(cfg, role)
+    if model.source == "agreement-lm":
+        return MAX_LENGTH
+    config: Any = architecture(model)
+    return getattr(config, "max_position_embeddings", None) or 2**31
+
+
+def _n_layers(cfg: RunConfig) -> int:
+    if cfg.student.source == "agreement-lm":
+        return cfg.task.pretrain.layers
+    config: Any = architecture(cfg.student)
+    return cfg.student.layers if config is None else int(config.num_hidden_layers)
