@@ -97,6 +97,13 @@ def open_no_link(path: str, flags: int) -> int:
         raise
 
 
+def usual_mode() -> int:
+    """Return the mode that the umask gives new files; safetensors writes for the owner alone."""
+    umask = os.umask(0o077)  # it cannot be read without being set
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: a temporary file beside it, flushed to disk, then renamed."""
     temp = path.with_name(f".{path.name}.{os.getpid()}")

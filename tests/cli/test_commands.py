@@ -117,9 +117,9 @@ def test_label_prints_the_folder_of_the_labels(
     assert main(["label", "--out", str(tmp_path), *TINY]) == 0
     line = capsys.readouterr().out.strip()
     assert line.startswith("seed 3: ")
-    assert Path(line.removeprefix("seed 3: ")).name == "labels"
-    parts = Path(line.removeprefix("seed 3: ")).iterdir()
-    assert [p.name for p in parts] == ["part-00000.parquet"]
+    folder = Path(line.removeprefix("seed 3: "))
+    assert folder == tmp_path / "labels" / "3"
+    assert [p.name for p in folder.iterdir()] == ["part-00000.parquet"]
 
 
 def test_a_strict_doctor_fails_where_something_is_missing(

@@ -170,7 +170,8 @@ def test_a_damaged_artefact_costs_only_itself(
     done: tuple[RunConfig, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg, results = done
-    path = label(cfg)[1] / "part-00000.parquet"
+    folder = results["provenance"]["stages"]["labels/1"]["folder"]
+    path = cfg.store_dir / folder / "labels" / "part-00000.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     again = run(cfg)
@@ -297,6 +298,6 @@ def test_an_error_in_a_worker_is_one_line(tmp_path: Path) -> None:
 
 def test_label_runs_only_what_labels_need(tmp_path: Path) -> None:
     paths = label(tiny(tmp_path))
-    assert sorted(paths) == [0, 1] and all(p.name == "labels" for p in paths.values())
+    assert sorted(paths) == [0, 1] and all(p.parent.name == "labels" for p in paths.values())
     made = {p.name.split("-")[0] for p in (tmp_path / "cache").iterdir() if p.name[0] != "."}
     assert made == {"weak", "labels"}  # the supervisor is no pretrained model

@@ -20,7 +20,7 @@ A weak-to-strong experiment: weak supervisor, weak labels, student, ceiling, gap
 commands:
   run      run everything, into --out DIR: results.json, plot.png, plot.svg, report.html
   sweep    many runs as one: models x losses x methods x seeds x tasks
-  label    compute only the weak labels, and print the folders of their Parquet files
+  label    compute only the weak labels, into --out DIR/labels/SEED: Parquet with texts and classes
   report   print the results in --out DIR, and write plot and page again
   launch   run on several accelerators or hosts (w2s-fast launch --help)
   export   write a trained model of a run as a folder that transformers loads

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError, one_line
+from w2s_fast.files import usual_mode
 from w2s_fast.paths import user_path
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class _Writer:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             save_file(self.pending, temporary, metadata={"format": "pt"})
+            temporary.chmod(usual_mode())
             os.replace(temporary, path)
         except (OSError, SafetensorError) as e:
             temporary.unlink(missing_ok=True)

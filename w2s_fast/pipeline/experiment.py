@@ -29,6 +29,7 @@ from w2s_fast.pipeline.jobs import (
     input_digests,
     plan_jobs,
 )
+from w2s_fast.pipeline.label_files import write_label_files
 from w2s_fast.pipeline.pool import JobObserver, choose_parallelism, make_pool
 from w2s_fast.pipeline.preflight import check_processes_agree, check_shared_store
 from w2s_fast.pipeline.provenance import class_counts, provenance
@@ -70,10 +71,23 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
 
 
 def label(cfg: RunConfig, *, quiet: bool = True) -> dict[int, Path]:
-    """Compute only the weak labels; return by seed their folder of Parquet files (id, probs)."""
+    """Compute only the weak labels, and write them into ``cfg.output_dir``.
+
+    Returns:
+        By seed, the folder of Parquet files; ``label_files`` says which columns they have.
+
+    Raises:
+        W2SError: As ``run``.
+    """
+    folders = {s: Path(cfg.output_dir).absolute() / LABELS / str(s) for s in cfg.seeds}
     with open_session(cfg, quiet) as session:
         session.compute(plan_jobs(cfg, labels_only=True).jobs)
-        return {s: session.results[f"labels/{s}"].path / LABELS for s in cfg.seeds}
+        if session.world.is_main_process:
+            for seed, folder in folders.items():
+                stored = session.results[f"labels/{seed}"].path / LABELS
+                with explain_write_errors("the labels", Path(cfg.output_dir).absolute()):
+                    write_label_files(stored, session.data[seed], folder)
+    return folders
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from w2s_fast.config import RunConfig
 from w2s_fast.distributed.world import SINGLE_PROCESS
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.files import explain_write_errors, write_json
+from w2s_fast.files import explain_write_errors, usual_mode, write_json
 from w2s_fast.models.weights import save_tensors
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.experiment import open_session
@@ -58,6 +58,8 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
         model, tokenizer = whole_model(ctx, session.results[name].path)
         with explain_write_errors("the model", folder.absolute()):
             _write(model, tokenizer, folder)
+            for file in folder.iterdir():
+                file.chmod(usual_mode())
 
 
 def _write(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.files import usual_mode
 from w2s_fast.paths import user_path
 from w2s_fast.tasks._config import PretrainConfig, TaskConfig
 from w2s_fast.tasks.datasets import agreement
@@ -63,6 +64,8 @@ def pretrain(
             saved = Path(beside) / "model"
             model.save_pretrained(saved)
             agreement.tokenizer().save_pretrained(saved)
+            for file in saved.iterdir():
+                file.chmod(usual_mode())
             os.replace(saved, target)
     except (OSError, SafetensorError) as error:
         raise W2SError(
