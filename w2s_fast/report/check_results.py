@@ -29,7 +29,7 @@ _PROVENANCE = {
 }
 _RESULTS = {
     "runs": [{**_STUDENT, "seed": int, "pgr": float | None, "gap": float, "gap_se": float | None,
-              "n_test": int}],
+              "n_test": int, "weak_label_accuracy": float}],
     "summary": [{**_STUDENT, **_SCORES, "pgr_mean": float | None,
                  "agreement": dict.fromkeys(("all", "weak_right", "weak_wrong"), float | None)}],
     "controls": [{"seed": int, "accuracy": float}],
