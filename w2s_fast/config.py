@@ -157,25 +157,21 @@ def validate(cfg: RunConfig) -> None:
 
 
 def _check_sources(cfg: RunConfig) -> None:
-    """Check that every model is built in or a folder, and that there is a tokenizer."""
+    """Check that every model is built in or a folder, and knows the language of the task."""
     embedded = cfg.task.name == "agreement"
     sources = {role: model_of(cfg, role).source for role in roles(cfg)}
     for role, source in sources.items():
         if source == "agreement-lm" and not embedded:
             raise W2SError(
                 f"{role}.source='agreement-lm' knows only the language of task 'agreement', not "
-                f"of {cfg.task.name!r}; give the folder of a checkpoint, 'scratch' or 'bow'"
+                f"of {cfg.task.name!r}; give {role}.source and {role}_train.lr, as in "
+                f"--{role}.source bow --{role}_train.lr 0.1, or the folder of a checkpoint"
             )
         if source not in BUILT_IN and not Path(source).is_dir():
             raise W2SError(
                 f"{role}.source={source!r} is not a folder; expected the folder of a transformers "
                 f"checkpoint or one of {', '.join(BUILT_IN)}{nearest(source, BUILT_IN)}"
             )
-    if not embedded and all(source in BUILT_IN for source in sources.values()):
-        raise W2SError(
-            f"task {cfg.task.name!r} needs a tokenizer: give student.source or weak.source as the "
-            "folder of a transformers checkpoint"
-        )
 
 
 def roles(cfg: RunConfig) -> tuple[str, ...]:

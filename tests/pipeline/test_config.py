@@ -143,7 +143,6 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
         (["--task.name", "agrement"], "did you mean 'agreement'?"),
         (["--student.source", "bert-base"], "student.source='bert-base' is not a folder"),
         (["--task.name", "local"], "knows only the language of task 'agreement'"),
-        (["--task.name", "local", "--student.source", "scratch"], "needs a tokenizer"),
     ],
 )
 def test_values_are_checked_before_anything_runs(args: list[str], words: str) -> None:

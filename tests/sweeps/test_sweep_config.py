@@ -70,7 +70,7 @@ def test_a_change_of_data_changes_the_keys(tmp_path: Path) -> None:
         ({"weak_models": ("scratch:lr=fast",)}, "lr is 'fast'; expected float"),
         ({"tasks": ("agrement",)}, "did you mean 'agreement'?"),
         ({"tasks": ("agreement:n_tset=3",)}, "did you mean 'n_test'?"),
-        ({"tasks": ("local:path=nowhere.csv",)}, "needs a tokenizer"),
+        ({"tasks": ("local:path=nowhere.csv",)}, "nowhere.csv: no such file"),
         ({"devices": ("gpu:0",)}, "expected cpu or cuda:NUMBER"),
         ({"devices": ("cuda:99",)}, "devices: 'cuda:99', but torch finds"),
         ({"devices": ("cpu", "cuda:0")}, "name devices of one kind"),

@@ -40,8 +40,8 @@ def load_tokenizer(cfg: ModelConfig, fallback: Any = None) -> Any:
     if cfg.source in BUILT_IN:
         if fallback is None:
             raise W2SError(
-                f"model {cfg.source!r} has no tokenizer of its own; give the other model as a "
-                "checkpoint directory, whose tokenizer both then use"
+                f"model {cfg.source!r} has no tokenizer of its own; give one, for example of "
+                "train_tokenizer"
             )
         return fallback
     from transformers import AutoTokenizer

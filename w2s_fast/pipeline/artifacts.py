@@ -20,6 +20,7 @@ from w2s_fast.errors import W2SError
 LABELS = "labels"  # folder: labels of a split, see ``part_name``
 TRANSCRIPTS = "transcripts"  # folder: one transcript per text, in the same parts
 MODEL = "model.safetensors"  # trained weights
+TOKENIZER = "tokenizer"  # folder: a tokenizer that transformers loads
 PRETRAINED = "model"  # folder: a language model that transformers loads
 FEATURES = "features.safetensors"  # cached hidden states
 BALANCE = "balance.npy"  # class balance of the true labels

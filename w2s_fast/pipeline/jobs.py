@@ -19,6 +19,7 @@ from w2s_fast.training.config import EXECUTION_FIELDS
 # not reused.
 VERSIONS = {
     "pretrain": 1,
+    "tokenizer": 1,
     "weak": 1,
     "labels": 1,
     "intermediate": 1,
@@ -35,6 +36,7 @@ VERSIONS = {
     "report": 2,
 }
 EMBEDDED = "agreement-lm"  # the model source that stage `pretrain` makes
+EMBEDDED_TASK = "agreement"  # has a tokenizer of its own
 CONTROL_LOSS = "xent"
 _NOT_CONTENT = set(EXECUTION_FIELDS)  # settings that cannot change a result
 TRAINED = ("weak", "intermediate", "student", "ceiling", "control")
@@ -123,12 +125,11 @@ class _Planner:
         self.cfg = cfg
         self.jobs: dict[str, Job] = {}
         self._names: dict[tuple[Node, int], str] = {}
-        self._pretrained = False
+        self._first: dict[str, Job] = {}  # jobs of models that need no node
 
     def ordered(self) -> list[Job]:
         """Return the jobs, each after those it needs."""
-        first = [Job("pretrain", "pretrain")] if self._pretrained else []
-        return [*first, *self.jobs.values()]
+        return [*self._first.values(), *self.jobs.values()]
 
     def add(self, node: Node, seed: int, owner: str, *, needed: bool = False) -> str:
         """Add the job of a node and the jobs it needs; return its name.
@@ -138,16 +139,36 @@ class _Planner:
         if (node, seed) in self._names:
             return self._names[node, seed]
         inputs = [(a, self.add(n, seed, owner, needed=True)) for a, n in node.needs]
-        role = dict(node.settings).get("role")
-        if role is not None and model_of(self.cfg, role).source == EMBEDDED:
-            self._pretrained = True
-            inputs = [("pretrain", "pretrain"), *inputs]
+        inputs = [*self._model_inputs(dict(node.settings).get("role"), seed), *inputs]
         name = "/".join([node.stage, str(seed), *filter(None, [owner])])
         if needed:
             name = next(n for i in range(1, 10**6) if (n := f"{name}/{i}") not in self.jobs)
         self._names[node, seed] = name
         self.jobs[name] = Job(node.stage, name, seed, node.settings, tuple(inputs), node.gold)
         return name
+
+    def _model_inputs(self, role: str | None, seed: int) -> list[tuple[str, str]]:
+        """Add the jobs that a role's model needs, and return them as inputs."""
+        if role is None:
+            return []
+        if model_of(self.cfg, role).source == EMBEDDED:
+            job = Job("pretrain", "pretrain")
+        elif needs_tokenizer(self.cfg, role):
+            job = Job("tokenizer", f"tokenizer/{seed}", seed)
+        else:
+            return []
+        self._first[job.name] = job
+        return [(job.stage, job.name)]
+
+
+def needs_tokenizer(cfg: RunConfig, role: str) -> bool:
+    """Return whether a role's model has no tokenizer of its own, of the task, or of a checkpoint.
+
+    A built-in model uses the tokenizer of the student, else of the weak model, if one is a folder.
+    """
+    if cfg.task.name == EMBEDDED_TASK:
+        return False
+    return not any(Path(model_of(cfg, r).source).is_dir() for r in (role, "student", "weak"))
 
 
 def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
@@ -156,6 +177,8 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     if job.stage == "pretrain":
         task = cfg.task
         return common | {"language": task.language_seed, "model": to_dict(task.pretrain)}
+    if job.stage == "tokenizer":
+        return common
     if job.stage == "report":
         specs = {"losses": list(cfg.losses), "methods": list(cfg.methods)}
         answers = {"task": cfg.task.name, "read": cfg.task.read, "scorer": cfg.task.scorer}
@@ -214,6 +237,7 @@ def data_of_job(
 
 _TRANSFER = ("transfer.inputs", "test.inputs")
 _DATA_INPUTS = {
+    "tokenizer": ("weak.inputs", "transfer.inputs"),
     "weak": ("weak.inputs", "weak.labels", "test.inputs"),
     "intermediate": _TRANSFER,
     "student": _TRANSFER,

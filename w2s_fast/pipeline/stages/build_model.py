@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from w2s_fast.config import RunConfig, model_of, train_of
 from w2s_fast.models import ModelConfig, build_model, load_tokenizer, load_weights
-from w2s_fast.pipeline.artifacts import FEATURES, MODEL, PRETRAINED
+from w2s_fast.models.text_tokenizer import read_tokenizer
+from w2s_fast.pipeline.artifacts import FEATURES, MODEL, PRETRAINED, TOKENIZER
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.jobs import EMBEDDED
+from w2s_fast.pipeline.jobs import EMBEDDED, EMBEDDED_TASK
 from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.training.deepspeed.partition import partitioned_init
 
@@ -107,11 +108,16 @@ def _with_start(ctx: Context, cfg: ModelConfig) -> ModelConfig:
 
 
 def _fallback_tokenizer(ctx: Context) -> Any:
-    """Return the tokenizer for models that bring none: the task's own, else the other model's."""
-    if ctx.cfg.task.name == "agreement":
+    """Return the tokenizer for models that bring none.
+
+    It is the task's own, that of the stage `tokenizer`, or the other model's.
+    """
+    if ctx.cfg.task.name == EMBEDDED_TASK:
         from w2s_fast.tasks.datasets import agreement
 
         return agreement.tokenizer()
+    if "tokenizer" in dict(ctx.job.inputs):
+        return read_tokenizer(ctx.input("tokenizer") / TOKENIZER)
     for cfg in (ctx.cfg.student, ctx.cfg.weak):
         if Path(cfg.source).is_dir():
             return load_tokenizer(cfg, None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from w2s_fast.pipeline.artifacts import PRETRAINED
+from w2s_fast.pipeline.artifacts import PRETRAINED, TOKENIZER
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages import method_inputs, report, transcripts
 from w2s_fast.pipeline.stages.predict import labels
@@ -29,8 +29,21 @@ def pretrain(ctx: Context, build: StageBuild) -> None:
     ctx.write(lambda: agreement_lm.pretrain(target, ctx.cfg.task, ctx.seed, ctx.progress))
 
 
+def tokenizer(ctx: Context, build: StageBuild) -> None:
+    """Train a tokenizer on the texts of the weak and the transfer split."""
+    from w2s_fast.models.text_tokenizer import train_tokenizer
+
+    def write() -> None:
+        splits = [ctx.inputs(name) for name in ("weak", "transfer")]
+        texts = [text for split in splits for text in (*split.texts, *(split.pairs or ()))]
+        train_tokenizer(texts).save_pretrained(build.path / TOKENIZER)
+
+    ctx.write(write)
+
+
 STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "pretrain": pretrain,
+    "tokenizer": tokenizer,
     "weak": train_model,
     "labels": labels,
     "intermediate": train_model,
