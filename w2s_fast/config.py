@@ -300,9 +300,10 @@ def unknown_setting(name: str, root: type = RunConfig) -> W2SError:
 
 
 def _hint(name: str, known: Mapping[str, Any]) -> str:
-    blocks = {k.rsplit(".", i)[0] for k in known for i in range(1, k.count(".") + 1)}
+    reverse = reversed(known)  # of a block the first setting remains
+    blocks = {k.rsplit(".", i)[0]: k for k in reverse for i in range(1, k.count(".") + 1)}
     if name in blocks:
-        return "; it is a block of settings, see --print-config"
+        return f"; it is a block of settings, such as {blocks[name]!r}; set those"
     renamed = nearest(name, [*known, *blocks])
     if "now called" in renamed:
         return renamed

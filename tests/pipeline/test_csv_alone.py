@@ -155,7 +155,10 @@ def test_ranks_and_zero_stages_have_the_tokenizer_of_one_process(tmp_path: Path)
     for size, stage in ((1, 0), (2, 2), (2, 3)):
         out = tmp_path / f"{size}-{stage}"
         train = {"epochs": 1, "lr": 1e-3, "batch_size": 16, "zero_stage": stage, "timeout_s": 60}
-        cfg = csv_run(out, write(tmp_path), weak=SCRATCH, weak_train=train, student_train=train)
+        weak_train = {**train, "zero_stage": 0}
+        cfg = csv_run(
+            out, write(tmp_path), weak=SCRATCH, weak_train=weak_train, student_train=train
+        )
         file = tmp_path / "run.yaml"
         file.write_text(to_yaml(cfg))
         ranks.run(__file__, size, ["run", "--config", str(file), "--quiet"])
@@ -183,7 +186,7 @@ def test_the_command_of_the_quick_start_runs(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--task", "local"], "'task' is a block of settings, such as 'task.name'"),
+        (["--task", "local"], "'task'; it is a block of settings, such as 'task.name'"),
         (
             ["--task.name", "local", "--task.path", "reviews.csv"],
             "--student.source bow --student_train.lr 0.1",
