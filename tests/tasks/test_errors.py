@@ -127,15 +127,9 @@ def test_too_few_rows(tmp_path: Path) -> None:
 
 def test_damaged_files(tmp_path: Path) -> None:
     load = get_task("local").load
-    path = tmp_path / "a.csv"
-    path.write_text("text,label\na,0\nb,1,9\n")
-    fails(lambda: load(local_config(path), 0), "could not be read as .csv", "Row #3", "repair")
-    path.write_bytes(b"text,label\ncaf\xe9,0\nb,1\n")
-    fails(lambda: load(local_config(path), 0), "could not be read as .csv", "UTF-8")
     for name in ("a.jsonl", "a.parquet"):
         (tmp_path / name).write_text('{"text": ')
         fails(lambda name=name: load(local_config(tmp_path / name), 0), "could not be read as")
-    fails(lambda: load(local_config(path, delimiter="||"), 0), "task.delimiter='||'")
 
 
 def test_config_values() -> None:

@@ -11,7 +11,17 @@ from w2s_fast.errors import W2SError
 from w2s_fast.tasks._base import TaskData
 from w2s_fast.tasks._config import TaskConfig
 from w2s_fast.tasks._examples import Item, split_items
-from w2s_fast.tasks._files import check_file, column, read_table, text_cell
+from w2s_fast.tasks._files import check_file, column, file_format, read_table, text_cell
+
+# A first row of nothing but these names its columns.
+_HEADER_WORDS = {
+    "text", "texts", "sentence", "sentence1", "sentence2", "review", "reviews", "comment",
+    "content", "document", "body", "message", "title", "premise", "hypothesis", "passage",
+    "tweet", "post", "input", "prompt", "question", "query", "instruction", "response",
+    "completion", "answer", "chosen", "rejected", "output", "label", "labels", "class",
+    "category", "target", "sentiment", "polarity", "stars", "rating", "score", "grade",
+    "gold", "y", "group", "id", "is_safe",
+}  # fmt: skip
 
 
 def split_files(
@@ -62,19 +72,43 @@ def read_columns(
     Raises:
         W2SError: The file or a column is missing, the file is damaged, or a cell is no text.
     """
-    header = cfg.header
-    if header is None:
-        header = not all(ref.isdecimal() for key, ref in refs.items() if key not in optional)
+    required = {key: ref for key, ref in refs.items() if key not in optional}
+    header = not all(ref.isdecimal() for ref in required.values())
+    if cfg.header is not None:
+        header = cfg.header
     check_file(path)
-    table = read_table(path, header, cfg.delimiter, cfg.quoted)
-    return {
+    table = read_table(path, header, cfg.delimiter, cfg.quoted, cfg.encoding)
+    columns = {
         key: [
-            text_cell(unpack(cell), f"{path}: row {row + 1} of column {ref!r} (task.{key})")
+            text_cell(
+                unpack(cell),
+                f"{path}: row {row + 1} of column {ref!r} (task.{key})",
+                cfg.encoding,
+            )
             for row, cell in enumerate(column(table, ref, f"task.{key}", path))
         ]
         for key, ref in refs.items()
         if key not in optional or ref in table.column_names
     }
+    if may_have_header(path, cfg, required):
+        first = [columns[key][0] for key in required]
+        if all(cell.strip().lower() in _HEADER_WORDS for cell in first):
+            raise header_error(path, first)
+    return columns
+
+
+def may_have_header(path: Path, cfg: TaskConfig, refs: Mapping[str, str]) -> bool:
+    """Return whether only the positions in ``refs`` say that a file has no header."""
+    text_file = file_format(path) in (".csv", ".tsv", ".txt")
+    return cfg.header is None and text_file and all(ref.isdecimal() for ref in refs.values())
+
+
+def header_error(path: Path, cells: Sequence[str]) -> W2SError:
+    """Return the error for a first row that is a header."""
+    return W2SError(
+        f"{path}: row 1 ({', '.join(map(repr, cells))}) looks like a header; set task.header=true, "
+        "or false if it is an example"
+    )
 
 
 def texts(path: Path, values: Sequence[Any], key: str, ref: str) -> list[str]:

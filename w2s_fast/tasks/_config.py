@@ -7,6 +7,8 @@ from typing import Any
 
 from w2s_fast.errors import W2SError
 from w2s_fast.paths import PathText, expand_paths
+from w2s_fast.tasks._delimited import check_delimiter
+from w2s_fast.tasks._encoding import check_encoding
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class TaskConfig:
             are given by position.
         delimiter: Column separator; default: a comma for .csv and a tab for .tsv.
         quoted: Whether '"' encloses values; default: yes for .csv and no for .tsv.
+        encoding: Encoding of the file, or of binary Parquet columns: utf-8 (with or without a byte
+            order mark), utf-16, latin-1, cp1252 or another text encoding of Python.
         n_weak: Rows that train the weak model, with gold labels.
         n_transfer: Rows that the weak model labels for the student.
         n_test: Rows that score all models.
@@ -127,6 +131,7 @@ class TaskConfig:
     header: bool | None = None
     delimiter: str | None = None
     quoted: bool | None = None
+    encoding: str = "utf-8"
     n_weak: int = 500
     n_transfer: int = 2000
     n_test: int = 2000
@@ -147,6 +152,8 @@ class TaskConfig:
         for name in ("n_weak", "n_transfer", "n_test"):
             if getattr(self, name) < 2:
                 raise W2SError(f"task.{name}={getattr(self, name)}: expected at least 2 examples")
+        check_encoding(self.encoding)
+        check_delimiter(self.delimiter)
         if self.answer_tokens < 1:
             raise W2SError(f"task.answer_tokens={self.answer_tokens}: expected at least 1 token")
         if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.tasks._delimited import Dialect, parse_delimited
+from w2s_fast.tasks._encoding import decode_cell, decode_file
 
 if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 _PACKED = (".gz", ".bz2", ".zst")  # pyarrow decompresses these by their suffix
+_MAX_BYTES = 4 << 30  # of a text file, decompressed; it is read whole
 _MAX_ROW_BYTES = 1 << 28  # longest JSON line; pyarrow's default of 1 MB is less than a book
 
 
@@ -25,7 +28,11 @@ def file_format(path: Path) -> str:
 
 
 def read_table(
-    path: Path, header: bool = True, delimiter: str | None = None, quoted: bool | None = None
+    path: Path,
+    header: bool = True,
+    delimiter: str | None = None,
+    quoted: bool | None = None,
+    encoding: str = "utf-8",
 ) -> pyarrow.Table:
     """Read a whole file; CSV and TSV cells stay strings, columns without a header are "0", "1", ...
 
@@ -34,9 +41,10 @@ def read_table(
         header: Whether a CSV or TSV file starts with column names.
         delimiter: Column separator; None: a comma for .csv, else a tab.
         quoted: Whether '"' encloses values; None: only in .csv.
+        encoding: Text encoding of a file that is not Parquet.
 
     Raises:
-        W2SError: The file is missing, empty, of another format, or damaged.
+        W2SError: The file is missing, empty, of another format or encoding, or damaged.
     """
     import pyarrow
 
@@ -48,17 +56,18 @@ def read_table(
 
             table = pyarrow.parquet.read_table(path)
         elif suffix in (".jsonl", ".ndjson", ".json"):
-            table = _read_json(path)
+            table = _read_json(decode_file(_read_bytes(path), encoding, path), path)
         else:
             csv = suffix == ".csv"
-            table = _read_csv(
-                path, header, delimiter or ("," if csv else "\t"), csv if quoted is None else quoted
+            dialect = Dialect(
+                delimiter or ("," if csv else "\t"), csv if quoted is None else quoted
             )
+            text = decode_file(_read_bytes(path), encoding, path)
+            table = _as_table(parse_delimited(text, dialect, path), header)
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise W2SError(
             f"{path} could not be read as {suffix}: {reason}; repair the file"
-            + ("" if suffix == ".parquet" else " (UTF-8, one row per line)")
         ) from error
     if table.num_rows == 0:
         raise W2SError(f"{path} has no rows; expected one example per row")
@@ -112,59 +121,68 @@ def column(table: pyarrow.Table, ref: str, option: str, path: Path) -> list[Any]
     )
 
 
-def text_cell(value: Any, where: str) -> Any:
-    """Return a cell with bytes decoded as UTF-8, and numbers, strings and None unchanged.
+def text_cell(value: Any, where: str, encoding: str = "utf-8") -> Any:
+    """Return a cell with bytes decoded, and numbers, strings and None unchanged.
 
     Args:
         value: The cell.
         where: File, row and column, for messages.
+        encoding: Encoding of bytes.
 
     Raises:
-        W2SError: It is a list, a dict, or bytes that are no UTF-8.
+        W2SError: It is a list, a dict, or bytes of another encoding.
     """
     if isinstance(value, list | tuple | dict):
         raise W2SError(
             f"{where} is a {type(value).__name__}; expected text or a number, so write each cell "
             "out as one string"
         )
-    if not isinstance(value, bytes):
-        return value
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        raise W2SError(
-            f"{where} is no UTF-8 ({error.reason} at byte {error.start}); expected text, so "
-            "convert the column"
-        ) from error
+    return decode_cell(value, encoding, where) if isinstance(value, bytes) else value
 
 
-def _read_csv(path: Path, header: bool, delimiter: str, quoted: bool) -> pyarrow.Table:
+def _read_bytes(path: Path) -> bytes:
+    """Return the content of a file, decompressed."""
     import pyarrow
-    import pyarrow.csv
 
-    if len(delimiter) != 1:
-        raise W2SError(f"task.delimiter={delimiter!r}: expected one character")
-    # With more threads, messages lack the number of the row.
-    read = pyarrow.csv.ReadOptions(use_threads=False, autogenerate_column_names=not header)
-    parse = pyarrow.csv.ParseOptions(
-        delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
-    )
-    with pyarrow.csv.open_csv(path, read_options=read, parse_options=parse) as stream:
-        names = stream.schema.names
-    # All cells are strings: "01" must stay "01", and "null" is a word, not a missing value.
-    convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()))
-    table = pyarrow.csv.read_csv(
-        path, read_options=read, parse_options=parse, convert_options=convert
-    )
-    return table if header else table.rename_columns([str(i) for i in range(len(names))])
+    with pyarrow.input_stream(path) as stream:
+        data = stream.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise W2SError(
+            f"{path} has more than {_MAX_BYTES >> 30} GiB of text; split it, or convert it to "
+            "Parquet"
+        )
+    return data
 
 
-def _read_json(path: Path) -> pyarrow.Table:
+def _as_table(rows: list[list[str]], header: bool) -> pyarrow.Table:
+    """Return rows of equal length as a table of strings; "01" stays "01", and "null" is a word."""
+    import pyarrow
+
+    names = rows[0] if header and rows else [str(i) for i in range(len(rows[0]) if rows else 0)]
+    columns = list(zip(*rows[1 if header else 0 :], strict=True)) or [()] * len(names)
+    arrays = [pyarrow.array(column, pyarrow.string()) for column in columns]
+    return pyarrow.Table.from_arrays(arrays, names=names)
+
+
+def _read_json(text: str, path: Path) -> pyarrow.Table:
     import pyarrow.json
 
-    block = min(_MAX_ROW_BYTES, max(1 << 20, path.stat().st_size))
+    if text.lstrip().startswith("["):
+        raise W2SError(
+            f"{path} is a JSON array; expected one object per line, without the brackets"
+        )
+    data = text.encode()
+    block = min(_MAX_ROW_BYTES, max(1 << 20, len(data)))
     options = pyarrow.json.ReadOptions(use_threads=False, block_size=block)
-    return pyarrow.json.read_json(path, read_options=options)
+
+    def read(schema: pyarrow.Schema | None) -> pyarrow.Table:
+        parse = pyarrow.json.ParseOptions(explicit_schema=schema)
+        return pyarrow.json.read_json(pyarrow.BufferReader(data), options, parse)
+
+    table = read(None)
+    # Strings that look like dates would be written out in another form.
+    dates = [f.name for f in table.schema if pyarrow.types.is_timestamp(f.type)]
+    return read(pyarrow.schema([(name, pyarrow.string()) for name in dates])) if dates else table
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

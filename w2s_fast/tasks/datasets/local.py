@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from w2s_fast.tasks._columns import (
     check_present,
     data_path,
     groups,
+    header_error,
     is_missing,
+    may_have_header,
     read_columns,
     texts,
 )
@@ -70,7 +73,15 @@ def _read(path: Path, cfg: TaskConfig) -> _Rows:
     labels = [_label(path, row, value, refs["label"]) for row, value in enumerate(rows["label"])]
     check_present(path, labels, "label", refs["label"])
     rows["label"] = canonical_truths([label for label in labels if label is not None])
+    if may_have_header(path, cfg, refs) and _first_is_alone(rows["label"]):
+        raise header_error(path, [str(rows[key][0]) for key in refs])
     return rows
+
+
+def _first_is_alone(labels: Sequence[str]) -> bool:
+    """Return whether the first label occurs once and each of the others at least twice."""
+    counts = Counter(labels)
+    return counts.pop(labels[0]) == 1 and len(counts) > 1 and min(counts.values()) > 1
 
 
 def _check_labels(path: Path, rows: _Rows, names: tuple[str, ...], cfg: TaskConfig) -> None:
