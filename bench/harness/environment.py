@@ -29,7 +29,7 @@ def environment() -> dict[str, object]:
         "huge_pages": _huge_pages(),
         "git_sha": _git("rev-parse", "HEAD")[:12],
         "dirty": bool(_git("status", "--porcelain", "--", *_SOURCES)) or core_is_stale(),
-        "utc": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "load": round(os.getloadavg()[0], 2),
     }
 

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def sweep(cfg: SweepConfig, *, quiet: bool = True) -> dict[str, Any]:
 def _provenance() -> dict[str, Any]:
     """Return what all cells share; their stages are in the results.json of each."""
     return {
-        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "machine": machine(),
         "git": git_state(),

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from w2s_fast.errors import W2SError
 from w2s_fast.tasks._config import TaskConfig
-
-if TYPE_CHECKING:
-    from typing import Self  # from Python 3.11 on
 
 
 @dataclass(frozen=True, eq=False)
