@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import operator
 import re
 import typing
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from w2s_fast.debate import WriterConfig
-from w2s_fast.errors import W2SError, nearest
+from w2s_fast.errors import W2SError, is_unicode, nearest
+from w2s_fast.files import is_folder
 from w2s_fast.models import BUILT_IN, ModelConfig
 from w2s_fast.paths import PathText, expand_paths
 from w2s_fast.specs import settings, split
@@ -56,6 +58,7 @@ _SAME_MEANING = {
     "ds_name": "name",
 }
 DEVICES = ("auto", "cpu", "cuda")
+_MAX_TEXT = 100_000  # characters of a setting; the longest are prompts
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ def validate(cfg: RunConfig) -> None:
     Raises:
         W2SError: A value is unknown or does not fit.
     """
+    for name in field_types():
+        check_text(name, operator.attrgetter(name)(cfg))
     from w2s_fast.losses import canonical_spec
     from w2s_fast.methods import make_steps
     from w2s_fast.tasks import get_task
@@ -167,7 +172,7 @@ def _check_sources(cfg: RunConfig) -> None:
                 f"of {cfg.task.name!r}; give {role}.source and {role}_train.lr, as in "
                 f"--{role}.source bow --{role}_train.lr 0.1, or the folder of a checkpoint"
             )
-        if source not in BUILT_IN and not Path(source).is_dir():
+        if source not in BUILT_IN and not is_folder(source):
             raise W2SError(
                 f"{role}.source={source!r} is not a folder; expected the folder of a transformers "
                 f"checkpoint or one of {', '.join(BUILT_IN)}{nearest(source, BUILT_IN)}"
@@ -271,6 +276,7 @@ def fill(cls: type[T], values: Mapping[str, Any], prefix: str = "", root: type =
             if not isinstance(value, Mapping):
                 raise W2SError(f"{prefix}{name}={value!r}: expected a block of settings")
             value = fill(typing.cast(type, hints[name]), value, f"{prefix}{name}.", root)
+        check_text(prefix + name, value)
         kwargs[name] = tuple(value) if isinstance(value, list) else value
     with naming_block(prefix[:-1]):
         return cls(**kwargs)
@@ -294,13 +300,34 @@ def naming_block(block: str, separator: str = ".") -> Iterator[None]:
         raise W2SError(f"{block}{separator if names_setting else ': '}{message}") from err
 
 
+def check_text(name: str, value: Any) -> None:
+    """Check that the texts in a setting can be written to files.
+
+    Raises:
+        W2SError: One has a NUL or half of a surrogate pair, or is too long.
+    """
+    for text in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(text, str):
+            continue
+        if len(text) > _MAX_TEXT:
+            raise W2SError(
+                f"{name} has {len(text)} characters; expected at most {_MAX_TEXT}, so check its "
+                "value"
+            )
+        if "\0" in text or not is_unicode(text):
+            raise W2SError(
+                f"{name}={text!r} has a NUL or bytes that are no UTF-8; expected text, so remove "
+                "them, or rename the file"
+            )
+
+
 def unknown_setting(name: str, root: type = RunConfig) -> W2SError:
     """Return the error for a dotted name that is no field, with the likeliest name as a hint."""
     return W2SError(f"unknown setting {name!r}{_hint(name, field_types(root))}")
 
 
 def _hint(name: str, known: Mapping[str, Any]) -> str:
-    reverse = reversed(known)  # of a block the first setting remains
+    reverse = reversed(list(known))  # of a block the first setting remains
     blocks = {k.rsplit(".", i)[0]: k for k in reverse for i in range(1, k.count(".") + 1)}
     if name in blocks:
         return f"; it is a block of settings, such as {blocks[name]!r}; set those"

@@ -36,6 +36,28 @@ RENAMED = {
 }
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: it has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def terminal_line(message: object, limit: int = 2000) -> str:
+    """Return a message as one line that a terminal shows: no control characters, no end is lost.
+
+    Args:
+        message: The message or exception.
+        limit: Most characters; the middle of a longer message, which repeats a value, is left out.
+    """
+    line = " ".join(str(message).split())
+    if len(line) > limit:
+        line = f"{line[: limit // 2]} [...] {line[-limit // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the message of an exception as one line of at most ``limit`` characters."""
     return " ".join(str(error).split())[:limit]

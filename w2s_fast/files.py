@@ -20,6 +20,14 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 _NO_FOLDER = {*_FORBIDDEN, errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP}
 
 
+def is_folder(path: str | Path) -> bool:
+    """Return whether a path is a folder; a name that is too long for one is none."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
+
+
 def content_hash(value: Any) -> str:
     """Return the SHA-256 (hex) of ``value`` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -154,7 +154,7 @@ def test_ranks_and_zero_stages_have_the_tokenizer_of_one_process(tmp_path: Path)
     digests = []
     for size, stage in ((1, 0), (2, 2), (2, 3)):
         out = tmp_path / f"{size}-{stage}"
-        train = {"epochs": 1, "lr": 1e-3, "batch_size": 16, "zero_stage": stage, "timeout_s": 60}
+        train = {"epochs": 1, "lr": 1e-3, "batch_size": 16, "zero_stage": stage}
         weak_train = {**train, "zero_stage": 0}
         cfg = csv_run(
             out, write(tmp_path), weak=SCRATCH, weak_train=weak_train, student_train=train

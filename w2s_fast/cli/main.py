@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from w2s_fast.cli.output import READER_GONE, accept_any_encoding, discard_output, flush_output
 from w2s_fast.distributed import heartbeat
 from w2s_fast.distributed.world import exit_process, get_world
-from w2s_fast.errors import W2SError, nearest
+from w2s_fast.errors import W2SError, nearest, terminal_line
 
 USAGE = """\
 usage: w2s-fast COMMAND [options]
@@ -71,7 +71,7 @@ def _run_command(args: list[str]) -> int:
     except W2SError as err:
         world = get_world()
         process = f" ({world.name})" if world.size > 1 else ""
-        print(f"w2s-fast: error: {' '.join(str(err).split())}{process}", file=sys.stderr)
+        print(f"w2s-fast: error: {terminal_line(err)}{process}", file=sys.stderr)
         return USER_ERROR
     except heartbeat.LostError as err:
         heartbeat.print_stderr(f"{err}; run the same command again to continue")

@@ -21,7 +21,7 @@ from w2s_fast.config import RunConfig
 from w2s_fast.distributed.world import World, get_world
 from w2s_fast.errors import DataWarning, W2SError
 from w2s_fast.pipeline.jobs import Job, data_digest
-from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, get_task
+from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, check_texts, get_task
 
 ProgressFn = Callable[[int, int, float], None]
 ReadFn = Callable[[int], TaskData]
@@ -124,7 +124,9 @@ def load_data(task: TaskConfig, seed: int) -> TaskData:
     Raises:
         W2SError: The configuration or the data does not fit.
     """
-    return get_task(task.name).load(task, seed)
+    data = get_task(task.name).load(task, seed)
+    check_texts(data)
+    return data
 
 
 def reader(task: TaskConfig, digests: Mapping[str, str]) -> ReadFn:

@@ -6,6 +6,7 @@ from importlib import import_module
 
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.tasks._base import Examples, Inputs, Task, TaskData
+from w2s_fast.tasks._check import check_texts
 from w2s_fast.tasks._config import ChessConfig, PretrainConfig, TaskConfig
 from w2s_fast.tasks.datasets.agreement import Agreement
 from w2s_fast.tasks.datasets.amazon_polarity import AMAZON_POLARITY
@@ -53,6 +54,7 @@ __all__ = [
     "Task",
     "TaskConfig",
     "TaskData",
+    "check_texts",
     "get_task",
 ]
 

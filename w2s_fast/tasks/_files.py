@@ -55,6 +55,7 @@ def read_table(
             import pyarrow.parquet
 
             table = pyarrow.parquet.read_table(path)
+            table.validate(full=True)  # strings may hold anything
         elif suffix in (".jsonl", ".ndjson", ".json"):
             table = _read_json(decode_file(_read_bytes(path), encoding, path), path)
         else:
@@ -76,19 +77,23 @@ def read_table(
 
 def check_file(path: Path) -> None:
     """Raise `W2SError` unless ``path`` is a non-empty file of a supported format."""
-    if not path.exists():
+    try:
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError) as error:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise W2SError(
             f"{path}: no such file{nearest(path.name, beside)}; give the path of a "
             ".csv, .tsv, .jsonl or .parquet file"
-        )
+        ) from error
+    except OSError as error:
+        raise W2SError(f"{path}: {error.strerror}; give the path of a file you may read") from error
     if path.is_dir():
         raise W2SError(f"{path} is a directory; give the path of one file in it")
     if file_format(path) not in SUFFIXES:
         raise W2SError(
             f"{path}: unknown format {file_format(path)!r}; expected .csv, .tsv, .jsonl or .parquet"
         )
-    if path.stat().st_size == 0:
+    if size == 0:
         raise W2SError(f"{path} is empty; expected one example per row")
 
 
