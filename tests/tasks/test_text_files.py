@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +23,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from w2s_fast.errors import DataWarning, W2SError
+from w2s_fast.integrations.batches import read_labels
 from w2s_fast.tasks import TaskConfig, get_task
 from w2s_fast.tasks import _files as files
 from w2s_fast.tasks._encoding import likely_encoding
@@ -357,3 +359,22 @@ def test_a_file_that_unpacks_without_end_is_refused(
     monkeypatch.setattr(files, "_MAX_BYTES", 1 << 20)
     path = _path(tmp_path / "a.csv.gz", gzip.compress(b"text,label\n" + b"a,0\n" * (1 << 19)))
     fails(lambda: load(path), "a.csv.gz has more than", "split it")
+
+
+def test_local_copies_of_hub_sets_have_the_settings_too(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        table = [("sentence", "label"), *rows(text=f"{split} Café {{}}")]
+        content = as_text(table, delimiter=";").encode("latin-1")
+        _path(tmp_path / f"{split}.csv", content)
+    cfg = local_config(tmp_path, name="sst2")
+    fails(lambda: get_task("sst2").load(cfg, 0), "train.csv", "task.encoding=latin-1")
+    fails(lambda: get_task("sst2").load(replace(cfg, encoding="cp1252"), 0), "delimiter=';'")
+    data = get_task("sst2").load(replace(cfg, encoding="latin-1", delimiter=";"), 0)
+    assert "Café" in data.weak.texts[0]
+
+
+def test_weak_labels_in_another_form_name_no_setting_of_tasks_alone(tmp_path: Path) -> None:
+    content = "id;probs\na;0.5\nb;0.25\n"
+    for data in (content.encode(), content.replace(";", ",").encode("utf-16")):
+        path = _path(tmp_path / "a.csv", data)
+        fails(lambda path=path: read_labels(path), "a.csv", "save the table as UTF-8 with commas")

@@ -115,30 +115,32 @@ class HubTask:
         most = max(_MAX_ROWS, 4 * need)
         rng = Random(f"{seed}/{split}")
         if cfg.path is not None:
-            table = self._local_table(Path(cfg.path), split)
+            table = self._local_table(cfg, Path(cfg.path), split)
             if table.num_rows > most:
                 table = table.take(rng.sample(range(table.num_rows), most))
             rows = table.to_pylist()
-            return [{k: _decoded(v, k, self.name) for k, v in row.items()} for row in rows]
+            return [
+                {k: _decoded(v, k, self.name, cfg.encoding) for k, v in row.items()} for row in rows
+            ]
         dataset = self._from_hub(split)
         if len(dataset) > most:
             dataset = dataset.select(rng.sample(range(len(dataset)), most))
         return dataset.to_list()
 
-    def _local_table(self, root: Path, split: str) -> Any:
+    def _local_table(self, cfg: TaskConfig, root: Path, split: str) -> Any:
         import pyarrow
 
         if not root.is_dir():
             raise W2SError(f"task.path={root}: no such directory; {self._where()}")
         if self.config is not None and (root / self.config).is_dir():
             root = root / self.config
-        tables = [self._columns_of(file) for file in _split_files(root, split)]
+        tables = [self._columns_of(cfg, file) for file in _split_files(root, split)]
         if not tables:
             raise W2SError(f"task.path={root} has no {split} file; {self._where()}")
         return pyarrow.concat_tables(tables)
 
-    def _columns_of(self, file: Path) -> Any:
-        table = read_table(file)
+    def _columns_of(self, cfg: TaskConfig, file: Path) -> Any:
+        table = read_table(file, True, cfg.delimiter, cfg.quoted, cfg.encoding)
         missing = [name for name in self.columns if name not in table.column_names]
         if missing:
             raise W2SError(
@@ -202,10 +204,10 @@ def class_index(value: Any, column_name: str, n_classes: int) -> int:
     return index
 
 
-def _decoded(value: Any, column_name: str, task: str) -> Any:
+def _decoded(value: Any, column_name: str, task: str, encoding: str) -> Any:
     """Return a cell with bytes decoded; a structured one is for the formatter to read."""
     if isinstance(value, bytes):
-        return text_cell(value, f"{task}: a value in column {column_name!r}")
+        return text_cell(value, f"{task}: a value in column {column_name!r}", encoding)
     return value
 
 

@@ -145,7 +145,14 @@ def read_labels(
 
 def _table(path: Path) -> pyarrow.Table:
     if not path.is_dir():
-        return read_table(path)
+        try:
+            return read_table(path)
+        except W2SError as error:
+            if "task." not in str(error):
+                raise
+            raise W2SError(
+                f"{error}; weak labels have no such setting, so save the table as UTF-8 with commas"
+            ) from error
     import pyarrow
 
     parts = sorted(path.glob("part-*.parquet")) or sorted(path.glob("*.parquet"))
