@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from w2s_fast.cli.parse import load_config, make_parser, print_config
@@ -104,6 +104,7 @@ def test_values_that_fit_no_field(tmp_path: Path, text: str, words: str) -> None
 
 @settings(deadline=None, max_examples=60)
 @given(value=st.text(min_size=1).filter(str.isprintable) | _ODD, name=st.sampled_from(TEXTS))
+@example(value="\U0001d4e3", name="")  # JSON writes it as two escapes
 def test_text_is_taken_as_it_is_written(
     tmp_path_factory: pytest.TempPathFactory, value: str, name: str
 ) -> None:

@@ -71,7 +71,12 @@ def leaf(node: yaml.Node, name: str, hint: Any) -> Any:
     if node.tag == _NULL:
         return None
     is_text = expected is str or typing.get_origin(expected) is tuple
-    return node.value if is_text else yaml.SafeLoader("").construct_object(node)
+    return _join_pairs(node.value) if is_text else yaml.SafeLoader("").construct_object(node)
+
+
+def _join_pairs(text: str) -> str:
+    """Return a text with each surrogate pair as one character, as JSON's escapes mean it."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def parse_value(text: str, name: str, hint: Any) -> Any:
