@@ -175,7 +175,7 @@ def test_a_run_warns_once_of_classes_that_look_alike(
     line = "rows by class (weak / transfer / test): 'Yes' 10 / 12 / 10, 'yes' 10 / 12 / 10"
     assert line in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "<bdi>yes</bdi></th><td>10</td><td>12</td><td>10</td>" in page
+    assert "<bdi dir='ltr'>yes</bdi></th><td>10</td><td>12</td><td>10</td>" in page
 
 
 def test_a_bag_of_words_does_not_depend_on_intermediate_models(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def printed(results: dict[str, Any], width: int = 80) -> str:
 
 def page(results: dict[str, Any], wide: bytes = b"<svg/>", narrow: bytes = b"<svg/>") -> str:
     """Return the page; names without the places where a line may break."""
-    return re.sub("</?bdi>|<wbr>", "", html_page(results, wide, narrow))
+    return re.sub("</?bdi[^>]*>|<wbr>", "", html_page(results, wide, narrow))
 
 
 def test_the_table_shows_every_run_and_fits_a_terminal() -> None:

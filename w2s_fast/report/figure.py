@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 DPI = 160
 NOT_MATH = {"parse_math": False}  # of texts with names, which may have dollar signs
 _FONT = "DejaVu Sans"
+_GROUND = {"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 0.6}  # lines do not cut digits
 _PITCH = 0.5  # inches from row to row
 _LINE_POINTS = 13  # from line to line of a label
 _TITLE_CELLS = 8  # letters of the title in an inch
@@ -148,7 +149,7 @@ def limits(values: Sequence[float], intervals: Sequence[float] = ()) -> tuple[fl
     room = max(high - low, 0.02) / 2
     low = max(low - room, min([low, *intervals]))
     high = min(high + room, max([high, *intervals]))
-    margin = 0.08 * max(high - low, 0.02)
+    margin = max(0.08 * (high - low), 0.01)
     return low - margin, high + margin
 
 
@@ -241,8 +242,10 @@ def _draw_pgr(ax: Axes, panel: _Panel) -> None:
     draw_bounds(ax.axvline, 0.0, 1.0)
     for y, row in zip(panel.centres, panel.rows, strict=True):
         if row.pgr is None:
-            text = NOT_REPORTED if row.student else ""
-            ax.annotate(text, ((low + high) / 2, y), ha="center", va="center", color=GREY)
+            if not row.student:
+                continue
+            style: dict[str, Any] = {"ha": "center", "va": "center", "color": GREY, "bbox": _GROUND}
+            ax.annotate(NOT_REPORTED, ((low + high) / 2, y), **style)
             continue
         mean, *interval = row.pgr
         _draw_interval(ax, interval, y, row.color)
@@ -267,6 +270,5 @@ def _draw_seeds(ax: Axes, values: Sequence[float], y: float, color: str) -> None
 
 
 def _label(ax: Axes, text: str, x: float, y: float, color: str) -> None:
-    """Write above a mark, on a white ground so that a line behind does not cut the digits."""
-    ground = {"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 0.6}
-    ax.annotate(text, (x, y), ha="center", va="bottom", size=9, color=color, bbox=ground, zorder=4)
+    """Write above a mark."""
+    ax.annotate(text, (x, y), ha="center", va="bottom", size=9, color=color, bbox=_GROUND, zorder=4)

@@ -70,7 +70,8 @@ details { border-top:1px solid var(--rule); padding:10px 0 0; margin-top:10px; }
 summary { cursor:pointer; font-size:14.5px; }
 pre { overflow-x:auto; font-size:12.5px; line-height:1.45; }
 @media (max-width:600px) { main { padding:28px 14px 40px; } .panel { padding:16px 14px; }
-  h1 { font-size:28px; } .lead { font-size:17px; } }
+  h1 { font-size:28px; } .lead { font-size:17px; }
+  thead th { white-space:nowrap; } }
 footer { color:var(--soft); font-size:13px; margin-top:28px; }
 """
 
@@ -88,7 +89,7 @@ _PAGE = Template("""\
 <main>
 <header>
 <p class="kicker">weak-to-strong generalization</p>
-<h1>$title</h1>
+<h1>Task $task</h1>
 <p class="lead">$lead</p>
 </header>
 <section class="panel"><h2>Accuracy and performance gap recovered</h2>
@@ -143,6 +144,7 @@ def html_page(results: Mapping[str, Any], figure: bytes, narrow: bytes) -> str:
     facts = results["provenance"]
     return _PAGE.substitute(
         title=_escape(f"Task {facts['config']['task']['name']}"),
+        task=_name(facts["config"]["task"]["name"]),
         style=_STYLE,
         lead=_lead(results),
         notes="".join(f'<p class="note">{_escape(note)}</p>' for note in notes(results)),
@@ -167,8 +169,9 @@ def _escape(value: Any) -> str:
 
 
 def _name(text: str) -> str:
-    """Return a name as HTML that breaks after separators and keeps its own direction of writing."""
-    return f"<bdi>{'<wbr>'.join(html.escape(part) for part in name_parts(printable(text)))}</bdi>"
+    """Return a name as HTML that breaks after separators and does not reorder what is around it."""
+    parts = (html.escape(part) for part in name_parts(printable(text)))
+    return f"<bdi dir='ltr'>{'<wbr>'.join(parts)}</bdi>"
 
 
 def _lead(results: Mapping[str, Any]) -> str:
