@@ -52,6 +52,8 @@ test-properties: $(VENV)/.dev $(VENV)/.core-strict
 CAMPAIGN := PYTHONPATH=tests $(BIN)/python -m campaigns
 campaigns: $(VENV)/.dev $(VENV)/.core-strict
 	$(CAMPAIGN) kills --cases 200 --record
+	$(CAMPAIGN) flips --cases 600 --record
+	$(CAMPAIGN) environment --cases 150 --record
 	$(CAMPAIGN) soak --seconds 7200 --record
 
 # The compiled core under sanitizers: accesses, undefined behaviour, races, and fuzzing with clang.

@@ -34,6 +34,8 @@ from campaigns.outcome import Outcome  # noqa: E402
 # name -> module with run(cases: Iterable[int], seed: int, folder: Path) -> Outcome
 CAMPAIGNS: dict[str, str] = {
     "kills": "campaigns.kills",
+    "flips": "campaigns.flips",
+    "environment": "campaigns.environment",
     "soak": "campaigns.soak",
 }
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from campaigns import soak
+from campaigns import environment, flips, kills, soak, states
+from campaigns.recipes import differences
 
 ROUNDS = 15
 FLAT = {"memory": 700.0, "open files": 10.0, "temporary files": 1.0}
@@ -60,3 +62,53 @@ def test_soak_allows_peaks_and_a_warm_up() -> None:
     samples = [{**FLAT, "memory": 500.0 + i} for i in range(10)] + [FLAT] * 20
     samples[17] = {"memory": 900.0, "open files": 12.0, "temporary files": 4.0}
     assert not list(soak.faults(samples))
+
+
+FEW = ("debate",)  # the quickest
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_kills(tmp_path: Path) -> None:
+    outcome = kills.run(range(2), 1, tmp_path, FEW)
+    assert not outcome.failures and outcome.cases == outcome.kinds["of debate"] >= 2
+
+
+def test_kills_compare_every_file() -> None:
+    expected = {"a": "1", "b": "2", "c": ""}
+    assert not differences(expected, dict(expected))
+    lines = differences({"a": "1", "b": "3", "d": ""}, expected)
+    assert lines == ["c is missing", "d was left behind", "b differs"]
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_flips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing wrong; without checksums of stages, damage gives other results, which is noticed."""
+    outcome = flips.run(range(12), 0, tmp_path / "sound", FEW)
+    assert not outcome.failures and outcome.cases == 12
+    monkeypatch.setattr("w2s_fast.store.file_hash", lambda _: "0" * 64)
+    broken = flips.run(range(12), 0, tmp_path / "broken", FEW)
+    assert any("differs" in line for line in broken.failures)
+
+
+def test_kinds_of_files() -> None:
+    killed, stage = "/cache/.labels-0123456789ab/checkpoint", "/cache/labels-0123456789ab"
+    names = {
+        f"{killed}/step-00000003/state.json": "record of a checkpoint",
+        f"{killed}/labels/part-00000.parquet": "part of a killed stage",
+        f"{stage}/labels/part-00000.parquet": "labels of a stage",
+        f"{stage}/model.safetensors": "model.safetensors of a stage",
+        f"{stage}/stage.json": "record of a stage",
+        "/plot.png": "plot, page or table",
+    }
+    assert {name: states.kind_of(name) for name in names} == names
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts disks and changes users: needs root")
+def test_environment(tmp_path: Path) -> None:
+    cheap = [i for i, name in enumerate(environment.SITUATIONS) if name != "clock set back"]
+    outcome = environment.run(cheap, 0, tmp_path, FEW)
+    assert not outcome.failures and set(outcome.kinds) >= {"disk full", "two runs"}
