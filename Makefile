@@ -51,7 +51,7 @@ test-properties: $(VENV)/.dev $(VENV)/.core-strict
 # Faults in whole runs, see docs/robustness.md. Each line is one campaign at full length.
 CAMPAIGN := PYTHONPATH=tests $(BIN)/python -m campaigns
 campaigns: $(VENV)/.dev $(VENV)/.core-strict
-	$(CAMPAIGN) kills --cases 200 --record
+	$(CAMPAIGN) kills --cases 120 --record
 	$(CAMPAIGN) flips --cases 600 --record
 	$(CAMPAIGN) environment --cases 150 --record
 	$(CAMPAIGN) soak --seconds 7200 --record

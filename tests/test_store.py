@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from w2s_fast.errors import W2SError
 from w2s_fast.files import (
@@ -55,8 +58,10 @@ def test_a_stage_is_published_once_and_found_again(tmp_path: Path) -> None:
 
 
 def test_the_digest_is_of_content_and_the_key_of_configuration(tmp_path: Path) -> None:
-    one, two = Store(tmp_path / "1"), Store(tmp_path / "2")
-    assert build(one).digest == build(two).digest != build(Store(tmp_path / "3"), "hallo").digest
+    one, two, three = (Store(tmp_path / name) for name in "123")
+    for store in (one, two, three):
+        store.root.mkdir()
+    assert build(one).digest == build(two).digest != build(three, "hallo").digest
     assert one.key("weak", {"lr": 1e-3}, {}) != one.key("weak", {"lr": 2e-3}, {})
     assert one.key("weak", {}, {"a": "1"}) != one.key("weak", {}, {"a": "2"})
     assert one.key("weak", {"a": 1, "b": 2}, {}) == one.key("weak", {"b": 2, "a": 1}, {})
@@ -200,6 +205,43 @@ def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(W2SError, match="cannot write stage 'weak'"):
         build(Store(tmp_path / "cache"))
+
+
+def test_a_store_that_is_moved_away_is_one_line(tmp_path: Path) -> None:
+    """Whatever happens next; nothing is made in its place, and it goes on when it is back."""
+    store, elsewhere = Store(tmp_path / "cache"), tmp_path / "elsewhere"
+    store.root.mkdir()
+
+    def bytes_file(folder: Path) -> None:
+        (folder / "a").write_bytes(b"x")
+
+    def tensor_file(folder: Path) -> None:
+        save_file({"a": torch.zeros(1)}, folder / "a")
+
+    for write in (bytes_file, tensor_file):
+        with (
+            pytest.raises(W2SError, match=r"cache disappeared while stage 'weak' was written") as e,
+            store.building("weak", CONFIG, INPUTS) as b,
+        ):
+            os.replace(store.root, elsewhere)
+            write(b.path)
+        assert "\n" not in str(e.value) and not store.root.exists()
+        with pytest.raises(W2SError, match="cache disappeared"):
+            build(store)
+        os.replace(elsewhere, store.root)
+    assert build(store).path.is_dir()
+
+
+def test_a_folder_in_the_way_of_a_file_is_one_line(tmp_path: Path) -> None:
+    store, problem = Store(tmp_path), "is a folder; expected a file, remove the folder"
+    with pytest.raises(W2SError, match=problem), store.building("weak", CONFIG, INPUTS) as b:
+        (b.path / "x").mkdir()
+        write_bytes(b.path / "x", b"")
+    lock = store.root / ".locks" / f"weak-{key(store)[:12]}"
+    lock.unlink()
+    lock.mkdir()
+    with pytest.raises(W2SError, match=problem):
+        build(store)
 
 
 def test_files_are_written_whole(tmp_path: Path) -> None:

@@ -61,10 +61,11 @@ def _visible(root: Path) -> list[str]:
 
 @contextlib.contextmanager
 def explain_write_errors(what: str, where: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into a one-line error with the fix.
+    """Turn what disks, permissions and people do to a folder into a one-line error with the fix.
 
     Raises:
-        W2SError: The disk is full, or the folder may not be written; other errors pass through.
+        W2SError: The disk is full, the folder may not be written or is gone, or a folder is in the
+            way of a file; other errors pass through.
     """
     try:
         yield
@@ -76,12 +77,20 @@ def explain_write_errors(what: str, where: Path) -> Iterator[None]:
                 "folder with --cache_dir, then run the same command; everything stored is kept"
             ) from err
         name = getattr(err, "filename", None)
+        if code == errno.EISDIR:
+            path = getattr(err, "filename2", None) or name  # the target of a rename
+            raise W2SError(f"{path} is a folder; expected a file, remove the folder") from err
         file = Path(os.fsdecode(name or os.sep)).absolute()
         unmade = name and code in _NO_FOLDER and where.is_relative_to(file)  # it, or one above it
         if unmade or (code in _FORBIDDEN and file.is_relative_to(where)):
             raise W2SError(
                 f"cannot write {what} in {where} ({os.strerror(code)}): choose a folder you may "
                 "write with --out or --cache_dir"
+            ) from err
+        if _is_missing(err) and not where.exists():
+            raise W2SError(
+                f"{where} disappeared while {what} was written: move it back, if it was moved, and "
+                "run the same command again"
             ) from err
         raise
 
@@ -95,13 +104,23 @@ def _is_full(err: BaseException | None) -> bool:
     return in_message or getattr(err, "errno", None) in _FULL or _is_full(err.__cause__)
 
 
+def _is_missing(err: BaseException) -> bool:
+    return getattr(err, "errno", None) == errno.ENOENT or "os error 2)" in str(err)
+
+
 def open_no_link(path: str, flags: int) -> int:
-    """Open a file for ``open(..., opener=)``; a link, which may lead anywhere, is a W2SError."""
+    """Open a file for ``open(..., opener=)``.
+
+    Raises:
+        W2SError: It is a link, which may lead anywhere, or a folder.
+    """
     try:
         return os.open(path, flags | os.O_NOFOLLOW, 0o666)
     except OSError as err:
         if err.errno == errno.ELOOP:
             raise W2SError(f"{path} is a symbolic link; expected a file, remove the link") from None
+        if err.errno == errno.EISDIR:
+            raise W2SError(f"{path} is a folder; expected a file, remove the folder") from None
         raise
 
 
@@ -114,7 +133,7 @@ def usual_mode() -> int:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: a temporary file beside it, flushed to disk, then renamed."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}")
+    temp = path.with_name(f".{path.name}.{os.getpid()}")  # see `remove_temporaries`
     try:
         with open(temp, "wb", opener=open_no_link) as f:
             f.write(data)
@@ -123,6 +142,24 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(temp, path)
     finally:
         temp.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove the temporary files of ``write_bytes`` that killed processes left in a folder."""
+    for path in folder.glob(".*.*"):
+        pid = path.suffix[1:]
+        if pid.isdecimal() and not _is_running(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        pass
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

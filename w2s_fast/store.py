@@ -81,7 +81,7 @@ class Artifact:
 
 
 class Store:
-    """Folder of finished stages."""
+    """Folder of finished stages; it must exist before a stage is built."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
@@ -152,7 +152,8 @@ class Store:
         """
         key = self.key(stage, config, inputs)
         with explain_write_errors(f"stage {stage!r}", self.root):
-            (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+            # Not the root: if it was moved away, nothing may stand in its way back.
+            (self.root / ".locks").mkdir(exist_ok=True)
             with file_lock(self.root / ".locks" / f"{stage}-{key[:12]}"):
                 done = self.find(stage, key)
                 if done is not None:

@@ -4,7 +4,8 @@
     PYTHONPATH=tests python -m campaigns report
 
 A case depends on seed and index only: ``--first I --cases 1`` repeats case I, ``--first I`` goes on
-after an interruption. ``report`` writes the tables of docs/robustness.md.
+after an interruption. Ctrl-C ends the campaign after its current case. ``report`` writes the tables
+of docs/robustness.md.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import argparse  # noqa: E402
+import contextlib  # noqa: E402
 import importlib  # noqa: E402
 import itertools  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
+import threading  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -40,11 +44,26 @@ CAMPAIGNS: dict[str, str] = {
 }
 
 
-def indices(first: int, cases: int | None, seconds: float | None) -> Iterator[int]:
-    """Yield the indices of the cases; none starts after ``seconds``."""
+@contextlib.contextmanager
+def until_signal() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C and SIGTERM set."""
+    stopped = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stopped.set()) for number in numbers]
+    try:
+        yield stopped
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def indices(
+    first: int, cases: int | None, seconds: float | None, stopped: threading.Event
+) -> Iterator[int]:
+    """Yield the indices of the cases; none starts after ``seconds`` or when ``stopped``."""
     end = None if seconds is None else time.monotonic() + seconds
     for i in itertools.count(first) if cases is None else range(first, first + cases):
-        if end is not None and time.monotonic() >= end:
+        if stopped.is_set() or (end is not None and time.monotonic() >= end):
             return
         yield i
 
@@ -72,8 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     count = 20 if o.cases is None and o.seconds is None else o.cases
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
-        cases = indices(o.first, count, o.seconds)
+    with tempfile.TemporaryDirectory(prefix="campaign-") as folder, until_signal() as stopped:
+        cases = indices(o.first, count, o.seconds, stopped)
         outcome: Outcome = importlib.import_module(CAMPAIGNS[o.name]).run(
             cases, o.seed, Path(folder)
         )

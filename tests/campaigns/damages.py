@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,7 +63,7 @@ def replace_by_folder(path: Path, rng: np.random.Generator, others: Sequence[Pat
 
 
 def forbid(path: Path, rng: np.random.Generator, others: Sequence[Path]) -> None:
-    """Take all permissions from it, and from the files' owner the right to ignore them."""
+    """Take all permissions from it; root has to obey them, see ``campaigns.program``."""
     path.chmod(0)
 
 
@@ -93,10 +92,3 @@ def restore(state: Path, folder: Path) -> None:
     """Make ``folder`` a copy of ``state``."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(state, folder, symlinks=True)
-
-
-def give_to(user: int, folder: Path) -> None:
-    """Make a user the owner of a folder and all in it."""
-    os.chown(folder, user, user)
-    for path in folder.rglob("*"):
-        os.chown(path, user, user, follow_symlinks=False)

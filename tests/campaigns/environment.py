@@ -20,11 +20,10 @@ import numpy as np
 from helpers.paths import PYTHONPATH
 
 from campaigns import program
-from campaigns.damages import give_to, restore
-from campaigns.flips import NOBODY
+from campaigns.damages import restore
 from campaigns.outcome import Outcome
 from campaigns.recipes import recipes
-from campaigns.states import Reply, State, Subject, fault
+from campaigns.states import Reply, State, Subject, fault, reply_of, run_there
 
 SHARES = {"bags of words": 4, "transformers": 3, "debate": 2, "generation": 2, "sweep": 1}
 _MIB = 2**20
@@ -55,13 +54,13 @@ class Place:
 
     def judge(self, processes: list[Any], allowed: tuple[int, ...] = (0, 2)) -> Reply:
         """Wait for a command that was started."""
-        codes, output = self.recipe.finish(processes)
-        lines = [line for line in output.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("w2s-fast: error: ")]
-        code = max(codes)
-        if "Traceback" in output or code not in allowed or (code and errors != lines):
-            self.faults.append(f"exit code {code}: {' / '.join(lines)[-500:]}")
-        return Reply(code, output)
+        reply = reply_of(*self.recipe.finish(processes))
+        lines = [line for line in reply.errors.splitlines() if line.strip()]
+        clear = len(lines) == 1 and lines[0].startswith("w2s-fast: error: ")
+        bad = "Traceback" in reply.errors or reply.code not in allowed
+        if bad or (reply.code and not clear):
+            self.faults.append(f"exit code {reply.code}: {' / '.join(lines)[-500:]}")
+        return reply
 
     def stored(self) -> dict[str, int]:
         """Return the finished stages and when their records were written, in nanoseconds."""
@@ -73,9 +72,8 @@ class Place:
         now = self.stored()
         if lost := [name for name, stamp in before.items() if now.get(name) != stamp]:
             self.faults.append(f"lost or written again: {', '.join(sorted(lost))}")
-        codes, output = self.recipe.finish(self.recipe.start(*more))
-        reply = Reply(max(codes), output if any(codes) else "")
-        if wrong := fault(reply, self.recipe.out, self.subject.files):
+        reply = run_there(self.recipe, *more)
+        if wrong := fault(reply, self.recipe, self.subject.files):
             self.faults.append(f"afterwards: {wrong}")
 
     def later(self) -> None:
@@ -159,18 +157,16 @@ def becomes_read_only(place: Place) -> None:
 
 
 def no_permission(place: Place) -> None:
-    """Folders of another user, of which some may not be read, entered or written."""
+    """A folder that may not be written, not be entered, or neither read."""
     place.begin()
     out = place.recipe.out
     place.recipe.store.mkdir(exist_ok=True)
-    give_to(NOBODY, out)
     folders = sorted([out, *(p for p in out.rglob("*") if p.is_dir())])
     folder = folders[place.rng.integers(len(folders))]
     mode = (0o555, 0o000, 0o444)[place.rng.integers(3)]
     before, right = place.stored(), folder.stat().st_mode
-    os.chown(folder, 0, 0)
     folder.chmod(mode)
-    place.run(W2S_CAMPAIGN_USER=str(NOBODY))
+    place.run(W2S_CAMPAIGN_OBEY="1")
     if folder.exists():
         folder.chmod(right)
     place.after(before)
@@ -283,7 +279,7 @@ def run(cases: Iterable[int], seed: int, folder: Path, names: Iterable[str] = SH
             if name not in subjects:
                 subjects[name] = Subject(made[name])
             _case(subjects[name], situation, rng, index, outcome)
-            print(index, situation, outcome.failures[-1:], file=sys.stderr, flush=True)
+            print(index, situation, name, file=sys.stderr, flush=True)
     return outcome
 
 

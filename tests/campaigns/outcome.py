@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
 
@@ -24,5 +25,6 @@ class Outcome:
         self.kinds[kind] = self.kinds.get(kind, 0) + times
 
     def fail(self, index: int, message: str) -> None:
-        """Note a failure of the case ``index``."""
+        """Note and print a failure of the case ``index``."""
         self.failures.append(f"case {index}: {' '.join(message.split())}")
+        print(self.failures[-1], file=sys.stderr, flush=True)

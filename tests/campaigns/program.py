@@ -1,13 +1,15 @@
 """The command line as campaigns run it: many small files of labels and transcripts.
 
 Environment: ``W2S_CAMPAIGN_PLAIN`` draws no figure, which takes most of the time of a small run.
-``W2S_CAMPAIGN_KILL=TEXT:N`` kills the process before it renames a file to its Nth name with TEXT.
-``W2S_CAMPAIGN_USER`` is the number of the user to become.
+``W2S_CAMPAIGN_KILL=TEXT:N`` kills the process before its Nth rename, from the first to a path with
+TEXT on.
+``W2S_CAMPAIGN_OBEY``: root obeys permissions of files, as other users do.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.abc
 import os
 import signal
@@ -34,17 +36,37 @@ def small_files(*, plain: bool) -> Iterator[None]:
 
 
 def _kill_at(text: str, number: int) -> None:
-    """Kill this process before the ``number``th rename to a path with ``text``."""
-    rename, left = os.replace, [number]
+    """Kill this process before the ``number``th rename, from the first to a path with ``text``."""
+    rename, targets = os.replace, list[str]()
 
     def replace(source: str, target: str) -> None:
-        if text in str(target):
-            left[0] -= 1
-            if left[0] == 0:
+        if targets or text in str(target):
+            targets.append(str(target))
+            if len(targets) == number:
                 os.kill(os.getpid(), signal.SIGKILL)
         rename(source, target)
 
     os.replace = replace  # type: ignore[assignment]
+
+
+def _obey_permissions() -> None:
+    """Drop the capabilities that let root ignore permissions, here and in children.
+
+    Another user might not be able to read this Python.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice 32 capabilities
+    if libc.capget(header, sets):
+        raise OSError(ctypes.get_errno(), "capget")
+    dropped = (1, 2, 3)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
+    for capability in dropped:
+        if libc.prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP
+            raise OSError(ctypes.get_errno(), "prctl")
+    for i in range(3):
+        sets[i] &= ~sum(1 << capability for capability in dropped)
+    if libc.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 class _NoPandas(importlib.abc.MetaPathFinder):
@@ -58,14 +80,13 @@ class _NoPandas(importlib.abc.MetaPathFinder):
 def main() -> int:
     """Run the command line."""
     env = os.environ
-    sys.meta_path.insert(0, _NoPandas())
+    if "transformers" in sys.modules:  # a fork: it asks for pandas while it is imported
+        sys.meta_path.insert(0, _NoPandas())
     if "W2S_CAMPAIGN_KILL" in env:
         text, _, number = env["W2S_CAMPAIGN_KILL"].rpartition(":")
         _kill_at(text, int(number))
-    if "W2S_CAMPAIGN_USER" in env:
-        os.setgroups([])
-        os.setgid(int(env["W2S_CAMPAIGN_USER"]))
-        os.setuid(int(env["W2S_CAMPAIGN_USER"]))
+    if "W2S_CAMPAIGN_OBEY" in env:
+        _obey_permissions()
     with small_files(plain="W2S_CAMPAIGN_PLAIN" in env):
         return cli.main(sys.argv[1:])
 

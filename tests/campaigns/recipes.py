@@ -121,7 +121,7 @@ def differences(got: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 @contextlib.contextmanager
 def recipes(folder: Path) -> Iterator[dict[str, Recipe]]:
     """Write the configurations; an endpoint serves for as long as the block runs."""
-    folder.chmod(0o755)  # a temporary folder is its owner's alone
+    folder.mkdir(exist_ok=True)
     server = Server(echo)
     try:
         made = {}

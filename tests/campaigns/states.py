@@ -20,12 +20,12 @@ from w2s_fast.cli import main as cli
 _LIMIT_S = 240
 # recipe -> moments of kills, as in ``campaigns.program``; each leaves other files
 KILLS = {
-    "bags of words": ("step-:9", "part-00001.parquet.sha256:1"),
-    "transformers": ("step-:9", "best-:2"),
-    "debate": ("transcripts-:2", "transcripts-:6"),
-    "generation": ("step-:4", "part-00001.parquet.sha256:1"),
+    "bags of words": ("student-:5", "part-00001.parquet.sha256:1"),
+    "transformers": ("student-:5", "best-:4"),
+    "debate": ("transcripts-:2", "transcripts-:7"),
+    "generation": ("weak-:5", "part-00001.parquet.sha256:1"),
     "sweep": (),
-    "two ranks": ("step-:9",),
+    "two ranks": ("student-:5",),
 }
 _KINDS = (
     (r"checkpoint/step-\d+/state\.json", "record of a checkpoint"),
@@ -101,10 +101,9 @@ class Subject:
 
 
 def run_here(recipe: Recipe) -> Reply:
-    """Run the command in this process, or in forks of its own for several ranks."""
+    """Run the command in this process, or in processes of its own for several ranks."""
     if recipe.size > 1:
-        codes, output = recipe.finish(recipe.start())
-        return Reply(max(codes), output)
+        return run_there(recipe)
     args = [recipe.command, "--config", str(recipe.folder / "config.yaml"), "--quiet"]
     errors = io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -118,6 +117,18 @@ def run_here(recipe: Recipe) -> Reply:
         except Exception as e:  # a process would print a traceback
             return Reply(1, f"Traceback: {type(e).__name__}: {e}")
     return Reply(code, errors.getvalue())
+
+
+def run_there(recipe: Recipe, *more: str, **env: str) -> Reply:
+    """Run the command in processes of its own."""
+    return reply_of(*recipe.finish(recipe.start(*more, **env)))
+
+
+def reply_of(codes: list[int], output: str) -> Reply:
+    """Return the reply of a command; of the output of one that ended well, only notes."""
+    whole = any(codes) or "Traceback" in output
+    notes = [line for line in output.splitlines() if line.startswith("note: ")]
+    return Reply(max(codes, key=abs), output if whole else "\n".join(notes))
 
 
 @contextlib.contextmanager
@@ -134,16 +145,20 @@ def _time_limit() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def fault(reply: Reply, out: Path, expected: dict[str, Any]) -> str:
-    """Return what is wrong with the end of a command; "" if nothing is."""
+def fault(reply: Reply, recipe: Recipe, expected: dict[str, Any]) -> str:
+    """Return what is wrong with the end of a command; "" if nothing is.
+
+    One line for an error is one of every process.
+    """
     lines = [line for line in reply.errors.splitlines() if line.strip()]
     text = " / ".join(lines)[-400:]
     if "Traceback" in reply.errors:
         return text
     if reply.code:
-        clear = len(lines) == 1 and lines[0].startswith("w2s-fast: error: ")
+        clear = all(line.startswith("w2s-fast: error: ") for line in lines)
+        clear = clear and 0 < len(lines) <= recipe.size
         return "" if reply.code == 2 and clear else f"exit code {reply.code}: {text}"
-    if wrong := differences(snapshot(out), expected):
+    if wrong := differences(snapshot(recipe.out), expected):
         return f"{'; '.join(wrong[:3])}: {text}"
     notes = all(line.startswith(("note: ", "warning: ")) for line in lines) and len(lines) <= 3
     return "" if notes else f"printed {text}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import types
 from collections.abc import Iterable
@@ -55,6 +56,16 @@ def test_a_campaign_is_counted_and_recorded(
     assert row == {**counts, "seed": 3, "seconds": row["seconds"], **MACHINE}
     assert command.main(["odd", "--seed", "3", "--seconds", "0"]) == 0
     assert "odd: 0 cases" in capsys.readouterr().out
+
+
+def test_a_signal_ends_a_campaign_after_its_case() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with command.until_signal() as stopped:
+        cases = command.indices(0, None, None, stopped)
+        assert next(cases) == 0
+        signal.raise_signal(signal.SIGTERM)
+        assert list(cases) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_changed_tree_is_not_recorded(

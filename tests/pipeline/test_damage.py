@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -9,12 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from campaigns import program
+from helpers import ranks
 from helpers.damage import damaged
 from helpers.toy_run import config
 
+from w2s_fast.config import to_yaml
 from w2s_fast.distributed.world import SINGLE_PROCESS
 from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS, write_texts
-from w2s_fast.pipeline.experiment import label
+from w2s_fast.pipeline.experiment import label, run
 from w2s_fast.pipeline.stages import predict
 from w2s_fast.store import StageBuild, StoreWarning
 from w2s_fast.tasks import Inputs
@@ -118,3 +122,25 @@ def test_parts_of_transcripts(tmp_path: Path) -> None:
             assert _transcripts(tmp_path / "resumed") == (want, [2, 3, 4, 5])
         shutil.rmtree(tmp_path / "resumed")
     assert _transcripts(tmp_path / "killed") == (want, [4, 5])
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_a_kill_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """A run killed before it renames results.json, and then again to the end."""
+    cfg = config(tmp_path / "out")
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(cfg))
+    killed = ranks.program(
+        program.__file__, "run", "--config", str(file), "--quiet",
+        W2S_CAMPAIGN_KILL="results.json:1", W2S_CAMPAIGN_PLAIN="1",
+    )  # fmt: skip
+    killed.communicate(timeout=120)
+    out = Path(cfg.output_dir)
+    assert killed.returncode == -9 and len(list(out.glob(".results.json.*"))) == 1
+    other = out / f".plot.png.{os.getppid()}"  # of another process, which runs
+    other.touch()
+    run(cfg)
+    names = {"results.json", "plot.png", "plot.svg", "report.html", "cache", ".lock", other.name}
+    assert {p.name for p in out.iterdir()} == names
+    assert {p.name for p in cfg.store_dir.glob(".*")} == {".locks"}

@@ -106,10 +106,25 @@ def _compute(
     dispatch.forget_served_ops()
     folders = {name: Path(path) for name, path in work_item.folders.items()}
     # A head on cached states is too small for several threads: they would wait for each other.
-    with _threads(1 if work_item.job.setting("freeze") else threads):
+    with _inputs_stay(folders), _threads(1 if work_item.job.setting("freeze") else threads):
         STAGES[work_item.job.stage](Context(cfg, work_item.job, folders, progress, read), build)
     build.info["ops"] = dispatch.served_ops()
     get_world().barrier()  # no process may use the folder while it is renamed
+
+
+@contextmanager
+def _inputs_stay(folders: Mapping[str, Path]) -> Iterator[None]:
+    """Turn the error that follows from a deleted input into one line."""
+    try:
+        yield
+    except Exception as err:
+        gone = next((path for path in folders.values() if not path.exists()), None)
+        if gone is None or isinstance(err, W2SError):
+            raise
+        raise W2SError(
+            f"{gone}, a finished stage, disappeared while it was used: do not move or delete "
+            "folders of a run that is going on; run the same command again"
+        ) from err
 
 
 def _check_models(work_item: WorkItem) -> None:

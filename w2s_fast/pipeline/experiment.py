@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from w2s_fast.config import RunConfig, validate
 from w2s_fast.distributed.heartbeat import monitor_processes
 from w2s_fast.distributed.world import get_world, init_distributed
 from w2s_fast.errors import W2SError
-from w2s_fast.files import explain_write_errors, file_lock, write_json
+from w2s_fast.files import explain_write_errors, file_lock, remove_temporaries, write_json
 from w2s_fast.pipeline.artifacts import LABELS, REPORT
 from w2s_fast.pipeline.check_fit import check_fit
 from w2s_fast.pipeline.context import load_data
@@ -131,18 +131,16 @@ def _output_folder(cfg: RunConfig) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with explain_write_errors("results", out):
             stack.enter_context(file_lock(out / ".lock", taken))
+            remove_temporaries(out)
         yield
 
 
 def _make_store(folder: Path) -> None:
     """Create the store, and check that it can be written."""
-    probe = folder / f".probe-{os.getpid()}"
     with explain_write_errors("stages", folder.absolute()):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            probe.touch()
-        finally:
-            probe.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 @dataclass

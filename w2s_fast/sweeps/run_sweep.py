@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import to_dict, to_yaml, validate
-from w2s_fast.files import explain_write_errors, file_lock, write_bytes, write_json
+from w2s_fast.files import (
+    explain_write_errors,
+    file_lock,
+    remove_temporaries,
+    write_bytes,
+    write_json,
+)
 from w2s_fast.pipeline.artifacts import REPORT
 from w2s_fast.pipeline.check_fit import check_fit
 from w2s_fast.pipeline.execute import find
@@ -101,6 +107,8 @@ def _output_folder(cfg: SweepConfig) -> Iterator[None]:
         with explain_write_errors("results", out):
             (out / CELLS).mkdir(parents=True, exist_ok=True)
             stack.enter_context(file_lock(out / ".lock", taken))
+            for folder in (out, *(out / CELLS).iterdir()):
+                remove_temporaries(folder)
         stack.enter_context(warnings.catch_warnings())
         yield
 
