@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -338,6 +339,24 @@ def test_a_stage_that_may_not_be_read_is_not_damaged(
             with pytest.raises(W2SError, match=r"cannot read .*Permission denied.*--cache_dir"):
                 store.find("weak", key(store))
     assert store.find("weak", key(store)) == done
+
+
+def test_a_damaged_stage_that_cannot_be_removed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    done = build(store)
+    (done.path / "a.txt").write_text("other")
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path / "a.txt"))
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    with (
+        pytest.warns(StoreWarning, match="is damaged"),
+        pytest.raises(W2SError, match="cannot write stages in .*Read-only file system"),
+    ):
+        store.find("weak", key(store))
 
 
 def test_a_relative_path_that_may_not_be_written(

@@ -113,7 +113,8 @@ class Store:
         A damaged folder is removed with a warning.
 
         Raises:
-            W2SError: The folder belongs to another configuration, or cannot be read.
+            W2SError: The folder belongs to another configuration, cannot be read, or is damaged and
+                cannot be removed.
         """
         path = self.path(stage, key)
         try:
@@ -134,6 +135,7 @@ class Store:
             text = f"{path} is damaged ({fault}); computing it again"
             warnings.warn(text, StoreWarning, stacklevel=2)
             with explain_write_errors(f"stage {stage!r}", self.root):
+                with explain_write_errors("stages", self.root):
                 shutil.rmtree(path)
             return None
         return Artifact(path, meta["digest"], meta["info"])
