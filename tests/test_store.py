@@ -354,7 +354,7 @@ def test_a_damaged_stage_that_cannot_be_removed_is_one_line(
     monkeypatch.setattr("shutil.rmtree", refuse)
     with (
         pytest.warns(StoreWarning, match="is damaged"),
-        pytest.raises(W2SError, match="cannot write stages in .*Read-only file system"),
+        pytest.raises(W2SError, match="cannot write stage 'weak' in .*Read-only file system"),
     ):
         store.find("weak", key(store))
 

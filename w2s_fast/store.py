@@ -135,7 +135,6 @@ class Store:
             text = f"{path} is damaged ({fault}); computing it again"
             warnings.warn(text, StoreWarning, stacklevel=2)
             with explain_write_errors(f"stage {stage!r}", self.root):
-                with explain_write_errors("stages", self.root):
                 shutil.rmtree(path)
             return None
         return Artifact(path, meta["digest"], meta["info"])
