@@ -288,10 +288,11 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 
 
 @pytest.mark.slow
-def test_an_error_in_a_worker_is_one_line(tmp_path: Path) -> None:
-    cfg = tiny(tmp_path, workers=2)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_in_a_stage_is_one_line_that_names_it(tmp_path: Path, workers: int) -> None:
+    cfg = tiny(tmp_path, workers=workers)
     diverges = dataclasses.replace(cfg.weak_train, lr=1e30)
-    with pytest.raises(W2SError, match="lr") as err:
+    with pytest.raises(W2SError, match="^weak/[01]: .* smaller lr") as err:
         run(dataclasses.replace(cfg, weak_train=diverges))
     assert "\n" not in str(err.value)
 

@@ -38,7 +38,7 @@ from w2s_fast.report import RESULTS
 from w2s_fast.report.page import write_report
 from w2s_fast.report.run_progress import show_run
 from w2s_fast.store import Artifact, Store, redirect_store_warnings
-from w2s_fast.tasks import TaskData
+from w2s_fast.tasks import TaskData, reading_once
 
 
 def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
@@ -156,7 +156,8 @@ class Session:
         cfg = self.cfg
         self.world = get_world()
         self.store = Store(cfg.store_dir)
-        self.data = {s: load_data(cfg.task, s) for s in cfg.seeds}
+        with reading_once():
+            self.data = {s: load_data(cfg.task, s) for s in cfg.seeds}
         self.digests = {s: data_digests(d) for s, d in self.data.items()}
         self._folders = Folders()
         self._prepared = False

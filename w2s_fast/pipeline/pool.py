@@ -100,7 +100,11 @@ class LocalPool:
         def progress(step: int, steps: int, loss: float) -> None:
             self._observer.stepped(job, step, steps)
 
-        self._done.append((job, execute(self._cfg, work_item, self._threads, progress, self._read)))
+        try:
+            done = execute(self._cfg, work_item, self._threads, progress, self._read)
+        except W2SError as err:
+            raise JobError(f"{job.name}: {err}", job) from err
+        self._done.append((job, done))
 
     def wait(self) -> tuple[Job, Artifact]:
         """Return a finished job."""
@@ -191,7 +195,7 @@ class ProcessPool:
                 return job, Artifact.from_json(done)
             elif "error" in message:
                 worker.job = None
-                raise JobError(message["error"], job)
+                raise JobError(f"{job.name}: {message['error']}", job)
             else:
                 self._drop(worker)  # after a CUDA error the process is unusable
                 text = f"{job.name} failed: {message['crash']}; details in {worker.log}"

@@ -27,7 +27,7 @@ from w2s_fast.pipeline.jobs import (
 from w2s_fast.pipeline.provenance import class_counts
 from w2s_fast.store import Artifact
 from w2s_fast.sweeps.grid import Cell
-from w2s_fast.tasks import TaskConfig
+from w2s_fast.tasks import TaskConfig, reading_once
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,10 +158,11 @@ def make_graph(cells: Sequence[Cell]) -> JobGraph:
         W2SError: Data cannot be read or does not fit.
     """
     graph = JobGraph({}, {}, KeyInputs())
-    for cell in cells:
-        graph.keys[cell.name] = {}
-        for job in plan_jobs(cell.cfg).jobs:
-            _add_job(graph, cell, job)
+    with reading_once():
+        for cell in cells:
+            graph.keys[cell.name] = {}
+            for job in plan_jobs(cell.cfg).jobs:
+                _add_job(graph, cell, job)
     return graph
 
 

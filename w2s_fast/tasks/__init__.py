@@ -8,6 +8,7 @@ from w2s_fast.errors import W2SError, nearest
 from w2s_fast.tasks._base import Examples, Inputs, Task, TaskData
 from w2s_fast.tasks._check import check_texts
 from w2s_fast.tasks._config import ChessConfig, PretrainConfig, TaskConfig
+from w2s_fast.tasks._read_once import reading_once
 from w2s_fast.tasks.datasets.agreement import Agreement
 from w2s_fast.tasks.datasets.amazon_polarity import AMAZON_POLARITY
 from w2s_fast.tasks.datasets.anli_r2 import ANLI_R2
@@ -56,6 +57,7 @@ __all__ = [
     "TaskData",
     "check_texts",
     "get_task",
+    "reading_once",
 ]
 
 TASKS: dict[str, Task] = {

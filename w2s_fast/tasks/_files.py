@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.tasks._delimited import Dialect, parse_delimited
 from w2s_fast.tasks._encoding import decode_cell, decode_file
+from w2s_fast.tasks._read_once import once
 
 if TYPE_CHECKING:
     import pyarrow
@@ -27,6 +28,7 @@ def file_format(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+@once
 def read_table(
     path: Path,
     header: bool = True,
