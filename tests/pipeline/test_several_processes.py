@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers import ranks
+from helpers.generation_cases import checkpoint
 
 from w2s_fast.cli import main as cli
 from w2s_fast.config import RunConfig, to_yaml
@@ -25,6 +26,7 @@ from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.export import ABOUT, HEAD, export
 from w2s_fast.pipeline.stages import predict
 from w2s_fast.tasks import TaskConfig
+from w2s_fast.tasks.datasets.agreement import tokenizer
 
 pytest.importorskip("deepspeed")
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
@@ -86,6 +88,31 @@ def test_as_by_one_process(tmp_path: Path) -> None:
     assert arrays["one"].keys() == arrays["two"].keys() == arrays["three"].keys()
     for name, values in arrays["one"].items():
         assert np.abs(values - arrays["two"][name]).max() < 1e-4, name
+
+
+def test_models_that_only_predict_are_sharded_too(tmp_path: Path) -> None:
+    """Weak model, intermediate model and cached states at ZeRO-3: as by one process."""
+    arrays = {}
+    source = str(checkpoint("llama", tmp_path / "llama", tokenizer()))
+    for size, zero in ((1, 0), (2, 3)):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        cfg = config(folder)
+        cfg = dataclasses.replace(
+            cfg,
+            weak=ModelConfig(source),
+            student=ModelConfig(source),
+            weak_train=dataclasses.replace(cfg.weak_train, zero_stage=zero, timeout_s=300),
+            student_train=dataclasses.replace(cfg.student_train, zero_stage=zero, timeout_s=300),
+            intermediate_models=(source,),
+            methods=("naive", "bootstrap", "knn_filter"),
+            losses=("xent",),
+        )
+        ranks.run(__file__, size, ["run", "--config", str(write(cfg, folder)), "--quiet"])
+        arrays[size] = tables(folder / "out")
+    assert arrays[1].keys() == arrays[2].keys()
+    for name in ("weak/test.parquet", "intermediate/test.parquet"):
+        assert np.abs(arrays[1][name] - arrays[2][name]).max() < 1e-4, name
 
 
 def test_labelling_is_byte_for_byte_and_resumes(tmp_path: Path) -> None:

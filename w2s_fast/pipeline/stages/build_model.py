@@ -13,7 +13,7 @@ from w2s_fast.pipeline.artifacts import FEATURES, MODEL, PRETRAINED, TOKENIZER
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import EMBEDDED, EMBEDDED_TASK
 from w2s_fast.pipeline.task_kinds import task_kind
-from w2s_fast.training.deepspeed.partition import partitioned_init
+from w2s_fast.training.deepspeed.partition import gather_in_forward, partitioned_init
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,14 +39,22 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
 
 
 def language_model(ctx: Context) -> tuple[nn.Module, Any]:
-    """Return the untrained language model of the job's role, and its tokenizer."""
+    """Return the untrained language model of the job's role, to train it, and its tokenizer."""
     return new_model(ctx, ctx.job.setting("role"), "generation")
+
+
+def pretrained_model(ctx: Context, kind: str | None = None) -> tuple[nn.Module, Any]:
+    """Return ``new_model`` of the job's role for predictions without a training."""
+    role = ctx.job.setting("role")
+    model, tokenizer = new_model(ctx, role, kind)
+    gather_in_forward(model, train_of(ctx.cfg, role), model_of(ctx.cfg, role).dtype)
+    return model, tokenizer
 
 
 def trained_model(ctx: Context, folder: Path) -> tuple[nn.Module, Any]:
     """Return the model of the job's role with the weights of a finished training."""
     frozen = ctx.job.setting("freeze")
-    model, tokenizer = head_model(ctx) if frozen else new_model(ctx, ctx.job.setting("role"))
+    model, tokenizer = head_model(ctx) if frozen else pretrained_model(ctx)
     load_weights(model, folder / MODEL, ctx.world)
     return model, tokenizer
 

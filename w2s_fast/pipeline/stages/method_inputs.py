@@ -16,7 +16,7 @@ from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import (
     language_model,
-    new_model,
+    pretrained_model,
     read_features,
     save_language_model,
 )
@@ -30,7 +30,7 @@ def features(ctx: Context, build: StageBuild) -> None:
     """Store the hidden states of the untrained model at the label position, bf16 (N, D)."""
     from w2s_fast.probing.feature_cache import cache_features
 
-    model, tokenizer = new_model(ctx, ctx.job.setting("role"))
+    model, tokenizer = pretrained_model(ctx)
     items = ctx.inputs(ctx.job.setting("split"))
     if (class_index := ctx.job.setting("word")) is not None:
         items = as_questions(ctx, items, class_words(ctx)[class_index])
@@ -48,7 +48,7 @@ def prior(ctx: Context, build: StageBuild) -> None:
     """Label with the untrained language model: probabilities of the class words."""
     from w2s_fast.training import next_token_probs
 
-    model, tokenizer = language_model(ctx)
+    model, tokenizer = pretrained_model(ctx, "generation")
     items = ctx.inputs(ctx.job.setting("split"))
     questions = as_questions(ctx, items, "").texts
     probs = next_token_probs(model, tokenizer, questions, class_words(ctx))

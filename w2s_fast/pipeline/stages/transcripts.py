@@ -15,7 +15,7 @@ from w2s_fast.debate import EndpointWriter, LocalWriter, Writer, make_protocol
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS, read_probs, write_texts
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.stages.build_model import language_model
+from w2s_fast.pipeline.stages.build_model import pretrained_model
 from w2s_fast.pipeline.stages.method_inputs import as_questions, class_words
 from w2s_fast.pipeline.stages.predict import write_parts
 from w2s_fast.pipeline.stages.training_set import folds
@@ -58,7 +58,7 @@ def _weak_labels(ctx: Context, items: Inputs) -> np.ndarray | None:
 def _writer(ctx: Context, folder: Path) -> Writer:
     cfg = ctx.cfg.transcript_writer
     if cfg.kind == "local":
-        model, tokenizer = language_model(ctx)
+        model, tokenizer = pretrained_model(ctx, "generation")
         return LocalWriter(model, tokenizer, cfg)
     return _distribute(ctx, EndpointWriter(cfg, folder, ctx.world.rank))
 

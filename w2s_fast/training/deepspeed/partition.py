@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from w2s_fast.distributed.world import get_world
+from w2s_fast.models.weights import is_partitioned
 from w2s_fast.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @contextlib.contextmanager
@@ -39,3 +44,25 @@ def partitioned_init(cfg: TrainConfig, dtype: str, device: str) -> Iterator[None
     finally:
         del reference
         unset_hf_deepspeed_config()
+
+
+def gather_in_forward(model: nn.Module, cfg: TrainConfig, dtype: str) -> None:
+    """Let a partitioned model that is not trained gather its weights in every forward.
+
+    A training does this itself. No effect on a model that is whole.
+
+    Args:
+        model: from ``build_model`` in ``partitioned_init``.
+        cfg, dtype: as there.
+    """
+    if not any(map(is_partitioned, model.parameters())):
+        return
+    from w2s_fast.training.deepspeed.config import deepspeed_config
+    from w2s_fast.training.deepspeed.setup import init_deepspeed
+
+    deepspeed = init_deepspeed(cfg.timeout_s)
+    cuda = next(model.parameters()).device.type == "cuda"
+    config = deepspeed_config(cfg, dtype, get_world().size, cuda)
+    del config["optimizer"]
+    config["zero_optimization"].pop("offload_optimizer", None)
+    deepspeed.initialize(model=model, config=config)
