@@ -96,25 +96,36 @@ class Matrix {
       std::memcpy(at, &half, 2);
     }
   }
+  // Millions of columns repeat the first ones, at a place of their own in every vector and block.
   void fill(Bytes& bytes) {
+    constexpr int64_t distinct = 10007;
+    std::vector<float> first;
     for (int64_t i = 0; i < rows_; ++i) {
-      for (int64_t j = 0; j < columns_; ++j) set(i, j, bytes.number());
+      first.clear();
+      for (int64_t j = 0; j < columns_ && j < distinct; ++j) first.push_back(bytes.number());
+      for (int64_t j = 0; j < columns_; ++j)
+        set(i, j, first[static_cast<std::size_t>(j % distinct)]);
     }
   }
   // Ends the program if a byte outside the entries has changed.
   void check_gaps(const char* name) const {
-    const std::size_t width = size_of(dtype_);
-    for (std::size_t i = 0; i < bytes_; ++i) {
-      const int64_t entry = static_cast<int64_t>(i / width) - offset_;
-      const bool inside = entry >= 0 && entry % stride_ < columns_;
-      if (!inside && memory_.get()[i] != kPattern) {
-        std::fprintf(stderr, "%s: byte %zu outside of its entries was written\n", name, i);
-        std::abort();
-      }
+    check_gap(0, offset_, name);
+    for (int64_t i = 0; i + 1 < rows_; ++i) {
+      check_gap(offset_ + i * stride_ + columns_, offset_ + (i + 1) * stride_, name);
     }
   }
 
  private:
+  void check_gap(int64_t from, int64_t to, const char* name) const {
+    const auto width = static_cast<int64_t>(size_of(dtype_));
+    for (int64_t i = from * width; i < to * width; ++i) {
+      if (memory_.get()[i] != kPattern) {
+        std::fprintf(stderr, "%s: byte %lld outside of its entries was written\n", name,
+                     (long long)i);
+        std::abort();
+      }
+    }
+  }
   struct Free {
     void operator()(uint8_t* p) const { std::free(p); }
   };
