@@ -134,7 +134,7 @@ class RunConfig:
 
 
 def validate(cfg: RunConfig) -> None:
-    """Check specs of losses, methods, task and models, and the device, before anything is computed.
+    """Check specs of losses, methods, task and models, the device, and the chosen backend.
 
     Raises:
         W2SError: A value is unknown or does not fit.
@@ -143,8 +143,10 @@ def validate(cfg: RunConfig) -> None:
         check_text(name, operator.attrgetter(name)(cfg))
     from w2s_fast.losses import canonical_spec
     from w2s_fast.methods import make_steps
+    from w2s_fast.ops.dispatch import check_environment
     from w2s_fast.tasks import get_task
 
+    check_environment()
     get_task(cfg.task.name)
     specs: dict[str, str] = {}
     for spec in cfg.losses:

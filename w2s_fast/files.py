@@ -131,6 +131,20 @@ def usual_mode() -> int:
     return 0o666 & ~umask
 
 
+def read_text(path: str | Path) -> str:
+    """Return the text (UTF-8) of a small file that a user names.
+
+    Raises:
+        OSError: It cannot be read, or is something else than a file: a pipe might never end, and
+            gives its text only once.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a pipe or a device; expected a file", str(path))
+    return path.read_bytes().decode("utf-8-sig")  # some editors begin with a byte order mark
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: a temporary file beside it, flushed to disk, then renamed."""
     temp = path.with_name(f".{path.name}.{os.getpid()}")  # see `remove_temporaries`
@@ -175,12 +189,11 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """Read a file of ``write_sealed``; a ValueError says that its content is damaged."""
-    data = path.read_bytes()
     try:
-        value = json.loads(data)
+        value = json.loads(read_text(path))
         if value.pop(_SEAL) == _seal(value):
             return value
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise ValueError(f"{path.name} differs from its checksum")
 

@@ -27,6 +27,7 @@ from w2s_fast.files import (
     file_hash,
     file_lock,
     read_sealed,
+    read_text,
     write_sealed,
 )
 
@@ -218,8 +219,8 @@ def _read_meta(path: Path) -> tuple[dict[str, Any] | None, str]:
 def _format_of(path: Path) -> int | None:
     """Return the format of a finished stage, or None if its record cannot be read."""
     try:
-        return int(json.loads((path / META_NAME).read_bytes())["format"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(json.loads(read_text(path / META_NAME))["format"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # damaged: `find` says so if the stage is needed
 
 

@@ -41,7 +41,7 @@ class Server:
                 self.end_headers()
                 pause_s = float(headers.get("X-Slow", 0))
                 with contextlib.suppress(OSError):  # the client may be gone
-                    for at in range(0, len(text), 100 if pause_s else len(text)):
+                    for at in range(0, len(text), 100 if pause_s else len(text) or 1):
                         self.wfile.write(text[at : at + 100 if pause_s else None])
                         time.sleep(pause_s)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.generation_cases import checkpoint
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
@@ -212,6 +213,24 @@ def test_a_checkpoint_with_weights_missing_is_refused(bert: Path, tmp_path: Path
     cfg = ModelConfig(str(tmp_path))
     with pytest.raises(W2SError, match="lacks 1 weights of its own config"):
         build_model(cfg, 2, load_tokenizer(cfg), 0)
+
+
+@pytest.mark.parametrize("kind", ["classification", "preference", "generation"])
+@pytest.mark.parametrize("fields", [{}, {"pretrained": False}, {"lora_rank": 2}], ids=str)
+def test_a_checkpoint_is_checked_without_its_weights(
+    kind: str, fields: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    pytest.importorskip("peft")
+    cfg = ModelConfig(str(checkpoint("llama", tmp_path / "lm", tokenizer)), **fields)
+    model = build_model(cfg, 2, tokenizer, 0, kind, empty=True)
+    assert all(p.is_meta for name, p in model.named_parameters() if not name.startswith("head."))
+    (weights,) = tmp_path.glob("lm/*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-9])
+    if not fields.get("pretrained", True):
+        return
+    with pytest.raises(W2SError, match="no checkpoint that loads"):
+        build_model(cfg, 2, tokenizer, 0, kind, empty=True)
 
 
 def test_too_long_a_sequence_names_the_setting(bert: Path) -> None:

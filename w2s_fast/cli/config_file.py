@@ -15,6 +15,7 @@ import yaml
 
 from w2s_fast.config import field_types, unknown_setting
 from w2s_fast.errors import W2SError
+from w2s_fast.files import read_text
 from w2s_fast.paths import user_path
 from w2s_fast.specs import without_none
 
@@ -32,12 +33,12 @@ def read_config_file(path: str | Path, kind: type) -> dict[str, Any]:
         W2SError: The file is missing, is not YAML, or has an unknown or a repeated setting.
     """
     try:
-        text = user_path(path, "--config").read_text(encoding="utf-8-sig")
+        text = read_text(user_path(path, "--config"))
         values = yaml.safe_load(text)  # refuses tags
         root = yaml.compose(text, yaml.SafeLoader)
     except OSError as err:
         raise W2SError(f"cannot read config file {str(path)!r}: {err.strerror}") from err
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
+    except (yaml.YAMLError, ValueError, RecursionError) as err:  # not UTF-8; too many digits
         reason = " ".join(str(err).split())
         raise W2SError(f"config file {str(path)!r} is not YAML: {reason}") from err
     if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from w2s_fast.errors import W2SError
+from w2s_fast.files import read_text
 from w2s_fast.paths import user_path
 
 _CONNECT_TIMEOUT_S = 5
@@ -57,7 +58,7 @@ def read_hosts(path: str) -> dict[str, int]:
         W2SError: The file cannot be read, or a line is not ``name slots=N``.
     """
     try:
-        lines = user_path(path, "--hostfile").read_text(encoding="utf-8").splitlines()
+        lines = read_text(user_path(path, "--hostfile")).splitlines()
     except OSError as e:
         raise W2SError(f"cannot read hostfile {path!r}: {e.strerror}") from e
     except UnicodeDecodeError:

@@ -220,7 +220,8 @@ def monitor_processes(world: World, timeout_s: float) -> Iterator[None]:
         text = " ".join(f"{e}".split()) or type(e).__name__
         # Libraries raise a RuntimeError that does not name the peer that is gone; heartbeats do.
         lost = heartbeat.lost_processes() if isinstance(e, RuntimeError) else ""
-        heartbeat.report(lost or f"{heartbeat.name}: {text[:300]}")
+        cause = f"{lost} ({text[:160]})" if lost else f"{heartbeat.name}: {text[:300]}"
+        heartbeat.report(cause)
         heartbeat.wait_for_others()  # or they would only see the connection break
         if lost:
             raise LostError(f"lost {lost} ({text[:160]})") from e

@@ -6,6 +6,7 @@ Weights are safetensors only; nothing is downloaded and no pickle is read.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,12 +149,19 @@ def scratch(cfg: ModelConfig, tokenizer: Any, causal: bool = False) -> nn.Module
     return _from_config(config, cfg, causal)
 
 
-def checkpoint(cfg: ModelConfig, causal: bool = False) -> nn.Module:
-    """Load the model in a directory; ``causal`` adds the language-model head.
+def checkpoint(cfg: ModelConfig, causal: bool = False, *, empty: bool = False) -> nn.Module:
+    """Load the model in a directory.
+
+    Args:
+        cfg: names the directory.
+        causal: add the language-model head.
+        empty: keep no weights in memory (device ``meta``), to check that the model loads. Without
+            the package accelerate their names and shapes are not compared.
 
     Raises:
         W2SError: if it does not load, or weights are missing.
     """
+    import torch
     from transformers import AutoConfig
 
     folder = folder_of(cfg)
@@ -166,22 +174,26 @@ def checkpoint(cfg: ModelConfig, causal: bool = False) -> nn.Module:
                     f"{folder} is an encoder-decoder ({config.model_type}); expected a decoder "
                     "or an encoder"
                 )
-            if not cfg.pretrained:
-                return _from_config(config, cfg, causal)
             if (folder / "model.safetensors.index.json").exists():
                 read_index(folder / "model.safetensors")  # transformers would follow any path
+            no_loader = empty and importlib.util.find_spec("accelerate") is None
+            if not cfg.pretrained or no_loader:
+                with torch.device("meta") if empty else contextlib.nullcontext():
+                    return _from_config(config, cfg, causal)
             model, report = _auto(causal).from_pretrained(
                 folder,
                 dtype=_dtype(cfg),
                 use_safetensors=True,
                 output_loading_info=True,
+                **({"device_map": {"": "meta"}} if empty else {}),
                 **options,
             )
     except W2SError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
+    # A configuration with values of other types can fail anywhere in transformers.
+    except Exception as e:
         raise W2SError(
-            f"{folder} is no checkpoint that loads (safetensors only): {one_line(e)}"
+            f"{folder} is no checkpoint that loads (safetensors only): {one_line(e) or repr(e)}"
         ) from e
     # The pooler is not used; any other missing weight would silently be random.
     missing = sorted(k for k in report["missing_keys"] if not k.startswith("pooler."))

@@ -53,8 +53,8 @@ def load_tokenizer(cfg: ModelConfig, fallback: Any = None) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=cfg.trust_remote_code
             )
-    except (OSError, ValueError, KeyError, ImportError) as e:
-        raise W2SError(f"{folder} has no tokenizer that loads: {one_line(e)}") from e
+    except Exception as e:  # tokenizers raises plain ones
+        raise W2SError(f"{folder} has no tokenizer that loads: {one_line(e) or repr(e)}") from e
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -65,6 +65,8 @@ def build_model(
     tokenizer: Any,
     seed: int,
     kind: str = "classification",
+    *,
+    empty: bool = False,
 ) -> nn.Module:
     """Build a model with a newly initialised head, on the CPU.
 
@@ -77,6 +79,7 @@ def build_model(
             example, each with a score, as in a reward model (Burns et al. 2023, Sec. 4).
             ``generation``: a causal language model with its own head; C and ``pooling`` are not
             used.
+        empty: leave the weights of a checkpoint on disk: checks that the model can be built.
 
     Returns:
         Module with ``forward(input_ids, attention_mask, token_type_ids=None) -> (B, C)`` fp32
@@ -101,7 +104,7 @@ def build_model(
         if cfg.source == "scratch":
             base: Any = scratch(cfg, tokenizer, causal)
         else:
-            base = checkpoint(cfg, causal)
+            base = checkpoint(cfg, causal, empty=empty)
         if cfg.lora_rank:
             base = _with_lora_backbone(base, cfg) if causal else with_lora(base, cfg)
         rows = shape_of(base.get_input_embeddings().weight)[0]

@@ -68,7 +68,7 @@ class GenerativeModel(nn.Module):
         self.head = Projection(head, softcap, factor)
         self.n_classes = int(shape_of(head.weight)[0])
         self._limit = position_limit(lm)
-        if not any(map(is_partitioned, lm.parameters())):
+        if not (head.weight.is_meta or any(map(is_partitioned, lm.parameters()))):
             self._verify()
 
     @property

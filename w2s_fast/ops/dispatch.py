@@ -31,6 +31,7 @@ from w2s_fast.ops import native, native_cuda
 
 BACKENDS = ("ref", "cpp", "triton", "cuda")
 _PREFERRED = {"cpu": ("cpp", "ref"), "cuda": ("cuda", "triton", "ref")}
+ISAS = ("base", "avx2", "avx512")  # of the compiled core: csrc/cpu/run.cpp
 _forced: str | None = os.environ.get("W2S_BACKEND") or None
 
 LIBRARY = torch.library.Library("w2s_fast", "DEF")
@@ -130,6 +131,18 @@ def use_backend(name: str | None) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+def check_environment(env: Mapping[str, str] = os.environ) -> None:
+    """Raise ``W2SError`` for a backend or an instruction set that the environment misnames."""
+    if name := env.get("W2S_BACKEND"):
+        try:
+            check_backend(name)
+        except W2SError as e:
+            raise W2SError(f"W2S_BACKEND={name!r}: {e}") from e
+    isa = env.get("W2S_CPU_CAPABILITY")
+    if isa and isa not in ISAS:
+        raise W2SError(f"W2S_CPU_CAPABILITY={isa!r}: expected one of {', '.join(ISAS)}")
 
 
 def check_backend(name: str) -> None:

@@ -16,6 +16,7 @@ from w2s_fast.methods import Node, all_nodes, make_steps
 from w2s_fast.models import ModelConfig
 from w2s_fast.models.backbone import architecture, check_folder
 from w2s_fast.models.build import check_model_kind
+from w2s_fast.pipeline.check_models import check_models
 from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.students import students
 from w2s_fast.pipeline.task_kinds import task_kind
@@ -54,6 +55,7 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
     _check_layers(cfg, nodes)
     if any(node.stage == "transcripts" for node in nodes):
         _check_writer(cfg)
+    check_models(cfg, kind)
 
 
 def check_methods(cfg: RunConfig, kind: str, n_classes: int) -> None:

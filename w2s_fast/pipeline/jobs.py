@@ -128,8 +128,15 @@ class _Planner:
         self._first: dict[str, Job] = {}  # jobs of models that need no node
 
     def ordered(self) -> list[Job]:
-        """Return the jobs, each after those it needs."""
-        return [*self._first.values(), *self.jobs.values()]
+        """Return the jobs, each after those it needs; what asks an endpoint comes first.
+
+        A reply that cannot be used then ends the run before anything is trained, where the
+        transcripts do not need the weak model's predictions.
+        """
+        jobs = list(self.jobs.values())
+        if self.cfg.transcript_writer.kind == "endpoint":
+            jobs.sort(key=lambda job: job.stage != "transcripts" or bool(job.inputs))
+        return [*self._first.values(), *jobs]
 
     def add(self, node: Node, seed: int, owner: str, *, needed: bool = False) -> str:
         """Add the job of a node and the jobs it needs; return its name.

@@ -91,6 +91,8 @@ def check_file(path: Path) -> None:
         raise W2SError(f"{path}: {error.strerror}; give the path of a file you may read") from error
     if path.is_dir():
         raise W2SError(f"{path} is a directory; give the path of one file in it")
+    if not path.is_file():
+        raise W2SError(f"{path} is a pipe or a device; expected a file")
     if file_format(path) not in SUFFIXES:
         raise W2SError(
             f"{path}: unknown format {file_format(path)!r}; expected .csv, .tsv, .jsonl or .parquet"

@@ -119,13 +119,18 @@ class HubTask:
             if table.num_rows > most:
                 table = table.take(rng.sample(range(table.num_rows), most))
             rows = table.to_pylist()
-            return [
-                {k: _decoded(v, k, self.name, cfg.encoding) for k, v in row.items()} for row in rows
-            ]
+            return [{k: self._cell(v, k, cfg.encoding) for k, v in row.items()} for row in rows]
         dataset = self._from_hub(split)
         if len(dataset) > most:
             dataset = dataset.select(rng.sample(range(len(dataset)), most))
         return dataset.to_list()
+
+    def _cell(self, value: Any, column_name: str, encoding: str) -> Any:
+        """Return a cell with bytes decoded; only a column of structures may hold one."""
+        structured = any(isinstance(row[column_name], list | dict) for row in self.samples)
+        if structured and not isinstance(value, bytes):
+            return value
+        return text_cell(value, f"{self.name}: a value in column {column_name!r}", encoding)
 
     def _local_table(self, cfg: TaskConfig, root: Path, split: str) -> Any:
         import pyarrow
@@ -202,13 +207,6 @@ def class_index(value: Any, column_name: str, n_classes: int) -> int:
             "of this set"
         )
     return index
-
-
-def _decoded(value: Any, column_name: str, task: str, encoding: str) -> Any:
-    """Return a cell with bytes decoded; a structured one is for the formatter to read."""
-    if isinstance(value, bytes):
-        return text_cell(value, f"{task}: a value in column {column_name!r}", encoding)
-    return value
 
 
 def _split_files(root: Path, split: str) -> list[Path]:

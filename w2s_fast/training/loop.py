@@ -209,16 +209,27 @@ class _Training:
     def read_results(self, done: int) -> None:
         """Copy the results of the unread steps to the host and check that the losses are finite."""
         parts = [torch.stack([r.loss, r.agreement, r.rows]) for r in self.unread]
-        sums = self.world.sum(torch.stack(parts).double()).cpu()
+        own = torch.stack(parts).double()
+        sums = self.world.sum(own).cpu()
         self.unread.clear()
         self.log.extend([[loss, agreed / max(rows, 1.0)] for loss, agreed, rows in sums.tolist()])
         for offset, bad in enumerate((~sums[:, 0].isfinite()).tolist()):
             if bad:
                 step = done - len(sums) + offset + 1
                 raise W2SError(
-                    f"the loss is {self.log[step - 1][0]} at step {step} of {self.steps}; use a "
-                    "smaller lr, a warm-up (warmup_frac) or clip_norm=1"
+                    f"the loss is {self.log[step - 1][0]} at step {step} of {self.steps}"
+                    f"{self._on_ranks(own[offset, 0])}; use a smaller lr, a warm-up (warmup_frac) "
+                    "or clip_norm=1"
                 )
+
+    def _on_ranks(self, own_loss: Tensor) -> str:
+        """Return which processes have a loss that is not finite, "" if all have; a collective call.
+
+        The gradients of one reach the weights of all: a later step does not tell them apart.
+        """
+        everyone = self.world.all_gather_object([bool(own_loss.isfinite()), self.world.name])
+        bad = [name for finite, name in everyone if not finite]
+        return f" in the rows of {', '.join(bad)}" if 0 < len(bad) < len(everyone) else ""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield everything that changes during training, whole, by name."""

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.errors import W2SError, nearest
+from w2s_fast.errors import W2SError, nearest, one_line
+from w2s_fast.files import read_text
 from w2s_fast.training.config import TrainConfig
 from w2s_fast.training.deepspeed.setup import load_deepspeed
 
@@ -90,7 +91,9 @@ def deepspeed_config(cfg: TrainConfig, dtype: str, size: int, cuda: bool) -> dic
         derived["data_types"] = {"grad_accum_dtype": "fp32"}
     if cfg.deepspeed_config is None:
         return derived
-    return merge(derived, read_config(Path(cfg.deepspeed_config)), cfg.deepspeed_config)
+    merged = merge(derived, read_config(Path(cfg.deepspeed_config)), cfg.deepspeed_config)
+    _check_whole(merged, cfg.deepspeed_config)
+    return merged
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -100,11 +103,11 @@ def read_config(path: Path) -> dict[str, Any]:
         W2SError: if it cannot be read, or has a name DeepSpeed does not know.
     """
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(read_text(path))
     except OSError as e:
         raise W2SError(f"cannot read the DeepSpeed configuration {path}: {e.strerror}") from e
-    except ValueError as e:
-        raise W2SError(f"the DeepSpeed configuration {path} is not JSON: {e}") from e
+    except (ValueError, RecursionError) as e:
+        raise W2SError(f"the DeepSpeed configuration {path} is not JSON: {one_line(e)}") from e
     if not isinstance(settings, dict):
         raise W2SError(f"the DeepSpeed configuration {path} holds no settings; expected {{...}}")
     for name in settings:
@@ -197,6 +200,22 @@ def _check_zero(section: Any, path: Path) -> None:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise W2SError(f"{path}: zero_optimization.{where}: {first['msg']}") from e
+
+
+def _check_whole(settings: Mapping[str, Any], path: str) -> None:
+    """Let DeepSpeed parse all settings, as for one process: the batch is checked by ``merge``."""
+    from deepspeed import comm
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    if comm.is_initialized():
+        return  # it would compare the batch with its own number of processes
+    rows, steps = (
+        settings[k] for k in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    )
+    try:
+        DeepSpeedConfig({**copy.deepcopy(dict(settings)), "train_batch_size": rows * steps})
+    except Exception as e:  # the types of its blocks are not checked before they are used
+        raise W2SError(f"{path}: DeepSpeed does not take it: {one_line(e)}") from e
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
