@@ -19,7 +19,7 @@ help:
 	@echo 'make test-fast   in under three minutes: what takes milliseconds, on the compiled core'
 	@echo 'make test-long   what takes minutes: two hosts over ssh, every fault, every offload (root)'
 	@echo 'make test-properties   100,000 random calls of the ops against fp64 (CASES, SEED, JOBS)'
-	@echo 'make campaigns   kills, damaged files, full disks, hours of jobs: docs/robustness.md (root)'
+	@echo 'make campaigns   kills, damaged and malformed files, lost ranks, hours of jobs: docs/robustness.md (root)'
 	@echo 'make fuzz   the compiled core under sanitizers and libFuzzer (clang), an hour or two'
 	@echo 'make lint   ruff, mypy, clang-format, codespell, file hygiene      make fix    format in place'
 	@echo 'make bench  time the ops against eager PyTorch and torch.compile   make check  test and lint'
@@ -51,9 +51,11 @@ test-properties: $(VENV)/.dev $(VENV)/.core-strict
 # Faults in whole runs, see docs/robustness.md. Each line is one campaign at full length.
 CAMPAIGN := PYTHONPATH=tests $(BIN)/python -m campaigns
 campaigns: $(VENV)/.dev $(VENV)/.core-strict
+	$(CAMPAIGN) attribution --cases 30 --record
 	$(CAMPAIGN) kills --cases 120 --record
 	$(CAMPAIGN) flips --cases 600 --record
 	$(CAMPAIGN) environment --cases 150 --record
+	$(CAMPAIGN) malformed --cases 800 --record
 	$(CAMPAIGN) soak --seconds 7200 --record
 
 # The compiled core under sanitizers: accesses, undefined behaviour, races, and fuzzing with clang.

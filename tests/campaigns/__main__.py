@@ -37,9 +37,11 @@ from campaigns.outcome import Outcome  # noqa: E402
 
 # name -> module with run(cases: Iterable[int], seed: int, folder: Path) -> Outcome
 CAMPAIGNS: dict[str, str] = {
+    "attribution": "campaigns.attribution",
     "kills": "campaigns.kills",
     "flips": "campaigns.flips",
     "environment": "campaigns.environment",
+    "malformed": "campaigns.malformed",
     "soak": "campaigns.soak",
 }
 

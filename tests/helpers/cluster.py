@@ -81,15 +81,22 @@ class Cluster:
         _ip("-n", self._spaces["node-b"], "link", "set", "w2s0", state)
 
     def start(
-        self, host: str, line: str, log: Path | None = None, **env: str
+        self,
+        host: str,
+        line: str,
+        log: Path | None = None,
+        pass_fds: Sequence[int] = (),
+        **env: str,
     ) -> subprocess.Popen[bytes]:
-        """Begin a shell line on a host, in the folder."""
+        """Begin a shell line on a host, in the folder; it keeps the open files ``pass_fds``."""
         inside = ["ip", "netns", "exec", self._spaces[host], "unshare", "--uts", "sh", "-c"]
         path = os.pathsep.join([str(self.tools), str(Path(sys.executable).parent), os.defpath])
         env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": path} | env
         command = [*inside, f"hostname {host}; exec {line}"]
         with Path(os.devnull if log is None else log).open("wb") as out:
-            return subprocess.Popen(command, env=env, stdout=out, stderr=out, cwd=self._folder)
+            return subprocess.Popen(
+                command, env=env, stdout=out, stderr=out, cwd=self._folder, pass_fds=pass_fds
+            )
 
     def _join(self) -> None:
         (a, b), (first, second) = self._spaces.values(), HOSTS.values()
