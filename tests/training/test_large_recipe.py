@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import TrainConfig, encode, encode_completions, train
 from w2s_fast.training.deepspeed.partition import partitioned_init
+from w2s_fast.training.deepspeed.setup import check_offload, load_deepspeed
 
 N = 16
 KINDS = ("classification", "preference", "generation")
@@ -42,9 +44,11 @@ def _data(kind: str, tokenizer: Any) -> tuple[Any, np.ndarray]:
     return encode(tokenizer, rows, kind=kind), labels
 
 
-def losses_of(source: str, kind: str, stage: int, fields: dict[str, Any]) -> list[float]:
+def losses_of(
+    source: str, kind: str, sharding: dict[str, Any], fields: dict[str, Any]
+) -> list[float]:
     """Build and train a student as the pipeline does; return the loss of every step."""
-    cfg = TrainConfig(epochs=2, batch_size=8, micro_batch_size=2, lr=1e-3, zero_stage=stage)
+    cfg = TrainConfig(epochs=2, batch_size=8, micro_batch_size=2, lr=1e-3, **sharding)
     tokenizer = agreement_tokenizer()
     model_cfg = ModelConfig(source, dtype="bf16", **fields)
     with partitioned_init(cfg, "bf16", "cpu"):
@@ -59,13 +63,54 @@ def test_zero_3_trains_what_zero_2_trains(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     source = checkpoint("llama", tmp_path / "llama", agreement_tokenizer())
     cells = [(kind, {}) for kind in KINDS] + [("classification", {"lora_rank": 2})]
-    jobs = [(kind, stage, fields) for kind, fields in cells for stage in (2, 3)]
-    out = tmp_path / "out.json"
-    ranks.run(__file__, 2, {"source": str(source), "jobs": jobs, "out": str(out)})
-    curves = [np.array(curve) for curve in json.loads(out.read_text())]
+    jobs = [(kind, {"zero_stage": z}, fields) for kind, fields in cells for z in (2, 3)]
+    curves = _curves(source, jobs, tmp_path)
     for (kind, fields), two, three in zip(cells, curves[::2], curves[1::2], strict=True):
-        assert np.isfinite(two).all() and two[0] > 0, (kind, fields)
-        assert np.abs(two - three).max() <= 0.02 * two.max(), (kind, fields)
+        _close(two, three, (kind, fields))
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.timeout(900)  # the first time, DeepSpeed's parts are compiled
+@pytest.mark.parametrize("place", ["cpu", "nvme"])
+def test_offload_trains_the_same(place: str, tmp_path: Path) -> None:
+    """Weights and optimizer state outside of the device, for every kind of task."""
+    pytest.importorskip("deepspeed")
+    offload = {"zero_stage": 3, "offload_optimizer": place, "offload_params": place}
+    if place == "nvme":
+        offload["nvme_path"] = str(tmp_path / "disk")
+    if lacking := _lacking(place):
+        pytest.skip(f"offload to {place} needs {lacking}")
+    check_offload(TrainConfig(**offload))
+    source = checkpoint("llama", tmp_path / "llama", agreement_tokenizer())
+    jobs = [(kind, sharding, {}) for kind in KINDS for sharding in ({"zero_stage": 2}, offload)]
+    curves = _curves(source, jobs, tmp_path)
+    for kind, whole, offloaded in zip(KINDS, curves[::2], curves[1::2], strict=True):
+        _close(whole, offloaded, kind)
+
+
+def _lacking(place: str) -> str:
+    """Return what this machine lacks to compile the offload, "" if nothing."""
+    tools = ", ".join(name for name in ("ninja", "c++") if shutil.which(name) is None)
+    if tools or place == "cpu":
+        return tools
+    load_deepspeed()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    return "" if AsyncIOBuilder().is_compatible(verbose=False) else "libaio"
+
+
+def _curves(source: Path, jobs: list[Any], folder: Path) -> list[np.ndarray]:
+    """Return the loss curve of each job, trained by two processes."""
+    out = folder / "out.json"
+    ranks.run(__file__, 2, {"source": str(source), "jobs": jobs, "out": str(out)})
+    return [np.array(curve) for curve in json.loads(out.read_text())]
+
+
+def _close(expected: np.ndarray, curve: np.ndarray, cell: Any) -> None:
+    """Compare two curves of a bf16 training: a few times its rounding apart."""
+    assert np.isfinite(expected).all() and expected[0] > 0, cell
+    assert np.abs(expected - curve).max() <= 0.02 * expected.max(), cell
 
 
 def main(job: dict[str, Any]) -> None:
