@@ -19,12 +19,13 @@ ANSWERS = [{"prompt": f"say {i}", "answer": str(i)} for i in range(300)]
 
 
 def checkpoint(folder: Path, **settings: int) -> str:
-    """Write a checkpoint without weights, which no check may need."""
-    from transformers import LlamaConfig
+    """Write a small language model with its tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     small = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     tokenizer = agreement.tokenizer()
-    LlamaConfig(vocab_size=len(tokenizer), **{**small, **settings}).save_pretrained(folder)
+    architecture = LlamaConfig(vocab_size=len(tokenizer), **{**small, **settings})
+    LlamaForCausalLM(architecture).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

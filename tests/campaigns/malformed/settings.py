@@ -219,7 +219,7 @@ FAULTS: dict[str, Make] = {
     ),
     "block": _block_as_value,
     "null": _value(_null),
-    "surrogate": _value(lambda rng: ("task.path", "a\ud800"), "run.yaml"),
+    "surrogate": _value(lambda rng: ("task.path", "a\ud800"), "task.path"),
     "unknown key": _unknown_key,
     "key of another type": _key_of_other_type,
     "key twice": _twice,
