@@ -44,12 +44,15 @@ def local_run(tmp_path: Path, name: str, **changes: Any) -> RunConfig:
 
 
 def _checkpoint(folder: Path) -> Path:
-    from transformers import LlamaConfig
+    from transformers import LlamaConfig, LlamaModel
 
     from w2s_fast.tasks.datasets import agreement
 
-    agreement.tokenizer().save_pretrained(folder)
-    LlamaConfig(hidden_size=8, num_attention_heads=2).save_pretrained(folder)
+    tokenizer = agreement.tokenizer()
+    tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=2, **sizes)
+    LlamaModel(config).save_pretrained(folder)
     return folder
 
 
