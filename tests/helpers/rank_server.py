@@ -22,6 +22,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+READY = b"+"  # sent once, after the imports
 # Not pyarrow, whose allocator starts a thread.
 IMPORTS = (
     "numpy", "pytest", "torch", "torch.distributed", "w2s_fast.cli.main", "w2s_fast.training",
@@ -51,6 +52,7 @@ def main(control: int) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake)
     with socket.socket(fileno=control) as asked:
+        asked.sendall(READY)
         _serve(asked, woken)
 
 

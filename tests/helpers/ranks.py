@@ -89,6 +89,14 @@ def _server(number: int) -> socket.socket:
     return mine
 
 
+@functools.cache
+def _ready_server(number: int) -> socket.socket:
+    """A server that has imported; ranks of one launch must not wait for each other's imports."""
+    server = _server(number)
+    assert server.recv(1), "the server of ranks has ended; its message is above"
+    return server
+
+
 def _shared() -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": PYTHONPATH,
@@ -99,7 +107,7 @@ def _shared() -> dict[str, str]:
 def _fork(number: int, file: str, args: tuple[str, ...], env: dict[str, str]) -> Rank:
     job = {"file": file, "args": args, "env": env, "cwd": os.getcwd()}
     out, end = os.pipe(), os.pipe()
-    server = _server(number % SERVERS)
+    server = _ready_server(number % SERVERS)
     socket.send_fds(server, [json.dumps(job).encode()], [out[1], end[1]])
     os.close(out[1])
     os.close(end[1])
@@ -123,8 +131,11 @@ def start(file: str, size: int, *args: str, fresh: bool = False, **env: str) -> 
     of_rank = [shared | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)]
     # A process that has seen a GPU must not be forked.
     if not fresh and sys.platform == "linux" and not torch.cuda.is_available():
-        for number in range(min(size, SERVERS)):
+        servers = range(min(size, SERVERS))
+        for number in servers:
             _server(number)  # they import side by side
+        for number in servers:
+            _ready_server(number)
         return [_fork(r, file, args, mine) for r, mine in enumerate(of_rank)]
     return [_process([sys.executable, file, *args], mine) for mine in of_rank]
 
