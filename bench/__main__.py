@@ -13,6 +13,7 @@ COMMANDS = {  # name -> (module, what it does)
     "products": ("cases.products", "time a 16-bit head with and without 16-bit CPU instructions"),
     "scale": ("cases.scale", "measure labelling, the exact threshold's exchange, and memory"),
     "gpu": ("gpu.suite", "build, test and time everything on a machine with a CUDA device"),
+    "coverage": ("intervals.command", "simulate how often intervals contain what they estimate"),
     "w2s": ("cases.w2s", "repeat the weak-to-strong experiments of docs/results.md"),
     "architectures": ("architectures.command", "check every class of transformers after patch"),
     "report": ("report.documents", "write the tables of the documents from the committed rows"),

@@ -24,7 +24,7 @@ from w2s_fast.files import is_folder
 from w2s_fast.models import BUILT_IN, ModelConfig
 from w2s_fast.paths import PathText, expand_paths
 from w2s_fast.specs import settings, split
-from w2s_fast.tasks import TaskConfig
+from w2s_fast.tasks import PretrainConfig, TaskConfig
 from w2s_fast.training import TrainConfig
 
 T = TypeVar("T")
@@ -59,6 +59,8 @@ _SAME_MEANING = {
 }
 DEVICES = ("auto", "cpu", "cuda")
 _MAX_TEXT = 100_000  # characters of a setting; the longest are prompts
+SEED_STRIDE = 10_000  # from the seeds of one base to those of the next
+_PRETRAIN_SEED = "pretrain_seed"  # in a base's spec: task.pretrain.seed
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,14 @@ class RunConfig:
             a source with the settings that differ from the student: "path/to/model" or
             "scratch:hidden=64,layers=2".
         transcript_writer: Writer of the transcripts for debate methods.
+        student_bases: Pretrained weights that the student starts from, each a source with the
+            settings that differ from ``student``: "path/to/model" or
+            "agreement-lm:pretrain_seed=1". Empty: ``student`` alone. From three bases on, intervals
+            are over bases.
         seeds: Seeds of data split, initial weights and data order; everything runs once per seed.
+            Those of the second base are these + 10000, of the third + 20000, and on.
+        rounding_replicates: Further trainings of every student from weights that differ in their
+            last bits; their standard deviation stands beside that over seeds.
         control: Also train a student without pretraining, to show the effect of pretraining.
         output_dir: Folder of results.json, plot and page.
         cache_dir: Folder of the finished stages; default: OUTPUT_DIR/cache. Runs may share one.
@@ -102,7 +111,9 @@ class RunConfig:
     methods: tuple[str, ...] = ("naive",)
     intermediate_models: tuple[str, ...] = ()
     transcript_writer: WriterConfig = field(default_factory=WriterConfig)
+    student_bases: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
+    rounding_replicates: int = 0
     control: bool = False
     output_dir: PathText = "out"
     cache_dir: PathText | None = None
@@ -111,21 +122,34 @@ class RunConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("losses", "methods", "seeds"):
+        for name in ("losses", "methods", "seeds", "student_bases"):
             values = getattr(self, name)
-            if not values:
+            if not values and name != "student_bases":
                 raise W2SError(f"{name} is empty: name at least one")
             if repeated := [v for i, v in enumerate(values) if v in values[:i]]:
                 raise W2SError(f"{name}: {repeated[0]!r} is given twice; drop one")
         if bad := [s for s in self.seeds if not 0 <= s < 2**31]:
             raise W2SError(f"seeds: {bad[0]} is outside 0 to 2**31 - 1")
+        self._check_seeds_of_bases()
         if self.device not in DEVICES:
             hint = nearest(self.device, DEVICES)
             raise W2SError(f"device={self.device!r}: expected auto, cpu or cuda{hint}")
         for name in ("workers", "threads"):
             if getattr(self, name) < 0:
                 raise W2SError(f"{name}={getattr(self, name)}: expected 0 (automatic) or more")
+        if self.rounding_replicates < 0:
+            raise W2SError(f"rounding_replicates={self.rounding_replicates}: expected 0 or more")
         expand_paths(self)
+
+    def _check_seeds_of_bases(self) -> None:
+        """Check that no two bases share a seed, and with it data and weak model."""
+        every = run_seeds(self)
+        if len(set(every)) < len(every) or max(every) >= 2**31:
+            raise W2SError(
+                f"seeds {list(self.seeds)}: those of {len(self.student_bases)} student_bases are "
+                f"{SEED_STRIDE} apart and must differ, and stay below 2**31; use seeds below "
+                f"{SEED_STRIDE}"
+            )
 
     @property
     def store_dir(self) -> Path:
@@ -160,7 +184,8 @@ def validate(cfg: RunConfig) -> None:
 
         if not torch.cuda.is_available():
             raise W2SError("device='cuda', but torch finds no CUDA device; use --device cpu")
-    _check_sources(cfg)
+    for seed in {seeds[0] for seeds in seeds_of_bases(cfg)}:
+        _check_sources(at_seed(cfg, seed))
 
 
 def _check_sources(cfg: RunConfig) -> None:
@@ -200,6 +225,49 @@ def model_of(cfg: RunConfig, role: str) -> ModelConfig:
     changes = {"source": source, **settings(ModelConfig, rest, spec, "model")}
     with naming_block(f"intermediate_models: {spec!r}", ": "):
         return dataclasses.replace(cfg.student, **changes)
+
+
+def run_seeds(cfg: RunConfig) -> tuple[int, ...]:
+    """Return the seed of every run: those of the first base, then those of the next."""
+    return tuple(s for seeds in seeds_of_bases(cfg) for s in seeds)
+
+
+def seeds_of_bases(cfg: RunConfig) -> list[list[int]]:
+    """Return the seeds of each base; a run without ``student_bases`` has one base."""
+    return [[s + SEED_STRIDE * i for s in cfg.seeds] for i in range(len(cfg.student_bases) or 1)]
+
+
+def base_names(cfg: RunConfig) -> tuple[str, ...]:
+    """Return the source of each base."""
+    return cfg.student_bases or (cfg.student.source,)
+
+
+def at_seed(cfg: RunConfig, seed: int | None) -> RunConfig:
+    """Return the configuration of one run: its student is the base that the seed belongs to.
+
+    Raises:
+        W2SError: An entry of ``student_bases`` has an unknown setting.
+    """
+    if seed is None or not cfg.student_bases:
+        return cfg
+    index = next(i for i, seeds in enumerate(seeds_of_bases(cfg)) if seed in seeds)
+    return _with_base(cfg, cfg.student_bases[index])
+
+
+def _with_base(cfg: RunConfig, spec: str) -> RunConfig:
+    source, rest = split(spec)
+    parts = rest.split(",") if rest else []
+    pretraining = [p for p in parts if p.partition("=")[0].strip() == _PRETRAIN_SEED]
+    own = ",".join(p for p in parts if p not in pretraining)
+    task = cfg.task
+    with naming_block(f"student_bases: {spec!r}", ": "):
+        changes = {"source": source, **settings(ModelConfig, own, spec, "model")}
+        student = dataclasses.replace(cfg.student, **changes)
+        if pretraining:
+            seed = ",".join(p.replace(_PRETRAIN_SEED, "seed") for p in pretraining)
+            changed = settings(PretrainConfig, seed, spec, "pretrain")
+            task = dataclasses.replace(task, pretrain=dataclasses.replace(task.pretrain, **changed))
+    return dataclasses.replace(cfg, task=task, student=student, student_bases=())
 
 
 def train_of(cfg: RunConfig, role: str) -> TrainConfig:

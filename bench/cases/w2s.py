@@ -5,6 +5,7 @@ real data that is not part of the repository, and a pretrained student:
 
     python -m bench w2s agreement --record
     python -m bench w2s sst2 cola safety hh --data DIR --student DIR --record
+    python -m bench w2s agreement --rescore    # intervals and comparisons of the committed runs
 
 The data folder holds sst2/train.tsv, cola/in_domain_train.tsv, safety/safety.csv and
 hh_single_turn/harmless_train_w2s.jsonl as they are published.
@@ -20,16 +21,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.harness.environment import ROOT, environment
 from bench.harness.row_files import RESULTS
+from w2s_fast import metrics
+from w2s_fast.pipeline import statistics
 from w2s_fast.report.figure import results_figure
-from w2s_fast.report.model_rows import NOT_REPORTED, format_interval, format_number
+from w2s_fast.report.model_rows import (
+    NOT_REPORTED,
+    difference_cells,
+    format_interval,
+    format_number,
+    level_text,
+)
 
 FOLDER = RESULTS / "w2s"
 PAGE = "docs/results.md"
 REAL = ("sst2", "cola", "safety", "hh")
 NAMES = ("agreement", *REAL)
-_COMMITTED = ("runs", "summary", "controls", "gold")
+MODELS = ("weak", "student", "ceiling")
+_COMMITTED = ("design", "differences", "runs", "summary", "controls", "gold")
 _REAL_METHODS = (
     "probe@xent", "probe@logconf", "probe@logconf_openai", "probe@gce", "confident|probe@xent",
     "ensemble|probe@xent", "strong_to_strong|probe@xent", "probe_filter:probe=knn|probe@xent",
@@ -104,30 +116,55 @@ def measure(name: str, cfg: Any, out: Path) -> dict[str, Any]:
     return {"name": name, "environment": environment(), "config": config, **blocks}
 
 
-def p_value(results: Mapping[str, Any], name: str, other: str) -> float:
-    """Return the one-sided p of ``name`` over ``other``: a paired t-test over the seeds."""
-    from scipy.stats import ttest_rel
+def with_statistics(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return results whose intervals and comparisons are computed again from their runs.
 
-    accuracy = {(r["name"], r["seed"]): r["student"] for r in results["runs"]}
-    seeds = sorted({seed for _, seed in accuracy})
-    pairs = [[accuracy[student, s] for s in seeds] for student in (name, other)]
-    return float(ttest_rel(*pairs, alternative="greater").pvalue)
+    Seeds have test items of their own in all of these experiments.
+    """
+    accuracy = {
+        s["name"]: np.array(
+            [[r[m] for m in MODELS] for r in results["runs"] if r["name"] == s["name"]]
+        )[None]
+        for s in results["summary"]
+    }
+    n_items = results["runs"][0]["n_test"]
+    runs = {name: metrics.Runs(a) for name, a in accuracy.items()}
+    summary = [
+        {**s, **statistics.pgr_over_runs(runs[s["name"]], n_items=n_items)}
+        for s in results["summary"]
+    ]
+    baseline = statistics.baseline_name(
+        {s["name"]: (s["method"], s["loss"]) for s in results["summary"]}
+    )
+    differences = {
+        name: metrics.paired_difference(
+            metrics.Runs(np.stack([a[..., 1], accuracy[baseline][..., 1]], -1))
+        )
+        for name, a in accuracy.items()
+        if name != baseline
+    }
+    return {
+        **results,
+        "design": statistics.design(next(iter(runs.values()))),
+        "differences": statistics.difference_rows(differences, baseline),
+        "summary": [{**s, "seeds": runs[s["name"]].n_seeds} for s in summary],
+    }
 
 
 def table(results: Mapping[str, Any]) -> str:
     """Return the experiment as a Markdown table."""
     config, first = results["config"], results["summary"][0]
     n, seeds = results["runs"][0]["n_test"], len(config["seeds"])
-    task = config["task"]
+    task, baseline = config["task"], results["differences"][0]["baseline"]
     lines = [
         f"{seeds} seeds, {task['n_weak']} / {task['n_transfer']} / {n} items of weak / transfer / "
         f"test, weak model {first['weak']:.3f}, ceiling {first['ceiling']:.3f}"
         + _control(results)
         + ".",
         "",
-        "| method + loss | accuracy | PGR | 95 % interval | agreement where weak is right / wrong "
-        f"| p against `{_baseline_name(results)}` |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        f"| method + loss | accuracy | − `{baseline}` | {level_text()} interval | p, Holm | PGR "
+        f"| {level_text()} interval | agreement where weak is right / wrong |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for s in results["summary"]:
         lines.append(_line(results, s))
@@ -139,20 +176,16 @@ def table(results: Mapping[str, Any]) -> str:
 def _line(results: Mapping[str, Any], s: Mapping[str, Any]) -> str:
     pgr = NOT_REPORTED if s["pgr_mean"] is None else f"{s['pgr_mean']:.2f}"
     agreement = " / ".join(format_number(s["agreement"][k]) for k in ("weak_right", "weak_wrong"))
-    baseline = _baseline_name(results)
-    p = "" if s["name"] == baseline else f"{p_value(results, s['name'], baseline):.3f}"
+    compared = next((d for d in results["differences"] if d["name"] == s["name"]), None)
+    difference, interval, _, p = difference_cells(compared) if compared else [""] * 4
     own = (
         f" (ceiling {s['ceiling']:.3f})" if s["ceiling"] != results["summary"][0]["ceiling"] else ""
     )
     name = s["name"].replace("|", "\\|")  # a bar would end the cell
     return (
-        f"| `{name}`{own} | {s['student']:.3f} | {pgr} | {format_interval(s)} | {agreement} | {p} |"
+        f"| `{name}`{own} | {s['student']:.3f} | {difference} | {interval} | {p} | {pgr} "
+        f"| {format_interval(s)} | {agreement} |"
     )
-
-
-def _baseline_name(results: Mapping[str, Any]) -> str:
-    """Return the name of the first student: cross-entropy on unmodified weak labels."""
-    return results["summary"][0]["name"]
 
 
 def _control(results: Mapping[str, Any]) -> str:
@@ -205,7 +238,16 @@ def main(args: list[str]) -> int:
     p.add_argument(
         "--record", action="store_true", help="replace the committed results (clean tree)"
     )
+    p.add_argument(
+        "--rescore",
+        action="store_true",
+        help="compute intervals and comparisons of the committed runs again; nothing is trained",
+    )
     options = p.parse_args(args)
+    if options.rescore:
+        for name in options.names:
+            save(with_statistics(json.loads((FOLDER / f"{name}.json").read_text())))
+        return 0
     if options.record and environment()["dirty"]:
         print("bench w2s: --record needs a clean tree; commit first", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ from pathlib import Path
 from bench.cases import w2s
 from bench.harness.environment import ROOT
 from bench.harness.row_files import RESULTS, Row, key, load
+from bench.intervals import table as interval_tables
 from bench.report import speed_tables, trainer_table
 from bench.report.measured_rows import MeasuredRows
 
@@ -36,6 +37,7 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
     "docs/distributed.md": {"scale": speed_tables.scale},
     "docs/trainers.md": {"steps": trainer_table.steps},
     w2s.PAGE: w2s.blocks(),
+    interval_tables.PAGE: interval_tables.blocks(),
 }
 
 

@@ -46,7 +46,22 @@ def make_results(
                               "reused": True}},
     }  # fmt: skip
     controls = [{"seed": s, "accuracy": 0.81, "auroc": 0.9} for s in (0, 1)] if control else []
-    blocks = {"runs": runs, "summary": summary, "controls": controls, "gold": []}
+    baseline = names[0]
+    differences = [
+        {"name": name, "baseline": baseline, "difference": 0.06, "low": 0.01, "high": 0.11,
+         "p": 0.02, "p_holm": 0.04}
+        for name in names[1:]
+    ]  # fmt: skip
+    design = {"bases": 1, "seeds": 2, "over": [], "level": 0.95, "base_names": ["a model"]}
+    blocks = {
+        "design": design,
+        "differences": differences,
+        "failed": {},
+        "runs": runs,
+        "summary": summary,
+        "controls": controls,
+        "gold": [],
+    }
     return {**blocks, "provenance": facts}
 
 

@@ -43,6 +43,52 @@ def test_logconf_openai_equals_released_code(served: None, seed: int, step: int)
     assert_within_budget(ours[1], truth[1], released[1], BACKWARD, "gradient")
 
 
+def _released_first(logits: Tensor, weak: Tensor) -> Tensor:
+    """Return (n,) bool: rows that openai/weak-to-strong hardens to class 0."""
+    p0 = logits.float().softmax(-1)[:, 0]
+    return p0 >= torch.quantile(p0, weak.float().mean(0)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logconf_openai_ties_where_probabilities_saturate(dtype: torch.dtype) -> None:
+    """Margins of 17 to 80 all are 1.0 in fp32; the quantile of margins would divide them."""
+    loss, margins = make_loss("logconf_openai"), make_loss("logconf")
+    differ = 0
+    for seed in range(100):
+        g = torch.Generator().manual_seed(seed)
+        margin = torch.rand(32, generator=g) * 100 - 20
+        logits = torch.stack([margin, torch.zeros(32)], 1).to(dtype)
+        weak = torch.rand(32, generator=g)
+        weak = torch.stack([1 - weak, weak], 1)
+        first = _released_first(logits, weak)
+        z = logits.float()[:, 0] - logits.float()[:, 1]
+        for own, expected in ((loss, True), (margins, None)):
+            threshold = own.threshold(logits, weak)
+            assert threshold is not None
+            same = bool(((z >= threshold) == first).all())
+            assert same or expected is None
+            differ += not same
+        strong = torch.stack([first, ~first], 1).double()
+        target = 0.5 * weak.double() + 0.5 * strong
+        value = _mean(loss(logits, weak, step_frac=0.9)).double()
+        torch.testing.assert_close(
+            value, F.cross_entropy(logits.double(), target), rtol=1e-5, atol=0
+        )
+    assert differ > 70  # the quantile of margins
+
+
+def test_logconf_openai_leaves_rows_of_weight_zero_out_of_its_quantile() -> None:
+    logits, weak = case(32, 2, 0, torch.float32)
+    weight = (torch.arange(32) % 3 > 0).float()
+    kept = weight > 0
+    loss = make_loss("logconf_openai")
+    assert torch.equal(
+        loss.threshold(logits, weak, weight=weight), loss.threshold(logits[kept], weak[kept])
+    )
+    none = loss.threshold(logits, weak, weight=torch.zeros(32))
+    assert none is not None and none.isinf()
+
+
 @pytest.mark.parametrize("q", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_hard_class_counts(q: float) -> None:
     """#{class 1} = ceil(q (N-1)) at prior q, for every N."""

@@ -17,9 +17,9 @@ EleutherAI's entropy loss does nothing
 the product loss is finite
     ``losses/test_losses.py::test_product_in_log_space``
 PGR of the Debate paper, from its accuracies and here from answers
-    ``test_metrics.py::test_pgr_of_the_debate_table``
+    ``metrics/test_gap.py::test_pgr_of_the_debate_table``
 anthropic_hh is refused, at the border and here as published
-    ``test_metrics.py::test_anthropic_hh_is_refused``
+    ``metrics/test_gap.py::test_anthropic_hh_is_refused``
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_any_damage_is_found_or_can_be_shown(path: tuple[Any, ...], value: Any) 
         (("runs", 0, "seed"), True, "runs[0].seed is True, expected an integer"),
         (("summary", 0, "pgr_mean"), [], "summary[0].pgr_mean is [], expected a number or null"),
         (("summary", 0, "name"), "gce", "summary[0] is of 'gce', which has no runs"),
-        (("summary", 0, "pgr_low"), None, "summary[0] has a PGR without an interval"),
+        (("summary", 0, "pgr_low"), None, "summary[0] has an interval with one end"),
         (("runs",), [], "runs is empty"),
         (("provenance", "stages", "weak/0"), None, "provenance.stages.weak/0 is None"),
         (("provenance", "data", "1", "test"), ..., "provenance.data.1.test is missing"),

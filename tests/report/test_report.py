@@ -132,7 +132,7 @@ def test_the_page_can_be_read_on_a_phone_and_by_a_screen_reader() -> None:
     assert "accuracy" in str(image["alt"]).lower() and "PGR" in str(image["alt"])
     assert all("scope" in attrs for tag, attrs in outline.tags if tag == "th")
     boxes = [attrs for _, attrs in outline.tags if attrs.get("class") == "scroll"]
-    assert len(boxes) == order.count("table") == 4
+    assert len(boxes) == order.count("table") == 5
     assert all(b["tabindex"] == "0" and b["role"] == "region" and b["aria-label"] for b in boxes)
 
 
@@ -188,3 +188,59 @@ def test_one_seed_and_one_loss_are_enough() -> None:
     results["runs"], results["summary"] = results["runs"][:1], results["summary"][:1]
     assert "1 seed, 500" not in page(results)
     assert printed(results) and results_figure(results, "png")
+
+
+def test_an_interval_without_end_is_named_and_one_that_is_missing_is_not_made_up() -> None:
+    results = make_results()
+    for row, unbounded in zip(results["summary"], (True, False), strict=True):
+        row |= {"pgr_low": None, "pgr_high": None, "pgr_unbounded": unbounded}
+    text, html = printed(results), page(results)
+    assert "unbounded" in text and "unbounded" in html and "inf" not in text
+    assert re.search(r"logconf:aux_coef=0.3\s+0.960\s+0.900\s+0.80\s+–", text)
+    svg = results_figure(results, "svg")
+    assert b">0.50  [unbounded]<" in svg and b">0.80<" in svg
+    assert results_figure(results, "png").startswith(b"\x89PNG")
+
+
+def test_differences_come_before_means() -> None:
+    text = printed(make_results())
+    assert text.index("compared with xent") < text.index("Means over 2 seeds")
+    assert re.search(r"\+0.060\s+\+0.010 – \+0.110\s+0.02\s+0.04", text)
+    assert page(make_results()).index("Differences between") < page(make_results()).index("Means")
+    alone = make_results(["xent"])
+    assert "compared" not in printed(alone) and "Differences" not in page(alone)
+
+
+@pytest.mark.parametrize(
+    ("design", "note"),
+    [
+        ({"bases": 4, "seeds": 3, "over": ["bases", "seeds"]}, "t over 4 bases with 3 seeds each"),
+        ({"bases": 1, "seeds": 3, "over": ["seeds"]}, "t over 3 seeds, conditional on this base"),
+        ({"bases": 2, "seeds": 3, "over": ["seeds"]}, "conditional on these 2 bases"),
+        ({"bases": 1, "seeds": 1, "over": []}, "the test items of one run"),
+        ({"bases": 1, "seeds": 2, "over": []}, "No intervals: 2 seeds of this base are too few"),
+    ],
+)
+def test_every_report_says_what_intervals_are_about(design: dict[str, Any], note: str) -> None:
+    results = make_results() | {"design": design}
+    assert note in " ".join(printed(results).split()) and note in page(results)
+
+
+def test_bases_and_the_spread_over_last_bits_are_listed() -> None:
+    results = make_results()
+    for row in results["runs"]:
+        row["base"] = f"models/{row['seed']}"
+    results["summary"][0]["rounding_sd"] = 0.004
+    results["failed"] = {"models/2": "student/20000/xent: no checkpoint that loads"}
+    text = " ".join(printed(results).split())
+    assert "base models/1: seeds 1" in text
+    assert "base models/2 failed: student/20000/xent: no checkpoint" in text
+    assert "xent: standard deviation of accuracy 0.010 over runs, 0.004 over the last bits" in text
+
+
+def test_results_of_an_earlier_version_can_be_shown() -> None:
+    results = make_results()
+    for name in ("design", "differences", "failed"):
+        del results[name]
+    assert "resample seeds and test items" in " ".join(printed(results).split())
+    assert "resample seeds and test items" in page(results)

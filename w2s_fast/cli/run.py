@@ -35,4 +35,4 @@ def main(args: Sequence[str]) -> int:
     if get_world().is_main_process:
         print_results(results, Console())
         print_files(Path(cfg.output_dir))
-    return 0
+    return 1 if results["failed"] else 0

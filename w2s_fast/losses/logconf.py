@@ -5,14 +5,17 @@ r"""Auxiliary confidence loss in its published variants, each under its own name
 | name | hard class of two classes | c over training, a = ``aux_coef`` |
 |---|---|---|
 | ``logconf_paper`` | 1 iff P(class 1) above the batch median | 0 -> a over the first 20 % |
-| ``logconf_openai`` | quantile at the mean weak P(class 1) | a * step_frac, then a from 10 % on |
-| ``logconf`` | the same quantile | 0 -> a over the first 10 % |
-| ``logconf_eleuther`` | the same quantile, of the last 32 predictions | 0 -> a over 100 steps |
+| ``logconf_openai`` | 1 iff P(class 0), fp32, is below its quantile at q | a * step_frac, then a |
+| ``logconf`` | 1 iff the margin z_0 - z_1 is below its quantile at q | 0 -> a over the first 10 % |
+| ``logconf_eleuther`` | the same, of the last 32 predictions | 0 -> a over 100 steps |
 
-The jump of ``logconf_openai`` is a bug of the released code (the ramp is not divided by its
-length), kept because published numbers have it. No released code covers more than two classes: h_i
-is then the argmax, on every row (``logconf``, ``logconf_openai``, ``logconf_eleuther``) or on rows
-whose top probability is at least the batch median (``logconf_paper``).
+q is the batch's mean weak P(class 1), and ``logconf_openai`` has the whole a from 10 % on.
+
+Two defects of the released code are kept in ``logconf_openai`` because published numbers have them:
+the jump (the ramp is not divided by its length) and ties of saturated probabilities. No released
+code covers more than two classes: h_i is then the argmax, on every row (``logconf``,
+``logconf_openai``, ``logconf_eleuther``) or on rows whose top probability is at least the batch
+median (``logconf_paper``).
 
 Sources: Burns et al. 2023 (arXiv 2312.09390), Eq. 1; openai/weak-to-strong ``loss.py``;
 EleutherAI/w2s ``loss.py``.
@@ -27,7 +30,9 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses._base import Loss, LossContext, LossOut, p_class1, row_mask
+from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.quantile.api import masked_quantile
+from w2s_fast.ops.targets import SparseTargets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +88,49 @@ class LogConf(_SelfTarget):
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfOpenAI(LogConf):
-    """openai/weak-to-strong as released: the ramp reaches aux_coef in a jump, see the module."""
+    """openai/weak-to-strong as released: the ramp reaches aux_coef in a jump, see the module.
+
+    The released code compares P(class 0) with its quantile in fp32, where every margin above about
+    17 is 1.0. If the quantile is 1.0, all such rows tie and count as class 0, so class 0 gets more
+    rows than the class prior says. The other variants compare margins, which do not saturate.
+    """
 
     def coefficient(self, step_frac: float, step: int | None = None) -> float:
         """Return the coefficient of the released schedule, including its bug."""
         return self.aux_coef * (1.0 if step_frac > self.warmup_frac else step_frac)
+
+    def threshold(
+        self,
+        logits: Tensor,
+        weak: Tensor,
+        *,
+        weight: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> Tensor | None:
+        """Return the smallest margin of the rows that the released code puts into class 0.
+
+        For lazy logits and top-k labels it is the quantile of margins.
+        """
+        if self.batch_rule(logits.shape[1]) is None:
+            return None
+        if isinstance(logits, Projected) or isinstance(weak, SparseTargets):
+            return super().threshold(logits, weak, weight=weight, state=state)
+        mask = row_mask(weak, weight)
+        ones = torch.where(mask, p_class1(weak, torch.float64), 0.0).sum()
+        prior = (ones / mask.sum().clamp_min(1)).clamp(0, 1)
+        z = logits.detach()
+        p0 = z.float().softmax(1)[:, 0]
+        first = mask & (p0 >= masked_quantile(p0, prior, mask))
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        margins = torch.where(first, z[:, 0] - z[:, 1], float("inf"))
+        return margins.new_full((), float("inf")) if not len(margins) else margins.min()
+
+    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
+        """See ``Loss.forward``."""
+        if ctx.threshold is None:
+            own = self.threshold(logits, weak, weight=ctx.weight, state=ctx.state)
+            ctx = ctx._replace(threshold=own)
+        return super().forward(logits, weak, ctx)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ r"""Reverse Kullback-Leibler divergence KL(p || t): mode-seeking in the weak lab
 It is reverse cross-entropy minus the student's entropy. Its minimum is p = t, whereas reverse
 cross-entropy is smallest with all mass on the label's top class. Plain torch, not the fused op.
 
-Sources: arXiv 2505.24313; Gu et al. 2023 (arXiv 2306.08543) for language models, for
-which ``w2s_fast.losses.distillation`` has its own version.
+Sources: arXiv 2502.11107 for weak-to-strong generalization; Gu et al. 2023 (arXiv 2306.08543) for
+language models, for which ``w2s_fast.losses.distillation`` has its own version.
 """
 
 from __future__ import annotations

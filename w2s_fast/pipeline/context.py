@@ -75,9 +75,9 @@ class Context:
 
     @property
     def seed(self) -> int:
-        """Seed of the job: fixed for jobs that all seeds share, distinct per ensemble member."""
+        """Seed of the job; distinct per ensemble member, and of its own for a pretraining."""
         if self.job.seed is None:
-            return PRETRAIN_SEED
+            return self.job.setting("seed", PRETRAIN_SEED)
         member = self.job.setting("member", 0)
         if not member:
             return self.job.seed

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.config import RunConfig, to_dict
+from w2s_fast.config import RunConfig, at_seed, to_dict
 from w2s_fast.distributed.world import get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.files import tree_stamp
@@ -105,9 +105,10 @@ def _compute(
 
     dispatch.forget_served_ops()
     folders = {name: Path(path) for name, path in work_item.folders.items()}
+    context = Context(at_seed(cfg, work_item.job.seed), work_item.job, folders, progress, read)
     # A head on cached states is too small for several threads: they would wait for each other.
     with _inputs_stay(folders), _threads(1 if work_item.job.setting("freeze") else threads):
-        STAGES[work_item.job.stage](Context(cfg, work_item.job, folders, progress, read), build)
+        STAGES[work_item.job.stage](context, build)
     build.info["ops"] = dispatch.served_ops()
     get_world().barrier()  # no process may use the folder while it is renamed
 

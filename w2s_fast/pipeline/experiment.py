@@ -7,22 +7,24 @@ import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.config import RunConfig, validate
+from w2s_fast.config import RunConfig, at_seed, run_seeds, validate
 from w2s_fast.distributed.heartbeat import monitor_processes
 from w2s_fast.distributed.world import get_world, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.files import explain_write_errors, file_lock, remove_temporaries, write_json
 from w2s_fast.pipeline.artifacts import LABELS, REPORT
+from w2s_fast.pipeline.bases import failed_bases, finished_bases
 from w2s_fast.pipeline.check_fit import check_fit
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import WorkItem, execute, find
 from w2s_fast.pipeline.jobs import (
     Folders,
     Job,
+    JobPlan,
     config_slice,
     data_digests,
     data_of_job,
@@ -30,7 +32,14 @@ from w2s_fast.pipeline.jobs import (
     plan_jobs,
 )
 from w2s_fast.pipeline.label_files import write_label_files
-from w2s_fast.pipeline.pool import JobObserver, choose_parallelism, make_pool
+from w2s_fast.pipeline.pool import (
+    JobError,
+    JobObserver,
+    LocalPool,
+    ProcessPool,
+    choose_parallelism,
+    make_pool,
+)
 from w2s_fast.pipeline.preflight import check_processes_agree, check_shared_store
 from w2s_fast.pipeline.provenance import class_counts, provenance
 from w2s_fast.pipeline.stages.build_model import device
@@ -51,18 +60,22 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
         quiet: Show no progress.
 
     Returns:
-        The content of results.json: ``runs``, ``summary``, ``controls``, ``provenance``.
+        The content of results.json: ``design``, ``differences``, ``runs``, ``summary``,
+        ``controls``, ``gold``, ``failed`` (a reason for each of ``student_bases`` that has no
+        results), ``provenance``.
 
     Raises:
         W2SError: Bad input, a full disk, or another run in the same folder.
     """
     with open_session(cfg, quiet) as session:
-        jobs = plan_jobs(cfg).jobs
-        session.compute(jobs[:-1])
-        scores = _report_stage(session, jobs[-1])
+        jobs = plan_jobs(cfg)
+        session.compute(jobs.jobs[:-1])
+        scores = _report_stage(session, session.report_job(jobs))
         counts = {s: class_counts(data) for s, data in session.data.items()}
         facts = provenance(cfg, session.results, session.cached, counts)
-        results = session.world.broadcast_object({**scores, "provenance": facts})
+        results = session.world.broadcast_object(
+            {**scores, "failed": failed_bases(cfg, jobs, session.failed), "provenance": facts}
+        )
         if session.world.is_main_process:
             with explain_write_errors("the report", Path(cfg.output_dir).absolute()):
                 write_json(Path(cfg.output_dir) / RESULTS, results)
@@ -79,7 +92,7 @@ def label(cfg: RunConfig, *, quiet: bool = True) -> dict[int, Path]:
     Raises:
         W2SError: As ``run``.
     """
-    folders = {s: Path(cfg.output_dir).absolute() / LABELS / str(s) for s in cfg.seeds}
+    folders = {s: Path(cfg.output_dir).absolute() / LABELS / str(s) for s in run_seeds(cfg)}
     with open_session(cfg, quiet) as session:
         session.compute(plan_jobs(cfg, labels_only=True).jobs)
         if session.world.is_main_process:
@@ -151,13 +164,14 @@ class Session:
     observer: JobObserver
     results: dict[str, Artifact] = field(default_factory=dict)
     cached: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         cfg = self.cfg
         self.world = get_world()
         self.store = Store(cfg.store_dir)
         with reading_once():
-            self.data = {s: load_data(cfg.task, s) for s in cfg.seeds}
+            self.data = {s: load_data(cfg.task, s) for s in run_seeds(cfg)}
         self.digests = {s: data_digests(d) for s, d in self.data.items()}
         self._folders = Folders()
         self._prepared = False
@@ -170,7 +184,8 @@ class Session:
         """Return the job with its inputs; the jobs it needs must be finished."""
         digests = {name: self.results[name].digest for name in job.needs}
         n_classes = len(self.data[self.cfg.seeds[0]].class_names)
-        folders = self._folders.digests(self.cfg)
+        cfg = at_seed(self.cfg, job.seed)
+        folders = self._folders.digests(cfg)
         inputs = input_digests(self.cfg, job, digests, self.digests, folders)
         return WorkItem(
             job,
@@ -178,7 +193,7 @@ class Session:
             inputs,
             {name: str(self.results[name].path) for name in job.needs},
             data_of_job(self.cfg, job, self.digests),
-            self._folders.stamps(self.cfg, inputs),
+            self._folders.stamps(cfg, inputs),
         )
 
     def take_stored(self, job: Job) -> bool:
@@ -227,13 +242,65 @@ class Session:
                     if pool.free:
                         waiting.remove(job)
                         self.prepare_store()
-                        pool.submit(self.work_item(job))
-                        running += 1
+                        if self._submit(pool, job):
+                            running += 1
+                        else:
+                            break
                 else:
-                    job, artifact = pool.wait()
-                    running -= 1
-                    self.results[job.name] = artifact
-                    self.observer.finished(job, artifact.info.get("seconds"))
+                    if running:
+                        self._wait(pool)
+                        running -= 1
+                waiting = [job for job in waiting if not self._fails(job)]
+
+    def _submit(self, pool: LocalPool | ProcessPool, job: Job) -> bool:
+        """Start a job; return whether the pool has it, which it has not if it failed at once."""
+        try:
+            pool.submit(self.work_item(job))
+        except W2SError as err:
+            self._fail(job, err)
+            return False
+        return True
+
+    def _wait(self, pool: LocalPool | ProcessPool) -> None:
+        try:
+            job, artifact = pool.wait()
+        except JobError as err:
+            self._fail(err.job, err)
+        else:
+            self.results[job.name] = artifact
+            self.observer.finished(job, artifact.info.get("seconds"))
+
+    def _fail(self, job: Job, err: W2SError) -> None:
+        """Note why a job failed. The run goes on without its base if there are several.
+
+        Processes of a distributed job could not agree on it: there the run ends.
+        """
+        if not self.cfg.student_bases or self.world.size > 1:
+            raise err
+        self.failed[job.name] = " ".join(str(err).split())
+        self.observer.warned(f"{job.name} failed: {self.failed[job.name]}")
+
+    def _fails(self, job: Job) -> bool:
+        """Return whether the job needs a failed one; it then counts as failed too."""
+        reason = next((self.failed[name] for name in job.needs if name in self.failed), None)
+        if reason is not None:
+            self.failed[job.name] = reason
+        return reason is not None
+
+    def report_job(self, jobs: JobPlan) -> Job:
+        """Return the last job, with the results of the bases that have all of theirs.
+
+        Raises:
+            W2SError: No base has.
+        """
+        report = jobs.jobs[-1]
+        if not self.failed:
+            return report
+        seeds = {s for own in finished_bases(self.cfg, jobs, self.results).values() for s in own}
+        if not seeds:
+            raise W2SError(f"every base failed: {next(iter(self.failed.values()))}")
+        kept = {job.name for job in jobs.jobs if job.seed in seeds}
+        return replace(report, inputs=tuple(pair for pair in report.inputs if pair[1] in kept))
 
     def ready(self, job: Job) -> bool:
         """Return whether all jobs that the job needs are finished."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.config import RunConfig, model_of, roles, to_dict, train_of
+from w2s_fast.config import RunConfig, at_seed, model_of, roles, run_seeds, to_dict, train_of
 from w2s_fast.files import content_hash, tree_hash, tree_stamp
 from w2s_fast.methods import Node, Plan
 from w2s_fast.models import ModelConfig
@@ -33,7 +33,7 @@ VERSIONS = {
     "transcripts": 1,
     "trajectory": 1,
     "apply": 1,
-    "report": 2,
+    "report": 3,
 }
 EMBEDDED = "agreement-lm"  # the model source that stage `pretrain` makes
 EMBEDDED_TASK = "agreement"  # has a tokenizer of its own
@@ -74,10 +74,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Entry:
-    """The jobs of a student of one seed: its training and its ceiling's, by name."""
+    """The jobs of a student of one seed: its training, its ceiling's, its replicates', by name."""
 
     student: str
     ceiling: str
+    replicates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,21 @@ def plan_jobs(cfg: RunConfig, *, labels_only: bool = False) -> JobPlan:
     entries: dict[tuple[int, str], Entry] = {}
     everyone = [(s.name, s.nodes(cfg)) for s in students(cfg)]
     base = Plan(CONTROL_LOSS, len(cfg.intermediate_models))
-    for seed in cfg.seeds:
+    for seed in run_seeds(cfg):
         planner.add(base.weak_model(), seed, "")
         planner.add(base.weak_labels(), seed, "")
     if labels_only:
         return JobPlan(planner.ordered(), entries)
-    for seed in cfg.seeds:
+    for seed in run_seeds(cfg):
         for name, (student, ceiling) in everyone:
             plain = ceiling == base.ceiling()
             entries[seed, name] = Entry(
                 ceiling=planner.add(ceiling, seed, "" if plain else name),
                 student=planner.add(student, seed, name),
+                replicates=tuple(
+                    planner.add(_perturbed(student, i), seed, f"{name}/rounding-{i}")
+                    for i in range(1, cfg.rounding_replicates + 1)
+                ),
             )
         if cfg.control:
             planner.add(base.control(base.weak_labels()), seed, CONTROL_LOSS)
@@ -158,14 +163,22 @@ class _Planner:
         """Add the jobs that a role's model needs, and return them as inputs."""
         if role is None:
             return []
-        if model_of(self.cfg, role).source == EMBEDDED:
-            job = Job("pretrain", "pretrain")
-        elif needs_tokenizer(self.cfg, role):
+        cfg = at_seed(self.cfg, seed)
+        if model_of(cfg, role).source == EMBEDDED:
+            job = _pretrain_job(cfg.task.pretrain.seed)
+        elif needs_tokenizer(cfg, role):
             job = Job("tokenizer", f"tokenizer/{seed}", seed)
         else:
             return []
         self._first[job.name] = job
         return [(job.stage, job.name)]
+
+
+def _pretrain_job(seed: int) -> Job:
+    """Return the pretraining of the embedded model with a seed of its own."""
+    if not seed:
+        return Job("pretrain", "pretrain")
+    return Job("pretrain", f"pretrain/{seed}", settings=(("seed", seed),))
 
 
 def needs_tokenizer(cfg: RunConfig, role: str) -> bool:
@@ -178,18 +191,29 @@ def needs_tokenizer(cfg: RunConfig, role: str) -> bool:
     return not any(Path(model_of(cfg, r).source).is_dir() for r in (role, "student", "weak"))
 
 
+def _perturbed(node: Node, replicate: int) -> Node:
+    """Return a node whose student starts from weights with other last bits, and all it needs."""
+    needs = tuple((name, _perturbed(n, replicate)) for name, n in node.needs)
+    settings = dict(node.settings)
+    if settings.get("role") == "student":
+        settings["rounding"] = replicate
+    return replace(node, settings=tuple(sorted(settings.items())), needs=needs)
+
+
 def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     """Return exactly the settings that can change the job's result."""
+    cfg = at_seed(cfg, job.seed)
     common: dict[str, Any] = {"version": VERSIONS[job.stage]}
     if job.stage == "pretrain":
-        task = cfg.task
-        return common | {"language": task.language_seed, "model": to_dict(task.pretrain)}
+        model = {k: v for k, v in to_dict(cfg.task.pretrain).items() if k != "seed"}
+        return common | {"language": cfg.task.language_seed, "model": model, **dict(job.settings)}
     if job.stage == "tokenizer":
         return common
     if job.stage == "report":
         specs = {"losses": list(cfg.losses), "methods": list(cfg.methods)}
         answers = {"task": cfg.task.name, "read": cfg.task.read, "scorer": cfg.task.scorer}
-        return common | {"seeds": list(cfg.seeds), **specs, **answers}
+        bases = {"bases": list(cfg.student_bases), "rounding": cfg.rounding_replicates}
+        return common | {"seeds": list(cfg.seeds), **bases, **specs, **answers}
     common |= {"classes": n_classes, "settings": dict(job.settings)}
     role = job.setting("role")
     if job.stage == "transcripts":
@@ -238,7 +262,7 @@ def data_of_job(
         job: Job to compute.
         digests: ``data_digests`` by seed.
     """
-    seeds = cfg.seeds if job.stage == "report" else [s for s in [job.seed] if s is not None]
+    seeds = run_seeds(cfg) if job.stage == "report" else [s for s in [job.seed] if s is not None]
     return {str(seed): content_hash(dict(digests[seed])) for seed in seeds}
 
 
@@ -285,7 +309,7 @@ def input_digests(
     digests = {argument: results[name] for argument, name in job.inputs}
     if job.stage == "report":
         keys = ("test.inputs", "test.labels", "transfer.labels")
-        return digests | {f"{k}/{s}": data[s][k] for s in cfg.seeds for k in keys}
+        return digests | {f"{k}/{s}": data[s][k] for s in run_seeds(cfg) for k in keys}
     if job.seed is not None:
         digests |= {k: data[job.seed][k] for k in data_inputs(job)}
         role = job.setting("role")

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from w2s_fast.config import RunConfig
+from w2s_fast.config import RunConfig, at_seed, seeds_of_bases
 from w2s_fast.distributed.interpreter import module_command
 from w2s_fast.distributed.world import get_world, local_world_size
 from w2s_fast.errors import W2SError
@@ -67,7 +67,8 @@ def choose_parallelism(cfg: RunConfig, *, cuda: bool) -> tuple[int, int]:
     usable = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(usable(0)) if usable else os.cpu_count() or 1
     # Built-in models are small and gain nothing from a second thread.
-    small = cfg.weak.source in BUILT_IN and cfg.student.source in BUILT_IN
+    sources = {at_seed(cfg, seeds[0]).student.source for seeds in seeds_of_bases(cfg)}
+    small = {cfg.weak.source, *sources} <= set(BUILT_IN)
     threads = cfg.threads or (1 if small else min(cores, _LARGE_MODEL_THREADS))
     if get_world().size > 1:
         return 1, cfg.threads or max(1, min(threads, cores // local_world_size()))

@@ -36,6 +36,13 @@ _RESULTS = {
     "gold": [{"name": str, "use": str}],
     "provenance": _PROVENANCE,
 }  # fmt: skip
+# What results of 0.2.0 do not have.
+_LATER = {
+    "design": {"bases": int, "seeds": int, "over": [str]},
+    "differences": [{"name": str, "baseline": str, "difference": float, "low": float | None,
+                     "high": float | None, "p": float | None, "p_holm": float | None}],
+    "failed": {str: str},
+}  # fmt: skip
 _GIT = {"commit": str, "dirty": bool}
 _DATA = {str: {split: {str: int} for split in ("weak", "transfer", "test")}}
 _WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false",
@@ -53,6 +60,9 @@ def _problems(results: Any) -> Iterator[str]:
     facts = results["provenance"]
     if facts["git"] is not None:
         yield from _differences(facts["git"], _GIT, "provenance.git")
+    for name, shape in _LATER.items():
+        if name in results:
+            yield from _differences(results[name], shape, name)
     if "data" in facts:  # results of 0.2.0 have none
         yield from _differences(facts["data"], _DATA, "provenance.data")
     yield from _contradictions(results)
@@ -71,12 +81,13 @@ def _contradictions(results: Mapping[str, Any]) -> Iterator[str]:
     for i, row in enumerate(results["summary"]):
         if row["name"] not in names:
             yield f"summary[{i}] is of {row['name']!r}, which has no runs"
-        if row["pgr_mean"] is not None and row["pgr_low"] is None:
-            yield f"summary[{i}] has a PGR without an interval"
     for name in ("runs", "summary"):
         for i, row in enumerate(results[name]):
             if (row["pgr_low"] is None) != (row["pgr_high"] is None):
                 yield f"{name}[{i}] has an interval with one end"
+    for i, row in enumerate(results.get("differences", ())):
+        if (row["low"] is None) != (row["high"] is None):
+            yield f"differences[{i}] has an interval with one end"
 
 
 def _differences(value: Any, shape: Any, where: str) -> Iterator[str]:

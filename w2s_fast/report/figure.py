@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from w2s_fast.report.model_rows import DARK, GREY, NOT_REPORTED, ModelRow, model_rows
+from w2s_fast.report.model_rows import DARK, GREY, NOT_REPORTED, ModelRow, level_text, model_rows
 from w2s_fast.report.names import fit_names, printable
 
 if TYPE_CHECKING:
@@ -251,15 +251,16 @@ def _draw_pgr(ax: Axes, panel: _Panel) -> None:
         _draw_interval(ax, interval, y, row.color)
         _draw_seeds(ax, row.pgrs, y, row.color)
         ax.scatter([mean], [y], s=72, color=row.color, edgecolor="white", lw=1.4, zorder=3)
-        _label(ax, f"{mean:.2f}  [{interval[0]:.2f}, {interval[1]:.2f}]", mean, y + 0.2, row.color)
-    ax.set_xlabel("PGR, 95 % interval")
+        _label(ax, f"{mean:.2f}  {row.interval}".rstrip(), mean, y + 0.2, row.color)
+    ax.set_xlabel(f"PGR, {level_text()} interval")
     style_axes(ax)
 
 
 def _draw_interval(ax: Axes, ends: Sequence[float], y: float, color: str) -> None:
     """Draw a horizontal interval; an arrow head marks an end beyond the axis."""
     low, high = ax.get_xlim()
-    ax.plot(ends, [y, y], color=color, lw=2.4, solid_capstyle="round", zorder=2)
+    drawn = [max(ends[0], 2 * low - high), min(ends[1], 2 * high - low)]  # infinite ends too
+    ax.plot(drawn, [y, y], color=color, lw=2.4, solid_capstyle="round", zorder=2)
     for beyond, edge, marker in ((ends[0] < low, low, "<"), (ends[1] > high, high, ">")):
         if beyond:
             ax.plot([edge], [y], marker=marker, ms=7, color=color, clip_on=False, zorder=2)

@@ -5,12 +5,16 @@ Terminal table, figure and page all show what this module returns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from w2s_fast.metrics import LEVEL, MIN_DRAWS
+
 GREY, DARK = "#666e7b", "#3f4754"
 PALETTE = ("#2f68d0", "#b9541c", "#147d5f", "#8e45c9", "#c2386b", "#8a6608")
+UNBOUNDED = "unbounded"  # in place of an interval that does not end
 NOT_REPORTED = "not reported"  # in place of a PGR whose weak-ceiling gap is too small
 
 
@@ -23,7 +27,9 @@ class ModelRow:
         color: Hex colour; text in it is readable on white.
         accuracies: By seed.
         pgrs: By seed, without those not reported; empty unless a student.
-        pgr: Mean PGR and the ends of its interval; None if not reported or not a student.
+        pgr: PGR of the mean accuracies and the ends of its interval, infinite if unbounded and
+            equal to it without an interval; None if not reported or not a student.
+        interval: The interval as text; empty without one.
         student: Whether the model learned from weak labels.
     """
 
@@ -32,6 +38,7 @@ class ModelRow:
     accuracies: tuple[float, ...]
     pgrs: tuple[float, ...] = ()
     pgr: tuple[float, float, float] | None = None
+    interval: str = ""
     student: bool = False
 
     @property
@@ -58,17 +65,27 @@ def _student_row(
     summary: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], color: str
 ) -> ModelRow:
     own = [r for r in runs if r["name"] == summary["name"]]
-    pgr = None
+    pgr, interval = None, ""
     if summary["pgr_mean"] is not None:
-        pgr = (summary["pgr_mean"], summary["pgr_low"], summary["pgr_high"])
+        ends = pgr_ends(summary)
+        pgr = (summary["pgr_mean"], *(ends or (summary["pgr_mean"],) * 2))
+        interval = f"[{format_interval(summary).replace(' – ', ', ')}]" if ends else ""
     return ModelRow(
         f"student · {summary['name']}",
         color,
         tuple(r["student"] for r in own),
         tuple(r["pgr"] for r in own if r["pgr"] is not None),
         pgr,
+        interval,
         student=True,
     )
+
+
+def pgr_ends(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the ends of a row's PGR interval, infinite if it is unbounded; None: no interval."""
+    if row.get("pgr_unbounded"):
+        return -math.inf, math.inf
+    return None if row["pgr_low"] is None else (row["pgr_low"], row["pgr_high"])
 
 
 def _ceiling_rows(runs: Sequence[Mapping[str, Any]]) -> list[ModelRow]:
@@ -94,11 +111,19 @@ def ceilings(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """Return a line for each use of true labels and for each reason why a PGR is not reported."""
+    """Return lines on bases, last bits, uses of true labels, and PGRs that are not reported."""
     reasons = {r["seed"]: r["refused"] for r in results["runs"] if r["refused"]}
-    lines = [f"{g['name']} used true labels: {g['use']}" for g in results["gold"]]
+    lines = [f"base {name} failed: {why}" for name, why in results.get("failed", {}).items()]
+    lines += _base_lines(results)
+    lines += [
+        f"{s['name']}: standard deviation of accuracy {format_number(s['student_sd'])} over runs, "
+        f"{format_number(s['rounding_sd'])} over the last bits of the initial weights"
+        for s in results["summary"]
+        if s.get("rounding_sd") is not None
+    ]
+    lines += [f"{g['name']} used true labels: {g['use']}" for g in results["gold"]]
     lines += [f"seed {seed}: {why}" for seed, why in sorted(reasons.items())]
-    if len(results["provenance"]["config"]["seeds"]) > 1:
+    if len(results["runs"]) > len(results["summary"]):
         overall = dict.fromkeys(s["refused"] for s in results["summary"] if s["refused"])
         lines += [f"all seeds: {why}" for why in overall]
     return lines
@@ -114,6 +139,16 @@ def weak_label_line(results: Mapping[str, Any]) -> str:
     return f"weak labels of the transfer set: accuracy {mean} ({low} – {high} by seed)"
 
 
+def _base_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return a line with the seeds of each base, if there are several."""
+    seeds: dict[str, dict[int, None]] = {}
+    for row in results["runs"]:
+        seeds.setdefault(row.get("base", ""), {})[row["seed"]] = None
+    if len(seeds) < 2:
+        return []
+    return [f"base {name}: seeds {', '.join(map(str, own))}" for name, own in seeds.items()]
+
+
 def format_number(value: float | None, digits: int = 3) -> str:
     """Return a fixed-point number, or a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}"
@@ -121,9 +156,51 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 def format_interval(row: Mapping[str, Any]) -> str:
     """Return the ends of a row's PGR interval, or a dash."""
-    if row["pgr_low"] is None:
+    ends = pgr_ends(row)
+    if ends is None:
         return "–"
-    return f"{row['pgr_low']:.2f} – {row['pgr_high']:.2f}"
+    return UNBOUNDED if math.isinf(ends[0]) else f"{ends[0]:.2f} – {ends[1]:.2f}"
+
+
+def difference_cells(row: Mapping[str, Any]) -> list[str]:
+    """Return difference, interval, p and Holm's p of an entry of ``differences``, as text."""
+    interval = "–" if row["low"] is None else f"{row['low']:+.3f} – {row['high']:+.3f}"
+    p = ["–" if row[k] is None else f"{row[k]:.2g}" for k in ("p", "p_holm")]
+    return [f"{row['difference']:+.3f}", interval, *p]
+
+
+def level_text() -> str:
+    """Return the level of all intervals, such as "95 %"."""
+    return f"{100 * LEVEL:g} %"
+
+
+def interval_note(results: Mapping[str, Any]) -> str:
+    """Return one line that says what the intervals generalize over."""
+    design = results.get("design")
+    if design is None:  # results of 0.2.0
+        return f"Intervals ({level_text()}) resample seeds and test items."
+    bases, seeds = design["bases"], count(design["seeds"], "seed")
+    given = "this base" if bases == 1 else f"these {bases} bases"
+    if "bases" in design["over"]:
+        return f"Intervals ({level_text()}) are t over {runs_text(results)}."
+    if design["over"]:
+        return f"Intervals ({level_text()}) are t over {seeds}, conditional on {given}."
+    if bases == design["seeds"] == 1:
+        return f"Intervals ({level_text()}) resample the test items of one run, not seeds or bases."
+    return f"No intervals: {seeds} of {given} are too few, {MIN_DRAWS} are needed."
+
+
+def runs_text(results: Mapping[str, Any]) -> str:
+    """Return the number of runs, such as "3 seeds" or "4 bases with 3 seeds each"."""
+    config = results["provenance"]["config"]
+    design = results.get("design") or {"bases": 1, "seeds": len(config["seeds"])}
+    seeds = count(design["seeds"], "seed")
+    return seeds if design["bases"] == 1 else f"{design['bases']} bases with {seeds} each"
+
+
+def count(n: int, word: str) -> str:
+    """Return a number and its noun, such as "3 seeds"."""
+    return f"{n} {word}{'s' * (n != 1)}"
 
 
 def class_rows(results: Mapping[str, Any]) -> list[list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -17,9 +18,13 @@ from w2s_fast.report.model_rows import (
     NOT_REPORTED,
     ceilings,
     class_rows,
+    difference_cells,
     format_interval,
     format_number,
+    interval_note,
+    level_text,
     notes,
+    pgr_ends,
     weak_label_line,
 )
 from w2s_fast.report.names import name_parts, printable
@@ -98,9 +103,10 @@ _PAGE = Template("""\
 alt="Accuracy of every model and PGR of every student; the tables have the numbers"></picture>
 <p>Accuracy is on the same test items. Dots are seeds, bars their means; a shaded band is the gap
 from the weak supervisor up to the ceiling. PGR is the share of that gap that a student recovers,
-0 at the weak supervisor and 1 at the ceiling. Lines are 95&nbsp;% bootstrap intervals over seeds
-and test items. PGR is omitted when the gap is below two standard errors.</p></section>
+0 at the weak supervisor and 1 at the ceiling. $intervals
+PGR is omitted when the gap could be noise.</p></section>
 $notes
+$differences
 <section class="panel"><h2>Means over seeds</h2>
 <p>Agreement is the share of test items where student and weak supervisor predict the same class:
 of all items, of those the supervisor gets right, and of those it gets wrong. A student that
@@ -147,6 +153,8 @@ def html_page(results: Mapping[str, Any], figure: bytes, narrow: bytes) -> str:
         task=_name(facts["config"]["task"]["name"]),
         style=_STYLE,
         lead=_lead(results),
+        intervals=_escape(interval_note(results)),
+        differences=_differences_panel(results),
         notes="".join(f'<p class="note">{_escape(note)}</p>' for note in notes(results)),
         figure=base64.b64encode(figure).decode(),
         narrow=base64.b64encode(narrow).decode(),
@@ -185,9 +193,15 @@ def _lead(results: Mapping[str, Any]) -> str:
         f"Trained on labels of a weak supervisor of accuracy {format_number(best['weak'])}, the "
         f"student with <b>{_name(best['name'])}</b> reached {format_number(best['student'])} and "
         f"{verb} <b>{abs(best['pgr_mean']):.0%}</b> of the gap to the ceiling of "
-        f"{format_number(best['ceiling'])} "
-        f"(95&nbsp;% interval {best['pgr_low']:.0%} to {best['pgr_high']:.0%})."
+        f"{format_number(best['ceiling'])}{_best_interval(best)}."
     )
+
+
+def _best_interval(row: Mapping[str, Any]) -> str:
+    ends = pgr_ends(row)
+    if ends is None or math.isinf(ends[0]):
+        return ""
+    return f" ({level_text()} interval {ends[0]:.0%} to {ends[1]:.0%})"
 
 
 def _html_table(name: str, head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
@@ -202,6 +216,22 @@ def _html_table(name: str, head: Sequence[str], body: Iterable[Sequence[str]]) -
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{name}">'
         f"<table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _differences_panel(results: Mapping[str, Any]) -> str:
+    """Return the panel of paired differences; empty for a single student."""
+    if not results.get("differences"):
+        return ""
+    title = "Differences between methods"
+    head = ["method", "difference", "interval", "p", "p, Holm"]
+    body = [[row["name"], *difference_cells(row)] for row in results["differences"]]
+    baseline = _name(results["differences"][0]["baseline"])
+    return (
+        f'<section class="panel"><h2>{title}</h2>'
+        f"<p>Accuracy of a student minus that of <b>{baseline}</b>, paired: both learned the same "
+        "weak labels from the same weights. p is two-sided; Holm corrects it for the number of "
+        f"methods.</p>{_html_table(title, head, body)}</section>"
     )
 
 

@@ -13,9 +13,13 @@ from w2s_fast.report import PAGE, PLOT, RESULTS
 from w2s_fast.report.model_rows import (
     ceilings,
     class_rows,
+    difference_cells,
     format_interval,
     format_number,
+    interval_note,
+    level_text,
     notes,
+    runs_text,
     weak_label_line,
 )
 from w2s_fast.report.name_table import NameTable
@@ -25,6 +29,8 @@ from w2s_fast.report.names import printable
 def print_results(results: Mapping[str, Any], console: Console) -> None:
     """Print the runs, their means with intervals, the controls and the notes."""
     console.print(_runs_table(results))
+    if results.get("differences"):
+        console.print(_differences_table(results))
     console.print(_means_table(results))
     console.print(weak_label_line(results), highlight=False)
     for row in results["controls"]:
@@ -61,10 +67,22 @@ def _runs_table(results: Mapping[str, Any]) -> NameTable:
     return table
 
 
+def _differences_table(results: Mapping[str, Any]) -> NameTable:
+    baseline = results["differences"][0]["baseline"]
+    heads = ("difference", f"{level_text()} interval", "p", "p, Holm")
+    table = NameTable(f"Accuracy compared with {baseline}, paired by run", "method", heads)
+    for row in results["differences"]:
+        table.add_row(row["name"], *difference_cells(row))
+    return table
+
+
 def _means_table(results: Mapping[str, Any]) -> NameTable:
     heads = ("accuracy", "AUROC", "PGR", "interval", "agrees*", "right*", "wrong*")
-    caption = "* with weak: on all test items, where weak is right, where weak is wrong"
-    table = NameTable("Means over seeds, PGR with 95 % interval", "model", heads, caption)
+    caption = (
+        "* with weak: on all test items, where weak is right, where weak is wrong\n"
+        + interval_note(results)
+    )
+    table = NameTable(f"Means over {runs_text(results)}", "model", heads, caption)
     first = results["summary"][0]
     table.add_row("weak", format_number(first["weak"]), format_number(first["weak_auroc"]))
     for s in results["summary"]:

@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
-BASELINE = ("naive", "xent")  # method and loss that the others are compared with
+from w2s_fast.metrics import holm
+from w2s_fast.pipeline.statistics import BASELINE
+
 _PATTERNS = 2**16
 
 Cells = Sequence[Mapping[str, Any]]
@@ -89,12 +91,13 @@ def comparisons(cells: Cells) -> list[dict[str, Any]]:
 
     Returns:
         Entries with ``name``, ``difference`` (mean, in accuracy), ``wins`` (pairs with higher
-        accuracy), ``pairs`` (cell and seed), ``units`` (task and seed), ``p`` (one-sided).
+        accuracy), ``pairs`` (cell and seed), ``units`` (task and seed), ``p`` (one-sided) and
+        ``p_holm``, corrected for the number of students.
     """
     baseline = _baseline_name(cells)
     if baseline is None:
         return []
-    entries = []
+    entries: list[dict[str, Any]] = []
     for name in student_names(cells):
         if name == baseline:
             continue
@@ -109,7 +112,8 @@ def comparisons(cells: Cells) -> list[dict[str, Any]]:
                 "p": sign_flip(differences, units),
             }
         )
-    return entries
+    corrected = holm([entry["p"] for entry in entries])
+    return [{**entry, "p_holm": p} for entry, p in zip(entries, corrected, strict=True)]
 
 
 def _baseline_name(cells: Cells) -> str | None:

@@ -17,6 +17,7 @@ _SET_BY_SWEEP = {
     "cache_dir": "cache_dir",
     "device": "devices",
     "workers": "devices",
+    "student_bases": "student_models",
 }
 
 

@@ -17,7 +17,7 @@ from w2s_fast.report.figure import (
     stack_rows,
     style_axes,
 )
-from w2s_fast.report.model_rows import GREY, NOT_REPORTED, PALETTE
+from w2s_fast.report.model_rows import GREY, NOT_REPORTED, PALETTE, level_text, pgr_ends
 from w2s_fast.report.names import fit_names, printable, wrap_name
 from w2s_fast.sweeps.statistics import student_names
 
@@ -113,15 +113,26 @@ def _draw_gaps(ax: Axes, cells: Cells, methods: Sequence[str]) -> None:
         gap = [s["ceiling"] - s["weak"] for s in summaries]
         shift = ScaledTranslation((i - (len(methods) - 1) / 2) * step, 0, ax.figure.dpi_scale_trans)
         place = ax.transData + shift
-        ends = ([s["pgr_low"] for s in summaries], [s["pgr_high"] for s in summaries])
+        ends = np.array([_ends(s) for s in summaries]).reshape(-1, 2).clip(*_far(ax)).T
         ax.vlines(gap, *ends, color=style["color"], lw=2.2 if large else 1.2,
                   alpha=0.85 if large else 0.35, transform=place)  # fmt: skip
         ax.scatter(gap, [s["pgr_mean"] for s in summaries], s=62 if large else 26,
                    edgecolor="white", lw=0.9, zorder=3, transform=place, **style)  # fmt: skip
         _mark_cut_intervals(ax, summaries, style["color"], place)
     ax.set_xlabel("gap: accuracy of ceiling − accuracy of weak supervisor")
-    ax.set_ylabel("performance gap recovered, 95 % interval")
+    ax.set_ylabel(f"performance gap recovered, {level_text()} interval")
     style_axes(ax, "both")
+
+
+def _ends(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the ends of a PGR's interval; its value without one."""
+    return pgr_ends(row) or (row["pgr_mean"], row["pgr_mean"])
+
+
+def _far(ax: Axes) -> tuple[float, float]:
+    """Return values beyond both ends of the vertical axis, to which infinite ends are drawn."""
+    low, high = ax.get_ylim()
+    return 2 * low - high, 2 * high - low
 
 
 def _set_limits(ax: Axes, summaries: Sequence[Mapping[str, Any]]) -> None:
@@ -132,7 +143,7 @@ def _set_limits(ax: Axes, summaries: Sequence[Mapping[str, Any]]) -> None:
         return
     low, high = limits([s["ceiling"] - s["weak"] for s in summaries])
     ax.set_xlim(max(0.0, low), high)
-    ends = [s[end] for s in summaries for end in ("pgr_low", "pgr_high")]
+    ends = [end for s in summaries for end in _ends(s)]
     ax.set_ylim(limits([*(s["pgr_mean"] for s in summaries), 0.0, 1.0], ends))
 
 
@@ -141,8 +152,8 @@ def _mark_cut_intervals(
 ) -> None:
     """Draw an arrow head where an interval leaves the axes."""
     low, high = ax.get_ylim()
-    below = [s for s in summaries if s["pgr_low"] < low]
-    above = [s for s in summaries if s["pgr_high"] > high]
+    below = [s for s in summaries if _ends(s)[0] < low]
+    above = [s for s in summaries if _ends(s)[1] > high]
     for cut, edge, marker in ((below, low, "v"), (above, high, "^")):
         for s in cut:
             gap = s["ceiling"] - s["weak"]

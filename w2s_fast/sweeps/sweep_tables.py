@@ -8,19 +8,19 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from w2s_fast.report.model_rows import format_interval, format_number
+from w2s_fast.report.model_rows import count, format_interval, format_number, level_text
 from w2s_fast.report.name_table import NameTable
 from w2s_fast.report.names import printable
 
 _CELL_NOTES = """\
 * agreement with the supervisor where it is right, and where it is wrong
-k/n after a method: PGR of the k seeds whose PGR is reported
 """
 _METHOD_NOTES = """\
 * rule of the openai/weak-to-strong notebook: it omits only pairs of equal models and \
 pairs whose ceiling is not above the floor
 † mean difference of accuracy to plain cross-entropy; p is one-sided, signs flipped \
-by unit (a task and seed): U units cannot give less than 2^-U
+by unit (a task and seed), and corrected for the number of methods (Holm): U units cannot give \
+less than 2^-U
 """
 
 
@@ -56,14 +56,13 @@ def _cells_table(results: Mapping[str, Any]) -> NameTable:
     """Return the table of cells; each has a title line."""
     seeds = len(results["config"]["run"]["seeds"])
     heads = ("weak", "student", "ceiling", "PGR", "interval", "right*", "wrong*")
-    title = f"Means over {seeds} seed{'s' * (seeds != 1)}, PGR with 95 % interval"
+    title = f"Means over {count(seeds, 'seed')}, PGR with {level_text()} interval"
     table = NameTable(title, "cell, method", heads, _CELL_NOTES)
     for cell in results["cells"]:
         table.add_row(_cell_title(cell), style="bold")
         for i, row in enumerate(cell["summary"], 1):
-            reported = f" {row['seeds']}/{seeds}" if 0 < row["seeds"] < seeds else ""
             last = i == len(cell["summary"])
-            table.add_row(row["name"] + reported, *_summary_cells(row), indent=2, end_section=last)
+            table.add_row(row["name"], *_summary_cells(row), indent=2, end_section=last)
     return table
 
 
@@ -110,5 +109,5 @@ def _comparison_cells(comparison: Mapping[str, Any] | None) -> list[str]:
         f"{comparison['difference']:+.4f}",
         f"{comparison['wins']}/{comparison['pairs']}",
         str(comparison["units"]),
-        f"{comparison['p']:.2g}",
+        f"{comparison['p_holm']:.2g}",
     ]

@@ -24,6 +24,7 @@ class PretrainConfig:
         length: Tokens per sequence, at most 128.
         lr: Peak learning rate (AdamW, 50 steps of warm-up, cosine decay to 0.05 of it).
         cue_frac: Share of noun phrases with a number cue ("this", "these").
+        seed: Seed of the initial weights and the text.
     """
 
     hidden: int = 96
@@ -34,6 +35,7 @@ class PretrainConfig:
     length: int = 64
     lr: float = 4e-3
     cue_frac: float = 0.5
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.hidden < 1 or self.heads < 1 or self.hidden % (2 * self.heads):
@@ -44,6 +46,8 @@ class PretrainConfig:
         for name in ("layers", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise W2SError(f"task.pretrain.{name}={getattr(self, name)}: expected at least 1")
+        if not 0 <= self.seed < 2**31:
+            raise W2SError(f"task.pretrain.seed={self.seed} is outside 0 to 2**31 - 1")
         if not 2 <= self.length <= 128:
             raise W2SError(f"task.pretrain.length={self.length}: expected 2 to 128 tokens")
         _check_frac("task.pretrain.cue_frac", self.cue_frac)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from w2s_fast.config import RunConfig, model_of, train_of
 from w2s_fast.models import ModelConfig, build_model, load_tokenizer, load_weights
+from w2s_fast.models.rounding import perturb_last_bits
 from w2s_fast.models.text_tokenizer import read_tokenizer
 from w2s_fast.pipeline.artifacts import FEATURES, MODEL, PRETRAINED, TOKENIZER
 from w2s_fast.pipeline.context import Context
@@ -35,6 +36,8 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
     tokenizer = load_tokenizer(cfg, _fallback_tokenizer(ctx))
     with partitioned_init(train_of(ctx.cfg, role), cfg.dtype, device(ctx.cfg)):
         model = build_model(cfg, ctx.n_classes, tokenizer, ctx.seed, kind or ctx.task.kind)
+    if replicate := ctx.job.setting("rounding"):
+        perturb_last_bits(model, replicate)
     return model.to(device(ctx.cfg)), tokenizer
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from w2s_fast import metrics
-from w2s_fast.config import RunConfig
+from w2s_fast.config import RunConfig, run_seeds
 from w2s_fast.files import write_json
-from w2s_fast.pipeline import artifacts
+from w2s_fast.pipeline import artifacts, statistics
 from w2s_fast.pipeline.artifacts import LABELS, TEST
+from w2s_fast.pipeline.bases import finished_bases
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import Entry, JobPlan, plan_jobs
 from w2s_fast.pipeline.predictions import SCORE_NAMES, Predictions
@@ -39,6 +40,11 @@ class _Supervisor:
     labels: Predictions
     groups: np.ndarray
 
+    @property
+    def n_classes(self) -> int:
+        """C, or 0 for generation tasks."""
+        return self.test.n_classes
+
 
 @dataclass(frozen=True)
 class _Trained:
@@ -57,43 +63,121 @@ class _Trained:
 
 def report(ctx: Context, build: StageBuild) -> None:
     """Write the scores of all runs."""
-    data = {s: ctx.read(s) for s in ctx.cfg.seeds}
+    data = {s: ctx.read(s) for s in run_seeds(ctx.cfg)}
     ctx.write(lambda: write_json(build.path / artifacts.REPORT, score(ctx.cfg, data, ctx.folders)))
 
 
 def score(
     cfg: RunConfig, data: Mapping[int, TaskData], folders: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Return ``runs``, ``summary``, ``controls`` and ``gold`` of results.json.
+    """Return everything in results.json but ``provenance`` and ``failed``.
 
     Args:
         cfg: The run.
         data: Splits by seed.
-        folders: Folder of every finished job, by name.
+        folders: Folder of every finished job, by name; a base with a missing job is left out.
     """
     jobs = plan_jobs(cfg)
-    supervisors = {s: _read_supervisor(s, data[s], folders) for s in cfg.seeds}
-    same_items = len({data[s].test.ids for s in cfg.seeds}) == 1
-    runs, summary = [], []
+    bases = finished_bases(cfg, jobs, folders)
+    supervisors = _read_supervisors(bases, data, folders)
+    rows: list[dict[str, Any]] = []
+    summary, right = [], {}
     for student in students(cfg):
-        trained = {
-            s: _read_trained(jobs.entries[s, student.name], data[s], folders) for s in cfg.seeds
-        }
-        outcomes = [_outcomes(supervisors[s], trained[s]) for s in cfg.seeds]
-        rows = [
-            _run_row(s, student, supervisors[s], trained[s], o)
-            for s, o in zip(cfg.seeds, outcomes, strict=True)
-        ]
-        runs += rows
-        n_classes = supervisors[cfg.seeds[0]].test.n_classes
-        summary.append(_summary_row(student, rows, outcomes, same_items, n_classes))
+        entries = {s: jobs.entries[s, student.name] for s in supervisors}
+        trained = {s: _read_trained(e, data[s], folders) for s, e in entries.items()}
+        own = [_run_row(s, student, supervisors[s], trained[s]) for s in supervisors]
+        own = [{**row, "base": name} for row, name in zip(own, _name_of_run(bases), strict=True)]
+        models = _runs(bases, supervisors, {s: _right(supervisors[s], trained[s]) for s in trained})
+        n_classes = next(iter(supervisors.values())).n_classes
+        summary.append(
+            _summary_row(student, own, models, n_classes)
+            | {"rounding_sd": _rounding_sd(entries, trained, data, folders)}
+        )
+        rows += own
+        right[student.name] = {s: t.student.right for s, t in trained.items()}
     controls = [
         _control_row(s, _read_test(name, data[s], folders))
-        for s in cfg.seeds
+        for s in supervisors
         for name in folders
         if name.startswith(f"control/{s}/")
     ]
-    return {"runs": runs, "summary": summary, "controls": controls, "gold": gold_uses(jobs)}
+    return {
+        "design": statistics.design(models) | {"base_names": list(bases)},
+        "differences": _differences(students(cfg), bases, supervisors, right),
+        "runs": rows,
+        "summary": summary,
+        "controls": controls,
+        "gold": gold_uses(jobs),
+    }
+
+
+def _name_of_run(bases: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return the base of every run, in order."""
+    return [name for name, seeds in bases.items() for _ in seeds]
+
+
+def _runs(
+    bases: Mapping[str, Sequence[int]],
+    supervisors: Mapping[int, _Supervisor],
+    right: Mapping[int, np.ndarray],
+) -> metrics.Runs:
+    """Return the runs of all bases; ``right`` has (K, N) bool by seed."""
+    return metrics.runs_of(
+        [[right[s] for s in seeds] for seeds in bases.values()],
+        [[supervisors[s].groups for s in seeds] for seeds in bases.values()],
+    )
+
+
+def _differences(
+    compared: Sequence[Student],
+    bases: Mapping[str, Sequence[int]],
+    supervisors: Mapping[int, _Supervisor],
+    right: Mapping[str, Mapping[int, np.ndarray]],
+) -> list[dict[str, Any]]:
+    """Return the paired differences of all students to the baseline."""
+    baseline = statistics.baseline_name({s.name: (s.method, s.loss) for s in compared})
+    differences = {}
+    for name, own in right.items():
+        if name != baseline:
+            pairs = {s: np.stack([own[s], right[baseline][s]]) for s in own}
+            over_runs = metrics.paired_difference(_runs(bases, supervisors, pairs))
+            differences[name] = (
+                over_runs if len(pairs) > 1 else _single(over_runs, supervisors, pairs)
+            )
+    return statistics.difference_rows(differences, baseline)
+
+
+def _single(
+    difference: metrics.Difference,
+    supervisors: Mapping[int, _Supervisor],
+    pairs: Mapping[int, np.ndarray],
+) -> metrics.Difference:
+    """Return the difference of a single run with the interval over its test items."""
+    ((seed, (first, second)),) = pairs.items()
+    low, high = metrics.difference_item_interval(first, second, supervisors[seed].groups)
+    return replace(difference, low=low, high=high)
+
+
+def _rounding_sd(
+    entries: Mapping[int, Entry],
+    trained: Mapping[int, _Trained],
+    data: Mapping[int, TaskData],
+    folders: Mapping[str, Path],
+) -> float | None:
+    """Return the standard deviation of the student's accuracy over last bits, pooled over runs."""
+    if not any(entry.replicates for entry in entries.values()):
+        return None
+    variances = [
+        np.var(
+            [
+                trained[s].student.accuracy,
+                *(_read_test(name, data[s], folders).accuracy for name in entry.replicates),
+            ],
+            ddof=1,
+        )
+        for s, entry in entries.items()
+    ]
+    return float(np.sqrt(np.mean(variances)))
 
 
 def gold_uses(jobs: JobPlan) -> list[dict[str, str]]:
@@ -110,12 +194,22 @@ def gold_uses(jobs: JobPlan) -> list[dict[str, str]]:
     return list(uses.values())
 
 
-def _read_supervisor(seed: int, data: TaskData, folders: Mapping[str, Path]) -> _Supervisor:
-    return _Supervisor(
-        test=_read_test(f"weak/{seed}", data, folders),
-        labels=task_kind(data.kind).read(folders[f"labels/{seed}"] / LABELS, data.transfer, data),
-        groups=np.unique(np.array(data.test.groups), return_inverse=True)[1],
-    )
+def _read_supervisors(
+    bases: Mapping[str, Sequence[int]], data: Mapping[int, TaskData], folders: Mapping[str, Path]
+) -> dict[int, _Supervisor]:
+    """Return the supervisors by seed; seeds with the same test items share their groups."""
+    groups: dict[tuple[str, ...], np.ndarray] = {}
+    supervisors = {}
+    for seed in (s for seeds in bases.values() for s in seeds):
+        one = data[seed]
+        supervisors[seed] = _Supervisor(
+            test=_read_test(f"weak/{seed}", one, folders),
+            labels=task_kind(one.kind).read(folders[f"labels/{seed}"] / LABELS, one.transfer, one),
+            groups=groups.setdefault(
+                tuple(one.test.ids), np.unique(np.array(one.test.groups), return_inverse=True)[1]
+            ),
+        )
+    return supervisors
 
 
 def _read_trained(entry: Entry, data: TaskData, folders: Mapping[str, Path]) -> _Trained:
@@ -130,16 +224,15 @@ def _read_test(job: str, data: TaskData, folders: Mapping[str, Path]) -> Predict
     return task_kind(data.kind).read(folders[job] / TEST, data.test, data)
 
 
-def _outcomes(weak: _Supervisor, trained: _Trained) -> metrics.Outcomes:
-    return metrics.Outcomes(
-        weak.test.right, trained.student.right, trained.ceiling.right, weak.groups
-    )
+def _right(weak: _Supervisor, trained: _Trained) -> np.ndarray:
+    """Return (3, N) bool: whether weak model, student and ceiling are right."""
+    return np.stack([weak.test.right, trained.student.right, trained.ceiling.right])
 
 
-def _run_row(
-    seed: int, student: Student, weak: _Supervisor, trained: _Trained, outcomes: metrics.Outcomes
-) -> dict[str, Any]:
+def _run_row(seed: int, student: Student, weak: _Supervisor, trained: _Trained) -> dict[str, Any]:
     """Return the entry of ``runs`` for one seed and student."""
+    right = _right(weak, trained)
+    outcomes = metrics.Outcomes(right[0], right[1], right[2], weak.groups)
     models = {"weak": weak.test, "student": trained.student, "ceiling": trained.ceiling}
     accuracy = {model: predictions.accuracy for model, predictions in models.items()}
     floor, ceiling = accuracy["weak"], accuracy["ceiling"]
@@ -147,7 +240,7 @@ def _run_row(
     reason = metrics.omission_reason(
         floor, ceiling, se, n_items=n_test, n_classes=weak.test.n_classes
     )
-    low, high = (None, None) if reason else metrics.pgr_interval([outcomes], same_items=True)
+    low, high = (None, None) if reason else metrics.pgr_item_interval(outcomes)
     return {
         "seed": seed,
         "name": student.name,
@@ -171,39 +264,23 @@ def _run_row(
 
 
 def _summary_row(
-    student: Student,
-    rows: list[dict[str, Any]],
-    outcomes: list[metrics.Outcomes],
-    same_items: bool,
-    n_classes: int,
+    student: Student, rows: list[dict[str, Any]], runs: metrics.Runs, n_classes: int
 ) -> dict[str, Any]:
-    """Return the entry of ``summary`` for a student: means over its seeds.
-
-    The mean PGR is over the seeds that report one; it is omitted when the pooled gap is too small.
-    """
-    gaps = [metrics.Gap(r["weak"], r["ceiling"], r["gap_se"], r["refused"]) for r in rows]
-    reason = metrics.omission_reason_over_seeds(
-        gaps, n_items=rows[0]["n_test"], n_classes=n_classes
-    )
-    reported = [(r["pgr"], o) for r, o in zip(rows, outcomes, strict=True) if r["pgr"] is not None]
-    if reason:
-        reported = []
-    low, high = (None, None)
-    if reported:
-        low, high = metrics.pgr_interval([o for _, o in reported], same_items=same_items)
+    """Return the entry of ``summary`` for a student: means over all of its runs."""
+    if len(rows) == 1:
+        pgr = statistics.pgr_of_one_run(rows[0])
+    else:
+        pgr = statistics.pgr_over_runs(runs, n_items=rows[0]["n_test"], n_classes=n_classes)
     means = [*MODELS, *(f"{m}_{k}" for m in MODELS for k in SCORE_NAMES)]
     return {
         "name": student.name,
         "method": student.method,
         "loss": student.loss,
         "ceiling_name": rows[0]["ceiling_name"],
-        "pgr_mean": float(np.mean([pgr for pgr, _ in reported])) if reported else None,
-        "pgr_low": low,
-        "pgr_high": high,
+        **pgr,
         "level": metrics.LEVEL,
-        "seeds": len(reported),
+        "seeds": len(rows),
         "refused_seeds": [r["seed"] for r in rows if r["pgr"] is None],
-        "refused": reason,
         **{name: _mean(r[name] for r in rows) for name in means},
         "student_sd": float(np.std([r["student"] for r in rows], ddof=1)) if rows[1:] else None,
         "agreement": {

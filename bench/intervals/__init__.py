@@ -1,0 +1,1 @@
+"""Simulations of the statistics: how often intervals contain what they estimate."""

@@ -1,0 +1,68 @@
+"""Scores, the performance gap recovered, intervals over bases and seeds, paired comparisons.
+
+Functions of arrays: they give the same numbers with and without the pipeline.
+"""
+
+from w2s_fast.metrics.comparisons import Difference, holm, paired_difference
+from w2s_fast.metrics.estimates import LEVEL, MIN_DRAWS, Estimate, drawn_levels, estimate
+from w2s_fast.metrics.gap import (
+    GAP,
+    MIN_GAP_SE,
+    gap_quantile,
+    gap_se,
+    omission_reason,
+    omission_reason_over_runs,
+    pgr,
+)
+from w2s_fast.metrics.intervals import (
+    half_width,
+    mean_interval,
+    p_value,
+    pgr_contrast,
+    pgr_interval,
+    pgr_is_in_interval,
+)
+from w2s_fast.metrics.item_bootstrap import (
+    Outcomes,
+    difference_item_interval,
+    paired_gap_se,
+    pgr_item_interval,
+)
+from w2s_fast.metrics.runs import Runs, runs_of
+from w2s_fast.metrics.scores import Agreement, accuracy, agreement, auroc, balanced_accuracy, f1
+
+__all__ = [
+    "GAP",
+    "LEVEL",
+    "MIN_DRAWS",
+    "MIN_GAP_SE",
+    "Agreement",
+    "Difference",
+    "Estimate",
+    "Outcomes",
+    "Runs",
+    "accuracy",
+    "agreement",
+    "auroc",
+    "balanced_accuracy",
+    "difference_item_interval",
+    "drawn_levels",
+    "estimate",
+    "f1",
+    "gap_quantile",
+    "gap_se",
+    "half_width",
+    "holm",
+    "mean_interval",
+    "omission_reason",
+    "omission_reason_over_runs",
+    "p_value",
+    "paired_difference",
+    "paired_gap_se",
+    "pgr",
+    "pgr_contrast",
+    "pgr_interval",
+    "pgr_is_in_interval",
+    "pgr_item_interval",
+    "runs_of",
+]
