@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.paths import PYTHONPATH
 from safetensors.torch import save_file
 
 from w2s_fast.errors import W2SError
@@ -349,7 +350,7 @@ def test_a_damaged_stage_that_cannot_be_removed_is_one_line(
     (done.path / "a.txt").write_text("other")
 
     def refuse(path: Path) -> None:
-        raise OSError(errno.EROFS, "Read-only file system", str(path / "a.txt"))
+        raise OSError(errno.EROFS, "Read-only file system", "a.txt")  # a part, as shutil names it
 
     monkeypatch.setattr("shutil.rmtree", refuse)
     with (
@@ -357,6 +358,45 @@ def test_a_damaged_stage_that_cannot_be_removed_is_one_line(
         pytest.raises(W2SError, match="cannot write stage 'weak' in .*Read-only file system"),
     ):
         store.find("weak", key(store))
+
+
+_FORBIDDEN = """
+import os, sys
+from pathlib import Path
+from helpers.permissions import obey_permissions
+from w2s_fast.errors import W2SError
+from w2s_fast.store import Store
+obey_permissions()
+store = Store(Path(sys.argv[1]))
+for _ in range(2):
+    try:
+        with store.building("weak", {}, {}) as b:
+            step = b.checkpoint / "step-1"
+            if not step.exists():
+                step.mkdir(parents=True)
+                (step / "state").write_text("x")
+            step.chmod(int(sys.argv[2], 8))
+            (b.path / "a").write_text("a")
+    except W2SError as err:
+        print(err)
+"""
+
+
+@pytest.mark.parametrize("mode", ["555", "000"])
+def test_a_checkpoint_that_cannot_be_removed_is_not_published(mode: str, tmp_path: Path) -> None:
+    """A real failure of the operating system; and the same stage once it can be."""
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    command = [sys.executable, "-c", _FORBIDDEN, str(tmp_path), mode]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.stderr == "" and done.stdout.count("cannot write stage 'weak' in ") == 2
+    assert not list(tmp_path.glob("weak-*"))
+    for folder in tmp_path.glob(".weak-*/checkpoint/*"):
+        folder.chmod(0o755)
+    with Store(tmp_path).building("weak", {}, {}) as b:
+        (b.path / "a").write_text("a")
+    assert b.artifact is not None and {p.name for p in b.artifact.path.iterdir()} == {
+        "a", "stage.json"
+    }  # fmt: skip
 
 
 def test_a_relative_path_that_may_not_be_written(

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -158,11 +159,20 @@ def write_bytes(path: Path, data: bytes) -> None:
         temp.unlink(missing_ok=True)
 
 
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all in it; an error names the folder, and not a part of a path."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as err:
+        err.filename = str(folder)
+        raise
+
+
 def remove_temporaries(folder: Path) -> None:
     """Remove the temporary files of ``write_bytes`` that killed processes left in a folder."""
     for path in folder.glob(".*.*"):
         pid = path.suffix[1:]
-        if pid.isdecimal() and not _is_running(int(pid)):
+        if pid.isdecimal() and not path.is_dir() and not _is_running(int(pid)):
             path.unlink(missing_ok=True)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +27,7 @@ from w2s_fast.files import (
     file_lock,
     read_sealed,
     read_text,
+    remove_tree,
     write_sealed,
 )
 
@@ -136,7 +136,7 @@ class Store:
             text = f"{path} is damaged ({fault}); computing it again"
             warnings.warn(text, StoreWarning, stacklevel=2)
             with explain_write_errors(f"stage {stage!r}", self.root):
-                shutil.rmtree(path)
+                remove_tree(path)
             return None
         return Artifact(path, meta["digest"], meta["info"])
 
@@ -193,7 +193,7 @@ def _clear(temp: Path) -> None:
         if child.name == CHECKPOINT_NAME:
             continue
         if child.is_dir():
-            shutil.rmtree(child)
+            remove_tree(child)
         else:
             child.unlink()
 
@@ -225,7 +225,8 @@ def _format_of(path: Path) -> int | None:
 
 
 def _publish(temp: Path, final: Path, meta: dict[str, Any], info: dict[str, Any]) -> Artifact:
-    shutil.rmtree(temp / CHECKPOINT_NAME, ignore_errors=True)
+    if (temp / CHECKPOINT_NAME).exists():  # what stayed would be published
+        remove_tree(temp / CHECKPOINT_NAME)
     names = sorted(p.relative_to(temp).as_posix() for p in temp.rglob("*") if p.is_file())
     files = {name: file_hash(temp / name) for name in names}
     digest = content_hash(files)

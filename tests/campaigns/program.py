@@ -9,13 +9,14 @@ TEXT on.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.abc
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from unittest import mock
+
+from helpers.permissions import obey_permissions
 
 from w2s_fast.cli import main as cli
 from w2s_fast.pipeline import experiment
@@ -49,26 +50,6 @@ def _kill_at(text: str, number: int) -> None:
     os.replace = replace  # type: ignore[assignment]
 
 
-def _obey_permissions() -> None:
-    """Drop the capabilities that let root ignore permissions, here and in children.
-
-    Another user might not be able to read this Python.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice 32 capabilities
-    if libc.capget(header, sets):
-        raise OSError(ctypes.get_errno(), "capget")
-    dropped = (1, 2, 3)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
-    for capability in dropped:
-        if libc.prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP
-            raise OSError(ctypes.get_errno(), "prctl")
-    for i in range(3):
-        sets[i] &= ~sum(1 << capability for capability in dropped)
-    if libc.capset(header, sets):
-        raise OSError(ctypes.get_errno(), "capset")
-
-
 class _NoPandas(importlib.abc.MetaPathFinder):
     """Hides pandas: pyarrow imports it if there is one, which takes longer than a small run."""
 
@@ -86,7 +67,7 @@ def main() -> int:
         text, _, number = env["W2S_CAMPAIGN_KILL"].rpartition(":")
         _kill_at(text, int(number))
     if "W2S_CAMPAIGN_OBEY" in env:
-        _obey_permissions()
+        obey_permissions()
     with small_files(plain="W2S_CAMPAIGN_PLAIN" in env):
         return cli.main(sys.argv[1:])
 

@@ -23,7 +23,7 @@ from w2s_fast.files import file_hash
 _SCRATCH = {"source": "scratch", "hidden": 8, "layers": 1, "heads": 2}
 _TRAIN = {"epochs": 2, "batch_size": 16, "checkpoint_every": 1}
 # Of a run's facts: when and where, and not what.
-_TIMES = ("utc", "seconds", "train_seconds", "reused", "machine", "git")
+_TIMES = ("utc", "seconds", "train_seconds", "reused", "machine", "git", "checksum")
 DRAWN = "bags of words"
 TIMEOUT_S = 60  # of silence in jobs of several processes
 
@@ -93,15 +93,20 @@ def snapshot(out: Path) -> dict[str, Any]:
         name = path.relative_to(out).as_posix()
         if ".locks/" in name or ".logs/" in name or path.name == ".lock":
             continue
-        if path.name == "stage.json":
-            found[name] = _without_times(json.loads(path.read_bytes()) | {"checksum": ""})
-        elif path.name in ("results.json", "sweep.json"):
-            found[name] = _without_times(json.loads(path.read_bytes()))
+        if path.name in ("stage.json", "results.json", "sweep.json"):
+            found[name] = _values(path)
         elif "/cache/" in f"/{name}" or path.suffix in (".csv", ".yaml"):
             found[name] = file_hash(path)
         else:
             found[name] = ""
     return found
+
+
+def _values(path: Path) -> Any:
+    try:
+        return _without_times(json.loads(path.read_bytes()))
+    except ValueError as e:
+        return f"not JSON: {e}"
 
 
 def _without_times(value: Any) -> Any:

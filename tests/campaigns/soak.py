@@ -42,7 +42,7 @@ from w2s_fast.training import TrainConfig
 
 # Of a whole campaign after its warm-up; a leak of a page a job makes more in an hour.
 GROWTH_MIB = 16.0
-_MIN_SAMPLES = 9  # fewer show no slope
+MIN_SAMPLES = 9  # after the warm-up; fewer show no slope
 
 
 def _run(index: int, folder: Path) -> None:
@@ -149,7 +149,7 @@ def sample(temporary: Path) -> dict[str, float]:
 def faults(samples: list[dict[str, float]]) -> Iterator[str]:
     """Yield one line for each resource that grows after the warm-up."""
     steady = samples[len(samples) // 3 :]
-    if len(steady) < _MIN_SAMPLES:
+    if len(steady) < MIN_SAMPLES:
         return
     for name in steady[0]:
         values = [s[name] for s in steady]
@@ -193,12 +193,15 @@ def run(
             outcome.count(f"jobs: {name}")
             if last % len(jobs) == len(jobs) - 1:
                 samples.append(sample(temporary))
-                if len(samples) % 20 == 1:
+                if len(samples) % 10 == 1:
                     print(len(samples), samples[-1], file=sys.stderr, flush=True)
     finally:
         tempfile.tempdir = before
     for line in faults(samples):
         outcome.fail(last, line)
+    outcome.count("rounds of jobs", len(samples))
+    if 0 < len(samples) - len(samples) // 3 < MIN_SAMPLES:
+        outcome.count("rounds too few to judge growth")
     if samples:
         for when, values in (("after warm-up", samples[len(samples) // 3]), ("last", samples[-1])):
             for name, value in values.items():

@@ -17,8 +17,10 @@ from helpers.toy_run import config
 
 from w2s_fast.config import to_yaml
 from w2s_fast.distributed.world import SINGLE_PROCESS
+from w2s_fast.errors import W2SError
 from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS, write_texts
 from w2s_fast.pipeline.experiment import label, run
+from w2s_fast.pipeline.preflight import check_shared_store
 from w2s_fast.pipeline.stages import predict
 from w2s_fast.store import StageBuild, StoreWarning
 from w2s_fast.tasks import Inputs
@@ -144,3 +146,15 @@ def test_a_kill_leaves_no_temporary_file(tmp_path: Path) -> None:
     names = {"results.json", "plot.png", "plot.svg", "report.html", "cache", ".lock", other.name}
     assert {p.name for p in out.iterdir()} == names
     assert {p.name for p in cfg.store_dir.glob(".*")} == {".locks"}
+
+
+def test_the_file_that_shows_a_shared_store(tmp_path: Path) -> None:
+    """It does not stay, and a folder in its place is one line."""
+    cfg = config(tmp_path)
+    cfg.store_dir.mkdir(parents=True)
+    (cfg.store_dir / f".shared.{2**30}").write_text("of a job that was killed")
+    check_shared_store(cfg, SINGLE_PROCESS)
+    assert not list(cfg.store_dir.iterdir())
+    (cfg.store_dir / f".shared.{os.getpid()}").mkdir()
+    with pytest.raises(W2SError, match=r"\.shared\.\d+ is a folder; expected a file"):
+        check_shared_store(cfg, SINGLE_PROCESS)

@@ -6,7 +6,9 @@ rest. Every process reports its facts, and the error names those that differ fro
 
 from __future__ import annotations
 
+import os
 import platform
+import secrets
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,12 @@ from typing import Any
 from w2s_fast.config import RunConfig, to_dict
 from w2s_fast.distributed.world import World
 from w2s_fast.errors import W2SError
-from w2s_fast.files import content_hash
+from w2s_fast.files import (
+    content_hash,
+    explain_write_errors,
+    remove_temporaries,
+    write_bytes,
+)
 from w2s_fast.pipeline.provenance import package_version
 from w2s_fast.version import __version__
 
@@ -79,19 +86,30 @@ def check_shared_store(cfg: RunConfig, world: World) -> None:
     """Check that every process sees a file that rank 0 writes into the store.
 
     Raises:
-        W2SError: Some do not; raised on every process.
+        W2SError: Some do not, or it cannot be written; raised on every process.
     """
-    marker = cfg.store_dir.absolute() / ".shared"
-    token = content_hash([world.name])[:16]
+    store = cfg.store_dir.absolute()
+    # Of this process: other jobs may use the store. A file of an earlier one has another token.
+    error, name, token = "", f".shared.{os.getpid()}", secrets.token_hex(8)
     if world.is_main_process:
-        marker.write_text(token)
-    token = world.broadcast_object(token)
-    world.barrier()
+        try:
+            with explain_write_errors("a file for all processes", store):
+                remove_temporaries(store)  # of killed jobs
+                write_bytes(store / name, token.encode())
+        except W2SError as err:
+            error = str(err)
+    error, name, token = world.broadcast_object([error, name, token])
+    if error:
+        raise W2SError(error)
+    marker = store / name
     sees = marker.is_file() and marker.read_text() == token
-    without = [r for r, good in enumerate(world.all_gather_object(sees)) if not good]
+    seen = world.all_gather_object(sees)
+    if world.is_main_process:
+        marker.unlink()
+    without = [r for r, good in enumerate(seen) if not good]
     if without:
         raise W2SError(
-            f"rank {', '.join(map(str, without))} does not see rank 0's folder {marker.parent}; "
+            f"rank {', '.join(map(str, without))} does not see rank 0's folder {store}; "
             "put --cache_dir on a file system that all hosts share"
         )
 
