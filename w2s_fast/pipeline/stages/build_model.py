@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_fast.config import RunConfig, model_of, train_of
-from w2s_fast.models import ModelConfig, build_model, load_tokenizer, load_weights
+from w2s_fast.models import BUILT_IN, ModelConfig, build_model, load_tokenizer, load_weights
 from w2s_fast.models.rounding import perturb_last_bits
 from w2s_fast.models.text_tokenizer import read_tokenizer
 from w2s_fast.pipeline.artifacts import FEATURES, MODEL, PRETRAINED, TOKENIZER
@@ -34,7 +35,10 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
     if ctx.job.setting("freeze"):
         cfg = replace(cfg, freeze="base")
     tokenizer = load_tokenizer(cfg, _fallback_tokenizer(ctx))
-    with partitioned_init(train_of(ctx.cfg, role), cfg.dtype, device(ctx.cfg)):
+    # A built-in model is small and drawn whole, so that its weights do not depend on the sharding.
+    small = cfg.source in BUILT_IN
+    train = train_of(ctx.cfg, role)
+    with nullcontext() if small else partitioned_init(train, cfg.dtype, device(ctx.cfg)):
         model = build_model(cfg, ctx.n_classes, tokenizer, ctx.seed, kind or ctx.task.kind)
     if replicate := ctx.job.setting("rounding"):
         perturb_last_bits(model, replicate)
