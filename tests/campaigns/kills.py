@@ -32,8 +32,8 @@ _POLL_S = 0.002
 START, RESULTS = "start", "results"
 # Short stages are missed more often than long ones; every run has a start, results and a report.
 _WEIGHTS = {
-    START: 0.3, RESULTS: 0.5, "report": 0.5, "labels": 2.0, "transcripts": 4.0, "features": 4.0,
-    "apply": 3.0, "trajectory": 2.0,
+    START: 0.3, RESULTS: 0.2, "report": 0.4, "labels": 2.0, "transcripts": 4.0, "features": 8.0,
+    "apply": 3.0, "trajectory": 2.0, "control": 3.0,
 }  # fmt: skip
 _CHECKPOINT = "in a checkpoint"  # while it is written
 
