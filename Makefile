@@ -52,7 +52,7 @@ test-properties: $(VENV)/.dev $(VENV)/.core-strict
 CAMPAIGN := PYTHONPATH=tests $(BIN)/python -m campaigns
 campaigns: $(VENV)/.dev $(VENV)/.core-strict
 	$(CAMPAIGN) attribution --cases 30 --record
-	$(CAMPAIGN) kills --cases 120 --record
+	$(CAMPAIGN) kills --cases 130 --record
 	$(CAMPAIGN) flips --cases 600 --record
 	$(CAMPAIGN) environment --cases 150 --record
 	$(CAMPAIGN) malformed --cases 800 --record
