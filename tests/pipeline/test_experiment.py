@@ -280,7 +280,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
         [sys.executable, "-c", _LIMITED, str(path)], capture_output=True, text=True, timeout=200
     )
     assert failed.returncode == 2
-    assert failed.stderr.startswith("w2s-fast: error: no space left while writing stage 'ceiling'")
+    assert failed.stderr.startswith(
+        "w2s-fast: error: ceiling/0: no space left while writing stage 'ceiling'"
+    )
     assert failed.stderr.count("\n") == 1
     again = run(cfg)
     assert all(s["reused"] for s in again["provenance"]["stages"].values())
