@@ -119,7 +119,7 @@ class Store:
         """
         path = self.path(stage, key)
         try:
-            if not path.exists():
+            if not path.exists() and not path.is_symlink():
                 return None
             meta, fault = _read_meta(path)
         except PermissionError as err:
@@ -136,7 +136,7 @@ class Store:
             text = f"{path} is damaged ({fault}); computing it again"
             warnings.warn(text, StoreWarning, stacklevel=2)
             with explain_write_errors(f"stage {stage!r}", self.root):
-                remove_tree(path)
+                _remove(path)
             return None
         return Artifact(path, meta["digest"], meta["info"])
 
@@ -185,9 +185,17 @@ class StageBuild:
         return self.path / CHECKPOINT_NAME
 
 
+def _remove(path: Path) -> None:
+    """Remove what has the name of a stage; of a link, not what it leads to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        remove_tree(path)
+
+
 def _clear(temp: Path) -> None:
-    if temp.is_symlink():
-        temp.unlink()  # what it leads to is not cleared
+    if temp.is_symlink() or temp.is_file():
+        temp.unlink()  # what a link leads to is not cleared
     temp.mkdir(exist_ok=True)
     for child in temp.iterdir():
         if child.name == CHECKPOINT_NAME:

@@ -102,8 +102,10 @@ def parse(args: Sequence[str]) -> LaunchOptions:
         raise W2SError("no configuration file; expected `w2s-fast launch [options] CONFIG.yaml`")
     fields: dict[str, Any] = {}
     for name, value in own.items():
-        if name in numbers and not value.isdecimal():
+        if name in numbers and not (value.isascii() and value.isdecimal()):
             raise W2SError(f"--{name} is {value!r}; expected a number")
+        if name.endswith("-port") and not 0 < int(value) < 1 << 16:
+            raise W2SError(f"--{name} is {value!r}; expected 1 to 65535")
         parsed = True if name in flags else int(value) if name in numbers else value
         fields[name.replace("-", "_")] = parsed
     config, *arguments = rest

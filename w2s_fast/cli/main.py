@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     # torch prints the C++ stack of a connection that fails, and raises an error that says the same.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     os.environ["MPLBACKEND"] = "agg"  # figures are files; another name may be no backend at all
     # DeepSpeed's launcher inserts this; the environment has the same value.
     args = args[1:] if args and args[0].startswith("--local_rank") else args

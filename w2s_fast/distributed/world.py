@@ -261,8 +261,8 @@ def _address(env: Mapping[str, str]) -> tuple[str, int]:
     host, port = env.get("MASTER_ADDR"), env.get("MASTER_PORT", str(DEFAULT_PORT))
     if host is None or not host.strip():
         raise W2SError("MASTER_ADDR is not set; expected the address of the host of rank 0")
-    if not port.isdecimal():
-        raise W2SError(f"MASTER_PORT is {port!r}; expected a number")
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise W2SError(f"MASTER_PORT is {port!r}; expected a number, 1 to 65535")
     return host, int(port)
 
 

@@ -24,7 +24,9 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 Change = Callable[[Path, Random], Any]
 
 
-def _of(change: Change, *, may_pass: bool = False, **student: Any) -> Make:
+def _of(
+    change: Change, *, may_pass: bool = False, computes: tuple[str, ...] = (), **student: Any
+) -> Make:
     """A run whose student's folder was changed."""
 
     def make(folder: Path, rng: Random) -> Attempt:
@@ -33,7 +35,7 @@ def _of(change: Change, *, may_pass: bool = False, **student: Any) -> Make:
         settings = local_settings("data.csv")
         settings["student"] |= student
         path = write_settings(folder / "run.yaml", settings)
-        return Attempt(run(path), ("student",), may_pass)
+        return Attempt(run(path), ("student", "the loss is nan"), may_pass, computes=computes)
 
     return make
 
@@ -59,7 +61,12 @@ def _fields(name: str, *changes: dict[str, Any], may_pass: bool = False) -> Make
     )
 
 
-def _weights(change: Callable[[dict[str, Any], Random], Any], *, may_pass: bool = False) -> Make:
+def _weights(
+    change: Callable[[dict[str, Any], Random], Any],
+    *,
+    may_pass: bool = False,
+    computes: tuple[str, ...] = (),
+) -> Make:
     """Other tensors than those of the model."""
 
     def write(folder: Path, rng: Random) -> None:
@@ -69,7 +76,7 @@ def _weights(change: Callable[[dict[str, Any], Random], Any], *, may_pass: bool 
         change(tensors, rng)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
-    return _of(write, may_pass=may_pass)
+    return _of(write, may_pass=may_pass, computes=computes)
 
 
 def _name(tensors: dict[str, Any], rng: Random) -> str:
@@ -170,7 +177,10 @@ FAULTS: dict[str, Make] = {
     "weights of whole numbers": _weights(_other_dtype, may_pass=True),  # they are converted
     "weights renamed": _weights(_renamed),
     "weights missing": _weights(_without),
-    "weights not finite": _weights(_no_numbers),
+    # Only the loss shows them: a search through all weights would read them from disk twice.
+    "weights not finite": _weights(
+        _no_numbers, computes=("weak", "labels", "ceiling", "student")
+    ),
     "pickle alone": _of(_pickle_alone),
     "index": _of(_index),
     "configuration cut short": _file(CONFIG, cut_short),

@@ -53,7 +53,8 @@ def _of(change: Callable[[Path, Random], Any]) -> Make:
         (folder / "out" / "results.json").unlink()
         stage = _stage(folder, rng)
         change(stage, rng)
-        return Attempt(run(folder / "run.yaml"), (stage.name,), may_pass=True, expected=before)
+        names = (stage.name, "/out/cache")
+        return Attempt(run(folder / "run.yaml"), names, may_pass=True, expected=before)
 
     return make
 
