@@ -66,6 +66,8 @@ def test_a_busy_endpoint_is_asked_again(serve: Any, tmp_path: Path) -> None:
         ((200, {}, b'{"choices": []}'), {}, "expected JSON with choices", 1),
         ((200, {}, b'{"choices": [{"text": 3}]}'), {}, "expected JSON with choices", 1),
         ((200, {}, chat(None)), {}, "answered 1 prompts with empty texts", 1),
+        ((200, {}, chat("yes " * 5000)), {}, "20000 characters although .*max_tokens=256", 1),
+        ((200, {}, chat("yes " * 5000)), {"max_tokens": 1}, "expected at most 10000", 1),
     ],
 )  # fmt: skip
 def test_what_an_endpoint_cannot_do_is_one_line(
@@ -78,6 +80,7 @@ def test_what_an_endpoint_cannot_do_is_one_line(
     with pytest.raises(W2SError, match=problem) as err:
         EndpointWriter(server.config(**changes), tmp_path)(["x"], [0])
     assert "\n" not in str(err.value) and KEY[:6] not in str(err.value)
+    assert "20000" not in problem or not list(tmp_path.iterdir()), "the answer is kept"
     assert len(server.requests) == n_requests
 
 

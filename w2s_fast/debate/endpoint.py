@@ -14,6 +14,11 @@ from w2s_fast.debate.config import CHAT, WriterConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.files import content_hash
 
+# Longest answer per token asked for, in characters, far above that of any language; and what is
+# always accepted. Some servers ignore max_tokens, and the judge's tokenizer reads all of an answer.
+_TOKEN_CHARACTERS = 64
+_SHORT_ANSWER = 10_000
+
 
 class EndpointWriter:
     """Requests several prompts in parallel and stores every answer immediately.
@@ -36,7 +41,7 @@ class EndpointWriter:
         """Write N texts for N prompts; a request that fails for good ends all others.
 
         Raises:
-            W2SError: As ``request_text``, or every answer is empty.
+            W2SError: As ``request_text``, or an answer is far too long, or every answer is empty.
         """
         bodies = [self._body(p, s) for p, s in zip(prompts, seeds, strict=True)]
         stop = threading.Event()
@@ -63,8 +68,18 @@ class EndpointWriter:
         text = self._cache.get(name)
         if text is None:
             text = request_text(self.cfg, body, self._key, stop)
+            self._check_length(text)
             self._cache.put(name, text)
         return text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+
+    def _check_length(self, text: str) -> None:
+        longest = max(_SHORT_ANSWER, _TOKEN_CHARACTERS * self.cfg.max_tokens)
+        if len(text) > longest:
+            raise W2SError(
+                f"{self.cfg.url} answered with {len(text)} characters although "
+                f"transcript_writer.max_tokens={self.cfg.max_tokens}; expected at most {longest}, "
+                "so check that the server heeds max_tokens"
+            )
 
     def _body(self, prompt: str, seed: int) -> dict[str, Any]:
         cfg = self.cfg
