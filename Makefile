@@ -55,7 +55,7 @@ campaigns: $(VENV)/.dev $(VENV)/.core-strict
 	$(CAMPAIGN) kills --cases 130 --record
 	$(CAMPAIGN) flips --cases 600 --record
 	$(CAMPAIGN) environment --cases 150 --record
-	$(CAMPAIGN) malformed --cases 800 --record
+	$(CAMPAIGN) malformed --cases 600 --record
 	$(CAMPAIGN) soak --seconds 7200 --record
 
 # The compiled core under sanitizers: accesses, undefined behaviour, races, and fuzzing with clang.
