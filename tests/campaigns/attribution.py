@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -86,6 +87,8 @@ class Host:
             socket.send_fds(self._mine, [json.dumps(job).encode()], [out.fileno(), its_end])
         os.close(its_end)
         pid = self._mine.recv(4, socket.MSG_WAITALL)
+        if len(pid) != 4:
+            raise RuntimeError("the server of ranks has ended")
         return int.from_bytes(pid, "little"), end
 
     def close(self) -> None:
@@ -116,9 +119,13 @@ class Job:
             self.ranks.append(hosts[host].fork(args, own, folder, self.logs[rank]))
 
     def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
-        """Send a signal to a rank, if it runs."""
-        with contextlib.suppress(ProcessLookupError):
+        """Send a signal to a rank, if it runs: its number may be another process's by now."""
+        if self.runs(rank):
             os.kill(self.ranks[rank][0], number)
+
+    def runs(self, rank: int) -> bool:
+        """Return whether a rank has not ended."""
+        return not select.select([self.ranks[rank][1]], [], [], 0)[0]
 
     def lines(self) -> dict[int, list[str]]:
         """Return by rank what the command printed about errors."""
@@ -133,21 +140,13 @@ class Job:
 
     def ended(self) -> bool:
         """Return whether every rank has ended, as far as that is known."""
-        return all(not _runs(pid) for pid, _ in self.ranks)
+        return not any(map(self.runs, range(len(self.ranks))))
 
     def close(self) -> None:
         """End all ranks."""
         for rank, (_, end) in enumerate(self.ranks):
             self.kill(rank)
             os.close(end)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 @contextlib.contextmanager
@@ -269,7 +268,7 @@ def _detection(job: Job, fault: Fault, rank: int, begin: float) -> float | None:
 def _wait_for_all(job: Job, left: list[int], begin: float) -> None:
     """Wait until the ranks that are left have said what they have to say."""
     while time.monotonic() < begin + 3 * TIMEOUT_S + 30:
-        if not any(_runs(job.ranks[r][0]) for r in left):
+        if not any(map(job.runs, left)):
             return
         time.sleep(_POLL_S)
 
@@ -297,7 +296,7 @@ def _problem(job: Job, fault: Fault, rank: int, seconds: float | None) -> str:
         for line in said
     ):
         return "no line names rank and cause"
-    still = [r for r in _left(fault, rank) if _runs(job.ranks[r][0])]
+    still = [r for r in _left(fault, rank) if job.runs(r)]
     return f"ranks {still} still run" if still else ""
 
 
