@@ -199,7 +199,7 @@ def _check_sources(cfg: RunConfig) -> None:
                 f"of {cfg.task.name!r}; give {role}.source and {role}_train.lr, as in "
                 f"--{role}.source bow --{role}_train.lr 0.1, or the folder of a checkpoint"
             )
-        if source not in BUILT_IN and not is_folder(source):
+        if source not in BUILT_IN and not is_folder(Path(source)):
             raise W2SError(
                 f"{role}.source={source!r} is not a folder; expected the folder of a transformers "
                 f"checkpoint or one of {', '.join(BUILT_IN)}{nearest(source, BUILT_IN)}"

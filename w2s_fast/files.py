@@ -21,10 +21,10 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 _NO_FOLDER = {*_FORBIDDEN, errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP}
 
 
-def is_folder(path: str | Path) -> bool:
+def is_folder(path: Path) -> bool:
     """Return whether a path is a folder; a name that is too long for one is none."""
     try:
-        return Path(path).is_dir()
+        return path.is_dir()
     except OSError:
         return False
 
@@ -132,7 +132,7 @@ def usual_mode() -> int:
     return 0o666 & ~umask
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: Path) -> str:
     """Return the text (UTF-8) of a small file that a user names.
 
     Raises:
@@ -140,7 +140,6 @@ def read_text(path: str | Path) -> str:
             gives its text only once.
         UnicodeDecodeError: It is not UTF-8.
     """
-    path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "it is a pipe or a device; expected a file", str(path))
     return path.read_bytes().decode("utf-8-sig")  # some editors begin with a byte order mark
