@@ -106,7 +106,7 @@ def test_the_seed_of_pretraining_is_part_of_a_base(tmp_path: Path) -> None:
     [
         ({"student_bases": ["bow", "bow"]}, "'bow' is given twice"),
         ({"student_bases": BASES, "seeds": [0, 10000]}, "10000 apart and must differ"),
-        ({"student_bases": ["bow:hiden=8", "scratch"]}, "hiden"),
+        ({"student_bases": ["bow:hiddn=8", "scratch"]}, "hiddn"),
         ({"student_bases": ["no/such/folder", "bow"]}, "'no/such/folder' is not a folder"),
         ({"student_bases": ["agreement-lm:pretrain_seed=-1"]}, "task.pretrain.seed=-1"),
         ({"rounding_replicates": -1}, "rounding_replicates=-1"),
