@@ -22,7 +22,7 @@ from helpers.paths import PYTHONPATH
 from campaigns import program
 from campaigns.damages import restore
 from campaigns.outcome import Outcome
-from campaigns.recipes import recipes
+from campaigns.recipes import draw, recipes
 from campaigns.states import Reply, State, Subject, fault, reply_of, run_there
 
 SHARES = {"bags of words": 4, "transformers": 3, "debate": 2, "generation": 2, "sweep": 1}
@@ -270,12 +270,10 @@ def run(cases: Iterable[int], seed: int, folder: Path, names: Iterable[str] = SH
     situations = [name for name in SITUATIONS if available(name)]
     with recipes(folder) as made:
         for index in cases:
-            rng = np.random.default_rng([seed, index])
-            drawn = [n for n in names for _ in range(SHARES[n])]
-            name = drawn[rng.integers(len(drawn))]
+            rng, name = draw(SHARES, names, seed, index)
             situation = situations[index % len(situations)]
             if situation == "clock set back":
-                name = "debate" if "debate" in drawn else name
+                name = "debate" if "debate" in names else name
             if name not in subjects:
                 subjects[name] = Subject(made[name])
             _case(subjects[name], situation, rng, index, outcome)

@@ -14,7 +14,7 @@ import numpy as np
 
 from campaigns.damages import DAMAGES, WEIGHTS, restore
 from campaigns.outcome import Outcome
-from campaigns.recipes import recipes
+from campaigns.recipes import draw, recipes
 from campaigns.states import Subject, fault, run_here, run_there
 
 # Two ranks take several processes, and so many times as long.
@@ -28,9 +28,7 @@ def run(cases: Iterable[int], seed: int, folder: Path, names: Iterable[str] = SH
     outcome, subjects = Outcome(), {}
     with recipes(folder) as made:
         for index in cases:
-            rng = np.random.default_rng([seed, index])
-            drawn = [n for n in names for _ in range(SHARES[n])]
-            name = drawn[rng.integers(len(drawn))]
+            rng, name = draw(SHARES, names, seed, index)
             if name not in subjects:
                 subjects[name] = Subject(made[name])
             _case(subjects[name], rng, index, outcome)

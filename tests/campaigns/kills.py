@@ -20,20 +20,20 @@ from typing import Any
 import numpy as np
 
 from campaigns.outcome import Outcome
-from campaigns.recipes import TIMEOUT_S, Recipe, differences, recipes, snapshot
+from campaigns.recipes import TIMEOUT_S, Recipe, differences, draw, recipes, snapshot
 from campaigns.states import run_there
 
 # How often each recipe is drawn; a sweep and two ranks take several times as long as the others.
 SHARES = {
-    "bags of words": 4, "transformers": 6, "debate": 4, "generation": 4, "sweep": 1, "two ranks": 1,
+    "bags of words": 4, "transformers": 6, "debate": 4, "generation": 4, "sweep": 1, "two ranks": 2,
 }  # fmt: skip
 MOST = 5  # kills of a case
 _POLL_S = 0.002
 START, RESULTS = "start", "results"
 # Short stages are missed more often than long ones; every run has a start, results and a report.
 _WEIGHTS = {
-    START: 0.3, RESULTS: 0.2, "report": 0.4, "labels": 2.0, "transcripts": 4.0, "features": 8.0,
-    "apply": 3.0, "trajectory": 2.0, "control": 3.0,
+    START: 0.3, RESULTS: 0.2, "report": 0.4, "labels": 2.0, "transcripts": 10.0, "features": 20.0,
+    "apply": 2.0, "trajectory": 2.0, "control": 6.0, "ceiling": 2.0,
 }  # fmt: skip
 _CHECKPOINT = "in a checkpoint"  # while it is written
 
@@ -170,9 +170,7 @@ def run(cases: Iterable[int], seed: int, folder: Path, names: Iterable[str] = SH
     outcome, references = Outcome(), {}
     with recipes(folder) as made:
         for index in cases:
-            rng = np.random.default_rng([seed, index])
-            drawn = [n for n in names for _ in range(SHARES[n])]
-            name = drawn[rng.integers(len(drawn))]
+            rng, name = draw(SHARES, names, seed, index)
             if name not in references:
                 references[name] = Reference(made[name])
             _case(references[name], rng, index, outcome)

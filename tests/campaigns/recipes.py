@@ -6,11 +6,12 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from helpers import ranks
 from helpers.colours import save_language_model
 from helpers.endpoint import Server, echo
@@ -128,6 +129,15 @@ def _reply(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], byte
     """Answer an endpoint's request, not at once: transcripts would be too short to be hit."""
     time.sleep(0.01)
     return echo(number, body)
+
+
+def draw(
+    shares: Mapping[str, int], names: Iterable[str], seed: int, index: int
+) -> tuple[np.random.Generator, str]:
+    """Return the generator of a case and the recipe it draws first, in proportion to ``shares``."""
+    rng = np.random.default_rng([seed, index])
+    drawn = [name for name in names for _ in range(shares[name])]
+    return rng, drawn[rng.integers(len(drawn))]
 
 
 @contextlib.contextmanager
