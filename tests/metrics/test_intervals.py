@@ -157,6 +157,16 @@ def test_a_gap_that_could_be_zero_has_an_interval_without_end() -> None:
     assert metrics.pgr_interval(runs) == (-math.inf, math.inf)
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_an_interval_ends_exactly_where_the_gap_is_clear(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    accuracy = np.array([0.7, 0.72, 0.73]) + rng.normal(0, 0.02, (1, 4, 3))
+    interval = metrics.pgr_interval(metrics.Runs(accuracy))
+    clear = stats.ttest_1samp(accuracy[0, :, 2] - accuracy[0, :, 0], 0).pvalue <= 0.05
+    assert interval is not None
+    assert (interval != (-math.inf, math.inf)) == clear
+
+
 def test_nothing_varies_or_no_gap_has_no_interval() -> None:
     same = np.broadcast_to([0.7, 0.8, 0.9], (1, 3, 3))
     assert metrics.pgr_interval(metrics.Runs(same)) is None

@@ -22,6 +22,7 @@ from w2s_fast.cli.parse import load_config
 from w2s_fast.config import RunConfig, to_yaml, validate
 from w2s_fast.errors import W2SError
 from w2s_fast.files import tree_hash
+from w2s_fast.models.text_tokenizer import read_tokenizer
 from w2s_fast.pipeline import run
 from w2s_fast.pipeline.artifacts import TOKENIZER
 from w2s_fast.pipeline.context import Context, load_data
@@ -87,6 +88,18 @@ def test_each_model_depends_on_the_tokenizer_and_the_tokenizer_on_no_test_text(
             )
         ]
         assert (keys[0] != keys[1]) == changes and keys[0] == keys[2]
+
+
+def test_the_tokenizer_learns_nothing_from_the_test_texts(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (tmp_path / "test").mkdir()
+    test = write(tmp_path / "test", text="a {} film, quixotic {}")
+    cfg = csv_run(tmp_path / "out", path)
+    run(dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, test_path=str(test))))
+    (folder,) = (tmp_path / "out" / "cache").glob("tokenizer-*")
+    vocabulary = read_tokenizer(folder / TOKENIZER).get_vocab()
+    assert any("number" in token for token in vocabulary)
+    assert not any("qui" in token for token in vocabulary)
 
 
 def test_a_checkpoint_brings_its_own_tokenizer(tmp_path: Path) -> None:
