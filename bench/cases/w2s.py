@@ -69,7 +69,7 @@ def agreement() -> Any:
 def real(name: str, data: Path, student: Path) -> Any:
     """Return a run in which a bag of words supervises the head of a frozen sentence encoder.
 
-    Three seeds. The recipe is that of Burns et al. for linear probes (batches of 128, learning
+    Five seeds. The recipe is that of Burns et al. for linear probes (batches of 128, learning
     rate 1e-3), for 100 epochs.
     """
     from w2s_fast.config import RunConfig
@@ -96,7 +96,7 @@ def real(name: str, data: Path, student: Path) -> Any:
         student_train=TrainConfig(epochs=100, lr=1e-3, batch_size=128, max_length=128),
         losses=("xent",),
         methods=_REAL_METHODS,
-        seeds=(0, 1, 2),
+        seeds=(0, 1, 2, 3, 4),
     )
 
 
