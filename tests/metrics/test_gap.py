@@ -58,7 +58,7 @@ def _omitted(*gaps: float) -> str | None:
 def test_the_gap_over_seeds_is_tested_with_its_variance_over_seeds() -> None:
     assert "not above" in (_omitted(-0.03, 0.05, -0.02) or "")
     wide = _omitted(0.01, 0.05, 0.03)  # mean .03, standard error .02 / sqrt(3): t = 2.6
-    assert "2.6 standard errors" in (wide or "") and "2.9 are needed" in (wide or "")
+    assert "2.6 standard errors" in (wide or "") and "3.0 are needed" in (wide or "")
     assert _omitted(0.02, 0.04, 0.03) is None
     # ten seeds of the same spread are more evidence, which the mean over seeds of the standard
     # error of one seed's items cannot see
@@ -66,7 +66,7 @@ def test_the_gap_over_seeds_is_tested_with_its_variance_over_seeds() -> None:
 
 
 def test_two_seeds_need_a_gap_that_hardly_varies() -> None:
-    assert "6.3 are needed" in (_omitted(0.05, 0.10) or "")
+    assert "6.6 are needed" in (_omitted(0.05, 0.10) or "")
     assert _omitted(0.099, 0.10) is None
 
 

@@ -33,7 +33,7 @@ VERSIONS = {
     "transcripts": 1,
     "trajectory": 1,
     "apply": 1,
-    "report": 3,
+    "report": 4,
 }
 EMBEDDED = "agreement-lm"  # the model source that stage `pretrain` makes
 EMBEDDED_TASK = "agreement"  # has a tokenizer of its own
