@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from scipy.stats import wilcoxon
+from scipy.stats import ttest_1samp, wilcoxon
 
 from w2s_fast.sweeps import SweepConfig
 from w2s_fast.sweeps.statistics import comparisons, medians, sign_flip
@@ -62,28 +62,32 @@ def test_the_comparison_pairs_cells_and_seeds_and_counts_units() -> None:
     (comparison,) = comparisons(cells)
     assert comparison["name"] == "focal"
     assert (comparison["wins"], comparison["pairs"]) == (4, 6)
-    assert comparison["difference"] == pytest.approx((0.01 + 0.02 + 0.01 - 0.01 + 0.05 + 0) / 6)
     assert comparison["units"] == 4
+    units = np.array([0.01, 0.005, 0.05, 0.0])  # means of (a, 0), (a, 1), (b, 0), (b, 1)
+    assert comparison["difference"] == pytest.approx(units.mean())
+    interval = ttest_1samp(units, 0).confidence_interval(0.95)
+    assert (comparison["low"], comparison["high"]) == pytest.approx(tuple(interval))
     # sums of units: .02, .01, .05, 0; at least .08 only with the first three positive: 2 of 16
     assert comparison["p"] == pytest.approx(2 / 16)
     assert comparisons([_cell("a", "small", {"focal": [0.7, 0.7]})]) == []
+    (two,) = comparisons(cells[:1])
+    assert (two["units"], two["low"], two["high"]) == (2, None, None)
 
 
 def test_sign_flips_against_scipy_and_by_hand() -> None:
     """The sum of signed ranks is the Wilcoxon statistic, whose exact p scipy computes."""
     ranks = np.array([1, -2, 3, 4, -5, 6, 7, 8], dtype=float)
     expected = wilcoxon(ranks, alternative="greater", method="exact").pvalue
-    assert sign_flip(ranks.tolist(), range(8)) == pytest.approx(expected)
-    assert sign_flip([0.1] * 5, range(5)) == pytest.approx(1 / 32)
-    assert sign_flip([0.1], [0]) == 0.5 and sign_flip([-0.1], [0]) == sign_flip([0.0], [0]) == 1
+    assert sign_flip(ranks.tolist()) == pytest.approx(expected)
+    assert sign_flip([0.1] * 5) == pytest.approx(1 / 32)
+    assert sign_flip([0.1]) == 0.5 and sign_flip([-0.1]) == sign_flip([0.0]) == 1
     rng = np.random.default_rng(0)
-    values, units = rng.normal(0.2, 1, 12), np.repeat(np.arange(4), 3)
-    sums = values.reshape(4, 3).sum(1)
+    sums = rng.normal(0.2, 1, 4)
     every = [np.dot(signs, sums) for signs in itertools.product((1, -1), repeat=4)]
     by_hand = np.mean([v >= sums.sum() - 1e-12 for v in every])
-    assert sign_flip(values.tolist(), units.tolist()) == pytest.approx(by_hand)
+    assert sign_flip(sums.tolist()) == pytest.approx(by_hand)
     many = rng.normal(0.2, 1, 40)
-    assert sign_flip(many.tolist(), range(40)) == sign_flip(many.tolist(), range(40)) > 0
+    assert sign_flip(many.tolist()) == sign_flip(many.tolist()) > 0
 
 
 def _omit_pgr(results: dict[str, Any], at: int) -> dict[str, Any]:
@@ -116,7 +120,7 @@ def test_tables_print_the_results(serial: tuple[SweepConfig, dict[str, Any]]) ->
     assert notes(results) == ["agreement, bow → bow: no PGR: why"] and notes(results)[0] in text
     assert "failed: agreement--x--y: weak/0: no space" in text
     (against,) = results["comparisons"]
-    assert f"{against['difference']:+.4f}" in text and f"{against['p']:.2g}" in text
+    assert f"{against['difference']:+.3f}" in text and f"{against['p']:.2g}" in text
     assert max(len(line) for line in table.splitlines()) <= 80
 
 

@@ -11,7 +11,8 @@ cross-entropy on the same weak labels, for each cell and seed, with a permutatio
 task and seed. Cells of one task and seed share test items and usually a model, so their differences
 are correlated: together they are one *unit*. Under the null hypothesis the sign of each unit's sum
 is random; p is the one-sided share of sign patterns whose total is at least the observed one (all
-2^U patterns up to 16 units, 65536 random ones above). U units cannot give a p below 2^-U.
+2^U patterns up to 16 units, 65536 random ones above). U units cannot give a p below 2^-U. The t
+interval is over the means of the units, from three units on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from w2s_fast.metrics import holm
+from w2s_fast.metrics import Runs, holm, mean_interval
 from w2s_fast.pipeline.statistics import BASELINE
 
 _PATTERNS = 2**16
@@ -90,7 +91,8 @@ def comparisons(cells: Cells) -> list[dict[str, Any]]:
         cells: Entries of ``cells`` in sweep.json.
 
     Returns:
-        Entries with ``name``, ``difference`` (mean, in accuracy), ``wins`` (pairs with higher
+        Entries with ``name``, ``difference`` (mean over units, in accuracy), ``low`` and ``high``
+        (ends of its t interval over units; None below three), ``wins`` (pairs with higher
         accuracy), ``pairs`` (cell and seed), ``units`` (task and seed), ``p`` (one-sided) and
         ``p_holm``, corrected for the number of students.
     """
@@ -101,15 +103,20 @@ def comparisons(cells: Cells) -> list[dict[str, Any]]:
     for name in student_names(cells):
         if name == baseline:
             continue
-        differences, units = _paired_differences(cells, name, baseline)
+        by_unit = _paired_differences(cells, name, baseline)
+        differences = [d for unit in by_unit.values() for d in unit]
+        means = Runs(np.array([[[np.mean(unit)] for unit in by_unit.values()]]))
+        low, high = mean_interval(means, np.ones(1)) or (None, None)
         entries.append(
             {
                 "name": name,
-                "difference": float(np.mean(differences)),
+                "difference": float(means.accuracy.mean()),
+                "low": low,
+                "high": high,
                 "wins": sum(d > 0 for d in differences),
                 "pairs": len(differences),
-                "units": len(set(units)),
-                "p": sign_flip(differences, units),
+                "units": len(by_unit),
+                "p": sign_flip([sum(unit) for unit in by_unit.values()]),
             }
         )
     corrected = holm([entry["p"] for entry in entries])
@@ -127,30 +134,26 @@ def _baseline_name(cells: Cells) -> str | None:
 
 def _paired_differences(
     cells: Cells, name: str, baseline: str
-) -> tuple[list[float], list[tuple[str, int]]]:
-    """Return the differences in accuracy, and the unit that each belongs to."""
-    differences, units = [], []
+) -> dict[tuple[str, int], list[float]]:
+    """Return the differences in accuracy by unit."""
+    by_unit: dict[tuple[str, int], list[float]] = {}
     for cell in cells:
         accuracy = {(r["name"], r["seed"]): r["student"] for r in cell["runs"]}
         for seed in dict.fromkeys(r["seed"] for r in cell["runs"]):
-            differences.append(accuracy[name, seed] - accuracy[baseline, seed])
-            units.append((cell["task"], seed))
-    return differences, units
+            difference = accuracy[name, seed] - accuracy[baseline, seed]
+            by_unit.setdefault((cell["task"], seed), []).append(difference)
+    return by_unit
 
 
-def sign_flip(differences: Sequence[float], units: Sequence[Any]) -> float:
-    """Return the one-sided p-value of a positive mean difference, flipping signs by unit.
+def sign_flip(sums: Sequence[float]) -> float:
+    """Return the one-sided p-value of a positive total, flipping the sign of each unit.
 
     Args:
-        differences: (N,) paired differences.
-        units: (N,) the unit of each difference.
+        sums: (U,) sum of the paired differences of each unit.
     """
     from scipy.stats import permutation_test
 
-    sums: dict[Any, float] = {}
-    for difference, unit in zip(differences, units, strict=True):
-        sums[unit] = sums.get(unit, 0.0) + difference
-    values = np.array(list(sums.values()))
+    values = np.asarray(sums)
     if len(values) == 1:  # scipy needs at least two
         return 0.5 if values[0] > 0 else 1.0
     test = permutation_test(

@@ -8,19 +8,27 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from w2s_fast.report.model_rows import count, format_interval, format_number, level_text
+from w2s_fast.report.model_rows import (
+    count,
+    difference_cells,
+    format_interval,
+    format_number,
+    level_text,
+)
 from w2s_fast.report.name_table import NameTable
 from w2s_fast.report.names import printable
 
 _CELL_NOTES = """\
 * agreement with the supervisor where it is right, and where it is wrong
 """
-_METHOD_NOTES = """\
+_COMPARISON_NOTES = """\
+* over units, of which each is a task and seed
+† one-sided, with signs flipped by unit: U units cannot give less than 2^-U; Holm corrects for the \
+number of methods
+"""
+_MEDIAN_NOTES = """\
 * rule of the openai/weak-to-strong notebook: it omits only pairs of equal models and \
 pairs whose ceiling is not above the floor
-† mean difference of accuracy to plain cross-entropy; p is one-sided, signs flipped \
-by unit (a task and seed), and corrected for the number of methods (Holm): U units cannot give \
-less than 2^-U
 """
 
 
@@ -29,7 +37,10 @@ def print_sweep(results: Mapping[str, Any], console: Console) -> None:
     if results["cells"]:
         console.print(_cells_table(results))
         console.print()
-        console.print(_methods_table(results))
+        if results["comparisons"]:
+            console.print(_comparisons_table(results))
+            console.print()
+        console.print(_medians_table(results))
         console.print()
     for line in notes(results):
         console.print(Text(printable(line), style="yellow"), soft_wrap=True)
@@ -75,21 +86,27 @@ def _summary_cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _methods_table(results: Mapping[str, Any]) -> NameTable:
-    heads = ("median", "of", "OpenAI*", "of", "- xent†", "better", "units", "p†")
-    title = "PGR over cells and seeds, and against cross-entropy"
-    table = NameTable(title, "method", heads, _METHOD_NOTES)
-    comparisons = {c["name"]: c for c in results["comparisons"]}
+def _comparisons_table(results: Mapping[str, Any]) -> NameTable:
+    heads = ("difference", f"{level_text()} interval*", "better", "units", "p†", "Holm")
+    title = "Accuracy over cells and seeds, compared with plain cross-entropy"
+    table = NameTable(title, "method", heads, _COMPARISON_NOTES)
+    for row in results["comparisons"]:
+        difference, interval, *p = difference_cells(row)
+        wins = f"{row['wins']}/{row['pairs']}"
+        table.add_row(row["name"], difference, interval, wins, str(row["units"]), *p)
+    return table
+
+
+def _medians_table(results: Mapping[str, Any]) -> NameTable:
+    heads = ("median", "of", "OpenAI*", "of")
+    table = NameTable("PGR over cells and seeds", "method", heads, _MEDIAN_NOTES)
     groups: dict[str | None, list[Mapping[str, Any]]] = {}
     for row in results["medians"]:
         groups.setdefault(row["task"], []).append(row)
     for task, rows in groups.items():
         table.add_row(task or "all tasks", style="bold")
-        all_tasks = task is None or len(groups) == 1
         for i, row in enumerate(rows, 1):
-            compared = _comparison_cells(comparisons.get(row["name"])) if all_tasks else []
-            numbers = [*_median_cells(row), *compared]
-            table.add_row(row["name"], *numbers, indent=2, end_section=i == len(rows))
+            table.add_row(row["name"], *_median_cells(row), indent=2, end_section=i == len(rows))
     return table
 
 
@@ -99,15 +116,4 @@ def _median_cells(row: Mapping[str, Any]) -> list[str]:
         str(row["n"]),
         format_number(row["median_openai"], 2),
         str(row["n_openai"]),
-    ]
-
-
-def _comparison_cells(comparison: Mapping[str, Any] | None) -> list[str]:
-    if comparison is None:
-        return ["–"] * 4
-    return [
-        f"{comparison['difference']:+.4f}",
-        f"{comparison['wins']}/{comparison['pairs']}",
-        str(comparison["units"]),
-        f"{comparison['p_holm']:.2g}",
     ]
