@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -156,13 +157,15 @@ def _kill(reference: Reference, rng: np.random.Generator, resumed: bool) -> tupl
     children = [c for p in processes for c in _children(p.pid)]
     for p in [processes[victim]] if alone else processes:
         p.kill()
-    # A rank that is left finds out by itself.
-    codes, output = recipe.finish(processes, timeout=TIMEOUT_S + 30)
+    where = _hit(recipe, moment) + (", one rank of two" if alone else "")
+    try:  # a rank that is left finds out by itself
+        codes, output = recipe.finish(processes, timeout=TIMEOUT_S + 30)
+    except subprocess.TimeoutExpired:
+        return where, [f"{where}: the other rank did not end"]
     faults = [f"process {pid} outlived the kill" for pid in _outlived(children)]
     if "Traceback" in output or "error: " in (output if not alone else ""):
         faults.append(f"exit codes {codes} after the kill: {output[-300:]}")
-    where = _hit(recipe, moment)
-    return where + (", one rank of two" if alone else ""), faults
+    return where, faults
 
 
 def run(cases: Iterable[int], seed: int, folder: Path, names: Iterable[str] = SHARES) -> Outcome:

@@ -1,4 +1,4 @@
-"""Ports and interfaces of this host."""
+"""Ports and interfaces of this host, and whether others listen."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import contextlib
 import fcntl
 import socket
 import struct
+import time
 
 _GET_ADDRESS = 0x8915  # SIOCGIFADDR
+_POLL_S = 0.05
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -15,6 +17,26 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as s:
         s.bind((host, 0))
         return s.getsockname()[1]
+
+
+def wait_for_listener(host: str, port: int, timeout_s: float) -> None:
+    """Wait until a connection to ``host`` and ``port`` succeeds.
+
+    Raises:
+        OSError: None did within ``timeout_s``; the error of the last attempt.
+    """
+    end = time.monotonic() + timeout_s
+    while True:
+        left = end - time.monotonic()
+        try:
+            with socket.create_connection((host, port), timeout=max(left, _POLL_S)) as s:
+                if s.getsockname() != s.getpeername():  # a port of this host can meet itself
+                    return
+                raise ConnectionRefusedError("nothing listens there")
+        except OSError:
+            if left <= 0:
+                raise
+        time.sleep(_POLL_S)
 
 
 def interface_to(host: str, port: int) -> str | None:

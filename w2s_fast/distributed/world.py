@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from w2s_fast.distributed.network import free_port, interface_to
+from w2s_fast.distributed.network import free_port, interface_to, wait_for_listener
 from w2s_fast.errors import W2SError, one_line
 
 if TYPE_CHECKING:
@@ -206,6 +206,8 @@ def init_process_group(world: World, address: tuple[str, int], timeout_s: float)
     values = (world.rank, world.size, world.local_rank, host, port)
     os.environ.update(zip(names, map(str, values), strict=True))  # DeepSpeed reads them too
     try:
+        if world.rank:  # torch would wait for the listener two to three times as long
+            wait_for_listener(host, port, timeout_s)
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError, OSError) as e:
         raise W2SError(_failure_message(world, host, port, timeout_s, e)) from e
