@@ -117,6 +117,25 @@ def test_models_that_only_predict_are_sharded_too(tmp_path: Path) -> None:
         assert np.abs(arrays[1][name] - arrays[2][name]).max() < 1e-4, name
 
 
+def test_rounding_replicates_are_those_of_one_process(tmp_path: Path) -> None:
+    probs = {}
+    for size, zero in ((1, 0), (2, 3)):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        cfg = dataclasses.replace(config(folder, zero_stage=zero), rounding_replicates=1)
+        ranks.run(__file__, size, ["run", "--config", str(write(cfg, folder)), "--quiet"])
+        results = json.loads((folder / "out" / "results.json").read_text())
+        assert results["summary"][0]["rounding_sd"] is not None
+        for name in ("student/0/logconf", "student/0/logconf/rounding-1"):
+            stage = results["provenance"]["stages"][name]["folder"]
+            table = pq.read_table(folder / "out" / "cache" / stage / "test.parquet")
+            probs[size, name] = np.array(table["probs"].to_pylist(), np.float32)
+    student, replicate = "student/0/logconf", "student/0/logconf/rounding-1"
+    for name in (student, replicate):
+        assert np.abs(probs[1, name] - probs[2, name]).max() < 1e-4, name
+    assert (probs[1, student] != probs[1, replicate]).any()
+
+
 def test_labelling_is_byte_for_byte_and_resumes(tmp_path: Path) -> None:
     """A supervisor trained once; labelled by one, by two, and by two after a kill in between."""
     cfg = config(tmp_path)
