@@ -119,10 +119,13 @@ def test_models_that_only_predict_are_sharded_too(tmp_path: Path) -> None:
 
 def test_rounding_replicates_are_those_of_one_process(tmp_path: Path) -> None:
     probs = {}
+    source = str(checkpoint("llama", tmp_path / "llama", tokenizer()))
     for size, zero in ((1, 0), (2, 3)):
         folder = tmp_path / str(size)
         folder.mkdir()
-        cfg = dataclasses.replace(config(folder, zero_stage=zero), rounding_replicates=1)
+        cfg = dataclasses.replace(
+            config(folder, zero_stage=zero), student=ModelConfig(source), rounding_replicates=1
+        )
         ranks.run(__file__, size, ["run", "--config", str(write(cfg, folder)), "--quiet"])
         results = json.loads((folder / "out" / "results.json").read_text())
         assert results["summary"][0]["rounding_sd"] is not None
@@ -133,7 +136,8 @@ def test_rounding_replicates_are_those_of_one_process(tmp_path: Path) -> None:
     student, replicate = "student/0/logconf", "student/0/logconf/rounding-1"
     for name in (student, replicate):
         assert np.abs(probs[1, name] - probs[2, name]).max() < 1e-4, name
-    assert (probs[1, student] != probs[1, replicate]).any()
+    for size in (1, 2):
+        assert (probs[size, student] != probs[size, replicate]).any()
 
 
 def test_labelling_is_byte_for_byte_and_resumes(tmp_path: Path) -> None:
