@@ -128,6 +128,16 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
     assert (done.path / "a.txt").exists()
 
 
+def test_the_record_of_another_stage_is_damage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    done = build(store)
+    record = read_sealed(done.path / "stage.json")
+    other = {**record, "key": "f" * 64, "files": {"b.txt": "0" * 64}}
+    write_sealed(done.path / "stage.json", other)
+    with pytest.warns(StoreWarning, match="is damaged.*computing it again"):
+        assert store.find("weak", key(store)) is None
+
+
 def test_a_failed_stage_leaves_nothing_but_its_checkpoint(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(RuntimeError), store.building("weak", CONFIG, INPUTS) as b:

@@ -127,17 +127,17 @@ class Store:
                 f"cannot read {err.filename} ({err.strerror}): ask its owner for permission, or "
                 "choose another folder with --cache_dir"
             ) from err
-        if meta is not None and meta.get("key") != key:
-            raise W2SError(
-                f"{path} holds the result of another configuration; move it away or choose another "
-                "folder with --cache_dir"
-            )
         if meta is None or fault:
             text = f"{path} is damaged ({fault}); computing it again"
             warnings.warn(text, StoreWarning, stacklevel=2)
             with explain_write_errors(f"stage {stage!r}", self.root):
                 _remove(path)
             return None
+        if meta.get("key") != key:
+            raise W2SError(
+                f"{path} holds the result of another configuration; move it away or choose another "
+                "folder with --cache_dir"
+            )
         return Artifact(path, meta["digest"], meta["info"])
 
     @contextlib.contextmanager

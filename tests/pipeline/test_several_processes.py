@@ -20,6 +20,7 @@ from helpers.generation_cases import checkpoint
 from w2s_fast.cli import main as cli
 from w2s_fast.config import RunConfig, to_yaml
 from w2s_fast.errors import W2SError
+from w2s_fast.files import read_sealed, write_sealed
 from w2s_fast.models import ModelConfig
 from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.context import load_data
@@ -138,6 +139,18 @@ def test_rounding_replicates_are_those_of_one_process(tmp_path: Path) -> None:
         assert np.abs(probs[1, name] - probs[2, name]).max() < 1e-4, name
     for size in (1, 2):
         assert (probs[size, student] != probs[size, replicate]).any()
+
+
+def test_an_error_of_the_store_is_one_of_every_rank(tmp_path: Path) -> None:
+    job = ["run", "--config", str(write(config(tmp_path), tmp_path)), "--quiet"]
+    ranks.run(__file__, 2, job)
+    (folder,) = (tmp_path / "out" / "cache").glob("labels-*")
+    record = read_sealed(folder / "stage.json")
+    write_sealed(folder / "stage.json", {**record, "key": "f" * 64})
+    for p in ranks.start(__file__, 2, json.dumps(job)):
+        text, _ = p.communicate(timeout=120)
+        assert p.returncode == 2, text
+        assert "error: " in text and "holds the result of another configuration" in text
 
 
 def test_labelling_is_byte_for_byte_and_resumes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,25 @@ class World:
         text = text if self.rank == root else torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(text, root)
         return json.loads(text.numpy().tobytes())
+
+    def call_on_main(self, function: Callable[[], Any]) -> Any:
+        """Call a function on rank 0 and return its JSON value on every process.
+
+        Raises:
+            W2SError: The function raised it; every process then raises it.
+        """
+        value, error = None, ""
+        if self.is_main_process:
+            try:
+                value = function()
+            except W2SError as err:
+                if self.size == 1:
+                    raise
+                error = str(err)
+        value, error = self.broadcast_object([value, error])
+        if error:
+            raise W2SError(error)
+        return value
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """Return the JSON values of all processes, by rank, on every process."""

@@ -84,11 +84,13 @@ def execute(
 
 def find(store: Store, work_item: WorkItem) -> Artifact | None:
     """Return the job's result if the store has it; rank 0 decides for all processes."""
-    world, artifact = get_world(), None
-    if world.is_main_process:
+
+    def on_main() -> dict[str, Any] | None:
         key = store.key(work_item.job.stage, work_item.config, work_item.inputs)
         artifact = store.find(work_item.job.stage, key)
-    values = world.broadcast_object(None if artifact is None else artifact.to_json())
+        return None if artifact is None else artifact.to_json()
+
+    values = get_world().call_on_main(on_main)
     return None if values is None else Artifact.from_json(values)
 
 

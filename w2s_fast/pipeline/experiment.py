@@ -217,14 +217,7 @@ class Session:
         """
         if self._prepared:
             return
-        error = ""
-        if self.world.is_main_process:
-            try:
-                _make_store(self.cfg.store_dir)
-            except W2SError as err:
-                error = str(err)
-        if error := self.world.broadcast_object(error):
-            raise W2SError(error)
+        self.world.call_on_main(lambda: _make_store(self.cfg.store_dir))
         if self.world.size > 1:
             check_shared_store(self.cfg, self.world)
         self._prepared = True

@@ -89,18 +89,16 @@ def check_shared_store(cfg: RunConfig, world: World) -> None:
         W2SError: Some do not, or it cannot be written; raised on every process.
     """
     store = cfg.store_dir.absolute()
-    # Of this process: other jobs may use the store. A file of an earlier one has another token.
-    error, name, token = "", f".shared.{os.getpid()}", secrets.token_hex(8)
-    if world.is_main_process:
-        try:
-            with explain_write_errors("a file for all processes", store):
-                remove_temporaries(store)  # of killed jobs
-                write_bytes(store / name, token.encode())
-        except W2SError as err:
-            error = str(err)
-    error, name, token = world.broadcast_object([error, name, token])
-    if error:
-        raise W2SError(error)
+
+    def write() -> list[str]:
+        # Of this process: other jobs may use the store. A file of an earlier one has another token.
+        name, token = f".shared.{os.getpid()}", secrets.token_hex(8)
+        with explain_write_errors("a file for all processes", store):
+            remove_temporaries(store)  # of killed jobs
+            write_bytes(store / name, token.encode())
+        return [name, token]
+
+    name, token = world.call_on_main(write)
     marker = store / name
     sees = marker.is_file() and marker.read_text() == token
     seen = world.all_gather_object(sees)
