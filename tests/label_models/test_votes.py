@@ -1,0 +1,120 @@
+"""Votes: what is refused, and what a summary finds."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.planted_votes import planted
+
+from w2s_fast import W2SError
+from w2s_fast.errors import DataWarning
+from w2s_fast.label_models import DawidSkene, covered_rows, summarize_votes
+from w2s_fast.label_models.sparse_votes import SparseVotes
+from w2s_fast.label_models.votes import check_votes
+
+
+@pytest.mark.parametrize(
+    ("votes", "message"),
+    [
+        ([[0, 1], [3, 0]], "vote of source 0 for row 1 is 3; expected 0 to 2"),
+        ([[0, 1], [0, -2]], "vote of source 1 for row 1 is -2; expected 0 to 2"),
+        ([0, 1], "shape (2,); expected (rows, sources)"),
+        (np.zeros((0, 3), int), "shape (0, 3)"),
+        (np.array([[0.0, np.nan]]), "dtype torch.float64; expected integer class ids"),
+        ([[True, False]], "dtype torch.bool"),
+        ([["ham"]], "cannot be read as an integer matrix"),
+    ],
+)
+def test_wrong_votes_are_named(votes: Any, message: str) -> None:
+    with pytest.raises(W2SError, match=re.escape(message)):
+        check_votes(votes, 3)
+
+
+@pytest.mark.parametrize("n_classes", [1, 2.0, True])
+def test_wrong_number_of_classes(n_classes: Any) -> None:
+    with pytest.raises(W2SError, match="n_classes is"):
+        check_votes([[0, 0]], n_classes)
+
+
+def test_votes_of_many_classes_are_not_cut_off() -> None:
+    votes = check_votes([[0, 299], [128, -1]], 300)
+    assert votes.tolist() == [[0, 299], [128, -1]]
+
+
+def test_summary() -> None:
+    #         0  1   2   3   4  5   6: equal to 0; 5: equal to 4; 1 and 3 never change
+    votes = [
+        [0, 1, -1, -1, 2, 2, 0],
+        [1, 1, 2, -1, 0, 0, 1],
+        [-1, 1, 2, -1, -1, -1, -1],
+    ]
+    s = summarize_votes(votes, 3)
+    assert (s.n_rows, s.n_uncovered) == (3, 0)
+    assert s.coverage.tolist() == pytest.approx([2 / 3, 1, 2 / 3, 0, 2 / 3, 2 / 3, 2 / 3])
+    assert s.constant == (1, 3)
+    assert s.duplicates == ((0, 6), (4, 5))
+    assert s.one_sided == (2,)
+
+
+def test_uncovered_rows_are_counted() -> None:
+    votes = torch.tensor([[0, -1], [-1, -1], [-1, 1], [-1, -1]])
+    assert covered_rows(votes).tolist() == [True, False, True, False]
+    assert summarize_votes(votes, 2).n_uncovered == 2
+
+
+def test_duplicates_over_several_blocks_of_rows() -> None:
+    votes = planted(20_000, 4, [0.5, 0.5]).votes
+    copied = torch.cat([votes, votes[:, [2]]], 1)
+    assert summarize_votes(copied, 2).duplicates == ((2, 4),)
+    copied[-1, 4] = 1 - copied[-1, 2].clamp(min=0)
+    assert summarize_votes(copied, 2).duplicates == ()
+
+
+def test_columns_of_equal_hash_are_no_duplicates() -> None:
+    votes = torch.full((100, 3), -1)
+    votes[0, 0] = votes[61, 1] = votes[5, 2] = 1  # rows 0 and 61 have the same key
+    assert summarize_votes(votes, 2).duplicates == ()
+
+
+def test_fewer_than_three_sources_that_vary() -> None:
+    votes = planted(200, 3, [0.5, 0.5]).votes
+    votes[:, 1] = 1
+    with pytest.raises(W2SError, match="2 of 3 sources vary.*at least 3"):
+        DawidSkene(2).fit(votes)
+
+
+def test_no_votes_at_all() -> None:
+    with pytest.raises(W2SError, match="every source abstains for every row"):
+        DawidSkene(2).fit([[-1] * 4] * 3)
+
+
+def test_constant_and_duplicated_sources_are_warned_about() -> None:
+    votes = planted(500, 5, [0.5, 0.5]).votes
+    constant = torch.cat([votes, torch.zeros(500, 1, dtype=torch.int64)], 1)
+    with pytest.warns(DataWarning, match="sources 5 have the same vote in every row"):
+        DawidSkene(2).fit(constant)
+    with pytest.warns(DataWarning, match=r"1 groups of sources .*\(1, 5\)"):
+        DawidSkene(2).fit(torch.cat([votes, votes[:, [1]]], 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DawidSkene(2).fit(votes)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_sparse_products_equal_dense_ones(cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from w2s_fast.label_models import sparse_votes
+
+    monkeypatch.setattr(sparse_votes, "BLOCK_CELLS", 100)  # 20 rows a block, the last one shorter
+    monkeypatch.setattr(sparse_votes, "CACHED_VOTES", 10**6 if cached else 0)
+    votes = planted(70, 5, [0.5, 0.3, 0.2]).votes
+    dense = torch.stack([votes == c for c in range(3)], 1).double()  # (n, K, m)
+    x = SparseVotes(votes, 3)
+    table, weights = torch.randn(3, 5, 4).double(), torch.randn(70, 2).double()
+    torch.testing.assert_close(x.times(table), torch.einsum("nkm,kmc->nc", dense, table))
+    expected = torch.einsum("nkm,nc->kmc", dense, weights)
+    torch.testing.assert_close(x.transposed_times(weights), expected)

@@ -1,0 +1,21 @@
+"""Label models: estimate how noisy sources vote given the class, and the class of every row.
+
+Functions of arrays: votes (n, m) of classes 0 .. K-1, and -1 where a source abstains.
+"""
+
+from w2s_fast.label_models.dawid_skene import DawidSkene
+from w2s_fast.label_models.jackknife import StandardErrors
+from w2s_fast.label_models.majority import WeightedVote, majority_vote
+from w2s_fast.label_models.posterior import posterior
+from w2s_fast.label_models.votes import VoteSummary, covered_rows, summarize_votes
+
+__all__ = [
+    "DawidSkene",
+    "StandardErrors",
+    "VoteSummary",
+    "WeightedVote",
+    "covered_rows",
+    "majority_vote",
+    "posterior",
+    "summarize_votes",
+]

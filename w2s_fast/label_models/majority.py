@@ -1,0 +1,165 @@
+r"""Majority and weighted vote.
+
+    P(Y = c | L) = sum_j w_j 1[L_j = c] / sum_j w_j 1[L_j >= 0]        majority: w_j = 1
+    w_j = log((K - 1) a_j / (1 - a_j))                                  weighted
+
+a_j is the agreement of source j with the majority of the other sources, over rows where both exist.
+Log-odds weights are optimal for independent sources whose errors are spread over the other classes.
+A row without votes gets the class balance. Ties leave equal shares.
+
+Source of the weights: Nitzan and Paroush 1982, "Optimal decision rules in uncertain dichotomous
+choice situations"; K classes: Li and Yu 2014 (arXiv 1411.4086).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from w2s_fast.errors import W2SError
+from w2s_fast.label_models._options import check_number
+from w2s_fast.label_models.posterior import check_distribution
+from w2s_fast.label_models.sparse_votes import SparseVotes
+from w2s_fast.label_models.votes import check_sources, check_votes, covered_rows, row_blocks
+
+_ROWS = 1 << 16  # rows of a block
+
+
+def majority_vote(
+    votes: Any, n_classes: int, weights: Any = None, class_balance: Any = None
+) -> Tensor:
+    """Compute the share of votes, or of their weights, for each class: (n, K) float64.
+
+    Args:
+        votes: (n, m) integers of -1 .. K-1.
+        n_classes: K.
+        weights: (m,) of at least 0, by source; None counts all alike.
+        class_balance: (K,) probabilities, the answer for rows without votes; None is uniform.
+
+    Raises:
+        W2SError: Votes, weights or class balance are wrong.
+    """
+    matrix = check_votes(votes, n_classes)
+    if class_balance is None:
+        class_balance = [1 / n_classes] * n_classes
+    balance = check_distribution(class_balance, n_classes)
+    return _shares(matrix, n_classes, _check_weights(weights, matrix.shape[1]), balance)
+
+
+def _check_weights(weights: Any, n_sources: int) -> Tensor:
+    if weights is None:
+        return torch.ones(n_sources, dtype=torch.float64)
+    weights = torch.as_tensor(weights, dtype=torch.float64)
+    if weights.shape != (n_sources,):
+        raise W2SError(f"weights have shape {tuple(weights.shape)}; expected ({n_sources},)")
+    bad = ~((weights >= 0) & weights.isfinite())
+    if bool(bad.any()):
+        at = int(bad.nonzero()[0])
+        raise W2SError(
+            f"weight of source {at} is {float(weights[at])}; expected a number of at least 0"
+        )
+    return weights
+
+
+def _shares(votes: Tensor, n_classes: int, weights: Tensor, balance: Tensor) -> Tensor:
+    counts = _class_sums(votes, n_classes, weights)
+    total = counts.sum(1, keepdim=True)
+    return torch.where(total > 0, counts / total.clamp(min=1e-300), balance)
+
+
+def _class_sums(votes: Tensor, n_classes: int, weights: Tensor) -> Tensor:
+    """Return the summed weights of the votes for each class, (n, K) float64."""
+    sums = weights.new_empty(len(votes), n_classes)
+    for rows in row_blocks(len(votes), _ROWS):
+        for c in range(n_classes):
+            sums[rows, c] = (votes[rows] == c).double() @ weights
+    return sums
+
+
+@dataclass
+class WeightedVote:
+    """Weigh sources by the log-odds of their agreement with the majority of the others.
+
+    Attributes:
+        n_classes: K.
+        class_balance: (K,) probabilities for rows without votes; None is uniform.
+        smoothing: right and wrong votes, together, that every source has at the mean agreement.
+        agreement: (m,) float64, a_j, after ``fit``.
+        weights: (m,) float64 of at least 0, after ``fit``; 0 at or below chance.
+    """
+
+    n_classes: int
+    class_balance: Any = None
+    smoothing: float = 10.0
+    agreement: Tensor = field(init=False, repr=False)
+    weights: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_number("smoothing", self.smoothing, 1e-6)
+
+    def fit(self, votes: Any) -> Self:
+        """Estimate agreement and weights from votes (n, m) of -1 .. K-1; return the model.
+
+        Raises:
+            W2SError: The votes are wrong, or no source agrees with others better than chance.
+        """
+        matrix = check_votes(votes, self.n_classes)
+        check_sources(matrix, self.n_classes)
+        right, compared = _leave_one_out(SparseVotes(matrix, self.n_classes))
+        mean = right.sum() / compared.sum().clamp(min=1)
+        self.agreement = (right + self.smoothing * mean) / (compared + self.smoothing)
+        odds = (self.n_classes - 1) * self.agreement / (1 - self.agreement).clamp(min=1e-6)
+        self.weights = odds.clamp(min=1e-300).log().clamp(min=0)
+        if not bool((self.weights > 0).any()):
+            raise W2SError(
+                f"sources agree with the majority of the others in {float(mean):.3f} of their "
+                "votes; expected more than chance: check the class order of votes"
+            )
+        return self
+
+    def posterior(self, votes: Any) -> Tensor:
+        """Compute weighted shares of votes, (n, K) float64, of votes (n, m) by the fitted sources.
+
+        Raises:
+            W2SError: The model is not fitted, or the votes do not suit it.
+        """
+        if not hasattr(self, "weights"):
+            raise W2SError("WeightedVote has no weights yet; call fit(votes) first")
+        check_votes(votes, self.n_classes, len(self.weights))
+        return majority_vote(votes, self.n_classes, self.weights, self.class_balance)
+
+
+def _leave_one_out(votes: SparseVotes) -> tuple[Tensor, Tensor]:
+    """Return (m,) votes that agree with the others' majority, ties shared, and votes compared."""
+    k, matrix = votes.n_classes, votes.votes
+    counts = _class_sums(matrix, k, torch.ones(matrix.shape[1], dtype=torch.float64))
+    right = counts.new_zeros(matrix.shape[1])
+    total = counts.new_zeros(matrix.shape[1])
+    for c in range(k):  # votes for c: the others' counts are these counts minus one at c
+        others = counts.clone()
+        others[:, c] -= 1
+        top = others.amax(1)
+        share = (others[:, c] == top).double() / (others == top[:, None]).sum(1)
+        exists = (top > 0).double()
+        for rows in row_blocks(len(matrix), _ROWS):
+            cast = (matrix[rows] == c).double()
+            right += (share * exists)[rows] @ cast
+            total += exists[rows] @ cast
+    return right, total
+
+
+def majority_start(votes: SparseVotes, balance: Tensor) -> Tensor:
+    """Return the shares of votes (n, K) from which EM starts, and ``balance`` without votes."""
+    ones = torch.ones(votes.votes.shape[1], dtype=torch.float64)
+    return _shares(votes.votes, votes.n_classes, ones, balance)
+
+
+def majority_balance(votes: Tensor, n_classes: int) -> Tensor:
+    """Return the class balance (K,) of the majority vote over rows with votes."""
+    ones = torch.ones(votes.shape[1], dtype=torch.float64)
+    counts = _class_sums(votes[covered_rows(votes)], n_classes, ones)
+    shares = (counts / counts.sum(1, keepdim=True)).mean(0).clamp(min=1e-3)
+    return shares / shares.sum()
