@@ -6,12 +6,16 @@ Functions of arrays: votes (n, m) of classes 0 .. K-1, and -1 where a source abs
 from w2s_fast.label_models.dawid_skene import DawidSkene
 from w2s_fast.label_models.jackknife import StandardErrors
 from w2s_fast.label_models.majority import WeightedVote, majority_vote
+from w2s_fast.label_models.metal import MeTaL
 from w2s_fast.label_models.posterior import posterior
+from w2s_fast.label_models.triplets import Triplets
 from w2s_fast.label_models.votes import VoteSummary, covered_rows, summarize_votes
 
 __all__ = [
     "DawidSkene",
+    "MeTaL",
     "StandardErrors",
+    "Triplets",
     "VoteSummary",
     "WeightedVote",
     "covered_rows",

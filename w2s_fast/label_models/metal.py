@@ -1,0 +1,120 @@
+r"""MeTaL: rates that reproduce the second moments of votes, for a known class balance.
+
+    minimise  sum_{i != j} || O_ij - mu_i P mu_j^T ||^2 + sum_j || mu_j pi - E[x_j] ||^2
+
+x_j (K,) is the one-hot vote of source j, O = E[x x^T], mu_j (K, K) holds P(L_j = l | Y = c), and
+P = diag(pi). Each step solves the least-squares problem of every mu_j given the others, and goes
+halfway there. For two classes the solution is unique up to the order of classes. For more, mu P^1/2
+may be rotated among the K - 1 directions that leave pi alone: second moments do not decide, and the
+solution nearest to the majority vote, from which the steps start, is found.
+
+Sources: Ratner et al. 2019, "Training complex models with multi-task weak supervision" (arXiv
+1810.02840), and the label model of Snorkel, which minimises the same loss by gradient descent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from w2s_fast.label_models._base import LabelModel
+from w2s_fast.label_models._options import check_choice, check_number
+from w2s_fast.label_models.majority import majority_start
+from w2s_fast.label_models.moments import Moments, moments
+from w2s_fast.label_models.rates import ABSTENTIONS, check_better_than_chance, rates_of_moments
+from w2s_fast.label_models.sparse_votes import SparseVotes
+from w2s_fast.label_models.triplets import Triplets
+from w2s_fast.label_models.votes import check_sources, check_votes
+
+
+@dataclass
+class MeTaL(LabelModel):
+    """Fit rates to second moments by alternating least squares.
+
+    Attributes:
+        class_balance: as in every model; None estimates it by third moments (``Triplets``).
+        abstain: ``"symbol"``: a source abstains depending on the class; ``"missing"``: it does not.
+        tolerance: steps stop when no rate changes by more.
+        max_iter: most steps.
+        n_iter: steps of the last fit.
+    """
+
+    abstain: str = "symbol"
+    tolerance: float = 1e-7
+    max_iter: int = 1000
+    n_iter: int = field(init=False, default=0)
+    _moments: Moments = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("abstain", self.abstain, ABSTENTIONS)
+        check_number("tolerance", self.tolerance, 0)
+        check_number("max_iter", self.max_iter, 1)
+
+    def fit(self, votes: Any) -> Self:
+        """Fit rates to votes (n, m) of -1 .. K-1; return the model.
+
+        Raises:
+            W2SError: The votes are wrong, or the sources are worse than chance in sum.
+        """
+        matrix = check_votes(votes, self.n_classes)
+        check_sources(matrix, self.n_classes)
+        prior = self._fixed_prior(matrix)
+        if prior is None:
+            prior = Triplets(self.n_classes).fit(matrix).prior
+        self.prior = prior
+        data = SparseVotes(matrix, self.n_classes)
+        q = majority_start(data, prior)
+        counts = data.transposed_times(q).permute(1, 0, 2)  # (m, symbol, class)
+        self._moments = moments(matrix, self.n_classes, across_classes=True)
+        self._descend(counts / q.sum(0))
+        return self
+
+    def partial_fit(self, votes: Any) -> Self:
+        """Add further rows (n, m) to the moments and go on from the rates; the first is ``fit``.
+
+        The class balance stays that of the first call.
+
+        Raises:
+            W2SError: The votes are wrong, or the sources are worse than chance in sum.
+        """
+        if not hasattr(self, "rates"):
+            return self.fit(votes)
+        matrix = check_votes(votes, self.n_classes, len(self.rates))
+        self._moments = self._moments + moments(matrix, self.n_classes, across_classes=True)
+        self._descend(self.rates[:, :, :-1].transpose(1, 2).contiguous())
+        return self
+
+    def _descend(self, mu: Tensor) -> None:
+        """Set the rates, from a start (m, symbol, class)."""
+        m, k = len(mu), self.n_classes
+        means = self._moments.means.T  # (m, symbol)
+        # Sources first, so that the own block of every source is a diagonal block.
+        second = self._moments.second.view(k, m, k, m).permute(1, 0, 3, 2) / self._moments.n_rows
+        own = range(m)
+        second = second.clone()
+        second[own, :, own, :] = 0
+        matrix = second.reshape(m * k, m * k)
+        pull = torch.outer(self.prior, self.prior)
+        for iteration in range(1, self.max_iter + 1):
+            self.n_iter = iteration
+            scaled = mu * self.prior  # mu P
+            gram = scaled.transpose(1, 2) @ scaled  # P mu_j^T mu_j P
+            others = gram.sum(0) - gram + pull
+            target = (matrix @ scaled.reshape(m * k, k)).view(m, k, k)
+            target = target + means[:, :, None] * self.prior
+            new = torch.linalg.solve(others, target, left=False)
+            change = float((new - mu).abs().max()) / 2
+            mu = (mu + new) / 2
+            if change <= self.tolerance:
+                break
+        self._set(mu)
+
+    def _set(self, mu: Tensor) -> None:
+        coverage = self._moments.means.sum(0)
+        rates = rates_of_moments(mu.transpose(1, 2), coverage, self.abstain)
+        check_better_than_chance(self.prior, rates)
+        self.rates = rates
