@@ -4,10 +4,12 @@ Functions of arrays: votes (n, m) of classes 0 .. K-1, and -1 where a source abs
 """
 
 from w2s_fast.label_models.dawid_skene import DawidSkene
+from w2s_fast.label_models.dependencies import conditional_information, learn_forest, pair_counts
 from w2s_fast.label_models.jackknife import StandardErrors
 from w2s_fast.label_models.majority import WeightedVote, majority_vote
 from w2s_fast.label_models.metal import MeTaL
 from w2s_fast.label_models.posterior import posterior
+from w2s_fast.label_models.tree_dawid_skene import TreeDawidSkene
 from w2s_fast.label_models.triplets import Triplets
 from w2s_fast.label_models.votes import VoteSummary, covered_rows, summarize_votes
 
@@ -15,11 +17,15 @@ __all__ = [
     "DawidSkene",
     "MeTaL",
     "StandardErrors",
+    "TreeDawidSkene",
     "Triplets",
     "VoteSummary",
     "WeightedVote",
+    "conditional_information",
     "covered_rows",
+    "learn_forest",
     "majority_vote",
+    "pair_counts",
     "posterior",
     "summarize_votes",
 ]
