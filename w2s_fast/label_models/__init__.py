@@ -5,17 +5,22 @@ Functions of arrays: votes (n, m) of classes 0 .. K-1, and -1 where a source abs
 
 from w2s_fast.label_models.dawid_skene import DawidSkene
 from w2s_fast.label_models.dependencies import conditional_information, learn_forest, pair_counts
+from w2s_fast.label_models.independence import IndependenceTest, independence_test
 from w2s_fast.label_models.jackknife import StandardErrors
 from w2s_fast.label_models.majority import WeightedVote, majority_vote
 from w2s_fast.label_models.metal import MeTaL
 from w2s_fast.label_models.posterior import posterior
+from w2s_fast.label_models.scores import GaussianScores, ScoreErrors
 from w2s_fast.label_models.tree_dawid_skene import TreeDawidSkene
 from w2s_fast.label_models.triplets import Triplets
 from w2s_fast.label_models.votes import VoteSummary, covered_rows, summarize_votes
 
 __all__ = [
     "DawidSkene",
+    "GaussianScores",
+    "IndependenceTest",
     "MeTaL",
+    "ScoreErrors",
     "StandardErrors",
     "TreeDawidSkene",
     "Triplets",
@@ -23,6 +28,7 @@ __all__ = [
     "WeightedVote",
     "conditional_information",
     "covered_rows",
+    "independence_test",
     "learn_forest",
     "majority_vote",
     "pair_counts",
