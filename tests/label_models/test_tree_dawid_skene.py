@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import pytest
 import torch
 from helpers.planted_votes import planted
 
 from w2s_fast import W2SError
+from w2s_fast.errors import DataWarning
 from w2s_fast.label_models import (
     DawidSkene,
     TreeDawidSkene,
@@ -17,7 +19,8 @@ from w2s_fast.label_models import (
     pair_counts,
 )
 from w2s_fast.label_models import dependencies as module
-from w2s_fast.label_models.dependencies import decorrelated_vote, parents_of
+from w2s_fast.label_models.dependencies import decorrelated_vote
+from w2s_fast.label_models.forest import parents_of
 
 PRIORS = [[0.55, 0.45], [0.2, 0.8], [0.4, 0.3, 0.2, 0.1]]
 
@@ -82,6 +85,35 @@ def test_the_joint_sums_to_one_over_all_votes() -> None:
     separators = joint.view(3, 3, 3, 3, 3, 2).sum((1, 2, 3, 4))
     conditional = clique / separators[:, None]
     torch.testing.assert_close(conditional.permute(2, 0, 1), m.conditionals[1])
+    implied, cells = m.pair_joint(), joint.view(3, 3, 3, 3, 3, 2)
+    for i, j in itertools.combinations(range(5), 2):  # neighbours, paths of two and three, no path
+        rest = [x for x in range(5) if x not in (i, j)]
+        expected = cells.sum(rest).permute(2, 0, 1)
+        torch.testing.assert_close(implied[:, i, :, j, :], expected)
+        torch.testing.assert_close(implied[:, j, :, i, :], expected.transpose(1, 2))
+
+
+def mixed_copies(two_parents: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(votes, classes): five sources copy source 5, and otherwise vote alone or copy 0 to 4."""
+    p = planted(3000, 11, [0.6, 0.4], seed=2, accuracy=(0.7, 0.8))
+    copied = torch.rand(3000, 5, generator=torch.Generator().manual_seed(0)) < 0.8
+    own = p.votes[:, :5] if two_parents else p.votes[:, 6:]
+    votes = torch.cat([p.votes[:, :6], torch.where(copied, p.votes[:, 5:6], own)], 1)
+    return votes, p.classes
+
+
+def test_dependencies_beyond_a_forest_are_warned_about() -> None:
+    votes, _ = mixed_copies(two_parents=True)
+    with pytest.warns(DataWarning, match="pairs of sources depend on each other beyond a forest"):
+        TreeDawidSkene(2, dependencies=[(5, j) for j in range(6, 11)]).fit(votes)
+
+
+def test_a_forest_that_fits_is_not_warned_about() -> None:
+    votes, _ = mixed_copies(two_parents=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        m = TreeDawidSkene(2).fit(votes)
+    assert set(m.pairs) >= {(5, j) for j in range(6, 11)}
 
 
 def test_a_symbol_that_the_parent_never_gives_says_nothing() -> None:

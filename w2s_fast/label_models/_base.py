@@ -58,6 +58,16 @@ class LabelModel(ABC):
         matrix = check_votes(votes, self.n_classes, len(self.rates))
         return log_joint(SparseVotes(matrix, self.n_classes), self.prior, self.rates).softmax(1)
 
+    def pair_joint(self) -> Tensor:
+        """Return P(Y = c, L_i = a, L_j = b) of the fitted model at [c, i, a, j, b], float64.
+
+        The shape is (K, m, K+1, m, K+1), the abstention is the last symbol, and entries of a source
+        with itself have no meaning.
+        """
+        self._check_fitted()
+        rates = self.rates.transpose(0, 1)
+        return torch.einsum("c,cia,cjb->ciajb", self.prior, rates, rates)
+
     def _check_fitted(self) -> None:
         if not hasattr(self, "rates"):
             raise W2SError(f"{type(self).__name__} has no rates yet; call fit(votes) first")

@@ -13,8 +13,6 @@ trees"; given a class: Friedman, Geiger and Goldszmidt 1997, "Bayesian network c
 
 from __future__ import annotations
 
-from collections import deque
-
 import torch
 from torch import Tensor
 
@@ -91,35 +89,6 @@ def learn_forest(votes: Tensor, q: Tensor) -> tuple[tuple[int, int], ...]:
     tree = minimum_spanning_tree(-gain.numpy()).tocoo()
     pairs = ((int(min(i, j)), int(max(i, j))) for i, j in zip(tree.row, tree.col, strict=True))
     return tuple(sorted(pairs))
-
-
-def parents_of(pairs: tuple[tuple[int, int], ...], n_sources: int) -> list[int]:
-    """Return the parent of every source in a forest, -1 for roots.
-
-    Raises:
-        W2SError: The pairs have a cycle.
-    """
-    neighbours: list[list[int]] = [[] for _ in range(n_sources)]
-    for i, j in pairs:
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    parents: list[int | None] = [None] * n_sources
-    for root in range(n_sources):
-        if parents[root] is not None:
-            continue
-        parents[root], queue = -1, deque([root])
-        while queue:
-            at = queue.popleft()
-            for other in neighbours[at]:
-                if parents[other] is None:
-                    parents[other] = at
-                    queue.append(other)
-                elif other != parents[at]:
-                    raise W2SError(
-                        f"dependencies {list(pairs)} have a cycle through source {other}; expected "
-                        "a forest: leave out one of its pairs"
-                    )
-    return [-1 if p is None else p for p in parents]
 
 
 def decorrelated_vote(votes: Tensor, n_classes: int) -> Tensor:

@@ -1,11 +1,12 @@
-r"""Test whether sources are independent given the class, without knowing the class.
+r"""Test whether sources depend on each other as a fitted model says, without knowing the class.
 
-    X_ij = sum_{a,b} (O_ab - E_ab)^2 / E_ab,    E_ab = n sum_c pi_c R[i, c, a] R[j, c, b]
+    X_ij = sum_{a,b} (O_ab - E_ab)^2 / E_ab,    E_ab = n sum_c P(Y = c, L_i = a, L_j = b)
 
-O counts the symbols of two sources together, E is what a fitted model of independent sources
-expects. If independence holds, X is at most chi-squared with (S_i - 1)(S_j - 1) degrees of freedom:
-the model was fitted to the same votes, which makes the test conservative. Cells that expect fewer
-than five rows are pooled. Holm's correction covers all pairs.
+O counts the symbols of two sources together, E is what the model expects: independence given the
+class, P(Y = c) R[i, c, a] R[j, c, b], or the forest of ``TreeDawidSkene``. If the model holds, X is
+at most chi-squared with (S_i - 1)(S_j - 1) degrees of freedom: the model was fitted to the same
+votes, which makes the test conservative. Cells that expect fewer than five rows are pooled. Holm's
+correction covers all pairs.
 
 Sources: Pearson's test of fit with bivariate margins of a latent class model, e.g. Maydeu-Olivares
 and Joe 2005, "Limited- and full-information estimation and goodness-of-fit testing".
@@ -27,7 +28,7 @@ _BLOCK_ROWS = 1 << 14
 
 
 class IndependenceTest(NamedTuple):
-    """Result: is independence refuted, by which pairs (i, j), and p of all pairs (m, m)."""
+    """Result: is the model refuted, by which pairs (i, j), and p of all pairs (m, m)."""
 
     refuted: bool
     pairs: tuple[tuple[int, int], ...]
@@ -35,12 +36,13 @@ class IndependenceTest(NamedTuple):
 
 
 def independence_test(model: LabelModel, votes: Any, level: float = 0.05) -> IndependenceTest:
-    """Test a fitted model of independent sources against the votes that it was fitted to.
+    """Test the dependence between sources in a fitted model against the votes it was fitted to.
 
     Args:
-        model: fitted, with ``abstain="symbol"``.
+        model: fitted, with ``abstain="symbol"``: it assumes independence given the class, or, if
+            it is a ``TreeDawidSkene``, a forest.
         votes: (n, m).
-        level: probability of refuting independence where it holds, at most.
+        level: probability of refuting the assumption where it holds, at most.
 
     Raises:
         W2SError: The model is not fitted, or the level is not between 0 and 1.
@@ -53,8 +55,7 @@ def independence_test(model: LabelModel, votes: Any, level: float = 0.05) -> Ind
     m = len(model.rates)
     matrix = check_votes(votes, model.n_classes, m)
     observed = _pair_tables(matrix, model.n_classes)
-    joint = model.prior[:, None, None] * model.rates.transpose(0, 1)  # (c, m, S)
-    expected = len(matrix) * torch.einsum("cia,cjb->iajb", joint, model.rates.transpose(0, 1))
+    expected = len(matrix) * model.pair_joint().sum(0)
     statistic, freedom = _pearson(observed.transpose(1, 2), expected.transpose(1, 2))
     p_values = torch.special.gammaincc(freedom / 2, statistic / 2)
     p_values = torch.where(freedom > 0, p_values, 1.0).fill_diagonal_(1.0)

@@ -17,6 +17,7 @@ Bayes); with a latent class: Ratner et al. 2019 (arXiv 1810.02840), who keep cli
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -24,16 +25,20 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from w2s_fast.errors import DataWarning
 from w2s_fast.label_models._base import LabelModel
 from w2s_fast.label_models._options import check_number
 from w2s_fast.label_models.dawid_skene import STEP_POWER
-from w2s_fast.label_models.dependencies import decorrelated_vote, learn_forest, parents_of
+from w2s_fast.label_models.dependencies import decorrelated_vote, learn_forest
+from w2s_fast.label_models.forest import forest_joint, parents_of
+from w2s_fast.label_models.independence import independence_test
 from w2s_fast.label_models.jackknife import StandardErrors, jackknife, row_groups
 from w2s_fast.label_models.rank_one import check_pairs
 from w2s_fast.label_models.rates import check_better_than_chance
 from w2s_fast.label_models.votes import check_sources, check_votes, symbols_of
 
 MAX_ROUNDS = 10  # of learning pairs and EM
+WARNING_LEVEL = 1e-3  # of the test of the forest
 Pairs = tuple[tuple[int, int], ...]
 
 
@@ -106,6 +111,7 @@ class TreeDawidSkene(LabelModel):
             self._learn(matrix, q)
         self._n_steps = 1
         check_better_than_chance(self.prior, self.rates)
+        self._warn_about_other_pairs(matrix)
         return self
 
     def partial_fit(self, votes: Any) -> Self:
@@ -136,6 +142,11 @@ class TreeDawidSkene(LabelModel):
         matrix = check_votes(votes, self.n_classes, len(self.rates))
         return self._log_joint(symbols_of(matrix, self.n_classes)).softmax(1)
 
+    def pair_joint(self) -> Tensor:
+        """Return P(Y = c, L_i = a, L_j = b) of the fitted model, as every model does."""
+        self._check_fitted()
+        return forest_joint(self.prior, self.rates, self._parents, self.conditionals)
+
     def standard_errors(self, votes: Any) -> StandardErrors:
         """Estimate standard errors by the jackknife over 20 groups of rows, with the fitted pairs.
 
@@ -154,6 +165,18 @@ class TreeDawidSkene(LabelModel):
             model._run_em(rows, self.posterior(rows))
             estimates.append((model.prior, model.rates))
         return jackknife(estimates)
+
+    def _warn_about_other_pairs(self, votes: Tensor) -> None:
+        """Warn if the votes of some pairs differ clearly from what the forest implies."""
+        pairs = independence_test(self, votes, WARNING_LEVEL).pairs
+        if pairs:
+            named = ", ".join(map(str, pairs[:5])) + (", ..." if len(pairs) > 5 else "")
+            warnings.warn(
+                f"{len(pairs)} pairs of sources depend on each other beyond a forest ({named}): "
+                "the posterior may be wrong; leave out sources that copy several others",
+                DataWarning,
+                stacklevel=3,
+            )
 
     def _learn(self, votes: Tensor, q: Tensor) -> None:
         seen: set[Pairs] = set()
