@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.planted_votes import Planted, draw_votes, planted
@@ -96,6 +97,21 @@ def test_rank_one_finds_a_sign_against_the_expectation() -> None:
     a = torch.tensor([0.5, 0.4, 0.6, -0.2, 0.3]).double()
     mask = 1 - torch.eye(5).double()
     torch.testing.assert_close(rank_one(torch.outer(a, a), mask, torch.ones(5).double()), a)
+
+
+def test_rank_one_is_near_the_least_squares_fit_of_a_noisy_matrix() -> None:
+    from scipy.optimize import minimize
+
+    g = torch.Generator().manual_seed(3)
+    a = (0.2 + torch.rand(12, generator=g)).double()
+    noise = 0.15 * torch.randn(12, 12, generator=g).double()
+    matrix, mask = torch.outer(a, a) + noise + noise.T, 1 - torch.eye(12).double()
+
+    def loss(values: np.ndarray) -> float:
+        return float(((matrix - torch.from_numpy(np.outer(values, values))) * mask).square().sum())
+
+    got = rank_one(matrix, mask, torch.ones(12).double())
+    assert loss(got.numpy()) < 1.001 * minimize(loss, a.numpy()).fun
 
 
 def test_rank_one_ignores_masked_entries() -> None:
