@@ -16,6 +16,7 @@ from bench.cases import w2s
 from bench.harness.environment import ROOT
 from bench.harness.row_files import RESULTS, Row, key, load
 from bench.intervals import table as interval_tables
+from bench.label_models import table as label_model_tables
 from bench.report import speed_tables, trainer_table
 from bench.report.measured_rows import MeasuredRows
 
@@ -38,6 +39,7 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
     "docs/trainers.md": {"steps": trainer_table.steps},
     w2s.PAGE: w2s.blocks(),
     interval_tables.PAGE: interval_tables.blocks(),
+    label_model_tables.PAGE: label_model_tables.blocks(),
 }
 
 

@@ -1,0 +1,1 @@
+"""Label models: accuracy on WRENCH data, time against Snorkel, memory with many classes."""
