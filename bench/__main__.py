@@ -15,7 +15,10 @@ COMMANDS = {  # name -> (module, what it does)
     "gpu": ("gpu.suite", "build, test and time everything on a machine with a CUDA device"),
     "coverage": ("intervals.command", "simulate how often intervals contain what they estimate"),
     "w2s": ("cases.w2s", "repeat the weak-to-strong experiments of docs/results.md"),
-    "label_models": ("label_models.command", "label models on WRENCH data, against Snorkel"),
+    "label_models": (
+        "label_models.command",
+        "label models on WRENCH data, against Snorkel and crowd-kit",
+    ),
     "architectures": ("architectures.command", "check every class of transformers after patch"),
     "report": ("report.documents", "write the tables of the documents from the committed rows"),
     "plot": ("report.pictures", "draw the pictures of the documents from the committed rows"),

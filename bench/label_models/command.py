@@ -1,7 +1,7 @@
 """``python -m bench label_models``: measure label models on WRENCH data, in time and in memory.
 
     python -m bench label_models --data DIR              # DIR/sms/train.json and others
-    python -m bench label_models --parts speed           # against Snorkel, where it is installed
+    python -m bench label_models --parts speed,oracle    # Snorkel and crowd-kit, where installed
     python -m bench label_models --data DIR --record     # replace the committed rows (clean tree)
 
 docs/label_models.md shows the committed rows. The data is not part of the repository.
@@ -20,10 +20,10 @@ import torch
 
 from bench.harness.environment import environment
 from bench.harness.row_files import RESULTS
-from bench.label_models import accuracy, resources
+from bench.label_models import accuracy, oracle, resources
 
 ROWS = RESULTS / "label_models.jsonl"
-PARTS = ("accuracy", "speed", "memory")
+PARTS = ("accuracy", "speed", "memory", "oracle")
 
 
 def load() -> list[dict[str, Any]]:
@@ -74,3 +74,6 @@ def rows(parts: list[str], options: argparse.Namespace) -> Iterator[dict[str, An
     if "memory" in parts:
         for row in resources.memory(options.quick, options.threads):
             yield {"part": "memory", **row}
+    if "oracle" in parts:
+        for row in oracle.agreement():
+            yield {"part": "oracle", **row}

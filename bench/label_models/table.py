@@ -34,7 +34,7 @@ def wrench(rows: Sequence[Row]) -> str:
 
 
 def fits(rows: Sequence[Row]) -> str:
-    """Return the table of times and the sentence about memory."""
+    """Return the table of times and the sentences about memory and agreement."""
     timed = [row for row in rows if row["part"] == "speed"]
     if not timed:
         return _NONE
@@ -49,10 +49,17 @@ def fits(rows: Sequence[Row]) -> str:
         f"{first['n']} rows, {first['m']} sources, {first['k']} classes, {first['threads']} thread"
     )
     text = "\n".join(lines) + f"\n\n{size}, {first['cpu']}, commit {first['git_sha']}.\n"
-    for row in (row for row in rows if row["part"] == "memory"):
-        shape = f"{row['m']} sources, {row['k']} classes, {row['n']} rows"
-        text += f"`{row['provider']}` with {shape}: {row['peak_mib']:.0f} MiB beyond the votes.\n"
-    return text
+    return text + "".join(f"{_note(row)}\n" for row in rows if row["part"] in ("memory", "oracle"))
+
+
+def _note(row: Row) -> str:
+    """Return a sentence about a row of memory or of agreement with another implementation."""
+    shape = f"{row['m']} sources, {row['k']} classes, {row['n']} rows"
+    if row["part"] == "memory":
+        return f"`{row['provider']}` with {shape}: {row['peak_mib']:.0f} MiB beyond the votes."
+    model, other = 'DawidSkene(abstain="missing")', row["provider"]
+    difference = f"{row['largest_difference']:.0e}"
+    return f"Posteriors of `{model}` and of {other} differ by at most {difference} ({shape})."
 
 
 def _line(cells: Sequence[str]) -> str:

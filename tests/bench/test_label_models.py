@@ -58,7 +58,7 @@ def test_speed_and_memory_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"Triplets", "MeTaL", "DawidSkene"} <= set(timed)
     assert all(row["cpu_ms"] > 0 and row["accuracy"] > 0.99 for row in timed.values())
     peaks = [row["peak_mib"] for row in rows if row["part"] == "memory"]
-    assert all(0 < mib < 2048 for mib in peaks)
+    assert peaks and all(0 < mib < 2048 for mib in peaks)
 
 
 def test_table_of_fits() -> None:
@@ -69,6 +69,12 @@ def test_table_of_fits() -> None:
     ]
     text = table.fits(rows)
     assert "| Triplets | 50 | 8.0 | 0.9100 |" in text and "commit abc" in text
+    size = {"n": 9, "m": 5, "k": 2}
+    agreed = {"part": "oracle", "provider": "crowd-kit", "largest_difference": 2e-9, **size}
+    peak = {"part": "memory", "provider": "DawidSkene", "peak_mib": 12.4, **size}
+    text = table.fits([*rows, agreed, peak])
+    assert "of crowd-kit differ by at most 2e-09 (5 sources, 2 classes, 9 rows)" in text
+    assert "`DawidSkene` with 5 sources, 2 classes, 9 rows: 12 MiB" in text
     assert "| Triplets | 50 | – | 0.9100 |" in table.fits(rows[:1])
     assert "No rows" in table.fits([]) and "No rows" in table.wrench([])
 
@@ -79,6 +85,11 @@ def test_simulated_votes_have_their_coverage_and_accuracy() -> None:
     assert float(cast.double().mean()) == pytest.approx(0.3, abs=0.01)
     right = float((votes == classes[:, None])[cast].double().mean())
     assert 0.6 < right < 0.85 and math.isclose(float(votes.max()), 3)
+
+
+def test_committed_posteriors_agree_with_crowd_kit() -> None:
+    (row,) = [r for r in command.load() if r["part"] == "oracle"]
+    assert row["largest_difference"] < 1e-6 and row["n"] >= 300
 
 
 def test_wrong_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from w2s_fast import W2SError
 from w2s_fast.label_models import DawidSkene, posterior
+from w2s_fast.label_models.likelihood_errors import likelihood_errors
+from w2s_fast.label_models.sparse_votes import SparseVotes
+from w2s_fast.label_models.votes import check_votes
 
 TIGHT = {"smoothing": 1e-9, "tolerance": 1e-12}
 
@@ -185,9 +188,9 @@ def test_standard_errors_are_the_spread_over_samples() -> None:
 
 
 def test_standard_errors_equal_those_of_free_logits() -> None:
-    """Scores by autograd of the likelihood in a parametrization without redundancy."""
-    votes = planted(400, 3, [0.6, 0.4], accuracy=(0.7, 0.8)).votes
-    m = DawidSkene(2).fit(votes)
+    """Scores by autograd, without redundant parameters, at the true rates: not at the maximum."""
+    p = planted(400, 3, [0.6, 0.4], accuracy=(0.7, 0.8))
+    votes = p.votes
     symbols = torch.where(votes < 0, 2, votes)
 
     def probabilities(theta: torch.Tensor) -> torch.Tensor:
@@ -201,22 +204,24 @@ def test_standard_errors_equal_those_of_free_logits() -> None:
         terms = torch.stack([rates[j, :, symbols[:, j]].T for j in range(3)]).log().sum(0)
         return (values[:2].log() + terms).logsumexp(1)
 
-    free = (m.rates[:, :, :2] / m.rates[:, :, 2:]).log().flatten()
-    theta = torch.cat([(m.prior[0] / m.prior[1]).log()[None], free])
+    free = (p.rates[:, :, :2] / p.rates[:, :, 2:]).log().flatten()
+    theta = torch.cat([(p.prior[0] / p.prior[1]).log()[None], free])
     scores = torch.autograd.functional.jacobian(log_likelihood, theta)
     covariance = torch.linalg.inv(scores.T @ scores)
     jacobian = torch.autograd.functional.jacobian(probabilities, theta)
     expected = (jacobian @ covariance @ jacobian.T).diagonal().sqrt()
-    se = m.standard_errors(votes)
+    data = SparseVotes(check_votes(votes, 2), 2)
+    options = {"missing": False, "one_coin": False, "fixed_prior": False}
+    se = likelihood_errors(data, p.prior, p.rates, **options)
     torch.testing.assert_close(
         torch.cat([se.prior, se.rates.flatten()]), expected, rtol=1e-5, atol=1e-9
     )
 
 
 def test_standard_errors_of_too_many_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    from w2s_fast.label_models import likelihood_errors
+    from w2s_fast.label_models import likelihood_errors as module
 
-    monkeypatch.setattr(likelihood_errors, "MAX_PARAMETERS", 50)
+    monkeypatch.setattr(module, "MAX_PARAMETERS", 50)
     p = planted(100, 5, [0.5, 0.5])  # 5 x 2 x 3 rates and 2 class probabilities
     assert DawidSkene(2).fit(p.votes).standard_errors(p.votes).rates.shape == (5, 2, 3)
     p = planted(100, 9, [0.5, 0.5])
