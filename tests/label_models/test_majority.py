@@ -34,6 +34,8 @@ def test_weights_by_hand() -> None:
         ({"weights": [1, 1]}, "weights have shape"),
         ({"weights": [1, -1, 1]}, "weight of source 1 is -1.0"),
         ({"weights": [1, 1, math.nan]}, "weight of source 2 is nan"),
+        ({"weights": ["a", "b", "c"]}, "weights cannot be read as numbers"),
+        ({"class_balance": ["a", "b"]}, "class_balance .* cannot be read as 2 probabilities"),
         ({"class_balance": [0.5, 0.6]}, "class_balance sums to 1.1; expected 1"),
         ({"class_balance": [0.5, math.nan]}, r"class_balance\[1\] is nan"),
         ({"class_balance": [1.0, 0.0]}, r"class_balance\[0\] is 1.0"),

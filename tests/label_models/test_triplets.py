@@ -75,6 +75,16 @@ def test_a_dependent_pair_is_left_out() -> None:
     assert errors[1] < 0.03 < 0.08 < errors[0]
 
 
+@pytest.mark.filterwarnings("ignore:.*equal votes in every row")
+def test_copies_with_given_dependencies_count_as_one_source() -> None:
+    p = planted(3000, 6, [0.6, 0.4])
+    copied = torch.cat([p.votes, p.votes[:, [0, 0]]], 1)
+    pairs = [(0, 6), (0, 7), (6, 7)]
+    once = Triplets(2, class_balance="uniform").fit(p.votes)
+    again = Triplets(2, class_balance="uniform", dependencies=pairs).fit(copied)
+    torch.testing.assert_close(again.rates[:6], once.rates)
+
+
 @pytest.mark.parametrize("pair", [(0, 0), (0, 9), (-1, 2), (0, 1, 2)])
 def test_wrong_dependencies(pair: tuple[int, ...]) -> None:
     votes = planted(50, 5, [0.5, 0.5]).votes

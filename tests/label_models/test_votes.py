@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,22 @@ def test_wrong_number_of_classes(n_classes: Any) -> None:
 def test_votes_of_many_classes_are_not_cut_off() -> None:
     votes = check_votes([[0, 299], [128, -1]], 300)
     assert votes.tolist() == [[0, 299], [128, -1]]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint8, np.uint16, np.uint64])
+def test_integer_arrays_of_any_type(dtype: type) -> None:
+    assert check_votes(np.array([[0, 1], [2, 1]], dtype), np.int64(3)).tolist() == [[0, 1], [2, 1]]
+    with pytest.raises(W2SError, match="vote of source 1 for row 0 is 7"):
+        check_votes(np.array([[0, 7]], dtype), 3)
+
+
+def test_memory_maps_are_read_without_a_warning(tmp_path: Path) -> None:
+    p = planted(300, 5, [0.5, 0.5])
+    np.save(tmp_path / "votes.npy", p.votes.numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        m = DawidSkene(2).fit(np.load(tmp_path / "votes.npy", mmap_mode="r"))
+    torch.testing.assert_close(m.rates, DawidSkene(2).fit(p.votes).rates)
 
 
 def test_summary() -> None:

@@ -23,7 +23,13 @@ from w2s_fast.errors import W2SError
 from w2s_fast.label_models._options import check_number
 from w2s_fast.label_models.posterior import check_distribution
 from w2s_fast.label_models.sparse_votes import SparseVotes
-from w2s_fast.label_models.votes import check_sources, check_votes, covered_rows, row_blocks
+from w2s_fast.label_models.votes import (
+    as_cpu_tensor,
+    check_sources,
+    check_votes,
+    covered_rows,
+    row_blocks,
+)
 
 _ROWS = 1 << 16  # rows of a block
 
@@ -52,7 +58,7 @@ def majority_vote(
 def _check_weights(weights: Any, n_sources: int) -> Tensor:
     if weights is None:
         return torch.ones(n_sources, dtype=torch.float64)
-    weights = torch.as_tensor(weights, dtype=torch.float64)
+    weights = as_cpu_tensor(weights, "weights cannot be read as numbers (m,)").double()
     if weights.shape != (n_sources,):
         raise W2SError(f"weights have shape {tuple(weights.shape)}; expected ({n_sources},)")
     bad = ~((weights >= 0) & weights.isfinite())

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.label_models.sparse_votes import SparseVotes
-from w2s_fast.label_models.votes import check_classes, check_votes
+from w2s_fast.label_models.votes import as_cpu_tensor, check_classes, check_votes
 
 SUM_TOLERANCE = 1e-4  # of distributions that a user passes; rounded decimals sum to one within it
 FLOOR = 1e-12  # of probabilities, before their logarithm
@@ -31,10 +30,8 @@ def check_distribution(values: Any, n_classes: int, name: str = "class_balance")
     Raises:
         W2SError: Wrong length, a value outside of (0, 1), or a sum other than one.
     """
-    try:
-        probs = torch.as_tensor(values, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise W2SError(f"{name} {values!r} cannot be read as {n_classes} probabilities") from e
+    what = f"{name} {values!r} cannot be read as {n_classes} probabilities"
+    probs = as_cpu_tensor(values, what).double()
     if probs.shape != (n_classes,):
         raise W2SError(f"{name} has shape {tuple(probs.shape)}; expected ({n_classes},)")
     inside = (probs > 0) & (probs < 1)  # false for NaN
@@ -73,7 +70,7 @@ def posterior(votes: Any, prior: Any, rates: Any) -> Tensor:
     Raises:
         W2SError: Votes, prior or rates have a wrong shape or values.
     """
-    rates = torch.as_tensor(rates, dtype=torch.float64)
+    rates = as_cpu_tensor(rates, "rates cannot be read as numbers (sources, K, K+1)").double()
     if rates.ndim != 3 or rates.shape[2] != rates.shape[1] + 1:
         raise W2SError(
             f"rates have shape {tuple(rates.shape)}; expected (sources, K, K+1), abstention last"

@@ -1,11 +1,12 @@
 r"""Fit a vector a to a matrix that is a a^T except on its masked entries, in closed form.
 
-    a_i^2 = sum_{jk} M_ij M_ik M_jk C_ij C_ik C_jk / sum_{jk} M_ij M_ik M_jk C_jk^2
+    a_i^2 = sum_{jk} w_j w_k M_ij M_ik M_jk C_ij C_ik C_jk / sum_{jk} w_j w_k M_ij M_ik M_jk C_jk^2
 
 This is the least-squares solution of the triplet equations C_ij C_ik = a_i^2 C_jk over all allowed
 triplets; its sums are matrix products. A few alternating steps lead from there to the least-squares
 fit of C itself, which noisy entries of rare sources disturb less. The signs follow from C. M is 0
-on pairs that are not independent given the class: a source with itself, and known dependencies.
+on pairs that are not independent given the class: a source with itself, and known dependencies. The
+weight w_j is one over the number of these pairs, so that copies together count as one source.
 
 Source: triplets of moments, Fu et al. 2020, "Fast and three-rious: speeding up weak supervision
 with triplet methods" (arXiv 2002.11955), which takes the mean or median of single triplets.
@@ -44,12 +45,14 @@ def rank_one(matrix: Tensor, mask: Tensor, orientation: Tensor) -> Tensor:
             f"votes of different sources have a summed covariance of {agreement:.3g}: they agree "
             "less often than chance; expected sources better than chance: check the class order"
         )
-    cubes = ((c @ c) * c).sum(1)
-    squares = ((mask @ c.square()) * mask).sum(1)
+    # Sources that depend on each other share the weight of one.
+    w = 1 / (1 - mask).sum(1)
+    cubes = (((c * w) @ c) * (c * w)).sum(1)
+    squares = (((mask * w) @ c.square()) * (mask * w)).sum(1)
     a = (cubes / squares.clamp(min=_EPS)).clamp(min=0).sqrt() * _signs(c, orientation)
     for _ in range(_STEPS):
         # Halfway: the plain step can alternate between two vectors.
-        a = (a + (c @ a) / (mask @ a.square()).clamp(min=_EPS)) / 2
+        a = (a + (c @ (w * a)) / (mask @ (w * a.square())).clamp(min=_EPS)) / 2
     return a
 
 

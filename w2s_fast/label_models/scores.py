@@ -29,7 +29,7 @@ from w2s_fast.label_models.jackknife import jackknife, row_groups
 from w2s_fast.label_models.moments import Moments, ThirdMoment, class_one_share, third_of
 from w2s_fast.label_models.posterior import check_distribution
 from w2s_fast.label_models.rank_one import pair_mask, rank_one
-from w2s_fast.label_models.votes import MIN_SOURCES
+from w2s_fast.label_models.votes import MIN_SOURCES, as_cpu_tensor
 
 _RIDGE = 1e-6  # of the variances within classes: exact copies have a singular covariance
 _LEAST_WITHIN = 1e-3  # share of a variance that is within classes, at least
@@ -48,10 +48,7 @@ def check_scores(scores: Any, n_sources: int | None = None) -> Tensor:
     Raises:
         W2SError: Wrong shape, or a score that is no finite number.
     """
-    try:
-        matrix = torch.as_tensor(scores).double()
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise W2SError(f"scores cannot be read as numbers (n, m): {e}") from e
+    matrix = as_cpu_tensor(scores, "scores cannot be read as numbers (n, m)").double()
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise W2SError(f"scores have shape {tuple(matrix.shape)}; expected (rows, sources)")
     if n_sources is not None and matrix.shape[1] != n_sources:

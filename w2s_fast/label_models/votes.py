@@ -5,6 +5,7 @@ Snorkel and WRENCH use the same encoding. Symbols are the K classes and, last, t
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from w2s_fast.errors import DataWarning, W2SError
 ABSTAIN = -1
 MIN_SOURCES = 3  # two sources cannot be told from one accurate and one random source
 _HASHED_ROWS = 2048
+_UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 _NAMED = 5  # sources that a message names; it counts the others
 
 
@@ -48,9 +50,27 @@ def check_classes(n_classes: int) -> int:
     Raises:
         W2SError: It is not.
     """
-    if not isinstance(n_classes, int) or n_classes < 2:
+    try:
+        number = operator.index(n_classes)
+    except TypeError:
+        number = 0
+    if number < 2:
         raise W2SError(f"n_classes is {n_classes!r}; expected an integer of at least 2")
-    return n_classes
+    return number
+
+
+def as_cpu_tensor(values: Any, message: str) -> Tensor:
+    """Return a tensor, an array or nested lists as a tensor on the CPU; memory maps stay on disk.
+
+    Raises:
+        W2SError: With ``message``, the values are no rectangular numbers.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not writable")  # it is only read
+            return torch.as_tensor(values).cpu()
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise W2SError(f"{message}: {e}") from e
 
 
 def check_votes(votes: Any, n_classes: int, n_sources: int | None = None) -> Tensor:
@@ -65,10 +85,7 @@ def check_votes(votes: Any, n_classes: int, n_sources: int | None = None) -> Ten
         W2SError: Shape, dtype or a vote is wrong.
     """
     check_classes(n_classes)
-    try:
-        matrix = torch.as_tensor(votes)
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise W2SError(f"votes cannot be read as an integer matrix (n, m): {e}") from e
+    matrix = as_cpu_tensor(votes, "votes cannot be read as an integer matrix (n, m)")
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise W2SError(
             f"votes have shape {tuple(matrix.shape)}; expected (rows, sources), neither of them 0"
@@ -77,6 +94,8 @@ def check_votes(votes: Any, n_classes: int, n_sources: int | None = None) -> Ten
         raise W2SError(
             f"votes have dtype {matrix.dtype}; expected integer class ids, -1 for an abstention"
         )
+    if matrix.dtype in _UNSIGNED:  # few operations take them
+        matrix = matrix.long()
     if n_sources is not None and matrix.shape[1] != n_sources:
         raise W2SError(
             f"votes have {matrix.shape[1]} sources; the model was fitted on {n_sources}: "
