@@ -154,7 +154,7 @@ def test_sources_worse_than_chance_in_sum() -> None:
             {"abstain": "sybmol"},
             "abstain is 'sybmol'; expected 'symbol' or 'missing'; did you mean",
         ),
-        ({"class_balance": "unifrom"}, "class_balance is 'unifrom'.*did you mean 'uniform'"),
+        ({"class_balance": "uniforms"}, "class_balance is 'uniforms'.*did you mean 'uniform'"),
         ({"class_balance": [0.5, 0.4]}, "class_balance sums to 0.9"),
         ({"anchor": -1}, "anchor is -1; expected a number at least 0"),
         ({"precision": 1.5}, "precision is 1.5; expected a number from 0 to 1"),

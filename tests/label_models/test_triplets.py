@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from w2s_fast import W2SError
 from w2s_fast.label_models import MeTaL, Triplets, posterior
+from w2s_fast.label_models.moments import third_moment
 from w2s_fast.label_models.rank_one import rank_one
 
 
@@ -167,6 +168,9 @@ def test_partial_fit_equals_one_fit(balance: str | None) -> None:
     parts = Triplets(2, class_balance=balance)
     for batch in p.votes.split(2000):
         parts.partial_fit(batch)
+    if balance is None:
+        thirds = [third_moment(b, parts._weights, pooled=True) for b in p.votes.split(2000)]
+        torch.testing.assert_close(parts._sums.third.total, sum(t.total for t in thirds))
     exact = balance is not None  # third moments: the weights are those of the first batch
     torch.testing.assert_close(parts.rates, whole.rates, rtol=0, atol=1e-9 if exact else 0.01)
     assert float((parts.prior - whole.prior).abs().max()) < 0.02
