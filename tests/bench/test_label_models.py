@@ -51,6 +51,7 @@ def majority_by_hand(votes: torch.Tensor) -> torch.Tensor:
     return ((votes == 1).sum(1) > (votes == 0).sum(1)).long()
 
 
+@pytest.mark.slow
 def test_speed_and_memory_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--quick", "--parts", "speed,memory"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

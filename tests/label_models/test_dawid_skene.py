@@ -166,6 +166,7 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
         DawidSkene(2, **options)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_spread_over_samples() -> None:
     """Sixty draws from the same rates: errors in units of the standard error have unit spread."""
     first = planted(1500, 5, [0.6, 0.4], accuracy=(0.7, 0.9))

@@ -10,6 +10,7 @@ from w2s_fast import W2SError
 from w2s_fast.label_models import DawidSkene, independence_test
 
 
+@pytest.mark.slow
 def test_level_under_independence() -> None:
     """At most 5 % of 120 experiments refute, and some p-values are small: it is not inert."""
     first = planted(2000, 6, [0.6, 0.4], accuracy=(0.65, 0.9))

@@ -72,6 +72,14 @@ def test_weighted_vote_follows_the_accurate_sources() -> None:
     assert weighted.weights[:3].min() > 2 * weighted.weights[3:].max()
 
 
+def test_partial_fit_equals_one_fit() -> None:
+    p = planted(900, 6, [0.5, 0.3, 0.2])
+    parts = WeightedVote(3)
+    for batch in p.votes.split(250):
+        parts.partial_fit(batch)
+    torch.testing.assert_close(parts.weights, WeightedVote(3).fit(p.votes).weights)
+
+
 def test_weights_are_log_odds_of_k_classes() -> None:
     p = planted(2000, 6, [0.25] * 4, seed=2)
     w = WeightedVote(4).fit(p.votes)

@@ -87,6 +87,7 @@ def test_partial_fit_equals_one_fit() -> None:
     torch.testing.assert_close(parts.within, fixed.within)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_spread_over_samples() -> None:
     estimates, claimed = [], []
     for seed in range(40):

@@ -11,15 +11,14 @@ from helpers.planted_votes import planted
 
 from w2s_fast import W2SError
 from w2s_fast.errors import DataWarning
-from w2s_fast.label_models import (
-    DawidSkene,
-    TreeDawidSkene,
+from w2s_fast.label_models import DawidSkene, TreeDawidSkene
+from w2s_fast.label_models import dependencies as module
+from w2s_fast.label_models.dependencies import (
     conditional_information,
+    decorrelated_vote,
     learn_forest,
     pair_counts,
 )
-from w2s_fast.label_models import dependencies as module
-from w2s_fast.label_models.dependencies import decorrelated_vote
 from w2s_fast.label_models.forest import parents_of
 
 PRIORS = [[0.55, 0.45], [0.2, 0.8], [0.4, 0.3, 0.2, 0.1]]

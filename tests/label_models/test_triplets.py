@@ -199,6 +199,26 @@ def test_metal_reproduces_the_second_moments() -> None:
         )
 
 
+@pytest.mark.slow
+def test_standard_errors_of_metal_are_the_spread_over_samples() -> None:
+    first = planted(1500, 5, [0.6, 0.4], accuracy=(0.7, 0.9))
+    rates, claimed = [], []
+    for seed in range(15):
+        g = torch.Generator().manual_seed(seed)
+        classes = torch.multinomial(first.prior, 1500, replacement=True, generator=g)
+        votes = draw_votes(first.rates, classes, seed)
+        m = MeTaL(2, class_balance=first.prior).fit(votes)
+        before = m.rates.clone()
+        se = m.standard_errors(votes)
+        torch.testing.assert_close(m.rates, before, rtol=0, atol=0)
+        assert se.prior.tolist() == [0, 0]
+        rates.append(m.rates)
+        claimed.append(se.rates)
+    ratio = torch.stack(rates).std(0) / torch.stack(claimed).mean(0)
+    assert 0.75 < float(ratio.mean()) < 1.25
+
+
+@pytest.mark.slow
 def test_standard_errors_are_the_spread_over_samples() -> None:
     first = planted(2000, 6, [0.65, 0.35], accuracy=(0.7, 0.9))
     rates, priors, claimed, claimed_prior = [], [], [], []

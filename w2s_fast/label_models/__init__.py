@@ -4,7 +4,6 @@ Functions of arrays: votes (n, m) of classes 0 .. K-1, and -1 where a source abs
 """
 
 from w2s_fast.label_models.dawid_skene import DawidSkene
-from w2s_fast.label_models.dependencies import conditional_information, learn_forest, pair_counts
 from w2s_fast.label_models.independence import IndependenceTest, independence_test
 from w2s_fast.label_models.jackknife import StandardErrors
 from w2s_fast.label_models.majority import WeightedVote, majority_vote
@@ -26,12 +25,9 @@ __all__ = [
     "Triplets",
     "VoteSummary",
     "WeightedVote",
-    "conditional_information",
     "covered_rows",
     "independence_test",
-    "learn_forest",
     "majority_vote",
-    "pair_counts",
     "posterior",
     "summarize_votes",
 ]

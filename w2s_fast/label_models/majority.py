@@ -102,6 +102,7 @@ class WeightedVote:
     smoothing: float = 10.0
     agreement: Tensor = field(init=False, repr=False)
     weights: Tensor = field(init=False, repr=False)
+    _sums: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_number("smoothing", self.smoothing, 1e-6)
@@ -114,7 +115,25 @@ class WeightedVote:
         """
         matrix = check_votes(votes, self.n_classes)
         check_sources(matrix, self.n_classes)
-        right, compared = _leave_one_out(SparseVotes(matrix, self.n_classes))
+        self._sums = _leave_one_out(matrix, self.n_classes)
+        self._weigh()
+        return self
+
+    def partial_fit(self, votes: Any) -> Self:
+        """Add further rows (n, m) to the agreement; the first call is ``fit``.
+
+        Raises:
+            W2SError: The votes are wrong, or no source agrees with others better than chance.
+        """
+        if not hasattr(self, "weights"):
+            return self.fit(votes)
+        matrix = check_votes(votes, self.n_classes, len(self.weights))
+        self._sums = self._sums + _leave_one_out(matrix, self.n_classes)
+        self._weigh()
+        return self
+
+    def _weigh(self) -> None:
+        right, compared = self._sums
         mean = right.sum() / compared.sum().clamp(min=1)
         self.agreement = (right + self.smoothing * mean) / (compared + self.smoothing)
         odds = (self.n_classes - 1) * self.agreement / (1 - self.agreement).clamp(min=1e-6)
@@ -124,7 +143,6 @@ class WeightedVote:
                 f"sources agree with the majority of the others in {float(mean):.3f} of their "
                 "votes; expected more than chance: check the class order of votes"
             )
-        return self
 
     def posterior(self, votes: Any) -> Tensor:
         """Compute weighted shares of votes, (n, K) float64, of votes (n, m) by the fitted sources.
@@ -138,23 +156,21 @@ class WeightedVote:
         return majority_vote(votes, self.n_classes, self.weights, self.class_balance)
 
 
-def _leave_one_out(votes: SparseVotes) -> tuple[Tensor, Tensor]:
-    """Return (m,) votes that agree with the others' majority, ties shared, and votes compared."""
-    k, matrix = votes.n_classes, votes.votes
-    counts = _class_sums(matrix, k, torch.ones(matrix.shape[1], dtype=torch.float64))
-    right = counts.new_zeros(matrix.shape[1])
-    total = counts.new_zeros(matrix.shape[1])
-    for c in range(k):  # votes for c: the others' counts are these counts minus one at c
+def _leave_one_out(votes: Tensor, n_classes: int) -> Tensor:
+    """Return (2, m): votes that agree with the others' majority, ties shared; votes compared."""
+    m = votes.shape[1]
+    counts = _class_sums(votes, n_classes, torch.ones(m, dtype=torch.float64))
+    sums = counts.new_zeros(2, m)
+    for c in range(n_classes):  # votes for c: the others' counts are these counts minus one at c
         others = counts.clone()
         others[:, c] -= 1
         top = others.amax(1)
         share = (others[:, c] == top).double() / (others == top[:, None]).sum(1)
         exists = (top > 0).double()
-        for rows in row_blocks(len(matrix), _ROWS):
-            cast = (matrix[rows] == c).double()
-            right += (share * exists)[rows] @ cast
-            total += exists[rows] @ cast
-    return right, total
+        scores = torch.stack([share * exists, exists])
+        for rows in row_blocks(len(votes), _ROWS):
+            sums += scores[:, rows] @ (votes[rows] == c).double()
+    return sums
 
 
 def majority_start(votes: SparseVotes, balance: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ Sources: Ratner et al. 2019, "Training complex models with multi-task weak super
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from w2s_fast.label_models._base import LabelModel
 from w2s_fast.label_models._options import check_choice, check_number
+from w2s_fast.label_models.jackknife import StandardErrors, jackknife, row_groups
 from w2s_fast.label_models.majority import majority_start
 from w2s_fast.label_models.moments import Moments, moments
 from w2s_fast.label_models.rates import ABSTENTIONS, check_better_than_chance, rates_of_moments
@@ -85,8 +87,34 @@ class MeTaL(LabelModel):
             return self.fit(votes)
         matrix = check_votes(votes, self.n_classes, len(self.rates))
         self._moments = self._moments + moments(matrix, self.n_classes, across_classes=True)
-        self._descend(self.rates[:, :, :-1].transpose(1, 2).contiguous())
+        self._descend(self._vote_rates())
         return self
+
+    def standard_errors(self, votes: Any) -> StandardErrors:
+        """Estimate standard errors of the rates by the jackknife over 20 groups of rows.
+
+        The class balance is held fixed, so its errors are 0.
+
+        Args:
+            votes: (n, m), the rows that were fitted.
+
+        Raises:
+            W2SError: The model is not fitted, or there are fewer than 60 rows.
+        """
+        self._check_fitted()
+        matrix = check_votes(votes, self.n_classes, len(self.rates))
+        parts = [moments(g, self.n_classes, across_classes=True) for g in row_groups(matrix)]
+        total, estimates = sum(parts[1:], parts[0]), []
+        for part in parts:
+            model = copy.copy(self)
+            model._moments = total - part
+            model._descend(self._vote_rates())
+            estimates.append((model.prior, model.rates))
+        return jackknife(estimates)
+
+    def _vote_rates(self) -> Tensor:
+        """Return mu of the fitted rates, (m, symbol, class)."""
+        return self.rates[:, :, :-1].transpose(1, 2).contiguous()
 
     def _descend(self, mu: Tensor) -> None:
         """Set the rates, from a start (m, symbol, class)."""
