@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -39,6 +40,7 @@ def speed(quick: bool) -> Iterator[dict[str, Any]]:
     }
     fits: dict[str, Callable[[], Any]] = dict(models)
     if importlib.util.find_spec("snorkel"):
+        importlib.import_module("snorkel.labeling.model")  # seconds, which no fit should pay
         fits["Snorkel LabelModel"] = partial(_snorkel, votes.numpy())
     samples = interleave({name: Candidate(f) for name, f in fits.items()}, 1 if quick else ROUNDS)
     for name, fit in fits.items():

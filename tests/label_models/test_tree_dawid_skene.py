@@ -76,7 +76,7 @@ def test_noisy_copies_are_found_and_do_not_become_the_class() -> None:
 def test_the_joint_sums_to_one_over_all_votes() -> None:
     """A separator with the wrong sign, or counted once too often, breaks this."""
     p = planted(400, 5, [0.6, 0.4])
-    pairs = [(0, 1), (0, 2), (2, 4)]
+    pairs = [(0, 1), (0, 4), (2, 4)]  # the parent of 2 is 4
     m = TreeDawidSkene(2, dependencies=pairs).fit(p.votes)
     every = torch.tensor(list(itertools.product(range(3), repeat=5)))
     joint = m._log_joint(every).exp()
