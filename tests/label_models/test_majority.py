@@ -11,6 +11,7 @@ from helpers.planted_votes import draw_votes, planted
 
 from w2s_fast import W2SError
 from w2s_fast.label_models import WeightedVote, majority_vote
+from w2s_fast.label_models import majority as module
 from w2s_fast.label_models.majority import majority_balance
 
 
@@ -72,12 +73,15 @@ def test_weighted_vote_follows_the_accurate_sources() -> None:
     assert weighted.weights[:3].min() > 2 * weighted.weights[3:].max()
 
 
-def test_partial_fit_equals_one_fit() -> None:
+def test_partial_fit_equals_one_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     p = planted(900, 6, [0.5, 0.3, 0.2])
+    whole = WeightedVote(3).fit(p.votes)
+    monkeypatch.setattr(module, "_ROWS", 64)  # a batch has several blocks
     parts = WeightedVote(3)
     for batch in p.votes.split(250):
         parts.partial_fit(batch)
-    torch.testing.assert_close(parts.weights, WeightedVote(3).fit(p.votes).weights)
+    torch.testing.assert_close(parts.weights, whole.weights)
+    torch.testing.assert_close(parts.posterior(p.votes), whole.posterior(p.votes))
 
 
 def test_weights_are_log_odds_of_k_classes() -> None:

@@ -135,3 +135,13 @@ def test_sparse_products_equal_dense_ones(cached: bool, monkeypatch: pytest.Monk
     torch.testing.assert_close(x.times(table), torch.einsum("nkm,kmc->nc", dense, table))
     expected = torch.einsum("nkm,nc->kmc", dense, weights)
     torch.testing.assert_close(x.transposed_times(weights), expected)
+
+
+def test_sparse_products_of_many_classes() -> None:
+    """36,000 columns: more than 16 bits can number."""
+    g = torch.Generator().manual_seed(0)
+    votes = check_votes(torch.randint(-1, 300, (40, 120), generator=g), 300)
+    x, weights = SparseVotes(votes, 300), torch.rand(40, 2, generator=g).double()
+    dense = torch.stack([votes == c for c in range(300)], 1).double()
+    expected = torch.einsum("nkm,nc->kmc", dense, weights)
+    torch.testing.assert_close(x.transposed_times(weights), expected)
