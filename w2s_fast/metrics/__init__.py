@@ -1,8 +1,10 @@
-"""Scores, the performance gap recovered, intervals over bases and seeds, paired comparisons.
+"""Scores, the performance gap recovered, intervals, paired comparisons, diagnostics without gold.
 
 Functions of arrays: they give the same numbers with and without the pipeline.
 """
 
+from w2s_fast.metrics.calibration import N_BINS, brier, ece, ece_noise, nll
+from w2s_fast.metrics.calibrators import CALIBRATORS, Calibrator, fit_platt, fit_temperature
 from w2s_fast.metrics.comparisons import Difference, holm, paired_difference
 from w2s_fast.metrics.estimates import LEVEL, MIN_DRAWS, Estimate, drawn_levels, estimate
 from w2s_fast.metrics.gap import (
@@ -28,32 +30,48 @@ from w2s_fast.metrics.item_bootstrap import (
     paired_gap_se,
     pgr_item_interval,
 )
+from w2s_fast.metrics.misfit import Misfit, misfit
+from w2s_fast.metrics.overlap import Overlap, change_point, find_overlap
 from w2s_fast.metrics.runs import Runs, runs_of
 from w2s_fast.metrics.scores import Agreement, accuracy, agreement, auroc, balanced_accuracy, f1
 
 __all__ = [
+    "CALIBRATORS",
     "GAP",
     "LEVEL",
     "MIN_DRAWS",
     "MIN_GAP_SE",
+    "N_BINS",
     "Agreement",
+    "Calibrator",
     "Difference",
     "Estimate",
+    "Misfit",
     "Outcomes",
+    "Overlap",
     "Runs",
     "accuracy",
     "agreement",
     "auroc",
     "balanced_accuracy",
+    "brier",
+    "change_point",
     "difference_item_interval",
     "drawn_levels",
+    "ece",
+    "ece_noise",
     "estimate",
     "f1",
+    "find_overlap",
+    "fit_platt",
+    "fit_temperature",
     "gap_quantile",
     "gap_se",
     "half_width",
     "holm",
     "mean_interval",
+    "misfit",
+    "nll",
     "omission_reason",
     "omission_reason_over_runs",
     "p_value",
