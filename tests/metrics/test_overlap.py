@@ -21,8 +21,8 @@ def planted(
     weak = np.repeat((1 - top)[:, None] / (n_classes - 1), n_classes, 1)
     np.put_along_axis(weak, rng.integers(n_classes, size=(len(pattern), 1)), top[:, None], 1)
     states = 0.05 * rng.normal(size=(len(pattern), 8))
-    states[pattern != 1, 0] += 1.0  # the easy pattern is one direction, the hard one another
-    states[pattern != 0, 1] += 1.0
+    states[pattern != 1, 0] += 1.0  # hard patterns point both ways along another direction
+    states[pattern != 0, 1] += rng.choice([-1.0, 1.0], (pattern != 0).sum())
     return weak, states * rng.uniform(0.5, 2, (len(pattern), 1)), pattern
 
 

@@ -87,7 +87,7 @@ def change_point(values: np.ndarray, name: str = "values") -> float:
     v = np.sort(np.asarray(values, dtype=np.float64))
     lower = np.arange(1, len(v))
     sums = np.cumsum(v - v.mean())[:-1] if len(v) else v  # centred, so that both parts cancel
-    between = np.where(v[1:] > v[:-1], sums**2 * len(v) / (lower * (len(v) - lower)), -1.0)
+    between = np.where(v[1:] > v[:-1], sums**2 / (lower * (len(v) - lower)), -1.0)
     if not len(between) or between.max() < 0:
         raise W2SError(
             f"the {name} are all equal ({len(v)} items); expected at least two different ones: use "
