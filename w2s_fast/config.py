@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from w2s_fast.debate import WriterConfig
 from w2s_fast.errors import W2SError, is_unicode, nearest
 from w2s_fast.files import is_folder
+from w2s_fast.metrics import CALIBRATORS
 from w2s_fast.models import BUILT_IN, ModelConfig
 from w2s_fast.paths import PathText, expand_paths
 from w2s_fast.specs import settings, split
@@ -58,6 +59,7 @@ _SAME_MEANING = {
     "ds_name": "name",
 }
 DEVICES = ("auto", "cpu", "cuda")
+DIAGNOSTICS = ("fit", "overlap")
 _MAX_TEXT = 100_000  # characters of a setting; the longest are prompts
 SEED_STRIDE = 10_000  # from the seeds of one base to those of the next
 _PRETRAIN_SEED = "pretrain_seed"  # in a base's spec: task.pretrain.seed
@@ -89,6 +91,12 @@ class RunConfig:
         rounding_replicates: Further trainings of every student from weights that differ in their
             last bits; their standard deviation stands beside that over seeds.
         control: Also train a student without pretraining, to show the effect of pretraining.
+        weak_calibration: How the weak labels are calibrated before any method reads them: "none",
+            "temperature" or "platt", fitted to the weak split alone (docs/diagnostics.md).
+        calibration_folds: Parts of the weak split. As many further weak models are trained, each
+            without one part, which it predicts for the calibration.
+        diagnostics: Diagnostics that cost time: "fit" records how every student fits its weak
+            labels, "overlap" computes the overlap density of the transfer split.
         output_dir: Folder of results.json, plot and page.
         cache_dir: Folder of the finished stages; default: OUTPUT_DIR/cache. Runs may share one.
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
@@ -115,6 +123,9 @@ class RunConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     rounding_replicates: int = 0
     control: bool = False
+    weak_calibration: str = "none"
+    calibration_folds: int = 5
+    diagnostics: tuple[str, ...] = ()
     output_dir: PathText = "out"
     cache_dir: PathText | None = None
     device: str = "auto"
@@ -122,9 +133,9 @@ class RunConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("losses", "methods", "seeds", "student_bases"):
+        for name in ("losses", "methods", "seeds", "student_bases", "diagnostics"):
             values = getattr(self, name)
-            if not values and name != "student_bases":
+            if not values and name not in ("student_bases", "diagnostics"):
                 raise W2SError(f"{name} is empty: name at least one")
             if repeated := [v for i, v in enumerate(values) if v in values[:i]]:
                 raise W2SError(f"{name}: {repeated[0]!r} is given twice; drop one")
@@ -134,12 +145,32 @@ class RunConfig:
         if self.device not in DEVICES:
             hint = nearest(self.device, DEVICES)
             raise W2SError(f"device={self.device!r}: expected auto, cpu or cuda{hint}")
+        self._check_diagnostics()
         for name in ("workers", "threads"):
             if getattr(self, name) < 0:
                 raise W2SError(f"{name}={getattr(self, name)}: expected 0 (automatic) or more")
         if self.rounding_replicates < 0:
             raise W2SError(f"rounding_replicates={self.rounding_replicates}: expected 0 or more")
         expand_paths(self)
+
+    def _check_diagnostics(self) -> None:
+        known = ("none", *CALIBRATORS)
+        if self.weak_calibration not in known:
+            raise W2SError(
+                f"weak_calibration={self.weak_calibration!r}: expected one of {', '.join(known)}"
+                f"{nearest(self.weak_calibration, known)}"
+            )
+        if self.calibration_folds < 2:
+            raise W2SError(
+                f"calibration_folds={self.calibration_folds}: expected 2 or more, so that every "
+                "row is predicted by a model that was not trained on it"
+            )
+        for name in self.diagnostics:
+            if name not in DIAGNOSTICS:
+                raise W2SError(
+                    f"diagnostics: {name!r} is unknown; expected some of {', '.join(DIAGNOSTICS)}"
+                    f"{nearest(name, DIAGNOSTICS)}"
+                )
 
     def _check_seeds_of_bases(self) -> None:
         """Check that no two bases share a seed, and with it data and weak model."""

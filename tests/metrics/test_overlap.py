@@ -20,9 +20,13 @@ def planted(
     top = np.where(pattern == 1, 1 / n_classes + 0.1, 0.95) + rng.uniform(-0.04, 0.04, len(pattern))
     weak = np.repeat((1 - top)[:, None] / (n_classes - 1), n_classes, 1)
     np.put_along_axis(weak, rng.integers(n_classes, size=(len(pattern), 1)), top[:, None], 1)
-    states = 0.05 * rng.normal(size=(len(pattern), 8))
-    states[pattern != 1, 0] += 1.0  # hard patterns point both ways along another direction
-    states[pattern != 0, 1] += rng.choice([-1.0, 1.0], (pattern != 0).sum())
+    states = 0.02 * rng.normal(size=(len(pattern), 40))
+    states[pattern != 1, 0] += 1.0
+    hard = np.flatnonzero(
+        pattern != 0
+    )  # one of 20 hard patterns, of either sign beside an easy one
+    sign = np.where(pattern[hard] == 1, 1.0, rng.choice([-1.0, 1.0], len(hard)))
+    states[hard, rng.integers(1, 21, len(hard))] += sign
     return weak, states * rng.uniform(0.5, 2, (len(pattern), 1)), pattern
 
 
@@ -65,8 +69,8 @@ def test_what_has_no_change_point_is_named() -> None:
     ):
         metrics.find_overlap(np.eye(2)[np.arange(60) % 2], states)
     with pytest.raises(W2SError, match="similarities to items of low confidence are all equal"):
-        metrics.find_overlap(weak, np.ones((60, 8)))
-    with pytest.raises(W2SError, match=r"states have shape \(59, 8\) for 60 weak labels"):
+        metrics.find_overlap(weak, np.ones((60, 40)))
+    with pytest.raises(W2SError, match=r"states have shape \(59, 40\) for 60 weak labels"):
         metrics.find_overlap(weak, states[:59])
     with pytest.raises(W2SError, match="finite"):
         metrics.find_overlap(weak, states * np.nan)

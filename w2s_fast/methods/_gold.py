@@ -12,7 +12,7 @@ from w2s_fast.methods._plan import Node, all_nodes
 # What a student may be made of: the stages that a ``Plan`` asks for, without the ceiling.
 _STAGES = (
     "weak", "labels", "intermediate", "student", "control", "tuned", "features", "prior", "balance",
-    "transcripts", "trajectory", "apply",
+    "transcripts", "trajectory", "apply", "calibration",
 )  # fmt: skip
 
 
@@ -53,7 +53,8 @@ def _check_edge(node: Node, name: str, needed: Node) -> None:
             f"to stage {node.stage!r} as {name!r}; use its labels: plan.labels(model)"
         )
     on_own_rows = needed.stage == "labels" and dict(needed.settings).get("split") == "weak"
-    if on_own_rows and node.stage != "transcripts":  # that stage takes each row from the other fold
+    # These stages take each row from the model that was trained without its fold.
+    if on_own_rows and node.stage not in ("transcripts", "calibration"):
         raise W2SError(
             f"the method gives the labels of the weak split to stage {node.stage!r} as {name!r}; "
             "its models have learned the true labels of these rows: use those of the transfer set"

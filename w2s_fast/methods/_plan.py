@@ -49,15 +49,23 @@ class Plan:
         writer: Role of the model that writes transcripts; None if an endpoint writes them.
         model_settings: ``freeze`` and ``start`` of ``Method.training``, for the student, every
             intermediate student and the ceiling.
+        calibration: Key of ``metrics.CALIBRATORS`` for the labels of weak models, or "none".
+        folds: Parts of the weak split that calibrators are cross-fitted on.
     """
 
     loss: str = "xent"
     intermediate_models: int = 0
     writer: str | None = "student"
     model_settings: tuple[tuple[str, Any], ...] = ()
+    calibration: str = "none"
+    folds: int = 5
 
     def weak_model(
-        self, member: int = 0, context: Node | None = None, fold: int | None = None
+        self,
+        member: int = 0,
+        context: Node | None = None,
+        fold: int | None = None,
+        folds: int = 2,
     ) -> Node:
         """Return the weak model, trained on the true labels of the weak split.
 
@@ -65,25 +73,53 @@ class Plan:
             member: Member of an ensemble, which sets initial weights and data order; 0 is the
                 floor.
             context: ``transcripts`` of the weak split, appended to each text.
-            fold: 0 or 1: the half of the weak split that is left out of the training.
+            fold: Part of the weak split that is left out of the training.
+            folds: Number of parts.
         """
         settings = {"role": "weak", "member": member}
         if fold is not None:
-            settings["fold"] = fold
+            settings |= {"fold": fold} if folds == 2 else {"fold": fold, "folds": folds}
         return _node("weak", settings, _without_none(context=context))
 
     def weak_labels(self, member: int = 0, split: str = "transfer") -> Node:
-        """Return the weak model's class probabilities for every text of a split."""
-        return self.labels(self.weak_model(member), split)
+        """Return the weak model's class probabilities for every text of a split, calibrated if
+        the run calibrates weak labels."""
+        calibrator = None if self.calibration == "none" else self.calibrator(member)
+        return self.labels(self.weak_model(member), split, calibrator=calibrator)
 
-    def labels(self, model: Node, split: str = "transfer", context: Node | None = None) -> Node:
+    def calibrator(self, member: int = 0) -> Node:
+        """Return the calibrator of a weak model, fitted to cross-fitted predictions of its split.
+
+        Without a rule in ``calibration`` it is a temperature.
+        """
+        rule = "temperature" if self.calibration == "none" else self.calibration
+        parts = {
+            f"fold{i}": self.labels(self.weak_model(member, fold=i, folds=self.folds), "weak")
+            for i in range(self.folds)
+        }
+        return _node("calibration", {"rule": rule}, parts)
+
+    def labels(
+        self,
+        model: Node,
+        split: str = "transfer",
+        context: Node | None = None,
+        calibrator: Node | None = None,
+    ) -> Node:
         """Return a trained model's class probabilities for every text of a split.
 
-        ``context``: ``transcripts`` of the same split, appended to each text.
+        Args:
+            model: Node of the model.
+            split: Split of the texts.
+            context: ``transcripts`` of the same split, appended to each text.
+            calibrator: Calibrator that the probabilities go through.
         """
         known, start = dict(model.settings), dict(model.needs).get("start")
         settings = {"role": known["role"], "split": split}
-        needs = {"model": model, **_without_none(start=start, context=context)}
+        needs = {
+            "model": model,
+            **_without_none(start=start, context=context, calibrator=calibrator),
+        }
         if known.get("freeze"):
             settings["freeze"] = True
             needs[split] = self.features(split, "last", start=start)
@@ -156,6 +192,10 @@ class Plan:
     def prior(self, split: str = "transfer") -> Node:
         """Return the untrained student's probabilities of the class words."""
         return _node("prior", {"role": "student", "split": split})
+
+    def overlap(self, labels: Node, features: Node) -> Node:
+        """Return the overlap density of the transfer split."""
+        return _node("overlap", {}, {"labels": labels, "features": features})
 
     def gold_balance(self) -> Node:
         """Return the true share of every class (C,); reports list it as a use of true labels."""

@@ -7,6 +7,7 @@ from w2s_fast.metrics.calibration import N_BINS, brier, ece, ece_noise, nll
 from w2s_fast.metrics.calibrators import CALIBRATORS, Calibrator, fit_platt, fit_temperature
 from w2s_fast.metrics.comparisons import Difference, holm, paired_difference
 from w2s_fast.metrics.estimates import LEVEL, MIN_DRAWS, Estimate, drawn_levels, estimate
+from w2s_fast.metrics.fit_alarm import fit_alarm
 from w2s_fast.metrics.gap import (
     GAP,
     MIN_GAP_SE,
@@ -63,6 +64,7 @@ __all__ = [
     "estimate",
     "f1",
     "find_overlap",
+    "fit_alarm",
     "fit_platt",
     "fit_temperature",
     "gap_quantile",

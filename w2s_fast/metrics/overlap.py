@@ -5,8 +5,8 @@ Without true labels they are found by two cuts, each the change point of sorted 
 into two runs with the smallest squared deviation from their means):
 
     hard only     confidence max_c w_ic below its cut: the weak model sees no easy pattern
-    overlap       of the rest, max over hard items j of cos(x_i, x_j) from its cut on: the student's
-                  hidden states are near those of an item whose pattern is hard
+    overlap       of the rest, max over hard items j of |cos(x_i, x_j)| from its cut on: the
+                  student's hidden states are near those of an item whose pattern is hard
     easy only     all others
 
     density = overlap items / all items
@@ -54,7 +54,8 @@ def find_overlap(weak: np.ndarray, states: np.ndarray) -> Overlap:
 
     Args:
         weak: (N, C) class probabilities of the weak model.
-        states: (N, D) hidden states of the student.
+        states: (N, D) hidden states of the student. Of preferences, the difference of both
+            completions, whose sign depends on their order and does not count.
 
     Raises:
         W2SError: The arrays do not fit, or confidences or similarities are all equal.
@@ -97,7 +98,10 @@ def change_point(values: np.ndarray, name: str = "values") -> float:
 
 
 def _nearest(x: np.ndarray, hard: np.ndarray) -> np.ndarray:
-    """Return the largest cosine (n,) of each unit row of ``x`` with one of ``hard``, in blocks."""
+    """Return the largest |cosine| (n,) of unit rows of ``x`` with those of ``hard``, in blocks.
+
+    Rounded to 5 digits: equal rows differ by the rounding of fp32 products.
+    """
     rows = max(1, _BLOCK_BYTES // (4 * len(hard)))
-    blocks = [(x[i : i + rows] @ hard.T).max(1) for i in range(0, len(x), rows)]
-    return np.concatenate(blocks)
+    blocks = [np.abs(x[i : i + rows] @ hard.T).max(1) for i in range(0, len(x), rows)]
+    return np.concatenate(blocks).round(5)

@@ -27,7 +27,10 @@ BALANCE = "balance.npy"  # class balance of the true labels
 TEST = "test.parquet"  # predictions of the test items
 LOG = "log.json"  # loss and metrics of every step
 TRAJECTORY = "trajectory.npy"  # predictions of the transfer set during a training
-REPORT = "scores.json"  # ``runs``, ``summary``, ``controls`` and ``gold`` of results.json
+CALIBRATION = "calibration.json"  # calibrator of the weak labels, and its scores
+OVERLAP = "overlap.json"  # overlap density of the transfer set
+FIT = "fit"  # folder: predictions of training texts during a training, see ``write_fit``
+REPORT = "scores.json"  # results.json without ``failed`` and ``provenance``
 
 
 def part_name(number: int) -> str:
@@ -96,6 +99,25 @@ def read_weighted_probs(
     if "weight" not in table.column_names:
         return probs, None
     return probs, table["weight"].to_numpy()[order]
+
+
+def write_fit(
+    folder: Path, ids: Sequence[str], steps: Sequence[int], trajectory: np.ndarray
+) -> None:
+    """Write predictions (K, N, C) of N items at K steps of a training, a file per step."""
+    folder.mkdir()
+    for step, probs in zip(steps, trajectory, strict=True):
+        write_probs(folder / f"step-{step:08d}.parquet", ids, probs)
+
+
+def read_fit(folder: Path, n_classes: int) -> tuple[list[int], list[str], np.ndarray]:
+    """Return steps (K), ids (N) and predictions (K, N, C) of ``write_fit``."""
+    import pyarrow.parquet as pq
+
+    files = sorted(folder.iterdir())
+    ids = pq.read_table(files[0], columns=["id"])["id"].to_pylist()
+    steps = [int(file.stem.partition("-")[2]) for file in files]
+    return steps, ids, np.stack([read_probs(file, ids, n_classes) for file in files])
 
 
 def read_texts(path: Path, ids: Sequence[str] | None = None) -> dict[str, str]:

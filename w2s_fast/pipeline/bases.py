@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 
 from w2s_fast.config import RunConfig, base_names, seeds_of_bases
-from w2s_fast.pipeline.jobs import TRAINED, JobPlan
+from w2s_fast.pipeline.jobs import SCORED, JobPlan
 
 
 def finished_bases(cfg: RunConfig, jobs: JobPlan, finished: Container[str]) -> dict[str, list[int]]:
@@ -16,7 +16,7 @@ def finished_bases(cfg: RunConfig, jobs: JobPlan, finished: Container[str]) -> d
         jobs: Its jobs.
         finished: Names of the finished jobs.
     """
-    scored = [job for job in jobs.jobs if job.stage in (*TRAINED, "labels")]
+    scored = [job for job in jobs.jobs if job.stage in SCORED]
     missing = {job.seed for job in scored if job.name not in finished}
     named = zip(base_names(cfg), seeds_of_bases(cfg), strict=True)
     return {name: seeds for name, seeds in named if not missing & set(seeds)}

@@ -18,7 +18,7 @@ from w2s_fast.models.backbone import architecture, check_folder
 from w2s_fast.models.build import check_model_kind
 from w2s_fast.pipeline.check_models import check_models
 from w2s_fast.pipeline.stages.build_model import device
-from w2s_fast.pipeline.students import students
+from w2s_fast.pipeline.students import make_plan, students
 from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.training import TrainConfig
 from w2s_fast.training.deepspeed.config import deepspeed_config
@@ -40,6 +40,7 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
     """
     task_kind(kind)
     check_methods(cfg, kind, n_classes)
+    check_diagnostics(cfg, kind)
     for role in roles(cfg):
         block = "intermediate_models" if "/" in role else role
         with naming_block(block, ": " if "/" in role else "."):
@@ -51,6 +52,8 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
         with naming_block(block):
             _check_training(train_of(cfg, role), model_of(cfg, role).dtype, device(cfg) == "cuda")
     nodes = list(all_nodes(node for student in students(cfg) for node in student.nodes(cfg)))
+    if "overlap" in cfg.diagnostics:
+        nodes.append(make_plan(cfg, "xent").features())
     _check_language_model(cfg, nodes, n_classes)
     _check_layers(cfg, nodes)
     if any(node.stage == "transcripts" for node in nodes):
@@ -72,6 +75,30 @@ def check_methods(cfg: RunConfig, kind: str, n_classes: int) -> None:
                     f"{cfg.task.name!r} is of kind {kind!r}"
                 )
             step.check_task(n_classes, cfg.task.n_transfer)
+
+
+def check_diagnostics(cfg: RunConfig, kind: str) -> None:
+    """Check that the task has what calibration and diagnostics need.
+
+    Raises:
+        W2SError: It is a generation task, or its weak split has fewer rows than folds.
+    """
+    calibrates = cfg.weak_calibration != "none"
+    if kind == "generation" and (calibrates or cfg.diagnostics):
+        setting = (
+            f"weak_calibration={cfg.weak_calibration!r}"
+            if calibrates
+            else f"diagnostics={list(cfg.diagnostics)}"
+        )
+        raise W2SError(
+            f"{setting} needs class probabilities, and {cfg.task.name!r} is a generation task, "
+            "whose labels are texts; leave it out"
+        )
+    if (calibrates or "fit" in cfg.diagnostics) and cfg.calibration_folds > cfg.task.n_weak:
+        raise W2SError(
+            f"calibration_folds={cfg.calibration_folds} with task.n_weak={cfg.task.n_weak}; "
+            "expected no more folds than rows"
+        )
 
 
 def _check_model(model: ModelConfig, train: TrainConfig, kind: str, n_classes: int) -> None:
@@ -135,8 +162,8 @@ def _check_layers(cfg: RunConfig, nodes: list[Node]) -> None:
     layers = [dict(node.settings)["layer"] for node in nodes if node.stage == "features"]
     if layers and cfg.student.source == "bow":
         raise W2SError(
-            "a method needs hidden states of the student, and student.source='bow' has none; use "
-            "the folder of a checkpoint or 'scratch'"
+            "a method needs hidden states of the student, or diagnostics: [overlap] does, and "
+            "student.source='bow' has none; use the folder of a checkpoint or 'scratch'"
         )
     numbers = [int(layer) for layer in layers if layer.isdecimal()]
     if numbers and max(numbers) > (count := _n_layers(cfg)):

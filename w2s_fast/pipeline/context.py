@@ -27,7 +27,12 @@ ProgressFn = Callable[[int, int, float], None]
 ReadFn = Callable[[int], TaskData]
 PRETRAIN_SEED = 0
 # Splits whose true labels a stage may read; a job with ``gold`` may also read the transfer set.
-_GOLD = {"weak": ("weak",), "ceiling": ("transfer",), "report": ("weak", "transfer", "test")}
+_GOLD = {
+    "weak": ("weak",),
+    "calibration": ("weak",),
+    "ceiling": ("transfer",),
+    "report": ("weak", "transfer", "test"),
+}
 
 
 _NO_ROWS = Examples((), (), None, (), np.empty(0, dtype=np.int64))

@@ -9,9 +9,10 @@ from typing import Any
 
 from w2s_fast.config import RunConfig, at_seed, model_of, roles, run_seeds, to_dict, train_of
 from w2s_fast.files import content_hash, tree_hash, tree_stamp
-from w2s_fast.methods import Node, Plan
+from w2s_fast.methods import Node
 from w2s_fast.models import ModelConfig
-from w2s_fast.pipeline.students import students
+from w2s_fast.pipeline.diagnostic_nodes import diagnostic_nodes, recorded
+from w2s_fast.pipeline.students import make_plan, students
 from w2s_fast.tasks import Examples, TaskData
 from w2s_fast.training.config import EXECUTION_FIELDS
 
@@ -22,6 +23,7 @@ VERSIONS = {
     "tokenizer": 1,
     "weak": 1,
     "labels": 1,
+    "calibration": 1,
     "intermediate": 1,
     "student": 1,
     "ceiling": 1,
@@ -33,13 +35,15 @@ VERSIONS = {
     "transcripts": 1,
     "trajectory": 1,
     "apply": 1,
-    "report": 4,
+    "overlap": 1,
+    "report": 5,
 }
 EMBEDDED = "agreement-lm"  # the model source that stage `pretrain` makes
 EMBEDDED_TASK = "agreement"  # has a tokenizer of its own
 CONTROL_LOSS = "xent"
 _NOT_CONTENT = set(EXECUTION_FIELDS)  # settings that cannot change a result
 TRAINED = ("weak", "intermediate", "student", "ceiling", "control")
+SCORED = (*TRAINED, "labels", "calibration", "overlap")  # what the report reads
 
 
 @dataclass(frozen=True)
@@ -99,27 +103,30 @@ def plan_jobs(cfg: RunConfig, *, labels_only: bool = False) -> JobPlan:
     planner = _Planner(cfg)
     entries: dict[tuple[int, str], Entry] = {}
     everyone = [(s.name, s.nodes(cfg)) for s in students(cfg)]
-    base = Plan(CONTROL_LOSS, len(cfg.intermediate_models))
+    base = make_plan(cfg, CONTROL_LOSS)
     for seed in run_seeds(cfg):
         planner.add(base.weak_model(), seed, "")
         planner.add(base.weak_labels(), seed, "")
     if labels_only:
         return JobPlan(planner.ordered(), entries)
+    diagnostics = diagnostic_nodes(cfg, base, [node for _, pair in everyone for node in pair])
     for seed in run_seeds(cfg):
         for name, (student, ceiling) in everyone:
             plain = ceiling == base.ceiling()
             entries[seed, name] = Entry(
                 ceiling=planner.add(ceiling, seed, "" if plain else name),
-                student=planner.add(student, seed, name),
+                student=planner.add(recorded(cfg, student), seed, name),
                 replicates=tuple(
                     planner.add(_perturbed(student, i), seed, f"{name}/rounding-{i}")
                     for i in range(1, cfg.rounding_replicates + 1)
                 ),
             )
+        for node in diagnostics:
+            planner.add(node, seed, "")
         if cfg.control:
             planner.add(base.control(base.weak_labels()), seed, CONTROL_LOSS)
     jobs = planner.ordered()
-    scored = tuple((j.name, j.name) for j in jobs if j.stage in (*TRAINED, "labels"))
+    scored = tuple((j.name, j.name) for j in jobs if j.stage in SCORED)
     return JobPlan([*jobs, Job("report", "report", inputs=scored)], entries)
 
 
@@ -270,6 +277,8 @@ _TRANSFER = ("transfer.inputs", "test.inputs")
 _DATA_INPUTS = {
     "tokenizer": ("weak.inputs", "transfer.inputs"),
     "weak": ("weak.inputs", "weak.labels", "test.inputs"),
+    "calibration": ("weak.inputs", "weak.labels"),
+    "overlap": ("transfer.inputs",),
     "intermediate": _TRANSFER,
     "student": _TRANSFER,
     "control": _TRANSFER,

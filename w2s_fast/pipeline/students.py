@@ -33,9 +33,18 @@ class Student:
     def nodes(self, cfg: RunConfig) -> tuple[Node, Node]:
         """Return the nodes of its training and of its ceiling's; the same for every seed."""
         writer = "student" if cfg.transcript_writer.kind == "local" else None
-        return student_nodes(
-            make_steps(self.method), Plan(self.canonical_loss, len(cfg.intermediate_models), writer)
-        )
+        return student_nodes(make_steps(self.method), make_plan(cfg, self.canonical_loss, writer))
+
+
+def make_plan(cfg: RunConfig, loss: str, writer: str | None = "student") -> Plan:
+    """Return the plan of a student of the run, see ``Plan``."""
+    return Plan(
+        loss,
+        len(cfg.intermediate_models),
+        writer,
+        calibration=cfg.weak_calibration,
+        folds=cfg.calibration_folds,
+    )
 
 
 def students(cfg: RunConfig) -> list[Student]:

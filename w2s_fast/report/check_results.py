@@ -42,7 +42,16 @@ _LATER = {
     "differences": [{"name": str, "baseline": str, "difference": float, "low": float | None,
                      "high": float | None, "p": float | None, "p_holm": float | None}],
     "failed": {str: str},
+    "weak_labels": [{"seed": int, "calibration": dict | None, "overlap": dict | None}],
 }  # fmt: skip
+_SCORED = {"ece": float, "ece_noise": float, "nll": float}
+_CALIBRATION = {"rule": str, "applied": bool, "accuracy": float, "before": _SCORED,
+                "after": dict | None}  # fmt: skip
+_OVERLAP = {"density": float | None, "reason": str | None}
+_MISFIT = dict.fromkeys(("squared", "kl_student_weak", "kl_weak_student", "disagreement"),
+                        float | None)  # fmt: skip
+_GAIN = dict.fromkeys(("brier", "nll"), float | None)
+_FIT = {"steps": [int], "alarm_step": int | None}
 _GIT = {"commit": str, "dirty": bool}
 _DATA = {str: {split: {str: int} for split in ("weak", "transfer", "test")}}
 _WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false",
@@ -63,9 +72,31 @@ def _problems(results: Any) -> Iterator[str]:
     for name, shape in _LATER.items():
         if name in results:
             yield from _differences(results[name], shape, name)
+    yield from _diagnostics(results)
     if "data" in facts:  # results of 0.2.0 have none
         yield from _differences(facts["data"], _DATA, "provenance.data")
     yield from _contradictions(results)
+
+
+def _diagnostics(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the diagnostics that are there."""
+    for i, row in enumerate(results.get("weak_labels", ())):
+        where = f"weak_labels[{i}]"
+        if row["calibration"] is not None:
+            yield from _differences(row["calibration"], _CALIBRATION, f"{where}.calibration")
+            if (after := row["calibration"].get("after")) is not None:
+                yield from _differences(after, _SCORED, f"{where}.calibration.after")
+        if row["overlap"] is not None:
+            yield from _differences(row["overlap"], _OVERLAP, f"{where}.overlap")
+    for i, row in enumerate(results["summary"]):
+        if "misfit" in row:
+            yield from _differences(row["misfit"], _MISFIT, f"summary[{i}].misfit")
+            yield from _differences(row.get("gain"), _GAIN, f"summary[{i}].gain")
+    for i, row in enumerate(results["runs"]):
+        if row.get("fit") is not None:
+            yield from _differences(row["fit"], _FIT, f"runs[{i}].fit")
+            if not row["fit"]["steps"]:
+                yield f"runs[{i}].fit.steps is empty"
 
 
 def _contradictions(results: Mapping[str, Any]) -> Iterator[str]:

@@ -13,6 +13,13 @@ from typing import Any
 
 from w2s_fast.files import write_bytes
 from w2s_fast.report import PAGE, PLOT
+from w2s_fast.report.diagnostic_rows import (
+    MISFIT_HEADS,
+    WEAK_LABEL_HEADS,
+    diagnostic_lines,
+    misfit_rows,
+    weak_label_rows,
+)
 from w2s_fast.report.figure import results_figure
 from w2s_fast.report.model_rows import (
     NOT_REPORTED,
@@ -112,6 +119,7 @@ $differences
 of all items, of those the supervisor gets right, and of those it gets wrong. A student that
 generalizes disagrees with the supervisor where the supervisor is wrong.</p>
 $means<p>$weak_labels.</p></section>
+$diagnostics
 <section class="panel"><h2>Every run</h2>$runs</section>
 <section class="panel"><h2>Provenance</h2>$provenance
 <details><summary>Classes and rows</summary>$classes</details>
@@ -161,6 +169,7 @@ def html_page(results: Mapping[str, Any], figure: bytes, narrow: bytes) -> str:
         runs=_runs_table(results),
         means=_means_table(results),
         weak_labels=_escape(weak_label_line(results).capitalize()),
+        diagnostics=_diagnostics_panel(results),
         provenance=_provenance(facts),
         classes=_html_table(
             "Classes and rows", ["class", "weak", "transfer", "test"], class_rows(results)
@@ -232,6 +241,23 @@ def _differences_panel(results: Mapping[str, Any]) -> str:
         f"<p>Accuracy of a student minus that of <b>{baseline}</b>, paired: both learned the same "
         "weak labels from the same weights. p is two-sided; Holm corrects it for the number of "
         f"methods.</p>{_html_table(title, head, body)}</section>"
+    )
+
+
+def _diagnostics_panel(results: Mapping[str, Any]) -> str:
+    """Return the panel of diagnostics; empty for results of 0.2.0."""
+    misfit, weak_labels = misfit_rows(results), weak_label_rows(results)
+    if not misfit:
+        return ""
+    lines = "".join(f"<p>{_escape(line)}.</p>" for line in diagnostic_lines(results))
+    table = _html_table("Weak labels", WEAK_LABEL_HEADS, weak_labels) if weak_labels else ""
+    return (
+        '<section class="panel"><h2>Diagnostics without true labels</h2>'
+        "<p>Misfit is the distance between the predictions of student and weak supervisor on the "
+        "test items. In theory, for a convex class that contains the truth, the gain in Brier "
+        "score is at least the squared misfit, and the gain in NLL at least KL(student ‖ weak). "
+        "The measured gains use true labels of the test items.</p>"
+        f"{_html_table('Misfit', MISFIT_HEADS, misfit)}{lines}{table}</section>"
     )
 
 

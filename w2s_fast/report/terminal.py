@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from w2s_fast.report import PAGE, PLOT, RESULTS
+from w2s_fast.report.diagnostic_rows import diagnostic_lines
 from w2s_fast.report.model_rows import (
     ceilings,
     class_rows,
@@ -33,6 +34,8 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
         console.print(_differences_table(results))
     console.print(_means_table(results))
     console.print(weak_label_line(results), highlight=False)
+    for line in diagnostic_lines(results):
+        console.print(Text(printable(line)), soft_wrap=True)
     for row in results["controls"]:
         console.print(
             f"control, seed {row['seed']}: the student without pretraining reaches "

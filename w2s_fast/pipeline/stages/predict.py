@@ -11,9 +11,11 @@ from typing import Any
 
 from w2s_fast.config import train_of
 from w2s_fast.files import content_hash, file_hash, write_bytes
+from w2s_fast.metrics import Calibrator
 from w2s_fast.pipeline.artifacts import LABELS, part_name
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import trained_model
+from w2s_fast.pipeline.stages.calibration import read_calibration
 from w2s_fast.pipeline.stages.training_set import model_rows
 from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.store import StageBuild, StoreWarning
@@ -29,22 +31,36 @@ def labels(ctx: Context, build: StageBuild) -> None:
     """
     model, tokenizer = trained_model(ctx, ctx.input("model"))
     split = ctx.job.setting("split")
-    items = ctx.inputs(split)
+    items, calibrator = ctx.inputs(split), _calibrator(ctx)
 
     def write(rows: range, path: Path) -> None:
-        predict_split(ctx, model, tokenizer, items.take(rows), split, path)
+        predict_split(ctx, model, tokenizer, items.take(rows), split, path, calibrator)
 
     write_parts(ctx, build, LABELS, items, PART_ROWS, write)
 
 
+def _calibrator(ctx: Context) -> Calibrator | None:
+    if "calibrator" not in dict(ctx.job.inputs):
+        return None
+    return read_calibration(ctx.input("calibrator"))[0]
+
+
 def predict_split(
-    ctx: Context, model: Any, tokenizer: Any, items: Inputs, split: str, path: Path
+    ctx: Context,
+    model: Any,
+    tokenizer: Any,
+    items: Inputs,
+    split: str,
+    path: Path,
+    calibrator: Calibrator | None = None,
 ) -> None:
-    """Predict items of a split and write the predictions to ``path``."""
+    """Predict items of a split and write the predictions, calibrated if asked, to ``path``."""
     kind = task_kind(ctx.task.kind)
     length = train_of(ctx.cfg, ctx.job.setting("role")).max_length
     rows = model_rows(ctx, tokenizer, items, split)
     predictions: Any = kind.predict(model, tokenizer, rows, length, ctx.cfg.task.answer_tokens)
+    if calibrator is not None:
+        predictions = calibrator(predictions)
     ctx.write(lambda: kind.write(path, items.ids, predictions))
 
 

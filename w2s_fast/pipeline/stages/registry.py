@@ -13,6 +13,8 @@ from collections.abc import Callable
 from w2s_fast.pipeline.artifacts import PRETRAINED, TOKENIZER
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages import method_inputs, report, transcripts
+from w2s_fast.pipeline.stages.calibration import calibration
+from w2s_fast.pipeline.stages.overlap import overlap
 from w2s_fast.pipeline.stages.predict import labels
 from w2s_fast.pipeline.stages.train import train_model
 from w2s_fast.store import StageBuild
@@ -46,6 +48,7 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "tokenizer": tokenizer,
     "weak": train_model,
     "labels": labels,
+    "calibration": calibration,
     "intermediate": train_model,
     "student": train_model,
     "ceiling": train_model,
@@ -57,5 +60,6 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "transcripts": transcripts.transcripts,
     "trajectory": method_inputs.trajectory,
     "apply": method_inputs.apply,
+    "overlap": overlap,
     "report": report.report,
 }

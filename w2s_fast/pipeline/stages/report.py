@@ -18,6 +18,14 @@ from w2s_fast.pipeline.bases import finished_bases
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import Entry, JobPlan, plan_jobs
 from w2s_fast.pipeline.predictions import SCORE_NAMES, Predictions
+from w2s_fast.pipeline.stages.diagnostics import (
+    WeakLabels,
+    fit_row,
+    gain_row,
+    misfit_row,
+    read_weak_labels,
+    weak_label_rows,
+)
 from w2s_fast.pipeline.students import Student, students
 from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.store import StageBuild
@@ -33,11 +41,13 @@ class _Supervisor:
     Attributes:
         test: Its predictions of the test items.
         labels: Its labels of the transfer set.
+        diagnosed: What diagnostics know about these labels.
         groups: (N,) int64, the group of each test item.
     """
 
     test: Predictions
     labels: Predictions
+    diagnosed: WeakLabels
     groups: np.ndarray
 
     @property
@@ -54,11 +64,13 @@ class _Trained:
         student: Predictions of the student.
         ceiling: Predictions of the ceiling.
         ceiling_name: Student that the ceiling belongs to; empty for the plain ceiling.
+        folder: Folder of the student's stage.
     """
 
     student: Predictions
     ceiling: Predictions
     ceiling_name: str
+    folder: Path
 
 
 def report(ctx: Context, build: StageBuild) -> None:
@@ -79,7 +91,7 @@ def score(
     """
     jobs = plan_jobs(cfg)
     bases = finished_bases(cfg, jobs, folders)
-    supervisors = _read_supervisors(bases, data, folders)
+    supervisors = _read_supervisors(bases, jobs, data, folders)
     rows: list[dict[str, Any]] = []
     summary, right = [], {}
     for student in students(cfg):
@@ -106,6 +118,7 @@ def score(
         "differences": _differences(students(cfg), bases, supervisors, right),
         "runs": rows,
         "summary": summary,
+        "weak_labels": weak_label_rows({s: w.diagnosed for s, w in supervisors.items()}),
         "controls": controls,
         "gold": gold_uses(jobs),
     }
@@ -195,16 +208,22 @@ def gold_uses(jobs: JobPlan) -> list[dict[str, str]]:
 
 
 def _read_supervisors(
-    bases: Mapping[str, Sequence[int]], data: Mapping[int, TaskData], folders: Mapping[str, Path]
+    bases: Mapping[str, Sequence[int]],
+    jobs: JobPlan,
+    data: Mapping[int, TaskData],
+    folders: Mapping[str, Path],
 ) -> dict[int, _Supervisor]:
     """Return the supervisors by seed; seeds with the same test items share their groups."""
     groups: dict[tuple[str, ...], np.ndarray] = {}
     supervisors = {}
     for seed in (s for seeds in bases.values() for s in seeds):
         one = data[seed]
+        path = folders[f"labels/{seed}"] / LABELS
+        labels = task_kind(one.kind).read(path, one.transfer, one)
         supervisors[seed] = _Supervisor(
             test=_read_test(f"weak/{seed}", one, folders),
-            labels=task_kind(one.kind).read(folders[f"labels/{seed}"] / LABELS, one.transfer, one),
+            labels=labels,
+            diagnosed=read_weak_labels(seed, jobs, folders, labels, one.transfer.ids),
             groups=groups.setdefault(
                 tuple(one.test.ids), np.unique(np.array(one.test.groups), return_inverse=True)[1]
             ),
@@ -217,6 +236,7 @@ def _read_trained(entry: Entry, data: TaskData, folders: Mapping[str, Path]) -> 
         _read_test(entry.student, data, folders),
         _read_test(entry.ceiling, data, folders),
         entry.ceiling.partition("/")[2].partition("/")[2],
+        folders[entry.student],
     )
 
 
@@ -260,6 +280,9 @@ def _run_row(seed: int, student: Student, weak: _Supervisor, trained: _Trained) 
         "agreement": asdict(
             metrics.agreement(trained.student.chosen, weak.test.chosen, weak.test.gold)
         ),
+        "misfit": misfit_row(trained.student, weak.test),
+        "gain": gain_row(trained.student, weak.test),
+        "fit": fit_row(trained.folder, weak.diagnosed),
     }
 
 
@@ -286,6 +309,10 @@ def _summary_row(
         "agreement": {
             part: _mean(r["agreement"][part] for r in rows)
             for part in ("all", "weak_right", "weak_wrong")
+        },
+        **{
+            name: {key: _mean(r[name][key] for r in rows) for key in rows[0][name]}
+            for name in ("misfit", "gain")
         },
     }
 

@@ -11,11 +11,12 @@ import numpy as np
 
 from w2s_fast.config import train_of
 from w2s_fast.models import save_weights
-from w2s_fast.pipeline.artifacts import LOG, MODEL, TEST, TRAJECTORY
+from w2s_fast.pipeline.artifacts import FIT, LOG, MODEL, TEST, TRAJECTORY, write_fit
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import head_model, new_model
 from w2s_fast.pipeline.stages.predict import predict_split
-from w2s_fast.pipeline.stages.training_set import hold_out, load_training_set
+from w2s_fast.pipeline.stages.training_set import load_training_set
+from w2s_fast.pipeline.stages.watched_rows import watched_rows
 from w2s_fast.store import StageBuild
 
 
@@ -30,8 +31,8 @@ def train_model(ctx: Context, build: StageBuild) -> None:
         cfg = cfg.unsharded()
     else:
         model, tokenizer = new_model(ctx, ctx.job.setting("role"))
-    training_set, watch = hold_out(ctx, load_training_set(ctx), tokenizer)
-    rows, weak_labels = training_set.encode(ctx, tokenizer)
+    watched = watched_rows(ctx, load_training_set(ctx), tokenizer)
+    rows, weak_labels = watched.training_set.encode(ctx, tokenizer)
     log = train(
         model,
         rows,
@@ -39,10 +40,10 @@ def train_model(ctx: Context, build: StageBuild) -> None:
         make_loss(ctx.job.setting("loss", "xent")),
         cfg,
         ctx.seed,
-        weight=training_set.weight,
+        weight=watched.training_set.weight,
         checkpoint_dir=build.checkpoint,
         progress=ctx.progress,
-        watch=watch,
+        watch=watched.watch,
     )
     save_weights(model, build.path / MODEL, ctx.world)
     if "context" not in dict(ctx.job.inputs):  # test items have no transcripts
@@ -50,5 +51,9 @@ def train_model(ctx: Context, build: StageBuild) -> None:
     trajectory = log.pop("trajectory", None)
     if ctx.job.setting("record"):
         ctx.write(lambda: np.save(build.path / TRAJECTORY, trajectory, allow_pickle=False))
+    if watched.fitted is not None:
+        ids = watched.fitted.ids
+        fit = trajectory[:, -len(ids) :]
+        ctx.write(lambda: write_fit(build.path / FIT, ids, log["watched"], fit))
     build.info["train_seconds"] = log.pop("seconds", None)
     ctx.write(lambda: (build.path / LOG).write_text(json.dumps(log) + "\n"))

@@ -1,4 +1,4 @@
-"""The training set of a stage: its texts and labels, and the rows held out to stop early."""
+"""The training set of a stage: its texts and labels, and the folds of the weak split."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from w2s_fast.config import train_of
-from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS, read_texts
+from w2s_fast.errors import W2SError
+from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS, read_probs, read_texts
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import read_features
 from w2s_fast.pipeline.task_kinds import task_kind
-from w2s_fast.tasks import Inputs
+from w2s_fast.tasks import Examples, Inputs
 
 if TYPE_CHECKING:
     from w2s_fast.training.data import RowData
-    from w2s_fast.training.monitor import Watch
-
-_HOLDOUT = 0.1  # share of the rows that decide when to stop
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +58,7 @@ def load_training_set(ctx: Context) -> TrainingSet:
     if ctx.job.stage in ("weak", "ceiling"):
         examples = ctx.gold("weak" if ctx.job.stage == "weak" else "transfer")
         if (fold := ctx.job.setting("fold")) is not None:
-            examples = examples.take(np.flatnonzero(folds(ctx, examples) != fold).tolist())
+            examples = _without_fold(ctx, examples, fold)
         return TrainingSet(examples.inputs, kind.true_labels(examples, ctx.n_classes))
     items = ctx.inputs("transfer")
     path = ctx.input("labels") / LABELS
@@ -70,6 +68,17 @@ def load_training_set(ctx: Context) -> TrainingSet:
         return training_set
     weighted = training_set.take(np.flatnonzero(weight))
     return replace(weighted, weight=None) if (weight[weight > 0] == 1).all() else weighted
+
+
+def _without_fold(ctx: Context, examples: Examples, fold: int) -> Examples:
+    n_folds = ctx.job.setting("folds", 2)
+    rows = np.flatnonzero(folds(ctx, examples.inputs, n_folds) != fold)
+    if not len(rows):
+        raise W2SError(
+            f"the weak split has {len(set(examples.groups))} groups of related rows, too few to "
+            f"leave one of {n_folds} folds out; use fewer folds or give it more groups"
+        )
+    return examples.take(rows.tolist())
 
 
 def model_rows(ctx: Context, tokenizer: Any, items: Inputs, split: str) -> Any:
@@ -99,48 +108,37 @@ def add_transcripts(ctx: Context, items: Inputs) -> Inputs:
     return replace(items, **{column: longer})
 
 
-def hold_out(
-    ctx: Context, training_set: TrainingSet, tokenizer: Any
-) -> tuple[TrainingSet, Watch | None]:
-    """Return the rows to train on, and the rows to evaluate during training.
+def out_of_fold(ctx: Context, items: Inputs) -> np.ndarray:
+    """Return predictions (N, C) of the weak split, each by the model trained without its fold.
 
-    ``record`` evaluates the whole transfer set. Early stopping (``keep``) holds rows out and keeps
-    the weights with the highest accuracy on them, by their weak or their true labels.
+    The job's inputs ``fold0``, ``fold1`` and on are the labels of these models.
     """
-    from w2s_fast.training import Watch
-
-    keep = ctx.job.setting("keep", "last")
-    if keep == "last":
-        if not ctx.job.setting("record"):
-            return training_set, None
-        return training_set, Watch(model_rows(ctx, tokenizer, ctx.inputs("transfer"), "transfer"))
-    held_out = group_split(
-        training_set.items.groups, ctx.job.setting("holdout", _HOLDOUT), ctx.seed
-    )
-    evaluation = training_set.take(np.flatnonzero(held_out))
-    expected = evaluation.weak_labels.argmax(1)
-    if keep == "gold":
-        gold = dict(zip(ctx.gold("transfer").ids, ctx.gold("transfer").labels, strict=True))
-        expected = np.array([gold[i] for i in evaluation.items.ids])
-    watch = Watch(
-        model_rows(ctx, tokenizer, evaluation.items, "transfer"),
-        score=lambda probs: float((probs.argmax(1) == expected).mean()),
-        keep="best",
-    )
-    return training_set.take(np.flatnonzero(~held_out)), watch
+    names = [name for name, _ in ctx.job.inputs if name.startswith("fold")]
+    probs = [read_probs(ctx.input(name) / LABELS, items.ids, ctx.n_classes) for name in names]
+    return np.stack(probs)[folds(ctx, items, len(names)), np.arange(len(items))]
 
 
-def folds(ctx: Context, items: Inputs) -> np.ndarray:
-    """Return the fold, 0 or 1, of each text of the weak split (N,); equal for all members."""
-    return group_split(items.groups, 0.5, ctx.job.seed or 0).astype(np.int64)
+def folds(ctx: Context, items: Inputs, n_folds: int = 2) -> np.ndarray:
+    """Return the fold, 0 to ``n_folds`` - 1, of each text of the weak split (N,).
+
+    Folds have about as many rows each, of whole groups, and are equal for all members.
+    """
+    positions = _positions(items.groups, ctx.job.seed or 0)
+    cuts = np.quantile(positions, np.arange(1, n_folds) / n_folds)
+    return (positions[:, None] <= cuts).sum(1)
 
 
 def group_split(groups: tuple[str, ...], share: float, seed: int) -> np.ndarray:
     """Return (N,) bool: about ``share`` of the rows, whole groups, by a hash of seed and group."""
+    positions = _positions(groups, seed)
+    return positions <= np.quantile(positions, share)
+
+
+def _positions(groups: tuple[str, ...], seed: int) -> np.ndarray:
+    """Return a number in [0, 1) per row (N,), a hash of seed and group."""
 
     def position(group: str) -> float:
         digest = hashlib.sha256(f"{seed}/{group}".encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
-    positions = np.array([position(g) for g in groups])
-    return positions <= np.quantile(positions, share)
+    return np.array([position(g) for g in groups])

@@ -18,7 +18,7 @@ from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import pretrained_model
 from w2s_fast.pipeline.stages.method_inputs import as_questions, class_words
 from w2s_fast.pipeline.stages.predict import write_parts
-from w2s_fast.pipeline.stages.training_set import folds
+from w2s_fast.pipeline.stages.training_set import out_of_fold
 from w2s_fast.store import StageBuild
 from w2s_fast.tasks import Inputs
 
@@ -46,13 +46,9 @@ def transcripts(ctx: Context, build: StageBuild) -> None:
 def _weak_labels(ctx: Context, items: Inputs) -> np.ndarray | None:
     """Return the weak model's predictions (N, C), cross-fitted on its own split, or None."""
     inputs = dict(ctx.job.inputs)
-    names = [name for name in ("weak", "fold0", "fold1") if name in inputs]
-    if not names:
-        return None
-    labels = [read_probs(ctx.input(name) / LABELS, items.ids, ctx.n_classes) for name in names]
-    if names == ["weak"]:
-        return labels[0]
-    return np.where(folds(ctx, items)[:, None] == 0, *labels)
+    if "weak" in inputs:
+        return read_probs(ctx.input("weak") / LABELS, items.ids, ctx.n_classes)
+    return out_of_fold(ctx, items) if "fold0" in inputs else None
 
 
 def _writer(ctx: Context, folder: Path) -> Writer:
