@@ -14,6 +14,7 @@ COMMANDS = {  # name -> (module, what it does)
     "scale": ("cases.scale", "measure labelling, the exact threshold's exchange, and memory"),
     "gpu": ("gpu.suite", "build, test and time everything on a machine with a CUDA device"),
     "coverage": ("intervals.command", "simulate how often intervals contain what they estimate"),
+    "alarm": ("alarm.command", "measure how often the alarm of a fitted error is right"),
     "w2s": ("cases.w2s", "repeat the weak-to-strong experiments of docs/results.md"),
     "label_models": (
         "label_models.command",

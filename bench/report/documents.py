@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.alarm import table as alarm_table
 from bench.cases import w2s
 from bench.harness.environment import ROOT
 from bench.harness.row_files import RESULTS, Row, key, load
@@ -40,6 +41,7 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
     w2s.PAGE: w2s.blocks(),
     interval_tables.PAGE: interval_tables.blocks(),
     label_model_tables.PAGE: label_model_tables.blocks(),
+    alarm_table.PAGE: alarm_table.blocks(),
 }
 
 

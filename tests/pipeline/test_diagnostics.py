@@ -266,7 +266,7 @@ def test_other_tasks(tmp_path: Path, kind: str) -> None:
         task = {"name": "local", **sizes}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     cfg = config(
-        tmp_path / "out", task=task, student=SCRATCH, weak_calibration="platt",
+        tmp_path / "out", task=task, student={**SCRATCH, "layers": 2}, weak_calibration="platt",
         diagnostics=["fit", "overlap"], calibration_folds=3,
     )  # fmt: skip
     results = w2s_fast.run(cfg)

@@ -153,6 +153,70 @@ def test_an_error_of_the_store_is_one_of_every_rank(tmp_path: Path) -> None:
         assert "error: " in text and "holds the result of another configuration" in text
 
 
+def test_calibration_and_diagnostics_are_those_of_one_process(tmp_path: Path) -> None:
+    """On two processes at ZeRO 0 to 3: calibrated labels, recorded fit, overlap and misfit."""
+    found = {}
+    for name, size, zero in (("one", 1, 0), *((f"zero{z}", 2, z) for z in range(4))):
+        folder = tmp_path / name
+        folder.mkdir()
+        cfg = config(folder, zero_stage=zero)
+        cfg = dataclasses.replace(
+            cfg,
+            task=TaskConfig(name="agreement", n_weak=60, n_transfer=96, n_test=40),
+            weak_train=dataclasses.replace(cfg.weak_train, zero_stage=zero),
+            weak_calibration="platt",
+            calibration_folds=2,
+            diagnostics=("fit", "overlap"),
+            losses=("xent",),
+        )
+        ranks.run(__file__, size, ["run", "--config", str(write(cfg, folder)), "--quiet"])
+        found[name] = json.loads((folder / "out" / "results.json").read_text())
+    one = found.pop("one")
+    (row,), (run,) = one["weak_labels"], one["runs"]
+    assert row["calibration"]["applied"] and row["overlap"]["density"] is not None
+    for several in found.values():
+        (other,), (other_run,) = several["weak_labels"], several["runs"]
+        for end in ("before", "after"):
+            scores, expected = (r["calibration"][end] for r in (other, row))
+            assert scores == pytest.approx(expected, abs=1e-3)
+        assert other["calibration"]["scale"] == pytest.approx(row["calibration"]["scale"], rel=0.01)
+        assert other["overlap"]["density"] == pytest.approx(row["overlap"]["density"], abs=0.05)
+        assert other_run["misfit"] == pytest.approx(run["misfit"], abs=1e-3)
+        fit, expected = other_run["fit"], run["fit"]
+        assert (fit["n"], fit["steps"]) == (expected["n"], expected["steps"])
+        assert fit["misfit"] == pytest.approx(expected["misfit"], abs=1e-3)
+        assert fit["agreement"] == pytest.approx(expected["agreement"], abs=0.03)
+
+
+def test_calibrated_labels_resume_after_a_kill(tmp_path: Path) -> None:
+    """The finished part of the labels stays, and the others equal those of an unkilled run."""
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    outputs = []
+    for folder in (straight, killed):
+        folder.mkdir()
+        cfg = dataclasses.replace(config(folder), weak_calibration="platt", calibration_folds=2)
+        job = ["label", "--config", str(write(cfg, folder)), "--quiet"]
+        if folder is killed:
+            processes = ranks.start(__file__, 2, json.dumps(job), W2S_TEST_SLOW_LABELS="1")
+            end = time.monotonic() + 120
+            pattern = "cache/.labels-*/checkpoint/labels/part-00001.parquet"
+            while not (parts := list((folder / "out").glob(pattern))):
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            for p in processes:
+                p.send_signal(signal.SIGKILL)
+                p.communicate()
+            first = parts[0].with_name("part-00000.parquet")
+            before = first.read_bytes()
+        ranks.run(__file__, 2, job)
+        folder_of_labels = Path(cfg.output_dir) / "labels" / "0"
+        outputs.append({p.name: p.read_bytes() for p in folder_of_labels.iterdir()})
+    assert len(outputs[0]) == 4 and outputs[0] == outputs[1]
+    assert before in {
+        p.read_bytes() for p in (killed / "out").glob("cache/labels-*/labels/*0.parquet")
+    }
+
+
 def test_labelling_is_byte_for_byte_and_resumes(tmp_path: Path) -> None:
     """A supervisor trained once; labelled by one, by two, and by two after a kill in between."""
     cfg = config(tmp_path)

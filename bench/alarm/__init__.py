@@ -1,0 +1,1 @@
+"""How often the alarm of a student that fits errors of its weak labels is right."""
