@@ -160,6 +160,12 @@ def test_a_recorded_fit_changes_no_training(tmp_path: Path) -> None:
         for file in (artifacts.MODEL, artifacts.TEST):
             assert (folder / file).read_bytes() == (folders["plain"][student] / file).read_bytes()
     data = load_data(config(tmp_path).task, 0)
+    (row,) = results["weak_labels"]  # computed for the alarm, and not applied to the labels
+    calibrator, _ = read_calibration(folder_of(results, cfg, "calibration/0"))
+    raw = labels_of(results, cfg, "labels/0", data.transfer.ids)
+    expected = calibrator(raw).max(1).mean()
+    assert not row["calibration"]["applied"] and abs(expected - raw.max(1).mean()) > 1e-3
+    assert row["calibration"]["expected_accuracy"] == pytest.approx(expected)
     steps, ids, trajectory = artifacts.read_fit(folders["fit"]["xent"] / artifacts.FIT, 2)
     assert steps == [1, 2, 3, 4, 5, 6] and sorted(ids) == sorted(data.transfer.ids)
     assert trajectory.shape == (6, 48, 2)

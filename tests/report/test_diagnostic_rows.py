@@ -56,7 +56,8 @@ def test_cells_are_under_their_heads() -> None:
     rows = [dict(zip(WEAK_LABEL_HEADS, r, strict=True)) for r in weak_label_rows(results)]
     assert rows[0] == {
         "seed": "0", "calibration": "platt", "cross-fitted accuracy": "0.770",
-        "ECE before": "0.120", "ECE after": "0.060", "ECE of noise": "0.020", "NLL before": "0.530", "NLL after": "0.410",
+        "ECE before": "0.120", "ECE after": "0.060", "ECE of noise": "0.020",
+        "NLL before": "0.530", "NLL after": "0.410",
         "overlap density": "0.250",
     }  # fmt: skip
     assert rows[1]["overlap density"] == "–"
