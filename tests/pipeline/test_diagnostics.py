@@ -17,6 +17,7 @@ from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Plan, student_nodes
 from w2s_fast.methods._base import Method
+from w2s_fast.models import build_model, load_weights
 from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.check_fit import check_diagnostics
 from w2s_fast.pipeline.context import load_data
@@ -24,6 +25,8 @@ from w2s_fast.pipeline.jobs import data_inputs, plan_jobs
 from w2s_fast.pipeline.stages.calibration import read_calibration
 from w2s_fast.pipeline.stages.diagnostics import WeakLabels, fit_row
 from w2s_fast.pipeline.stages.training_set import _without_fold, folds
+from w2s_fast.tasks.datasets import agreement
+from w2s_fast.training import encode, predict
 
 SCRATCH = {"source": "scratch", "hidden": 16, "layers": 1, "heads": 2}
 
@@ -159,6 +162,9 @@ def test_a_recorded_fit_changes_no_training(tmp_path: Path) -> None:
     for student, folder in folders["fit"].items():
         for file in (artifacts.MODEL, artifacts.TEST):
             assert (folder / file).read_bytes() == (folders["plain"][student] / file).read_bytes()
+        pair = (folder, folders["plain"][student])
+        fit, plain = (json.loads((f / artifacts.LOG).read_bytes()) for f in pair)
+        assert (fit["losses"], fit.get("scores")) == (plain["losses"], plain.get("scores"))
     data = load_data(config(tmp_path).task, 0)
     (row,) = results["weak_labels"]  # computed for the alarm, and not applied to the labels
     calibrator, _ = read_calibration(folder_of(results, cfg, "calibration/0"))
@@ -171,6 +177,20 @@ def test_a_recorded_fit_changes_no_training(tmp_path: Path) -> None:
     assert trajectory.shape == (6, 48, 2)
     steps, ids, _ = artifacts.read_fit(folders["fit"]["early_stop+xent"] / artifacts.FIT, 2)
     assert steps == [3, 6] and len(ids) == 43  # five of 48 are held out, the rest is learned
+    for student in ("xent", "early_stop+xent"):
+        check_recorded_predictions(folders["fit"][student], cfg)
+
+
+def check_recorded_predictions(folder: Path, cfg: RunConfig) -> None:
+    """Check that the weights that were kept predict what was recorded at their step."""
+    items = load_data(cfg.task, 0).transfer
+    steps, ids, trajectory = artifacts.read_fit(folder / artifacts.FIT, 2)
+    best = json.loads((folder / artifacts.LOG).read_bytes())["best"]
+    model = build_model(cfg.student, 2, agreement.tokenizer(), 0)
+    load_weights(model, folder / artifacts.MODEL)
+    texts = items.inputs.take([items.ids.index(i) for i in ids])
+    probs = predict(model, encode(agreement.tokenizer(), texts, cfg.student_train.max_length))
+    assert np.allclose(probs, trajectory[-1 if best is None else steps.index(best)], atol=1e-6)
 
 
 def test_the_sample_of_a_large_training_set(
@@ -185,9 +205,9 @@ def test_the_sample_of_a_large_training_set(
 def test_how_a_student_fitted_is_read_from_what_it_recorded(tmp_path: Path) -> None:
     """Planted: it agrees with .8 of the labels, then with all; the better weights were kept."""
     ids = [f"t{i}" for i in range(500)]
-    weak = np.tile(np.array([[0.2, 0.8]], np.float32), (500, 1))
+    weak = np.where(np.arange(500)[:, None] % 2, [0.2, 0.8], [0.8, 0.2]).astype(np.float32)
     agrees = np.arange(500) < np.array([400, 400, 450, 500])[:, None]
-    trajectory = np.where(agrees[..., None], [0.1, 0.9], [0.9, 0.1]).astype(np.float32)
+    trajectory = np.where(agrees[..., None], weak, weak[:, ::-1])
     order = np.random.default_rng(0).permutation(500)
     folder = tmp_path / artifacts.FIT
     artifacts.write_fit(folder, [ids[i] for i in order], [5, 10, 15, 20], trajectory[:, order])
