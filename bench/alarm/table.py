@@ -31,6 +31,17 @@ def falls(row: Row) -> bool:
     return bool(smooth.max() - smooth[-1] >= LOSS)
 
 
+def fall_step(row: Row) -> int:
+    """Return the step of the first evaluation after the best whose accuracy is lower by ``LOSS``.
+
+    ``row`` is one that ``falls``.
+    """
+    smooth = np.convolve(row["accuracy"], np.full(3, 1 / 3), "valid")
+    best = int(smooth.argmax())
+    fallen = best + int((smooth[best:] <= smooth[best] - LOSS).argmax())
+    return row["steps"][fallen + 1]  # the middle of three evaluations
+
+
 def table(rows: Sequence[Row]) -> str:
     """Return the table: a line per condition, and a sentence with the totals."""
     if not rows:
@@ -66,8 +77,26 @@ def _totals(rows: Sequence[Row]) -> str:
     return (
         f"Of {len(alarms)} alarms, {both} were in runs whose true accuracy fell, and in {fitted} "
         "the student ended with more wrong labels than it had before the alarm. Of "
-        f"{len(fell)} runs whose accuracy fell, {both} had an alarm."
+        f"{len(fell)} runs whose accuracy fell, {both} had an alarm. {_when(rows)}"
     )
+
+
+def _when(rows: Sequence[Row]) -> str:
+    """Return a sentence on the step of the alarm beside that of the fall; needs several of both."""
+    from scipy.stats import spearmanr
+
+    both = [row for row in rows if row["alarm"] is not None and falls(row)]
+    alarm, fall = ([step(row) for row in both] for step in (_alarm_step, fall_step))
+    late = np.subtract(alarm, fall)
+    return (
+        f"There the alarm came {-late.min()} steps before to {late.max()} steps after the accuracy "
+        f"fell (median {np.median(late):+.0f}; rank correlation of the two steps "
+        f"{spearmanr(alarm, fall).statistic:.2f})."
+    )
+
+
+def _alarm_step(row: Row) -> int:
+    return row["steps"][row["alarm"]]
 
 
 def _made_by(rows: Sequence[Row]) -> str:
