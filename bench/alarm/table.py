@@ -82,10 +82,12 @@ def _totals(rows: Sequence[Row]) -> str:
 
 
 def _when(rows: Sequence[Row]) -> str:
-    """Return a sentence on the step of the alarm beside that of the fall; needs several of both."""
+    """Return a sentence on the steps of alarm and fall; empty for fewer than three such runs."""
     from scipy.stats import spearmanr
 
     both = [row for row in rows if row["alarm"] is not None and falls(row)]
+    if len(both) < 3:
+        return ""
     alarm, fall = ([step(row) for row in both] for step in (_alarm_step, fall_step))
     late = np.subtract(alarm, fall)
     return (
