@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.alarm import table as alarm_table
-from bench.cases import w2s
+from bench.cases import verifiers, w2s
 from bench.harness.environment import ROOT
 from bench.harness.row_files import RESULTS, Row, key, load
 from bench.intervals import table as interval_tables
@@ -39,6 +39,7 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
     "docs/distributed.md": {"scale": speed_tables.scale},
     "docs/trainers.md": {"steps": trainer_table.steps},
     w2s.PAGE: w2s.blocks(),
+    verifiers.PAGE: verifiers.blocks(),
     interval_tables.PAGE: interval_tables.blocks(),
     label_model_tables.PAGE: label_model_tables.blocks(),
     alarm_table.PAGE: alarm_table.blocks(),

@@ -75,7 +75,8 @@ def difference_item_interval(
     """Return the bootstrap percentile interval of a difference of accuracy in one run.
 
     Args:
-        first, second: (N,) bool, correctness of the two models on the same test items.
+        first, second: (N,) bool, correctness of the two models on the same test items; or float,
+            shares of right answers where a model gives several equally good ones.
         groups: (N,) int64, see ``Outcomes``.
         n_resamples, level, rng_seed: See ``pgr_item_interval``.
     """
