@@ -1,4 +1,4 @@
-"""Selection by reward models: known outcomes on planted pairs."""
+"""Selection by reward models: known outcomes on planted pairs, and the committed table."""
 
 from __future__ import annotations
 
@@ -103,3 +103,28 @@ def test_a_file_of_another_form_is_one_line(text: str, tmp_path: Path, capsys: A
         case.read(path)
     assert bench.main(["verifiers", "--data", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_committed_results_are_from_a_clean_tree_and_consistent() -> None:
+    results = json.loads((case.FOLDER / f"{case.NAME}.json").read_text())
+    assert not results["environment"]["dirty"]
+    rows = {row["name"]: row for row in results["rows"]}
+    majority, n = rows[case.MAJORITY], results["n_pairs"]
+    assert n == 350 and len(results["models"]) == 5 and results["order_difference"] == 0
+    assert f"{majority['accuracy']:.3f}" == "0.611"
+    assert f"{max(rows[m]['accuracy'] for m in results['models']):.3f}" == "0.643"
+    for row in rows.values():
+        assert row["accuracy_shared"] == pytest.approx(row["accuracy"] + row["ties"] / 2 / n)
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert row["difference"] == pytest.approx(
+            row["accuracy_shared"] - majority["accuracy_shared"]
+        )
+        assert row["name"] in case.table(results)
+    # What the page says about the table.
+    for kind in ("of responses", "within pairs"):
+        row = rows[f"Weaver, scores {kind}"]
+        assert row["low"] > 0 and row["accuracy"] > 0.64
+    compared = [row for row in rows.values() if row is not majority]
+    assert all(row["p"] <= row["p_holm"] and row["p_holm"] > 0.05 for row in compared)
+    assert not results["independence"]["refuted"]
+    assert all(rows[m]["estimated"] > rows[m]["accuracy_shared"] + 0.1 for m in results["models"])
