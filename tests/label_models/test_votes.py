@@ -14,7 +14,7 @@ from helpers.planted_votes import planted
 
 from w2s_fast import W2SError
 from w2s_fast.errors import DataWarning
-from w2s_fast.label_models import DawidSkene, covered_rows, summarize_votes
+from w2s_fast.label_models import DawidSkene, covered_rows, posterior, summarize_votes
 from w2s_fast.label_models.sparse_votes import SparseVotes
 from w2s_fast.label_models.votes import check_votes
 
@@ -145,3 +145,11 @@ def test_sparse_products_of_many_classes() -> None:
     dense = torch.stack([votes == c for c in range(300)], 1).double()
     expected = torch.einsum("nkm,nc->kmc", dense, weights)
     torch.testing.assert_close(x.transposed_times(weights), expected)
+
+
+def test_lists_of_numbers_keep_their_digits() -> None:
+    """Python's floats are fp64; torch would make them fp32."""
+    prior, rates = [0.6, 0.4], [[[0.7, 0.1, 0.2], [0.3, 0.6, 0.1]]] * 3
+    votes = [[0, 1, -1], [1, 1, 0]]
+    exact = posterior(votes, np.array(prior), np.array(rates))
+    torch.testing.assert_close(posterior(votes, prior, rates), exact, rtol=1e-14, atol=0)

@@ -68,7 +68,10 @@ def as_cpu_tensor(values: Any, message: str) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable")  # it is only read
-            return torch.as_tensor(values).cpu()
+            tensor = torch.as_tensor(values).cpu()
+            if tensor.is_floating_point() and isinstance(values, list | tuple):
+                return torch.as_tensor(values, dtype=torch.float64)  # as Python's numbers are
+            return tensor
     except (TypeError, ValueError, RuntimeError) as e:
         raise W2SError(f"{message}: {e}") from e
 
