@@ -2,7 +2,7 @@
 
 Functions of arrays. A row is a response: scores (N, m) by m verifiers, and (N,) names of the
 problems that the responses answer. Problems may differ in their number of responses. Only the
-functions that take ``gold`` use true labels.
+functions that take ``gold`` or counts of right responses use true labels.
 
 Source: Saad-Falcon et al. 2025, "Shrinking the generation-verification gap with weak verifiers"
 (arXiv 2506.18203), Weaver.
