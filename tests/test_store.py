@@ -409,6 +409,29 @@ def test_a_checkpoint_that_cannot_be_removed_is_not_published(mode: str, tmp_pat
     }  # fmt: skip
 
 
+def test_a_kill_while_checkpoints_are_removed_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+
+    def killed(folder: Path) -> None:
+        (folder / "step" / "state").unlink()
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("w2s_fast.store.remove_tree", killed)
+        with store.building("weak", {}, {}) as b:
+            (b.checkpoint / "step").mkdir(parents=True)
+            (b.checkpoint / "step" / "state").write_text("x")
+            (b.path / "a").write_text("a")
+    with store.building("weak", {}, {}) as b:
+        assert b.artifact is not None and b.artifact == store.find(
+            "weak", store.key("weak", {}, {})
+        )
+    assert {p.name for p in b.artifact.path.iterdir()} == {"a", "stage.json"}
+    assert not list(tmp_path.glob(".weak-*"))
+
+
 def test_a_relative_path_that_may_not_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ from w2s_fast.files import (
     read_sealed,
     read_text,
     remove_tree,
+    usual_mode,
     write_sealed,
 )
 
@@ -146,7 +147,8 @@ class Store:
     ) -> Iterator[StageBuild]:
         """Yield a folder to fill; publish it if the block ends without an error.
 
-        The folder of a killed process is reused: ``checkpoint/`` is kept, everything else removed.
+        The folder of a killed process is reused: ``checkpoint/`` is kept, everything else removed,
+        unless the stage was complete: then it is published.
         If another process builds the same stage, wait for it.
 
         Raises:
@@ -162,13 +164,17 @@ class Store:
                     yield StageBuild(self.root, done)
                     return
                 temp = self.root / f".{stage}-{key[:12]}"
+                if _is_complete(temp, key):
+                    yield StageBuild(self.root, _publish(temp, self.path(stage, key)))
+                    return
                 _clear(temp)
                 build = StageBuild(temp, None)
                 start = time.monotonic()
                 yield build
                 meta = {"stage": stage, "key": key, "config": config, "inputs": inputs}
                 info = {**build.info, "seconds": round(time.monotonic() - start, 3)}
-                build.artifact = _publish(temp, self.path(stage, key), meta, info)
+                _complete(temp, meta, info)
+                build.artifact = _publish(temp, self.path(stage, key))
 
 
 @dataclass
@@ -232,24 +238,37 @@ def _format_of(path: Path) -> int | None:
         return None  # damaged: `find` says so if the stage is needed
 
 
-def _publish(temp: Path, final: Path, meta: dict[str, Any], info: dict[str, Any]) -> Artifact:
-    if (temp / CHECKPOINT_NAME).exists():  # what stayed would be published
-        remove_tree(temp / CHECKPOINT_NAME)
-    names = sorted(p.relative_to(temp).as_posix() for p in temp.rglob("*") if p.is_file())
+def _complete(temp: Path, meta: dict[str, Any], info: dict[str, Any]) -> None:
+    """Write the record of a stage whose files are all there."""
+    every = (p.relative_to(temp) for p in temp.rglob("*") if p.is_file())
+    names = sorted(p.as_posix() for p in every if p.parts[0] != CHECKPOINT_NAME)
     files = {name: file_hash(temp / name) for name in names}
-    digest = content_hash(files)
     for name in names:  # contents must reach the disk before the rename publishes them
+        (temp / name).chmod(usual_mode())  # some libraries write files that nobody else may read
         with (temp / name).open("rb") as f:
             os.fsync(f.fileno())
+    digest = content_hash(files)
     record = {**meta, "format": FORMAT_VERSION, "digest": digest, "files": files, "info": info}
     write_sealed(temp / META_NAME, record)
-    mode = (temp / META_NAME).stat().st_mode
-    for name in names:  # some libraries write files that nobody else may read
-        (temp / name).chmod(mode)
+
+
+def _is_complete(temp: Path, key: str) -> bool:
+    """Return whether a killed process left a stage that only had to be published."""
+    if not (temp / META_NAME).is_file():
+        return False
+    meta, fault = _read_meta(temp)
+    return meta is not None and not fault and meta.get("key") == key
+
+
+def _publish(temp: Path, final: Path) -> Artifact:
+    """Give a complete stage its name; checkpoints are no part of it."""
+    if (temp / CHECKPOINT_NAME).exists():  # what stayed would be published
+        remove_tree(temp / CHECKPOINT_NAME)
     os.replace(temp, final)
     folder = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
-    return Artifact(final, digest, info)
+    record = read_sealed(final / META_NAME)
+    return Artifact(final, record["digest"], record["info"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,30 @@ def test_a_damaged_newest_is_replaced_by_what_follows_the_one_before(tmp_path: P
         assert (None if found is None else found.step) == (2, None)[n]
     checkpoint.save(tmp_path, 1, 1.0, [("w", torch.tensor([1]))], {})
     assert [p.name for p in checkpoint.finished(tmp_path)] == ["step-00000001"]
+
+
+def test_a_kill_while_one_is_removed_leaves_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same step, after its first attempt was damaged: removed, and then written again."""
+    for step in (2, 4):
+        checkpoint.save(tmp_path, step, 1.0, [("w", torch.tensor([step]))], {})
+    real = shutil.rmtree
+
+    def killed(folder: Path, **options: bool) -> None:
+        if (Path(folder) / "state.json").exists():
+            (Path(folder) / "state.json").unlink()
+            raise SystemExit
+        real(folder, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(shutil, "rmtree", killed)
+        checkpoint.save(tmp_path, 4, 1.0, [("w", torch.tensor([4]))], {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = checkpoint.load(tmp_path, {})
+    assert found is not None and found.step == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
 
 
 def test_files_outside_are_part_of_a_checkpoint(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ on how the model was sharded.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import warnings
@@ -184,7 +185,16 @@ def _prune(directory: Path, newest: Path) -> None:
     folders = finished(directory)
     end = folders.index(newest) + 1
     for folder in [*folders[: max(0, end - N_KEPT)], *folders[end:]]:
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; a kill leaves it whole or as an unfinished one."""
+    unfinished = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    os.replace(folder, unfinished)
+    shutil.rmtree(unfinished)
 
 
 def _begin(temporary: Path) -> str:
@@ -213,7 +223,7 @@ def _publish(temporary: Path, final: Path, meta: dict[str, Any]) -> str:
     try:
         write_sealed(temporary / _META, meta)
         if final.exists():  # left by an earlier attempt at this step
-            shutil.rmtree(final)
+            _remove(final)
         os.replace(temporary, final)
         flush(final.parent)
     except OSError as e:
