@@ -34,7 +34,7 @@ START, RESULTS = "start", "results"
 # Short stages are missed more often than long ones; every run has a start, results and a report.
 _WEIGHTS = {
     START: 0.3, RESULTS: 0.2, "report": 0.4, "labels": 2.0, "transcripts": 10.0, "features": 20.0,
-    "apply": 2.0, "trajectory": 2.0, "control": 6.0, "ceiling": 2.0,
+    "apply": 2.0, "trajectory": 15.0, "control": 15.0, "ceiling": 1.0,
 }  # fmt: skip
 _CHECKPOINT = "in a checkpoint"  # while it is written
 
