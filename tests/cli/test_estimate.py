@@ -101,13 +101,22 @@ def test_offload_moves_and_stages_shard() -> None:
     assert z3 == {"gather weights": 420_000_000, "scatter gradients": 210_000_000}
 
 
+def test_average_of_weights_is_sharded_without_zero_too() -> None:
+    for stage in (0, 3):
+        train = TrainConfig(zero_stage=stage, average_frac=0.1)
+        averaged, plain = (
+            memory_by_part(C, t, "bf16", 8)[0] for t in (train, replace(train, average_frac=0.0))
+        )
+        assert averaged == plain | {"average of weights": 4 * 70_000_000 // 8}
+
+
 def test_states_without_zero_are_those_of_the_optimizer() -> None:
     """Weights in bf16; master weights, both moments and the sum of the gradients in fp32."""
     model = torch.nn.Linear(64, 32, bias=False, dtype=torch.bfloat16)
     optimizer = MasterAdamW(model, TrainConfig(), SINGLE_PROCESS)
     model(torch.ones(2, 64, dtype=torch.bfloat16)).sum().backward()
     optimizer.accumulate()
-    gradients = sum(m.grad.nbytes for m in optimizer._masters.values() if m.grad is not None)
+    gradients = sum(m.grad.nbytes for m in optimizer.masters.values() if m.grad is not None)
     optimizer.step(0.1)
     states = sum(t.nbytes for t in optimizer.tensors().values() if t.ndim)
     counts = Counts(64 * 32, 64 * 32, 64 * 32, 0, 64 * 32, 0, 0)

@@ -23,7 +23,7 @@ from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import Encoded, TrainConfig, encode, predict, train
 
 N, D = 150, 12
-RECIPE = TrainConfig(epochs=3, batch_size=32, lr=1e-2, warmup_frac=0.1)
+RECIPE = TrainConfig(epochs=3, batch_size=32, lr=1e-2, warmup_frac=0.1, average_frac=0.3)
 
 
 @dataclass(frozen=True)

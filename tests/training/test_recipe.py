@@ -72,6 +72,12 @@ def test_weight_decay_spares_vectors() -> None:
         ({"epochs": 0}, "epochs is 0"),
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),
         ({"warmup_frac": 1.0}, "warmup_frac is 1.0"),
+        ({"average_frac": -0.1}, "average_frac is -0.1"),
+        ({"decay_frac": 0.2}, "decay_frac is 0.2 with schedule='cosine', .* set schedule=constant"),
+        (
+            {"schedule": "constant", "warmup_frac": 0.7, "decay_frac": 0.4},
+            "warmup_frac is 0.7 and decay_frac 0.4; expected a sum of at most 1",
+        ),
         ({"clip_norm": 0.0}, "clip_norm is 0.0"),
     ],
 )
@@ -86,4 +92,6 @@ def test_learning_rates() -> None:
     warm = TrainConfig(lr=1.0, schedule="linear", warmup_frac=0.5)
     assert [warm.lr_at(s, 4) for s in range(4)] == [0.5, 1.0, 1.0, 0.5]
     assert TrainConfig(lr=2.0, schedule="constant").lr_at(3, 4) == 2.0
+    large = TrainConfig(lr=1.0, schedule="constant", warmup_frac=0.2, decay_frac=0.4)
+    assert [large.lr_at(s, 10) for s in range(10)] == [0.5, *[1.0] * 6, 0.75, 0.5, 0.25]
     assert TrainConfig(epochs=3, batch_size=32).steps(2000) == 188

@@ -35,7 +35,9 @@ def soft() -> np.ndarray:
     return soft_labels()
 
 
-@pytest.mark.parametrize("case", ["plain", "bf16", "dropout", "eleuther", "window", "ema"])
+@pytest.mark.parametrize(
+    "case", ["plain", "bf16", "average", "dropout", "eleuther", "window", "ema"]
+)
 def test_resume_is_the_straight_run(
     case: str, tokenizer: Any, data: Encoded, soft: np.ndarray, tmp_path: Path
 ) -> None:
@@ -45,6 +47,7 @@ def test_resume_is_the_straight_run(
         checkpoint_every=2,
         micro_batch_size=4,
         dropout=case == "dropout",
+        average_frac=0.5 if case == "average" else 0.0,  # the last three of six steps
         threshold_scope=case if case in ("window", "ema") else "exact",
     )
     loss = make_loss("logconf_eleuther" if case == "eleuther" else "logconf")

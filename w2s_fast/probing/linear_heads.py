@@ -104,6 +104,7 @@ def train_heads(
     unit, steps = replace(cfg, lr=1.0), cfg.steps(len(features))
     order = RowOrder(len(features), cfg.batch_size, cfg.epochs, seed)
     log = torch.empty(steps, 2, len(runs), dtype=torch.float64)
+    first_averaged, trained = cfg.first_averaged(steps), stack.parameters
     for step in range(steps):
         rows = torch.from_numpy(order.rows(step)).to(features.device)
         x = features[rows].to(stack.weight.dtype)
@@ -113,10 +114,15 @@ def train_heads(
         outs = [head_loss(logits, *weak, ctx) for head_loss, logits, weak in parts]
         log[step, 0], log[step, 1] = _backward(outs)
         stack.update([part.grad for part in z], x, rates * unit.lr_at(step, steps))
+        if step == first_averaged:
+            trained = [p.clone() for p in stack.parameters]
+        elif step > first_averaged:
+            share = 1 / (step + 1 - first_averaged)
+            trained = [t.lerp_(p, share) for t, p in zip(trained, stack.parameters, strict=True)]
     _check_finite(log[:, 0], runs)
     shape = (len(runs), classes)
     return HeadResult(
-        stack.weight.view(*shape, -1), stack.bias.view(shape), log[:, 0], log[:, 1],
+        trained[0].view(*shape, -1), trained[1].view(shape), log[:, 0], log[:, 1],
         time.perf_counter() - start,
     )  # fmt: skip
 
@@ -215,6 +221,11 @@ class _Stack:
         self._moments = [
             (torch.zeros_like(p), torch.zeros_like(p)) for p in (self.weight, self.bias)
         ]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Weight and bias of all heads."""
+        return [self.weight, self.bias]
 
     def logits(self, x: Tensor) -> Sequence[Tensor]:
         """Return (B, C) logits of every head."""

@@ -30,6 +30,12 @@ class TrainConfig:
         lr: peak learning rate of AdamW.
         schedule: ``cosine`` or ``linear`` to 0 over the training, or ``constant``.
         warmup_frac: fraction of the steps over which the learning rate rises linearly.
+        decay_frac: fraction of the steps, the last ones, over which a ``constant`` learning rate
+            falls linearly to 0. Large constant steps make the weights oscillate, which lets a
+            student learn weak features beside strong ones (arXiv 2310.17074); the decay ends the
+            oscillation.
+        average_frac: fraction of the steps, the last ones, whose weights are averaged; the training
+            ends with their mean. 0: it ends with the weights of the last step.
         weight_decay: decoupled weight decay of parameters with two or more dimensions.
         beta1, beta2, eps: coefficients of AdamW.
         clip_norm: maximum gradient norm of a step; None: no clipping.
@@ -60,6 +66,8 @@ class TrainConfig:
     lr: float = 5e-4
     schedule: str = "cosine"
     warmup_frac: float = 0.0
+    decay_frac: float = 0.0
+    average_frac: float = 0.0
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -85,7 +93,7 @@ class TrainConfig:
             self._check_least(name, 0)
         if self.micro_batch_size is not None:
             self._check_least("micro_batch_size", 1)
-        for name in ("warmup_frac", "beta1", "beta2"):
+        for name in ("warmup_frac", "decay_frac", "average_frac", "beta1", "beta2"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
                 raise W2SError(f"{name} is {value}; expected a number in [0, 1)")
@@ -101,7 +109,20 @@ class TrainConfig:
             if value not in names:
                 hint = nearest(value, names)
                 raise W2SError(f"{name} is {value!r}; expected one of {', '.join(names)}{hint}")
+        self._check_decay()
         self._check_sharding()
+
+    def _check_decay(self) -> None:
+        if self.decay_frac and self.schedule != "constant":
+            raise W2SError(
+                f"decay_frac is {self.decay_frac} with schedule={self.schedule!r}, which decays "
+                "over all steps; set schedule=constant or decay_frac=0"
+            )
+        if self.warmup_frac + self.decay_frac > 1.0:
+            raise W2SError(
+                f"warmup_frac is {self.warmup_frac} and decay_frac {self.decay_frac}; expected a "
+                "sum of at most 1"
+            )
 
     def _check_sharding(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
@@ -167,7 +188,14 @@ class TrainConfig:
         done = (step - warmup_steps) / max(1, steps - warmup_steps)
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * done))
-        return self.lr * (1 - done) if self.schedule == "linear" else self.lr
+        if self.schedule == "linear":
+            return self.lr * (1 - done)
+        decay_steps = round(self.decay_frac * steps)
+        return self.lr * min(1.0, (steps - step) / max(1, decay_steps))
+
+    def first_averaged(self, steps: int) -> int:
+        """Return the number of steps before those whose weights are averaged."""
+        return steps - round(self.average_frac * steps)
 
     def _check_least(self, name: str, low: int) -> None:
         value = getattr(self, name)

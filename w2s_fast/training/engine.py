@@ -41,6 +41,9 @@ class Engine(Protocol):
     def update(self, lr: float) -> None:
         """Sum gradients over processes, clip, take one optimizer step, and clear the gradients."""
 
+    def masters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the trained weights in the optimizer's precision, whole; a collective call."""
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield weights and optimizer state, whole and by name; a collective call."""
 
@@ -70,6 +73,10 @@ class PlainEngine:
     def update(self, lr: float) -> None:
         """See ``Engine``."""
         self._optimizer.step(lr)
+
+    def masters(self) -> Iterator[tuple[str, Tensor]]:
+        """See ``Engine``."""
+        yield from self._optimizer.masters.items()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """See ``Engine``."""

@@ -28,6 +28,7 @@ from w2s_fast.training.monitor import Monitor, Watch
 from w2s_fast.training.step import MicroBatch, Stepper, StepResult
 from w2s_fast.training.thresholds import Thresholds
 from w2s_fast.training.train_mode import training_mode
+from w2s_fast.training.weight_average import WeightAverage
 
 # Reading a loss waits for the device or for other processes; a single CPU process has no such wait.
 _READ_EVERY_STEPS = 20
@@ -115,6 +116,7 @@ class _Training:
             (n, list(shape_of(t)), t.requires_grad) for n, t in module_tensors(model).items()
         ]
         self.engine = make_engine(model, cfg, self.world)
+        self.average = WeightAverage(self.engine, model, cfg.first_averaged(self.steps), self.world)
         n_classes = getattr(model, "n_classes", 2 if hard else weak_labels.shape[1])
         self.thresholds = Thresholds(cfg.threshold_scope, loss, n_classes, cfg.batch_size)
         self.stepper = Stepper(self.engine, loss, self.thresholds, self.world)
@@ -146,6 +148,8 @@ class _Training:
                 self.read_results(done)
                 if progress is not None and self.world.is_main_process:
                     progress(done, self.steps, self.log[-1][0])
+            if done == self.steps:
+                self.average.apply()
             if evaluate and self.monitor is not None:
                 self.monitor.evaluate(done)
             if save and directory is not None and done < self.steps:
@@ -166,6 +170,7 @@ class _Training:
         result = self.stepper.step(self.micro_batches(step), ctx, lr)
         self.loss_state = result.state
         self.unread.append(result)
+        self.average.add(step + 1)
 
     def save(self, directory: Path, done: int, identity: dict[str, Any]) -> None:
         """Write a checkpoint."""
@@ -234,6 +239,7 @@ class _Training:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield everything that changes during training, whole, by name."""
         yield from self.engine.tensors()
+        yield from self.average.tensors()
         yield from ((f"threshold.{k}", t) for k, t in self.thresholds.state.items())
         if self.loss_state is not None:
             yield "loss.state", self.loss_state
@@ -251,6 +257,7 @@ class _Training:
         if saved is None:
             return 0
         self.engine.load(saved.read)
+        self.average.load(saved.read, saved.step)
         for name in saved.names("threshold."):
             if (t := saved.read(name)) is not None:
                 self.thresholds.state[name.partition(".")[2]] = t.to(self.device)

@@ -21,15 +21,19 @@ ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")  # state tensors of each paramet
 
 
 class MasterAdamW:
-    """``torch.optim.AdamW`` over the masters of a module's trainable parameters."""
+    """``torch.optim.AdamW`` over the masters of a module's trainable parameters.
+
+    Attributes:
+        masters: Masters by name of the parameter; an fp32 parameter is its own.
+    """
 
     def __init__(self, model: nn.Module, cfg: TrainConfig, world: World = SINGLE_PROCESS) -> None:
         self._params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self._params:
             raise W2SError("the model has no trainable parameters; expected at least one")
-        self._masters = {n: _master(p) for n, p in self._params.items()}
+        self.masters = {n: _master(p) for n, p in self._params.items()}
         self._adamw = torch.optim.AdamW(
-            decay_groups(self._masters.values(), cfg),
+            decay_groups(self.masters.values(), cfg),
             lr=cfg.lr,
             betas=(cfg.beta1, cfg.beta2),
             eps=cfg.eps,
@@ -43,7 +47,7 @@ class MasterAdamW:
         Sums over micro-batches thus have the accuracy of fp32.
         """
         for name, p in self._params.items():
-            master = self._masters[name]
+            master = self.masters[name]
             if master is p or p.grad is None:
                 continue
             if master.grad is None:
@@ -54,22 +58,22 @@ class MasterAdamW:
 
     def step(self, lr: float) -> None:
         """Take one step: sum gradients over processes, clip, update, round, clear gradients."""
-        self._world.all_reduce([m.grad for m in self._masters.values() if m.grad is not None])
+        self._world.all_reduce([m.grad for m in self.masters.values() if m.grad is not None])
         if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._masters.values(), self._clip_norm)
+            nn.utils.clip_grad_norm_(self.masters.values(), self._clip_norm)
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, p in self._params.items():
-                if self._masters[name] is not p:
-                    p.copy_(self._masters[name])
+                if self.masters[name] is not p:
+                    p.copy_(self.masters[name])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a resumed training needs, by name: masters, moments, step counts."""
         out: dict[str, Tensor] = {}
-        for name, master in self._masters.items():
+        for name, master in self.masters.items():
             if master is not self._params[name]:
                 out[f"master.{name}"] = master
             for key, value in self._adamw.state.get(master, {}).items():
@@ -78,7 +82,7 @@ class MasterAdamW:
 
     def load(self, read: Callable[[str], Tensor | None]) -> None:
         """Restore ``tensors``; ``read`` returns None for a name that was not saved."""
-        for name, master in self._masters.items():
+        for name, master in self.masters.items():
             if (saved := read(f"master.{name}")) is not None:
                 with torch.no_grad():
                     master.copy_(saved)

@@ -70,9 +70,20 @@ class DeepSpeedEngine:
         self._engine.step()
         self._steps += not self._zero.overflow  # DeepSpeed skips the update if a gradient overflows
 
+    def masters(self) -> Iterator[tuple[str, Tensor]]:
+        """See ``Engine``."""
+        for name, t in module_tensors(self._model).items():
+            if not (isinstance(t, nn.Parameter) and t.requires_grad):
+                continue
+            if self._has_masters:
+                yield name, self._master(t)
+            else:
+                with gathered([t]):
+                    yield name, t
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """See ``Engine``."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+        from deepspeed.utils import safe_get_full_optimizer_state
 
         if self._scaler is not None:
             values = [float(getattr(self._scaler, name)) for name in _LOSS_SCALE]
@@ -86,7 +97,7 @@ class DeepSpeedEngine:
             if not (isinstance(t, nn.Parameter) and t.requires_grad):
                 continue
             if self._has_masters:
-                yield f"optimizer.master.{name}", safe_get_full_fp32_param(t)
+                yield f"optimizer.master.{name}", self._master(t)
             if not self._steps:
                 continue
             yield f"optimizer.step.{name}", step
@@ -113,6 +124,12 @@ class DeepSpeedEngine:
                     self._put(t, saved, key)
         self._steps = max(steps)
         self._set_steps()
+
+    @staticmethod
+    def _master(p: Tensor) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return safe_get_full_fp32_param(p)
 
     @property
     def _scaler(self) -> Any:
