@@ -105,6 +105,69 @@ def test_pretraining_text_is_grammatical_and_has_cues_on_half_of_the_nouns() -> 
     assert sentences[0] != next(grammar.pretraining_text(2))
 
 
+def _sentences(n: int = 3000, **fields: float) -> list[str]:
+    cfg = TaskConfig(pretrain=PretrainConfig(**fields))  # type: ignore[arg-type]
+    return list(itertools.islice(grammar.pretraining_text(0, cfg), n))
+
+
+@pytest.mark.parametrize("frac", [0.0, 0.25])
+def test_noise_is_the_share_of_wrong_main_verbs(frac: float) -> None:
+    copulas = {form: plural for pair in grammar.COPULAS for plural, form in enumerate(pair)}
+    wrong = []
+    for words in map(str.split, _sentences(noise_frac=frac)):
+        main = next((word for word in words if word in copulas), None)
+        if main is not None:
+            wrong.append(copulas[main] != _subject_number(" ".join(words)))
+    assert len(wrong) > 500
+    assert abs(np.mean(wrong) - frac) <= (0.05 if frac else 0)
+
+
+def test_coverage_keeps_nouns_of_all_ranks_from_the_text_but_not_from_the_task() -> None:
+    assert {w for s in _sentences(noun_coverage=1.0) for w in s.split()} >= NUMBER.keys()
+    words = {word for sentence in _sentences(noun_coverage=0.75) for word in sentence.split()}
+    absent = [pair for pair in grammar.NOUNS if not words & set(pair)]
+    assert len(absent) == len(grammar.NOUNS) - int(0.75 * len(grammar.NOUNS))
+    items = grammar.draw_items(Random(0), 2000, TaskConfig(), set())
+    heads = [next(word for word in text.split() if word in NUMBER) for text in items.texts]
+    share = np.mean([head in {form for pair in absent for form in pair} for head in heads])
+    assert 0.2 < share < 0.4  # 0.25 of the draws; repeated texts, dropped, have frequent nouns
+
+
+@pytest.mark.parametrize("distance", [1, 4])
+def test_attractor_distance_counts_the_nouns_after_the_head(distance: int) -> None:
+    rng, language = Random(0), grammar.Language()
+    texts = [language.prefix(rng, 1, attractor=True, distance=distance) for _ in range(300)]
+    counts = [sum(word in NUMBER for word in text.split()) - 1 for text in texts]
+    assert set(counts) == {distance, distance + 1}  # one more of two prepositions
+    assert {(_subject_number(t), _last_noun(t)) for t in texts} == {(1, 0)}
+    cfg = TaskConfig(n_weak=50, attractor_distance=distance)
+    most = max(sum(word in NUMBER for word in t.split()) for t in _load_weak(cfg))
+    assert most == distance + 2
+
+
+def _load_weak(cfg: TaskConfig) -> tuple[str, ...]:
+    return get_task("agreement").load(replace(cfg, n_transfer=2, n_test=2), 0).weak.texts
+
+
+def test_text_has_every_distance_up_to_its_own() -> None:
+    """The grammar ends a subject at a verb that is not in a relative clause, here a copula."""
+    copulas = {form for pair in grammar.COPULAS for form in pair}
+    most = {}
+    for distance in (1, 3):
+        counts = Counter(
+            sum(word in NUMBER for word in itertools.takewhile(lambda w: w not in copulas, words))
+            for words in map(str.split, _sentences(attractor_distance=distance))
+            if copulas & set(words)
+        )
+        most[distance] = max(counts)
+        assert all(counts[n] for n in range(1, max(counts)))
+    assert most == {1: 3, 3: 5}
+    prefixes = set(_load_weak(TaskConfig(n_weak=2000, attractor_distance=2)))
+    for words in map(str.split, _sentences(attractor_distance=3)):
+        spans = (" ".join(words[i:j]) for i in range(len(words)) for j in range(i, len(words) + 1))
+        assert prefixes.isdisjoint(spans)
+
+
 def test_no_cues_where_none_are_asked_for() -> None:
     cfg = TaskConfig(pretrain=PretrainConfig(cue_frac=0.0))
     sentences = itertools.islice(grammar.pretraining_text(0, cfg), 200)

@@ -145,6 +145,10 @@ def test_config_values() -> None:
     fails(lambda: PretrainConfig(steps=0), "pretrain.steps=0")
     fails(lambda: PretrainConfig(length=500), "pretrain.length=500")
     fails(lambda: PretrainConfig(cue_frac=-0.1), "pretrain.cue_frac=-0.1")
+    fails(lambda: PretrainConfig(noise_frac=1.5), "pretrain.noise_frac=1.5")
+    fails(lambda: PretrainConfig(noun_coverage=0.0), "noun_coverage=0.0: expected at least 0.1")
+    fails(lambda: PretrainConfig(attractor_distance=6), "attractor_distance=6: expected 1 to 5")
+    fails(lambda: TaskConfig(attractor_distance=0), "task.attractor_distance=0: expected 1 to 16")
 
 
 def test_get_task_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,50 +7,9 @@ from typing import Any
 
 from w2s_fast.errors import W2SError
 from w2s_fast.paths import PathText, expand_paths
+from w2s_fast.tasks._agreement_config import PretrainConfig, check_distance, check_frac
 from w2s_fast.tasks._delimited import check_delimiter
 from w2s_fast.tasks._encoding import check_encoding
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """The small causal language model of the task `agreement` and its pretraining.
-
-    Attributes:
-        hidden: Width of the model.
-        layers: Number of decoder layers.
-        heads: Attention heads; must divide ``hidden``.
-        steps: Optimizer steps.
-        batch_size: Sequences per step.
-        length: Tokens per sequence, at most 128.
-        lr: Peak learning rate (AdamW, 50 steps of warm-up, cosine decay to 0.05 of it).
-        cue_frac: Share of noun phrases with a number cue ("this", "these").
-        seed: Seed of the initial weights and the text.
-    """
-
-    hidden: int = 96
-    layers: int = 3
-    heads: int = 4
-    steps: int = 600
-    batch_size: int = 16
-    length: int = 64
-    lr: float = 4e-3
-    cue_frac: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.hidden < 1 or self.heads < 1 or self.hidden % (2 * self.heads):
-            raise W2SError(
-                f"task.pretrain.hidden={self.hidden} does not split into {self.heads} heads of "
-                "even width; use a multiple of 2 * pretrain.heads"
-            )
-        for name in ("layers", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise W2SError(f"task.pretrain.{name}={getattr(self, name)}: expected at least 1")
-        if not 0 <= self.seed < 2**31:
-            raise W2SError(f"task.pretrain.seed={self.seed} is outside 0 to 2**31 - 1")
-        if not 2 <= self.length <= 128:
-            raise W2SError(f"task.pretrain.length={self.length}: expected 2 to 128 tokens")
-        _check_frac("task.pretrain.cue_frac", self.cue_frac)
 
 
 @dataclass(frozen=True)
@@ -117,6 +76,8 @@ class TaskConfig:
             list of N texts in, N numbers in [0, 1] out; below 1/2 is right.
         answer_tokens: Largest number of tokens of a generated answer (generation tasks).
         attractor_frac: Share of `agreement` items that end in a noun of the other number.
+        attractor_distance: Number of nouns from the head to the last one, at least; each beyond the
+            first is one more prepositional phrase. Items without a second noun keep their form.
         language_seed: Seed of the word frequencies of `agreement`.
         pretrain: The language model of `agreement`.
         chess: The puzzles of `chess`.
@@ -146,6 +107,7 @@ class TaskConfig:
     scorer: str | None = None
     answer_tokens: int = 256
     attractor_frac: float = 0.2
+    attractor_distance: int = 1
     language_seed: int = 0
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     chess: ChessConfig = field(default_factory=ChessConfig)
@@ -173,7 +135,8 @@ class TaskConfig:
             raise W2SError(
                 f"task.words={list(self.words)}: expected one word per class, all different"
             )
-        _check_frac("task.attractor_frac", self.attractor_frac)
+        check_frac("task.attractor_frac", self.attractor_frac)
+        check_distance("task.attractor_distance", self.attractor_distance)
 
     def _write_out_numbers(self) -> None:
         """Make text of columns and classes that Python code gives as integers."""
@@ -191,8 +154,3 @@ class TaskConfig:
         plain = TaskConfig()
         unset = {k: v for k, v in defaults.items() if getattr(self, k) == getattr(plain, k)}
         return replace(self, **unset)
-
-
-def _check_frac(name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise W2SError(f"{name}={value}: expected a share between 0 and 1")

@@ -18,14 +18,14 @@ from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 from w2s_fast.tasks._base import Examples, TaskData
-from w2s_fast.tasks._config import TaskConfig
+from w2s_fast.tasks._config import PretrainConfig, TaskConfig
 from w2s_fast.tasks._split import make_examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAD, END, UNKNOWN = "<pad>", "<eos>", "<unk>"
-MAX_LENGTH = 128  # tokens; the longest prefix has 11
+MAX_LENGTH = 128  # tokens; at attractor_distance=1 the longest prefix has 11
 
 
 def _split(words: str) -> tuple[str, ...]:
@@ -80,33 +80,40 @@ class Language:
 
     Args:
         seed: Seed of the ranking.
+        coverage: Share of the nouns that occur, spread evenly over the ranks.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self._nouns = list(NOUNS)
-        Random(f"nouns/{seed}").shuffle(self._nouns)
-        self._weights = list(accumulate(rank**-0.8 for rank in range(1, len(NOUNS) + 1)))
+    def __init__(self, seed: int = 0, coverage: float = 1.0) -> None:
+        nouns = list(NOUNS)
+        Random(f"nouns/{seed}").shuffle(nouns)
+        n = len(nouns)
+        ranks = [r for r in range(1, n + 1) if int(r * coverage) > int((r - 1) * coverage)]
+        self._nouns = [nouns[rank - 1] for rank in ranks]
+        self._weights = list(accumulate(rank**-0.8 for rank in ranks))
 
-    def prefix(self, rng: Random, plural: int, attractor: bool) -> str:
+    def prefix(self, rng: Random, plural: int, attractor: bool, distance: int = 1) -> str:
         """Draw a reserved prefix without cues.
 
         Args:
             rng: Source of randomness.
             plural: Number of the head noun, 0 or 1: the label.
             attractor: Whether the last noun must have the other number; False leaves it free.
+            distance: See ``TaskConfig.attractor_distance``.
         """
         last = 1 - plural if attractor else None
         while True:
-            text = " ".join(self._words(rng, _subject(rng, plural, 0.0, last)))
+            text = " ".join(self._words(rng, _subject(rng, plural, 0.0, last, distance)))
             if is_reserved(text):
                 return text
 
-    def sentence(self, rng: Random, cue_frac: float) -> str:
-        """Draw a grammatical sentence that contains no reserved prefix."""
-        plural = rng.randint(0, 1)
-        words = self._unreserved(rng, _subject(rng, plural, cue_frac, None))
+    def sentence(self, rng: Random, cfg: PretrainConfig) -> str:
+        """Draw a sentence that contains no reserved prefix; it is grammatical but for the noise."""
+        plural, cue_frac = rng.randint(0, 1), cfg.cue_frac
+        distance = rng.randint(1, cfg.attractor_distance)
+        words = self._unreserved(rng, _subject(rng, plural, cue_frac, None, distance))
         verb = rng.choice(VERBS)
-        words.append(verb[plural])
+        wrong = rng.random() < cfg.noise_frac
+        words.append(verb[1 - plural if wrong else plural])
         if verb in COPULAS:
             words.append(rng.choice(ADJECTIVES))
             if rng.random() < 0.2:
@@ -154,16 +161,17 @@ def is_reserved(prefix: str) -> bool:
 
 
 def pretraining_text(seed: int, cfg: TaskConfig | None = None) -> Iterator[str]:
-    """Yield grammatical sentences, endlessly; none contains a reserved prefix.
+    """Yield sentences, endlessly; none contains a reserved prefix.
 
     Args:
         seed: Seed of the text.
-        cfg: Task options; ``language_seed`` and ``pretrain.cue_frac`` are used.
+        cfg: Task options; ``language_seed`` and ``pretrain`` are used.
     """
     cfg = cfg or TaskConfig()
-    language, rng = Language(cfg.language_seed), Random(f"text/{seed}")
+    language = Language(cfg.language_seed, cfg.pretrain.noun_coverage)
+    rng = Random(f"text/{seed}")
     while True:
-        yield language.sentence(rng, cfg.pretrain.cue_frac)
+        yield language.sentence(rng, cfg.pretrain)
 
 
 def vocabulary() -> dict[str, int]:
@@ -207,7 +215,7 @@ def draw_items(rng: Random, n: int, cfg: TaskConfig, used: set[str]) -> Examples
     Args:
         rng: Source of randomness.
         n: Number of items.
-        cfg: ``attractor_frac`` and ``language_seed`` are used.
+        cfg: ``attractor_frac``, ``attractor_distance`` and ``language_seed`` are used.
         used: Prefixes of other items.
     """
     language = Language(cfg.language_seed)
@@ -215,9 +223,9 @@ def draw_items(rng: Random, n: int, cfg: TaskConfig, used: set[str]) -> Examples
     while len(items) < n:
         plural = len(items) % 2
         attractor = rng.random() < cfg.attractor_frac
-        text = language.prefix(rng, plural, attractor)
+        text = language.prefix(rng, plural, attractor, cfg.attractor_distance)
         while text in used:
-            text = language.prefix(rng, plural, attractor)
+            text = language.prefix(rng, plural, attractor, cfg.attractor_distance)
         used.add(text)
         items.append((text, plural))
     rng.shuffle(items)
@@ -241,11 +249,14 @@ def _noun(rng: Random, plural: int, cue_frac: float) -> Slot:
     return Slot("noun", plural, rng.random() < cue_frac)
 
 
-def _subject(rng: Random, plural: int, cue_frac: float, last: int | None) -> list[Slot]:
+def _subject(
+    rng: Random, plural: int, cue_frac: float, last: int | None, distance: int
+) -> list[Slot]:
     """Plan a subject; ``last`` is the number of its last noun (None: free, possibly a single noun).
 
     Shares: one noun 25 %, noun + preposition + noun 35 %, two prepositions 15 %, object relative
-    clause 15 %, subject relative clause 10 %.
+    clause 15 %, subject relative clause 10 %. ``distance`` - 1 prepositional phrases follow the
+    head of all but the first.
     """
     draw = rng.random() if last is None else 0.25 + 0.75 * rng.random()
     end = rng.randint(0, 1) if last is None else last
@@ -254,13 +265,17 @@ def _subject(rng: Random, plural: int, cue_frac: float, last: int | None) -> lis
     preposition, that = Slot("preposition"), Slot("that")
     if draw < 0.25:
         return [head]
+    start = [head]
+    for _ in range(distance - 1):
+        start += [preposition, _noun(rng, rng.randint(0, 1), cue_frac)]
     if draw < 0.60:
-        return [head, preposition, tail]
+        return [*start, preposition, tail]
     if draw < 0.75:
-        return [head, preposition, middle, preposition, tail]
+        return [*start, preposition, middle, preposition, tail]
     if draw < 0.90:
-        return [head, that, tail, Slot("verb", end)]
-    return [head, that, Slot("verb", plural), tail]
+        return [*start, that, tail, Slot("verb", end)]
+    # The verb agrees with the noun before the clause.
+    return [*start, that, Slot("verb", start[-1].plural), tail]
 
 
 def _spans(words: list[str]) -> Iterator[str]:
