@@ -8,6 +8,21 @@ import pytest
 from w2s_fast import metrics
 
 
+def test_worst_group_is_the_lowest_accuracy_over_label_and_subgroup() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    subgroups = np.array(["a", "a", "b", "b", "a", "a", "b", "b"])
+    right = np.array([1, 1, 1, 0, 1, 1, 0, 1], dtype=bool)
+    assert metrics.worst_group_accuracy(right, labels, subgroups) == 0.5
+    right[2:4] = False, False
+    assert metrics.worst_group_accuracy(right, labels, subgroups) == 0.0
+    # A group that does not occur is no group: without (0, b) only (1, b) is below 1.
+    rest = [0, 1, 4, 5, 6, 7]
+    assert metrics.worst_group_accuracy(right[rest], labels[rest], subgroups[rest]) == 0.5
+    # Neither labels nor subgroups alone decide: each has an accuracy of one half.
+    labels, subgroups = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    assert metrics.worst_group_accuracy(labels == subgroups, labels, subgroups) == 0.0
+
+
 @pytest.mark.parametrize("decimals", [1, 8], ids=["many ties", "no ties"])
 def test_auroc_counts_pairs(decimals: int) -> None:
     rng = np.random.default_rng(0)

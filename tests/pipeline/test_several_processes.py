@@ -26,7 +26,7 @@ from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.export import ABOUT, HEAD, export
 from w2s_fast.pipeline.stages import predict
-from w2s_fast.tasks import TaskConfig
+from w2s_fast.tasks import OodConfig, ShortcutConfig, TaskConfig
 from w2s_fast.tasks.datasets.agreement import tokenizer
 
 pytest.importorskip("deepspeed")
@@ -38,7 +38,14 @@ def config(folder: Path, **train: Any) -> RunConfig:
     base = RunConfig()
     return dataclasses.replace(
         base,
-        task=TaskConfig(name="agreement", n_weak=60, n_transfer=200, n_test=60),
+        task=TaskConfig(
+            name="agreement",
+            n_weak=60,
+            n_transfer=200,
+            n_test=60,
+            shortcut=ShortcutConfig(availability=1),
+            ood=OodConfig(n=20),
+        ),  # fmt: skip
         student=ModelConfig("scratch", hidden=16, layers=1, heads=2),
         weak=ModelConfig("scratch", hidden=16, layers=1, heads=2),
         weak_train=dataclasses.replace(base.weak_train, epochs=1, timeout_s=30),
@@ -108,13 +115,13 @@ def test_models_that_only_predict_are_sharded_too(tmp_path: Path) -> None:
             weak_train=dataclasses.replace(cfg.weak_train, zero_stage=zero, timeout_s=300),
             student_train=dataclasses.replace(cfg.student_train, zero_stage=zero, timeout_s=300),
             intermediate_models=(source,),
-            methods=("naive", "bootstrap", "knn_filter"),
+            methods=("naive", "bootstrap", "knn_filter", "probe"),
             losses=("xent",),
         )
         ranks.run(__file__, size, ["run", "--config", str(write(cfg, folder)), "--quiet"])
         arrays[size] = tables(folder / "out")
     assert arrays[1].keys() == arrays[2].keys()
-    for name in ("weak/test.parquet", "intermediate/test.parquet"):
+    for name in ("weak/test.parquet", "weak/ood.parquet", "intermediate/test.parquet"):
         assert np.abs(arrays[1][name] - arrays[2][name]).max() < 1e-4, name
 
 

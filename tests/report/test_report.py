@@ -238,6 +238,22 @@ def test_bases_and_the_spread_over_last_bits_are_listed() -> None:
     assert "xent: standard deviation of accuracy 0.010 over runs, 0.004 over the last bits" in text
 
 
+def test_groups_and_shifted_items_are_shown_where_a_task_has_them() -> None:
+    results = make_results()
+    assert "worst group" not in printed(results) + page(results)
+    for row in results["summary"]:
+        for i, model in enumerate(("weak", "student", "ceiling")):
+            row |= {f"{model}_worst_group": 0.511 + i / 10, f"{model}_ood": None}
+            row |= {f"{model}_ood_worst_group": None}
+    text = printed(results)
+    table = text[text.index("Groups and shifted items") :]
+    assert "worst group" in table and "OOD" not in table
+    for name, number in (("weak", "0.511"), ("xent", "0.611"), ("ceiling", "0.711")):
+        assert re.search(rf"{name} .* {number}", table), name
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(number in page(results) for number in ("0.511", "0.611", "0.711"))
+
+
 def test_results_of_an_earlier_version_can_be_shown() -> None:
     results = make_results()
     for name in ("design", "differences", "failed"):

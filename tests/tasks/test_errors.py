@@ -12,7 +12,14 @@ import pytest
 from helpers.task_data import fails, local_config, numbered_rows, write_rows
 
 from w2s_fast.errors import W2SError
-from w2s_fast.tasks import TASKS, PretrainConfig, TaskConfig, get_task
+from w2s_fast.tasks import (
+    TASKS,
+    OodConfig,
+    PretrainConfig,
+    ShortcutConfig,
+    TaskConfig,
+    get_task,
+)
 
 
 def test_missing_path_and_files(tmp_path: Path) -> None:
@@ -149,6 +156,16 @@ def test_config_values() -> None:
     fails(lambda: PretrainConfig(noun_coverage=0.0), "noun_coverage=0.0: expected at least 0.1")
     fails(lambda: PretrainConfig(attractor_distance=6), "attractor_distance=6: expected 1 to 5")
     fails(lambda: TaskConfig(attractor_distance=0), "task.attractor_distance=0: expected 1 to 16")
+    fails(lambda: ShortcutConfig(5), "task.shortcut.availability=5: expected 0 to 4 adverbs")
+    fails(lambda: ShortcutConfig(1, -0.1), "task.shortcut.predictivity=-0.1: expected a share")
+    fails(lambda: OodConfig(n=1), "task.ood.n=1: expected at least 2 items, or 0")
+    fails(lambda: OodConfig(attractor_distance=0), "task.ood.attractor_distance=0: expected 1 to")
+    for same in (
+        {"ood": OodConfig(n=10, predictivity=0.2)},  # without a shortcut
+        {"ood": OodConfig(n=10), "shortcut": ShortcutConfig(1, 0.5)},
+        {"ood": OodConfig(n=10, attractor_distance=2), "attractor_distance": 2},
+    ):
+        fails(lambda same=same: TaskConfig(**same), "task.ood.n=10: these items would be like")
 
 
 def test_get_task_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.task_data import all_columns, check_schema, local_config, numbered_rows, write_rows
 
+from w2s_fast.errors import W2SError
 from w2s_fast.tasks import get_task
 
 
@@ -26,6 +27,20 @@ def test_local_seed_decides(tmp_path: Path) -> None:
     first, again, other = (get_task("local").load(cfg, seed) for seed in (0, 0, 1))
     assert all_columns(first) == all_columns(again)
     assert set(first.test.ids) != set(other.test.ids)
+
+
+def test_subgroups_follow_their_rows_through_the_splits(tmp_path: Path) -> None:
+    rows = [{**row, "kind": f"k{i % 3}"} for i, row in enumerate(numbered_rows(60))]
+    kind_of = {str(row["text"]): row["kind"] for row in rows}
+    path = write_rows(tmp_path / "a.csv", rows)
+    data = get_task("local").load(local_config(path, subgroup="kind"), seed=0)
+    for examples in data.splits.values():
+        assert examples.subgroups == tuple(kind_of[text] for text in examples.texts)
+    assert get_task("local").load(local_config(path), seed=0).test.subgroups is None
+    rows[5]["kind"] = ""
+    path = write_rows(tmp_path / "b.csv", rows)
+    with pytest.raises(W2SError, match=r"no value in column 'kind' \(task.subgroup\), .* row 6"):
+        get_task("local").load(local_config(path, subgroup="kind"), seed=0)
 
 
 def test_test_rows_do_not_depend_on_the_other_sizes(tmp_path: Path) -> None:

@@ -34,7 +34,15 @@ from w2s_fast.metrics.item_bootstrap import (
 from w2s_fast.metrics.misfit import Misfit, misfit
 from w2s_fast.metrics.overlap import Overlap, change_point, find_overlap
 from w2s_fast.metrics.runs import Runs, runs_of
-from w2s_fast.metrics.scores import Agreement, accuracy, agreement, auroc, balanced_accuracy, f1
+from w2s_fast.metrics.scores import (
+    Agreement,
+    accuracy,
+    agreement,
+    auroc,
+    balanced_accuracy,
+    f1,
+    worst_group_accuracy,
+)
 
 __all__ = [
     "CALIBRATORS",
@@ -85,4 +93,5 @@ __all__ = [
     "pgr_is_in_interval",
     "pgr_item_interval",
     "runs_of",
+    "worst_group_accuracy",
 ]

@@ -1,4 +1,4 @@
-"""Scores of one model's predictions: accuracy, balanced accuracy, F1, AUROC, agreement.
+"""Scores of one model's predictions: accuracy, also of the worst group, F1, AUROC, agreement.
 
 N items, C classes.
 """
@@ -31,6 +31,24 @@ def balanced_accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
     """
     right = probs.argmax(1) == labels
     return float(np.mean([right[labels == c].mean() for c in np.unique(labels)]))
+
+
+def worst_group_accuracy(right: np.ndarray, labels: np.ndarray, subgroups: np.ndarray) -> float:
+    """Return the lowest accuracy over the groups (label, subgroup) that occur.
+
+    Source: Sagawa et al. 2020 (arXiv 1911.08731), Sec. 2.
+
+    Args:
+        right: (N,) bool, whether a prediction is right.
+        labels: (N,) classes.
+        subgroups: (N,) numbers or names, such as whether a spurious feature agrees with the label.
+    """
+    _, group = np.unique(
+        np.stack([np.unique(part, return_inverse=True)[1] for part in (labels, subgroups)]),
+        axis=1,
+        return_inverse=True,
+    )
+    return float((np.bincount(group, right) / np.bincount(group)).min())
 
 
 def f1(probs: np.ndarray, labels: np.ndarray) -> float | None:

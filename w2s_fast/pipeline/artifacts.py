@@ -25,6 +25,7 @@ PRETRAINED = "model"  # folder: a language model that transformers loads
 FEATURES = "features.safetensors"  # cached hidden states
 BALANCE = "balance.npy"  # class balance of the true labels
 TEST = "test.parquet"  # predictions of the test items
+OOD = "ood.parquet"  # predictions of the out-of-distribution test items
 LOG = "log.json"  # loss and metrics of every step
 TRAJECTORY = "trajectory.npy"  # predictions of the transfer set during a training
 CALIBRATION = "calibration.json"  # calibrator of the weak labels, and its scores

@@ -31,7 +31,7 @@ _GOLD = {
     "weak": ("weak",),
     "calibration": ("weak",),
     "ceiling": ("transfer",),
-    "report": ("weak", "transfer", "test"),
+    "report": ("weak", "transfer", "test", "ood"),
 }
 
 
@@ -92,7 +92,12 @@ class Context:
     @property
     def task(self) -> TaskData:
         """The task without rows, which ``inputs`` and ``gold`` return."""
-        return replace(self._data, weak=_NO_ROWS, transfer=_NO_ROWS, test=_NO_ROWS)
+        return replace(self._data, weak=_NO_ROWS, transfer=_NO_ROWS, test=_NO_ROWS, ood=None)
+
+    @property
+    def has_ood(self) -> bool:
+        """Whether the task has out-of-distribution test items."""
+        return self._data.ood is not None
 
     @property
     def n_classes(self) -> int:
@@ -101,8 +106,7 @@ class Context:
 
     def inputs(self, split: str) -> Inputs:
         """Return the texts of a split, without labels."""
-        examples: Examples = getattr(self._data, split)
-        return examples.inputs
+        return self._data.splits[split].inputs
 
     def gold(self, split: str) -> Examples:
         """Return a split with its true labels.
@@ -116,7 +120,7 @@ class Context:
                 f"stage {self.job.name!r} asked for the true labels of the {split} set; a method "
                 "may use them only through a node that says so, like plan.gold_balance()"
             )
-        return getattr(self._data, split)
+        return self._data.splits[split]
 
     @property
     def _data(self) -> TaskData:
@@ -131,6 +135,16 @@ def load_data(task: TaskConfig, seed: int) -> TaskData:
     """
     data = get_task(task.name).load(task, seed)
     check_texts(data)
+    if task.subgroup is not None and data.test.subgroups is None:
+        raise W2SError(
+            f"task.subgroup={task.subgroup!r}: task {task.name!r} does not read such a column; use "
+            "task local"
+        )
+    if task.ood.n and data.ood is None:
+        raise W2SError(
+            f"task.ood.n={task.ood.n}: task {task.name!r} has no out-of-distribution items; use "
+            "task agreement, or set it to 0"
+        )
     return data
 
 

@@ -13,7 +13,7 @@ from w2s_fast.methods import Node
 from w2s_fast.models import ModelConfig
 from w2s_fast.pipeline.diagnostic_nodes import diagnostic_nodes, recorded
 from w2s_fast.pipeline.students import make_plan, students
-from w2s_fast.tasks import Examples, TaskData
+from w2s_fast.tasks import TaskData
 from w2s_fast.training.config import EXECUTION_FIELDS
 
 # Raise a version when its stage computes something else from the same inputs: old results are then
@@ -36,7 +36,7 @@ VERSIONS = {
     "trajectory": 1,
     "apply": 1,
     "overlap": 1,
-    "report": 5,
+    "report": 6,
 }
 EMBEDDED = "agreement-lm"  # the model source that stage `pretrain` makes
 EMBEDDED_TASK = "agreement"  # has a tokenizer of its own
@@ -245,12 +245,12 @@ def _model_slice(model: ModelConfig) -> dict[str, Any]:
 def data_digests(data: TaskData) -> dict[str, str]:
     """Return a digest of the inputs (texts, ids, groups) and of the true labels of each split."""
     digests = {"question": content_hash([data.kind, data.class_names, data.prompt, data.words])}
-    for name in ("weak", "transfer", "test"):
-        split: Examples = getattr(data, name)
+    for name, split in data.splits.items():
         digests[f"{name}.inputs"] = content_hash(
             [data.kind, split.ids, split.texts, split.pairs, split.groups]
         )
-        digests[f"{name}.labels"] = content_hash([split.labels.tolist(), split.answers])
+        subgroups = [] if split.subgroups is None else [split.subgroups]
+        digests[f"{name}.labels"] = content_hash([split.labels.tolist(), split.answers, *subgroups])
     return digests
 
 
@@ -273,10 +273,11 @@ def data_of_job(
     return {str(seed): content_hash(dict(digests[seed])) for seed in seeds}
 
 
-_TRANSFER = ("transfer.inputs", "test.inputs")
+_SCORED = ("test.inputs", "ood.inputs")
+_TRANSFER = ("transfer.inputs", *_SCORED)
 _DATA_INPUTS = {
     "tokenizer": ("weak.inputs", "transfer.inputs"),
-    "weak": ("weak.inputs", "weak.labels", "test.inputs"),
+    "weak": ("weak.inputs", "weak.labels", *_SCORED),
     "calibration": ("weak.inputs", "weak.labels"),
     "overlap": ("transfer.inputs",),
     "intermediate": _TRANSFER,
@@ -292,7 +293,7 @@ _DATA_INPUTS = {
 
 
 def data_inputs(job: Job) -> tuple[str, ...]:
-    """Return the keys of ``data_digests`` that the job reads."""
+    """Return the keys of ``data_digests`` that the job reads if the task has them."""
     reads = _DATA_INPUTS.get(job.stage, ())
     if split := job.setting("split"):
         return (*reads, f"{split}.inputs")
@@ -317,10 +318,13 @@ def input_digests(
     """
     digests = {argument: results[name] for argument, name in job.inputs}
     if job.stage == "report":
-        keys = ("test.inputs", "test.labels", "transfer.labels")
-        return digests | {f"{k}/{s}": data[s][k] for s in run_seeds(cfg) for k in keys}
+        keys = (*_SCORED, "test.labels", "ood.labels", "transfer.labels")
+        return digests | {
+            f"{k}/{s}": data[s][k] for s in run_seeds(cfg) for k in keys if k in data[s]
+        }
     if job.seed is not None:
-        digests |= {k: data[job.seed][k] for k in data_inputs(job)}
+        own = data[job.seed]
+        digests |= {k: own[k] for k in data_inputs(job) if k in own}
         role = job.setting("role")
         if role is not None:
             # A model without a folder uses the tokenizer of the student, else of the weak model.

@@ -8,7 +8,9 @@ import numpy as np
 
 from w2s_fast import metrics
 
-SCORE_NAMES = ("auroc", "balanced", "f1", "harm_score")
+SCORE_NAMES = (
+    "auroc", "balanced", "f1", "harm_score", "worst_group", "ood", "ood_worst_group",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +22,16 @@ class Predictions:
         gold: (N,) true classes or answers.
         probs: (N, C) class probabilities; None for generation tasks.
         harm_score: (N,) scores of the task's scorer; None if it has none.
+        subgroups: (N,) names of subgroups; None if the task has none.
+        ood: Predictions of the out-of-distribution test items; None if the task has none.
     """
 
     chosen: np.ndarray
     gold: np.ndarray
     probs: np.ndarray | None
     harm_score: np.ndarray | None = None
+    subgroups: np.ndarray | None = None
+    ood: Predictions | None = None
 
     @property
     def right(self) -> np.ndarray:
@@ -43,7 +49,11 @@ class Predictions:
         return 0 if self.probs is None else self.probs.shape[1]
 
     def scores(self) -> dict[str, float | None]:
-        """Return AUROC, balanced accuracy, F1 and mean harm score; None where one is undefined."""
+        """Return ``SCORE_NAMES``, None where a score is undefined.
+
+        They are AUROC, balanced accuracy, F1, mean harm score, worst-group accuracy, and accuracy
+        and worst-group accuracy of the out-of-distribution items.
+        """
         scores: dict[str, float | None] = dict.fromkeys(SCORE_NAMES)
         if self.harm_score is not None:
             scores["harm_score"] = float(self.harm_score.mean())
@@ -51,4 +61,11 @@ class Predictions:
             scores["auroc"] = metrics.auroc(self.probs, self.gold)
             scores["balanced"] = metrics.balanced_accuracy(self.probs, self.gold)
             scores["f1"] = metrics.f1(self.probs, self.gold)
+        if self.subgroups is not None:
+            scores["worst_group"] = metrics.worst_group_accuracy(
+                self.right, self.gold, self.subgroups
+            )
+        if self.ood is not None:
+            scores["ood"] = self.ood.accuracy
+            scores["ood_worst_group"] = self.ood.scores()["worst_group"]
         return scores

@@ -65,8 +65,7 @@ def provenance(
 def class_counts(data: TaskData) -> dict[str, dict[str, int]]:
     """Return the number of rows by split and class; rows of generation tasks are ``answers``."""
     names = ("answers",) if data.kind == "generation" else data.class_names
-    splits = {"weak": data.weak, "transfer": data.transfer, "test": data.test}
-    counts = {k: np.bincount(part.labels, minlength=len(names)) for k, part in splits.items()}
+    counts = {k: np.bincount(part.labels, minlength=len(names)) for k, part in data.splits.items()}
     return {k: dict(zip(names, n.tolist(), strict=True)) for k, n in counts.items()}
 
 

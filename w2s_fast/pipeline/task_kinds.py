@@ -72,7 +72,8 @@ class Classification:
     def read(self, path: Path, examples: Examples, data: TaskData) -> Predictions:
         """Read labels or predictions of ``examples`` to score them: a file or a folder of parts."""
         probs = artifacts.read_probs(path, examples.ids, len(data.class_names))
-        return Predictions(probs.argmax(1), examples.labels, probs)
+        subgroups = None if examples.subgroups is None else np.array(examples.subgroups)
+        return Predictions(probs.argmax(1), examples.labels, probs, subgroups=subgroups)
 
 
 class Generation:

@@ -10,6 +10,10 @@ _LIMIT = 1e12  # numbers of results are shares, counts and seconds
 _SCORES = {f"{model}_{score}": float | None
            for model in ("weak", "student", "ceiling")
            for score in ("balanced", "f1", "auroc")}  # fmt: skip
+# What only some tasks have; results of 0.2.0 have none of it.
+_FURTHER_SCORES = {f"{model}_{score}": float | None
+                   for model in ("weak", "student", "ceiling")
+                   for score in ("worst_group", "ood", "ood_worst_group")}  # fmt: skip
 _STUDENT = {
     "name": str, "ceiling_name": str, "refused": str | None,
     "weak": float, "student": float, "ceiling": float,
@@ -73,6 +77,8 @@ def _problems(results: Any) -> Iterator[str]:
         if name in results:
             yield from _differences(results[name], shape, name)
     yield from _diagnostics(results)
+    if any(row.keys() & _FURTHER_SCORES.keys() for row in results["summary"]):
+        yield from _differences(results["summary"], [_FURTHER_SCORES], "summary")
     if "data" in facts:  # results of 0.2.0 have none
         yield from _differences(facts["data"], _DATA, "provenance.data")
     yield from _contradictions(results)

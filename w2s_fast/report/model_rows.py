@@ -47,6 +47,20 @@ class ModelRow:
         return sum(self.accuracies) / len(self.accuracies)
 
 
+# Scores of a model that only some tasks have, with their titles in tables.
+_FURTHER_SCORES = {
+    "worst_group": "worst group",
+    "ood": "OOD",
+    "ood_worst_group": "OOD, worst group",
+}
+
+
+def further_scores(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return name and title of the scores of groups and shifted items that these results have."""
+    first = results["summary"][0]
+    return {k: v for k, v in _FURTHER_SCORES.items() if first.get(f"student_{k}") is not None}
+
+
 def model_rows(results: Mapping[str, Any]) -> list[ModelRow]:
     """Return the rows from floor to ceiling: weak supervisor, control, students, ceilings."""
     runs = results["runs"]

@@ -28,6 +28,7 @@ from w2s_fast.report.model_rows import (
     difference_cells,
     format_interval,
     format_number,
+    further_scores,
     interval_note,
     level_text,
     notes,
@@ -280,16 +281,20 @@ def _runs_table(results: Mapping[str, Any]) -> str:
 
 def _means_table(results: Mapping[str, Any]) -> str:
     parts = ("all", "weak_right", "weak_wrong")
-    head = ["model", "accuracy", "PGR", "interval", "balanced", "F1", "AUROC",
+    further = further_scores(results)
+    head = ["model", "accuracy", "PGR", "interval", "balanced", "F1", "AUROC", *further.values(),
             "agreement, all", "supervisor right", "supervisor wrong"]  # fmt: skip
-    body = [_means_row("weak supervisor", results["summary"][0], "weak")]
+    names = ("balanced", "f1", "auroc", *further)
+    body = [_means_row("weak supervisor", results["summary"][0], "weak", names)]
     for s in results["summary"]:
         pgr = NOT_REPORTED if s["pgr_mean"] is None else f"{s['pgr_mean']:.2f}"
         agreement = [format_number(s["agreement"][part]) for part in parts]
         body.append(
-            _means_row(f"student · {s['name']}", s, "student", [pgr, format_interval(s)], agreement)
+            _means_row(
+                f"student · {s['name']}", s, "student", names, [pgr, format_interval(s)], agreement
+            )
         )
-    body += [_means_row(title, row, "ceiling") for title, row in ceilings(results).items()]
+    body += [_means_row(title, row, "ceiling", names) for title, row in ceilings(results).items()]
     return _html_table("Means over seeds", head, body)
 
 
@@ -297,10 +302,11 @@ def _means_row(
     title: str,
     row: Mapping[str, Any],
     model: str,
+    names: Sequence[str],
     pgr: Sequence[str] = ("–", "–"),
     agreement: Sequence[str] = ("–", "–", "–"),
 ) -> list[str]:
-    scores = [row[f"{model}_{score}"] for score in ("balanced", "f1", "auroc")]
+    scores = [row[f"{model}_{name}"] for name in names]
     return [title, format_number(row[model]), *pgr, *map(format_number, scores), *agreement]
 
 

@@ -17,6 +17,7 @@ from w2s_fast.report.model_rows import (
     difference_cells,
     format_interval,
     format_number,
+    further_scores,
     interval_note,
     level_text,
     notes,
@@ -33,6 +34,8 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     if results.get("differences"):
         console.print(_differences_table(results))
     console.print(_means_table(results))
+    if further_scores(results):
+        console.print(_further_table(results))
     console.print(weak_label_line(results), highlight=False)
     for line in diagnostic_lines(results):
         console.print(Text(printable(line)), soft_wrap=True)
@@ -99,4 +102,21 @@ def _means_table(results: Mapping[str, Any]) -> NameTable:
         )
     for title, c in ceilings(results).items():
         table.add_row(title, format_number(c["ceiling"]), format_number(c["ceiling_auroc"]))
+    return table
+
+
+def _further_table(results: Mapping[str, Any]) -> NameTable:
+    """Return a table of the scores that only some tasks have, beside the accuracy."""
+    titles = further_scores(results)
+    table = NameTable("Groups and shifted items", "model", ("accuracy", *titles.values()))
+
+    def add(name: str, row: Mapping[str, Any], model: str) -> None:
+        keys = (model, *(f"{model}_{score}" for score in titles))
+        table.add_row(name, *(format_number(row[key]) for key in keys))
+
+    add("weak", results["summary"][0], "weak")
+    for s in results["summary"]:
+        add(s["name"], s, "student")
+    for title, c in ceilings(results).items():
+        add(title, c, "ceiling")
     return table

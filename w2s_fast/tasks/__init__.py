@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.tasks._agreement_config import OodConfig, PretrainConfig, ShortcutConfig
 from w2s_fast.tasks._base import Examples, Inputs, Task, TaskData
 from w2s_fast.tasks._check import check_texts
-from w2s_fast.tasks._config import ChessConfig, PretrainConfig, TaskConfig
+from w2s_fast.tasks._config import ChessConfig, TaskConfig
 from w2s_fast.tasks._read_once import reading_once
 from w2s_fast.tasks.datasets.agreement import Agreement
 from w2s_fast.tasks.datasets.amazon_polarity import AMAZON_POLARITY
@@ -51,7 +52,9 @@ __all__ = [
     "ChessConfig",
     "Examples",
     "Inputs",
+    "OodConfig",
     "PretrainConfig",
+    "ShortcutConfig",
     "Task",
     "TaskConfig",
     "TaskData",

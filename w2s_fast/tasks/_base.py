@@ -54,14 +54,17 @@ class Examples(Inputs):
     Attributes:
         labels: (N,) int64 gold classes; zeros for generation tasks.
         answers: Gold answers of a generation task, else None.
+        subgroups: Name of each row's subgroup, or None. With the class it makes the groups of
+            worst-group accuracy.
     """
 
     labels: np.ndarray
     answers: tuple[str, ...] | None = None
+    subgroups: tuple[str, ...] | None = None
 
     @property
     def inputs(self) -> Inputs:
-        """The same rows without gold labels and answers."""
+        """The same rows without gold labels, answers and subgroups."""
         return Inputs(self.ids, self.texts, self.pairs, self.groups)
 
     def cut(self, at: int) -> tuple[Examples, Examples]:
@@ -74,6 +77,7 @@ class Examples(Inputs):
             super().take(rows),
             labels=self.labels[np.asarray(rows, dtype=np.int64)],
             answers=_take(self.answers, rows),
+            subgroups=_take(self.subgroups, rows),
         )
 
 
@@ -98,6 +102,7 @@ class TaskData:
         read: Generation tasks: returns the final answer in a generated text, "" if there is none.
         harm_score: Generation tasks without a single right answer: scores N texts by N numbers in
             [0, 1]; a text below 1/2 counts as right.
+        ood: Out-of-distribution test items, scored beside ``test``; None: the task has none.
     """
 
     name: str
@@ -110,6 +115,13 @@ class TaskData:
     words: tuple[str, ...] = ()
     read: Callable[[str], str] | None = None
     harm_score: Callable[[Sequence[str]], Sequence[float]] | None = None
+    ood: Examples | None = None
+
+    @property
+    def splits(self) -> dict[str, Examples]:
+        """The splits that the task has, by name."""
+        splits = {"weak": self.weak, "transfer": self.transfer, "test": self.test}
+        return splits if self.ood is None else {**splits, "ood": self.ood}
 
     def with_prompt(
         self, cfg: TaskConfig, prompt: str | None = None, words: Sequence[str] = ()

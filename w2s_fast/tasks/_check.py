@@ -24,9 +24,8 @@ def check_texts(data: TaskData) -> None:
             f"task {data.name!r}: a class name has a NUL: {list(data.class_names)}; expected text, "
             "so check task.label"
         )
-    for split in ("weak", "transfer", "test"):
-        examples = getattr(data, split)
-        for column in ("ids", "texts", "pairs", "answers", "groups"):
+    for split, examples in data.splits.items():
+        for column in ("ids", "texts", "pairs", "answers", "groups", "subgroups"):
             _check(data.name, f"{column} of split {split}", getattr(examples, column) or ())
 
 

@@ -7,7 +7,13 @@ from typing import Any
 
 from w2s_fast.errors import W2SError
 from w2s_fast.paths import PathText, expand_paths
-from w2s_fast.tasks._agreement_config import PretrainConfig, check_distance, check_frac
+from w2s_fast.tasks._agreement_config import (
+    OodConfig,
+    PretrainConfig,
+    ShortcutConfig,
+    check_distance,
+    check_frac,
+)
 from w2s_fast.tasks._delimited import check_delimiter
 from w2s_fast.tasks._encoding import check_encoding
 
@@ -56,6 +62,9 @@ class TaskConfig:
         rejected: Column of the other answer (task `pairs`).
         group: Column of related rows (a document, a premise): rows with equal values are never in
             two splits. Rows with equal texts never are.
+        subgroup: Column of subgroups (task `local`), such as a demographic or whether a spurious
+            feature is present. The lowest accuracy over class and subgroup is reported; no model
+            sees the column.
         classes: Class names in order; default: the sorted labels of ``path``.
         header: Whether a CSV or TSV file starts with column names; default: yes, unless all columns
             are given by position.
@@ -79,6 +88,8 @@ class TaskConfig:
         attractor_distance: Number of nouns from the head to the last one, at least; each beyond the
             first is one more prepositional phrase. Items without a second noun keep their form.
         language_seed: Seed of the word frequencies of `agreement`.
+        shortcut: A spurious feature in the texts of `agreement`.
+        ood: Out-of-distribution test items of `agreement`.
         pretrain: The language model of `agreement`.
         chess: The puzzles of `chess`.
     """
@@ -92,6 +103,7 @@ class TaskConfig:
     chosen: str = "chosen"
     rejected: str = "rejected"
     group: str | None = None
+    subgroup: str | None = None
     classes: tuple[str, ...] | None = None
     header: bool | None = None
     delimiter: str | None = None
@@ -109,6 +121,8 @@ class TaskConfig:
     attractor_frac: float = 0.2
     attractor_distance: int = 1
     language_seed: int = 0
+    shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
+    ood: OodConfig = field(default_factory=OodConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     chess: ChessConfig = field(default_factory=ChessConfig)
 
@@ -137,10 +151,11 @@ class TaskConfig:
             )
         check_frac("task.attractor_frac", self.attractor_frac)
         check_distance("task.attractor_distance", self.attractor_distance)
+        self.ood.check_shift(self.shortcut, self.attractor_distance)
 
     def _write_out_numbers(self) -> None:
         """Make text of columns and classes that Python code gives as integers."""
-        for name in ("text", "text_pair", "label", "chosen", "rejected", "group"):
+        for name in ("text", "text_pair", "label", "chosen", "rejected", "group", "subgroup"):
             value = getattr(self, name)
             if type(value) is int:
                 object.__setattr__(self, name, str(value))

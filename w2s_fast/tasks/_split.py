@@ -20,6 +20,7 @@ def make_examples(
     pairs: Sequence[str] | None = None,
     groups: Sequence[str | None] | None = None,
     answers: Sequence[str] | None = None,
+    subgroups: Sequence[str] | None = None,
 ) -> Examples:
     """Assign ids and join related rows: rows with equal texts, and rows of one group.
 
@@ -31,6 +32,7 @@ def make_examples(
         pairs: N second texts, or None.
         groups: N group names, None for a row without one; or None for no groups.
         answers: N gold answers of a generation task, whose labels are ignored; else None.
+        subgroups: N names of subgroups, or None.
     """
     seconds: Sequence[str] = [""] * len(texts) if pairs is None else pairs
     ids: list[str] = []
@@ -48,6 +50,7 @@ def make_examples(
         labels=np.asarray(labels, dtype=np.int64),
         groups=tuple(_join(same, names)),
         answers=None if answers is None else tuple(answers),
+        subgroups=None if subgroups is None else tuple(subgroups),
     )
 
 

@@ -11,6 +11,7 @@ from w2s_fast.config import RunConfig, model_of, train_of
 from w2s_fast.models import BUILT_IN, ModelConfig, build_model, load_tokenizer, load_weights
 from w2s_fast.models.rounding import perturb_last_bits
 from w2s_fast.models.text_tokenizer import read_tokenizer
+from w2s_fast.models.weights import load_module, module_tensors
 from w2s_fast.pipeline.artifacts import FEATURES, MODEL, PRETRAINED, TOKENIZER
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import EMBEDDED, EMBEDDED_TASK
@@ -72,10 +73,12 @@ def whole_model(ctx: Context, folder: Path) -> tuple[Any, Any]:
     model, tokenizer = new_model(ctx, ctx.job.setting("role"))
     if ctx.job.setting("freeze"):
         head: Any = head_model(ctx)[0]
-        load_weights(head, folder / MODEL)
-        model.head.load_state_dict(head.head.state_dict())
+        load_weights(head, folder / MODEL, ctx.world)
+        load_module(model.head, module_tensors(head.head), ctx.world)
     else:
-        load_weights(model, folder / MODEL)
+        load_weights(model, folder / MODEL, ctx.world)
+    role = ctx.job.setting("role")
+    gather_in_forward(model, train_of(ctx.cfg, role), model_of(ctx.cfg, role).dtype)
     return model, tokenizer
 
 

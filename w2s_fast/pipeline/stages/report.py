@@ -13,7 +13,7 @@ from w2s_fast import metrics
 from w2s_fast.config import RunConfig, run_seeds
 from w2s_fast.files import write_json
 from w2s_fast.pipeline import artifacts, statistics
-from w2s_fast.pipeline.artifacts import LABELS, TEST
+from w2s_fast.pipeline.artifacts import LABELS, OOD, TEST
 from w2s_fast.pipeline.bases import finished_bases
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import Entry, JobPlan, plan_jobs
@@ -241,7 +241,11 @@ def _read_trained(entry: Entry, data: TaskData, folders: Mapping[str, Path]) -> 
 
 
 def _read_test(job: str, data: TaskData, folders: Mapping[str, Path]) -> Predictions:
-    return task_kind(data.kind).read(folders[job] / TEST, data.test, data)
+    kind = task_kind(data.kind)
+    test = kind.read(folders[job] / TEST, data.test, data)
+    if data.ood is None:
+        return test
+    return replace(test, ood=kind.read(folders[job] / OOD, data.ood, data))
 
 
 def _right(weak: _Supervisor, trained: _Trained) -> np.ndarray:

@@ -11,9 +11,9 @@ import numpy as np
 
 from w2s_fast.config import train_of
 from w2s_fast.models import save_weights
-from w2s_fast.pipeline.artifacts import FIT, LOG, MODEL, TEST, TRAJECTORY, write_fit
+from w2s_fast.pipeline.artifacts import FIT, LOG, MODEL, OOD, TEST, TRAJECTORY, write_fit
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.stages.build_model import head_model, new_model
+from w2s_fast.pipeline.stages.build_model import head_model, new_model, whole_model
 from w2s_fast.pipeline.stages.predict import predict_split
 from w2s_fast.pipeline.stages.training_set import load_training_set
 from w2s_fast.pipeline.stages.watched_rows import watched_rows
@@ -48,6 +48,10 @@ def train_model(ctx: Context, build: StageBuild) -> None:
     save_weights(model, build.path / MODEL, ctx.world)
     if "context" not in dict(ctx.job.inputs):  # test items have no transcripts
         predict_split(ctx, model, tokenizer, ctx.inputs("test"), "test", build.path / TEST)
+        if ctx.has_ood:
+            if ctx.job.setting("freeze"):  # no states of these items are cached
+                model, tokenizer = whole_model(ctx, build.path)
+            predict_split(ctx, model, tokenizer, ctx.inputs("ood"), "ood", build.path / OOD)
     trajectory = log.pop("trajectory", None)
     if ctx.job.setting("record"):
         ctx.write(lambda: np.save(build.path / TRAJECTORY, trajectory, allow_pickle=False))

@@ -82,8 +82,11 @@ def _without_fold(ctx: Context, examples: Examples, fold: int) -> Examples:
 
 
 def model_rows(ctx: Context, tokenizer: Any, items: Inputs, split: str) -> Any:
-    """Return items of a split as the job's model reads them; a frozen one reads cached states."""
-    if not ctx.job.setting("freeze"):
+    """Return items of a split as the job's model reads them; a frozen one reads cached states.
+
+    No states of out-of-distribution items are cached: a frozen model reads their texts.
+    """
+    if not ctx.job.setting("freeze") or split == "ood":
         kind = task_kind(ctx.task.kind)
         return kind.encode(tokenizer, add_transcripts(ctx, items), max_length(ctx))
     from w2s_fast.probing.feature_cache import CachedRows

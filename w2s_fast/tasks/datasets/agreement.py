@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import accumulate
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
+from w2s_fast.tasks._agreement_config import OodConfig
 from w2s_fast.tasks._base import Examples, TaskData
 from w2s_fast.tasks._config import PretrainConfig, TaskConfig
 from w2s_fast.tasks._split import make_examples
+from w2s_fast.tasks.datasets.agreement_shortcut import add_shortcut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -215,11 +218,12 @@ def draw_items(rng: Random, n: int, cfg: TaskConfig, used: set[str]) -> Examples
     Args:
         rng: Source of randomness.
         n: Number of items.
-        cfg: ``attractor_frac``, ``attractor_distance`` and ``language_seed`` are used.
+        cfg: ``attractor_frac``, ``attractor_distance``, ``shortcut``, ``language_seed`` are used.
         used: Prefixes of other items.
     """
     language = Language(cfg.language_seed)
-    items: list[tuple[str, int]] = []
+    items: list[tuple[str, int, str]] = []
+    shortcut = cfg.shortcut.availability > 0
     while len(items) < n:
         plural = len(items) % 2
         attractor = rng.random() < cfg.attractor_frac
@@ -227,9 +231,13 @@ def draw_items(rng: Random, n: int, cfg: TaskConfig, used: set[str]) -> Examples
         while text in used:
             text = language.prefix(rng, plural, attractor, cfg.attractor_distance)
         used.add(text)
-        items.append((text, plural))
+        subgroup = ""
+        if shortcut:
+            text, subgroup = add_shortcut(rng, text, plural, cfg.shortcut)
+        items.append((text, plural, subgroup))
     rng.shuffle(items)
-    return make_examples([text for text, _ in items], [plural for _, plural in items])
+    texts, labels, subgroups = zip(*items, strict=True)
+    return make_examples(texts, labels, subgroups=subgroups if shortcut else None)
 
 
 class Agreement:
@@ -241,8 +249,24 @@ class Agreement:
         weak, transfer, test = (
             draw_items(rng, n, cfg, used) for n in (cfg.n_weak, cfg.n_transfer, cfg.n_test)
         )
-        data = TaskData(cfg.name, ("singular", "plural"), weak, transfer, test)
+        data = TaskData(
+            cfg.name,
+            ("singular", "plural"),
+            weak,
+            transfer,
+            test,
+            ood=_shifted_items(cfg, seed, used),
+        )
         return data.with_prompt(cfg, "{text}", (" is", " are"))
+
+
+def _shifted_items(cfg: TaskConfig, seed: int, used: set[str]) -> Examples | None:
+    """Draw the out-of-distribution items, None if there are none."""
+    if not cfg.ood.n:
+        return None
+    shortcut, distance = cfg.ood.shifted(cfg.shortcut, cfg.attractor_distance)
+    shifted = replace(cfg, shortcut=shortcut, attractor_distance=distance, ood=OodConfig())
+    return draw_items(Random(f"ood/{seed}"), cfg.ood.n, shifted, used)
 
 
 def _noun(rng: Random, plural: int, cue_frac: float) -> Slot:

@@ -60,14 +60,18 @@ class Local:
         return data.with_prompt(cfg)
 
 
-_Rows = dict[str, list[Any]]  # keys: text, label, and if configured text_pair, group
+_Rows = dict[str, list[Any]]  # keys: text, label, and if configured text_pair, group, subgroup
 
 
 def _read(path: Path, cfg: TaskConfig) -> _Rows:
-    keys = [key for key in ("text", "text_pair", "label", "group") if getattr(cfg, key) is not None]
+    keys = [
+        key
+        for key in ("text", "text_pair", "label", "group", "subgroup")
+        if getattr(cfg, key) is not None
+    ]
     refs = {key: str(getattr(cfg, key)) for key in keys}
     rows = read_columns(path, refs, cfg)
-    for key in ("text", "text_pair"):
+    for key in ("text", "text_pair", "subgroup"):
         if key in rows:
             rows[key] = texts(path, rows[key], key, refs[key])
     labels = [_label(path, row, value, refs["label"]) for row, value in enumerate(rows["label"])]
@@ -103,7 +107,9 @@ def _examples(rows: _Rows, names: tuple[str, ...]) -> Examples:
     index = {name: number for number, name in enumerate(names)}
     related = groups(rows.get("group"), len(rows["label"]))
     labels = [index[label] for label in rows["label"]]
-    return make_examples(rows["text"], labels, rows.get("text_pair"), related)
+    return make_examples(
+        rows["text"], labels, rows.get("text_pair"), related, subgroups=rows.get("subgroup")
+    )
 
 
 def _infer_classes(path: Path, rows: _Rows, cfg: TaskConfig) -> tuple[str, ...]:
