@@ -113,7 +113,15 @@ class RunConfig:
         default_factory=lambda: TrainConfig(epochs=8, lr=2e-3, checkpoint_every=100)
     )
     student_train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(epochs=3, lr=1e-3, checkpoint_every=100)
+        default_factory=lambda: TrainConfig(
+            epochs=3,
+            batch_size=64,
+            lr=1.5e-4,
+            warmup_frac=0.3,
+            clip_norm=1.0,
+            average_frac=0.5,
+            checkpoint_every=100,
+        )
     )
     losses: tuple[str, ...] = ("xent", "logconf")
     methods: tuple[str, ...] = ("naive",)

@@ -161,7 +161,8 @@ def test_every_part_by_hand(stage: int, dtype: str, parts: dict[str, int]) -> No
 def test_time_and_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = replace(RunConfig(), student=ModelConfig(str(folder)))
     p = estimate_step(cfg, 2, 16, tflops=1e-3, gbytes=1e-3)
-    assert p.operations == 6 * p.counts.matrix * 16 * 16
+    rows = cfg.student_train.batch_size // 2
+    assert p.operations == 6 * p.counts.matrix * rows * 16
     assert p.step_s == pytest.approx(p.operations / 1e9 + sum(p.sent.values()) / 1e6)
     args = ["plan", "--gpus", "2x1", "--model", str(folder), "--zero", "3", "--tokens", "16"]
     assert main(args) == 0

@@ -15,9 +15,11 @@ import torch
 from transformers import LlamaForCausalLM
 
 from w2s_fast.errors import W2SError
+from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.tasks import PretrainConfig, TaskConfig, get_task
 from w2s_fast.tasks.datasets import agreement as grammar
 from w2s_fast.tasks.datasets.agreement_lm import number_accuracy, pretrain
+from w2s_fast.training import next_token_probs
 
 NUMBER = {form: plural for pair in grammar.NOUNS for plural, form in enumerate(pair)}
 TINY = TaskConfig(
@@ -39,10 +41,10 @@ def _subject_number(text: str) -> int:
 def test_default_splits() -> None:
     data = get_task("agreement").load(TaskConfig(), seed=0)
     parts = (data.weak, data.transfer, data.test)
-    assert [len(part) for part in parts] == [500, 2000, 2000]
-    assert [int(part.labels.sum()) for part in parts] == [250, 1000, 1000]
+    assert [len(part) for part in parts] == [400, 2000, 2000]
+    assert [int(part.labels.sum()) for part in parts] == [200, 1000, 1000]
     texts = [text for part in parts for text in part.texts]
-    assert len(set(texts)) == len({i for part in parts for i in part.ids}) == 4500
+    assert len(set(texts)) == len({i for part in parts for i in part.ids}) == 4400
     assert all(grammar.is_reserved(text) for text in texts)
     assert data.class_names == ("singular", "plural")
     for part in parts:
@@ -272,10 +274,21 @@ def test_number_accuracy_reads_the_verb_after_the_last_word() -> None:
 
 
 @pytest.mark.slow
-def test_default_pretraining_learns_agreement(tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    pretrain(tmp_path / "lm", TaskConfig(), 0)
+def test_default_pretraining_learns_agreement_with_the_nouns_it_reads(tmp_path: Path) -> None:
+    """Zero-shot accuracy is far from that of a weak model, 0.83, and from 1."""
+    cfg, threads = TaskConfig(), torch.get_num_threads()
+    pretrain(tmp_path / "lm", cfg, 0)
     assert torch.get_num_threads() == threads
-    model = LlamaForCausalLM.from_pretrained(tmp_path / "lm")
+    tokenizer = grammar.tokenizer()
+    model = build_model(ModelConfig(str(tmp_path / "lm")), 2, tokenizer, 0, "generation")
     assert sum(p.numel() for p in model.parameters()) == 359_520
-    assert number_accuracy(model, TaskConfig()) > 0.95
+    data = get_task("agreement").load(cfg, 0)
+    texts = [data.prompt.replace("{text}", text) for text in data.test.texts]
+    probs = next_token_probs(model, tokenizer, texts, data.words)
+    right = probs.argmax(1) == data.test.labels
+    known = {word for text in _sentences(5000) for word in text.split()}
+    heads = [next(word for word in text.split() if word in NUMBER) for text in texts]
+    is_known = np.array([head in known for head in heads])
+    assert 0.85 < right.mean() < 0.93
+    assert right[is_known].mean() > 0.97
+    assert 0.35 < right[~is_known].mean() < 0.65

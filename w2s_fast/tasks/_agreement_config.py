@@ -43,7 +43,7 @@ class PretrainConfig:
     length: int = 64
     lr: float = 4e-3
     cue_frac: float = 0.5
-    noun_coverage: float = 1.0
+    noun_coverage: float = 0.85
     noise_frac: float = 0.0
     attractor_distance: int = 1
     seed: int = 0

@@ -109,7 +109,7 @@ class TaskConfig:
     delimiter: str | None = None
     quoted: bool | None = None
     encoding: str = "utf-8"
-    n_weak: int = 500
+    n_weak: int = 400
     n_transfer: int = 2000
     n_test: int = 2000
     balance: bool = True
@@ -118,7 +118,7 @@ class TaskConfig:
     read: str = "text"
     scorer: str | None = None
     answer_tokens: int = 256
-    attractor_frac: float = 0.2
+    attractor_frac: float = 0.3
     attractor_distance: int = 1
     language_seed: int = 0
     shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)

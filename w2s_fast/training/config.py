@@ -31,8 +31,8 @@ class TrainConfig:
         schedule: ``cosine`` or ``linear`` to 0 over the training, or ``constant``.
         warmup_frac: fraction of the steps over which the learning rate rises linearly.
         decay_frac: fraction of the steps, the last ones, over which a ``constant`` learning rate
-            falls linearly to 0. Large constant steps make the weights oscillate, which lets a
-            student learn weak features beside strong ones (arXiv 2310.17074); the decay ends the
+            falls linearly to 0. Large constant steps make the weights oscillate, which under SGD
+            helps to learn weak features beside strong ones (arXiv 2310.17074); the decay ends the
             oscillation.
         average_frac: fraction of the steps, the last ones, whose weights are averaged; the training
             ends with their mean. 0: it ends with the weights of the last step.
