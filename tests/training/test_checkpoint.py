@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from w2s_fast import files
 from w2s_fast.errors import W2SError
 from w2s_fast.files import file_hash
 from w2s_fast.store import StoreWarning
@@ -61,6 +62,23 @@ def test_a_damaged_newest_is_replaced_by_what_follows_the_one_before(tmp_path: P
         assert (None if found is None else found.step) == (2, None)[n]
     checkpoint.save(tmp_path, 1, 1.0, [("w", torch.tensor([1]))], {})
     assert [p.name for p in checkpoint.finished(tmp_path)] == ["step-00000001"]
+
+
+def test_one_that_may_not_be_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (2, 4):
+        checkpoint.save(tmp_path, step, 1.0, [("w", torch.tensor([step]))], {})
+    forbidden = tmp_path / "step-00000004" / "state.json"
+
+    def read(path: Path) -> object:
+        if path == forbidden:
+            raise PermissionError(13, "Permission denied", str(path))
+        return files.read_sealed(path)
+
+    monkeypatch.setattr(checkpoint, "read_sealed", read)
+    with pytest.raises(W2SError, match="step-00000004 may not be read .state.json: Permission"):
+        checkpoint.load(tmp_path, {})
 
 
 def test_a_kill_while_one_is_removed_leaves_no_damage(

@@ -139,8 +139,8 @@ def load(
     A warning names the damaged ones.
 
     Raises:
-        W2SError: if the newest undamaged one is of another training; the message names the
-            difference.
+        W2SError: if the newest undamaged one is of another training, the message names the
+            difference; or if one may not be read.
     """
     names = world.broadcast_object([p.name for p in finished(directory)])
     if world.is_main_process:
@@ -245,23 +245,32 @@ def _raise_on_all(world: World, final: Path, error: str) -> None:
 
 
 def _verify(path: Path, world: World) -> tuple[dict[str, Any] | None, str]:
-    """Return the metadata of an undamaged checkpoint, or None and the fault."""
-    meta, fault = None, ""
+    """Return the metadata of an undamaged checkpoint, or None and the fault.
+
+    Raises:
+        W2SError: A process may not read it; it could not write there either.
+    """
+    meta, fault, forbidden = None, "", ""
     try:
         meta = read_sealed(path / _META)
-    except OSError as e:
-        fault = f"{_META}: {e.strerror}"
-    except ValueError as e:
-        fault = str(e)
-    files = [] if meta is None else sorted(meta["files"].items())
-    for name, expected in files[world.rank :: world.size]:  # each process checks its share
-        try:
+        files = sorted(meta["files"].items())
+        for name, expected in files[world.rank :: world.size]:  # each process checks its share
             if file_hash(path / name) != expected:
                 fault = f"{name} differs from its checksum"
-        except OSError as e:
-            fault = f"{name}: {e.strerror}"
-    faults = [f for f in world.all_gather_object(fault) if f]
-    return (None, faults[0]) if faults else (meta, "")
+    except PermissionError as e:
+        forbidden = f"{os.path.relpath(e.filename or path, path)}: {e.strerror}"
+    except OSError as e:
+        fault = f"{os.path.relpath(e.filename or path, path)}: {e.strerror}"
+    except ValueError as e:
+        fault = str(e)
+    faults = world.all_gather_object([fault, forbidden])
+    if reason := next((no for _, no in faults if no), ""):
+        raise W2SError(
+            f"checkpoint {path} may not be read ({reason}): ask its owner for permission, or move "
+            "it away to continue from the one before"
+        )
+    first = next((f for f, _ in faults if f), "")
+    return (None, first) if first else (meta, "")
 
 
 def _difference(key: str, saved: dict[str, Any], identity: dict[str, Any]) -> str:
