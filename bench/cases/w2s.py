@@ -198,8 +198,22 @@ def _control(results: Mapping[str, Any]) -> str:
 
 
 def blocks() -> dict[str, Callable[[Any], str]]:
-    """Return marker -> what makes its text in docs/results.md, a block per experiment."""
-    return {name: (lambda _, name=name: _block(name)) for name in NAMES}
+    """Return marker -> what makes its text in docs/results.md, one per experiment and a summary."""
+    experiments = {name: (lambda _, name=name: _block(name)) for name in NAMES}
+    return {"survives": lambda _: survivors(), **experiments}
+
+
+def survivors() -> str:
+    """Return a line for each difference to cross-entropy that differs from 0 after Holm."""
+    lines = []
+    for path in (FOLDER / f"{name}.json" for name in NAMES):
+        for d in json.loads(path.read_text())["differences"] if path.exists() else []:
+            if d["p_holm"] is not None and d["p_holm"] < 1 - metrics.LEVEL:
+                lines.append(
+                    f"- {path.stem}: `{d['name']}` {d['difference']:+.3f} "
+                    f"({d['low']:+.3f} – {d['high']:+.3f}), p {d['p_holm']:.2g}"
+                )
+    return "\n".join(lines or ["- none"]) + "\n"
 
 
 def _block(name: str) -> str:

@@ -54,3 +54,11 @@ def test_on_the_embedded_task_pretraining_is_what_recovers_the_gap() -> None:
     assert first["pgr_mean"] > 0.3
     names = {s["name"].partition("+")[0] for s in results["summary"]}
     assert {"bootstrap", "ensemble"} <= names
+
+
+def test_the_page_names_what_remains_after_correction() -> None:
+    lines = w2s.survivors().splitlines()
+    for path in FILES:
+        for d in load(path.stem)["differences"]:
+            named = any(line.startswith(f"- {path.stem}: `{d['name']}` ") for line in lines)
+            assert named == (d["p_holm"] < 0.05)
