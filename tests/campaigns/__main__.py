@@ -98,6 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         outcome: Outcome = importlib.import_module(CAMPAIGNS[o.name]).run(
             cases, o.seed, Path(folder)
         )
+    outcome.failures = [line.replace(f"{folder}/", "") for line in outcome.failures]
     seconds = time.monotonic() - start
     for kind, times in sorted(outcome.kinds.items()):
         print(f"{times:7} {kind}")
