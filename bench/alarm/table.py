@@ -78,7 +78,7 @@ def _totals(rows: Sequence[Row]) -> str:
         f"Of {len(alarms)} alarms, {both} were in runs whose true accuracy fell, and in {fitted} "
         "the student ended with more wrong labels than it had before the alarm. Of "
         f"{len(fell)} runs whose accuracy fell, {both} had an alarm. {_when(rows)}"
-    )
+    ).rstrip()
 
 
 def _when(rows: Sequence[Row]) -> str:
