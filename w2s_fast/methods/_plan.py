@@ -93,11 +93,18 @@ class Plan:
         Without a rule in ``calibration`` it is a temperature.
         """
         rule = "temperature" if self.calibration == "none" else self.calibration
-        parts = {
+        return _node("calibration", {"rule": rule}, self.out_of_fold(member))
+
+    def out_of_fold(self, member: int = 0) -> dict[str, Node]:
+        """Return the cross-fitted predictions of a weak model, as inputs of a stage.
+
+        Input ``fold{i}`` are the labels of the weak split by the model trained without fold i; a
+        stage takes each row from the model that was trained without its fold.
+        """
+        return {
             f"fold{i}": self.labels(self.weak_model(member, fold=i, folds=self.folds), "weak")
             for i in range(self.folds)
         }
-        return _node("calibration", {"rule": rule}, parts)
 
     def labels(
         self,
