@@ -11,12 +11,10 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.label_models._options import check_choice
-from w2s_fast.label_models.majority import majority_balance
+from w2s_fast.label_models.majority import BALANCES, majority_balance
 from w2s_fast.label_models.posterior import check_distribution, log_joint
 from w2s_fast.label_models.sparse_votes import SparseVotes
 from w2s_fast.label_models.votes import check_classes, check_votes
-
-BALANCES = ("uniform", "majority")
 
 
 @dataclass

@@ -20,17 +20,19 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.label_models._options import check_number
+from w2s_fast.label_models._options import check_choice, check_number
 from w2s_fast.label_models.posterior import check_distribution
 from w2s_fast.label_models.sparse_votes import SparseVotes
 from w2s_fast.label_models.votes import (
     as_cpu_tensor,
+    check_any_vote,
     check_sources,
     check_votes,
     covered_rows,
     row_blocks,
 )
 
+BALANCES = ("uniform", "majority")
 _ROWS = 1 << 16  # rows of a block
 
 
@@ -85,13 +87,61 @@ def _class_sums(votes: Tensor, n_classes: int, weights: Tensor) -> Tensor:
     return sums
 
 
+def _balance_of(given: Any, votes: Tensor, n_classes: int) -> Tensor:
+    """Return the class balance (K,) that rows without votes get."""
+    if isinstance(given, str):
+        check_choice("class_balance", given, BALANCES)
+        if given == "majority":
+            return majority_balance(votes, n_classes)
+    if given is None or isinstance(given, str):
+        return torch.full((n_classes,), 1 / n_classes, dtype=torch.float64)
+    return check_distribution(given, n_classes)
+
+
+@dataclass
+class MajorityVote:
+    """The majority vote with the interface of a label model.
+
+    Attributes:
+        n_classes: K.
+        class_balance: probabilities of rows without votes: (K,); ``"majority"``, the class balance
+            of the majority vote over the other rows; ``"uniform"``, or None for the same.
+        prior: (K,) float64, these probabilities, after ``fit``.
+    """
+
+    n_classes: int
+    class_balance: Any = None
+    prior: Tensor = field(init=False, repr=False)
+
+    def fit(self, votes: Any) -> Self:
+        """Read the class balance of votes (n, m) of -1 .. K-1; return the model.
+
+        Raises:
+            W2SError: The votes are wrong, or every source abstains for every row.
+        """
+        matrix = check_votes(votes, self.n_classes)
+        check_any_vote(matrix)
+        self.prior = _balance_of(self.class_balance, matrix, self.n_classes)
+        return self
+
+    def posterior(self, votes: Any) -> Tensor:
+        """Compute the share of votes for each class, (n, K) float64, of votes (n, m).
+
+        Raises:
+            W2SError: The model is not fitted, or the votes are wrong.
+        """
+        if not hasattr(self, "prior"):
+            raise W2SError("MajorityVote has no class balance yet; call fit(votes) first")
+        return majority_vote(votes, self.n_classes, class_balance=self.prior)
+
+
 @dataclass
 class WeightedVote:
     """Weigh sources by the log-odds of their agreement with the majority of the others.
 
     Attributes:
         n_classes: K.
-        class_balance: (K,) probabilities for rows without votes; None is uniform.
+        class_balance: probabilities for rows without votes, as in ``MajorityVote``.
         smoothing: right and wrong votes, together, that every source has at the mean agreement.
         agreement: (m,) float64, a_j, after ``fit``.
         weights: (m,) float64 of at least 0, after ``fit``; 0 at or below chance.
@@ -102,6 +152,7 @@ class WeightedVote:
     smoothing: float = 10.0
     agreement: Tensor = field(init=False, repr=False)
     weights: Tensor = field(init=False, repr=False)
+    _prior: Tensor = field(init=False, repr=False)
     _sums: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -115,6 +166,7 @@ class WeightedVote:
         """
         matrix = check_votes(votes, self.n_classes)
         check_sources(matrix, self.n_classes)
+        self._prior = _balance_of(self.class_balance, matrix, self.n_classes)
         self._sums = _leave_one_out(matrix, self.n_classes)
         self._weigh()
         return self
@@ -153,7 +205,7 @@ class WeightedVote:
         if not hasattr(self, "weights"):
             raise W2SError("WeightedVote has no weights yet; call fit(votes) first")
         check_votes(votes, self.n_classes, len(self.weights))
-        return majority_vote(votes, self.n_classes, self.weights, self.class_balance)
+        return majority_vote(votes, self.n_classes, self.weights, self._prior)
 
 
 def _leave_one_out(votes: Tensor, n_classes: int) -> Tensor:

@@ -188,6 +188,16 @@ def _equal_columns(votes: Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(found))
 
 
+def check_any_vote(votes: Tensor) -> None:
+    """Raise if every source abstains for every row.
+
+    Raises:
+        W2SError: It does.
+    """
+    if not bool((votes >= 0).any()):
+        raise W2SError("every source abstains for every row; expected at least one vote")
+
+
 def check_sources(votes: Tensor, n_classes: int, *, independent: bool = True) -> None:
     """Check that votes identify rates: three sources vote, and warn about suspicious sources.
 
@@ -199,9 +209,8 @@ def check_sources(votes: Tensor, n_classes: int, *, independent: bool = True) ->
     Raises:
         W2SError: No source votes, or fewer than three sources vary.
     """
+    check_any_vote(votes)
     summary = summarize_votes(votes, n_classes)
-    if summary.n_uncovered == summary.n_rows:
-        raise W2SError("every source abstains for every row; expected at least one vote")
     varying = votes.shape[1] - len(summary.constant)
     if varying < MIN_SOURCES:
         raise W2SError(
