@@ -30,6 +30,7 @@ PRETRAIN_SEED = 0
 _GOLD = {
     "weak": ("weak",),
     "calibration": ("weak",),
+    "generated_votes": ("weak",),
     "ceiling": ("transfer",),
     "report": ("weak", "transfer", "test", "ood"),
 }
@@ -139,6 +140,11 @@ def load_data(task: TaskConfig, seed: int) -> TaskData:
         raise W2SError(
             f"task.subgroup={task.subgroup!r}: task {task.name!r} does not read such a column; use "
             "task local"
+        )
+    if task.votes is not None and data.transfer.votes is None:
+        raise W2SError(
+            f"task.votes={task.votes!r}: task {task.name!r} does not read such a column; use task "
+            "local"
         )
     if task.ood.n and data.ood is None:
         raise W2SError(

@@ -8,7 +8,7 @@ The splits are disjoint sets of labelled texts: ``weak`` (its gold labels train 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -26,12 +26,15 @@ class Inputs:
         texts: The texts.
         pairs: The second texts, or None.
         groups: Names of groups; rows of one group are never in two splits.
+        votes: (N, m) int16 votes of m weak supervisors, -1 for an abstention; None if the data
+            have none.
     """
 
     ids: tuple[str, ...]
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None
     groups: tuple[str, ...]
+    votes: np.ndarray | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,6 +47,7 @@ class Inputs:
             texts=tuple(self.texts[i] for i in rows),
             pairs=_take(self.pairs, rows),
             groups=tuple(self.groups[i] for i in rows),
+            votes=None if self.votes is None else self.votes[np.asarray(rows, dtype=np.int64)],
         )
 
 
@@ -65,7 +69,7 @@ class Examples(Inputs):
     @property
     def inputs(self) -> Inputs:
         """The same rows without gold labels, answers and subgroups."""
-        return Inputs(self.ids, self.texts, self.pairs, self.groups)
+        return Inputs(self.ids, self.texts, self.pairs, self.groups, votes=self.votes)
 
     def cut(self, at: int) -> tuple[Examples, Examples]:
         """Return the rows before ``at`` and the rows from ``at`` on."""

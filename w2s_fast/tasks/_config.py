@@ -65,6 +65,8 @@ class TaskConfig:
         subgroup: Column of subgroups (task `local`), such as a demographic or whether a spurious
             feature is present. The lowest accuracy over class and subgroup is reported; no model
             sees the column.
+        votes: Column of the votes of weak supervisors (task `local`), a list of classes per row: -1
+            or null where a supervisor abstains. The source "votes" of ``supervisors`` reads it.
         classes: Class names in order; default: the sorted labels of ``path``.
         header: Whether a CSV or TSV file starts with column names; default: yes, unless all columns
             are given by position.
@@ -104,6 +106,7 @@ class TaskConfig:
     rejected: str = "rejected"
     group: str | None = None
     subgroup: str | None = None
+    votes: str | None = None
     classes: tuple[str, ...] | None = None
     header: bool | None = None
     delimiter: str | None = None
@@ -155,7 +158,10 @@ class TaskConfig:
 
     def _write_out_numbers(self) -> None:
         """Make text of columns and classes that Python code gives as integers."""
-        for name in ("text", "text_pair", "label", "chosen", "rejected", "group", "subgroup"):
+        columns = (
+            "text", "text_pair", "label", "chosen", "rejected", "group", "subgroup", "votes",
+        )  # fmt: skip
+        for name in columns:
             value = getattr(self, name)
             if type(value) is int:
                 object.__setattr__(self, name, str(value))

@@ -21,6 +21,7 @@ def make_examples(
     groups: Sequence[str | None] | None = None,
     answers: Sequence[str] | None = None,
     subgroups: Sequence[str] | None = None,
+    votes: np.ndarray | None = None,
 ) -> Examples:
     """Assign ids and join related rows: rows with equal texts, and rows of one group.
 
@@ -33,6 +34,7 @@ def make_examples(
         groups: N group names, None for a row without one; or None for no groups.
         answers: N gold answers of a generation task, whose labels are ignored; else None.
         subgroups: N names of subgroups, or None.
+        votes: (N, m) votes of weak supervisors, or None.
     """
     seconds: Sequence[str] = [""] * len(texts) if pairs is None else pairs
     ids: list[str] = []
@@ -51,6 +53,7 @@ def make_examples(
         groups=tuple(_join(same, names)),
         answers=None if answers is None else tuple(answers),
         subgroups=None if subgroups is None else tuple(subgroups),
+        votes=votes,
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.tasks._base import Examples, TaskData
 from w2s_fast.tasks._columns import (
@@ -28,6 +30,7 @@ from w2s_fast.tasks._labels import (
     warn_of_near_equals,
 )
 from w2s_fast.tasks._split import make_examples, split_pool
+from w2s_fast.tasks._votes import read_votes
 
 
 class Local:
@@ -49,13 +52,15 @@ class Local:
         names = _declared(cfg.classes) if cfg.classes else _infer_classes(path, rows, cfg)
         _check_labels(path, rows, names, cfg)
         if cfg.test_path is None:
-            data = split_pool(_examples(rows, names), None, names, cfg, seed, str(path))
+            votes = read_votes([path], names, cfg)
+            data = split_pool(_examples(rows, names, votes), None, names, cfg, seed, str(path))
             return data.with_prompt(cfg)
         test_path = Path(cfg.test_path)
         test_rows = _read(test_path, cfg)
         _check_labels(test_path, test_rows, names, cfg)
         both = {key: rows[key] + test_rows[key] for key in rows}
-        pool, test_pool = _examples(both, names).cut(len(rows["label"]))
+        votes = read_votes([path, test_path], names, cfg)
+        pool, test_pool = _examples(both, names, votes).cut(len(rows["label"]))
         data = split_pool(pool, test_pool, names, cfg, seed, str(path), str(test_path))
         return data.with_prompt(cfg)
 
@@ -103,12 +108,17 @@ def _check_labels(path: Path, rows: _Rows, names: tuple[str, ...], cfg: TaskConf
         )
 
 
-def _examples(rows: _Rows, names: tuple[str, ...]) -> Examples:
+def _examples(rows: _Rows, names: tuple[str, ...], votes: np.ndarray | None) -> Examples:
     index = {name: number for number, name in enumerate(names)}
     related = groups(rows.get("group"), len(rows["label"]))
     labels = [index[label] for label in rows["label"]]
     return make_examples(
-        rows["text"], labels, rows.get("text_pair"), related, subgroups=rows.get("subgroup")
+        rows["text"],
+        labels,
+        rows.get("text_pair"),
+        related,
+        subgroups=rows.get("subgroup"),
+        votes=votes,
     )
 
 
