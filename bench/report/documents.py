@@ -18,6 +18,7 @@ from bench.harness.environment import ROOT
 from bench.harness.row_files import RESULTS, Row, key, load
 from bench.intervals import table as interval_tables
 from bench.label_models import table as label_model_tables
+from bench.labeling import table as labeling_tables
 from bench.report import speed_tables, trainer_table
 from bench.report.measured_rows import MeasuredRows
 
@@ -42,6 +43,7 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
     verifiers.PAGE: verifiers.blocks(),
     interval_tables.PAGE: interval_tables.blocks(),
     label_model_tables.PAGE: label_model_tables.blocks(),
+    labeling_tables.PAGE: labeling_tables.blocks(),
     alarm_table.PAGE: alarm_table.blocks(),
 }
 

@@ -8,7 +8,7 @@ from w2s_fast.label_models.votes import ABSTAIN
 from w2s_fast.labeling.affinity import affinity_labels
 from w2s_fast.labeling.applying import apply_functions
 from w2s_fast.labeling.functions import LabelingFunction, labeling_function
-from w2s_fast.labeling.generator import GeneratedFunctions, Generator
+from w2s_fast.labeling.generator import Candidates, GeneratedFunctions, Generator
 from w2s_fast.labeling.label_words import label_word_votes
 from w2s_fast.labeling.loading import load_functions, source_digest
 from w2s_fast.labeling.logistic import Logistic
@@ -23,6 +23,7 @@ from w2s_fast.specs import build
 __all__ = [
     "ABSTAIN",
     "GENERATORS",
+    "Candidates",
     "FunctionSummary",
     "GeneratedFunctions",
     "Generator",
@@ -61,4 +62,4 @@ def make_generator(spec: str) -> Generator:
     Raises:
         W2SError: There is no such generator or setting, or a value is wrong.
     """
-    return build(spec, GENERATORS, Generator, "generator")
+    return build(spec, GENERATORS, Generator, "generator")  # type: ignore[type-abstract]

@@ -1,4 +1,4 @@
-r"""Label rows by affinity coding: cluster their similarities, and name the clusters by a few labels.
+r"""Label rows by affinity coding: cluster similarities, and name the clusters by a few labels.
 
     A_v[i, j] = cosine of rows i and j of view v                      affinity matrix of a view
     r_v       = mixture of K diagonal Gaussians of the rows of A_v    (n, K) responsibilities
@@ -69,9 +69,9 @@ def affinity_labels(
 
 def _views(features: Any) -> list[Any]:
     """Return the views; nested lists of numbers are one view."""
-    if isinstance(features, list | tuple) and len(features) and hasattr(features[0], "shape"):
-        if all(len(view.shape) == 2 for view in features):
-            return list(features)
+    several = isinstance(features, list | tuple) and len(features) > 0
+    if several and all(len(getattr(view, "shape", ())) == 2 for view in features):
+        return list(features)
     return [features]
 
 

@@ -112,7 +112,7 @@ class Generator(ABC):
         check_number("folds", self.folds, 2)
 
     @abstractmethod
-    def _train(
+    def fit_candidates(
         self, x: Tensor, labels: Tensor, n_classes: int, keep: Tensor, seed: int
     ) -> list[Candidates]:
         """Fit the candidates to B sets of rows; candidate j is of the same kind in all of them.
@@ -187,7 +187,7 @@ class Generator(ABC):
         double = [(f, g) for g in range(n_folds) for f in range(g)]
         left_out: list[tuple[int, ...]] = [(), *single, *double]
         keep = torch.stack([~torch.isin(fold, torch.tensor(s).long()) for s in left_out])
-        return dict(zip(left_out, self._train(x, y, n_classes, keep, seed), strict=True))
+        return dict(zip(left_out, self.fit_candidates(x, y, n_classes, keep, seed), strict=True))
 
     def _choose(
         self,

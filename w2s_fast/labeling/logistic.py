@@ -66,7 +66,7 @@ class Logistic(Generator):
         check_number("share", self.share, 1e-9, 1.0)
         check_number("l2", self.l2, 1e-9)
 
-    def _train(
+    def fit_candidates(
         self, x: Tensor, labels: Tensor, n_classes: int, keep: Tensor, seed: int
     ) -> list[Candidates]:
         views = random_views(x.shape[1], self.max_functions, self.share, seed)

@@ -34,7 +34,9 @@ def gaussian_mixture(x: Tensor, n_components: int, seed: int, starts: int = 5) -
         variance = (r.T @ z.square() / weight - mean.square()).clamp(min=_FLOOR)
         # sum_d (z - m)^2 / v from products of matrices
         inverse = 1 / variance
-        square = z.square() @ inverse.T - 2 * z @ (mean * inverse).T + (mean.square() * inverse).sum(1)
+        square = (
+            z.square() @ inverse.T - 2 * z @ (mean * inverse).T + (mean.square() * inverse).sum(1)
+        )
         return -0.5 * (square + variance.log().sum(1) + z.shape[1] * math.log(2 * math.pi))
 
     return _best_of(z, n_components, seed, starts, log_density)

@@ -43,7 +43,9 @@ class _FittedNeighbors(Candidates):
             center, _ = scale_rows(self.x[:, view])
             cosine = _unit(x[:, view] - center) @ _unit(self.x[:, view] - center).T
             # Rounding must not decide between equal rows: ties go to the first labeled row.
-            nearest = (cosine * 1e9).round().sort(dim=1, descending=True, stable=True).indices[:, :k]
+            nearest = (
+                (cosine * 1e9).round().sort(dim=1, descending=True, stable=True).indices[:, :k]
+            )
             counts = self.one_hot[nearest].sum(1)
             probs[:, j] = (counts + _PSEUDO_ROWS / n_classes) / (k + _PSEUDO_ROWS)
         return classes_and_confidence(probs)
@@ -69,7 +71,7 @@ class Neighbors(Generator):
         check_number("k", self.k, 1)
         check_number("share", self.share, 1e-9, 1.0)
 
-    def _train(
+    def fit_candidates(
         self, x: Tensor, labels: Tensor, n_classes: int, keep: Tensor, seed: int
     ) -> list[Candidates]:
         views = random_views(x.shape[1], self.max_functions, self.share, seed)

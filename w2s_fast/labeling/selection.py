@@ -66,15 +66,15 @@ def select_functions(
 ) -> Selection:
     """Ask an expert about functions of a pool, and select those that are probably useful.
 
-    With "level_set" the selection has the functions accepted and those whose usefulness is predicted
-    to reach the level; with "active_search" only those accepted. Functions that never vote are not
-    asked about.
+    With "level_set" the selection has the functions accepted and those whose usefulness is
+    predicted to exceed the level; with "active_search" only those accepted. Functions that never
+    vote are not asked about.
 
     Args:
         votes: (n, m) votes of the pool on rows that need no labels.
         n_classes: K.
-        ask: Called with functions[j], or with j if there are no functions; returns True for a useful
-            function, False for one that is not, None for "I do not know".
+        ask: Called with functions[j], or with j if there are no functions; returns True for a
+            useful function, False for one that is not, None for "I do not know".
         functions: m functions, or texts that describe them.
         features: (n, D) features of the rows; None takes the votes' leading singular vectors.
         n_questions: Most questions.
@@ -114,9 +114,7 @@ def select_functions(
     return Selection(chosen, answers, mean)
 
 
-def usefulness(
-    phi: Tensor, answers: dict[int, bool | None], level: float
-) -> tuple[Tensor, Tensor]:
+def usefulness(phi: Tensor, answers: dict[int, bool | None], level: float) -> tuple[Tensor, Tensor]:
     """Return posterior mean, within [0, 1], and deviation of the usefulness of functions, (m,).
 
     Args:

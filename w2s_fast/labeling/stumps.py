@@ -62,7 +62,7 @@ class Stumps(Generator):
         super().__post_init__()
         check_number("pseudo_rows", self.pseudo_rows, 0.0)
 
-    def _train(
+    def fit_candidates(
         self, x: Tensor, labels: Tensor, n_classes: int, keep: Tensor, seed: int
     ) -> list[Candidates]:
         one_hot = torch.nn.functional.one_hot(labels, n_classes).double()

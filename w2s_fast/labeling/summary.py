@@ -10,7 +10,6 @@ Sources: coverage, overlaps and conflicts as in Snorkel's LFAnalysis; the interv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
