@@ -25,6 +25,7 @@ from w2s_fast.models import BUILT_IN, ModelConfig
 from w2s_fast.paths import PathText, expand_paths
 from w2s_fast.setting_names import setting_hint
 from w2s_fast.specs import settings, split
+from w2s_fast.supervisors import SupervisorsConfig, parse_source
 from w2s_fast.tasks import PretrainConfig, TaskConfig
 from w2s_fast.training import TrainConfig
 
@@ -46,6 +47,8 @@ class RunConfig:
         student: The strong model; the ceiling is the same model trained on true labels.
         weak_train: Training of the weak model on true labels.
         student_train: Training of student, ceiling and control.
+        supervisors: Many weak supervisors in place of the weak model: sources of votes and the
+            label model that combines them (docs/supervisors.md).
         losses: Losses of the student, each "name" or "name:key=value,key=value".
         methods: Methods applied to the weak labels, each combined with every loss; "a|b" applies
             a, then b; "method@loss" is combined with that loss only.
@@ -94,6 +97,7 @@ class RunConfig:
             checkpoint_every=100,
         )
     )
+    supervisors: SupervisorsConfig = field(default_factory=SupervisorsConfig)
     losses: tuple[str, ...] = ("xent", "logconf")
     methods: tuple[str, ...] = ("naive",)
     intermediate_models: tuple[str, ...] = ()
@@ -189,6 +193,8 @@ def validate(cfg: RunConfig) -> None:
             raise W2SError(f"losses: {same!r} and {spec!r} are the same loss; drop one")
     for spec in cfg.methods:
         make_steps(spec.partition("@")[0])
+    for spec in cfg.supervisors.sources:
+        parse_source(spec)
     if cfg.device == "cuda":
         import torch
 

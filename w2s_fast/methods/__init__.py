@@ -18,6 +18,7 @@ from w2s_fast.methods._base import (
     student_nodes,
 )
 from w2s_fast.methods._plan import Node, Plan, all_nodes, spec_of
+from w2s_fast.methods._supervised_plan import SupervisedPlan
 from w2s_fast.methods.agree import Agree
 from w2s_fast.methods.agree_prior import AgreePrior
 from w2s_fast.methods.bootstrap import Bootstrap, StrongToStrong
@@ -77,6 +78,7 @@ __all__ = [
     "Method",
     "Node",
     "Plan",
+    "SupervisedPlan",
     "Targets",
     "all_nodes",
     "choice",

@@ -12,8 +12,12 @@ from w2s_fast.methods._plan import Node, all_nodes
 # What a student may be made of: the stages that a ``Plan`` asks for, without the ceiling.
 _STAGES = (
     "weak", "labels", "intermediate", "student", "control", "tuned", "features", "prior", "balance",
-    "transcripts", "trajectory", "apply", "calibration",
+    "transcripts", "trajectory", "apply", "calibration", "votes", "generated_votes", "posterior",
 )  # fmt: skip
+
+_PREDICTED = ("labels", "votes", "generated_votes", "posterior")  # may learn from true labels
+# These stages take each row from the model that was trained without its fold.
+_CROSS_FITTED = ("transcripts", "calibration")
 
 
 def check_gold(student: Node) -> None:
@@ -52,9 +56,9 @@ def _check_edge(node: Node, name: str, needed: Node) -> None:
             f"the method gives the weights of the weak model, which were trained on true labels, "
             f"to stage {node.stage!r} as {name!r}; use its labels: plan.labels(model)"
         )
-    on_own_rows = needed.stage == "labels" and dict(needed.settings).get("split") == "weak"
-    # These stages take each row from the model that was trained without its fold.
-    if on_own_rows and node.stage not in ("transcripts", "calibration"):
+    on_own_rows = needed.stage in _PREDICTED and dict(needed.settings).get("split") == "weak"
+    same_rows = node.stage in _PREDICTED and dict(node.settings).get("split") == "weak"
+    if on_own_rows and not same_rows and node.stage not in _CROSS_FITTED:
         raise W2SError(
             f"the method gives the labels of the weak split to stage {node.stage!r} as {name!r}; "
             "its models have learned the true labels of these rows: use those of the transfer set"

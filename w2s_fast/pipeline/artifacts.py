@@ -1,13 +1,15 @@
 """Files that stages write and later stages read: their names, and the Parquet format.
 
 Labels and predictions have the columns ``id`` (string) and ``probs`` (fixed-size list of C
-float32); labels that a method made may have ``weight`` (float32) as well. Transcripts and the
-completions of generation tasks have ``id`` and ``text``. Equal values give equal bytes, so equal
+float32); labels that a method made may have ``weight`` (float32) as well. Votes have ``id`` and
+``votes`` (fixed-size list of int16, -1 for an abstention). Transcripts and the completions of
+generation tasks have ``id`` and ``text``. Equal values give equal bytes, so equal
 runs write equal files.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,8 @@ import numpy as np
 from w2s_fast.errors import W2SError
 
 LABELS = "labels"  # folder: labels of a split, see ``part_name``
+VOTES = "votes.parquet"  # votes of weak supervisors for a split, see ``write_votes``
+SUPERVISORS = "supervisors.json"  # what a label model knows of its supervisors
 TRANSCRIPTS = "transcripts"  # folder: one transcript per text, in the same parts
 MODEL = "model.safetensors"  # trained weights
 TOKENIZER = "tokenizer"  # folder: a tokenizer that transformers loads
@@ -57,6 +61,30 @@ def write_probs(
     _write(path, ids, columns)
 
 
+def write_votes(path: Path, ids: Sequence[str], names: Sequence[str], votes: np.ndarray) -> None:
+    """Write votes (N, m) under ``ids`` (N), and the names (m) of those who cast them."""
+    import pyarrow as pa
+
+    flat = pa.array(np.ascontiguousarray(votes, dtype=np.int16).ravel())
+    column = pa.FixedSizeListArray.from_arrays(flat, len(names))
+    _write(path, ids, {"votes": column}, {"names": json.dumps(list(names))})
+
+
+def read_votes(path: Path, ids: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Return names (m) and votes (N, m) int16 in the order of ``ids``.
+
+    Raises:
+        W2SError: The file has other items.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    names = json.loads(table.schema.metadata[b"names"])
+    order = _rows(path, table["id"].to_pylist(), ids)
+    flat = table["votes"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return names, flat.reshape(-1, len(names))[order]
+
+
 def write_texts(path: Path, ids: Sequence[str], texts: Sequence[str]) -> None:
     """Write one text per item."""
     import pyarrow as pa
@@ -64,12 +92,14 @@ def write_texts(path: Path, ids: Sequence[str], texts: Sequence[str]) -> None:
     _write(path, ids, {"text": pa.array(list(texts), pa.string())})
 
 
-def _write(path: Path, ids: Sequence[str], columns: dict[str, Any]) -> None:
+def _write(
+    path: Path, ids: Sequence[str], columns: dict[str, Any], facts: dict[str, str] | None = None
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     temporary = path.with_name(f".{path.name}")
-    table = pa.table({"id": pa.array(list(ids), pa.string()), **columns})
+    table = pa.table({"id": pa.array(list(ids), pa.string()), **columns}, metadata=facts)
     pq.write_table(table, temporary, compression="none")
     os.replace(temporary, path)
 

@@ -19,6 +19,7 @@ from w2s_fast.files import explain_write_errors, file_lock, remove_temporaries, 
 from w2s_fast.pipeline.artifacts import LABELS, REPORT
 from w2s_fast.pipeline.bases import failed_bases, finished_bases
 from w2s_fast.pipeline.check_fit import check_fit
+from w2s_fast.pipeline.check_supervisors import check_supervisors
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import WorkItem, execute, find
 from w2s_fast.pipeline.jobs import (
@@ -61,8 +62,8 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
 
     Returns:
         The content of results.json: ``design``, ``differences``, ``runs``, ``summary``,
-        ``controls``, ``gold``, ``failed`` (a reason for each of ``student_bases`` that has no
-        results), ``provenance``.
+        ``supervisors``, ``controls``, ``gold``, ``failed`` (a reason for each of
+        ``student_bases`` that has no results), ``provenance``.
 
     Raises:
         W2SError: Bad input, a full disk, or another run in the same folder.
@@ -94,10 +95,11 @@ def label(cfg: RunConfig, *, quiet: bool = True) -> dict[int, Path]:
     """
     folders = {s: Path(cfg.output_dir).absolute() / LABELS / str(s) for s in run_seeds(cfg)}
     with open_session(cfg, quiet) as session:
-        session.compute(plan_jobs(cfg, labels_only=True).jobs)
+        jobs = plan_jobs(cfg, labels_only=True)
+        session.compute(jobs.jobs)
         if session.world.is_main_process:
             for seed, folder in folders.items():
-                stored = session.results[f"labels/{seed}"].path / LABELS
+                stored = session.results[jobs.supervisors[seed].labels].path / LABELS
                 with explain_write_errors("the labels", Path(cfg.output_dir).absolute()):
                     write_label_files(stored, session.data[seed], folder)
     return folders
@@ -129,6 +131,7 @@ def open_session(cfg: RunConfig, quiet: bool, *, computes: bool = True) -> Itera
             check_processes_agree(cfg, session.digests, world)
         if computes:
             data = session.data[cfg.seeds[0]]
+            check_supervisors(cfg, data)
             check_fit(cfg, data.kind, len(data.class_names))
         yield session
         world.barrier()  # rank 0 releases the folders after every process is done

@@ -9,10 +9,11 @@ from typing import Any
 
 from w2s_fast.config import RunConfig, at_seed, model_of, roles, run_seeds, to_dict, train_of
 from w2s_fast.files import content_hash, tree_hash, tree_stamp
-from w2s_fast.methods import Node
+from w2s_fast.methods import Node, Plan
 from w2s_fast.models import ModelConfig
 from w2s_fast.pipeline.diagnostic_nodes import diagnostic_nodes, recorded
 from w2s_fast.pipeline.students import make_plan, students
+from w2s_fast.supervisors import functions_digest
 from w2s_fast.tasks import TaskData
 from w2s_fast.training.config import EXECUTION_FIELDS
 
@@ -35,15 +36,19 @@ VERSIONS = {
     "transcripts": 1,
     "trajectory": 1,
     "apply": 1,
+    "votes": 1,
+    "generated_votes": 1,
+    "posterior": 1,
     "overlap": 1,
-    "report": 6,
+    "report": 7,
 }
 EMBEDDED = "agreement-lm"  # the model source that stage `pretrain` makes
 EMBEDDED_TASK = "agreement"  # has a tokenizer of its own
 CONTROL_LOSS = "xent"
+_SEEDED = ("apply", "generated_votes")  # stages without a model that draw random numbers
 _NOT_CONTENT = set(EXECUTION_FIELDS)  # settings that cannot change a result
 TRAINED = ("weak", "intermediate", "student", "ceiling", "control")
-SCORED = (*TRAINED, "labels", "calibration", "overlap")  # what the report reads
+SCORED = (*TRAINED, "labels", "posterior", "calibration", "overlap")  # what the report reads
 
 
 @dataclass(frozen=True)
@@ -86,16 +91,33 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Supervisor:
+    """The jobs of the weak labels of one seed, by name.
+
+    Attributes:
+        labels: Labels of the transfer set.
+        test: Predictions of the test items.
+        ood: Predictions of the out-of-distribution test items; None if the task has none.
+    """
+
+    labels: str
+    test: str
+    ood: str | None
+
+
+@dataclass(frozen=True)
 class JobPlan:
     """All jobs of a run.
 
     Attributes:
         jobs: Jobs, each after those it needs; ``report`` is the last.
         entries: Jobs of the students, by seed and name of the student.
+        supervisors: Jobs of the weak labels, by seed.
     """
 
     jobs: list[Job]
     entries: dict[tuple[int, str], Entry]
+    supervisors: dict[int, Supervisor]
 
 
 def plan_jobs(cfg: RunConfig, *, labels_only: bool = False) -> JobPlan:
@@ -104,11 +126,9 @@ def plan_jobs(cfg: RunConfig, *, labels_only: bool = False) -> JobPlan:
     entries: dict[tuple[int, str], Entry] = {}
     everyone = [(s.name, s.nodes(cfg)) for s in students(cfg)]
     base = make_plan(cfg, CONTROL_LOSS)
-    for seed in run_seeds(cfg):
-        planner.add(base.weak_model(), seed, "")
-        planner.add(base.weak_labels(), seed, "")
+    supervisors = {s: _add_supervisor(cfg, planner, base, s) for s in run_seeds(cfg)}
     if labels_only:
-        return JobPlan(planner.ordered(), entries)
+        return JobPlan(planner.ordered(), entries, supervisors)
     diagnostics = diagnostic_nodes(cfg, base, [node for _, pair in everyone for node in pair])
     for seed in run_seeds(cfg):
         for name, (student, ceiling) in everyone:
@@ -127,7 +147,19 @@ def plan_jobs(cfg: RunConfig, *, labels_only: bool = False) -> JobPlan:
             planner.add(base.control(base.weak_labels()), seed, CONTROL_LOSS)
     jobs = planner.ordered()
     scored = tuple((j.name, j.name) for j in jobs if j.stage in SCORED)
-    return JobPlan([*jobs, Job("report", "report", inputs=scored)], entries)
+    return JobPlan([*jobs, Job("report", "report", inputs=scored)], entries, supervisors)
+
+
+def _add_supervisor(cfg: RunConfig, planner: _Planner, plan: Plan, seed: int) -> Supervisor:
+    """Add the jobs of the weak labels of one seed, and of the predictions that score them."""
+    if not cfg.supervisors.sources:
+        model = planner.add(plan.weak_model(), seed, "")
+        return Supervisor(planner.add(plan.weak_labels(), seed, ""), model, model)
+    labels = planner.add(plan.weak_labels(), seed, "")
+    test = planner.add(plan.weak_labels(split="test"), seed, "test")
+    has_ood = cfg.task.ood.n > 0
+    ood = planner.add(plan.weak_labels(split="ood"), seed, "ood") if has_ood else None
+    return Supervisor(labels, test, ood)
 
 
 class _Planner:
@@ -226,7 +258,7 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     if job.stage == "transcripts":
         common |= {"writer": cfg.transcript_writer.content, "seed": job.seed}
     if role is None:
-        return common | ({"seed": job.seed} if job.stage == "apply" else {})
+        return common | ({"seed": job.seed} if job.stage in _SEEDED else {})
     train = train_of(cfg, role)
     common |= {"model": _model_slice(model_of(cfg, role)), "device": cfg.device}
     common |= {"answer_tokens": cfg.task.answer_tokens}
@@ -250,6 +282,8 @@ def data_digests(data: TaskData) -> dict[str, str]:
             [data.kind, split.ids, split.texts, split.pairs, split.groups]
         )
         subgroups = [] if split.subgroups is None else [split.subgroups]
+        if split.votes is not None:
+            digests[f"{name}.votes"] = content_hash(split.votes.tolist())
         digests[f"{name}.labels"] = content_hash([split.labels.tolist(), split.answers, *subgroups])
     return digests
 
@@ -289,6 +323,7 @@ _DATA_INPUTS = {
     "features": ("question",),
     "transcripts": ("question",),
     "balance": ("transfer.labels",),
+    "generated_votes": ("weak.inputs", "weak.labels"),
 }
 
 
@@ -296,7 +331,8 @@ def data_inputs(job: Job) -> tuple[str, ...]:
     """Return the keys of ``data_digests`` that the job reads if the task has them."""
     reads = _DATA_INPUTS.get(job.stage, ())
     if split := job.setting("split"):
-        return (*reads, f"{split}.inputs")
+        column = (f"{split}.votes",) if job.setting("source") == "VoteColumn" else ()
+        return (*reads, f"{split}.inputs", *column)
     return (*reads, "transfer.labels") if job.gold and job.stage == "student" else reads
 
 
@@ -317,6 +353,8 @@ def input_digests(
         folders: Digests of the checkpoint folders, by role.
     """
     digests = {argument: results[name] for argument, name in job.inputs}
+    if job.setting("source") == "Functions":
+        digests["functions"] = functions_digest(job.setting("path"))
     if job.stage == "report":
         keys = (*_SCORED, "test.labels", "ood.labels", "transfer.labels")
         return digests | {

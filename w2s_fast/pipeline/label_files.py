@@ -22,8 +22,8 @@ def write_label_files(stored: Path, data: TaskData, folder: Path) -> None:
     """Write the weak labels of the transfer set as Parquet files, a file per stored part.
 
     Columns: ``id``, ``text`` and, where the task has one, ``text_pair``; then ``label`` (name of
-    the most likely class) and ``probs`` (C float32), or ``completion`` for generation tasks. Equal
-    labels give equal bytes.
+    the most likely class), ``probs`` (C float32) and, where rows differ in it, ``weight``
+    (float32); or ``completion`` for generation tasks. Equal labels give equal bytes.
 
     Args:
         stored: Folder of the stored parts.
@@ -61,4 +61,6 @@ def _with_texts(table: pyarrow.Table, data: TaskData, row_of: Mapping[str, int])
         classes = np.array(table["probs"].to_pylist()).argmax(1)
         columns["label"] = [data.class_names[c] for c in classes]
         columns["probs"] = table["probs"]
+        if "weight" in table.column_names:
+            columns["weight"] = table["weight"]
     return pa.table(columns)

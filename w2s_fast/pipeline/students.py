@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError
-from w2s_fast.methods import Node, Plan, make_steps, student_nodes
+from w2s_fast.methods import Node, Plan, SupervisedPlan, make_steps, student_nodes
 
 PLAIN = "naive"
 
@@ -37,14 +37,17 @@ class Student:
 
 
 def make_plan(cfg: RunConfig, loss: str, writer: str | None = "student") -> Plan:
-    """Return the plan of a student of the run, see ``Plan``."""
-    return Plan(
+    """Return the plan of a student of the run, see ``Plan`` and ``SupervisedPlan``."""
+    plan = Plan(
         loss,
         len(cfg.intermediate_models),
         writer,
         calibration=cfg.weak_calibration,
         folds=cfg.calibration_folds,
     )
+    if not cfg.supervisors.sources:
+        return plan
+    return SupervisedPlan(**vars(plan), supervisors=cfg.supervisors)
 
 
 def students(cfg: RunConfig) -> list[Student]:

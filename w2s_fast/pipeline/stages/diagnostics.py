@@ -58,7 +58,8 @@ def read_weak_labels(
     overlap = None
     if "overlap" in own:
         overlap = json.loads((folders[own["overlap"]] / OVERLAP).read_bytes())
-    calibrates = dict(next(j for j in jobs.jobs if j.name == f"labels/{seed}").inputs)
+    labelled = jobs.supervisors[seed].labels
+    calibrates = dict(next(j for j in jobs.jobs if j.name == labelled).inputs)
     name = calibrates.get("calibrator", f"calibration/{seed}")
     if name not in folders or labels.probs is None:
         return WeakLabels(labels.probs, row_of, None, None, overlap)

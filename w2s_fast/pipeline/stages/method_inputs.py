@@ -52,7 +52,7 @@ def prior(ctx: Context, build: StageBuild) -> None:
     items = ctx.inputs(ctx.job.setting("split"))
     questions = as_questions(ctx, items, "").texts
     probs = next_token_probs(model, tokenizer, questions, class_words(ctx))
-    ctx.write(lambda: _write_labels(build.path, items, Targets(probs)))
+    ctx.write(lambda: write_labels(build.path, items, Targets(probs)))
 
 
 def balance(ctx: Context, build: StageBuild) -> None:
@@ -76,7 +76,7 @@ def apply(ctx: Context, build: StageBuild) -> None:
     targets = function(**arrays, seed=ctx.seed)
     items = ctx.inputs("transfer")
     _check(ctx, f"{type(method).__name__}.{ctx.job.setting('function')}", targets, len(items))
-    ctx.write(lambda: _write_labels(build.path, items, targets))
+    ctx.write(lambda: write_labels(build.path, items, targets))
 
 
 def _check(ctx: Context, function: str, targets: Any, n: int) -> None:
@@ -107,7 +107,8 @@ def _read(ctx: Context, name: str) -> Any:
     return np.load(path, allow_pickle=False)
 
 
-def _write_labels(folder: Path, items: Inputs, targets: Targets) -> None:
+def write_labels(folder: Path, items: Inputs, targets: Targets) -> None:
+    """Write labels of a split, in one part."""
     (folder / artifacts.LABELS).mkdir()
     artifacts.write_probs(
         folder / artifacts.LABELS / artifacts.part_name(0), items.ids, targets.probs, targets.weight

@@ -15,8 +15,10 @@ from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages import method_inputs, report, transcripts
 from w2s_fast.pipeline.stages.calibration import calibration
 from w2s_fast.pipeline.stages.overlap import overlap
+from w2s_fast.pipeline.stages.posterior import posterior
 from w2s_fast.pipeline.stages.predict import labels
 from w2s_fast.pipeline.stages.train import train_model
+from w2s_fast.pipeline.stages.votes import generated_votes, votes
 from w2s_fast.store import StageBuild
 
 
@@ -60,6 +62,9 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "transcripts": transcripts.transcripts,
     "trajectory": method_inputs.trajectory,
     "apply": method_inputs.apply,
+    "votes": votes,
+    "generated_votes": generated_votes,
+    "posterior": posterior,
     "overlap": overlap,
     "report": report.report,
 }

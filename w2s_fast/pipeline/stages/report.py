@@ -16,7 +16,7 @@ from w2s_fast.pipeline import artifacts, statistics
 from w2s_fast.pipeline.artifacts import LABELS, OOD, TEST
 from w2s_fast.pipeline.bases import finished_bases
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.jobs import Entry, JobPlan, plan_jobs
+from w2s_fast.pipeline.jobs import Entry, JobPlan, Supervisor, plan_jobs
 from w2s_fast.pipeline.predictions import SCORE_NAMES, Predictions
 from w2s_fast.pipeline.stages.diagnostics import (
     WeakLabels,
@@ -26,6 +26,7 @@ from w2s_fast.pipeline.stages.diagnostics import (
     read_weak_labels,
     weak_label_rows,
 )
+from w2s_fast.pipeline.stages.supervisor_rows import supervisor_row
 from w2s_fast.pipeline.students import Student, students
 from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.store import StageBuild
@@ -119,9 +120,24 @@ def score(
         "runs": rows,
         "summary": summary,
         "weak_labels": weak_label_rows({s: w.diagnosed for s, w in supervisors.items()}),
+        "supervisors": _supervisor_rows(supervisors, jobs, data, folders),
         "controls": controls,
         "gold": gold_uses(jobs),
     }
+
+
+def _supervisor_rows(
+    supervisors: Mapping[int, _Supervisor],
+    jobs: JobPlan,
+    data: Mapping[int, TaskData],
+    folders: Mapping[str, Path],
+) -> list[dict[str, Any]]:
+    """Return the scores of many supervisors by seed; none where the weak model labels alone."""
+    rows = (
+        supervisor_row(seed, jobs, folders, data[seed], own.labels, own.test)
+        for seed, own in supervisors.items()
+    )
+    return [row for row in rows if row is not None]
 
 
 def _name_of_run(bases: Mapping[str, Sequence[int]]) -> list[str]:
@@ -218,10 +234,10 @@ def _read_supervisors(
     supervisors = {}
     for seed in (s for seeds in bases.values() for s in seeds):
         one = data[seed]
-        path = folders[f"labels/{seed}"] / LABELS
+        path = folders[jobs.supervisors[seed].labels] / LABELS
         labels = task_kind(one.kind).read(path, one.transfer, one)
         supervisors[seed] = _Supervisor(
-            test=_read_test(f"weak/{seed}", one, folders),
+            test=_read_weak_test(jobs.supervisors[seed], one, folders),
             labels=labels,
             diagnosed=read_weak_labels(seed, jobs, folders, labels, one.transfer.ids),
             groups=groups.setdefault(
@@ -238,6 +254,17 @@ def _read_trained(entry: Entry, data: TaskData, folders: Mapping[str, Path]) -> 
         entry.ceiling.partition("/")[2].partition("/")[2],
         folders[entry.student],
     )
+
+
+def _read_weak_test(jobs: Supervisor, data: TaskData, folders: Mapping[str, Path]) -> Predictions:
+    """Return the predictions of the weak model, or of many supervisors."""
+    if jobs.test == jobs.ood:
+        return _read_test(jobs.test, data, folders)
+    kind = task_kind(data.kind)
+    test = kind.read(folders[jobs.test] / LABELS, data.test, data)
+    if jobs.ood is None or data.ood is None:
+        return test
+    return replace(test, ood=kind.read(folders[jobs.ood] / LABELS, data.ood, data))
 
 
 def _read_test(job: str, data: TaskData, folders: Mapping[str, Path]) -> Predictions:

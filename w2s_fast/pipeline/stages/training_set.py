@@ -105,10 +105,9 @@ def add_transcripts(ctx: Context, items: Inputs) -> Inputs:
     if "context" not in dict(ctx.job.inputs):
         return items
     transcripts = read_texts(ctx.input("context") / TRANSCRIPTS)
-    column = "texts" if items.pairs is None else "pairs"
     last = items.texts if items.pairs is None else items.pairs
     longer = tuple(f"{t}\n\n{transcripts[i]}" for t, i in zip(last, items.ids, strict=True))
-    return replace(items, **{column: longer})
+    return replace(items, texts=longer) if items.pairs is None else replace(items, pairs=longer)
 
 
 def out_of_fold(ctx: Context, items: Inputs) -> np.ndarray:
