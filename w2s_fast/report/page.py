@@ -36,6 +36,7 @@ from w2s_fast.report.model_rows import (
     weak_label_line,
 )
 from w2s_fast.report.names import name_parts, printable
+from w2s_fast.report.supervisor_rows import SUPERVISOR_HEADS, supervisor_lines, supervisor_rows
 
 _STYLE = """
 :root { color-scheme: light dark; --bg:#f6f7f9; --panel:#fff; --ink:#1d2129; --soft:#5c6573;
@@ -120,6 +121,7 @@ $differences
 of all items, of those the supervisor gets right, and of those it gets wrong. A student that
 generalizes disagrees with the supervisor where the supervisor is wrong.</p>
 $means<p>$weak_labels.</p></section>
+$supervisors
 $diagnostics
 <section class="panel"><h2>Every run</h2>$runs</section>
 <section class="panel"><h2>Provenance</h2>$provenance
@@ -170,6 +172,7 @@ def html_page(results: Mapping[str, Any], figure: bytes, narrow: bytes) -> str:
         runs=_runs_table(results),
         means=_means_table(results),
         weak_labels=_escape(weak_label_line(results).capitalize()),
+        supervisors=_supervisors_panel(results),
         diagnostics=_diagnostics_panel(results),
         provenance=_provenance(facts),
         classes=_html_table(
@@ -259,6 +262,21 @@ def _diagnostics_panel(results: Mapping[str, Any]) -> str:
         "score is at least the squared misfit, and the gain in NLL at least KL(student ‖ weak). "
         "The measured gains use true labels of the test items.</p>"
         f"{_html_table('Misfit', MISFIT_HEADS, misfit)}{lines}{table}</section>"
+    )
+
+
+def _supervisors_panel(results: Mapping[str, Any]) -> str:
+    """Return the panel of many supervisors; empty for results of one weak model."""
+    rows = supervisor_rows(results)
+    if not rows:
+        return ""
+    lines = "".join(f"<p>{_escape(line)}.</p>" for line in supervisor_lines(results))
+    return (
+        '<section class="panel"><h2>Supervisors</h2>'
+        "<p>Their votes are combined by a label model, whose posterior is the weak label. Accuracy "
+        "is that of the votes on the transfer set, and uses true labels; the estimated accuracy is "
+        "the label model's and uses none.</p>"
+        f"{lines}{_html_table('Supervisors', SUPERVISOR_HEADS, rows)}</section>"
     )
 
 

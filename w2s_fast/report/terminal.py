@@ -26,6 +26,7 @@ from w2s_fast.report.model_rows import (
 )
 from w2s_fast.report.name_table import NameTable
 from w2s_fast.report.names import printable
+from w2s_fast.report.supervisor_rows import supervisor_lines
 
 
 def print_results(results: Mapping[str, Any], console: Console) -> None:
@@ -37,7 +38,7 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     if further_scores(results):
         console.print(_further_table(results))
     console.print(weak_label_line(results), highlight=False)
-    for line in diagnostic_lines(results):
+    for line in (*supervisor_lines(results), *diagnostic_lines(results)):
         console.print(Text(printable(line)), soft_wrap=True)
     for row in results["controls"]:
         console.print(
