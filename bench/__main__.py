@@ -20,6 +20,7 @@ COMMANDS = {  # name -> (module, what it does)
         "label_models.command",
         "label models on WRENCH data, against Snorkel and crowd-kit",
     ),
+    "supervised": ("supervised.command", "label models to students on YouTube comments and SST-2"),
     "labeling": ("labeling.command", "labeling functions from 100 labels against few-shot"),
     "verifiers": ("cases.verifiers", "repeat the selections of docs/verifiers.md"),
     "architectures": ("architectures.command", "check every class of transformers after patch"),

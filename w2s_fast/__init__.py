@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from w2s_fast.ops.targets import SparseTargets
     from w2s_fast.ops.vocab_parallel.api import vocab_parallel_cross_entropy, vocab_parallel_logprob
     from w2s_fast.pipeline import run
+    from w2s_fast.supervisors import SupervisorsConfig
     from w2s_fast.sweeps import SweepConfig, sweep
     from w2s_fast.tasks import TaskConfig
     from w2s_fast.training import TrainConfig
@@ -37,6 +38,7 @@ __all__ = [
     "ModelConfig",
     "RunConfig",
     "SparseTargets",
+    "SupervisorsConfig",
     "SweepConfig",
     "TaskConfig",
     "TrainConfig",
@@ -66,6 +68,7 @@ _HOMES = {  # public name -> the module that defines it
     "ModelConfig": "w2s_fast.models",
     "RunConfig": "w2s_fast.config",
     "SparseTargets": "w2s_fast.ops.targets",
+    "SupervisorsConfig": "w2s_fast.supervisors",
     "SweepConfig": "w2s_fast.sweeps.sweep_config",
     "TaskConfig": "w2s_fast.tasks",
     "TrainConfig": "w2s_fast.training",

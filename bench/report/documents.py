@@ -21,6 +21,7 @@ from bench.label_models import table as label_model_tables
 from bench.labeling import table as labeling_tables
 from bench.report import speed_tables, trainer_table
 from bench.report.measured_rows import MeasuredRows
+from bench.supervised import table as supervised_tables
 
 Table = Callable[[MeasuredRows], str]
 # document -> marker -> what makes the text between its begin and end
@@ -44,6 +45,7 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
     interval_tables.PAGE: interval_tables.blocks(),
     label_model_tables.PAGE: label_model_tables.blocks(),
     labeling_tables.PAGE: labeling_tables.blocks(),
+    supervised_tables.PAGE: supervised_tables.blocks(),
     alarm_table.PAGE: alarm_table.blocks(),
 }
 

@@ -47,7 +47,16 @@ _LATER = {
                      "high": float | None, "p": float | None, "p_holm": float | None}],
     "failed": {str: str},
     "weak_labels": [{"seed": int, "calibration": dict | None, "overlap": dict | None}],
+    "supervisors": [{
+        "seed": int,
+        "independence": dict | None,
+        "sources": [{"name": str, "coverage": float, "accuracy": float | None,
+                     "estimated_accuracy": float | None}],
+        **{split: {"covered": float, "accuracy": float, "covered_accuracy": float | None,
+                   "constant": float} for split in ("transfer", "test")},
+    }],
 }  # fmt: skip
+_INDEPENDENCE = {"refuted": bool, "pairs": int}
 _SCORED = {"ece": float, "ece_noise": float, "nll": float}
 _CALIBRATION = {"rule": str, "applied": bool, "accuracy": float, "before": _SCORED,
                 "after": dict | None}  # fmt: skip
@@ -94,6 +103,10 @@ def _diagnostics(results: Mapping[str, Any]) -> Iterator[str]:
                 yield from _differences(after, _SCORED, f"{where}.calibration.after")
         if row["overlap"] is not None:
             yield from _differences(row["overlap"], _OVERLAP, f"{where}.overlap")
+    for i, row in enumerate(results.get("supervisors", ())):
+        if row["independence"] is not None:
+            where = f"supervisors[{i}].independence"
+            yield from _differences(row["independence"], _INDEPENDENCE, where)
     for i, row in enumerate(results["summary"]):
         if "misfit" in row:
             yield from _differences(row["misfit"], _MISFIT, f"summary[{i}].misfit")

@@ -32,7 +32,7 @@ def supervisor_lines(results: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     lines = [_split_line(rows, split) for split in ("transfer", "test")]
-    refuted = [row for row in rows if (row["independence"] or {}).get("refuted")]
+    refuted = [row for row in rows if row["independence"] and row["independence"]["refuted"]]
     if refuted:
         pairs = max(row["independence"]["pairs"] for row in refuted)
         lines.append(
