@@ -19,7 +19,8 @@ from campaigns.states import Subject, fault, run_here, run_there
 
 # Two ranks take several processes, and so many times as long.
 SHARES = {
-    "bags of words": 5, "transformers": 5, "debate": 5, "generation": 4, "sweep": 1, "two ranks": 1,
+    "bags of words": 5, "transformers": 5, "debate": 5, "generation": 4, "supervisors": 3,
+    "sweep": 1, "two ranks": 1,
 }  # fmt: skip
 
 

@@ -26,7 +26,8 @@ from campaigns.states import run_there
 
 # How often each recipe is drawn; a sweep and two ranks take several times as long as the others.
 SHARES = {
-    "bags of words": 4, "transformers": 6, "debate": 4, "generation": 4, "sweep": 1, "two ranks": 2,
+    "bags of words": 4, "transformers": 6, "debate": 4, "generation": 4, "supervisors": 4,
+    "sweep": 1, "two ranks": 2,
 }  # fmt: skip
 MOST = 5  # kills of a case
 _POLL_S = 0.002
@@ -34,6 +35,7 @@ START, RESULTS = "start", "results"
 # Short stages are missed more often than long ones; every run has a start, results and a report.
 _WEIGHTS = {
     START: 0.3, RESULTS: 0.2, "report": 0.4, "labels": 2.0, "transcripts": 10.0, "features": 20.0,
+    "votes": 4.0, "generated_votes": 10.0, "posterior": 8.0, "overlap": 15.0,
     "apply": 2.0, "trajectory": 15.0, "control": 15.0, "ceiling": 1.0,
 }  # fmt: skip
 _CHECKPOINT = "in a checkpoint"  # while it is written

@@ -165,6 +165,7 @@ _COMMANDS = {
     "transformers": ("run", 1),
     "debate": ("run", 1),
     "generation": ("run", 1),
+    "supervisors": ("run", 1),
     "sweep": ("sweep", 1),
     "two ranks": ("run", 2),
 }
@@ -190,6 +191,13 @@ def _configuration(recipe: Recipe, server: Server) -> Any:
                 "answer_tokens": 3}  # fmt: skip
         return config(out, task=task, weak={**_SCRATCH, "hidden": 16}, student={"source": str(lm)},
                       weak_train=_TRAIN, student_train=_TRAIN)  # fmt: skip
+    if name == "supervisors":
+        rules = recipe.folder / "rules.py"
+        rules.write_text("from w2s_fast.labeling import regex\nplural = regex(1, 's$')\n")
+        sources = [f"functions:{rules}", "weak", "weak:member=1", "stumps:max_functions=3"]
+        block = {"sources": sources, "label_model": "weighted", "row_weight": "confidence"}
+        return config(out, weak=_SCRATCH, student=_SCRATCH, weak_train=_TRAIN,
+                      student_train=_TRAIN, supervisors=block)  # fmt: skip
     if name == "sweep":
         cfg = toy_sweep(out, weak_models=("bow",))
         return replace(cfg, run=replace(cfg.run, seeds=(0,)))

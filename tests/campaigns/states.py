@@ -24,6 +24,7 @@ KILLS = {
     "transformers": ("student-:5", "best-:4"),
     "debate": ("transcripts-:2", "transcripts-:7"),
     "generation": ("weak-:5", "part-00001.parquet.sha256:1"),
+    "supervisors": ("generated_votes-:1", "posterior-:2"),
     "sweep": (),
     "two ranks": ("student-:5",),
 }
@@ -35,12 +36,12 @@ _KINDS = (
     (r"checkpoint/\w+/part-", "part of a killed stage"),
     (r"\.sha256$", "checksum of a part"),
     (r"checkpoint/answers-", "answers of an endpoint"),
-    (r"/\.[a-z]+-[0-9a-f]{12}/", "other file of a killed stage"),
+    (r"/\.[a-z_]+-[0-9a-f]{12}/", "other file of a killed stage"),
     (r"stage\.json$", "record of a stage"),
     (r"\.locks/|\.lock$", "lock"),
     (r"\.logs/", "log of a worker"),
-    (r"/[a-z]+-[0-9a-f]{12}/(\w+)/", r"\1 of a stage"),
-    (r"/[a-z]+-[0-9a-f]{12}/([\w.]+)$", r"\1 of a stage"),
+    (r"/[a-z_]+-[0-9a-f]{12}/(\w+)/", r"\1 of a stage"),
+    (r"/[a-z_]+-[0-9a-f]{12}/([\w.]+)$", r"\1 of a stage"),
     (r"results\.json$|sweep\.json$", "results"),
     (r"", "plot, page or table"),
 )

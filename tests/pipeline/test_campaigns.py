@@ -99,6 +99,7 @@ def test_flips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kinds_of_files() -> None:
     killed, stage = "/cache/.labels-0123456789ab/checkpoint", "/cache/labels-0123456789ab"
     names = {
+        "/cache/generated_votes-0123456789ab/votes.parquet": "votes.parquet of a stage",
         f"{killed}/step-00000003/state.json": "record of a checkpoint",
         f"{killed}/labels/part-00000.parquet": "part of a killed stage",
         f"{stage}/labels/part-00000.parquet": "labels of a stage",
