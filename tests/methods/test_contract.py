@@ -29,6 +29,11 @@ N = 60
 PLAN = Plan(intermediate_models=2)
 # Specs that use true labels of the transfer set, and for what; all others use none.
 GOLD = {"ground_truth_early_stop": ("early stopping on true labels",)}
+# Specs that use true labels of the weak split beside training weak models.
+WEAK_GOLD = dict.fromkeys(
+    ("trust", "selective", "trust:mode=filter,share=0.3", "selective:alpha=0,calibrate=none"),
+    ("true labels of the weak split train P(label right)",),
+)
 # Settings beside the defaults whose plans differ from the default's.
 VARIANTS = (
     "probe_relabel:probe=logreg,layer=last",
@@ -40,6 +45,8 @@ VARIANTS = (
     "posterior:source=ccs,balance=em",
     "strong_to_strong:rounds=0",
     "probe_filter|elicit|consistent",
+    "trust:mode=filter,share=0.3",
+    "selective:alpha=0,calibrate=none",
 )
 SPECS = (*METHODS, *VARIANTS)
 
@@ -74,6 +81,8 @@ def _given(node: Node) -> Any:
         return (sign * centres + 0.3 * rng.normal(size=(N, 8))).astype(np.float32)
     if node.stage == "balance":
         return np.array([0.5, 0.5])
+    if node.stage == "trust":
+        return rng.random(N).astype(np.float32)
     shape = (5, N) if node.stage == "trajectory" else (N,)
     right = np.broadcast_to(gold, shape) ^ (rng.random(shape) < 0.2)
     one = np.where(right == 1, 0.8, 0.2) + 0.1 * rng.random(shape)
@@ -150,6 +159,8 @@ def test_plan_uses_no_true_label_it_did_not_name(spec: str) -> None:
     student, ceiling = student_nodes(make_steps(spec), PLAN)
     gold = tuple(dict.fromkeys(use for node in _walk(student) for use in node.gold))
     assert gold == GOLD.get(spec, ())
+    weak_gold = tuple(dict.fromkeys(use for node in _walk(student) for use in node.weak_gold))
+    assert weak_gold == WEAK_GOLD.get(spec, ())
     assert "ceiling" not in {node.stage for node in _walk(student)}
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from w2s_fast import neighbors
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Targets, make_method
-from w2s_fast.methods import _neighbours as neighbours
 from w2s_fast.methods._logreg import fit, out_of_fold
-from w2s_fast.methods._neighbours import nearest
 from w2s_fast.methods._topo import supported
 from w2s_fast.methods.probes import PROBES, ProbeFilter, ProbeRelabel
+from w2s_fast.neighbors import nearest
 
 
 def _targets(one: list[float] | np.ndarray, weight: list[float] | None = None) -> Targets:
@@ -38,7 +38,7 @@ def test_blocks_change_no_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(97, 6, generator=torch.Generator().manual_seed(0))
     pool = torch.arange(0, 97, 2)
     whole = nearest(x, 5, pool)
-    monkeypatch.setattr(neighbours, "_BLOCK", 3 * len(pool))
+    monkeypatch.setattr(neighbors, "_BLOCK", 3 * len(pool))
     assert torch.equal(nearest(x, 5, pool), whole)
     distance = (x.unsqueeze(1) - x[pool]).square().sum(2)
     distance[pool, torch.arange(len(pool))] = torch.inf

@@ -38,9 +38,12 @@ from w2s_fast.methods.linear_probe import LinearProbe
 from w2s_fast.methods.posterior import Posterior
 from w2s_fast.methods.probes import ProbeFilter, ProbeRelabel
 from w2s_fast.methods.resample import Resample
+from w2s_fast.methods.selective import Selective
 from w2s_fast.methods.self_consistency import SelfConsistency
 from w2s_fast.methods.small_loss import SmallLoss
+from w2s_fast.methods.teacher_weights import TeacherWeights
 from w2s_fast.methods.trajectory import Trajectory
+from w2s_fast.methods.trust import Trust
 
 METHODS |= {
     "naive": Naive,
@@ -61,7 +64,10 @@ METHODS |= {
     "small_loss": SmallLoss,
     "trajectory": Trajectory,
     "conformal": Conformal,
+    "trust": Trust,
+    "selective": Selective,
     "ensemble": Ensemble,
+    "teacher_weights": TeacherWeights,
     "combine": Combine,
     "born_again": BornAgain,
     "early_stop": EarlyStop,

@@ -12,9 +12,11 @@ from w2s_fast.methods._plan import Node, all_nodes
 # What a student may be made of: the stages that a ``Plan`` asks for, without the ceiling.
 _STAGES = (
     "weak", "labels", "intermediate", "student", "control", "tuned", "features", "prior", "balance",
-    "transcripts", "trajectory", "apply", "calibration", "votes", "generated_votes", "posterior",
+    "transcripts", "trajectory", "apply", "calibration", "trust", "votes", "generated_votes",
+    "posterior", "gate",
 )  # fmt: skip
 
+_LEARNED = ("weak", "generated_votes")  # what true labels of the weak split have taught
 _PREDICTED = ("labels", "votes", "generated_votes", "posterior")  # may learn from true labels
 # These stages take each row from the model that was trained without its fold.
 _CROSS_FITTED = ("transcripts", "calibration")
@@ -58,8 +60,21 @@ def _check_edge(node: Node, name: str, needed: Node) -> None:
         )
     on_own_rows = needed.stage in _PREDICTED and dict(needed.settings).get("split") == "weak"
     same_rows = node.stage in _PREDICTED and dict(node.settings).get("split") == "weak"
-    if on_own_rows and not same_rows and node.stage not in _CROSS_FITTED:
+    if on_own_rows and not (
+        same_rows
+        or node.stage in _CROSS_FITTED
+        or (node.stage == "trust" and _leaves_fold_out(name, needed))
+        or (node.stage == "gate" and _leaves_fold_out(name.partition("_")[0], needed))
+    ):
         raise W2SError(
             f"the method gives the labels of the weak split to stage {node.stage!r} as {name!r}; "
             "its models have learned the true labels of these rows: use those of the transfer set"
         )
+
+
+def _leaves_fold_out(name: str, labels: Node) -> bool:
+    """Return whether all that learned for labels called ``fold{i}`` learned without fold i."""
+    learned = [node for node in all_nodes([labels]) if node.stage in _LEARNED]
+    return name.startswith("fold") and all(
+        name == f"fold{dict(node.settings).get('fold')}" for node in learned
+    )

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 Settings = tuple[tuple[str, Any], ...]
+_WEAK_GOLD = {
+    "trust": ("true labels of the weak split train P(label right)",),
+    "gate": ("true labels of the weak split select supervisors",),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,14 @@ class Node:
         if dict(self.settings).get("keep") == "gold":
             return ("early stopping on true labels",)
         return ()
+
+    @property
+    def weak_gold(self) -> tuple[str, ...]:
+        """Descriptions of its uses of true labels of the weak split, beside training weak models.
+
+        Reports name them; unlike ``gold`` they give no access to the transfer set's true labels.
+        """
+        return _WEAK_GOLD.get(self.stage, ())
 
 
 @dataclass(frozen=True)
@@ -207,6 +219,43 @@ class Plan:
     def gold_balance(self) -> Node:
         """Return the true share of every class (C,); reports list it as a use of true labels."""
         return _node("balance", {})
+
+    def trust(
+        self,
+        labels: Node,
+        *,
+        own: Node | None = None,
+        calibrate: str = "none",
+        layer: str = "half",
+        l2: float = 0.01,
+        folds: int = 5,
+    ) -> Node:
+        """Return P(label right) (N,) of labels of the transfer set.
+
+        It is fitted to the weak split, whose true labels say which predictions there are right;
+        reports list this use.
+
+        Args:
+            labels: Labels of the transfer set that are to be trusted.
+            own: Labels of the weak split by a model that has learned no true labels, like
+                ``prior("weak")``, if ``labels`` are of such a model; None: cross-fitted predictions
+                of the weak model.
+            calibrate: For ``own``: "weak" shifts its probabilities to the true class balance of the
+                weak split, see ``Elicit``.
+            layer: Layer of the hidden states of the untrained student, see ``features``.
+            l2, folds: See ``w2s_fast.trust.fit_trust``.
+        """
+        settings: dict[str, Any] = {"l2": l2, "folds": folds}
+        needs = {
+            "labels": labels,
+            "features": self.features(layer=layer),
+            "weak_features": self.features("weak", layer),
+        }
+        if own is not None:
+            return _node("trust", {**settings, "calibrate": calibrate}, {**needs, "own": own})
+        if self.calibration != "none":
+            needs["calibrator"] = self.calibrator()
+        return _node("trust", settings, {**needs, **self.out_of_fold()})
 
     def trajectory(self, model: Node) -> Node:
         """Return the class probabilities (K, N, C) of the transfer texts at K steps of a training.

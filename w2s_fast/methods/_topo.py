@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2s_fast.methods._neighbours import nearest
+from w2s_fast.neighbors import nearest
 
 
 def supported(x: Tensor, probs: Tensor, pool: Tensor, k: int, contamination: float) -> Tensor:

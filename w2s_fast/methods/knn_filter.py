@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from w2s_fast.methods._base import Method, Targets, layer_field, number
-from w2s_fast.methods._neighbours import nearest
 from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.neighbors import nearest
 
 
 @dataclass(frozen=True, kw_only=True)

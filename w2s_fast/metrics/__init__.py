@@ -3,6 +3,7 @@
 Functions of arrays: they give the same numbers with and without the pipeline.
 """
 
+from w2s_fast.metrics._probabilities import checked_labels, checked_probs
 from w2s_fast.metrics.calibration import N_BINS, brier, ece, ece_noise, nll
 from w2s_fast.metrics.calibrators import CALIBRATORS, Calibrator, fit_platt, fit_temperature
 from w2s_fast.metrics.comparisons import Difference, holm, paired_difference
@@ -65,6 +66,8 @@ __all__ = [
     "balanced_accuracy",
     "brier",
     "change_point",
+    "checked_labels",
+    "checked_probs",
     "difference_item_interval",
     "drawn_levels",
     "ece",

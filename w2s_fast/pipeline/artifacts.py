@@ -21,6 +21,7 @@ from w2s_fast.errors import W2SError
 
 LABELS = "labels"  # folder: labels of a split, see ``part_name``
 VOTES = "votes.parquet"  # votes of weak supervisors for a split, see ``write_votes``
+GATE = "gate.json"  # the supervisors that a gate has selected
 SUPERVISORS = "supervisors.json"  # what a label model knows of its supervisors
 TRANSCRIPTS = "transcripts"  # folder: one transcript per text, in the same parts
 MODEL = "model.safetensors"  # trained weights
@@ -33,6 +34,8 @@ OOD = "ood.parquet"  # predictions of the out-of-distribution test items
 LOG = "log.json"  # loss and metrics of every step
 TRAJECTORY = "trajectory.npy"  # predictions of the transfer set during a training
 CALIBRATION = "calibration.json"  # calibrator of the weak labels, and its scores
+TRUST = "trust.npy"  # P(label right) of the transfer set
+TRUST_SCORES = "trust.json"  # scores of the trust model on the weak split
 OVERLAP = "overlap.json"  # overlap density of the transfer set
 FIT = "fit"  # folder: predictions of training texts during a training, see ``write_fit``
 REPORT = "scores.json"  # results.json without ``failed`` and ``provenance``

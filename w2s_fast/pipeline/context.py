@@ -31,6 +31,8 @@ _GOLD = {
     "weak": ("weak",),
     "calibration": ("weak",),
     "generated_votes": ("weak",),
+    "gate": ("weak",),
+    "trust": ("weak",),
     "ceiling": ("transfer",),
     "report": ("weak", "transfer", "test", "ood"),
 }

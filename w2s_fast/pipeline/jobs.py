@@ -39,13 +39,20 @@ VERSIONS = {
     "votes": 1,
     "generated_votes": 1,
     "posterior": 1,
+    "gate": 1,
+    "trust": 1,
     "overlap": 1,
     "report": 7,
 }
 EMBEDDED = "agreement-lm"  # the model source that stage `pretrain` makes
 EMBEDDED_TASK = "agreement"  # has a tokenizer of its own
 CONTROL_LOSS = "xent"
-_SEEDED = ("apply", "generated_votes")  # stages without a model that draw random numbers
+_SEEDED = (
+    "apply",
+    "generated_votes",
+    "gate",
+    "trust",
+)  # stages without a model that draw random numbers
 _NOT_CONTENT = set(EXECUTION_FIELDS)  # settings that cannot change a result
 TRAINED = ("weak", "intermediate", "student", "ceiling", "control")
 SCORED = (*TRAINED, "labels", "posterior", "calibration", "overlap")  # what the report reads
@@ -61,7 +68,8 @@ class Job:
         seed: Seed of the run; None for a job that all seeds share.
         settings: Settings of its node.
         inputs: Pairs (name of the input in this job, name of the job that computes it).
-        gold: Uses of true labels of the transfer set.
+        gold: Uses of true labels of the transfer set, which it may read.
+        weak_gold: Further uses of true labels that reports name.
     """
 
     stage: str
@@ -70,6 +78,7 @@ class Job:
     settings: tuple[tuple[str, Any], ...] = ()
     inputs: tuple[tuple[str, str], ...] = ()
     gold: tuple[str, ...] = ()
+    weak_gold: tuple[str, ...] = ()
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -195,7 +204,9 @@ class _Planner:
         if needed:
             name = next(n for i in range(1, 10**6) if (n := f"{name}/{i}") not in self.jobs)
         self._names[node, seed] = name
-        self.jobs[name] = Job(node.stage, name, seed, node.settings, tuple(inputs), node.gold)
+        self.jobs[name] = Job(
+            node.stage, name, seed, node.settings, tuple(inputs), node.gold, node.weak_gold
+        )
         return name
 
     def _model_inputs(self, role: str | None, seed: int) -> list[tuple[str, str]]:
@@ -313,6 +324,7 @@ _DATA_INPUTS = {
     "tokenizer": ("weak.inputs", "transfer.inputs"),
     "weak": ("weak.inputs", "weak.labels", *_SCORED),
     "calibration": ("weak.inputs", "weak.labels"),
+    "trust": ("weak.inputs", "weak.labels", "transfer.inputs"),
     "overlap": ("transfer.inputs",),
     "intermediate": _TRANSFER,
     "student": _TRANSFER,
@@ -324,6 +336,7 @@ _DATA_INPUTS = {
     "transcripts": ("question",),
     "balance": ("transfer.labels",),
     "generated_votes": ("weak.inputs", "weak.labels"),
+    "gate": ("weak.inputs", "weak.labels"),
 }
 
 

@@ -92,7 +92,7 @@ def _check(ctx: Context, function: str, targets: Any, n: int) -> None:
 
 
 def _read(ctx: Context, name: str) -> Any:
-    """Read an input by what its folder holds: labels, features, a trajectory or a balance."""
+    """Read an input by what its folder holds: labels, features or a single array."""
     folder = ctx.input(name)
     if (folder / artifacts.LABELS).exists():
         ids = ctx.inputs("transfer").ids
@@ -101,9 +101,8 @@ def _read(ctx: Context, name: str) -> Any:
         )
     if (folder / artifacts.FEATURES).exists():
         return read_features(folder).float().numpy()
-    path = next(
-        p for p in (folder / artifacts.TRAJECTORY, folder / artifacts.BALANCE) if p.exists()
-    )
+    names = (artifacts.TRAJECTORY, artifacts.BALANCE, artifacts.TRUST)
+    path = next(p for name in names if (p := folder / name).exists())
     return np.load(path, allow_pickle=False)
 
 

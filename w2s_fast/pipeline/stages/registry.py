@@ -14,10 +14,12 @@ from w2s_fast.pipeline.artifacts import PRETRAINED, TOKENIZER
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages import method_inputs, report, transcripts
 from w2s_fast.pipeline.stages.calibration import calibration
+from w2s_fast.pipeline.stages.gate import gate
 from w2s_fast.pipeline.stages.overlap import overlap
 from w2s_fast.pipeline.stages.posterior import posterior
 from w2s_fast.pipeline.stages.predict import labels
 from w2s_fast.pipeline.stages.train import train_model
+from w2s_fast.pipeline.stages.trust import trust
 from w2s_fast.pipeline.stages.votes import generated_votes, votes
 from w2s_fast.store import StageBuild
 
@@ -64,7 +66,9 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "apply": method_inputs.apply,
     "votes": votes,
     "generated_votes": generated_votes,
+    "gate": gate,
     "posterior": posterior,
+    "trust": trust,
     "overlap": overlap,
     "report": report.report,
 }

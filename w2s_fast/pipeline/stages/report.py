@@ -210,7 +210,7 @@ def _rounding_sd(
 
 
 def gold_uses(jobs: JobPlan) -> list[dict[str, str]]:
-    """Return every use of true transfer labels by a job that a student depends on."""
+    """Return every named use of true labels by a job that a student depends on."""
     by_name = {job.name: job for job in jobs.jobs}
     uses: dict[str, dict[str, str]] = {}
     for (_, student), entry in jobs.entries.items():
@@ -218,7 +218,7 @@ def gold_uses(jobs: JobPlan) -> list[dict[str, str]]:
         while pending:
             job = by_name[pending.pop()]
             pending += job.needs
-            for use in job.gold:
+            for use in (*job.gold, *job.weak_gold):
                 uses[f"{student} {use}"] = {"name": student, "use": use}
     return list(uses.values())
 
