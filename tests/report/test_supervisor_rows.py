@@ -23,8 +23,8 @@ def supervised() -> dict[str, Any]:
     split = {"covered": 0.6, "accuracy": 0.7, "covered_accuracy": 0.8, "constant": 0.55}
     results["supervisors"] = [
         {"seed": 0, "independence": {"refuted": False, "pairs": 0}, "sources": [both],
-         "transfer": split, "test": {**split, "covered_accuracy": None}},
-        {"seed": 1, "independence": {"refuted": True, "pairs": 3},
+         "dropped": [], "transfer": split, "test": {**split, "covered_accuracy": None}},
+        {"seed": 1, "independence": {"refuted": True, "pairs": 3}, "dropped": ["coin", "copy"],
          "sources": [{**both, "coverage": 0.4, "accuracy": None},
                      {**both, "name": "stump", "estimated_accuracy": 0.75}],
          "transfer": {**split, "covered": 0.8}, "test": split},
@@ -43,7 +43,8 @@ def test_cells_are_means_over_the_runs_of_a_name() -> None:
 
 
 def test_lines() -> None:
-    transfer, test, dependent = supervisor_lines(supervised())
+    transfer, test, gate, dependent = supervisor_lines(supervised())
+    assert gate == "the gate leaves out coin, copy in some run or in all"
     assert transfer == (
         "supervisors vote on 0.700 of the transfer items; their posterior is right on 0.800 of "
         "those and on 0.700 of all, the largest class on 0.550"

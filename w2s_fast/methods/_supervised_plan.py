@@ -68,7 +68,17 @@ class SupervisedPlan(Plan):
         For ``fold{i}``, sources that learn from true labels learned without fold i. They are one
         node if no source does.
         """
+        learned = [s for s in self._sources() if isinstance(s, WeakModel | Generated)]
+        if self.supervisors.gate and learned:
+            raise W2SError(
+                "supervisors.gate=true: labels of the weak split cannot be left out where they "
+                f"select sources that learn from them too, such as {learned[0]}; set "
+                "supervisors.gate=false, or drop weak_calibration and methods of trust"
+            )
         return {f"fold{i}": self._posterior("weak", fold=i) for i in range(self.folds)}
+
+    def _sources(self) -> list[Source]:
+        return [parse_source(spec) for spec in self.supervisors.sources]
 
     def _posterior(
         self, split: str, calibrator: Node | None = None, fold: int | None = None
@@ -81,13 +91,37 @@ class SupervisedPlan(Plan):
         }
         if split == fitted:
             settings["row_weight"] = block.row_weight
-        sources = [parse_source(spec) for spec in block.sources]
         needs = {
             f"{s}{i}": self._votes(source, s, fold)
             for s in dict.fromkeys((fitted, split))
-            for i, source in enumerate(sources)
+            for i, source in enumerate(self._sources())
         }
-        return _node("posterior", settings, {**needs, **_without_none(calibrator=calibrator)})
+        gate = self._gate(fold) if block.gate else None
+        further = _without_none(calibrator=calibrator, gate=gate)
+        return _node("posterior", settings, {**needs, **further})
+
+    def _gate(self, fold: int | None) -> Node:
+        """Return the gate over sources, fitted to cross-fitted votes for the weak split.
+
+        Input ``fold{i}_{j}`` has the votes of source j that learned without fold i.
+
+        Raises:
+            W2SError: A source has other functions in every fold.
+        """
+        sources = self._sources()
+        if any(isinstance(source, Generated) for source in sources):
+            raise W2SError(
+                f"supervisors.gate=true: {list(self.supervisors.sources)} has functions learned "
+                "from the weak split, which differ from fold to fold and are selected by their "
+                "generator already; set supervisors.gate=false"
+            )
+        needs = {
+            f"fold{i}_{j}": self._votes(source, "weak", i)
+            for i in range(self.folds)
+            for j, source in enumerate(sources)
+        }
+        settings = {"folds": self.folds} | ({} if fold is None else {"fold": fold})
+        return _node("gate", settings, needs)
 
     def _votes(self, source: Source, split: str, fold: int | None) -> Node:
         """Return the votes of a source that learned without a fold, if one is given."""

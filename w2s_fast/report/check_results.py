@@ -50,6 +50,7 @@ _LATER = {
     "supervisors": [{
         "seed": int,
         "independence": dict | None,
+        "dropped": [str],
         "sources": [{"name": str, "coverage": float, "accuracy": float | None,
                      "estimated_accuracy": float | None}],
         **{split: {"covered": float, "accuracy": float, "covered_accuracy": float | None,

@@ -32,6 +32,9 @@ def supervisor_lines(results: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     lines = [_split_line(rows, split) for split in ("transfer", "test")]
+    dropped = dict.fromkeys(name for row in rows for name in row["dropped"])
+    if dropped:
+        lines.append(f"the gate leaves out {', '.join(dropped)} in some run or in all")
     refuted = [row for row in rows if row["independence"] and row["independence"]["refuted"]]
     if refuted:
         pairs = max(row["independence"]["pairs"] for row in refuted)

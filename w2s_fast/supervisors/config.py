@@ -27,6 +27,9 @@ class SupervisorsConfig:
         row_weight: Weight of a text for the student: "covered" (1 with votes, 0 without),
             "confidence" (1 - entropy / log C with votes, 0 without) or "equal" (1; a text without
             votes has the class balance as its label).
+        gate: Select the sources that help to predict the true labels of the weak split together,
+            before the label model sees any vote (``trust.fit_source_gate``); reports list this use
+            of true labels.
         layer: Layer of the untrained student whose hidden states learned functions read: "half",
             "last" or a number.
     """
@@ -35,6 +38,7 @@ class SupervisorsConfig:
     label_model: str = "dawid_skene"
     class_balance: str = "majority"
     row_weight: str = "covered"
+    gate: bool = False
     layer: str = "half"
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ The fit takes no true label. It is repeated for every split, since that costs le
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
@@ -14,7 +15,7 @@ from w2s_fast.config import RunConfig
 from w2s_fast.errors import DataWarning, W2SError
 from w2s_fast.files import write_json
 from w2s_fast.methods import Targets
-from w2s_fast.pipeline.artifacts import SUPERVISORS, VOTES, read_votes, write_votes
+from w2s_fast.pipeline.artifacts import GATE, SUPERVISORS, VOTES, read_votes, write_votes
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.calibration import read_calibration
 from w2s_fast.pipeline.stages.method_inputs import write_labels
@@ -29,8 +30,12 @@ def posterior(ctx: Context, build: StageBuild) -> None:
     split = ctx.job.setting("split")
     items = ctx.inputs(split)
     names, fitted = _votes(ctx, FITTED)
+    kept = _kept(ctx, len(names))
+    dropped = [name for name, keep in zip(names, kept, strict=True) if not keep]
+    names = [name for name, keep in zip(names, kept, strict=True) if keep]
+    fitted = fitted[:, kept]
     model = _fit(ctx, fitted, quiet=split != FITTED)
-    matrix = fitted if split == FITTED else _votes(ctx, split)[1]
+    matrix = fitted if split == FITTED else _votes(ctx, split)[1][:, kept]
     probs = model.posterior(matrix).numpy().astype(np.float32)
     if "calibrator" in dict(ctx.job.inputs):
         probs = read_calibration(ctx.input("calibrator"))[0](probs)
@@ -44,7 +49,7 @@ def posterior(ctx: Context, build: StageBuild) -> None:
     ctx.write(lambda: write_labels(build.path, items, Targets(probs, weight)))
     ctx.write(lambda: write_votes(build.path / VOTES, items.ids, names, matrix))
     if split == FITTED:
-        record = _record(names, fitted, model, ctx.n_classes)
+        record = {**_record(names, fitted, model, ctx.n_classes), "dropped": dropped}
         ctx.write(lambda: write_json(build.path / SUPERVISORS, record))
 
 
@@ -56,6 +61,13 @@ def _votes(ctx: Context, split: str) -> tuple[list[str], np.ndarray]:
     return [name for names, _ in parts for name in names], np.concatenate(
         [votes for _, votes in parts], 1
     )
+
+
+def _kept(ctx: Context, n_sources: int) -> np.ndarray:
+    """Return (m,) bool: the sources that the gate keeps, all without a gate."""
+    if "gate" not in dict(ctx.job.inputs):
+        return np.ones(n_sources, dtype=bool)
+    return np.array(json.loads((ctx.input("gate") / GATE).read_bytes())["kept"])
 
 
 def _fit(ctx: Context, votes: np.ndarray, quiet: bool) -> Any:
