@@ -39,6 +39,7 @@ ANCHOR = 100.0
 TEMPERATURE = 0.05  # of cosines between a text and the descriptions of the classes
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 QUESTIONS = 50
+CLUSTERS = 10
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def _ways(prepared: Prepared, split: Split) -> Iterator[Way]:
         yield features, "few-shot", lambda x=x: _score_classes(split, few_shot(x, split))
         for spec in GENERATORS:
             yield features, spec, lambda x=x, s=spec: _score_votes(split, _generated(s, x, split))
-        yield features, "affinity", lambda x=x: _score_classes(split, _affinity(x, split))
+        for name, k in (("affinity", None), (f"affinity, {CLUSTERS} clusters", CLUSTERS)):
+            yield features, name, lambda x=x, k=k: _score_classes(split, _affinity(x, split, k))
     if prepared.zero_shot is not None:
         yield "both", "all functions", lambda: _score_votes(split, _all(prepared, split))
 
@@ -152,8 +154,8 @@ def _generated(spec: str, x: Tensor, split: Split) -> Tensor:
     return functions.votes(x[split.rest])
 
 
-def _affinity(x: Tensor, split: Split) -> Tensor:
-    probs = affinity_labels(x, split.known, split.labels, 2, seed=split.seed)
+def _affinity(x: Tensor, split: Split, n_clusters: int | None) -> Tensor:
+    probs = affinity_labels(x, split.known, split.labels, 2, n_clusters=n_clusters, seed=split.seed)
     return probs[split.rest].argmax(1)
 
 
@@ -171,7 +173,6 @@ def _keywords(prepared: Prepared, split: Split, judged: Tensor) -> dict[str, Any
         accuracy_oracle(votes[judged], gold, 2),
         features=list(prepared.features.values())[-1],
         n_questions=QUESTIONS,
-        max_functions=QUESTIONS,
         seed=split.seed,
     ).chosen
     return _score_votes(split, votes[split.rest][:, list(chosen)])

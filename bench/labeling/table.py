@@ -16,7 +16,12 @@ _HEADS = (
     "labels from", "features", "functions", "coverage", "covered rows: accuracy",
     "all rows: accuracy", "95 %", "− few-shot", "95 %", "majority vote",
 )  # fmt: skip
-_PLAIN = ("constant", "few-shot", "affinity")  # no functions, so no coverage of their own
+_PLAIN = (
+    "constant",
+    "few-shot",
+    "affinity",
+    "affinity, 10 clusters",
+)  # no functions, so no coverage of their own
 Row = Mapping[str, Any]
 
 

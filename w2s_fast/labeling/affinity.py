@@ -6,7 +6,11 @@ r"""Label rows by affinity coding: cluster similarities, and name the clusters b
     class of a cluster: the one-to-one assignment with the most labeled rows right
 
 The few labels name the clusters and decide nothing else. A row of A_v is a row's similarity to all
-others; here to at most ``max_anchors`` of them, drawn at random.
+others; here to at most ``max_anchors`` of them, drawn at random. With more clusters than classes,
+
+    P(c | row i) = sum_k r_ik (sum_j r_jk 1[y_j = c] + pi_c) / (sum_j r_jk + 1),     j labeled,
+
+pi_c the share of class c among the labels: for classes that are no single cluster.
 
 Source: Das et al. 2020, "GOGGLES: automatic image labeling with affinity coding" (arXiv
 1903.04552), where views are the layers of a network.
@@ -32,6 +36,7 @@ def affinity_labels(
     labels: Any,
     n_classes: int,
     *,
+    n_clusters: int | None = None,
     max_anchors: int = 500,
     seed: int = 0,
 ) -> Tensor:
@@ -43,6 +48,7 @@ def affinity_labels(
         labeled_rows: (r,) positions of rows with a label.
         labels: (r,) integers, at least one of every class.
         n_classes: K.
+        n_clusters: Number of clusters; None is K, one a class.
         max_anchors: Most rows whose similarity is taken.
         seed: Seed of anchors and of the starts of EM.
 
@@ -56,15 +62,21 @@ def affinity_labels(
             raise W2SError(f"view {number} has {len(view)} rows and view 0 has {n}; expected equal")
     known = _check_rows(labeled_rows, n)
     y = check_labels(labels, len(known), n_classes, min_rows=1)
+    k = n_classes if n_clusters is None else n_clusters
+    check_number("n_clusters", k, n_classes, n)
     check_number("max_anchors", max_anchors, n_classes)
     generator = torch.Generator().manual_seed(seed)
     anchors = torch.randperm(n, generator=generator)[:max_anchors]
-    clusters = [_cluster(view, anchors, n_classes, seed + v) for v, view in enumerate(views)]
+    clusters = [_cluster(view, anchors, k, seed + v) for v, view in enumerate(views)]
     probs = clusters[0]
     if len(clusters) > 1:
-        chosen = [torch.nn.functional.one_hot(r.argmax(1), n_classes) for r in clusters]
-        probs = bernoulli_mixture(torch.cat(chosen, 1).double(), n_classes, seed)
-    return probs[:, _clusters_of_classes(probs[known], y, n_classes)]
+        chosen = [torch.nn.functional.one_hot(r.argmax(1), k) for r in clusters]
+        probs = bernoulli_mixture(torch.cat(chosen, 1).double(), k, seed)
+    one_hot = torch.nn.functional.one_hot(y, n_classes).double()
+    if k == n_classes:
+        return probs[:, _clusters_of_classes(probs[known], one_hot)]
+    counts = probs[known].T @ one_hot + one_hot.mean(0)  # (k, K), with one pseudo-row a cluster
+    return probs @ (counts / counts.sum(1, keepdim=True))
 
 
 def _views(features: Any) -> list[Any]:
@@ -91,15 +103,14 @@ def _check_rows(rows: Any, n: int) -> Tensor:
     return index
 
 
-def _cluster(x: Tensor, anchors: Tensor, n_classes: int, seed: int) -> Tensor:
+def _cluster(x: Tensor, anchors: Tensor, n_clusters: int, seed: int) -> Tensor:
     unit = torch.nn.functional.normalize(x - x.mean(0), dim=1)
-    return gaussian_mixture(unit @ unit[anchors].T, n_classes, seed)
+    return gaussian_mixture(unit @ unit[anchors].T, n_clusters, seed)
 
 
-def _clusters_of_classes(probs: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+def _clusters_of_classes(probs: Tensor, one_hot: Tensor) -> Tensor:
     """Return the cluster of each class (K,), so that the most labeled rows are right."""
     from scipy.optimize import linear_sum_assignment
 
-    one_hot = torch.nn.functional.one_hot(labels, n_classes).double()
     _, cluster = linear_sum_assignment((one_hot.T @ probs).numpy(), maximize=True)
     return torch.from_numpy(cluster)

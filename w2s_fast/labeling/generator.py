@@ -36,6 +36,7 @@ from w2s_fast.labeling.rows import check_features, check_labels, check_names
 from w2s_fast.labeling.summary import FunctionSummary, function_summary
 
 _ROWS = 4096  # rows of a block of votes
+_FOLDS = 3  # fewest: one whose rows are judged, one that candidates are chosen on, one to fit them
 
 
 class Candidates(ABC):
@@ -97,7 +98,7 @@ class Generator(ABC):
         max_functions: Most functions that are returned.
         min_confidence: Least confidence from which a function may vote, in [0, 1].
         diversity: Weight of the rows that only this function covers, in [0, 1).
-        folds: Number of folds.
+        folds: Number of folds, 3 or more; at most that of labeled rows of the rarest class, or 3.
     """
 
     max_functions: int = 10
@@ -109,7 +110,7 @@ class Generator(ABC):
         check_number("max_functions", self.max_functions, 1)
         check_number("min_confidence", self.min_confidence, 0.0, 1.0)
         check_number("diversity", self.diversity, 0.0, 1.0)
-        check_number("folds", self.folds, 2)
+        check_number("folds", self.folds, _FOLDS)
 
     @abstractmethod
     def fit_candidates(
@@ -246,10 +247,10 @@ def take_diverse(votes: Tensor, f1: Tensor, most: int, diversity: float) -> Tens
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
     """Return the fold of each row, (n,) int64; the rows of a class are spread over all folds.
 
-    There are at most as many folds as rows of the rarest class, so that no fold holds a whole one.
+    There are at most as many folds as rows of the rarest class, but three at least.
     """
     counts = torch.bincount(labels)
-    folds = max(2, min(folds, int(counts[counts > 0].min())))
+    folds = max(_FOLDS, min(folds, int(counts[counts > 0].min())))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
     fold = torch.empty(len(labels), dtype=torch.int64)

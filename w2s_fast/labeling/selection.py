@@ -7,13 +7,16 @@ r"""Select labeling functions from a large pool by asking an expert about few of
 
 C_j are the rows for which function j votes, e the one-hot vote, x_i features of a row, mu_j and
 sigma_j the posterior mean and deviation of the usefulness of j, r the level from which a function
-counts as useful. Functions for opposite classes on the same rows have opposite phi. "level_set"
-asks where it is unsure on which side of the level a function is; "active_search" asks for what is
-probably useful, for when only functions that the expert accepted are used.
+counts as useful. Functions for opposite classes on the same rows have opposite phi. "active_search"
+asks about what is probably useful, and only functions that the expert accepted are selected;
+"level_set" asks where it is unsure on which side of the level a function is, and functions with
+mu_j - sigma_j > r are selected too. Each question is about a function that votes mostly for the
+class with the fewest accepted functions, so that no class is left without.
 
 Source: Boecking et al. 2021, "Interactive weak supervision" (arXiv 2012.06046): the level set with
 the straddle rule of Bryan et al. 2005 (IWS-LSE), active search (IWS-AS), z = 1.96, r = 0.6. There
-an ensemble of 50 networks models the usefulness; here Bayesian linear regression, which is exact.
+an ensemble of 50 networks models the usefulness, and questions do not alternate between classes;
+here it is Bayesian linear regression, whose posterior is exact.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from w2s_fast.label_models._options import check_choice, check_number
 from w2s_fast.label_models.votes import check_votes
 from w2s_fast.labeling.rows import check_features, check_labels
 
-ACQUISITIONS = ("level_set", "active_search")
+ACQUISITIONS = ("active_search", "level_set")
 _Z = 1.96
 _NOISE = 0.3  # s, deviation of an answer from the linear model
 _SPREAD = 0.5  # t, prior deviation of the usefulness of a function
@@ -60,15 +63,13 @@ def select_functions(
     features: Any = None,
     n_questions: int = 50,
     max_functions: int | None = None,
-    acquisition: str = "level_set",
+    acquisition: str = "active_search",
     level: float = 0.6,
     seed: int = 0,
 ) -> Selection:
     """Ask an expert about functions of a pool, and select those that are probably useful.
 
-    With "level_set" the selection has the functions accepted and those whose usefulness is
-    predicted to exceed the level; with "active_search" only those accepted. Functions that never
-    vote are not asked about.
+    Functions that never vote are not asked about.
 
     Args:
         votes: (n, m) votes of the pool on rows that need no labels.
@@ -78,7 +79,7 @@ def select_functions(
         functions: m functions, or texts that describe them.
         features: (n, D) features of the rows; None takes the votes' leading singular vectors.
         n_questions: Most questions.
-        max_functions: Most functions selected: accepted ones first, then by usefulness times
+        max_functions: Most functions selected: accepted ones first, then by mu_j - sigma_j times
             coverage, as in IWS-LSE-ac. None takes all.
         acquisition: Name in ``ACQUISITIONS``.
         level: r.
@@ -101,16 +102,18 @@ def select_functions(
     coverage = (matrix >= 0).double().mean(0)
     open_ = coverage > 0
     answers: dict[int, bool | None] = {}
+    polarity = _polarity(matrix, n_classes)
     order = torch.randperm(m, generator=torch.Generator().manual_seed(seed))
     for _ in range(min(n_questions, int(open_.sum()))):
         mean, deviation = usefulness(phi, answers, level)
         score = mean if acquisition == "active_search" else _Z * deviation - (mean - level).abs()
-        score = score.masked_fill(~open_, -torch.inf)
+        eligible = open_ & (polarity == _class_to_ask_about(polarity, answers, open_))
+        score = score.masked_fill(~eligible, -torch.inf)
         j = int(order[score[order].argmax()])  # ties in random order
         answers[j] = _answer(ask, j if functions is None else functions[j])
         open_[j] = False
-    mean, _ = usefulness(phi, answers, level)
-    chosen = _select(mean, answers, coverage, level, acquisition, max_functions)
+    mean, deviation = usefulness(phi, answers, level)
+    chosen = _select(mean - deviation, answers, coverage, level, acquisition, max_functions)
     return Selection(chosen, answers, mean)
 
 
@@ -152,8 +155,9 @@ def accuracy_oracle(
 ) -> Callable[[int], bool | None]:
     """Return an expert made of labeled rows, to simulate one or to do without.
 
-    A function is useful if its accuracy on the labeled rows is at least ``min_accuracy``; with
-    fewer than ``min_votes`` votes the answer is None.
+    A function is useful if its accuracy on the labeled rows is at least ``min_accuracy``. Rows are
+    weighted so that all classes count alike; otherwise every function that votes for a frequent
+    class would be useful. With fewer than ``min_votes`` votes the answer is None.
 
     Args:
         votes: (r, m) votes of the pool on the labeled rows.
@@ -168,13 +172,16 @@ def accuracy_oracle(
     matrix = check_votes(votes, n_classes)
     y = check_labels(labels, len(matrix), n_classes, min_rows=0)
     check_number("min_accuracy", min_accuracy, 0.0, 1.0)
-    cast = (matrix >= 0).sum(0)
-    right = ((matrix == y[:, None]) & (matrix >= 0)).sum(0)
+    weight = 1 / torch.bincount(y, minlength=n_classes).double()[y]
+    cast = matrix >= 0
+    total = weight @ cast.double()
+    right = weight @ (cast & (matrix == y[:, None])).double()
+    n_votes = cast.sum(0)
 
     def ask(j: int) -> bool | None:
-        if int(cast[j]) < min_votes:
+        if int(n_votes[j]) < min_votes:
             return None
-        return bool(right[j] >= min_accuracy * cast[j])
+        return bool(right[j] >= min_accuracy * total[j] - 1e-9)
 
     return ask
 
@@ -196,7 +203,7 @@ def _answer(ask: Callable[[Any], bool | None], function: Any) -> bool | None:
 
 
 def _select(
-    mean: Tensor,
+    lower: Tensor,
     answers: dict[int, bool | None],
     coverage: Tensor,
     level: float,
@@ -206,9 +213,8 @@ def _select(
     accepted = [j for j, a in answers.items() if a]
     predicted: list[int] = []
     if acquisition == "level_set":
-        rank = (mean * coverage).argsort(descending=True, stable=True).tolist()
-        # Without answers the mean is the level itself, which says nothing.
-        predicted = [j for j in rank if mean[j] > level and coverage[j] > 0 and j not in answers]
+        rank = (lower * coverage).argsort(descending=True, stable=True).tolist()
+        predicted = [j for j in rank if lower[j] > level and coverage[j] > 0 and j not in answers]
     chosen = [*accepted, *predicted][:most]
     if not chosen:
         raise W2SError(
@@ -216,3 +222,16 @@ def _select(
             "or ask more questions"
         )
     return tuple(sorted(chosen))
+
+
+def _polarity(votes: Tensor, n_classes: int) -> Tensor:
+    """Return the class that each function votes for most, (m,) int64."""
+    return torch.stack([(votes == c).sum(0) for c in range(n_classes)]).argmax(0)
+
+
+def _class_to_ask_about(polarity: Tensor, answers: dict[int, bool | None], open_: Tensor) -> int:
+    """Return the class with the fewest accepted functions, of those with functions to ask about."""
+    accepted = [int(polarity[j]) for j, answer in answers.items() if answer]
+    asked = [int(polarity[j]) for j in answers]
+    classes = polarity[open_].unique().tolist()
+    return min(classes, key=lambda c: (accepted.count(c), asked.count(c), c))
