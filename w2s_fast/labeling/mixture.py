@@ -16,33 +16,33 @@ import torch
 from torch import Tensor
 
 _ITERATIONS = 200
-_TOLERANCE = 1e-6  # gain in mean log-likelihood
+_TOLERANCE = 1e-6  # gain in mean log-likelihood of a feature
 _FLOOR = 1e-3  # of a variance, as a share of the feature's variance
 _PSEUDO_ROWS = 1.0  # of each value of a Bernoulli feature
 
 
-def gaussian_mixture(x: Tensor, n_components: int, seed: int, starts: int = 5) -> Tensor:
+def gaussian_mixture(x: Tensor, n_components: int, seed: int, starts: int = 3) -> Tensor:
     """Return responsibilities (n, K) float64 of rows (n, D) float64; constant features are free."""
     varying = x[:, (x != x[0]).any(0)]
     if not varying.shape[1]:
         return x.new_full((len(x), n_components), 1 / n_components)
     z = (varying - varying.mean(0)) / varying.std(0, correction=0)
 
+    squares = z.square()
+
     def log_density(r: Tensor) -> Tensor:
         weight = r.sum(0).clamp(min=1e-12)[:, None]
         mean = r.T @ z / weight
-        variance = (r.T @ z.square() / weight - mean.square()).clamp(min=_FLOOR)
+        variance = (r.T @ squares / weight - mean.square()).clamp(min=_FLOOR)
         # sum_d (z - m)^2 / v from products of matrices
         inverse = 1 / variance
-        square = (
-            z.square() @ inverse.T - 2 * z @ (mean * inverse).T + (mean.square() * inverse).sum(1)
-        )
+        square = squares @ inverse.T - 2 * z @ (mean * inverse).T + (mean.square() * inverse).sum(1)
         return -0.5 * (square + variance.log().sum(1) + z.shape[1] * math.log(2 * math.pi))
 
     return _best_of(z, n_components, seed, starts, log_density)
 
 
-def bernoulli_mixture(x: Tensor, n_components: int, seed: int, starts: int = 5) -> Tensor:
+def bernoulli_mixture(x: Tensor, n_components: int, seed: int, starts: int = 3) -> Tensor:
     """Return responsibilities (n, K) float64 of rows (n, D) of numbers from 0 to 1."""
 
     def log_density(r: Tensor) -> Tensor:
@@ -57,11 +57,14 @@ def _best_of(
     x: Tensor, k: int, seed: int, starts: int, log_density: Callable[[Tensor], Tensor]
 ) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    fits = [_em(_nearest_center(x, k, generator), log_density) for _ in range(starts)]
+    gain = _TOLERANCE * x.shape[1]
+    fits = [_em(_nearest_center(x, k, generator), log_density, gain) for _ in range(starts)]
     return max(fits, key=lambda fit: fit[0])[1]
 
 
-def _em(r: Tensor, log_density: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:
+def _em(
+    r: Tensor, log_density: Callable[[Tensor], Tensor], least_gain: float
+) -> tuple[float, Tensor]:
     """Return the mean log-likelihood and the responsibilities from a first assignment."""
     previous = -math.inf
     for _ in range(_ITERATIONS):
@@ -69,7 +72,7 @@ def _em(r: Tensor, log_density: Callable[[Tensor], Tensor]) -> tuple[float, Tens
         total = joint.logsumexp(1, keepdim=True)
         r = (joint - total).exp()
         likelihood = float(total.mean())
-        if likelihood - previous < _TOLERANCE:
+        if likelihood - previous < least_gain:
             break
         previous = likelihood
     return likelihood, r
