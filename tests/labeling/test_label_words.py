@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2s_fast import W2SError
+from w2s_fast.errors import DataWarning, W2SError
 from w2s_fast.labeling import Vocabulary, label_word_votes
 
 PROBS = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
@@ -60,11 +60,6 @@ def test_words_that_a_model_prefers_change_nothing(k: int, n: int, seed: int) ->
         ([[0.3, 0.3]], {}, "row 0 of probs sums to 0.6000; expected 1"),
         ([[1.0, 0.0], [1.0, 0.0]], {}, "the words of class 1 have probability 0 in every row"),
         (PROBS, {"threshold": 0.4}, "threshold is 0.4; expected a number from 0.5 to 1"),
-        (
-            PROBS,
-            {"threshold": 0.99},
-            "no calibrated probability reaches the threshold 0.99; the la",
-        ),
         (PROBS, {"class_balance": [0.5, 0.6]}, "1.1"),
         (PROBS, {"prior": [1.0]}, "shape"),
         ("text", {}, "probs cannot be read as numbers (n, K)"),
@@ -111,3 +106,8 @@ def test_wrong_vocabulary() -> None:
         Vocabulary().fit([3])
     with pytest.raises(W2SError, match="no word is in at least 2"):
         Vocabulary().fit(["!!", "a"])
+
+
+def test_a_threshold_that_no_row_reaches() -> None:
+    with pytest.warns(DataWarning, match="no calibrated probability reaches the threshold 0.99"):
+        assert (label_word_votes(PROBS, threshold=0.99) == -1).all()

@@ -90,6 +90,38 @@ def test_digest_changes_with_the_file(module: Path) -> None:
     assert source_digest(str(module)) != before
 
 
+def test_the_digest_follows_files_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = tmp_path / "rules.py"
+    (tmp_path / "words.py").write_text("SPAM = ['free']\n")
+    (tmp_path / "unrelated.py").write_text("x = 1\n")
+    rules.write_text("import words\nX = words.SPAM\n")
+    first = source_digest(str(rules))
+    assert source_digest(f"{rules}:X") == first
+    (tmp_path / "unrelated.py").write_text("x = 2\n")
+    assert source_digest(str(rules)) == first
+    (tmp_path / "words.py").write_text("SPAM = ['win']\n")
+    second = source_digest(str(rules))
+    rules.write_text("from words import SPAM\nX = SPAM\n")
+    assert len({first, second, source_digest(str(rules))}) == 3
+
+    package = tmp_path / "house"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "lists.py").write_text("A = 1\n")
+    (package / "rules.py").write_text("from house.lists import A\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = source_digest("house.rules")
+    assert source_digest(str(package / "rules.py")) == before
+    (package / "lists.py").write_text("A = 2\n")
+    assert source_digest(str(package / "rules.py")) != before
+    # The imported module still has the old value.
+    for read in (source_digest, load_functions):
+        with pytest.raises(W2SError, match="house.rules was edited after it was imported; start"):
+            read("house.rules:A")
+
+
 def test_an_edited_file_is_read_again(module: Path) -> None:
     assert votes_of(f"{module}:zebra")[0] == [1]
     module.write_text(SOURCE.replace('"zebra" in text', '"apple" in text'))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,7 +16,6 @@ from w2s_fast.supervisors import (
     SupervisorsConfig,
     VoteColumn,
     WeakModel,
-    functions_digest,
     parse_source,
 )
 from w2s_fast.supervisors.row_weights import row_weights
@@ -106,34 +103,3 @@ def test_confidence_is_one_minus_the_entropy() -> None:
     weight = row_weights(probs, np.ones(3, bool), "confidence")
     expected = 1 + (0.9 * np.log2(0.9) + 0.1 * np.log2(0.1))
     assert weight == pytest.approx([0.0, 1.0, expected], abs=1e-6)
-
-
-def test_the_digest_follows_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rules = tmp_path / "rules.py"
-    (tmp_path / "words.py").write_text("SPAM = ['free']\n")
-    (tmp_path / "unrelated.py").write_text("x = 1\n")
-    rules.write_text("import words\nX = words.SPAM\n")
-    first = functions_digest(str(rules))
-    assert functions_digest(f"{rules}:X") == first
-    (tmp_path / "unrelated.py").write_text("x = 2\n")
-    assert functions_digest(str(rules)) == first
-    (tmp_path / "words.py").write_text("SPAM = ['win']\n")
-    second = functions_digest(str(rules))
-    rules.write_text("from words import SPAM\nX = SPAM\n")
-    assert len({first, second, functions_digest(str(rules))}) == 3
-
-    package = tmp_path / "house"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "lists.py").write_text("A = 1\n")
-    (package / "rules.py").write_text("from house.lists import A\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = functions_digest("house.rules")
-    (package / "lists.py").write_text("A = 2\n")
-    assert functions_digest("house.rules:A") != before
-
-
-@pytest.mark.parametrize("path", ["absent.py", "absent.py:NAME", "no.such.module", "absent"])
-def test_absent_functions_are_named(path: str) -> None:
-    with pytest.raises(W2SError, match="there is no"):
-        functions_digest(path)

@@ -105,11 +105,6 @@ def _as_class(value: Any) -> int | None:
 
 def _check_coverage(votes: Tensor, functions: tuple[LabelingFunction, ...]) -> None:
     silent = (votes < 0).all(0)
-    if bool(silent.all()):
-        raise W2SError(
-            f"every labeling function abstains for all {len(votes)} rows; expected a vote: check "
-            "the functions on a text that they should label"
-        )
     names = [repr(functions[j].name) for j in silent.nonzero()[:, 0].tolist()]
     if names:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

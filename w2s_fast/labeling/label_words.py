@@ -12,12 +12,13 @@ Sources: Zhao et al. 2021 (arXiv 2102.09690), contextual calibration; Zhou et al
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import DataWarning, W2SError
 from w2s_fast.label_models._options import check_number
 from w2s_fast.label_models.posterior import check_distribution
 from w2s_fast.label_models.votes import ABSTAIN, as_cpu_tensor, check_classes
@@ -37,8 +38,7 @@ def label_word_votes(
         prior: (K,) probabilities of the words without content; None takes the mean over the rows.
 
     Raises:
-        W2SError: An argument is wrong, a class word has probability 0 in every row, or no row
-            reaches the threshold.
+        W2SError: An argument is wrong, or a class word has probability 0 in every row.
     """
     p = _check_probs(probs)
     n_classes = p.shape[1]
@@ -57,9 +57,11 @@ def label_word_votes(
     top, classes = calibrated.max(1)
     votes = torch.where(top >= threshold, classes, ABSTAIN)
     if not bool((votes >= 0).any()):
-        raise W2SError(
+        warnings.warn(
             f"no calibrated probability reaches the threshold {threshold:g}; the largest is "
-            f"{float(top.max()):.3f}: lower the threshold"
+            f"{float(top.max()):.3f}: lower the threshold",
+            DataWarning,
+            stacklevel=2,
         )
     return votes
 

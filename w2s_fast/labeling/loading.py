@@ -10,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 
 from w2s_fast.errors import W2SError, nearest, one_line
-from w2s_fast.files import file_hash
+from w2s_fast.labeling.code_digest import code_digest
 from w2s_fast.labeling.functions import LabelingFunction, check_functions
 from w2s_fast.paths import user_path
+
+_imported: dict[str, str] = {}  # module -> digest of its files when it was imported
 
 
 def load_functions(spec: str) -> tuple[LabelingFunction, ...]:
@@ -46,16 +48,16 @@ def load_functions(spec: str) -> tuple[LabelingFunction, ...]:
 
 
 def source_digest(spec: str) -> str:
-    """Return a digest of the file that holds the functions, which changes when it is edited.
+    """Return a digest of the file that holds the functions, and of the files beside it that it
+    imports; it changes when one of them is edited.
 
     Raises:
-        W2SError: There is no such file or module.
+        W2SError: There is no such file or module, or it was edited after its import.
     """
     place, _ = _divide(spec)
     if place.endswith(".py"):
-        return file_hash(_file(place, spec))
-    origin = getattr(_import(place, spec), "__file__", None)
-    return file_hash(Path(origin)) if origin else hashlib.sha256(place.encode()).hexdigest()
+        return code_digest(_file(place, spec))
+    return _digest_of_module(_import(place, spec))
 
 
 def _divide(spec: str) -> tuple[str, str]:
@@ -67,14 +69,30 @@ def _divide(spec: str) -> tuple[str, str]:
 
 
 def _import(place: str, spec: str) -> ModuleType:
+    """Import a module, whose functions are those of its file.
+
+    Python imports a module once: after an edit, its functions would be the old ones.
+    """
     try:
-        return importlib.import_module(place)
+        module = importlib.import_module(place)
     except Exception as error:  # the module is the user's: it may raise anything
         raise W2SError(
             f"functions {spec!r} cannot be imported ({type(error).__name__}: "
             f"{one_line(error)}); expected 'package.module' on the Python path, or "
             "'path/to/file.py'"
         ) from error
+    digest = _digest_of_module(module)
+    if _imported.setdefault(place, digest) != digest:
+        raise W2SError(
+            f"functions {spec!r}: {place} was edited after it was imported; start Python again, or "
+            f"name its file, {module.__file__}, which is read each time"
+        )
+    return module
+
+
+def _digest_of_module(module: ModuleType) -> str:
+    file = getattr(module, "__file__", None)
+    return code_digest(Path(file)) if file else hashlib.sha256(module.__name__.encode()).hexdigest()
 
 
 def _file(place: str, spec: str) -> Path:

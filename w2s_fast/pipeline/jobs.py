@@ -9,11 +9,11 @@ from typing import Any
 
 from w2s_fast.config import RunConfig, at_seed, model_of, roles, run_seeds, to_dict, train_of
 from w2s_fast.files import content_hash, tree_hash, tree_stamp
+from w2s_fast.labeling import source_digest
 from w2s_fast.methods import Node, Plan
 from w2s_fast.models import ModelConfig
 from w2s_fast.pipeline.diagnostic_nodes import diagnostic_nodes, recorded
 from w2s_fast.pipeline.students import make_plan, students
-from w2s_fast.supervisors import functions_digest
 from w2s_fast.tasks import TaskData
 from w2s_fast.training.config import EXECUTION_FIELDS
 
@@ -367,7 +367,7 @@ def input_digests(
     """
     digests = {argument: results[name] for argument, name in job.inputs}
     if job.setting("source") == "Functions":
-        digests["functions"] = functions_digest(job.setting("path"))
+        digests["functions"] = source_digest(job.setting("path"))
     if job.stage == "report":
         keys = (*_SCORED, "test.labels", "ood.labels", "transfer.labels")
         return digests | {

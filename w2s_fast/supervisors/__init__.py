@@ -1,6 +1,5 @@
 """Many weak supervisors in a run: where votes come from, and how a posterior weighs its rows."""
 
-from w2s_fast.supervisors.code_digest import functions_digest
 from w2s_fast.supervisors.config import ROW_WEIGHTS, SupervisorsConfig
 from w2s_fast.supervisors.sources import (
     Functions,
@@ -21,6 +20,5 @@ __all__ = [
     "SupervisorsConfig",
     "VoteColumn",
     "WeakModel",
-    "functions_digest",
     "parse_source",
 ]

@@ -19,7 +19,10 @@ from w2s_fast.tasks import Inputs
 def votes(ctx: Context, build: StageBuild) -> None:
     """Store the votes of a column of the data, of labelling functions or of a model."""
     items = ctx.inputs(ctx.job.setting("split"))
-    names, matrix = _SOURCES[ctx.job.setting("source")](ctx, items)
+    with warnings.catch_warnings():
+        if ctx.job.setting("split") != "transfer":  # a smaller split says less about a source
+            warnings.simplefilter("ignore", DataWarning)
+        names, matrix = _SOURCES[ctx.job.setting("source")](ctx, items)
     ctx.write(lambda: write_votes(build.path / VOTES, items.ids, names, matrix))
 
 
@@ -33,10 +36,7 @@ def _functions(ctx: Context, items: Inputs) -> tuple[list[str], np.ndarray]:
     from w2s_fast.labeling import apply_functions, load_functions
 
     functions = load_functions(ctx.job.setting("path"))
-    with warnings.catch_warnings():
-        if ctx.job.setting("split") != "transfer":  # a smaller split says less about functions
-            warnings.simplefilter("ignore", DataWarning)
-        matrix = apply_functions(functions, items.texts, items.pairs, n_classes=ctx.n_classes)
+    matrix = apply_functions(functions, items.texts, items.pairs, n_classes=ctx.n_classes)
     return [function.name for function in functions], matrix.numpy()
 
 
