@@ -125,6 +125,7 @@ def test_failure_names_function_row_and_error() -> None:
         (lambda: made(lambda: 0), "'f' requires nothing; expected (text) or (text, pair)"),
         (lambda: made(lambda a, b, c: 0), "'f' requires a, b, c; expected (text) or (text, pair)"),
         (lambda: made(lambda a, *, flag: 0), "'f' requires a, flag; expected"),
+        (lambda: made(int), "labeling function 'f' has no signature; wrap it in a function"),
         (lambda: keywords(1, []), "words are empty"),
         (lambda: keywords(1, ["a", " "]), "words have ' '; expected a word"),
         (lambda: keywords(-1, "a"), "label is -1; expected a class"),

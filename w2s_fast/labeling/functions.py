@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from w2s_fast.errors import W2SError
 
-T = TypeVar("T")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -121,7 +120,12 @@ def check_texts(name: str, texts: Any) -> Sequence[str]:
 
 
 def _takes_pair(name: str, function: Callable[..., int]) -> bool:
-    parameters = list(inspect.signature(function).parameters.values())
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # some built-in functions have none
+        raise W2SError(
+            f"labeling function {name!r} has no signature; wrap it in a function of (text)"
+        ) from None
     positional = [p for p in parameters if p.kind in _POSITIONAL]
     required = [p for p in parameters if p.default is p.empty and p.kind in _POSITIONAL]
     keyword = [p for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
