@@ -1,4 +1,4 @@
-"""Nearest neighbours by Euclidean distance, in blocks of rows."""
+"""Nearest neighbors by Euclidean distance, in blocks of rows."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def nearest(x: Tensor, k: int, pool: Tensor) -> Tensor:
 
     Args:
         x: (N, D) floating point.
-        k: number of neighbours, at most len(pool) - 1, so that every row has as many.
-        pool: (M,) int64 indices of possible neighbours.
+        k: number of neighbors, at most len(pool) - 1, so that every row has as many.
+        pool: (M,) int64 indices of possible neighbors.
 
     Returns:
         (N, k) int64 indices into ``x``, nearest first.
@@ -29,17 +29,17 @@ def nearest(x: Tensor, k: int, pool: Tensor) -> Tensor:
     """
     if len(pool) < 2:
         raise W2SError(
-            f"{len(pool)} rows are left to look for neighbours in; expected at least 2, loosen the "
+            f"{len(pool)} rows are left to look for neighbors in; expected at least 2, loosen the "
             "method's settings or give it more rows"
         )
     points, k = x[pool], min(k, len(pool) - 1)
     position = torch.full((len(x),), -1, dtype=torch.int64)
     position[pool] = torch.arange(len(pool))
-    neighbours = []
+    neighbors = []
     for rows in torch.arange(len(x)).split(max(1, _BLOCK // len(pool))):
         distance = torch.cdist(x[rows], points)
         own = position[rows]
         itself = (own >= 0).nonzero().squeeze(1)
         distance[itself, own[itself]] = torch.inf
-        neighbours.append(pool[distance.topk(k, largest=False).indices])
-    return torch.cat(neighbours)
+        neighbors.append(pool[distance.topk(k, largest=False).indices])
+    return torch.cat(neighbors)

@@ -30,7 +30,7 @@ def test_neighbours_of_points_on_a_line() -> None:
     assert nearest(x, 2, torch.arange(5)).tolist() == [[1, 2], [0, 2], [1, 0], [2, 4], [3, 2]]
     # Rows outside the pool have neighbours too; a row of the pool is never its own.
     assert nearest(x, 2, torch.tensor([0, 4])).tolist() == [[4], [0], [0], [4], [0]]
-    with pytest.raises(W2SError, match="1 rows are left to look for neighbours in"):
+    with pytest.raises(W2SError, match="1 rows are left to look for neighbors in"):
         nearest(x, 2, torch.tensor([3]))
 
 

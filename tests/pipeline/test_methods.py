@@ -26,7 +26,11 @@ from w2s_fast.tasks.datasets.agreement import Agreement
 
 GOLD = {
     "ground_truth_early_stop": "early stopping on true labels"
-}  # the only methods that use true labels
+}  # the only methods that use true labels of the transfer set
+# What the weak model may learn from, used beside it.
+WEAK_GOLD = dict.fromkeys(
+    ("trust", "selective"), "true labels of the weak split train P(label right)"
+)
 
 
 class FlippedGold:
@@ -92,6 +96,11 @@ def forged(plan: Plan) -> dict[str, Node]:
         "intermediate model on the weak split": plan.labels(
             Node("weak", (("member", 0), ("role", "intermediate/0")))
         ),
+        "trust in memorized labels": plan.trust(plan.weak_labels(split="weak")),
+        "trust by memorized labels": plan.trust(
+            plan.weak_labels(), own=plan.weak_labels(split="weak")
+        ),
+        "trust by a ceiling": plan.trust(plan.weak_labels(), own=plan.labels(plan.ceiling())),
         "student that starts as the weak model": plan.labels(
             plan.student(plan.weak_labels(), start=plan.weak_model())
         ),
@@ -194,6 +203,9 @@ def test_what_a_method_may_not_do(tmp_path: Path, method: str, problem: str) -> 
         ("memorized labels", "labels of the weak split to stage 'apply'"),
         ("labels of a half", "labels of the weak split to stage 'apply'"),
         ("student of memorized labels", "labels of the weak split to stage 'student'"),
+        ("trust in memorized labels", "labels of the weak split to stage 'trust'"),
+        ("trust by memorized labels", "labels of the weak split to stage 'trust'"),
+        ("trust by a ceiling", "trained on the true labels of the same rows"),
         ("ceiling", "trained on the true labels of the same rows"),
         ("scores", "asks for stage 'report'"),
     ],
@@ -226,12 +238,13 @@ def test_a_student_stage_has_no_gold_to_give(stage: str) -> None:
 def every_method(out: Path, flipped: bool) -> dict[str, Any]:
     """All methods once, on the embedded task with a language model of a few seconds."""
     pretrain = {"hidden": 16, "layers": 2, "heads": 2, "steps": 12, "batch_size": 4, "length": 32}
-    sizes = {"n_weak": 40, "n_transfer": 64, "n_test": 40}
+    sizes = {"n_weak": 60, "n_transfer": 64, "n_test": 40}  # trust needs ten wrong labels
     cfg = config(
         out,
         task={"name": "agreement", **sizes, "pretrain": pretrain},
         student={"source": "agreement-lm"},
         weak_train={"epochs": 20, "lr": 0.3, "batch_size": 16},
+        calibration_folds=2,
         student_train={"epochs": 2, "lr": 3e-3, "batch_size": 32},
         intermediate_models=["bow"],
         transcript_writer={"max_tokens": 3},
@@ -252,7 +265,8 @@ def test_every_method_runs_and_none_sees_a_true_label(tmp_path: Path) -> None:
     true, flipped = (every_method(tmp_path / str(f), f) for f in (False, True))
     names = [r["name"] for r in true["runs"]]
     assert names == ["xent", *(f"{m}+xent" for m in METHODS if m != "naive")]
-    assert true["gold"] == [{"name": f"{m}+xent", "use": use} for m, use in GOLD.items()]
+    uses = GOLD | WEAK_GOLD
+    assert true["gold"] == [{"name": f"{m}+xent", "use": uses[m]} for m in METHODS if m in uses]
     before, after = (r["provenance"]["stages"] for r in (true, flipped))
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name]["digest"] != after[name]["digest"]}

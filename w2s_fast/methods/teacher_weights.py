@@ -33,7 +33,7 @@ class TeacherWeights(Method):
 
     members: int = number(4, 2)
     steps: int = number(200, 0)
-    rate: float = number(0.05, 0.0)
+    rate: float = number(0.1, 0.0)
     layer: str = layer_field("half")
     l2: float = number(0.01, 0.0)
 

@@ -55,7 +55,7 @@ def teacher_weights(
     rows: Any = None,
     l2: float = 0.01,
     steps: int = 200,
-    rate: float = 0.05,
+    rate: float = 0.1,
 ) -> LearnedWeights:
     """Learn how much to trust each teacher, without true labels.
 
