@@ -36,7 +36,7 @@ START, RESULTS = "start", "results"
 _WEIGHTS = {
     START: 0.3, RESULTS: 0.2, "report": 0.4, "labels": 2.0, "transcripts": 10.0, "features": 20.0,
     "votes": 4.0, "generated_votes": 10.0, "posterior": 8.0, "overlap": 15.0,
-    "apply": 2.0, "trajectory": 15.0, "control": 15.0, "ceiling": 1.0,
+    "apply": 2.0, "trajectory": 15.0, "trust": 10.0, "control": 15.0, "ceiling": 1.0,
 }  # fmt: skip
 _CHECKPOINT = "in a checkpoint"  # while it is written
 

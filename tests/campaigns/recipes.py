@@ -178,8 +178,9 @@ def _configuration(recipe: Recipe, server: Server) -> Any:
                       losses=["xent", "logconf"])  # fmt: skip
     if name == "transformers":
         return config(out, weak=_SCRATCH, student=_SCRATCH, weak_train=_TRAIN, control=True,
-                      student_train=_TRAIN,
-                      methods=["probe_filter", "early_stop", "trajectory"])  # fmt: skip
+                      student_train=_TRAIN, calibration_folds=2,
+                      methods=["probe_filter", "early_stop", "trajectory", "trust",
+                               "teacher_weights:members=2"])  # fmt: skip
     if name == "debate":
         return config(
             out, methods=["market_making"],

@@ -83,22 +83,27 @@ def results_of(folder: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def test_zero_0_to_3_on_two_processes_equal_one(tmp_path: Path) -> None:
-    source = str(checkpoint("llama", tmp_path / "llama", tokenizer()))
-    arrays = {}
-    for name, size, zero in (("one", 1, 0), *((f"zero{z}", 2, z) for z in range(4))):
-        folder = tmp_path / name
-        folder.mkdir()
-        path = config(folder, source, zero)
-        ranks.run(__file__, size, ["run", "--config", str(path), "--quiet"])
-        arrays[name] = results_of(folder)
-    one = arrays.pop("one")
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, np.ndarray]]:
+    """Return the student's checkpoint, and what one process makes of it."""
+    folder = tmp_path_factory.mktemp("one")
+    source = str(checkpoint("llama", folder / "llama", tokenizer()))
+    ranks.run(__file__, 1, ["run", "--config", str(config(folder, source)), "--quiet"])
+    return source, results_of(folder)
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_two_processes_equal_one(
+    zero: int, one_process: tuple[str, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    source, one = one_process
     learned = [np.ptp(values) for name, values in one.items() if name.startswith("trust/")]
     assert len(learned) == 2 and min(learned) > 0.05, "nothing was learned"
-    for several, other in arrays.items():
-        assert other.keys() == one.keys()
-        for name, values in one.items():
-            assert other[name] == pytest.approx(values, abs=2e-3), (several, name)
+    ranks.run(__file__, 2, ["run", "--config", str(config(tmp_path, source, zero)), "--quiet"])
+    two = results_of(tmp_path)
+    assert two.keys() == one.keys()
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, abs=2e-3), name
 
 
 def test_a_kill_inside_the_stage_changes_no_byte(tmp_path: Path) -> None:
