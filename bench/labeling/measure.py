@@ -8,7 +8,7 @@ class balance of the labeled rows.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from w2s_fast.labeling import (
 )
 from w2s_fast.labeling.generator import stratified_folds
 from w2s_fast.labeling.logistic import fit_many
+from w2s_fast.labeling.views import scale_rows
 
 LABELED = 100
 SEEDS = tuple(range(5))
@@ -127,14 +128,24 @@ def _ways(prepared: Prepared, split: Split) -> Iterator[Way]:
         for name, k in (("affinity", None), (f"affinity, {CLUSTERS} clusters", CLUSTERS)):
             yield features, name, lambda x=x, k=k: _score_classes(split, _affinity(x, split, k))
     if prepared.zero_shot is not None:
+        both = joined(prepared.features.values(), split)
+        yield "both", "few-shot", lambda: _score_classes(split, few_shot(both, split))
         yield "both", "all functions", lambda: _score_votes(split, _all(prepared, split))
+
+
+def joined(features: Iterable[Tensor], split: Split) -> Tensor:
+    """Return features side by side, each scaled so that labeled rows have mean squared length 1."""
+    parts = []
+    for x in features:
+        mean, scale = scale_rows(x[split.known].double())
+        parts.append((x.double() - mean) / scale)
+    return torch.cat(parts, 1)
 
 
 def few_shot(x: Tensor, split: Split) -> Tensor:
     """Classify rows by logistic regression; the penalty has the best five-fold accuracy."""
     known, y = x[split.known].double(), split.labels
-    center = known.mean(0)
-    scale = (known - center).square().sum(1).mean().sqrt()
+    center, scale = scale_rows(known)
     fold = stratified_folds(y, 5, split.seed)
     keep = torch.stack([*(fold != f for f in range(int(fold.max()) + 1)), fold >= 0])
     z, best, chosen = ((known - center) / scale)[None], -1.0, None

@@ -75,7 +75,7 @@ def test_rows_and_tables(tmp_path: Path, folder: Path, encoder: Path) -> None:
     for row in rows:
         by.setdefault((row["data"], row["features"], row["method"]), []).append(row)
     assert all(len(group) == 3 and group[0]["n"] == 160 for group in by.values())
-    assert len(by) == 2 * (4 + 1 + 2 * (1 + len(measure.GENERATORS) + 2) + 1)
+    assert len(by) == 2 * (4 + 1 + 2 * (1 + len(measure.GENERATORS) + 2) + 2)
 
     texts = data.read("youtube", folder)
     for row in by["youtube", "none", "constant"]:
