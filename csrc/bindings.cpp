@@ -1,6 +1,7 @@
 // The only file that uses Python. Addresses arrive as integers; the GIL is released while the
 // rows run. Python has checked shapes, dtypes and strides (w2s_fast/ops/targets.py).
 #include "bind_row_call.h"
+#include "bind_votes.h"
 #include "memory.h"
 #include "parallel.h"
 #include "w2s.h"
@@ -79,6 +80,7 @@ PYBIND11_MODULE(_core, m) {
           const py::gil_scoped_release free;
           w2s::threshold_mask(scores(x, dtype, keep, n), from, ties, at<uint8_t>(mask));
         });
+  w2s::bind_votes(m);
   m.def("balance", [](Address logits, int64_t n, int64_t k, Address counts, Address bias,
                       Address hard) {
     const py::gil_scoped_release free;

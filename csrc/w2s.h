@@ -85,7 +85,21 @@ struct Parts {
   int64_t below, at_low, at_high, above, kept;
 };
 
-// Every function works on rows [begin, end) and returns the first row with a label outside the
+// Checked votes of m sources for n rows: classes 0 .. k - 1, and -1 for an abstention.
+struct Votes {
+  const void* votes;  // [in] (n, m) int8 or int16
+  int32_t bytes;      // of a vote: 1 or 2
+  int64_t stride, n, m, k;
+};
+
+// Codes of n rows: `groups` of sources, each with `symbols` joint votes. Code 0: all of them abstain.
+struct VoteCodes {
+  const uint8_t* codes;  // [in] (n, groups) of 1 or 2 bytes each
+  int32_t bytes;
+  int64_t n, groups, symbols;
+};
+
+// Every function of a RowCall works on rows [begin, end) and returns the first row with a label outside the
 // classes or with the same class twice, or -1.
 struct Kernels {
   const char* isa;
@@ -100,6 +114,11 @@ struct Kernels {
   // which has room for end - begin + 16; returns their number.
   int64_t (*partition)(const Scores&, int64_t begin, int64_t end, float low, float high, Parts&,
                        float* inside);
+  // words[j]: bit i is 1 where source j votes for class c in row begin + i; at most 64 rows.
+  void (*pack_class)(const Votes&, int64_t begin, int64_t end, int64_t c, uint64_t* words);
+  // Adds to counts[j] the ones that column a and column j of b (n_b, n_words) have in common.
+  void (*count_pairs)(const uint64_t* a, const uint64_t* b, int64_t n_b, int64_t n_words,
+                      double* counts);
 };
 
 extern const Kernels kernels_base;
@@ -166,5 +185,30 @@ void threshold_mask(const Scores& s, float at, int64_t ties, uint8_t* mask);
 // 0 under which they are the largest logit + bias, ties apart.
 void balance(const float* logits, int64_t n, int64_t k, const int64_t* counts, double* bias,
              int64_t* hard);
+
+// Copies votes (n, m) of 1, 2, 4 or 8 bytes to `out`, contiguous, of 1 or 2 bytes, or null; returns
+// whether all are -1 .. k - 1. If not, `out` has no meaning.
+bool check_votes(const void* votes, int bytes, int64_t stride, int64_t n, int64_t m, int64_t k,
+                 int out_bytes, void* out);
+
+// Adds to counts (k, m) the votes of each source for each class, and to hashes (m) the votes of
+// each source: equal votes have equal hashes. Returns the rows with a vote.
+int64_t summarize_votes(const Votes& v, int64_t* counts, uint64_t* hashes);
+
+// second (k m, k m), or (k, m, m) without pairs of different classes, zero at first: in how many
+// rows source i votes for a class and source j for another or the same. Exact.
+void second_moments(const Votes& v, bool across_classes, double* second);
+
+// codes (n, ceil(m / size)) of 1 or 2 bytes: sum_i (vote of source g size + i, plus 1) (k + 1)^i.
+void encode_votes(const Votes& v, int64_t size, int code_bytes, void* codes);
+
+// out (n, c): the bias (c) plus the rows of `tables` (groups, symbols, c) that the codes select, and
+// with `softmax` their softmax. Tables are zero for code 0.
+void sum_tables(const VoteCodes& x, const double* tables, int64_t c, const double* bias,
+                bool softmax, double* out);
+
+// Adds the weights (n, c) of each row to sums (groups, symbols, c) at its codes; those of code 0 have
+// no meaning.
+void sum_weights(const VoteCodes& x, const double* weights, int64_t c, double* sums);
 
 }  // namespace w2s

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from w2s_fast import W2SError
 from w2s_fast.label_models import DawidSkene, posterior
 from w2s_fast.label_models.likelihood_errors import likelihood_errors
-from w2s_fast.label_models.sparse_votes import SparseVotes
-from w2s_fast.label_models.votes import check_votes
+from w2s_fast.label_models.votes import check_votes, one_hot
 
 TIGHT = {"smoothing": 1e-9, "tolerance": 1e-12}
 
@@ -211,7 +210,7 @@ def test_standard_errors_equal_those_of_free_logits() -> None:
     covariance = torch.linalg.inv(scores.T @ scores)
     jacobian = torch.autograd.functional.jacobian(probabilities, theta)
     expected = (jacobian @ covariance @ jacobian.T).diagonal().sqrt()
-    data = SparseVotes(check_votes(votes, 2), 2)
+    data = one_hot(check_votes(votes, 2), 2)
     options = {"missing": False, "one_coin": False, "fixed_prior": False}
     se = likelihood_errors(data, p.prior, p.rates, **options)
     torch.testing.assert_close(

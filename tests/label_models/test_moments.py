@@ -11,6 +11,7 @@ from helpers.planted_votes import planted
 from w2s_fast import W2SError
 from w2s_fast.label_models import moments as module
 from w2s_fast.label_models.moments import elementary_symmetric, moments, third_moment
+from w2s_fast.ops.votes import ref
 
 
 def one_hot(votes: torch.Tensor, k: int) -> torch.Tensor:
@@ -19,7 +20,7 @@ def one_hot(votes: torch.Tensor, k: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("k", [2, 3])
 def test_covariances_equal_those_of_one_hot_votes(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK_CELLS", 100)
+    monkeypatch.setattr(ref, "_ONE_HOT_CELLS", 100)
     votes = planted(101, 4, [1 / k] * k).votes
     x = one_hot(votes, k)
     full = moments(votes, k, across_classes=True)
@@ -47,7 +48,7 @@ def test_elementary_symmetric_polynomials() -> None:
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_third_moment_sums_over_all_triples(pooled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK_CELLS", 100)
+    monkeypatch.setattr(module, "_TABLE_CELLS", 10)
     n, k, m = 40, 2, 5
     votes = planted(n, m, [0.7, 0.3]).votes
     w = torch.rand(k, m, generator=torch.Generator().manual_seed(1)).double()

@@ -15,8 +15,8 @@ from helpers.planted_votes import planted
 from w2s_fast import W2SError
 from w2s_fast.errors import DataWarning
 from w2s_fast.label_models import DawidSkene, covered_rows, posterior, summarize_votes
-from w2s_fast.label_models.sparse_votes import SparseVotes
 from w2s_fast.label_models.votes import check_votes
+from w2s_fast.ops.votes import ref
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,11 @@ def test_constant_and_duplicated_sources_are_warned_about() -> None:
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_sparse_products_equal_dense_ones(cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from w2s_fast.label_models import sparse_votes
-
-    monkeypatch.setattr(sparse_votes, "BLOCK_CELLS", 100)  # 20 rows a block, the last one shorter
-    monkeypatch.setattr(sparse_votes, "CACHED_VOTES", 10**6 if cached else 0)
+    monkeypatch.setattr(ref, "BLOCK_CELLS", 100)  # 20 rows a block, the last one shorter
+    monkeypatch.setattr(ref, "CACHED_VOTES", 10**6 if cached else 0)
     votes = planted(70, 5, [0.5, 0.3, 0.2]).votes
     dense = torch.stack([votes == c for c in range(3)], 1).double()  # (n, K, m)
-    x = SparseVotes(votes, 3)
+    x = ref.OneHotVotes(votes, 3)
     table, weights = torch.randn(3, 5, 4).double(), torch.randn(70, 2).double()
     torch.testing.assert_close(x.times(table), torch.einsum("nkm,kmc->nc", dense, table))
     expected = torch.einsum("nkm,nc->kmc", dense, weights)
@@ -141,7 +139,7 @@ def test_sparse_products_of_many_classes() -> None:
     """36,000 columns: more than 16 bits can number."""
     g = torch.Generator().manual_seed(0)
     votes = check_votes(torch.randint(-1, 300, (40, 120), generator=g), 300)
-    x, weights = SparseVotes(votes, 300), torch.rand(40, 2, generator=g).double()
+    x, weights = ref.OneHotVotes(votes, 300), torch.rand(40, 2, generator=g).double()
     dense = torch.stack([votes == c for c in range(300)], 1).double()
     expected = torch.einsum("nkm,nc->kmc", dense, weights)
     torch.testing.assert_close(x.transposed_times(weights), expected)

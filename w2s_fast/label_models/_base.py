@@ -12,9 +12,8 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.label_models._options import check_choice
 from w2s_fast.label_models.majority import BALANCES, majority_balance
-from w2s_fast.label_models.posterior import check_distribution, log_joint
-from w2s_fast.label_models.sparse_votes import SparseVotes
-from w2s_fast.label_models.votes import check_classes, check_votes
+from w2s_fast.label_models.posterior import check_distribution, class_posterior
+from w2s_fast.label_models.votes import check_classes, check_votes, one_hot
 
 
 @dataclass
@@ -54,7 +53,7 @@ class LabelModel(ABC):
         """
         self._check_fitted()
         matrix = check_votes(votes, self.n_classes, len(self.rates))
-        return log_joint(SparseVotes(matrix, self.n_classes), self.prior, self.rates).softmax(1)
+        return class_posterior(one_hot(matrix, self.n_classes), self.prior, self.rates)
 
     def pair_joint(self) -> Tensor:
         """Return P(Y = c, L_i = a, L_j = b) of the fitted model at [c, i, a, j, b], float64.

@@ -31,10 +31,15 @@ from w2s_fast.label_models._options import check_choice, check_number
 from w2s_fast.label_models.jackknife import StandardErrors
 from w2s_fast.label_models.likelihood_errors import likelihood_errors
 from w2s_fast.label_models.majority import majority_start
-from w2s_fast.label_models.posterior import log_joint
+from w2s_fast.label_models.posterior import class_posterior
 from w2s_fast.label_models.rates import ABSTENTIONS, check_better_than_chance, without_abstentions
-from w2s_fast.label_models.sparse_votes import SparseVotes
-from w2s_fast.label_models.votes import check_sources, check_votes, covered_rows
+from w2s_fast.label_models.votes import (
+    OneHotVotes,
+    check_sources,
+    check_votes,
+    covered_rows,
+    one_hot,
+)
 
 STEP_POWER = 0.6  # of stepwise EM; Cappé and Moulines: above 0.5, at most 1
 
@@ -117,7 +122,7 @@ class DawidSkene(LabelModel):
         for iteration in range(1, self.max_iter + 1):
             self.n_iter = iteration
             prior, rates = self.prior, self.rates
-            self._maximize(self._count(data, log_joint(data, prior, rates).softmax(1)))
+            self._maximize(self._count(data, class_posterior(data, prior, rates)))
             change = max((self.prior - prior).abs().max(), (self.rates - rates).abs().max())
             if change <= self.tolerance:
                 break
@@ -137,7 +142,7 @@ class DawidSkene(LabelModel):
         if not hasattr(self, "rates"):
             return self.fit(votes)
         data = self._data(check_votes(votes, self.n_classes, len(self.rates)))
-        new = self._count(data, log_joint(data, self.prior, self.rates).softmax(1))
+        new = self._count(data, class_posterior(data, self.prior, self.rates))
         self._n_steps += 1
         self._maximize(self._counts.mixed(new, self._n_steps**-STEP_POWER))
         check_better_than_chance(self.prior, self.rates)
@@ -157,14 +162,14 @@ class DawidSkene(LabelModel):
             fixed_prior=self._fixed is not None,
         )  # fmt: skip
 
-    def _data(self, votes: Tensor) -> SparseVotes:
+    def _data(self, votes: Tensor) -> OneHotVotes:
         """Return the rows that enter the likelihood."""
         if self.abstain == "missing":
             votes = votes[covered_rows(votes)]
-        return SparseVotes(votes, self.n_classes)
+        return one_hot(votes, self.n_classes)
 
-    def _count(self, data: SparseVotes, q: Tensor) -> Counts:
-        return Counts(q.sum(0), data.transposed_times(q), len(data))
+    def _count(self, data: OneHotVotes, q: Tensor) -> Counts:
+        return Counts(q.new_ones(len(q)) @ q, data.transposed_times(q), len(data))
 
     def _maximize(self, counts: Counts) -> None:
         """Set prior and rates from expected counts."""

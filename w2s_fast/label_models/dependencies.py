@@ -19,7 +19,8 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.label_models.majority import majority_vote
 from w2s_fast.label_models.moments import MAX_CELLS, moments
-from w2s_fast.label_models.votes import row_blocks, symbols_of
+from w2s_fast.label_models.votes import symbols_of
+from w2s_fast.ops.votes.blocks import row_blocks
 
 _BLOCK_CELLS = 1 << 18
 _RIDGE = 0.01  # of correlations, so that copies share their weight

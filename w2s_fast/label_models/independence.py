@@ -21,7 +21,8 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.label_models._base import LabelModel
-from w2s_fast.label_models.votes import check_votes, row_blocks, symbols_of
+from w2s_fast.label_models.votes import check_votes, symbols_of
+from w2s_fast.ops.votes.blocks import row_blocks
 
 LEAST_EXPECTED = 5.0  # rows of a cell
 _BLOCK_ROWS = 1 << 14

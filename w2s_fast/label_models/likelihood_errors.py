@@ -18,16 +18,16 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.label_models.jackknife import StandardErrors
-from w2s_fast.label_models.posterior import FLOOR, log_joint
-from w2s_fast.label_models.sparse_votes import SparseVotes
-from w2s_fast.label_models.votes import row_blocks, symbols_of
+from w2s_fast.label_models.posterior import FLOOR, class_posterior
+from w2s_fast.label_models.votes import OneHotVotes, symbols_of
+from w2s_fast.ops.votes.blocks import row_blocks
 
 MAX_PARAMETERS = 4096  # the information matrix takes their square times 8 bytes
 _CELLS = 1 << 23  # scores of a block of rows
 
 
 def likelihood_errors(
-    data: SparseVotes,
+    data: OneHotVotes,
     prior: Tensor,
     rates: Tensor,
     *,
@@ -58,7 +58,7 @@ def likelihood_errors(
     conditional = missing or one_coin
     coverage = (1 - rates[:, 0, -1]) if conditional else torch.ones(m, dtype=rates.dtype)
     probs = _conditional(rates) if conditional else rates
-    q = log_joint(data, prior, rates).softmax(1)
+    q = class_posterior(data, prior, rates)
     information = rates.new_zeros(n_free, n_free)
     for rows in row_blocks(len(data), max(1, _CELLS // rates.numel())):
         symbols = symbols_of(data.votes[rows], k)

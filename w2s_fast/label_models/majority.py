@@ -22,18 +22,20 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.label_models._options import check_choice, check_number
 from w2s_fast.label_models.posterior import check_distribution
-from w2s_fast.label_models.sparse_votes import SparseVotes
 from w2s_fast.label_models.votes import (
+    OneHotVotes,
     as_cpu_tensor,
     check_any_vote,
     check_sources,
     check_votes,
     covered_rows,
-    row_blocks,
+    one_hot,
 )
+from w2s_fast.ops.votes.blocks import row_blocks
 
 BALANCES = ("uniform", "majority")
 _ROWS = 1 << 16  # rows of a block
+_TABLE_CELLS = 1 << 22  # of weights by class, source and class
 
 
 def majority_vote(
@@ -73,13 +75,18 @@ def _check_weights(weights: Any, n_sources: int) -> Tensor:
 
 
 def _shares(votes: Tensor, n_classes: int, weights: Tensor, balance: Tensor) -> Tensor:
-    counts = _class_sums(votes, n_classes, weights)
+    return _normalized(_class_sums(votes, n_classes, weights), balance)
+
+
+def _normalized(counts: Tensor, balance: Tensor) -> Tensor:
     total = counts.sum(1, keepdim=True)
     return torch.where(total > 0, counts / total.clamp(min=1e-300), balance)
 
 
 def _class_sums(votes: Tensor, n_classes: int, weights: Tensor) -> Tensor:
     """Return the summed weights of the votes for each class, (n, K) float64."""
+    if n_classes**2 * len(weights) <= _TABLE_CELLS:
+        return _sums_of(one_hot(votes, n_classes), weights)
     sums = weights.new_empty(len(votes), n_classes)
     for rows in row_blocks(len(votes), _ROWS):
         for c in range(n_classes):
@@ -225,10 +232,16 @@ def _leave_one_out(votes: Tensor, n_classes: int) -> Tensor:
     return sums
 
 
-def majority_start(votes: SparseVotes, balance: Tensor) -> Tensor:
+def _sums_of(votes: OneHotVotes, weights: Tensor) -> Tensor:
+    """Return the summed weights of the votes for each class, (n, K) float64."""
+    table = weights[:, None, None] * torch.eye(votes.n_classes, dtype=torch.float64)
+    return votes.times(table.transpose(0, 1))
+
+
+def majority_start(votes: OneHotVotes, balance: Tensor) -> Tensor:
     """Return the shares of votes (n, K) from which EM starts, and ``balance`` without votes."""
-    ones = torch.ones(votes.votes.shape[1], dtype=torch.float64)
-    return _shares(votes.votes, votes.n_classes, ones, balance)
+    counts = _sums_of(votes, torch.ones(votes.votes.shape[1], dtype=torch.float64))
+    return _normalized(counts, balance)
 
 
 def majority_balance(votes: Tensor, n_classes: int) -> Tensor:

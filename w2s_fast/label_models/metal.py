@@ -27,9 +27,8 @@ from w2s_fast.label_models.jackknife import StandardErrors, jackknife, row_group
 from w2s_fast.label_models.majority import majority_start
 from w2s_fast.label_models.moments import Moments, moments
 from w2s_fast.label_models.rates import ABSTENTIONS, check_better_than_chance, rates_of_moments
-from w2s_fast.label_models.sparse_votes import SparseVotes
 from w2s_fast.label_models.triplets import Triplets
-from w2s_fast.label_models.votes import check_sources, check_votes
+from w2s_fast.label_models.votes import check_sources, check_votes, one_hot
 
 
 @dataclass
@@ -68,7 +67,7 @@ class MeTaL(LabelModel):
         if prior is None:
             prior = Triplets(self.n_classes).fit(matrix).prior
         self.prior = prior
-        data = SparseVotes(matrix, self.n_classes)
+        data = one_hot(matrix, self.n_classes)
         q = majority_start(data, prior)
         counts = data.transposed_times(q).permute(1, 0, 2)  # (m, symbol, class)
         self._moments = moments(matrix, self.n_classes, across_classes=True)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.label_models.rates import LEAST
-from w2s_fast.label_models.votes import row_blocks
+from w2s_fast.label_models.votes import OneHotVotes, one_hot
+from w2s_fast.ops.dispatch import host_backend
 
-_BLOCK_CELLS = 1 << 18  # one-hot cells of a block, which stay in cache; their sums are exact
+_TABLE_CELLS = 1 << 21  # of scores by class and source, of a pass over the rows
 MAX_CELLS = 1 << 27  # second moments, 8 bytes each
 
 
@@ -73,16 +74,8 @@ def moments(votes: Tensor, n_classes: int, *, across_classes: bool) -> Moments:
             f"second moments of {m} sources and {n_classes} classes have {cells} entries; expected "
             f"at most {MAX_CELLS}: use DawidSkene, whose memory grows with sources x classes^2"
         )
-    shape = (n_classes * m,) * 2 if across_classes else (n_classes, m, m)
-    second = torch.zeros(shape, dtype=torch.float64, device=votes.device)
-    for rows in row_blocks(n, max(1, _BLOCK_CELLS // (n_classes * m))):
-        classes = [votes[rows] == c for c in range(n_classes)]  # each (b, m)
-        if across_classes:
-            x = torch.cat(classes, 1).float()
-            second += x.T @ x
-        else:
-            for c, x in enumerate(classes):
-                second[c] += x.float().T @ x.float()
+    backend = host_backend("votes")
+    second: Tensor = backend.second_moments(votes, n_classes, across_classes=across_classes)
     # The second moment of a source with itself is how often it votes for a class.
     first = second.diagonal(dim1=-2, dim2=-1).reshape(n_classes, m).clone()
     return Moments(n, first, second)
@@ -118,14 +111,35 @@ def third_moment(votes: Tensor, weights: Tensor, *, pooled: bool) -> ThirdMoment
         weights: (K, m), w.
         pooled: a source's score sums over classes; else every class has its own.
     """
-    n, k = len(votes), len(weights)
-    means = torch.stack([(votes == c).double().mean(0) for c in range(k)])
-    total = weights.new_zeros(1 if pooled else k)
-    for rows in row_blocks(n, max(1, _BLOCK_CELLS // (k * votes.shape[1]))):
-        x = torch.stack([votes[rows] == c for c in range(k)], 1).double()
-        z = weights * (x - means)  # (b, K, m)
-        total += elementary_symmetric(z.sum(1, keepdim=True) if pooled else z, 3).sum(0)
-    return ThirdMoment(n, total * _unbias(n))
+    n, (k, m) = len(votes), weights.shape
+    x = one_hot(votes, k)
+    means = x.transposed_times(weights.new_ones(n, 1))[:, :, 0] / n
+    absent = -weights * means  # z of class c where the source does not vote for c
+    if pooled:
+        absent = absent.sum(0, keepdim=True)
+        scores = (weights + absent)[:, :, None]  # (K, m, 1): z of a vote for c
+    else:
+        scores = absent.T.repeat(k, 1, 1)  # (K, m, K): z of all classes for a vote for c
+        own = range(k)
+        scores[own, :, own] += weights
+    groups, total = len(absent), []
+    for first in range(0, groups, max(1, _TABLE_CELLS // (k * m))):
+        part = slice(first, first + max(1, _TABLE_CELLS // (k * m)))
+        total.append(_sum_of_triples(x, scores[:, :, part], absent[part].T))
+    return ThirdMoment(n, torch.cat(total) * _unbias(n))
+
+
+def _sum_of_triples(x: OneHotVotes, scores: Tensor, absent: Tensor) -> Tensor:
+    """Return (G,): sums over rows and triples of sources of products of scores.
+
+    Args:
+        x: n rows of m sources.
+        scores: (K, m, G) of a vote.
+        absent: (m, G) of an abstention.
+    """
+    powers = torch.cat([scores**p - absent**p for p in (1, 2, 3)], 2)
+    sums = x.times(powers, torch.cat([(absent**p).sum(0) for p in (1, 2, 3)]))
+    return _third_symmetric(*sums.chunk(3, 1)).sum(0)
 
 
 def third_of(scores: Tensor, weights: Tensor) -> ThirdMoment:
@@ -173,4 +187,9 @@ def elementary_symmetric(values: Tensor, degree: int) -> Tensor:
     p1, p2 = values.sum(-1), values.square().sum(-1)
     if degree == 2:
         return (p1**2 - p2) / 2
-    return (p1**3 - 3 * p1 * p2 + 2 * values.pow(3).sum(-1)) / 6
+    return _third_symmetric(p1, p2, values.pow(3).sum(-1))
+
+
+def _third_symmetric(p1: Tensor, p2: Tensor, p3: Tensor) -> Tensor:
+    """Return the sum over all triples of their products, from sums of powers."""
+    return (p1**3 - 3 * p1 * p2 + 2 * p3) / 6

@@ -17,8 +17,13 @@ from typing import Any
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.label_models.sparse_votes import SparseVotes
-from w2s_fast.label_models.votes import as_cpu_tensor, check_classes, check_votes
+from w2s_fast.label_models.votes import (
+    OneHotVotes,
+    as_cpu_tensor,
+    check_classes,
+    check_votes,
+    one_hot,
+)
 
 SUM_TOLERANCE = 1e-4  # of distributions that a user passes; rounded decimals sum to one within it
 FLOOR = 1e-12  # of probabilities, before their logarithm
@@ -43,8 +48,8 @@ def check_distribution(values: Any, n_classes: int, name: str = "class_balance")
     return probs / probs.sum()
 
 
-def log_joint(votes: SparseVotes, prior: Tensor, rates: Tensor) -> Tensor:
-    """Return log P(Y = c, L) of every row, (n, K) float64.
+def class_posterior(votes: OneHotVotes, prior: Tensor, rates: Tensor) -> Tensor:
+    """Return P(Y = c | L) of every row, (n, K) float64.
 
     Args:
         votes: n rows of m sources.
@@ -55,7 +60,7 @@ def log_joint(votes: SparseVotes, prior: Tensor, rates: Tensor) -> Tensor:
     abstain = log_rates[:, :, -1]
     # Every source abstains unless it votes, so a pass visits only the votes that were cast.
     votes_table = (log_rates[:, :, :-1] - abstain[:, :, None]).permute(2, 0, 1)
-    return votes.times(votes_table.contiguous()) + (prior.log() + abstain.sum(0))
+    return votes.times(votes_table.contiguous(), prior.log() + abstain.sum(0), softmax=True)
 
 
 def posterior(votes: Any, prior: Any, rates: Any) -> Tensor:
@@ -86,4 +91,4 @@ def posterior(votes: Any, prior: Any, rates: Any) -> Tensor:
         raise W2SError(f"rates[{j}, {c}] sum to {float(rates[j, c].sum()):.6g}; expected 1")
     matrix = check_votes(votes, n_classes, len(rates))
     probs = check_distribution(prior, n_classes, "prior")
-    return log_joint(SparseVotes(matrix, n_classes), probs, rates).softmax(1)
+    return class_posterior(one_hot(matrix, n_classes), probs, rates)

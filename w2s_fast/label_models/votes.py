@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from w2s_fast.errors import DataWarning, W2SError
+from w2s_fast.ops.dispatch import host_backend
 
 ABSTAIN = -1
 MIN_SOURCES = 3  # two sources cannot be told from one accurate and one random source
-_HASHED_ROWS = 2048
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 _NAMED = 5  # sources that a message names; it counts the others
 
@@ -104,14 +104,40 @@ def check_votes(votes: Any, n_classes: int, n_sources: int | None = None) -> Ten
             f"votes have {matrix.shape[1]} sources; the model was fitted on {n_sources}: "
             "pass the same sources in the same order"
         )
-    low, high = (int(v) for v in torch.aminmax(matrix))
-    if low < ABSTAIN or high >= n_classes:
+    checked: Tensor | None = host_backend("votes").narrow(matrix, n_classes)
+    if checked is None:
         row, source = (int(i) for i in ((matrix < ABSTAIN) | (matrix >= n_classes)).nonzero()[0])
         raise W2SError(
             f"vote of source {source} for row {row} is {int(matrix[row, source])}; expected "
             f"0 to {n_classes - 1}, or -1 where the source abstains"
         )
-    return matrix.to(torch.int8 if n_classes <= 127 else torch.int16)
+    return checked
+
+
+class OneHotVotes(Protocol):
+    """The one-hot matrix X (n, K m) of votes: column l m + j is 1 where source j votes for l.
+
+    Attributes:
+        votes: checked votes (n, m).
+        n_classes: K.
+    """
+
+    votes: Tensor
+    n_classes: int
+
+    def __len__(self) -> int: ...
+
+    def times(self, table: Tensor, bias: Tensor | None = None, *, softmax: bool = False) -> Tensor:
+        """Return X @ table + bias, (n, C), or its softmax, of ``table`` (K, m, C)."""
+
+    def transposed_times(self, weights: Tensor) -> Tensor:
+        """Return X^T @ weights as (K, m, C), of ``weights`` (n, C)."""
+
+
+def one_hot(votes: Tensor, n_classes: int) -> OneHotVotes:
+    """Return the one-hot matrix of checked votes (n, m), for products of float64."""
+    matrix: OneHotVotes = host_backend("votes").OneHotVotes(votes, n_classes)
+    return matrix
 
 
 def covered_rows(votes: Tensor) -> Tensor:
@@ -124,12 +150,6 @@ def symbols_of(votes: Tensor, n_classes: int) -> Tensor:
     return torch.where(votes < 0, n_classes, votes).long()
 
 
-def row_blocks(n_rows: int, size: int) -> Iterator[slice]:
-    """Yield slices of at most ``size`` rows that cover all rows in order."""
-    for start in range(0, n_rows, size):
-        yield slice(start, min(start + size, n_rows))
-
-
 def summarize_votes(votes: Any, n_classes: int) -> VoteSummary:
     """Summarize votes: uncovered rows, coverage, constant, duplicated and one-sided sources.
 
@@ -140,43 +160,28 @@ def summarize_votes(votes: Any, n_classes: int) -> VoteSummary:
     Raises:
         W2SError: As ``check_votes``.
     """
-    votes = check_votes(votes, n_classes)
-    counts = count_symbols(votes, n_classes)
-    cast, voted_for = counts[:-1].sum(0), (counts[:-1] > 0).sum(0)
-    constant = counts.amax(0) == len(votes)
-    one_sided = (voted_for == 1) & ~constant
+    return _summarize(check_votes(votes, n_classes), n_classes)
+
+
+def _summarize(votes: Tensor, n_classes: int) -> VoteSummary:
+    counts, hashes, n_covered = host_backend("votes").summarize(votes, n_classes)
+    n, cast = len(votes), counts.sum(0)
+    constant = torch.maximum(counts.amax(0), n - cast) == n
+    one_sided = ((counts > 0).sum(0) == 1) & ~constant
     return VoteSummary(
-        n_rows=len(votes),
-        n_uncovered=int((~covered_rows(votes)).sum()),
-        coverage=cast / len(votes),
+        n_rows=n,
+        n_uncovered=n - n_covered,
+        coverage=cast / n,
         constant=tuple(constant.nonzero()[:, 0].tolist()),
-        duplicates=_equal_columns(votes),
+        duplicates=_equal_columns(votes, hashes.tolist()),
         one_sided=tuple(one_sided.nonzero()[:, 0].tolist()),
     )
 
 
-def count_symbols(votes: Tensor, n_classes: int) -> Tensor:
-    """Return how often each source gives each symbol, (K+1, m) float64, abstentions last."""
-    m = votes.shape[1]
-    counts = torch.zeros(n_classes + 1, m, dtype=torch.float64, device=votes.device)
-    offsets = torch.arange(m, device=votes.device) + m
-    for rows in row_blocks(len(votes), _HASHED_ROWS):
-        codes = (votes[rows].long() * m + offsets).flatten()
-        counts += torch.bincount(codes, minlength=(n_classes + 1) * m).view(n_classes + 1, m)
-    return counts.roll(-1, 0)
-
-
-def _equal_columns(votes: Tensor) -> tuple[tuple[int, ...], ...]:
+def _equal_columns(votes: Tensor, hashes: Sequence[float]) -> tuple[tuple[int, ...], ...]:
     """Return groups of equal columns; candidates are columns with equal hashes."""
-    n, m = votes.shape
-    # Sums of products of integers are exact in float64, so equal columns hash equally.
-    keys = torch.arange(2 * _HASHED_ROWS, device=votes.device).view(2, -1) * 40503 % 61 + 1
-    hashes = torch.zeros(2, m, dtype=torch.float64, device=votes.device)
-    for rows in row_blocks(n, _HASHED_ROWS):
-        part = votes[rows].double()
-        hashes += keys[:, : len(part)].double() @ part
-    groups: dict[tuple[float, ...], list[list[int]]] = {}
-    for source, value in enumerate(map(tuple, hashes.T.tolist())):
+    groups: dict[float, list[list[int]]] = {}
+    for source, value in enumerate(hashes):
         equal = groups.setdefault(value, [])
         for group in equal:
             if torch.equal(votes[:, group[0]], votes[:, source]):
@@ -184,8 +189,8 @@ def _equal_columns(votes: Tensor) -> tuple[tuple[int, ...], ...]:
                 break
         else:
             equal.append([source])
-    found = (tuple(group) for equal in groups.values() for group in equal if len(group) > 1)
-    return tuple(sorted(found))
+    repeated = (tuple(group) for equal in groups.values() for group in equal if len(group) > 1)
+    return tuple(sorted(repeated))
 
 
 def check_any_vote(votes: Tensor) -> None:
@@ -210,7 +215,7 @@ def check_sources(votes: Tensor, n_classes: int, *, independent: bool = True) ->
         W2SError: No source votes, or fewer than three sources vary.
     """
     check_any_vote(votes)
-    summary = summarize_votes(votes, n_classes)
+    summary = _summarize(votes, n_classes)
     varying = votes.shape[1] - len(summary.constant)
     if varying < MIN_SOURCES:
         raise W2SError(

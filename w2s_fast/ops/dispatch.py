@@ -49,6 +49,7 @@ MODULES: dict[str, Mapping[str, str]] = {
     "balanced": {
         name: f"w2s_fast.ops.balanced.{'cpp' if name == 'cpp' else 'ref'}" for name in BACKENDS
     },
+    "votes": {name: f"w2s_fast.ops.votes.{name}" for name in ("ref", "cpp")},
 }
 
 # A loss of 32 rows takes microseconds: backends are looked up once.
@@ -66,6 +67,20 @@ def backend(op: str, like: Tensor) -> Any:
     module = _resolved.get(key)
     if module is None:
         module = _resolved[key] = _resolve(op, device, name)
+    return module
+
+
+def host_backend(op: str) -> Any:
+    """Return the module that serves ``op`` for host memory, also where a GPU's backend is forced.
+
+    Raises:
+        W2SError: if the compiled core is forced and missing here.
+    """
+    name = _forced if _forced in ("ref", "cpp") else None
+    key = (op, "cpu", name)
+    module = _resolved.get(key)
+    if module is None:
+        module = _resolved[key] = _resolve(op, "cpu", name)
     return module
 
 
