@@ -49,22 +49,23 @@ class ByteCoder {
 
 template <class T, class Code>
 void encode_as(const Votes& v, int64_t size, Code* codes) {
-  const int64_t groups = (v.m + size - 1) / size;
-  const ByteCoder coder(size, v.k + 1);
+  const ByteCoder shared(size, v.k + 1);
   // Groups of which eight bytes can be read: neither beyond the row, nor with less than `size` votes.
-  const bool in_bytes = sizeof(T) == 1 && sizeof(Code) == 1 && little_endian();
-  const int64_t fast = in_bytes && v.m >= 8 ? (v.m - 8) / size + 1 : 0;
+  const bool bytes = sizeof(T) == 1 && sizeof(Code) == 1 && little_endian();
+  const int64_t fast = bytes && v.m >= 8 ? (v.m - 8) / size + 1 : 0;
   auto body = [&](int64_t lo, int64_t hi) {
-    for (int64_t i = lo; i < hi; ++i) {
-      const T* const row = static_cast<const T*>(v.votes) + i * v.stride;
-      for (int64_t g = 0; g < fast; ++g) {
-        codes[i * groups + g] = coder(row + g * size);
-      }
-      for (int64_t g = fast; g < groups; ++g) {
+    // Copies: a byte that is written might otherwise be part of them.
+    const ByteCoder coder = shared;
+    const int64_t groups = (v.m + size - 1) / size, in_bytes = fast, step = size;
+    const T* row = static_cast<const T*>(v.votes) + lo * v.stride;
+    Code* to = codes + lo * groups;
+    for (int64_t i = lo; i < hi; ++i, row += v.stride, to += groups) {
+      for (int64_t g = 0; g < in_bytes; ++g) to[g] = coder(row + g * step);
+      for (int64_t g = in_bytes; g < groups; ++g) {
         const int64_t first = g * size, last = first + size < v.m ? first + size : v.m;
         int64_t code = 0;
         for (int64_t j = last; j-- > first;) code = code * (v.k + 1) + row[j] + 1;
-        codes[i * groups + g] = static_cast<Code>(code);
+        to[g] = static_cast<Code>(code);
       }
     }
   };
@@ -81,12 +82,6 @@ void encode_from(const Votes& v, int64_t size, int code_bytes, void* codes) {
 }
 
 void softmax_of(double* x, int64_t c) {
-  if (c == 2) {  // without a branch on the larger one
-    const double d = x[1] - x[0], small = std::exp(-std::fabs(d)), large = 1 / (1 + small);
-    x[0] = d > 0 ? small * large : large;
-    x[1] = d > 0 ? large : small * large;
-    return;
-  }
   double most = x[0], total = 0;
   for (int64_t k = 1; k < c; ++k) most = x[k] > most ? x[k] : most;
   for (int64_t k = 0; k < c; ++k) total += x[k] = x[k] == most ? 1.0 : std::exp(x[k] - most);

@@ -127,7 +127,7 @@ class MajorityVote:
             W2SError: The votes are wrong, or every source abstains for every row.
         """
         matrix = check_votes(votes, self.n_classes)
-        check_any_vote(matrix)
+        check_any_vote(covered_rows(matrix))
         self.prior = _balance_of(self.class_balance, matrix, self.n_classes)
         return self
 

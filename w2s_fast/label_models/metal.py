@@ -4,7 +4,7 @@ r"""MeTaL: rates that reproduce the second moments of votes, for a known class b
 
 x_j (K,) is the one-hot vote of source j, O = E[x x^T], mu_j (K, K) holds P(L_j = l | Y = c), and
 P = diag(pi). Each step solves the least-squares problem of every mu_j given the others, and goes
-halfway there. For two classes the solution is unique up to the order of classes. For more, mu P^1/2
+halfway there; ``fixed_point`` accelerates the steps. For two classes the solution is unique up to the order of classes. For more, mu P^1/2
 may be rotated among the K - 1 directions that leave pi alone: second moments do not decide, and the
 solution nearest to the majority vote, from which the steps start, is found.
 
@@ -23,12 +23,13 @@ from torch import Tensor
 
 from w2s_fast.label_models._base import LabelModel
 from w2s_fast.label_models._options import check_choice, check_number
+from w2s_fast.label_models.fixed_point import fixed_point
 from w2s_fast.label_models.jackknife import StandardErrors, jackknife, row_groups
 from w2s_fast.label_models.majority import majority_start
-from w2s_fast.label_models.moments import Moments, moments
+from w2s_fast.label_models.moments import Moments, check_moments, moments
 from w2s_fast.label_models.rates import ABSTENTIONS, check_better_than_chance, rates_of_moments
 from w2s_fast.label_models.triplets import Triplets
-from w2s_fast.label_models.votes import check_sources, check_votes, one_hot
+from w2s_fast.label_models.votes import check_votes, one_hot
 
 
 @dataclass
@@ -62,7 +63,8 @@ class MeTaL(LabelModel):
             W2SError: The votes are wrong, or the sources are worse than chance in sum.
         """
         matrix = check_votes(votes, self.n_classes)
-        check_sources(matrix, self.n_classes)
+        self._moments = moments(matrix, self.n_classes, across_classes=True)
+        check_moments(self._moments)
         prior = self._fixed_prior(matrix)
         if prior is None:
             prior = Triplets(self.n_classes).fit(matrix).prior
@@ -70,7 +72,6 @@ class MeTaL(LabelModel):
         data = one_hot(matrix, self.n_classes)
         q = majority_start(data, prior)
         counts = data.transposed_times(q).permute(1, 0, 2)  # (m, symbol, class)
-        self._moments = moments(matrix, self.n_classes, across_classes=True)
         self._descend(counts / q.sum(0))
         return self
 
@@ -125,19 +126,17 @@ class MeTaL(LabelModel):
         second = second.clone()
         second[own, :, own, :] = 0
         matrix = second.reshape(m * k, m * k)
-        pull = torch.outer(self.prior, self.prior)
-        for iteration in range(1, self.max_iter + 1):
-            self.n_iter = iteration
+        pull, pulled = torch.outer(self.prior, self.prior), means[:, :, None] * self.prior
+
+        def halfway(mu: Tensor) -> Tensor:
             scaled = mu * self.prior  # mu P
             gram = scaled.transpose(1, 2) @ scaled  # P mu_j^T mu_j P
             others = gram.sum(0) - gram + pull
-            target = (matrix @ scaled.reshape(m * k, k)).view(m, k, k)
-            target = target + means[:, :, None] * self.prior
-            new = torch.linalg.solve(others, target, left=False)
-            change = float((new - mu).abs().max()) / 2
-            mu = (mu + new) / 2
-            if change <= self.tolerance:
-                break
+            target = (matrix @ scaled.reshape(m * k, k)).view(m, k, k) + pulled
+            new: Tensor = torch.linalg.solve(others, target, left=False)
+            return (mu + new) / 2
+
+        mu, self.n_iter = fixed_point(halfway, mu, self.tolerance, self.max_iter)
         self._set(mu)
 
     def _set(self, mu: Tensor) -> None:

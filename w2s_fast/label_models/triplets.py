@@ -32,6 +32,7 @@ from w2s_fast.label_models.jackknife import StandardErrors, jackknife, row_group
 from w2s_fast.label_models.moments import (
     Moments,
     ThirdMoment,
+    check_moments,
     class_one_share,
     moments,
     third_moment,
@@ -43,7 +44,7 @@ from w2s_fast.label_models.rates import (
     check_better_than_chance,
     rates_of_moments,
 )
-from w2s_fast.label_models.votes import check_sources, check_votes
+from w2s_fast.label_models.votes import check_votes
 
 
 @dataclass
@@ -87,10 +88,11 @@ class Triplets(LabelModel):
             W2SError: The votes are wrong, or the sources are worse than chance in sum.
         """
         matrix = check_votes(votes, self.n_classes)
-        check_sources(matrix, self.n_classes)
-        self._fixed = self._fixed_prior(matrix)
         second = self._second(matrix)
-        self._weights = self._score_weights(second)
+        check_moments(second)
+        self._fixed = self._fixed_prior(matrix)
+        if self._fixed is None:
+            self._weights = self._score_weights(second)
         self._sums = _Sums(second, self._third(matrix))
         self._set(self._sums)
         return self

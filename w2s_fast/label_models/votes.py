@@ -166,13 +166,14 @@ def summarize_votes(votes: Any, n_classes: int) -> VoteSummary:
 def _summarize(votes: Tensor, n_classes: int) -> VoteSummary:
     counts, hashes, n_covered = host_backend("votes").summarize(votes, n_classes)
     n, cast = len(votes), counts.sum(0)
-    constant = torch.maximum(counts.amax(0), n - cast) == n
-    one_sided = ((counts > 0).sum(0) == 1) & ~constant
+    constant = constant_columns(counts, n)
+    one_sided = (counts > 0).sum(0) == 1
+    one_sided[list(constant)] = False
     return VoteSummary(
         n_rows=n,
         n_uncovered=n - n_covered,
         coverage=cast / n,
-        constant=tuple(constant.nonzero()[:, 0].tolist()),
+        constant=constant,
         duplicates=_equal_columns(votes, hashes.tolist()),
         one_sided=tuple(one_sided.nonzero()[:, 0].tolist()),
     )
@@ -193,13 +194,16 @@ def _equal_columns(votes: Tensor, hashes: Sequence[float]) -> tuple[tuple[int, .
     return tuple(sorted(repeated))
 
 
-def check_any_vote(votes: Tensor) -> None:
+def check_any_vote(coverage: Tensor) -> None:
     """Raise if every source abstains for every row.
+
+    Args:
+        coverage: (m,) share of rows for which a source votes, or (n,) bool rows with votes.
 
     Raises:
         W2SError: It does.
     """
-    if not bool((votes >= 0).any()):
+    if not bool(coverage.any()):
         raise W2SError("every source abstains for every row; expected at least one vote")
 
 
@@ -214,17 +218,38 @@ def check_sources(votes: Tensor, n_classes: int, *, independent: bool = True) ->
     Raises:
         W2SError: No source votes, or fewer than three sources vary.
     """
-    check_any_vote(votes)
     summary = _summarize(votes, n_classes)
-    varying = votes.shape[1] - len(summary.constant)
+    check_columns(summary.coverage, summary.constant, summary.duplicates, independent=independent)
+
+
+def constant_columns(counts: Tensor, n_rows: int) -> tuple[int, ...]:
+    """Return the sources with one symbol in all rows, from counts (K, m) of votes."""
+    constant = torch.maximum(counts.amax(0), n_rows - counts.sum(0)) == n_rows
+    return tuple(constant.nonzero()[:, 0].tolist())
+
+
+def check_columns(
+    coverage: Tensor,
+    constant: Sequence[int],
+    duplicates: Sequence[Sequence[int]],
+    *,
+    independent: bool = True,
+) -> None:
+    """Check what is known of the columns of votes, see ``VoteSummary``, as ``check_sources``.
+
+    Raises:
+        W2SError: No source votes, or fewer than three sources vary.
+    """
+    check_any_vote(coverage)
+    varying = len(coverage) - len(constant)
     if varying < MIN_SOURCES:
         raise W2SError(
-            f"{varying} of {votes.shape[1]} sources vary over the rows; rates are identified by "
+            f"{varying} of {len(coverage)} sources vary over the rows; rates are identified by "
             f"at least {MIN_SOURCES}: add sources, or use MajorityVote"
         )
-    if summary.constant:
-        _warn(f"{_named(summary.constant)} the same vote in every row and carry no information")
-    duplicates = [g for g in summary.duplicates if not set(g) <= set(summary.constant)]
+    if constant:
+        _warn(f"{_named(constant)} the same vote in every row and carry no information")
+    duplicates = [g for g in duplicates if not set(g) <= set(constant)]
     if duplicates and independent:
         groups = "; ".join(", ".join(map(str, g)) for g in duplicates[:_NAMED])
         _warn(
@@ -240,4 +265,4 @@ def _named(sources: Sequence[int]) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, DataWarning, stacklevel=4)
+    warnings.warn(message, DataWarning, stacklevel=5)

@@ -70,6 +70,7 @@ class OneHotVotes:
         self._symbols = n_classes + 1
         self._size = _group_size(n, m, self._symbols)
         self._groups = -(-m // self._size)
+        self._digits = _digits(self._size, self._symbols) if self._size > 1 else None
         dtype = torch.uint8 if self._symbols <= _CODES else torch.uint16
         self._codes = torch.empty(n, self._groups, dtype=dtype)
         checked = _checked(votes, n_classes)
@@ -87,6 +88,8 @@ class OneHotVotes:
             bias: (C,) float64; None is 0.
             softmax: over the last axis.
         """
+        if softmax and table.shape[-1] == 2:
+            return self._sigmoid(table, bias)
         c = table.shape[-1]
         joint = self._joint(table)
         bias = table.new_zeros(c) if bias is None else bias.contiguous()
@@ -98,16 +101,20 @@ class OneHotVotes:
 
     def transposed_times(self, weights: Tensor) -> Tensor:
         """Return X^T @ weights as (K, m, C) float64, of ``weights`` (n, C) float64."""
-        c, symbols = weights.shape[1], self._symbols**self._size
-        sums = weights.new_zeros(self._groups, symbols, c)
+        c = weights.shape[1]
+        sums = weights.new_zeros(self._groups, self._symbols**self._size, c)
         weights = weights.contiguous()
         native.core().sum_weights(*self._described(), weights.data_ptr(), c, sums.data_ptr())
-        digits = [
-            sums.view(self._groups, -1, self._symbols, self._symbols**i, c).sum((1, 3))
-            for i in range(self._size)
-        ] if self._size > 1 else [sums]  # fmt: skip
-        by_source = torch.stack(digits, 1).flatten(0, 1)  # (groups size, K + 1, C)
+        if self._digits is not None:
+            sums = self._digits @ sums
+        by_source = sums.view(-1, self._symbols, c)  # (groups size, K + 1, C)
         return by_source[: self.votes.shape[1], 1:].transpose(0, 1)
+
+    def _sigmoid(self, table: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the softmax of two columns, which needs one pass over their difference."""
+        offset = None if bias is None else bias[1:] - bias[:1]
+        log_odds = self.times(table[..., 1:] - table[..., :1], offset)[:, 0]
+        return torch.stack([-log_odds, log_odds], 1).sigmoid_()
 
     def _described(self) -> tuple[int, int, int, int, int]:
         """Return address and shape of the codes as the core takes them."""
@@ -119,11 +126,9 @@ class OneHotVotes:
         k, m, c = table.shape
         single = table.new_zeros(self._groups * self._size, k + 1, c)
         single[:m, 1:] = table.transpose(0, 1)
-        single = single.view(self._groups, self._size, k + 1, c)
-        joint = single[:, 0]
-        for i in range(1, self._size):
-            joint = (single[:, i, :, None] + joint[:, None]).flatten(1, 2)
-        return joint.contiguous()
+        if self._digits is None:
+            return single
+        return self._digits.T @ single.view(self._groups, -1, c)
 
 
 def _group_size(n: int, m: int, symbols: int) -> int:
@@ -135,6 +140,14 @@ def _group_size(n: int, m: int, symbols: int) -> int:
         return n * -(-m // size) + 2 * entries if fits or size == 1 else float("inf")
 
     return min(range(1, 9), key=cost)
+
+
+def _digits(size: int, symbols: int) -> Tensor:
+    """Return (size symbols, symbols^size): 1 where the source has the symbol in the code."""
+    codes = torch.arange(symbols**size)
+    each = torch.stack([codes // symbols**i % symbols for i in range(size)])
+    ones = torch.nn.functional.one_hot(each, symbols)  # (size, codes, symbols)
+    return ones.transpose(1, 2).flatten(0, 1).double()
 
 
 def _rows(votes: Tensor) -> Tensor:
