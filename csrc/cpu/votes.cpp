@@ -109,7 +109,7 @@ class Planes {
         kernels().count_pairs(at(p), at(p), columns_ - p, n_words_, second + p * columns_ + p);
       }
     };
-    const int64_t operations = columns_ * n_words_ / 2;  // of a row of the matrix, on average
+    const int64_t operations = columns_ * n_words_ / 2 + 1;  // of a row of the matrix, on average
     parallel_rows(columns_, ceil_div(1 << 15, operations), body);
   }
 

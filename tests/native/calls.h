@@ -345,6 +345,55 @@ inline void balanced(Bytes& b, int64_t n, int64_t k) {
   }
 }
 
+// Votes (n, m) in rows with gaps, and all passes over them.
+inline void votes(Bytes& b, int64_t n, int64_t m) {
+  const int32_t bytes = b.one_in(2) ? 1 : 2;
+  const int64_t k = b.between(2, bytes == 1 ? 127 : (b.one_in(8) ? 300 : 6));
+  const int64_t stride = m + (b.one_in(2) ? b.between(1, 70) : 0);
+  std::vector<int8_t> narrow(static_cast<std::size_t>(bytes == 1 ? (n - 1) * stride + m : 0), 99);
+  std::vector<int16_t> wide(static_cast<std::size_t>(bytes == 2 ? (n - 1) * stride + m : 0), 999);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < m; ++j) {
+      const auto at = static_cast<std::size_t>(i * stride + j);
+      const int64_t vote = b.one_in(2) ? -1 : b.between(0, k - 1);
+      if (bytes == 1) {
+        narrow[at] = static_cast<int8_t>(vote);
+      } else {
+        wide[at] = static_cast<int16_t>(vote);
+      }
+    }
+  }
+  const void* const data = bytes == 1 ? static_cast<void*>(narrow.data()) : wide.data();
+  const w2s::Votes v{data, bytes, stride, n, m, k};
+  std::vector<int16_t> checked(static_cast<std::size_t>(n * m));
+  if (!w2s::check_votes(data, bytes, stride, n, m, k, 2, checked.data())) {
+    std::fprintf(stderr, "votes: correct ones were refused\n");
+    std::abort();
+  }
+  std::vector<int64_t> any(static_cast<std::size_t>(n * m));  // of any bits
+  for (auto& x : any) x = b.one_in(4) ? static_cast<int64_t>(b.word(4)) << 32 : b.between(-3, 200);
+  w2s::check_votes(any.data(), 8, m, n, m, k, 1, b.one_in(2) ? checked.data() : nullptr);
+
+  std::vector<int64_t> counts(static_cast<std::size_t>(k * m));
+  std::vector<uint64_t> hashes(static_cast<std::size_t>(m));
+  w2s::summarize_votes(v, counts.data(), hashes.data());
+  const bool across = k * m < 400 && b.one_in(2);
+  std::vector<double> second(static_cast<std::size_t>(across ? k * m * k * m : k * m * m));
+  w2s::second_moments(v, across, second.data());
+
+  int64_t size = 1, symbols = k + 1;
+  while (size < 8 && symbols * (k + 1) <= 256 && !b.one_in(4)) symbols *= k + 1, ++size;
+  const int32_t code_bytes = symbols <= 256 ? 1 : 2;
+  const int64_t groups = (m + size - 1) / size, c = b.between(1, 6);
+  std::vector<uint8_t> codes(static_cast<std::size_t>(n * groups * code_bytes));
+  w2s::encode_votes(v, size, code_bytes, codes.data());
+  const w2s::VoteCodes x{codes.data(), code_bytes, n, groups, symbols};
+  std::vector<double> tables(static_cast<std::size_t>(groups * symbols * c), 0.5);
+  std::vector<double> bias(static_cast<std::size_t>(c)), out(static_cast<std::size_t>(n * c));
+  w2s::sum_tables(x, tables.data(), c, bias.data(), b.one_in(2), out.data());
+  w2s::sum_weights(x, out.data(), c, tables.data());
+}
+
 // Selects an instruction set; the narrowest where this processor does not have it.
 inline void choose_isa(uint32_t number) {
   static const char* const sets[] = {"avx512", "avx2", "base"};
@@ -362,7 +411,7 @@ constexpr int64_t kStreamed = 1 << 22;  // two rows of it exceed kStreamBytes of
 inline void run_case(const uint8_t* data, std::size_t size) {
   Bytes b(data, size);
   choose_isa(b.word(1) % 3);
-  const int64_t op = b.between(0, 9);
+  const int64_t op = b.between(0, 10);
   const bool large = b.digest() % 128 == 0, streamed = b.digest() % (1 << 17) == 1;
   if (streamed) {
     row_phases(b, 2, kStreamed + b.between(0, 70));
@@ -372,8 +421,10 @@ inline void run_case(const uint8_t* data, std::size_t size) {
     two_classes(b, large ? b.between(0, 700) : b.between(0, 40));
   } else if (op < 9) {
     order_statistics(b, large ? b.between(0, 20000) : b.between(0, 100));
-  } else {
+  } else if (op < 10) {
     balanced(b, b.between(1, 24), b.between(2, 6));
+  } else {
+    votes(b, b.between(1, large ? 300 : 20), b.between(1, large ? 80 : 40));
   }
 }
 

@@ -37,12 +37,15 @@ int main(int argc, char** argv) {
     for (auto& byte : data) byte = static_cast<uint8_t>(random());
     calls::Bytes b(data.data(), data.size());
     b.word(1);
-    switch (i % 3) {  // large enough that rows and scores are divided
+    switch (i % 4) {  // large enough that rows and scores are divided
       case 0:
         calls::row_phases(b, 40, b.between(1500, 3000));
         break;
       case 1:
         calls::two_classes(b, b.between(20000, 50000));
+        break;
+      case 2:
+        calls::votes(b, b.between(600, 900), b.between(40, 80));
         break;
       default:
         calls::order_statistics(b, b.between(50000, 65000));

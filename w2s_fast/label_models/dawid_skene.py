@@ -8,6 +8,9 @@ R has K symbols and the abstention (``abstain="symbol"``), or abstentions are mi
 pi, and sources that vote one class only carry no information, as their vote was certain. One-coin
 rates have one accuracy a_j a source, and errors spread evenly over the other classes.
 
+EM starts from the majority vote; rows without votes start from the class balance of the others.
+From equal classes it would often end at two classes of which one is "has no votes".
+
 A is a Dirichlet prior that keeps sources with few votes near an assumed precision p: ``anchor``
 votes, in the source's own mixture of classes, of which a share p was right,
 
@@ -26,8 +29,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from w2s_fast.label_models._base import LabelModel, uniform
+from w2s_fast.label_models._base import LabelModel
 from w2s_fast.label_models._options import check_choice, check_number
+from w2s_fast.label_models.fit_warnings import warn_about_disagreement, warn_about_uncovered
 from w2s_fast.label_models.jackknife import StandardErrors
 from w2s_fast.label_models.likelihood_errors import likelihood_errors
 from w2s_fast.label_models.majority import majority_start
@@ -107,6 +111,9 @@ class DawidSkene(LabelModel):
     def fit(self, votes: Any) -> Self:
         """Run EM from the majority vote; return the model.
 
+        A ``DataWarning`` tells if a quarter of the rows have no vote and what these rows get, and if
+        the fitted classes are hardly those of the votes.
+
         Args:
             votes: (n, m) integers of -1 .. K-1, with at least three sources that vary.
 
@@ -114,20 +121,25 @@ class DawidSkene(LabelModel):
             W2SError: The votes are wrong, or the sources are worse than chance in sum.
         """
         matrix = check_votes(votes, self.n_classes)
-        check_sources(matrix, self.n_classes)
+        n_covered = check_sources(matrix, self.n_classes)
         data = self._data(matrix)
         self._fixed = self._fixed_prior(matrix)
-        balance = uniform(self.n_classes) if self._fixed is None else self._fixed
-        self._maximize(self._count(data, majority_start(data, balance)))
+        start = majority_start(data, self._fixed)
+        self._maximize(self._count(data, start))
         for iteration in range(1, self.max_iter + 1):
             self.n_iter = iteration
             prior, rates = self.prior, self.rates
-            self._maximize(self._count(data, class_posterior(data, prior, rates)))
+            q = class_posterior(data, prior, rates)
+            self._maximize(self._count(data, q))
             change = max((self.prior - prior).abs().max(), (self.rates - rates).abs().max())
             if change <= self.tolerance:
                 break
         self._n_steps = 1
         check_better_than_chance(self.prior, self.rates)
+        warn_about_disagreement(start, q)
+        no_vote = self.posterior(torch.full((1, len(self.rates)), -1))[0]
+        missing = self.abstain == "missing"
+        warn_about_uncovered(len(matrix) - n_covered, len(matrix), no_vote, missing=missing)
         return self
 
     def partial_fit(self, votes: Any) -> Self:

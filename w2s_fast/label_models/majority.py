@@ -28,7 +28,6 @@ from w2s_fast.label_models.votes import (
     check_any_vote,
     check_sources,
     check_votes,
-    covered_rows,
     one_hot,
 )
 from w2s_fast.ops.votes.blocks import row_blocks
@@ -238,15 +237,26 @@ def _sums_of(votes: OneHotVotes, weights: Tensor) -> Tensor:
     return votes.times(table.transpose(0, 1))
 
 
-def majority_start(votes: OneHotVotes, balance: Tensor) -> Tensor:
-    """Return the shares of votes (n, K) from which EM starts, and ``balance`` without votes."""
+def majority_start(votes: OneHotVotes, balance: Tensor | None) -> Tensor:
+    """Return the shares of votes (n, K) from which EM starts.
+
+    Args:
+        votes: n rows.
+        balance: (K,) class probabilities of rows without votes; None: those of the other rows.
+    """
     counts = _sums_of(votes, torch.ones(votes.votes.shape[1], dtype=torch.float64))
-    return _normalized(counts, balance)
+    return _normalized(counts, _mean_share(counts) if balance is None else balance)
 
 
 def majority_balance(votes: Tensor, n_classes: int) -> Tensor:
     """Return the class balance (K,) of the majority vote over rows with votes."""
     ones = torch.ones(votes.shape[1], dtype=torch.float64)
-    counts = _class_sums(votes[covered_rows(votes)], n_classes, ones)
-    shares = (counts / counts.sum(1, keepdim=True)).mean(0).clamp(min=1e-3)
+    return _mean_share(_class_sums(votes, n_classes, ones))
+
+
+def _mean_share(counts: Tensor) -> Tensor:
+    """Return the mean share of votes (K,) over rows with votes, from counts (n, K)."""
+    total = counts @ counts.new_ones(counts.shape[1])
+    weights = torch.where(total > 0, 1 / total.clamp(min=1), 0.0)
+    shares = (weights @ counts / (total > 0).sum()).clamp(min=1e-3)
     return shares / shares.sum()

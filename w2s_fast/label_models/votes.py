@@ -207,7 +207,7 @@ def check_any_vote(coverage: Tensor) -> None:
         raise W2SError("every source abstains for every row; expected at least one vote")
 
 
-def check_sources(votes: Tensor, n_classes: int, *, independent: bool = True) -> None:
+def check_sources(votes: Tensor, n_classes: int, *, independent: bool = True) -> int:
     """Check that votes identify rates: three sources vote, and warn about suspicious sources.
 
     Args:
@@ -215,11 +215,15 @@ def check_sources(votes: Tensor, n_classes: int, *, independent: bool = True) ->
         n_classes: K.
         independent: the model assumes independent sources, so duplicates distort it.
 
+    Returns:
+        The number of rows with votes.
+
     Raises:
         W2SError: No source votes, or fewer than three sources vary.
     """
     summary = _summarize(votes, n_classes)
     check_columns(summary.coverage, summary.constant, summary.duplicates, independent=independent)
+    return summary.n_rows - summary.n_uncovered
 
 
 def constant_columns(counts: Tensor, n_rows: int) -> tuple[int, ...]:
