@@ -50,7 +50,8 @@ inline void pack_tile(const T* votes, int64_t stride, int64_t n_rows, T symbol, 
   for (int64_t i = 0; i < n_rows; ++i) {
     Bytes equal;
     equals(votes + i * stride, symbol, equal);
-    x[i / 8] |= (Words)(equal & static_cast<uint8_t>(1u << i % 8));
+    const auto bit = static_cast<uint8_t>(1u << i % 8);
+    x[i / 8] |= (Words)(equal & bit);
   }
   transpose_bytes(x);
   for (int r = 0; r < 8; ++r) {

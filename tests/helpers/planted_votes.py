@@ -39,3 +39,24 @@ def draw_votes(rates: Tensor, classes: Tensor, seed: int) -> Tensor:
     columns = [torch.multinomial(r[classes], 1, generator=g)[:, 0] for r in rates]
     votes = torch.stack(columns, 1)
     return torch.where(votes == rates.shape[1], -1, votes)
+
+
+def keyword_votes(
+    n: int, seed: int, quiet: float = 0.1, busy: float = 2.5, share: float = 0.14
+) -> tuple[Tensor, Tensor]:
+    """Draw (votes, classes) of 73 rare sources that vote for one class each, as keyword rules do.
+
+    Three rows in five have ``quiet`` times the chance of every vote, the others ``busy`` times:
+    short and long texts. Equal factors make the sources independent given the class.
+    """
+    g = torch.Generator().manual_seed(seed)
+    classes = (torch.rand(n, generator=g) < share).long()
+    own = torch.tensor([0] * 31 + [1] * 42)
+    precision, mean = torch.tensor([0.97, 0.9])[own], torch.tensor([0.013, 0.002])[own]
+    coverage = mean * torch.empty(73).exponential_(generator=g).clamp(0.2, 4)
+    balance = torch.tensor([1 - share, share])[own]
+    right, wrong = coverage * precision / balance, coverage * (1 - precision) / (1 - balance)
+    length = torch.where(torch.rand(n, generator=g) < 0.6, quiet, busy)
+    fires = torch.where(classes[:, None] == own, right, wrong) * length[:, None]
+    votes = torch.where(torch.rand(n, 73, generator=g) < fires, own, -1)
+    return votes[:, (votes >= 0).any(0)], classes

@@ -14,7 +14,14 @@ from helpers.planted_votes import planted
 
 from w2s_fast import W2SError
 from w2s_fast.errors import DataWarning
-from w2s_fast.label_models import DawidSkene, covered_rows, posterior, summarize_votes
+from w2s_fast.label_models import (
+    DawidSkene,
+    MeTaL,
+    Triplets,
+    covered_rows,
+    posterior,
+    summarize_votes,
+)
 from w2s_fast.label_models.votes import check_votes
 from w2s_fast.ops.votes import ref
 
@@ -110,16 +117,35 @@ def test_no_votes_at_all() -> None:
         DawidSkene(2).fit([[-1] * 4] * 3)
 
 
-def test_constant_and_duplicated_sources_are_warned_about() -> None:
-    votes = planted(500, 5, [0.5, 0.5]).votes
-    constant = torch.cat([votes, torch.zeros(500, 1, dtype=torch.int64)], 1)
-    with pytest.warns(DataWarning, match="sources 5 have the same vote in every row"):
-        DawidSkene(2).fit(constant)
-    with pytest.warns(DataWarning, match=r"1 groups of sources .*\(1, 5\)"):
-        DawidSkene(2).fit(torch.cat([votes, votes[:, [1]]], 1))
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("model", [DawidSkene, Triplets, MeTaL])
+def test_constant_and_duplicated_sources_are_warned_about(model: Any, k: int) -> None:
+    """Closed forms find them in their moments."""
+    votes = planted(600, 6, [1 / k] * k, accuracy=(0.8, 0.9)).votes
+    fit = model(k, class_balance="uniform").fit
+    constant = torch.cat([votes, torch.zeros(600, 1, dtype=torch.int64)], 1)
+    with pytest.warns(DataWarning, match="sources 6 have the same vote in every row") as caught:
+        fit(constant)
+    assert caught[0].filename == __file__  # the warning points at the call of fit
+    with pytest.warns(DataWarning, match=r"2 groups of sources .*\(0, 6, 8; 2, 7\)"):
+        fit(torch.cat([votes, votes[:, [0, 2, 0]]], 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        DawidSkene(2).fit(votes)
+        fit(votes)
+    silent = torch.full((600, 2), -1)  # equal, but constant: one warning is enough
+    with pytest.warns(DataWarning) as caught:
+        fit(torch.cat([votes, silent], 1))
+    assert [str(w.message)[:12] for w in caught] == ["sources 6, 7"]
+
+
+@pytest.mark.parametrize("model", [Triplets, MeTaL])
+def test_closed_forms_of_too_few_votes(model: Any) -> None:
+    votes = planted(200, 3, [0.5, 0.5]).votes
+    votes[:, 1] = 1
+    with pytest.raises(W2SError, match="2 of 3 sources vary.*at least 3"):
+        model(2).fit(votes)
+    with pytest.raises(W2SError, match="every source abstains for every row"):
+        model(2).fit([[-1] * 4] * 3)
 
 
 @pytest.mark.parametrize("cached", [True, False])

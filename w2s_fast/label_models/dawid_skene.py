@@ -136,7 +136,7 @@ class DawidSkene(LabelModel):
                 break
         self._n_steps = 1
         check_better_than_chance(self.prior, self.rates)
-        warn_about_disagreement(start, q)
+        warn_about_disagreement(data.votes, start, q)
         no_vote = self.posterior(torch.full((1, len(self.rates)), -1))[0]
         missing = self.abstain == "missing"
         warn_about_uncovered(len(matrix) - n_covered, len(matrix), no_vote, missing=missing)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import DataWarning
+from w2s_fast.label_models.votes import covered_rows
 
 LARGE_SHARE = 0.25  # of rows without votes, which then decide the accuracy on all rows
 LEAST_KAPPA = 0.25  # of fitted classes and majority vote; 0 is chance
@@ -40,17 +41,18 @@ def warn_about_uncovered(n_uncovered: int, n_rows: int, probs: Tensor, *, missin
     )
 
 
-def warn_about_disagreement(shares: Tensor, probs: Tensor) -> None:
+def warn_about_disagreement(votes: Tensor, shares: Tensor, probs: Tensor) -> None:
     """Warn if the fitted classes of rows agree with the majority vote hardly better than chance.
 
     Args:
-        shares: (n, K) shares of votes; rows without one largest share are left out.
+        votes: checked votes (n, m).
+        shares: (n, K) shares of votes; rows without votes or one largest share are left out.
         probs: (n, K) fitted class probabilities.
     """
     step = -(-len(shares) // _ROWS)
-    shares, probs = shares[::step], probs[::step]
+    votes, shares, probs = votes[::step], shares[::step], probs[::step]
     best = shares.topk(2, 1)
-    decided = best.values[:, 0] > best.values[:, 1]
+    decided = covered_rows(votes) & (best.values[:, 0] > best.values[:, 1])
     kappa = cohen_kappa(best.indices[decided, 0], probs[decided].argmax(1), shares.shape[1])
     if kappa < LEAST_KAPPA:
         _warn(
