@@ -52,8 +52,11 @@ class Moments:
 
     def covariance(self) -> Tensor:
         """Return the covariances of x, in the shape of ``second``."""
-        mean = self.means if self.second.ndim == 3 else self.means.flatten()
-        return self.second / self.n_rows - mean[..., :, None] * mean[..., None, :]
+        covariance = self.second / self.n_rows
+        # In place: for a thousand sources of fifty classes each copy takes 400 MB.
+        if covariance.ndim == 2:
+            return covariance.addr_(*[self.means.flatten()] * 2, alpha=-1)
+        return covariance.baddbmm_(self.means[:, :, None], self.means[:, None, :], alpha=-1)
 
 
 def moments(votes: Tensor, n_classes: int, *, across_classes: bool) -> Moments:
