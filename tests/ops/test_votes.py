@@ -75,9 +75,7 @@ def test_summary(n: int, m: int, k: int, seed: int, layout: str) -> None:
     dtype=st.sampled_from([torch.int8, torch.int16, torch.int32, torch.int64]),
     layout=st.sampled_from(["plain", "columns", "rows", "t"]),
 )  # fmt: skip
-def test_narrow(
-    k: int, n: int, m: int, seed: int, dtype: torch.dtype, layout: str
-) -> None:
+def test_narrow(k: int, n: int, m: int, seed: int, dtype: torch.dtype, layout: str) -> None:
     k = min(k, 100) if dtype == torch.int8 else k
     votes = draw(n, m, k, seed).to(dtype)
     narrowed = cpp.narrow(layouts(votes)[layout], k)
@@ -104,9 +102,7 @@ def test_votes_that_are_narrow_already_are_not_copied(dtype: type) -> None:
 @example(n=3000, m=7, k=3, seed=0, layout="rows", c=3, softmax=False)
 @example(n=40, m=30, k=300, seed=0, layout="t", c=7, softmax=True)  # codes of two bytes
 @example(n=40, m=30, k=255, seed=0, layout="plain", c=1, softmax=False)
-def test_products(
-    n: int, m: int, k: int, seed: int, layout: str, c: int, softmax: bool
-) -> None:
+def test_products(n: int, m: int, k: int, seed: int, layout: str, c: int, softmax: bool) -> None:
     votes = layouts(ref.narrow(draw(n, m, k, seed, abstain=0.8), k))[layout]
     g = torch.Generator().manual_seed(seed)
     table = torch.randn(k, m, c, generator=g).double()

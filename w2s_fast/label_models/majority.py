@@ -28,6 +28,7 @@ from w2s_fast.label_models.votes import (
     check_any_vote,
     check_sources,
     check_votes,
+    covered_rows,
     one_hot,
 )
 from w2s_fast.ops.votes.blocks import row_blocks

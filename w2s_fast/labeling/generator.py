@@ -30,10 +30,11 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.label_models._options import check_number
-from w2s_fast.label_models.votes import ABSTAIN, row_blocks
+from w2s_fast.label_models.votes import ABSTAIN
 from w2s_fast.labeling.abstention import cast_votes, choose_thresholds
 from w2s_fast.labeling.rows import check_features, check_labels, check_names
 from w2s_fast.labeling.summary import FunctionSummary, function_summary
+from w2s_fast.ops.votes.blocks import row_blocks
 
 _ROWS = 4096  # rows of a block of votes
 _FOLDS = 3  # fewest: one whose rows are judged, one that candidates are chosen on, one to fit them
