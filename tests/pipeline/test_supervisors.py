@@ -17,11 +17,12 @@ from w2s_fast.errors import W2SError
 from w2s_fast.label_models import DawidSkene, majority_vote
 from w2s_fast.methods import Plan, student_nodes
 from w2s_fast.methods._base import Method
-from w2s_fast.pipeline import artifacts, label
+from w2s_fast.pipeline import artifacts, context, label
 from w2s_fast.pipeline.context import load_data
-from w2s_fast.pipeline.jobs import plan_jobs
+from w2s_fast.pipeline.jobs import Job, data_inputs, plan_jobs
 from w2s_fast.pipeline.stages.training_set import folds
 from w2s_fast.pipeline.students import make_plan
+from w2s_fast.trust import fit_source_gate
 
 SCRATCH = {"source": "scratch", "hidden": 16, "layers": 1, "heads": 2}
 RULES = """
@@ -84,6 +85,16 @@ def labels_of(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     folder = folder_of(results, cfg, job) / artifacts.LABELS
     return artifacts.read_weighted_probs(folder, ids, 2)
+
+
+def fold_of(data: Any, n_folds: int) -> np.ndarray:
+    """The fold of each row of the weak split, at seed 0."""
+
+    class Context:
+        class job:
+            seed = 0
+
+    return folds(Context, data.weak, n_folds)  # type: ignore[arg-type]
 
 
 def test_the_posterior_of_the_transfer_votes_labels_every_split(path: Path) -> None:
@@ -276,11 +287,7 @@ def test_calibration_is_fitted_to_cross_fitted_posteriors(path: Path) -> None:
     calibrator = dict(static["posterior/0"].inputs)["calibrator"]
     assert len(set(dict(static[calibrator].inputs).values())) == 1
 
-    class FoldContext:
-        class job:
-            seed = 0
-
-    fold = folds(FoldContext, data.weak, 3)  # type: ignore[arg-type]
+    fold = fold_of(data, 3)
     for i in range(3):
         name = dict(jobs[fold_jobs[f"fold{i}"]].inputs)["weak0"]
         model = dict(jobs[dict(jobs[name].inputs)["labels"]].inputs)["model"]
@@ -328,11 +335,20 @@ def test_the_gate_drops_supervisors_that_do_not_help(path: Path) -> None:
     # Its weak models are those of the folds, and none has seen the row that it votes on.
     jobs = {job.name: job for job in plan_jobs(cfg).jobs}
     (gate,) = (job for job in jobs.values() if job.stage == "gate")
+    probs = []
     for argument, name in gate.inputs:
         if argument.endswith("_1"):
-            model = dict(jobs[dict(jobs[name].inputs)["labels"]].inputs)["model"]
-            assert f"fold{jobs[model].setting('fold')}_1" == argument
+            labels = dict(jobs[name].inputs)["labels"]
+            assert argument == f"fold{jobs[dict(jobs[labels].inputs)['model']].setting('fold')}_1"
+            probs.append(labels_of(results, cfg, labels, data.weak.ids)[0])
     assert not gate.gold
+    fold = fold_of(data, 3)
+    own = np.stack(probs)[fold, np.arange(len(fold))].argmax(1)
+    votes = np.column_stack([data.weak.votes, own])  # type: ignore[list-item]
+    expected = fit_source_gate(votes, data.weak.labels, 2, seed=0)
+    stored = json.loads((folder_of(results, cfg, gate.name) / artifacts.GATE).read_bytes())
+    assert stored["weights"] == pytest.approx(expected.weights.tolist())
+    assert stored["kept"] == expected.kept.tolist()
 
 
 @pytest.mark.parametrize(
@@ -439,3 +455,10 @@ def test_labels_of_the_weak_split_reach_no_student(path: Path) -> None:
     plan = make_plan(supervised(path, ["weak", "votes"]), "xent")
     with pytest.raises(W2SError, match="gives the labels of the weak split to stage 'apply'"):
         student_nodes((Leak(),), plan)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in context._GOLD if stage != "report"])
+def test_labels_that_a_stage_may_read_are_inputs_of_it(stage: str) -> None:
+    """Else a stage would be reused for other labels."""
+    reads = data_inputs(Job(stage, "a job", 0))
+    assert {f"{split}.labels" for split in context._GOLD[stage]} <= set(reads)
