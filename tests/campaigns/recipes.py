@@ -195,7 +195,7 @@ def _configuration(recipe: Recipe, server: Server) -> Any:
     if name == "supervisors":
         rules = recipe.folder / "rules.py"
         rules.write_text("from w2s_fast.labeling import regex\nplural = regex(1, 's$')\n")
-        sources = [f"functions:{rules}", "weak", "weak:member=1", "stumps:max_functions=3"]
+        sources = [f"functions:{rules}", "weak", "weak:member=1", "stumps:max_functions=2"]
         block = {"sources": sources, "label_model": "weighted", "row_weight": "confidence"}
         return config(out, weak=_SCRATCH, student=_SCRATCH, weak_train=_TRAIN,
                       student_train=_TRAIN, supervisors=block)  # fmt: skip

@@ -124,7 +124,7 @@ def test_constant_and_duplicated_sources_are_warned_about(model: Any, k: int) ->
     votes = planted(600, 6, [1 / k] * k, accuracy=(0.8, 0.9)).votes
     fit = model(k, class_balance="uniform").fit
     constant = torch.cat([votes, torch.zeros(600, 1, dtype=torch.int64)], 1)
-    with pytest.warns(DataWarning, match="sources 6 have the same vote in every row") as caught:
+    with pytest.warns(DataWarning, match="source 6 has the same vote in every row") as caught:
         fit(constant)
     assert caught[0].filename == __file__  # the warning points at the call of fit
     with pytest.warns(DataWarning, match=r"2 groups of sources .*\(0, 6, 8; 2, 7\)"):

@@ -252,7 +252,7 @@ def check_columns(
             f"at least {MIN_SOURCES}: add sources, or use MajorityVote"
         )
     if constant:
-        _warn(f"{_named(constant)} the same vote in every row and carry no information")
+        _warn(f"{_named(constant)} the same vote in every row, which carries no information")
     duplicates = [g for g in duplicates if not set(g) <= set(constant)]
     if duplicates and independent:
         groups = "; ".join(", ".join(map(str, g)) for g in duplicates[:_NAMED])
@@ -264,6 +264,8 @@ def check_columns(
 
 def _named(sources: Sequence[int]) -> str:
     names = ", ".join(map(str, sources[:_NAMED]))
+    if len(sources) == 1:
+        return f"source {names} has"
     more = f" and {len(sources) - _NAMED} more" if len(sources) > _NAMED else ""
     return f"sources {names}{more} have"
 

@@ -73,16 +73,19 @@ def _kept(ctx: Context, n_sources: int) -> np.ndarray:
 def _fit(ctx: Context, votes: np.ndarray, quiet: bool) -> Any:
     """Return the label model, fitted; its warnings were shown already if ``quiet``."""
     model = make_model(ctx.cfg, ctx.n_classes)
-    with warnings.catch_warnings():
-        if quiet:
-            warnings.simplefilter("ignore", DataWarning)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
         try:
-            return model.fit(votes)
+            model.fit(votes)
         except W2SError as err:
             raise W2SError(
                 f"supervisors.label_model={ctx.cfg.supervisors.label_model!r} cannot be fitted to "
                 f"the votes of the transfer split: {err}"
             ) from err
+    for warning in [] if quiet else caught:
+        text = f"supervisors, numbered from 0 in the order of the report: {warning.message}"
+        warnings.warn(text, warning.category, stacklevel=2)
+    return model
 
 
 def make_model(cfg: RunConfig, n_classes: int) -> Any:
