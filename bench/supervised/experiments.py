@@ -36,6 +36,7 @@ def supervisors(name: str) -> dict[str, SupervisorsConfig]:
         "majority": block(own, model="majority"),
         "weighted": block(own, model="weighted"),
         "dawid_skene": block(own),
+        "dawid_skene:anchor=100": block(own, model="dawid_skene:anchor=100"),
         "dawid_skene, confidence": block(own, row_weight="confidence"),
         "dawid_skene, all rows": block(own, row_weight="equal"),
         "tree_dawid_skene": block(own, model="tree_dawid_skene"),
