@@ -32,6 +32,8 @@ def test_informative_sources_stay_and_noise_and_copies_go(n_classes: int, seed: 
     assert gate.path.shape == (20, 8) and (gate.path[-1, 3:6] < 0.01).all()
     posterior = gate.posterior(votes[1000:])
     assert posterior.sum(1) == pytest.approx(1, abs=1e-5) and posterior.dtype == np.float32
+    prior = np.exp(gate.intercept) / np.exp(gate.intercept).sum()
+    assert gate.posterior(np.full((1, 8), -1))[0] == pytest.approx(prior, abs=1e-6)
     right = (posterior.argmax(1) == truth[1000:]).mean()
     assert right > (votes[1000:, 0] == truth[1000:]).mean() + 0.1
     assert right > 0.85
