@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ NAMES = ("zebra", "0: apple", "second name")
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A module ``user_functions`` on the Python path."""
     monkeypatch.syspath_prepend(str(tmp_path))
     path = tmp_path / "user_functions.py"
@@ -63,6 +64,14 @@ def test_one_function_or_a_list(module: Path) -> None:
     for place in ("user_functions", str(module)):
         assert [f.name for f in load_functions(f"{place}:other")] == ["second name"]
         assert [f.name for f in load_functions(f"{place}:CHOSEN")] == ["0: apple", "zebra"]
+
+
+def test_a_path_may_have_a_colon(module: Path) -> None:
+    folder = module.parent / "a:b"
+    folder.mkdir()
+    path = module.rename(folder / "user_functions.py")
+    assert tuple(f.name for f in load_functions(str(path))) == NAMES
+    assert [f.name for f in load_functions(f"{path}:other")] == ["second name"]
 
 
 def test_imported_functions_are_not_the_module_s_own(module: Path) -> None:
