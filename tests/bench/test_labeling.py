@@ -153,3 +153,31 @@ def test_committed_rows_are_complete() -> None:
     assert ways["youtube"] == ways["sms"] == ways["sst2"]
     for name, found in by.items():
         assert len(found) == len(measure.SEEDS) * len(ways[name]) > 50
+
+
+def mean_accuracy(name: str, features: str, method: str) -> float:
+    way = (name, features, method)
+    rows = [r for r in command.load() if (r["data"], r["features"], r["method"]) == way]
+    return float(np.mean([row["accuracy"] for row in rows]))
+
+
+def test_committed_rows_show_what_the_page_says() -> None:
+    for name in ("youtube", "sst2"):
+        for features in ("tf-idf", "encoder"):
+            few = mean_accuracy(name, features, "few-shot")
+            assert all(mean_accuracy(name, features, g) < few for g in measure.GENERATORS)
+    for name in data.DATA_SETS:
+        line = next(x for x in table.table(command.load(), name).splitlines() if "all func" in x)
+        low, high = (float(x) for x in line.split(" | ")[8].split(" – "))
+        assert low < 0 < high, "not distinguishable from few-shot on all features"
+    few_words = mean_accuracy("sms", "tf-idf", "few-shot")
+    assert all(mean_accuracy("sms", "tf-idf", g) > few_words for g in measure.GENERATORS)
+    best = {
+        features: max(mean_accuracy("sst2", features, g) for g in measure.GENERATORS)
+        for features in ("tf-idf", "encoder")
+    }
+    assert (round(best["encoder"], 2), round(best["tf-idf"], 2)) == (0.7, 0.58)
+    for name, features in (("youtube", "tf-idf"), ("youtube", "encoder"), ("sms", "encoder")):
+        ten = mean_accuracy(name, features, f"affinity, {measure.CLUSTERS} clusters")
+        assert ten > mean_accuracy(name, features, "affinity") + 0.1
+        assert abs(ten - mean_accuracy(name, features, "few-shot")) < 0.05
