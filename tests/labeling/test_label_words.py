@@ -25,6 +25,10 @@ def test_calibration_undoes_a_preferred_word() -> None:
     assert label_word_votes(PROBS, threshold=0.5).tolist() == [0, 0, 1, 1]
 
 
+def test_a_probability_at_the_threshold_is_a_vote() -> None:
+    assert label_word_votes([[0.75, 0.25], [0.25, 0.75]], threshold=0.75).tolist() == [0, 1]
+
+
 def test_prior_and_class_balance() -> None:
     assert label_word_votes(PROBS, threshold=0.5, prior=[0.5, 0.5]).tolist() == [0, 0, 0, 0]
     assert label_word_votes(PROBS, threshold=0.5, class_balance=[0.75, 0.25]).tolist() == [0] * 4
