@@ -85,6 +85,17 @@ def test_gaussians_are_recovered() -> None:
     assert max(right, 1 - right) > 0.95
 
 
+def test_components_have_their_weights() -> None:
+    """A rare component of the same shape: without weights it would take rows of the other."""
+    g = torch.Generator().manual_seed(0)
+    y = torch.rand(4000, generator=g) < 0.1
+    x = torch.randn(4000, 1, generator=g).double() + 2.5 * y[:, None]
+    r = gaussian_mixture(x, 2, seed=0)
+    rare = int(r.mean(0).argmin())
+    assert float(r[:, rare].mean()) == pytest.approx(0.1, abs=0.03)
+    assert float(((r[:, rare] > 0.5) == y).double().mean()) > 0.93
+
+
 def test_bernoullis_are_recovered() -> None:
     g = torch.Generator().manual_seed(0)
     y = torch.randint(2, (1000,), generator=g)

@@ -76,6 +76,7 @@ def test_a_word_count_makes_a_function_that_abstains() -> None:
     assert functions.summary.polarity == ((1,),) and functions.summary.accuracy[0] == 1.0
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000))
 @settings(max_examples=20, deadline=None)
 def test_stumps_know_only_the_order_of_values(seed: int) -> None:
@@ -138,6 +139,7 @@ def test_no_fold_sees_its_own_labels(name: str) -> None:
         assert (float(change.max()) < 1e-3) == (2 in without), without
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_random_labels_have_the_accuracy_of_chance(name: str) -> None:
     """Though 200 features are tried, cross-fitted accuracy is that of guessing."""
@@ -158,6 +160,7 @@ def test_random_labels_have_the_accuracy_of_chance(name: str) -> None:
     assert np.mean(fitted) > 0.6, "on the rows that fitted them the same functions look good"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_reported_accuracy_is_that_on_new_rows(name: str) -> None:
     reported, new = [], []
@@ -205,6 +208,13 @@ def test_thresholds_have_the_best_f1() -> None:
         assert float(threshold[j]) == pytest.approx(
             max(b for b, s in scores.items() if s > max(scores.values()) - 1e-12)
         )
+
+
+def test_of_equally_good_thresholds_the_largest_is_taken() -> None:
+    y = torch.arange(10) % 2
+    sure = torch.ones(10, 1, dtype=torch.float64)
+    threshold, f1 = choose_thresholds(y[:, None], sure, y, 2, 0.5)
+    assert threshold.tolist() == pytest.approx([0.9]) and f1.tolist() == [1.0]
 
 
 def test_f1_of_known_votes() -> None:

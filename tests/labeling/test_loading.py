@@ -83,6 +83,7 @@ def test_imported_functions_are_not_the_module_s_own(module: Path) -> None:
     assert [f.name for f in load_functions("user_functions_2:zebra")] == ["zebra"]
 
 
+@pytest.mark.slow
 def test_functions_in_a_spawned_process(module: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(1) as pool:
