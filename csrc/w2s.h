@@ -92,15 +92,16 @@ struct Votes {
   int64_t stride, n, m, k;
 };
 
-// Codes of n rows: `groups` of sources, each with `symbols` joint votes. Code 0: all of them abstain.
+// Codes of n rows: `groups` of sources, each with `symbols` joint votes. Code 0: all of them
+// abstain.
 struct VoteCodes {
   const uint8_t* codes;  // [in] (n, groups) of 1 or 2 bytes each
   int32_t bytes;
   int64_t n, groups, symbols;
 };
 
-// Every function of a RowCall works on rows [begin, end) and returns the first row with a label outside the
-// classes or with the same class twice, or -1.
+// Every function of a RowCall works on rows [begin, end) and returns the first row with a label
+// outside the classes or with the same class twice, or -1.
 struct Kernels {
   const char* isa;
   int64_t (*rows)(const RowCall&, int64_t begin, int64_t end);
@@ -202,13 +203,13 @@ void second_moments(const Votes& v, bool across_classes, double* second);
 // codes (n, ceil(m / size)) of 1 or 2 bytes: sum_i (vote of source g size + i, plus 1) (k + 1)^i.
 void encode_votes(const Votes& v, int64_t size, int code_bytes, void* codes);
 
-// out (n, c): the bias (c) plus the rows of `tables` (groups, symbols, c) that the codes select, and
-// with `softmax` their softmax. Tables are zero for code 0.
+// out (n, c): the bias (c) plus the rows of `tables` (groups, symbols, c) that the codes select,
+// and with `softmax` their softmax. Tables are zero for code 0.
 void sum_tables(const VoteCodes& x, const double* tables, int64_t c, const double* bias,
                 bool softmax, double* out);
 
-// Adds the weights (n, c) of each row to sums (groups, symbols, c) at its codes; those of code 0 have
-// no meaning.
+// Adds the weights (n, c) of each row to sums (groups, symbols, c) at its codes; those of code 0
+// have no meaning.
 void sum_weights(const VoteCodes& x, const double* weights, int64_t c, double* sums);
 
 }  // namespace w2s

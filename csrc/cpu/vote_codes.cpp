@@ -50,7 +50,8 @@ class ByteCoder {
 template <class T, class Code>
 void encode_as(const Votes& v, int64_t size, Code* codes) {
   const ByteCoder shared(size, v.k + 1);
-  // Groups of which eight bytes can be read: neither beyond the row, nor with less than `size` votes.
+  // Groups of which eight bytes can be read: neither beyond the row, nor with less than `size`
+  // votes.
   const bool bytes = sizeof(T) == 1 && sizeof(Code) == 1 && little_endian();
   const int64_t fast = bytes && v.m >= 8 ? (v.m - 8) / size + 1 : 0;
   auto body = [&](int64_t lo, int64_t hi) {

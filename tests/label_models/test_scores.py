@@ -124,7 +124,7 @@ def test_wrong_uses() -> None:
         GaussianScores("majority")
     with pytest.raises(W2SError, match="class_balance sums to 0.9"):
         GaussianScores([0.5, 0.4])
-    with pytest.raises(W2SError, match="fitted on 6"):
+    with pytest.raises(W2SError, match="3 sources; expected 6"):
         GaussianScores().fit(x).posterior(x[:, :3])
     with pytest.raises(W2SError, match="agree less often than chance"):
         GaussianScores().fit(torch.stack([x[:, 0], -x[:, 1], x[:, 5] * 0.01 - x[:, 2]], 1))

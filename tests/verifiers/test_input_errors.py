@@ -16,6 +16,7 @@ from w2s_fast.errors import W2SError
 SCORES = np.random.default_rng(0).normal(size=(8, 3))
 PROBLEMS, GOLD, TEXTS = [0, 0, 1, 1, 2, 2, 3, 3], [0, 1] * 4, list("abcdefgh")
 VOTES, ONE = (SCORES > 0).astype(int), SCORES[:, 0]
+MANY_VOTES = np.random.default_rng(0).integers(0, 2, (60, 3))
 RATES = np.array([[[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]]] * 3)
 MEASURED: dict[str, Any] = {"scores": ONE, "problems": PROBLEMS, "gold": GOLD}
 CALLS: dict[str, dict[str, Any]] = {
@@ -33,6 +34,7 @@ CALLS: dict[str, dict[str, Any]] = {
     },
     "generation_verification_gap": {**MEASURED, "k": 2},
     "keep_by_marginal": {"votes": VOTES, "rule": "all"},
+    "keep_independent": {"votes": MANY_VOTES, "limit": 0.9, "gold": [0, 1] * 30},
     "majority_verifier": {"answers": TEXTS, "problems": PROBLEMS},
     "min_max_scores": {"scores": SCORES, "reference": SCORES},
     "naive_average": {"scores": SCORES > 0},

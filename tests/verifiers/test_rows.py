@@ -111,12 +111,17 @@ def test_scores_of_several_verifiers_are_no_selection() -> None:
 
 
 def test_only_measurements_take_gold() -> None:
-    """No function that combines verifiers could see true labels; nothing has them by default."""
+    """No function that combines verifiers could see true labels; nothing has them by default.
+
+    The choice of independent verifiers takes them only where they are passed.
+    """
     import inspect
 
     functions = {name: f for name in V.__all__ if inspect.isfunction(f := getattr(V, name))}
     parameters = {name: inspect.signature(f).parameters for name, f in functions.items()}
     takes_gold = {name for name, ps in parameters.items() if "gold" in ps}
+    assert parameters["keep_independent"]["gold"].default is None
+    takes_gold -= {"keep_independent"}
     assert takes_gold == {
         "count_right", "generation_verification_gap", "selection_accuracy", "selection_outcomes",
     }  # fmt: skip

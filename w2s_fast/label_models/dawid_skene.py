@@ -111,8 +111,8 @@ class DawidSkene(LabelModel):
     def fit(self, votes: Any) -> Self:
         """Run EM from the majority vote; return the model.
 
-        A ``DataWarning`` tells if a quarter of the rows have no vote and what these rows get, and if
-        the fitted classes are hardly those of the votes.
+        A ``DataWarning`` tells if a quarter of the rows have no vote and what these rows get, and
+        if the fitted classes are hardly those of the votes.
 
         Args:
             votes: (n, m) integers of -1 .. K-1, with at least three sources that vary.

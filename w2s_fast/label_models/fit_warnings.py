@@ -1,9 +1,9 @@
 """Warn about fits in which abstentions, and not votes, decide which class is which.
 
-A latent class model finds whatever divides the rows. If sources vote rarely, that may be how many of
-them vote: long texts contain more keywords of every class. True labels would show it; without them,
-two symptoms are visible. Rows without votes are most rows, and the fitted classes hardly agree with
-the majority of the votes.
+A latent class model finds whatever divides the rows. If sources vote rarely, that may be how many
+of them vote: long texts contain more keywords of every class. True labels would show it; without
+them, two symptoms are visible: many rows have no vote, and the fitted classes hardly agree with the
+majority of the votes.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def fixed_point(
     shape, least = x.shape, float("inf")
     values: list[Tensor] = []  # g(x), flat, of the last steps
     residuals: list[Tensor] = []
-    for iteration in range(1, max_iter + 1):
+    for n_calls in range(1, max_iter + 1):  # noqa: B007, it is returned
         new = g(x)
         value, residual = new.flatten(), (new - x).flatten()
         if float(residual.abs().max()) <= tolerance:
@@ -44,7 +44,7 @@ def fixed_point(
         least = min(size, least)
         values, residuals = [*values, value][-_DEPTH - 1 :], [*residuals, residual][-_DEPTH - 1 :]
         x = _combined(values, residuals).view(shape)
-    return new, iteration
+    return new, n_calls
 
 
 def _combined(values: list[Tensor], residuals: list[Tensor]) -> Tensor:

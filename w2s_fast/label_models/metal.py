@@ -4,9 +4,10 @@ r"""MeTaL: rates that reproduce the second moments of votes, for a known class b
 
 x_j (K,) is the one-hot vote of source j, O = E[x x^T], mu_j (K, K) holds P(L_j = l | Y = c), and
 P = diag(pi). Each step solves the least-squares problem of every mu_j given the others, and goes
-halfway there; ``fixed_point`` accelerates the steps. For two classes the solution is unique up to the order of classes. For more, mu P^1/2
-may be rotated among the K - 1 directions that leave pi alone: second moments do not decide, and the
-solution nearest to the majority vote, from which the steps start, is found.
+halfway there; ``fixed_point`` accelerates the steps. For two classes the solution is unique up to
+the order of classes. For more, mu P^1/2 may be rotated among the K - 1 directions that leave pi
+alone: second moments do not decide, and a solution near the majority vote, from which the steps
+start, is found.
 
 Sources: Ratner et al. 2019, "Training complex models with multi-task weak supervision" (arXiv
 1810.02840), and the label model of Snorkel, which minimises the same loss by gradient descent.

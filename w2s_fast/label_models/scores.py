@@ -49,18 +49,40 @@ def check_scores(scores: Any, n_sources: int | None = None) -> Tensor:
         W2SError: Wrong shape, or a score that is no finite number.
     """
     matrix = as_cpu_tensor(scores, "scores cannot be read as numbers (n, m)").double()
+    return check_score_matrix(matrix, n_sources)
+
+
+def check_score_matrix(
+    matrix: Tensor, n_sources: int | None = None, *, row: str = "row", source: str = "source"
+) -> Tensor:
+    """Return a float64 tensor (n, m) if it is a matrix of finite scores.
+
+    Args:
+        matrix: (n, m).
+        n_sources: m of the model or of other scores; None accepts any.
+        row: what a row is, for messages.
+        source: what a column is.
+
+    Raises:
+        W2SError: Wrong shape, or a score that is no finite number.
+    """
     if matrix.ndim != 2 or 0 in matrix.shape:
-        raise W2SError(f"scores have shape {tuple(matrix.shape)}; expected (rows, sources)")
+        raise W2SError(
+            f"scores have shape {tuple(matrix.shape)}; expected ({row}s, {source}s), neither of "
+            f"them 0: reshape further axes to (-1, {source}s)"
+        )
     if n_sources is not None and matrix.shape[1] != n_sources:
         raise W2SError(
-            f"scores have {matrix.shape[1]} sources; the model was fitted on {n_sources}"
+            f"scores have {matrix.shape[1]} {source}s; expected {n_sources}: pass the same "
+            f"{source}s in the same order"
         )
     bad = ~matrix.isfinite()
     if bool(bad.any()):
-        row, source = bad.nonzero()[0].tolist()
+        i, j = bad.nonzero()[0].tolist()
         raise W2SError(
-            f"score of source {source} for row {row} is {float(matrix[row, source])}; expected a "
-            "finite number: drop the row, or turn scores into votes with abstentions"
+            f"score of {source} {j} for row {i} is {float(matrix[i, j])}, one of {int(bad.sum())} "
+            f"that are not finite; score these {row}s again, drop the rows or the {source}, or "
+            "turn scores into votes with abstentions"
         )
     return matrix
 

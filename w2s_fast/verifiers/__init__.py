@@ -15,6 +15,7 @@ from w2s_fast.verifiers.binarization import (
 )
 from w2s_fast.verifiers.distillation import distillation_rows
 from w2s_fast.verifiers.filtering import keep_by_marginal
+from w2s_fast.verifiers.independence import keep_independent
 from w2s_fast.verifiers.log_odds import gaussian_log_odds, weaver_log_odds
 from w2s_fast.verifiers.majority_answer import majority_verifier
 from w2s_fast.verifiers.normalization import min_max_scores, naive_average, quantile_scores
@@ -33,6 +34,7 @@ __all__ = [
     "gaussian_log_odds",
     "generation_verification_gap",
     "keep_by_marginal",
+    "keep_independent",
     "majority_verifier",
     "min_max_scores",
     "naive_average",

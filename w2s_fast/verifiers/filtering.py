@@ -64,6 +64,17 @@ def acceptance(votes: Any) -> np.ndarray:
     Raises:
         W2SError: Votes are no matrix of -1, 0 and 1.
     """
+    matrix = check_acceptances(votes)
+    cast = (matrix >= 0).sum(0)
+    return np.divide((matrix == 1).sum(0), cast, out=np.full(len(cast), np.nan), where=cast > 0)
+
+
+def check_acceptances(votes: Any) -> np.ndarray:
+    """Check votes on responses and convert them to float64 (N, m) of -1, 0 and 1.
+
+    Raises:
+        W2SError: Votes are no matrix of -1, 0 and 1.
+    """
     matrix = check_scores(votes)
     wrong = ~np.isin(matrix, (-1, 0, 1))
     if wrong.any():
@@ -72,8 +83,7 @@ def acceptance(votes: Any) -> np.ndarray:
             f"vote of verifier {verifier} for row {row} is {matrix[row, verifier]:g}; expected 1 "
             "(accept), 0 (reject) or -1 (abstain): call binarize first"
         )
-    cast = (matrix >= 0).sum(0)
-    return np.divide((matrix == 1).sum(0), cast, out=np.full(len(cast), np.nan), where=cast > 0)
+    return matrix
 
 
 def _adapted(balance: float | None) -> str:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from w2s_fast.errors import W2SError, terminal_line
 from w2s_fast.integrations.batches._arrays import items, to_tensors
+from w2s_fast.label_models.scores import check_score_matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,25 +81,8 @@ def check_scores(
     Raises:
         W2SError: Shape or a score is wrong, or a verifier is constant or repeated.
     """
-    matrix = numbers("scores", scores)
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        raise W2SError(
-            f"scores have shape {matrix.shape}; expected (responses, verifiers), neither of them "
-            "0: reshape (problems, responses, verifiers) to (-1, verifiers)"
-        )
-    if n_verifiers is not None and matrix.shape[1] != n_verifiers:
-        raise W2SError(
-            f"scores have {matrix.shape[1]} verifiers; expected {n_verifiers}: pass the same "
-            "verifiers in the same order"
-        )
-    wrong = ~np.isfinite(matrix)
-    if wrong.any():
-        row, verifier = (int(i) for i in np.argwhere(wrong)[0])
-        raise W2SError(
-            f"score of verifier {verifier} for row {row} is {matrix[row, verifier]}, one of "
-            f"{int(wrong.sum())} that are not finite; score these responses again or drop the rows "
-            "or the verifier"
-        )
+    table = torch.from_numpy(numbers("scores", scores))
+    matrix = check_score_matrix(table, n_verifiers, row="response", source="verifier").numpy()
     if varying:
         _check_varying(matrix)
     return matrix
