@@ -252,6 +252,17 @@ def test_folds_hold_no_class_alone(labels: list[int], folds: int) -> None:
             assert len(fold[y == c].unique()) >= 2
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_units_and_origin_of_features_do_not_matter(name: str) -> None:
+    x, y = clouds(60, distance=1.5)
+    fold = stratified_folds(y, 5, 0)
+    one, other = (
+        make_generator(name)._train_without(z, y, 2, fold, 0)[()].predict(z)
+        for z in (x, 100 * x + 7)
+    )
+    torch.testing.assert_close(one[1], other[1], atol=1e-4, rtol=0)
+
+
 def test_regressions_are_minima() -> None:
     """Each of the regressions that are solved together has no gradient left."""
     g = torch.Generator().manual_seed(0)
@@ -299,6 +310,7 @@ X, Y = clouds(20)
         ({"labels": Y.double()}, "labels have dtype torch.float64; expected integer class ids"),
         ({"labels": torch.where(Y == 1, -1, Y)}, "label of row 1 is -1; expected 0 to 1: pass"),
         ({"labels": Y * 0}, "class 1 has 0 labeled rows; expected at least 2 of every class"),
+        ({"labels": (torch.arange(20) == 3).long()}, "class 1 has 1 labeled rows; expected at l"),
         ({"n_classes": 3}, "class 2 has 0 labeled rows"),
         ({"n_classes": 1}, "n_classes is 1"),
         ({"feature_names": ["a"]}, "feature_names has 1 names; expected 20"),
