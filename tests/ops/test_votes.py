@@ -54,6 +54,13 @@ def test_second_moments(
     assert torch.equal(cpp.second_moments(votes, k, across_classes=across_classes), expected)
 
 
+def test_columns_of_ones() -> None:
+    """As many ones as there can be: partial sums of bytes must not overflow."""
+    votes = torch.ones(20_000, 6, dtype=torch.int8)
+    second = cpp.second_moments(votes, 2, across_classes=False)
+    assert second[0].eq(0).all() and second[1].eq(20_000).all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(**SHAPES)
 @example(n=1, m=1, k=2, seed=0, layout="plain")
