@@ -132,6 +132,11 @@ def test_constant_and_duplicated_sources_are_warned_about(model: Any, k: int) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(votes)
+    rarer = torch.where(torch.arange(600) % 2 == 0, votes[:, 0], -1)  # agrees, but is no copy
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(torch.cat([votes, rarer[:, None]], 1))
+        fit(torch.cat([rarer[:, None], votes], 1))
     silent = torch.full((600, 2), -1)  # equal, but constant: one warning is enough
     with pytest.warns(DataWarning) as caught:
         fit(torch.cat([votes, silent], 1))
