@@ -71,7 +71,9 @@ def test_labels_go_through_a_calibrator_of_cross_fitted_predictions(
     (row,) = results["weak_labels"]
     assert row["calibration"]["applied"] and row["overlap"] is None
     assert row["calibration"]["expected_accuracy"] == pytest.approx(calibrated.max(1).mean())
-    assert plain["weak_labels"] == []
+    assert plain["weak_labels"] == [] == plain["gold"]
+    use = "true labels of the weak split calibrate the weak labels"
+    assert results["gold"] == [{"name": "xent", "use": use}]
     # The weak model is the same one, and the weak labels are all that changed.
     assert results["runs"][0]["weak"] == plain["runs"][0]["weak"]
     stages = plain["provenance"]["stages"], results["provenance"]["stages"]

@@ -14,6 +14,7 @@ from typing import Any
 
 Settings = tuple[tuple[str, Any], ...]
 _WEAK_GOLD = {
+    "calibration": ("true labels of the weak split calibrate the weak labels",),
     "trust": ("true labels of the weak split train P(label right)",),
     "gate": ("true labels of the weak split select supervisors",),
 }
