@@ -7,6 +7,7 @@ computes it changes the result, beyond rounding.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,17 +35,20 @@ def generate(
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     n: int = 1,
     seed: int | Sequence[int] = 0,
     batch_size: int = 64,
+    batch_tokens: int = BATCH_TOKENS,
     max_length: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Generate a completion of each prompt, up to the end token.
 
-    Prompts of similar length form a batch, padded on the left; keys and values are cached. Under a
-    launcher every process calls this with the same prompts, generates its share and receives all.
-    The model runs in eval mode and is returned to its mode; random state is not touched.
+    Prompts of similar length form a batch, padded on the left; keys and values are cached, those of
+    a prompt once for all its completions in the batch. Under a launcher every process calls this
+    with the same prompts, generates its share and receives all. The model runs in eval mode and is
+    returned to its mode; random state is not touched.
 
     Args:
         model: a causal language model from ``build_model``.
@@ -52,10 +56,13 @@ def generate(
         prompts: N texts.
         max_new_tokens: maximum tokens of a completion.
         temperature: 0: the most likely token each time. Above: sampled from softmax(z / T).
+        top_p: below 1, samples are drawn from the fewest most likely tokens with this probability
+            together, after the temperature.
         n: completions a prompt.
         seed: of the samples; sample j of prompt i is a function of it, i, j and the model. Or one
             seed for each prompt, in place of the common seed and i.
         batch_size: maximum completions of one batch.
+        batch_tokens: maximum tokens of one batch, prompts and completions.
         max_length: tokens of prompt and completion together; a prompt that is too long loses its
             beginning. None: the limit of model and tokenizer.
         progress: called on rank 0 with (completions done, completions).
@@ -67,16 +74,17 @@ def generate(
         W2SError: for numbers that do not fit, no prompts, or an empty one.
     """
     room = _prompt_room(model, tokenizer, max_new_tokens, max_length, temperature, n)
+    _check_sampling(top_p, batch_size, batch_tokens, seed, len(prompts))
     data = encode_prompts(tokenizer, prompts, room)
     world, device = get_world(), next(model.parameters()).device
     rows = np.repeat(np.arange(len(data)), n)
     lengths = data.lengths[rows] + max_new_tokens
-    batches = list(token_batches(lengths, batch_size, BATCH_TOKENS))
+    batches = list(token_batches(lengths, batch_size, batch_tokens))
     generated: list[tuple[int, list[int]]] = []
     with eval_mode(model):
         for own, group in distributed_batches(batches, world, progress):
             seeds = [_seed(seed, int(rows[i]), int(i) % n) for i in own]
-            sampler = _Sampler(seeds, temperature, device) if temperature else None
+            sampler = _Sampler(seeds, temperature, top_p, device) if temperature else None
             tokens = _generate_batch(model, tokenizer, data, rows[own], max_new_tokens, sampler)
             if world.rank < len(group):
                 generated += zip(own.tolist(), tokens, strict=True)
@@ -96,12 +104,19 @@ class _Sampler:
 
     supports_continuous_batching = False
 
-    def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
+    def __init__(
+        self, seeds: Sequence[int], temperature: float, top_p: float, device: torch.device
+    ) -> None:
+        from transformers import TopPLogitsWarper
+
         self._generators = [torch.Generator(device).manual_seed(s) for s in seeds]
         self._temperature = temperature
+        self._top_p = TopPLogitsWarper(top_p) if top_p < 1 else None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         z = scores.float() / self._temperature
+        if self._top_p is not None:
+            z = self._top_p(input_ids, z)
         for row, generator in zip(z, self._generators, strict=True):
             row -= torch.empty_like(row).exponential_(generator=generator).log_()
         return z
@@ -124,11 +139,13 @@ def _generate_batch(
     ids, mask = ids.gather(1, order), mask.gather(1, order)
     lm = model.lm
     end_tokens = _end_tokens(lm, tokenizer)
+    cache = prompt_cache(lm, ids, mask, rows)
     original, lm.generation_config = lm.generation_config, GenerationConfig()
     try:
         out = lm.generate(
             input_ids=ids,
             attention_mask=mask,
+            past_key_values=cache,
             generation_config=GenerationConfig(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
@@ -146,6 +163,50 @@ def _generate_batch(
         stop = next((i for i, token in enumerate(row) if token in end_tokens), len(row))
         completions.append(row[:stop])
     return completions
+
+
+def prompt_cache(lm: Any, ids: Tensor, mask: Tensor, rows: np.ndarray) -> Any:
+    """Return keys and values of all prompt tokens but the last, computed once a prompt.
+
+    Args:
+        lm: transformers model with a language-model head.
+        ids, mask: (B, T) left-padded prompts.
+        rows: (B,) the prompt of each row.
+
+    Returns:
+        A cache of B rows; None where ``generate`` computes it: each prompt has one row, all
+        prompts have one token, the model is sharded, or its cache is more than keys and values.
+    """
+    distinct, first, index = np.unique(rows, return_index=True, return_inverse=True)
+    parameters = inspect.signature(lm.forward).parameters
+    if (
+        len(distinct) == len(rows)
+        or ids.shape[1] < 2
+        or not {"logits_to_keep", "past_key_values", "position_ids"} <= set(parameters)
+        # a process whose rows share nothing would not take part in gathering the weights
+        or any(map(is_partitioned, lm.parameters()))
+    ):
+        return None
+    # The last column, a real token of every prompt, is what ``generate`` continues from.
+    own = torch.from_numpy(first).to(ids.device)
+    prompt, prompt_mask = ids[own, :-1], mask[own, :-1]
+    position_ids = (prompt_mask.cumsum(1) - 1).clamp(min=0)
+    cache = lm(
+        input_ids=prompt, attention_mask=prompt_mask, position_ids=position_ids, use_cache=True,
+        logits_to_keep=1,
+    ).past_key_values  # fmt: skip
+    if not _holds_only_keys_and_values(cache):
+        return None
+    cache.batch_select_indices(torch.from_numpy(index).to(ids.device))
+    return cache
+
+
+def _holds_only_keys_and_values(cache: Any) -> bool:
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
 
 
 def _end_tokens(lm: Any, tokenizer: Any) -> list[int]:
@@ -187,3 +248,16 @@ def _prompt_room(
             f"{min(known)} tokens; use fewer"
         )
     return room
+
+
+def _check_sampling(
+    top_p: float, batch_size: int, batch_tokens: int, seed: int | Sequence[int], n_prompts: int
+) -> None:
+    if not 0 < top_p <= 1:
+        raise W2SError(f"top_p is {top_p}; expected a probability in (0, 1], 1 for all tokens")
+    if batch_size < 1 or batch_tokens < 1:
+        raise W2SError(
+            f"batch_size is {batch_size}, batch_tokens {batch_tokens}; expected at least 1"
+        )
+    if not isinstance(seed, int) and len(seed) != n_prompts:
+        raise W2SError(f"{len(seed)} seeds for {n_prompts} prompts; expected one each")
