@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from w2s_fast.debate import WriterConfig, _http
+from w2s_fast.debate import WriterConfig
+from w2s_fast.sampling import _http
 
 KEY = "sk-secret-0123456789"
 

@@ -8,9 +8,9 @@ names to protocols; a spec is ``name`` or ``name:turns=3``.
 from __future__ import annotations
 
 from w2s_fast.debate.config import WriterConfig
-from w2s_fast.debate.endpoint import EndpointWriter
 from w2s_fast.debate.local import LocalWriter
 from w2s_fast.debate.protocols import Consultancy, Debate, MarketMaking, Protocol, Writer
+from w2s_fast.sampling.endpoint_client import EndpointClient as EndpointWriter
 from w2s_fast.specs import build
 
 PROTOCOLS: dict[str, type[Protocol]] = {

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, ClassVar
 
-from w2s_fast.errors import W2SError, nearest
+from w2s_fast.errors import nearest
+from w2s_fast.sampling.endpoint_config import EndpointConfig
 
 KINDS = ("local", "endpoint")
-KEY_IN_URL = "{key}"  # in an address, stands for the key
-_CREDENTIAL = re.compile("key|token|secret|passw|credential|(^|[-_.])(auth|sig)", re.IGNORECASE)
-CHAT, COMPLETIONS = "/chat/completions", "/completions"
 
 
 @dataclass(frozen=True)
-class WriterConfig:
+class WriterConfig(EndpointConfig):
     """Writer of transcripts for the methods `debate`, `consultancy` and `market_making`.
 
     Attributes:
@@ -37,65 +31,22 @@ class WriterConfig:
         timeout_s: Largest duration of a request in seconds.
     """
 
+    setting: ClassVar[str] = "transcript_writer"
+
     kind: str = "local"
-    url: str = ""
-    model: str = ""
-    key_variable: str = ""
     temperature: float = 0.7
     max_tokens: int = 256
-    workers: int = 8
-    retries: int = 6
-    timeout_s: float = 120.0
-
-    def __post_init__(self) -> None:
-        if problem := self._problem():
-            raise W2SError(f"transcript_writer.{problem}")
 
     def _problem(self) -> str | None:
-        """Return the first setting that does not fit, and what was expected."""
         if self.kind not in KINDS:
             hint = nearest(self.kind, KINDS)
             return f"kind={self.kind!r}: expected one of {', '.join(KINDS)}{hint}"
-        for name, low in (("max_tokens", 1), ("workers", 1), ("retries", 0), ("temperature", 0)):
-            if not low <= getattr(self, name) < float("inf"):
-                return f"{name}={getattr(self, name)}: expected at least {low}"
-        if not 0 < self.timeout_s < float("inf"):
-            return f"timeout_s={self.timeout_s}: expected seconds above 0"
-        if self.key_variable and not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable):
-            return (  # the value may be a key, so the message does not repeat it
-                "key_variable is not an environment variable in capitals; put the key into a "
-                "variable such as OPENAI_API_KEY and give that name"
-            )
         if self.kind == "endpoint":
-            return self._endpoint_problem()
+            return super()._problem()
+        if problem := self._value_problem():
+            return problem
         given = next((n for n in ("url", "model", "key_variable") if getattr(self, n)), None)
         return given and f"{given} is given, but kind is 'local'; use kind=endpoint"
-
-    def _endpoint_problem(self) -> str | None:
-        try:
-            parts = urlsplit(self.url)
-        except ValueError as e:
-            return f"url={self.url!r} is not an address: {e}"
-        if parts.username or parts.password:
-            return (
-                "url contains a user name or password; use transcript_writer.key_variable instead"
-            )
-        for name, value in parse_qsl(f"{parts.query}&{parts.fragment}"):
-            if _CREDENTIAL.search(name) and value != KEY_IN_URL:
-                return (  # the value may be a key
-                    f"url contains a value of {name!r}, which would be stored with the results; "
-                    f"put it into an environment variable, name that in key_variable, and write "
-                    f"{name}={KEY_IN_URL}"
-                )
-        if KEY_IN_URL in self.url and not self.key_variable:
-            return f"url contains {KEY_IN_URL}, but key_variable is empty; name the key's variable"
-        valid = parts.scheme in ("http", "https") and parts.hostname
-        if not valid or not parts.path.endswith(COMPLETIONS):
-            return (
-                f"url={self.url!r}: expected an address that ends in {CHAT} or {COMPLETIONS}, such "
-                "as http://localhost:8000/v1/chat/completions"
-            )
-        return None if self.model else "model is empty; give the name of the model at the endpoint"
 
     @property
     def content(self) -> dict[str, Any]:
@@ -103,23 +54,3 @@ class WriterConfig:
         names = ["kind", "temperature", "max_tokens"]
         names += ["url", "model"] if self.kind == "endpoint" else []
         return {name: getattr(self, name) for name in names}
-
-    def key(self, env: Mapping[str, str] = os.environ) -> str:
-        """Return the endpoint's key, "" if it needs none.
-
-        Raises:
-            W2SError: The variable of the key is not set, or its value is not a key.
-        """
-        key = env.get(self.key_variable, "").strip() if self.key_variable else ""
-        if self.key_variable and not key:
-            raise W2SError(
-                f"transcript_writer.key_variable={self.key_variable!r}: this variable is not set "
-                "in the environment; export it, or leave the setting empty for an endpoint without "
-                "a key"
-            )
-        if not re.fullmatch("[!-~]*", key):
-            raise W2SError(  # without the value
-                f"the key in {self.key_variable} has spaces or characters that are not ASCII; "
-                "export it again as one word"
-            )
-        return key

@@ -1,4 +1,4 @@
-"""A writer behind any OpenAI-compatible endpoint: OpenAI itself, vLLM, llama.cpp, TGI, Ollama."""
+"""Client of any OpenAI-compatible endpoint: OpenAI itself, vLLM, llama.cpp, TGI, Ollama."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.debate._cache import AnswerCache
-from w2s_fast.debate._http import request_text
-from w2s_fast.debate.config import CHAT, WriterConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.files import content_hash
+from w2s_fast.sampling._cache import AnswerCache
+from w2s_fast.sampling._http import request_text
+from w2s_fast.sampling.endpoint_config import CHAT, EndpointConfig
 
 # Longest answer per token asked for, in characters, far above that of any language; and what is
 # always accepted. Some servers ignore max_tokens, and the judge's tokenizer reads all of an answer.
@@ -20,11 +20,11 @@ _TOKEN_CHARACTERS = 64
 _SHORT_ANSWER = 10_000
 
 
-class EndpointWriter:
+class EndpointClient:
     """Requests several prompts in parallel and stores every answer immediately.
 
     Args:
-        cfg: Configuration of kind "endpoint".
+        cfg: Address, model and how it samples.
         folder: Folder of answers; those already stored are not requested again.
         process: Number of this process among those that write into ``folder``.
 
@@ -32,7 +32,7 @@ class EndpointWriter:
         W2SError: The variable of the key is not set.
     """
 
-    def __init__(self, cfg: WriterConfig, folder: Path, process: int = 0) -> None:
+    def __init__(self, cfg: EndpointConfig, folder: Path, process: int = 0) -> None:
         self.cfg = cfg
         self._key = cfg.key()
         self._cache = AnswerCache(folder, process)
@@ -59,7 +59,7 @@ class EndpointWriter:
             raise W2SError(
                 f"{self.cfg.url} answered {len(texts)} prompts with empty texts; a model that "
                 "thinks first may need more than "
-                f"transcript_writer.max_tokens={self.cfg.max_tokens}"
+                f"{self.cfg.setting}.max_tokens={self.cfg.max_tokens}"
             )
         return texts
 
@@ -77,7 +77,7 @@ class EndpointWriter:
         if len(text) > longest:
             raise W2SError(
                 f"{self.cfg.url} answered with {len(text)} characters although "
-                f"transcript_writer.max_tokens={self.cfg.max_tokens}; expected at most {longest}, "
+                f"{self.cfg.setting}.max_tokens={self.cfg.max_tokens}; expected at most {longest}, "
                 "so check that the server heeds max_tokens"
             )
 

@@ -1,4 +1,4 @@
-"""Writers behind an endpoint: requests, retries, answers stored once, and no key in a file."""
+"""The client of endpoints: requests, retries, answers stored once, and no key in a file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from helpers.endpoint import KEY, chat, echo
 
-from w2s_fast.debate import EndpointWriter, WriterConfig, _http
-from w2s_fast.debate._cache import AnswerCache
 from w2s_fast.errors import W2SError
+from w2s_fast.sampling import _http
+from w2s_fast.sampling._cache import AnswerCache
+from w2s_fast.sampling.endpoint_client import EndpointClient
 from w2s_fast.store import StoreWarning
 
 pytest_plugins = ("helpers.endpoint",)
@@ -21,7 +22,7 @@ pytest_plugins = ("helpers.endpoint",)
 
 def test_both_endpoints_are_asked_as_they_expect(serve: Any, tmp_path: Path) -> None:
     server = serve()
-    writer = EndpointWriter(server.config(temperature=0.5, max_tokens=9), tmp_path)
+    writer = EndpointClient(server.config(temperature=0.5, max_tokens=9), tmp_path)
     assert writer(["one", "two"], [5, 6]) == ["on one", "on two"]
     assert sorted(server.requests, key=lambda r: r["seed"]) == [
         {"model": "strong", "messages": [{"role": "user", "content": text}],
@@ -32,7 +33,7 @@ def test_both_endpoints_are_asked_as_they_expect(serve: Any, tmp_path: Path) -> 
     old = serve(
         lambda n, body: (200, {}, json.dumps({"choices": [{"text": body["prompt"]}]}).encode())
     )
-    assert EndpointWriter(old.config("/completions"), tmp_path)(["one"], [1]) == ["one"]
+    assert EndpointClient(old.config("/completions"), tmp_path)(["one"], [1]) == ["one"]
 
 
 def test_a_busy_endpoint_is_asked_again(serve: Any, tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_a_busy_endpoint_is_asked_again(serve: Any, tmp_path: Path) -> None:
         return echo(number, body)
 
     server = serve(busy)
-    assert EndpointWriter(server.config(workers=1), tmp_path)(["x"], [0]) == ["on x"]
+    assert EndpointClient(server.config(workers=1), tmp_path)(["x"], [0]) == ["on x"]
     assert len(server.requests) == 3
 
 
@@ -78,7 +79,7 @@ def test_what_an_endpoint_cannot_do_is_one_line(
     monkeypatch.setattr(_http, "LONGEST_REPLY", 250_000 if b"[[" in reply[2] else 65_536)
     server = serve(lambda *_: reply)
     with pytest.raises(W2SError, match=problem) as err:
-        EndpointWriter(server.config(**changes), tmp_path)(["x"], [0])
+        EndpointClient(server.config(**changes), tmp_path)(["x"], [0])
     assert "\n" not in str(err.value) and KEY[:6] not in str(err.value)
     assert "20000" not in problem or not list(tmp_path.iterdir()), "the answer is kept"
     assert len(server.requests) == n_requests
@@ -89,7 +90,7 @@ def test_nobody_listens(serve: Any, tmp_path: Path) -> None:
     server.http.shutdown()
     server.http.server_close()
     with pytest.raises(W2SError, match="connection refused; is the server running"):
-        EndpointWriter(server.config(), tmp_path)(["x"], [0])
+        EndpointClient(server.config(), tmp_path)(["x"], [0])
 
 
 def test_one_refusal_ends_the_others(serve: Any, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_one_refusal_ends_the_others(serve: Any, tmp_path: Path) -> None:
         return 400, {}, b"no"
 
     with pytest.raises(W2SError, match="HTTP 400: no"):
-        EndpointWriter(serve(reply).config(workers=2), tmp_path)(["first", "second"], [0, 0])
+        EndpointClient(serve(reply).config(workers=2), tmp_path)(["first", "second"], [0, 0])
 
 
 def test_an_answer_is_paid_for_once(serve: Any, tmp_path: Path) -> None:
@@ -116,18 +117,18 @@ def test_an_answer_is_paid_for_once(serve: Any, tmp_path: Path) -> None:
     server = serve(reply)
     prompts, seeds = [f"p{i}" for i in range(10)], list(range(10))
     with pytest.raises(W2SError, match="out of money"):
-        EndpointWriter(server.config(workers=1), tmp_path)(prompts, seeds)
+        EndpointClient(server.config(workers=1), tmp_path)(prompts, seeds)
     (file,) = tmp_path.glob("answers-*.jsonl")
     file.write_bytes(file.read_bytes() + b'\n["half a li')  # what a kill leaves behind
     limit, before = 100, len(server.requests)
     with pytest.warns(StoreWarning, match="1 of 5 answers .* requesting them again"):
-        EndpointWriter(server.config(), tmp_path)
-    writer = EndpointWriter(server.config(workers=1), tmp_path, process=1)
+        EndpointClient(server.config(), tmp_path)
+    writer = EndpointClient(server.config(workers=1), tmp_path, process=1)
     assert writer(prompts, seeds) == [f"on p{i}" for i in range(10)]
     assert len(server.requests) - before == 6
-    EndpointWriter(server.config(), tmp_path, process=1)(prompts, seeds)
+    EndpointClient(server.config(), tmp_path, process=1)(prompts, seeds)
     assert len(server.requests) - before == 6
-    other = EndpointWriter(server.config(temperature=0.1), tmp_path, process=1)
+    other = EndpointClient(server.config(temperature=0.1), tmp_path, process=1)
     other(prompts[:1], seeds[:1])
     assert len(server.requests) - before == 7, "another temperature is another question"
 
@@ -151,63 +152,28 @@ def test_a_damaged_answer_is_no_answer(tmp_path: Path) -> None:
         assert len(said) <= 1 and set(found._texts) <= set(texts)
 
 
-@pytest.mark.parametrize(
-    ("values", "problem"),
-    [
-        ({"kind": "endpoints"}, "did you mean 'endpoint'"),
-        (
-            {"url": "http://x/v1/completions"},
-            "transcript_writer.url is given, but kind is 'local'",
-        ),
-        ({"kind": "endpoint", "url": "http://x/v1", "model": "m"}, "ends in /chat/completions"),
-        ({"kind": "endpoint", "url": "x/completions", "model": "m"}, "expected an address"),
-        ({"kind": "endpoint", "url": "http://x/completions"}, "transcript_writer.model is empty"),
-        ({"kind": "endpoint", "url": "http://u:p@x/completions"}, "contains a user name"),
-        (
-            {"kind": "endpoint", "url": f"http://x/completions?api-key={KEY}", "model": "m"},
-            "url contains a value of 'api-key'",
-        ),
-        ({"kind": "endpoint", "url": f"http://x/v1?v=1&access_token={KEY}"}, "of 'access_token'"),
-        (
-            {"kind": "endpoint", "url": "http://x/completions?key={key}", "model": "m"},
-            "key_variable is empty",
-        ),
-        ({"kind": "endpoint", "url": "http://[x/completions", "model": "m"}, "is not an address"),
-        ({"key_variable": KEY}, "is not an environment variable"),
-        ({"temperature": -1.0}, "transcript_writer.temperature=-1.0"),
-        ({"temperature": float("nan")}, "transcript_writer.temperature=nan"),
-        ({"workers": 0}, "transcript_writer.workers=0"),
-        ({"timeout_s": 0.0}, "transcript_writer.timeout_s=0"),
-    ],
-)
-def test_bad_settings(values: dict[str, Any], problem: str) -> None:
-    with pytest.raises(W2SError, match=problem) as err:
-        WriterConfig(**values)
-    assert KEY not in str(err.value)
-
-
 def test_the_key_arrives_and_stays_out_of_files(
     serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line break at its end is no part of it; an answer that repeats it is stored without it."""
     monkeypatch.setenv("W2S_KEY", f"{KEY}\n")
     server = serve(lambda *_: (200, {}, chat(f"my key is {KEY}")))
-    writer = EndpointWriter(server.config(key_variable="W2S_KEY"), tmp_path)
+    writer = EndpointClient(server.config(key_variable="W2S_KEY"), tmp_path)
     assert writer(["x"], [0]) == ["my key is ***"]
     assert server.keys == [f"Bearer {KEY}"]
     in_url = server.config("/chat/completions?v=1&api-key={key}", key_variable="W2S_KEY")
-    assert EndpointWriter(in_url, tmp_path)(["y"], [0]) == ["my key is ***"]
+    assert EndpointClient(in_url, tmp_path)(["y"], [0]) == ["my key is ***"]
     assert server.keys[1] is None and server.paths[1].endswith(f"?v=1&api-key={KEY}")
     assert KEY not in "".join(p.read_text() for p in tmp_path.iterdir())
     monkeypatch.setenv("W2S_KEY", "none")
     server = serve(lambda *_: (200, {}, chat("there is none")))
-    assert EndpointWriter(server.config(key_variable="W2S_KEY"), tmp_path)(["z"], [0]) == [
+    assert EndpointClient(server.config(key_variable="W2S_KEY"), tmp_path)(["z"], [0]) == [
         "there is none"
     ]
     for value in (f"{KEY}\nX-Other: 1", f"{KEY} x", f"{KEY}\u2026"):
         monkeypatch.setenv("W2S_KEY", value)
         with pytest.raises(W2SError, match="has spaces or characters that are not ASCII") as err:
-            EndpointWriter(in_url, tmp_path)
+            EndpointClient(in_url, tmp_path)
         assert KEY not in str(err.value)
 
 
@@ -215,7 +181,7 @@ def test_half_a_surrogate_pair(serve: Any, tmp_path: Path) -> None:
     """A text that cannot be encoded is repaired, also when it comes from the stored answers."""
     server = serve(lambda *_: (200, {}, chat("so \ud83d sure")))
     for _ in range(2):
-        assert EndpointWriter(server.config(), tmp_path)(["x"], [0]) == ["so ? sure"]
+        assert EndpointClient(server.config(), tmp_path)(["x"], [0]) == ["so ? sure"]
     assert len(server.requests) == 1
 
 
@@ -223,4 +189,4 @@ def test_a_reply_that_never_ends(serve: Any, tmp_path: Path) -> None:
     """``timeout_s`` bounds the whole request, not the pauses in it."""
     server = serve(lambda *_: (200, {"X-Slow": "0.05"}, b" " * 1000))
     with pytest.raises(W2SError, match=r"no whole reply in 0.3 s"):
-        EndpointWriter(server.config(timeout_s=0.3, retries=0), tmp_path)(["x"], [0])
+        EndpointClient(server.config(timeout_s=0.3, retries=0), tmp_path)(["x"], [0])

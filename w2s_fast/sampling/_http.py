@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
-from w2s_fast.debate.config import KEY_IN_URL, WriterConfig
 from w2s_fast.errors import W2SError
+from w2s_fast.sampling.endpoint_config import KEY_IN_URL, EndpointConfig
 
 BACKOFF_S = 1.0  # before the second try; doubled for each further try
 LONGEST_S = 60.0
@@ -40,7 +40,7 @@ class _Retryable(Exception):
 
 
 def request_text(
-    cfg: WriterConfig, body: Mapping[str, Any], key: str, stop: threading.Event
+    cfg: EndpointConfig, body: Mapping[str, Any], key: str, stop: threading.Event
 ) -> str:
     """Return the text with which the endpoint answers.
 
@@ -66,11 +66,11 @@ def request_text(
                 break
     raise W2SError(
         f"{cfg.url} did not answer in {tries} tries ({why}); answers so far are kept: run the same "
-        "command again, with fewer transcript_writer.workers or more transcript_writer.retries"
+        f"command again, with fewer {cfg.setting}.workers or more {cfg.setting}.retries"
     )
 
 
-def _once(cfg: WriterConfig, body: Mapping[str, Any], key: str) -> bytes:
+def _once(cfg: EndpointConfig, body: Mapping[str, Any], key: str) -> bytes:
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     url = cfg.url.replace(KEY_IN_URL, urllib.parse.quote(key, safe=""))
     if key and url == cfg.url:
@@ -93,7 +93,7 @@ def _once(cfg: WriterConfig, body: Mapping[str, Any], key: str) -> bytes:
         raise _Retryable(f"{type(e).__name__} {e}".strip()) from None
 
 
-def _read(cfg: WriterConfig, reply: http.client.HTTPResponse) -> bytes:
+def _read(cfg: EndpointConfig, reply: http.client.HTTPResponse) -> bytes:
     """Return the whole reply, which has a largest size and duration."""
     blocks, size, end = [], 0, time.monotonic() + cfg.timeout_s
     while block := reply.read1(1 << 16):
@@ -123,20 +123,19 @@ def _excerpt(reply: bytes, key: str) -> str:
     return " ".join(start[: 20 * _EXCERPT].split())[:_EXCERPT]
 
 
-def _rejection(cfg: WriterConfig, error: urllib.error.HTTPError, key: str) -> str:
+def _rejection(cfg: EndpointConfig, error: urllib.error.HTTPError, key: str) -> str:
     if error.code in (401, 403):
         credential = f"the key in {cfg.key_variable}" if key else "a request without a key"
-        fix = "check that key" if key else "set transcript_writer.key_variable"
+        fix = "check that key" if key else f"set {cfg.setting}.key_variable"
         return f"{cfg.url} rejects {credential} (HTTP {error.code}); {fix}"
     reply = _excerpt(error.read(1 << 16), key)
     return (
-        f"{cfg.url} rejects the request (HTTP {error.code}: {reply}); check "
-        f"transcript_writer.url, transcript_writer.model={cfg.model!r} and "
-        f"transcript_writer.max_tokens={cfg.max_tokens}"
+        f"{cfg.url} rejects the request (HTTP {error.code}: {reply}); check {cfg.setting}.url, "
+        f"{cfg.setting}.model={cfg.model!r} and {cfg.setting}.max_tokens={cfg.max_tokens}"
     )
 
 
-def _text(cfg: WriterConfig, reply: bytes, key: str) -> str:
+def _text(cfg: EndpointConfig, reply: bytes, key: str) -> str:
     """Return the answer in a reply of either endpoint; null is an empty text."""
     try:
         choice = json.loads(reply)["choices"][0]
