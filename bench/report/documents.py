@@ -19,6 +19,7 @@ from bench.harness.row_files import RESULTS, Row, key, load
 from bench.intervals import table as interval_tables
 from bench.label_models import table as label_model_tables
 from bench.labeling import table as labeling_tables
+from bench.reasoning import table as reasoning_table
 from bench.report import speed_tables, trainer_table
 from bench.report.measured_rows import MeasuredRows
 from bench.supervised import table as supervised_tables
@@ -47,6 +48,7 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
     labeling_tables.PAGE: labeling_tables.blocks(),
     supervised_tables.PAGE: supervised_tables.blocks(),
     alarm_table.PAGE: alarm_table.blocks(),
+    reasoning_table.PAGE: reasoning_table.blocks(),
 }
 
 

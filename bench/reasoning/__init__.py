@@ -1,0 +1,1 @@
+"""Weak-to-strong reasoning: the released files of its paper, and the speed of sampling."""
