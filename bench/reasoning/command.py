@@ -1,7 +1,7 @@
 """``python -m bench reasoning``: the released files of weak-to-strong reasoning, and sampling.
 
     python -m bench reasoning --data DIR             # counts and accuracies, beside expected ones
-    python -m bench reasoning --model FOLDER         # tokens per second of a causal language model
+    python -m bench reasoning --model FOLDER         # tokens per CPU second of a causal model
     python -m bench reasoning --data DIR --record    # replace the committed rows (clean tree)
 
 docs/reasoning.md shows the committed rows. Neither data nor model is part of the repository.

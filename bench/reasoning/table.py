@@ -56,15 +56,15 @@ def accuracies(rows: Sequence[Row]) -> str:
 
 
 def sampling(rows: Sequence[Row]) -> str:
-    """Return the table of tokens per second."""
-    heads = ("sampling", "tokens / s", "ratio to the loop", "least ratio")
+    """Return the table of tokens per CPU second."""
+    heads = ("sampling", "tokens / CPU s", "ratio to the loop", "least ratio")
     lines = [_line(heads), _line(["---", *["---:"] * 3])]
     timed = _of("speed", rows)
     if not timed:
         return _NONE
     for row in timed:
         ratios = (f"{row['ratio']:.1f}", f"{row['least_ratio']:.1f}")
-        lines.append(_line([row["name"], f"{row['tokens_per_s']:.0f}", *ratios]))
+        lines.append(_line([row["name"], f"{row['tokens_per_cpu_s']:.0f}", *ratios]))
     first = timed[0]
     return _table(lines) + (
         f"\n{first['n_prompts']} prompts, {first['n_samples']} samples each, at most "

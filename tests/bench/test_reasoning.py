@@ -115,6 +115,6 @@ def test_speed_of_a_small_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
     lines = capsys.readouterr().out.splitlines()
     rows = [json.loads(line) for line in lines if line.startswith("{")]
     assert [row["kind"] for row in rows] == ["speed"] * 3 and rows[0]["ratio"] == 1
-    assert all(row["tokens_per_s"] > 0 for row in rows)
+    assert all(row["tokens_per_cpu_s"] > 0 for row in rows)
     text = table.sampling([{**row, "threads": 1, "cpu": "x", "git_sha": "y"} for row in rows])
     assert "| loop, one sample a call | " in text and "2 prompts, 2 samples each" in text

@@ -8,25 +8,20 @@ Source: Yang, Ma and Liu 2024, "Weak-to-strong reasoning" (arXiv 2407.13647).
 """
 
 from w2s_fast.reasoning.agreement import (
-    Agreement,
+    AgreeingSets,
     AgreementReport,
     next_iteration,
     select_agreeing,
 )
 from w2s_fast.reasoning.equality import Verdict, answers_equal, compare_answers, is_readable
-from w2s_fast.reasoning.pairs import (
-    ContrastivePairs,
-    PairCheck,
-    PairReport,
-    check_pairs,
-    contrastive_pairs,
-)
+from w2s_fast.reasoning.pair_check import PairCheck, check_pairs
+from w2s_fast.reasoning.pairs import ContrastivePairs, PairReport, contrastive_pairs
 from w2s_fast.reasoning.reading import marked_answer, stated_answer
 from w2s_fast.reasoning.rows import write_rows
 from w2s_fast.reasoning.votes import Vote, answer_classes, vote
 
 __all__ = [
-    "Agreement",
+    "AgreeingSets",
     "AgreementReport",
     "ContrastivePairs",
     "PairCheck",

@@ -32,6 +32,7 @@ class MathProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
         atexit.register(self.close)
+        os.register_at_fork(after_in_child=self._unlock)
 
     def compare(self, first: str, second: str) -> str:
         """Return the name of the verdict on two answers; UNDECIDED if the worker hangs or dies.
@@ -59,6 +60,10 @@ class MathProcess:
         """End the worker."""
         with self._lock:
             self._stop()
+
+    def _unlock(self) -> None:
+        """Replace the lock, which another thread may have held at the fork."""
+        self._lock = threading.Lock()
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._owner == os.getpid():

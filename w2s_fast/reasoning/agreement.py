@@ -46,7 +46,7 @@ class AgreementReport:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class AgreeingSets:
     """The sets of stage I, rows of id, prompt and answer in the order of the items.
 
     Attributes:
@@ -73,7 +73,7 @@ def select_agreeing(
     *,
     read: str | Reader = "marked",
     rule: str = "math",
-) -> Agreement:
+) -> AgreeingSets:
     """Select the items whose two solutions have equal answers.
 
     Args:
@@ -95,7 +95,7 @@ def select_agreeing(
     rows = [i for i, outcome in enumerate(outcomes) if outcome == "kept"]
     names = ("kept", "different", "empty", "unreadable", "undecided")
     groups = {n: tuple(ids[i] for i, o in enumerate(outcomes) if o == n) for n in names}
-    return Agreement(
+    return AgreeingSets(
         tuple(answer_row(ids[i], prompts[i], weak[i]) for i in rows),
         tuple(answer_row(ids[i], prompts[i], in_context[i]) for i in rows),
         AgreementReport(**groups),
@@ -111,7 +111,7 @@ def next_iteration(
     seed: int = 0,
     read: str | Reader = "marked",
     rule: str = "math",
-) -> Agreement:
+) -> AgreeingSets:
     """Generate a solution of every prompt with both students, and select where they agree.
 
     Args:

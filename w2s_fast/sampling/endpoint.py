@@ -37,8 +37,8 @@ class EndpointSampler:
         """
         check_request(prompts, n)
         distinct = list(dict.fromkeys(prompts))
-        # 31 bits, as many servers take; the number is hashed so that seeds are no run of numbers
-        seeds = [sample_seed(seed + j, f"{p}\0{j}", 31) for p in distinct for j in range(n)]
+        # 31 bits, as servers refuse larger ones
+        seeds = [sample_seed(seed, f"{p}\0{j}", 31) for p in distinct for j in range(n)]
         texts = self._client([p for p in distinct for _ in range(n)], seeds)
         samples = {p: texts[i * n : (i + 1) * n] for i, p in enumerate(distinct)}
         return [list(samples[p]) for p in prompts]
