@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ def test_requests_have_seeds_of_their_own_and_are_stored(serve: Any, tmp_path: P
     assert len(server.requests) == 6, "stored answers are read by the next process"
     other = own.sample(["one"], 3, seed=6)
     assert not set(other[0]) & set(got[0]) and len(server.requests) == 9
+
+
+def test_equal_prompts_are_not_requested_at_the_same_time(serve: Any, tmp_path: Path) -> None:
+    def slow(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        time.sleep(0.2)
+        return by_seed(number, body)
+
+    server = serve(slow)
+    got = EndpointSampler(config(server, workers=2), tmp_path).sample(["one", "one"], 1)
+    assert got[0] == got[1] and len(server.requests) == 1
 
 
 def test_messages_name_the_settings(serve: Any, tmp_path: Path) -> None:
