@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from w2s_fast.errors import nearest
 from w2s_fast.sampling.endpoint_config import EndpointConfig
@@ -31,7 +31,7 @@ class WriterConfig(EndpointConfig):
         timeout_s: Largest duration of a request in seconds.
     """
 
-    setting: ClassVar[str] = "transcript_writer"
+    setting = "transcript_writer"
 
     kind: str = "local"
     temperature: float = 0.7

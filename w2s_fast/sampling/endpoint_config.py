@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from w2s_fast.errors import W2SError
@@ -37,7 +37,7 @@ class EndpointConfig:
         W2SError: A value does not fit.
     """
 
-    setting: ClassVar[str] = "endpoint"
+    setting = "endpoint"  # not annotated, so it is no field
 
     url: str = ""
     model: str = ""
