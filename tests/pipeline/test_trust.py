@@ -56,6 +56,9 @@ def test_trust_weighs_the_rows_of_the_student(tmp_path: Path) -> None:
     assert record["n_wrong"] >= 10 and 0 <= record["auroc"] <= 1
     assert record["auroc_interval"][0] <= record["auroc"] <= record["auroc_interval"][1]
     assert record["mean"] == pytest.approx(trust.mean(), abs=1e-6)
+    assert results["trust"] == [{"seed": 0, "name": "trust+xent", **record}]
+    page = (Path(cfg.output_dir) / "report.html").read_text()
+    assert f"trust+xent, seed 0: P(label right) has AUROC {record['auroc']:.3f}" in page
     ids = load_data(cfg.task, 0).transfer.ids
     stages = results["provenance"]["stages"]
     weights = {}

@@ -45,6 +45,26 @@ def diagnosed(**calibration: Any) -> dict[str, Any]:
     return json.loads(json.dumps(results))  # no two places share an object
 
 
+TRUST = {
+    "seed": 1, "name": "trust+xent", "n_right": 90, "n_wrong": 30, "auroc": 0.81,
+    "auroc_interval": [0.7, 0.9], "brier_gain": 0.04, "brier_gain_interval": [-0.01, 0.09],
+}  # fmt: skip
+
+
+def test_a_trust_model_has_a_line() -> None:
+    results = {**diagnosed(), "trust": [TRUST]}
+    assert problem(results) == ""
+    (line,) = [line for line in diagnostic_lines(results) if "trust" in line]
+    assert line == (
+        "trust+xent, seed 1: P(label right) has AUROC 0.810 (0.700 – 0.900; 0.5 knows nothing) and "
+        "a gain in Brier score of 0.040 (-0.010 – 0.090) over a constant, cross-fitted on 90 right "
+        "and 30 wrong labels of the weak split"
+    )
+    for key, value in (("auroc", None), ("auroc_interval", [0.5]), ("name", 3)):
+        broken = problem({**results, "trust": [{**TRUST, key: value}]})
+        assert broken.startswith(f"trust[0].{key} "), broken
+
+
 def test_cells_are_under_their_heads() -> None:
     results = diagnosed()
     row = dict(zip(MISFIT_HEADS, misfit_rows(results)[0], strict=True))

@@ -62,7 +62,7 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
 
     Returns:
         The content of results.json: ``design``, ``differences``, ``runs``, ``summary``,
-        ``supervisors``, ``controls``, ``gold``, ``failed`` (a reason for each of
+        ``supervisors``, ``trust``, ``controls``, ``gold``, ``failed`` (a reason for each of
         ``student_bases`` that has no results), ``provenance``.
 
     Raises:

@@ -55,7 +55,14 @@ _SEEDED = (
 )  # stages without a model that draw random numbers
 _NOT_CONTENT = set(EXECUTION_FIELDS)  # settings that cannot change a result
 TRAINED = ("weak", "intermediate", "student", "ceiling", "control")
-SCORED = (*TRAINED, "labels", "posterior", "calibration", "overlap")  # what the report reads
+SCORED = (
+    *TRAINED,
+    "labels",
+    "posterior",
+    "calibration",
+    "trust",
+    "overlap",
+)  # what the report reads
 
 
 @dataclass(frozen=True)

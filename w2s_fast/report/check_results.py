@@ -47,6 +47,9 @@ _LATER = {
                      "high": float | None, "p": float | None, "p_holm": float | None}],
     "failed": {str: str},
     "weak_labels": [{"seed": int, "calibration": dict | None, "overlap": dict | None}],
+    "trust": [{"seed": int, "name": str, "n_right": int, "n_wrong": int, "auroc": float,
+               "auroc_interval": [float], "brier_gain": float,
+               "brier_gain_interval": [float]}],
     "supervisors": [{
         "seed": int,
         "independence": dict | None,
@@ -136,6 +139,10 @@ def _contradictions(results: Mapping[str, Any]) -> Iterator[str]:
         for i, row in enumerate(results[name]):
             if (row["pgr_low"] is None) != (row["pgr_high"] is None):
                 yield f"{name}[{i}] has an interval with one end"
+    for i, row in enumerate(results.get("trust", ())):
+        for name in ("auroc_interval", "brier_gain_interval"):
+            if len(row[name]) != 2:
+                yield f"trust[{i}].{name} has {len(row[name])} ends, expected 2"
     for i, row in enumerate(results.get("differences", ())):
         if (row["low"] is None) != (row["high"] is None):
             yield f"differences[{i}] has an interval with one end"

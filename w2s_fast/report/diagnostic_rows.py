@@ -55,7 +55,7 @@ def _rule(calibration: Mapping[str, Any]) -> str:
 
 
 def diagnostic_lines(results: Mapping[str, Any]) -> list[str]:
-    """Return one line on the calibration of the weak labels, and one per student on its fit."""
+    """Return lines on the calibration of the weak labels, on trust models, and on students' fit."""
     rows = results.get("weak_labels", ())
     calibrations = [row["calibration"] for row in rows if row["calibration"] is not None]
     lines = [_calibration_line(calibrations)] if calibrations else []
@@ -67,7 +67,7 @@ def diagnostic_lines(results: Mapping[str, Any]) -> list[str]:
         for row in rows
         if row["overlap"] is not None and row["overlap"]["density"] is None
     ]
-    return [*lines, *alarm_lines(results)]
+    return [*lines, *trust_lines(results), *alarm_lines(results)]
 
 
 def _calibration_line(calibrations: Sequence[Mapping[str, Any]]) -> str:
@@ -83,6 +83,23 @@ def _calibration_line(calibrations: Sequence[Mapping[str, Any]]) -> str:
         f"calibration of the weak labels ({_rule(calibrations[0])}): ECE {change('ece')}, NLL "
         f"{change('nll')}, cross-fitted on the weak split"
     )
+
+
+def trust_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return a line per trust model: how well it tells right labels of the weak split from wrong
+    ones."""
+    return [
+        f"{row['name']}, seed {row['seed']}: P(label right) has AUROC {row['auroc']:.3f} "
+        f"({_ends(row['auroc_interval'])}; 0.5 knows nothing) and a gain in Brier score of "
+        f"{row['brier_gain']:.3f} ({_ends(row['brier_gain_interval'])}) over a constant, "
+        f"cross-fitted on {row['n_right']} right and {row['n_wrong']} wrong labels of the weak "
+        "split"
+        for row in results.get("trust", ())
+    ]
+
+
+def _ends(interval: Sequence[float]) -> str:
+    return f"{interval[0]:.3f} – {interval[1]:.3f}"
 
 
 def alarm_lines(results: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ labels of the test items, as all scores do.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from w2s_fast import metrics
-from w2s_fast.pipeline.artifacts import FIT, LOG, OVERLAP, read_fit
+from w2s_fast.pipeline.artifacts import FIT, LOG, OVERLAP, TRUST_SCORES, read_fit
 from w2s_fast.pipeline.jobs import JobPlan
 from w2s_fast.pipeline.predictions import Predictions
 from w2s_fast.pipeline.stages.calibration import read_calibration
@@ -122,4 +122,25 @@ def weak_label_rows(weak: Mapping[int, WeakLabels]) -> list[dict[str, Any]]:
         {"seed": seed, "calibration": w.calibration, "overlap": w.overlap}
         for seed, w in weak.items()
         if w.calibration is not None or w.overlap is not None
+    ]
+
+
+def trust_rows(
+    jobs: JobPlan, folders: Mapping[str, Path], seeds: Container[int]
+) -> list[dict[str, Any]]:
+    """Return the scores of every trust model by seed and student; students may share one.
+
+    Args:
+        jobs: Jobs of the run.
+        folders: Folders of the finished jobs, by name.
+        seeds: Seeds that are reported.
+    """
+    return [
+        {
+            "seed": job.seed,
+            "name": job.name.split("/", 2)[2].rpartition("/")[0],  # trust/SEED/STUDENT/NUMBER
+            **json.loads((folders[job.name] / TRUST_SCORES).read_bytes()),
+        }
+        for job in jobs.jobs
+        if job.stage == "trust" and job.seed in seeds
     ]

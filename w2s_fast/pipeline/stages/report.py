@@ -24,6 +24,7 @@ from w2s_fast.pipeline.stages.diagnostics import (
     gain_row,
     misfit_row,
     read_weak_labels,
+    trust_rows,
     weak_label_rows,
 )
 from w2s_fast.pipeline.stages.supervisor_rows import supervisor_row
@@ -120,6 +121,7 @@ def score(
         "runs": rows,
         "summary": summary,
         "weak_labels": weak_label_rows({s: w.diagnosed for s, w in supervisors.items()}),
+        "trust": trust_rows(jobs, folders, supervisors),
         "supervisors": _supervisor_rows(supervisors, jobs, data, folders),
         "controls": controls,
         "gold": gold_uses(jobs),
