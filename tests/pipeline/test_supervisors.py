@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.supervised_runs import SCRATCH, fold_of, folder_of, labels_of, supervised, write_rows
 from helpers.toy_run import config
 
 import w2s_fast
-from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.label_models import DawidSkene, majority_vote
 from w2s_fast.methods import Plan, student_nodes
@@ -20,11 +20,8 @@ from w2s_fast.methods._base import Method
 from w2s_fast.pipeline import artifacts, context, label
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.jobs import Job, data_inputs, plan_jobs
-from w2s_fast.pipeline.stages.training_set import folds
 from w2s_fast.pipeline.students import make_plan
-from w2s_fast.trust import fit_source_gate
 
-SCRATCH = {"source": "scratch", "hidden": 16, "layers": 1, "heads": 2}
 RULES = """
 from w2s_fast.labeling import ABSTAIN, keywords, labeling_function, regex
 
@@ -39,62 +36,9 @@ def length(text: str) -> int:
 """
 
 
-def votes_of(text: str) -> list[int]:
-    """The votes that the column has, with the errors planted in them."""
-    number = int(text.split()[-1])
-    label = number % 2
-    g = np.random.default_rng(number)
-    right = g.random(5) < [0.9, 0.85, 0.8, 0.75, 0.7]
-    votes = np.where(right, label, 1 - label)
-    votes[g.random(5) < 0.4] = -1
-    return votes.tolist() if number % 10 else [-1] * 5  # a tenth of the rows has no votes
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    # The word is wrong in a quarter of the rows.
-    words = np.where(np.random.default_rng(0).random(300) < 0.75, range(300), range(1, 301)) % 2
-    rows = [
-        {
-            "text": f"{('bad', 'good')[word]} word {i}",
-            "label": i % 2,
-            "votes": votes_of(f"row {i}"),
-        }
-        for i, word in enumerate(words)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def supervised(path: Path, sources: list[str], out: str = "out", **more: Any) -> RunConfig:
-    block = {"sources": sources, **more.pop("supervisors", {})}
-    task = {
-        "name": "local", "path": str(path), "votes": "votes",
-        "n_weak": 60, "n_transfer": 120, "n_test": 80, **more.pop("task", {}),
-    }  # fmt: skip
-    return config(path.parent / out, task=task, supervisors=block, **more)
-
-
-def folder_of(results: dict[str, Any], cfg: RunConfig, job: str) -> Path:
-    return cfg.store_dir / results["provenance"]["stages"][job]["folder"]
-
-
-def labels_of(
-    results: dict[str, Any], cfg: RunConfig, job: str, ids: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    folder = folder_of(results, cfg, job) / artifacts.LABELS
-    return artifacts.read_weighted_probs(folder, ids, 2)
-
-
-def fold_of(data: Any, n_folds: int) -> np.ndarray:
-    """The fold of each row of the weak split, at seed 0."""
-
-    class Context:
-        class job:
-            seed = 0
-
-    return folds(Context, data.weak, n_folds)  # type: ignore[arg-type]
+    return write_rows(tmp_path / "rows.jsonl")
 
 
 def test_the_posterior_of_the_transfer_votes_labels_every_split(path: Path) -> None:
@@ -302,87 +246,6 @@ def test_methods_apply_to_the_posterior(path: Path) -> None:
     cfg = supervised(path, ["votes"], methods=["naive", "confident:low=0.3"])
     results = w2s_fast.run(cfg)
     assert {r["name"] for r in results["runs"]} == {"xent", "confident:low=0.3+xent"}
-
-
-def test_the_gate_drops_supervisors_that_do_not_help(path: Path) -> None:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    g = np.random.default_rng(3)
-    noise = g.integers(0, 2, (len(rows), 2))
-    for r, more in zip(rows, noise.tolist(), strict=True):
-        r["votes"] += more  # two coins
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    cfg = supervised(
-        path,
-        ["votes", "weak"],
-        task={"n_weak": 100, "n_transfer": 100},
-        supervisors={"gate": True, "label_model": "majority"},
-        calibration_folds=3,
-    )
-    results = w2s_fast.run(cfg)
-    (row,) = results["supervisors"]
-    assert {"votes[5]", "votes[6]"} <= set(row["dropped"])
-    kept = [source["name"] for source in row["sources"]]
-    assert "votes[0]" in kept and not set(kept) & set(row["dropped"])
-    data = load_data(cfg.task, 0)
-    folder = folder_of(results, cfg, "posterior/0")
-    names, votes = artifacts.read_votes(folder / artifacts.VOTES, data.transfer.ids)
-    assert names == kept
-    columns = [int(name[6]) for name in kept if name.startswith("votes")]
-    assert np.array_equal(votes[:, : len(columns)], data.transfer.votes[:, columns])  # type: ignore[index]
-    assert results["gold"] == [
-        {"name": "xent", "use": "true labels of the weak split select supervisors"}
-    ]
-    # Its weak models are those of the folds, and none has seen the row that it votes on.
-    jobs = {job.name: job for job in plan_jobs(cfg).jobs}
-    (gate,) = (job for job in jobs.values() if job.stage == "gate")
-    probs = []
-    for argument, name in gate.inputs:
-        if argument.endswith("_1"):
-            labels = dict(jobs[name].inputs)["labels"]
-            assert argument == f"fold{jobs[dict(jobs[labels].inputs)['model']].setting('fold')}_1"
-            probs.append(labels_of(results, cfg, labels, data.weak.ids)[0])
-    assert not gate.gold
-    fold = fold_of(data, 3)
-    own = np.stack(probs)[fold, np.arange(len(fold))].argmax(1)
-    votes = np.column_stack([data.weak.votes, own])  # type: ignore[list-item]
-    expected = fit_source_gate(votes, data.weak.labels, 2, seed=0)
-    stored = json.loads((folder_of(results, cfg, gate.name) / artifacts.GATE).read_bytes())
-    assert stored["weights"] == pytest.approx(expected.weights.tolist())
-    assert stored["kept"] == expected.kept.tolist()
-
-
-@pytest.mark.parametrize(
-    ("sources", "more", "message"),
-    [
-        (["votes", "stumps"], {}, "gate=true: .* has functions learned from the weak split"),
-        (["votes", "weak"], {"weak_calibration": "platt"}, "cannot be left out where they select"),
-    ],
-)
-def test_gates_that_would_see_their_own_labels_are_refused(
-    path: Path, sources: list[str], more: dict[str, Any], message: str
-) -> None:
-    cfg = supervised(path, sources, student=SCRATCH, supervisors={"gate": True}, **more)
-    with pytest.raises(W2SError, match=message):
-        w2s_fast.run(cfg)
-
-
-def test_a_gate_over_static_votes_can_be_calibrated(path: Path) -> None:
-    cfg = supervised(path, ["votes"], supervisors={"gate": True, "label_model": "majority"},
-                     weak_calibration="temperature", calibration_folds=2)  # fmt: skip
-    jobs = plan_jobs(cfg).jobs
-    left_out = {job.setting("fold") for job in jobs if job.stage == "gate"}
-    assert left_out == {None, 0, 1}
-    assert w2s_fast.run(cfg)["weak_labels"][0]["calibration"]["applied"]
-
-
-def test_trust_weighs_a_posterior(path: Path) -> None:
-    """P(label right) of the posterior, learned from cross-fitted posteriors of the weak split."""
-    cfg = supervised(path, ["votes", "weak"], student=SCRATCH, methods=["trust"],
-                     task={"n_weak": 150, "n_transfer": 80, "n_test": 60})  # fmt: skip
-    results = w2s_fast.run(cfg)
-    assert {"name": "trust+xent", "use": "true labels of the weak split train P(label right)"} in (
-        results["gold"]
-    )
 
 
 @pytest.mark.parametrize("method", ["ensemble", "debate", "market_making"])
