@@ -36,7 +36,8 @@ FUSED = {"memory_mib": 64, "softcap": 0.0}
 CE = {"weight": ONES, "aux": 0.5, "smoothing": 0.1, "z_loss": 0.1, "ignore_index": -100,
       "reduction": "mean", "return_stats": False, "softcap": 0.0}  # fmt: skip
 NO_CALLS = {
-    "ModelConfig", "RunConfig", "SparseTargets", "SweepConfig", "TaskConfig", "TrainConfig",
+    "ModelConfig", "RunConfig", "SparseTargets", "SupervisorsConfig", "SweepConfig", "TaskConfig",
+    "TrainConfig",
     "W2SError", "__version__", "make_loss", "patch", "run", "sweep", "unpatch",
 }  # fmt: skip
 

@@ -29,7 +29,8 @@ REFUSAL = "has no forward-mode derivative|not differentiable twice"
 CONSTANT = {"balanced_bias", "kth_value", "pack_topk", "quantile", "top_fraction_mask"}
 # Neither takes nor gives tensors.
 NO_TENSORS = {
-    "ModelConfig", "RunConfig", "SparseTargets", "SweepConfig", "TaskConfig", "TrainConfig",
+    "ModelConfig", "RunConfig", "SparseTargets", "SupervisorsConfig", "SweepConfig", "TaskConfig",
+    "TrainConfig",
     "W2SError", "__version__", "make_loss", "patch", "run", "sweep", "unpatch",
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from w2s_fast.errors import W2SError
 from w2s_fast.files import write_bytes
+from w2s_fast.paths import user_path
 from w2s_fast.tasks._answer_parsing import after
 
 Row = dict[str, Any]
@@ -42,7 +43,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
         raise W2SError(
             f"no rows for {path}; expected at least one: see the report of the selection"
         )
-    write_bytes(Path(path), "".join(lines).encode())
+    write_bytes(user_path(path, "path"), "".join(lines).encode())
 
 
 def check_columns(ids: Sequence[Hashable], **columns: Sequence[str]) -> None:

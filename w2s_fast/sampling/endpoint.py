@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from w2s_fast.paths import user_path
 from w2s_fast.sampling.endpoint_client import EndpointClient
 from w2s_fast.sampling.endpoint_config import EndpointConfig
 from w2s_fast.sampling.protocol import check_request, sample_seed
@@ -26,7 +27,7 @@ class EndpointSampler:
     """
 
     def __init__(self, cfg: EndpointConfig, folder: str | Path, process: int = 0) -> None:
-        self._client = EndpointClient(cfg, Path(folder), process)
+        self._client = EndpointClient(cfg, user_path(folder, "folder"), process)
 
     def sample(self, prompts: Sequence[str], n: int, *, seed: int = 0) -> list[list[str]]:
         """Return n samples of each prompt; see `Sampler`.

@@ -9,6 +9,7 @@ from typing import Any
 
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.files import write_bytes
+from w2s_fast.paths import user_path
 from w2s_fast.sampling.protocol import check_request
 from w2s_fast.tasks._files import read_table
 
@@ -29,7 +30,7 @@ class FileSampler:
     """
 
     def __init__(self, path: str | Path, *, text: str = "text", key: str = "prompt") -> None:
-        self.path, self.key = Path(path), key
+        self.path, self.key = user_path(path, "path"), key
         table = read_table(self.path)
         for name in (text, key):
             if table.column_names.count(name) != 1:
@@ -110,4 +111,4 @@ def write_samples(
         )
     rows = zip(prompts, samples, strict=True)
     lines = [json.dumps({"prompt": p, "text": list(t)}, ensure_ascii=False) + "\n" for p, t in rows]
-    write_bytes(Path(path), "".join(lines).encode())
+    write_bytes(user_path(path, "path"), "".join(lines).encode())
