@@ -45,7 +45,7 @@ def test_the_posterior_of_the_transfer_votes_labels_every_split(path: Path) -> N
     cfg = supervised(path, ["votes"])
     results = w2s_fast.run(cfg)
     data = load_data(cfg.task, 0)
-    model = DawidSkene(2, class_balance="majority").fit(data.transfer.votes)
+    model = DawidSkene(2, class_balance="majority", anchor=100.0).fit(data.transfer.votes)
     for job, split in (("posterior/0", data.transfer), ("posterior/0/test", data.test)):
         probs, weight = labels_of(results, cfg, job, split.ids)
         expected = model.posterior(split.votes).numpy()
@@ -76,7 +76,7 @@ def test_what_results_say_of_the_supervisors(path: Path) -> None:
         cast = votes[:, j] >= 0
         assert source["coverage"] == pytest.approx(cast.mean())
         assert source["accuracy"] == pytest.approx((votes[cast, j] == labels[cast]).mean())
-    model = DawidSkene(2, class_balance="majority").fit(votes)
+    model = DawidSkene(2, class_balance="majority", anchor=100.0).fit(votes)
     right = sum(model.prior[c] * model.rates[0, c, c] for c in (0, 1))
     cast_rate = sum(model.prior[c] * model.rates[0, c, :2].sum() for c in (0, 1))
     assert row["sources"][0]["estimated_accuracy"] == pytest.approx(float(right / cast_rate))

@@ -21,7 +21,8 @@ class SupervisorsConfig:
             weak model; "weak:member=1" another one), "label_words" (the untrained student), and
             "stumps", "logistic" or "neighbors" (functions learned from the weak split).
         label_model: "majority", "weighted", "dawid_skene", "triplets", "metal" or
-            "tree_dawid_skene", with its settings: "dawid_skene:anchor=100".
+            "tree_dawid_skene", with its settings. By default every source starts with 100 votes of
+            which 80 % are right, which keeps rare votes from being explained by anything else.
         class_balance: "estimated" by the label model, "uniform", "majority" (of the majority vote),
             or class probabilities joined by "+": "0.9+0.1".
         row_weight: Weight of a text for the student: "covered" (1 with votes, 0 without),
@@ -35,7 +36,7 @@ class SupervisorsConfig:
     """
 
     sources: tuple[str, ...] = ()
-    label_model: str = "dawid_skene"
+    label_model: str = "dawid_skene:anchor=100"
     class_balance: str = "majority"
     row_weight: str = "covered"
     gate: bool = False
