@@ -15,11 +15,13 @@ from helpers.toy_run import config
 import w2s_fast
 from w2s_fast.errors import W2SError
 from w2s_fast.label_models import DawidSkene, majority_vote
+from w2s_fast.labeling import make_generator
 from w2s_fast.methods import Plan, student_nodes
 from w2s_fast.methods._base import Method
 from w2s_fast.pipeline import artifacts, context, label
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.jobs import Job, data_inputs, plan_jobs
+from w2s_fast.pipeline.stages.build_model import read_features
 from w2s_fast.pipeline.students import make_plan
 
 RULES = """
@@ -157,6 +159,27 @@ def test_learned_functions_see_the_weak_split_alone(path: Path, source: str) -> 
     stages = results["provenance"]["stages"], again["provenance"]["stages"]
     for job in learned:
         assert stages[0][job.name]["digest"] == stages[1][job.name]["digest"]
+
+
+def test_learned_functions_leave_a_fold_out(path: Path) -> None:
+    """Where labels of the weak split are calibrated, as a fit by hand without the fold."""
+    cfg = supervised(path, ["stumps"], student=SCRATCH, supervisors={"label_model": "majority"},
+                     weak_calibration="temperature", calibration_folds=2)  # fmt: skip
+    results = w2s_fast.run(cfg)
+    data = load_data(cfg.task, 0)
+    rows = fold_of(data, 2) != 1
+    learned = [job for job in plan_jobs(cfg).jobs if job.stage == "generated_votes"]
+    own = [job for job in learned if job.setting("split") == "weak"]
+    (job,) = (job for job in own if job.setting("fold") == 1)
+    states = read_features(folder_of(results, cfg, dict(job.inputs)["weak"])).float().numpy()
+    labels = data.weak.labels
+    votes = artifacts.read_votes(
+        folder_of(results, cfg, job.name) / artifacts.VOTES, data.weak.ids
+    )[1]
+    without = make_generator("stumps").fit(states[rows], labels[rows], 2, seed=0)
+    assert np.array_equal(votes, without.votes(states))
+    with_it = make_generator("stumps").fit(states, labels, 2, seed=0).votes(states)
+    assert not np.array_equal(votes, with_it)
 
 
 def test_label_words_vote_with_the_untrained_student(tmp_path: Path) -> None:
