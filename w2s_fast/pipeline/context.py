@@ -27,14 +27,14 @@ from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, check_texts, 
 ProgressFn = Callable[[int, int, float], None]
 ReadFn = Callable[[int], TaskData]
 PRETRAIN_SEED = 0
-# Splits whose true labels a stage may read; a job with ``gold`` may also read the transfer set.
+# Splits whose true labels a stage may read. A job with ``gold`` may also read the transfer set, one
+# with ``weak_gold`` the weak split.
 _GOLD = {
     "weak": ("weak",),
     "calibration": ("weak",),
     "generated_votes": ("weak",),
     "gate": ("weak",),
     "trust": ("weak",),
-    "samples": ("weak",),
     "ceiling": ("transfer",),
     "report": ("weak", "transfer", "test", "ood"),
 }
@@ -126,7 +126,8 @@ class Context:
         Raises:
             W2SError: The stage may not read them.
         """
-        allowed = (*_GOLD.get(self.job.stage, ()), *(("transfer",) if self.job.gold else ()))
+        named = [("transfer", self.job.gold), ("weak", self.job.weak_gold)]
+        allowed = (*_GOLD.get(self.job.stage, ()), *(name for name, uses in named if uses))
         if split not in allowed:
             raise W2SError(
                 f"stage {self.job.name!r} asked for the true labels of the {split} set; a method "
