@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from w2s_fast.training.completion_pairs import CompletionPairs, encode_pairs
     from w2s_fast.training.completions import Completions, encode_completions
     from w2s_fast.training.config import THRESHOLD_SCOPES, TrainConfig
+    from w2s_fast.training.curriculum import difficulty_stages, hardest_rows, perplexity
     from w2s_fast.training.data import Encoded, encode
     from w2s_fast.training.generation import generate
     from w2s_fast.training.likelihood import completion_logprob, next_token_probs, sequence_logprob
@@ -28,11 +29,14 @@ __all__ = [
     "TrainConfig",
     "Watch",
     "completion_logprob",
+    "difficulty_stages",
     "encode",
     "encode_completions",
     "encode_pairs",
     "generate",
+    "hardest_rows",
     "next_token_probs",
+    "perplexity",
     "predict",
     "predict_pairs",
     "reference_logprob",
@@ -48,11 +52,14 @@ _HOMES = {
     "Watch": "monitor",
     "Encoded": "data",
     "completion_logprob": "likelihood",
+    "difficulty_stages": "curriculum",
     "encode": "data",
     "encode_completions": "completions",
     "encode_pairs": "completion_pairs",
     "generate": "generation",
+    "hardest_rows": "curriculum",
     "next_token_probs": "likelihood",
+    "perplexity": "curriculum",
     "predict": "prediction",
     "predict_pairs": "pair_logprob",
     "reference_logprob": "pair_logprob",
