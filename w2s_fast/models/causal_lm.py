@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from w2s_fast.errors import W2SError
 from w2s_fast.models.classifier import check_length, position_limit, switch_checkpointing
+from w2s_fast.models.packed_attention import Packing, can_pack
 from w2s_fast.models.weights import is_partitioned, shape_of
 from w2s_fast.ops.lazy_logits import Projected, logit_form
 
@@ -82,6 +83,7 @@ class GenerativeModel(nn.Module):
         attention_mask: Tensor,
         positions: Tensor,
         logits_fn: Callable[[Projected], Tensor] | None = None,
+        packing: Packing | None = None,
     ) -> Any:
         """Return uncomputed logits (n, V) of the given positions, or ``logits_fn`` of them.
 
@@ -90,14 +92,17 @@ class GenerativeModel(nn.Module):
             positions: (n,) of the flattened (B, T).
             logits_fn: function of the logits, a loss for instance. It is called inside the
                 forward, where a sharded head is gathered.
+            packing: which of the tokens to compute; not used by a backbone that cannot.
 
         Returns:
             ``Projected`` logits, or the result of ``logits_fn``.
         """
         check_length(input_ids, self._limit)
-        hidden = self.base(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if packing is not None and can_pack(self.lm, input_ids.shape[1]):
+            inputs = packing.backbone_inputs(input_ids)
+            positions = packing.place.flatten().index_select(0, positions)
+        hidden = self.base(**inputs, use_cache=False).last_hidden_state
         return self.head(hidden.flatten(0, 1).index_select(0, positions), logits_fn)
 
     def gradient_checkpointing(self, on: bool) -> None:

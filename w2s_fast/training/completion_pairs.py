@@ -13,6 +13,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses.preference import Preference
+from w2s_fast.models.packed_attention import Packing
 from w2s_fast.ops.fused_linear.logprob import linear_logprob
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.training.completions import (
@@ -39,6 +40,7 @@ class PairBatch(NamedTuple):
     lengths: Tensor  # (B, 2) float32 labels of each completion
     reference: Tensor | None  # (B, 2) float32
     target: Tensor | None  # (B, 2) float32
+    packing: Packing | None  # tokens that differ between the completions of a pair
 
     def answers(self, z: Projected) -> Tensor:
         """Return what losses over pairs take as logits.
@@ -170,6 +172,7 @@ class CompletionPairs:
             to_device(counts, np.float32),
             column(self.reference),
             column(self.target),
+            _packing(self.completions, both, device),
         )  # fmt: skip
 
 
@@ -255,6 +258,22 @@ def check_columns(pairs: CompletionPairs, preference: Any) -> None:
                 f"{type(preference).__name__} needs the {name} of the pairs, which is None; use "
                 f"{fixes[name]}"
             )
+
+
+def _packing(data: Completions, rows: np.ndarray, device: torch.device | str) -> Packing:
+    """Leave out padding, and of each second row the tokens that it begins with like the first."""
+    lengths = data.lengths[rows]
+    real = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(real.shape, -1)
+    ids[real] = np.concatenate([data.tokens[data.offsets[r] : data.offsets[r + 1]] for r in rows])
+    same = (ids[::2] == ids[1::2]) & real[::2] & real[1::2]
+    shared = np.logical_and.accumulate(same, axis=1)
+    computed = real.copy()
+    computed[1::2] &= ~shared
+    place = np.where(computed, np.cumsum(computed).reshape(real.shape) - 1, 0)
+    place[1::2] = np.where(shared, place[::2], place[1::2])
+    source = np.flatnonzero(computed)
+    return Packing(*(torch.from_numpy(x.astype(np.int64)).to(device) for x in (source, place)))
 
 
 def _both(rows: np.ndarray) -> np.ndarray:

@@ -126,4 +126,5 @@ def _forward_pairs(model: nn.Module, batch: PairBatch, logits_fn: LogitsFn | Non
         answers = batch.answers(z)
         return answers if logits_fn is None else logits_fn(answers)
 
-    return model(batch.input_ids, batch.attention_mask, batch.positions, logits_fn=of_logits)
+    inputs = batch.input_ids, batch.attention_mask, batch.positions
+    return model(*inputs, logits_fn=of_logits, packing=batch.packing)
