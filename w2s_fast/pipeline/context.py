@@ -37,7 +37,6 @@ _GOLD = {
     "gate": ("weak",),
     "trust": ("weak",),
     "ceiling": ("transfer",),
-    "student": ("conflict",),
     "report": ("weak", "transfer", "test", "ood"),
 }
 
@@ -128,8 +127,12 @@ class Context:
         Raises:
             W2SError: The stage may not read them.
         """
-        named = [("transfer", self.job.gold), ("weak", self.job.weak_gold)]
-        allowed = (*_GOLD.get(self.job.stage, ()), *(name for name, uses in named if uses))
+        named = [
+            ("transfer", job.gold),
+            ("conflict", job.setting("conflict_rows")),
+            ("weak", job.weak_gold if job.stage != "student" else ()),
+        ]
+        allowed = (*_GOLD.get(job.stage, ()), *(name for name, uses in named if uses))
         if split not in allowed:
             raise W2SError(
                 f"stage {self.job.name!r} asked for the true labels of the {split} set; a method "
