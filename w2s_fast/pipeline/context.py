@@ -127,6 +127,7 @@ class Context:
         Raises:
             W2SError: The stage may not read them.
         """
+        job = self.job
         named = [
             ("transfer", job.gold),
             ("conflict", job.setting("conflict_rows")),
