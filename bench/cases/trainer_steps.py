@@ -1,10 +1,12 @@
-"""Training steps of a small Llama with a large vocabulary in trainers, with and without ours.
+"""Training steps of a small Llama in trainers, with and without ours.
 
 B sequences of T tokens, V entries in the vocabulary. All candidates of a case start from the same
 weights, with the same batch and the Trainer's AdamW; a step is forward, backward, clipping and
 update. Making the reference, trainer and data set is not timed.
 
-``sft``: the loss covers every token. ``dpo``: pairs, the first half of a row is the prompt.
+``sft``: the loss covers every token. ``dpo``: pairs, the first half of a row is the prompt, which
+both completions of a pair follow; ``dpo_smollm2``: the same in the shape of SmolLM2-135M.
+``ours`` is examples/trl_dpo.py, ``ours_train`` the forward and loss of ``w2s_fast.training``.
 ``labels``: two label tokens with weak probabilities at the end of each row, confidence loss.
 """
 
@@ -17,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,11 +28,18 @@ import w2s_fast
 from bench.cases.cross_entropy import AUX, DTYPES
 from bench.cases.linear import Unavailable
 from bench.harness.environment import ROOT
+from w2s_fast.losses.pairwise import PairLoss
+from w2s_fast.losses.preference import DPO
+from w2s_fast.models.causal_lm import GenerativeModel
+from w2s_fast.training import CompletionPairs
+from w2s_fast.training.completions import join_rows
+from w2s_fast.training.engine import forward
 
 # Case -> candidates; the others are compared with the first.
 PROVIDERS = {
     "sft": ("trainer", "liger", "trl", "ours"),
-    "dpo": ("full_logits", "trl", "trl_cached", "ours"),
+    "dpo": ("full_logits", "trl", "trl_cached", "ours", "ours_train"),
+    "dpo_smollm2": ("trl_cached", "ours", "ours_train"),
     "labels": ("full_logits", "label_rows", "ours"),
 }
 BETA = 0.1
@@ -39,21 +49,28 @@ _SETTINGS: dict[str, Any] = {
     "disable_tqdm": True, "bf16": False, "remove_unused_columns": False,
     "activation_checkpointing": False, "gradient_checkpointing": False,
 }  # fmt: skip
-_SIZES = {
-    "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 2,
+SIZES = {
+    "small": {
+        "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    },
+    "smollm2": {
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3,
+    },
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A case, the dtype of all weights, and sizes."""
+    """A case, the dtype of all weights, and sizes; ``model`` is a name in ``SIZES``."""
 
     case: str
     dtype: str
     batch: int
     length: int
     vocabulary: int
+    model: str = "small"
 
 
 @dataclass
@@ -113,7 +130,7 @@ def _model(shape: Shape, seed: int = 0) -> Any:
     set_seed(seed)
     config = LlamaConfig(
         vocab_size=shape.vocabulary, max_position_embeddings=shape.length, initializer_range=0.1,
-        tie_word_embeddings=True, use_cache=False, **_SIZES,
+        tie_word_embeddings=True, use_cache=False, **SIZES[shape.model],
     )  # fmt: skip
     return LlamaForCausalLM(config).to(DTYPES[shape.dtype])
 
@@ -195,6 +212,8 @@ def _liger(model: Any) -> None:
 def _dpo(provider: str, shape: Shape, folder: str) -> Step:
     """Return a DPO step; rows are the chosen completions, then the rejected ones."""
     batch = _tokens(shape)
+    first, second = batch["input_ids"].chunk(2)
+    second[:, : shape.length // 2] = first[:, : shape.length // 2]  # both follow one prompt
     batch["completion_mask"] = torch.ones_like(batch["input_ids"])
     batch["completion_mask"][:, : shape.length // 2] = 0
     reference, model = _model(shape, seed=1), _model(shape)
@@ -205,12 +224,51 @@ def _dpo(provider: str, shape: Shape, folder: str) -> Step:
         batch["ref_chosen_logps"], batch["ref_rejected_logps"] = logps.chunk(2)
     if provider == "full_logits":
         return Step(_trainer(model, folder, _dpo_formula), batch)
+    if provider == "ours_train":
+        return Step(_PairTrainer(_trainer(model, folder), batch), {})
     if provider == "ours":
         batch["q"] = batch["weight"] = torch.ones(shape.batch // 2)
         kind = _example("trl_dpo").SoftDPOTrainer
         return Step(_dpo_trainer(kind, w2s_fast.patch(model), folder), batch)
     kind = _library("trl", "trl").DPOTrainer
     return Step(_dpo_trainer(kind, model, folder, reference if provider == "trl" else None), batch)
+
+
+class _PairTrainer:
+    """Forward and loss of ``w2s_fast.training`` for pairs, with the Trainer's model and AdamW."""
+
+    def __init__(self, trainer: Any, batch: dict[str, Tensor]) -> None:
+        self.model, self.create_optimizer = trainer.model, trainer.create_optimizer
+        self._generative = GenerativeModel(trainer.model.train())
+        pairs = _as_pairs(batch)
+        self._batch = pairs.batch(np.arange(len(pairs)))
+        self._weak = torch.tensor([[1.0, 0.0]] * len(pairs))
+
+    def training_step(self, model: Any, inputs: Any, n_items: Any) -> Tensor:
+        """Run forward and backward; return the mean loss."""
+        loss = PairLoss(preference=DPO(beta=BETA))
+
+        def mean(answers: Tensor) -> Tensor:
+            out = loss(answers, self._weak)
+            return out.loss_sum / out.count
+
+        value: Tensor = forward(self._generative, self._batch, mean)
+        value.backward()
+        return value.detach()
+
+
+def _as_pairs(batch: dict[str, Tensor]) -> CompletionPairs:
+    """Return the pairs of a DPO batch, whose rows are chosen completions, then rejected ones."""
+    order = torch.arange(len(batch["input_ids"])).view(2, -1).t().flatten()
+    rows, mask = batch["input_ids"][order], batch["completion_mask"][order].bool()
+    inputs = [row[:-1].tolist() for row in rows]
+    labels = [row[own].tolist() for row, own in zip(rows, mask, strict=True)]
+    pairs = CompletionPairs(
+        completions=join_rows(_tokenizer(), inputs, labels),
+        truncated=np.zeros(len(rows) // 2, dtype=bool),
+    )
+    reference = [batch["ref_chosen_logps"], batch["ref_rejected_logps"]]
+    return pairs.with_reference(torch.stack(reference, 1).float().numpy())
 
 
 def _dpo_trainer(kind: Any, model: Any, folder: str, reference: Any = None) -> Any:
@@ -294,4 +352,4 @@ def _confidence(logits: Tensor, weak: Tensor) -> Tensor:
     return F.cross_entropy(logits, (1 - AUX) * weak + AUX * own)
 
 
-_MAKERS = {"sft": _sft, "dpo": _dpo, "labels": _labels}
+_MAKERS = {"sft": _sft, "dpo": _dpo, "dpo_smollm2": _dpo, "labels": _labels}

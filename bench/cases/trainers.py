@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from bench.cases.linear import Unavailable
-from bench.cases.trainer_steps import PROVIDERS, Shape, Step, make_step, prepare
+from bench.cases.trainer_steps import PROVIDERS, SIZES, Shape, Step, make_step, prepare
 from bench.harness import peak_memory
 from bench.harness.cpu_timing import Candidate, interleave
 from bench.harness.environment import environment
@@ -24,8 +24,9 @@ from bench.harness.row_files import add_output_options
 from bench.harness.spawn import ALLOCATORS, measure_groups, select_names
 
 OP = "trainers"
-LENGTH, VOCABULARY = 512, 128256
-BATCH = {"sft": 2, "dpo": 2, "labels": 4}  # sequences
+LENGTH = 512
+BATCH = {"sft": 2, "dpo": 2, "dpo_smollm2": 2, "labels": 4}  # sequences
+VOCABULARY = {"sft": 128256, "dpo": 128256, "dpo_smollm2": 49152, "labels": 128256}
 _QUICK_LENGTH, _QUICK_VOCABULARY = 16, 600
 _ROUNDS = 3
 # dtype -> largest relative difference of the loss, and of the gradient of the embeddings (L2).
@@ -53,15 +54,17 @@ def parser() -> argparse.ArgumentParser:
 
 def jobs(a: argparse.Namespace) -> list[Job]:
     """Return the jobs that the options select."""
-    length, vocabulary = (_QUICK_LENGTH, _QUICK_VOCABULARY) if a.quick else (LENGTH, VOCABULARY)
+    length = _QUICK_LENGTH if a.quick else LENGTH
     selected = itertools.product(
         select_names(a.dtypes, BUDGET),
         select_names(a.allocator, ALLOCATORS),
         select_names(a.cases, PROVIDERS),
     )
     return [
-        Job(OP, case, dtype, BATCH[case] * length, vocabulary, allocator, a.threads,
-            PROVIDERS[case], 1 if a.quick else a.rounds, a.quick, 256)
+        Job(OP, case, dtype, BATCH[case] * length,
+            _QUICK_VOCABULARY if a.quick else VOCABULARY[case], allocator, a.threads,
+            PROVIDERS[case], 1 if a.quick else a.rounds, a.quick,
+            SIZES[_model_name(case, a.quick)]["hidden_size"])
         for dtype, allocator, case in selected
     ]  # fmt: skip
 
@@ -69,9 +72,12 @@ def jobs(a: argparse.Namespace) -> list[Job]:
 def measure(job: Job) -> list[dict[str, object]]:
     """Return a row per candidate; for one that cannot run here, the row has the reason."""
     length = _QUICK_LENGTH if job.quick else LENGTH
-    shape = Shape(job.case, job.dtype, job.n // length, length, job.v)
+    model = _model_name(job.case, job.quick)
+    shape = Shape(job.case, job.dtype, job.n // length, length, job.v, model)
     steps, skipped = make_steps(job.providers, shape)
-    columns = compare_losses(steps, (DPO_BUDGET if job.case == "dpo" else BUDGET)[job.dtype])
+    columns = compare_losses(
+        steps, (DPO_BUDGET if job.case.startswith("dpo") else BUDGET)[job.dtype]
+    )
     if job.allocator == "stock":  # memory is the same under the other allocator
         ready = partial(prepare, shape=shape)
         for name, peak in peak_memory.peaks(list(steps), ready, job.threads, _PRELOAD).items():
@@ -84,6 +90,10 @@ def measure(job: Job) -> list[dict[str, object]]:
         {**job_columns(job), "provider": name, "skipped": why, **size, **environment()}
         for name, why in skipped.items()
     ]
+
+
+def _model_name(case: str, quick: bool) -> str:
+    return "smollm2" if case == "dpo_smollm2" and not quick else "small"
 
 
 def make_steps(providers: tuple[str, ...], shape: Shape) -> tuple[dict[str, Step], dict[str, str]]:

@@ -12,6 +12,7 @@ OP = "trainers"
 TITLES = {
     "sft": "SFT, every token",
     "dpo": "DPO, half of each row an answer",
+    "dpo_smollm2": "DPO, the shape of SmolLM2-135M",
     "labels": "two label tokens a row",
 }
 

@@ -14,7 +14,8 @@ from helpers.paths import ROOT
 
 CASES = {
     "sft": {"trainer", "liger", "trl", "ours"},
-    "dpo": {"full_logits", "trl", "trl_cached", "ours"},
+    "dpo": {"full_logits", "trl", "trl_cached", "ours", "ours_train"},
+    "dpo_smollm2": {"trl_cached", "ours", "ours_train"},
     "labels": {"full_logits", "label_rows", "ours"},
 }
 
