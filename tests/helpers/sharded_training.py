@@ -80,6 +80,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     directory, dtype = fields.pop("directory", None), fields.pop("dtype", "float32")
     stop, n_stages = fields.pop("stop", None), fields.pop("stages", None)
     alpha = fields.pop("conflict", None)
+    gold = (np.arange(N) // 2 + fields.pop("flipped", False)) % 2
     data, targets, weight = rows()
     stages = None if n_stages is None else difficulty_stages(data.lengths, n_stages)
     if dtype == "float16":
@@ -100,7 +101,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
         log = train(
             model, data, targets, _Stopping(loss, stop), cfg, seed=5,
             weight=weight if weighted else None, stages=stages,
-            gold=None if alpha is None else np.arange(N) // 2 % 2,
+            gold=None if alpha is None else gold,
             checkpoint_dir=None if directory is None else Path(directory),
         )  # fmt: skip
     except Stopped:
