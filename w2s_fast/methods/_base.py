@@ -135,8 +135,9 @@ class Method:
         rows, by their weak or their true labels), ``holdout`` (share of these rows), ``freeze``
         (train only the head), ``start`` (node of the model to start from), ``loss`` (a spec; a
         preference loss where ``labels`` are pairs), ``stages`` (number of stages from easy to hard
-        completions), ``conflict`` (alpha of a simulated objective against the true labels),
-        ``conflict_rows`` (rows of a conflicting objective per row).
+        completions), ``lr_factor`` (of the learning rate of ``student_train``), ``conflict`` (alpha
+        of a simulated objective against the true labels), ``conflict_rows`` (rows of a conflicting
+        objective per row).
         """
         return {}
 
