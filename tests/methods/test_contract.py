@@ -16,8 +16,11 @@ from w2s_fast.methods import (
     METHODS,
     Method,
     Node,
+    PairLabels,
     Plan,
+    Prompts,
     Targets,
+    TextLabels,
     make_method,
     make_steps,
     spec_of,
@@ -36,6 +39,13 @@ GOLD = {
 WEAK_GOLD = dict.fromkeys(
     ("trust", "selective", "trust:mode=filter,share=0.3", "selective:alpha=0,calibrate=none"),
     ("true labels of the weak split train P(label right)",),
+) | dict.fromkeys(
+    (
+        "agreement_sft",
+        "agreement_sft:sets=weak,iterations=3,rule=string",
+        "agreement_sft:sets=in_context|contrast:loss=orpo,rule=number",
+    ),
+    ("true labels of the weak split are shown as examples in prompts",),
 ) | {
     "implicit_conflict": ("implicit conflict: true labels of the pairs of task.conflict_path",),
 }
@@ -52,6 +62,8 @@ VARIANTS = (
     "probe_filter|elicit|consistent",
     "trust:mode=filter,share=0.3",
     "selective:alpha=0,calibrate=none",
+    "agreement_sft:sets=weak,iterations=3,rule=string",
+    "agreement_sft:sets=in_context|contrast:loss=orpo,rule=number",
 )
 SPECS = (*METHODS, *VARIANTS)
 
@@ -189,6 +201,32 @@ def test_functions_are_pure(spec: str) -> None:
         assert all(_same(inputs[name], before[name]) for name in inputs)
         _check_targets(out)
         results[node] = out
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_functions_of_texts_are_pure(spec: str) -> None:
+    """As above, and every row names an item."""
+    prompts = Prompts([f"item {i}" for i in range(N)], [f"{i} + 1 =" for i in range(N)])
+    for node in _nodes(spec):
+        if node.stage != "text_labels":
+            continue
+        settings = dict(node.settings)
+        function = getattr(make_method(settings["method"]), settings["function"])
+        inputs = {name: _texts(need) for name, need in node.needs}
+        before = copy.deepcopy(inputs)
+        out, again = (function(prompts=prompts, **inputs, seed=7) for _ in range(2))
+        out.check(N)
+        assert inputs == before and out.report == again.report
+        assert isinstance(out, PairLabels if settings["pairs"] else TextLabels)
+        for one, two in zip(vars(out).values(), vars(again).values(), strict=True):
+            assert np.array_equal(one, two)
+
+
+def _texts(node: Node) -> list[list[str]]:
+    """Solutions of which four in five have the right answer."""
+    rng = np.random.default_rng(zlib.crc32(repr((node.stage, node.settings)).encode()))
+    n = dict(node.settings).get("n", 1)
+    return [[f" {i} + 1\n#### {i + 1 + (rng.random() < 0.2)}" for _ in range(n)] for i in range(N)]
 
 
 def _check_targets(out: Targets) -> None:

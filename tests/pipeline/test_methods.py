@@ -273,8 +273,11 @@ def test_a_student_stage_has_no_gold_to_give(stage: str) -> None:
         assert len(getattr(ctx.task, split).labels) == 0
 
 
+OF_CLASSES = [name for name, method in METHODS.items() if "classification" in method.kinds]
+
+
 def every_method(out: Path, flipped: bool) -> dict[str, Any]:
-    """All methods once, on the embedded task with a language model of a few seconds."""
+    """All methods of classes once, on the embedded task with a language model of a few seconds."""
     pretrain = {"hidden": 16, "layers": 2, "heads": 2, "steps": 12, "batch_size": 4, "length": 32}
     sizes = {"n_weak": 60, "n_transfer": 64, "n_test": 40}  # trust needs ten wrong labels
     cfg = config(
