@@ -160,7 +160,9 @@ def _add_fields(parser: Any, group: Any, default: Any, prefix: str) -> None:
     Given the classes themselves, jsonargparse would execute their imports for type checkers, torch
     among them.
     """
-    hints, texts = typing.get_type_hints(type(default)), _attribute_texts(type(default))
+    hints, texts = typing.get_type_hints(type(default)), {}
+    for cls in reversed(type(default).__mro__):
+        texts |= _attribute_texts(cls)
     for f in dataclasses.fields(default):
         name, value = prefix + f.name, getattr(default, f.name)
         if dataclasses.is_dataclass(value):
