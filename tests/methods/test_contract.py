@@ -36,19 +36,23 @@ GOLD = {
     "explicit_conflict": ("explicit conflict: a simulated objective against the true labels",),
 }
 # Specs that use other true labels beside training weak models.
-WEAK_GOLD = dict.fromkeys(
-    ("trust", "selective", "trust:mode=filter,share=0.3", "selective:alpha=0,calibrate=none"),
-    ("true labels of the weak split train P(label right)",),
-) | dict.fromkeys(
-    (
-        "agreement_sft",
-        "agreement_sft:sets=weak,iterations=3,rule=string",
-        "agreement_sft:sets=in_context|contrast:loss=orpo,rule=number",
-    ),
-    ("true labels of the weak split are shown as examples in prompts",),
-) | {
-    "implicit_conflict": ("implicit conflict: true labels of the pairs of task.conflict_path",),
-}
+WEAK_GOLD = (
+    dict.fromkeys(
+        ("trust", "selective", "trust:mode=filter,share=0.3", "selective:alpha=0,calibrate=none"),
+        ("true labels of the weak split train P(label right)",),
+    )
+    | dict.fromkeys(
+        (
+            "agreement_sft",
+            "agreement_sft:sets=weak,iterations=3,rule=string",
+            "agreement_sft:sets=in_context|contrast:loss=orpo,rule=number",
+        ),
+        ("true labels of the weak split are shown as examples in prompts",),
+    )
+    | {
+        "implicit_conflict": ("implicit conflict: true labels of the pairs of task.conflict_path",),
+    }
+)
 # Settings beside the defaults whose plans differ from the default's.
 VARIANTS = (
     "probe_relabel:probe=logreg,layer=last",
