@@ -26,7 +26,8 @@ from w2s_fast.methods import Plan, make_method
 from w2s_fast.pipeline import run
 from w2s_fast.pipeline.artifacts import read_probs, read_texts
 from w2s_fast.pipeline.context import Context, load_data
-from w2s_fast.pipeline.jobs import Job, config_slice, plan_jobs
+from w2s_fast.pipeline.job_identity import config_slice
+from w2s_fast.pipeline.jobs import Job, plan_jobs
 from w2s_fast.pipeline.stages.training_set import folds, load_training_set
 from w2s_fast.tasks import TaskConfig
 

@@ -26,7 +26,7 @@ from w2s_fast.methods import (
     spec_of,
     student_nodes,
 )
-from w2s_fast.pipeline.jobs import VERSIONS
+from w2s_fast.pipeline.job_identity import VERSIONS
 
 N = 60
 PLAN = Plan(intermediate_models=2)

@@ -15,7 +15,8 @@ from w2s_fast.config import at_seed, from_dict, run_seeds, to_dict
 from w2s_fast.errors import W2SError
 from w2s_fast.models.rounding import perturb_last_bits
 from w2s_fast.pipeline import run
-from w2s_fast.pipeline.jobs import config_slice, plan_jobs
+from w2s_fast.pipeline.job_identity import config_slice
+from w2s_fast.pipeline.jobs import plan_jobs
 from w2s_fast.sweeps import SweepConfig
 from w2s_fast.tasks import PretrainConfig, TaskConfig
 from w2s_fast.tasks.datasets import agreement_lm

@@ -28,7 +28,8 @@ from w2s_fast.pipeline.artifacts import TOKENIZER
 from w2s_fast.pipeline.context import Context, load_data
 from w2s_fast.pipeline.experiment import open_session
 from w2s_fast.pipeline.export import export
-from w2s_fast.pipeline.jobs import data_digests, input_digests, plan_jobs
+from w2s_fast.pipeline.job_identity import data_digests, input_digests
+from w2s_fast.pipeline.jobs import plan_jobs
 from w2s_fast.pipeline.stages.build_model import trained_model
 from w2s_fast.tasks import Examples
 from w2s_fast.training import encode, predict

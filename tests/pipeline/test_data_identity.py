@@ -16,7 +16,8 @@ from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline import pool, run
 from w2s_fast.pipeline.context import load_data, read_again
-from w2s_fast.pipeline.jobs import config_slice, data_digest, data_digests, input_digests, plan_jobs
+from w2s_fast.pipeline.job_identity import config_slice, data_digest, data_digests, input_digests
+from w2s_fast.pipeline.jobs import plan_jobs
 from w2s_fast.report.terminal import print_results
 
 SIZES = {"weak": 20, "transfer": 24, "test": 20}

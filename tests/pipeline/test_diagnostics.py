@@ -21,7 +21,8 @@ from w2s_fast.models import build_model, load_weights
 from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.check_fit import check_diagnostics
 from w2s_fast.pipeline.context import load_data
-from w2s_fast.pipeline.jobs import data_inputs, plan_jobs
+from w2s_fast.pipeline.job_identity import data_inputs
+from w2s_fast.pipeline.jobs import plan_jobs
 from w2s_fast.pipeline.stages.calibration import read_calibration
 from w2s_fast.pipeline.stages.diagnostics import WeakLabels, fit_row
 from w2s_fast.pipeline.stages.training_set import _without_fold, folds

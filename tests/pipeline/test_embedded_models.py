@@ -17,7 +17,8 @@ from w2s_fast.models import ModelConfig
 from w2s_fast.models.backbone import BUILT_IN
 from w2s_fast.models.backbone import folder_of as checkpoint_of
 from w2s_fast.pipeline.check_fit import check_fit
-from w2s_fast.pipeline.jobs import config_slice, plan_jobs
+from w2s_fast.pipeline.job_identity import config_slice
+from w2s_fast.pipeline.jobs import plan_jobs
 from w2s_fast.tasks import EMBEDDED, TASKS, TaskConfig, task_tokenizer
 
 TINY = {"hidden": 16, "layers": 1, "heads": 2, "steps": 3, "batch_size": 2, "length": 64}

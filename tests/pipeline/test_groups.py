@@ -14,7 +14,7 @@ from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline import artifacts, run
 from w2s_fast.pipeline.context import load_data
-from w2s_fast.pipeline.jobs import data_digests
+from w2s_fast.pipeline.job_identity import data_digests
 from w2s_fast.tasks import TaskConfig
 
 SCORES = ("worst_group", "ood", "ood_worst_group")

@@ -100,7 +100,7 @@ def test_the_prompt_that_two_dialogues_share() -> None:
 
 def test_a_model_that_is_no_policy_has_the_stages_of_before() -> None:
     """An empty ``preference`` is no part of what identifies a stage."""
-    from w2s_fast.pipeline.jobs import _model_slice
+    from w2s_fast.pipeline.job_identity import _model_slice
 
     assert "preference" not in _model_slice(ModelConfig())
     assert _model_slice(ModelConfig(preference="dpo"))["preference"] == "dpo"

@@ -19,7 +19,8 @@ from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.pipeline.artifacts import read_probs, write_probs
 from w2s_fast.pipeline.context import load_data
-from w2s_fast.pipeline.jobs import data_digests, plan_jobs
+from w2s_fast.pipeline.job_identity import data_digests
+from w2s_fast.pipeline.jobs import plan_jobs
 from w2s_fast.tasks import Examples, TaskConfig
 from w2s_fast.training import TrainConfig, encode, predict, train
 

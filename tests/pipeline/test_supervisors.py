@@ -20,7 +20,8 @@ from w2s_fast.methods import Plan, student_nodes
 from w2s_fast.methods._base import Method
 from w2s_fast.pipeline import artifacts, context, label
 from w2s_fast.pipeline.context import load_data
-from w2s_fast.pipeline.jobs import Job, data_inputs, plan_jobs
+from w2s_fast.pipeline.job_identity import data_inputs
+from w2s_fast.pipeline.jobs import Job, plan_jobs
 from w2s_fast.pipeline.stages.build_model import read_features
 from w2s_fast.pipeline.students import make_plan
 

@@ -18,7 +18,8 @@ from w2s_fast.methods._gold import check_gold
 from w2s_fast.pipeline import run
 from w2s_fast.pipeline.artifacts import TRUST, TRUST_SCORES, read_probs, read_weighted_probs
 from w2s_fast.pipeline.context import Context, load_data
-from w2s_fast.pipeline.jobs import Job, data_inputs, plan_jobs
+from w2s_fast.pipeline.job_identity import data_inputs
+from w2s_fast.pipeline.jobs import Job, plan_jobs
 from w2s_fast.pipeline.stages.report import gold_uses
 
 USE = "true labels of the weak split train P(label right)"

@@ -160,7 +160,8 @@ def _add_fields(parser: Any, group: Any, default: Any, prefix: str) -> None:
     Given the classes themselves, jsonargparse would execute their imports for type checkers, torch
     among them.
     """
-    hints, texts = typing.get_type_hints(type(default)), {}
+    hints = typing.get_type_hints(type(default))
+    texts: dict[str, str] = {}
     for cls in reversed(type(default).__mro__):
         texts |= _attribute_texts(cls)
     for f in dataclasses.fields(default):

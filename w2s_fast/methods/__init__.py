@@ -17,7 +17,8 @@ from w2s_fast.methods._base import (
     number,
     student_nodes,
 )
-from w2s_fast.methods._plan import Node, Plan, all_nodes, spec_of
+from w2s_fast.methods._node import Node, all_nodes, spec_of
+from w2s_fast.methods._plan import Plan
 from w2s_fast.methods._supervised_plan import SupervisedPlan
 from w2s_fast.methods._texts import PairLabels, Prompts, Samples, TextLabels
 from w2s_fast.methods.agree import Agree

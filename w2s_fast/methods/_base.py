@@ -18,7 +18,8 @@ import numpy as np
 
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._gold import check_gold
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 from w2s_fast.specs import build
 
 ANY_KIND = ("classification", "preference", "generation")

@@ -7,7 +7,7 @@ trained on true labels, and only its labels of other rows leave it.
 from __future__ import annotations
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._plan import Node, all_nodes
+from w2s_fast.methods._node import Node, all_nodes
 
 # What a student may be made of: the stages that a ``Plan`` asks for, without the ceiling.
 _STAGES = (

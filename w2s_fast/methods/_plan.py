@@ -1,49 +1,25 @@
 """The plan of a student: a graph of what has to be computed, built before anything is computed.
 
-A ``Node`` is one computation with its inputs; a ``Plan`` creates nodes. Equal nodes are computed
-once, whichever methods use them. ``check_gold`` refuses a plan in which true labels reach a student
-other than through the weak model's labels, with two exceptions, a class balance and early stopping,
-which the report names.
+A ``Plan`` creates nodes. Equal nodes are computed once, whichever methods use them. ``check_gold``
+refuses a plan in which true labels reach a student other than through the weak model's labels, with
+two exceptions, a class balance and early stopping, which the report names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._gold_uses import other_uses, transfer_uses
-
-Settings = tuple[tuple[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class Node:
-    """One computation.
-
-    Attributes:
-        stage: Stage that computes it, a key of ``pipeline.jobs.VERSIONS``.
-        settings: Plain values, sorted by name.
-        needs: Input nodes, by the name they have in this node.
-    """
-
-    stage: str
-    settings: Settings = ()
-    needs: tuple[tuple[str, Node], ...] = ()
-
-    @property
-    def gold(self) -> tuple[str, ...]:
-        """Descriptions of its uses of true labels of the transfer set; empty for most nodes."""
-        return transfer_uses(self.stage, dict(self.settings))
-
-    @property
-    def weak_gold(self) -> tuple[str, ...]:
-        """Descriptions of its uses of other true labels, beside training weak models.
-
-        Reports name them; unlike ``gold`` they give no access to the transfer set's true labels.
-        """
-        return other_uses(self.stage, dict(self.settings))
+from w2s_fast.methods._node import (
+    Node,
+    make_node,
+    spec_of,
+    trained_inputs,
+    with_needs,
+    without_none,
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +64,8 @@ class Plan:
         settings = {"role": "weak", "member": member}
         if fold is not None:
             settings |= {"fold": fold} if folds == 2 else {"fold": fold, "folds": folds}
-        needs = _without_none(context=context)
-        return _node("weak", settings, needs | self._references("weak", "weak", member=member))
+        needs = without_none(context=context)
+        return make_node("weak", settings, needs | self._references("weak", "weak", member=member))
 
     def weak_labels(self, member: int = 0, split: str = "transfer") -> Node:
         """Return the weak model's class probabilities for every text of a split, calibrated if
@@ -103,7 +79,7 @@ class Plan:
         Without a rule in ``calibration`` it is a temperature.
         """
         rule = "temperature" if self.calibration == "none" else self.calibration
-        return _node("calibration", {"rule": rule}, self.out_of_fold(member))
+        return make_node("calibration", {"rule": rule}, self.out_of_fold(member))
 
     def out_of_fold(self, member: int = 0) -> dict[str, Node]:
         """Return the cross-fitted predictions of a weak model, as inputs of a stage.
@@ -135,14 +111,14 @@ class Plan:
         settings = {"role": known["role"], "split": split}
         needs = {
             "model": model,
-            **_without_none(start=start, context=context, calibrator=calibrator),
+            **without_none(start=start, context=context, calibrator=calibrator),
         }
         if known.get("freeze"):
             settings["freeze"] = True
             needs[split] = self.features(split, "last", start=start)
         member = known.get("member", 0)
         references = self._references(known["role"], split, start=start, member=member, test=False)
-        return _node("labels", settings, needs | references)
+        return make_node("labels", settings, needs | references)
 
     def transcripts(
         self, protocol: str, split: str = "transfer", member: int = 0, judged: bool = False
@@ -162,13 +138,13 @@ class Plan:
             needs = {f"fold{i}": self.labels(self.weak_model(fold=i), split) for i in (0, 1)}
         elif judged:
             needs = {"weak": self.weak_labels(split=split)}
-        return _node("transcripts", settings, needs)
+        return make_node("transcripts", settings, needs)
 
     def intermediate(self, position: int, labels: Node) -> Node:
         """Return intermediate model ``position``, trained on these labels."""
         settings = {"role": f"intermediate/{position}", "loss": self.loss}
         references = self._references(settings["role"], "transfer")
-        return _node("intermediate", settings, {"labels": labels, **references})
+        return make_node("intermediate", settings, {"labels": labels, **references})
 
     def student(self, labels: Node, initial: Node | None = None, **training: Any) -> Node:
         """Return the student trained on these labels.
@@ -189,16 +165,16 @@ class Plan:
                 "it; use plan.student(...)"
             )
         training = {"loss": self.loss, **training}
-        needs = {"labels": labels, **_without_none(initial=initial)}
+        needs = {"labels": labels, **without_none(initial=initial)}
         columns = _check_loss(labels, training["loss"], training)
         start = None if initial else training.get("start", dict(self.model_settings).get("start"))
         if "reference" in columns:
-            needs["reference"] = _with(self.pair_logprob(labels, initial), start=start)
+            needs["reference"] = with_needs(self.pair_logprob(labels, initial), start=start)
         if "target" in columns:
             needs["weak_policy"] = self.pair_logprob(labels, self.weak_model())
             needs["weak_reference"] = self.pair_logprob(labels, role="weak")
         if training.get("stages"):
-            needs["perplexity"] = _with(self.perplexity(labels, initial), start=start)
+            needs["perplexity"] = with_needs(self.perplexity(labels, initial), start=start)
         return self._strong("student", needs, training)
 
     def pair_logprob(self, labels: Node, model: Node | None = None, role: str = "student") -> Node:
@@ -211,7 +187,9 @@ class Plan:
         """
         if model is not None:
             role = dict(model.settings)["role"]
-        return _node("pair_logprob", {"role": role}, {"labels": labels, **_trained(model)})
+        return make_node(
+            "pair_logprob", {"role": role}, {"labels": labels, **trained_inputs(model)}
+        )
 
     def perplexity(self, labels: Node, model: Node | None = None) -> Node:
         """Return the perplexities (R,) of completions under a student.
@@ -220,7 +198,9 @@ class Plan:
             labels: Node of completions.
             model: Trained student; None: the untrained one.
         """
-        return _node("perplexity", {"role": "student"}, {"labels": labels, **_trained(model)})
+        return make_node(
+            "perplexity", {"role": "student"}, {"labels": labels, **trained_inputs(model)}
+        )
 
     def samples(
         self,
@@ -250,7 +230,7 @@ class Plan:
             "n": n, "temperature": float(temperature), "top_p": float(top_p), "shots": shots,
             "member": member,
         }  # fmt: skip
-        return _node("samples", settings, _trained(model))
+        return make_node("samples", settings, trained_inputs(model))
 
     def ceiling(self, **training: Any) -> Node:
         """Return the student's model trained on true labels."""
@@ -262,7 +242,7 @@ class Plan:
 
     def tuned(self) -> Node:
         """Return the student's language model fine-tuned on the transfer texts, without labels."""
-        return _node("tuned", {"role": "student"})
+        return make_node("tuned", {"role": "student"})
 
     def features(
         self,
@@ -280,19 +260,19 @@ class Plan:
             start: Model that replaces the pretrained one, see ``Method.training``.
         """
         settings = {"role": "student", "split": split, "layer": layer, "word": word}
-        return _node("features", settings, {} if start is None else {"start": start})
+        return make_node("features", settings, {} if start is None else {"start": start})
 
     def prior(self, split: str = "transfer") -> Node:
         """Return the untrained student's probabilities of the class words."""
-        return _node("prior", {"role": "student", "split": split})
+        return make_node("prior", {"role": "student", "split": split})
 
     def overlap(self, labels: Node, features: Node) -> Node:
         """Return the overlap density of the transfer split."""
-        return _node("overlap", {}, {"labels": labels, "features": features})
+        return make_node("overlap", {}, {"labels": labels, "features": features})
 
     def gold_balance(self) -> Node:
         """Return the true share of every class (C,); reports list it as a use of true labels."""
-        return _node("balance", {})
+        return make_node("balance", {})
 
     def trust(
         self,
@@ -326,17 +306,17 @@ class Plan:
             "weak_features": self.features("weak", layer),
         }
         if own is not None:
-            return _node("trust", {**settings, "calibrate": calibrate}, {**needs, "own": own})
+            return make_node("trust", {**settings, "calibrate": calibrate}, {**needs, "own": own})
         if self.calibration != "none":
             needs["calibrator"] = self.calibrator()
-        return _node("trust", settings, {**needs, **self.out_of_fold()})
+        return make_node("trust", settings, {**needs, **self.out_of_fold()})
 
     def trajectory(self, model: Node) -> Node:
         """Return the class probabilities (K, N, C) of the transfer texts at K steps of a training.
 
         ``model`` is a node of ``student(..., record=True)``.
         """
-        return _node("trajectory", {}, {"model": model})
+        return make_node("trajectory", {}, {"model": model})
 
     def apply(self, function: Callable[..., Any], **inputs: Node) -> Node:
         """Return the labels that a method's function computes from finished results.
@@ -347,7 +327,7 @@ class Plan:
             inputs: Nodes, by the name of the function's argument.
         """
         settings = {"method": spec_of(function.__self__), "function": function.__name__}  # type: ignore[attr-defined]
-        return _node("apply", settings, inputs)
+        return make_node("apply", settings, inputs)
 
     def apply_texts(
         self, function: Callable[..., Any], *, pairs: bool = False, **inputs: Node
@@ -363,7 +343,7 @@ class Plan:
                 function's argument.
         """
         settings = {"method": spec_of(function.__self__), "function": function.__name__}  # type: ignore[attr-defined]
-        return _node("text_labels", {**settings, "pairs": pairs}, inputs)
+        return make_node("text_labels", {**settings, "pairs": pairs}, inputs)
 
     def _strong(self, stage: str, needs: Mapping[str, Node], training: Mapping[str, Any]) -> Node:
         training = {**dict(self.model_settings), **training}
@@ -378,7 +358,7 @@ class Plan:
             references |= self._references(
                 "student", split, start=nodes.get("start"), control=stage == "control"
             )
-        return _node(stage, {"role": "student", **plain}, {**needs, **nodes, **references})
+        return make_node(stage, {"role": "student", **plain}, {**needs, **nodes, **references})
 
     def _references(
         self,
@@ -397,9 +377,10 @@ class Plan:
         settings |= {"member": member} if member else {}
         settings |= {"control": True} if control else {}
         splits = dict.fromkeys((split, "test") if test else (split,))
-        needs = _without_none(start=start)
+        needs = without_none(start=start)
         return {
-            f"reference_{s}": _node("reference", {**settings, "split": s}, needs) for s in splits
+            f"reference_{s}": make_node("reference", {**settings, "split": s}, needs)
+            for s in splits
         }
 
 
@@ -425,46 +406,3 @@ def _check_loss(labels: Node, loss: str, training: Mapping[str, Any]) -> tuple[s
             "it out, or give the stages to the model that the student continues from"
         )
     return make_preference(loss).needs if pairs else ()
-
-
-def all_nodes(roots: Iterable[Node]) -> Iterator[Node]:
-    """Yield the nodes and all nodes that they need, each once."""
-    pending, seen = list(roots), set[Node]()
-    while pending:
-        node = pending.pop()
-        if node not in seen:
-            seen.add(node)
-            pending += [needed for _, needed in node.needs]
-            yield node
-
-
-def spec_of(thing: Any) -> str:
-    """Return a spec that builds an equal object: ``module:Class`` with all fields."""
-    from dataclasses import fields
-
-    cls = type(thing)
-    settings = ",".join(f"{f.name}={getattr(thing, f.name)}" for f in fields(thing))
-    return f"{cls.__module__}:{cls.__qualname__}" + (f":{settings}" if settings else "")
-
-
-def _trained(model: Node | None) -> dict[str, Node]:
-    """Return the inputs that a stage needs to build a trained model; none for an untrained one."""
-    if model is None:
-        return {}
-    return {"model": model, **_without_none(start=dict(model.needs).get("start"))}
-
-
-def _with(node: Node, **needs: Node | None) -> Node:
-    return replace(node, needs=(*node.needs, *_without_none(**needs).items()))
-
-
-def _without_none(**needs: Node | None) -> dict[str, Node]:
-    return {name: node for name, node in needs.items() if node is not None}
-
-
-def _node(
-    stage: str,
-    settings: Mapping[str, Any],
-    needs: Mapping[str, Node] | None = None,
-) -> Node:
-    return Node(stage, tuple(sorted(settings.items())), tuple((needs or {}).items()))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from w2s_fast.methods._balance import log_probs
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 
 
 def one_hot(classes: np.ndarray, n_classes: int) -> np.ndarray:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._plan import Node, Plan, _node, _without_none
+from w2s_fast.methods._node import Node, make_node, without_none
+from w2s_fast.methods._plan import Plan
 from w2s_fast.supervisors import (
     Generated,
     LabelWords,
@@ -97,8 +98,8 @@ class SupervisedPlan(Plan):
             for i, source in enumerate(self._sources())
         }
         gate = self._gate(fold) if block.gate else None
-        further = _without_none(calibrator=calibrator, gate=gate)
-        return _node("posterior", settings, {**needs, **further})
+        further = without_none(calibrator=calibrator, gate=gate)
+        return make_node("posterior", settings, {**needs, **further})
 
     def _gate(self, fold: int | None) -> Node:
         """Return the gate over sources, fitted to cross-fitted votes for the weak split.
@@ -121,7 +122,7 @@ class SupervisedPlan(Plan):
             for j, source in enumerate(sources)
         }
         settings = {"folds": self.folds} | ({} if fold is None else {"fold": fold})
-        return _node("gate", settings, needs)
+        return make_node("gate", settings, needs)
 
     def _votes(self, source: Source, split: str, fold: int | None) -> Node:
         """Return the votes of a source that learned without a fold, if one is given."""
@@ -136,11 +137,11 @@ class SupervisedPlan(Plan):
             alone = Plan()
             model = alone.weak_model(source.member, fold=fold, folds=self.folds)
             needs = {"labels": alone.labels(model, split)}
-        return _node("votes", settings, needs)
+        return make_node("votes", settings, needs)
 
     def _generated(self, settings: dict[str, Any], split: str, fold: int | None) -> Node:
         layer = self.supervisors.layer
         if fold is not None:
             settings |= {"fold": fold, "folds": self.folds}
         needs = {s: self.features(s, layer) for s in dict.fromkeys(("weak", split))}
-        return _node("generated_votes", settings, needs)
+        return make_node("generated_votes", settings, needs)

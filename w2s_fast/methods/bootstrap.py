@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._base import ANY_KIND, Method, number
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ import torch
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._base import Method, Targets, choice, layer_field, number
 from w2s_fast.methods._direction import consistent, normalised, principal, truth
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 from w2s_fast.methods.elicit import CALIBRATIONS, calibrated
 
 DIRECTIONS = ("ccs", "crc")

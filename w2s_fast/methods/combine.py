@@ -15,7 +15,8 @@ import numpy as np
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._balance import balance_of, matched
 from w2s_fast.methods._base import Method, Targets, choice, make_method
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 from w2s_fast.methods._pool import POOLS, pool
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._base import Method, Targets, number
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 from w2s_fast.methods._rows import one_hot
 
 

@@ -23,7 +23,8 @@ import numpy as np
 
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._base import Method, Targets, number
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,8 @@ import numpy as np
 from w2s_fast.methods._balance import balance_of, log_probs
 from w2s_fast.methods._base import Method, Targets, choice, layer_field, number
 from w2s_fast.methods._coherence import Coherence, hat_factor
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 
 STARTS = ("weak", "answers")
 _COOLING = 1e-3

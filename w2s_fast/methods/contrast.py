@@ -20,7 +20,8 @@ import numpy as np
 
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._base import Method, choice, number
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 from w2s_fast.methods._texts import PairLabels, Prompts, Samples
 from w2s_fast.reasoning.equality import RULES, check_rule
 from w2s_fast.reasoning.pairs import contrastive_pairs

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from w2s_fast.methods._base import Method, Targets, choice, number
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 from w2s_fast.methods._pool import POOLS, pool
 
 ENSEMBLES = ("debate", "finetune")

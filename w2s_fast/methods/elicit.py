@@ -12,7 +12,8 @@ import numpy as np
 
 from w2s_fast.methods._balance import balance_of, matched
 from w2s_fast.methods._base import Method, Targets, choice
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 
 CALIBRATIONS = ("none", "weak")
 

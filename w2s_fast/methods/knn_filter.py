@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from w2s_fast.methods._base import Method, Targets, layer_field, number
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 from w2s_fast.neighbors import nearest
 
 

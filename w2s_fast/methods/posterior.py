@@ -14,7 +14,8 @@ import numpy as np
 from w2s_fast.methods._balance import balance_of, matched
 from w2s_fast.methods._base import Method, Targets, choice, number
 from w2s_fast.methods._channel import estimate
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 from w2s_fast.methods.ccs import CCS
 
 SOURCES = ("answers", "ccs")

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from w2s_fast.methods._base import Method, Targets, choice, layer_field, number
 from w2s_fast.methods._logreg import out_of_fold
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 from w2s_fast.methods._topo import supported, total_variation
 from w2s_fast.neighbors import nearest
 

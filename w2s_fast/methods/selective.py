@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from w2s_fast.methods._base import Method, Targets, choice, layer_field, number
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 from w2s_fast.methods.elicit import CALIBRATIONS, Elicit
 from w2s_fast.trust import selective_labels, smooth_labels
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from w2s_fast.methods._base import Method, Targets, layer_field, number
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 from w2s_fast.methods._rows import member_labels
 from w2s_fast.trust import teacher_weights
 

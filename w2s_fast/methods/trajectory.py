@@ -23,7 +23,8 @@ import numpy as np
 
 from w2s_fast.methods._balance import log_probs
 from w2s_fast.methods._base import Method, Targets, choice, number
-from w2s_fast.methods._plan import Node, Plan
+from w2s_fast.methods._node import Node
+from w2s_fast.methods._plan import Plan
 from w2s_fast.methods._rows import losses, one_hot, smallest
 
 CRITERIA = ("loss", "margin", "early")

@@ -20,7 +20,8 @@ import numpy as np
 from w2s_fast.config import RunConfig, model_of
 from w2s_fast.distributed.world import World, get_world
 from w2s_fast.errors import DataWarning, W2SError
-from w2s_fast.pipeline.jobs import Job, data_digest
+from w2s_fast.pipeline.job_identity import data_digest
+from w2s_fast.pipeline.jobs import Job
 from w2s_fast.pipeline.task_kinds import TaskKind, task_kind
 from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, check_texts, get_task
 from w2s_fast.tasks._conflict import add_conflict

@@ -22,16 +22,14 @@ from w2s_fast.pipeline.check_fit import check_fit
 from w2s_fast.pipeline.check_supervisors import check_supervisors
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import WorkItem, execute, find
-from w2s_fast.pipeline.jobs import (
+from w2s_fast.pipeline.job_identity import (
     Folders,
-    Job,
-    JobPlan,
     config_slice,
     data_digests,
     data_of_job,
     input_digests,
-    plan_jobs,
 )
+from w2s_fast.pipeline.jobs import Job, JobPlan, plan_jobs
 from w2s_fast.pipeline.label_files import write_label_files
 from w2s_fast.pipeline.pool import (
     JobError,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from w2s_fast.config import RunConfig, to_dict
-from w2s_fast.pipeline.jobs import VERSIONS
+from w2s_fast.pipeline.job_identity import VERSIONS
 from w2s_fast.store import Artifact
 from w2s_fast.tasks import TaskData
 from w2s_fast.version import __version__

@@ -15,15 +15,14 @@ from w2s_fast.config import RunConfig
 from w2s_fast.files import content_hash
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.execute import WorkItem
-from w2s_fast.pipeline.jobs import (
+from w2s_fast.pipeline.job_identity import (
     Folders,
-    Job,
     config_slice,
     data_digests,
     data_of_job,
     input_digests,
-    plan_jobs,
 )
+from w2s_fast.pipeline.jobs import Job, plan_jobs
 from w2s_fast.pipeline.provenance import class_counts
 from w2s_fast.store import Artifact
 from w2s_fast.sweeps.grid import Cell
