@@ -70,7 +70,7 @@ def reasoning_run(folder: Path, model: Path, methods: list[str], **changes: Any)
     weak = {"source": "scratch", "hidden": 32, "layers": 2, "heads": 2}
     values = {
         "task": {**task, **changes.pop("task", {})}, "weak": weak,
-        "student": {"source": str(model)}, "weak_train": {**TRAIN, "epochs": 30},
+        "student": {"source": str(model)}, "weak_train": {**TRAIN, "epochs": 20},
         "student_train": TRAIN, "losses": ["xent"], "seeds": [0], "methods": methods,
         "output_dir": str(folder / "out"), "workers": 1, "threads": 1, "device": "cpu",
     }  # fmt: skip

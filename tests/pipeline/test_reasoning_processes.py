@@ -24,6 +24,7 @@ from w2s_fast.training import checkpoint
 pytest.importorskip("deepspeed")
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 BOTH = f"{STAGE_ONE}|{STAGE_TWO}"
+Finished = tuple[list[Any], dict[str, Any], dict[str, np.ndarray]]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def job(folder: Path, model: Path, zero: int) -> list[str]:
     return ["run", "--config", str(path), "--quiet"]
 
 
-def read(folder: Path) -> tuple[list[Any], dict[str, Any], dict[str, np.ndarray]]:
+def read(folder: Path) -> Finished:
     """Return reports, samples by stage, and the losses of every student."""
     out = folder / "out"
     results = json.loads((out / "results.json").read_text())
@@ -55,17 +56,23 @@ def read(folder: Path) -> tuple[list[Any], dict[str, Any], dict[str, np.ndarray]
     return results["text_labels"], texts, losses
 
 
-def test_two_processes_at_every_zero_stage_equal_one(model: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def one(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("one") / "run"
+    ranks.run(__file__, 1, job(folder, model, 0))
+    return read(folder)
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_two_processes_equal_one(zero: int, one: Finished, model: Path, tmp_path: Path) -> None:
     """The same texts and selections, hence students; losses differ by rounding."""
-    ranks.run(__file__, 1, job(tmp_path / "one", model, 0))
-    reports, texts, losses = read(tmp_path / "one")
+    reports, texts, losses = one
     assert len(texts) == 4 and len(losses) == 4 and len(reports) == 4
-    for zero in range(4):
-        ranks.run(__file__, 2, job(tmp_path / f"two-{zero}", model, zero))
-        other = read(tmp_path / f"two-{zero}")
-        assert other[0] == reports and other[1] == texts
-        for name, values in losses.items():
-            assert other[2][name] == pytest.approx(values, abs=2e-3), (zero, name)
+    ranks.run(__file__, 2, job(tmp_path / "two", model, zero))
+    other = read(tmp_path / "two")
+    assert other[0] == reports and other[1] == texts
+    for name, values in losses.items():
+        assert other[2][name] == pytest.approx(values, abs=2e-3), name
 
 
 @pytest.mark.parametrize("where", ["samples", "student"])
