@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from w2s_fast.errors import W2SError
+from w2s_fast.methods._label_columns import columns_of
 from w2s_fast.methods._node import (
     Node,
     make_node,
@@ -166,7 +167,7 @@ class Plan:
             )
         training = {"loss": self.loss, **training}
         needs = {"labels": labels, **without_none(initial=initial)}
-        columns = _check_loss(labels, training["loss"], training)
+        columns = columns_of(labels, training)
         start = None if initial else training.get("start", dict(self.model_settings).get("start"))
         if "reference" in columns:
             needs["reference"] = with_needs(self.pair_logprob(labels, initial), start=start)
@@ -382,27 +383,3 @@ class Plan:
             f"reference_{s}": make_node("reference", {**settings, "split": s}, needs)
             for s in splits
         }
-
-
-def _check_loss(labels: Node, loss: str, training: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the columns that the loss needs of pairs: "reference", "target"; none for completions.
-
-    Raises:
-        W2SError: Labels are pairs and the loss is no preference loss, or the reverse; or pairs have
-            ``stages``.
-    """
-    from w2s_fast.losses.preference import PREFERENCES, make_preference
-
-    pairs, preference = bool(dict(labels.settings).get("pairs")), loss.split(":")[0] in PREFERENCES
-    if pairs != preference:
-        labels_are = "pairs of completions" if pairs else "completions"
-        raise W2SError(
-            f"the student's labels are {labels_are}, and its loss is {loss!r}; expected "
-            + (f"one of {', '.join(PREFERENCES)}" if pairs else "a loss of tokens, such as xent")
-        )
-    if pairs and training.get("stages"):
-        raise W2SError(
-            "a method trains in stages of completions, and the student's labels are pairs; leave "
-            "it out, or give the stages to the model that the student continues from"
-        )
-    return make_preference(loss).needs if pairs else ()

@@ -47,7 +47,7 @@ class TreePairs(Method):
     warm_up: int = number(3, 0)
     loss: str = "simpo:beta=2.5"
     pick: str = choice("extremes", ("extremes", "all"))
-    margin: float = number(0.1, 0.0)
+    margin: float = number(0.1, 1e-9)
     max_overlap: float = number(0.95, 0.0, 1.0)
     max_pairs: int = number(0, 0)
     text: str = "text"
