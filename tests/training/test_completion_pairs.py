@@ -79,6 +79,11 @@ def test_selections_and_digests(tokenizer: Any) -> None:
         encode_pairs(tokenizer, *(pair_texts()[i] for i in (0, 2, 1))),
     ]  # fmt: skip
     assert len({p.digest() for p in [pairs, *others]}) == len(others) + 1
+    last = [
+        encode_pairs(tokenizer, ["the"], [f" cat {word}"], [" dog"], end=False).digest()
+        for word in ("key", "door")
+    ]
+    assert last[0] != last[1]  # the last token of a completion is a label alone
     assert others[2].token_digest() == pairs.token_digest()
 
 
@@ -170,6 +175,20 @@ def test_implicit_reward_of_dpo_with_xent_is_dpo(folders: dict[str, Path], token
         assert np.allclose(ends[0][0], ends[1][0], rtol=1e-6) and ends[0][1] == ends[1][1]
         for a, b in zip(ends[0][2], ends[1][2], strict=True):
             assert (a - b).abs().max() < 1e-6
+
+
+def test_the_memory_of_an_implicit_reward_is_that_of_its_loss() -> None:
+    """Processes advance it by the rows of all; a call over the same rows leaves the same ring."""
+    g = torch.Generator().manual_seed(0)
+    answers = torch.randn(6, 2, 3, generator=g)
+    weak = torch.rand(6, 1, generator=g)
+    weak = torch.cat([weak, 1 - weak], 1)
+    loss = make_pair_loss("logconf_eleuther:window=8@dpo:beta=0.3")
+    out = loss(answers, weak, step=200)
+    state = loss.advance(answers, weak, state=loss.init_state())
+    assert out.state is not None and torch.equal(state, out.state)
+    gaps = 0.3 * (answers[..., 0] - answers[..., 1])
+    assert torch.allclose(state[2:].float(), gaps[:, 0] - gaps[:, 1])
 
 
 def test_what_cannot_be_trained(folders: dict[str, Path], tokenizer: Any) -> None:
