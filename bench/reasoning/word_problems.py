@@ -76,7 +76,9 @@ def table(results: Mapping[str, Any]) -> str:
         f"{shots or 'no'} examples"
         for shots in (0, SHOTS)
     )
-    fates = "".join(f"- {line.replace('|', chr(92) + '|')}\n" for line in label_lines(results))
+    first = {row["stage"]: row for row in reversed(results["text_labels"])}  # others repeat it
+    lines = label_lines({"text_labels": list(reversed(first.values()))})
+    fates = "".join(f"- {line}\n" for line in lines)
     e = results["environment"]
     return (
         f"{w2s.table(results)}\nUntrained bases: {prompted}. Items of all runs:\n\n{fates}\n"
