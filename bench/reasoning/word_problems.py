@@ -71,19 +71,34 @@ def block() -> str:
 
 def table(results: Mapping[str, Any]) -> str:
     """Return the experiment as Markdown: students, untrained bases, fates of the items."""
-    prompted = ", ".join(
-        f"{mean(r['accuracy'] for r in results['prompted'] if r['shots'] == shots):.3f} after "
-        f"{shots or 'no'} examples"
-        for shots in (0, SHOTS)
-    )
     first = {row["stage"]: row for row in reversed(results["text_labels"])}  # others repeat it
     lines = label_lines({"text_labels": list(reversed(first.values()))})
     fates = "".join(f"- {line}\n" for line in lines)
     e = results["environment"]
     return (
-        f"{w2s.table(results)}\nUntrained bases: {prompted}. Items of all runs:\n\n{fates}\n"
+        f"{w2s.table(results)}\nAccuracy by base, means over its seeds:\n\n{_by_base(results)}\n"
+        f"What became of the items, in all runs:\n\n{fates}\n"
         f"{e['cpu']}, torch {e['torch']}, commit {e['git_sha']}.\n"
     )
+
+
+def _by_base(results: Mapping[str, Any]) -> str:
+    """Return a row for each base: before its training, after the methods, and its ceiling."""
+    names = [s["name"] for s in results["summary"]]
+    shown = {"student of all weak labels": names[0], "stage I, iteration 2": names[4],
+             "stage II, DPO": names[5], "stage II, ORPO": names[6]}  # fmt: skip
+    heads = ["base", "no examples", f"{SHOTS} examples", "weak model", *shown, "ceiling"]
+    lines = [heads, ["---:"] * len(heads)]
+    for base in sorted({row["base"] for row in results["prompted"]}):
+        own = [row for row in results["prompted"] if row["base"] == base]
+        seeds = {row["seed"] for row in own}
+        runs = [run for run in results["runs"] if run["seed"] in seeds]
+        before = [mean(r["accuracy"] for r in own if r["shots"] == s) for s in (0, SHOTS)]
+        after = [mean(r["student"] for r in runs if r["name"] == name) for name in shown.values()]
+        ends = [mean(r[model] for r in runs) for model in ("weak", "ceiling")]
+        numbers = [*before, ends[0], *after, ends[1]]
+        lines.append([str(base), *(f"{n:.3f}" for n in numbers)])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def measure(out: Path) -> dict[str, Any]:
