@@ -23,7 +23,7 @@ from w2s_fast.report.label_rows import label_lines
 from w2s_fast.tasks import TaskConfig, TaskData, get_task
 from w2s_fast.training import TrainConfig
 
-FILE = RESULTS / "w2s" / "word_problems.json"
+FILE = RESULTS / "reasoning" / "word_problems.json"
 SHOTS = 4
 _STAGE_ONE = "agreement_sft:rule=number"
 _HYBRID = f"{_STAGE_ONE},iterations=2"
@@ -59,6 +59,7 @@ def run(out: Path, record: bool) -> None:
     results = measure(out)
     print(table(results))
     if record:
+        FILE.parent.mkdir(exist_ok=True)
         FILE.write_text(json.dumps(results, indent=1) + "\n")
 
 
