@@ -24,7 +24,7 @@ def row(base: int, seed: int, change: float) -> dict[str, Any]:
 def test_table() -> None:
     rows = [row(b, s, 0.01 * (b + 1) - 0.02 * (s == 2)) for b in range(3) for s in range(3)]
     text = table(rows)
-    assert "| student after the pairs | 0.813 | +0.013 | -0.011 to +0.038 |" in text
+    assert "| student after the pairs | 0.813 | +0.013 | -0.012 to +0.038 |" in text
     assert "| student | 0.800 |  |  |" in text
     assert "| student after the reversed pairs | 0.500 | -0.300 | – |" in text
     assert "3 bases with 3 seeds each; 20 prompts, 10 to 12 pairs" in text
