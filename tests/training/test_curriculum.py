@@ -21,7 +21,7 @@ from w2s_fast.losses import make_loss
 from w2s_fast.models.weights import module_tensors
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import difficulty_stages, hardest_rows, perplexity, train
-from w2s_fast.training.data import RowOrder
+from w2s_fast.training.data import RowOrder, epoch_order
 
 
 def flat(order: RowOrder, steps: int) -> list[int]:
@@ -98,6 +98,7 @@ def test_order_of_stages() -> None:
 
 def test_one_stage_is_no_stage() -> None:
     plain = flat(RowOrder(10, 4, 3, 7), 8)
+    assert plain == np.concatenate([epoch_order(10, 7, epoch) for epoch in range(3)]).tolist()
     assert flat(RowOrder(10, 4, 3, 7, np.full(10, 4)), 8) == plain
 
 
