@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._node import Node
 
 
-def columns_of(labels: Node, training: Mapping[str, Any]) -> tuple[str, ...]:
+def columns_of(pairs: bool, training: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns that the loss needs of pairs: "reference", "target"; none for completions.
 
     Args:
-        labels: Labels of the student.
+        pairs: Whether the labels of the student are pairs.
         training: Settings of its training, with the spec of its loss.
 
     Raises:
@@ -23,8 +22,7 @@ def columns_of(labels: Node, training: Mapping[str, Any]) -> tuple[str, ...]:
     from w2s_fast.losses.preference import PREFERENCES, make_preference
 
     loss = training["loss"]
-    pairs, preference = bool(dict(labels.settings).get("pairs")), loss.split(":")[0] in PREFERENCES
-    if pairs != preference:
+    if pairs != (loss.split(":")[0] in PREFERENCES):
         labels_are = "pairs of completions" if pairs else "completions"
         raise W2SError(
             f"the student's labels are {labels_are}, and its loss is {loss!r}; expected "

@@ -167,7 +167,7 @@ class Plan:
             )
         training = {"loss": self.loss, **training}
         needs = {"labels": labels, **without_none(initial=initial)}
-        columns = columns_of(labels, training)
+        columns = columns_of(bool(dict(labels.settings).get("pairs")), training)
         start = None if initial else training.get("start", dict(self.model_settings).get("start"))
         if "reference" in columns:
             needs["reference"] = with_needs(self.pair_logprob(labels, initial), start=start)
