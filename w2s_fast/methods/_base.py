@@ -70,6 +70,21 @@ def choice(default: str, names: tuple[str, ...]) -> Any:
     return _checked(default, lambda value: value in names, f"one of {', '.join(names)}")
 
 
+def preference_loss(default: str) -> Any:
+    """Declare the preference loss of a method that makes pairs."""
+    return _checked(default, _is_preference, "the spec of a preference loss, such as dpo:beta=0.1")
+
+
+def _is_preference(spec: str) -> bool:
+    from w2s_fast.losses.preference import make_preference
+
+    try:
+        make_preference(spec)
+    except W2SError:
+        return False
+    return True
+
+
 def layer_field(default: str) -> Any:
     """Declare the layer whose hidden states a method reads: "half", "last" or a number."""
     expected = "half, last, or a number, 0 for the embeddings"

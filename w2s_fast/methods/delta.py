@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._base import Method, choice, number
+from w2s_fast.methods._base import Method, choice, number, preference_loss
 from w2s_fast.methods._node import Node
 from w2s_fast.methods._plan import Plan
 from w2s_fast.methods._texts import PairLabels, Prompts, Samples, TextLabels
@@ -51,7 +51,7 @@ class Delta(Method):
     shots: int = number(0, 0)
     direction: str = choice("normal", ("normal", "reversed"))
     train: str = choice("pairs", ("pairs", "sft"))
-    loss: str = "dpo_norm:beta=5"
+    loss: str = preference_loss("dpo_norm:beta=5")
     base: str = choice("pretrained", ("pretrained", "naive"))
 
     def __post_init__(self) -> None:
@@ -128,7 +128,7 @@ class WSPO(Delta):
     the weak model is aligned by a preference loss; here its training is that of the run.
     """
 
-    loss: str = "wspo"
+    loss: str = preference_loss("wspo")
 
 
 def _items(prompts: Prompts, rows: Any) -> np.ndarray:

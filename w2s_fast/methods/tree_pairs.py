@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods._base import Method, choice, number
+from w2s_fast.methods._base import Method, _checked, choice, number, preference_loss
 from w2s_fast.methods._node import Node
 from w2s_fast.methods._plan import Plan
 from w2s_fast.methods._texts import PairLabels, Prompts
 
 if TYPE_CHECKING:
     from w2s_fast.preference_pairs import StepReport, Tree
+
+
+def _are_files(text: str) -> bool:
+    return not text or all(path.strip().endswith(".jsonl") for path in text.split(";"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,20 +42,17 @@ class TreePairs(Method):
         loss: Preference loss of the pairs, with at most one setting.
         pick, margin, max_overlap, max_pairs: ``choose``, ``margin``, ``max_overlap`` and
             ``max_pairs`` of `step_pairs`; ``max_pairs=0``: no limit.
-        text, value: Fields of a node, see `read_trees`.
     """
 
     kinds = ("generation",)
 
-    files: str = ""
+    files: str = _checked("", _are_files, "paths of .jsonl files, ';' between two")
     warm_up: int = number(3, 0)
-    loss: str = "simpo:beta=2.5"
+    loss: str = preference_loss("simpo:beta=2.5")
     pick: str = choice("extremes", ("extremes", "all"))
     margin: float = number(0.1, 1e-9)
     max_overlap: float = number(0.95, 0.0, 1.0)
     max_pairs: int = number(0, 0)
-    text: str = "text"
-    value: str = "value"
 
     @property
     def rounds(self) -> tuple[str, ...]:
@@ -126,7 +127,7 @@ class TreePairs(Method):
     def _trees(self, path: str) -> tuple[Tree, ...]:
         from w2s_fast.preference_pairs import read_trees
 
-        return read_trees(path, text=self.text, value=self.value)
+        return read_trees(path)
 
 
 def _report(
