@@ -334,7 +334,9 @@ def _differences(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
 def field_types(cls: type = RunConfig, prefix: str = "") -> dict[str, Any]:
     """Return the type of every field by its dotted name, e.g. ``student_train.lr: float``."""
     types: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(cls).items():
+    hints = typing.get_type_hints(cls)  # has the ClassVars, too
+    for name in (f.name for f in dataclasses.fields(cls)):
+        hint = hints[name]
         if dataclasses.is_dataclass(hint):
             types |= field_types(typing.cast(type, hint), f"{prefix}{name}.")
         else:
