@@ -73,7 +73,7 @@ def test_later_files_and_options_win_and_blocks_merge(tmp_path: Path) -> None:
     ("args", "words"),
     [
         (["--student_train.learning_rate", "1"], "did you mean 'student_train.lr'?"),
-        (["--learning_rate", "1"], "there is 'task.pretrain.lr' and 'weak_train.lr' and"),
+        (["--learning_rate", "1"], "'weak_train.lr' and 'student_train.lr'"),
         (["--weak.max_length", "9"], "'weak_train.max_length' and 'student_train.max_length'"),
         (["--student_train.zzz", "1"], "see --print-config for all of them"),
         (["--student_train.max_lenght", "1"], "did you mean 'student_train.max_length'?"),
