@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -208,9 +210,11 @@ def test_functions_are_pure(spec: str) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_functions_of_texts_are_pure(spec: str) -> None:
+def test_functions_of_texts_are_pure(spec: str, tmp_path: Path) -> None:
     """As above, and every row names an item."""
     prompts = Prompts([f"item {i}" for i in range(N)], [f"{i} + 1 =" for i in range(N)])
+    if spec == "tree_pairs":  # without files it has nothing to read
+        spec = f"tree_pairs:files={_trees(tmp_path / 'trees.jsonl', prompts)}"
     for node in _nodes(spec):
         if node.stage != "text_labels":
             continue
@@ -224,6 +228,18 @@ def test_functions_of_texts_are_pure(spec: str) -> None:
         assert isinstance(out, PairLabels if settings["pairs"] else TextLabels)
         for one, two in zip(vars(out).values(), vars(again).values(), strict=True):
             assert np.array_equal(one, two)
+
+
+def _trees(path: Path, prompts: Prompts) -> Path:
+    """Write a tree of two steps for every second prompt."""
+    values = {f" {word}": value for word, value in (("right", 0.9), ("wrong", 0.1))}
+    nodes = [
+        {"id": i, "parent": None, "text": text, "value": value}
+        for i, (text, value) in enumerate(values.items())
+    ]
+    trees = [{"id": i, "prompt": text, "nodes": nodes} for i, text in enumerate(prompts.texts[::2])]
+    path.write_text("".join(json.dumps(tree) + "\n" for tree in trees))
+    return path
 
 
 def _texts(node: Node) -> list[list[str]]:
