@@ -18,7 +18,7 @@ from helpers.decided import Decided
 from w2s_fast.distributed.world import World, exit_process, get_world, init_distributed
 from w2s_fast.losses import make_loss
 from w2s_fast.models.weights import gathered, module_tensors
-from w2s_fast.training import Encoded, TrainConfig, checkpoint, train
+from w2s_fast.training import Encoded, TrainConfig, checkpoint, difficulty_stages, train
 
 N = 43  # rows: no batch of the matrix divides it, so last batches are short and ranks run dry
 
@@ -77,8 +77,9 @@ class _Stopping:
 def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str, Any]:
     """Train; the loss curve, and all weights as one list."""
     directory, dtype = fields.pop("directory", None), fields.pop("dtype", "float32")
-    stop = fields.pop("stop", None)
+    stop, n_stages = fields.pop("stop", None), fields.pop("stages", None)
     data, targets, weight = rows()
+    stages = None if n_stages is None else difficulty_stages(data.lengths, n_stages)
     if dtype == "float16":
         _allow_fp16()
     model = Tiny(getattr(torch, dtype))
@@ -94,7 +95,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     try:
         log = train(
             model, data, targets, _Stopping(loss, stop), cfg, seed=5,
-            weight=weight if weighted else None,
+            weight=weight if weighted else None, stages=stages,
             checkpoint_dir=None if directory is None else Path(directory),
         )  # fmt: skip
     except Stopped:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from w2s_fast.training.completions import Completions, encode_completions
     from w2s_fast.training.config import THRESHOLD_SCOPES, TrainConfig
+    from w2s_fast.training.curriculum import difficulty_stages, hardest_rows, perplexity
     from w2s_fast.training.data import Encoded, encode
     from w2s_fast.training.generation import generate
     from w2s_fast.training.likelihood import completion_logprob, next_token_probs, sequence_logprob
@@ -25,10 +26,13 @@ __all__ = [
     "TrainConfig",
     "Watch",
     "completion_logprob",
+    "difficulty_stages",
     "encode",
     "encode_completions",
     "generate",
+    "hardest_rows",
     "next_token_probs",
+    "perplexity",
     "predict",
     "sequence_logprob",
     "train",
@@ -41,10 +45,13 @@ _HOMES = {
     "Watch": "monitor",
     "Encoded": "data",
     "completion_logprob": "likelihood",
+    "difficulty_stages": "curriculum",
     "encode": "data",
     "encode_completions": "completions",
     "generate": "generation",
+    "hardest_rows": "curriculum",
     "next_token_probs": "likelihood",
+    "perplexity": "curriculum",
     "predict": "prediction",
     "sequence_logprob": "likelihood",
     "train": "loop",

@@ -196,25 +196,54 @@ class RowOrder:
 
     Every epoch visits every row once. A batch may span two epochs, so only the very last batch can
     be short.
+
+    Args:
+        n: number of rows.
+        batch_size: rows of a step.
+        epochs: visits of every row.
+        seed: of the permutations.
+        stages: (n,) integers, or None for one stage. All epochs of a stage precede those of the
+            next larger one; a batch may span two stages.
     """
 
-    def __init__(self, n: int, batch_size: int, epochs: int, seed: int) -> None:
-        self._n, self._batch_size, self._total, self._seed = n, batch_size, n * epochs, seed
-        self._orders: dict[int, np.ndarray] = {}
+    def __init__(
+        self, n: int, batch_size: int, epochs: int, seed: int, stages: np.ndarray | None = None
+    ) -> None:
+        self._batch_size, self._total, self._seed = batch_size, n * epochs, seed
+        stages = np.zeros(n, dtype=np.int64) if stages is None else stages
+        by_stage = np.argsort(stages, kind="stable")
+        ends = np.flatnonzero(np.diff(stages[by_stage])) + 1
+        self._stages = np.split(by_stage, ends)
+        self._starts = np.array([0, *ends]) * epochs
+        self._sizes = np.array([len(rows) for rows in self._stages])
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def rows(self, step: int) -> np.ndarray:
         """Return (<= batch_size,) int64 row numbers of optimizer step ``step``."""
         index = np.arange(step * self._batch_size, min((step + 1) * self._batch_size, self._total))
-        epochs = index // self._n
+        stages = np.searchsorted(self._starts, index, side="right") - 1
+        epochs, places = np.divmod(index - self._starts[stages], self._sizes[stages])
+        keys = list(dict.fromkeys(zip(stages.tolist(), epochs.tolist(), strict=True)))
+        orders = self._orders  # those of the last step, which this one may continue
+        self._orders = {key: orders[key] if key in orders else self._order(*key) for key in keys}
+        parts = [(stages == stage) & (epochs == epoch) for stage, epoch in keys]
         return np.concatenate(
-            [self._order(int(e))[index[epochs == e] % self._n] for e in np.unique(epochs)]
+            [self._orders[key][places[part]] for key, part in zip(keys, parts, strict=True)]
         )
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = epoch_order(self._n, self._seed, epoch)
-        return self._orders[epoch]
+    def _order(self, stage: int, epoch: int) -> np.ndarray:
+        rows = self._stages[stage]
+        seed = derived_seed(self._seed, stage) if stage else self._seed
+        return rows[epoch_order(len(rows), seed, epoch)]
+
+
+def check_stages(stages: np.ndarray, n: int) -> None:
+    """Raise ``W2SError`` unless ``stages`` has one integer a row, (n,)."""
+    if stages.shape != (n,) or not np.issubdtype(stages.dtype, np.integer):
+        raise W2SError(
+            f"stages have shape {stages.shape} and dtype {stages.dtype}; expected one integer a "
+            f"row, ({n},): see `difficulty_stages`"
+        )
 
 
 # Tokens of a predicted batch: enough to keep every core busy, few enough for the caches.

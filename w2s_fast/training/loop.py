@@ -21,7 +21,13 @@ from w2s_fast.models.weights import module_tensors, shape_of
 from w2s_fast.training import checkpoint
 from w2s_fast.training.completions import CompletionBatch, Completions
 from w2s_fast.training.config import EXECUTION_FIELDS, TrainConfig
-from w2s_fast.training.data import RowData, RowOrder, check_weak_labels, derived_seed
+from w2s_fast.training.data import (
+    RowData,
+    RowOrder,
+    check_stages,
+    check_weak_labels,
+    derived_seed,
+)
 from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
 from w2s_fast.training.engine import Engine, PlainEngine
 from w2s_fast.training.monitor import Monitor, Watch
@@ -45,6 +51,7 @@ def train(
     seed: int,
     *,
     weight: np.ndarray | None = None,
+    stages: np.ndarray | None = None,
     checkpoint_dir: Path | None = None,
     progress: ProgressFn | None = None,
     watch: Watch | None = None,
@@ -64,6 +71,8 @@ def train(
         cfg: hyper-parameters.
         seed: of data order and dropout. The same seed gives every loss the same batches.
         weight: (N,) row weights, or None.
+        stages: (N,) integers, or None: all epochs of a stage precede those of the next larger one,
+            as in a curriculum from easy to hard rows; see `difficulty_stages`.
         checkpoint_dir: folder of the checkpoints, written every ``cfg.checkpoint_every`` steps; an
             interrupted training resumes from the newest. The last one is left for the caller.
         progress: called on rank 0 with (steps done, steps, loss of the last step).
@@ -76,12 +85,14 @@ def train(
         ``best`` (the step of the highest score, or None) and ``trajectory`` (K, M, C) float32.
 
     Raises:
-        W2SError: for weak labels that do not fit or are not finite, a loss that is not finite (the
-            message names the step), or a checkpoint of another training.
+        W2SError: for weak labels that do not fit or are not finite, stages that do not fit, a loss
+            that is not finite (the message names the step), or a checkpoint of another training.
     """
     n_tokens = len(data.labels) if isinstance(data, Completions) else None
     check_weak_labels(weak_labels, weight, len(data), getattr(model, "n_classes", None), n_tokens)
-    run = _Training(model, data, weak_labels, loss, cfg, seed, weight)
+    if stages is not None:
+        check_stages(stages, len(data))
+    run = _Training(model, data, weak_labels, loss, cfg, seed, weight, stages)
     if watch is not None:
         run.monitor = Monitor(watch, model, cfg, len(data), run.world, checkpoint_dir)
     rank = run.world.rank
@@ -103,14 +114,15 @@ class _Training:
         cfg: TrainConfig,
         seed: int,
         weight: np.ndarray | None,
+        stages: np.ndarray | None,
     ) -> None:
-        self.data, self.loss, self.cfg = data, loss, cfg
+        self.data, self.loss, self.cfg, self.stages = data, loss, cfg, stages
         self.device = next(model.parameters()).device
         hard = weak_labels.ndim == 1
         self.weak_labels = torch.from_numpy(weak_labels.astype(np.int64 if hard else np.float32))
         self.weight = None if weight is None else torch.from_numpy(weight.astype(np.float32))
         self.steps = cfg.steps(len(data))
-        self.order = RowOrder(len(data), cfg.batch_size, cfg.epochs, seed)
+        self.order = RowOrder(len(data), cfg.batch_size, cfg.epochs, seed, stages)
         self.world = get_world()
         self.shapes = [
             (n, list(shape_of(t)), t.requires_grad) for n, t in module_tensors(model).items()
@@ -285,8 +297,10 @@ class _Training:
         recipe = {name: value for name, value in fields if name not in EXECUTION_FIELDS}
         labels_hash = hashlib.sha256(self.weak_labels.numpy().tobytes())
         labels_hash.update(b"" if self.weight is None else self.weight.numpy().tobytes())
+        order = {} if self.stages is None else {"stages": _digest(self.stages)}
         return {
             **recipe,
+            **order,
             "seed": self.seed,
             "loss": repr(self.loss),
             "model": hashlib.sha256(repr(self.shapes).encode()).hexdigest(),
@@ -294,6 +308,10 @@ class _Training:
             "targets": labels_hash.hexdigest(),
             "watch": None if self.monitor is None else self.monitor.identity,
         }
+
+
+def _digest(stages: np.ndarray) -> str:
+    return hashlib.sha256(stages.astype("<i8").tobytes()).hexdigest()
 
 
 def make_engine(model: nn.Module, cfg: TrainConfig, world: World) -> Engine:
