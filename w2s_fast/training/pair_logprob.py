@@ -24,6 +24,7 @@ from w2s_fast.models.weights import gathered, module_tensors
 from w2s_fast.paths import user_path
 from w2s_fast.store import StoreWarning
 from w2s_fast.training.completion_pairs import CompletionPairs, PairBatch, check_columns
+from w2s_fast.training.deepspeed.partition import gathered_in_forward
 from w2s_fast.training.engine import forward
 from w2s_fast.training.prediction import map_batches
 
@@ -108,7 +109,8 @@ def _map(
     def compute(batch: PairBatch) -> Tensor:
         return forward(model, batch, of_answers).float()
 
-    results = map_batches(model, pairs, batch_size, compute)
+    with gathered_in_forward(model):
+        results = map_batches(model, pairs, batch_size, compute)
     finite = np.isfinite(results).all(1)
     if not finite.all():
         raise W2SError(
