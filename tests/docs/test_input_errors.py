@@ -31,7 +31,7 @@ WIDE = torch.randn(5, D)
 Y, ONES = torch.tensor([1, 0, 1, 0]), torch.ones(N)
 Q = torch.full((N, V), 0.5)
 SPARSE = SparseTargets(Y[:, None], torch.full((N, 1), 0.5), torch.full((N,), 0.5))
-ANSWERS = Answers(U, U.clone(), torch.full((N,), 3))
+ANSWERS = Answers(U, U.clone(), torch.full((N,), 3), U.clone())
 FUSED = {"memory_mib": 64, "softcap": 0.0}
 CE = {"weight": ONES, "aux": 0.5, "smoothing": 0.1, "z_loss": 0.1, "ignore_index": -100,
       "reduction": "mean", "return_stats": False, "softcap": 0.0}  # fmt: skip

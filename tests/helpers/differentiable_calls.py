@@ -24,7 +24,7 @@ Y = torch.tensor([1, 0, 4, 2])
 Q = torch.rand(N, V, generator=G).softmax(1)
 SPARSE = SparseTargets(torch.tensor([[0, 2]] * N), torch.full((N, 2), 0.3), torch.full((N,), 0.4))
 POSITIVE = U.abs() + 0.5
-PAIR = {"reference": U.roll(1), "length": torch.full((N,), 3)}
+PAIR = {"reference": U.roll(1), "length": torch.full((N,), 3), "target": U.roll(3)}
 ce, linear = w2s_fast.cross_entropy, w2s_fast.linear_cross_entropy
 Call = Callable[[Tensor], Tensor]
 # name -> (call, its differentiable input, the same in plain torch or None)

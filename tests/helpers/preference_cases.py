@@ -25,7 +25,8 @@ def answers(n: int, seed: int, dtype: torch.dtype = FP32, spread: float = 1.0) -
     length = torch.randint(1, 40, (n,), generator=g)
     logp = -length * torch.rand(n, generator=g, dtype=FP64) * 2
     reference = logp + spread * torch.randn(n, generator=g, dtype=FP64)
-    return Answers(logp.to(dtype), reference.to(dtype), length)
+    target = spread * torch.randn(n, generator=g, dtype=FP64)
+    return Answers(logp.to(dtype), reference.to(dtype), length, target.to(dtype))
 
 
 def run(loss: Preference, first: Answers, second: Answers, q: Any = 1.0, **kw: Any) -> Any:
@@ -69,6 +70,10 @@ def bradley_terry(a: Answers, b: Answers) -> Tensor:
     return -torch.log(a.logp.exp() / (a.logp.exp() + b.logp.exp()))
 
 
+def wspo(a: Answers, b: Answers, gamma: float = 0.1) -> Tensor:
+    return (gamma * (a.logp - a.reference) / a.length - a.target / a.length) ** 2
+
+
 HARD: dict[str, Callable[[Answers, Answers], Tensor]] = {
     "dpo": dpo,
     "dpo_norm": dpo_norm,
@@ -77,6 +82,7 @@ HARD: dict[str, Callable[[Answers, Answers], Tensor]] = {
     "orpo": orpo,
     "kto": kto,
     "bradley_terry": bradley_terry,
+    "wspo": wspo,
 }
 
 

@@ -97,6 +97,7 @@ def preference(backend: str, dtype: torch.dtype, option: Option) -> None:
                     (-normal(4, seed=s).abs() - 0.1).to(dtype).to(d).requires_grad_(),
                     (-normal(4, seed=s + 1).abs() - 0.1).to(dtype).to(d),
                     torch.tensor([1, 2, 3, 1]),
+                    normal(4, seed=s + 2).to(dtype).to(d),
                 )
                 for s in (1, 3)
             )

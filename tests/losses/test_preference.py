@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from w2s_fast.losses.preference import (
     PREFERENCES,
     Answers,
     PreferenceOut,
+    PreferenceWarning,
     make_preference,
 )
 from w2s_fast.losses.preference.dpo import DPO, DPONorm
@@ -22,11 +24,14 @@ from w2s_fast.losses.preference.ipo import IPO
 from w2s_fast.losses.preference.kto import KTO
 from w2s_fast.losses.preference.orpo import ORPO
 from w2s_fast.losses.preference.simpo import SimPO
+from w2s_fast.losses.preference.wspo import WSPO
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
 
 def wide(a: Answers) -> Answers:
-    return Answers(a.logp.double(), a.reference.double(), a.length)
+    return a._replace(
+        logp=a.logp.double(), reference=a.reference.double(), target=a.target.double()
+    )
 
 
 @pytest.mark.parametrize("name", PREFERENCES)
@@ -81,7 +86,7 @@ def test_swapping_the_answers_swaps_the_label(name: str) -> None:
 def test_parts_add_up_and_dropped_pairs_do_not_count(name: str) -> None:
     first, second = answers(6, 8, FP64), answers(6, 9, FP64)
     weight = torch.tensor([1.0, 0.0, 2.0, 0.5, 0.0, 1.5], dtype=FP64)
-    q = torch.linspace(0, 1, 6, dtype=FP64)
+    q = torch.linspace(0.1, 1, 6, dtype=FP64)  # WSPO has no gradient at q = 0
     poisoned = torch.where(weight == 0, math.nan, first.logp).requires_grad_()
     loss = PREFERENCES[name]()
     whole = run(loss, first._replace(logp=poisoned), second, q, weight=weight)
@@ -107,9 +112,12 @@ def test_extreme_margins_stay_finite(name: str, q: float) -> None:
     length = torch.tensor([3, 3, 3])
     for far in (1e4, -1e4):
         logp = torch.tensor([-1e4 - far, -5.0, -1e-6]).clamp_max(-1e-6).requires_grad_()
-        first = Answers(logp, torch.tensor([-9.0, -5.0, -1e4]), length)
+        first = Answers(logp, torch.tensor([-9.0, -5.0, -1e4]), length, far * torch.ones(3))
         second = Answers(
-            torch.tensor([-2.0, -2e4, -1e-6]), torch.tensor([-2e4, -1.0, -2.0]), length
+            torch.tensor([-2.0, -2e4, -1e-6]),
+            torch.tensor([-2e4, -1.0, -2.0]),
+            length,
+            logp.detach(),
         )
         out = run(PREFERENCES[name](), first, second, q)
         (grad,) = torch.autograd.grad(out.loss_sum, logp)
@@ -169,6 +177,45 @@ def test_lengths_matter_where_the_method_divides_by_them() -> None:
     whole = ((a.logp - a.reference - b.logp + b.reference) - 1 / 0.4) ** 2
     out = IPO(tau=0.2, average=False)(a._replace(length=None), b)
     assert float(out.loss_sum) == pytest.approx(float(whole.sum()), rel=1e-12)
+
+
+def test_wspo_learns_from_the_preferred_answer_alone() -> None:
+    """At gamma r = r_weak the gradient vanishes; sums of tokens differ from means."""
+    a, b = answers(4, 12, FP64), answers(4, 13, FP64)
+    logp = (a.reference + a.target / 0.25).requires_grad_()
+    for average in (True, False):
+        loss = WSPO(gamma=0.25, average=average)
+        out = loss(a._replace(logp=logp), b)
+        (grad,) = torch.autograd.grad(out.loss_sum, logp)
+        assert float(out.loss_sum.detach()) < 1e-20 and float(grad.abs().max()) < 1e-10
+    whole = (0.25 * (a.logp - a.reference) - a.target) ** 2
+    out = WSPO(gamma=0.25, average=False)(a._replace(length=None), b)
+    assert float(out.loss_sum) == pytest.approx(float(whole.sum()), rel=1e-12)
+    for answer, match in ((a._replace(target=None), "target"), (a._replace(reference=None), "ref"),
+                          (a._replace(length=None), "lengths"),
+                          (a._replace(target=torch.zeros(3)), r"first.target has shape \(3,\)"),
+                          ):  # fmt: skip
+        with pytest.raises(W2SError, match=match):
+            WSPO()(answer, b)
+
+
+def test_a_beta_of_the_other_form_is_warned_about() -> None:
+    """Sums and means of tokens differ by the length; the default of each form is silent."""
+    for call, words in (
+        (lambda: DPO(beta=5.0), r"DPO has beta=5, and multiplies sums .* did you mean DPONorm"),
+        (lambda: make_preference("dpo:beta=1"), "DPO has beta=1,"),
+        (lambda: DPONorm(beta=0.1), r"DPONorm has beta=0.1, and multiplies means .* mean DPO\?"),
+    ):
+        with pytest.warns(PreferenceWarning, match=words) as caught:
+            call()
+        assert len(caught) == 1
+    with pytest.warns(PreferenceWarning) as caught:
+        DPO(beta=5.0)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for quiet in (DPO(), DPO(beta=0.99), DPONorm(), DPONorm(beta=0.5), SimPO(), IPO(tau=5.0)):
+            assert quiet.reward is not None
 
 
 def test_minimum_of_soft_ipo() -> None:
@@ -239,7 +286,7 @@ def test_low_precision_numbers_are_summed_in_fp32() -> None:
 
 
 def test_no_pairs_are_no_loss() -> None:
-    empty = Answers(torch.zeros(0, requires_grad=True), torch.zeros(0), torch.zeros(0))
+    empty = Answers(torch.zeros(0, requires_grad=True), *[torch.zeros(0)] * 3)
     for name, kind in PREFERENCES.items():
         out = run(kind(), empty, empty)
         assert float(out.loss_sum.detach()) == 0 and float(out.count) == 0, name
@@ -257,11 +304,13 @@ def test_from_hidden_states_to_gradients(name: str) -> None:
     mask[:, 0] = True
     length = mask.sum(1)
     reference = -2.0 * length - torch.rand(2 * pairs, generator=g)
+    target = torch.randn(2 * pairs, generator=g)
     q, weight = torch.tensor([0.9, 0.2, 1.0]), torch.tensor([1.0, 0.5, 2.0])
 
     def pair(logp: Tensor) -> tuple[Answers, Answers]:
-        both = zip(logp.split(pairs), reference.split(pairs), length.split(pairs), strict=True)
-        first, second = (Answers(a, b.to(a.dtype), c) for a, b, c in both)
+        columns = (x.split(pairs) for x in (logp, reference, length, target))
+        both = zip(*columns, strict=True)
+        first, second = (Answers(a, b.to(a.dtype), c, d.to(a.dtype)) for a, b, c, d in both)
         return first, second
 
     results = []

@@ -269,7 +269,7 @@ PREFERENCE = Entry(
     (),
     ("first", "second"),
     (
-        Option("`dpo`, `dpo_norm`, `ipo`, `simpo`, `orpo`, `kto`, `bradley_terry`"),
+        Option("`dpo`, `dpo_norm`, `ipo`, `simpo`, `orpo`, `kto`, `bradley_terry`, `wspo`"),
         Option("soft preferences `q`", {"q": True}),
         Option("`weight`", {"weight": True}),
     ),

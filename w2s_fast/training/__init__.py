@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from w2s_fast.training.completion_pairs import CompletionPairs, encode_pairs
     from w2s_fast.training.completions import Completions, encode_completions
     from w2s_fast.training.config import THRESHOLD_SCOPES, TrainConfig
     from w2s_fast.training.curriculum import difficulty_stages, hardest_rows, perplexity
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from w2s_fast.training.likelihood import completion_logprob, next_token_probs, sequence_logprob
     from w2s_fast.training.loop import train
     from w2s_fast.training.monitor import Watch
+    from w2s_fast.training.pair_logprob import predict_pairs, reference_logprob
     from w2s_fast.training.prediction import predict
 
 __all__ = [
     "THRESHOLD_SCOPES",
+    "CompletionPairs",
     "Completions",
     "Encoded",
     "TrainConfig",
@@ -29,17 +32,21 @@ __all__ = [
     "difficulty_stages",
     "encode",
     "encode_completions",
+    "encode_pairs",
     "generate",
     "hardest_rows",
     "next_token_probs",
     "perplexity",
     "predict",
+    "predict_pairs",
+    "reference_logprob",
     "sequence_logprob",
     "train",
 ]
 
 _HOMES = {
     "THRESHOLD_SCOPES": "config",
+    "CompletionPairs": "completion_pairs",
     "Completions": "completions",
     "TrainConfig": "config",
     "Watch": "monitor",
@@ -48,11 +55,14 @@ _HOMES = {
     "difficulty_stages": "curriculum",
     "encode": "data",
     "encode_completions": "completions",
+    "encode_pairs": "completion_pairs",
     "generate": "generation",
     "hardest_rows": "curriculum",
     "next_token_probs": "likelihood",
     "perplexity": "curriculum",
     "predict": "prediction",
+    "predict_pairs": "pair_logprob",
+    "reference_logprob": "pair_logprob",
     "sequence_logprob": "likelihood",
     "train": "loop",
 }
