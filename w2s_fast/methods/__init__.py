@@ -30,7 +30,9 @@ from w2s_fast.methods.confident import Confident
 from w2s_fast.methods.conformal import Conformal
 from w2s_fast.methods.consistent import Consistent
 from w2s_fast.methods.debate import Consultancy, Debate, MarketMaking
+from w2s_fast.methods.delta import WSPO, Delta
 from w2s_fast.methods.early_stop import EarlyStop, GroundTruthEarlyStop
+from w2s_fast.methods.easy_to_hard import EasyToHard
 from w2s_fast.methods.elicit import Elicit
 from w2s_fast.methods.ensemble import Ensemble
 from w2s_fast.methods.generative_finetuning import GenerativeFinetuning
@@ -44,6 +46,7 @@ from w2s_fast.methods.self_consistency import SelfConsistency
 from w2s_fast.methods.small_loss import SmallLoss
 from w2s_fast.methods.teacher_weights import TeacherWeights
 from w2s_fast.methods.trajectory import Trajectory
+from w2s_fast.methods.tree_pairs import TreePairs
 from w2s_fast.methods.trust import Trust
 
 METHODS |= {
@@ -78,6 +81,10 @@ METHODS |= {
     "debate": Debate,
     "consultancy": Consultancy,
     "market_making": MarketMaking,
+    "delta": Delta,
+    "wspo": WSPO,
+    "easy_to_hard": EasyToHard,
+    "tree_pairs": TreePairs,
 }
 
 __all__ = [

@@ -113,6 +113,10 @@ class Method:
             W2SError: It does not fit.
         """
 
+    def files_read(self) -> tuple[str, ...]:
+        """Return the files that its functions of texts read; an edit changes their results."""
+        return ()
+
     def labels(self, plan: Plan, labels: Node) -> Node:
         """Return the labels that the student learns, given the input labels."""
         return labels
@@ -130,7 +134,8 @@ class Method:
         Keys: ``keep`` ("last"; "weak" or "gold": the weights with the highest accuracy on held-out
         rows, by their weak or their true labels), ``holdout`` (share of these rows), ``freeze``
         (train only the head), ``start`` (node of the model to start from), ``loss`` (a spec; a
-        preference loss where ``labels`` are pairs).
+        preference loss where ``labels`` are pairs), ``stages`` (number of stages from easy to hard
+        completions).
         """
         return {}
 

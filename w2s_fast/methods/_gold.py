@@ -13,8 +13,7 @@ from w2s_fast.methods._plan import Node, all_nodes
 _STAGES = (
     "weak", "labels", "intermediate", "student", "control", "tuned", "features", "prior", "balance",
     "transcripts", "trajectory", "apply", "calibration", "trust", "votes", "generated_votes",
-    "posterior", "gate", "samples", "text_labels", "pair_logprob",
-    "reference",
+    "posterior", "gate", "samples", "text_labels", "pair_logprob", "perplexity", "reference",
 )  # fmt: skip
 
 _LEARNED = ("weak", "generated_votes")  # what true labels of the weak split have taught

@@ -191,8 +191,8 @@ class Plan:
             training: Settings of ``Method.training``.
 
         Raises:
-            W2SError: Labels are pairs and the loss is no preference loss, or the reverse; or
-                ``initial`` is a model of another role.
+            W2SError: Labels are pairs and the loss is no preference loss, or the reverse; pairs
+                have ``stages``; or ``initial`` is a model of another role.
         """
         if initial is not None and (role := dict(initial.settings).get("role")) != "student":
             raise W2SError(
@@ -201,10 +201,15 @@ class Plan:
             )
         training = {"loss": self.loss, **training}
         needs = {"labels": labels, **_without_none(initial=initial)}
-        if _check_loss(labels, training["loss"]):
-            start = training.get("start", dict(self.model_settings).get("start"))
-            before = self.pair_logprob(labels, initial)
-            needs["reference"] = before if initial or not start else _with(before, start=start)
+        columns = _check_loss(labels, training["loss"], training)
+        start = None if initial else training.get("start", dict(self.model_settings).get("start"))
+        if "reference" in columns:
+            needs["reference"] = _with(self.pair_logprob(labels, initial), start=start)
+        if "target" in columns:
+            needs["weak_policy"] = self.pair_logprob(labels, self.weak_model())
+            needs["weak_reference"] = self.pair_logprob(labels, role="weak")
+        if training.get("stages"):
+            needs["perplexity"] = _with(self.perplexity(labels, initial), start=start)
         return self._strong("student", needs, training)
 
     def pair_logprob(self, labels: Node, model: Node | None = None, role: str = "student") -> Node:
@@ -218,6 +223,15 @@ class Plan:
         if model is not None:
             role = dict(model.settings)["role"]
         return _node("pair_logprob", {"role": role}, {"labels": labels, **_trained(model)})
+
+    def perplexity(self, labels: Node, model: Node | None = None) -> Node:
+        """Return the perplexities (R,) of completions under a student.
+
+        Args:
+            labels: Node of completions.
+            model: Trained student; None: the untrained one.
+        """
+        return _node("perplexity", {"role": "student"}, {"labels": labels, **_trained(model)})
 
     def samples(
         self,
@@ -397,11 +411,12 @@ class Plan:
         }
 
 
-def _check_loss(labels: Node, loss: str) -> bool:
-    """Return whether a reference is needed: the labels are pairs, and the loss compares with one.
+def _check_loss(labels: Node, loss: str, training: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns that the loss needs of pairs: "reference", "target"; none for completions.
 
     Raises:
-        W2SError: Labels are pairs and the loss is no preference loss, or the reverse.
+        W2SError: Labels are pairs and the loss is no preference loss, or the reverse; or pairs have
+            ``stages``.
     """
     from w2s_fast.losses.preference import PREFERENCES, make_preference
 
@@ -412,7 +427,12 @@ def _check_loss(labels: Node, loss: str) -> bool:
             f"the student's labels are {labels_are}, and its loss is {loss!r}; expected "
             + (f"one of {', '.join(PREFERENCES)}" if pairs else "a loss of tokens, such as xent")
         )
-    return pairs and "reference" in make_preference(loss).needs
+    if pairs and training.get("stages"):
+        raise W2SError(
+            "a method trains in stages of completions, and the student's labels are pairs; leave "
+            "it out, or give the stages to the model that the student continues from"
+        )
+    return make_preference(loss).needs if pairs else ()
 
 
 def all_nodes(roots: Iterable[Node]) -> Iterator[Node]:
@@ -442,8 +462,8 @@ def _trained(model: Node | None) -> dict[str, Node]:
     return {"model": model, **_without_none(start=dict(model.needs).get("start"))}
 
 
-def _with(node: Node, **needs: Node) -> Node:
-    return replace(node, needs=(*node.needs, *needs.items()))
+def _with(node: Node, **needs: Node | None) -> Node:
+    return replace(node, needs=(*node.needs, *_without_none(**needs).items()))
 
 
 def _without_none(**needs: Node | None) -> dict[str, Node]:

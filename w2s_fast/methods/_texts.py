@@ -65,6 +65,8 @@ class PairLabels:
         chosen: (R,) completions that are preferred.
         rejected: (R,) the other completions.
         q: (R,) probability in [0, 1] that ``chosen`` is the better one; None: 1.
+        prefixes: (R,) texts between the prompt and both completions, such as earlier steps; None:
+            the completions follow the prompt.
         report: JSON values: what became of every item, for results.json.
     """
 
@@ -72,6 +74,7 @@ class PairLabels:
     chosen: Sequence[str]
     rejected: Sequence[str]
     q: np.ndarray | None = None
+    prefixes: Sequence[str] | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -90,6 +93,8 @@ class PairLabels:
             W2SError: There are no pairs, or their number, an item or a probability does not fit.
         """
         columns: dict[str, Sequence[Any]] = {"chosen": self.chosen, "rejected": self.rejected}
+        if self.prefixes is not None:
+            columns["prefixes"] = self.prefixes
         if self.q is not None:
             columns["q"] = self.q.tolist()
             bad = np.flatnonzero(~((self.q >= 0) & (self.q <= 1)))

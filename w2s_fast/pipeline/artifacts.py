@@ -26,6 +26,7 @@ SUPERVISORS = "supervisors.json"  # what a label model knows of its supervisors
 TRANSCRIPTS = "transcripts"  # folder: one transcript per text, in the same parts
 SAMPLES = "samples"  # folder: n completions per prompt, in parts
 LABEL_REPORT = "labels.json"  # what a method made of every item, see ``write_text_labels``
+PERPLEXITY = "perplexity.npy"  # perplexities (R,) of completions under a student
 PAIR_LOGPROB = "pair_logprob.npy"  # log-probabilities (R, 2) of pairs under a model
 MODEL = "model.safetensors"  # trained weights
 TOKENIZER = "tokenizer"  # folder: a tokenizer that transformers loads

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, at_seed, model_of, roles, run_seeds, to_dict, train_of
-from w2s_fast.files import content_hash, tree_hash, tree_stamp
+from w2s_fast.files import content_hash, file_hash, tree_hash, tree_stamp
 from w2s_fast.labeling import source_digest
-from w2s_fast.methods import Node, Plan
+from w2s_fast.methods import Node, Plan, make_method
 from w2s_fast.models import ModelConfig
+from w2s_fast.paths import user_path
 from w2s_fast.pipeline.diagnostic_nodes import diagnostic_nodes, recorded
 from w2s_fast.pipeline.students import make_plan, students
 from w2s_fast.tasks import TaskData
@@ -45,6 +46,7 @@ VERSIONS = {
     "samples": 1,
     "text_labels": 1,
     "pair_logprob": 1,
+    "perplexity": 1,
     "reference": 1,
     "report": 8,
 }
@@ -292,7 +294,7 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     if job.stage in TRAINED or job.stage == "tuned":
         settings = {k: v for k, v in to_dict(train).items() if k not in _NOT_CONTENT}
         return common | {"train": settings, "seed": job.seed}
-    if job.stage in ("samples", "reference"):
+    if job.stage in ("samples", "reference", "pair_logprob", "perplexity"):
         common |= {"seed": job.seed}
     # A transcript writer does not truncate at the max_length of its training.
     return common | ({} if job.stage == "transcripts" else {"max_length": train.max_length})
@@ -360,6 +362,7 @@ _DATA_INPUTS = {
     "gate": ("weak.inputs", "weak.labels"),
     "text_labels": ("transfer.inputs",),
     "pair_logprob": ("transfer.inputs",),
+    "perplexity": ("transfer.inputs",),
 }
 
 
@@ -393,6 +396,9 @@ def input_digests(
     digests = {argument: results[name] for argument, name in job.inputs}
     if job.setting("source") == "Functions":
         digests["functions"] = source_digest(job.setting("path"))
+    if job.stage == "text_labels":
+        files = make_method(job.setting("method")).files_read()
+        digests |= {f"file.{path}": file_hash(user_path(path, "file")) for path in files}
     if job.stage == "report":
         keys = (*_SCORED, "test.labels", "ood.labels", "transfer.labels")
         return digests | {

@@ -1,8 +1,8 @@
 """Files of generation tasks: samples of a model, and the labels that methods make of texts.
 
 Samples have the columns ``id`` and ``texts`` (a list of n). Labels of a method have one row each
-with ``row``, the item, and ``text``, or ``chosen``, ``rejected`` and ``q``; the ids of all items
-are in the metadata, so that labels of another split are found out.
+with ``row``, the item, and ``text``, or ``chosen``, ``rejected``, ``q`` and, where there are any,
+``prefix``; the ids of all items are in the metadata, so that labels of another split are found out.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def write_text_labels(folder: Path, ids: Sequence[str], labels: TextLabels | Pai
         for name in ("chosen", "rejected"):
             columns[name] = pa.array(list(getattr(labels, name)), pa.string())
         columns["q"] = pa.array(labels.soft[:, 0], pa.float32())
+        if labels.prefixes is not None:
+            columns["prefix"] = pa.array(list(labels.prefixes), pa.string())
     else:
         columns["text"] = pa.array(list(labels.texts), pa.string())
     (folder / LABELS).mkdir()
@@ -83,4 +85,5 @@ def read_text_labels(folder: Path, ids: Sequence[str]) -> TextLabels | PairLabel
         return TextLabels(rows=rows, texts=table["text"].to_pylist())
     q = table["q"].to_numpy().astype(np.float32)
     chosen, rejected = table["chosen"].to_pylist(), table["rejected"].to_pylist()
-    return PairLabels(rows=rows, chosen=chosen, rejected=rejected, q=q)
+    prefixes = table["prefix"].to_pylist() if "prefix" in table.column_names else None
+    return PairLabels(rows=rows, chosen=chosen, rejected=rejected, q=q, prefixes=prefixes)

@@ -19,7 +19,12 @@ from w2s_fast.pipeline.stages.overlap import overlap
 from w2s_fast.pipeline.stages.posterior import posterior
 from w2s_fast.pipeline.stages.predict import labels
 from w2s_fast.pipeline.stages.samples import samples
-from w2s_fast.pipeline.stages.text_labels import pair_logprob, reference, text_labels
+from w2s_fast.pipeline.stages.text_labels import (
+    pair_logprob,
+    perplexity,
+    reference,
+    text_labels,
+)
 from w2s_fast.pipeline.stages.train import train_model
 from w2s_fast.pipeline.stages.trust import trust
 from w2s_fast.pipeline.stages.votes import generated_votes, votes
@@ -75,6 +80,7 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "samples": samples,
     "text_labels": text_labels,
     "pair_logprob": pair_logprob,
+    "perplexity": perplexity,
     "reference": reference,
     "report": report.report,
 }

@@ -1,5 +1,5 @@
 """Stage `text_labels`: the completions, or pairs of them, that a method's function makes of texts;
-and stage `pair_logprob`: their log-probabilities under a model, such as a reference."""
+and what models say of them: stages `pair_logprob`, `reference` and `perplexity`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import PairLabels, Prompts, Samples, TextLabels, make_method
-from w2s_fast.pipeline.artifacts import LABELS, PAIR_LOGPROB, SAMPLES, read_texts
+from w2s_fast.pipeline.artifacts import LABELS, PAIR_LOGPROB, PERPLEXITY, SAMPLES, read_texts
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import pretrained_model, trained_model
 from w2s_fast.pipeline.stages.training_set import load_training_set, max_length
@@ -53,6 +53,20 @@ def pair_logprob(ctx: Context, build: StageBuild) -> None:
     rows: Any = load_training_set(ctx).encode(ctx, tokenizer)[0]
     logprob = reference_logprob(model, rows)
     ctx.write(lambda: np.save(build.path / PAIR_LOGPROB, logprob, allow_pickle=False))
+
+
+def perplexity(ctx: Context, build: StageBuild) -> None:
+    """Store the perplexities (R,) of completions, their end tokens included."""
+    from w2s_fast.training import completion_logprob
+    from w2s_fast.training import perplexity as perplexity_of
+
+    if "model" in dict(ctx.job.inputs):
+        model, tokenizer = trained_model(ctx, ctx.input("model"))
+    else:
+        model, tokenizer = pretrained_model(ctx)
+    rows: Any = load_training_set(ctx).encode(ctx, tokenizer)[0]
+    values = perplexity_of(completion_logprob(model, rows), np.diff(rows.starts))
+    ctx.write(lambda: np.save(build.path / PERPLEXITY, values, allow_pickle=False))
 
 
 def reference(ctx: Context, build: StageBuild) -> None:

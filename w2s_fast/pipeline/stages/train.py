@@ -18,6 +18,7 @@ from w2s_fast.pipeline.artifacts import (
     MODEL,
     OOD,
     PAIR_LOGPROB,
+    PERPLEXITY,
     TEST,
     TRAJECTORY,
     write_fit,
@@ -44,6 +45,16 @@ def with_logprob(ctx: Context, rows: Any) -> Any:
     return rows
 
 
+def _stages(ctx: Context) -> np.ndarray | None:
+    """Return the stage of every row of a training from easy to hard, None for other trainings."""
+    from w2s_fast.training import difficulty_stages
+
+    if not (n_stages := ctx.job.setting("stages")):
+        return None
+    difficulty = np.load(ctx.input("perplexity") / PERPLEXITY, allow_pickle=False)
+    return difficulty_stages(difficulty, n_stages)
+
+
 def train_model(ctx: Context, build: StageBuild) -> None:
     """Train the model of the job's role and predict the test items."""
     from w2s_fast.training import train
@@ -65,6 +76,7 @@ def train_model(ctx: Context, build: StageBuild) -> None:
         cfg,
         ctx.seed,
         weight=watched.training_set.weight,
+        stages=_stages(ctx),
         checkpoint_dir=build.checkpoint,
         progress=ctx.progress,
         watch=watched.watch,

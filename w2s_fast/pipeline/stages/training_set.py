@@ -97,6 +97,9 @@ def _text_training_set(ctx: Context, items: Inputs) -> TrainingSet:
     own = items.take(labels.rows.tolist())
     if isinstance(labels, TextLabels):
         return TrainingSet(own, np.array(labels.texts, dtype=object))
+    if labels.prefixes is not None:
+        texts = tuple(t + p for t, p in zip(own.texts, labels.prefixes, strict=True))
+        own = replace(own, texts=texts)
     pairs = np.array([labels.chosen, labels.rejected], dtype=object).T
     return TrainingSet(own, pairs, q=labels.soft)
 
