@@ -62,8 +62,10 @@ class Delta(Method):
             )
 
     def labels(self, plan: Plan, labels: Node) -> Node:
+        # The same labels for every loss and start, so that they are made once.
+        maker = Delta(chosen=self.chosen, rejected=self.rejected, direction=self.direction)
         pairs = self.train == "pairs"
-        function = self.pairs if pairs else self.answers
+        function = maker.pairs if pairs else maker.answers
         stronger, weaker = (
             self._texts(plan, labels, name) for name in (self.chosen, self.rejected)
         )

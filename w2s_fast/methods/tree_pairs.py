@@ -117,8 +117,10 @@ class TreePairs(Method):
         )
 
     def _round(self, plan: Plan, path: str) -> Node:
-        # A round depends on its own file alone, and not on the warm-up or the loss.
-        return plan.apply_texts(replace(self, files=path, warm_up=0).pairs, pairs=True)
+        # The same pairs for every warm-up and loss, and of one file, so that they are made once.
+        plain = type(self)()
+        maker = replace(self, files=path, warm_up=plain.warm_up, loss=plain.loss)
+        return plan.apply_texts(maker.pairs, pairs=True)
 
     def _trees(self, path: str) -> tuple[Tree, ...]:
         from w2s_fast.preference_pairs import read_trees

@@ -1,0 +1,1 @@
+"""Delta learning on a task of seconds: pairs of two weak generators and controls."""
