@@ -129,8 +129,8 @@ class Models:
             pass
 
         def stop(_step: int, _steps: int, loss: float) -> None:
-            # A mean loss above 1 nat a token is far from any target.
-            if loss < 1.0 and self.accuracy(model, *validation) >= target:
+            # A mean loss above 2 nats a token is far from any target.
+            if loss < 2.0 and self.accuracy(model, *validation) >= target:
                 raise Reached
 
         cfg = TrainConfig(

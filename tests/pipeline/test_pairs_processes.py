@@ -54,16 +54,16 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-@pytest.mark.parametrize("kind", ["text", "policy"])
+@pytest.mark.parametrize("kind", ["text", "methods", "policy"])
 def test_two_processes_at_every_zero_stage_equal_one(kind: str, tmp_path: Path) -> None:
     def run(name: str, n: int, zero: int) -> dict[str, np.ndarray]:
         folder = tmp_path / name
         folder.mkdir()
-        cfg = (
-            text_run(folder, [f"{CONTRAST}:loss=dpo_norm"])
-            if kind == "text"
-            else policy_run(folder, "dpo:beta=0.5", losses=["logconf"])
-        )
+        if kind == "policy":
+            cfg = policy_run(folder, "dpo:beta=0.5", losses=["logconf"])
+        else:
+            text = [f"{CONTRAST}:loss=dpo_norm"]
+            cfg = text_run(folder, text if kind == "text" else ["wspo:base=naive", "easy_to_hard"])
         ranks.run(__file__, n, job(folder, cfg, zero))
         return arrays_of(folder)
 
