@@ -54,12 +54,12 @@ class Setting:
     weaker: float = 0.3
     hidden: int = 64
     pretrain_lr: float = 1e-3
-    n_pretrain: int = 25_600
-    n_prompts: int = 4_000
-    n_validation: int = 300
-    n_test: int = 2_000
+    n_pretrain: int = 16_000
+    n_prompts: int = 2_000
+    n_validation: int = 200
+    n_test: int = 1_000
     loss: str = "dpo_norm:beta=5"
-    pair_lr: float = 5e-6
+    pair_lr: float = 1e-5
     sft_lr: float = 1e-4
 
 
@@ -128,9 +128,9 @@ class Models:
         class Reached(Exception):
             pass
 
-        def stop(_step: int, _steps: int, loss: float) -> None:
+        def stop(step: int, _steps: int, loss: float) -> None:
             # A mean loss above 2 nats a token is far from any target.
-            if loss < 2.0 and self.accuracy(model, *validation) >= target:
+            if step % 2 == 0 and loss < 2.0 and self.accuracy(model, *validation) >= target:
                 raise Reached
 
         cfg = TrainConfig(
