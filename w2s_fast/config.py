@@ -26,7 +26,7 @@ from w2s_fast.paths import PathText, expand_paths
 from w2s_fast.setting_names import setting_hint
 from w2s_fast.specs import settings, split
 from w2s_fast.supervisors import SupervisorsConfig, parse_source
-from w2s_fast.tasks import PretrainConfig, TaskConfig
+from w2s_fast.tasks import EMBEDDED, TaskConfig
 from w2s_fast.training import TrainConfig
 
 T = TypeVar("T")
@@ -206,13 +206,12 @@ def validate(cfg: RunConfig) -> None:
 
 def _check_sources(cfg: RunConfig) -> None:
     """Check that every model is built in or a folder, and knows the language of the task."""
-    embedded = cfg.task.name == "agreement"
     sources = {role: model_of(cfg, role).source for role in roles(cfg)}
     for role, source in sources.items():
-        if source == "agreement-lm" and not embedded:
+        if source in EMBEDDED and cfg.task.name != EMBEDDED[source].task:
             raise W2SError(
-                f"{role}.source='agreement-lm' knows only the language of task 'agreement', not "
-                f"of {cfg.task.name!r}; give {role}.source and {role}_train.lr, as in "
+                f"{role}.source={source!r} knows only the language of task "
+                f"{EMBEDDED[source].task!r}, not of {cfg.task.name!r}; give {role}.source and {role}_train.lr, as in "
                 f"--{role}.source bow --{role}_train.lr 0.1, or the folder of a checkpoint"
             )
         if source not in BUILT_IN and not is_folder(Path(source)):
@@ -280,9 +279,10 @@ def _with_base(cfg: RunConfig, spec: str) -> RunConfig:
         changes = {"source": source, **settings(ModelConfig, own, spec, "model")}
         student = dataclasses.replace(cfg.student, **changes)
         if pretraining:
+            embedded = EMBEDDED.get(source, EMBEDDED["agreement-lm"])
             seed = ",".join(p.replace(_PRETRAIN_SEED, "seed") for p in pretraining)
-            changed = settings(PretrainConfig, seed, spec, "pretrain")
-            task = dataclasses.replace(task, pretrain=dataclasses.replace(task.pretrain, **changed))
+            changed = settings(type(embedded.config(task)), seed, spec, "pretrain")
+            task = embedded.with_settings(task, **changed)
     return dataclasses.replace(cfg, task=task, student=student, student_bases=())
 
 

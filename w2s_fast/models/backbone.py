@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from w2s_fast.errors import W2SError, nearest, one_line
 from w2s_fast.models.weights import read_index
 from w2s_fast.paths import PathText, expand_paths
+from w2s_fast.tasks import EMBEDDED
 
 if TYPE_CHECKING:
     from torch import nn
 
-BUILT_IN = ("agreement-lm", "scratch", "bow")
+BUILT_IN = (*EMBEDDED, "scratch", "bow")
 POOLINGS = ("last", "mean", "cls")
 HEAD_INITS = ("zero", "small")
 DTYPES = ("fp32", "bf16", "fp16")
@@ -33,6 +34,7 @@ class ModelConfig:
 
     Attributes:
         source: ``agreement-lm`` (the language model pretrained for the task `agreement`),
+            ``word-problems-lm`` or ``word-problems-small-lm`` (for the task `word_problems`),
             ``scratch`` (a small Llama from random weights), ``bow`` (linear bag of words; needs
             a larger learning rate, about 0.1), or a directory with a transformers checkpoint
             (config.json, model.safetensors, tokenizer).
@@ -223,10 +225,11 @@ def folder_of(cfg: ModelConfig) -> Path:
     Raises:
         W2SError: if ``source`` is not one.
     """
-    if cfg.source == "agreement-lm":
+    if cfg.source in EMBEDDED:
+        task, function = EMBEDDED[cfg.source].task, EMBEDDED[cfg.source].function
         raise W2SError(
-            "model 'agreement-lm' has to be pretrained first; run the pipeline, or give the "
-            "directory that w2s_fast.tasks.datasets.agreement_lm.pretrain wrote"
+            f"model {cfg.source!r} has to be pretrained first; run the pipeline, or give the "
+            f"directory that w2s_fast.tasks.datasets.{task}_lm.{function} wrote"
         )
     folder = Path(cfg.source)
     if not (folder / "config.json").is_file():

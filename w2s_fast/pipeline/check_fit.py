@@ -20,6 +20,7 @@ from w2s_fast.pipeline.check_models import check_models
 from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.students import make_plan, students
 from w2s_fast.pipeline.task_kinds import task_kind
+from w2s_fast.tasks import EMBEDDED
 from w2s_fast.training import TrainConfig
 from w2s_fast.training.deepspeed.config import deepspeed_config
 from w2s_fast.training.deepspeed.setup import check_offload, load_deepspeed
@@ -187,17 +188,15 @@ def _check_writer(cfg: RunConfig) -> None:
 
 def _positions(cfg: RunConfig, role: str) -> int:
     """Return the tokens that a model can read; 2**31 if there is no limit."""
-    from w2s_fast.tasks.datasets.agreement import MAX_LENGTH
-
     model = model_of(cfg, role)
-    if model.source == "agreement-lm":
-        return MAX_LENGTH
+    if model.source in EMBEDDED:
+        return EMBEDDED[model.source].positions()
     config: Any = architecture(model)
     return getattr(config, "max_position_embeddings", None) or 2**31
 
 
 def _n_layers(cfg: RunConfig) -> int:
-    if cfg.student.source == "agreement-lm":
-        return cfg.task.pretrain.layers
+    if cfg.student.source in EMBEDDED:
+        return EMBEDDED[cfg.student.source].config(cfg.task).layers
     config: Any = architecture(cfg.student)
     return cfg.student.layers if config is None else int(config.num_hidden_layers)

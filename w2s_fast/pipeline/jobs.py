@@ -14,7 +14,7 @@ from w2s_fast.methods import Node, Plan
 from w2s_fast.models import ModelConfig
 from w2s_fast.pipeline.diagnostic_nodes import diagnostic_nodes, recorded
 from w2s_fast.pipeline.students import make_plan, students
-from w2s_fast.tasks import TaskData
+from w2s_fast.tasks import EMBEDDED, TaskData
 from w2s_fast.training.config import EXECUTION_FIELDS
 
 # Raise a version when its stage computes something else from the same inputs: old results are then
@@ -44,8 +44,7 @@ VERSIONS = {
     "overlap": 1,
     "report": 7,
 }
-EMBEDDED = "agreement-lm"  # the model source that stage `pretrain` makes
-EMBEDDED_TASK = "agreement"  # has a tokenizer of its own
+_FIRST_EMBEDDED = "agreement-lm"  # its jobs do not name it
 CONTROL_LOSS = "xent"
 _SEEDED = (
     "apply",
@@ -221,8 +220,8 @@ class _Planner:
         if role is None:
             return []
         cfg = at_seed(self.cfg, seed)
-        if model_of(cfg, role).source == EMBEDDED:
-            job = _pretrain_job(cfg.task.pretrain.seed)
+        if (source := model_of(cfg, role).source) in EMBEDDED:
+            job = _pretrain_job(source, EMBEDDED[source].config(cfg.task).seed)
         elif needs_tokenizer(cfg, role):
             job = Job("tokenizer", f"tokenizer/{seed}", seed)
         else:
@@ -231,11 +230,14 @@ class _Planner:
         return [(job.stage, job.name)]
 
 
-def _pretrain_job(seed: int) -> Job:
-    """Return the pretraining of the embedded model with a seed of its own."""
-    if not seed:
-        return Job("pretrain", "pretrain")
-    return Job("pretrain", f"pretrain/{seed}", settings=(("seed", seed),))
+def _pretrain_job(source: str, seed: int) -> Job:
+    """Return the pretraining of an embedded model with a seed of its own."""
+    settings = {"seed": seed} if seed else {}
+    name = ["pretrain", *([str(seed)] if seed else [])]
+    if source != _FIRST_EMBEDDED:
+        settings |= {"source": source}
+        name.insert(1, source)
+    return Job("pretrain", "/".join(name), settings=tuple(settings.items()))
 
 
 def needs_tokenizer(cfg: RunConfig, role: str) -> bool:
@@ -243,7 +245,7 @@ def needs_tokenizer(cfg: RunConfig, role: str) -> bool:
 
     A built-in model uses the tokenizer of the student, else of the weak model, if one is a folder.
     """
-    if cfg.task.name == EMBEDDED_TASK:
+    if any(model.task == cfg.task.name for model in EMBEDDED.values()):
         return False
     return not any(Path(model_of(cfg, r).source).is_dir() for r in (role, "student", "weak"))
 
@@ -262,8 +264,9 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     cfg = at_seed(cfg, job.seed)
     common: dict[str, Any] = {"version": VERSIONS[job.stage]}
     if job.stage == "pretrain":
-        model = {k: v for k, v in to_dict(cfg.task.pretrain).items() if k != "seed"}
-        return common | {"language": cfg.task.language_seed, "model": model, **dict(job.settings)}
+        embedded = EMBEDDED[job.setting("source", _FIRST_EMBEDDED)]
+        model = {k: v for k, v in to_dict(embedded.config(cfg.task)).items() if k != "seed"}
+        return common | {"language": embedded.language(cfg.task), "model": model, **dict(job.settings)}
     if job.stage == "tokenizer":
         return common
     if job.stage == "report":

@@ -9,6 +9,7 @@ from w2s_fast.tasks._agreement_config import OodConfig, PretrainConfig, Shortcut
 from w2s_fast.tasks._base import Examples, Inputs, Task, TaskData
 from w2s_fast.tasks._check import check_texts
 from w2s_fast.tasks._config import ChessConfig, TaskConfig
+from w2s_fast.tasks._embedded import EMBEDDED, EmbeddedModel, task_tokenizer
 from w2s_fast.tasks._read_once import reading_once
 from w2s_fast.tasks.datasets.agreement import Agreement
 from w2s_fast.tasks.datasets.amazon_polarity import AMAZON_POLARITY
@@ -43,13 +44,16 @@ from w2s_fast.tasks.datasets.social_i_qa import SOCIAL_I_QA
 from w2s_fast.tasks.datasets.sst2 import SST2
 from w2s_fast.tasks.datasets.twitter_sentiment import TWITTER_SENTIMENT
 from w2s_fast.tasks.datasets.wic import WIC
+from w2s_fast.tasks.datasets.word_problems import WordProblems
 from w2s_fast.tasks.datasets.wts_legal import WTS_LEGAL
 from w2s_fast.tasks.datasets.wts_safety import Safety
 from w2s_fast.tasks.datasets.wts_toxicity import Toxicity
 
 __all__ = [
+    "EMBEDDED",
     "TASKS",
     "ChessConfig",
+    "EmbeddedModel",
     "Examples",
     "Inputs",
     "OodConfig",
@@ -61,6 +65,7 @@ __all__ = [
     "check_texts",
     "get_task",
     "reading_once",
+    "task_tokenizer",
 ]
 
 TASKS: dict[str, Task] = {
@@ -96,6 +101,7 @@ TASKS: dict[str, Task] = {
     "gsm8k": GSM8K,
     "local_answers": LocalAnswers(),
     "chess": Chess(),
+    "word_problems": WordProblems(),
     "wts_safety": Safety(),
     "wts_toxicity": Toxicity(),
     "wts_legal": WTS_LEGAL,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from w2s_fast.errors import W2SError
+from w2s_fast.tasks._language_model_config import LanguageModelConfig
 
 N_ADVERBS = 4  # before a text with a shortcut
 MAX_DISTANCE = 16  # nouns; a prefix then has at most 75 tokens
@@ -12,28 +14,23 @@ _MAX_IN_TEXT = 5  # longer sentences without a reserved prefix take long to draw
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(LanguageModelConfig):
     """The small causal language model of the task `agreement` and its pretraining.
 
     ``steps``, ``noun_coverage``, ``noise_frac`` and ``attractor_distance`` decide how much of the
     task the model knows before it is finetuned.
 
     Attributes:
-        hidden: Width of the model.
-        layers: Number of decoder layers.
-        heads: Attention heads; must divide ``hidden``.
-        steps: Optimizer steps.
-        batch_size: Sequences per step.
-        length: Tokens per sequence, at most 128.
-        lr: Peak learning rate (AdamW, 50 steps of warm-up, cosine decay to 0.05 of it).
         cue_frac: Share of noun phrases with a number cue ("this", "these").
         noun_coverage: Share of the nouns that occur in the text. The model cannot know the number
             of the others, which occur in the task alone.
         noise_frac: Share of sentences whose main verb has the wrong number.
         attractor_distance: Largest ``task.attractor_distance`` of a sentence, at most 5; smaller
             ones are as frequent.
-        seed: Seed of the initial weights and the text.
     """
+
+    PREFIX: ClassVar[str] = "task.pretrain"
+    MAX_LENGTH: ClassVar[int] = 128
 
     hidden: int = 96
     layers: int = 3
@@ -42,25 +39,14 @@ class PretrainConfig:
     batch_size: int = 16
     length: int = 64
     lr: float = 4e-3
+    seed: int = 0
     cue_frac: float = 0.5
     noun_coverage: float = 0.85
     noise_frac: float = 0.0
     attractor_distance: int = 1
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.hidden < 1 or self.heads < 1 or self.hidden % (2 * self.heads):
-            raise W2SError(
-                f"task.pretrain.hidden={self.hidden} does not split into {self.heads} heads of "
-                "even width; use a multiple of 2 * pretrain.heads"
-            )
-        for name in ("layers", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise W2SError(f"task.pretrain.{name}={getattr(self, name)}: expected at least 1")
-        if not 0 <= self.seed < 2**31:
-            raise W2SError(f"task.pretrain.seed={self.seed} is outside 0 to 2**31 - 1")
-        if not 2 <= self.length <= 128:
-            raise W2SError(f"task.pretrain.length={self.length}: expected 2 to 128 tokens")
+        super().__post_init__()
         for name in ("cue_frac", "noise_frac", "noun_coverage"):
             check_frac(f"task.pretrain.{name}", getattr(self, name))
         if self.noun_coverage < 0.1:

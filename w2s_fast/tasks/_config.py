@@ -16,6 +16,7 @@ from w2s_fast.tasks._agreement_config import (
 )
 from w2s_fast.tasks._delimited import check_delimiter
 from w2s_fast.tasks._encoding import check_encoding
+from w2s_fast.tasks._word_problems_config import WordProblemsConfig
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class TaskConfig:
         ood: Out-of-distribution test items of `agreement`.
         pretrain: The language model of `agreement`.
         chess: The puzzles of `chess`.
+        word_problems: The problems of `word_problems`, and its language models.
     """
 
     name: str = "agreement"
@@ -128,6 +130,7 @@ class TaskConfig:
     ood: OodConfig = field(default_factory=OodConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     chess: ChessConfig = field(default_factory=ChessConfig)
+    word_problems: WordProblemsConfig = field(default_factory=WordProblemsConfig)
 
     def __post_init__(self) -> None:
         self._write_out_numbers()

@@ -14,8 +14,8 @@ from w2s_fast.models.text_tokenizer import read_tokenizer
 from w2s_fast.models.weights import load_module, module_tensors
 from w2s_fast.pipeline.artifacts import FEATURES, MODEL, PRETRAINED, TOKENIZER
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.jobs import EMBEDDED, EMBEDDED_TASK
 from w2s_fast.pipeline.task_kinds import task_kind
+from w2s_fast.tasks import EMBEDDED, task_tokenizer
 from w2s_fast.training.deepspeed.partition import gather_in_forward, partitioned_init
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _with_start(ctx: Context, cfg: ModelConfig) -> ModelConfig:
     inputs = dict(ctx.job.inputs)
     if "start" in inputs:
         return replace(cfg, source=str(ctx.input("start") / PRETRAINED))
-    if cfg.source == EMBEDDED:
+    if cfg.source in EMBEDDED:
         return replace(cfg, source=str(ctx.input("pretrain") / PRETRAINED))
     return cfg
 
@@ -130,10 +130,8 @@ def _fallback_tokenizer(ctx: Context) -> Any:
 
     It is the task's own, that of the stage `tokenizer`, or the other model's.
     """
-    if ctx.cfg.task.name == EMBEDDED_TASK:
-        from w2s_fast.tasks.datasets import agreement
-
-        return agreement.tokenizer()
+    if (own := task_tokenizer(ctx.cfg.task.name)) is not None:
+        return own
     if "tokenizer" in dict(ctx.job.inputs):
         return read_tokenizer(ctx.input("tokenizer") / TOKENIZER)
     for cfg in (ctx.cfg.student, ctx.cfg.weak):

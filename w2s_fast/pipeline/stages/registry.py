@@ -22,17 +22,17 @@ from w2s_fast.pipeline.stages.train import train_model
 from w2s_fast.pipeline.stages.trust import trust
 from w2s_fast.pipeline.stages.votes import generated_votes, votes
 from w2s_fast.store import StageBuild
+from w2s_fast.tasks import EMBEDDED
 
 
 def pretrain(ctx: Context, build: StageBuild) -> None:
-    """Pretrain the embedded task's language model, without labels."""
+    """Pretrain an embedded task's language model, without labels."""
     from transformers.utils import logging
-
-    from w2s_fast.tasks.datasets import agreement_lm
 
     logging.disable_progress_bar()  # transformers shows one for saving
     target = build.path / PRETRAINED
-    ctx.write(lambda: agreement_lm.pretrain(target, ctx.cfg.task, ctx.seed, ctx.progress))
+    model = EMBEDDED[ctx.job.setting("source", "agreement-lm")]
+    ctx.write(lambda: model.pretrain(target, ctx.cfg.task, ctx.seed, ctx.progress))
 
 
 def tokenizer(ctx: Context, build: StageBuild) -> None:
