@@ -17,16 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from w2s_fast.config import RunConfig
+from w2s_fast.config import RunConfig, model_of
 from w2s_fast.distributed.world import World, get_world
 from w2s_fast.errors import DataWarning, W2SError
 from w2s_fast.pipeline.jobs import Job, data_digest
+from w2s_fast.pipeline.task_kinds import TaskKind, task_kind
 from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, check_texts, get_task
 
 ProgressFn = Callable[[int, int, float], None]
 ReadFn = Callable[[int], TaskData]
 PRETRAIN_SEED = 0
-# Splits whose true labels a stage may read; a job with ``gold`` may also read the transfer set.
+# Splits whose true labels a stage may read. A job with ``gold`` may also read the transfer set, one
+# with ``weak_gold`` the weak split.
 _GOLD = {
     "weak": ("weak",),
     "calibration": ("weak",),
@@ -98,6 +100,13 @@ class Context:
         return replace(self._data, weak=_NO_ROWS, transfer=_NO_ROWS, test=_NO_ROWS, ood=None)
 
     @property
+    def kind(self) -> TaskKind:
+        """How the model of the job encodes, learns and predicts."""
+        role = self.job.setting("role")
+        preference = "" if role is None else model_of(self.cfg, role).preference
+        return task_kind(self.task.kind, preference)
+
+    @property
     def has_ood(self) -> bool:
         """Whether the task has out-of-distribution test items."""
         return self._data.ood is not None
@@ -117,7 +126,8 @@ class Context:
         Raises:
             W2SError: The stage may not read them.
         """
-        allowed = (*_GOLD.get(self.job.stage, ()), *(("transfer",) if self.job.gold else ()))
+        named = [("transfer", self.job.gold), ("weak", self.job.weak_gold)]
+        allowed = (*_GOLD.get(self.job.stage, ()), *(name for name, uses in named if uses))
         if split not in allowed:
             raise W2SError(
                 f"stage {self.job.name!r} asked for the true labels of the {split} set; a method "
