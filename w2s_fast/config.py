@@ -211,8 +211,9 @@ def _check_sources(cfg: RunConfig) -> None:
         if source in EMBEDDED and cfg.task.name != EMBEDDED[source].task:
             raise W2SError(
                 f"{role}.source={source!r} knows only the language of task "
-                f"{EMBEDDED[source].task!r}, not of {cfg.task.name!r}; give {role}.source and {role}_train.lr, as in "
-                f"--{role}.source bow --{role}_train.lr 0.1, or the folder of a checkpoint"
+                f"{EMBEDDED[source].task!r}, not of {cfg.task.name!r}; give {role}.source and "
+                f"{role}_train.lr, as in --{role}.source bow --{role}_train.lr 0.1, or the folder "
+                "of a checkpoint"
             )
         if source not in BUILT_IN and not is_folder(Path(source)):
             raise W2SError(

@@ -238,12 +238,11 @@ class _Planner:
 
 def _pretrain_job(source: str, seed: int) -> Job:
     """Return the pretraining of an embedded model with a seed of its own."""
-    settings = {"seed": seed} if seed else {}
-    name = ["pretrain", *([str(seed)] if seed else [])]
+    settings: dict[str, Any] = {"seed": seed} if seed else {}
     if source != _FIRST_EMBEDDED:
-        settings |= {"source": source}
-        name.insert(1, source)
-    return Job("pretrain", "/".join(name), settings=tuple(settings.items()))
+        settings["source"] = source
+    name = "/".join(["pretrain", *map(str, reversed(settings.values()))])
+    return Job("pretrain", name, settings=tuple(settings.items()))
 
 
 def needs_tokenizer(cfg: RunConfig, role: str) -> bool:
@@ -272,7 +271,11 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     if job.stage == "pretrain":
         embedded = EMBEDDED[job.setting("source", _FIRST_EMBEDDED)]
         model = {k: v for k, v in to_dict(embedded.config(cfg.task)).items() if k != "seed"}
-        return common | {"language": embedded.language(cfg.task), "model": model, **dict(job.settings)}
+        return common | {
+            "language": embedded.language(cfg.task),
+            "model": model,
+            **dict(job.settings),
+        }
     if job.stage == "tokenizer":
         return common
     if job.stage == "report":

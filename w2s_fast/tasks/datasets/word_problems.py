@@ -4,9 +4,9 @@ A problem starts with a number of things and changes it in two to four steps; a 
 the steps may count something else, a distractor. The prompt is "Question: ...\\nAnswer:", the
 solution has one equation a step and ends in "#### n", as those of GSM8K do (Cobbe et al. 2021).
 
-Two problems with the same steps and numbers are the same problem under other names. A hash of steps
-and numbers reserves an eighth of all problems for each split; none of these occurs, under any names,
-in another split or in the text on which `word_problems_lm` pretrains its models.
+Two problems with the same steps and numbers are the same problem under other names. A hash of
+steps and numbers reserves an eighth of all problems for each split; none of these occurs, under any
+names, in another split or in the text on which `word_problems_lm` pretrains its models.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ THINGS = (
     "pens", "books", "coins", "cards", "shells", "apples",
     "stamps", "balls", "beads", "keys", "cups", "nuts",
 )  # fmt: skip
+_TOKEN = r"\n|####|Question:|Answer:| ?[A-Za-z]+| ?\d| ?[^\s\w]"
 _SPLITS = ("weak", "transfer", "test")
 _MOST = 40  # largest number of a problem
 _DRAWS_PER_PROBLEM = 200  # draws per item before the settings count as too strict
@@ -109,7 +110,7 @@ class Problem:
 
 
 def worked(start: int, steps: list[tuple[str, int]]) -> str:
-    """Return a solution that applies (sign, number) in turn: " 5 + 3 = 8. 8 * 2 = 16.\\n#### 16"."""
+    """Return a solution of (sign, number) pairs: " 5 + 3 = 8. 8 * 2 = 16.\\n#### 16"."""
     lines, value = [], start
     for sign, number in steps:
         result = apply(value, sign, number)
@@ -218,7 +219,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
     ids = vocabulary()
     backend = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
-    backend.pre_tokenizer = Split(Regex(r"\n|####|Question:|Answer:| ?[A-Za-z]+| ?\d| ?[^\s\w]"), "isolated")
+    backend.pre_tokenizer = Split(Regex(_TOKEN), "isolated")
     backend.decoder = Fuse()
     backend.post_processor = TemplateProcessing(
         single=f"{OPENING} $A", pair=f"{OPENING} $A $B", special_tokens=[(OPENING, ids[OPENING])]

@@ -22,6 +22,7 @@ from w2s_fast.tasks._word_problems_config import WordPretrainConfig, WordProblem
 from w2s_fast.tasks.datasets import word_problems
 from w2s_fast.tasks.datasets.word_problems import MARKER, SIGNS, Problem, worked
 
+_TOKENS = 40  # of a short problem with its steps; few documents are shorter than a row
 _MISREAD = {"times": "+", "fewer": "+"}
 
 
@@ -107,9 +108,10 @@ def _pretrain(
 
 
 def _batches(model: WordPretrainConfig, cfg: WordProblemsConfig, seed: int) -> Iterator[Tensor]:
-    """Yield blocks (batch_size, length), a document a row, cut off where the row ends."""
+    """Yield blocks (batch_size, length), a document a row, cut off or padded at its end."""
     tokenizer = word_problems.tokenizer()
-    texts = documents(seed, cfg, 1 + model.length // 40)  # a problem has at least 40 tokens
+    texts = documents(seed, cfg, 1 + model.length // _TOKENS)
     while True:
-        rows = [tokenizer(next(texts))["input_ids"] for _ in range(model.batch_size)]
-        yield torch.tensor([row[: model.length] for row in rows])
+        rows = [next(texts) for _ in range(model.batch_size)]
+        encoded = tokenizer(rows, truncation=True, max_length=model.length, padding="max_length")
+        yield torch.tensor(encoded["input_ids"])
