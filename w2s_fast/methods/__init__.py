@@ -22,6 +22,7 @@ from w2s_fast.methods._supervised_plan import SupervisedPlan
 from w2s_fast.methods._texts import PairLabels, Prompts, Samples, TextLabels
 from w2s_fast.methods.agree import Agree
 from w2s_fast.methods.agree_prior import AgreePrior
+from w2s_fast.methods.agreement_sft import AgreementSFT
 from w2s_fast.methods.bootstrap import Bootstrap, StrongToStrong
 from w2s_fast.methods.born_again import BornAgain
 from w2s_fast.methods.ccs import CCS
@@ -29,6 +30,7 @@ from w2s_fast.methods.combine import Combine
 from w2s_fast.methods.confident import Confident
 from w2s_fast.methods.conformal import Conformal
 from w2s_fast.methods.consistent import Consistent
+from w2s_fast.methods.contrast import Contrast
 from w2s_fast.methods.debate import Consultancy, Debate, MarketMaking
 from w2s_fast.methods.early_stop import EarlyStop, GroundTruthEarlyStop
 from w2s_fast.methods.elicit import Elicit
@@ -60,6 +62,8 @@ METHODS |= {
     "resample": Resample,
     "agree": Agree,
     "agree_prior": AgreePrior,
+    "agreement_sft": AgreementSFT,
+    "contrast": Contrast,
     "self_consistency": SelfConsistency,
     "knn_filter": KNNFilter,
     "small_loss": SmallLoss,
