@@ -103,7 +103,7 @@ def _check_rows(
 ) -> None:
     if not len(rows):
         raise W2SError(
-            f"the method keeps none of {n} items ({dict(report)}); loosen its settings, there "
+            f"the method keeps none of {n} items ({_counted(report)}); loosen its settings, there "
             "would be nothing to train on"
         )
     for name, values in columns.items():
@@ -111,3 +111,15 @@ def _check_rows(
             raise W2SError(f"{name} has {len(values)} entries for {len(rows)} rows")
     if rows.min() < 0 or rows.max() >= n:
         raise W2SError(f"rows name items {rows.min()} to {rows.max()}; expected 0 to {n - 1}")
+
+
+def _counted(report: Mapping[str, Any]) -> str:
+    """Return a report in one line, with the number of ids in place of a list of them."""
+    parts = []
+    for name, value in report.items():
+        if isinstance(value, Mapping):
+            parts.append(f"{name}: {_counted(value)}")
+        else:
+            listed = isinstance(value, Sequence) and not isinstance(value, str)
+            parts.append(f"{len(value) if listed else value} {name}")
+    return ", ".join(parts)

@@ -100,5 +100,5 @@ def _labels(name: str, prompts: Prompts, sets: AgreeingSets) -> TextLabels:
     return TextLabels(
         rows=np.array([row_of[row["id"]] for row in chosen], dtype=np.int64),
         texts=[row["answer"] for row in chosen],
-        report={"agreement": asdict(sets.report)},
+        report={"set": name.replace("_", " "), **asdict(sets.report)},
     )

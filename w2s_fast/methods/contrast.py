@@ -92,5 +92,5 @@ class Contrast(Method):
             rows=np.array([row_of[row["id"]] for row in pairs.rows], dtype=np.int64),
             chosen=[row["chosen"] for row in pairs.rows],
             rejected=[row["rejected"] for row in pairs.rows],
-            report={"pairs": asdict(pairs.report)},
+            report=asdict(pairs.report),
         )

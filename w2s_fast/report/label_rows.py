@@ -9,12 +9,14 @@ from typing import Any
 def label_lines(results: Mapping[str, Any]) -> list[str]:
     """Return a line for every selection of texts: how many items met each fate, over all runs.
 
-    A report of a method has numbers, lists of ids, which are counted, and blocks of these.
+    A report of a method has numbers, lists of ids, which are counted, blocks of these, and texts,
+    which name the selection.
     """
     totals: dict[tuple[str, str], dict[str, float]] = {}
     for row in results.get("text_labels", ()):
         step = row["stage"].replace(f"/{row['seed']}/", "/", 1)
-        own = totals.setdefault((row["name"], step), {})
+        texts = (f", {k} {v}" for k, v in row["report"].items() if isinstance(v, str))
+        own = totals.setdefault((row["name"] + "".join(texts), step), {})
         for name, count in _counts(row["report"]):
             own[name] = own.get(name, 0) + count
     return [
