@@ -41,7 +41,7 @@ PAGE = "docs/results.md"
 REAL = ("sst2", "cola", "safety", "hh")
 NAMES = ("agreement", *REAL)
 MODELS = ("weak", "student", "ceiling")
-_COMMITTED = ("design", "differences", "runs", "summary", "controls", "gold")
+COMMITTED = ("design", "differences", "runs", "summary", "controls", "gold")
 _REAL_METHODS = (
     "probe@xent", "probe@logconf", "probe@logconf_openai", "probe@gce", "confident|probe@xent",
     "ensemble|probe@xent", "strong_to_strong|probe@xent", "probe_filter:probe=knn|probe@xent",
@@ -112,7 +112,7 @@ def measure(name: str, cfg: Any, out: Path) -> dict[str, Any]:
         if config[block][key] and "/" in config[block][key]:
             config[block][key] = Path(config[block][key]).name  # without the local folder
     config |= {"output_dir": "out", "cache_dir": None}
-    blocks = {key: results[key] for key in _COMMITTED}
+    blocks = {key: results[key] for key in COMMITTED}
     return {"name": name, "environment": environment(), "config": config, **blocks}
 
 

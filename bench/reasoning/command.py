@@ -1,7 +1,8 @@
-"""``python -m bench reasoning``: the released files of weak-to-strong reasoning, and sampling.
+"""``python -m bench reasoning``: released files of weak-to-strong reasoning, sampling, and a run.
 
     python -m bench reasoning --data DIR             # counts and accuracies, beside expected ones
     python -m bench reasoning --model FOLDER         # tokens per CPU second of a causal model
+    python -m bench reasoning --run out/reasoning    # both stages on word problems, an hour
     python -m bench reasoning --data DIR --record    # replace the committed rows (clean tree)
 
 docs/reasoning.md shows the committed rows. Neither data nor model is part of the repository.
@@ -20,7 +21,7 @@ import torch
 
 from bench.harness.environment import environment
 from bench.harness.row_files import RESULTS
-from bench.reasoning import released, speed
+from bench.reasoning import released, speed, word_problems
 from w2s_fast.errors import W2SError
 
 ROWS = RESULTS / "reasoning.jsonl"
@@ -42,6 +43,7 @@ def main(args: list[str]) -> int:
     )
     p.add_argument("--data", type=Path, help="folder of gair_gsm8k/ and gsm8k/")
     p.add_argument("--model", type=Path, help="folder of a causal language model")
+    p.add_argument("--run", type=Path, help="folder of a run on word problems; it resumes there")
     p.add_argument("--threads", type=int, default=1, help="of torch: %(default)s")
     p.add_argument("--rounds", type=int, default=3, help="of the speed: %(default)s")
     p.add_argument("--quick", action="store_true", help="toy sizes: check that it runs")
@@ -50,8 +52,8 @@ def main(args: list[str]) -> int:
     options = p.parse_args(args)
     torch.set_num_threads(options.threads)
     facts = environment()
-    if not (options.data or options.model):
-        print("bench reasoning: nothing to do; give --data or --model", file=sys.stderr)
+    if not (options.data or options.model or options.run):
+        print("bench reasoning: nothing to do; give --data, --model or --run", file=sys.stderr)
         return 2
     if options.record and (options.quick or facts["dirty"]):
         print("bench reasoning: --record needs a clean tree, no --quick", file=sys.stderr)
@@ -64,9 +66,11 @@ def main(args: list[str]) -> int:
     except W2SError as e:
         print(f"bench reasoning: {e}", file=sys.stderr)
         return 2
+    if options.run:
+        word_problems.run(options.run, options.record)
     if options.out:
         options.out.write_text("".join(json.dumps(row) + "\n" for row in measured))
-    if options.record:
+    if options.record and measured:
         kinds = {row["kind"] for row in measured}
         kept = [row for row in load() if row["kind"] not in kinds]
         ROWS.write_text("".join(json.dumps(row) + "\n" for row in kept + measured))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bench.reasoning import word_problems
 from bench.reasoning.command import load
 
 PAGE = "docs/reasoning.md"
@@ -19,6 +20,7 @@ def blocks() -> dict[str, Callable[[Any], str]]:
         "released": lambda _: counts(load()),
         "strings": lambda _: strings(load()),
         "accuracy": lambda _: accuracies(load()),
+        "word_problems": lambda _: word_problems.block(),
         "sampling": lambda _: sampling(load()),
     }
 

@@ -22,7 +22,7 @@ from w2s_fast.tasks._word_problems_config import WordPretrainConfig
 from w2s_fast.tasks.datasets import word_problems
 
 STAGE_ONE = "agreement_sft:iterations=2,shots=3,rule=number"
-STAGE_TWO = "contrast:n=6,rule=number,confidence=0.5,override_confidence=0.6"
+STAGE_TWO = "contrast:n=6,rule=number,confidence=0.5,override_confidence=0.6,lr_factor=0.5"
 TRAIN = {"epochs": 3, "lr": 3e-3, "batch_size": 16, "timeout_s": 300, "checkpoint_every": 2}
 _ANSWERS = {"buys": "1", "sells": "2"}
 

@@ -83,7 +83,7 @@ def test_pairs_come_from_samples_of_the_student_that_continues_on_them() -> None
     first = "agreement_sft:iterations=2,rule=number"
     for loss, spec in {"dpo": "dpo:beta=0.1", "orpo": "orpo:lam=0.1"}.items():
         node = student(f"{first}|contrast:loss={loss},n=7,temperature=0.7,rule=number")
-        assert dict(node.settings)["loss"] == spec
+        assert dict(node.settings)["loss"] == spec and dict(node.settings)["lr_factor"] == 0.1
         assert needs(node, "initial") == student(first)
         labels = needs(node, "labels")
         assert dict(labels.settings)["pairs"] is True

@@ -40,6 +40,7 @@ class Contrast(Method):
         override_confidence: smallest share that overrules the weak answer.
         loss: "dpo" or "orpo".
         strength: beta of DPO, or lam of ORPO.
+        lr_factor: learning rate of the pairs, as a factor of that of ``student_train``.
         rule, read: as in ``agreement_sft``.
     """
 
@@ -50,6 +51,7 @@ class Contrast(Method):
     override_confidence: float = number(0.8, 0.01, 1.0)
     loss: str = choice("dpo", tuple(_STRENGTHS))
     strength: float = number(0.1, 1e-4)
+    lr_factor: float = number(0.1, 1e-6)
     rule: str = choice("math", tuple(RULES))
     read: str = choice("marked", tuple(READERS_BY_NAME))
 
@@ -72,7 +74,8 @@ class Contrast(Method):
         return plan.apply_texts(self.pairs, pairs=True, weak=plan.weak_labels(), samples=samples)
 
     def training(self, plan: Plan) -> Mapping[str, Any]:
-        return {"loss": f"{self.loss}:{_STRENGTHS[self.loss]}={self.strength:g}"}
+        loss = f"{self.loss}:{_STRENGTHS[self.loss]}={self.strength:g}"
+        return {"loss": loss, "lr_factor": self.lr_factor}
 
     def pairs(self, prompts: Prompts, weak: Samples, samples: Samples, seed: int) -> PairLabels:
         """Return at most one pair an item, one side of which is the weak solution."""

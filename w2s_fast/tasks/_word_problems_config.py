@@ -36,7 +36,8 @@ class SmallWordPretrainConfig(WordPretrainConfig):
 
     hidden: int = 64
     heads: int = 2
-    steps: int = 1000
+    steps: int = 1400
+    lr: float = 4e-3
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class SolversConfig:
     """
 
     careful: float = 0.3
-    hasty: float = 0.1
+    hasty: float = 0.2
 
     def __post_init__(self) -> None:
         if min(self.careful, self.hasty) < 0 or self.careful + self.hasty > 1:

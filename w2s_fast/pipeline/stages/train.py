@@ -6,6 +6,7 @@ They differ in the labels they learn and in the weights they start from.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ def train_model(ctx: Context, build: StageBuild) -> None:
     from w2s_fast.training import train
 
     cfg = train_of(ctx.cfg, ctx.job.setting("role"))
+    cfg = replace(cfg, lr=cfg.lr * ctx.job.setting("lr_factor", 1.0))
     if ctx.job.setting("freeze"):
         model, tokenizer = head_model(ctx)
         cfg = cfg.unsharded()

@@ -1,0 +1,134 @@
+"""Both stages of weak-to-strong reasoning on the task `word_problems`: three bases, three seeds.
+
+The weak model starts from a small base that was pretrained for less long and learns few true
+solutions. Sizes were chosen by floor, prompted and ceiling accuracy alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from statistics import mean
+from typing import Any
+
+from bench.cases import w2s
+from bench.harness.environment import environment
+from bench.harness.row_files import RESULTS
+from w2s_fast.config import RunConfig, at_seed, run_seeds
+from w2s_fast.models import ModelConfig
+from w2s_fast.report.label_rows import label_lines
+from w2s_fast.tasks import TaskConfig, TaskData, get_task
+from w2s_fast.training import TrainConfig
+
+FILE = RESULTS / "w2s" / "word_problems.json"
+SHOTS = 4
+_STAGE_ONE = "agreement_sft:rule=number"
+_HYBRID = f"{_STAGE_ONE},iterations=2"
+
+
+def configuration() -> RunConfig:
+    """Return the run: stage I of every set, its second iteration, stage II by DPO and by ORPO."""
+    return RunConfig(
+        task=TaskConfig("word_problems", n_weak=150, n_transfer=600, n_test=400, answer_tokens=36),
+        weak=ModelConfig("word-problems-small-lm"),
+        student=ModelConfig("word-problems-lm"),
+        weak_train=TrainConfig(epochs=3, lr=1e-3, warmup_frac=0.1, clip_norm=1.0),
+        student_train=TrainConfig(epochs=3, lr=1e-3, warmup_frac=0.1, clip_norm=1.0),
+        losses=("xent",),
+        methods=(
+            "naive",
+            f"{_STAGE_ONE},sets=weak",
+            f"{_STAGE_ONE},sets=in_context",
+            _STAGE_ONE,
+            _HYBRID,
+            f"{_HYBRID}|contrast:rule=number,loss=dpo",
+            f"{_HYBRID}|contrast:rule=number,loss=orpo",
+        ),
+        student_bases=tuple(f"word-problems-lm:pretrain_seed={i}" for i in range(3)),
+        seeds=(0, 1, 2),
+        workers=1,
+        threads=1,
+    )
+
+
+def run(out: Path, record: bool) -> None:
+    """Run the experiment, print its table, and commit its results with ``record``."""
+    results = measure(out)
+    print(table(results))
+    if record:
+        FILE.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def block() -> str:
+    """Return the committed results as Markdown."""
+    if not FILE.exists():
+        return "No rows have been recorded yet: `python -m bench reasoning --run DIR --record`.\n"
+    return table(json.loads(FILE.read_text()))
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Return the experiment as Markdown: students, untrained bases, fates of the items."""
+    prompted = ", ".join(
+        f"{mean(r['accuracy'] for r in results['prompted'] if r['shots'] == shots):.3f} after "
+        f"{shots or 'no'} examples"
+        for shots in (0, SHOTS)
+    )
+    fates = "".join(f"- {line.replace('|', chr(92) + '|')}\n" for line in label_lines(results))
+    e = results["environment"]
+    return (
+        f"{w2s.table(results)}\nUntrained bases: {prompted}. Items of all runs:\n\n{fates}\n"
+        f"{e['cpu']}, torch {e['torch']}, commit {e['git_sha']}.\n"
+    )
+
+
+def measure(out: Path) -> dict[str, Any]:
+    """Run the experiment and return what is committed."""
+    from w2s_fast import pipeline
+
+    cfg = replace(configuration(), output_dir=str(out))
+    results = pipeline.run(cfg, quiet=False)
+    own: dict[str, Any] = {key: results[key] for key in (*w2s.COMMITTED, "text_labels")}
+    for row in own["text_labels"]:
+        row["report"] = {k: len(v) if isinstance(v, list | tuple) else v
+                         for k, v in row["report"].items()}  # fmt: skip
+    config = json.loads(json.dumps(results["provenance"]["config"]))
+    prompted = list(_prompted(cfg, results))
+    return {
+        "name": "word_problems", "environment": environment(), "config": config,
+        "prompted": prompted, **own,
+    }  # fmt: skip
+
+
+def _prompted(cfg: RunConfig, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the accuracy of the untrained bases on the test items, with and without examples."""
+    from w2s_fast.models import build_model, load_tokenizer
+
+    stages = results["provenance"]["stages"]
+    for seed in run_seeds(cfg):
+        own = at_seed(cfg, seed)
+        base = own.task.word_problems.pretrain.seed
+        name = "/".join(["pretrain", "word-problems-lm", *([str(base)] if base else [])])
+        model = ModelConfig(str(cfg.store_dir / stages[name]["folder"] / "model"))
+        tokenizer = load_tokenizer(model)
+        lm = build_model(model, 2, tokenizer, 0, kind="generation")
+        data = get_task(own.task.name).load(own.task, seed)
+        for shots in (0, SHOTS):
+            accuracy = _accuracy(lm, tokenizer, data, shots, seed, cfg.task.answer_tokens)
+            yield {"base": base, "seed": seed, "shots": shots, "accuracy": accuracy}
+
+
+def _accuracy(lm: Any, tokenizer: Any, data: TaskData, shots: int, seed: int, room: int) -> float:
+    from w2s_fast.sampling import GenerateSampler
+
+    assert data.weak.answers is not None and data.test.answers is not None
+    rows = Random(seed).sample(range(len(data.weak)), shots)
+    shown = "".join(data.weak.texts[r] + data.weak.answers[r] + data.separator for r in rows)
+    sampler = GenerateSampler(
+        model=lm, tokenizer=tokenizer, max_new_tokens=room, temperature=0.0, max_length=512
+    )
+    texts = sampler.sample([shown + text for text in data.test.texts], 1)
+    right = [data.agree(own, gold) for [own], gold in zip(texts, data.test.answers, strict=True)]
+    return sum(right) / len(right)
