@@ -7,6 +7,17 @@ from w2s_fast.metrics._probabilities import checked_labels, checked_probs
 from w2s_fast.metrics.calibration import N_BINS, brier, ece, ece_noise, nll
 from w2s_fast.metrics.calibrators import CALIBRATORS, Calibrator, fit_platt, fit_temperature
 from w2s_fast.metrics.comparisons import Difference, holm, paired_difference
+from w2s_fast.metrics.deception import (
+    DENOMINATORS,
+    DeceptionItems,
+    DeceptionScore,
+    KnowledgePartition,
+    conflict_tax,
+    deception_items,
+    deception_over_runs,
+    deception_score,
+    knowledge_partition,
+)
 from w2s_fast.metrics.estimates import LEVEL, MIN_DRAWS, Estimate, drawn_levels, estimate
 from w2s_fast.metrics.fit_alarm import fit_alarm
 from w2s_fast.metrics.gap import (
@@ -47,6 +58,7 @@ from w2s_fast.metrics.scores import (
 
 __all__ = [
     "CALIBRATORS",
+    "DENOMINATORS",
     "GAP",
     "LEVEL",
     "MIN_DRAWS",
@@ -54,8 +66,11 @@ __all__ = [
     "N_BINS",
     "Agreement",
     "Calibrator",
+    "DeceptionItems",
+    "DeceptionScore",
     "Difference",
     "Estimate",
+    "KnowledgePartition",
     "Misfit",
     "Outcomes",
     "Overlap",
@@ -68,6 +83,10 @@ __all__ = [
     "change_point",
     "checked_labels",
     "checked_probs",
+    "conflict_tax",
+    "deception_items",
+    "deception_over_runs",
+    "deception_score",
     "difference_item_interval",
     "drawn_levels",
     "ece",
@@ -82,6 +101,7 @@ __all__ = [
     "gap_se",
     "half_width",
     "holm",
+    "knowledge_partition",
     "mean_interval",
     "misfit",
     "nll",
