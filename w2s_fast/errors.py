@@ -18,6 +18,10 @@ class DataWarning(UserWarning):
     """Data that can be used but may not be what the user meant."""
 
 
+class PreferenceWarning(DataWarning):
+    """A beta that almost surely belongs to another form of the preference loss."""
+
+
 # Settings, methods and kinds by their old name: an old name fails with the new one as a hint.
 RENAMED = {
     "threshold": "threshold_scope",

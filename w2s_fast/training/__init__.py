@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from w2s_fast.training.completion_pairs import CompletionPairs, encode_pairs
     from w2s_fast.training.completions import Completions, encode_completions
     from w2s_fast.training.config import THRESHOLD_SCOPES, TrainConfig
     from w2s_fast.training.data import Encoded, encode
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from w2s_fast.training.likelihood import completion_logprob, next_token_probs, sequence_logprob
     from w2s_fast.training.loop import train
     from w2s_fast.training.monitor import Watch
+    from w2s_fast.training.pair_logprob import predict_pairs, reference_logprob
     from w2s_fast.training.prediction import predict
 
 __all__ = [
     "THRESHOLD_SCOPES",
+    "CompletionPairs",
     "Completions",
     "Encoded",
     "TrainConfig",
@@ -27,15 +30,19 @@ __all__ = [
     "completion_logprob",
     "encode",
     "encode_completions",
+    "encode_pairs",
     "generate",
     "next_token_probs",
     "predict",
+    "predict_pairs",
+    "reference_logprob",
     "sequence_logprob",
     "train",
 ]
 
 _HOMES = {
     "THRESHOLD_SCOPES": "config",
+    "CompletionPairs": "completion_pairs",
     "Completions": "completions",
     "TrainConfig": "config",
     "Watch": "monitor",
@@ -43,9 +50,12 @@ _HOMES = {
     "completion_logprob": "likelihood",
     "encode": "data",
     "encode_completions": "completions",
+    "encode_pairs": "completion_pairs",
     "generate": "generation",
     "next_token_probs": "likelihood",
     "predict": "prediction",
+    "predict_pairs": "pair_logprob",
+    "reference_logprob": "pair_logprob",
     "sequence_logprob": "likelihood",
     "train": "loop",
 }

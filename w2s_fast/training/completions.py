@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +59,20 @@ class Completions(Encoded):
             inputs.tokens, inputs.offsets, None, self.pad_id,
             labels=self.labels[low:high], starts=self.starts[start : stop + 1] - low,
         )  # fmt: skip
+
+    def take(self, rows: np.ndarray) -> Completions:
+        """Select the given rows, in their order."""
+        lengths, counts = self.lengths[rows], np.diff(self.starts)[rows]
+        tokens = [np.arange(self.offsets[r], self.offsets[r + 1]) for r in rows]
+        labels = [np.arange(self.starts[r], self.starts[r + 1]) for r in rows]
+        empty = np.zeros(0, dtype=np.int64)
+        return replace(
+            self,
+            tokens=self.tokens[np.concatenate([empty, *tokens])],
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            labels=self.labels[np.concatenate([empty, *labels])],
+            starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        )
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> CompletionBatch:  # type: ignore[override]
         """Collate the given rows, padded on the right to the longest of them."""
@@ -118,13 +132,10 @@ def encode_completions(
     eos = end_token(tokenizer)
     limit = min(max_length, tokenizer.model_max_length)
     prompt_tokens = prompt_ids(tokenizer, prompts)
-    all_tokens = prompt_ids(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
+    tokens = completion_tokens(tokenizer, prompts, prompt_tokens, completions)
     inputs: list[list[int]] = []
     labels: list[list[int]] = []
-    for row, (prompt, both) in enumerate(zip(prompt_tokens, all_tokens, strict=True)):
-        completion = both[len(prompt) :]
-        if both[: len(prompt)] != prompt:  # a token spans the boundary
-            completion = tokenizer(completions[row], add_special_tokens=False)["input_ids"]
+    for row, (prompt, completion) in enumerate(zip(prompt_tokens, tokens, strict=True)):
         row_labels = [*completion, eos] if end else completion
         if not row_labels:
             raise W2SError(
@@ -138,7 +149,7 @@ def encode_completions(
             )
         inputs.append([*truncate_left(tokenizer, prompt, room), *row_labels[:-1]])
         labels.append(row_labels)
-    return _completions(tokenizer, inputs, labels)
+    return join_rows(tokenizer, inputs, labels)
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int = 512) -> Completions:
@@ -156,7 +167,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int = 512) ->
         raise W2SError("no texts; expected at least one")
     limit, eos = min(max_length, tokenizer.model_max_length), end_token(tokenizer)
     rows = [[*ids, eos][: limit + 1] for ids in prompt_ids(tokenizer, texts)]
-    return _completions(tokenizer, [ids[:-1] for ids in rows], [ids[1:] for ids in rows])
+    return join_rows(tokenizer, [ids[:-1] for ids in rows], [ids[1:] for ids in rows])
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], room: int) -> Encoded:
@@ -187,6 +198,24 @@ def prompt_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return rows
 
 
+def completion_tokens(
+    tokenizer: Any,
+    prompts: Sequence[str],
+    prompt_tokens: Sequence[list[int]],
+    completions: Sequence[str],
+) -> list[list[int]]:
+    """Tokenize completions as what follows the tokens of their prompts in the text of both."""
+    texts = [p + c for p, c in zip(prompts, completions, strict=True)]
+    rows = []
+    for row, both in enumerate(prompt_ids(tokenizer, texts)):
+        prompt = prompt_tokens[row]
+        if both[: len(prompt)] == prompt:
+            rows.append(both[len(prompt) :])
+        else:  # a token spans the boundary
+            rows.append(list(tokenizer(completions[row], add_special_tokens=False)["input_ids"]))
+    return rows
+
+
 def truncate_left(tokenizer: Any, ids: list[int], room: int) -> list[int]:
     """Return the last ``room`` tokens; an opening special token stays if there is room for two."""
     if len(ids) <= room:
@@ -208,7 +237,8 @@ def end_token(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _completions(tokenizer: Any, inputs: list[list[int]], labels: list[list[int]]) -> Completions:
+def join_rows(tokenizer: Any, inputs: list[list[int]], labels: list[list[int]]) -> Completions:
+    """Return rows of input tokens, and of the labels that the last of them predict."""
     return Completions(
         tokens=np.concatenate(inputs).astype(np.int32),
         offsets=_offsets(inputs),

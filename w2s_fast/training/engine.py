@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError
 from w2s_fast.models.weights import load_module, module_tensors
+from w2s_fast.training.completion_pairs import PairBatch
 from w2s_fast.training.completions import CompletionBatch
 from w2s_fast.training.config import TrainConfig
 from w2s_fast.training.data import Batch
@@ -17,6 +18,7 @@ from w2s_fast.training.optim import MasterAdamW
 
 # Reads a saved tensor by name, the same on every process; None if it was not saved.
 ReadTensor = Callable[[str], Tensor | None]
+AnyBatch = Batch | CompletionBatch | PairBatch
 # A function of the logits of a micro-batch, evaluated inside the model's forward.
 LogitsFn = Callable[[Any], Tensor]
 
@@ -24,10 +26,11 @@ LogitsFn = Callable[[Any], Tensor]
 class Engine(Protocol):
     """Updates weights: ``backward`` accumulates gradients, ``update`` applies and clears them."""
 
-    def logits(self, batch: Batch | CompletionBatch) -> Any:
-        """Return (B, C) logits of a micro-batch; for completions (n, V) ``Projected``."""
+    def logits(self, batch: AnyBatch) -> Any:
+        """Return (B, C) logits of a micro-batch; for completions (n, V) ``Projected``, for pairs
+        their answers (B, 2, 3)."""
 
-    def loss(self, batch: Batch | CompletionBatch, logits_fn: LogitsFn) -> Tensor:
+    def loss(self, batch: AnyBatch, logits_fn: LogitsFn) -> Tensor:
         """Return ``logits_fn(logits)``, called where sharded weights are gathered."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -57,11 +60,11 @@ class PlainEngine:
     def __init__(self, model: nn.Module, cfg: TrainConfig, world: World = SINGLE_PROCESS) -> None:
         self._model, self._optimizer = model, MasterAdamW(model, cfg, world)
 
-    def logits(self, batch: Batch | CompletionBatch) -> Any:
+    def logits(self, batch: AnyBatch) -> Any:
         """See ``Engine``."""
         return forward(self._model, batch)
 
-    def loss(self, batch: Batch | CompletionBatch, logits_fn: LogitsFn) -> Tensor:
+    def loss(self, batch: AnyBatch, logits_fn: LogitsFn) -> Tensor:
         """See ``Engine``."""
         return forward(self._model, batch, logits_fn)
 
@@ -102,12 +105,25 @@ def read_required(read: ReadTensor, name: str) -> Tensor:
     return t
 
 
-def forward(
-    model: nn.Module, batch: Batch | CompletionBatch, logits_fn: LogitsFn | None = None
-) -> Any:
-    """Return logits, or ``logits_fn`` of them; segment ids are passed only if there are any."""
+def forward(model: nn.Module, batch: AnyBatch, logits_fn: LogitsFn | None = None) -> Any:
+    """Return logits, or ``logits_fn`` of them; segment ids are passed only if there are any.
+
+    The logits of pairs are their ``PairBatch.answers``.
+    """
+    if isinstance(batch, PairBatch):
+        return _forward_pairs(model, batch, logits_fn)
     inputs = [t for t in batch if t is not None]
     if isinstance(batch, CompletionBatch):
         return model(*inputs, logits_fn=logits_fn)
     logits = model(*inputs)
     return logits if logits_fn is None else logits_fn(logits)
+
+
+def _forward_pairs(model: nn.Module, batch: PairBatch, logits_fn: LogitsFn | None) -> Any:
+    """Compute the answers inside the head, where a sharded one is gathered."""
+
+    def of_logits(z: Any) -> Tensor:
+        answers = batch.answers(z)
+        return answers if logits_fn is None else logits_fn(answers)
+
+    return model(batch.input_ids, batch.attention_mask, batch.positions, logits_fn=of_logits)

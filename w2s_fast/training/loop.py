@@ -19,6 +19,7 @@ from w2s_fast.losses import Loss, LossContext
 from w2s_fast.losses._base import IGNORE
 from w2s_fast.models.weights import module_tensors, shape_of
 from w2s_fast.training import checkpoint
+from w2s_fast.training.completion_pairs import CompletionPairs, check_pair_labels
 from w2s_fast.training.completions import CompletionBatch, Completions
 from w2s_fast.training.config import EXECUTION_FIELDS, TrainConfig
 from w2s_fast.training.data import RowData, RowOrder, check_weak_labels, derived_seed
@@ -59,8 +60,10 @@ def train(
     Args:
         model: ``forward(input_ids, attention_mask)`` returns logits (B, C).
         data: N rows, tokenized or cached, as the model takes them.
-        weak_labels: (N,) integer hard labels (-100: row not used), or (N, C) soft labels.
-        loss: the loss to minimise.
+        weak_labels: (N,) integer hard labels (-100: row not used), or (N, C) soft labels. For
+            ``CompletionPairs`` C is 2: the probabilities that the first and the second completion
+            are the better one.
+        loss: the loss to minimise; for pairs from ``make_pair_loss``.
         cfg: hyper-parameters.
         seed: of data order and dropout. The same seed gives every loss the same batches.
         weight: (N,) row weights, or None.
@@ -80,10 +83,13 @@ def train(
             message names the step), or a checkpoint of another training.
     """
     n_tokens = len(data.labels) if isinstance(data, Completions) else None
-    check_weak_labels(weak_labels, weight, len(data), getattr(model, "n_classes", None), n_tokens)
+    n_classes = getattr(data, "n_classes", getattr(model, "n_classes", None))
+    check_weak_labels(weak_labels, weight, len(data), n_classes, n_tokens)
+    if isinstance(data, CompletionPairs):
+        check_pair_labels(data, weak_labels, loss)
     run = _Training(model, data, weak_labels, loss, cfg, seed, weight)
     if watch is not None:
-        run.monitor = Monitor(watch, model, cfg, len(data), run.world, checkpoint_dir)
+        run.monitor = Monitor(watch, model, loss, cfg, len(data), run.world, checkpoint_dir)
     rank = run.world.rank
     with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(derived_seed(seed, 0, rank) if rank else seed)
@@ -118,6 +124,7 @@ class _Training:
         self.engine = make_engine(model, cfg, self.world)
         self.average = WeightAverage(self.engine, model, cfg.first_averaged(self.steps), self.world)
         n_classes = getattr(model, "n_classes", 2 if hard else weak_labels.shape[1])
+        n_classes = getattr(data, "n_classes", n_classes)
         self.thresholds = Thresholds(cfg.threshold_scope, loss, n_classes, cfg.batch_size)
         self.stepper = Stepper(self.engine, loss, self.thresholds, self.world)
         if isinstance(data, Completions) and self.thresholds.mode in ("window", "ema"):

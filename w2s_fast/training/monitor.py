@@ -24,12 +24,15 @@ from torch import Tensor, nn
 from w2s_fast.distributed.world import World
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.files import file_hash
+from w2s_fast.losses import Loss
 from w2s_fast.models.weights import load_weights, save_weights
 from w2s_fast.training.checkpoint import N_KEPT, Checkpoint, flush
+from w2s_fast.training.completion_pairs import CompletionPairs, check_columns
 from w2s_fast.training.completions import Completions
 from w2s_fast.training.config import TrainConfig
 from w2s_fast.training.data import RowData
 from w2s_fast.training.likelihood import completion_logprob
+from w2s_fast.training.pair_logprob import predict_pairs
 from w2s_fast.training.prediction import predict
 
 KEEPS = ("last", "best")
@@ -42,7 +45,8 @@ class Watch:
 
     Attributes:
         data: M rows to predict. For ``Completions`` the (M,) log-probabilities take the place of
-            (M, C) probabilities.
+            (M, C) probabilities. ``CompletionPairs``, for a loss over pairs alone, are predicted as
+            in ``predict_pairs``.
         score: function of the predictions; higher is better.
         every: optimizer steps between evaluations; 0: at the end of every epoch. The end of the
             training is always evaluated.
@@ -94,6 +98,7 @@ class Monitor:
         self,
         watch: Watch,
         model: nn.Module,
+        loss: Loss,
         cfg: TrainConfig,
         n_rows: int,
         world: World,
@@ -103,6 +108,9 @@ class Monitor:
             raise W2SError(
                 "keep='best' with several processes needs checkpoint_dir, a folder that all see"
             )
+        self._preference: Any = getattr(loss, "preference", None)  # of a loss over pairs
+        if isinstance(watch.data, CompletionPairs):
+            check_columns(watch.data, self._preference)
         self.identity = watch.identity()
         self._watch, self._model, self._world = watch, model, world
         self._batch_size, self._n_rows, self._steps = cfg.batch_size, n_rows, cfg.steps(n_rows)
@@ -127,6 +135,8 @@ class Monitor:
         data = self._watch.data
         if isinstance(data, Completions):
             probs = completion_logprob(self._model, data)
+        elif isinstance(data, CompletionPairs):
+            probs = predict_pairs(self._model, data, self._preference)
         else:
             probs = predict(self._model, data)
         score = math.nan

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from w2s_fast.distributed.world import World, get_world
 from w2s_fast.errors import W2SError
+from w2s_fast.training.completion_pairs import CompletionPairs
 from w2s_fast.training.data import RowData, token_batches
 from w2s_fast.training.engine import forward
 from w2s_fast.training.train_mode import eval_mode
@@ -43,8 +44,10 @@ def predict(
         (N, C) float32 probabilities in input order.
 
     Raises:
-        W2SError: if a probability is not finite; the model has diverged.
+        W2SError: if a probability is not finite, because the model has diverged, or for pairs.
     """
+    if isinstance(data, CompletionPairs):
+        raise W2SError("the data are CompletionPairs; expected rows of classes, use predict_pairs")
     probs = map_batches(
         model, data, batch_size, lambda batch: forward(model, batch).float().softmax(1), progress
     )

@@ -23,9 +23,7 @@ from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.losses import Loss, LossContext, LossOut
 from w2s_fast.models.weights import gathered
 from w2s_fast.ops.lazy_logits import Projected
-from w2s_fast.training.completions import CompletionBatch
-from w2s_fast.training.data import Batch
-from w2s_fast.training.engine import Engine
+from w2s_fast.training.engine import AnyBatch, Engine
 from w2s_fast.training.thresholds import Thresholds
 
 
@@ -36,7 +34,7 @@ class MicroBatch(NamedTuple):
     Row i of ``all_weak`` is row i // size of process i % size. For completions a row is a token.
     """
 
-    batch: Batch | CompletionBatch
+    batch: AnyBatch
     weak: Tensor
     weight: Tensor | None
     all_weak: Tensor

@@ -1,5 +1,6 @@
 """Preference losses with soft weak labels. ``PREFERENCES`` names each one."""
 
+from w2s_fast.errors import PreferenceWarning
 from w2s_fast.losses.preference._base import Answers, Preference, PreferenceOut
 from w2s_fast.losses.preference.bradley_terry import BradleyTerry
 from w2s_fast.losses.preference.dpo import DPO, DPONorm
@@ -7,6 +8,7 @@ from w2s_fast.losses.preference.ipo import IPO
 from w2s_fast.losses.preference.kto import KTO
 from w2s_fast.losses.preference.orpo import ORPO
 from w2s_fast.losses.preference.simpo import SimPO
+from w2s_fast.losses.preference.wspo import WSPO
 from w2s_fast.specs import build
 
 PREFERENCES: dict[str, type[Preference]] = {
@@ -17,6 +19,7 @@ PREFERENCES: dict[str, type[Preference]] = {
     "orpo": ORPO,
     "kto": KTO,
     "bradley_terry": BradleyTerry,
+    "wspo": WSPO,
 }
 
 __all__ = [
@@ -25,11 +28,13 @@ __all__ = [
     "KTO",
     "ORPO",
     "PREFERENCES",
+    "WSPO",
     "Answers",
     "BradleyTerry",
     "DPONorm",
     "Preference",
     "PreferenceOut",
+    "PreferenceWarning",
     "SimPO",
     "make_preference",
 ]

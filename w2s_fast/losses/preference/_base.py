@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,19 +31,23 @@ class Answers(NamedTuple):
             ``BradleyTerry`` the reward of the answer.
         reference: (P,) the same under the frozen reference model; gets no gradient.
         length: (P,) number of summed tokens, at least 1.
+        target: (P,) log-ratio that the answer should have, for ``WSPO``: that of an aligned weak
+            model to its own reference, SUMMED over the tokens; gets no gradient.
     """
 
     logp: Tensor
     reference: Tensor | None = None
     length: Tensor | None = None
+    target: Tensor | None = None
 
     def per_token(self) -> Answers:
         """Return the answers with mean instead of summed log-probabilities."""
         if self.length is None:
             raise W2SError("this preference loss divides by lengths; pass Answers(length=...)")
         n = self.length.detach().clamp_min(1)
-        mean = None if self.reference is None else self.reference / n
-        return Answers(self.logp / n, mean, self.length)
+        reference = None if self.reference is None else self.reference / n
+        target = None if self.target is None else self.target / n
+        return Answers(self.logp / n, reference, self.length, target)
 
     def log_ratio(self) -> Tensor:
         """Return (P,) log pi(y|x) - log pi_ref(y|x)."""
@@ -70,7 +74,13 @@ class PreferenceOut(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Preference(RangeChecked):
-    """Base of all preference losses. A new one overrides ``reward`` and ``ranked``."""
+    """Base of all preference losses. A new one overrides ``reward`` and ``ranked``.
+
+    Attributes:
+        needs: fields of ``Answers`` besides log-probability and length that the loss reads.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("reference",)
 
     def __init_subclass__(cls) -> None:
         """Check the argument types of every call; see ``checked``."""
@@ -130,12 +140,13 @@ def masked_answers(answers: Answers, mask: Tensor) -> Answers:
     A NaN there would otherwise reach the gradient: 0 * NaN is NaN in backward.
     """
     acc = torch.promote_types(answers.logp.dtype, torch.float32)
-    reference, length = answers.reference, answers.length
-    if reference is not None:
-        reference = torch.where(mask, reference.detach().to(acc), 0.0)
-    if length is not None:
-        length = torch.where(mask, length, 1)
-    return Answers(torch.where(mask, answers.logp.to(acc), -1.0), reference, length)
+
+    def constant(x: Tensor | None) -> Tensor | None:
+        return None if x is None else torch.where(mask, x.detach().to(acc), 0.0)
+
+    length = None if answers.length is None else torch.where(mask, answers.length, 1)
+    logp = torch.where(mask, answers.logp.to(acc), -1.0)
+    return Answers(logp, constant(answers.reference), length, constant(answers.target))
 
 
 def pack(
@@ -164,7 +175,7 @@ def check(
     """
     logp = next(iter(answers.values())).logp
     for name, a in answers.items():
-        for field, x in (("logp", a.logp), ("reference", a.reference), ("length", a.length)):
+        for field, x in a._asdict().items():
             _check_shape(f"{name}.{field}", x, n, logp)
         if not a.logp.is_floating_point():
             raise W2SError(f"{name}.logp has dtype {a.logp.dtype}; expected floating point")

@@ -10,6 +10,7 @@ Sources: Bradley and Terry 1952; Ouyang et al., arXiv 2203.02155, Eq. 1; the mar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -25,6 +26,7 @@ class BradleyTerry(Preference):
         margin: required difference of rewards, at least 0.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ()
     margin: float = 0.0
 
     def __post_init__(self) -> None:

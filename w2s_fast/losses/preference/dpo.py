@@ -11,11 +11,13 @@ Sources: DPO, arXiv 2305.18290, Eq. 7; length-normalised: Tulu 3, arXiv 2411.151
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from w2s_fast.errors import PreferenceWarning
 from w2s_fast.losses.preference._base import Answers, Preference
 
 
@@ -37,6 +39,11 @@ class DPO(Preference):
         self._check_range("beta", 0.0, open_low=True)
         self._check_range("label_smoothing", 0.0, 0.5)
         self._check_range("flip_rate", 0.0, 0.4999)
+        self._check_form()
+
+    def _check_form(self) -> None:
+        if self.beta >= 1:
+            _warn_form(f"DPO has beta={self.beta:g}, and multiplies", "sums", "below 1", "DPONorm")
 
     def soften(self, q: Tensor) -> Tensor:
         """Return q (1-2e) + e for ``label_smoothing``, then (q - e) / (1-2e) for ``flip_rate``."""
@@ -62,6 +69,20 @@ class DPONorm(DPO):
 
     beta: float = 5.0
 
+    def _check_form(self) -> None:
+        if self.beta < 0.5:
+            how = f"DPONorm has beta={self.beta:g}, and multiplies"
+            _warn_form(how, "means", "of 0.5 or more", "DPO")
+
     def reward(self, answers: Answers) -> Tensor:
         """Return beta times the log-ratio per token."""
         return self.beta * answers.per_token().log_ratio()
+
+
+def _warn_form(how: str, form: str, usual: str, other: str) -> None:
+    """Warn about a beta of the other form; the two differ by the length of an answer."""
+    warnings.warn(
+        f"{how} {form} of token log-ratios, where a beta {usual} is usual; did you mean {other}?",
+        PreferenceWarning,
+        stacklevel=5,  # the call of the class: dataclasses add a frame
+    )

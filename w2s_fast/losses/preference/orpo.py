@@ -11,6 +11,7 @@ P is clamped to one rounding below 1, where its gradient is 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class ORPO(Preference):
         lam: weight of the odds-ratio term, at least 0.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ()
     lam: float = 0.1
 
     def __post_init__(self) -> None:

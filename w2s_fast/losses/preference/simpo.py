@@ -9,6 +9,7 @@ released code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -26,6 +27,7 @@ class SimPO(Preference):
         label_smoothing: assumed fraction of wrong labels, in [0, 0.5].
     """
 
+    needs: ClassVar[tuple[str, ...]] = ()
     beta: float = 2.0
     gamma: float = 1.0
     label_smoothing: float = 0.0

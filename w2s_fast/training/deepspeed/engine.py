@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from w2s_fast.distributed.world import World, limit_collective_timeouts
 from w2s_fast.errors import W2SError
 from w2s_fast.models.weights import gathered, is_partitioned, module_tensors, shape_of
-from w2s_fast.training.completions import CompletionBatch
 from w2s_fast.training.config import TrainConfig
-from w2s_fast.training.data import Batch
 from w2s_fast.training.deepspeed.config import deepspeed_config
 from w2s_fast.training.deepspeed.setup import init_deepspeed
-from w2s_fast.training.engine import LogitsFn, ReadTensor, forward, read_required
+from w2s_fast.training.engine import AnyBatch, LogitsFn, ReadTensor, forward, read_required
 from w2s_fast.training.optim import ADAMW_STATE, decay_groups
 
 # State of DeepSpeed's dynamic loss scaler: the scale, and counts of steps.
@@ -49,11 +47,11 @@ class DeepSpeedEngine:
     def _zero(self) -> Any:
         return self._engine.optimizer
 
-    def logits(self, batch: Batch | CompletionBatch) -> Any:
+    def logits(self, batch: AnyBatch) -> Any:
         """See ``Engine``."""
         return forward(self._engine, batch)
 
-    def loss(self, batch: Batch | CompletionBatch, logits_fn: LogitsFn) -> Tensor:
+    def loss(self, batch: AnyBatch, logits_fn: LogitsFn) -> Tensor:
         """See ``Engine``."""
         return forward(self._engine, batch, logits_fn)
 
