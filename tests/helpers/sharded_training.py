@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from helpers.decided import Decided
 from w2s_fast.distributed.world import World, exit_process, get_world, init_distributed
 from w2s_fast.losses import make_loss
+from w2s_fast.losses.conflict import ExplicitConflict
 from w2s_fast.models.weights import gathered, module_tensors
 from w2s_fast.training import Encoded, TrainConfig, checkpoint, train
 
@@ -77,7 +78,7 @@ class _Stopping:
 def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str, Any]:
     """Train; the loss curve, and all weights as one list."""
     directory, dtype = fields.pop("directory", None), fields.pop("dtype", "float32")
-    stop = fields.pop("stop", None)
+    stop, alpha = fields.pop("stop", None), fields.pop("conflict", None)
     data, targets, weight = rows()
     if dtype == "float16":
         _allow_fp16()
@@ -88,6 +89,8 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     )
     cfg = TrainConfig(**{"epochs": 2, "lr": 3e-2, "weight_decay": 0.1, **fields})
     loss: Any = make_loss(spec)
+    if alpha is not None:
+        loss = ExplicitConflict(loss=loss, alpha=alpha)
     if get_world().size == 1 and dtype == "float32":
         loss = Decided(loss)  # what the others are compared with
 
@@ -95,6 +98,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
         log = train(
             model, data, targets, _Stopping(loss, stop), cfg, seed=5,
             weight=weight if weighted else None,
+            gold=None if alpha is None else np.arange(N) // 2 % 2,
             checkpoint_dir=None if directory is None else Path(directory),
         )  # fmt: skip
     except Stopped:

@@ -54,6 +54,8 @@ def test_knowledge_needs_the_probability_of_the_threshold() -> None:
         for t in (0.5, 0.75)
     }
     assert known == {0.5: [True, True, True, True], 0.75: [True, False, False, False]}
+    tie = np.array([[0.5, 0.5]])  # its top class is the first
+    assert not metrics.knowledge_partition(tie, tie, np.array([1])).weak_known.any()
     three = np.array([[0.4, 0.3, 0.3]])  # right, but with less than the threshold
     assert not metrics.knowledge_partition(three, three, np.array([0])).weak_known.any()
     assert metrics.knowledge_partition(three, three, np.array([0]), 0.4).weak_known.all()
@@ -148,9 +150,15 @@ def test_over_runs_the_counts_are_added() -> None:
     assert none.score is none.low is None and none.reason
 
 
+def test_an_interval_over_runs_stays_within_the_possible() -> None:
+    runs = [run_of(np.arange(50) < k, np.arange(50) < n) for k, n in ((9, 9), (1, 2), (0, 7))]
+    score = metrics.deception_over_runs([runs], [[np.arange(50)] * 3])
+    assert (score.low, score.high) == (0.0, 1.0)
+
+
 def run_of(deceived: np.ndarray, counted: np.ndarray) -> metrics.DeceptionItems:
     return metrics.DeceptionItems(
-        deceived & counted, counted, counted, counted, deceived & counted, "strong_known_tax"
+        deceived & counted, counted, counted, np.ones_like(counted), deceived, "strong_known_tax"
     )
 
 

@@ -38,6 +38,8 @@ class LossContext(NamedTuple):
         step: optimizer step, for schedules that count steps.
         threshold: value of ``Loss.threshold`` over more rows than these; None: over these rows.
         state: from the call before, or ``Loss.init_state``.
+        gold: (n,) int64 true classes, -100 where there is none: read by ``ExplicitConflict`` alone,
+            which simulates an objective against them.
     """
 
     weight: Tensor | None = None
@@ -45,6 +47,7 @@ class LossContext(NamedTuple):
     step: int | None = None
     threshold: Tensor | None = None
     state: Tensor | None = None
+    gold: Tensor | None = None
 
 
 class LossOut(NamedTuple):
@@ -91,14 +94,16 @@ class Loss(RangeChecked):
         step: int | None = None,
         threshold: Tensor | None = None,
         state: Tensor | None = None,
+        gold: Tensor | None = None,
     ) -> LossOut:
         """Compute the sum of the row losses.
 
         Args:
             logits, weak: see the class.
-            weight, step_frac, step, threshold, state: see ``LossContext``.
+            weight, step_frac, step, threshold, state, gold: see ``LossContext``.
         """
-        return self.forward(logits, weak, LossContext(weight, step_frac, step, threshold, state))
+        ctx = LossContext(weight, step_frac, step, threshold, state, gold)
+        return self.forward(logits, weak, ctx)
 
     def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
         """Compute the sum of the row losses; what a new loss overrides."""

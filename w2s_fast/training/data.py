@@ -295,3 +295,21 @@ def check_weak_labels(
             raise W2SError(f"weight has shape {weight.shape}; expected {(n,)} to fit the data")
         if not (np.isfinite(weight).all() and (weight >= 0).all()):
             raise W2SError("row weights must be finite and not negative")
+
+
+def check_gold_classes(gold: np.ndarray | None, n: int, n_classes: int | None) -> None:
+    """Raise ``W2SError`` unless ``gold`` is None or has a class or -100 for each row."""
+    if gold is None:
+        return
+    if gold.shape != (n,) or not np.issubdtype(gold.dtype, np.integer):
+        raise W2SError(
+            f"gold has shape {gold.shape} and dtype {gold.dtype}; expected {n} integers, one true "
+            "class per row"
+        )
+    bad = ((gold < 0) & (gold != -100)) | (gold >= (n_classes or np.inf))
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise W2SError(
+            f"gold[{row}] is {gold[row]}; expected a class from 0 to {(n_classes or 0) - 1}, or "
+            "-100 for a row without one"
+        )

@@ -22,7 +22,13 @@ from w2s_fast.training import checkpoint
 from w2s_fast.training.completion_pairs import CompletionPairs, check_pair_labels
 from w2s_fast.training.completions import CompletionBatch, Completions
 from w2s_fast.training.config import EXECUTION_FIELDS, TrainConfig
-from w2s_fast.training.data import RowData, RowOrder, check_weak_labels, derived_seed
+from w2s_fast.training.data import (
+    RowData,
+    RowOrder,
+    check_gold_classes,
+    check_weak_labels,
+    derived_seed,
+)
 from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
 from w2s_fast.training.engine import Engine, PlainEngine
 from w2s_fast.training.monitor import Monitor, Watch
@@ -46,6 +52,7 @@ def train(
     seed: int,
     *,
     weight: np.ndarray | None = None,
+    gold: np.ndarray | None = None,
     checkpoint_dir: Path | None = None,
     progress: ProgressFn | None = None,
     watch: Watch | None = None,
@@ -67,6 +74,8 @@ def train(
         cfg: hyper-parameters.
         seed: of data order and dropout. The same seed gives every loss the same batches.
         weight: (N,) row weights, or None.
+        gold: (N,) true classes for a loss that simulates an objective against them
+            (``ExplicitConflict``), -100 where there is none.
         checkpoint_dir: folder of the checkpoints, written every ``cfg.checkpoint_every`` steps; an
             interrupted training resumes from the newest. The last one is left for the caller.
         progress: called on rank 0 with (steps done, steps, loss of the last step).
@@ -85,9 +94,10 @@ def train(
     n_tokens = len(data.labels) if isinstance(data, Completions) else None
     n_classes = getattr(data, "n_classes", getattr(model, "n_classes", None))
     check_weak_labels(weak_labels, weight, len(data), n_classes, n_tokens)
+    check_gold_classes(gold, len(data), n_classes)
     if isinstance(data, CompletionPairs):
         check_pair_labels(data, weak_labels, loss)
-    run = _Training(model, data, weak_labels, loss, cfg, seed, weight)
+    run = _Training(model, data, weak_labels, loss, cfg, seed, weight, gold)
     if watch is not None:
         run.monitor = Monitor(watch, model, loss, cfg, len(data), run.world, checkpoint_dir)
     rank = run.world.rank
@@ -109,12 +119,14 @@ class _Training:
         cfg: TrainConfig,
         seed: int,
         weight: np.ndarray | None,
+        gold: np.ndarray | None,
     ) -> None:
         self.data, self.loss, self.cfg = data, loss, cfg
         self.device = next(model.parameters()).device
         hard = weak_labels.ndim == 1
         self.weak_labels = torch.from_numpy(weak_labels.astype(np.int64 if hard else np.float32))
         self.weight = None if weight is None else torch.from_numpy(weight.astype(np.float32))
+        self.gold = None if gold is None else torch.from_numpy(gold.astype(np.int64))
         self.steps = cfg.steps(len(data))
         self.order = RowOrder(len(data), cfg.batch_size, cfg.epochs, seed)
         self.world = get_world()
@@ -216,7 +228,9 @@ class _Training:
             batch = batch.padded(len(weak[own]))
         weak = weak.to(self.device)
         weight = None if weight is None else weight.to(self.device)
-        return MicroBatch(batch, weak[own], None if weight is None else weight[own], weak, weight)
+        own_weight = None if weight is None else weight[own]
+        gold = None if self.gold is None else self.gold[rows[own]].to(self.device)
+        return MicroBatch(batch, weak[own], own_weight, weak, weight, gold)
 
     def read_results(self, done: int) -> None:
         """Copy the results of the unread steps to the host and check that the losses are finite."""
@@ -291,7 +305,8 @@ class _Training:
         fields = dataclasses.asdict(self.cfg).items()
         recipe = {name: value for name, value in fields if name not in EXECUTION_FIELDS}
         labels_hash = hashlib.sha256(self.weak_labels.numpy().tobytes())
-        labels_hash.update(b"" if self.weight is None else self.weight.numpy().tobytes())
+        for part in (self.weight, self.gold):
+            labels_hash.update(b"" if part is None else part.numpy().tobytes())
         return {
             **recipe,
             "seed": self.seed,

@@ -39,6 +39,7 @@ class MicroBatch(NamedTuple):
     weight: Tensor | None
     all_weak: Tensor
     all_weight: Tensor | None
+    gold: Tensor | None = None  # of this process, see ``LossContext``
 
 
 class StepResult(NamedTuple):
@@ -97,7 +98,7 @@ class Stepper:
             threshold, new_state = ctx.threshold, None
             if threshold is None or (ctx.state is not None and self.world.size > 1):
                 threshold, new_state = self._batch_statistic(logits, m, ctx)
-            row_ctx = ctx._replace(weight=m.weight, threshold=threshold)
+            row_ctx = ctx._replace(weight=m.weight, threshold=threshold, gold=m.gold)
             out = self.loss(logits, m.weak, **row_ctx._asdict())
             results.append((out, new_state))
             return out.loss_sum
