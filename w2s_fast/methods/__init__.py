@@ -19,6 +19,7 @@ from w2s_fast.methods._base import (
 )
 from w2s_fast.methods._plan import Node, Plan, all_nodes, spec_of
 from w2s_fast.methods._supervised_plan import SupervisedPlan
+from w2s_fast.methods._texts import PairLabels, Prompts, Samples, TextLabels
 from w2s_fast.methods.agree import Agree
 from w2s_fast.methods.agree_prior import AgreePrior
 from w2s_fast.methods.bootstrap import Bootstrap, StrongToStrong
@@ -83,9 +84,13 @@ __all__ = [
     "METHODS",
     "Method",
     "Node",
+    "PairLabels",
     "Plan",
+    "Prompts",
+    "Samples",
     "SupervisedPlan",
     "Targets",
+    "TextLabels",
     "all_nodes",
     "choice",
     "make_method",

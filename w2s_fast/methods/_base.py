@@ -117,12 +117,20 @@ class Method:
         """Return the labels that the student learns, given the input labels."""
         return labels
 
+    def initial(self, plan: Plan, labels: Node) -> Node | None:
+        """Return the trained student that the student continues from, given the input labels.
+
+        None: the student starts from its pretrained weights.
+        """
+        return None
+
     def training(self, plan: Plan) -> Mapping[str, Any]:
         """Return the settings in which the student's training differs from the default.
 
         Keys: ``keep`` ("last"; "weak" or "gold": the weights with the highest accuracy on held-out
         rows, by their weak or their true labels), ``holdout`` (share of these rows), ``freeze``
-        (train only the head), ``start`` (node of the model to start from), ``loss`` (a spec).
+        (train only the head), ``start`` (node of the model to start from), ``loss`` (a spec; a
+        preference loss where ``labels`` are pairs).
         """
         return {}
 
@@ -168,9 +176,10 @@ def student_nodes(steps: tuple[Method, ...], plan: Plan) -> tuple[Node, Node]:
                 )
     model_settings = tuple((k, training.pop(k)) for k in _MODEL_SETTINGS if k in training)
     plan = replace(plan, model_settings=model_settings)
-    labels = plan.weak_labels()
+    labels, initial = plan.weak_labels(), None
     for step in steps:
+        initial = step.initial(plan, labels) or initial
         labels = step.labels(plan, labels)
-    student = plan.student(labels, **training)
+    student = plan.student(labels, initial, **training)
     check_gold(student)
     return student, plan.ceiling()

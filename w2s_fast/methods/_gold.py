@@ -13,11 +13,19 @@ from w2s_fast.methods._plan import Node, all_nodes
 _STAGES = (
     "weak", "labels", "intermediate", "student", "control", "tuned", "features", "prior", "balance",
     "transcripts", "trajectory", "apply", "calibration", "trust", "votes", "generated_votes",
-    "posterior", "gate",
+    "posterior", "gate", "samples", "text_labels", "pair_logprob",
+    "reference",
 )  # fmt: skip
 
 _LEARNED = ("weak", "generated_votes")  # what true labels of the weak split have taught
-_PREDICTED = ("labels", "votes", "generated_votes", "posterior")  # may learn from true labels
+_PREDICTED = (
+    "labels",
+    "votes",
+    "generated_votes",
+    "posterior",
+    "samples",
+)  # may learn from true labels
+_PREDICTS = ("labels", "samples", "pair_logprob")  # with the weights of a trained model
 # These stages take each row from the model that was trained without its fold.
 _CROSS_FITTED = ("transcripts", "calibration")
 
@@ -53,7 +61,7 @@ def check_gold(student: Node) -> None:
 
 def _check_edge(node: Node, name: str, needed: Node) -> None:
     """Raise `W2SError` if an input hands on what it was taught by true labels."""
-    if needed.stage == "weak" and node.stage != "labels":
+    if needed.stage == "weak" and node.stage not in _PREDICTS:
         raise W2SError(
             f"the method gives the weights of the weak model, which were trained on true labels, "
             f"to stage {node.stage!r} as {name!r}; use its labels: plan.labels(model)"

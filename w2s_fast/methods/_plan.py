@@ -9,8 +9,10 @@ which the report names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from w2s_fast.errors import W2SError
 
 Settings = tuple[tuple[str, Any], ...]
 _WEAK_GOLD = {
@@ -18,6 +20,7 @@ _WEAK_GOLD = {
     "trust": ("true labels of the weak split train P(label right)",),
     "gate": ("true labels of the weak split select supervisors",),
 }
+_SHOTS_GOLD = ("true labels of the weak split are shown as examples in prompts",)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Node:
 
         Reports name them; unlike ``gold`` they give no access to the transfer set's true labels.
         """
+        if self.stage == "samples" and dict(self.settings)["shots"]:
+            return _SHOTS_GOLD
         return _WEAK_GOLD.get(self.stage, ())
 
 
@@ -64,6 +69,7 @@ class Plan:
             intermediate student and the ceiling.
         calibration: Key of ``metrics.CALIBRATORS`` for the labels of weak models, or "none".
         folds: Parts of the weak split that calibrators are cross-fitted on.
+        referenced: Roles of policies whose reward compares with their untrained model.
     """
 
     loss: str = "xent"
@@ -72,6 +78,7 @@ class Plan:
     model_settings: tuple[tuple[str, Any], ...] = ()
     calibration: str = "none"
     folds: int = 5
+    referenced: tuple[str, ...] = ()
 
     def weak_model(
         self,
@@ -92,7 +99,8 @@ class Plan:
         settings = {"role": "weak", "member": member}
         if fold is not None:
             settings |= {"fold": fold} if folds == 2 else {"fold": fold, "folds": folds}
-        return _node("weak", settings, _without_none(context=context))
+        needs = _without_none(context=context)
+        return _node("weak", settings, needs | self._references("weak", "weak", member=member))
 
     def weak_labels(self, member: int = 0, split: str = "transfer") -> Node:
         """Return the weak model's class probabilities for every text of a split, calibrated if
@@ -143,7 +151,9 @@ class Plan:
         if known.get("freeze"):
             settings["freeze"] = True
             needs[split] = self.features(split, "last", start=start)
-        return _node("labels", settings, needs)
+        member = known.get("member", 0)
+        references = self._references(known["role"], split, start=start, member=member, test=False)
+        return _node("labels", settings, needs | references)
 
     def transcripts(
         self, protocol: str, split: str = "transfer", member: int = 0, judged: bool = False
@@ -168,16 +178,70 @@ class Plan:
     def intermediate(self, position: int, labels: Node) -> Node:
         """Return intermediate model ``position``, trained on these labels."""
         settings = {"role": f"intermediate/{position}", "loss": self.loss}
-        return _node("intermediate", settings, {"labels": labels})
+        references = self._references(settings["role"], "transfer")
+        return _node("intermediate", settings, {"labels": labels, **references})
 
-    def student(self, labels: Node, **training: Any) -> Node:
+    def student(self, labels: Node, initial: Node | None = None, **training: Any) -> Node:
         """Return the student trained on these labels.
 
         Args:
-            labels: Node of ``labels``, ``prior`` or ``apply``.
+            labels: Node of ``labels``, ``prior``, ``apply`` or ``apply_texts``.
+            initial: Trained student whose weights it continues from; None: the pretrained weights.
+                It is the reference of a preference loss.
             training: Settings of ``Method.training``.
+
+        Raises:
+            W2SError: Labels are pairs and the loss is no preference loss, or the reverse.
         """
-        return self._strong("student", {"labels": labels}, {"loss": self.loss, **training})
+        training = {"loss": self.loss, **training}
+        needs = {"labels": labels, **_without_none(initial=initial)}
+        if _check_loss(labels, training["loss"]):
+            start = training.get("start", dict(self.model_settings).get("start"))
+            before = self.pair_logprob(labels, initial)
+            needs["reference"] = before if initial or not start else _with(before, start=start)
+        return self._strong("student", needs, training)
+
+    def pair_logprob(self, labels: Node, model: Node | None = None, role: str = "student") -> Node:
+        """Return the summed log-probabilities (R, 2) of pairs of completions under a model.
+
+        Args:
+            labels: Node of ``apply_texts(..., pairs=True)``.
+            model: Trained model; None: the untrained model of ``role``.
+            role: Role of the model; that of ``model`` if it is given.
+        """
+        if model is not None:
+            role = dict(model.settings)["role"]
+        return _node("pair_logprob", {"role": role}, {"labels": labels, **_trained(model)})
+
+    def samples(
+        self,
+        model: Node | None = None,
+        *,
+        split: str = "transfer",
+        n: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        shots: int = 0,
+        member: int = 0,
+    ) -> Node:
+        """Return n completions of each prompt of a split.
+
+        Args:
+            model: Trained model; None: the student before its training.
+            split: Split of the prompts.
+            n: Completions a prompt.
+            temperature: 0: the most likely token each time.
+            top_p: Draw from the most likely tokens that have this probability together.
+            shots: Prompts of the weak split with their true answers that precede each prompt;
+                reports list this use.
+            member: Number of the draw; another one has other samples and examples.
+        """
+        settings = {
+            "role": "student" if model is None else dict(model.settings)["role"], "split": split,
+            "n": n, "temperature": float(temperature), "top_p": float(top_p), "shots": shots,
+            "member": member,
+        }  # fmt: skip
+        return _node("samples", settings, _trained(model))
 
     def ceiling(self, **training: Any) -> Node:
         """Return the student's model trained on true labels."""
@@ -276,6 +340,22 @@ class Plan:
         settings = {"method": spec_of(function.__self__), "function": function.__name__}  # type: ignore[attr-defined]
         return _node("apply", settings, inputs)
 
+    def apply_texts(
+        self, function: Callable[..., Any], *, pairs: bool = False, **inputs: Node
+    ) -> Node:
+        """Return the completions, or pairs of them, that a method's function makes of texts.
+
+        Args:
+            function: Bound method of a ``Method``. It is called, possibly in another process, with
+                ``prompts`` (``Prompts``), ``seed``, and a list of N lists of texts per input; it
+                returns ``TextLabels`` or ``PairLabels``.
+            pairs: Whether it returns pairs, which a preference loss learns.
+            inputs: Nodes of ``labels`` or ``samples`` of the transfer set, by the name of the
+                function's argument.
+        """
+        settings = {"method": spec_of(function.__self__), "function": function.__name__}  # type: ignore[attr-defined]
+        return _node("text_labels", {**settings, "pairs": pairs}, inputs)
+
     def _strong(self, stage: str, needs: Mapping[str, Node], training: Mapping[str, Any]) -> Node:
         training = {**dict(self.model_settings), **training}
         nodes = {k: v for k, v in training.items() if isinstance(v, Node)}
@@ -283,7 +363,50 @@ class Plan:
         if plain.get("freeze"):  # the backbone runs once for all heads
             for split in ("transfer", "test"):
                 nodes[split] = self.features(split, "last", start=nodes.get("start"))
-        return _node(stage, {"role": "student", **plain}, {**needs, **nodes})
+        references = self._references(
+            "student", "transfer", start=nodes.get("start"), control=stage == "control"
+        )
+        return _node(stage, {"role": "student", **plain}, {**needs, **nodes, **references})
+
+    def _references(
+        self,
+        role: str,
+        split: str,
+        *,
+        start: Node | None = None,
+        member: int = 0,
+        control: bool = False,
+        test: bool = True,
+    ) -> dict[str, Node]:
+        """Return the reference log-probabilities that a policy needs, none for other models."""
+        if role not in self.referenced:
+            return {}
+        settings: dict[str, Any] = {"role": role}
+        settings |= {"member": member} if member else {}
+        settings |= {"control": True} if control else {}
+        splits = dict.fromkeys((split, "test") if test else (split,))
+        needs = _without_none(start=start)
+        return {
+            f"reference_{s}": _node("reference", {**settings, "split": s}, needs) for s in splits
+        }
+
+
+def _check_loss(labels: Node, loss: str) -> bool:
+    """Return whether a reference is needed: the labels are pairs, and the loss compares with one.
+
+    Raises:
+        W2SError: Labels are pairs and the loss is no preference loss, or the reverse.
+    """
+    from w2s_fast.losses.preference import PREFERENCES, make_preference
+
+    pairs, preference = bool(dict(labels.settings).get("pairs")), loss.split(":")[0] in PREFERENCES
+    if pairs != preference:
+        labels_are = "pairs of completions" if pairs else "completions"
+        raise W2SError(
+            f"the student's labels are {labels_are}, and its loss is {loss!r}; expected "
+            + (f"one of {', '.join(PREFERENCES)}" if pairs else "a loss of tokens, such as xent")
+        )
+    return pairs and "reference" in make_preference(loss).needs
 
 
 def all_nodes(roots: Iterable[Node]) -> Iterator[Node]:
@@ -304,6 +427,17 @@ def spec_of(thing: Any) -> str:
     cls = type(thing)
     settings = ",".join(f"{f.name}={getattr(thing, f.name)}" for f in fields(thing))
     return f"{cls.__module__}:{cls.__qualname__}" + (f":{settings}" if settings else "")
+
+
+def _trained(model: Node | None) -> dict[str, Node]:
+    """Return the inputs that a stage needs to build a trained model; none for an untrained one."""
+    if model is None:
+        return {}
+    return {"model": model, **_without_none(start=dict(model.needs).get("start"))}
+
+
+def _with(node: Node, **needs: Node) -> Node:
+    return replace(node, needs=(*node.needs, *needs.items()))
 
 
 def _without_none(**needs: Node | None) -> dict[str, Node]:

@@ -51,6 +51,9 @@ class ModelConfig:
             shows the contribution of pretraining.
         freeze: ``base`` trains the head alone (linear probing, Burns et al. 2023, App. D.2);
             ``none`` everything.
+        preference: for tasks of kind `preference`. Empty: a reward model, whose head scores each
+            completion. Or a preference loss, such as ``dpo:beta=0.1`` or ``simpo``: the model is a
+            language model, whose implicit rewards by this loss are its scores.
     """
 
     source: PathText = "scratch"
@@ -65,6 +68,7 @@ class ModelConfig:
     trust_remote_code: bool = False
     pretrained: bool = True
     freeze: str = "none"
+    preference: str = ""
 
     def __post_init__(self) -> None:
         if not self.source:

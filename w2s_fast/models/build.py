@@ -138,10 +138,34 @@ def check_model_kind(cfg: ModelConfig, n_classes: int, kind: str) -> None:
     if n_classes < 2 or (kind == "preference" and n_classes > 2):
         expected = "2 completions" if kind == "preference" else "at least 2 classes"
         raise W2SError(f"n_classes is {n_classes}; expected {expected}")
+    if cfg.preference and kind == "preference":
+        _check_policy(cfg)
     if kind == "generation" and (cfg.source == "bow" or cfg.freeze != "none"):
         raise W2SError(
             f"source={cfg.source!r} with freeze={cfg.freeze!r} cannot generate text; expected a "
             "language model and freeze='none'"
+        )
+
+
+def _check_policy(cfg: ModelConfig) -> None:
+    """Check a model whose implicit rewards are its scores.
+
+    Raises:
+        W2SError: The loss defines no reward of a language model, or the model is none.
+    """
+    from w2s_fast.losses.preference import make_preference
+
+    preference = make_preference(cfg.preference)
+    name = cfg.preference.split(":")[0]
+    if name in ("kto", "bradley_terry") or "target" in preference.needs:
+        raise W2SError(
+            f"preference={cfg.preference!r} gives no reward of a single language model; expected "
+            "dpo, dpo_norm, ipo, simpo or orpo"
+        )
+    if cfg.source == "bow" or cfg.freeze != "none":
+        raise W2SError(
+            f"preference={cfg.preference!r} at source={cfg.source!r}, freeze={cfg.freeze!r}: "
+            "expected a language model and freeze='none'"
         )
 
 

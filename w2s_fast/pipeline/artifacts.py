@@ -24,6 +24,9 @@ VOTES = "votes.parquet"  # votes of weak supervisors for a split, see ``write_vo
 GATE = "gate.json"  # the supervisors that a gate has selected
 SUPERVISORS = "supervisors.json"  # what a label model knows of its supervisors
 TRANSCRIPTS = "transcripts"  # folder: one transcript per text, in the same parts
+SAMPLES = "samples"  # folder: n completions per prompt, in parts
+LABEL_REPORT = "labels.json"  # what a method made of every item, see ``write_text_labels``
+PAIR_LOGPROB = "pair_logprob.npy"  # log-probabilities (R, 2) of pairs under a model
 MODEL = "model.safetensors"  # trained weights
 TOKENIZER = "tokenizer"  # folder: a tokenizer that transformers loads
 PRETRAINED = "model"  # folder: a language model that transformers loads
@@ -61,7 +64,7 @@ def write_probs(
     columns = {"probs": pa.FixedSizeListArray.from_arrays(flat, probs.shape[1])}
     if weight is not None:
         columns["weight"] = pa.array(np.asarray(weight, dtype=np.float32))
-    _write(path, ids, columns)
+    write_columns(path, ids, columns)
 
 
 def write_votes(path: Path, ids: Sequence[str], names: Sequence[str], votes: np.ndarray) -> None:
@@ -70,7 +73,7 @@ def write_votes(path: Path, ids: Sequence[str], names: Sequence[str], votes: np.
 
     flat = pa.array(np.ascontiguousarray(votes, dtype=np.int16).ravel())
     column = pa.FixedSizeListArray.from_arrays(flat, len(names))
-    _write(path, ids, {"votes": column}, {"names": json.dumps(list(names))})
+    write_columns(path, ids, {"votes": column}, {"names": json.dumps(list(names))})
 
 
 def read_votes(path: Path, ids: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -83,7 +86,7 @@ def read_votes(path: Path, ids: Sequence[str]) -> tuple[list[str], np.ndarray]:
 
     table = pq.read_table(path)
     names = json.loads(table.schema.metadata[b"names"])
-    order = _rows(path, table["id"].to_pylist(), ids)
+    order = read_rows_of(path, table["id"].to_pylist(), ids)
     flat = table["votes"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return names, flat.reshape(-1, len(names))[order]
 
@@ -92,10 +95,10 @@ def write_texts(path: Path, ids: Sequence[str], texts: Sequence[str]) -> None:
     """Write one text per item."""
     import pyarrow as pa
 
-    _write(path, ids, {"text": pa.array(list(texts), pa.string())})
+    write_columns(path, ids, {"text": pa.array(list(texts), pa.string())})
 
 
-def _write(
+def write_columns(
     path: Path, ids: Sequence[str], columns: dict[str, Any], facts: dict[str, str] | None = None
 ) -> None:
     import pyarrow as pa
@@ -123,7 +126,7 @@ def read_weighted_probs(
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    order = _rows(path, table["id"].to_pylist(), ids)
+    order = read_rows_of(path, table["id"].to_pylist(), ids)
     width = table.schema.field("probs").type.list_size
     if width != n_classes:
         raise W2SError(f"{path} has {width} classes, the task {n_classes}; relabel with this task")
@@ -170,10 +173,10 @@ def read_texts(path: Path, ids: Sequence[str] | None = None) -> dict[str, str]:
     stored, texts = table["id"].to_pylist(), table["text"].to_pylist()
     if ids is None:
         return dict(zip(stored, texts, strict=True))
-    return {stored[row]: texts[row] for row in _rows(path, stored, ids)}
+    return {stored[row]: texts[row] for row in read_rows_of(path, stored, ids)}
 
 
-def _rows(path: Path, stored: Sequence[str], ids: Sequence[str]) -> list[int]:
+def read_rows_of(path: Path, stored: Sequence[str], ids: Sequence[str]) -> list[int]:
     """Return the position of each of ``ids`` among the items of a file."""
     rows = {key: row for row, key in enumerate(stored)}
     missing = [key for key in ids if key not in rows]

@@ -58,6 +58,7 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
     _check_layers(cfg, nodes)
     if any(node.stage == "transcripts" for node in nodes):
         _check_writer(cfg)
+    _check_policies(cfg, nodes)
     check_models(cfg, kind)
 
 
@@ -103,6 +104,11 @@ def check_diagnostics(cfg: RunConfig, kind: str) -> None:
 
 def _check_model(model: ModelConfig, train: TrainConfig, kind: str, n_classes: int) -> None:
     check_model_kind(model, n_classes, kind)
+    if model.preference and kind != "preference":
+        raise W2SError(
+            f"preference is {model.preference!r}, and the task of kind {kind!r} has no pairs; "
+            "leave it empty"
+        )
     check_folder(model)
     if model.lora_rank and importlib.util.find_spec("peft") is None:
         raise W2SError(f"lora_rank is {model.lora_rank}, which needs peft: pip install peft")
@@ -171,6 +177,20 @@ def _check_layers(cfg: RunConfig, nodes: list[Node]) -> None:
             f"a method reads layer={max(numbers)} of the student; expected 0 to {count}, 'half' or "
             f"'last' for a model of {count} layers"
         )
+
+
+def _check_policies(cfg: RunConfig, nodes: list[Node]) -> None:
+    """Check that no method needs the head of a policy."""
+    for node in nodes:
+        role = dict(node.settings).get("role")
+        if role is None or not model_of(cfg, role).preference:
+            continue
+        if dict(node.settings).get("freeze"):
+            raise W2SError(
+                f"{role}.preference={model_of(cfg, role).preference!r}: a method trains the head "
+                f"of a frozen model, and a policy has none; set {role}.preference='' for a reward "
+                "model, or drop the method"
+            )
 
 
 def _check_writer(cfg: RunConfig) -> None:

@@ -43,7 +43,8 @@ def _kinds(cfg: RunConfig, kind: str) -> list[tuple[str, str]]:
     pairs: dict[tuple[str, str], None] = {}
     for job in plan_jobs(cfg).jobs:
         if role := job.setting("role"):
-            pairs[role, "generation" if job.stage in _LANGUAGE_MODELS else kind] = None
+            language_model = job.stage in _LANGUAGE_MODELS or model_of(cfg, role).preference
+            pairs[role, "generation" if language_model else kind] = None
     return list(pairs)
 
 

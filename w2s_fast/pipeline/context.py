@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from w2s_fast.config import RunConfig
+from w2s_fast.config import RunConfig, model_of
 from w2s_fast.distributed.world import World, get_world
 from w2s_fast.errors import DataWarning, W2SError
 from w2s_fast.pipeline.jobs import Job, data_digest
+from w2s_fast.pipeline.task_kinds import TaskKind, task_kind
 from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, check_texts, get_task
 
 ProgressFn = Callable[[int, int, float], None]
@@ -33,6 +34,7 @@ _GOLD = {
     "generated_votes": ("weak",),
     "gate": ("weak",),
     "trust": ("weak",),
+    "samples": ("weak",),
     "ceiling": ("transfer",),
     "report": ("weak", "transfer", "test", "ood"),
 }
@@ -96,6 +98,13 @@ class Context:
     def task(self) -> TaskData:
         """The task without rows, which ``inputs`` and ``gold`` return."""
         return replace(self._data, weak=_NO_ROWS, transfer=_NO_ROWS, test=_NO_ROWS, ood=None)
+
+    @property
+    def kind(self) -> TaskKind:
+        """How the model of the job encodes, learns and predicts."""
+        role = self.job.setting("role")
+        preference = "" if role is None else model_of(self.cfg, role).preference
+        return task_kind(self.task.kind, preference)
 
     @property
     def has_ood(self) -> bool:

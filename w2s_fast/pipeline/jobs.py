@@ -42,7 +42,11 @@ VERSIONS = {
     "gate": 1,
     "trust": 1,
     "overlap": 1,
-    "report": 7,
+    "samples": 1,
+    "text_labels": 1,
+    "pair_logprob": 1,
+    "reference": 1,
+    "report": 8,
 }
 EMBEDDED = "agreement-lm"  # the model source that stage `pretrain` makes
 EMBEDDED_TASK = "agreement"  # has a tokenizer of its own
@@ -52,6 +56,7 @@ _SEEDED = (
     "generated_votes",
     "gate",
     "trust",
+    "text_labels",
 )  # stages without a model that draw random numbers
 _NOT_CONTENT = set(EXECUTION_FIELDS)  # settings that cannot change a result
 TRAINED = ("weak", "intermediate", "student", "ceiling", "control")
@@ -62,6 +67,7 @@ SCORED = (
     "calibration",
     "trust",
     "overlap",
+    "text_labels",
 )  # what the report reads
 
 
@@ -278,18 +284,24 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     if role is None:
         return common | ({"seed": job.seed} if job.stage in _SEEDED else {})
     train = train_of(cfg, role)
-    common |= {"model": _model_slice(model_of(cfg, role)), "device": cfg.device}
+    model = _model_slice(model_of(cfg, role))
+    if job.stage == "reference":  # the same for every preference loss
+        del model["preference"]
+    common |= {"model": model, "device": cfg.device}
     common |= {"answer_tokens": cfg.task.answer_tokens}
     if job.stage in TRAINED or job.stage == "tuned":
         settings = {k: v for k, v in to_dict(train).items() if k not in _NOT_CONTENT}
         return common | {"train": settings, "seed": job.seed}
+    if job.stage in ("samples", "reference"):
+        common |= {"seed": job.seed}
     # A transcript writer does not truncate at the max_length of its training.
     return common | ({} if job.stage == "transcripts" else {"max_length": train.max_length})
 
 
 def _model_slice(model: ModelConfig) -> dict[str, Any]:
     """Return a model's settings without the name of its folder, whose content is an input."""
-    return to_dict(model) | ({"source": "folder"} if Path(model.source).is_dir() else {})
+    values = {k: v for k, v in to_dict(model).items() if k != "preference" or v}
+    return values | ({"source": "folder"} if Path(model.source).is_dir() else {})
 
 
 def data_digests(data: TaskData) -> dict[str, str]:
@@ -300,6 +312,8 @@ def data_digests(data: TaskData) -> dict[str, str]:
             [data.kind, split.ids, split.texts, split.pairs, split.groups]
         )
         subgroups = [] if split.subgroups is None else [split.subgroups]
+        if split.prompts is not None:
+            digests[f"{name}.inputs"] = content_hash([digests[f"{name}.inputs"], split.prompts])
         if split.votes is not None:
             digests[f"{name}.votes"] = content_hash(split.votes.tolist())
         digests[f"{name}.labels"] = content_hash([split.labels.tolist(), split.answers, *subgroups])
@@ -344,12 +358,16 @@ _DATA_INPUTS = {
     "balance": ("transfer.labels",),
     "generated_votes": ("weak.inputs", "weak.labels"),
     "gate": ("weak.inputs", "weak.labels"),
+    "text_labels": ("transfer.inputs",),
+    "pair_logprob": ("transfer.inputs",),
 }
 
 
 def data_inputs(job: Job) -> tuple[str, ...]:
     """Return the keys of ``data_digests`` that the job reads if the task has them."""
     reads = _DATA_INPUTS.get(job.stage, ())
+    if job.setting("shots"):
+        reads = (*reads, "weak.inputs", "weak.labels")
     if split := job.setting("split"):
         column = (f"{split}.votes",) if job.setting("source") == "VoteColumn" else ()
         return (*reads, f"{split}.inputs", *column)

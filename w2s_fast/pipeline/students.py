@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from w2s_fast.config import RunConfig
+from w2s_fast.config import RunConfig, model_of, roles
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Node, Plan, SupervisedPlan, make_steps, student_nodes
 
@@ -44,10 +44,23 @@ def make_plan(cfg: RunConfig, loss: str, writer: str | None = "student") -> Plan
         writer,
         calibration=cfg.weak_calibration,
         folds=cfg.calibration_folds,
+        referenced=_referenced(cfg),
     )
     if not cfg.supervisors.sources:
         return plan
     return SupervisedPlan(**vars(plan), supervisors=cfg.supervisors)
+
+
+def _referenced(cfg: RunConfig) -> tuple[str, ...]:
+    """Return the roles of policies whose reward compares with a reference."""
+    specs = {role: model_of(cfg, role).preference for role in roles(cfg)}
+    if not any(specs.values()):
+        return ()
+    from w2s_fast.losses.preference import make_preference
+
+    return tuple(
+        r for r, spec in specs.items() if spec and "reference" in make_preference(spec).needs
+    )
 
 
 def students(cfg: RunConfig) -> list[Student]:

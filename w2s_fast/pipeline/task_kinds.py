@@ -20,6 +20,7 @@ from w2s_fast.tasks import Examples, Inputs, TaskData
 if TYPE_CHECKING:
     from torch import nn
 
+    from w2s_fast.losses import Loss
     from w2s_fast.training.data import RowData
 
 
@@ -65,6 +66,12 @@ class Classification:
 
         return predict(model, rows)
 
+    def make_loss(self, spec: str) -> Loss:
+        """Return the loss of a spec."""
+        from w2s_fast.losses import make_loss
+
+        return make_loss(spec)
+
     def write(self, path: Path, ids: Sequence[str], predictions: np.ndarray) -> None:
         """Write what ``predict`` returned."""
         artifacts.write_probs(path, ids, predictions)
@@ -74,6 +81,49 @@ class Classification:
         probs = artifacts.read_probs(path, examples.ids, len(data.class_names))
         subgroups = None if examples.subgroups is None else np.array(examples.subgroups)
         return Predictions(probs.argmax(1), examples.labels, probs, subgroups=subgroups)
+
+
+@dataclass(frozen=True)
+class Policies(Classification):
+    """Kind ``preference`` by language models, whose implicit rewards are their scores.
+
+    Attributes:
+        preference: Spec of the preference loss that defines the reward.
+    """
+
+    preference: str
+
+    def encode(self, tokenizer: Any, items: Inputs, max_length: int) -> RowData:
+        """Tokenize the shared prompts and the rest of both texts."""
+        from w2s_fast.training import encode_pairs
+
+        if items.pairs is None or items.prompts is None:
+            raise W2SError(
+                "a policy completes the prompts of preferences, and these texts have none; give "
+                "the task a column of prompts (task.text), or set preference='' for a reward model"
+            )
+        prompts, both = items.prompts, (items.texts, items.pairs)
+        first, second = (
+            [text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True)]
+            for texts in both
+        )
+        return encode_pairs(tokenizer, prompts, first, second, max_length)
+
+    def make_loss(self, spec: str) -> Loss:
+        """Return the loss over pairs: ``xent`` is the preference loss itself."""
+        from w2s_fast.losses.pairwise import make_pair_loss
+
+        name = spec.split(":")[0]
+        return make_pair_loss(self.preference if name == "xent" else f"{spec}@{self.preference}")
+
+    def predict(
+        self, model: nn.Module, tokenizer: Any, rows: Any, max_length: int, max_new_tokens: int
+    ) -> np.ndarray:
+        """Return the probabilities (N, 2) that each text is the better one."""
+        from w2s_fast.losses.preference import make_preference
+        from w2s_fast.training import predict_pairs
+
+        return predict_pairs(model, rows, make_preference(self.preference))
 
 
 class Generation:
@@ -111,6 +161,14 @@ class Generation:
         from w2s_fast.training import generate
 
         return generate(model, tokenizer, rows, max_new_tokens, max_length=max_length)
+
+    def make_loss(self, spec: str) -> Loss:
+        """Return the loss of a spec, over tokens or, for a preference loss, over pairs."""
+        from w2s_fast.losses import make_loss
+        from w2s_fast.losses.pairwise import make_pair_loss
+        from w2s_fast.losses.preference import PREFERENCES
+
+        return make_pair_loss(spec) if spec.split(":")[0] in PREFERENCES else make_loss(spec)
 
     def write(self, path: Path, ids: Sequence[str], predictions: list[str]) -> None:
         """Write the completions."""
@@ -154,8 +212,12 @@ TASK_KINDS: dict[str, TaskKind] = {
 }
 
 
-def task_kind(name: str) -> TaskKind:
+def task_kind(name: str, preference: str = "") -> TaskKind:
     """Return the adapter of a kind.
+
+    Args:
+        name: Name of the kind.
+        preference: ``ModelConfig.preference`` of the model that it is for.
 
     Raises:
         W2SError: There is no such kind.
@@ -165,4 +227,6 @@ def task_kind(name: str) -> TaskKind:
             f"task kind {name!r} is unknown; expected one of {', '.join(TASK_KINDS)}"
             f"{nearest(name, TASK_KINDS)}"
         )
+    if preference and name == "preference":
+        return Policies("preference", n_candidates=2, preference=preference)
     return TASK_KINDS[name]

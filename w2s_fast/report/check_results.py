@@ -47,6 +47,7 @@ _LATER = {
                      "high": float | None, "p": float | None, "p_holm": float | None}],
     "failed": {str: str},
     "weak_labels": [{"seed": int, "calibration": dict | None, "overlap": dict | None}],
+    "text_labels": [{"seed": int, "name": str, "stage": str, "report": dict}],
     "trust": [{"seed": int, "name": str, "n_right": int, "n_wrong": int, "auroc": float,
                "auroc_interval": [float], "brier_gain": float,
                "brier_gain_interval": [float]}],

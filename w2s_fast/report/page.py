@@ -21,6 +21,7 @@ from w2s_fast.report.diagnostic_rows import (
     weak_label_rows,
 )
 from w2s_fast.report.figure import results_figure
+from w2s_fast.report.label_rows import label_lines
 from w2s_fast.report.model_rows import (
     NOT_REPORTED,
     ceilings,
@@ -172,7 +173,7 @@ def html_page(results: Mapping[str, Any], figure: bytes, narrow: bytes) -> str:
         runs=_runs_table(results),
         means=_means_table(results),
         weak_labels=_escape(weak_label_line(results).capitalize()),
-        supervisors=_supervisors_panel(results),
+        supervisors=_supervisors_panel(results) + _labels_panel(results),
         diagnostics=_diagnostics_panel(results),
         provenance=_provenance(facts),
         classes=_html_table(
@@ -277,6 +278,18 @@ def _supervisors_panel(results: Mapping[str, Any]) -> str:
         "is that of the votes on the transfer set, and uses true labels; the estimated accuracy is "
         "the label model's and uses none.</p>"
         f"{lines}{_html_table('Supervisors', SUPERVISOR_HEADS, rows)}</section>"
+    )
+
+
+def _labels_panel(results: Mapping[str, Any]) -> str:
+    """Return the panel of what methods made of the texts; empty for results without any."""
+    lines = "".join(f"<p>{_escape(line)}.</p>" for line in label_lines(results))
+    if not lines:
+        return ""
+    return (
+        '<section class="panel"><h2>Selected texts</h2>'
+        "<p>What became of the items of the transfer set, summed over all runs.</p>"
+        f"{lines}</section>"
     )
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from w2s_fast.report import PAGE, PLOT, RESULTS
 from w2s_fast.report.diagnostic_rows import diagnostic_lines
+from w2s_fast.report.label_rows import label_lines
 from w2s_fast.report.model_rows import (
     ceilings,
     class_rows,
@@ -38,7 +39,8 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     if further_scores(results):
         console.print(_further_table(results))
     console.print(weak_label_line(results), highlight=False)
-    for line in (*supervisor_lines(results), *diagnostic_lines(results)):
+    lines = (*supervisor_lines(results), *label_lines(results), *diagnostic_lines(results))
+    for line in lines:
         console.print(Text(printable(line)), soft_wrap=True)
     for row in results["controls"]:
         console.print(

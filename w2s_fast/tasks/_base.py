@@ -28,6 +28,8 @@ class Inputs:
         groups: Names of groups; rows of one group are never in two splits.
         votes: (N, m) int16 votes of m weak supervisors, -1 for an abstention; None if the data
             have none.
+        prompts: Texts with which both texts of a preference begin, which policies complete; None if
+            they are not known.
     """
 
     ids: tuple[str, ...]
@@ -35,6 +37,7 @@ class Inputs:
     pairs: tuple[str, ...] | None
     groups: tuple[str, ...]
     votes: np.ndarray | None = field(default=None, kw_only=True)
+    prompts: tuple[str, ...] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,6 +51,7 @@ class Inputs:
             pairs=_take(self.pairs, rows),
             groups=tuple(self.groups[i] for i in rows),
             votes=None if self.votes is None else self.votes[np.asarray(rows, dtype=np.int64)],
+            prompts=_take(self.prompts, rows),
         )
 
 
@@ -69,7 +73,8 @@ class Examples(Inputs):
     @property
     def inputs(self) -> Inputs:
         """The same rows without gold labels, answers and subgroups."""
-        return Inputs(self.ids, self.texts, self.pairs, self.groups, votes=self.votes)
+        columns = self.ids, self.texts, self.pairs, self.groups
+        return Inputs(*columns, votes=self.votes, prompts=self.prompts)
 
     def cut(self, at: int) -> tuple[Examples, Examples]:
         """Return the rows before ``at`` and the rows from ``at`` on."""
@@ -104,6 +109,7 @@ class TaskData:
         prompt: Prompt of a language model, with "{text}" (and "{pair}") in it.
         words: For each class the continuation of ``prompt`` that means it; empty: " " and its name.
         read: Generation tasks: returns the final answer in a generated text, "" if there is none.
+        separator: Generation tasks: text between two examples in a prompt; a completion ends there.
         harm_score: Generation tasks without a single right answer: scores N texts by N numbers in
             [0, 1]; a text below 1/2 counts as right.
         ood: Out-of-distribution test items, scored beside ``test``; None: the task has none.
@@ -119,6 +125,7 @@ class TaskData:
     words: tuple[str, ...] = ()
     read: Callable[[str], str] | None = None
     harm_score: Callable[[Sequence[str]], Sequence[float]] | None = None
+    separator: str = "\n\n"
     ood: Examples | None = None
 
     @property

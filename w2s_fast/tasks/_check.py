@@ -25,7 +25,7 @@ def check_texts(data: TaskData) -> None:
             "so check task.label"
         )
     for split, examples in data.splits.items():
-        for column in ("ids", "texts", "pairs", "answers", "groups", "subgroups"):
+        for column in ("ids", "texts", "pairs", "prompts", "answers", "groups", "subgroups"):
             _check(data.name, f"{column} of split {split}", getattr(examples, column) or ())
 
 

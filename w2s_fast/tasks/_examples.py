@@ -19,6 +19,7 @@ class Item(NamedTuple):
         group: Name that related rows share; None if there are none.
         pair: Second text of a preference.
         answer: Gold answer of a generation task.
+        prompt: Text with which both texts of a preference begin; None if it is not known.
     """
 
     text: str
@@ -26,6 +27,7 @@ class Item(NamedTuple):
     group: str | None
     pair: str | None = None
     answer: str | None = None
+    prompt: str | None = None
 
 
 def as_examples(items: Sequence[Item]) -> Examples:
@@ -38,6 +40,7 @@ def as_examples(items: Sequence[Item]) -> Examples:
         seconds or None,
         [item.group for item in items],
         answers or None,
+        prompts=[item.prompt for item in items if item.prompt is not None] or None,
     )
 
 

@@ -6,6 +6,8 @@ classes are balanced in expectation.
 
 from __future__ import annotations
 
+import os
+import re
 from random import Random
 
 from w2s_fast.tasks._examples import Item
@@ -16,13 +18,35 @@ WORDS = (" first", " second")
 _REPLY = "\n\nAssistant:"
 
 
-def pair_up(chosen: str, rejected: str, group: str | None, rng: Random) -> Item | None:
-    """Return both dialogues in random order; None if they are equal."""
+def pair_up(
+    chosen: str, rejected: str, group: str | None, rng: Random, prompt: str | None = None
+) -> Item | None:
+    """Return both dialogues in random order; None if they are equal.
+
+    Args:
+        chosen, rejected: The dialogues.
+        group: Name that related pairs share.
+        rng: Decides the order.
+        prompt: Text with which both dialogues begin; None: ``shared_prompt`` of them.
+    """
     if chosen == rejected:
         return None
     second = int(rng.random() < 0.5)
     one, two = (rejected, chosen) if second else (chosen, rejected)
-    return Item(one, second, group, pair=two)
+    prompt = shared_prompt(chosen, rejected) if prompt is None else prompt
+    return Item(one, second, group, pair=two, prompt=prompt)
+
+
+def shared_prompt(one: str, two: str) -> str:
+    """Return the turns that two dialogues share, up to the last reply's "Assistant:".
+
+    For texts of another format, the words that both begin with.
+    """
+    shared = os.path.commonprefix([one, two])
+    if _REPLY in shared:
+        return shared[: shared.rindex(_REPLY) + len(_REPLY)]
+    words = re.match(r"(?s)(.*\S)(?=\s)", shared)
+    return words[1] if words else ""
 
 
 def opening(dialogue: str) -> str:

@@ -22,6 +22,7 @@ def make_examples(
     answers: Sequence[str] | None = None,
     subgroups: Sequence[str] | None = None,
     votes: np.ndarray | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Examples:
     """Assign ids and join related rows: rows with equal texts, and rows of one group.
 
@@ -35,6 +36,7 @@ def make_examples(
         answers: N gold answers of a generation task, whose labels are ignored; else None.
         subgroups: N names of subgroups, or None.
         votes: (N, m) votes of weak supervisors, or None.
+        prompts: N texts with which both texts of a preference begin, or None.
     """
     seconds: Sequence[str] = [""] * len(texts) if pairs is None else pairs
     ids: list[str] = []
@@ -54,6 +56,7 @@ def make_examples(
         answers=None if answers is None else tuple(answers),
         subgroups=None if subgroups is None else tuple(subgroups),
         votes=votes,
+        prompts=None if prompts is None else tuple(prompts),
     )
 
 

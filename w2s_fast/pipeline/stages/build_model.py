@@ -15,7 +15,6 @@ from w2s_fast.models.weights import load_module, module_tensors
 from w2s_fast.pipeline.artifacts import FEATURES, MODEL, PRETRAINED, TOKENIZER
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import EMBEDDED, EMBEDDED_TASK
-from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.training.deepspeed.partition import gather_in_forward, partitioned_init
 
 if TYPE_CHECKING:
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Module, Any]:
-    """Return a role's untrained model on its device, and its tokenizer.
+    """Return a role's model before the job's training, on its device, and its tokenizer.
+
+    Input ``initial`` is a finished training whose weights replace the untrained ones.
 
     Args:
         ctx: Context of the stage.
@@ -31,7 +32,7 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
         kind: Kind of task that the model is built for; None: the run's.
     """
     cfg = _with_start(ctx, model_of(ctx.cfg, role))
-    if ctx.job.stage == "control":
+    if ctx.job.stage == "control" or ctx.job.setting("control"):
         cfg = replace(cfg, pretrained=False)
     if ctx.job.setting("freeze"):
         cfg = replace(cfg, freeze="base")
@@ -40,7 +41,10 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
     small = cfg.source in BUILT_IN
     train = train_of(ctx.cfg, role)
     with nullcontext() if small else partitioned_init(train, cfg.dtype, device(ctx.cfg)):
-        model = build_model(cfg, ctx.n_classes, tokenizer, ctx.seed, kind or ctx.task.kind)
+        kind = kind or ("generation" if cfg.preference else ctx.task.kind)
+        model = build_model(cfg, ctx.n_classes, tokenizer, ctx.seed, kind)
+    if "initial" in dict(ctx.job.inputs):
+        load_weights(model, ctx.input("initial") / MODEL, ctx.world)
     if replicate := ctx.job.setting("rounding"):
         perturb_last_bits(model, replicate)
     return model.to(device(ctx.cfg)), tokenizer
@@ -92,7 +96,7 @@ def head_model(ctx: Context) -> tuple[nn.Module, None]:
     if cfg.head_init != "zero":
         initial: Any = new_model(ctx, ctx.job.setting("role"))[0]
         head = initial.head
-    n_candidates = task_kind(ctx.task.kind).n_candidates
+    n_candidates = ctx.kind.n_candidates
     model = CachedHead(read_features(states).shape[1], ctx.n_classes, head, n_candidates)
     return model.to(device(ctx.cfg)), None
 

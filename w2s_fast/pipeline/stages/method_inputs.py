@@ -30,7 +30,7 @@ def features(ctx: Context, build: StageBuild) -> None:
     """Store the hidden states of the untrained model at the label position, bf16 (N, D)."""
     from w2s_fast.probing.feature_cache import cache_features
 
-    model, tokenizer = pretrained_model(ctx)
+    model, tokenizer = pretrained_model(ctx, ctx.task.kind)
     items = ctx.inputs(ctx.job.setting("split"))
     if (class_index := ctx.job.setting("word")) is not None:
         items = as_questions(ctx, items, class_words(ctx)[class_index])

@@ -17,7 +17,6 @@ from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import trained_model
 from w2s_fast.pipeline.stages.calibration import read_calibration
 from w2s_fast.pipeline.stages.training_set import model_rows
-from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.store import StageBuild, StoreWarning
 from w2s_fast.tasks import Inputs
 
@@ -55,7 +54,7 @@ def predict_split(
     calibrator: Calibrator | None = None,
 ) -> None:
     """Predict items of a split and write the predictions, calibrated if asked, to ``path``."""
-    kind = task_kind(ctx.task.kind)
+    kind = ctx.kind
     length = train_of(ctx.cfg, ctx.job.setting("role")).max_length
     rows = model_rows(ctx, tokenizer, items, split)
     predictions: Any = kind.predict(model, tokenizer, rows, length, ctx.cfg.task.answer_tokens)

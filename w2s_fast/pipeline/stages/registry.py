@@ -18,6 +18,8 @@ from w2s_fast.pipeline.stages.gate import gate
 from w2s_fast.pipeline.stages.overlap import overlap
 from w2s_fast.pipeline.stages.posterior import posterior
 from w2s_fast.pipeline.stages.predict import labels
+from w2s_fast.pipeline.stages.samples import samples
+from w2s_fast.pipeline.stages.text_labels import pair_logprob, reference, text_labels
 from w2s_fast.pipeline.stages.train import train_model
 from w2s_fast.pipeline.stages.trust import trust
 from w2s_fast.pipeline.stages.votes import generated_votes, votes
@@ -70,5 +72,9 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "posterior": posterior,
     "trust": trust,
     "overlap": overlap,
+    "samples": samples,
+    "text_labels": text_labels,
+    "pair_logprob": pair_logprob,
+    "reference": reference,
     "report": report.report,
 }

@@ -27,6 +27,7 @@ from w2s_fast.pipeline.stages.diagnostics import (
     trust_rows,
     weak_label_rows,
 )
+from w2s_fast.pipeline.stages.label_reports import label_reports
 from w2s_fast.pipeline.stages.supervisor_rows import supervisor_row
 from w2s_fast.pipeline.students import Student, students
 from w2s_fast.pipeline.task_kinds import task_kind
@@ -123,6 +124,7 @@ def score(
         "weak_labels": weak_label_rows({s: w.diagnosed for s, w in supervisors.items()}),
         "trust": trust_rows(jobs, folders, supervisors),
         "supervisors": _supervisor_rows(supervisors, jobs, data, folders),
+        "text_labels": label_reports(jobs, folders),
         "controls": controls,
         "gold": gold_uses(jobs),
     }

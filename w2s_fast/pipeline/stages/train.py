@@ -6,12 +6,22 @@ They differ in the labels they learn and in the weights they start from.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 
 from w2s_fast.config import train_of
 from w2s_fast.models import save_weights
-from w2s_fast.pipeline.artifacts import FIT, LOG, MODEL, OOD, TEST, TRAJECTORY, write_fit
+from w2s_fast.pipeline.artifacts import (
+    FIT,
+    LOG,
+    MODEL,
+    OOD,
+    PAIR_LOGPROB,
+    TEST,
+    TRAJECTORY,
+    write_fit,
+)
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import head_model, new_model, whole_model
 from w2s_fast.pipeline.stages.predict import predict_split
@@ -20,9 +30,22 @@ from w2s_fast.pipeline.stages.watched_rows import watched_rows
 from w2s_fast.store import StageBuild
 
 
+def with_logprob(ctx: Context, rows: Any) -> Any:
+    """Add the log-probabilities of other models to pairs, where the job's loss needs them."""
+    logprob = {
+        name: np.load(ctx.input(name) / PAIR_LOGPROB, allow_pickle=False)
+        for name in ("reference", "weak_policy", "weak_reference")
+        if name in dict(ctx.job.inputs)
+    }
+    if "reference" in logprob:
+        rows = rows.with_reference(logprob["reference"])
+    if "weak_policy" in logprob:
+        rows = rows.with_target(logprob["weak_policy"] - logprob["weak_reference"])
+    return rows
+
+
 def train_model(ctx: Context, build: StageBuild) -> None:
     """Train the model of the job's role and predict the test items."""
-    from w2s_fast.losses import make_loss
     from w2s_fast.training import train
 
     cfg = train_of(ctx.cfg, ctx.job.setting("role"))
@@ -33,11 +56,12 @@ def train_model(ctx: Context, build: StageBuild) -> None:
         model, tokenizer = new_model(ctx, ctx.job.setting("role"))
     watched = watched_rows(ctx, load_training_set(ctx), tokenizer)
     rows, weak_labels = watched.training_set.encode(ctx, tokenizer)
+    rows = with_logprob(ctx, rows)
     log = train(
         model,
         rows,
         weak_labels,
-        make_loss(ctx.job.setting("loss", "xent")),
+        ctx.kind.make_loss(ctx.job.setting("loss", "xent")),
         cfg,
         ctx.seed,
         weight=watched.training_set.weight,

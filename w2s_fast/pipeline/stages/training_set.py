@@ -10,10 +10,18 @@ import numpy as np
 
 from w2s_fast.config import train_of
 from w2s_fast.errors import W2SError
-from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS, read_probs, read_texts
+from w2s_fast.methods import TextLabels
+from w2s_fast.pipeline.artifacts import (
+    LABEL_REPORT,
+    LABELS,
+    PAIR_LOGPROB,
+    TRANSCRIPTS,
+    read_probs,
+    read_texts,
+)
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import read_features
-from w2s_fast.pipeline.task_kinds import task_kind
+from w2s_fast.pipeline.text_files import read_text_labels
 from w2s_fast.tasks import Examples, Inputs
 
 if TYPE_CHECKING:
@@ -26,27 +34,38 @@ class TrainingSet:
 
     Attributes:
         items: N texts.
-        weak_labels: (N, C) class probabilities, or (N,) completions; for weak model and ceiling
-            the true labels in the same form.
+        weak_labels: (N, C) class probabilities, (N,) completions, or (N, 2) pairs of completions;
+            for weak model and ceiling the true labels in the same form.
         weight: (N,) row weights; None: all rows weigh the same.
+        q: (N, 2) float32 probabilities that each completion of a pair is the better one; None
+            unless the labels are pairs.
     """
 
     items: Inputs
     weak_labels: np.ndarray
     weight: np.ndarray | None = None
+    q: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> TrainingSet:
         """Return the given rows, in order."""
         weight = None if self.weight is None else self.weight[rows]
-        return TrainingSet(self.items.take(rows.tolist()), self.weak_labels[rows], weight)
+        q = None if self.q is None else self.q[rows]
+        return TrainingSet(self.items.take(rows.tolist()), self.weak_labels[rows], weight, q)
 
     def encode(self, ctx: Context, tokenizer: Any) -> tuple[RowData, np.ndarray]:
         """Return the rows as the job's model reads them, and their labels, for ``train``."""
         if ctx.job.setting("freeze"):
             return model_rows(ctx, tokenizer, self.items, "transfer"), self.weak_labels
-        kind, length = task_kind(ctx.task.kind), max_length(ctx)
+        kind, length = ctx.kind, max_length(ctx)
+        if self.q is not None:
+            from w2s_fast.training import encode_pairs
+
+            first, second = self.weak_labels.T.tolist()
+            return encode_pairs(tokenizer, self.items.texts, first, second, length), self.q
         items = add_transcripts(ctx, self.items)
-        return kind.encode_labelled(tokenizer, items, self.weak_labels, length)
+        rows, weak_labels = kind.encode_labelled(tokenizer, items, self.weak_labels, length)
+        split = "weak" if ctx.job.stage == "weak" else "transfer"
+        return add_reference(ctx, rows, items, split), weak_labels
 
 
 def load_training_set(ctx: Context) -> TrainingSet:
@@ -54,13 +73,15 @@ def load_training_set(ctx: Context) -> TrainingSet:
 
     Rows of weight 0 are left out, so they take no step.
     """
-    kind = task_kind(ctx.task.kind)
+    kind = ctx.kind
     if ctx.job.stage in ("weak", "ceiling"):
         examples = ctx.gold("weak" if ctx.job.stage == "weak" else "transfer")
         if (fold := ctx.job.setting("fold")) is not None:
             examples = _without_fold(ctx, examples, fold)
         return TrainingSet(examples.inputs, kind.true_labels(examples, ctx.n_classes))
     items = ctx.inputs("transfer")
+    if (ctx.input("labels") / LABEL_REPORT).exists():
+        return _text_training_set(ctx, items)
     path = ctx.input("labels") / LABELS
     weak_labels, weight = kind.read_weak_labels(path, items.ids, ctx.n_classes)
     training_set = TrainingSet(items, weak_labels, weight)
@@ -68,6 +89,16 @@ def load_training_set(ctx: Context) -> TrainingSet:
         return training_set
     weighted = training_set.take(np.flatnonzero(weight))
     return replace(weighted, weight=None) if (weight[weight > 0] == 1).all() else weighted
+
+
+def _text_training_set(ctx: Context, items: Inputs) -> TrainingSet:
+    """Return the completions, or pairs of them, that a method has made."""
+    labels = read_text_labels(ctx.input("labels"), items.ids)
+    own = items.take(labels.rows.tolist())
+    if isinstance(labels, TextLabels):
+        return TrainingSet(own, np.array(labels.texts, dtype=object))
+    pairs = np.array([labels.chosen, labels.rejected], dtype=object).T
+    return TrainingSet(own, pairs, q=labels.soft)
 
 
 def _without_fold(ctx: Context, examples: Examples, fold: int) -> Examples:
@@ -87,12 +118,22 @@ def model_rows(ctx: Context, tokenizer: Any, items: Inputs, split: str) -> Any:
     No states of out-of-distribution items are cached: a frozen model reads their texts.
     """
     if not ctx.job.setting("freeze") or split == "ood":
-        kind = task_kind(ctx.task.kind)
-        return kind.encode(tokenizer, add_transcripts(ctx, items), max_length(ctx))
+        kind = ctx.kind
+        rows = kind.encode(tokenizer, add_transcripts(ctx, items), max_length(ctx))
+        return add_reference(ctx, rows, items, split)
     from w2s_fast.probing.feature_cache import CachedRows
 
     row_of = {name: row for row, name in enumerate(ctx.inputs(split).ids)}
     return CachedRows(read_features(ctx.input(split))[[row_of[name] for name in items.ids]])
+
+
+def add_reference(ctx: Context, rows: Any, items: Inputs, split: str) -> Any:
+    """Add the log-probabilities of the untrained model, if the job's policy compares with it."""
+    if (name := f"reference_{split}") not in dict(ctx.job.inputs):
+        return rows
+    logprob = np.load(ctx.input(name) / PAIR_LOGPROB, allow_pickle=False)
+    row_of = {item: row for row, item in enumerate(ctx.inputs(split).ids)}
+    return rows.with_reference(logprob[[row_of[item] for item in items.ids]])
 
 
 def max_length(ctx: Context) -> int:

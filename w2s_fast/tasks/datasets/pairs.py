@@ -52,4 +52,5 @@ def _item(
     rng = Random(f"{seed}/{[prompt, chosen, rejected]!r}")
     if prompt is None:
         return pair_up(chosen, rejected, group or shared_opening(chosen, rejected), rng)
-    return pair_up(joined(prompt, chosen), joined(prompt, rejected), group or prompt, rng)
+    both = joined(prompt, chosen), joined(prompt, rejected)
+    return pair_up(*both, group or prompt, rng, prompt)
