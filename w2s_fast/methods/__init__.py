@@ -27,6 +27,7 @@ from w2s_fast.methods.born_again import BornAgain
 from w2s_fast.methods.ccs import CCS
 from w2s_fast.methods.combine import Combine
 from w2s_fast.methods.confident import Confident
+from w2s_fast.methods.conflict import Conflict, ExplicitConflict, ImplicitConflict
 from w2s_fast.methods.conformal import Conformal
 from w2s_fast.methods.consistent import Consistent
 from w2s_fast.methods.debate import Consultancy, Debate, MarketMaking
@@ -73,6 +74,8 @@ METHODS |= {
     "born_again": BornAgain,
     "early_stop": EarlyStop,
     "ground_truth_early_stop": GroundTruthEarlyStop,
+    "explicit_conflict": ExplicitConflict,
+    "implicit_conflict": ImplicitConflict,
     "probe": LinearProbe,
     "generative_finetuning": GenerativeFinetuning,
     "debate": Debate,
@@ -82,7 +85,9 @@ METHODS |= {
 
 __all__ = [
     "METHODS",
+    "Conflict",
     "Method",
+    "Naive",
     "Node",
     "PairLabels",
     "Plan",

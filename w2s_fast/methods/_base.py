@@ -130,7 +130,8 @@ class Method:
         Keys: ``keep`` ("last"; "weak" or "gold": the weights with the highest accuracy on held-out
         rows, by their weak or their true labels), ``holdout`` (share of these rows), ``freeze``
         (train only the head), ``start`` (node of the model to start from), ``loss`` (a spec; a
-        preference loss where ``labels`` are pairs).
+        preference loss where ``labels`` are pairs), ``conflict`` (alpha of a simulated objective
+        against the true labels), ``conflict_rows`` (rows of a conflicting objective per row).
         """
         return {}
 

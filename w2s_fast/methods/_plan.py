@@ -13,14 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from w2s_fast.errors import W2SError
+from w2s_fast.methods._gold_uses import other_uses, transfer_uses
 
 Settings = tuple[tuple[str, Any], ...]
-_WEAK_GOLD = {
-    "calibration": ("true labels of the weak split calibrate the weak labels",),
-    "trust": ("true labels of the weak split train P(label right)",),
-    "gate": ("true labels of the weak split select supervisors",),
-}
-_SHOTS_GOLD = ("true labels of the weak split are shown as examples in prompts",)
 
 
 @dataclass(frozen=True)
@@ -40,21 +35,15 @@ class Node:
     @property
     def gold(self) -> tuple[str, ...]:
         """Descriptions of its uses of true labels of the transfer set; empty for most nodes."""
-        if self.stage == "balance":
-            return ("class balance of the transfer set",)
-        if dict(self.settings).get("keep") == "gold":
-            return ("early stopping on true labels",)
-        return ()
+        return transfer_uses(self.stage, dict(self.settings))
 
     @property
     def weak_gold(self) -> tuple[str, ...]:
-        """Descriptions of its uses of true labels of the weak split, beside training weak models.
+        """Descriptions of its uses of other true labels, beside training weak models.
 
         Reports name them; unlike ``gold`` they give no access to the transfer set's true labels.
         """
-        if self.stage == "samples" and dict(self.settings)["shots"]:
-            return _SHOTS_GOLD
-        return _WEAK_GOLD.get(self.stage, ())
+        return other_uses(self.stage, dict(self.settings))
 
 
 @dataclass(frozen=True)
@@ -360,12 +349,15 @@ class Plan:
         training = {**dict(self.model_settings), **training}
         nodes = {k: v for k, v in training.items() if isinstance(v, Node)}
         plain = {k: v for k, v in training.items() if not isinstance(v, Node)}
+        more = ("conflict",) if "conflict_rows" in plain else ()  # splits learned beside transfer
         if plain.get("freeze"):  # the backbone runs once for all heads
-            for split in ("transfer", "test"):
+            for split in ("transfer", "test", *more):
                 nodes[split] = self.features(split, "last", start=nodes.get("start"))
-        references = self._references(
-            "student", "transfer", start=nodes.get("start"), control=stage == "control"
-        )
+        references: dict[str, Node] = {}
+        for split in ("transfer", *more):
+            references |= self._references(
+                "student", split, start=nodes.get("start"), control=stage == "control"
+            )
         return _node(stage, {"role": "student", **plain}, {**needs, **nodes, **references})
 
     def _references(

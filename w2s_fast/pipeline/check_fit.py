@@ -18,7 +18,7 @@ from w2s_fast.models.backbone import architecture, check_folder
 from w2s_fast.models.build import check_model_kind
 from w2s_fast.pipeline.check_models import check_models
 from w2s_fast.pipeline.stages.build_model import device
-from w2s_fast.pipeline.students import make_plan, students
+from w2s_fast.pipeline.students import make_plan, no_conflict_of, students
 from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.training import TrainConfig
 from w2s_fast.training.deepspeed.config import deepspeed_config
@@ -59,6 +59,12 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
     if any(node.stage == "transcripts" for node in nodes):
         _check_writer(cfg)
     _check_policies(cfg, nodes)
+    if any("conflict_rows" in dict(node.settings) for node in nodes) and not cfg.task.conflict_path:
+        raise W2SError(
+            "method 'implicit_conflict' trains on pairs of a conflicting objective; set "
+            "task.conflict_path to a file of them"
+        )
+    no_conflict_of(cfg)
     check_models(cfg, kind)
 
 

@@ -23,6 +23,7 @@ from w2s_fast.errors import DataWarning, W2SError
 from w2s_fast.pipeline.jobs import Job, data_digest
 from w2s_fast.pipeline.task_kinds import TaskKind, task_kind
 from w2s_fast.tasks import Examples, Inputs, TaskConfig, TaskData, check_texts, get_task
+from w2s_fast.tasks._conflict import add_conflict
 
 ProgressFn = Callable[[int, int, float], None]
 ReadFn = Callable[[int], TaskData]
@@ -36,6 +37,7 @@ _GOLD = {
     "trust": ("weak",),
     "samples": ("weak",),
     "ceiling": ("transfer",),
+    "student": ("conflict",),
     "report": ("weak", "transfer", "test", "ood"),
 }
 
@@ -146,6 +148,7 @@ def load_data(task: TaskConfig, seed: int) -> TaskData:
         W2SError: The configuration or the data does not fit.
     """
     data = get_task(task.name).load(task, seed)
+    data = add_conflict(data, task, seed)
     check_texts(data)
     if task.subgroup is not None and data.test.subgroups is None:
         raise W2SError(
@@ -186,7 +189,8 @@ def read_again(task: TaskConfig, seed: int, digest: str) -> TaskData:
         warnings.simplefilter("ignore", DataWarning)  # the first reading has shown them
         data = load_data(task, seed)
     if data_digest(data) != digest:
-        files = " and ".join(path for path in (task.path, task.test_path) if path)
+        paths = task.path, task.test_path, task.conflict_path
+        files = " and ".join(path for path in paths if path)
         raise W2SError(
             f"task {task.name!r}{files and f' ({files})'}: the data changed while the run was "
             "reading them, or differ from process to process; expected the same splits for the "

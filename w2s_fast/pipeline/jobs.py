@@ -371,6 +371,8 @@ def data_inputs(job: Job) -> tuple[str, ...]:
     if split := job.setting("split"):
         column = (f"{split}.votes",) if job.setting("source") == "VoteColumn" else ()
         return (*reads, f"{split}.inputs", *column)
+    if job.setting("conflict_rows"):
+        reads = (*reads, "conflict.inputs", "conflict.labels")
     return (*reads, "transfer.labels") if job.gold and job.stage == "student" else reads
 
 

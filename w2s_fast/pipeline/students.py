@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from w2s_fast.config import RunConfig, model_of, roles
 from w2s_fast.errors import W2SError
-from w2s_fast.methods import Node, Plan, SupervisedPlan, make_steps, student_nodes
+from w2s_fast.methods import (
+    Conflict,
+    Naive,
+    Node,
+    Plan,
+    SupervisedPlan,
+    make_steps,
+    student_nodes,
+)
 
 PLAIN = "naive"
 
@@ -61,6 +69,32 @@ def _referenced(cfg: RunConfig) -> tuple[str, ...]:
     return tuple(
         r for r, spec in specs.items() if spec and "reference" in make_preference(spec).needs
     )
+
+
+def no_conflict_of(cfg: RunConfig) -> dict[str, str]:
+    """Return the student without conflict for every student with one, by name.
+
+    Raises:
+        W2SError: The run has none that is trained alike otherwise.
+    """
+    plain: dict[str, str] = {}
+    conflicting: dict[str, tuple[str, str]] = {}
+    for student in students(cfg):
+        names = [part.strip() for part in student.method.split("|")]
+        steps = dict(zip(names, make_steps(student.method), strict=True))
+        rest = {n: s for n, s in steps.items() if not isinstance(s, Conflict)}
+        meaning = f"{[s for s in rest.values() if type(s) is not Naive]} {student.canonical_loss}"
+        if len(rest) == len(steps):
+            plain[meaning] = student.name
+        else:
+            conflicting[student.name] = meaning, "|".join(rest) or PLAIN
+    for name, (meaning, method) in conflicting.items():
+        if meaning not in plain:
+            raise W2SError(
+                f"methods: {name!r} has no student without conflict to compare with; add "
+                f"{method!r} to methods, with the same loss"
+            )
+    return {name: plain[meaning] for name, (meaning, _) in conflicting.items()}
 
 
 def students(cfg: RunConfig) -> list[Student]:

@@ -54,6 +54,15 @@ class Inputs:
             prompts=_take(self.prompts, rows),
         )
 
+    def join(self, other: Inputs) -> Inputs:
+        """Return these rows and then those of ``other``; columns that only one has are dropped."""
+        pairs, prompts = (
+            None if a is None or b is None else a + b
+            for a, b in ((self.pairs, other.pairs), (self.prompts, other.prompts))
+        )
+        texts, groups = self.texts + other.texts, self.groups + other.groups
+        return Inputs(self.ids + other.ids, texts, pairs, groups, prompts=prompts)
+
 
 @dataclass(frozen=True, eq=False)
 class Examples(Inputs):
@@ -113,6 +122,8 @@ class TaskData:
         harm_score: Generation tasks without a single right answer: scores N texts by N numbers in
             [0, 1]; a text below 1/2 counts as right.
         ood: Out-of-distribution test items, scored beside ``test``; None: the task has none.
+        conflict: Pairs of a conflicting objective, see ``TaskConfig.conflict_path``; None: the task
+            has none.
     """
 
     name: str
@@ -127,12 +138,14 @@ class TaskData:
     harm_score: Callable[[Sequence[str]], Sequence[float]] | None = None
     separator: str = "\n\n"
     ood: Examples | None = None
+    conflict: Examples | None = None
 
     @property
     def splits(self) -> dict[str, Examples]:
         """The splits that the task has, by name."""
         splits = {"weak": self.weak, "transfer": self.transfer, "test": self.test}
-        return splits if self.ood is None else {**splits, "ood": self.ood}
+        further = {"ood": self.ood, "conflict": self.conflict}
+        return {**splits, **{name: part for name, part in further.items() if part is not None}}
 
     def with_prompt(
         self, cfg: TaskConfig, prompt: str | None = None, words: Sequence[str] = ()

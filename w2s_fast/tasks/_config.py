@@ -54,6 +54,9 @@ class TaskConfig:
         path: A file (tasks `local`, `pairs`, `local_answers`, `wts_safety`, `wts_toxicity`), or the
             directory of a local copy of a Hugging Face set.
         test_path: A separate file of test rows; by default they come from ``path``.
+        conflict_path: A file of pairs of a conflicting objective in the same columns, such as
+            helpfulness beside harmlessness (tasks of kind `preference`). Only the method
+            `implicit_conflict` reads it.
         text: Column of the text, by name or by position from 0; tasks with prompts read "prompt"
             by default.
         text_pair: Column of a second text, if any.
@@ -99,6 +102,7 @@ class TaskConfig:
     name: str = "agreement"
     path: PathText | None = None
     test_path: PathText | None = None
+    conflict_path: PathText | None = None
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"

@@ -18,6 +18,7 @@ from w2s_fast.pipeline.bases import finished_bases
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import Entry, JobPlan, Supervisor, plan_jobs
 from w2s_fast.pipeline.predictions import SCORE_NAMES, Predictions
+from w2s_fast.pipeline.stages.deception_rows import Compared, deception_row
 from w2s_fast.pipeline.stages.diagnostics import (
     WeakLabels,
     fit_row,
@@ -29,7 +30,7 @@ from w2s_fast.pipeline.stages.diagnostics import (
 )
 from w2s_fast.pipeline.stages.label_reports import label_reports
 from w2s_fast.pipeline.stages.supervisor_rows import supervisor_row
-from w2s_fast.pipeline.students import Student, students
+from w2s_fast.pipeline.students import Student, no_conflict_of, students
 from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.store import StageBuild
 from w2s_fast.tasks import TaskData
@@ -96,7 +97,7 @@ def score(
     bases = finished_bases(cfg, jobs, folders)
     supervisors = _read_supervisors(bases, jobs, data, folders)
     rows: list[dict[str, Any]] = []
-    summary, right = [], {}
+    summary, everyone = [], {}
     for student in students(cfg):
         entries = {s: jobs.entries[s, student.name] for s in supervisors}
         trained = {s: _read_trained(e, data[s], folders) for s, e in entries.items()}
@@ -109,7 +110,8 @@ def score(
             | {"rounding_sd": _rounding_sd(entries, trained, data, folders)}
         )
         rows += own
-        right[student.name] = {s: t.student.right for s, t in trained.items()}
+        everyone[student.name] = trained
+    right = {name: {s: t.student.right for s, t in own.items()} for name, own in everyone.items()}
     controls = [
         _control_row(s, _read_test(name, data[s], folders))
         for s in supervisors
@@ -125,9 +127,42 @@ def score(
         "trust": trust_rows(jobs, folders, supervisors),
         "supervisors": _supervisor_rows(supervisors, jobs, data, folders),
         "text_labels": label_reports(jobs, folders),
+        "deception": _deception(cfg, bases, supervisors, everyone),
         "controls": controls,
         "gold": gold_uses(jobs),
     }
+
+
+def _deception(
+    cfg: RunConfig,
+    bases: Mapping[str, Sequence[int]],
+    supervisors: Mapping[int, _Supervisor],
+    trained: Mapping[str, Mapping[int, _Trained]],
+) -> list[dict[str, Any]]:
+    """Return the deception of every student under a conflict; none in other runs."""
+
+    def compared(name: str, plain: str, seed: int) -> Compared:
+        weak, own = supervisors[seed], trained[name][seed]
+        return Compared(
+            weak=_probs(weak.test),
+            ceiling=_probs(own.ceiling),
+            no_conflict=_probs(trained[plain][seed].student),
+            conflict=_probs(own.student),
+            gold=weak.test.gold,
+            groups=weak.groups,
+        )
+
+    return [
+        deception_row(
+            name, plain, [[(s, compared(name, plain, s)) for s in own] for own in bases.values()]
+        )
+        for name, plain in no_conflict_of(cfg).items()
+    ]
+
+
+def _probs(predictions: Predictions) -> np.ndarray:
+    assert predictions.probs is not None  # conflicts are methods of tasks with classes
+    return predictions.probs
 
 
 def _supervisor_rows(

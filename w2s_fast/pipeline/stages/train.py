@@ -24,6 +24,7 @@ from w2s_fast.pipeline.artifacts import (
 )
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import head_model, new_model, whole_model
+from w2s_fast.pipeline.stages.conflict import add_conflict_rows, conflicting_loss
 from w2s_fast.pipeline.stages.predict import predict_split
 from w2s_fast.pipeline.stages.training_set import load_training_set
 from w2s_fast.pipeline.stages.watched_rows import watched_rows
@@ -55,16 +56,20 @@ def train_model(ctx: Context, build: StageBuild) -> None:
     else:
         model, tokenizer = new_model(ctx, ctx.job.setting("role"))
     watched = watched_rows(ctx, load_training_set(ctx), tokenizer)
-    rows, weak_labels = watched.training_set.encode(ctx, tokenizer)
+    training_set = add_conflict_rows(ctx, watched.training_set)
+    rows, weak_labels = training_set.encode(ctx, tokenizer)
     rows = with_logprob(ctx, rows)
+    loss = ctx.kind.make_loss(ctx.job.setting("loss", "xent"))
+    loss, gold = conflicting_loss(ctx, loss, training_set)
     log = train(
         model,
         rows,
         weak_labels,
-        ctx.kind.make_loss(ctx.job.setting("loss", "xent")),
+        loss,
         cfg,
         ctx.seed,
-        weight=watched.training_set.weight,
+        weight=training_set.weight,
+        gold=gold,
         checkpoint_dir=build.checkpoint,
         progress=ctx.progress,
         watch=watched.watch,

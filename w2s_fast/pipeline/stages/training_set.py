@@ -121,19 +121,35 @@ def model_rows(ctx: Context, tokenizer: Any, items: Inputs, split: str) -> Any:
         kind = ctx.kind
         rows = kind.encode(tokenizer, add_transcripts(ctx, items), max_length(ctx))
         return add_reference(ctx, rows, items, split)
+    import torch
+
     from w2s_fast.probing.feature_cache import CachedRows
 
-    row_of = {name: row for row, name in enumerate(ctx.inputs(split).ids)}
-    return CachedRows(read_features(ctx.input(split))[[row_of[name] for name in items.ids]])
+    splits, own = stored_rows(ctx, items, split)
+    return CachedRows(torch.cat([read_features(ctx.input(s)) for s in splits])[own])
 
 
 def add_reference(ctx: Context, rows: Any, items: Inputs, split: str) -> Any:
     """Add the log-probabilities of the untrained model, if the job's policy compares with it."""
-    if (name := f"reference_{split}") not in dict(ctx.job.inputs):
+    if f"reference_{split}" not in dict(ctx.job.inputs):
         return rows
-    logprob = np.load(ctx.input(name) / PAIR_LOGPROB, allow_pickle=False)
+    splits, own = stored_rows(ctx, items, split)
+    files = [ctx.input(f"reference_{s}") / PAIR_LOGPROB for s in splits]
+    logprob = np.concatenate([np.load(file, allow_pickle=False) for file in files])
+    return rows.with_reference(logprob[own])
+
+
+def stored_rows(ctx: Context, items: Inputs, split: str) -> tuple[list[str], list[int]]:
+    """Return where the results of items are stored: in which splits, and in which of their rows.
+
+    Items that are not of ``split`` are of ``conflict``, whose rows follow those of ``split``.
+    """
     row_of = {item: row for row, item in enumerate(ctx.inputs(split).ids)}
-    return rows.with_reference(logprob[[row_of[item] for item in items.ids]])
+    if all(item in row_of for item in items.ids):
+        return [split], [row_of[item] for item in items.ids]
+    further = {item: len(row_of) + row for row, item in enumerate(ctx.inputs("conflict").ids)}
+    row_of = {**row_of, **further}
+    return [split, "conflict"], [row_of[item] for item in items.ids]
 
 
 def max_length(ctx: Context) -> int:

@@ -28,12 +28,17 @@ class Pairs:
         Raises:
             W2SError: A file, a column or a value is missing or does not fit.
         """
-        named = cfg.with_defaults(text="prompt")
-        data = split_files(cfg, seed, CLASSES, lambda path: _read(path, named, seed))
+        data = split_files(cfg, seed, CLASSES, lambda path: read_pairs(path, cfg, seed))
         return replace(data, kind="preference").with_prompt(cfg, PROMPT, WORDS)
 
 
-def _read(path: Path, cfg: TaskConfig, seed: int) -> list[Item]:
+def read_pairs(path: Path, cfg: TaskConfig, seed: int) -> list[Item]:
+    """Return the pairs of a file, without those of two equal answers.
+
+    Raises:
+        W2SError: A file, a column or a value is missing or does not fit.
+    """
+    cfg = cfg.with_defaults(text="prompt")
     refs = {"chosen": cfg.chosen, "rejected": cfg.rejected, "text": cfg.text}
     if cfg.group is not None:
         refs["group"] = cfg.group
