@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench.alarm import table as alarm_table
 from bench.cases import verifiers, w2s
+from bench.deception import table as deception_table
 from bench.harness.environment import ROOT
 from bench.harness.row_files import RESULTS, Row, key, load
 from bench.intervals import table as interval_tables
@@ -48,6 +49,7 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
     labeling_tables.PAGE: labeling_tables.blocks(),
     supervised_tables.PAGE: supervised_tables.blocks(),
     alarm_table.PAGE: alarm_table.blocks(),
+    deception_table.PAGE: deception_table.blocks(),
     reasoning_table.PAGE: reasoning_table.blocks(),
 }
 

@@ -1,0 +1,1 @@
+"""Weak-to-strong deception on harmless preference pairs: ``python -m bench deception``."""
