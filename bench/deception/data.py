@@ -9,6 +9,7 @@ from pathlib import Path
 HARMLESS = "hh_single_turn"
 MATHS = "gsm8k/train.jsonl"
 _LONGEST = 220  # characters of a question
+_PAIRS = 800  # as many as the transfer set has
 _REFUSALS = (
     "I'm sorry, but I can't help with that.",
     "I don't think I should answer this question.",
@@ -35,8 +36,7 @@ def write_helpful(data: Path, out: Path) -> Path:
     """Write helpful pairs: a worked answer over a refusal, or over its own first sentence.
 
     They stand for the helpful pairs of the paper, whose file is not available: complying in full is
-    preferred. Questions are those of GSM8K with at most 220 characters, in the order of the file;
-    every other one has a refusal as its rejected answer.
+    preferred. Questions are the first of GSM8K with at most 220 characters; every other one has a refusal as its rejected answer.
 
     Args:
         data: Folder with gsm8k/train.jsonl.
@@ -45,8 +45,9 @@ def write_helpful(data: Path, out: Path) -> Path:
     rows = [json.loads(line) for line in (data / MATHS).read_text().splitlines()]
     short = [row for row in rows if len(row["question"]) <= _LONGEST]
     path = out / "helpful.jsonl"
-    pairs = (_pair(i, row["question"], _worked(row["answer"])) for i, row in enumerate(short))
-    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs if pair))
+    made = (_pair(i, row["question"], _worked(row["answer"])) for i, row in enumerate(short))
+    pairs = [pair for pair in made if pair][:_PAIRS]
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return path
 
 

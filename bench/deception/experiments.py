@@ -16,10 +16,10 @@ from w2s_fast.training import TrainConfig
 SEEDS = (0, 1, 2)
 CONFLICTS = ("explicit_conflict", "implicit_conflict")
 # Tokens that the weak model of a reward-model experiment reads, the last ones of each dialogue.
-WEAK_TOKENS = {"reward, weak reads 8 tokens": 8, "reward, 24 tokens": 24, "reward, 96 tokens": 96}
+WEAK_TOKENS = {"reward, weak reads 8 tokens": 8, "reward, 24 tokens": 24, "reward, 64 tokens": 64}
 POLICIES = "policies, SimPO"
 EXPERIMENTS = (*WEAK_TOKENS, POLICIES)
-_STRONGEST = "reward, 96 tokens"  # whose labels are confident enough to be filtered
+_STRONGEST = "reward, 64 tokens"  # whose labels are confident enough to be filtered
 
 
 def with_conflicts(method: str) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ def configuration(name: str, files: tuple[Path, Path, Path], student: Path) -> R
         student: Folder of the encoder.
     """
     pool, test, helpful = (str(file) for file in files)
-    sizes = {"n_weak": 1000, "n_transfer": 1500, "n_test": 1500}
+    sizes = {"n_weak": 1000, "n_transfer": 800, "n_test": 1000}
     task = TaskConfig("pairs", pool, test, helpful, **sizes)
     if name == POLICIES:
         return _policies(task)
@@ -53,7 +53,7 @@ def configuration(name: str, files: tuple[Path, Path, Path], student: Path) -> R
         weak=ModelConfig("bow"),
         student=ModelConfig(str(student), pooling="mean"),
         weak_train=TrainConfig(epochs=10, lr=0.1, max_length=WEAK_TOKENS[name]),
-        student_train=TrainConfig(epochs=100, lr=1e-3, batch_size=128, max_length=96),
+        student_train=TrainConfig(epochs=100, lr=1e-3, batch_size=128, max_length=64),
         losses=("xent",),
         methods=methods,
         seeds=SEEDS,
@@ -66,7 +66,7 @@ def _policies(task: TaskConfig) -> RunConfig:
     def model(hidden: int, layers: int) -> ModelConfig:
         return ModelConfig("scratch", hidden=hidden, layers=layers, heads=4, preference="simpo")
 
-    train = TrainConfig(epochs=2, lr=2e-3, batch_size=32, max_length=96, clip_norm=1.0)
+    train = TrainConfig(epochs=2, lr=2e-3, batch_size=32, max_length=64, clip_norm=1.0)
     return RunConfig(
         task=task,
         weak=model(16, 1),
