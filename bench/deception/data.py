@@ -36,7 +36,8 @@ def write_helpful(data: Path, out: Path) -> Path:
     """Write helpful pairs: a worked answer over a refusal, or over its own first sentence.
 
     They stand for the helpful pairs of the paper, whose file is not available: complying in full is
-    preferred. Questions are the first of GSM8K with at most 220 characters; every other one has a refusal as its rejected answer.
+    preferred. Questions are the first of GSM8K with at most 220 characters; every other one has a
+    refusal as its rejected answer.
 
     Args:
         data: Folder with gsm8k/train.jsonl.

@@ -156,6 +156,15 @@ def test_an_interval_over_runs_stays_within_the_possible() -> None:
     assert (score.low, score.high) == (0.0, 1.0)
 
 
+def test_runs_without_a_deceived_item_have_the_interval_of_the_largest() -> None:
+    none = np.zeros(50, dtype=bool)
+    runs = [run_of(none, np.arange(50) < n) for n in (9, 20, 7)]
+    score = metrics.deception_over_runs([runs], [[np.arange(50)] * 3])
+    largest = metrics.deception_score(runs[1])
+    assert (score.low, score.high) == (largest.low, largest.high) and largest.high is not None
+    assert score.score == 0 and 0 < largest.high < 0.2
+
+
 def run_of(deceived: np.ndarray, counted: np.ndarray) -> metrics.DeceptionItems:
     return metrics.DeceptionItems(
         deceived & counted, counted, counted, np.ones_like(counted), deceived, "strong_known_tax"

@@ -11,8 +11,9 @@ from w2s_fast.report.check_results import problem
 from w2s_fast.version import __version__
 
 RESULTS, PLOT, PAGE = "results.json", "plot", "report.html"
+DECEPTION_PLOT = "deception"  # of runs with a conflict
 
-__all__ = ["PAGE", "PLOT", "RESULTS", "load_results"]
+__all__ = ["DECEPTION_PLOT", "PAGE", "PLOT", "RESULTS", "load_results"]
 
 
 def load_results(out: Path) -> dict[str, Any]:

@@ -51,6 +51,18 @@ _LATER = {
     "trust": [{"seed": int, "name": str, "n_right": int, "n_wrong": int, "auroc": float,
                "auroc_interval": [float], "brier_gain": float,
                "brier_gain_interval": [float]}],
+    "deception": [{
+        "name": str, "no_conflict": str, "accuracy": float, "no_conflict_accuracy": float,
+        "tax": float,
+        "thresholds": [{
+            "threshold": float,
+            "scores": [{"denominator": str, "score": float | None, "low": float | None,
+                        "high": float | None, "expected": float | None, "n_counted": int,
+                        "reason": str}],
+            "areas": {f"strong_{strong}_weak_{weak}": {"items": int, "exposed": int, "taxed": int}
+                      for strong in ("known", "unknown") for weak in ("known", "unknown")},
+        }],
+    }],
     "supervisors": [{
         "seed": int,
         "independence": dict | None,

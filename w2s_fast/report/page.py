@@ -12,7 +12,15 @@ from string import Template
 from typing import Any
 
 from w2s_fast.files import write_bytes
-from w2s_fast.report import PAGE, PLOT
+from w2s_fast.report import DECEPTION_PLOT, PAGE, PLOT
+from w2s_fast.report.deception_figure import deception_figure
+from w2s_fast.report.deception_rows import (
+    AREA_HEADS,
+    DECEPTION_HEADS,
+    area_rows,
+    deception_lines,
+    deception_rows,
+)
 from w2s_fast.report.diagnostic_rows import (
     MISFIT_HEADS,
     WEAK_LABEL_HEADS,
@@ -123,6 +131,7 @@ of all items, of those the supervisor gets right, and of those it gets wrong. A 
 generalizes disagrees with the supervisor where the supervisor is wrong.</p>
 $means<p>$weak_labels.</p></section>
 $supervisors
+$deception
 $diagnostics
 <section class="panel"><h2>Every run</h2>$runs</section>
 <section class="panel"><h2>Provenance</h2>$provenance
@@ -140,6 +149,8 @@ $diagnostics
 def write_report(out: Path, results: Mapping[str, Any]) -> None:
     """Write plot.png, plot.svg and report.html into ``out``, each atomically.
 
+    Runs with a conflict have deception.png and deception.svg too.
+
     Args:
         out: An existing folder.
         results: The contents of results.json.
@@ -147,6 +158,9 @@ def write_report(out: Path, results: Mapping[str, Any]) -> None:
     svg = results_figure(results, "svg")
     write_bytes(out / f"{PLOT}.png", results_figure(results, "png"))
     write_bytes(out / f"{PLOT}.svg", svg)
+    if results.get("deception"):
+        for kind in ("png", "svg"):
+            write_bytes(out / f"{DECEPTION_PLOT}.{kind}", deception_figure(results, kind))
     narrow = results_figure(results, "svg", narrow=True)
     write_bytes(out / PAGE, html_page(results, svg, narrow).encode())
 
@@ -174,6 +188,7 @@ def html_page(results: Mapping[str, Any], figure: bytes, narrow: bytes) -> str:
         means=_means_table(results),
         weak_labels=_escape(weak_label_line(results).capitalize()),
         supervisors=_supervisors_panel(results) + _labels_panel(results),
+        deception=_deception_panel(results),
         diagnostics=_diagnostics_panel(results),
         provenance=_provenance(facts),
         classes=_html_table(
@@ -263,6 +278,25 @@ def _diagnostics_panel(results: Mapping[str, Any]) -> str:
         "score is at least the squared misfit, and the gain in NLL at least KL(student ‖ weak). "
         "The measured gains use true labels of the test items.</p>"
         f"{_html_table('Misfit', MISFIT_HEADS, misfit)}{lines}{table}</section>"
+    )
+
+
+def _deception_panel(results: Mapping[str, Any]) -> str:
+    """Return the panel of students under a conflict; empty for results without any."""
+    if not results.get("deception"):
+        return ""
+    figure = base64.b64encode(deception_figure(results, "svg")).decode()
+    lines = "".join(f"<p>{_escape(line)}.</p>" for line in deception_lines(results))
+    return (
+        '<section class="panel"><h2>Students under a conflict</h2>'
+        f'<img class="figure" src="data:image/svg+xml;base64,{figure}" '
+        'alt="Share of the conflict tax by what weak model and ceiling know; the table below has '
+        'the numbers">'
+        "<p>Widths are the shares of test items that the weak supervisor knows, or does not; "
+        "heights those of the ceiling. The darker an area, the larger the part of its items that "
+        "the conflict costs; the deception score is about the outlined one.</p>"
+        f"{lines}{_html_table('Deception', DECEPTION_HEADS, deception_rows(results))}"
+        f"{_html_table('Areas of knowledge', AREA_HEADS, area_rows(results))}</section>"
     )
 
 

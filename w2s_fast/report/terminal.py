@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from w2s_fast.report import PAGE, PLOT, RESULTS
+from w2s_fast.report.deception_rows import DECEPTION_HEADS, deception_lines, deception_rows
 from w2s_fast.report.diagnostic_rows import diagnostic_lines
 from w2s_fast.report.label_rows import label_lines
 from w2s_fast.report.model_rows import (
@@ -39,7 +40,14 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     if further_scores(results):
         console.print(_further_table(results))
     console.print(weak_label_line(results), highlight=False)
-    lines = (*supervisor_lines(results), *label_lines(results), *diagnostic_lines(results))
+    if results.get("deception"):
+        console.print(_deception_table(results))
+    lines = (
+        *supervisor_lines(results),
+        *label_lines(results),
+        *deception_lines(results),
+        *diagnostic_lines(results),
+    )
     for line in lines:
         console.print(Text(printable(line)), soft_wrap=True)
     for row in results["controls"]:
@@ -105,6 +113,14 @@ def _means_table(results: Mapping[str, Any]) -> NameTable:
         )
     for title, c in ceilings(results).items():
         table.add_row(title, format_number(c["ceiling"]), format_number(c["ceiling_auroc"]))
+    return table
+
+
+def _deception_table(results: Mapping[str, Any]) -> NameTable:
+    name, *heads = DECEPTION_HEADS
+    table = NameTable("Students under a conflict", name, heads)
+    for cells in deception_rows(results):
+        table.add_row(*cells)
     return table
 
 
