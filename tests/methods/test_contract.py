@@ -28,12 +28,17 @@ from w2s_fast.pipeline.jobs import VERSIONS
 N = 60
 PLAN = Plan(intermediate_models=2)
 # Specs that use true labels of the transfer set, and for what; all others use none.
-GOLD = {"ground_truth_early_stop": ("early stopping on true labels",)}
-# Specs that use true labels of the weak split beside training weak models.
+GOLD = {
+    "ground_truth_early_stop": ("early stopping on true labels",),
+    "explicit_conflict": ("explicit conflict: a simulated objective against the true labels",),
+}
+# Specs that use other true labels beside training weak models.
 WEAK_GOLD = dict.fromkeys(
     ("trust", "selective", "trust:mode=filter,share=0.3", "selective:alpha=0,calibrate=none"),
     ("true labels of the weak split train P(label right)",),
-)
+) | {
+    "implicit_conflict": ("implicit conflict: true labels of the pairs of task.conflict_path",),
+}
 # Settings beside the defaults whose plans differ from the default's.
 VARIANTS = (
     "probe_relabel:probe=logreg,layer=last",

@@ -192,7 +192,7 @@ def test_pairs_with_the_prompt_of_a_test_item_are_left_out(tmp_path: Path) -> No
         ({"methods": ["naive@logconf", "explicit_conflict@xent"]}, "with the same loss"),
         ({"task": {"conflict_path": None}}, "set task.conflict_path"),
         ({"task": {"conflict_path": "nowhere.jsonl"}}, "nowhere.jsonl"),
-        ({"task": {"name": "local", "text": "chosen", "label": "rejected"}}, "of kind 'classif"),
+        ({"task": {"name": "agreement"}}, "of kind .classification."),
     ],
 )
 def test_what_does_not_fit_is_named_before_anything_is_computed(

@@ -37,7 +37,6 @@ _GOLD = {
     "trust": ("weak",),
     "samples": ("weak",),
     "ceiling": ("transfer",),
-    "student": ("conflict",),
     "report": ("weak", "transfer", "test", "ood"),
 }
 
@@ -128,7 +127,11 @@ class Context:
         Raises:
             W2SError: The stage may not read them.
         """
-        allowed = (*_GOLD.get(self.job.stage, ()), *(("transfer",) if self.job.gold else ()))
+        allowed = (
+            *_GOLD.get(self.job.stage, ()),
+            *(("transfer",) if self.job.gold else ()),
+            *(("conflict",) if self.job.setting("conflict_rows") else ()),
+        )
         if split not in allowed:
             raise W2SError(
                 f"stage {self.job.name!r} asked for the true labels of the {split} set; a method "
