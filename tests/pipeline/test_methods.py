@@ -111,6 +111,13 @@ def forged(plan: Plan) -> dict[str, Node]:
         "memorized labels": plan.weak_labels(split="weak"),
         "labels of a half": plan.labels(plan.weak_model(fold=0), "weak"),
         "student of memorized labels": plan.labels(plan.student(plan.weak_labels(split="weak"))),
+        "samples of memorized prompts": plan.labels(
+            plan.student(Node("text_labels", (), (("texts", plan.samples(split="weak")),)))
+        ),
+        "a start from the ceiling": plan.labels(plan.student(plan.weak_labels(), plan.ceiling())),
+        "forged start from the weak model": plan.labels(
+            Node("student", (("role", "student"),), (("initial", plan.weak_model()),))
+        ),
         "ceiling": plan.labels(plan.ceiling()),
         "scores": Node("report"),
     }
@@ -209,6 +216,9 @@ def test_what_a_method_may_not_do(tmp_path: Path, method: str, problem: str) -> 
         ("trust by memorized labels", "labels of the weak split to stage 'trust'"),
         ("trust by a ceiling", "trained on the true labels of the same rows"),
         ("ceiling", "trained on the true labels of the same rows"),
+        ("samples of memorized prompts", "labels of the weak split to stage 'text_labels'"),
+        ("a start from the ceiling", "trained on the true labels of the same rows"),
+        ("forged start from the weak model", "weights of the weak model"),
         ("scores", "asks for stage 'report'"),
     ],
 )
@@ -217,14 +227,40 @@ def test_no_node_carries_true_labels_to_a_student(node: str, problem: str) -> No
         plan_jobs(config(Path("unused"), methods=[f"{__name__}:Forged:node={node}"]))
 
 
+def test_a_student_continues_from_a_student_alone() -> None:
+    plan = Plan()
+    with pytest.raises(W2SError, match="continues from a model of role 'weak'"):
+        plan.student(plan.weak_labels(), plan.weak_model())
+    node = plan.student(plan.weak_labels(), plan.student(plan.weak_labels()))
+    assert dict(node.needs)["initial"] == plan.student(plan.weak_labels())
+
+
+def test_only_samples_with_examples_read_true_labels() -> None:
+    cfg = config(Path("unused"))
+    read = partial(load_data, cfg.task)
+    for shots in (0, 2):
+        node = Plan().samples(shots=shots)
+        job = Job("samples", "samples/0", 0, node.settings, weak_gold=node.weak_gold)
+        ctx = Context(cfg, job, {}, lambda *_: None, read)
+        if shots:
+            assert len(ctx.gold("weak").labels) and "shown as examples" in node.weak_gold[0]
+        else:
+            with pytest.raises(W2SError, match="true labels"):
+                ctx.gold("weak")
+        with pytest.raises(W2SError, match="true labels"):
+            ctx.gold("transfer")
+
+
 def test_a_use_of_true_labels_is_shown_however_its_node_was_made() -> None:
     jobs = plan_jobs(config(Path("unused"), methods=[f"{__name__}:Forged"]))
     assert [use["use"] for use in gold_uses(jobs)] == ["class balance of the transfer set"]
 
 
 @pytest.mark.parametrize(
-    "stage", ["student", "labels", "apply", "features", "control", "tuned", "transcripts"]
-)
+    "stage",
+    ["student", "labels", "apply", "features", "control", "tuned", "transcripts", "samples",
+     "text_labels", "pair_logprob", "reference"],
+)  # fmt: skip
 def test_a_student_stage_has_no_gold_to_give(stage: str) -> None:
     """Not by asking, and not by looking: the rows it can see have no labels."""
     cfg = config(Path("unused"))

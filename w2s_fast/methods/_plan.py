@@ -180,8 +180,14 @@ class Plan:
             training: Settings of ``Method.training``.
 
         Raises:
-            W2SError: Labels are pairs and the loss is no preference loss, or the reverse.
+            W2SError: Labels are pairs and the loss is no preference loss, or the reverse; or
+                ``initial`` is a model of another role.
         """
+        if initial is not None and (role := dict(initial.settings).get("role")) != "student":
+            raise W2SError(
+                f"the student continues from a model of role {role!r}, whose weights do not fit "
+                "it; use plan.student(...)"
+            )
         training = {"loss": self.loss, **training}
         needs = {"labels": labels, **_without_none(initial=initial)}
         if _check_loss(labels, training["loss"]):

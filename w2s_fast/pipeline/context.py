@@ -28,14 +28,14 @@ from w2s_fast.tasks._conflict import add_conflict
 ProgressFn = Callable[[int, int, float], None]
 ReadFn = Callable[[int], TaskData]
 PRETRAIN_SEED = 0
-# Splits whose true labels a stage may read; a job with ``gold`` may also read the transfer set.
+# Splits whose true labels a stage may read. A job with ``gold`` may also read the transfer set, one
+# with ``weak_gold`` the weak split.
 _GOLD = {
     "weak": ("weak",),
     "calibration": ("weak",),
     "generated_votes": ("weak",),
     "gate": ("weak",),
     "trust": ("weak",),
-    "samples": ("weak",),
     "ceiling": ("transfer",),
     "report": ("weak", "transfer", "test", "ood"),
 }
@@ -127,11 +127,13 @@ class Context:
         Raises:
             W2SError: The stage may not read them.
         """
-        allowed = (
-            *_GOLD.get(self.job.stage, ()),
-            *(("transfer",) if self.job.gold else ()),
-            *(("conflict",) if self.job.setting("conflict_rows") else ()),
-        )
+        job = self.job
+        named = [
+            ("transfer", job.gold),
+            ("conflict", job.setting("conflict_rows")),
+            ("weak", job.weak_gold if job.stage != "student" else ()),
+        ]
+        allowed = (*_GOLD.get(job.stage, ()), *(name for name, uses in named if uses))
         if split not in allowed:
             raise W2SError(
                 f"stage {self.job.name!r} asked for the true labels of the {split} set; a method "

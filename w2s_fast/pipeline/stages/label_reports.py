@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.pipeline.artifacts import LABEL_REPORT
+from w2s_fast.pipeline.artifacts import LABEL_REPORT, LOG
 from w2s_fast.pipeline.jobs import JobPlan
 
 
 def label_reports(jobs: JobPlan, folders: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Return the report of every stage ``text_labels`` that a student depends on.
+    """Return what every stage that a student depends on has to report, see ``_report``.
 
     Args:
         jobs: Jobs of the run.
@@ -25,8 +25,17 @@ def label_reports(jobs: JobPlan, folders: Mapping[str, Path]) -> list[dict[str, 
         while pending:
             job = by_name[pending.pop()]
             pending += job.needs
-            if job.stage == "text_labels" and job.name in folders:
-                report = json.loads((folders[job.name] / LABEL_REPORT).read_bytes())
+            if job.name in folders and (report := _report(job.stage, folders[job.name])):
                 key = seed, student, job.name
                 rows[key] = {"seed": seed, "name": student, "stage": job.name, "report": report}
     return list(rows.values())
+
+
+def _report(stage: str, folder: Path) -> dict[str, Any]:
+    """Return the report of a stage, and of a student the prompts that lost their beginning."""
+    if stage == "text_labels":
+        return json.loads((folder / LABEL_REPORT).read_bytes())
+    if stage != "student":
+        return {}
+    truncated = json.loads((folder / LOG).read_bytes()).get("truncated_prompts", 0)
+    return {"truncated_prompts": truncated} if truncated else {}

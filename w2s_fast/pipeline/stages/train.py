@@ -74,6 +74,8 @@ def train_model(ctx: Context, build: StageBuild) -> None:
         progress=ctx.progress,
         watch=watched.watch,
     )
+    if watched.training_set.q is not None:
+        log["truncated_prompts"] = rows.n_truncated
     save_weights(model, build.path / MODEL, ctx.world)
     if "context" not in dict(ctx.job.inputs):  # test items have no transcripts
         predict_split(ctx, model, tokenizer, ctx.inputs("test"), "test", build.path / TEST)
