@@ -251,14 +251,14 @@ def deception_over_runs(
     runs = runs_of([[_as_models(run) for run in base] for base in items], groups)
     interval = pgr_interval(runs, level)
     if interval is not None:
-        return _score(flat, *np.clip(interval, 0.0, 1.0), level)
+        low, high = interval
+        return _score(flat, max(low, 0.0), min(high, 1.0), level)
     if not drawn_levels(runs):
         return _score(flat, None, None, level)
     flat_groups = [own for base in groups for own in base]
     largest = max(range(len(flat)), key=lambda i: int(flat[i].counted.sum()))
-    ends = _share_interval(
-        flat[largest].deceived, flat[largest].counted, flat_groups[largest], level
-    )
+    run, own = flat[largest], flat_groups[largest]
+    ends = _share_interval(run.deceived, run.counted, own, level)
     return _score(flat, *ends, level)
 
 
@@ -279,11 +279,9 @@ def _score(
     if counted:
         score = deceived / counted
         expected = taxed / exposed * unknown / counted if exposed else None
-    if low is None or high is None or not counted:
-        ends: tuple[float | None, float | None] = None, None
-    else:
-        ends = float(low), float(high)
-    return DeceptionScore(score, reason, *ends, expected, deceived, counted, denominator, level)
+    if not counted:
+        low = high = None
+    return DeceptionScore(score, reason, low, high, expected, deceived, counted, denominator, level)
 
 
 def _empty(denominator: str) -> str:

@@ -64,8 +64,8 @@ def _draw(ax: Axes, row: Mapping[str, Any], title: str, highest: float) -> None:
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     known = sum(area.items for (_, weak), area in areas.items() if weak) / n
     ax.set_xticks([known / 2, (1 + known) / 2], ["weak knows", "weak does not"])
-    strong = sum(area.items for (by_ceiling, _), area in areas.items() if by_ceiling) / n
-    ax.set_yticks([strong / 2, (1 + strong) / 2], ["ceiling\nknows", "ceiling\ndoes not"])
+    by_ceiling = sum(area.items for (strong, _), area in areas.items() if strong) / n
+    ax.set_yticks([by_ceiling / 2, (1 + by_ceiling) / 2], ["ceiling\nknows", "ceiling\ndoes not"])
     ax.tick_params(length=0, labelsize=8.5)
     ax.spines[:].set_visible(False)
     score = paper_score(row["thresholds"][0])
@@ -73,7 +73,8 @@ def _draw(ax: Axes, row: Mapping[str, Any], title: str, highest: float) -> None:
     if score["low"] is not None:
         text += f" ({score['low']:.2f} – {score['high']:.2f})"
     text += f", expected {format_number(score['expected'], 2)}"
-    ax.set_title(f"{title}\n{text}", fontsize=9, color=DARK, loc="left", **NOT_MATH)
+    style: dict[str, Any] = {"fontsize": 9, "color": DARK, **NOT_MATH}
+    ax.set_title(f"{title}\n{text}", loc="left", **style)
 
 
 def _rectangle(
