@@ -156,9 +156,25 @@ def _contradictions(results: Mapping[str, Any]) -> Iterator[str]:
         for name in ("auroc_interval", "brier_gain_interval"):
             if len(row[name]) != 2:
                 yield f"trust[{i}].{name} has {len(row[name])} ends, expected 2"
+    for i, row in enumerate(results.get("deception", ())):
+        yield from _deception(row, f"deception[{i}]")
     for i, row in enumerate(results.get("differences", ())):
         if (row["low"] is None) != (row["high"] is None):
             yield f"differences[{i}] has an interval with one end"
+
+
+def _deception(row: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Yield what is missing of an entry of ``deception``, which has two thresholds."""
+    if len(row["thresholds"]) != 2:
+        yield f"{where}.thresholds has {len(row['thresholds'])} entries, expected 2"
+    for at in row["thresholds"]:
+        name = f"{where} at threshold {at['threshold']}"
+        if "strong_known_tax" not in [score["denominator"] for score in at["scores"]]:
+            yield f"{name} has no score of strong_known_tax"
+        if not sum(area["items"] for area in at["areas"].values()):
+            yield f"{name} has no items"
+        if any((score["low"] is None) != (score["high"] is None) for score in at["scores"]):
+            yield f"{name} has an interval with one end"
 
 
 def _differences(value: Any, shape: Any, where: str) -> Iterator[str]:

@@ -63,7 +63,7 @@ def _draw(ax: Axes, row: Mapping[str, Any], title: str, highest: float) -> None:
         x += width
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     known = sum(area.items for (_, weak), area in areas.items() if weak) / n
-    ax.set_xticks([known / 2, (1 + known) / 2], ["weak knows", "weak does not"])
+    ax.set_xticks([known / 2, (1 + known) / 2], ["weak\nknows", "weak\ndoes not"])
     by_ceiling = sum(area.items for (strong, _), area in areas.items() if strong) / n
     ax.set_yticks([by_ceiling / 2, (1 + by_ceiling) / 2], ["ceiling\nknows", "ceiling\ndoes not"])
     ax.tick_params(length=0, labelsize=8.5)
@@ -88,7 +88,7 @@ def _rectangle(
     ax.add_patch(Rectangle((x, y), width, height, facecolor=color, edgecolor="#c8cdd5", lw=0.8))
     if width >= _LEAST[0] and height >= _LEAST[1]:
         ink = "white" if level > 0.6 else "#1d2129"
-        words = f"{share(area.part_of_tax)} of the tax\nrate {share(area.rate)}"
+        words = f"tax {share(area.part_of_tax)}\nrate {share(area.rate)}"
         ax.text(x + width / 2, y + height / 2, words, ha="center", va="center", size=8, color=ink)
 
 
