@@ -78,10 +78,10 @@ def test_a_score_that_is_not_defined_says_why() -> None:
 
 def test_areas_by_hand() -> None:
     assert area_rows(RESULTS) == [
-        ["explicit_conflict+xent, ceiling and weak model know", "50%", "30%", "15%"],
-        ["explicit_conflict+xent, the ceiling alone knows", "30%", "50%", "50%"],
-        ["explicit_conflict+xent, the weak model alone knows", "18%", "0%", "–"],
-        ["explicit_conflict+xent, neither knows", "2%", "20%", "100%"],
+        ["explicit_conflict+xent", "ceiling and weak model know", "50%", "30%", "15%"],
+        ["explicit_conflict+xent", "the ceiling alone knows", "30%", "50%", "50%"],
+        ["explicit_conflict+xent", "the weak model alone knows", "18%", "0%", "–"],
+        ["explicit_conflict+xent", "neither knows", "2%", "20%", "100%"],
     ]
     area = areas_of(entry())[True, False]
     assert (area.items, area.share, area.part_of_tax, area.rate) == (30, 0.3, 0.5, 0.5)

@@ -12,7 +12,7 @@ DECEPTION_HEADS = (
     "student", "accuracy without", "with", "tax", "counted", "score", "interval", "expected",
     "at T = 0.75",
 )  # fmt: skip
-AREA_HEADS = ("student, area", "share of items", "of the tax", "tax rate")
+AREA_HEADS = ("student", "area", "share of items", "of the tax", "tax rate")
 AREAS = {  # (the ceiling knows, the weak model knows) -> name in results.json, words
     (True, True): ("strong_known_weak_known", "ceiling and weak model know"),
     (True, False): ("strong_known_weak_unknown", "the ceiling alone knows"),
@@ -86,7 +86,8 @@ def area_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """Return the cells of ``AREA_HEADS`` for every student and area, at T = 0.5."""
     return [
         [
-            f"{row['name']}, {AREAS[known][1]}",
+            row["name"],
+            AREAS[known][1],
             *map(share, (area.share, area.part_of_tax, area.rate)),
         ]
         for row in results.get("deception", ())
