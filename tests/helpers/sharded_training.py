@@ -79,6 +79,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     """Train; the loss curve, and all weights as one list."""
     directory, dtype = fields.pop("directory", None), fields.pop("dtype", "float32")
     stop, alpha = fields.pop("stop", None), fields.pop("conflict", None)
+    gold = (np.arange(N) // 2 + fields.pop("flipped", False)) % 2
     data, targets, weight = rows()
     if dtype == "float16":
         _allow_fp16()
@@ -98,7 +99,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
         log = train(
             model, data, targets, _Stopping(loss, stop), cfg, seed=5,
             weight=weight if weighted else None,
-            gold=None if alpha is None else np.arange(N) // 2 % 2,
+            gold=None if alpha is None else gold,
             checkpoint_dir=None if directory is None else Path(directory),
         )  # fmt: skip
     except Stopped:

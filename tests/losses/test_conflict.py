@@ -207,3 +207,10 @@ def test_a_training_that_was_stopped_ends_in_the_same_weights(tmp_path: object) 
     want = fit(**fields)
     assert fit(directory=tmp_path, stop=7, **fields) == {}
     assert fit(directory=tmp_path, **fields)["weights"] == want["weights"]
+
+
+def test_a_checkpoint_of_other_true_classes_is_refused(tmp_path: object) -> None:
+    fields = {"batch_size": 8, "conflict": 0.7, "checkpoint_every": 2, "directory": tmp_path}
+    assert fit(stop=7, **fields) == {}
+    with pytest.raises(W2SError, match="another training"):
+        fit(flipped=True, **fields)
