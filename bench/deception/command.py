@@ -33,9 +33,9 @@ def measure(names: list[str], data: Path, student: Path, out: Path) -> dict[str,
         cfg = configuration(name, files, student)
         folder = out / str(EXPERIMENTS.index(name))
         cfg = replace(cfg, output_dir=str(folder), cache_dir=str(out / "cache"))
-        found[name] = selected(run(cfg, quiet=False))
-    task = {key: getattr(cfg.task, key) for key in ("n_weak", "n_transfer", "n_test")}
-    return {"environment": environment(), "task": task, "experiments": found}
+        sizes = [cfg.task.n_weak, cfg.task.n_transfer, cfg.task.n_test]
+        found[name] = {"pairs": sizes, **selected(run(cfg, quiet=False))}
+    return {"environment": environment(), "experiments": found}
 
 
 def main(args: list[str]) -> int:

@@ -18,6 +18,7 @@ CONFLICTS = ("explicit_conflict", "implicit_conflict")
 # Tokens that the weak model of a reward-model experiment reads, the last ones of each dialogue.
 WEAK_TOKENS = {"reward, weak reads 8 tokens": 8, "reward, 24 tokens": 24, "reward, 64 tokens": 64}
 POLICIES = "policies, SimPO"
+SIZES = ((1000, 800, 1000), (300, 300, 500))  # of reward models and policies
 EXPERIMENTS = (*WEAK_TOKENS, POLICIES)
 _STRONGEST = "reward, 64 tokens"  # whose labels are confident enough to be filtered
 
@@ -41,7 +42,8 @@ def configuration(name: str, files: tuple[Path, Path, Path], student: Path) -> R
         student: Folder of the encoder.
     """
     pool, test, helpful = (str(file) for file in files)
-    sizes = {"n_weak": 1000, "n_transfer": 800, "n_test": 1000}
+    n_weak, n_transfer, n_test = SIZES[name == POLICIES]
+    sizes = {"n_weak": n_weak, "n_transfer": n_transfer, "n_test": n_test}
     task = TaskConfig("pairs", pool, test, helpful, **sizes)
     if name == POLICIES:
         return _policies(task)

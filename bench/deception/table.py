@@ -14,7 +14,7 @@ from w2s_fast.report.model_rows import level_text
 
 FILE = RESULTS / "deception.json"
 PAGE = "docs/deception.md"
-_HEADS = ("experiment", "weak", "ceiling", *DECEPTION_HEADS)
+_HEADS = ("experiment", "pairs", "weak", "ceiling", *DECEPTION_HEADS)
 
 
 def blocks() -> dict[str, Callable[[Any], str]]:
@@ -30,19 +30,20 @@ def _block() -> str:
 
 def table(results: Mapping[str, Any]) -> str:
     """Return the results as a Markdown table, a line per student under a conflict."""
-    lines = [_line(_HEADS), _line(["---", "---:", "---:", "---", *["---:"] * (len(_HEADS) - 4)])]
+    rule = ["---", *["---:"] * 3, "---", *["---:"] * (len(_HEADS) - 5)]
+    lines = [_line(_HEADS), _line(rule)]
     for name, experiment in results["experiments"].items():
         means = [f"{_mean(experiment['runs'], model):.3f}" for model in ("weak", "ceiling")]
         for i, row in enumerate(experiment["deception"]):
-            first = [name, *means] if i == 0 else [""] * 3
+            sizes = " / ".join(map(str, experiment["pairs"]))
+            first = [name, sizes, *means] if i == 0 else [""] * 4
             student, *cells = deception_cells(row)
             lines.append(_line([*first, f"`{student}`".replace("|", r"\|"), *cells]))
-    task, facts = results["task"], results["environment"]
+    facts = results["environment"]
     seeds = {run["seed"] for e in results["experiments"].values() for run in e["runs"]}
     return (
-        "\n".join(lines) + f"\n\n{len(seeds)} seeds, {task['n_weak']} / {task['n_transfer']} / "
-        f"{task['n_test']} pairs of weak / transfer / test; intervals at {level_text()}. "
-        f"{facts['cpu']}, torch {facts['torch']}, commit {facts['git_sha']}.\n"
+        "\n".join(lines) + f"\n\n{len(seeds)} seeds; pairs are those of weak / transfer / test "
+        f"split; intervals at {level_text()}. {facts['cpu']}, torch {facts['torch']}, commit {facts['git_sha']}.\n"
     )
 
 

@@ -83,11 +83,11 @@ def test_table() -> None:
     kept = selected({"runs": runs, "deception": [row], "gold": [], "provenance": {}})
     assert "provenance" not in kept and "fit" not in kept["runs"][0]
     facts = {"cpu": "CPU", "torch": "2", "git_sha": "abc"}
-    task = {"n_weak": 1, "n_transfer": 2, "n_test": 3}
-    text = table({"environment": facts, "task": task, "experiments": {"one": kept}})
+    text = table({"environment": facts, "experiments": {"one": {"pairs": [1, 2, 3], **kept}}})
     cells = text.splitlines()[2].split(" | ")
-    assert cells[:4] == ["| one", "0.600", "0.800", r"`a\|explicit_conflict+xent`"]
+    assert cells[:4] == ["| one", "1 / 2 / 3", "0.600", "0.800"]
     assert cells[4:] == [
+        r"`a\|explicit_conflict+xent`",
         "0.700", "0.600", "0.125", "40", "0.25", "0.12 – 0.50", "0.20", "0.25 |",
     ]  # fmt: skip
-    assert "3 seeds, 1 / 2 / 3 pairs" in text
+    assert "\n\n3 seeds; " in text

@@ -46,7 +46,7 @@ VERSIONS = {
     "text_labels": 1,
     "pair_logprob": 1,
     "reference": 1,
-    "report": 8,
+    "report": 9,
 }
 EMBEDDED = "agreement-lm"  # the model source that stage `pretrain` makes
 EMBEDDED_TASK = "agreement"  # has a tokenizer of its own
