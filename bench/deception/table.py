@@ -43,7 +43,8 @@ def table(results: Mapping[str, Any]) -> str:
     seeds = {run["seed"] for e in results["experiments"].values() for run in e["runs"]}
     return (
         "\n".join(lines) + f"\n\n{len(seeds)} seeds; pairs are those of weak / transfer / test "
-        f"split; intervals at {level_text()}. {facts['cpu']}, torch {facts['torch']}, commit {facts['git_sha']}.\n"
+        f"split; intervals at {level_text()}. {facts['cpu']}, torch {facts['torch']}, commit "
+        f"{facts['git_sha']}.\n"
     )
 
 
