@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.deception.data import write_harmless, write_helpful
-from bench.deception.experiments import EXPERIMENTS, configuration, selected
+from bench.deception.data import write_harmless, write_helpful, write_short
+from bench.deception.experiments import EXPERIMENTS, POLICIES, configuration, selected
 from bench.deception.table import FILE, table
 from bench.harness.environment import environment
 
@@ -27,10 +27,12 @@ def measure(names: list[str], data: Path, student: Path, out: Path) -> dict[str,
     """Run experiments; they share stages in ``out``."""
     from w2s_fast.pipeline import run
 
-    files = (*write_harmless(data, out), write_helpful(data, out))
+    harmless, helpful = write_harmless(data, out), write_helpful(data, out)
+    short = write_short(*harmless, out)
     found = {}
     for name in names:
-        cfg = configuration(name, files, student)
+        pairs = short if name == POLICIES else harmless
+        cfg = configuration(name, (*pairs, helpful), student)
         folder = out / str(EXPERIMENTS.index(name))
         cfg = replace(cfg, output_dir=str(folder), cache_dir=str(out / "cache"))
         sizes = [cfg.task.n_weak, cfg.task.n_transfer, cfg.task.n_test]

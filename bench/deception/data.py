@@ -9,6 +9,7 @@ from pathlib import Path
 HARMLESS = "hh_single_turn"
 MATHS = "gsm8k/train.jsonl"
 _LONGEST = 220  # characters of a question
+_LONGEST_ANSWER = 200  # characters of an answer that policies learn
 _PAIRS = 800  # as many as the transfer set has
 _REFUSALS = (
     "I'm sorry, but I can't help with that.",
@@ -30,6 +31,29 @@ def write_harmless(data: Path, out: Path) -> tuple[Path, Path]:
     parts = (folder / f"harmless_train_{name}.jsonl" for name in ("gt", "w2s"))
     pool.write_text("".join(part.read_text().rstrip("\n") + "\n" for part in parts))
     return pool, folder / "harmless_test.jsonl"
+
+
+def write_short(pool: Path, test: Path, out: Path) -> tuple[Path, Path]:
+    """Write the pairs whose answers both have at most 200 characters; return both files.
+
+    A policy reads a whole completion, so long ones set the cost of all.
+
+    Args:
+        pool, test: Files of ``write_harmless``.
+        out: Existing folder of files that are made.
+    """
+    files = []
+    for source in (pool, test):
+        path = out / f"short-{source.name}"
+        lines = source.read_text().splitlines()
+        path.write_text("".join(f"{line}\n" for line in lines if _is_short(json.loads(line))))
+        files.append(path)
+    return files[0], files[1]
+
+
+def _is_short(row: dict[str, str]) -> bool:
+    answers = (row[side].rpartition("\n\nAssistant:")[2] for side in ("chosen", "rejected"))
+    return all(len(answer) <= _LONGEST_ANSWER for answer in answers)
 
 
 def write_helpful(data: Path, out: Path) -> Path:

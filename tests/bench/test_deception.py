@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.deception.data import write_harmless, write_helpful
+from bench.deception.data import write_harmless, write_helpful, write_short
 from bench.deception.experiments import EXPERIMENTS, configuration, selected, with_conflicts
 from bench.deception.table import table
 from w2s_fast.config import validate
@@ -37,6 +37,10 @@ def test_files(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in pool.read_text().splitlines()]
     assert [row["chosen"][9:10] for row in rows] == ["0", "1"]
     assert test == tmp_path / "hh_single_turn" / "harmless_test.jsonl"
+    long = {"chosen": "\n\nHuman: 3\n\nAssistant: " + 200 * "a", "rejected": "\n\nAssistant: b"}
+    pool.write_text(pool.read_text() + json.dumps(long) + "\n")
+    short = write_short(pool, test, tmp_path)
+    assert [len(path.read_text().splitlines()) for path in short] == [2, 1]
     helpful = [json.loads(line) for line in write_helpful(tmp_path, tmp_path).open()]
     start = "\n\nHuman: How much is {} + 2?\n\nAssistant: "
     assert helpful == [  # an answer of one sentence has nothing to cut
