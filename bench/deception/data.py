@@ -34,7 +34,7 @@ def write_harmless(data: Path, out: Path) -> tuple[Path, Path]:
 
 
 def write_short(pool: Path, test: Path, out: Path) -> tuple[Path, Path]:
-    """Write the pairs whose answers both have at most 200 characters; return both files.
+    """Write the pairs whose answers both have 1 to 200 characters; return both files.
 
     A policy reads a whole completion, so long ones set the cost of all.
 
@@ -53,7 +53,7 @@ def write_short(pool: Path, test: Path, out: Path) -> tuple[Path, Path]:
 
 def _is_short(row: dict[str, str]) -> bool:
     answers = (row[side].rpartition("\n\nAssistant:")[2] for side in ("chosen", "rejected"))
-    return all(len(answer) <= _LONGEST_ANSWER for answer in answers)
+    return all(answer.strip() and len(answer) <= _LONGEST_ANSWER for answer in answers)
 
 
 def write_helpful(data: Path, out: Path) -> Path:

@@ -38,7 +38,8 @@ def test_files(tmp_path: Path) -> None:
     assert [row["chosen"][9:10] for row in rows] == ["0", "1"]
     assert test == tmp_path / "hh_single_turn" / "harmless_test.jsonl"
     long = {"chosen": "\n\nHuman: 3\n\nAssistant: " + 200 * "a", "rejected": "\n\nAssistant: b"}
-    pool.write_text(pool.read_text() + json.dumps(long) + "\n")
+    blank = {"chosen": "\n\nHuman: 4\n\nAssistant: ", "rejected": "\n\nAssistant: b"}
+    pool.write_text("".join([pool.read_text(), *(json.dumps(row) + "\n" for row in (long, blank))]))
     short = write_short(pool, test, tmp_path)
     assert [len(path.read_text().splitlines()) for path in short] == [2, 1]
     helpful = [json.loads(line) for line in write_helpful(tmp_path, tmp_path).open()]

@@ -184,6 +184,21 @@ def test_training_with_micro_batches_is_that_of_the_whole_batch() -> None:
     assert LossContext().gold is None
 
 
+def test_the_loop_gives_every_row_its_own_class() -> None:
+    from w2s_fast.training import TrainConfig, train
+
+    data, targets, _ = sharded_training.rows()
+    gold = np.random.default_rng(0).integers(2, size=len(data))
+    model, loss = sharded_training.Tiny(), ExplicitConflict(alpha=3.0)
+    with torch.no_grad():
+        logits = model(*data.batch(np.arange(len(data)))[:2])
+    weak = torch.from_numpy(targets).float()
+    out = loss(logits, weak, gold=torch.from_numpy(gold))
+    cfg = TrainConfig(epochs=1, batch_size=len(data), micro_batch_size=10)
+    log = train(model, data, targets, loss, cfg, seed=5, gold=gold)
+    assert log["losses"][0] == pytest.approx(float(out.loss_sum / out.count), rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.dist
 def test_training_on_two_ranks_is_that_of_one_process(tmp_path: object) -> None:
