@@ -68,7 +68,7 @@ def _policies(task: TaskConfig) -> RunConfig:
     def model(hidden: int, layers: int) -> ModelConfig:
         return ModelConfig("scratch", hidden=hidden, layers=layers, heads=4, preference="simpo")
 
-    train = TrainConfig(epochs=2, lr=2e-3, batch_size=32, max_length=256, clip_norm=1.0)
+    train = TrainConfig(epochs=2, lr=2e-3, batch_size=32, max_length=512, clip_norm=1.0)
     return RunConfig(
         task=task,
         weak=model(16, 1),

@@ -189,7 +189,7 @@ def test_the_loop_gives_every_row_its_own_class() -> None:
 
     data, targets, _ = sharded_training.rows()
     gold = np.random.default_rng(0).integers(2, size=len(data))
-    model, loss = sharded_training.Tiny(), ExplicitConflict(alpha=3.0)
+    model, loss = sharded_training.Tiny().eval(), ExplicitConflict(alpha=3.0)
     with torch.no_grad():
         logits = model(*data.batch(np.arange(len(data)))[:2])
     weak = torch.from_numpy(targets).float()
