@@ -28,7 +28,7 @@ def label_lines(results: Mapping[str, Any]) -> list[str]:
 
 def _counts(report: Mapping[str, Any], block: str = "") -> Iterator[tuple[str, float]]:
     for key, value in report.items():
-        name = f"{block}{key.replace('_', ' ')}"
+        name = f"{block}{key.removeprefix('n_').replace('_', ' ')}"
         if isinstance(value, Mapping):
             yield from _counts(value, f"{name}: ")
         elif isinstance(value, Sequence) and not isinstance(value, str):
