@@ -188,10 +188,14 @@ def test_careful_solvers_are_right_and_sloppy_ones_misread_the_same_words() -> N
                 assert right
             wrong += not right
     assert 0.5 < wrong / 1200 < 0.8
+    wrong = 0
     for document in _documents(careful=0.0, hasty=1.0):
         for prompt, answer in document:
             assert re.fullmatch(r"\n#### -?\d+", answer)
-            assert _misread(prompt) or int(answer.split()[1]) == understood(prompt)[0]
+            right = int(answer.split()[1]) == understood(prompt)[0]
+            assert right or _misread(prompt)
+            wrong += not right
+    assert wrong > 500
 
 
 def test_a_document_has_one_solver_and_solvers_have_their_shares() -> None:
@@ -240,6 +244,15 @@ def test_pretraining_is_a_function_of_settings_and_seed(tmp_path: Path, small: b
     assert tokenizer(load().test.texts[0]) == word_problems.tokenizer()(load().test.texts[0])
     with pytest.raises(W2SError, match="is not empty"):
         pretrain(tmp_path / "one", cfg, 0)
+
+
+def test_initial_weights_are_a_function_of_the_seed(tmp_path: Path) -> None:
+    untrained = WordProblemsConfig(pretrain=WordPretrainConfig(**TINY, lr=0.0))
+    cfg = replace(CFG, word_problems=untrained)
+    for seed in (0, 1):
+        word_problems_lm.pretrain(tmp_path / str(seed), cfg, seed)
+    zero, one = ((tmp_path / s / "model.safetensors").read_bytes() for s in "01")
+    assert zero != one
 
 
 def test_a_row_of_a_batch_is_a_document_that_is_cut_off_or_padded() -> None:
