@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.completion_pairs import N, encoded, pair_texts, plain_logprob, soft_q
 from helpers.generation_cases import RECIPE, checkpoint, small_lm
+from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
@@ -65,11 +66,17 @@ def test_both_completions_follow_the_same_tokens(tokenizer: Any) -> None:
     assert batch.reference is None and batch.target is None
 
 
+def _tensors(field: Any) -> tuple[Tensor, ...]:
+    """The tensor of a field of a batch, or those of its packing."""
+    return (field,) if isinstance(field, Tensor) else tuple(field)
+
+
 def test_selections_and_digests(tokenizer: Any) -> None:
     pairs = encoded(tokenizer)
     part = pairs.take(np.array([7, 2]))
     for got, want in zip(part.batch(np.array([0, 1])), pairs.batch(np.array([7, 2])), strict=True):
-        assert torch.equal(got, want)
+        for one, two in zip(_tensors(got), _tensors(want), strict=True):
+            assert torch.equal(one, two)
     assert pairs.rows(slice(2, 5)).digest() == pairs.take(np.array([2, 3, 4])).digest()
     assert pairs.take(np.arange(N) > 3).digest() == pairs.rows(slice(4, None)).digest()
     moved = pairs.reference + np.float32(1)
@@ -184,9 +191,13 @@ def test_the_memory_of_an_implicit_reward_is_that_of_its_loss() -> None:
     weak = torch.rand(6, 1, generator=g)
     weak = torch.cat([weak, 1 - weak], 1)
     loss = make_pair_loss("logconf_eleuther:window=8@dpo:beta=0.3")
+    empty = loss.init_state()
+    assert empty is not None and bool(empty.isnan().all()) and len(empty) == 8
+    assert [loss.coefficient(0.0, step) for step in (0, 50, 100)] == [0.0, 0.25, 0.5]
     out = loss(answers, weak, step=200)
-    state = loss.advance(answers, weak, state=loss.init_state())
-    assert out.state is not None and torch.equal(state, out.state)
+    state = loss.advance(answers, weak, state=empty)
+    assert out.state is not None and torch.equal(state[2:], out.state[2:])
+    assert bool(state[:2].isnan().all())
     gaps = 0.3 * (answers[..., 0] - answers[..., 1])
     assert torch.allclose(state[2:].float(), gaps[:, 0] - gaps[:, 1])
 

@@ -73,11 +73,14 @@ def uneven_pairs() -> CompletionPairs:
     def some(n: int) -> str:
         return " ".join(rng.choice(WORDS, n))
 
-    prompts = ["the", some(20), some(3), "key", some(7)]
-    first = [f" {some(n)}" for n in (30, 1, 4, 1, 2)]
+    prompts = ["the", some(20), some(3), "key", some(7), "old"]
+    first = [f" {some(n)}" for n in (30, 1, 4, 1, 2)] + [" key cat the dog"]
     second = [f" {some(n)}" for n in (1, 2, 9, 12)]
+    again = " door cat the dog key"  # equal tokens at equal places, after a difference
     inside = f"{first[4]} {some(5)}"
-    return with_columns(encode_pairs(agreement_tokenizer(), prompts, first, [*second, inside]))
+    return with_columns(
+        encode_pairs(agreement_tokenizer(), prompts, first, [*second, inside, again])
+    )
 
 
 def logprob_and_gradients(model: Any, batch: Any) -> tuple[Tensor, list[Tensor]]:
@@ -119,12 +122,14 @@ def test_tokens_are_computed_once() -> None:
     pairs, model = uneven_pairs(), GenerativeModel(llama())
     seen: list[torch.Size] = []
     model.base.layers[0].mlp.register_forward_hook(lambda _m, _i, out: seen.append(out.shape))
-    batch = pairs.batch(np.arange(5))
+    batch = pairs.batch(np.arange(len(pairs)))
     can_pack(model.lm, 40)
     seen.clear()
     forward(model, batch)
     data = pairs.completions
-    rows = [data.tokens[data.offsets[i] : data.offsets[i + 1]].tolist() for i in range(10)]
+    rows = [
+        data.tokens[data.offsets[i] : data.offsets[i + 1]].tolist() for i in range(2 * len(pairs))
+    ]
     tokens = 0
     for one, two in zip(rows[::2], rows[1::2], strict=True):
         same = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b),
@@ -146,11 +151,26 @@ def test_a_window_shorter_than_the_rows_is_respected() -> None:
         if states is not None:
             model.load_state_dict(states)
         states = model.state_dict()
-        batch = pairs.batch(np.arange(5))
+        batch = pairs.batch(np.arange(len(pairs)))
         assert can_pack(model.lm, batch.input_ids.shape[1]) == packs
         got = forward(model, batch)[..., 0]
         want = plain_logprob(model.lm, pairs)
         assert torch.allclose(got, want, atol=1e-4)
+
+
+def test_a_backbone_that_mixes_neighbours_is_padded() -> None:
+    """It takes positions and a packing, and computes other states: the comparison finds it."""
+    torch.manual_seed(0)
+    lm = llama()
+
+    def mix(_module: Any, _inputs: Any, out: Tensor) -> Tensor:
+        return out + torch.nn.functional.pad(out[:, :-1], (0, 0, 1, 0))
+
+    lm.model.norm.register_forward_hook(mix)
+    model, pairs = GenerativeModel(lm), uneven_pairs()
+    got = forward(model, pairs.batch(np.arange(len(pairs))))[..., 0]
+    assert not can_pack(lm, 9) and lm.config._attn_implementation == "sdpa"
+    assert torch.allclose(got, plain_logprob(lm, pairs), atol=1e-4)
 
 
 def test_the_model_is_otherwise_unchanged(tmp_path: Path) -> None:
@@ -160,8 +180,9 @@ def test_the_model_is_otherwise_unchanged(tmp_path: Path) -> None:
     other = llama().eval()
     other.load_state_dict(plain.state_dict())
     model = GenerativeModel(other)
-    modes = [model.training]
-    assert can_pack(model.lm, 9) and [model.training] == modes
+    model.lm.train()
+    assert can_pack(model.lm, 9) and model.lm.training and model.base.training
+    model.lm.eval()
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     logits = [m(input_ids=ids, attention_mask=mask).logits for m in (plain, model.lm)]
