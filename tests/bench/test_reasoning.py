@@ -100,7 +100,7 @@ def test_a_count_that_differs_is_an_error(
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([]) == 2
-    assert "nothing to do; give --data or --model" in capsys.readouterr().err
+    assert "nothing to do; give --data, --model or --run" in capsys.readouterr().err
     assert command.main(["--data", str(tmp_path)]) == 2
     assert "full_weak.json: FileNotFoundError" in capsys.readouterr().err
     write_release(tmp_path, full_weak=[{"id": "a", "output": ""}])
