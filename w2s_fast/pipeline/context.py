@@ -30,7 +30,7 @@ ProgressFn = Callable[[int, int, float], None]
 ReadFn = Callable[[int], TaskData]
 PRETRAIN_SEED = 0
 # Splits whose true labels a stage may read. A job with ``gold`` may also read the transfer set, one
-# with ``weak_gold`` the weak split.
+# that shows examples in prompts the weak split; ``weak_gold`` is for reports and gives no access.
 _GOLD = {
     "weak": ("weak",),
     "calibration": ("weak",),
@@ -132,7 +132,7 @@ class Context:
         named = [
             ("transfer", job.gold),
             ("conflict", job.setting("conflict_rows")),
-            ("weak", job.weak_gold if job.stage != "student" else ()),
+            ("weak", job.setting("shots")),
         ]
         allowed = (*_GOLD.get(job.stage, ()), *(name for name, uses in named if uses))
         if split not in allowed:
