@@ -31,7 +31,7 @@ def measure(names: list[str], data: Path, student: Path, out: Path) -> dict[str,
     short = write_short(*harmless, out)
     found = {}
     for name in names:
-        pairs = short if name == POLICIES else harmless
+        pairs = short if name in POLICIES else harmless
         cfg = configuration(name, (*pairs, helpful), student)
         folder = out / str(EXPERIMENTS.index(name))
         cfg = replace(cfg, output_dir=str(folder), cache_dir=str(out / "cache"))

@@ -17,9 +17,10 @@ SEEDS = (0, 1, 2)
 CONFLICTS = ("explicit_conflict", "implicit_conflict")
 # Tokens that the weak model of a reward-model experiment reads, the last ones of each dialogue.
 WEAK_TOKENS = {"reward, weak reads 8 tokens": 8, "reward, 24 tokens": 24, "reward, 64 tokens": 64}
-POLICIES = "policies, SimPO"
+# Preference loss of the policies of an experiment.
+POLICIES = {"policies, SimPO": "simpo", "policies, DPO": "dpo"}
 SIZES = ((1000, 800, 1000), (300, 300, 500))  # of reward models and policies
-EXPERIMENTS = (*WEAK_TOKENS, POLICIES)
+EXPERIMENTS = (*WEAK_TOKENS, *POLICIES)
 _STRONGEST = "reward, 64 tokens"  # whose labels are confident enough to be filtered
 
 
@@ -34,7 +35,7 @@ def configuration(name: str, files: tuple[Path, Path, Path], student: Path) -> R
 
     Reward models: a head on a frozen sentence encoder (the recipe of ``python -m bench w2s``); the
     weak model is a bag of words of the last tokens of each dialogue. Policies: language models from
-    random weights, of 1 and 2 layers, trained by SimPO.
+    random weights, of 1 and 2 layers, trained by SimPO or DPO.
 
     Args:
         name: A name in ``EXPERIMENTS``.
@@ -42,11 +43,11 @@ def configuration(name: str, files: tuple[Path, Path, Path], student: Path) -> R
         student: Folder of the encoder.
     """
     pool, test, helpful = (str(file) for file in files)
-    n_weak, n_transfer, n_test = SIZES[name == POLICIES]
+    n_weak, n_transfer, n_test = SIZES[name in POLICIES]
     sizes = {"n_weak": n_weak, "n_transfer": n_transfer, "n_test": n_test}
     task = TaskConfig("pairs", pool, test, helpful, **sizes)
-    if name == POLICIES:
-        return _policies(task)
+    if name in POLICIES:
+        return _policies(task, POLICIES[name])
     methods = with_conflicts("probe")
     if name == _STRONGEST:
         methods += with_conflicts("probe|confident") + with_conflicts("probe|strong_to_strong")
@@ -64,9 +65,9 @@ def configuration(name: str, files: tuple[Path, Path, Path], student: Path) -> R
     )
 
 
-def _policies(task: TaskConfig) -> RunConfig:
+def _policies(task: TaskConfig, loss: str) -> RunConfig:
     def model(hidden: int, layers: int) -> ModelConfig:
-        return ModelConfig("scratch", hidden=hidden, layers=layers, heads=4, preference="simpo")
+        return ModelConfig("scratch", hidden=hidden, layers=layers, heads=4, preference=loss)
 
     train = TrainConfig(epochs=2, lr=2e-3, batch_size=32, max_length=512, clip_norm=1.0)
     return RunConfig(
