@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.search_trees import write_trees
 from helpers.supervised_runs import folder_of
 from helpers.text_runs import text_run
 
@@ -115,21 +116,6 @@ def test_easy_to_hard(tmp_path: Path) -> None:
     assert logs[1][0] < logs[0][0] - 1e-3
     again = w2s_fast.run(dataclasses.replace(cfg, methods=("easy_to_hard:stages=2",)))
     assert changed(again) == {"student", "report"}
-
-
-def write_trees(path: Path, cfg: RunConfig, wrong: str = "9") -> Path:
-    """Write a tree of two levels for every third prompt of the file, also of other splits."""
-    lines = []
-    rows = [json.loads(line) for line in Path(cfg.task.path or "").read_text().splitlines()]
-    for number, row in enumerate(rows[::3]):
-        first = {"id": "a", "parent": None, "text": " the sum is", "value": 0.8}
-        other = {"id": "b", "parent": None, "text": " who knows", "value": 0.1}
-        right = {"id": "c", "parent": "a", "text": row["answer"], "value": 1.0}
-        bad = {"id": "d", "parent": "a", "text": f" {wrong}{number}", "value": 0.0}
-        nodes = [first, other, right, bad]
-        lines.append(json.dumps({"id": number, "prompt": row["prompt"], "nodes": nodes}))
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 @pytest.mark.slow
