@@ -136,20 +136,6 @@ def test_rows_without_weight_cost_nothing_whatever_they_are() -> None:
     assert (gradient[2] == 0).all()
 
 
-def test_hooks_are_those_of_the_loss() -> None:
-    base = make_loss("logconf_eleuther")
-    loss = ExplicitConflict(loss=base)
-    z, weak = case(N, 2, 7)
-    state = loss.init_state()
-    expected = base.init_state()
-    assert state is not None and expected is not None
-    assert torch.allclose(state, expected, rtol=0, atol=0, equal_nan=True)
-    assert loss.batch_rule(2) == base.batch_rule(2) is not None
-    assert loss.coefficient(0.5, 50) == base.coefficient(0.5, 50) > 0
-    ours, theirs = (x.advance(z, weak, state=x.init_state()) for x in (loss, base))
-    assert ours is not None and theirs is not None and torch.equal(ours, theirs)
-
-
 def test_what_does_not_fit_is_named() -> None:
     z, weak = case(N, 2, 8)
     with pytest.raises(W2SError, match="no true classes"):

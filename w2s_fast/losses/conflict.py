@@ -25,12 +25,13 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses._base import IGNORE, Loss, LossContext, LossOut
+from w2s_fast.losses._wrapping import WrappingLoss
 from w2s_fast.losses.pairwise import ImplicitReward, PairLoss, rewards
 from w2s_fast.losses.xent import Xent
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplicitConflict(Loss):
+class ExplicitConflict(WrappingLoss):
     """A loss plus an objective against the true classes, ``LossContext.gold``; two classes.
 
     Attributes:
@@ -73,44 +74,6 @@ class ExplicitConflict(Loss):
         if isinstance(self.loss, PairLoss | ImplicitReward):
             return rewards(self.loss.preference, logits)
         return logits
-
-    def init_state(self) -> Tensor | None:
-        """See ``Loss.init_state``."""
-        return self.loss.init_state()
-
-    def coefficient(self, step_frac: float, step: int | None = None) -> float:
-        """See ``Loss.coefficient``."""
-        return self.loss.coefficient(step_frac, step)
-
-    def batch_rule(self, n_classes: int) -> str | None:
-        """See ``Loss.batch_rule``."""
-        return self.loss.batch_rule(n_classes)
-
-    def threshold(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        *,
-        weight: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> Tensor | None:
-        """See ``Loss.threshold``."""
-        return self.loss.threshold(logits, weak, weight=weight, state=state)
-
-    def advance(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        *,
-        weight: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> Tensor | None:
-        """See ``Loss.advance``."""
-        return self.loss.advance(logits, weak, weight=weight, state=state)
-
-    def count(self, weak: Tensor, weight: Tensor | None = None) -> Tensor:
-        """See ``Loss.count``."""
-        return self.loss.count(weak, weight)
 
 
 def opposite_classes(scores: Tensor, gold: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossContext, LossOut, make_loss
 from w2s_fast.losses._base import check_labels, row_mask, summed_metrics
+from w2s_fast.losses._wrapping import WrappingLoss
 from w2s_fast.losses.preference import DPO, KTO, Answers, BradleyTerry, Preference, make_preference
 
 
@@ -51,7 +52,7 @@ class PairLoss(Loss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImplicitReward(Loss):
+class ImplicitReward(WrappingLoss):
     """A weak-to-strong loss of two classes whose logits are the implicit rewards of a pair.
 
     With ``Xent`` and ``DPO`` it is ``PairLoss(preference=DPO())``. Only the reward of the
@@ -62,7 +63,6 @@ class ImplicitReward(Loss):
         preference: defines the reward.
     """
 
-    loss: Loss
     preference: Preference = field(default_factory=DPO)
 
     def __post_init__(self) -> None:
@@ -76,47 +76,11 @@ class ImplicitReward(Loss):
 
     def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
         """See ``Loss.forward``; logits are the answers, see the module."""
-        return self.loss.forward(rewards(self.preference, logits), weak, ctx)
+        return self.loss.forward(self.inner_logits(logits), weak, ctx)
 
-    def init_state(self) -> Tensor | None:
-        """See ``Loss.init_state``."""
-        return self.loss.init_state()
-
-    def coefficient(self, step_frac: float, step: int | None = None) -> float:
-        """See ``Loss.coefficient``."""
-        return self.loss.coefficient(step_frac, step)
-
-    def batch_rule(self, n_classes: int) -> str | None:
-        """See ``Loss.batch_rule``."""
-        return self.loss.batch_rule(2)
-
-    def threshold(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        *,
-        weight: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> Tensor | None:
-        """See ``Loss.threshold``; in units of the difference of two rewards."""
-        z = rewards(self.preference, logits)
-        return self.loss.threshold(z, weak, weight=weight, state=state)
-
-    def advance(
-        self,
-        logits: Tensor,
-        weak: Tensor,
-        *,
-        weight: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> Tensor | None:
-        """See ``Loss.advance``."""
-        z = rewards(self.preference, logits)
-        return self.loss.advance(z, weak, weight=weight, state=state)
-
-    def count(self, weak: Tensor, weight: Tensor | None = None) -> Tensor:
-        """See ``Loss.count``."""
-        return self.loss.count(weak, weight)
+    def inner_logits(self, logits: Tensor) -> Tensor:
+        """Return the (B, 2) rewards of the answers."""
+        return rewards(self.preference, logits)
 
 
 def split_answers(answers: Tensor) -> tuple[Answers, Answers]:
