@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.completion_pairs import plain_logprob, with_columns
+from helpers.generation_cases import checkpoint, small_lm
 from torch import Tensor
 
 from w2s_fast.models.causal_lm import GenerativeModel
@@ -115,6 +116,46 @@ def test_packed_is_padded_is_one_by_one(name: str) -> None:
         exact.named_parameters(), packed[1], wanted, padded[1], strict=True
     ):
         assert_within_budget(g, want, base, BACKWARD, p[0])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("lora_rank", [0, 2])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_adapters_bf16_and_recomputed_activations_are_packed(
+    kind: str, lora_rank: int, dtype: str, tmp_path: Path
+) -> None:
+    """The gradients of padded rows; a layer is computed again with the same packing."""
+    tokenizer = agreement_tokenizer()
+    folders = {kind: checkpoint(kind, tmp_path / kind, tokenizer)}
+    pairs = uneven_pairs()
+    batch = pairs.batch(np.arange(len(pairs)))
+    assert batch.packing is not None
+    results, seen = [], []
+    for recompute, packing in ((True, batch.packing), (False, batch.packing), (False, None)):
+        model = small_lm(folders, kind, tokenizer, lora_rank=lora_rank, dtype=dtype)
+        adapters = [(n, p) for n, p in model.named_parameters() if "lora_B" in n]
+        for i, (_, p) in enumerate(adapters):  # they start from 0, where they change nothing
+            torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(i))
+        assert bool(adapters) == bool(lora_rank)
+        assert can_pack(model.lm, 40) and model.lm.config._attn_implementation == ATTENTION
+        for m in model.modules():
+            if isinstance(m, torch.nn.Dropout):
+                m.p = 0.0
+        model.train().gradient_checkpointing(recompute)
+        shapes: list[torch.Size] = []
+        mlp = next(m for n, m in model.named_modules() if n.endswith("0.mlp"))
+        mlp.register_forward_pre_hook(lambda _m, inputs, to=shapes: to.append(inputs[0].shape))
+        results.append(logprob_and_gradients(model, batch._replace(packing=packing)))
+        seen.append(shapes)
+    tokens = (1, len(batch.packing.source), 16)
+    assert seen == [[tokens, tokens], [tokens], [(*batch.input_ids.shape, 16)]]
+    again, packed, padded = results
+    assert torch.equal(again[0], packed[0])
+    assert all(map(torch.equal, again[1], packed[1]))
+    room = {"fp32": 2e-5, "bf16": 4e-2}[dtype]  # sums of dozens of tokens in another order
+    assert len(packed[1]) == len(padded[1]) > 5
+    for one, two in zip([packed[0], *packed[1]], [padded[0], *padded[1]], strict=True):
+        assert (one - two).abs().max() <= room * two.abs().max()
 
 
 def test_tokens_are_computed_once() -> None:

@@ -22,6 +22,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.losses.pairwise import make_pair_loss
 from w2s_fast.losses.preference import DPO
 from w2s_fast.models import ModelConfig, build_model
+from w2s_fast.models.packed_attention import ATTENTION
 from w2s_fast.models.weights import gathered, module_tensors
 from w2s_fast.store import StoreWarning
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
@@ -41,9 +42,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[st
     return {k: checkpoint(k, tmp_path_factory.mktemp(k), tokenizer) for k in KINDS}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_resume(kind: str, folders: dict[str, Path], tokenizer: Any, tmp_path: Path) -> None:
-    """bf16, micro-batches, gradient checkpointing, a ring of rewards, a watch: bit for bit."""
+@pytest.mark.parametrize(("kind", "lora_rank"), [*((kind, 0) for kind in KINDS), ("llama", 2)])
+def test_resume(
+    kind: str, lora_rank: int, folders: dict[str, Path], tokenizer: Any, tmp_path: Path
+) -> None:
+    """bf16, packed rows, micro-batches, gradient checkpointing, a ring of rewards, a watch."""
 
     class Killed(Exception):
         pass
@@ -61,10 +64,14 @@ def test_resume(kind: str, folders: dict[str, Path], tokenizer: Any, tmp_path: P
         return train(model, data, q, loss, cfg, 0, watch=watch, **options)
 
     def fresh() -> Any:
-        return small_lm(folders, kind, tokenizer, dtype="bf16")
+        return small_lm(folders, kind, tokenizer, dtype="bf16", lora_rank=lora_rank)
 
     straight, resumed = fresh(), fresh()
+    start = {name: t.clone() for name, t in module_tensors(straight).items()}
     log = fit(straight)
+    assert straight.lm.config._attn_implementation == ATTENTION
+    trained = [name for name, t in module_tensors(straight).items() if (t != start[name]).any()]
+    assert trained and (not lora_rank or all("lora_" in name for name in trained))
     assert log["trajectory"].shape == (2, 5, 2)
     with pytest.raises(Killed):
         fit(fresh(), checkpoint_dir=tmp_path, progress=kill)
@@ -156,7 +163,7 @@ class _Deadly:
 
 def fit(job: dict[str, Any]) -> dict[str, Any]:
     tokenizer = agreement_tokenizer()
-    cfg = ModelConfig(job["source"], dtype=job.get("dtype", "fp32"), hidden=16, heads=2)
+    cfg = ModelConfig(job["source"], dtype=job.get("dtype", "fp32"), lora_rank=job.get("lora", 0))
     # A large eps: keys' biases have a gradient of 0, and AdamW would blow its rounding up.
     recipe = replace(RECIPE, zero_stage=job["zero_stage"], micro_batch_size=job["micro"], eps=1e-3,
                      checkpoint_every=2)  # fmt: skip
@@ -189,22 +196,25 @@ def fit(job: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.dist
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_sharded(zero: int, folders: dict[str, Path], tmp_path: Path) -> None:
-    """Two processes, two micro-batches, a batch threshold, tied and not: as on one process.
+    """Two processes, two micro-batches, a batch threshold, tied and not, LoRA: as on one process.
 
     The second training reads the reference that the first has stored.
     """
     pytest.importorskip("deepspeed")
+    cases = (
+        ("llama", 0, "dpo"), ("gpt2-tied", 0, "logconf:warmup_frac=0@dpo_norm"), ("llama", 2, "dpo")
+    )  # fmt: skip
     jobs = [
-        {"source": str(folders[kind]), "zero_stage": zero, "micro": 2, "spec": spec,
-         "folder": str(tmp_path / kind)}
-        for kind, spec in (("llama", "dpo"), ("gpt2-tied", "logconf:warmup_frac=0@dpo_norm"))
+        {"source": str(folders[kind]), "zero_stage": zero, "micro": 2, "spec": spec, "lora": lora,
+         "folder": str(tmp_path / f"{kind}-{lora}")}
+        for kind, lora, spec in cases
         for _ in range(2)
     ]  # fmt: skip
     out = tmp_path / "out.json"
     ranks.run(__file__, 2, {"jobs": jobs, "out": str(out)})
     found = json.loads(out.read_text())
-    assert found[0] == found[1] and found[2] == found[3]
-    assert [len(list((tmp_path / kind).iterdir())) for kind in KINDS] == [1, 1]
+    assert found[::2] == found[1::2]
+    assert [len(list(Path(job["folder"]).iterdir())) for job in jobs] == [1] * len(jobs)
     for job, got in zip(jobs[::2], found[::2], strict=True):
         want = fit({**job, "zero_stage": 0, "micro": 4, "folder": None})
         for name, value in want.items():

@@ -9,7 +9,6 @@ receives the ``Packing`` as a keyword argument, also when activations are recomp
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -99,11 +98,8 @@ def can_pack(lm: Any, length: int) -> bool:
 
 def _try_packing(lm: Any) -> bool:
     base = getattr(lm, lm.base_model_prefix)
-    parameters = inspect.signature(base.forward).parameters
-    if (
-        getattr(lm.config, "_attn_implementation", None) != "sdpa"
-        or "position_ids" not in parameters
-        or any(map(is_partitioned, lm.parameters()))
+    if getattr(lm.config, "_attn_implementation", None) != "sdpa" or any(
+        map(is_partitioned, lm.parameters())
     ):
         return False
     _register()
@@ -113,7 +109,7 @@ def _try_packing(lm: Any) -> bool:
     try:
         same = _same_states(lm, base)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        same = False  # an architecture with an attention of its own
+        same = False  # an architecture without positions, or with an attention of its own
     finally:
         lm.train(training)
     if not same:
