@@ -71,6 +71,13 @@ def trained_model(ctx: Context, folder: Path) -> tuple[nn.Module, Any]:
     return model, tokenizer
 
 
+def job_model(ctx: Context) -> tuple[nn.Module, Any]:
+    """Return the model of input `model` for predictions, or the untrained one without the input."""
+    if "model" in dict(ctx.job.inputs):
+        return trained_model(ctx, ctx.input("model"))
+    return pretrained_model(ctx)
+
+
 def whole_model(ctx: Context, folder: Path) -> tuple[Any, Any]:
     """Return ``trained_model`` with its backbone, even if only the head was trained."""
     model: Any

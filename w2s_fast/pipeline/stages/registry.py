@@ -19,12 +19,7 @@ from w2s_fast.pipeline.stages.overlap import overlap
 from w2s_fast.pipeline.stages.posterior import posterior
 from w2s_fast.pipeline.stages.predict import labels
 from w2s_fast.pipeline.stages.samples import samples
-from w2s_fast.pipeline.stages.text_labels import (
-    pair_logprob,
-    perplexity,
-    reference,
-    text_labels,
-)
+from w2s_fast.pipeline.stages.text_labels import pair_logprob, perplexity, text_labels
 from w2s_fast.pipeline.stages.train import train_model
 from w2s_fast.pipeline.stages.trust import trust
 from w2s_fast.pipeline.stages.votes import generated_votes, votes
@@ -81,6 +76,6 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "text_labels": text_labels,
     "pair_logprob": pair_logprob,
     "perplexity": perplexity,
-    "reference": reference,
+    "reference": pair_logprob,  # of untrained policies, the same for every preference loss
     "report": report.report,
 }

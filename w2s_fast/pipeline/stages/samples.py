@@ -14,7 +14,7 @@ from typing import Any
 from w2s_fast.config import train_of
 from w2s_fast.pipeline.artifacts import SAMPLES
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.stages.build_model import pretrained_model, trained_model
+from w2s_fast.pipeline.stages.build_model import job_model
 from w2s_fast.pipeline.stages.predict import write_parts
 from w2s_fast.pipeline.text_files import write_samples
 from w2s_fast.sampling import GenerateSampler
@@ -39,12 +39,8 @@ def samples(ctx: Context, build: StageBuild) -> None:
 
 
 def _sampler(ctx: Context) -> GenerateSampler:
-    inputs = dict(ctx.job.inputs)
     model: Any
-    if "model" in inputs:
-        model, tokenizer = trained_model(ctx, ctx.input("model"))
-    else:
-        model, tokenizer = pretrained_model(ctx)
+    model, tokenizer = job_model(ctx)
     return GenerateSampler(
         model=model,
         tokenizer=tokenizer,

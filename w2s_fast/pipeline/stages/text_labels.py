@@ -1,5 +1,5 @@
 """Stage `text_labels`: the completions, or pairs of them, that a method's function makes of texts;
-and what models say of them: stages `pair_logprob`, `reference` and `perplexity`."""
+and what models compute of them: stages `pair_logprob`, `reference` and `perplexity`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.methods import PairLabels, Prompts, Samples, TextLabels, make_method
 from w2s_fast.pipeline.artifacts import LABELS, PAIR_LOGPROB, PERPLEXITY, SAMPLES, read_texts
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.stages.build_model import pretrained_model, trained_model
+from w2s_fast.pipeline.stages.build_model import job_model
 from w2s_fast.pipeline.stages.training_set import load_training_set, max_length
 from w2s_fast.pipeline.text_files import read_samples, write_text_labels
 from w2s_fast.store import StageBuild
@@ -43,14 +43,15 @@ def _read(ctx: Context, name: str, ids: tuple[str, ...]) -> Samples:
 
 
 def pair_logprob(ctx: Context, build: StageBuild) -> None:
-    """Store the summed log-probabilities (R, 2) of chosen and rejected completions."""
+    """Store the log-probabilities (R, 2) of the pairs of a method, or of the items of a split."""
     from w2s_fast.training import reference_logprob
 
-    if "model" in dict(ctx.job.inputs):
-        model, tokenizer = trained_model(ctx, ctx.input("model"))
+    model, tokenizer = job_model(ctx)
+    rows: Any
+    if split := ctx.job.setting("split"):
+        rows = ctx.kind.encode(tokenizer, ctx.inputs(split), max_length(ctx))
     else:
-        model, tokenizer = pretrained_model(ctx)
-    rows: Any = load_training_set(ctx).encode(ctx, tokenizer)[0]
+        rows = load_training_set(ctx).encode(ctx, tokenizer)[0]
     logprob = reference_logprob(model, rows)
     ctx.write(lambda: np.save(build.path / PAIR_LOGPROB, logprob, allow_pickle=False))
 
@@ -60,21 +61,7 @@ def perplexity(ctx: Context, build: StageBuild) -> None:
     from w2s_fast.training import completion_logprob
     from w2s_fast.training import perplexity as perplexity_of
 
-    if "model" in dict(ctx.job.inputs):
-        model, tokenizer = trained_model(ctx, ctx.input("model"))
-    else:
-        model, tokenizer = pretrained_model(ctx)
+    model, tokenizer = job_model(ctx)
     rows: Any = load_training_set(ctx).encode(ctx, tokenizer)[0]
     values = perplexity_of(completion_logprob(model, rows), np.diff(rows.starts))
     ctx.write(lambda: np.save(build.path / PERPLEXITY, values, allow_pickle=False))
-
-
-def reference(ctx: Context, build: StageBuild) -> None:
-    """Store the log-probabilities (N, 2) of a split's preferences under an untrained policy."""
-    from w2s_fast.training import reference_logprob
-
-    model, tokenizer = pretrained_model(ctx)
-    items = ctx.inputs(ctx.job.setting("split"))
-    rows: Any = ctx.kind.encode(tokenizer, items, max_length(ctx))
-    logprob = reference_logprob(model, rows)
-    ctx.write(lambda: np.save(build.path / PAIR_LOGPROB, logprob, allow_pickle=False))
