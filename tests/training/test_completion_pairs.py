@@ -104,8 +104,10 @@ def test_what_cannot_be_encoded(tokenizer: Any) -> None:
     refused("the second completion of pair 1 is ' ', which is blank", ["the"] * 2, [" a"] * 2,
             [" b", " "])  # fmt: skip
     refused("both completions of pair 1 are ' key'", ["the"] * 2, [" a", " key"], [" b", " key"])
-    refused("the first completion of pair 1 has 4 tokens and leaves no room", ["the"] * 2,
-            [" key", " key key key"], [" cat", " dog"], max_length=3)  # fmt: skip
+    refused("the first completion of pair 1 has 4 tokens and leaves no room for its prompt in "
+            "max_length=3; it is one of 2 such pairs of 3: use max_length=6 or more", ["the"] * 3,
+            [" key", " key key key", " a"], [" cat", " key", " dog" * 5], max_length=3)  # fmt: skip
+    encode_pairs(tokenizer, ["the"], [" cat"], [" dog" * 5], max_length=6)
     pairs = encode_pairs(tokenizer, ["the old"], [" cat"], [" dog"])
     for wrong, match in (
         (np.zeros((1, 3)), r"reference has shape \(1, 3\)"),

@@ -18,6 +18,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.files import explain_write_errors, file_lock, remove_temporaries, write_json
 from w2s_fast.pipeline.artifacts import LABELS, REPORT
 from w2s_fast.pipeline.bases import failed_bases, finished_bases
+from w2s_fast.pipeline.check_completions import check_completions
 from w2s_fast.pipeline.check_fit import check_fit
 from w2s_fast.pipeline.check_supervisors import check_supervisors
 from w2s_fast.pipeline.context import load_data
@@ -131,6 +132,7 @@ def open_session(cfg: RunConfig, quiet: bool, *, computes: bool = True) -> Itera
             data = session.data[cfg.seeds[0]]
             check_supervisors(cfg, data)
             check_fit(cfg, data.kind, len(data.class_names))
+            check_completions(cfg, session.data)
         yield session
         world.barrier()  # rank 0 releases the folders after every process is done
 

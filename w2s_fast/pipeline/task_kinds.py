@@ -97,6 +97,14 @@ class Policies(Classification):
         """Tokenize the shared prompts and the rest of both texts."""
         from w2s_fast.training import encode_pairs
 
+        return encode_pairs(tokenizer, *self.completions(items), max_length)
+
+    def completions(self, items: Inputs) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+        """Return the prompts and both completions of each, N texts each.
+
+        Raises:
+            W2SError: The items have no prompts.
+        """
         if items.pairs is None or items.prompts is None:
             raise W2SError(
                 "a policy completes the prompts of preferences, and these texts have none; give "
@@ -107,7 +115,7 @@ class Policies(Classification):
             [text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True)]
             for texts in both
         )
-        return encode_pairs(tokenizer, prompts, first, second, max_length)
+        return prompts, first, second
 
     def make_loss(self, spec: str) -> Loss:
         """Return the loss over pairs: ``xent`` is the preference loss itself."""
