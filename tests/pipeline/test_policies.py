@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.conflict_runs import conflict_run
 from helpers.supervised_runs import folder_of
 from helpers.text_runs import SCRATCH, policy_run
 
 import w2s_fast
 from w2s_fast.errors import W2SError
 from w2s_fast.models import ModelConfig
-from w2s_fast.pipeline.artifacts import PAIR_LOGPROB, TEST, read_probs
+from w2s_fast.pipeline.artifacts import LABELS, LOG, PAIR_LOGPROB, TEST, read_probs
+from w2s_fast.pipeline.context import load_data
+from w2s_fast.pipeline.jobs import plan_jobs
 from w2s_fast.pipeline.task_kinds import Policies, task_kind
 from w2s_fast.tasks import Inputs
 from w2s_fast.tasks._pairs import pair_up, shared_prompt
@@ -50,7 +54,7 @@ def test_a_policy_starts_at_even_odds_and_its_labels_compare_with_the_start(tmp_
     still = dataclasses.replace(cfg.weak_train, lr=0.0)
     results = w2s_fast.run(dataclasses.replace(cfg, weak_train=still))
     weak = folder_of(results, cfg, "weak/0")
-    data = w2s_fast.pipeline.context.load_data(cfg.task, 0)  # type: ignore[attr-defined]
+    data = load_data(cfg.task, 0)
     assert np.allclose(read_probs(weak / TEST, data.test.ids, 2), 0.5, atol=1e-4)
 
 
@@ -62,6 +66,59 @@ def test_methods_of_labels_work_on_policies(tmp_path: Path) -> None:
     cfg = policy_run(tmp_path, "dpo:beta=0.5", methods=methods, weak_calibration="temperature")
     results = w2s_fast.run(dataclasses.replace(cfg, calibration_folds=2))
     assert min(row["student"] for row in results["runs"]) > 0.8
+
+
+@pytest.mark.slow
+def test_a_policy_learns_how_the_weak_policy_has_changed(tmp_path: Path) -> None:
+    """WSPO: the first step has the weak model's log-ratios, of conflicting pairs too."""
+    whole = {"epochs": 1, "lr": 0.01, "batch_size": 400, "timeout_s": 120}
+    cfg = conflict_run(
+        tmp_path,
+        weak={**SCRATCH, "preference": "dpo:beta=0.5"},
+        student={**SCRATCH, "preference": "wspo:average=False"},
+        methods=["naive", "implicit_conflict:ratio=0.5"],
+        weak_train={**whole, "batch_size": 16},
+        student_train=whole,
+    )
+    results = w2s_fast.run(cfg)
+    data = load_data(cfg.task, 0)
+    assert data.conflict is not None
+    q = read_probs(folder_of(results, cfg, "labels/0") / LABELS, data.transfer.ids, 2)
+    drawn = np.sort(np.random.default_rng(0).permutation(len(data.conflict))[:50])
+    gold = np.eye(2)[data.conflict.labels[drawn]]
+    jobs = {job.name: dict(job.inputs) for job in plan_jobs(cfg).jobs}
+    for name, rows in (("xent", slice(0, 100)), ("implicit_conflict:ratio=0.5+xent", slice(None))):
+        inputs = jobs[f"student/0/{name}"]
+
+        def logprob(kind: str, inputs: dict[str, str] = inputs) -> np.ndarray:
+            splits = [s for s in ("transfer", "conflict") if f"{kind}_{s}" in inputs]
+            stages = [folder_of(results, cfg, inputs[f"{kind}_{s}"]) for s in splits]
+            parts = [np.load(stage / PAIR_LOGPROB) for stage in stages]
+            return np.concatenate([parts[0], *(part[drawn] for part in parts[1:])])
+
+        ratio = logprob("weak_policy") - logprob("weak_reference")
+        assert np.ptp(ratio) > 0.1  # the weak model has moved
+        loss = (np.concatenate([q, gold])[rows] * ratio**2).sum(1).mean()
+        log = json.loads((folder_of(results, cfg, f"student/0/{name}") / LOG).read_text())
+        assert log["losses"] == [pytest.approx(loss, rel=1e-4)]
+
+
+@pytest.mark.parametrize(
+    ("weak", "changes", "message"),
+    [
+        ("", {}, "weak.preference=''"),
+        ("wspo", {}, "weak.preference='wspo' learns how the weak"),
+        ("dpo", {"losses": ["xent", "gce"]}, "'gce' with student.preference='wspo' would learn"),
+        ("dpo", {"supervisors": {"sources": ["weak", "weak:member=1"]}}, "weak models of its own"),
+    ],
+)
+def test_wspo_needs_a_weak_policy(
+    weak: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model = {**SCRATCH, "preference": weak}
+    with pytest.raises(W2SError, match=message):
+        w2s_fast.run(policy_run(tmp_path, "wspo", weak=model, **changes))
+    assert not (tmp_path / "out" / "cache").exists()
 
 
 @pytest.mark.parametrize(

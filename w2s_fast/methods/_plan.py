@@ -36,6 +36,8 @@ class Plan:
         calibration: Key of ``metrics.CALIBRATORS`` for the labels of weak models, or "none".
         folds: Parts of the weak split that calibrators are cross-fitted on.
         referenced: Roles of policies whose reward compares with their untrained model.
+        targeted: Whether the student is a policy that learns the log-ratio of the weak model, see
+            ``losses.preference.WSPO``.
     """
 
     loss: str = "xent"
@@ -45,6 +47,7 @@ class Plan:
     calibration: str = "none"
     folds: int = 5
     referenced: tuple[str, ...] = ()
+    targeted: bool = False
 
     def weak_model(
         self,
@@ -359,7 +362,19 @@ class Plan:
             references |= self._references(
                 "student", split, start=nodes.get("start"), control=stage == "control"
             )
+            references |= self._targets(split)
         return make_node(stage, {"role": "student", **plain}, {**needs, **nodes, **references})
+
+    def _targets(self, split: str) -> dict[str, Node]:
+        """Return the log-probabilities of a split whose difference a policy learns by WSPO."""
+        if not self.targeted:
+            return {}
+        settings = {"role": "weak", "split": split}
+        policy = make_node("pair_logprob", settings, {"model": self.weak_model()})
+        return {
+            f"weak_policy_{split}": policy,
+            f"weak_reference_{split}": make_node("reference", settings),
+        }
 
     def _references(
         self,

@@ -17,7 +17,7 @@ from w2s_fast.models import ModelConfig
 from w2s_fast.models.backbone import architecture, check_folder
 from w2s_fast.models.build import check_model_kind
 from w2s_fast.pipeline.check_models import check_models
-from w2s_fast.pipeline.check_policies import check_policy, check_policy_methods
+from w2s_fast.pipeline.check_policies import check_policy, check_policy_methods, check_weak_policy
 from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.students import make_plan, no_conflict_of, students
 from w2s_fast.pipeline.task_kinds import task_kind
@@ -50,6 +50,7 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
         _check_loss_scale(cfg, role)
         if kind == "generation":
             _check_room(cfg, role)
+    check_weak_policy(cfg, [student.loss for student in students(cfg)])
     for block, role in (("weak_train", "weak"), ("student_train", "student")):
         with naming_block(block):
             _check_training(train_of(cfg, role), model_of(cfg, role).dtype, device(cfg) == "cuda")

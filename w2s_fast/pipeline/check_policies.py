@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from w2s_fast.config import RunConfig, model_of
+from w2s_fast.config import RunConfig, model_of, roles
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Node
 from w2s_fast.models import ModelConfig
@@ -26,18 +26,50 @@ def check_policy(model: ModelConfig, kind: str) -> None:
             f"preference is {model.preference!r}, and the task of kind {kind!r} has no pairs; "
             "leave it empty"
         )
-    preference = make_preference(model.preference)
+    make_preference(model.preference)
     name = model.preference.split(":")[0]
-    if name in ("kto", "bradley_terry") or "target" in preference.needs:
+    if name in ("kto", "bradley_terry"):
         raise W2SError(
             f"preference={model.preference!r} gives no reward of a single language model; expected "
-            "dpo, dpo_norm, ipo, simpo or orpo"
+            "dpo, dpo_norm, ipo, simpo, orpo or wspo"
         )
     if model.source == "bow" or model.freeze != "none":
         raise W2SError(
             f"preference={model.preference!r} at source={model.source!r}, freeze={model.freeze!r}: "
             "expected a language model and freeze='none'"
         )
+
+
+def check_weak_policy(cfg: RunConfig, losses: Iterable[str]) -> None:
+    """Check that a policy that learns the log-ratio of the weak model, by WSPO, has one to learn.
+
+    Args:
+        cfg: Configuration of the run.
+        losses: Specs of the students' losses.
+
+    Raises:
+        W2SError: The weak model is no policy, the model that learns is not the student, or a loss
+            would ignore the log-ratio.
+    """
+    from w2s_fast.losses.preference import make_preference
+
+    specs = {role: model_of(cfg, role).preference for role in roles(cfg)}
+    for role, spec in specs.items():
+        if not spec or "target" not in make_preference(spec).needs:
+            continue
+        if role != "student" or not cfg.weak.preference:
+            raise W2SError(
+                f"{role}.preference={spec!r} learns how the weak model's log-probabilities have "
+                "changed, which only a student can, of a weak model that is a policy; expected "
+                f"weak.preference=dpo, for instance, and weak.preference={cfg.weak.preference!r}"
+            )
+        other = next((loss for loss in losses if loss.split(":")[0] != "xent"), None)
+        if other is not None:
+            raise W2SError(
+                f"losses: {other!r} with student.preference={spec!r} would learn rewards and "
+                "ignore the weak model's log-ratio; expected losses: [xent], which is the "
+                "preference loss itself"
+            )
 
 
 def check_policy_methods(cfg: RunConfig, nodes: Iterable[Node]) -> None:

@@ -52,23 +52,22 @@ def make_plan(cfg: RunConfig, loss: str, writer: str | None = "student") -> Plan
         writer,
         calibration=cfg.weak_calibration,
         folds=cfg.calibration_folds,
-        referenced=_referenced(cfg),
+        referenced=_needing(cfg, "reference"),
+        targeted="student" in _needing(cfg, "target"),
     )
     if not cfg.supervisors.sources:
         return plan
     return SupervisedPlan(**vars(plan), supervisors=cfg.supervisors)
 
 
-def _referenced(cfg: RunConfig) -> tuple[str, ...]:
-    """Return the roles of policies whose reward compares with a reference."""
+def _needing(cfg: RunConfig, column: str) -> tuple[str, ...]:
+    """Return the roles of policies whose preference loss needs a column: "reference", "target"."""
     specs = {role: model_of(cfg, role).preference for role in roles(cfg)}
     if not any(specs.values()):
         return ()
     from w2s_fast.losses.preference import make_preference
 
-    return tuple(
-        r for r, spec in specs.items() if spec and "reference" in make_preference(spec).needs
-    )
+    return tuple(r for r, spec in specs.items() if spec and column in make_preference(spec).needs)
 
 
 def no_conflict_of(cfg: RunConfig) -> dict[str, str]:

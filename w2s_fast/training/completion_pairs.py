@@ -256,8 +256,14 @@ def check_pair_labels(pairs: CompletionPairs, weak_labels: np.ndarray, loss: Any
             )
 
 
-def check_columns(pairs: CompletionPairs, preference: Any) -> None:
-    """Raise ``W2SError`` if this is no preference loss, or the pairs lack a column it needs."""
+def check_columns(pairs: CompletionPairs, preference: Any, reward_only: bool = False) -> None:
+    """Raise ``W2SError`` if this is no preference loss, or the pairs lack a column it needs.
+
+    Args:
+        pairs: N pairs.
+        preference: of the training.
+        reward_only: whether only the rewards are computed, which need no target.
+    """
     if not isinstance(preference, Preference):
         raise W2SError(
             f"the preference loss of completion pairs is {preference!r}; expected one, train with "
@@ -268,7 +274,7 @@ def check_columns(pairs: CompletionPairs, preference: Any) -> None:
         "target": "pairs.with_target(log-ratios of the weak model)",
     }
     for name in preference.needs:
-        if getattr(pairs, name) is None:
+        if getattr(pairs, name) is None and not (reward_only and name == "target"):
             raise W2SError(
                 f"{type(preference).__name__} needs the {name} of the pairs, which is None; use "
                 f"{fixes[name]}"

@@ -90,7 +90,7 @@ def predict_pairs(
     Raises:
         W2SError: if the pairs lack a reference, or a result is not finite.
     """
-    check_columns(pairs, preference)
+    check_columns(pairs, preference, reward_only=True)
 
     def of_answers(answers: Tensor) -> Tensor:
         return rewards(preference, answers).softmax(1)

@@ -65,7 +65,7 @@ class TrainingSet:
         items = add_transcripts(ctx, self.items)
         rows, weak_labels = kind.encode_labelled(tokenizer, items, self.weak_labels, length)
         split = "weak" if ctx.job.stage == "weak" else "transfer"
-        return add_reference(ctx, rows, items, split), weak_labels
+        return add_logprob(ctx, rows, items, split), weak_labels
 
 
 def load_training_set(ctx: Context) -> TrainingSet:
@@ -123,7 +123,7 @@ def model_rows(ctx: Context, tokenizer: Any, items: Inputs, split: str) -> Any:
     if not ctx.job.setting("freeze") or split == "ood":
         kind = ctx.kind
         rows = kind.encode(tokenizer, add_transcripts(ctx, items), max_length(ctx))
-        return add_reference(ctx, rows, items, split)
+        return add_logprob(ctx, rows, items, split)
     import torch
 
     from w2s_fast.probing.feature_cache import CachedRows
@@ -132,14 +132,24 @@ def model_rows(ctx: Context, tokenizer: Any, items: Inputs, split: str) -> Any:
     return CachedRows(torch.cat([read_features(ctx.input(s)) for s in splits])[own])
 
 
-def add_reference(ctx: Context, rows: Any, items: Inputs, split: str) -> Any:
-    """Add the log-probabilities of the untrained model, if the job's policy compares with it."""
-    if f"reference_{split}" not in dict(ctx.job.inputs):
-        return rows
-    splits, own = stored_rows(ctx, items, split)
-    files = [ctx.input(f"reference_{s}") / PAIR_LOGPROB for s in splits]
-    logprob = np.concatenate([np.load(file, allow_pickle=False) for file in files])
-    return rows.with_reference(logprob[own])
+def add_logprob(ctx: Context, rows: Any, items: Inputs, split: str) -> Any:
+    """Add the log-probabilities of the untrained model and of the weak ones to a policy's rows.
+
+    Only those that the job's policy compares with, see ``Plan.referenced`` and ``Plan.targeted``.
+    """
+
+    def stored(name: str) -> np.ndarray:
+        splits, own = stored_rows(ctx, items, split)
+        files = [ctx.input(f"{name}_{s}") / PAIR_LOGPROB for s in splits]
+        parts = [np.load(file, allow_pickle=False) for file in files]
+        return np.asarray(np.concatenate(parts)[own])
+
+    inputs = dict(ctx.job.inputs)
+    if f"reference_{split}" in inputs:
+        rows = rows.with_reference(stored("reference"))
+    if f"weak_policy_{split}" in inputs:
+        rows = rows.with_target(stored("weak_policy") - stored("weak_reference"))
+    return rows
 
 
 def stored_rows(ctx: Context, items: Inputs, split: str) -> tuple[list[str], list[int]]:
