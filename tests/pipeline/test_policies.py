@@ -71,16 +71,18 @@ def test_methods_of_labels_work_on_policies(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_policy_learns_how_the_weak_policy_has_changed(tmp_path: Path) -> None:
     """WSPO: the first step has the weak model's log-ratios, of conflicting pairs too."""
-    whole = {"epochs": 1, "lr": 0.01, "batch_size": 400, "timeout_s": 120}
+    # A step has every row of 100 three times, of 150 twice.
+    whole = {"epochs": 12, "lr": 0.01, "batch_size": 300, "timeout_s": 120}
     cfg = conflict_run(
         tmp_path,
         weak={**SCRATCH, "preference": "dpo:beta=0.5"},
         student={**SCRATCH, "preference": "wspo:average=False"},
         methods=["naive", "implicit_conflict:ratio=0.5"],
-        weak_train={**whole, "batch_size": 16},
+        weak_train={**whole, "epochs": 1, "batch_size": 16},
         student_train=whole,
     )
     results = w2s_fast.run(cfg)
+    assert results["runs"][0]["student"] > 0.75  # in the direction of the weak model
     data = load_data(cfg.task, 0)
     assert data.conflict is not None
     q = read_probs(folder_of(results, cfg, "labels/0") / LABELS, data.transfer.ids, 2)
@@ -100,7 +102,7 @@ def test_a_policy_learns_how_the_weak_policy_has_changed(tmp_path: Path) -> None
         assert np.ptp(ratio) > 0.1  # the weak model has moved
         loss = (np.concatenate([q, gold])[rows] * ratio**2).sum(1).mean()
         log = json.loads((folder_of(results, cfg, f"student/0/{name}") / LOG).read_text())
-        assert log["losses"] == [pytest.approx(loss, rel=1e-4)]
+        assert log["losses"][0] == pytest.approx(loss, rel=1e-4)
 
 
 @pytest.mark.parametrize(
