@@ -105,6 +105,18 @@ def test_a_policy_learns_how_the_weak_policy_has_changed(tmp_path: Path) -> None
         assert log["losses"][0] == pytest.approx(loss, rel=1e-4)
 
 
+def test_weak_policies_that_are_sources_have_their_references(tmp_path: Path) -> None:
+    cfg = policy_run(tmp_path, "dpo", supervisors={"sources": ["weak", "weak:member=1"]})
+    jobs = [job for job in plan_jobs(cfg).jobs if job.setting("role") == "weak"]
+    references = {
+        stage: [sorted(k for k, _ in job.inputs if "reference" in k)
+                for job in jobs if job.stage == stage]
+        for stage in ("weak", "labels")
+    }  # fmt: skip
+    assert references["weak"] == [["reference_test", "reference_weak"]] * 2
+    assert sorted(references["labels"]) == [["reference_test"]] * 2 + [["reference_transfer"]] * 2
+
+
 @pytest.mark.parametrize(
     ("weak", "changes", "message"),
     [

@@ -134,7 +134,7 @@ class SupervisedPlan(Plan):
         if isinstance(source, LabelWords):
             needs = {"labels": self.prior(split)}
         elif isinstance(source, WeakModel):
-            alone = Plan()
+            alone = Plan(referenced=self.referenced)
             model = alone.weak_model(source.member, fold=fold, folds=self.folds)
             needs = {"labels": alone.labels(model, split)}
         return make_node("votes", settings, needs)
