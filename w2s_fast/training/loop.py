@@ -314,8 +314,7 @@ class _Training:
         labels_hash = hashlib.sha256(self.weak_labels.numpy().tobytes())
         labels_hash.update(b"" if self.weight is None else self.weight.numpy().tobytes())
         order = {} if self.stages is None else {"stages": _digest(self.stages)}
-        for part in (self.weight, self.gold):
-            labels_hash.update(b"" if part is None else part.numpy().tobytes())
+        labels_hash.update(b"" if self.gold is None else self.gold.numpy().tobytes())
         return {
             **recipe,
             **order,
