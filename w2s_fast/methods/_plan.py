@@ -1,8 +1,8 @@
 """The plan of a student: a graph of what has to be computed, built before anything is computed.
 
 A ``Plan`` creates nodes. Equal nodes are computed once, whichever methods use them. ``check_gold``
-refuses a plan in which true labels reach a student other than through the weak model's labels, with
-two exceptions, a class balance and early stopping, which the report names.
+refuses a plan in which true labels reach a student other than through the weak model's labels;
+further uses are those of ``Node.gold`` and ``Node.weak_gold``, which the report names.
 """
 
 from __future__ import annotations

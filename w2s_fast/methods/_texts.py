@@ -6,7 +6,7 @@ counts in ``report``, which results.json shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,11 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def rows_of(self, ids: Iterable[str]) -> np.ndarray:
+        """Return the (R,) int64 items of R identifiers."""
+        row_of = {item: row for row, item in enumerate(self.ids)}
+        return np.array([row_of[item] for item in ids], dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-import numpy as np
-
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._base import Method, choice, number
 from w2s_fast.methods._node import Node
@@ -97,9 +95,8 @@ class AgreementSFT(Method):
 
 def _labels(name: str, prompts: Prompts, sets: AgreeingSets) -> TextLabels:
     chosen = getattr(sets, name)
-    row_of = {item: row for row, item in enumerate(prompts.ids)}
     return TextLabels(
-        rows=np.array([row_of[row["id"]] for row in chosen], dtype=np.int64),
+        rows=prompts.rows_of(row["id"] for row in chosen),
         texts=[row["answer"] for row in chosen],
         report={"set": name.replace("_", " "), **asdict(sets.report)},
     )

@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._base import Method, choice, number
 from w2s_fast.methods._node import Node
@@ -91,9 +89,8 @@ class Contrast(Method):
             read=self.read,
             rule=self.rule,
         )
-        row_of = {item: row for row, item in enumerate(prompts.ids)}
         return PairLabels(
-            rows=np.array([row_of[row["id"]] for row in pairs.rows], dtype=np.int64),
+            rows=prompts.rows_of(row["id"] for row in pairs.rows),
             chosen=[row["chosen"] for row in pairs.rows],
             rejected=[row["rejected"] for row in pairs.rows],
             report=asdict(pairs.report),

@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from w2s_fast.errors import W2SError
 from w2s_fast.methods._base import Method, choice, number, preference_loss
 from w2s_fast.methods._node import Node
@@ -82,7 +80,7 @@ class Delta(Method):
         """Return at most one pair an item, and what became of every item."""
         rows, report = self._pair(prompts, stronger, weaker)
         return PairLabels(
-            rows=_items(prompts, rows),
+            rows=prompts.rows_of(row["id"] for row in rows),
             chosen=[row["chosen"] for row in rows],
             rejected=[row["rejected"] for row in rows],
             report=report,
@@ -93,8 +91,11 @@ class Delta(Method):
     ) -> TextLabels:
         """Return the chosen sides of the pairs."""
         rows, report = self._pair(prompts, stronger, weaker)
-        texts = [row["chosen"] for row in rows]
-        return TextLabels(rows=_items(prompts, rows), texts=texts, report=report)
+        return TextLabels(
+            rows=prompts.rows_of(row["id"] for row in rows),
+            texts=[row["chosen"] for row in rows],
+            report=report,
+        )
 
     def _texts(self, plan: Plan, labels: Node, generator: str) -> Node:
         if generator == "weak":
@@ -129,8 +130,3 @@ class WSPO(Delta):
     """
 
     loss: str = preference_loss("wspo")
-
-
-def _items(prompts: Prompts, rows: Any) -> np.ndarray:
-    row_of = {item: row for row, item in enumerate(prompts.ids)}
-    return np.array([row_of[row["id"]] for row in rows], dtype=np.int64)
