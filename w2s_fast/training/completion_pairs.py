@@ -290,8 +290,7 @@ def _packing(data: Completions, rows: np.ndarray, device: torch.device | str) ->
     real = np.arange(lengths.max()) < lengths[:, None]
     ids = np.full(real.shape, -1)
     ids[real] = np.concatenate([data.tokens[data.offsets[r] : data.offsets[r + 1]] for r in rows])
-    same = (ids[::2] == ids[1::2]) & real[::2] & real[1::2]
-    shared = np.logical_and.accumulate(same, axis=1)
+    shared = np.logical_and.accumulate(ids[::2] == ids[1::2], axis=1)
     computed = real.copy()
     computed[1::2] &= ~shared
     source = np.flatnonzero(computed)
