@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,14 @@ def labels_of(results: Any, cfg: RunConfig, name: str) -> PairLabels:
     return labels
 
 
+def n_right(cfg: RunConfig, rows: Sequence[int], texts: Sequence[str]) -> int:
+    """Return how many texts end in the sum of their item, which ``read: number`` finds."""
+    answers = get_task(cfg.task.name).load(cfg.task, 0).transfer.answers
+    assert answers is not None
+    last = [re.findall(r"\d+", text)[-1:] for text in texts]
+    return sum(numbers == [answers[row].strip()] for row, numbers in zip(rows, last, strict=True))
+
+
 def stage_names(results: Any, stage: str) -> list[str]:
     return [name for name in results["provenance"]["stages"] if name.startswith(f"{stage}/")]
 
@@ -53,10 +63,15 @@ def test_delta_and_its_controls(tmp_path: Path) -> None:
     plain = reports["delta+xent"]
     n = plain["paired"] + sum(len(v) for v in plain.values() if isinstance(v, list))
     assert n == 48 and plain["paired"] > 20
+    right = {name: report.pop("true answers") for name, report in reports.items()}
     assert reports["delta:train=sft+xent"] == reports["delta:direction=reversed+xent"] == plain
     pairs = labels_of(results, cfg, "text_labels/0/delta+xent/1")
     back = labels_of(results, cfg, "text_labels/0/delta:direction=reversed+xent/1")
     assert list(pairs.chosen) == list(back.rejected) and list(pairs.rejected) == list(back.chosen)
+    assert right["delta+xent"] == {
+        side: n_right(cfg, pairs.rows, getattr(pairs, side)) for side in ("chosen", "rejected")
+    }
+    assert right["delta:train=sft+xent"] == {"texts": right["delta+xent"]["chosen"]}
     losses = {
         name: json.loads((folder_of(results, cfg, f"student/0/{name}+xent") / LOG).read_text())
         for name in methods
@@ -130,6 +145,7 @@ def test_rounds_of_search_trees(tmp_path: Path) -> None:
     assert len(reports) == 2
     for report in reports:
         assert report["paired"] == 2 * report["trees"] == report["parents"] > 10
+        assert "true answers" not in report  # of steps
         assert len(report["trees_of_other_prompts"]) + report["trees"] == 54
         assert len(report["items_without_tree"]) == 48 - report["trees"]
     students = stage_names(results, "student")

@@ -93,6 +93,8 @@ def test_what_became_of_every_item_is_in_results_terminal_and_page(finished: Fin
         fates = [len(v) for k, v in row["report"].items()
                  if isinstance(v, list) and k != "unreadable_rejected"]  # fmt: skip
         assert sum(fates) == cfg.task.n_transfer
+        kept = len(row["report"].get("kept", ()))  # of texts; items of random answers are wrong
+        assert not kept or 0 < row["report"]["true answers"]["texts"] <= 2 * kept
     lines = label_lines(stored)
     kept = len(stored["text_labels"][0]["report"]["kept"])
     assert any(f"{kept} kept" in line and "set hybrid" in line for line in lines)

@@ -16,6 +16,8 @@ import w2s_fast
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import PairLabels, TextLabels
 from w2s_fast.pipeline.artifacts import LABELS, LOG, PAIR_LOGPROB, SAMPLES
+from w2s_fast.pipeline.context import load_data
+from w2s_fast.pipeline.stages.label_reports import _true_answers
 from w2s_fast.pipeline.text_files import read_text_labels, write_text_labels
 
 TWICE, CONTRAST = "helpers.text_methods:Twice", "helpers.text_methods:Contrast"
@@ -122,3 +124,19 @@ def test_files_of_labels_are_read_as_written(tmp_path: Path) -> None:
 def test_labels_that_do_not_fit(labels: TextLabels | PairLabels, message: str) -> None:
     with pytest.raises(W2SError, match=message):
         labels.check(3)
+
+
+def test_true_answers_are_counted_by_side(tmp_path: Path) -> None:
+    """A text without a number is wrong; steps have no answers."""
+    data = load_data(text_run(tmp_path, ["naive"]).task, 0)
+    answers = data.transfer.answers
+    assert answers is not None
+    rows = np.array([4, 0, 4])
+    right = [f"it is{answers[row]}" for row in rows]
+    wrong = [right[0], "no number", " -7"]
+    assert _true_answers(TextLabels(rows=rows, texts=[*right[:2], wrong[2]]), data) == {"texts": 2}
+    pairs = PairLabels(rows=rows, chosen=right, rejected=wrong)
+    assert _true_answers(pairs, data) == {"chosen": 3, "rejected": 1}
+    steps = dataclasses.replace(pairs, prefixes=["", "", "first"])
+    unread = dataclasses.replace(data, read=None)
+    assert _true_answers(steps, data) == _true_answers(pairs, unread) == {}

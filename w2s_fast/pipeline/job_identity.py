@@ -49,7 +49,7 @@ VERSIONS = {
     "pair_logprob": 1,
     "perplexity": 1,
     "reference": 1,
-    "report": 9,
+    "report": 10,
 }
 # Stages without a model that draw random numbers.
 _SEEDED = ("apply", "generated_votes", "gate", "trust", "text_labels")

@@ -126,7 +126,7 @@ def score(
         "weak_labels": weak_label_rows({s: w.diagnosed for s, w in supervisors.items()}),
         "trust": trust_rows(jobs, folders, supervisors),
         "supervisors": _supervisor_rows(supervisors, jobs, data, folders),
-        "text_labels": label_reports(jobs, folders),
+        "text_labels": label_reports(jobs, folders, data),
         "deception": _deception(cfg, bases, supervisors, everyone),
         "controls": controls,
         "gold": gold_uses(jobs),
