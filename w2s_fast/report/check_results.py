@@ -6,6 +6,8 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from w2s_fast.report.deception_rows import AREAS
+
 _LIMIT = 1e12  # numbers of results are shares, counts and seconds
 _SCORES = {f"{model}_{score}": float | None
            for model in ("weak", "student", "ceiling")
@@ -59,8 +61,8 @@ _LATER = {
             "scores": [{"denominator": str, "score": float | None, "low": float | None,
                         "high": float | None, "expected": float | None, "n_counted": int,
                         "reason": str}],
-            "areas": {f"strong_{strong}_weak_{weak}": {"items": int, "exposed": int, "taxed": int}
-                      for strong in ("known", "unknown") for weak in ("known", "unknown")},
+            "areas": {name: {"items": int, "exposed": int, "taxed": int}
+                      for name, _ in AREAS.values()},
         }],
     }],
     "supervisors": [{

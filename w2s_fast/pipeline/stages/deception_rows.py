@@ -14,16 +14,9 @@ from typing import Any
 import numpy as np
 
 from w2s_fast import metrics
+from w2s_fast.report.deception_rows import AREAS
 
 THRESHOLDS = (0.5, 0.75)  # the paper's default and its stricter variant
-AREAS = {
-    f"strong_{'known' if strong else 'unknown'}_weak_{'known' if weak else 'unknown'}": (
-        strong,
-        weak,
-    )
-    for strong in (True, False)
-    for weak in (True, False)
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +84,7 @@ def _at_threshold(
             for base in runs
         ]
         scores.append(asdict(metrics.deception_over_runs(items, groups)))
-    areas = {name: _area(flat, partitions, *known) for name, known in AREAS.items()}
+    areas = {name: _area(flat, partitions, *known) for known, (name, _) in AREAS.items()}
     return {"threshold": threshold, "scores": scores, "areas": areas}
 
 
