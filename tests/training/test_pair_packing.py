@@ -185,7 +185,8 @@ def test_tokens_are_computed_once() -> None:
 def test_a_window_shorter_than_the_rows_is_respected() -> None:
     """Packed attention is causal alone: rows that a window would cut stay padded."""
     pairs, states = uneven_pairs(), None
-    for window, packs in ((64, True), (8, False)):
+    longest = int(pairs.completions.lengths.max())
+    for window, packs in ((longest, True), (longest - 1, False), (8, False)):
         torch.manual_seed(0)
         model = GenerativeModel(
             gemma3(sliding_window=window, layer_types=["sliding_attention"] * 2)
