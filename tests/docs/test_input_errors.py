@@ -54,15 +54,15 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"hidden": H, "head": WIDE, "weak": Y, "bias": torch.zeros(5), "threshold": 0.5,
          "positions": torch.arange(N), "fp32_head_gradient": True, "memory_mib": 64, **CE}),
     "topk_logprob": (w2s_fast.topk_logprob, {"logits": Z, "ids": Y[:, None], "temperature": 1.0,
-                                             "softcap": 0.0}),
+                                             "softcap": 0.0, "return_stats": True}),
     "linear_topk_logprob": (
         w2s_fast.linear_topk_logprob,
         {"hidden": H, "head": W, "ids": Y[:, None], "bias": torch.zeros(V), "temperature": 1.0,
-         **FUSED}),
+         "return_stats": True, **FUSED}),
     "linear_logprob": (
         w2s_fast.linear_logprob,
         {"hidden": H, "head": W, "tokens": Y, "mask": ONES, "positions": torch.arange(N),
-         "bias": torch.zeros(V), "average": False, **FUSED}),
+         "bias": torch.zeros(V), "average": False, "return_stats": False, **FUSED}),
     "LMHeadLoss": (
         w2s_fast.LMHeadLoss(torch.nn.Linear(D, V)), {"hidden": H, "weak": Y, "weight": ONES}),
     "balanced_bias": (

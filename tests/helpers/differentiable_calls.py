@@ -72,7 +72,7 @@ def _add_cross_entropy() -> None:
 
 
 def _add_logprob() -> None:
-    ids = Y[:, None]
+    ids, stats = Y[:, None], {"return_stats": "differentiable"}
     frozen = w2s_fast.LMHeadLoss(torch.nn.Linear(D, V)).requires_grad_(False)
     CALLS.update({
         "topk_logprob": (lambda z: w2s_fast.topk_logprob(z, ids)[0][:, 0], Z, logp),
@@ -85,7 +85,26 @@ def _add_logprob() -> None:
         "LMHeadLoss": (
             lambda h: frozen(h, Y), H,
             lambda h: F.cross_entropy(F.linear(h, frozen.weight, frozen.bias), Y)),
+        "topk_logprob statistics": (
+            lambda z: _of(w2s_fast.topk_logprob(z, ids, **stats)[2]), Z, _statistics),
+        "linear_topk_logprob statistics": (
+            lambda w: _of(w2s_fast.linear_topk_logprob(H, w, ids, **stats)[2]), W,
+            lambda w: _statistics(H @ w.T)),
+        "linear_logprob statistics": (
+            lambda h: _of(w2s_fast.linear_logprob(h, W, Y, **stats)[1]), H,
+            lambda h: _statistics(h @ W.T)),
     })  # fmt: skip
+
+
+def _of(stats: Any) -> Tensor:
+    """One number a row that every statistic enters."""
+    return stats.lse - 2 * stats.max_prob + 3 * stats.entropy + stats.margin.square()
+
+
+def _statistics(z: Tensor) -> Tensor:
+    p, two = z.softmax(1), z.topk(2, 1)[0]
+    entropy = torch.special.entr(p).sum(1)
+    return z.logsumexp(1) - 2 * p.amax(1) + 3 * entropy + (two[:, 0] - two[:, 1]).square()
 
 
 def _add_losses() -> None:

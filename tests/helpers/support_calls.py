@@ -14,7 +14,7 @@ from tools.support_matrix.table import ENTRIES, Option
 from w2s_fast.ops import use_backend
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
-from w2s_fast.ops.logprob.api import topk_logprob, topk_logprob_reference
+from w2s_fast.ops.logprob.api import RowStats, topk_logprob, topk_logprob_reference
 from w2s_fast.ops.reference import KINDS, Own, cross_entropy_reference, cross_entropy_sample
 from w2s_fast.ops.weak_loss import weak_loss
 from w2s_fast.testing import (
@@ -216,15 +216,17 @@ def twice(backend: str, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
 def logprob(backend: str, dtype: torch.dtype, option: Option) -> None:
     z = normal(N, 11, seed=4).mul(3).to(dtype)
     ids = torch.tensor([[2, 5, -1], [0, 1, 2], [10, 3, 4], [7, -1, -1], [1, 9, 8]])
-    kw = options_of(option)
+    kw, return_stats = options_of(option, "return_stats"), option.call.get("return_stats", False)
 
     def ours(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        return topk_logprob(x["z"], ids, **kw)
+        logp, tail, *stats = topk_logprob(x["z"], ids, **kw, return_stats=return_stats)
+        return logp, tail, *(outputs_of(s) for s in stats)
 
     def truth(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
         z = x["z"] / kw.get("temperature", 1.0)
         z = z.to(torch.promote_types(z.dtype, FP32))
-        return topk_logprob_reference(z, ids, softcap=kw.get("softcap", 0.0))
+        out = topk_logprob_reference(z, ids, softcap=kw.get("softcap", 0.0))
+        return (*out, statistics_of(z, return_stats)) if return_stats else out
 
     if option.call.get("compiled"):
         same_compiled(backend, lambda z: sum(y.sum() for y in topk_logprob(z * 1.0, ids, **kw)), z)
@@ -232,6 +234,18 @@ def logprob(backend: str, dtype: torch.dtype, option: Option) -> None:
         twice(backend, lambda z: topk_logprob(z, ids, **kw)[0], z)
     else:
         compare(backend, ours, truth, {"z": z}, dtype)
+
+
+def outputs_of(stats: RowStats) -> Tensor:
+    """One number a row that every floating point statistic enters."""
+    margin = 0.0 if stats.margin is None else stats.margin
+    return stats.lse - 2 * stats.max_prob + 3 * stats.entropy + margin
+
+
+def statistics_of(z: Tensor, return_stats: bool | str) -> Tensor:
+    p, two = z.softmax(1), z.topk(2, 1)[0]
+    out = z.logsumexp(1) - 2 * p.amax(1) + 3 * torch.special.entr(p).sum(1)
+    return out.detach() if return_stats is True else out + two[:, 0] - two[:, 1]
 
 
 def linear_logprobs(backend: str, dtype: torch.dtype, option: Option) -> None:
@@ -257,7 +271,7 @@ def linear_logprobs(backend: str, dtype: torch.dtype, option: Option) -> None:
             return linear_topk_logprob(hidden, head, ids, **x, **kw)
         rows, labels = (hidden[None], tokens[None]) if sequences else (hidden, tokens)
         out = linear_logprob(rows, head, labels, **x, **kw, **extra, return_stats=stats)
-        return (out[0], out[1].lse.detach()) if stats else (out,)
+        return (out[0], outputs_of(out[1])) if stats else (out,)
 
     def truth(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
         z = torch.nn.functional.linear(x["hidden"], x["head"], x.get("bias"))
@@ -269,7 +283,7 @@ def linear_logprobs(backend: str, dtype: torch.dtype, option: Option) -> None:
         logp = topk_logprob_reference(z, torch.where(live, tokens, -1)[:, None], **scale)[0][:, 0]
         if sequences:
             return ((logp.sum() / (live.sum() if mean else 1))[None],)
-        return (logp, torch.where(live, z.logsumexp(1), 0.0).detach()) if stats else (logp,)
+        return (logp, torch.where(live, statistics_of(z, stats), 0.0)) if stats else (logp,)
 
     if option.call.get("twice"):
         twice(backend, lambda h: ours(parts | {"hidden": h})[0], parts["hidden"])

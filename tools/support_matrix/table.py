@@ -26,6 +26,14 @@ _HEAD = (
     Option("frozen hidden states", {"frozen": "hidden"}),
 )
 _SOFTCAP = Option("`softcap`", {"softcap": 4.0})
+_STATS = (
+    Option("`return_stats`", {"return_stats": True}),
+    Option(
+        '`return_stats="differentiable"`',
+        {"return_stats": "differentiable"},
+        note="the gradient of the statistics is plain PyTorch, in blocks of rows",
+    ),
+)
 
 _LABELS = (
     Option("hard labels", sample={"kind": "hard"}),
@@ -166,6 +174,7 @@ TOPK_LOGPROB = Entry(
             "`temperature`", {"temperature": 2.5}, note="16-bit logits are rounded once more by it"
         ),
         _SOFTCAP,
+        *_STATS,
         _COMPILED,
         _TWICE,
     ),
@@ -189,7 +198,7 @@ LINEAR_LOGPROB = Entry(
         Option("`temperature`", {"temperature": 2.5}),
         _SOFTCAP,
         *_HEAD,
-        Option("`return_stats`", {"return_stats": True}),
+        *_STATS,
         Option(
             "`average` without sequences",
             {"average": True, "flat": True},

@@ -36,7 +36,7 @@ from w2s_fast.ops.cross_entropy.operators import (
     reduced,
     refuse,
 )
-from w2s_fast.ops.dispatch import LIBRARY, backend
+from w2s_fast.ops.dispatch import LIBRARY
 from w2s_fast.ops.fused_linear.chunks import (
     Chunk,
     Gradients,
@@ -48,6 +48,7 @@ from w2s_fast.ops.fused_linear.chunks import (
     slice_rows,
     solve_linear,
 )
+from w2s_fast.ops.logprob.statistics import ValueGradient, write_gradient
 from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, Stat
 from w2s_fast.ops.results import check_reduction
 from w2s_fast.ops.targets import LossInputs
@@ -232,12 +233,16 @@ def without_none(grads: Grads, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gradients_from_record(
-    x: HeadInputs, call: RowCall, needs: NeedsGrad, logits: Tensor | None = None
+    x: HeadInputs,
+    call: RowCall,
+    needs: NeedsGrad,
+    logits: Tensor | None = None,
+    extra: ValueGradient | None = None,
 ) -> Grads:
     """Compute the gradients of hidden, head and bias from a record and recomputed logits.
 
     ``logits`` (N, V) of all rows, if the forward kept them, are used instead; the gradient
-    overwrites them unless the call has a ``grad``.
+    overwrites them unless the call has a ``grad``. ``extra`` is the upstream of statistics.
     """
     p, stats, index, row_scale = call.inputs, call.stats, call.index, call.row_scale
     assert row_scale is not None
@@ -247,8 +252,9 @@ def gradients_from_record(
     for at, part in whole or chunks(x, p):
         dlogits = part.logits if call.grad is None else call.grad
         some, few = stats[:, at].contiguous(), index[:, at].contiguous()
-        backend("cross_entropy", part.logits).gradient(
-            RowCall(part, call.spec, some, few, grad=dlogits, row_scale=row_scale[at])
+        write_gradient(
+            RowCall(part, call.spec, some, few, grad=dlogits, row_scale=row_scale[at]),
+            None if extra is None else extra.of_rows(at),
         )
         grads.add(dlogits, at)
     return grads.result()

@@ -10,6 +10,8 @@ count; the others never enter a GEMM.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,15 @@ from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.fused_linear.chunks import HeadInputs
 from w2s_fast.ops.fused_linear.cross_entropy import cast_for_autocast, check_head
 from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
-from w2s_fast.ops.logprob.api import RowStats, check_ids, check_scale, row_stats
+from w2s_fast.ops.fused_linear.logprob_statistics import linear_topk_values
+from w2s_fast.ops.logprob.api import (
+    RowStats,
+    check_ids,
+    check_return_stats,
+    check_scale,
+    differentiable_stats,
+    row_stats,
+)
 from w2s_fast.ops.transforms import batched, values
 
 IGNORE = -100
@@ -36,7 +46,8 @@ def linear_topk_logprob(
     softcap: float = 0.0,
     memory_mib: float = DEFAULT_MEMORY_MIB,
     fp32_head_gradient: bool = True,
-) -> tuple[Tensor, Tensor]:
+    return_stats: bool | str = False,
+) -> tuple[Any, ...]:
     """Compute ``topk_logprob(hidden @ head.T + bias, ids, ...)`` without storing logits.
 
     Args:
@@ -50,20 +61,21 @@ def linear_topk_logprob(
             it are kept for backward, which saves one of four products.
         fp32_head_gradient: sum a 16-bit head's gradient over chunks in fp32 and round once; costs
             4 V D bytes where there are several chunks. False rounds once a chunk.
+        return_stats: see ``topk_logprob``; differentiable ones read each chunk once more.
 
     Returns:
-        logp (N, K) and tail (N,), fp32 (fp64 for fp64 inputs).
+        logp (N, K) and tail (N,), fp32 (fp64 for fp64 inputs), and ``RowStats`` on request.
 
     Raises:
-        W2SError: for shapes, dtypes, devices, ids or a budget that do not fit.
+        W2SError: for shapes, dtypes, devices, ids, a budget or a ``return_stats`` that do not fit.
         RuntimeError: on a second derivative, or a tangent of forward mode.
     """
     if hidden.dim() != 2:
         raise W2SError(f"hidden has shape {tuple(hidden.shape)}; expected (N, D)")
     x = make_head(hidden, head, bias, temperature, softcap, memory_mib, fp32_head_gradient)
     ids = check_ids(ids, hidden.shape[0], head.shape[0], hidden.device)
-    logp, tail, _, _ = linear_topk(x, ids, softcap / temperature, True)
-    return logp, tail
+    logp, tail, stats = _logp_and_stats(x, ids, softcap / temperature, True, return_stats)
+    return (logp, tail) if stats is None else (logp, tail, stats)
 
 
 @checked
@@ -80,7 +92,7 @@ def linear_logprob(
     softcap: float = 0.0,
     memory_mib: float = DEFAULT_MEMORY_MIB,
     fp32_head_gradient: bool = True,
-    return_stats: bool = False,
+    return_stats: bool | str = False,
 ) -> Tensor | tuple[Tensor, RowStats]:
     """Compute log-probabilities of given tokens, of single positions or of whole sequences.
 
@@ -99,14 +111,16 @@ def linear_logprob(
             tokens and mask are still on one, they are computed. On an accelerator that would make
             the host wait: without ``positions`` every row enters the GEMM there.
         return_stats: also return ``RowStats``, each field in the shape of tokens; positions that
-            do not count hold 0, and -1 as argmax.
+            do not count hold 0, and -1 as argmax. True or ``"differentiable"``, see
+            ``linear_topk_logprob``.
 
     Returns:
         (N,) log-probabilities, 0 where a position does not count; for (B, T, D) (B,) sums, or
         averages. fp32 (fp64 for fp64 inputs). With ``return_stats`` a pair.
 
     Raises:
-        W2SError: for shapes, dtypes, devices, tokens or a budget that do not fit.
+        W2SError: for shapes, dtypes, devices, tokens, a budget or a ``return_stats`` that do not
+            fit.
         RuntimeError: on a second derivative, or a tangent of forward mode.
     """
     _check(hidden, tokens, mask, average)
@@ -120,7 +134,7 @@ def linear_logprob(
         rows, ids = rows.index_select(0, positions), ids.index_select(0, positions)
     x = make_head(rows, head, bias, temperature, softcap, memory_mib, fp32_head_gradient)
     ids = check_ids(ids.unsqueeze(1), rows.shape[0], head.shape[0], rows.device)
-    logp, _, stats, index = linear_topk(x, ids, softcap / temperature, False)
+    logp, _, by_row = _logp_and_stats(x, ids, softcap / temperature, False, return_stats)
 
     def back(value: Tensor, empty: float = 0) -> Tensor:
         """Scatter rows back to their positions."""
@@ -136,11 +150,27 @@ def linear_logprob(
         if average:
             count = counted.view(tokens.shape).sum(1).to(out.device, non_blocking=True)
             out = out / count.clamp_min(1)
-    if not return_stats:
+    if by_row is None:
         return out
-    by_row = row_stats(stats, index)
-    argmax = back(by_row.argmax, -1)
-    return out, RowStats(back(by_row.lse), back(by_row.max_prob), back(by_row.entropy), argmax)
+    argmax, margin = back(by_row.argmax, -1), by_row.margin
+    return out, RowStats(
+        back(by_row.lse),
+        back(by_row.max_prob),
+        back(by_row.entropy),
+        argmax,
+        None if margin is None else back(margin),
+    )
+
+
+def _logp_and_stats(
+    x: HeadInputs, ids: Tensor, softcap: float, with_tail: bool, return_stats: bool | str
+) -> tuple[Tensor, Tensor, RowStats | None]:
+    """Return logp (N, K), tail (N,), and the requested statistics."""
+    if check_return_stats(return_stats):
+        logp, tail, values, index = linear_topk_values(x, ids, softcap, with_tail)
+        return logp, tail, differentiable_stats(values, index)
+    logp, tail, stats, index = linear_topk(x, ids, softcap, with_tail)
+    return logp, tail, row_stats(stats, index) if return_stats else None
 
 
 def _positions(counted: Tensor, positions: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -8,6 +8,7 @@ kept instead: 6 N V D, what the three bare GEMMs cost. Not differentiable twice;
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from w2s_fast.ops.chunking import MIB
 from w2s_fast.ops.dispatch import LIBRARY
 from w2s_fast.ops.fused_linear.chunks import (
+    Chunk,
     HeadInputs,
     NeedsGrad,
     chunks,
@@ -35,6 +37,7 @@ from w2s_fast.ops.logprob.autograd import (
     read_off,
     refuse,
 )
+from w2s_fast.ops.loss_call import RowCall
 from w2s_fast.ops.transforms import differentiable, needs_operators
 
 LIBRARY.define(
@@ -56,18 +59,35 @@ def linear_topk(
     x: HeadInputs, ids: Tensor, softcap: float, with_tail: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return logp (N, K) and tail (N,), differentiable, and the record (stats and index)."""
+    logp, tail, stats, index, _ = torch.ops.w2s_fast.linear_topk_logp(
+        *x[:3], ids, softcap, with_tail, float(x.memory_mib), x.fp32_head_gradient, x.alpha,
+        keeps_logits(x),
+    )  # fmt: skip
+    return logp, tail, stats, index
+
+
+def keeps_logits(x: HeadInputs) -> bool:
+    """Return whether forward keeps the logits of the whole call for backward."""
     n, row = x.hidden.shape[0], x.head.shape[0] * x.hidden.dtype.itemsize
     # Backward needs a second buffer: kept logits and their gradient must fit the budget together.
-    keep = (
+    return (
         not needs_operators()
         and 2 * n * row <= x.memory_mib * MIB
         and torch.is_grad_enabled()
         and any(t is not None and t.requires_grad for t in (x.hidden, x.head, x.bias))
     )
-    logp, tail, stats, index, _ = torch.ops.w2s_fast.linear_topk_logp(
-        *x[:3], ids, softcap, with_tail, float(x.memory_mib), x.fp32_head_gradient, x.alpha, keep
-    )
-    return logp, tail, stats, index
+
+
+def pass_over_chunks(x: HeadInputs, call: RowCall, keep: bool) -> Iterator[Chunk]:
+    """Fill the record of a call, yielding each chunk after its pass; ``keep``: there is one."""
+    if keep:  # the caller has checked that they fit
+        shape = call.inputs.logits
+        x = x._replace(
+            memory_mib=max(x.memory_mib, (shape.numel() + 1) * shape.dtype.itemsize / MIB)
+        )
+    for chunk in chunks(x, call.inputs):
+        pass_over_rows(call, chunk)
+        yield chunk
 
 
 @torch.library.impl(LIBRARY, "linear_topk_logp", "CompositeExplicitAutograd")
@@ -85,13 +105,10 @@ def _linear_topk_logp(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     shape = shape_only(hidden.shape[0], head.shape[0], hidden)
     call = forward_call(shape, ids, softcap, with_tail)
-    if keep:  # the caller has checked that they fit; it must be one chunk
-        memory_mib = max(memory_mib, (shape.numel() + 1) * hidden.dtype.itemsize / MIB)
+    x = HeadInputs(hidden, head, bias, memory_mib, alpha=alpha)
     logits = hidden.new_empty((0, head.shape[0]))
-    for chunk in chunks(HeadInputs(hidden, head, bias, memory_mib, alpha=alpha), call.inputs):
-        pass_over_rows(call, chunk)
-        if keep:
-            logits = chunk.inputs.logits
+    for chunk in pass_over_chunks(x, call, keep):
+        logits = chunk.inputs.logits if keep else logits
     return *read_off(call), logits
 
 

@@ -20,24 +20,41 @@ from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import check_number, checked
 from w2s_fast.ops.dispatch import Cost, Op
 from w2s_fast.ops.logprob import autograd as _autograd  # noqa: F401 - registers its operators
+from w2s_fast.ops.logprob import statistics_autograd as _statistics  # noqa: F401 - the same
+from w2s_fast.ops.logprob.statistics import RowValue
 from w2s_fast.ops.loss_call import Index, Stat
 from w2s_fast.ops.targets import check_logits, topk_error, unfit_rows
 from w2s_fast.ops.transforms import values
 
+DIFFERENTIABLE = "differentiable"
+
 
 class RowStats(NamedTuple):
-    """Statistics of each row; (N,), detached, fp32 (fp64 for fp64 logits)."""
+    """Statistics of each row; (N,), fp32 (fp64 for fp64 logits).
+
+    All but ``argmax`` are differentiable with ``return_stats="differentiable"``, else detached.
+    The square of ``lse`` is the z-loss of a row, ``argmax == tokens`` whether a token is the most
+    likely one.
+    """
 
     lse: Tensor  # log sum exp of the tempered, soft-capped logits
     max_prob: Tensor  # the largest probability
     entropy: Tensor  # nats
     argmax: Tensor  # int64, first class with the largest logit
+    # Largest minus second largest logit, at least 0; its gradient is 1 at the first and -1 at the
+    # second class, of equal logits the first ones. +inf for one class. None if detached.
+    margin: Tensor | None = None
 
 
 @checked
 def topk_logprob(
-    logits: Tensor, ids: Tensor, *, temperature: float = 1.0, softcap: float = 0.0
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor,
+    ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float = 0.0,
+    return_stats: bool | str = False,
+) -> tuple[Any, ...]:
     """Compute log-probabilities of K classes a row, and of "none of them".
 
     Equivalent to ``logits.log_softmax(1).gather(1, ids)`` and to the logsumexp of what is left, in
@@ -51,24 +68,54 @@ def topk_logprob(
         temperature: above 0; other than 1 costs one more read and write, and rounds 16-bit logits
             once more.
         softcap: 0 for none.
+        return_stats: True: also return detached ``RowStats``, which cost nothing.
+            ``"differentiable"``: ones that get gradients, with the margin; one more read forward,
+            and backward works in blocks of rows.
 
     Returns:
-        logp (N, K) and tail (N,), fp32 (fp64 for fp64 logits). The tail is -inf if no other
-        class is left, or all others have logit -inf. NaN in a row whose logits hold NaN, +inf or
-        nothing but -inf.
+        logp (N, K) and tail (N,), fp32 (fp64 for fp64 logits), and ``RowStats`` on request. The
+        tail is -inf if no other class is left, or all others have logit -inf. NaN in a row whose
+        logits hold NaN, +inf or nothing but -inf.
 
     Raises:
-        W2SError: for shapes, dtypes, devices or ids that do not fit (ids are looked at on the CPU
-            only).
+        W2SError: for shapes, dtypes, devices, ids or a ``return_stats`` that do not fit (ids are
+            looked at on the CPU only).
         RuntimeError: on a second derivative, or a tangent of forward mode.
     """
     check_logits(logits)
     ids = check_ids(ids, logits.shape[0], logits.shape[1], logits.device)
     check_scale(temperature, softcap)
+    differentiable = check_return_stats(return_stats)
     if temperature != 1:
         logits = logits / temperature
-    logp, tail, _, _ = torch.ops.w2s_fast.topk_logp(logits, ids, softcap / temperature, True)
-    return logp, tail
+    softcap = softcap / temperature
+    if differentiable:
+        logp, tail, values, _, _, index = torch.ops.w2s_fast.topk_logp_values(
+            logits, ids, softcap, True
+        )
+        return logp, tail, differentiable_stats(values, index)
+    logp, tail, stats, index = torch.ops.w2s_fast.topk_logp(logits, ids, softcap, True)
+    return (logp, tail, row_stats(stats, index)) if return_stats else (logp, tail)
+
+
+def check_return_stats(return_stats: bool | str) -> bool:
+    """Return whether differentiable statistics are requested; other words raise."""
+    if isinstance(return_stats, str) and return_stats != DIFFERENTIABLE:
+        raise W2SError(
+            f"return_stats is {return_stats!r}; expected True, False or {DIFFERENTIABLE!r}"
+        )
+    return return_stats == DIFFERENTIABLE
+
+
+def differentiable_stats(values: Tensor, index: Tensor) -> RowStats:
+    """Return the statistics from the (4, N) output of an operator."""
+    return RowStats(
+        values[RowValue.LSE],
+        values[RowValue.MAX_PROB],
+        values[RowValue.ENTROPY],
+        index[Index.ARGMAX],
+        values[RowValue.MARGIN],
+    )
 
 
 def row_stats(stats: Tensor, index: Tensor) -> RowStats:

@@ -1,0 +1,153 @@
+r"""Differentiable statistics of rows of logits: lse, top probability, entropy and margin.
+
+    H = lse - sum_v p_v z_v          dH/dz_v = -p_v (log p_v + H)
+    m = z_1st - z_2nd                dm/dz_v = [v = 1st] - [v = 2nd]
+    dp_1st/dz_v = p_1st ([v = 1st] - p_v),      dlse/dz_v = p_v
+
+z = softcap tanh(u / softcap) of the given u, as in ``api.py``; 1st and 2nd are the classes of the
+two largest logits, of equal ones the first. Source of the entropy's gradient: Mnih et al., arXiv
+1602.01783, Sec. 4, whose bonus it is; it follows from dp_v/dz_u = p_v ([u = v] - p_u).
+
+Logits are read in blocks of rows that stay in the caches, so the memory of a pass does not grow
+with the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from w2s_fast.ops.cross_entropy.ref import soft_cap_slope, soft_capped
+from w2s_fast.ops.dispatch import backend
+from w2s_fast.ops.loss_call import Index, RowCall, Stat
+
+# Logits of a block: 512 KiB in fp32 for every thread of a CPU, 64 MiB on an accelerator.
+_BLOCK = 1 << 17
+_DEVICE_BLOCK = 1 << 24
+# Stands for log 0: far below every log-probability, but its product with 0 is 0.
+_LOG_ZERO = -1e5
+
+
+class RowValue(IntEnum):
+    """Rows of the (4, N) differentiable statistics."""
+
+    LSE = 0
+    MAX_PROB = 1
+    ENTROPY = 2  # nats
+    MARGIN = 3  # largest logit minus the second largest
+
+
+@dataclass(slots=True)
+class ValueGradient:
+    """The upstream of the statistics in a backward pass.
+
+    Attributes:
+        upstream: (4, N), rows as in ``RowValue``, in the precision of the record.
+        second: (N,) int64, class of the second largest logit.
+    """
+
+    upstream: Tensor
+    second: Tensor
+
+    def of_rows(self, rows: slice) -> ValueGradient:
+        """Return the part of some rows."""
+        return ValueGradient(self.upstream[:, rows], self.second[rows])
+
+
+def row_values(stats: Tensor, second_logit: Tensor) -> Tensor:
+    """Return the (4, N) statistics from a record and the second largest logits."""
+    top, logs = stats[Stat.MAX], stats[Stat.LOGS]
+    # A row without a softmax has no statistics, whatever its two largest logits are.
+    margin = torch.where(logs.isnan(), torch.nan, top - second_logit)
+    return torch.stack([top + logs, (-logs).exp(), stats[Stat.ENTROPY], margin])
+
+
+def second_largest(logits: Tensor, first: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """Return the (N,) second largest soft-capped logits and their classes.
+
+    -inf, and any class, in a row with one class.
+
+    Args:
+        logits: (N, V).
+        first: (N,) class of the largest logit, which is left out.
+    """
+    acc = torch.promote_types(logits.dtype, torch.float32)
+    values = torch.empty(first.shape, dtype=acc, device=logits.device)
+    classes = torch.empty_like(first)
+    for rows in row_blocks(logits):
+        rest = logits[rows].scatter(1, first[rows].unsqueeze(1), -torch.inf)
+        value, classes[rows] = rest.max(1)
+        values[rows] = soft_capped(value.to(acc), softcap)
+    return values, classes
+
+
+def write_gradient(call: RowCall, extra: ValueGradient | None) -> None:
+    """Run the phase ``gradient`` of a call and add the gradient of the statistics to it.
+
+    16-bit gradients are rounded once, after the sum; like those of the phase itself they may
+    overwrite the logits. A row without upstream gets exactly 0 for any logits.
+    """
+    kernels = backend("cross_entropy", call.inputs.logits)
+    if extra is None:
+        return kernels.gradient(call)
+    for rows in row_blocks(call.inputs.logits):
+        part = _rows_of(call, rows)
+        z, grad = part.inputs.logits, part.grad
+        assert grad is not None
+        if z.dtype != part.stats.dtype:
+            z = z.to(part.stats.dtype)
+            part.inputs, part.grad = part.inputs._replace(logits=z), z
+        added = _gradient_of_values(z, part, extra.of_rows(rows))
+        kernels.gradient(part)
+        assert part.grad is not None
+        part.grad += added
+        if part.grad is not grad:
+            grad.copy_(part.grad)
+    return None
+
+
+def row_blocks(logits: Tensor) -> Iterator[slice]:
+    """Yield the rows of (N, V) logits in blocks; what a row becomes does not depend on them."""
+    n, v = logits.shape
+    size = _BLOCK * torch.get_num_threads() if logits.device.type == "cpu" else _DEVICE_BLOCK
+    step = max(1, size // v)
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
+
+
+def _gradient_of_values(logits: Tensor, call: RowCall, extra: ValueGradient) -> Tensor:
+    """Return the (n, V) gradient with respect to ``logits``, in their dtype, as a new tensor."""
+    stats, softcap, up = call.stats, call.spec.softcap, extra.upstream
+    lse, max_prob, entropy, margin = up.unsqueeze(2)
+    top = max_prob * (-stats[Stat.LOGS].unsqueeze(1)).exp()
+    log_p = soft_capped(logits, softcap) - stats[Stat.MAX].unsqueeze(1)
+    log_p -= stats[Stat.LOGS].unsqueeze(1)
+    log_p.clamp_min_(_LOG_ZERO)
+    grad = log_p.exp()
+    log_p += stats[Stat.ENTROPY].unsqueeze(1)
+    log_p.mul_(-entropy).add_(lse - top)
+    grad *= log_p
+    first, second = call.index[Index.ARGMAX].unsqueeze(1), extra.second.unsqueeze(1)
+    grad.scatter_add_(1, first, top + margin).scatter_add_(1, second, -margin)
+    if softcap:
+        grad *= soft_cap_slope(logits, softcap)
+    return grad.masked_fill_(~(up != 0).any(0).unsqueeze(1), 0.0)
+
+
+def _rows_of(call: RowCall, rows: slice) -> RowCall:
+    """Return the phase ``gradient`` of some rows of a call with top-k targets."""
+    assert call.grad is not None and call.row_scale is not None
+    p = call.inputs
+    ids, probs, rest = (None if t is None else t[rows] for t in (p.ids, p.probs, p.rest))
+    return replace(
+        call,
+        inputs=p._replace(logits=p.logits[rows], ids=ids, probs=probs, rest=rest),
+        stats=call.stats[:, rows].contiguous(),
+        index=call.index[:, rows].contiguous(),
+        grad=call.grad[rows],
+        row_scale=call.row_scale[rows],
+    )
