@@ -15,6 +15,7 @@ import w2s_fast
 from w2s_fast.config import RunConfig
 from w2s_fast.losses import LOSSES
 from w2s_fast.losses.distillation import DISTILLATIONS
+from w2s_fast.losses.policy import POLICY_LOSSES
 from w2s_fast.losses.preference import PREFERENCES
 from w2s_fast.methods import METHODS
 from w2s_fast.sweeps import SweepConfig
@@ -140,6 +141,11 @@ def test_preferences_page_names_every_loss_and_its_fields() -> None:
     for name, kind in {**PREFERENCES, **DISTILLATIONS}.items():
         assert table.pop(name) == tuple(f.name for f in fields(kind)), name
     assert all(hasattr(w2s_fast, name) for name in table), "the functions"
+
+
+def test_policy_losses_page_names_every_loss_and_its_fields() -> None:
+    expected = {name: tuple(f.name for f in fields(kind)) for name, kind in POLICY_LOSSES.items()}
+    assert _tabled(ROOT / "docs" / "policy_losses.md") == expected
 
 
 def test_methods_page_names_methods_and_their_fields() -> None:

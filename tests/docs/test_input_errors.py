@@ -20,6 +20,7 @@ from w2s_fast import SparseTargets, W2SError
 from w2s_fast.errors import W2SKeywordError
 from w2s_fast.losses import LOSSES, Loss, make_loss
 from w2s_fast.losses.distillation import DISTILLATIONS, make_distillation
+from w2s_fast.losses.policy import POLICY_LOSSES, group_advantages, make_policy_loss
 from w2s_fast.losses.preference import PREFERENCES, Answers, make_preference
 from w2s_fast.ops import OPS
 from w2s_fast.ops.lazy_logits import Projected
@@ -90,6 +91,13 @@ for _name in PREFERENCES:
         {"first": ANSWERS, "second": ANSWERS, "q": 0.5, "weight": ONES}
         | ({"baseline": 0.1} if _name == "kto" else {}),
     )
+for _name in POLICY_LOSSES:
+    CALLS[f"policy {_name}"] = (
+        make_policy_loss(f"{_name}:max_length=1" if _name == "dr_grpo" else _name),
+        {"logp": U[:, None], "advantage": U[:, None], "old": U[:, None], "reference": U[:, None],
+         "entropy": U[:, None], "mask": ONES[:, None], "weight": ONES},
+    )  # fmt: skip
+CALLS["group_advantages"] = group_advantages, {"rewards": U, "size": 2, "scale": "group"}
 for _name in DISTILLATIONS:
     CALLS[f"distill {_name}"] = (
         make_distillation(_name),

@@ -13,6 +13,7 @@ import w2s_fast
 from w2s_fast import SparseTargets
 from w2s_fast.losses import LOSSES, make_loss
 from w2s_fast.losses.distillation import DISTILLATIONS, make_distillation
+from w2s_fast.losses.policy import POLICY_LOSSES, make_policy_loss
 from w2s_fast.losses.preference import PREFERENCES, Answers, make_preference
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.weak_loss import weak_loss
@@ -123,6 +124,15 @@ def _add_losses() -> None:
                 pref(Answers(x, **PAIR), Answers(U.roll(2) - 3, **PAIR), 0.7, **more).loss_sum
             ),
             U - 3,
+            None,
+        )
+    for name in POLICY_LOSSES:
+        policy = make_policy_loss(f"{name}:max_length=1" if name == "dr_grpo" else name)
+        # The weight of CISPO is a constant, which is 1 without an old policy.
+        more = {} if name == "cispo" else {"old": U[:, None] - 3}
+        CALLS[f"policy {name}"] = (
+            lambda x, policy=policy, more=more: policy(x[:, None], U[:, None], **more).loss_sum,
+            U - 3.1,
             None,
         )
     for name in DISTILLATIONS:

@@ -60,6 +60,11 @@ def orpo(a: Answers, b: Answers, lam: float = 0.1) -> Tensor:
     return -a.logp / a.length - lam * torch.log(1 / (1 + 1 / ratio))
 
 
+def cpo(a: Answers, b: Answers, beta: float = 0.1, nll_coef: float = 1.0) -> Tensor:
+    h = beta * a.logp - beta * b.logp
+    return torch.log1p((-h).exp()) - nll_coef * a.logp / a.length
+
+
 def kto(a: Answers, b: Answers, beta: float = 0.1, good: float = 1.0, bad: float = 1.0) -> Tensor:
     up = 1 / (1 + (-beta * (a.logp - a.reference - Z0)).exp())
     down = 1 / (1 + (-beta * (Z0 - (b.logp - b.reference))).exp())
@@ -80,6 +85,7 @@ HARD: dict[str, Callable[[Answers, Answers], Tensor]] = {
     "ipo": ipo,
     "simpo": simpo,
     "orpo": orpo,
+    "cpo": cpo,
     "kto": kto,
     "bradley_terry": bradley_terry,
     "wspo": wspo,

@@ -23,6 +23,7 @@ from helpers.support_calls import (
 )
 from tools.support_matrix.table import Option
 from w2s_fast.losses.distillation import DISTILLATIONS
+from w2s_fast.losses.policy import POLICY_LOSSES, make_policy_loss
 from w2s_fast.losses.preference import PREFERENCES, Answers
 from w2s_fast.ops.pack_topk import pack_topk
 from w2s_fast.testing import (
@@ -109,6 +110,27 @@ def preference(backend: str, dtype: torch.dtype, option: Option) -> None:
             assert_within_budget(actual, exact, exact.to(actual.dtype), FORWARD, name)
 
 
+def policy(backend: str, dtype: torch.dtype, option: Option) -> None:
+    """Run each loss in each dtype; losses/test_policy.py compares them with the papers."""
+    given = {name: normal(3, 4, seed=i).to(dtype) for i, name in enumerate(option.call)}
+    if "weight" in given:
+        given["weight"] = given["weight"].abs()
+    if "mask" in given:
+        given["mask"] = given["mask"] > 0
+    fields = {"reference": "kl_coef=0.3", "entropy": "entropy_coef=0.2"}
+    terms = [term for name, term in fields.items() if name in given]
+    for name in POLICY_LOSSES:
+        more = [*terms, *(["max_length=4"] if name == "dr_grpo" else [])]
+        loss, results = make_policy_loss(f"{name}:{','.join(more)}"), []
+        for d in (dtype, FP64):
+            logp = normal(3, 4, seed=7).to(dtype).to(d).requires_grad_()
+            x = {k: v if v.dtype == torch.bool else v.to(d) for k, v in given.items()}
+            out = loss(logp, normal(3, 4, seed=8).to(dtype).to(d), **x)
+            results.append((out.loss_sum, *torch.autograd.grad(out.loss_sum, logp)))
+        for actual, exact in zip(*results, strict=True):
+            assert_within_budget(actual, exact, exact.to(dtype), FORWARD, name)
+
+
 DRIVERS: dict[str, Callable[[str, torch.dtype, Option], None]] = {
     "cross_entropy": cross_entropy,
     "linear_cross_entropy": linear,
@@ -117,4 +139,5 @@ DRIVERS: dict[str, Callable[[str, torch.dtype, Option], None]] = {
     "quantile": quantiles,
     "distillation": distillation,
     "preference": preference,
+    "policy": policy,
 }

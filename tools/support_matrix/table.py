@@ -278,8 +278,24 @@ PREFERENCE = Entry(
     (),
     ("first", "second"),
     (
-        Option("`dpo`, `dpo_norm`, `ipo`, `simpo`, `orpo`, `kto`, `bradley_terry`, `wspo`"),
+        Option("`dpo`, `dpo_norm`, `ipo`, `simpo`, `orpo`, `cpo`, `kto`, `bradley_terry`, `wspo`"),
         Option("soft preferences `q`", {"q": True}),
+        Option("`weight`", {"weight": True}),
+    ),
+)
+
+POLICY = Entry(
+    "policy losses",
+    ("w2s_fast.losses.policy:PolicyLoss.__call__",),
+    "",
+    (),
+    ("logp", "advantage"),
+    (
+        Option("`ppo`, `grpo`, `dr_grpo`, `gspo`, `cispo`"),
+        Option("`old` policy", {"old": True}),
+        Option("`reference` policy, `kl_coef`", {"reference": True}),
+        Option("`entropy` bonus", {"entropy": True}),
+        Option("`mask`", {"mask": True}),
         Option("`weight`", {"weight": True}),
     ),
 )
@@ -292,4 +308,5 @@ ENTRIES = (
     QUANTILE,
     DISTILLATION,
     PREFERENCE,
+    POLICY,
 )

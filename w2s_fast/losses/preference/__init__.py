@@ -3,6 +3,7 @@
 from w2s_fast.errors import PreferenceWarning
 from w2s_fast.losses.preference._base import Answers, Preference, PreferenceOut
 from w2s_fast.losses.preference.bradley_terry import BradleyTerry
+from w2s_fast.losses.preference.cpo import CPO
 from w2s_fast.losses.preference.dpo import DPO, DPONorm
 from w2s_fast.losses.preference.ipo import IPO
 from w2s_fast.losses.preference.kto import KTO
@@ -17,12 +18,14 @@ PREFERENCES: dict[str, type[Preference]] = {
     "ipo": IPO,
     "simpo": SimPO,
     "orpo": ORPO,
+    "cpo": CPO,
     "kto": KTO,
     "bradley_terry": BradleyTerry,
     "wspo": WSPO,
 }
 
 __all__ = [
+    "CPO",
     "DPO",
     "IPO",
     "KTO",

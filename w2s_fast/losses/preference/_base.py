@@ -18,9 +18,9 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses._fields import RangeChecked
+from w2s_fast.losses._tensor_checks import check_values
 from w2s_fast.ops.arguments import check_methods
 from w2s_fast.ops.checks import check_weight_dtype
-from w2s_fast.ops.transforms import values
 
 
 class Answers(NamedTuple):
@@ -179,11 +179,11 @@ def check(
             _check_shape(f"{name}.{field}", x, n, logp)
         if not a.logp.is_floating_point():
             raise W2SError(f"{name}.logp has dtype {a.logp.dtype}; expected floating point")
-        _check_values(f"{name}.length", a.length, 1, math.inf, "lengths of at least one token")
+        check_values(f"{name}.length", a.length, 1, math.inf, "lengths of at least one token")
     acc = torch.promote_types(logp.dtype, torch.float32)
     if isinstance(q, Tensor):
         _check_shape("q", q, n, logp)
-        _check_values("q", q, 0, 1, "probabilities in [0, 1]")
+        check_values("q", q, 0, 1, "probabilities in [0, 1]")
         q = q.detach().to(acc)
     elif not 0 <= q <= 1:
         raise W2SError(f"q is {q}; expected a probability in [0, 1]")
@@ -192,7 +192,7 @@ def check(
     _check_shape("weight", weight, n, logp)
     if weight is not None:
         check_weight_dtype(weight)
-    _check_values("weight", weight, 0, math.inf, "weights of at least 0")
+    check_values("weight", weight, 0, math.inf, "weights of at least 0")
     return q, weight
 
 
@@ -203,14 +203,3 @@ def _check_shape(name: str, x: Tensor | None, n: int, like: Tensor) -> None:
         raise W2SError(f"{name} has shape {tuple(x.shape)}; expected one number a pair, ({n},)")
     if x.device != like.device:
         raise W2SError(f"{name} is on {x.device}, logp on {like.device}; move one of them")
-
-
-def _check_values(name: str, x: Tensor | None, low: float, high: float, expected: str) -> None:
-    # On an accelerator the check would synchronise with the device.
-    if x is None or x.device.type != "cpu" or x.numel() == 0:
-        return
-    x = values(x.detach()).flatten()  # of all samples under vmap
-    wrong = ~((x >= low) & (x <= high))
-    if bool(wrong.any()):
-        i = int(wrong.nonzero()[0])
-        raise W2SError(f"{name}[{i}] is {float(x[i])}; expected {expected}")
