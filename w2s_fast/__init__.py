@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from w2s_fast.ops.cross_entropy.api import cross_entropy
     from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
     from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
+    from w2s_fast.ops.fused_linear.topk import linear_topk_ids
     from w2s_fast.ops.logprob.api import topk_logprob
     from w2s_fast.ops.pack_topk import pack_topk
     from w2s_fast.ops.quantile.api import kth_value, quantile, top_fraction_mask
@@ -49,6 +50,7 @@ __all__ = [
     "kth_value",
     "linear_cross_entropy",
     "linear_logprob",
+    "linear_topk_ids",
     "linear_topk_logprob",
     "make_loss",
     "pack_topk",
@@ -78,6 +80,7 @@ _HOMES = {  # public name -> the module that defines it
     "kth_value": "w2s_fast.ops.quantile.api",
     "linear_cross_entropy": "w2s_fast.ops.fused_linear.cross_entropy",
     "linear_logprob": "w2s_fast.ops.fused_linear.logprob",
+    "linear_topk_ids": "w2s_fast.ops.fused_linear.topk",
     "linear_topk_logprob": "w2s_fast.ops.fused_linear.logprob",
     "make_loss": "w2s_fast.losses",
     "pack_topk": "w2s_fast.ops.pack_topk",

@@ -60,6 +60,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         w2s_fast.linear_topk_logprob,
         {"hidden": H, "head": W, "ids": Y[:, None], "bias": torch.zeros(V), "temperature": 1.0,
          "return_stats": True, **FUSED}),
+    "linear_topk_ids": (
+        w2s_fast.linear_topk_ids,
+        {"hidden": H, "head": W, "k": 2, "bias": torch.zeros(V), "positions": torch.arange(N),
+         "memory_mib": 64}),
     "linear_logprob": (
         w2s_fast.linear_logprob,
         {"hidden": H, "head": W, "tokens": Y, "mask": ONES, "positions": torch.arange(N),

@@ -26,7 +26,9 @@ from w2s_fast.ops.weak_loss import batch_threshold, weak_loss
 REFUSAL = "has no forward-mode derivative|not differentiable twice"
 
 # Constants by contract: no derivative flows through them in any mode.
-CONSTANT = {"balanced_bias", "kth_value", "pack_topk", "quantile", "top_fraction_mask"}
+CONSTANT = {
+    "balanced_bias", "kth_value", "linear_topk_ids", "pack_topk", "quantile", "top_fraction_mask",
+}  # fmt: skip
 # Neither takes nor gives tensors.
 NO_TENSORS = {
     "ModelConfig", "RunConfig", "SparseTargets", "SupervisorsConfig", "SweepConfig", "TaskConfig",
