@@ -87,6 +87,18 @@ def test_sweeps_of_heads(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_logprob_with_entropy(tmp_path: Path) -> None:
+    """Every candidate computes the same values and gradients."""
+    pytest.importorskip("trl")
+    out = tmp_path / "results.jsonl"
+    done = _bench("logprob_entropy", "--quick", "--dtypes", "fp32", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = {r["provider"]: r for r in _rows(out)}
+    assert set(rows) == {"ours", "ours_64mib", "trl", "eager"}
+    assert all(r["value_err"] < 1e-5 and r["grad_err"] < 1e-5 for r in rows.values())
+
+
+@pytest.mark.slow
 def test_products_of_16_bit_heads(tmp_path: Path) -> None:
     """The second process is limited to AVX2, where ours multiplies in fp32."""
     out = tmp_path / "results.jsonl"

@@ -118,7 +118,7 @@ def test_what_cannot_be_encoded(tokenizer: Any) -> None:
             pairs.with_reference(wrong)
 
 
-SPECS = ("dpo", "dpo_norm:beta=5", "simpo", "ipo", "orpo", "wspo", "wspo:average=false",
+SPECS = ("dpo", "dpo_norm:beta=5", "simpo", "ipo", "orpo", "cpo", "wspo", "wspo:average=false",
          "logconf@dpo", "xent@simpo", "logconf_paper@ipo")  # fmt: skip
 
 

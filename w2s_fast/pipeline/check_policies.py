@@ -31,7 +31,7 @@ def check_policy(model: ModelConfig, kind: str) -> None:
     if name in ("kto", "bradley_terry"):
         raise W2SError(
             f"preference={model.preference!r} gives no reward of a single language model; expected "
-            "dpo, dpo_norm, ipo, simpo, orpo or wspo"
+            "dpo, dpo_norm, ipo, simpo, orpo, cpo or wspo"
         )
     if model.source == "bow" or model.freeze != "none":
         raise W2SError(

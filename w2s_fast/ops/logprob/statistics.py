@@ -121,21 +121,24 @@ def row_blocks(logits: Tensor) -> Iterator[slice]:
 
 def _gradient_of_values(logits: Tensor, call: RowCall, extra: ValueGradient) -> Tensor:
     """Return the (n, V) gradient with respect to ``logits``, in their dtype, as a new tensor."""
-    stats, softcap, up = call.stats, call.spec.softcap, extra.upstream
+    stats, softcap, up = call.stats.unsqueeze(2), call.spec.softcap, extra.upstream
     lse, max_prob, entropy, margin = up.unsqueeze(2)
-    top = max_prob * (-stats[Stat.LOGS].unsqueeze(1)).exp()
-    log_p = soft_capped(logits, softcap) - stats[Stat.MAX].unsqueeze(1)
-    log_p -= stats[Stat.LOGS].unsqueeze(1)
-    log_p.clamp_min_(_LOG_ZERO)
-    grad = log_p.exp()
-    log_p += stats[Stat.ENTROPY].unsqueeze(1)
-    log_p.mul_(-entropy).add_(lse - top)
-    grad *= log_p
+    logs = stats[Stat.LOGS]
+    share = (-logs).exp()
+    top = max_prob * share
+    # p (lse - top - entropy (log p + H)), with log p = d - log S and p = e^d / S.
+    d = (soft_capped(logits, softcap) - stats[Stat.MAX]).clamp_min_(_LOG_ZERO)
+    grad = d.exp()
+    constant = lse - top - entropy * (stats[Stat.ENTROPY] - logs)
+    grad *= torch.addcmul(constant * share, d, -entropy * share, out=d)
     first, second = call.index[Index.ARGMAX].unsqueeze(1), extra.second.unsqueeze(1)
     grad.scatter_add_(1, first, top + margin).scatter_add_(1, second, -margin)
     if softcap:
         grad *= soft_cap_slope(logits, softcap)
-    return grad.masked_fill_(~(up != 0).any(0).unsqueeze(1), 0.0)
+    used = (up != 0).any(0)
+    if used.device.type == "cpu" and bool(used.all()):
+        return grad
+    return grad.masked_fill_(~used.unsqueeze(1), 0.0)
 
 
 def _rows_of(call: RowCall, rows: slice) -> RowCall:
