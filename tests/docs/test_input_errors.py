@@ -53,7 +53,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "linear_cross_entropy": (
         w2s_fast.linear_cross_entropy,
         {"hidden": H, "head": WIDE, "weak": Y, "bias": torch.zeros(5), "threshold": 0.5,
-         "positions": torch.arange(N), "fp32_head_gradient": True, "memory_mib": 64, **CE}),
+         "positions": torch.arange(N), "fp32_head_gradient": True, "memory_mib": 64,
+         "main_grad": False, **CE}),
     "topk_logprob": (w2s_fast.topk_logprob, {"logits": Z, "ids": Y[:, None], "temperature": 1.0,
                                              "softcap": 0.0, "return_stats": True}),
     "linear_topk_logprob": (

@@ -180,8 +180,9 @@ def linear_call(
     def ours(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
         x = dict(x)
         data = x.pop("hidden"), x.pop("head")
+        more = kw | ({"main_grad": shown_buffer(*data)} if kw.get("main_grad") else {})
         loss, s = linear_cross_entropy(
-            *data, weak, positions=positions, return_stats=True, **x, **kw
+            *data, weak, positions=positions, return_stats=True, **x, **more
         )
         at = torch.zeros(())
         gate.append(Own(s.coefficient.double().nan_to_num(0.0), s.hard_class, s.max_prob, at))
@@ -204,6 +205,18 @@ def linear_call(
         twice(backend, lambda h: ours(parts | {"hidden": h})[0], parts["hidden"])
     else:
         compare(backend, ours, truth, parts, dtype, option.call.get("frozen"))
+
+
+def shown_buffer(hidden: Tensor, head: Tensor) -> Tensor:
+    """A buffer for ``main_grad`` that becomes ``head.grad``, where it is compared."""
+    buffer = torch.zeros_like(head, dtype=torch.promote_types(head.dtype, FP32)).detach()
+
+    def show(_: Tensor) -> None:
+        assert head.grad is None
+        head.grad = buffer.to(head.dtype)
+
+    hidden.register_post_accumulate_grad_hook(show)
+    return buffer
 
 
 def twice(backend: str, f: Callable[[Tensor], Tensor], x: Tensor) -> None:

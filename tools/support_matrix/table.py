@@ -155,6 +155,7 @@ LINEAR_CROSS_ENTROPY = Entry(
         *_TERMS,
         *_REDUCTIONS,
         Option("`positions`", {"positions": True}),
+        Option("`main_grad`: the head's gradient is added to a buffer", {"main_grad": True}),
         *_HEAD,
         Option("`return_stats`", {"return_stats": True}),
         _COMPILED,

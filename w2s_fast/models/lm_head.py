@@ -15,6 +15,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.targets import SparseTargets
+from w2s_fast.ops.vocab_parallel.dtensor import is_dtensor
 
 
 class LMHeadLoss(nn.Module):
@@ -66,9 +67,11 @@ class LMHeadLoss(nn.Module):
         that counts returns 0 and gradients of 0, so processes of a sharded training stay in step.
 
         Raises:
-            W2SError: if the weight is still sharded, see ``check_gathered``.
+            W2SError: if the weight is still sharded, see ``check_gathered``. Beside hidden states
+                that are a DTensor, it may be sharded over its classes.
         """
-        check_gathered(self.weight)
+        if not is_dtensor(hidden):  # tensor parallelism; the op reads the placements
+            check_gathered(self.weight)
         options = {"memory_mib": self.memory_mib, "softcap": self.softcap, **options}
         return linear_cross_entropy(hidden, self.weight, weak, bias=self.bias, **options)
 

@@ -43,9 +43,11 @@ from w2s_fast.ops.dispatch import Cost, Op
 from w2s_fast.ops.reference import cross_entropy_reference, cross_entropy_sample
 from w2s_fast.ops.results import Stats, make_stats
 from w2s_fast.ops.targets import SparseTargets, make_inputs
+from w2s_fast.ops.vocab_parallel.entry import logits_take_dtensors
 
 
 @checked
+@logits_take_dtensors
 def cross_entropy(
     logits: Tensor,
     weak: Tensor | SparseTargets,
@@ -70,7 +72,10 @@ def cross_entropy(
         F.cross_entropy(logits, (1 - aux) * weak + aux * own)
 
     Args:
-        logits: (N, V) student logits, fp32, bf16, fp16 or fp64. Gets gradients.
+        logits: (N, V) student logits, fp32, bf16, fp16 or fp64. Gets gradients. A DTensor of
+            placement Shard(1), as loss parallelism makes it, is never gathered: the other
+            arguments are the same on every rank, or DTensors, and the loss is a plain tensor,
+            equal on every rank. Eager only, V > 2, without ``inplace``.
         weak: weak labels: int (N,), float (N, V), or ``SparseTargets``; constants.
         weight: (N,) row weights; get gradients. A weight of 0 excludes its row from the batch.
         aux: self-target coefficient in [0, 1]; a 0-d tensor avoids recompiling a schedule.

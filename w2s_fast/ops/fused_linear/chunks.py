@@ -37,6 +37,7 @@ from w2s_fast.ops.cross_entropy.ref import set_loss
 from w2s_fast.ops.dispatch import backend
 from w2s_fast.ops.fused_linear import gemm
 from w2s_fast.ops.fused_linear.head_gradient import HeadGradient
+from w2s_fast.ops.fused_linear.main_grad import MainGrad
 from w2s_fast.ops.loss_call import Index, LossResult, LossSpec, RowCall, Stat, new_record
 from w2s_fast.ops.targets import LossInputs, check_labels
 
@@ -49,7 +50,7 @@ class HeadInputs(NamedTuple):
     """Hidden states (N, D), head (V, D), bias (V,) or None, and the budget of a chunk of logits.
 
     The logits are alpha (hidden head^T + bias); the caller that sets alpha scales the gradients by
-    it.
+    it. With ``main_grad`` the head's gradient is added to that buffer.
     """
 
     hidden: Tensor
@@ -58,6 +59,7 @@ class HeadInputs(NamedTuple):
     memory_mib: float
     fp32_head_gradient: bool = True
     alpha: float = 1.0
+    main_grad: MainGrad | None = None
 
 
 class NeedsGrad(NamedTuple):
@@ -122,7 +124,8 @@ class Gradients:
         self.head: HeadGradient | None = None
         if needs.head or needs.bias:
             wide = x.fp32_head_gradient and chunked
-            self.head = HeadGradient(x.head, wide, needs.bias, with_head=needs.head)
+            into = x.main_grad.buffer if x.main_grad is not None and needs.head else None
+            self.head = HeadGradient(x.head, wide, needs.bias, with_head=needs.head, into=into)
 
     def add(self, dlogits: Tensor, rows: slice) -> None:
         """Add a chunk's gradient, which may be overwritten afterwards."""

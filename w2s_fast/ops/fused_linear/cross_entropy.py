@@ -17,21 +17,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
 from w2s_fast.ops.dispatch import Cost
-from w2s_fast.ops.dtypes import LOGIT_DTYPES
 from w2s_fast.ops.fused_linear.chunks import HeadInputs, shape_only, threshold_from_scores
 from w2s_fast.ops.fused_linear.cross_entropy_autograd import differentiable_loss
+from w2s_fast.ops.fused_linear.inputs import (
+    cast_for_autocast,
+    check_head,
+    flat_rows,
+    flat_targets,
+)
+from w2s_fast.ops.fused_linear.main_grad import find_main_grad, local_main_grad
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.loss_call import LossSpec
 from w2s_fast.ops.results import Stats, WeakLossOut, as_scalar, make_stats
 from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets
+from w2s_fast.ops.vocab_parallel.entry import linear_takes_dtensors
 
 
 @checked
+@linear_takes_dtensors
 def linear_cross_entropy(
     hidden: Tensor,
     head: Tensor,
@@ -41,6 +48,7 @@ def linear_cross_entropy(
     positions: Tensor | None = None,
     memory_mib: float = DEFAULT_MEMORY_MIB,
     fp32_head_gradient: bool = True,
+    main_grad: Tensor | bool = False,
     weight: Tensor | None = None,
     aux: float | Tensor = 0.0,
     threshold: str | float | None = None,
@@ -67,11 +75,20 @@ def linear_cross_entropy(
             a chunk starve the GEMMs.
         fp32_head_gradient: sum a 16-bit head's gradient over chunks in fp32 and round once; costs
             4 V D bytes where there are several chunks. False rounds once a chunk.
+        main_grad: fp32 (V, D) buffer to which backward adds the head's gradient (fp64 for an fp64
+            head), or True for ``head.main_grad``, as Megatron keeps it. ``head.grad`` then stays
+            None. Only a head that has Megatron's flag ``grad_added_to_main_grad`` gets a
+            gradient, of zeros, and the flag is set. Eager only.
         weight, aux, threshold, smoothing, softcap, z_loss, ignore_index, reduction, return_stats:
             see ``cross_entropy``.
 
     Under autocast hidden, head and bias are cast to its dtype, as ``F.linear`` would.
-    ``reduction="none"`` and ``torch.compile`` make the logits a second time in backward.
+    ``reduction="none"``, ``main_grad`` and ``torch.compile`` make the logits a second time in
+    backward.
+
+    A DTensor head of placement Shard(0) takes ``vocab_parallel_cross_entropy``. Hidden states are
+    then a DTensor on the same mesh, replicated or sharded, and labels, weights and positions are
+    the same on every rank, or DTensors; the loss is a plain tensor, equal on every rank.
 
     Returns:
         0-d fp32 loss ((N,) for ``"none"``), or ``(loss, Stats)``.
@@ -80,14 +97,16 @@ def linear_cross_entropy(
         W2SError: for shapes, dtypes, devices, coefficients or a budget that do not fit.
         RuntimeError: on a second derivative, or a tangent of forward mode.
     """
+    added_to = find_main_grad(main_grad, head)
     hidden, head, bias = cast_for_autocast(hidden, head, bias)
-    weak, weight = _flat_targets(hidden, weak, weight)
+    weak, weight = flat_targets(hidden, weak, weight)
     hidden = flat_rows(hidden, positions)
     check_head(hidden, head, bias)
     shape = shape_only(hidden.shape[0], head.shape[0], hidden)
     p = attach_targets(shape, weak, weight, ignore_index)
     spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss)
-    x = HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient)
+    added_to = local_main_grad(added_to, head)
+    x = HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient, main_grad=added_to)
     loss, result = differentiable_loss(x, p, spec, weight, reduction)
     return (loss, make_stats(p, result)) if return_stats else loss
 
@@ -130,75 +149,6 @@ def _projected(
     n, v = logits.shape
     p = attach_targets(shape_only(n, v, hidden), weak, weight, ignore_index)
     return HeadInputs(hidden, head, bias, logits.memory_mib), p
-
-
-def cast_for_autocast(
-    hidden: Tensor, head: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cast to the dtype in which ``F.linear`` would compute under the current autocast."""
-    device = hidden.device.type
-    if not torch.is_autocast_enabled(device):
-        return hidden, head, bias
-    dtype = torch.get_autocast_dtype(device)
-    return hidden.to(dtype), head.to(dtype), None if bias is None else bias.to(dtype)
-
-
-def flat_rows(hidden: Tensor, positions: Tensor | None) -> Tensor:
-    """Return the (N, D) rows of (N, D) or (B, T, D), or the (M, D) rows at ``positions``."""
-    if hidden.dim() not in (2, 3):
-        raise W2SError(
-            f"hidden has shape {tuple(hidden.shape)}; expected (N, D) or (B, T, D) hidden states"
-        )
-    rows = hidden.flatten(0, -2)
-    if positions is None:
-        return rows
-    if positions.dim() != 1 or positions.is_floating_point() or positions.dtype == torch.bool:
-        raise W2SError(
-            f"positions have shape {tuple(positions.shape)} and dtype {positions.dtype}; expected "
-            "(M,) integers, rows of the flattened hidden states (mask.flatten().nonzero()[:, 0])"
-        )
-    return rows.index_select(0, positions)
-
-
-def check_head(hidden: Tensor, head: Tensor, bias: Tensor | None) -> None:
-    """Raise ``W2SError`` where hidden (N, D), head (V, D) and bias (V,) do not fit together."""
-    if hidden.dtype not in LOGIT_DTYPES:
-        raise W2SError(f"hidden has dtype {hidden.dtype}; expected fp32, bf16, fp16 or fp64")
-    if head.dim() != 2 or head.shape[1] != hidden.shape[1] or head.shape[0] == 0:
-        hint = ""
-        if head.dim() == 2 and head.shape[0] == hidden.shape[1]:
-            hint = "; is it transposed?"
-        elif head.numel() == 0:
-            hint = "; a partitioned (ZeRO-3, FSDP) weight must be gathered first"
-        raise W2SError(
-            f"head has shape {tuple(head.shape)}; expected (V, D) with D = {hidden.shape[1]}{hint}"
-        )
-    if bias is not None and tuple(bias.shape) != (head.shape[0],):
-        raise W2SError(f"bias has shape {tuple(bias.shape)}; expected ({head.shape[0]},)")
-    for name, t in (("head", head), ("bias", bias)):
-        if t is not None and (t.dtype != hidden.dtype or t.device != hidden.device):
-            raise W2SError(
-                f"{name} is {t.dtype} on {t.device}, hidden {hidden.dtype} on {hidden.device}; "
-                "bring them to one dtype and device, or run under torch.autocast"
-            )
-
-
-def _flat_targets(
-    hidden: Tensor, weak: Tensor | SparseTargets, weight: Tensor | None
-) -> tuple[Tensor | SparseTargets, Tensor | None]:
-    """Flatten (B, T, ...) targets and weights to rows; return others unchanged."""
-    if hidden.dim() != 3:
-        return weak, weight
-    lead = tuple(hidden.shape[:2])
-    if isinstance(weak, Tensor) and weak.shape[:2] == lead:
-        rows_of = 3 if weak.is_floating_point() else 2
-        weak = weak.flatten(0, 1) if weak.dim() == rows_of else weak
-    if isinstance(weak, SparseTargets) and weak.ids.dim() == 3 and weak.ids.shape[:2] == lead:
-        rest = weak.rest if weak.rest is None or weak.rest.dim() != 2 else weak.rest.flatten()
-        weak = SparseTargets(weak.ids.flatten(0, 1), weak.probs.flatten(0, 1), rest)
-    if weight is not None and tuple(weight.shape) == lead:
-        weight = weight.flatten()
-    return weak, weight
 
 
 def cost(n: int, v: int, dtype: torch.dtype, d: int = 1024) -> Cost:

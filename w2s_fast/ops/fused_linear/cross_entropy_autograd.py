@@ -1,8 +1,9 @@
 """Two ways from autograd to the fused head.
 
 Eager mean and sum make all gradients in forward, 6 N V D operations, and backward returns them.
-fp16 gradients wait for backward, where the loss scale is known (see ``cross_entropy/autograd.py``):
-a batch of one chunk keeps its logits until then, several chunks are recomputed, 8 N V D.
+fp16 gradients wait for backward, where the loss scale is known (see ``cross_entropy/autograd.py``),
+and so does a gradient that is added to a buffer (``main_grad.py``): a batch of one chunk keeps its
+logits until then, several chunks are recomputed, 8 N V D.
 ``reduction="none"`` and ``torch.compile`` go through two registered operators; only backward has
 the upstream of every row, so it recomputes the logits. Neither is differentiable twice; both raise.
 """
@@ -62,7 +63,8 @@ def differentiable_loss(
 ) -> tuple[Tensor, LossResult]:
     """Return the loss, differentiable in the head's parts and ``weight``, and the rest."""
     check_reduction(reduction)
-    if reduction == "none" or type(x.hidden) is not Tensor or needs_operators():
+    in_operators = reduction == "none" or type(x.hidden) is not Tensor
+    if x.main_grad is None and (in_operators or needs_operators()):
         check_spec(spec, p)
         row, *record = torch.ops.w2s_fast.linear_weak_ce(
             *x[:3], *operator_arguments(p, spec), float(x.memory_mib), x.fp32_head_gradient
@@ -79,7 +81,7 @@ def apply_eagerly(
     call: EagerCall, x: HeadInputs, weight: Tensor | None
 ) -> tuple[Tensor, LossResult]:
     """Run a call through autograd and return its loss and result."""
-    call.memory = x.memory_mib, x.fp32_head_gradient
+    call.memory = x[3:]
     call.weight_dtype = None if weight is None else weight.dtype
     loss = FusedLinearLoss.apply(*x[:3], weight, call)
     assert call.result is not None
@@ -96,7 +98,7 @@ class EagerCall:
     inputs: LossInputs | None
     spec: LossSpec
     reduction: str
-    memory: tuple[float, bool] = (0.0, True)  # memory_mib, fp32_head_gradient
+    memory: tuple[Any, ...] = ()  # the fields of ``HeadInputs`` that are no part of the head
     weight_dtype: torch.dtype | None = None
     result: LossResult | None = None
 
@@ -107,9 +109,10 @@ class EagerCall:
         """Whether the loss is divided by its normaliser."""
         return self.reduction == "mean"
 
-    def in_forward(self, dtype: torch.dtype) -> bool:
+    def in_forward(self, x: HeadInputs) -> bool:
         """Return whether forward makes the gradients: the upstream is a scalar applied later."""
-        return self.reduction != "none" and not needs_upstream(dtype)
+        scalar = self.reduction != "none" and not needs_upstream(x.hidden.dtype)
+        return scalar and x.main_grad is None
 
     def solve(
         self, x: HeadInputs, p: LossInputs, needs: NeedsGrad, keep_logits: bool = False
@@ -144,8 +147,8 @@ class FusedLinearLoss(torch.autograd.Function):
         ctx.call, ctx.n_classes, ctx.ignore_index = call, p.logits.shape[1], p.ignore_index
         ctx.save_for_backward(hidden, head, bias, p.ids, p.probs, p.rest, p.weight)
         needs = NeedsGrad(*ctx.needs_input_grad[:3])
-        late = not call.in_forward(hidden.dtype)
         x = HeadInputs(hidden, head, bias, *call.memory)
+        late = not call.in_forward(x)
         result = call.solve(x, p, NeedsGrad() if late else needs, late and needs.any)
         call.result = result
         if call.reduction == "none":
@@ -171,11 +174,14 @@ class FusedLinearLoss(torch.autograd.Function):
             grad_weight = weight_gradient(p, result, call.mean, upstream, call.weight_dtype)
         if not needs.any:
             return None, None, None, grad_weight, None
-        if not call.in_forward(hidden.dtype):
+        if not call.in_forward(x):
             late = " in fp16" if needs_upstream(hidden.dtype) else ""
             refuse_batched(call.name + late, upstream)
             rows = row_scale(p, result.normaliser, call.mean, upstream)
-            return (*call.gradients(x, p, rows, needs), grad_weight, None)
+            made, grad_head, grad_bias = call.gradients(x, p, rows, needs)
+            if x.main_grad is not None and needs.head:
+                grad_head = x.main_grad.gradient(head)
+            return made, grad_head, grad_bias, grad_weight, None
         grads, result.grads = result.grads, ()
         if not grads:  # the first backward returned the stored gradients: make them again
             grads = call.solve(x, p, needs).grads

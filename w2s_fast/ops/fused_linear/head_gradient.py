@@ -21,17 +21,25 @@ class HeadGradient:
         fp32: sum the chunks of a 16-bit head in fp32 and round once at the end; costs 4 V D bytes.
         with_bias: also sum dlogits over rows.
         with_head: False for a frozen head.
+        into: (V, D) buffer that the head's gradient is added to; ``result`` then has none.
     """
 
-    def __init__(self, head: Tensor, fp32: bool, with_bias: bool, with_head: bool = True) -> None:
+    def __init__(
+        self,
+        head: Tensor,
+        fp32: bool,
+        with_bias: bool,
+        with_head: bool = True,
+        into: Tensor | None = None,
+    ) -> None:
         wide = torch.float32 if fp32 and head.dtype.itemsize < 4 else head.dtype
-        self.dtype = head.dtype
-        self.head = torch.empty_like(head, dtype=wide) if with_head else None
+        self.dtype, self._into = head.dtype, into
+        self.head = torch.empty_like(head, dtype=wide) if with_head and into is None else into
         self.bias: Tensor | None = None
         if with_bias:
             acc = accumulator(head.dtype)
             self.bias = torch.zeros(head.shape[0], dtype=acc, device=head.device)
-        self._empty = True
+        self._empty = into is None
 
     def add(self, dlogits: Tensor, hidden: Tensor) -> None:
         """Add dlogits^T hidden, and the column sums."""
@@ -83,10 +91,10 @@ class HeadGradient:
             add_by_class(self.head, classes[:, k], wide * values[:, k : k + 1])
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return both gradients in the dtype of the head (None for a frozen part)."""
+        """Return both gradients in the dtype of the head (None for a frozen or added part)."""
         if self._empty and self.head is not None:
             self.head.zero_()
-        head = None if self.head is None else self.head.to(self.dtype)
+        head = None if self.head is None or self._into is not None else self.head.to(self.dtype)
         return head, None if self.bias is None else self.bias.to(self.dtype)
 
 

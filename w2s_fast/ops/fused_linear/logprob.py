@@ -19,7 +19,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.fused_linear.chunks import HeadInputs
-from w2s_fast.ops.fused_linear.cross_entropy import cast_for_autocast, check_head
+from w2s_fast.ops.fused_linear.inputs import cast_for_autocast, check_head
 from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
 from w2s_fast.ops.fused_linear.logprob_statistics import linear_topk_values
 from w2s_fast.ops.logprob.api import (

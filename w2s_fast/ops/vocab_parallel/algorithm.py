@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -45,20 +44,7 @@ from w2s_fast.ops.loss_call import Index, LossResult, LossSpec, RowCall, Stat, n
 from w2s_fast.ops.quantile import api as quantile_op
 from w2s_fast.ops.targets import LossInputs, check_labels
 from w2s_fast.ops.vocab_parallel.merge import merge
-
-
-class Shard(NamedTuple):
-    """This rank's classes: ``first`` .. ``first + width - 1`` of ``total``."""
-
-    first: int
-    width: int
-    total: int
-    group: Any
-
-    def local(self, ids: Tensor) -> Tensor:
-        """Return class ids within this shard; -1 for those of other shards and for padding."""
-        inside = (ids >= self.first) & (ids < self.first + self.width)
-        return torch.where(inside, ids - self.first, -1)
+from w2s_fast.ops.vocab_parallel.shard import Shard
 
 
 def chunk_rows(x: HeadInputs, p: LossInputs, shard: Shard) -> int:

@@ -23,14 +23,29 @@ from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
 from w2s_fast.ops.fused_linear.chunks import HeadInputs, NeedsGrad, shape_only
-from w2s_fast.ops.fused_linear.cross_entropy import cast_for_autocast, check_head, flat_rows
 from w2s_fast.ops.fused_linear.cross_entropy_autograd import EagerCall, Grads, apply_eagerly
+from w2s_fast.ops.fused_linear.inputs import (
+    cast_for_autocast,
+    check_head,
+    flat_rows,
+    flat_targets,
+)
+from w2s_fast.ops.fused_linear.main_grad import find_main_grad, local_main_grad
 from w2s_fast.ops.loss_call import LossResult
 from w2s_fast.ops.quantile.distributed import check_group
 from w2s_fast.ops.results import Stats, check_reduction, make_stats
 from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets
 from w2s_fast.ops.transforms import refuse_transforms
-from w2s_fast.ops.vocab_parallel.algorithm import Shard, gradients_from_rows, solve_vocab
+from w2s_fast.ops.vocab_parallel.algorithm import gradients_from_rows, solve_vocab
+from w2s_fast.ops.vocab_parallel.dtensor import (
+    class_part,
+    class_shard,
+    has_dtensor,
+    is_dtensor,
+    labels_part,
+    whole,
+)
+from w2s_fast.ops.vocab_parallel.shard import Shard, check_total
 
 
 @checked
@@ -45,6 +60,7 @@ def vocab_parallel_cross_entropy(
     positions: Tensor | None = None,
     memory_mib: float = DEFAULT_MEMORY_MIB,
     fp32_head_gradient: bool = True,
+    main_grad: Tensor | bool = False,
     weight: Tensor | None = None,
     aux: float | Tensor = 0.0,
     threshold: str | float | None = None,
@@ -59,13 +75,15 @@ def vocab_parallel_cross_entropy(
 
     Args:
         hidden: (N, D) or (B, T, D), the same on every rank. Gets the sum of all ranks' gradients.
-        head: (V_r, D) this rank's rows. Gets gradients.
+        head: (V_r, D) this rank's rows. Gets gradients. Of a DTensor (V, D) sharded over its
+            classes, the local part is taken; ``shard`` is read from it, and bias must be one too.
         weak: int (N,) and ``SparseTargets`` name classes of the whole vocabulary, the same on
             every rank; float (N, V_r) is this rank's part of the weak probabilities.
         group: ``torch.distributed`` process group over which the vocabulary is split, in rank
             order.
         shard: (first class, V) of this rank; None where all shards have V_r classes.
         bias: (V_r,) this rank's part.
+        main_grad: as there, of this rank's rows.
         positions, memory_mib, fp32_head_gradient, weight, aux, threshold, smoothing, softcap,
             z_loss, ignore_index, reduction, return_stats: see ``linear_cross_entropy``; the budget
             is a rank's own. Needs V > 2.
@@ -78,7 +96,13 @@ def vocab_parallel_cross_entropy(
         RuntimeError: on a second derivative, or a tangent of forward mode.
     """
     check_group(group)
+    added_to = find_main_grad(main_grad, head)
+    if has_dtensor(hidden, head, weak, bias, positions, weight):
+        shard, head, bias, weak = _local_classes(head, bias, weak, shard, group)
+        hidden, weight = whole("hidden", hidden), whole("weight", weight)
+        positions = whole("positions", positions)
     hidden, head, bias = cast_for_autocast(hidden, head, bias)
+    weak, weight = flat_targets(hidden, weak, weight)
     rows = flat_rows(hidden, positions)
     check_head(rows, head, bias)
     at = _shard(head.shape[0], shard, group)
@@ -87,7 +111,8 @@ def vocab_parallel_cross_entropy(
     check_spec(spec, p)
     check_reduction(reduction)
     refuse_transforms("vocab_parallel_cross_entropy", rows, head, bias, weight)
-    x = HeadInputs(rows, head, bias, memory_mib, fp32_head_gradient)
+    added_to = local_main_grad(added_to, head)
+    x = HeadInputs(rows, head, bias, memory_mib, fp32_head_gradient, main_grad=added_to)
     loss, result = apply_eagerly(_ShardCall(p, spec, reduction, shard=at), x, weight)
     return (loss, make_stats(p, result)) if return_stats else loss
 
@@ -125,9 +150,33 @@ def _shard(width: int, shard: tuple[int, int] | None, group: Any) -> Shard:
             f"shard is {(first, total)} for {width} rows of the head; expected (first class, V) "
             f"with 0 <= first and first + {width} <= V"
         )
-    if total <= 2:
-        raise W2SError(f"the vocabulary has {total} classes; a split needs more than two")
+    check_total(total)
     return Shard(first, width, total, group)
+
+
+def _local_classes(
+    head: Any,
+    bias: Tensor | None,
+    weak: Tensor | SparseTargets,
+    shard: tuple[int, int] | None,
+    group: Any,
+) -> tuple[tuple[int, int] | None, Tensor, Tensor | None, Tensor | SparseTargets]:
+    """Return (first class, V) and the local parts of head, bias and weak labels."""
+    if not is_dtensor(head):
+        return shard, head, whole("bias", bias), whole("weak", weak)
+    at = class_shard("head", head, 0)
+    if (
+        at is None
+        or shard is not None
+        or dist.get_process_group_ranks(group) != dist.get_process_group_ranks(at.group)
+    ):
+        raise W2SError(
+            f"head is a DTensor with placements {tuple(head.placements)}; expected Shard(0) over "
+            "the ranks of group, and shard=None: pass group=head.device_mesh.get_group(), or call "
+            "linear_cross_entropy"
+        )
+    local_weak = labels_part(weak, at) if has_dtensor(weak) else weak
+    return (at.first, at.total), head.to_local(), class_part("bias", bias, at, 0), local_weak
 
 
 def _inputs(
