@@ -1,1 +1,1 @@
-"""For the trainers of other libraries: patched models, and batches with weak labels."""
+"""For other libraries: patched models, batches with weak labels, logits while generating."""
