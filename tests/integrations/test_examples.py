@@ -13,22 +13,25 @@ import numpy as np
 import pytest
 import torch
 from helpers import ranks
-from helpers.example_trainings import EXAMPLES, PLAIN, WHOLE, door, hard_rows, losses, same, tiny
-from torch import Tensor, nn
+from helpers.example_trainings import (
+    EXAMPLES,
+    PLAIN,
+    WHOLE,
+    Reference,
+    descent,
+    door,
+    hard_rows,
+    losses,
+    reference,
+    same,
+    tiny,
+)
+from torch import Tensor
 
 import w2s_fast
 from w2s_fast.errors import W2SError
 from w2s_fast.integrations.batches import WeakLabelCollator
 from w2s_fast.integrations.patching import progress_callback
-
-
-def descent(params: Any, lr: float) -> torch.optim.Optimizer:
-    """In the place of AdamW, which would hide a loss of the wrong scale."""
-    return torch.optim.SGD(params, lr=5 * lr)
-
-
-def soft_ce(logits: Tensor, probs: Tensor) -> Tensor:
-    return -(probs * logits.log_softmax(-1)).sum(-1)
 
 
 def test_compute_loss_func_is_the_trainers_own(certain: None, tmp_path: Path) -> None:
@@ -58,35 +61,6 @@ def test_compute_loss_func_accumulates_and_ramps(tmp_path: Path) -> None:
     ramped = losses(run(str(tmp_path), "logconf:aux_coef=0.5,warmup_frac=0.5", **PLAIN))
     assert ramped[0] == pytest.approx(losses(parts)[0])
     assert abs(ramped[1] - losses(parts)[1]) > 1e-3
-
-
-class Reference(nn.Module):
-    """Sum of weighted losses of the answers, from logits in full."""
-
-    def __init__(self, lm: Any) -> None:
-        super().__init__()
-        self.lm, self.config = lm, lm.config
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        logits = self.lm(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        row, at = (batch["labels"] != -100).nonzero(as_tuple=True)
-        probs = torch.zeros(len(row), logits.shape[-1])
-        probs.scatter_(1, batch["weak_ids"][row, at], batch["weak_probs"][row, at])
-        return (batch["weak_weight"][row] * soft_ce(logits[row, at - 1], probs)).sum()
-
-
-def reference(steps: int, size: int, mean_of_weights: bool) -> Any:
-    """A loop over whole batches."""
-    model = Reference(tiny.lm())
-    optimizer = descent(model.parameters(), lr=1e-2)
-    rows = tiny.rows(steps * size)
-    for step in range(steps):
-        batch = WeakLabelCollator(tiny.tokenizer)(rows[step * size : (step + 1) * size])
-        total = batch["weak_weight"].sum() if mean_of_weights else size
-        (model(batch) / total).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.lm
 
 
 def test_bare_loop() -> None:
