@@ -238,9 +238,14 @@ def test_only_differentiable_statistics_cost_memory() -> None:
     assert plain < _saved(lambda: step("differentiable")) <= plain + n * (8 + 5 * 8)
 
 
-def test_blocks_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_bound_the_memory_and_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, sizes = statistics._gradient_of_values, []
+    monkeypatch.setattr(
+        statistics, "_gradient_of_values", lambda z, *a: (sizes.append(len(z)), real(z, *a))[1]
+    )
     z = torch.randn(7, 33, generator=torch.Generator().manual_seed(8)).bfloat16()
     ids, grads = torch.arange(7)[:, None], []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     for block in (1, 70, 1 << 20):
         monkeypatch.setattr(statistics, "_BLOCK", block)
         x = z.clone().requires_grad_()
@@ -250,6 +255,7 @@ def test_blocks_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(
         torch.equal(a, b) for other in grads[1:] for a, b in zip(grads[0], other, strict=True)
     )
+    assert sizes == [1] * 7 + [2, 2, 2, 1] + [7]
 
 
 def test_fp16_gradients_are_rounded_after_the_loss_scale() -> None:
@@ -261,6 +267,14 @@ def test_fp16_gradients_are_rounded_after_the_loss_scale() -> None:
         results.append(torch.autograd.grad(2.0**16 * 1e-4 * stats.entropy.sum(), x)[0])
     ours, truth = results
     assert_within_budget(ours, truth, truth.half(), BACKWARD)
+
+
+def test_a_tail_that_was_not_asked_for_has_no_gradient() -> None:
+    hidden, head = torch.randn(3, 4), torch.randn(5, 4, requires_grad=True)
+    args = (hidden, head, None, torch.tensor([[1], [2], [3]]), 0.0, False, 1.0, False, 1.0, False)
+    _, tail, *_ = torch.ops.w2s_fast.linear_topk_logp_values(*args)
+    assert bool((tail == 0).all())
+    assert torch.autograd.grad(tail.sum(), head, allow_unused=True) == (None,)
 
 
 def test_upstream_of_zero_size() -> None:
@@ -344,8 +358,8 @@ def test_gradcheck_and_opcheck() -> None:
         back = (*upstream, *(t.detach() for t in y), ids, *record, 3.0, 1.0, False, 0.5)
         torch.library.opcheck(ops.linear_topk_logp_values_backward, (*back, [True, False, True]))
     z = torch.randn(5, 7, generator=g, requires_grad=True)
-    torch.library.opcheck(ops.topk_logp_values, (z, ids, 3.0, True))
-    logp, tail, values, *record = ops.topk_logp_values(z, ids, 3.0, True)
+    torch.library.opcheck(ops.topk_logp_values, (z, ids, 3.0))
+    logp, tail, values, *record = ops.topk_logp_values(z, ids, 3.0)
     upstream = [t.detach() for t in (logp, tail, values)]
     torch.library.opcheck(ops.topk_logp_values_backward, (*upstream, z.detach(), ids, *record, 3.0))
 

@@ -90,9 +90,7 @@ def topk_logprob(
         logits = logits / temperature
     softcap = softcap / temperature
     if differentiable:
-        logp, tail, values, _, _, index = torch.ops.w2s_fast.topk_logp_values(
-            logits, ids, softcap, True
-        )
+        logp, tail, values, _, _, index = torch.ops.w2s_fast.topk_logp_values(logits, ids, softcap)
         return logp, tail, differentiable_stats(values, index)
     logp, tail, stats, index = torch.ops.w2s_fast.topk_logp(logits, ids, softcap, True)
     return (logp, tail, row_stats(stats, index)) if return_stats else (logp, tail)

@@ -91,23 +91,21 @@ def write_gradient(call: RowCall, extra: ValueGradient | None) -> None:
     16-bit gradients are rounded once, after the sum; like those of the phase itself they may
     overwrite the logits. A row without upstream gets exactly 0 for any logits.
     """
-    kernels = backend("cross_entropy", call.inputs.logits)
+    gradient = backend("cross_entropy", call.inputs.logits).gradient
     if extra is None:
-        return kernels.gradient(call)
+        gradient(call)
+        return
     for rows in row_blocks(call.inputs.logits):
         part = _rows_of(call, rows)
-        z, grad = part.inputs.logits, part.grad
-        assert grad is not None
-        if z.dtype != part.stats.dtype:
-            z = z.to(part.stats.dtype)
-            part.inputs, part.grad = part.inputs._replace(logits=z), z
+        narrow, z = part.grad, part.inputs.logits.to(part.stats.dtype)
+        assert narrow is not None
+        grad = narrow if z.dtype == narrow.dtype else z  # a wide copy may be overwritten
+        part.inputs, part.grad = part.inputs._replace(logits=z), grad
         added = _gradient_of_values(z, part, extra.of_rows(rows))
-        kernels.gradient(part)
-        assert part.grad is not None
-        part.grad += added
-        if part.grad is not grad:
-            grad.copy_(part.grad)
-    return None
+        gradient(part)
+        grad += added
+        if grad is not narrow:
+            narrow.copy_(grad)
 
 
 def row_blocks(logits: Tensor) -> Iterator[slice]:

@@ -31,7 +31,7 @@ from w2s_fast.ops.loss_call import Index
 from w2s_fast.ops.transforms import differentiable
 
 LIBRARY.define(
-    "topk_logp_values(Tensor logits, Tensor ids, float softcap, bool with_tail) "
+    "topk_logp_values(Tensor logits, Tensor ids, float softcap) "
     "-> (Tensor logp, Tensor tail, Tensor values, Tensor second, Tensor stats, Tensor index)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -44,11 +44,9 @@ LIBRARY.define(
 
 
 @torch.library.impl(LIBRARY, "topk_logp_values", "CompositeExplicitAutograd")
-def _topk_logp_values(
-    logits: Tensor, ids: Tensor, softcap: float, with_tail: bool
-) -> tuple[Tensor, ...]:
+def _topk_logp_values(logits: Tensor, ids: Tensor, softcap: float) -> tuple[Tensor, ...]:
     logits = unit_column_stride(logits)
-    call = forward_call(logits, ids, softcap, with_tail)
+    call = forward_call(logits, ids, softcap, with_tail=True)
     backend("topk_logprob", logits).rows(call)
     logp, tail, stats, index = read_off(call)
     second_logit, second = second_largest(logits, index[Index.ARGMAX], softcap)
@@ -56,7 +54,7 @@ def _topk_logp_values(
 
 
 @torch.library.register_fake("w2s_fast::topk_logp_values")
-def _topk_logp_values_fake(logits: Tensor, ids: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _topk_logp_values_fake(logits: Tensor, ids: Tensor, softcap: float) -> tuple[Tensor, ...]:
     return fake_values(logits, ids)
 
 
@@ -103,7 +101,7 @@ def _topk_logp_values_backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, ids, ctx.softcap, ctx.with_tail = inputs
+    logits, ids, ctx.softcap = inputs
     _, _, _, second, stats, index = output
     ctx.save_for_backward(logits, ids, second, stats, index)
     ctx.mark_non_differentiable(second, stats, index)
@@ -117,11 +115,11 @@ def _backward(
     grad_values: Tensor | None,
     *_: Any,
 ) -> tuple[Tensor | None, ...]:
-    upstream = grad_logp, grad_tail if ctx.with_tail else None, grad_values
+    upstream = grad_logp, grad_tail, grad_values
     if all(g is None for g in upstream):
-        return (None,) * 4
+        return None, None, None
     grad = torch.ops.w2s_fast.topk_logp_values_backward(*upstream, *ctx.saved_tensors, ctx.softcap)
-    return grad, None, None, None
+    return grad, None, None
 
 
 differentiable("topk_logp_values", "topk_logprob", _backward, _save)
