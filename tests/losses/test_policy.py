@@ -141,6 +141,8 @@ def _trl_loss(x: dict[str, Tensor], loss_type: str, level: str, **options: Any) 
         (GRPO(kl_coef=0.3), {"loss_type": "grpo", "level": "token"}),
         (GRPO(kl_coef=0.3, max_ratio=1.6), {"loss_type": "grpo", "level": "token", "delta": 1.6}),
         (DrGRPO(kl_coef=0.3, max_length=T), {"loss_type": "dr_grpo", "level": "token"}),
+        (DrGRPO(max_length=9, kl_coef=0.3), {"loss_type": "dr_grpo", "level": "token",
+                                             "max_completion_length": 9}),
         (PPO(kl_coef=0.3), {"loss_type": "bnpo", "level": "token"}),
         (PPO(kl_coef=0.3), {"loss_type": "dapo", "level": "token"}),
         (GSPO(kl_coef=0.3, clip_low=0.2, clip_high=0.2), {"loss_type": "grpo",
@@ -232,13 +234,24 @@ def test_metrics() -> None:
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
     mask = torch.tensor([1, 1, 0, 1])
     more = {"old": old, "mask": mask}
-    for loss, clipped in ((PPO(), 2), (PPO(max_ratio=1.5), 3), (CISPO(clip_high=0.5), 2)):
+    for loss, clipped in (
+        (PPO(), 2), (PPO(max_ratio=1.5), 3), (CISPO(clip_high=0.5), 2),
+        (CISPO(clip_high=0.5, clip_low=0.5), 3),
+    ):  # fmt: skip
         out = loss(logp, advantage, **more)
         assert float(out.metrics["clipped"]) == clipped
     assert float(out.metrics["ratio"]) == pytest.approx(2 + 2 + 0.4)
     kl = 2 * (1 - math.log(2)) + (-0.6 - math.log(0.4))
     assert float(out.metrics["old_kl"]) == pytest.approx(kl)
     assert "entropy" not in out.metrics and "reference_kl" not in out.metrics
+
+
+def test_all_but_log_probabilities_and_entropies_are_constants() -> None:
+    x = {k: v.requires_grad_(k != "mask") for k, v in tokens(7).items()}
+    out = GRPO(**TERMS)(**x)
+    names = ("logp", "entropy", "advantage", "old", "reference", "weight")
+    grads = torch.autograd.grad(out.loss_sum, [x[k] for k in names], allow_unused=True)
+    assert [g is not None for g in grads] == [True, True, False, False, False, False]
 
 
 def test_half_precision_is_summed_in_fp32() -> None:

@@ -66,7 +66,7 @@ def test_ids_in_every_mode() -> None:
     grad = torch.func.grad(loss)(hidden)
     assert torch.equal(grad, torch.autograd.grad(loss(hidden), hidden)[0])
     with torch.autocast("cpu", dtype=BF16):
-        low = w2s_fast.linear_topk_ids(hidden, head, K)
+        low = w2s_fast.linear_topk_ids(hidden, head.bfloat16(), K)  # two dtypes, as in a layer
     assert torch.equal(low, w2s_fast.linear_topk_ids(hidden.bfloat16(), head.bfloat16(), K))
     with pytest.raises(RuntimeError, match="linear_topk_ids cannot run under torch.func.vmap"):
         torch.func.vmap(lambda h: w2s_fast.linear_topk_ids(h, head, K))(hidden[None])

@@ -111,10 +111,24 @@ def test_ties_take_the_first_classes(backend: str) -> None:
     assert grad.tolist() == [[0.0, 1.0, 0.0, -1.0, 0.0]]
 
 
-def test_one_class_has_no_margin(backend: str) -> None:
+def test_a_cap_makes_impossible_classes_possible(backend: str) -> None:
+    z = torch.tensor([[3.0, -math.inf, -math.inf], [-math.inf, 3.0, -math.inf]])
+    z.requires_grad_()
+    with use_backend(backend):
+        stats = topk_logprob(z, torch.zeros(2, 1, dtype=torch.int64), softcap=4.0, **WITH_STATS)[2]
+        (grad,) = torch.autograd.grad(stats.margin.sum(), z)
+    capped = 4 * math.tanh(0.75)
+    torch.testing.assert_close(stats.margin, torch.full((2,), capped + 4))
+    slope = 1 - (capped / 4) ** 2
+    torch.testing.assert_close(grad, slope * torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("softcap", [0.0, 4.0])
+def test_one_class_has_no_margin(backend: str, softcap: float) -> None:
     z = torch.zeros(2, 1, requires_grad=True)
     with use_backend(backend):
-        stats = topk_logprob(z, torch.zeros(2, 1, dtype=torch.int64), **WITH_STATS)[2]
+        ids = torch.zeros(2, 1, dtype=torch.int64)
+        stats = topk_logprob(z, ids, softcap=softcap, **WITH_STATS)[2]
         (grad,) = torch.autograd.grad(stats.margin.sum() + stats.entropy.sum(), z)
     assert bool((stats.margin == math.inf).all()) and bool((grad == 0).all())
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis.strategies import SearchStrategy
 
-from properties import cases, dense, heads, scaled, scores, special, topk
+from properties import cases, dense, heads, row_statistics, scaled, scores, special, topk
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ PROPERTIES: dict[str, Property] = {
     "top-k classes": Property(topk.topk, topk.topk_cases, 2.0),
     "top-k classes of a head": Property(topk.linear_topk, topk.head_cases),
     "tokens of a head": Property(topk.tokens, topk.head_cases),
+    "row statistics": Property(row_statistics.statistics, topk.topk_cases),
+    "row statistics of a head": Property(row_statistics.of_a_head, topk.head_cases, 0.5),
     "order statistics": Property(scores.order, scores.scores),
     "balanced labels": Property(scores.balanced, scores.balances, 1.0, ("cpp", "ref")),
 }

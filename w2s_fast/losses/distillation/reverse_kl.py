@@ -55,8 +55,8 @@ class ReverseKL(Distillation):
         if self.support == "tail":
             return (log_p.exp() * (log_p - log_q)).sum(1)
         log_p, log_q = log_p[:, :-1], log_q[:, :-1]
-        listed = log_p > LOG_ZERO  # neither padding nor impossible
         if self.support == "renormalised":
-            log_p = log_p.log_softmax(1)
+            listed = log_p > LOG_ZERO  # neither padding nor impossible
             log_q = torch.where(listed, log_q, LOG_ZERO).log_softmax(1)
-        return torch.where(listed, log_p.exp() * (log_p - log_q), 0.0).sum(1)
+            log_p = log_p.log_softmax(1)
+        return (log_p.exp() * (log_p - log_q)).sum(1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from w2s_fast.losses.policy._base import Tokens, sequence_lengths
@@ -29,7 +28,6 @@ class GSPO(GRPO):
     clip_high: float = 4e-4
 
     def log_ratio(self, t: Tokens) -> Tensor:
-        """Return the mean over the tokens that count, at each of them."""
+        """Return the mean over the tokens that count, at every token."""
         length = sequence_lengths(t, "GSPO")
-        mean = (t.logp - t.old).sum(1, keepdim=True) / length
-        return torch.where(t.mask, mean, 0.0)
+        return ((t.logp - t.old).sum(1, keepdim=True) / length).expand_as(t.logp)

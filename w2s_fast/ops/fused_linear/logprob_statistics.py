@@ -22,7 +22,7 @@ from w2s_fast.ops.fused_linear.cross_entropy_autograd import (
 )
 from w2s_fast.ops.fused_linear.logprob_autograd import keeps_logits, pass_over_chunks
 from w2s_fast.ops.logprob.autograd import backward_call, forward_call, read_off, refuse
-from w2s_fast.ops.logprob.statistics import row_values, second_largest
+from w2s_fast.ops.logprob.statistics import margins, row_values
 from w2s_fast.ops.logprob.statistics_autograd import fake_values, value_gradient
 from w2s_fast.ops.loss_call import Index
 from w2s_fast.ops.transforms import differentiable
@@ -68,18 +68,18 @@ def _linear_topk_logp_values(
     keep: bool,
 ) -> tuple[Tensor, ...]:
     call = forward_call(shape_only(hidden.shape[0], head.shape[0], hidden), ids, softcap, with_tail)
-    seconds = []  # of every chunk
+    parts = []  # margins and second classes of every chunk
     kept = hidden.new_empty((0, head.shape[0]))
     x = HeadInputs(hidden, head, bias, memory_mib, alpha=alpha)
     for chunk in pass_over_chunks(x, call, keep):
         first = call.index[Index.ARGMAX, chunk.rows]
-        seconds.append(second_largest(chunk.inputs.logits, first, softcap))
+        parts.append(margins(chunk.inputs.logits, first, softcap))
         kept = chunk.inputs.logits if keep else kept
     logp, tail, stats, index = read_off(call)
-    second_logit, second = stats.new_empty(0), index.new_empty(0)
-    if seconds:  # there may be no rows
-        second_logit, second = map(torch.cat, zip(*seconds, strict=True))
-    return logp, tail, row_values(stats, second_logit), second, stats, index, kept
+    margin, second = stats.new_empty(0), index.new_empty(0)
+    if parts:  # there may be no rows
+        margin, second = map(torch.cat, zip(*parts, strict=True))
+    return logp, tail, row_values(stats, margin), second, stats, index, kept
 
 
 @torch.library.register_fake("w2s_fast::linear_topk_logp_values")

@@ -58,31 +58,36 @@ class ValueGradient:
         return ValueGradient(self.upstream[:, rows], self.second[rows])
 
 
-def row_values(stats: Tensor, second_logit: Tensor) -> Tensor:
-    """Return the (4, N) statistics from a record and the second largest logits."""
-    top, logs = stats[Stat.MAX], stats[Stat.LOGS]
+def row_values(stats: Tensor, margin: Tensor) -> Tensor:
+    """Return the (4, N) statistics from a record and the margins."""
+    logs = stats[Stat.LOGS]
     # A row without a softmax has no statistics, whatever its two largest logits are.
-    margin = torch.where(logs.isnan(), torch.nan, top - second_logit)
-    return torch.stack([top + logs, (-logs).exp(), stats[Stat.ENTROPY], margin])
+    margin = torch.where(logs.isnan(), torch.nan, margin)
+    return torch.stack([stats[Stat.MAX] + logs, (-logs).exp(), stats[Stat.ENTROPY], margin])
 
 
-def second_largest(logits: Tensor, first: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Return the (N,) second largest soft-capped logits and their classes.
+def margins(logits: Tensor, first: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """Return the (N,) margins and the classes of the second largest logits.
 
-    -inf, and any class, in a row with one class.
+    +inf, and class 0, for one class.
 
     Args:
-        logits: (N, V).
-        first: (N,) class of the largest logit, which is left out.
+        logits: (N, V), before the soft-cap.
+        first: (N,) class of the largest logit.
     """
     acc = torch.promote_types(logits.dtype, torch.float32)
-    values = torch.empty(first.shape, dtype=acc, device=logits.device)
-    classes = torch.empty_like(first)
+    margin = torch.full(first.shape, torch.inf, dtype=acc, device=logits.device)
+    second = torch.zeros_like(first)
+    if logits.shape[1] == 1:
+        return margin, second
     for rows in row_blocks(logits):
-        rest = logits[rows].scatter(1, first[rows].unsqueeze(1), -torch.inf)
-        value, classes[rows] = rest.max(1)
-        values[rows] = soft_capped(value.to(acc), softcap)
-    return values, classes
+        at = first[rows].unsqueeze(1)
+        top = logits[rows].gather(1, at).squeeze(1)
+        # Both by the same tanh: that of a kernel's record is rounded in another way.
+        rest, second[rows] = logits[rows].scatter(1, at, -torch.inf).max(1)
+        margin[rows] = soft_capped(top.to(acc), softcap) - soft_capped(rest.to(acc), softcap)
+    # Where all others are -inf the largest was found again: take another class.
+    return margin, torch.where(second == first, (first == 0).to(second.dtype), second)
 
 
 def write_gradient(call: RowCall, extra: ValueGradient | None) -> None:

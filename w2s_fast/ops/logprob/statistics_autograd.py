@@ -23,8 +23,8 @@ from w2s_fast.ops.logprob.autograd import (
 from w2s_fast.ops.logprob.statistics import (
     RowValue,
     ValueGradient,
+    margins,
     row_values,
-    second_largest,
     write_gradient,
 )
 from w2s_fast.ops.loss_call import Index
@@ -49,8 +49,8 @@ def _topk_logp_values(logits: Tensor, ids: Tensor, softcap: float) -> tuple[Tens
     call = forward_call(logits, ids, softcap, with_tail=True)
     backend("topk_logprob", logits).rows(call)
     logp, tail, stats, index = read_off(call)
-    second_logit, second = second_largest(logits, index[Index.ARGMAX], softcap)
-    return logp, tail, row_values(stats, second_logit), second, stats, index
+    margin, second = margins(logits, index[Index.ARGMAX], softcap)
+    return logp, tail, row_values(stats, margin), second, stats, index
 
 
 @torch.library.register_fake("w2s_fast::topk_logp_values")
