@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from w2s_fast.ops.cross_entropy.api import cross_entropy
     from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
     from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
+    from w2s_fast.ops.fused_linear.teacher.heads import TeacherHead
     from w2s_fast.ops.fused_linear.topk import linear_topk_ids
     from w2s_fast.ops.logprob.api import topk_logprob
     from w2s_fast.ops.pack_topk import pack_topk
@@ -42,6 +43,7 @@ __all__ = [
     "SupervisorsConfig",
     "SweepConfig",
     "TaskConfig",
+    "TeacherHead",
     "TrainConfig",
     "W2SError",
     "__version__",
@@ -73,6 +75,7 @@ _HOMES = {  # public name -> the module that defines it
     "SupervisorsConfig": "w2s_fast.supervisors",
     "SweepConfig": "w2s_fast.sweeps.sweep_config",
     "TaskConfig": "w2s_fast.tasks",
+    "TeacherHead": "w2s_fast.ops.fused_linear.teacher.heads",
     "TrainConfig": "w2s_fast.training",
     "W2SError": "w2s_fast.errors",
     "balanced_bias": "w2s_fast.ops.balanced.api",

@@ -33,12 +33,13 @@ Y, ONES = torch.tensor([1, 0, 1, 0]), torch.ones(N)
 Q = torch.full((N, V), 0.5)
 SPARSE = SparseTargets(Y[:, None], torch.full((N, 1), 0.5), torch.full((N,), 0.5))
 ANSWERS = Answers(U, U.clone(), torch.full((N,), 3), U.clone())
+TERMS = [w2s_fast.TeacherHead(2.0, H, WIDE)]
 FUSED = {"memory_mib": 64, "softcap": 0.0}
 CE = {"weight": ONES, "aux": 0.5, "smoothing": 0.1, "z_loss": 0.1, "ignore_index": -100,
       "reduction": "mean", "return_stats": False, "softcap": 0.0}  # fmt: skip
 NO_CALLS = {
     "ModelConfig", "RunConfig", "SparseTargets", "SupervisorsConfig", "SweepConfig", "TaskConfig",
-    "TrainConfig",
+    "TeacherHead", "TrainConfig",
     "W2SError", "__version__", "make_loss", "patch", "run", "sweep", "unpatch",
 }  # fmt: skip
 
@@ -55,6 +56,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"hidden": H, "head": WIDE, "weak": Y, "bias": torch.zeros(5), "threshold": 0.5,
          "positions": torch.arange(N), "fp32_head_gradient": True, "memory_mib": 64,
          "main_grad": False, **CE}),
+    "linear_cross_entropy teacher": (
+        w2s_fast.linear_cross_entropy,
+        {"hidden": H, "head": WIDE, "teacher": TERMS, "temperature": 2.0, "divergence": "jsd",
+         "beta": 0.3, "weight": ONES}),
     "topk_logprob": (w2s_fast.topk_logprob, {"logits": Z, "ids": Y[:, None], "temperature": 1.0,
                                              "softcap": 0.0, "return_stats": True}),
     "linear_topk_logprob": (
@@ -148,6 +153,8 @@ def _wrong_for(value: Any) -> list[Any]:
         return ["x", float("nan"), [0.5], torch.rand(3), object()]
     if isinstance(value, str):
         return [Z, 3.5, "batchmean", None]
+    if value is TERMS:
+        return [Z, 0.5, [], [Z], {}, value[0], [value[0]._replace(head=0.5)]]
     raise AssertionError(value)
 
 

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import w2s_fast
-from w2s_fast import SparseTargets
+from w2s_fast import SparseTargets, TeacherHead
 from w2s_fast.losses import LOSSES, make_loss
 from w2s_fast.losses.distillation import DISTILLATIONS, make_distillation
 from w2s_fast.losses.policy import POLICY_LOSSES, make_policy_loss
 from w2s_fast.losses.preference import PREFERENCES, Answers, make_preference
+from w2s_fast.ops.fused_linear.teacher.reference import divergence_of
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.weak_loss import weak_loss
 
@@ -30,6 +31,7 @@ ce, linear = w2s_fast.cross_entropy, w2s_fast.linear_cross_entropy
 Call = Callable[[Tensor], Tensor]
 # name -> (call, its differentiable input, the same in plain torch or None)
 CALLS: dict[str, tuple[Call, Tensor, Call | None]] = {}
+TEACHER_ROWS: dict[str, tuple[Call, Tensor, Call | None]] = {}  # no batched upstream gradients
 TWO = (Z[:, :2].contiguous(), Q[:, :2].softmax(1))
 
 
@@ -70,6 +72,38 @@ def _add_cross_entropy() -> None:
                 lambda w, kw=kw: linear(H, W, Y, weight=w, **kw), POSITIVE,
                 lambda w, r=r: _weighted(H @ W.T, w, r)),
         })  # fmt: skip
+
+
+def _add_teacher() -> None:
+    """The target of two heads, one of which has a differentiable scale."""
+    one, two = (H.roll(1, 0), W.roll(2, 0)), (H.roll(2, 0), W.roll(1, 0))
+    scale = torch.tensor(0.7)
+
+    def plain(h: Tensor, w: Tensor, a: Tensor, reduction: str, name: str) -> Tensor:
+        log_q = (1.5 * one[0] @ one[1].T + a * two[0] @ two[1].T).log_softmax(1)
+        log_p = (h @ w.T).log_softmax(1)
+        rows = divergence_of(name, log_p, log_q)
+        return rows if reduction == "none" else getattr(rows, reduction)()
+
+    for r, name in (("mean", "cross_entropy"), ("sum", "jsd"), ("none", "reverse_kl")):
+        calls = CALLS if r != "none" else TEACHER_ROWS
+
+        def ours(h: Tensor, w: Tensor, a: Tensor, r: str = r, name: str = name) -> Tensor:
+            teacher = [TeacherHead(1.5, *one), TeacherHead(a, *two)]
+            return linear(h, w, teacher=teacher, divergence=name, reduction=r)
+
+        for part, x, at in (("hidden", H, 0), ("head", W, 1), ("scale", scale, 2)):
+            others = [H, W, scale]
+
+            def call(x: Tensor, f: Any, at: int = at, others: Any = others) -> Tensor:
+                return f(*others[:at], x, *others[at + 1 :])
+
+            calls[f"linear_cross_entropy {r} teacher {part}"] = (
+                lambda x, call=call, ours=ours: call(x, ours), x,
+                lambda x, call=call, r=r, name=name: call(
+                    x, lambda h, w, a: plain(h, w, a, r, name)
+                ),
+            )  # fmt: skip
 
 
 def _add_logprob() -> None:
@@ -144,5 +178,6 @@ def _add_losses() -> None:
 
 
 _add_cross_entropy()
+_add_teacher()
 _add_logprob()
 _add_losses()

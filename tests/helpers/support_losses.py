@@ -21,6 +21,7 @@ from helpers.support_calls import (
     normal,
     quantiles,
 )
+from helpers.support_teacher import teacher_heads
 from tools.support_matrix.table import Option
 from w2s_fast.losses.distillation import DISTILLATIONS
 from w2s_fast.losses.policy import POLICY_LOSSES, make_policy_loss
@@ -134,6 +135,7 @@ def policy(backend: str, dtype: torch.dtype, option: Option) -> None:
 DRIVERS: dict[str, Callable[[str, torch.dtype, Option], None]] = {
     "cross_entropy": cross_entropy,
     "linear_cross_entropy": linear,
+    "teacher": teacher_heads,
     "topk_logprob": logprob,
     "linear_topk_logprob": linear_logprobs,
     "quantile": quantiles,

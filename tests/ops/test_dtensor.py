@@ -266,6 +266,11 @@ def check_errors(mesh: Any) -> None:
         (lambda: dense(distribute(mesh, torch.ones(12, 20), Shard(1)), weak, inplace=True),
          "inplace is True.*expected False"),
         (lambda: dense(distribute(mesh, torch.ones(2, 6, 20), Shard(2)), weak), "flatten batch"),
+        (lambda: loss(hidden, head, teacher=[(1.0, call["hidden"], call["head"])]),
+         "teacher= with a DTensor; expected plain tensors"),
+        (lambda: loss(hidden, head), "weak is None"),
+        (lambda: loss(call["hidden"], call["head"], teacher=[(1.0, hidden, call["head"])]),
+         r"teacher\[0\].hidden is a DTensor"),
         (lambda: w2s_fast.linear_logprob(call["hidden"][0], head, weak[:6]), "does not take"),
         (lambda: w2s_fast.vocab_parallel_cross_entropy(
             call["hidden"], head, weak, group=group, shard=(0, 20)), "expected Shard.0..*group"),

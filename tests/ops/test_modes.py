@@ -12,7 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.differentiable_calls import CALLS, POSITIVE, TWO, Call, D, H, N, Q, V, W, Y, Z
+from helpers.differentiable_calls import (
+    CALLS,
+    POSITIVE,
+    TEACHER_ROWS,
+    TWO,
+    Call,
+    D,
+    H,
+    N,
+    Q,
+    V,
+    W,
+    Y,
+    Z,
+)  # fmt: skip
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -32,7 +46,7 @@ CONSTANT = {
 # Neither takes nor gives tensors.
 NO_TENSORS = {
     "ModelConfig", "RunConfig", "SparseTargets", "SupervisorsConfig", "SweepConfig", "TaskConfig",
-    "TrainConfig",
+    "TeacherHead", "TrainConfig",
     "W2SError", "__version__", "make_loss", "patch", "run", "sweep", "unpatch",
 }  # fmt: skip
 
@@ -128,6 +142,26 @@ def test_reverse_modes_are_right(name: str) -> None:
                 same(run(f, x), expected)
             except Exception as e:
                 raise AssertionError(f"{mode} of {name}: {e}") from e
+
+
+@pytest.mark.parametrize("name", TEACHER_ROWS)
+def test_rows_of_a_teacher(name: str) -> None:
+    """Every mode but a batched upstream, which is refused."""
+    f, x, plain = TEACHER_ROWS[name]
+    assert plain is not None
+    expected = gradient(plain, x)
+    for mode, run in REVERSE.items():
+        if mode == "is_grads_batched":
+            with pytest.raises(RuntimeError, match="with a teacher has no batched backward"):
+                run(f, x)
+            continue
+        try:
+            same(run(f, x), expected)
+        except Exception as e:
+            raise AssertionError(f"{mode} of {name}: {e}") from e
+    for run in (*FORWARD.values(), _twice):
+        with pytest.raises(RuntimeError, match=REFUSAL):
+            run(f, x)
 
 
 def _dual(f: Call, x: Tensor) -> Tensor | None:

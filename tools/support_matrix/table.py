@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tools.support_matrix.declare import DTYPES, NO, REFERENCE, YES, Cell, Entry, Option, cell
+from tools.support_matrix.teacher import TEACHER_HEADS
 
 __all__ = ["DTYPES", "ENTRIES", "NO", "REFERENCE", "YES", "Cell", "Entry", "Option", "cell"]
 
@@ -134,7 +135,8 @@ LINEAR_CROSS_ENTROPY = Entry(
     ("w2s_fast.ops.fused_linear.cross_entropy:linear_cross_entropy",),
     "cross_entropy",
     ("rows", "fixup", "gradient"),
-    ("hidden", "head", "weak"),
+    # The last four have a table of their own.
+    ("hidden", "head", "weak", "teacher", "temperature", "divergence", "beta"),
     (
         *_LABELS,
         Option("`weight`, with gradients", {"weight": True}),
@@ -304,6 +306,7 @@ POLICY = Entry(
 ENTRIES = (
     CROSS_ENTROPY,
     LINEAR_CROSS_ENTROPY,
+    TEACHER_HEADS,
     TOPK_LOGPROB,
     LINEAR_LOGPROB,
     QUANTILE,

@@ -58,8 +58,10 @@ class LMHeadLoss(nn.Module):
         self.register_parameter("bias", getattr(head, "bias", None))
         self.memory_mib, self.softcap = memory_mib, softcap
 
-    def forward(self, hidden: Tensor, weak: Tensor | SparseTargets, **options: Any) -> Any:
-        """Compute the loss of hidden states (N, D) or (B, T, D) against weak labels.
+    def forward(
+        self, hidden: Tensor, weak: Tensor | SparseTargets | None = None, **options: Any
+    ) -> Any:
+        """Compute the loss of hidden states (N, D) or (B, T, D) against weak labels, or a teacher.
 
         Labels and weights of (B, T, D) may be flat or (B, T, ...); ``SparseTargets`` are then
         ``ids`` and ``probs`` (B, T, K), ``rest`` (B, T).

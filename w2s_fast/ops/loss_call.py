@@ -169,3 +169,4 @@ class LossResult:
     # Gradients for upstream 1: of the logits, or of hidden, head and bias. None where not needed.
     grads: tuple[Tensor | None, ...] = ()
     logits: Tensor | None = None  # (N, V), on request, where one chunk holds them all
+    slopes: Tensor | None = None  # (M, N) derivatives of row losses by the scales of a teacher

@@ -168,17 +168,31 @@ def attach_targets(
     n, v = logits.shape
     acc = accumulator(logits.dtype)
     ids, probs, rest = _targets(weak, n, v, acc, logits.dtype)
-    if weight is not None:
-        _expect("weight", weight, (n,))
-        check_weight_dtype(weight)
-        weight = weight.detach().to(acc).contiguous()
-        check_weight(weight)
+    weight = _checked_weight(weight, n, acc)
     device = logits.device
     for t in (ids, probs, rest, weight):
         if t is not None and t.device != device:
             name = "rest" if t is rest else "weight" if t is weight else "weak"
             raise W2SError(f"{name} is on {t.device}, logits on {device}; move one of them")
     return LossInputs(logits, ids, probs, rest, weight, ignore_index)
+
+
+def without_targets(logits: Tensor, weight: Tensor | None) -> LossInputs:
+    """Check the weights of a call whose dense targets are made later, chunk by chunk."""
+    weight = _checked_weight(weight, logits.shape[0], accumulator(logits.dtype))
+    if weight is not None and weight.device != logits.device:
+        raise W2SError(f"weight is on {weight.device}, logits on {logits.device}; move one of them")
+    return LossInputs(logits, None, None, None, weight, -100)
+
+
+def _checked_weight(weight: Tensor | None, n: int, acc: torch.dtype) -> Tensor | None:
+    if weight is None:
+        return None
+    _expect("weight", weight, (n,))
+    check_weight_dtype(weight)
+    weight = weight.detach().to(acc).contiguous()
+    check_weight(weight)
+    return weight
 
 
 def _targets(

@@ -29,7 +29,7 @@ _FORWARD = (
 # Bound here: a loss of 32 rows takes microseconds.
 _is_active = torch._C._are_functorch_transforms_active
 _is_batched = torch._C._functorch.is_batchedtensor
-_is_batched_by_backward = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched=True
+batched_by_backward = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched=True
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
@@ -45,7 +45,7 @@ def needs_operators() -> bool:
 
 def batched(x: Tensor) -> bool:
     """Return whether ``vmap`` hides a dimension of ``x``: values differ between samples."""
-    return _is_batched(x) or _is_batched_by_backward(x)
+    return _is_batched(x) or batched_by_backward(x)
 
 
 def values(x: Tensor) -> Tensor:
@@ -177,13 +177,16 @@ def sample_by_sample(name: str) -> None:
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         calls = []
         for i in range(info.batch_size):
-            one = [
-                a.select(d, i) if isinstance(a, Tensor) and d is not None else a
-                for a, d in zip(args, in_dims, strict=True)
-            ]
-            calls.append(op(*one))
+            calls.append(op(*(_sample(a, d, i) for a, d in zip(args, in_dims, strict=True))))
         if isinstance(calls[0], Tensor):
             return torch.stack(calls), 0
         return tuple(torch.stack(parts) for parts in zip(*calls, strict=True)), (0,) * len(calls[0])
 
     torch.library.register_vmap(f"w2s_fast::{name}", rule)
+
+
+def _sample(argument: Any, dim: Any, i: int) -> Any:
+    """Return sample ``i`` of an argument, or of every tensor in a list of them."""
+    if isinstance(argument, list | tuple) and isinstance(dim, list | tuple):
+        return [_sample(a, d, i) for a, d in zip(argument, dim, strict=True)]
+    return argument.select(dim, i) if isinstance(argument, Tensor) and dim is not None else argument

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,9 @@ from w2s_fast.ops.dispatch import backend
 from w2s_fast.ops.fused_linear import gemm
 from w2s_fast.ops.fused_linear.head_gradient import HeadGradient
 from w2s_fast.ops.fused_linear.main_grad import MainGrad
+from w2s_fast.ops.fused_linear.teacher import heads as teacher_heads
+from w2s_fast.ops.fused_linear.teacher.heads import Slopes, Teacher
+from w2s_fast.ops.fused_linear.teacher.rows import DivergenceRows
 from w2s_fast.ops.loss_call import Index, LossResult, LossSpec, RowCall, Stat, new_record
 from w2s_fast.ops.targets import LossInputs, check_labels
 
@@ -50,7 +53,8 @@ class HeadInputs(NamedTuple):
     """Hidden states (N, D), head (V, D), bias (V,) or None, and the budget of a chunk of logits.
 
     The logits are alpha (hidden head^T + bias); the caller that sets alpha scales the gradients by
-    it. With ``main_grad`` the head's gradient is added to that buffer.
+    it. With ``main_grad`` the head's gradient is added to that buffer. A teacher's target is made
+    with each chunk: the loss inputs then have no targets.
     """
 
     hidden: Tensor
@@ -60,6 +64,7 @@ class HeadInputs(NamedTuple):
     fp32_head_gradient: bool = True
     alpha: float = 1.0
     main_grad: MainGrad | None = None
+    teacher: Teacher | None = None
 
 
 class NeedsGrad(NamedTuple):
@@ -82,10 +87,16 @@ class Chunk(NamedTuple):
     inputs: LossInputs
 
 
+def chunk_rows(x: HeadInputs, p: LossInputs) -> int:
+    """Return the rows of a chunk: its logits, and a teacher's target, each fit into the budget."""
+    n, v = p.logits.shape
+    widest = x.hidden.dtype if x.teacher is None else p.accumulator
+    return rows_per_chunk(n, v, widest.itemsize, x.memory_mib)
+
+
 def fits(x: HeadInputs, p: LossInputs) -> bool:
     """Return whether one chunk holds every row."""
-    n, v = p.logits.shape
-    return rows_per_chunk(n, v, x.hidden.dtype.itemsize, x.memory_mib) >= n
+    return chunk_rows(x, p) >= p.logits.shape[0]
 
 
 def chunks(x: HeadInputs, p: LossInputs) -> Iterator[Chunk]:
@@ -93,21 +104,37 @@ def chunks(x: HeadInputs, p: LossInputs) -> Iterator[Chunk]:
 
     ``p`` has the targets of all rows; its logits are only a shape.
     """
-    n, v = p.logits.shape
-    size = rows_per_chunk(n, v, x.hidden.dtype.itemsize, x.memory_mib)
+    n, size = p.logits.shape[0], chunk_rows(x, p)
     buffer = gemm.logits_buffer(x.hidden, x.head, min(size, n))
+    target = None if x.teacher is None else teacher_heads.target_buffer(x.teacher, min(size, n))
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
         z = gemm.logits_chunk(x.hidden[rows], x.head, x.bias, buffer, x.alpha)
-        yield Chunk(rows, slice_rows(p, rows, z))
+        chunk = Chunk(rows, chunk_inputs(x, p, rows, z, target))
+        del z  # a name would keep the logits while the next ones are allocated
+        yield chunk
+        del chunk
 
 
-def slice_rows(p: LossInputs, rows: slice, logits: Tensor) -> LossInputs:
-    """Return the inputs of some rows, with their logits."""
+def chunk_inputs(
+    x: HeadInputs, p: LossInputs, rows: slice, logits: Tensor, target: Tensor | None = None
+) -> LossInputs:
+    """Return the inputs of some rows with their logits; ``target``: a buffer for a teacher's."""
     ids, probs, rest, weight = (
         None if t is None else t[rows] for t in (p.ids, p.probs, p.rest, p.weight)
     )
+    if x.teacher is not None:
+        if target is None:
+            target = teacher_heads.target_buffer(x.teacher, rows.stop - rows.start)
+        probs = teacher_heads.target_chunk(x.teacher, rows, target)
     return LossInputs(logits, ids, probs, rest, weight, p.ignore_index)
+
+
+def row_kernels(x: HeadInputs) -> Any:
+    """Return what passes over the rows of a chunk: a backend, or a teacher's divergence."""
+    if x.teacher is not None and x.teacher.has_own_pass:
+        return DivergenceRows(x.teacher)
+    return backend("cross_entropy", x.hidden)
 
 
 def shape_only(n: int, v: int, like: Tensor) -> Tensor:
@@ -156,7 +183,8 @@ def solve_linear(
     """
     check_spec(spec, p)
     check_labels(p)  # a chunk would number its rows from 0
-    if fits(x, p):
+    own_pass = x.teacher is not None and x.teacher.has_own_pass
+    if fits(x, p) and not own_pass:
         return _solve_at_once(x, p, spec, needs, mean, keep_logits)
     late = spec.threshold is None and spec.rule in BATCH_RULES
     if late and not fixes_by_rank_one(p, spec, needs):
@@ -169,27 +197,35 @@ def solve_linear(
     )  # fmt: skip
     if late and p.ids is not None:
         call.topk_diffs = torch.empty(p.ids.shape, dtype=p.accumulator, device=p.ids.device)
-    grads = Gradients(x, needs, chunked=True)
+    grads = Gradients(x, needs, chunked=not fits(x, p))
+    slopes = Slopes(x.teacher)
+    kernels = row_kernels(x)
     for chunk in chunks(x, p):
         z = chunk.inputs.logits
-        pass_over_rows(call, chunk, z if needs.any else None)
+        pass_over_rows(call, chunk, z if needs.any else None, kernels)
         if needs.any:
             grads.add(z, chunk.rows)
+        slopes.add(chunk.rows, chunk.inputs.probs)
+        del chunk, z  # before the next logits are allocated
     if late:
         call.threshold = batch_threshold(p, spec.rule, call.stats)
         _close_gates(x, call, grads)
     loss = total_loss(p, call.stats[Stat.LOSS], total if mean else None)
-    return LossResult(call.stats, call.index, loss, total, call.threshold, grads.result())
+    return LossResult(
+        call.stats, call.index, loss, total, call.threshold, grads.result(), slopes=slopes.values
+    )
 
 
-def pass_over_rows(call: RowCall, chunk: Chunk, grad: Tensor | None = None) -> None:
+def pass_over_rows(
+    call: RowCall, chunk: Chunk, grad: Tensor | None = None, kernels: Any = None
+) -> None:
     """Run phase ``rows`` on a chunk and write its record into that of the whole ``call``."""
     at, stats, index = chunk.rows, call.stats, call.index
     part = dataclasses.replace(call, inputs=chunk.inputs, grad=grad)
     part.stats, part.index = some, few = new_record(chunk.inputs)
     if call.topk_diffs is not None:
         part.topk_diffs = torch.empty_like(call.topk_diffs[at])
-    backend("cross_entropy", chunk.inputs.logits).rows(part)
+    (kernels or backend("cross_entropy", chunk.inputs.logits)).rows(part)
     stats[:, at], index[:, at] = some, few
     if call.topk_diffs is not None and part.topk_diffs is not None:
         call.topk_diffs[at] = part.topk_diffs
@@ -202,7 +238,7 @@ def _solve_at_once(
     buffer = gemm.logits_buffer(x.hidden, x.head, every.stop)
     z = gemm.logits_chunk(x.hidden, x.head, x.bias, buffer, x.alpha)
     spec = dataclasses.replace(spec, record=True)
-    result = solve(slice_rows(p, every, z), spec, z if needs.any else None, mean)
+    result = solve(chunk_inputs(x, p, every, z), spec, z if needs.any else None, mean)
     grads = Gradients(x, needs, chunked=False)
     if needs.any and every.stop:
         grads.add(z, every)
@@ -211,8 +247,15 @@ def _solve_at_once(
 
 def threshold_from_scores(x: HeadInputs, p: LossInputs, spec: LossSpec) -> Tensor:
     """Compute the logits for their scores alone and return the batch threshold."""
-    call = RowCall(p, LossSpec(softcap=spec.softcap), *new_record(p))
-    for chunk in chunks(x, p):
+    scored, student = p, x
+    if x.teacher is not None:
+        # Scores are the student's: any label will do, and no term of the teacher is computed.
+        any_label = torch.zeros((x.hidden.shape[0], 1), dtype=torch.int64, device=x.hidden.device)
+        scored, student = p._replace(ids=any_label, ignore_index=-1), x._replace(teacher=None)
+        if p.logits.shape[1] == 2:  # the prior of two classes is a mean of the target
+            p = p._replace(probs=teacher_heads.probabilities(x.teacher))
+    call = RowCall(scored, LossSpec(softcap=spec.softcap), *new_record(p))
+    for chunk in chunks(student, scored):
         pass_over_rows(call, chunk)
     return batch_threshold(p, spec.rule, call.stats)
 

@@ -4,6 +4,10 @@ r"""Weak-to-strong cross-entropy of a language-model head, without ever storing 
     L, dL/dlogits as in ``cross_entropy``
     dL/dhidden = dL/dlogits head,   dL/dhead = dL/dlogits^T hidden,   dL/dbias = sum_i dL/dlogits_i
 
+With ``teacher`` the targets are made in the same chunks, from the hidden states of other models:
+
+    q = softmax(sum_m a_m h_m W_m^T / T),   L = D(q, softmax(logits)),   cross-entropy or another D
+
 N rows, D hidden size, V classes. With mean or sum every gradient is made in forward: 6 N V D
 operations, the same as three bare GEMMs, and memory for one chunk of logits beside the gradients.
 A threshold over the whole batch is exact. For hard labels, and for top-k labels of mass 1 without
@@ -12,11 +16,13 @@ a residual, it costs rank-1 corrections instead of a second pass; see ``chunks.p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
@@ -30,10 +36,13 @@ from w2s_fast.ops.fused_linear.inputs import (
     flat_targets,
 )
 from w2s_fast.ops.fused_linear.main_grad import find_main_grad, local_main_grad
+from w2s_fast.ops.fused_linear.teacher import operators as _operators  # noqa: F401 - registers
+from w2s_fast.ops.fused_linear.teacher.checks import check_options, make_teacher
+from w2s_fast.ops.fused_linear.teacher.heads import CROSS_ENTROPY, TeacherHead
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.loss_call import LossSpec
 from w2s_fast.ops.results import Stats, WeakLossOut, as_scalar, make_stats
-from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets
+from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets, without_targets
 from w2s_fast.ops.vocab_parallel.entry import linear_takes_dtensors
 
 
@@ -42,8 +51,12 @@ from w2s_fast.ops.vocab_parallel.entry import linear_takes_dtensors
 def linear_cross_entropy(
     hidden: Tensor,
     head: Tensor,
-    weak: Tensor | SparseTargets,
+    weak: Tensor | SparseTargets | None = None,
     *,
+    teacher: Sequence[TeacherHead] | None = None,
+    temperature: float = 1.0,
+    divergence: str = "cross_entropy",
+    beta: float = 0.5,
     bias: Tensor | None = None,
     positions: Tensor | None = None,
     memory_mib: float = DEFAULT_MEMORY_MIB,
@@ -66,13 +79,24 @@ def linear_cross_entropy(
         head: (V, D) weight of the language-model head, same dtype. Gets gradients; a frozen head
             or frozen hidden states skip their GEMM.
         weak: weak labels of the rows: int (N,) or (B, T), float (N, V) or (B, T, V), or
-            ``SparseTargets``, whose tensors may have (B, T) in the place of N as well.
+            ``SparseTargets``, whose tensors may have (B, T) in the place of N as well. Exactly one
+            of ``weak`` and ``teacher`` is given.
+        teacher: terms ``TeacherHead(scale, hidden, head, bias, softcap)``, or tuples in that order,
+            over the student's vocabulary. The target is the softmax of the sum of their scaled
+            logits; it is computed for one chunk at a time. Hidden states have the rows of ``weak``.
+            A scale that is a tensor gets a gradient if it requires one, the rest gets none.
+        temperature: T of the teacher's softmax, above 0; the student's stays 1.
+        divergence: of the student from the teacher: ``"cross_entropy"``, ``"forward_kl"`` (the same
+            gradient; its value is less by the teacher's entropy), ``"reverse_kl"``, ``"jsd"``,
+            ``"jeffreys"``, ``"total_variation"``, ``"hellinger"`` or ``"pearson"``, see
+            ``teacher/divergences.py``.
+        beta: weight of the teacher in the mixture of ``"jsd"``, in (0, 1).
         bias: (V,) of the head. Gets gradients.
         positions: (M,) integer rows of the flattened hidden states that carry labels, e.g. one
             answer token a sequence; ``weak`` and ``weight`` are then of M rows, and no other row
             is touched. None: every row.
-        memory_mib: what the logits of a chunk may take, in MiB. Fewer than about a thousand rows
-            a chunk starve the GEMMs.
+        memory_mib: what the logits of a chunk may take, in MiB; a teacher's target, in fp32, may
+            take as much again. Fewer than about a thousand rows a chunk starve the GEMMs.
         fp32_head_gradient: sum a 16-bit head's gradient over chunks in fp32 and round once; costs
             4 V D bytes where there are several chunks. False rounds once a chunk.
         main_grad: fp32 (V, D) buffer to which backward adds the head's gradient (fp64 for an fp64
@@ -99,16 +123,47 @@ def linear_cross_entropy(
     """
     added_to = find_main_grad(main_grad, head)
     hidden, head, bias = cast_for_autocast(hidden, head, bias)
+    _check_target(weak, teacher, temperature, divergence, smoothing)
     weak, weight = flat_targets(hidden, weak, weight)
     hidden = flat_rows(hidden, positions)
     check_head(hidden, head, bias)
     shape = shape_only(hidden.shape[0], head.shape[0], hidden)
-    p = attach_targets(shape, weak, weight, ignore_index)
-    spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss)
     added_to = local_main_grad(added_to, head)
     x = HeadInputs(hidden, head, bias, memory_mib, fp32_head_gradient, main_grad=added_to)
+    if teacher is not None:
+        n, v = shape.shape
+        terms = make_teacher(teacher, n, v, hidden, temperature, divergence, beta)
+        x, p = x._replace(teacher=terms), without_targets(shape, weight)
+    else:
+        check_options(temperature, divergence, beta)
+        assert weak is not None
+        p = attach_targets(shape, weak, weight, ignore_index)
+    spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss)
     loss, result = differentiable_loss(x, p, spec, weight, reduction)
     return (loss, make_stats(p, result)) if return_stats else loss
+
+
+def _check_target(
+    weak: Tensor | SparseTargets | None,
+    teacher: Any,
+    temperature: float,
+    divergence: str,
+    smoothing: float,
+) -> None:
+    """Raise ``W2SError`` unless one target is given, with options that it has."""
+    if (weak is None) == (teacher is None):
+        both = "both" if weak is not None else "neither"
+        raise W2SError(f"weak and teacher: {both} given; expected exactly one of them")
+    if teacher is None and (temperature != 1.0 or divergence != CROSS_ENTROPY):
+        raise W2SError(
+            f"temperature {temperature} and divergence {divergence!r} are of a teacher; expected "
+            "teacher=[...] with them. w2s_fast.losses.distillation has divergences of top-k labels"
+        )
+    if divergence != CROSS_ENTROPY and smoothing:
+        raise W2SError(
+            f"smoothing is {smoothing} with divergence {divergence!r}; expected 0, label smoothing "
+            "is for the cross-entropy"
+        )
 
 
 def projected_loss(

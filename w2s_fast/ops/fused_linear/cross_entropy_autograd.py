@@ -43,12 +43,14 @@ from w2s_fast.ops.fused_linear.chunks import (
     Gradients,
     HeadInputs,
     NeedsGrad,
+    chunk_inputs,
     chunks,
     fits,
+    row_kernels,
     shape_only,
-    slice_rows,
     solve_linear,
 )
+from w2s_fast.ops.fused_linear.teacher.heads import Teacher
 from w2s_fast.ops.logprob.statistics import ValueGradient, write_gradient
 from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, Stat
 from w2s_fast.ops.results import check_reduction
@@ -66,11 +68,15 @@ def differentiable_loss(
     in_operators = reduction == "none" or type(x.hidden) is not Tensor
     if x.main_grad is None and (in_operators or needs_operators()):
         check_spec(spec, p)
-        row, *record = torch.ops.w2s_fast.linear_weak_ce(
-            *x[:3], *operator_arguments(p, spec), float(x.memory_mib), x.fp32_head_gradient
-        )
-        return reduced(p, spec, row, record, weight, reduction)
-    inputs = (*x[:3], weight)
+        memory = float(x.memory_mib), x.fp32_head_gradient
+        if x.teacher is None:
+            op, arguments = torch.ops.w2s_fast.linear_weak_ce, operator_arguments(p, spec)
+        else:
+            op = torch.ops.w2s_fast.linear_teacher_loss
+            arguments = (*x.teacher, *operator_arguments(p, spec))
+        row, *record = op(*x[:3], *arguments, *memory)
+        return reduced(p, spec, row, record[:3], weight, reduction)
+    inputs = (*x[:3], weight, None if x.teacher is None else x.teacher.scales)
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in inputs):
         result = solve_linear(x, p, spec, NeedsGrad(), reduction == "mean")
         return result.loss, result
@@ -81,9 +87,12 @@ def apply_eagerly(
     call: EagerCall, x: HeadInputs, weight: Tensor | None
 ) -> tuple[Tensor, LossResult]:
     """Run a call through autograd and return its loss and result."""
-    call.memory = x[3:]
+    call.memory = x[3:-1]
     call.weight_dtype = None if weight is None else weight.dtype
-    loss = FusedLinearLoss.apply(*x[:3], weight, call)
+    call.teacher = x.teacher
+    loss = FusedLinearLoss.apply(
+        *x[:3], weight, None if x.teacher is None else x.teacher.scales, call
+    )
     assert call.result is not None
     return loss, call.result
 
@@ -98,8 +107,9 @@ class EagerCall:
     inputs: LossInputs | None
     spec: LossSpec
     reduction: str
-    memory: tuple[Any, ...] = ()  # the fields of ``HeadInputs`` that are no part of the head
+    memory: tuple[Any, ...] = ()  # the fields of ``HeadInputs`` between bias and teacher
     weight_dtype: torch.dtype | None = None
+    teacher: Teacher | None = None
     result: LossResult | None = None
 
     name: ClassVar[str] = "linear_cross_entropy"
@@ -139,15 +149,20 @@ class FusedLinearLoss(torch.autograd.Function):
         head: Tensor,
         bias: Tensor | None,
         weight: Tensor | None,
+        scales: Tensor | None,
         call: EagerCall,
     ) -> Tensor:
         p, call.inputs = call.inputs, None
+        teacher, call.teacher = call.teacher, None
         assert p is not None
         snapshot(call.spec)
         ctx.call, ctx.n_classes, ctx.ignore_index = call, p.logits.shape[1], p.ignore_index
-        ctx.save_for_backward(hidden, head, bias, p.ids, p.probs, p.rest, p.weight)
+        saved = [] if teacher is None else teacher.tensors()
+        ctx.save_for_backward(hidden, head, bias, p.ids, p.probs, p.rest, p.weight, *saved)
+        # Only what is no tensor: those must be freed by backward even where the loss lives on.
+        ctx.teacher = None if teacher is None else teacher.with_tensors([None] * len(saved))
         needs = NeedsGrad(*ctx.needs_input_grad[:3])
-        x = HeadInputs(hidden, head, bias, *call.memory)
+        x = HeadInputs(hidden, head, bias, *call.memory)._replace(teacher=teacher)
         late = not call.in_forward(x)
         result = call.solve(x, p, NeedsGrad() if late else needs, late and needs.any)
         call.result = result
@@ -165,15 +180,22 @@ class FusedLinearLoss(torch.autograd.Function):
         result = call.result
         assert result is not None
         needs = NeedsGrad(*ctx.needs_input_grad[:3])
-        hidden, head, bias, *targets = ctx.saved_tensors
-        x = HeadInputs(hidden, head, bias, *call.memory)
+        hidden, head, bias, *saved = ctx.saved_tensors
+        targets, terms = saved[:4], saved[4:]
+        teacher = None if ctx.teacher is None else ctx.teacher.with_tensors(terms)
+        x = HeadInputs(hidden, head, bias, *call.memory)._replace(teacher=teacher)
         shape = shape_only(hidden.shape[0], ctx.n_classes, hidden)
         p = LossInputs._make((shape, *targets, ctx.ignore_index))
-        grad_weight = None
+        grad_weight = grad_scales = None
         if ctx.needs_input_grad[3]:
             grad_weight = weight_gradient(p, result, call.mean, upstream, call.weight_dtype)
+        if ctx.needs_input_grad[4]:
+            assert result.slopes is not None
+            rows = row_scale(p, result.normaliser, call.mean, upstream)
+            grad_scales = (result.slopes * rows).sum(1)
+        others = grad_weight, grad_scales, None
         if not needs.any:
-            return None, None, None, grad_weight, None
+            return None, None, None, *others
         if not call.in_forward(x):
             late = " in fp16" if needs_upstream(hidden.dtype) else ""
             refuse_batched(call.name + late, upstream)
@@ -181,11 +203,11 @@ class FusedLinearLoss(torch.autograd.Function):
             made, grad_head, grad_bias = call.gradients(x, p, rows, needs)
             if x.main_grad is not None and needs.head:
                 grad_head = x.main_grad.gradient(head)
-            return made, grad_head, grad_bias, grad_weight, None
+            return made, grad_head, grad_bias, *others
         grads, result.grads = result.grads, ()
         if not grads:  # the first backward returned the stored gradients: make them again
             grads = call.solve(x, p, needs).grads
-        return (*(None if g is None else scaled(g, upstream) for g in grads), grad_weight, None)
+        return *(None if g is None else scaled(g, upstream) for g in grads), *others
 
 
 def _shape_of(hidden: Tensor, head: Tensor) -> Tensor:
@@ -254,15 +276,18 @@ def gradients_from_record(
     assert row_scale is not None
     grads = Gradients(x, needs, chunked=logits is None and not fits(x, p))
     every = slice(0, p.logits.shape[0])
-    whole = None if logits is None else [Chunk(every, slice_rows(p, every, logits))]
+    whole = None if logits is None else [Chunk(every, chunk_inputs(x, p, every, logits))]
+    kernels = row_kernels(x)
     for at, part in whole or chunks(x, p):
         dlogits = part.logits if call.grad is None else call.grad
         some, few = stats[:, at].contiguous(), index[:, at].contiguous()
-        write_gradient(
-            RowCall(part, call.spec, some, few, grad=dlogits, row_scale=row_scale[at]),
-            None if extra is None else extra.of_rows(at),
-        )
+        gradient = RowCall(part, call.spec, some, few, grad=dlogits, row_scale=row_scale[at])
+        if extra is None:
+            kernels.gradient(gradient)
+        else:
+            write_gradient(gradient, extra.of_rows(at))
         grads.add(dlogits, at)
+        del part, dlogits  # before the next logits are allocated
     return grads.result()
 
 

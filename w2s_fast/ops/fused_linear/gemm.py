@@ -128,6 +128,13 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b.t())
 
 
+def wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Compute a (m, k) b^T (k, n) in ``dtype``; on a CPU 16-bit operands round it first."""
+    if a.device.type == "cuda" and a.dtype.itemsize < 4:
+        return torch.mm(a, b.t(), out_dtype=torch.float32).to(dtype)
+    return product(a, b).to(dtype)
+
+
 def _one_dnn(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"

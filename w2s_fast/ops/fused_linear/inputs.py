@@ -68,8 +68,8 @@ def check_head(hidden: Tensor, head: Tensor, bias: Tensor | None) -> None:
 
 
 def flat_targets(
-    hidden: Tensor, weak: Tensor | SparseTargets, weight: Tensor | None
-) -> tuple[Tensor | SparseTargets, Tensor | None]:
+    hidden: Tensor, weak: Tensor | SparseTargets | None, weight: Tensor | None
+) -> tuple[Tensor | SparseTargets | None, Tensor | None]:
     """Flatten (B, T, ...) targets and weights to rows; return others unchanged."""
     if hidden.dim() != 3:
         return weak, weight

@@ -29,9 +29,18 @@ def linear_takes_dtensors(function: F) -> F:
     """
 
     @functools.wraps(function)
-    def call(hidden: Tensor, head: Tensor, weak: Tensor | SparseTargets, **options: Any) -> Any:
+    def call(
+        hidden: Tensor, head: Tensor, weak: Tensor | SparseTargets | None = None, **options: Any
+    ) -> Any:
         if not has_dtensor(hidden, head, weak, *options.values()):
             return function(hidden, head, weak, **options)
+        if options.get("teacher") is not None:
+            raise W2SError(
+                "teacher= with a DTensor; expected plain tensors: a teacher needs whole heads, use "
+                ".full_tensor(), or give soft labels as weak="
+            )
+        if weak is None:
+            raise W2SError("weak is None; expected labels of the rows")
         _check_meshes(hidden, head)
         shard = class_shard("head", head, 0) if is_dtensor(head) else None
         if shard is not None:

@@ -1,0 +1,1 @@
+"""Teachers that are sums of language-model heads: a target made chunk by chunk, never stored."""

@@ -1,0 +1,154 @@
+r"""The target of a teacher that is a sum of heads, for one chunk of rows at a time.
+
+    u_m = softcap_m(h_m W_m^T + b_m)      the logits of term m, (N, V)
+    t   = sum_m a_m u_m / T               in fp32 (fp64 for a student in fp64)
+    q   = softmax(t)
+
+h_m (N, D_m) are stored hidden states, W_m (V, D_m) a head, a_m a coefficient, T the temperature.
+Storing h_m and one head takes N D_m + V D_m numbers where logits take N V. The terms are products
+of one tile of classes at a time, added while the tile is in the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from w2s_fast.ops.cross_entropy.ref import soft_capped
+from w2s_fast.ops.fused_linear import gemm
+
+CROSS_ENTROPY = "cross_entropy"
+# Entries of a block of rows that a pass works on at a time on a CPU: 1 MiB in fp32.
+_BLOCK = 1 << 18
+
+
+class TeacherHead(NamedTuple):
+    """One term of a teacher's logits: ``scale * softcap(hidden @ head.T + bias)``.
+
+    Attributes:
+        scale: the coefficient, a finite number or a 0-d tensor. A tensor that requires grad gets a
+            gradient; the other fields get none.
+        hidden: (N, D) or (B, T, D) last hidden states of the teacher, fp32, bf16, fp16 or fp64. The
+            width D may differ between terms and from the student's.
+        head: (V, D) weight of the teacher's language-model head, same dtype as ``hidden``.
+        bias: (V,) of the head, or None.
+        softcap: soft-cap of the teacher's logits; 0 for none.
+    """
+
+    scale: float | Tensor
+    hidden: Tensor
+    head: Tensor
+    bias: Tensor | None = None
+    softcap: float = 0.0
+
+
+class Teacher(NamedTuple):
+    """The M terms of a call, checked, and what is computed from them."""
+
+    scales: Tensor  # (M,) in the dtype of the target
+    hidden: list[Tensor]  # M of (N, D_m)
+    heads: list[Tensor]  # M of (V, D_m)
+    biases: list[Tensor | None]  # M of (V,)
+    softcaps: list[float]
+    learned: list[bool]  # whether a scale needs a gradient
+    temperature: float = 1.0
+    divergence: str = CROSS_ENTROPY
+    beta: float = 0.5
+
+    @property
+    def has_own_pass(self) -> bool:
+        """Whether rows go through ``DivergenceRows`` in place of the kernels of dense labels."""
+        return self.divergence != CROSS_ENTROPY or any(self.learned)
+
+    def tensors(self) -> list[Tensor | None]:
+        """Return every tensor, to be saved for backward."""
+        return [self.scales, *self.hidden, *self.heads, *self.biases]
+
+    def with_tensors(self, saved: list[Any]) -> Teacher:
+        """Return the teacher whose ``tensors`` these are."""
+        m = len(self.heads)
+        hidden, heads, biases = saved[1 : m + 1], saved[m + 1 : 2 * m + 1], saved[2 * m + 1 :]
+        return self._replace(scales=saved[0], hidden=hidden, heads=heads, biases=biases)
+
+
+def target_buffer(teacher: Teacher, rows: int) -> Tensor:
+    """Allocate the (rows, V) that ``target_chunk`` fills."""
+    return teacher.scales.new_empty((rows, teacher.heads[0].shape[0]))
+
+
+def target_chunk(teacher: Teacher, rows: slice, buffer: Tensor) -> Tensor:
+    """Return (n, V) in ``buffer``: q of some rows, or log q where ``has_own_pass``."""
+    out = buffer[: rows.stop - rows.start]
+    _sum_terms(teacher, rows, out)
+    normalise = torch.log_softmax if teacher.has_own_pass else torch.softmax
+    for at in row_blocks(out):
+        out[at] = normalise(out[at], 1)
+    return out
+
+
+def probabilities(teacher: Teacher) -> Tensor:
+    """Return q of every row, (N, V): for few classes."""
+    n = teacher.hidden[0].shape[0]
+    q = target_chunk(teacher, slice(0, n), target_buffer(teacher, n))
+    return q.exp_() if teacher.has_own_pass else q
+
+
+def _sum_terms(teacher: Teacher, rows: slice, out: Tensor) -> None:
+    for m, factor in enumerate((teacher.scales / teacher.temperature).unbind()):
+        for at, z in _term_logits(teacher, m, rows):
+            if m == 0:
+                torch.mul(z, factor, out=out[:, at])
+            else:
+                out[:, at].addcmul_(z, factor)
+
+
+def _term_logits(teacher: Teacher, m: int, rows: slice) -> Iterator[tuple[slice, Tensor]]:
+    """Yield classes and their logits u_m (n, tile) of term m, in the dtype of the target."""
+    hidden, head = teacher.hidden[m][rows], teacher.heads[m]
+    bias, softcap = teacher.biases[m], teacher.softcaps[m]
+    n = hidden.shape[0]
+    tiles: Iterable[tuple[slice, Tensor]] = ((at, head[at]) for at in gemm.tiles(head, n))
+    if gemm.upcasts(hidden):
+        hidden, tiles = hidden.float(), gemm.upcast_tiles(head, n)
+    for at, tile in tiles:
+        z = gemm.wide_product(hidden, tile, teacher.scales.dtype)
+        if bias is not None:
+            z += bias[at]
+        yield at, soft_capped(z, softcap)
+
+
+class Slopes:
+    """The derivatives dL_i/da_m of row losses by the scales, collected chunk by chunk.
+
+    Attributes:
+        values: (M, N), without row weights; 0 for a scale that needs none. None if none does.
+    """
+
+    def __init__(self, teacher: Teacher | None) -> None:
+        self.teacher, self.values = teacher, None
+        if teacher is not None and any(teacher.learned):
+            shape = len(teacher.heads), teacher.hidden[0].shape[0]
+            self.values = teacher.scales.new_zeros(shape)
+
+    def add(self, rows: slice, dtarget: Tensor | None) -> None:
+        """Fill some rows from dL/dt (n, V): dL_i/da_m = sum_v dL_i/dt_iv u_m,iv / T."""
+        if self.teacher is None or self.values is None or dtarget is None:
+            return
+        for m, learned in enumerate(self.teacher.learned):
+            total = self.values[m, rows]
+            for at, z in _term_logits(self.teacher, m, rows) if learned else ():
+                # A class that the teacher rules out (-inf) has derivative 0.
+                total += torch.where(dtarget[:, at] == 0, 0.0, dtarget[:, at] * z).sum(1)
+            total /= self.teacher.temperature
+
+
+def row_blocks(x: Tensor) -> Iterator[slice]:
+    """Yield slices of the rows of (n, V): copies stay in a CPU's caches; elsewhere quarters."""
+    n, v = x.shape
+    on_cpu = x.device.type == "cpu"
+    step = max(_BLOCK // v, torch.get_num_threads()) if on_cpu else max(1, -(-n // 4))
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
