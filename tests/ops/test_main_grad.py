@@ -191,3 +191,21 @@ def test_transforms_are_refused() -> None:
         torch.func.grad(
             lambda w: w2s_fast.linear_cross_entropy(hidden.detach(), w, LABELS, main_grad=buffer)
         )(head.detach())
+
+
+@pytest.mark.parametrize("divergence", ["cross_entropy", "reverse_kl"])
+@pytest.mark.parametrize("memory_mib", BUDGETS.values(), ids=list(BUDGETS))
+def test_a_teacher_of_heads_adds_to_the_buffer(divergence: str, memory_mib: float) -> None:
+    scale = torch.tensor(1.5, requires_grad=True)
+    terms = [(scale, normal(N, 5, seed=4), normal(V, 5, seed=5))]
+    buffer, found = torch.ones(V, D), []
+    for into in (buffer, False):
+        hidden, head = inputs(FP32)
+        loss = w2s_fast.linear_cross_entropy(
+            hidden, head, teacher=terms, divergence=divergence, main_grad=into,
+            memory_mib=memory_mib,
+        )  # fmt: skip
+        grads = torch.autograd.grad(loss, (hidden, head, scale), allow_unused=True)
+        found.append((buffer - 1 if grads[1] is None else grads[1], grads[0], grads[2]))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
