@@ -21,6 +21,7 @@ from w2s_fast.integrations.decoding import (
     contrastive,
     guided,
 )
+from w2s_fast.integrations.decoding.terms import CachedModel
 
 PAIRS = {"llama": ("llama", "gpt2"), "gpt2": ("gpt2", "llama")}
 NEW = 6
@@ -148,6 +149,24 @@ def test_the_prior_of_the_model_itself() -> None:
     assert torch.equal(generate(strong, debias), expected), "a second generation begins anew"
 
 
+def test_a_processor_may_be_used_again() -> None:
+    """For other prompts, shorter ones, and one that goes on where the last call ended."""
+    strong, weak = models("llama")
+    processor = guided(weak, 1.5)
+    settings = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    ids = prompts(padded=False)["input_ids"]
+    for other in (ids, ids.flip(0), ids[:, :3], ids[:2]):
+        found = strong.generate(other, **settings, logits_processor=[processor])
+        expected = naive(
+            lambda s, w: w + 1.5 * (s - w), strong, weak, other, torch.ones_like(other)
+        )
+        assert torch.equal(found, expected)
+    longer = strong.generate(found, **settings, logits_processor=[processor])
+    assert torch.equal(
+        longer, strong.generate(found, **settings, logits_processor=[guided(weak, 1.5)])
+    )
+
+
 class FullForwards(LogitsProcessor):
     """The same sum without any state: a forward over all tokens at each call."""
 
@@ -209,6 +228,26 @@ def test_each_token_is_read_once() -> None:
     )
     generate(strong, guided(weak, 1.5, **masked()))
     assert widths == [5] + [1] * (NEW - 1)
+
+
+@pytest.mark.parametrize("change", ["a row", "the order and a row", "a mask", "the order"])
+def test_what_does_not_continue_is_read_from_its_beginning(change: str) -> None:
+    """The logits depend only on what is passed, never on the call before."""
+    model = models("llama")[0]
+    cached = CachedModel(model)
+    x = prompts()
+    ids, mask = x["input_ids"], x["attention_mask"]
+    with torch.no_grad():
+        cached.next_logits(ids, mask)
+        ids, mask = (torch.cat([t, t.new_ones(3, 1)], 1) for t in (ids, mask))
+        if "order" in change:
+            ids, mask = ids.flip(0), mask.flip(0)
+        if "row" in change:
+            ids[1, 2] = 9 if ids[1, 2] != 9 else 8
+        if "mask" in change:
+            mask[1, 0] = 0
+        found = cached.next_logits(ids, mask)
+    torch.testing.assert_close(found, full_logits(model, ids, mask), rtol=1e-4, atol=1e-4)
 
 
 def test_assisted_generation_goes_back() -> None:

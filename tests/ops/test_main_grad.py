@@ -154,9 +154,10 @@ class _Head(nn.Module):
 def test_a_frozen_head_leaves_the_buffer() -> None:
     hidden, head = inputs(FP32)
     buffer = torch.zeros(V, D)
-    frozen = head.detach()
-    w2s_fast.linear_cross_entropy(hidden, frozen, LABELS, main_grad=buffer).backward()
+    frozen, bias = head.detach(), torch.zeros(V, requires_grad=True)
+    w2s_fast.linear_cross_entropy(hidden, frozen, LABELS, bias=bias, main_grad=buffer).backward()
     assert not buffer.any() and hidden.grad is not None
+    assert bias.grad is not None and bias.grad.any()
 
 
 def test_under_autocast_the_buffer_is_that_of_the_parameter() -> None:
