@@ -90,16 +90,13 @@ def margins(logits: Tensor, first: Tensor, softcap: float) -> tuple[Tensor, Tens
     return margin, torch.where(second == first, (first == 0).to(second.dtype), second)
 
 
-def write_gradient(call: RowCall, extra: ValueGradient | None) -> None:
+def write_gradient(call: RowCall, extra: ValueGradient) -> None:
     """Run the phase ``gradient`` of a call and add the gradient of the statistics to it.
 
     16-bit gradients are rounded once, after the sum; like those of the phase itself they may
     overwrite the logits. A row without upstream gets exactly 0 for any logits.
     """
     gradient = backend("cross_entropy", call.inputs.logits).gradient
-    if extra is None:
-        gradient(call)
-        return
     for rows in row_blocks(call.inputs.logits):
         part = _rows_of(call, rows)
         narrow, z = part.grad, part.inputs.logits.to(part.stats.dtype)

@@ -79,9 +79,14 @@ def _topk_logp_values_backward(
 ) -> Tensor:
     logits = unit_column_stride(logits)
     call = backward_call(logits, ids, grad_logp, grad_tail, stats, index, softcap)
-    call.grad = backend("topk_logprob", logits).gradient_buffer(call.inputs)
-    write_gradient(call, value_gradient(grad_values, second, stats))
-    return call.grad
+    kernels = backend("topk_logprob", logits)
+    call.grad = grad = kernels.gradient_buffer(call.inputs)
+    extra = value_gradient(grad_values, second, stats)
+    if extra is None:
+        kernels.gradient(call)
+    else:
+        write_gradient(call, extra)
+    return grad
 
 
 def value_gradient(upstream: Tensor | None, second: Tensor, stats: Tensor) -> ValueGradient | None:
