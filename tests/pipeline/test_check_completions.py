@@ -68,6 +68,8 @@ def test_the_first_split_that_does_not_fit_is_named(tmp_path: Path) -> None:
 def test_the_count_is_that_of_the_rows_that_do_not_fit(tmp_path: Path) -> None:
     """As many as ``encode_pairs`` finds; one of them is named."""
     own = write_pairs(tmp_path / "some.jsonl", 240, 40)
+    long_word = '" d' + "o" * 60 + 'g"'  # one token of many bytes: tokenized, and short enough
+    Path(own).write_text(Path(own).read_text().replace('" dog"', long_word))
     cfg = run_of(tmp_path, {"task": {"path": own}})
     weak = load_data(cfg.task, 0).weak
     assert weak.pairs is not None and weak.prompts is not None

@@ -245,6 +245,7 @@ def test_only_samples_with_examples_read_true_labels() -> None:
         if shots:
             assert len(ctx.gold("weak").labels) and "shown as examples" in node.weak_gold[0]
         else:
+            assert node.weak_gold == ()
             with pytest.raises(W2SError, match="true labels"):
                 ctx.gold("weak")
         with pytest.raises(W2SError, match="true labels"):

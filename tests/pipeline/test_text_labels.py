@@ -139,4 +139,7 @@ def test_true_answers_are_counted_by_side(tmp_path: Path) -> None:
     assert _true_answers(pairs, data) == {"chosen": 3, "rejected": 1}
     steps = dataclasses.replace(pairs, prefixes=["", "", "first"])
     unread = dataclasses.replace(data, read=None)
+    blank = dataclasses.replace(data.transfer, answers=("none",) * len(answers))
+    texts = TextLabels(rows=rows, texts=["none", *right[1:]])
+    assert _true_answers(texts, dataclasses.replace(data, transfer=blank)) == {"texts": 0}
     assert _true_answers(steps, data) == _true_answers(pairs, unread) == {}
