@@ -251,9 +251,15 @@ def check_errors(mesh: Any) -> None:
     square = init_device_mesh("cpu", (2, size // 2))
     loss, dense = w2s_fast.linear_cross_entropy, w2s_fast.cross_entropy
     partial = DTensor.from_local(call["head"], mesh, [Partial()])
+    sizes = (12, 8) if size == 2 else (8, 4, 4, 4)
+    odd = DTensor.from_local(
+        call["head"].split(sizes)[mesh.get_local_rank()], mesh, [Shard(0)], run_check=False,
+        shape=torch.Size([20, D]), stride=(D, 1),
+    )  # fmt: skip
     bad: list[tuple[Callable[[], Any], str]] = [
         (lambda: loss(hidden, distribute(mesh, call["head"], Shard(1)), weak),
          r"head has placement S\(1\).*expected Shard\(0\).*redistribute"),
+        (lambda: loss(hidden, odd, weak), "of 20 classes on this rank; expected .*torch.chunk"),
         (lambda: loss(hidden, partial, weak), r"head has placement P.*expected Shard\(0\)"),
         (lambda: loss(call["hidden"], head, weak), "hidden a plain tensor.*from_local"),
         (lambda: loss(hidden, call["head"], weak), "head a plain tensor.*distribute_tensor"),

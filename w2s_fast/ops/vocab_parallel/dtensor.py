@@ -30,7 +30,7 @@ def is_dtensor(value: object) -> bool:
 
 def has_dtensor(*values: object) -> bool:
     """Return whether one of the values, or a tensor of ``SparseTargets``, is a DTensor."""
-    if _MODULE not in sys.modules or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _MODULE not in sys.modules:
         return False
     return any(is_dtensor(t) for v in values for t in (v if isinstance(v, SparseTargets) else (v,)))
 
