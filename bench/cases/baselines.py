@@ -74,6 +74,16 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor
     return F.cross_entropy(logits, labels.float() if labels.is_floating_point() else labels)
 
 
+def linear_teacher(
+    hidden: Tensor, head: Tensor, terms: list[tuple[float, Tensor, Tensor]]
+) -> Tensor:
+    """Return the cross-entropy against the softmax of a sum of scaled logits of other heads."""
+    with torch.no_grad():
+        logits = sum(a * F.linear(states, other) for a, states, other in terms)
+        labels = torch.softmax(torch.as_tensor(logits).float(), dim=1)
+    return F.cross_entropy(F.linear(hidden, head).float(), labels)
+
+
 def linear_logconf(hidden: Tensor, head: Tensor, labels: Tensor, coef: float = 0.5) -> Tensor:
     """Return ``logconf`` of a head's logits; labels (N, V)."""
     return logconf(F.linear(hidden, head), labels, coef)

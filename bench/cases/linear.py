@@ -22,7 +22,7 @@ from bench.cases import baselines
 from bench.cases.cross_entropy import AUX, DTYPES, TOP_K
 from bench.harness.cpu_timing import Candidate
 
-CASES = ("hard", "dense", "topk", "logconf_hard", "logconf_topk")
+CASES = ("hard", "dense", "topk", "logconf_hard", "logconf_topk", "teacher")
 SHAPES = ((2048, 1024, 32000), (1024, 2048, 128256))  # N, D, V
 PEERS = ("torch_lce", "torch_lce_auto", "cce", "liger", "quack")
 PROVIDERS = ("ours", "eager", "compile", *PEERS)
@@ -30,6 +30,7 @@ MEMORY_MIB = 64  # limit of our logits
 _TORCH_ROWS = 512  # rows in a chunk of torch_lce: the best of a few sizes on the first shape
 _CHUNK = 256  # rows of fp64 truth at a time
 _SAMPLE = 64  # rows whose gradient is checked
+_SCALES = (2.0, -1.0)  # of the two heads of the case "teacher", both as wide as the student's
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -47,14 +48,16 @@ class Inputs:
         head: (V, D) leaf.
         ids: (N,) hard labels.
         labels: (N, V) dense labels of the baselines; None: ``ids``.
-        ours: Weak labels of our op.
+        ours: Weak labels of our op; None: ``teacher``.
+        teacher: Terms of a teacher's logits.
     """
 
     hidden: Tensor
     head: Tensor
     ids: Tensor
     labels: Tensor | None
-    ours: Tensor | w2s_fast.SparseTargets
+    ours: Tensor | w2s_fast.SparseTargets | None
+    teacher: Sequence[w2s_fast.TeacherHead] = ()
 
 
 def make_inputs(case: str, dtype: str, n: int, d: int, v: int, device: str = "cpu") -> Inputs:
@@ -70,6 +73,12 @@ def make_inputs(case: str, dtype: str, n: int, d: int, v: int, device: str = "cp
     if case in ("hard", "logconf_hard"):
         ours: Tensor | w2s_fast.SparseTargets = ids
         top_ids, probs = ids[:, None], torch.ones(n, 1)
+    elif case == "teacher":
+        terms = [
+            w2s_fast.TeacherHead(a, *(_normal(s, g, dtype) for s in ((n, d), (v, d))))
+            for a in _SCALES
+        ]
+        return Inputs(hidden, head, ids, None, None, terms)
     elif case == "dense":
         ours = torch.randn(n, v, generator=g).mul_(3.0).softmax(dim=1).to(hidden.dtype)
         return Inputs(hidden, head, ids, ours, ours)
@@ -83,12 +92,20 @@ def make_inputs(case: str, dtype: str, n: int, d: int, v: int, device: str = "cp
     return Inputs(hidden, head, ids, labels, ours)
 
 
+def _normal(shape: tuple[int, int], g: torch.Generator, dtype: str) -> Tensor:
+    """Return factors of logits with spread 3: hidden states, or a head scaled by its width."""
+    x = torch.randn(shape, generator=g, device=g.device)
+    return x.mul_(math.sqrt(3.0) / shape[1] ** 0.25).to(DTYPES[dtype])
+
+
 def loss(provider: str, case: str, x: Inputs) -> Loss | None:
     """Return the loss of (hidden, head), or None if the provider has no such loss.
 
     Raises:
         Unavailable: The provider is not installed or cannot run here.
     """
+    if case == "teacher":
+        return _teacher_loss(provider, x)
     confidence = case.startswith("logconf")
     target = x.ids if x.labels is None else x.labels
     if provider == "ours":
@@ -102,6 +119,16 @@ def loss(provider: str, case: str, x: Inputs) -> Loss | None:
     if confidence or (provider != "torch_lce" and case != "hard"):
         return None
     return _PEERS[provider](target)
+
+
+def _teacher_loss(provider: str, x: Inputs) -> Loss | None:
+    if provider == "ours":
+        return partial(w2s_fast.linear_cross_entropy, teacher=x.teacher, memory_mib=MEMORY_MIB)
+    terms = [(float(t.scale), t.hidden, t.head) for t in x.teacher]
+    baseline = partial(baselines.linear_teacher, terms=terms)
+    if provider == "compile":
+        return torch.compile(baseline, dynamic=False)
+    return baseline if provider == "eager" else None
 
 
 def _torch_lce(target: Tensor, **options: Any) -> Loss:
@@ -195,12 +222,17 @@ def candidates(x: Inputs, table: dict[str, Loss]) -> dict[str, Candidate]:
 
 
 def gemms(x: Inputs) -> Callable[[], None]:
-    """Return the products hidden head^T, dlogits head (dhidden), dlogits^T hidden (dhead)."""
+    """Return the products hidden head^T, dlogits head (dhidden), dlogits^T hidden (dhead).
+
+    A teacher adds one product a term.
+    """
     hidden, head = x.hidden.detach(), x.head.detach()
     logits = hidden.new_zeros((hidden.shape[0], head.shape[0]))
     dhidden, dhead = torch.empty_like(hidden), torch.empty_like(head)
 
     def products() -> None:
+        for term in x.teacher:
+            torch.mm(term.hidden, term.head.t(), out=logits)
         torch.mm(hidden, head.t(), out=logits)
         torch.mm(logits, head, out=dhidden)
         torch.mm(logits.t(), hidden, out=dhead)
@@ -250,6 +282,9 @@ def truth(case: str, x: Inputs) -> tuple[float, Tensor, Tensor]:
 
 
 def _target(x: Inputs, rows: Tensor, like: Tensor) -> Tensor:
+    if x.ours is None:
+        logits = [t.scale * (t.hidden[rows].double() @ t.head.double().t()) for t in x.teacher]
+        return sum(logits[1:], logits[0]).softmax(1)
     zeros = torch.zeros_like(like)
     if isinstance(x.ours, w2s_fast.SparseTargets):
         return zeros.scatter_(1, x.ours.ids[rows], x.ours.probs[rows].double())

@@ -15,6 +15,7 @@ TITLES = {  # case of a loss -> its name in tables, in the order of tables
     "hard": "cross-entropy, hard labels",
     "topk": "cross-entropy, top-8 labels",
     "dense": "cross-entropy, dense labels",
+    "teacher": "cross-entropy, two teachers from hidden states",
 }
 
 

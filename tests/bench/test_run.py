@@ -53,7 +53,7 @@ def test_every_benchmark_runs(tmp_path: Path) -> None:
                 assert ("cross_entropy", case, dtype, "stock", provider) in measured
     assert ("cross_entropy", "logconf_hard", "fp32", "stock", "eager_gather") in measured
     assert ("two_class", "logconf", "fp32", "stock", "eager") in measured
-    for case in ("hard", "dense", "topk", "logconf_hard", "logconf_topk"):
+    for case in ("hard", "dense", "topk", "logconf_hard", "logconf_topk", "teacher"):
         for dtype in ("fp32", "bf16"):
             for provider in ("ours", "eager", "gemms"):
                 assert ("linear_cross_entropy", case, dtype, "stock", provider) in measured

@@ -97,9 +97,9 @@ def test_the_teacher_gets_no_gradient() -> None:
 
 def test_only_learned_scales_cost_products(monkeypatch: pytest.MonkeyPatch) -> None:
     products = []
-    term_logits = heads._term_logits
+    term_logits = heads._TermLogits
     monkeypatch.setattr(
-        heads, "_term_logits", lambda t, m, rows: products.append(m) or term_logits(t, m, rows)
+        heads, "_TermLogits", lambda t, m, rows: products.append(m) or term_logits(t, m, rows)
     )
     call = sample()
     terms = teacher_terms(learned=True)

@@ -11,7 +11,7 @@ of one tile of classes at a time, added while the tile is in the caches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -97,27 +97,45 @@ def probabilities(teacher: Teacher) -> Tensor:
 
 
 def _sum_terms(teacher: Teacher, rows: slice, out: Tensor) -> None:
-    for m, factor in enumerate((teacher.scales / teacher.temperature).unbind()):
-        for at, z in _term_logits(teacher, m, rows):
+    # Tiles outside, terms inside: the sum of a tile is still in the caches when a term is added.
+    factors = (teacher.scales / teacher.temperature).unbind()
+    terms = [_TermLogits(teacher, m, rows) for m in range(len(factors))]
+    for at in _tiles(teacher, out.shape[0]):
+        tile = out[:, at]
+        for m, (term, factor) in enumerate(zip(terms, factors, strict=True)):
             if m == 0:
-                torch.mul(z, factor, out=out[:, at])
+                torch.mul(term(at), factor, out=tile)
             else:
-                out[:, at].addcmul_(z, factor)
+                tile.addcmul_(term(at), factor)
 
 
-def _term_logits(teacher: Teacher, m: int, rows: slice) -> Iterator[tuple[slice, Tensor]]:
-    """Yield classes and their logits u_m (n, tile) of term m, in the dtype of the target."""
-    hidden, head = teacher.hidden[m][rows], teacher.heads[m]
-    bias, softcap = teacher.biases[m], teacher.softcaps[m]
-    n = hidden.shape[0]
-    tiles: Iterable[tuple[slice, Tensor]] = ((at, head[at]) for at in gemm.tiles(head, n))
-    if gemm.upcasts(hidden):
-        hidden, tiles = hidden.float(), gemm.upcast_tiles(head, n)
-    for at, tile in tiles:
-        z = gemm.wide_product(hidden, tile, teacher.scales.dtype)
-        if bias is not None:
-            z += bias[at]
-        yield at, soft_capped(z, softcap)
+def _tiles(teacher: Teacher, n: int) -> Iterator[slice]:
+    """Yield tiles of classes for products with n rows, of a size for the widest head."""
+    return gemm.tiles(max(teacher.heads, key=lambda head: head.shape[1]), n)
+
+
+class _TermLogits:
+    """Computes u_m of some rows, one tile of classes at a time, in the dtype of the target."""
+
+    def __init__(self, teacher: Teacher, m: int, rows: slice) -> None:
+        self.hidden, self.head = teacher.hidden[m][rows], teacher.heads[m]
+        self.bias, self.softcap = teacher.biases[m], teacher.softcaps[m]
+        self.dtype = teacher.scales.dtype
+        self.upcasts = gemm.upcasts(self.hidden)
+        if self.upcasts:
+            self.hidden = self.hidden.float()
+        self.room = self.hidden.new_empty(0)
+
+    def __call__(self, at: slice) -> Tensor:
+        head = self.head[at]
+        if self.upcasts:  # into one buffer: new ones would cost a page fault a page
+            if not self.room.numel():
+                self.room = torch.empty(head.shape, dtype=torch.float32)
+            head = self.room[: len(head)].copy_(head)
+        z = gemm.wide_product(self.hidden, head, self.dtype)
+        if self.bias is not None:
+            z += self.bias[at]
+        return soft_capped(z, self.softcap)
 
 
 class Slopes:
@@ -138,10 +156,12 @@ class Slopes:
         if self.teacher is None or self.values is None or dtarget is None:
             return
         for m, learned in enumerate(self.teacher.learned):
-            total = self.values[m, rows]
-            for at, z in _term_logits(self.teacher, m, rows) if learned else ():
+            if not learned:
+                continue
+            total, term = self.values[m, rows], _TermLogits(self.teacher, m, rows)
+            for at in _tiles(self.teacher, dtarget.shape[0]):
                 # A class that the teacher rules out (-inf) has derivative 0.
-                total += torch.where(dtarget[:, at] == 0, 0.0, dtarget[:, at] * z).sum(1)
+                total += torch.where(dtarget[:, at] == 0, 0.0, dtarget[:, at] * term(at)).sum(1)
             total /= self.teacher.temperature
 
 
