@@ -272,3 +272,18 @@ def _term(values: Any) -> Any:
     from w2s_fast import TeacherHead
 
     return TeacherHead(*values)
+
+
+@pytest.mark.parametrize("divergence", ["cross_entropy", "forward_kl"])
+def test_class_that_only_the_student_rules_out(divergence: str) -> None:
+    """Infinite loss with a finite gradient; a self-target of 1 removes the teacher's part."""
+    call = sample(divergence=divergence, reduction="none")
+    call["bias"][3] = -torch.inf
+    counted = call["weight"] != 0
+    loss, _, grads = run("cpp", call)
+    assert (loss[counted] == torch.inf).all()
+    assert grads["hidden"].isfinite().all()
+    loss, stats, grads = run("cpp", call | {"aux": 1.0})
+    expected = -stats.max_prob.log() * call["weight"]
+    torch.testing.assert_close(loss[counted], expected[counted])
+    assert grads["hidden"].isfinite().all()
