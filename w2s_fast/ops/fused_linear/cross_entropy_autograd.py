@@ -37,7 +37,7 @@ from w2s_fast.ops.cross_entropy.operators import (
     reduced,
     refuse,
 )
-from w2s_fast.ops.dispatch import LIBRARY, backend
+from w2s_fast.ops.dispatch import LIBRARY
 from w2s_fast.ops.fused_linear.chunks import (
     Chunk,
     Gradients,
