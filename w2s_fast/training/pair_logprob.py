@@ -102,7 +102,7 @@ def _logprob(model: nn.Module, pairs: CompletionPairs, batch_size: int) -> np.nd
     return _map(model, pairs, batch_size, lambda answers: answers[..., 0], "log-probability")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: DeepSpeed cannot wait for LoRA weights gathered in it
 def _map(
     model: nn.Module, pairs: CompletionPairs, batch_size: int, of_answers: Any, what: str
 ) -> np.ndarray:
