@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,8 +37,8 @@ CALLS: tuple[dict[str, Any], ...] = (
 
 @pytest.mark.dist
 @pytest.mark.parametrize("size", [2, 4])
-def test_ranks_agree_with_plain_tensors(size: int) -> None:
-    ranks.run(__file__, size, {"size": size})
+def test_ranks_agree_with_plain_tensors(size: int, tmp_path: Path) -> None:
+    ranks.run(__file__, size, {"size": size, "folder": str(tmp_path / "llama")})
 
 
 def sample(kind: str, v: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -239,6 +240,38 @@ def check_fsdp() -> None:
     same(student.loss.weight.grad * 2, plain.grad, "FSDP2")  # it averages over its ranks
 
 
+def check_transformers(folder: str) -> None:
+    """A model that transformers itself has sharded: loss and gradients of the whole model."""
+    from torch.distributed.tensor import DTensor, Replicate
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    whole = LlamaForCausalLM(LlamaConfig(
+        vocab_size=24, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4,
+    ))  # fmt: skip
+    if dist.get_rank() == 0:
+        whole.save_pretrained(folder)
+    dist.barrier()
+    sharded = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto")
+    ids = torch.arange(B * T).view(B, T) % 24
+    losses = []
+    for model in (whole, sharded):
+        hidden, head = model.model(ids).last_hidden_state, model.lm_head.weight
+        if model is sharded:
+            hidden = DTensor.from_local(hidden, head.device_mesh, [Replicate()])
+        losses.append(w2s_fast.linear_cross_entropy(hidden, head, ids * 3 % 24, **LATE))
+        losses[-1].backward()
+    same(losses[1], losses[0], "loss of transformers' tensor parallelism")
+    grads = dict(whole.named_parameters())
+    for name, weight in sharded.named_parameters():
+        if isinstance(weight, DTensor):
+            same(weight.grad, grads[name].grad, name)
+    assert isinstance(sharded.lm_head.weight, DTensor)
+    with pytest.raises(W2SError, match=r"transformers.distributed.*DTensor.from_local"):
+        w2s_fast.patch(sharded)
+
+
 def check_errors(mesh: Any) -> None:
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, init_device_mesh
 
@@ -317,6 +350,7 @@ def main(job: dict[str, Any]) -> None:
     call = sample("hard", even)
     check(mesh, call | LATE, True, Shard(1), call["weak"])
     check_errors(mesh)
+    check_transformers(job["folder"])
     if job["size"] == 4:
         check_fsdp()
     dist.destroy_process_group()

@@ -106,10 +106,13 @@ def _check_owner(name: str, module: Any) -> None:
     if not linear or weight is None or not weight.is_floating_point():
         raise W2SError(f"the head of {name} is a {type(module).__name__}; expected nn.Linear")
     if "forward" in module.__dict__:
-        raise W2SError(
-            f"the forward of the head of this {name} was replaced by "
-            f"{origin_module(module.forward)}; load the model without that"
-        )
+        origin, fix = origin_module(module.forward), "load the model without that"
+        if origin.startswith("transformers.distributed"):
+            fix += (
+                ", or give linear_cross_entropy the head and DTensor.from_local(hidden, "
+                "head.device_mesh, [Replicate()])"
+            )
+        raise W2SError(f"the forward of the head of this {name} was replaced by {origin}; {fix}")
     if shape_of(weight)[0] != module.out_features:
         raise W2SError(
             f"the head of {name} holds {tuple(weight.shape)} of {module.out_features} classes; "
