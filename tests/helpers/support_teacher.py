@@ -7,12 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers.support_calls import N, compare, head_parts, normal, options_of, same_compiled, twice
+from helpers.support_calls import (
+    N,
+    compare,
+    head_parts,
+    normal,
+    options_of,
+    same_compiled,
+    shown_buffer,
+    twice,
+)
 from tools.support_matrix.table import Option
 from w2s_fast import TeacherHead
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.fused_linear.teacher.reference import teacher_reference
 from w2s_fast.ops.reference import Own
+
+_NOT_OF_THE_TRUTH = ("memory_mib", "aux", "threshold", "main_grad")
 
 
 def teacher_heads(backend: str, dtype: torch.dtype, option: Option) -> None:
@@ -37,7 +48,8 @@ def teacher_heads(backend: str, dtype: torch.dtype, option: Option) -> None:
         x = dict(x)
         data, scale = (x.pop("hidden"), x.pop("head")), x.pop("scale", 1.3)
         teacher = terms(scale, data[0].dtype)
-        loss, s = linear_cross_entropy(*data, teacher=teacher, return_stats=True, **x, **kw)
+        more = kw | ({"main_grad": shown_buffer(*data)} if kw.get("main_grad") else {})
+        loss, s = linear_cross_entropy(*data, teacher=teacher, return_stats=True, **x, **more)
         at = torch.zeros(())
         gate.append(Own(s.coefficient.double().nan_to_num(0.0), s.hard_class, s.max_prob, at))
         return (loss,)
@@ -45,7 +57,7 @@ def teacher_heads(backend: str, dtype: torch.dtype, option: Option) -> None:
     def truth(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
         x = dict(x)
         scale, dtype = x.pop("scale", 1.3), x["hidden"].dtype
-        known = {k: w for k, w in kw.items() if k not in ("memory_mib", "aux", "threshold")}
+        known = {k: w for k, w in kw.items() if k not in _NOT_OF_THE_TRUTH}
         return (teacher_reference(**x, teacher=terms(scale, dtype), own=gate[0], **known),)
 
     if option.call.get("compiled"):

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 import w2s_fast
 from w2s_fast import SparseTargets
 from w2s_fast.losses.distillation import DISTILLATIONS
+from w2s_fast.losses.policy import PPO
 from w2s_fast.losses.preference import DPO, Answers
 from w2s_fast.ops import use_backend
 from w2s_fast.ops.vocab_parallel.api import vocab_parallel_cross_entropy
@@ -217,6 +218,33 @@ def test_fused_head(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("divergence", ["cross_entropy", "reverse_kl"])
+def test_teacher_heads(backend: str, divergence: str, reduction: str, dtype: torch.dtype) -> None:
+    """The teacher is in fp32, so that its rounding does not count."""
+    hidden, head = normal(N, D, seed=4).to(dtype), normal(V, D, seed=5).to(dtype)
+    states, own_head = normal(N, D, seed=10), normal(V, D, seed=11)
+    log_q = (0.5 * states.double() @ own_head.double().t()).log_softmax(1)
+    for scale, by in steps(backend, reduction):
+
+        def ours(h: Tensor, w: Tensor, by: float = by) -> Tensor:
+            loss = w2s_fast.linear_cross_entropy(
+                h, w, teacher=[(0.5, states, own_head)], divergence=divergence,
+                reduction=reduction, memory_mib=4 * V * 4 / 2**20,
+            )  # fmt: skip
+            return loss if reduction == "mean" else loss.sum() / by
+
+        def plain(h: Tensor, w: Tensor, by: float = by) -> Tensor:
+            logp = upcast(F.linear(h, w)).log_softmax(1)
+            target = log_q.to(logp.dtype)
+            if divergence == "reverse_kl":
+                return reduced((logp.exp() * (logp - target)).sum(1), reduction, by)
+            return reduced(-(target.exp() * logp).sum(1), reduction, by)
+
+        check(backend, ours, plain, [hidden, head], scale, f"normaliser {by:g}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_log_probabilities(backend: str, dtype: torch.dtype) -> None:
     z, hidden = (normal(N, V, seed=2) * 3).to(dtype), normal(N, D, seed=4).to(dtype)
     head = normal(V, D, seed=5).to(dtype)
@@ -296,6 +324,22 @@ def test_preference(dtype: torch.dtype) -> None:
         check("cpp", ours, plain, [first, second], scale, "DPO")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_policy(dtype: torch.dtype) -> None:
+    logp, old = ((-normal(64, seed=i).abs()).to(dtype) for i in (8, 9))
+    advantage = normal(64, seed=10)
+
+    def ours(x: Tensor) -> Tensor:
+        return PPO()(x, advantage, old=old).loss_sum / 1e4
+
+    def plain(x: Tensor) -> Tensor:
+        ratio, a = (upcast(x) - old.to(x.dtype)).exp(), advantage.to(upcast(x).dtype)
+        return -torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a).sum() / 1e4
+
+    for scale in SCALES:
+        check("cpp", ours, plain, [logp], scale, "PPO")
+
+
 def test_no_op_is_without_a_scale() -> None:
     """What docs/support.md lists has a test of its own in this file, or no gradient."""
     tested = {
@@ -305,6 +349,8 @@ def test_no_op_is_without_a_scale() -> None:
         "linear_topk_logprob": test_log_probabilities,
         "distillation": test_distillation,
         "preference": test_preference,
+        "policy": test_policy,
+        "teacher": test_teacher_heads,
     }
     assert set(tested) | {"quantile"} == set(DRIVERS)
 

@@ -33,6 +33,7 @@ TEACHER_HEADS = Entry(
         Option("`smoothing`", {"smoothing": 0.1}),
         Option("`softcap`", {"softcap": 4.0}),
         Option("student's head with `bias`", {"bias": True}),
+        Option("`main_grad`: the head's gradient is added to a buffer", {"main_grad": True}),
         Option("`memory_mib`: logits in chunks", {"memory_mib": _CHUNKS}),
         *(Option(f'`reduction="{r}"`', {"reduction": r}) for r in ("mean", "sum", "none")),
         Option("`torch.compile(fullgraph=True)`", {"compiled": True}),
