@@ -36,6 +36,7 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
         "cross_entropy": speed_tables.cross_entropy,
         "accuracy": speed_tables.accuracy,
         "linear": speed_tables.linear,
+        "logprob_entropy": speed_tables.logprob_entropy,
         "two_class": speed_tables.two_class,
         "quantile": speed_tables.quantile,
         "heads": speed_tables.heads,

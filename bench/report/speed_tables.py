@@ -186,6 +186,25 @@ def products(rows: MeasuredRows) -> str:
     return markdown(head, lines, 5)
 
 
+def logprob_entropy(rows: MeasuredRows) -> str:
+    """Tabulate log-probabilities with entropy against those of TRL: time, peak memory, errors."""
+    lines = []
+    for r in rows.of("logprob_entropy"):
+        lines.append([
+            str(r["dtype"]), f"{r['n']} x {r['d']} x {r['v']}", str(r["provider"]),
+            cell(r, "cpu_ms", ".0f"), cell(r, "wall_ms", ".0f"), cell(r, "ratio_to_ours", ".2f"),
+            cell(r, "peak_mib", ".0f"), cell(r, "value_err", ".1e"), cell(r, "grad_err", ".1e"),
+            cell(r, "load", ".1f"),
+        ])  # fmt: skip
+    if not lines:
+        return "No rows have been recorded yet: `python -m bench logprob_entropy --record`.\n"
+    head = [
+        "dtype", "N x D x V", "provider", "CPU ms", "wall ms", "/ ours", "peak MiB", "value error",
+        "gradient error", "load",
+    ]  # fmt: skip
+    return markdown(head, lines, 3)
+
+
 def heads(rows: MeasuredRows) -> str:
     """Tabulate sweeps of heads on cached features, and the same work done in other ways."""
     order = ("sweep", "epoch", "probe")
