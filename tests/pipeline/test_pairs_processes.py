@@ -15,7 +15,7 @@ from helpers.process_runs import (
     write_run,
 )
 from helpers.search_trees import write_trees
-from helpers.text_runs import policy_run, text_run
+from helpers.text_runs import SCRATCH, policy_run, text_run
 
 pytest.importorskip("deepspeed")
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
@@ -29,15 +29,17 @@ def tree_pairs(folder: Path) -> str:
     return f"tree_pairs:files={files[0]};{files[1]}"
 
 
-@pytest.mark.parametrize("kind", ["text", "methods", "policy"])
+@pytest.mark.parametrize("kind", ["text", "methods", "policy", "wspo policy"])
 def test_two_processes_at_every_zero_stage_equal_one(kind: str, tmp_path: Path) -> None:
-    methods = ["wspo:base=naive", "easy_to_hard", tree_pairs(tmp_path)]
+    methods = ["wspo:base=naive", "delta", "easy_to_hard", tree_pairs(tmp_path)]
 
     def finished(name: str, n: int, zero: int) -> dict[str, np.ndarray]:
         folder = tmp_path / name
         folder.mkdir()
         if kind == "policy":
             cfg = policy_run(folder, "dpo:beta=0.5", losses=["logconf"])
+        elif kind == "wspo policy":
+            cfg = policy_run(folder, "dpo:beta=0.5", student={**SCRATCH, "preference": "wspo"})
         else:
             cfg = text_run(folder, [f"{CONTRAST}:loss=dpo_norm"] if kind == "text" else methods)
         run(n, write_run(folder, cfg, zero_stage=zero))
@@ -45,8 +47,8 @@ def test_two_processes_at_every_zero_stage_equal_one(kind: str, tmp_path: Path) 
 
     one = finished("one", 1, 0)
     assert len(one) >= 3
-    if kind == "methods":  # the naive student and four more: of WSPO, easy to hard, two rounds
-        assert len([name for name in one if name.endswith(" losses")]) == 5
+    if kind == "methods":  # the naive student and five more: of WSPO, delta, easy to hard, rounds
+        assert len([name for name in one if name.endswith(" losses")]) == 6
     for zero in range(4):
         assert_close(finished(f"two-{zero}", 2, zero), one, zero)
 
