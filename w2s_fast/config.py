@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 from w2s_fast.debate import WriterConfig
 from w2s_fast.errors import W2SError, is_unicode, nearest
-from w2s_fast.files import is_folder
 from w2s_fast.metrics import CALIBRATORS
 from w2s_fast.models import BUILT_IN, ModelConfig
+from w2s_fast.models.checkpoint_source import is_checkpoint, is_gguf
 from w2s_fast.paths import PathText, expand_paths
 from w2s_fast.setting_names import setting_hint
 from w2s_fast.specs import settings, split
@@ -205,7 +205,7 @@ def validate(cfg: RunConfig) -> None:
 
 
 def _check_sources(cfg: RunConfig) -> None:
-    """Check that every model is built in or a folder, and knows the language of the task."""
+    """Check that every model is built in or a checkpoint, and knows the language of the task."""
     sources = {role: model_of(cfg, role).source for role in roles(cfg)}
     for role, source in sources.items():
         if source in EMBEDDED and cfg.task.name != EMBEDDED[source].task:
@@ -215,10 +215,12 @@ def _check_sources(cfg: RunConfig) -> None:
                 f"{role}_train.lr, as in --{role}.source bow --{role}_train.lr 0.1, or the folder "
                 "of a checkpoint"
             )
-        if source not in BUILT_IN and not is_folder(Path(source)):
+        if source not in BUILT_IN and not is_checkpoint(source):
+            what = "file" if is_gguf(source) else "folder"
             raise W2SError(
-                f"{role}.source={source!r} is not a folder; expected the folder of a transformers "
-                f"checkpoint or one of {', '.join(BUILT_IN)}{nearest(source, BUILT_IN)}"
+                f"{role}.source={source!r} is not a {what}; expected the folder of a transformers "
+                f"checkpoint, a .gguf file or one of {', '.join(BUILT_IN)}"
+                f"{nearest(source, BUILT_IN)}"
             )
 
 

@@ -45,7 +45,10 @@ def file_hash(path: Path) -> str:
 
 
 def tree_hash(root: Path) -> str:
-    """Return one digest over names and contents of all files under ``root`` that are not hidden."""
+    """Return one digest over names and contents of all files under ``root`` that are not hidden.
+
+    ``root`` may be a single file, whose own name does not count.
+    """
     return content_hash({n: file_hash(root / n) for n in _visible(root)})
 
 
@@ -56,6 +59,8 @@ def tree_stamp(root: Path) -> str:
 
 
 def _visible(root: Path) -> list[str]:
+    if root.is_file():
+        return ["."]
     names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
     return [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
 

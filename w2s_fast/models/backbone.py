@@ -13,6 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_fast.errors import W2SError, nearest, one_line
+from w2s_fast.models.checkpoint_source import (
+    check_gguf,
+    from_pretrained_arguments,
+    is_gguf,
+    make_saveable,
+    weight_arguments,
+)
 from w2s_fast.models.weights import read_index
 from w2s_fast.paths import PathText, expand_paths
 from w2s_fast.tasks import EMBEDDED
@@ -36,8 +43,9 @@ class ModelConfig:
         source: ``agreement-lm`` (the language model pretrained for the task `agreement`),
             ``word-problems-lm`` or ``word-problems-small-lm`` (for the task `word_problems`),
             ``scratch`` (a small Llama from random weights), ``bow`` (linear bag of words; needs
-            a larger learning rate, about 0.1), or a directory with a transformers checkpoint
-            (config.json, model.safetensors, tokenizer).
+            a larger learning rate, about 0.1), a directory with a transformers checkpoint
+            (config.json, model.safetensors, tokenizer), or a .gguf file, whose weights are
+            de-quantised (needs the packages gguf and accelerate).
         hidden, layers, heads: size of ``scratch``.
         pooling: input of the head: the ``last`` token (by attention mask; decoders), the
             ``mean`` over tokens, or the first token (``cls``; encoders).
@@ -112,9 +120,7 @@ def build_untrained(cfg: ModelConfig) -> Any:
     """Build a checkpoint's base model from its config.json, with random weights and no LoRA."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(
-        folder_of(cfg), local_files_only=True, trust_remote_code=cfg.trust_remote_code
-    )
+    config = AutoConfig.from_pretrained(**_location(cfg))
     config.use_cache = False
     return _from_config(config, cfg)
 
@@ -156,10 +162,10 @@ def scratch(cfg: ModelConfig, tokenizer: Any, causal: bool = False) -> nn.Module
 
 
 def checkpoint(cfg: ModelConfig, causal: bool = False, *, empty: bool = False) -> nn.Module:
-    """Load the model in a directory.
+    """Load the model in a directory or GGUF file.
 
     Args:
-        cfg: names the directory.
+        cfg: names the directory or file.
         causal: add the language-model head.
         empty: keep no weights in memory (device ``meta``), to check that the model loads. Without
             the package accelerate their names and shapes are not compared.
@@ -170,11 +176,10 @@ def checkpoint(cfg: ModelConfig, causal: bool = False, *, empty: bool = False) -
     import torch
     from transformers import AutoConfig
 
-    folder = folder_of(cfg)
-    options = {"local_files_only": True, "trust_remote_code": cfg.trust_remote_code}
+    folder, location = folder_of(cfg), _location(cfg)
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(folder, **options)
+            config = AutoConfig.from_pretrained(**location)
             if getattr(config, "is_encoder_decoder", False):
                 raise W2SError(
                     f"{folder} is an encoder-decoder ({config.model_type}); expected a decoder "
@@ -182,17 +187,18 @@ def checkpoint(cfg: ModelConfig, causal: bool = False, *, empty: bool = False) -
                 )
             if (folder / "model.safetensors.index.json").exists():
                 read_index(folder / "model.safetensors")  # transformers would follow any path
-            no_loader = empty and importlib.util.find_spec("accelerate") is None
+            # Without accelerate nothing is loaded to "meta"; a GGUF file would be de-quantised.
+            no_loader = empty and (is_gguf(folder) or not importlib.util.find_spec("accelerate"))
             if not cfg.pretrained or no_loader:
                 with torch.device("meta") if empty else contextlib.nullcontext():
                     return _from_config(config, cfg, causal)
             model, report = _auto(causal).from_pretrained(
-                folder,
                 dtype=_dtype(cfg),
                 use_safetensors=True,
                 output_loading_info=True,
                 **({"device_map": {"": "meta"}} if empty else {}),
-                **options,
+                **weight_arguments(folder),
+                **location,
             )
     except W2SError:
         raise
@@ -208,7 +214,14 @@ def checkpoint(cfg: ModelConfig, causal: bool = False, *, empty: bool = False) -
             f"{folder} lacks {len(missing)} weights of its own config, first {missing[0]!r}; "
             "fix the checkpoint, or set pretrained=false for random weights"
         )
+    make_saveable(model)
     return model
+
+
+def _location(cfg: ModelConfig) -> dict[str, Any]:
+    """Return arguments of ``from_pretrained`` for local files alone."""
+    options = {"local_files_only": True, "trust_remote_code": cfg.trust_remote_code}
+    return from_pretrained_arguments(folder_of(cfg)) | options
 
 
 def _from_config(config: Any, cfg: ModelConfig, causal: bool = False) -> nn.Module:
@@ -224,10 +237,10 @@ def _auto(causal: bool) -> Any:
 
 
 def folder_of(cfg: ModelConfig) -> Path:
-    """Return the checkpoint directory of a model.
+    """Return the checkpoint directory of a model, or its GGUF file.
 
     Raises:
-        W2SError: if ``source`` is not one.
+        W2SError: if ``source`` is neither.
     """
     if cfg.source in EMBEDDED:
         task, function = EMBEDDED[cfg.source].task, EMBEDDED[cfg.source].function
@@ -236,16 +249,19 @@ def folder_of(cfg: ModelConfig) -> Path:
             f"directory that w2s_fast.tasks.datasets.{task}_lm.{function} wrote"
         )
     folder = Path(cfg.source)
+    if is_gguf(folder):
+        check_gguf(folder)
+        return folder
     if not (folder / "config.json").is_file():
         raise W2SError(
             f"model {cfg.source!r} is neither one of {', '.join(BUILT_IN)} nor a directory with a "
-            f"config.json{nearest(cfg.source, BUILT_IN)}"
+            f"config.json or a .gguf file{nearest(cfg.source, BUILT_IN)}"
         )
     return folder
 
 
 def check_folder(cfg: ModelConfig) -> Path | None:
-    """Return the checkpoint directory of a model, with its tokenizer; None for a built-in model.
+    """Return the directory or GGUF file of a model with its tokenizer; None for a built-in model.
 
     Raises:
         W2SError: if ``source`` is no checkpoint, or there is no tokenizer in it.
@@ -253,7 +269,7 @@ def check_folder(cfg: ModelConfig) -> Path | None:
     if cfg.source in BUILT_IN:
         return None
     folder = folder_of(cfg)
-    if not any(next(folder.glob(p), None) for p in _VOCABULARIES):
+    if not is_gguf(folder) and not any(next(folder.glob(p), None) for p in _VOCABULARIES):
         # transformers would silently build an empty one.
         raise W2SError(
             f"{folder} has no tokenizer: none of {', '.join(_VOCABULARIES)}; save the "
@@ -263,7 +279,7 @@ def check_folder(cfg: ModelConfig) -> Path | None:
 
 
 def architecture(cfg: ModelConfig) -> Any:
-    """Return the transformers configuration in a checkpoint's folder; None for a built-in model.
+    """Return the transformers configuration of a checkpoint; None for a built-in model.
 
     Raises:
         W2SError: if it cannot be read.
@@ -274,11 +290,10 @@ def architecture(cfg: ModelConfig) -> Any:
 
     folder = folder_of(cfg)
     try:
-        return AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=cfg.trust_remote_code
-        )
+        return AutoConfig.from_pretrained(**_location(cfg))
     except (OSError, ValueError, KeyError, ImportError) as e:
-        raise W2SError(f"{folder / 'config.json'} cannot be read: {one_line(e)}") from e
+        file = folder if is_gguf(folder) else folder / "config.json"
+        raise W2SError(f"{file} cannot be read: {one_line(e)}") from e
 
 
 def _dtype(cfg: ModelConfig) -> Any:

@@ -19,6 +19,7 @@ from w2s_fast.models.backbone import (
     scratch,
     with_lora,
 )
+from w2s_fast.models.checkpoint_source import from_pretrained_arguments
 from w2s_fast.models.weights import shape_of
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def load_tokenizer(cfg: ModelConfig, fallback: Any = None) -> Any:
     """Load the tokenizer of a model.
 
     Args:
-        cfg: a directory has its own tokenizer.
+        cfg: a directory or GGUF file has its own tokenizer.
         fallback: transformers tokenizer for models without one (``scratch``, ``bow``).
 
     Raises:
@@ -51,7 +52,9 @@ def load_tokenizer(cfg: ModelConfig, fallback: Any = None) -> Any:
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=cfg.trust_remote_code
+                **from_pretrained_arguments(folder),
+                local_files_only=True,
+                trust_remote_code=cfg.trust_remote_code,
             )
     except Exception as e:  # tokenizers raises plain ones
         raise W2SError(f"{folder} has no tokenizer that loads: {one_line(e) or repr(e)}") from e
@@ -87,8 +90,8 @@ def build_model(
         return a ``GenerativeModel``.
 
     Raises:
-        W2SError: if a directory is no checkpoint, has weights missing, or does not fit the
-            tokenizer or the kind.
+        W2SError: if a directory or GGUF file is no checkpoint, has weights missing, or does not fit
+            the tokenizer or the kind.
     """
     import torch
 

@@ -7,7 +7,6 @@ completion is that of another one, and a long preference would be decided by its
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from w2s_fast.config import RunConfig, model_of, roles, train_of
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import ImplicitConflict, make_steps
 from w2s_fast.models import load_tokenizer
+from w2s_fast.models.checkpoint_source import is_checkpoint
 from w2s_fast.pipeline.students import students
 from w2s_fast.pipeline.task_kinds import Policies, task_kind
 from w2s_fast.tasks import Inputs, TaskData
@@ -80,5 +80,5 @@ def _check_split(
 def _tokenizer(cfg: RunConfig, role: str) -> Any:
     """Return the tokenizer of a policy; None if the run trains it."""
     models = (model_of(cfg, r) for r in (role, "student", "weak"))
-    folder = next((model for model in models if Path(model.source).is_dir()), None)
+    folder = next((model for model in models if is_checkpoint(model.source)), None)
     return None if folder is None else load_tokenizer(folder)

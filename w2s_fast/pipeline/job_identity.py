@@ -14,6 +14,7 @@ from w2s_fast.files import content_hash, file_hash, tree_hash, tree_stamp
 from w2s_fast.labeling import source_digest
 from w2s_fast.methods import make_method
 from w2s_fast.models import ModelConfig
+from w2s_fast.models.checkpoint_source import is_checkpoint
 from w2s_fast.paths import user_path
 from w2s_fast.pipeline.jobs import FIRST_EMBEDDED, TRAINED, Job
 from w2s_fast.tasks import EMBEDDED, TaskData
@@ -97,9 +98,9 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
 
 
 def _model_slice(model: ModelConfig) -> dict[str, Any]:
-    """Return a model's settings without the name of its folder, whose content is an input."""
+    """Return a model's settings without the name of its checkpoint, whose content is an input."""
     values = {k: v for k, v in to_dict(model).items() if k != "preference" or v}
-    return values | ({"source": "folder"} if Path(model.source).is_dir() else {})
+    return values | ({"source": "folder"} if is_checkpoint(model.source) else {})
 
 
 def data_digests(data: TaskData) -> dict[str, str]:
@@ -218,13 +219,13 @@ def input_digests(
 
 
 class Folders:
-    """Digests of checkpoint folders; each is read once."""
+    """Digests of checkpoint folders and GGUF files; each is read once."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, str]] = {}  # by absolute path
 
     def digests(self, cfg: RunConfig) -> dict[str, str]:
-        """Return a digest of each model that is a folder, by role."""
+        """Return a digest of each model that is a folder or a GGUF file, by role."""
         return {role: self._facts(path)[0] for role, path in _folders(cfg).items()}
 
     def stamps(self, cfg: RunConfig, inputs: Mapping[str, str]) -> dict[str, str]:
@@ -246,4 +247,4 @@ class Folders:
 
 def _folders(cfg: RunConfig) -> dict[str, str]:
     sources = {role: Path(model_of(cfg, role).source) for role in roles(cfg)}
-    return {role: str(path.absolute()) for role, path in sources.items() if path.is_dir()}
+    return {role: str(path.absolute()) for role, path in sources.items() if is_checkpoint(path)}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, at_seed, model_of, run_seeds
 from w2s_fast.methods import Node, Plan
+from w2s_fast.models.checkpoint_source import is_checkpoint
 from w2s_fast.pipeline.diagnostic_nodes import diagnostic_nodes, recorded
 from w2s_fast.pipeline.students import make_plan, students
 from w2s_fast.tasks import EMBEDDED
@@ -204,11 +204,11 @@ def _pretrain_job(source: str, seed: int) -> Job:
 def needs_tokenizer(cfg: RunConfig, role: str) -> bool:
     """Return whether a role's model has no tokenizer of its own, of the task, or of a checkpoint.
 
-    A built-in model uses the tokenizer of the student, else of the weak model, if one is a folder.
+    A built-in model uses the tokenizer of the student, else of the weak model, if it has one.
     """
     if any(model.task == cfg.task.name for model in EMBEDDED.values()):
         return False
-    return not any(Path(model_of(cfg, r).source).is_dir() for r in (role, "student", "weak"))
+    return not any(is_checkpoint(model_of(cfg, r).source) for r in (role, "student", "weak"))
 
 
 def _perturbed(node: Node, replicate: int) -> Node:

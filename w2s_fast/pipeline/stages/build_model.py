@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from w2s_fast.config import RunConfig, model_of, train_of
 from w2s_fast.models import BUILT_IN, ModelConfig, build_model, load_tokenizer, load_weights
+from w2s_fast.models.checkpoint_source import is_checkpoint
 from w2s_fast.models.rounding import perturb_last_bits
 from w2s_fast.models.text_tokenizer import read_tokenizer
 from w2s_fast.models.weights import load_module, module_tensors
@@ -146,7 +147,7 @@ def _fallback_tokenizer(ctx: Context) -> Any:
     if "tokenizer" in dict(ctx.job.inputs):
         return read_tokenizer(ctx.input("tokenizer") / TOKENIZER)
     for cfg in (ctx.cfg.student, ctx.cfg.weak):
-        if Path(cfg.source).is_dir():
+        if is_checkpoint(cfg.source):
             return load_tokenizer(cfg, None)
     return None
 
