@@ -24,6 +24,7 @@ COMMANDS = {  # name -> (module, what it does)
     "supervised": ("supervised.command", "label models to students on YouTube comments and SST-2"),
     "labeling": ("labeling.command", "labeling functions from 100 labels against few-shot"),
     "deception": ("deception.command", "students under a conflict on harmless pairs"),
+    "evidence": ("evidence.command", "repeat the experiments of docs/evidence.md on real data"),
     "verifiers": ("cases.verifiers", "repeat the selections of docs/verifiers.md"),
     "reasoning": ("reasoning.command", "released files of weak-to-strong reasoning, and sampling"),
     "delta": ("delta.command", "pairs of two weak generators, and the controls, on sorted digits"),

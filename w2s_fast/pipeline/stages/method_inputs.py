@@ -30,12 +30,13 @@ def features(ctx: Context, build: StageBuild) -> None:
     """Store the hidden states of the untrained model at the label position, bf16 (N, D)."""
     from w2s_fast.probing.feature_cache import cache_features
 
-    model, tokenizer = pretrained_model(ctx, ctx.task.kind)
-    items = ctx.inputs(ctx.job.setting("split"))
+    items, kind = ctx.inputs(ctx.job.setting("split")), ctx.task.kind
     if (class_index := ctx.job.setting("word")) is not None:
-        items = as_questions(ctx, items, class_words(ctx)[class_index])
+        # A question is one text, also about a pair of completions.
+        items, kind = as_questions(ctx, items, class_words(ctx)[class_index]), "classification"
+    model, tokenizer = pretrained_model(ctx, kind)
     layer = ctx.job.setting("layer")
-    rows: Any = task_kind(ctx.task.kind).encode(tokenizer, items, max_length(ctx))
+    rows: Any = task_kind(kind).encode(tokenizer, items, max_length(ctx))
     cache_features(
         model,
         rows,
