@@ -10,7 +10,7 @@ PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-p
 PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses=4 --dist worksteal
 CORE   := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: help run test test-fast test-long test-properties campaigns fuzz lint fix bench gpu check clean distclean
+.PHONY: help run test test-fast test-long test-properties campaigns fuzz lint fix bench gpu evidence check clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo 'make fuzz   the compiled core under sanitizers and libFuzzer (clang), an hour or two'
 	@echo 'make lint   ruff, mypy, clang-format, codespell, file hygiene      make fix    format in place'
 	@echo 'make bench  time the ops against eager PyTorch and torch.compile   make check  test and lint'
+	@echo 'make evidence DATA=FOLDER   experiments on real data with a language model: docs/evidence.md'
 	@echo 'make gpu    on a machine with a CUDA device: build, test and time there, resumable'
 	@echo 'make clean  remove build outputs                      make distclean  remove .venv as well'
 
@@ -79,6 +80,15 @@ bench: $(VENV)/.dev $(VENV)/.core-strict
 # On a machine with a CUDA device, with the Python that has torch for it: make gpu PYTHON=python3
 gpu:
 	$(PYTHON) -m bench gpu
+
+# Models are made once; rows in bench/results/evidence that exist are not measured again.
+MODELS ?= out/models
+evidence: $(VENV)/.dev $(VENV)/.core
+	@test -n "$(DATA)" || { echo 'name the folder of the data sets: make evidence DATA=FOLDER'; exit 2; }
+	$(BIN)/python -m bench.evidence.models $(MODELS)
+	$(BIN)/python -m bench evidence --data $(DATA) --models $(MODELS)
+	$(BIN)/python -m bench report
+	$(BIN)/python -m bench plot
 
 check: test lint
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.evidence.comparisons import Group, Student, groups
-from bench.evidence.design import PAIR_SIZES, PROTOCOLS, SETS, SIZES, SUPERVISORS
+from bench.evidence.design import BAG_OF_WORDS, PAIR_SIZES, PROTOCOLS, SETS, SIZES, SUPERVISORS
+from bench.evidence.models import ENCODER, SHALLOW
 from bench.evidence.rows import ROWS, read_rows
 from w2s_fast import metrics
 from w2s_fast.report.model_rows import (
@@ -18,9 +19,7 @@ from w2s_fast.report.model_rows import (
 )
 
 PAGE = "docs/evidence.md"
-PICTURE = "evidence"
 _NONE = "No rows have been recorded yet.\n"
-_TITLES = {"bow": "bag of words", "smollm2_3_layers": "three layers", "minilm": "MiniLM"}
 Row = Mapping[str, Any]
 
 
@@ -47,19 +46,14 @@ def load() -> list[dict[str, Any]]:
     return read_rows(ROWS)
 
 
-def readme(_: Any = None) -> str:
-    """Return the short table of README.md: what plain cross-entropy recovers of each gap."""
-    return gaps(groups(load()))
-
-
 def coverage(rows: Sequence[Row]) -> str:
     """Return how many seeds of each group are finished, and of how many."""
-    heads = ["protocol", "data set", *(_TITLES[s] for s in SUPERVISORS)]
+    heads = ["protocol", "data set", *(supervisor_title(s) for s in SUPERVISORS)]
     lines = [_line(heads), _line(["---", "---", *["---:"] * len(SUPERVISORS)])]
     for name, protocol in PROTOCOLS.items():
         for data in protocol.sets:
             cells = [_finished(rows, name, data, supervisor) for supervisor in SUPERVISORS]
-            lines.append(_line([protocol.title, _set(data), *cells]))
+            lines.append(_line([protocol.title, set_title(data), *cells]))
     return "\n".join(lines) + "\n"
 
 
@@ -81,9 +75,10 @@ def gaps(found: Sequence[Group]) -> str:
     lines = [_line(heads), _line(["---"] * 3 + ["---:"] * 6)]
     for group in found:
         accuracies = [group.weak, group.baseline.accuracy, group.ceiling]
-        names = [PROTOCOLS[group.protocol].title, _set(group.data), _TITLES[group.supervisor]]
+        training, supervisor = PROTOCOLS[group.protocol].title, supervisor_title(group.supervisor)
         numbers = [str(len(group.seeds)), *(f"{a:.3f}" for a in accuracies)]
-        lines.append(_line([*names, *numbers, *_pgr_cells(group.baseline)]))
+        cells = [training, set_title(group.data), supervisor, *numbers]
+        lines.append(_line([*cells, *_pgr_cells(group.baseline)]))
     return "\n".join(lines) + "\n"
 
 
@@ -95,9 +90,9 @@ def differences(found: Sequence[Group]) -> str:
             d = student.difference
             if d is not None and d["p_holm"] is not None and d["p_holm"] < 1 - metrics.LEVEL:
                 change, interval, _, p = difference_cells(d)
-                place = f"{PROTOCOLS[group.protocol].title}, {_set(group.data)}"
+                place = f"{PROTOCOLS[group.protocol].title}, {set_title(group.data)}"
                 lines.append(
-                    f"- {place}, {_TITLES[group.supervisor]}: `{student.name}` {change} "
+                    f"- {place}, {supervisor_title(group.supervisor)}: `{student.name}` {change} "
                     f"({interval}), p {p}"
                 )
     return "\n".join(lines or ["- none" if found else _NONE.strip()]) + "\n"
@@ -118,7 +113,7 @@ def _table(group: Group) -> str:
         "p, Holm", "PGR", f"{level_text()} interval", "agreement where weak is right / wrong",
     )  # fmt: skip
     lines = [
-        f"Weak model: {_TITLES[group.supervisor]}, {group.weak:.3f}; ceiling "
+        f"Weak model: {supervisor_title(group.supervisor)}, {group.weak:.3f}; ceiling "
         f"{group.ceiling:.3f}; {len(group.seeds)} seeds{state}, {counts} items of weak / transfer "
         "/ test.",
         "",
@@ -165,10 +160,16 @@ def machine(rows: Sequence[Row]) -> str:
     )
 
 
-def _set(name: str) -> str:
+def set_title(name: str) -> str:
+    """Return what tables and figures call a set."""
     titles = {"sst2": "SST-2", "cola": "CoLA", "safety": "safety", "hh_single_turn": "harmlessness"}
     assert titles.keys() == SETS.keys()
     return titles[name]
+
+
+def supervisor_title(name: str) -> str:
+    """Return what tables and figures call a supervisor."""
+    return {BAG_OF_WORDS: "bag of words", SHALLOW: "three layers", ENCODER: "MiniLM"}[name]
 
 
 def _line(cells: Sequence[str]) -> str:

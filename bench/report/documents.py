@@ -16,6 +16,7 @@ from bench.alarm import table as alarm_table
 from bench.cases import verifiers, w2s
 from bench.deception import table as deception_table
 from bench.delta import table as delta_table
+from bench.evidence import table as evidence_tables
 from bench.harness.environment import ROOT
 from bench.harness.row_files import RESULTS, Row, key, load
 from bench.intervals import table as interval_tables
@@ -29,7 +30,7 @@ from bench.supervised import table as supervised_tables
 Table = Callable[[MeasuredRows], str]
 # document -> marker -> what makes the text between its begin and end
 DOCUMENTS: dict[str, dict[str, Table]] = {
-    "README.md": {"speed": speed_tables.summary},
+    "README.md": {"speed": speed_tables.summary, "evidence": evidence_tables.blocks()["gaps"]},
     "docs/fused_head.md": {"head": speed_tables.linear_summary},
     "docs/speed.md": {
         "machine": speed_tables.machine,
@@ -45,6 +46,7 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
     "docs/distributed.md": {"scale": speed_tables.scale},
     "docs/trainers.md": {"steps": trainer_table.steps},
     w2s.PAGE: w2s.blocks(),
+    evidence_tables.PAGE: evidence_tables.blocks(),
     verifiers.PAGE: verifiers.blocks(),
     interval_tables.PAGE: interval_tables.blocks(),
     label_model_tables.PAGE: label_model_tables.blocks(),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bench.cases import w2s
+from bench.evidence.figure import evidence_figure
 from bench.harness.environment import ROOT
 from bench.harness.row_files import RESULTS, Row, load, number
 from bench.report.documents import quotable
@@ -207,6 +208,7 @@ def all_pictures(rows: MeasuredRows, kind: str) -> dict[str, bytes]:
     pictures = {name: speed_picture(name, rows, kind) for name in SPEED_PICTURES}
     for path in sorted(w2s.FOLDER.glob("*.json")):
         pictures[f"w2s-{path.stem}"] = w2s.figure(json.loads(path.read_text()), kind)
+    pictures["evidence"] = evidence_figure(kind=kind)
     return pictures | {"sweep": sweep_figure(json.loads(SWEEP.read_text()), kind)}
 
 
