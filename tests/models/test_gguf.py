@@ -67,8 +67,10 @@ def test_quantised_weights_become_floats(
         assert not torch.equal(weight.float(), truth)
 
 
-def test_a_file_is_checked_without_its_weights(file: Path) -> None:
-    cfg = ModelConfig(str(file))
+def test_a_file_is_checked_without_its_weights(lm: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Its weights are not de-quantised, so one that is missing is not noticed."""
+    path = write_gguf(tmp_path / "less.gguf", lm, tokenizer, leave_out="blk.1.ffn_up.weight")
+    cfg = ModelConfig(str(path))
     model = build_model(cfg, 2, load_tokenizer(cfg), 0, empty=True)
     assert all(p.is_meta for name, p in model.named_parameters() if not name.startswith("head."))
     assert architecture(cfg).num_hidden_layers == 2
@@ -142,6 +144,7 @@ def trained(file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return cfg
 
 
+@pytest.mark.slow
 def test_a_run_reads_the_file(trained: RunConfig) -> None:
     results = w2s_fast.run(trained)
     assert [run["name"] for run in results["runs"]] == ["xent", "elicit+xent"]
@@ -150,6 +153,7 @@ def test_a_run_reads_the_file(trained: RunConfig) -> None:
     assert not any(name.startswith("tokenizer") for name in stages), "bow uses that of the file"
 
 
+@pytest.mark.slow
 def test_a_trained_student_is_exported(trained: RunConfig, tmp_path: Path) -> None:
     from transformers import AutoModel
 
@@ -160,6 +164,7 @@ def test_a_trained_student_is_exported(trained: RunConfig, tmp_path: Path) -> No
     assert model.config.num_hidden_layers == 2 and model.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_a_configuration_with_a_missing_file_says_so(trained: RunConfig) -> None:
     from dataclasses import replace
 

@@ -17,7 +17,6 @@ from w2s_fast.models.checkpoint_source import (
     check_gguf,
     from_pretrained_arguments,
     is_gguf,
-    make_saveable,
     weight_arguments,
 )
 from w2s_fast.models.weights import read_index
@@ -214,7 +213,6 @@ def checkpoint(cfg: ModelConfig, causal: bool = False, *, empty: bool = False) -
             f"{folder} lacks {len(missing)} weights of its own config, first {missing[0]!r}; "
             "fix the checkpoint, or set pretrained=false for random weights"
         )
-    make_saveable(model)
     return model
 
 

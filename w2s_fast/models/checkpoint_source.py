@@ -38,10 +38,13 @@ def from_pretrained_arguments(path: Path) -> dict[str, Any]:
 
 
 def weight_arguments(path: Path) -> dict[str, Any]:
-    """Return what ``from_pretrained`` of a model needs besides, so that its weights are floats."""
+    """Return what ``from_pretrained`` of a model needs besides, so that its weights are floats.
+
+    Otherwise transformers may keep them quantised, and always refuses to save the model.
+    """
     import transformers
 
-    gguf_config = getattr(transformers, "GgufConfig", None)  # without it, there is no other way
+    gguf_config = getattr(transformers, "GgufConfig", None)  # older versions de-quantise anyway
     if not is_gguf(path) or gguf_config is None:
         return {}
     return {"quantization_config": gguf_config(dequantize=True)}
@@ -68,14 +71,3 @@ def check_gguf(path: Path) -> None:
             f"{path} begins with {magic!r}, not with {_MAGIC!r}; expected a GGUF file, so download "
             "it again or name another"
         )
-
-
-def make_saveable(model: Any) -> None:
-    """Turn a model that transformers de-quantised into an ordinary one.
-
-    transformers keeps the quantizer on the model and refuses to save it, although its weights are
-    floating-point tensors.
-    """
-    for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
-        if hasattr(owner, name):
-            delattr(owner, name)
