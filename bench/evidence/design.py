@@ -153,6 +153,7 @@ def configuration(cell: Cell, data: Path, models: Path, *, quick: bool = False) 
         task=replace(cfg.task, **QUICK_SIZES),
         weak_train=replace(cfg.weak_train, epochs=1),
         student_train=replace(cfg.student_train, epochs=1),
+        workers=1,  # in this process: toy stages take less time than the start of workers
     )
 
 

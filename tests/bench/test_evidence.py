@@ -29,7 +29,7 @@ PROBES = (
     "probe@xent", "ccs|probe@xent", "elicit|probe@xent", "confident|probe@xent",
     "ground_truth_early_stop|probe@xent",
 )  # fmt: skip
-WORDS = {0: ["dull", "slow", "flat", "tired"], 1: ["fine", "warm", "sharp", "rich"]}
+WORDS = {0: ["dull", "slow", "flat", "tired"], 1: ["bright", "warm", "sharp", "rich"]}
 
 
 def sentences(n: int) -> Iterator[tuple[int, str]]:
