@@ -61,4 +61,5 @@ def _draw(ax: Axes, found: Sequence[Group], names: Sequence[str]) -> None:
             if d["low"] is not None:
                 ax.plot([d["low"], d["high"]], [place, place], color=color, lw=1)
     ax.axvline(0.0, color="#3f4754", lw=1, zorder=1)
+    ax.margins(y=0.01)
     style_axes(ax)

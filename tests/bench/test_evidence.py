@@ -242,3 +242,14 @@ def test_unfinished_groups_say_so() -> None:
     assert "| Full finetuning | SST-2 | 0 of 3 | 0 of 3 | 1 of 3 |" in coverage(rows)
     assert groups([]) == [] and groups([row("naive@logconf", 0, 0.8)]) == []
     assert "No rows" in gaps([]) and "No rows" in detail([], "probe", "cola")
+
+
+def test_committed_rows_are_of_the_design() -> None:
+    """No row of a toy run, of a changed tree or of another design, and none twice."""
+    rows = read_rows(ROWS)
+    if not rows:
+        pytest.skip("no rows have been recorded")
+    planned = {cell.key(method) for cell in cells() for method in cell.methods}
+    assert finished(rows) <= planned and len(finished(rows)) == len(rows)
+    assert not any(row["dirty"] for row in rows)
+    assert {row["n_test"] for row in rows if "failed" not in row} <= {500, 1000}
