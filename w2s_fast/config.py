@@ -215,8 +215,8 @@ def _check_sources(cfg: RunConfig) -> None:
                 f"{role}_train.lr, as in --{role}.source bow --{role}_train.lr 0.1, or the folder "
                 "of a checkpoint"
             )
-        if source not in BUILT_IN and not is_checkpoint(source):
-            what = "file" if is_gguf(source) else "folder"
+        if source not in BUILT_IN and not is_checkpoint(Path(source)):
+            what = "file" if is_gguf(Path(source)) else "folder"
             raise W2SError(
                 f"{role}.source={source!r} is not a {what}; expected the folder of a transformers "
                 f"checkpoint, a .gguf file or one of {', '.join(BUILT_IN)}"

@@ -18,14 +18,13 @@ _MAGIC = b"GGUF"
 _PACKAGES = ("gguf", "accelerate")  # what transformers needs to read such a file
 
 
-def is_gguf(source: str | Path) -> bool:
+def is_gguf(path: Path) -> bool:
     """Return whether a model source is the name of a GGUF file, which may not exist."""
-    return Path(source).suffix.lower() == GGUF_SUFFIX
+    return path.suffix.lower() == GGUF_SUFFIX
 
 
-def is_checkpoint(source: str | Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
     """Return whether a model source is an existing folder or GGUF file."""
-    path = Path(source)
     return path.is_file() if is_gguf(path) else is_folder(path)
 
 

@@ -29,9 +29,10 @@ def export_gguf(source: str | Path, folder: str | Path, *, dtype: str = "fp32") 
     Raises:
         W2SError: The file is not one that loads, or the folder is not empty or cannot be written.
     """
-    if not is_gguf(source):
+    file, path = user_path(source, "source"), user_path(folder, "folder")
+    if not is_gguf(file):
         raise W2SError(f"source is {str(source)!r}; expected a file whose name ends in .gguf")
-    path, cfg = user_path(folder, "folder"), ModelConfig(str(source), dtype=dtype)
+    cfg = ModelConfig(str(file), dtype=dtype)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise W2SError(f"{path} is not empty; name a new folder")
     tokenizer = load_tokenizer(cfg)

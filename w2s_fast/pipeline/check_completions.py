@@ -7,6 +7,7 @@ completion is that of another one, and a long preference would be decided by its
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,5 +81,5 @@ def _check_split(
 def _tokenizer(cfg: RunConfig, role: str) -> Any:
     """Return the tokenizer of a policy; None if the run trains it."""
     models = (model_of(cfg, r) for r in (role, "student", "weak"))
-    folder = next((model for model in models if is_checkpoint(model.source)), None)
+    folder = next((model for model in models if is_checkpoint(Path(model.source))), None)
     return None if folder is None else load_tokenizer(folder)

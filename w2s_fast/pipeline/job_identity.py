@@ -100,7 +100,7 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
 def _model_slice(model: ModelConfig) -> dict[str, Any]:
     """Return a model's settings without the name of its checkpoint, whose content is an input."""
     values = {k: v for k, v in to_dict(model).items() if k != "preference" or v}
-    return values | ({"source": "folder"} if is_checkpoint(model.source) else {})
+    return values | ({"source": "folder"} if is_checkpoint(Path(model.source)) else {})
 
 
 def data_digests(data: TaskData) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, at_seed, model_of, run_seeds
@@ -208,7 +209,7 @@ def needs_tokenizer(cfg: RunConfig, role: str) -> bool:
     """
     if any(model.task == cfg.task.name for model in EMBEDDED.values()):
         return False
-    return not any(is_checkpoint(model_of(cfg, r).source) for r in (role, "student", "weak"))
+    return not any(is_checkpoint(Path(model_of(cfg, r).source)) for r in (role, "student", "weak"))
 
 
 def _perturbed(node: Node, replicate: int) -> Node:

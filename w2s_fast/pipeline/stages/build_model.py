@@ -147,7 +147,7 @@ def _fallback_tokenizer(ctx: Context) -> Any:
     if "tokenizer" in dict(ctx.job.inputs):
         return read_tokenizer(ctx.input("tokenizer") / TOKENIZER)
     for cfg in (ctx.cfg.student, ctx.cfg.weak):
-        if is_checkpoint(cfg.source):
+        if is_checkpoint(Path(cfg.source)):
             return load_tokenizer(cfg, None)
     return None
 
