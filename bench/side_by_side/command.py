@@ -74,7 +74,6 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     paths = {system.name: [check_checkout(system, options.peers)] for system in PEERS}
     options.out.mkdir(parents=True, exist_ok=True)
     python = options.python or workers.make_environment(options.out / "venv")
-    python = python.absolute()  # a link into a virtual environment, which must stay one
     releases = {
         "peer_transformers": workers.check_versions(python)["transformers"],
         "our_transformers": metadata.version("transformers"),

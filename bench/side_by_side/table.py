@@ -89,7 +89,7 @@ def written_lines(code: str) -> int:
 
 def shims() -> str:
     """Return what is changed in each code base from outside."""
-    text = "| code base | change | without it |\n| --- | --- | --- |\n"
+    text = "| code base | change | reason |\n| --- | --- | --- |\n"
     for system in PEERS:
         for shim in SHIMS[system.name]:
             text += f"| {system.title} | {shim.what} | {shim.why} |\n"

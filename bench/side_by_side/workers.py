@@ -110,7 +110,10 @@ def run_job(
     job_file, result_file, log_file = (file.absolute() for file in files)
     job_file.write_text(json.dumps(job))
     result_file.unlink(missing_ok=True)
-    command = [str(python), "-m", "bench.side_by_side.worker", str(job_file), str(result_file)]
+    # Absolute, as the worker has its own folder, but not resolved: a link makes an environment.
+    command = [
+        str(python.absolute()), "-m", "bench.side_by_side.worker", str(job_file), str(result_file)
+    ]  # fmt: skip
     load, start = os.getloadavg()[0], time.perf_counter()
     with log_file.open("w") as log:
         try:

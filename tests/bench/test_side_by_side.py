@@ -204,6 +204,15 @@ def test_results_of_a_worker(job: dict[str, Any], tmp_path: Path) -> None:
         run_program(job, tmp_path, "true")
 
 
+def test_a_relative_interpreter(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, """echo '{"probabilities": [0, 1]}' > "$4" """)
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert workers.run_job(job, Path("python"), [], Path("out"), 60)["probabilities"] == [0, 1]
+
+
 def test_row_of_a_training(tmp_path: Path) -> None:
     inputs._write_lines(tmp_path / "test.jsonl", [("a", 0), ("b", 1), ("c", 1), ("d", 0)])
     ends = [[0.0, 0.0], *([float(i), i / 2] for i in range(1, 5)), [5.25, 2.6], [5.5, 2.7]]
