@@ -126,7 +126,9 @@ def portable_student(source: Path, target: Path) -> Path:
     save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
     theta = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
     pad = config.get("pad_token_id")
-    _write(target / "config.json", {**config, **theta, "pad_token_id": 0 if pad is None else pad})
+    fp32 = dict.fromkeys(("dtype", "torch_dtype"), "float32")
+    padding = {"pad_token_id": 0 if pad is None else pad}
+    _write(target / "config.json", {**config, **theta, **fp32, **padding})
     # transformers 5 names a class that transformers 4 does not have.
     tokenizer = _json(source / "tokenizer_config.json")
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":

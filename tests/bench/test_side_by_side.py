@@ -270,6 +270,7 @@ def test_the_student_of_all(student: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(lm.parameters(), plain.parameters(), strict=True))
     config = json.loads((student / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert config["dtype"] == config["torch_dtype"] == "float32"
     kind = json.loads((student / "tokenizer_config.json").read_text())["tokenizer_class"]
     assert kind == "PreTrainedTokenizerFast"
 
@@ -314,6 +315,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_rows_of_all(rows: Path) -> None:
     train, test = read(rows / "3" / "train.jsonl"), read(rows / "3" / "test.jsonl")
     n = SMALL.n_transfer
