@@ -16,6 +16,7 @@ from bench.side_by_side.systems import OURS, PEERS, SYSTEMS
 PAGE = "docs/side_by_side.md"
 SCRIPTS = Path(__file__).parent / "scripts"
 _NONE = "No rows have been recorded yet: `python -m bench side_by_side --peers FOLDER --record`.\n"
+_BUSY = 2.0  # load average from which wall times say little; a training adds one itself
 Row = Mapping[str, Any]
 
 
@@ -53,11 +54,11 @@ def equality(rows: Sequence[Row]) -> str:
 def cost(rows: Sequence[Row]) -> str:
     """Return times and memory: the median over the seeds, and their range."""
     heads = [
-        "setting", "code base", "loss", "ms a step", "CPU ms a step", "steps, s", "process, s",
+        "setting", "code base", "loss", "ms a step", "CPU ms a step", "process, s",
         "peak memory, MiB", "of it since the first forward, MiB",
     ]  # fmt: skip
-    measures = ("step_ms", "step_cpu_ms", "train_s", "process_s", "peak_mib", "added_mib")
-    formats = (".1f", ".1f", ".1f", ".1f", ".0f", ".0f")
+    measures = ("step_ms", "step_cpu_ms", "process_s", "peak_mib", "added_mib")
+    formats = (".1f", ".1f", ".1f", ".0f", ".0f")
     body = [
         [*_names(own[0]), *(_spread(own, m, f) for m, f in zip(measures, formats, strict=True))]
         for own in _groups(rows)
@@ -142,6 +143,9 @@ def _settings(rows: Sequence[Row]) -> str:
             f"{first['n_test']} test rows, lr {first['lr']:g}, fp32, {first['threads']} "
             f"thread{plural}; {first['cpu']}, load average {min(loads):.1f} to {max(loads):.1f}, "
             f"torch {first['torch']}, transformers {first['our_transformers']} (w2s_fast) and "
-            f"{first['peer_transformers']} (the two others), commit {first['git_sha']}.\n"
+            f"{first['peer_transformers']} (the two others), commit {first['git_sha']}."
         )
+        if max(loads) > _BUSY:
+            text += " The machine was busy: compare CPU times, not wall times."
+        text += "\n"
     return text

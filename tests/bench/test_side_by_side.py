@@ -401,7 +401,7 @@ def fake_row(system: str, loss: str, seed: int, **more: Any) -> dict[str, Any]:
         "our_transformers": "5", "peer_transformers": "4", "cpu": "a processor", "torch": "2",
         "git_sha": "abc", "load": 0.5 + seed, "accuracy": 0.9 + seed / 100, "agreement": 0.995,
         "loss_gap": 1e-7 * (1 + seed), "probability_gap": 2e-6, "step_ms": 40.0,
-        "step_cpu_ms": 39.0, "train_s": 6.0 + seed, "process_s": 20.0, "peak_mib": 500.0,
+        "step_cpu_ms": 39.0, "train_s": 6.0, "process_s": 20.0 + seed, "peak_mib": 500.0,
         "added_mib": 50.0, **more,
     }  # fmt: skip
 
@@ -425,7 +425,12 @@ def test_tables() -> None:
     assert "3 seeds, 150 steps of 32 rows in micro-batches of 8" in text[7]
     assert "1 thread;" in text[7] and "load average 0.5 to 2.5" in text[7]
     times = table.cost(measured).splitlines()
-    assert times[2].endswith("| 40.0 | 39.0 | 7.0 (6.0 – 8.0) | 20.0 | 500 | 50 |")
+    assert times[2].endswith("| 40.0 | 39.0 | 21.0 (20.0 – 22.0) | 500 | 50 |")
+    assert times[-1].endswith(
+        "commit abc. The machine was busy: compare CPU times, not wall times."
+    )
+    quiet = table.cost([{**line, "load": 1.5} for line in measured])
+    assert quiet.endswith("commit abc.\n")
     assert "No rows have been recorded" in table.cost([]) == table.equality([])
 
 
