@@ -358,6 +358,7 @@ PEERS_FOLDER = os.environ.get("W2S_PEERS")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 13 processes, and an environment where none is given
 @pytest.mark.skipif(
     PEERS_FOLDER is None,
     reason="W2S_PEERS names no folder of checkouts (and W2S_PEERS_PYTHON their interpreter)",
