@@ -28,6 +28,7 @@ COMMANDS = {  # name -> (module, what it does)
     "verifiers": ("cases.verifiers", "repeat the selections of docs/verifiers.md"),
     "reasoning": ("reasoning.command", "released files of weak-to-strong reasoning, and sampling"),
     "delta": ("delta.command", "pairs of two weak generators, and the controls, on sorted digits"),
+    "side_by_side": ("side_by_side.command", "other weak-to-strong code bases on equal work"),
     "architectures": ("architectures.command", "check every class of transformers after patch"),
     "report": ("report.documents", "write the tables of the documents from the committed rows"),
     "plot": ("report.pictures", "draw the pictures of the documents from the committed rows"),

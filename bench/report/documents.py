@@ -25,6 +25,7 @@ from bench.labeling import table as labeling_tables
 from bench.reasoning import table as reasoning_table
 from bench.report import speed_tables, trainer_table
 from bench.report.measured_rows import MeasuredRows
+from bench.side_by_side import table as side_by_side_tables
 from bench.supervised import table as supervised_tables
 
 Table = Callable[[MeasuredRows], str]
@@ -56,6 +57,7 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
     deception_table.PAGE: deception_table.blocks(),
     reasoning_table.PAGE: reasoning_table.blocks(),
     delta_table.PAGE: delta_table.blocks(),
+    side_by_side_tables.PAGE: side_by_side_tables.blocks(),
 }
 
 
