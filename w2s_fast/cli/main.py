@@ -22,7 +22,8 @@ commands:
   run      run everything, into --out DIR: results.json, plot.png, plot.svg, report.html
   sweep    many runs as one: models x losses x methods x seeds x tasks
   label    compute only the weak labels, into --out DIR/labels/SEED: Parquet with texts and classes
-  report   print the results in --out DIR, and write plot and page again
+  report   print the results in --out DIR, and write plot and page again; with --from FOLDER
+           those of predictions that others made
   launch   run on several accelerators or hosts (w2s-fast launch --help)
   export   write a trained model of a run as a folder that transformers loads
   plan     estimate memory and traffic of a training on other machines (w2s-fast plan --help)

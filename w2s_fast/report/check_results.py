@@ -35,7 +35,7 @@ _PROVENANCE = {
 }
 _RESULTS = {
     "runs": [{**_STUDENT, "seed": int, "pgr": float | None, "gap": float, "gap_se": float | None,
-              "n_test": int, "weak_label_accuracy": float}],
+              "n_test": int, "weak_label_accuracy": float | None}],
     "summary": [{**_STUDENT, **_SCORES, "pgr_mean": float | None,
                  "agreement": dict.fromkeys(("all", "weak_right", "weak_wrong"), float | None)}],
     "controls": [{"seed": int, "accuracy": float}],
@@ -48,6 +48,7 @@ _LATER = {
     "differences": [{"name": str, "baseline": str, "difference": float, "low": float | None,
                      "high": float | None, "p": float | None, "p_holm": float | None}],
     "failed": {str: str},
+    "warnings": [str],
     "weak_labels": [{"seed": int, "calibration": dict | None, "overlap": dict | None}],
     "text_labels": [{"seed": int, "name": str, "stage": str, "report": dict}],
     "trust": [{"seed": int, "name": str, "n_right": int, "n_wrong": int, "auroc": float,

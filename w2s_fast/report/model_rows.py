@@ -125,9 +125,10 @@ def ceilings(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """Return lines on bases, last bits, uses of true labels, and PGRs that are not reported."""
+    """Return lines on doubts, bases, last bits, true labels, and PGRs that are not reported."""
     reasons = {r["seed"]: r["refused"] for r in results["runs"] if r["refused"]}
     lines = [f"base {name} failed: {why}" for name, why in results.get("failed", {}).items()]
+    lines += results.get("warnings", ())
     lines += _base_lines(results)
     lines += [
         f"{s['name']}: standard deviation of accuracy {format_number(s['student_sd'])} over runs, "
@@ -146,6 +147,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 def weak_label_line(results: Mapping[str, Any]) -> str:
     """Return one line: how many of the labels that students learned are right."""
     by_seed = {r["seed"]: r["weak_label_accuracy"] for r in results["runs"]}
+    if None in by_seed.values():  # results of files, which have only the test items
+        return "weak labels of the transfer set: accuracy not known"
     mean = format_number(sum(by_seed.values()) / len(by_seed))
     if len(by_seed) == 1:
         return f"weak labels of the transfer set: accuracy {mean}"
