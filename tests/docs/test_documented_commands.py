@@ -50,7 +50,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "w2s_fast.sweeps.run_sweep.sweep", "w2s_fast.sweeps.run_sweep.prepare",
         "w2s_fast.cli.launch.run_job", "w2s_fast.cli.estimate.estimate_step",
         "w2s_fast.report.load_results", "w2s_fast.cli.doctor.print_findings",
-        "w2s_fast.comparison.file_results.results_of_files",
+        "w2s_fast.comparison.file_results.results_of_files", "w2s_fast.pipeline.forecast.forecast",
     ):  # fmt: skip
         monkeypatch.setattr(name, _stop)
     for name in ("check_hosts", "check_port"):

@@ -42,6 +42,7 @@ from w2s_fast.pipeline.pool import (
 )
 from w2s_fast.pipeline.preflight import check_processes_agree, check_shared_store
 from w2s_fast.pipeline.provenance import class_counts, provenance
+from w2s_fast.pipeline.stage_times import StageTimes
 from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.report import RESULTS
 from w2s_fast.report.page import write_report
@@ -72,7 +73,7 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
         session.compute(jobs.jobs[:-1])
         scores = _report_stage(session, session.report_job(jobs))
         counts = {s: class_counts(data) for s, data in session.data.items()}
-        facts = provenance(cfg, session.results, session.cached, counts)
+        facts = provenance(cfg, session.results, session.cached, counts, session.digests)
         results = session.world.broadcast_object(
             {**scores, "failed": failed_bases(cfg, jobs, session.failed), "provenance": facts}
         )
@@ -129,12 +130,22 @@ def open_session(cfg: RunConfig, quiet: bool, *, computes: bool = True) -> Itera
         if world.size > 1:
             check_processes_agree(cfg, session.digests, world)
         if computes:
-            data = session.data[cfg.seeds[0]]
-            check_supervisors(cfg, data)
-            check_fit(cfg, data.kind, len(data.class_names))
-            check_completions(cfg, session.data)
+            check_session(session)
         yield session
         world.barrier()  # rank 0 releases the folders after every process is done
+
+
+def check_session(session: Session) -> None:
+    """Raise what stages would raise after others have run.
+
+    Raises:
+        W2SError: Settings, models and data do not fit.
+    """
+    cfg = session.cfg
+    data = session.data[cfg.seeds[0]]
+    check_supervisors(cfg, data)
+    check_fit(cfg, data.kind, len(data.class_names))
+    check_completions(cfg, session.data)
 
 
 @contextlib.contextmanager
@@ -183,16 +194,19 @@ class Session:
         """Return the splits of a seed, which were read at the start."""
         return self.data[seed]
 
+    def settings(self, job: Job) -> dict[str, Any]:
+        """Return ``config_slice`` of a job."""
+        return config_slice(self.cfg, job, len(self.data[self.cfg.seeds[0]].class_names))
+
     def work_item(self, job: Job) -> WorkItem:
         """Return the job with its inputs; the jobs it needs must be finished."""
         digests = {name: self.results[name].digest for name in job.needs}
-        n_classes = len(self.data[self.cfg.seeds[0]].class_names)
         cfg = at_seed(self.cfg, job.seed)
         folders = self._folders.digests(cfg)
         inputs = input_digests(self.cfg, job, digests, self.digests, folders)
         return WorkItem(
             job,
-            config_slice(self.cfg, job, n_classes),
+            self.settings(job),
             inputs,
             {name: str(self.results[name].path) for name in job.needs},
             data_of_job(self.cfg, job, self.digests),
@@ -228,6 +242,9 @@ class Session:
     def compute(self, jobs: list[Job]) -> None:
         """Finish every job, one per worker at a time."""
         workers, threads = choose_parallelism(self.cfg, cuda=device(self.cfg) == "cuda")
+        times = StageTimes(self.store.root)
+        expected = {job.name: times.expect(job.stage, self.settings(job)) for job in jobs}
+        self.observer.planned(expected, workers)
         waiting, running = list(jobs), 0
         with make_pool(self.cfg, workers, threads, self.observer, self.read) as pool:
             while waiting or running:

@@ -45,6 +45,9 @@ class JobError(W2SError):
 class JobObserver(Protocol):
     """Callbacks for the progress of jobs."""
 
+    def planned(self, seconds: Mapping[str, float | None], workers: int) -> None:
+        """All jobs by name, with their expected seconds if known; ``workers`` run at a time."""
+
     def started(self, job: Job) -> None:
         """A job starts."""
 
