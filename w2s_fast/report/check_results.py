@@ -108,6 +108,8 @@ def _problems(results: Any) -> Iterator[str]:
     yield from _diagnostics(results)
     if any(row.keys() & _FURTHER_SCORES.keys() for row in results["summary"]):
         yield from _differences(results["summary"], [_FURTHER_SCORES], "summary")
+    if "test_items" in facts:
+        yield from _differences(facts["test_items"], {str: str}, "provenance.test_items")
     if "data" in facts:  # results of 0.2.0 have none
         yield from _differences(facts["data"], _DATA, "provenance.data")
     yield from _contradictions(results)

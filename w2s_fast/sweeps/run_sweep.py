@@ -198,8 +198,13 @@ class _Sweep:
         owned = {n for n, k in keys.items() if self.graph.nodes[k].cell.name == cell.name}
         computed = {name for name in owned if keys[name] not in self.stored}
         scores = json.loads((artifact.path / REPORT).read_bytes())
-        counts = self.graph.key_inputs.counts(cell.cfg)
-        facts = provenance(cell.cfg, done, set(keys) - computed, counts)
+        facts = provenance(
+            cell.cfg,
+            done,
+            set(keys) - computed,
+            self.graph.key_inputs.counts(cell.cfg),
+            self.graph.key_inputs.digests(cell.cfg),
+        )
         write_json(Path(cell.cfg.output_dir) / RESULTS, {**scores, "provenance": facts})
         self.finished[cell.name] = {
             "name": cell.name,
