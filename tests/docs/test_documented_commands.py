@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.paths import ROOT
 
-from w2s_fast.cli import doctor, launch, main, plan, report
+from w2s_fast.cli import diff, doctor, launch, main, plan, report
 from w2s_fast.cli.parse import load_config, take_run_options
 from w2s_fast.config import field_types
 
@@ -28,6 +28,7 @@ USAGES = {
     "plan": plan.USAGE,
     "doctor": doctor.USAGE,
     "report": report.USAGE,
+    "diff": diff.USAGE,
 }
 _OURS = re.compile(r"(?:w2s-fast|-m w2s_fast|--module w2s_fast) (?!COMMAND)(.*)")
 # Options of programs that are not ours, which some pages name.
@@ -51,6 +52,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "w2s_fast.cli.launch.run_job", "w2s_fast.cli.estimate.estimate_step",
         "w2s_fast.report.load_results", "w2s_fast.cli.doctor.print_findings",
         "w2s_fast.comparison.file_results.results_of_files", "w2s_fast.pipeline.forecast.forecast",
+        "w2s_fast.comparison.run_diff.load_run",
     ):  # fmt: skip
         monkeypatch.setattr(name, _stop)
     for name in ("check_hosts", "check_port"):
