@@ -27,6 +27,7 @@ from w2s_fast.setting_names import setting_hint
 from w2s_fast.specs import settings, split
 from w2s_fast.supervisors import SupervisorsConfig, parse_source
 from w2s_fast.tasks import EMBEDDED, TaskConfig
+from w2s_fast.tracking import TrackingConfig, check_trackers
 from w2s_fast.training import TrainConfig
 
 T = TypeVar("T")
@@ -76,6 +77,7 @@ class RunConfig:
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
         workers: Number of parallel trainings; 0: by cores and model. It never changes results.
         threads: Number of threads per training; 0: by cores and model.
+        tracking: Trackers that show the trainings of the run, such as TensorBoard.
     """
 
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -114,6 +116,7 @@ class RunConfig:
     device: str = "auto"
     workers: int = 0
     threads: int = 0
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         for name in ("losses", "methods", "seeds", "student_bases", "diagnostics"):
@@ -170,6 +173,12 @@ class RunConfig:
         """Folder of the finished stages."""
         return Path(self.output_dir, "cache") if self.cache_dir is None else Path(self.cache_dir)
 
+    @property
+    def tracking_dir(self) -> Path:
+        """Folder of the files of trackers."""
+        folder = self.tracking.folder
+        return Path(self.output_dir, "tracking") if folder is None else Path(folder)
+
 
 def validate(cfg: RunConfig) -> None:
     """Check specs of losses, methods, task and models, the device, and the chosen backend.
@@ -185,6 +194,7 @@ def validate(cfg: RunConfig) -> None:
     from w2s_fast.tasks import get_task
 
     check_environment()
+    check_trackers(cfg.tracking)
     get_task(cfg.task.name)
     specs: dict[str, str] = {}
     for spec in cfg.losses:
