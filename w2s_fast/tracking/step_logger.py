@@ -43,8 +43,9 @@ def step_logger(
         yield None
         return
     with contextlib.ExitStack() as stack:
-        trackers = {}
+        trackers: dict[str, Any] = {}
         for kind in cfg.trackers:
+            stack.enter_context(_default_environment(kind, folder / kind))
             trackers[kind] = _start(kind, cfg.project, folder, name, settings)
             stack.callback(_finish, kind, trackers)
         yield _StepLogger(trackers)
@@ -80,7 +81,8 @@ def _start(kind: str, project: str, folder: Path, name: str, settings: Mapping[s
         own.mkdir(parents=True, exist_ok=True)
         importlib.import_module("accelerate").PartialState()  # its log messages need one
         tracker = getattr(tracking, TRACKERS[kind])(**_arguments(kind, project, own, name))
-        tracker.start()
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+            tracker.start()
         if kind == "tensorboard":  # its hyper-parameters would be a run of their own
             lines = (f"    {key}: {value}" for key, value in settings.items())
             tracker.log({"settings": "\n".join(lines)}, step=0)
@@ -95,24 +97,40 @@ def _start(kind: str, project: str, folder: Path, name: str, settings: Mapping[s
 
 
 def _arguments(kind: str, project: str, folder: Path, name: str) -> dict[str, Any]:
-    """Return the arguments of the tracker's class. Nothing is sent unless the user asks for it."""
+    """Return the arguments of the tracker's class."""
     if kind == "tensorboard":
         return {"run_name": name, "logging_dir": folder}
     if kind == "wandb":
-        os.environ.setdefault("WANDB_SILENT", "true")
-        mode = os.environ.get("WANDB_MODE", "offline")
-        return {"run_name": project, "name": name, "dir": str(folder), "mode": mode}
+        return {"run_name": project, "name": name, "dir": str(folder)}
     if kind == "trackio":
-        os.environ.setdefault("TRACKIO_DIR", str(folder.absolute()))
         return {"run_name": project, "name": name}
     return {"experiment_name": project, "logging_dir": str(folder), "run_name": name}
+
+
+@contextlib.contextmanager
+def _default_environment(kind: str, folder: Path) -> Iterator[None]:
+    """Set variables of a tracker that the user has not set; unset them at the end."""
+    own = str(folder.absolute())
+    defaults = {
+        "wandb": {"WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+        "trackio": {"TRACKIO_DIR": own},
+        "mlflow": {"MLFLOW_TRACKING_URI": f"sqlite:///{own}/mlflow.db"},
+    }.get(kind, {})
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _finish(kind: str, trackers: dict[str, Any]) -> None:
     """Finish a tracker that has not failed before."""
     if kind in trackers:
         try:
-            trackers[kind].finish()
+            with contextlib.redirect_stdout(sys.stderr):
+                trackers[kind].finish()
         except Exception as err:
             _drop(kind, trackers, err)
 
