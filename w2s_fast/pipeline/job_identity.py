@@ -44,15 +44,16 @@ VERSIONS = {
     "gate": 1,
     "trust": 1,
     "overlap": 1,
+    "supervisor_card": 1,
     "samples": 1,
     "text_labels": 1,
     "pair_logprob": 1,
     "perplexity": 1,
     "reference": 1,
-    "report": 10,
+    "report": 11,
 }
 # Stages without a model that draw random numbers.
-_SEEDED = ("apply", "generated_votes", "gate", "trust", "text_labels")
+_SEEDED = ("apply", "generated_votes", "gate", "trust", "text_labels", "supervisor_card")
 _NOT_CONTENT = set(EXECUTION_FIELDS)  # settings that cannot change a result
 
 
@@ -74,7 +75,8 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
         specs = {"losses": list(cfg.losses), "methods": list(cfg.methods)}
         answers = {"task": cfg.task.name, "read": cfg.task.read, "scorer": cfg.task.scorer}
         bases = {"bases": list(cfg.student_bases), "rounding": cfg.rounding_replicates}
-        return common | {"seeds": list(cfg.seeds), **bases, **specs, **answers}
+        seen = {"seeds": list(cfg.seeds), "page": to_dict(cfg.page)}
+        return common | {**seen, **bases, **specs, **answers}
     common |= {"classes": n_classes, "settings": dict(job.settings)}
     role = job.setting("role")
     if job.stage == "transcripts":
@@ -148,6 +150,7 @@ _DATA_INPUTS = {
     "calibration": ("weak.inputs", "weak.labels"),
     "trust": ("weak.inputs", "weak.labels", "transfer.inputs"),
     "overlap": ("transfer.inputs",),
+    "supervisor_card": ("transfer.inputs", "transfer.labels", "test.inputs", "test.labels"),
     "intermediate": _TRANSFER,
     "student": _TRANSFER,
     "control": _TRANSFER,
