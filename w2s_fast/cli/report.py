@@ -22,14 +22,15 @@ def main(args: Sequence[str]) -> int:
 
     from w2s_fast.files import explain_write_errors
     from w2s_fast.report import load_results
+    from w2s_fast.report.items import load_items
     from w2s_fast.report.page import write_report
     from w2s_fast.report.terminal import print_files, print_results
 
     out = user_path(own.get("out", "out"), "--out")
     _check_not_a_sweep(out)
-    results = load_results(out)
+    results, items = load_results(out), load_items(out)
     with explain_write_errors("the report", out.absolute()):
-        write_report(out, results)
+        write_report(out, results, items)
     print_results(results, Console())
     print_files(out)
     return 0
