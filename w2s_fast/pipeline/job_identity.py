@@ -71,14 +71,16 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
         }
     if job.stage == "tokenizer":
         return common
+    answers = {"task": cfg.task.name, "read": cfg.task.read, "scorer": cfg.task.scorer}
     if job.stage == "report":
         specs = {"losses": list(cfg.losses), "methods": list(cfg.methods)}
-        answers = {"task": cfg.task.name, "read": cfg.task.read, "scorer": cfg.task.scorer}
         bases = {"bases": list(cfg.student_bases), "rounding": cfg.rounding_replicates}
         seen = {"seeds": list(cfg.seeds), "page": to_dict(cfg.page)}
         return common | {**seen, **bases, **specs, **answers}
     common |= {"classes": n_classes, "settings": dict(job.settings)}
     role = job.setting("role")
+    if job.stage == "supervisor_card":
+        common |= answers
     if job.stage == "transcripts":
         common |= {"writer": cfg.transcript_writer.content, "seed": job.seed}
     if role is None:
@@ -144,13 +146,14 @@ def data_of_job(
 
 _SCORED = ("test.inputs", "ood.inputs")
 _TRANSFER = ("transfer.inputs", *_SCORED)
+_CARD = ("transfer.inputs", "transfer.labels", "test.inputs", "test.labels")
 _DATA_INPUTS = {
     "tokenizer": ("weak.inputs", "transfer.inputs"),
     "weak": ("weak.inputs", "weak.labels", *_SCORED),
     "calibration": ("weak.inputs", "weak.labels"),
     "trust": ("weak.inputs", "weak.labels", "transfer.inputs"),
     "overlap": ("transfer.inputs",),
-    "supervisor_card": ("transfer.inputs", "transfer.labels", "test.inputs", "test.labels"),
+    "supervisor_card": ("question", *_CARD),
     "intermediate": _TRANSFER,
     "student": _TRANSFER,
     "control": _TRANSFER,
