@@ -59,8 +59,10 @@ def make_axis(values: Iterable[float], intervals: Iterable[float] = ()) -> Axis:
     return _with_ticks(low, high)
 
 
-def unit_axis() -> Axis:
-    """Return the axis of shares, 0 to 1."""
+def unit_axis(*, small: bool = False) -> Axis:
+    """Return the axis of shares, 0 to 1; with three ticks for a small chart."""
+    if small:
+        return Axis(0.0, 1.0, (0.0, 0.5, 1.0), 1)
     return Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), 2)
 
 

@@ -163,8 +163,11 @@ def difference_chart(results: Mapping[str, Any]) -> RowChart | None:
     rows = results.get("differences")
     if not rows:
         return None
+    values = [0.0, *(r["difference"] for r in rows)]
+    reach = 2 * max(max(values) - min(values), 0.02)  # of intervals that are shown whole
     ends = [r[k] for r in rows for k in ("low", "high") if r[k] is not None]
-    axis = make_axis([0.0, *(r["difference"] for r in rows)], ends)
+    shown = [min(max(end, min(values) - reach), max(values) + reach) for end in ends]
+    axis = make_axis([*values, *shown])
     return RowChart(axis, [_difference_row(r, axis) for r in rows], (axis(0.0),))
 
 
@@ -236,7 +239,7 @@ def reliability_plot(name: str, record: Mapping[str, Any]) -> Plot:
         name: Title.
         record: ``Predictions.calibration``.
     """
-    axis, most = unit_axis(), max(record["n"])
+    axis, most = unit_axis(small=True), max(record["n"])
     across, up = record["confidence"], record["accuracy"]
     points = [
         (axis(c), axis(a), math.sqrt(n / most), f"confidence {c:.2f}, accuracy {a:.2f}, {n} items")
