@@ -23,6 +23,7 @@ from w2s_fast.files import is_folder
 from w2s_fast.metrics import CALIBRATORS
 from w2s_fast.models import BUILT_IN, ModelConfig
 from w2s_fast.paths import PathText, expand_paths
+from w2s_fast.report.page_config import PageConfig
 from w2s_fast.setting_names import setting_hint
 from w2s_fast.specs import settings, split
 from w2s_fast.supervisors import SupervisorsConfig, parse_source
@@ -72,7 +73,8 @@ class RunConfig:
             without one part, which it predicts for the calibration.
         diagnostics: Diagnostics that cost time: "fit" records how every student fits its weak
             labels, "overlap" computes the overlap density of the transfer split.
-        output_dir: Folder of results.json, plot and page.
+        page: What the page shows of the test items.
+        output_dir: Folder of results.json, items.json, plot and page.
         cache_dir: Folder of the finished stages; default: OUTPUT_DIR/cache. Runs may share one.
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
         workers: Number of parallel trainings; 0: by cores and model. It never changes results.
@@ -111,6 +113,7 @@ class RunConfig:
     weak_calibration: str = "none"
     calibration_folds: int = 5
     diagnostics: tuple[str, ...] = ()
+    page: PageConfig = field(default_factory=PageConfig)
     output_dir: PathText = "out"
     cache_dir: PathText | None = None
     device: str = "auto"

@@ -33,14 +33,16 @@ def main(args: Sequence[str]) -> int:
         raise W2SError(
             f"unexpected argument {rest[0]!r}; report takes only --from FOLDER and --out DIR"
         )
+    from w2s_fast.report.items import load_items
+
     if "from" in own:
         folder = user_path(own["from"], "--from")
         out = user_path(own["out"], "--out") if "out" in own else folder / "report"
-        results = _results_of_files(folder, out)
+        results, items = _results_of_files(folder, out), None
     else:
         out = user_path(own.get("out", "out"), "--out")
-        results = _results_of_run(out)
-    _present(out, results)
+        results, items = _results_of_run(out), load_items(out)
+    _present(out, results, items)
     return 0
 
 
@@ -69,7 +71,7 @@ def _results_of_files(folder: Path, out: Path) -> dict[str, Any]:
     return results
 
 
-def _present(out: Path, results: dict[str, Any]) -> None:
+def _present(out: Path, results: dict[str, Any], items: dict[str, Any] | None) -> None:
     """Write plot and page, print tables and paths."""
     from rich.console import Console
 
@@ -78,6 +80,6 @@ def _present(out: Path, results: dict[str, Any]) -> None:
     from w2s_fast.report.terminal import print_files, print_results
 
     with explain_write_errors("the report", out.absolute()):
-        write_report(out, results)
+        write_report(out, results, items)
     print_results(results, Console())
     print_files(out)

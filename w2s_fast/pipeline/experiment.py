@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from w2s_fast.distributed.heartbeat import monitor_processes
 from w2s_fast.distributed.world import get_world, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.files import explain_write_errors, file_lock, remove_temporaries, write_json
-from w2s_fast.pipeline.artifacts import LABELS, REPORT
+from w2s_fast.pipeline.artifacts import LABELS
 from w2s_fast.pipeline.bases import failed_bases, finished_bases
 from w2s_fast.pipeline.check_completions import check_completions
 from w2s_fast.pipeline.check_fit import check_fit
@@ -44,7 +43,11 @@ from w2s_fast.pipeline.preflight import check_processes_agree, check_shared_stor
 from w2s_fast.pipeline.provenance import class_counts, provenance
 from w2s_fast.pipeline.stage_times import StageTimes
 from w2s_fast.pipeline.stages.build_model import device
+from w2s_fast.pipeline.stages.report import read_report
+from w2s_fast.pipeline.stages.supervisor_card import read_card
 from w2s_fast.report import RESULTS
+from w2s_fast.report.card_rows import card_lines
+from w2s_fast.report.items import write_items
 from w2s_fast.report.page import write_report
 from w2s_fast.report.run_progress import show_run
 from w2s_fast.store import Artifact, Store, redirect_store_warnings
@@ -71,7 +74,7 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
     with open_session(cfg, quiet) as session:
         jobs = plan_jobs(cfg)
         session.compute(jobs.jobs[:-1])
-        scores = _report_stage(session, session.report_job(jobs))
+        scores, items = _report_stage(session, session.report_job(jobs))
         counts = {s: class_counts(data) for s, data in session.data.items()}
         facts = provenance(cfg, session.results, session.cached, counts, session.digests)
         results = session.world.broadcast_object(
@@ -80,7 +83,8 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
         if session.world.is_main_process:
             with explain_write_errors("the report", Path(cfg.output_dir).absolute()):
                 write_json(Path(cfg.output_dir) / RESULTS, results)
-                write_report(Path(cfg.output_dir), results)
+                write_items(Path(cfg.output_dir), items)
+                write_report(Path(cfg.output_dir), results, items)
     return results
 
 
@@ -218,10 +222,15 @@ class Session:
         artifact = find(self.store, self.work_item(job))
         if artifact is None:
             return False
-        self.results[job.name] = artifact
         self.cached.add(job.name)
-        self.observer.finished(job, None)
+        self._finish(job, artifact, None)
         return True
+
+    def _finish(self, job: Job, artifact: Artifact, seconds: float | None) -> None:
+        self.results[job.name] = artifact
+        self.observer.finished(job, seconds)
+        if job.stage == "supervisor_card":
+            self.observer.noted(card_lines(read_card(artifact.path)))
 
     def prepare_store(self) -> None:
         """Make the store ready to be written, at the first call.
@@ -280,8 +289,7 @@ class Session:
         except JobError as err:
             self._fail(err.job, err)
         else:
-            self.results[job.name] = artifact
-            self.observer.finished(job, artifact.info.get("seconds"))
+            self._finish(job, artifact, artifact.info.get("seconds"))
 
     def _fail(self, job: Job, err: W2SError) -> None:
         """Note why a job failed. The run goes on without its base if there are several.
@@ -320,8 +328,8 @@ class Session:
         return all(name in self.results for name in job.needs)
 
 
-def _report_stage(session: Session, job: Job) -> Mapping[str, Any]:
-    """Return the scores, from the store if these predictions were scored before."""
+def _report_stage(session: Session, job: Job) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    """Return scores and items, from the store if these predictions were scored before."""
     if not session.take_stored(job):
         session.prepare_store()
         session.observer.started(job)
@@ -329,4 +337,4 @@ def _report_stage(session: Session, job: Job) -> Mapping[str, Any]:
         artifact = execute(session.cfg, item, 1, lambda *_: None, session.read)
         session.results[job.name] = artifact
         session.observer.finished(job, artifact.info.get("seconds"))
-    return json.loads((session.results[job.name].path / REPORT).read_bytes())
+    return read_report(session.results[job.name].path)

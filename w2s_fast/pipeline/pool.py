@@ -57,6 +57,9 @@ class JobObserver(Protocol):
     def finished(self, job: Job, seconds: float | None) -> None:
         """A job is finished; ``seconds`` is None if the store had its result."""
 
+    def noted(self, lines: Sequence[str]) -> None:
+        """What a finished job has found."""
+
     def warned(self, message: str) -> None:
         """A warning for the user."""
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
+from w2s_fast.report.names import printable
 from w2s_fast.report.time_left import TimeLeft, duration
 
 
@@ -38,6 +40,9 @@ class QuietRun:
 
     def finished(self, job: _Job, seconds: float | None) -> None:
         """A job is finished; ``seconds`` is None if its result was stored already."""
+
+    def noted(self, lines: Sequence[str]) -> None:
+        """A finished job has found something."""
 
     def warned(self, message: str) -> None:
         """Print the warning, above the bars if there are any."""
@@ -84,6 +89,12 @@ class ShownRun(QuietRun):
         took = "stored" if seconds is None else f"{seconds:.1f} s"
         line = f"[green]✓[/] {escape(_title(job)):<34} [dim]{took:>8}[/]"
         self.console.print(line, highlight=False, soft_wrap=True)
+
+    def noted(self, lines: Sequence[str]) -> None:
+        """Print the lines, indented under the job's."""
+        for line in lines:
+            text = Text(f"  {printable(line)}", style="dim")
+            self.console.print(text, soft_wrap=True)
 
 
 @contextmanager

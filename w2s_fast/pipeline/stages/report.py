@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from w2s_fast.pipeline.artifacts import LABELS, OOD, TEST
 from w2s_fast.pipeline.bases import finished_bases
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import Entry, JobPlan, Supervisor, plan_jobs
-from w2s_fast.pipeline.predictions import Predictions
+from w2s_fast.pipeline.predictions import Predictions, pooled
 from w2s_fast.pipeline.run_rows import (
     ScoredRun,
     difference_rows,
@@ -33,9 +34,13 @@ from w2s_fast.pipeline.stages.diagnostics import (
     weak_label_rows,
 )
 from w2s_fast.pipeline.stages.label_reports import label_reports
+from w2s_fast.pipeline.stages.page_items import page_items
+from w2s_fast.pipeline.stages.supervisor_card import read_card
 from w2s_fast.pipeline.stages.supervisor_rows import supervisor_row
+from w2s_fast.pipeline.stages.training_curves import training_row
 from w2s_fast.pipeline.students import Student, no_conflict_of, students
 from w2s_fast.pipeline.task_kinds import task_kind
+from w2s_fast.report.model_rows import ceiling_title
 from w2s_fast.store import StageBuild
 from w2s_fast.tasks import TaskData
 
@@ -77,13 +82,26 @@ class _Trained:
 def report(ctx: Context, build: StageBuild) -> None:
     """Write the scores of all runs."""
     data = {s: ctx.read(s) for s in run_seeds(ctx.cfg)}
-    ctx.write(lambda: write_json(build.path / artifacts.REPORT, score(ctx.cfg, data, ctx.folders)))
+    scores = score(ctx.cfg, data, ctx.folders)
+    items = scores.pop("items")
+    ctx.write(lambda: write_json(build.path / artifacts.REPORT, scores))
+    if items is not None:
+        ctx.write(lambda: write_json(build.path / artifacts.ITEMS, items))
+
+
+def read_report(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the scores of a finished stage, and its test items, None if it has none."""
+    items = folder / artifacts.ITEMS
+    scores = json.loads((folder / artifacts.REPORT).read_bytes())
+    return scores, json.loads(items.read_bytes()) if items.exists() else None
 
 
 def score(
     cfg: RunConfig, data: Mapping[int, TaskData], folders: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Return everything in results.json but ``provenance`` and ``failed``.
+    """Return everything in results.json but ``provenance`` and ``failed``, and ``items``.
+
+    Items are the content of items.json, or None.
 
     Args:
         cfg: The run.
@@ -105,7 +123,10 @@ def score(
         models = runs_by_base(bases, groups, {s: run.right for s, run in scored.items()})
         summary.append(
             summary_row(_names(student), own, models, scored[own[0]["seed"]].weak.n_classes)
-            | {"rounding_sd": _rounding_sd(entries, trained, data, folders)}
+            | {
+                "rounding_sd": _rounding_sd(entries, trained, data, folders),
+                "calibration": _calibration(supervisors, trained),
+            }
         )
         rows += own
         everyone[student.name] = trained
@@ -128,9 +149,36 @@ def score(
         "supervisors": _supervisor_rows(supervisors, jobs, data, folders),
         "text_labels": label_reports(jobs, folders, data),
         "deception": _deception(cfg, bases, supervisors, everyone),
+        "supervisor_cards": [
+            {"seed": s, **read_card(folders[f"supervisor_card/{s}"])} for s in supervisors
+        ],
+        "training": [
+            training_row(s, name, own.folder)
+            for name, runs in everyone.items()
+            for s, own in runs.items()
+        ],
+        "items": _items(cfg, supervisors, everyone, data),
         "controls": controls,
         "gold": gold_uses(jobs),
     }
+
+
+def _items(
+    cfg: RunConfig,
+    supervisors: Mapping[int, _Supervisor],
+    trained: Mapping[str, Mapping[int, _Trained]],
+    data: Mapping[int, TaskData],
+) -> dict[str, Any] | None:
+    """Return the content of items.json: the test items of the first seed; None if unwanted."""
+    if not cfg.page.items:
+        return None
+    seed = next(iter(supervisors))
+    models = {"weak supervisor": ("weak", supervisors[seed].test)}
+    models |= {name: ("student", own[seed].student) for name, own in trained.items()}
+    ceiling = {own[seed].ceiling_name: own[seed].ceiling for own in trained.values()}
+    models |= {ceiling_title(name): ("ceiling", ceiling[name]) for name in sorted(ceiling)}
+    one = data[seed]
+    return page_items(cfg.page, seed, one.test, one.class_names, models)
 
 
 def _deception(
@@ -286,6 +334,18 @@ def _run_row(
     """Return the entry of ``runs`` for one seed and student."""
     fit = fit_row(trained.folder, weak.diagnosed)
     return {**run_row(seed, _names(student), run, weak.labels.accuracy), "fit": fit}
+
+
+def _calibration(
+    weak: Mapping[int, _Supervisor], trained: Mapping[int, _Trained]
+) -> dict[str, dict[str, Any] | None]:
+    """Return the calibration of weak model, student and ceiling on the test items of all runs."""
+    models = {
+        "weak": [weak[s].test for s in trained],
+        "student": [own.student for own in trained.values()],
+        "ceiling": [own.ceiling for own in trained.values()],
+    }
+    return {model: pooled(runs).calibration() for model, runs in models.items()}
 
 
 def _control_row(seed: int, test: Predictions) -> dict[str, Any]:
