@@ -38,7 +38,7 @@ def test_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["run", "--config", str(path), "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "student/0/xent" in text and "labels/0" in text and "unknown" in text
-    assert "5 stages, 0 of them stored; the time of the rest is unknown" in text
+    assert "6 stages, 0 of them stored; the time of the rest is unknown" in text
     assert not Path(cfg.output_dir).exists()
 
 
@@ -46,9 +46,9 @@ def test_a_finished_run_has_nothing_left(finished: RunConfig) -> None:
     before = listing(Path(finished.output_dir))
     plan = forecast(finished)
     assert plan.remaining == [] and plan.seconds == 0
-    assert [s.job.name for s in plan.stages] == [
-        "weak/0", "labels/0", "ceiling/0", "student/0/xent", "report",
-    ]  # fmt: skip
+    assert {s.job.name for s in plan.stages} == {
+        "weak/0", "labels/0", "supervisor_card/0", "ceiling/0", "student/0/xent", "report",
+    }  # fmt: skip
     assert listing(Path(finished.output_dir)) == before
 
 
@@ -56,8 +56,8 @@ def test_seeds_and_losses_take_as_long_as_stored_ones(finished: RunConfig) -> No
     plan = forecast(extended(finished, seeds=[0, 1], losses=["xent", "logconf"]))
     remaining = {s.job.name: s.seconds for s in plan.remaining}
     assert set(remaining) == {
-        "weak/1", "labels/1", "ceiling/1", "student/1/xent", "student/0/logconf",
-        "student/1/logconf", "report",
+        "weak/1", "labels/1", "supervisor_card/1", "ceiling/1", "student/1/xent",
+        "student/0/logconf", "student/1/logconf", "report",
     }  # fmt: skip
     assert None not in remaining.values()
     assert remaining["student/1/logconf"] == remaining["student/1/xent"]
@@ -78,7 +78,7 @@ def test_damage_is_neither_repaired_nor_counted_as_stored(finished: RunConfig) -
     part.write_bytes(content[:-1])
     try:
         remaining = {s.job.name for s in forecast(finished).remaining}
-        assert remaining == {"labels/0", "student/0/xent", "report"}
+        assert remaining == {"labels/0", "supervisor_card/0", "student/0/xent", "report"}
         assert part.read_bytes() == content[:-1]
     finally:
         part.write_bytes(content)
