@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from w2s_fast.version import __version__
 
 if TYPE_CHECKING:
+    from w2s_fast.comparison.data_frame import to_dataframe
     from w2s_fast.config import RunConfig
     from w2s_fast.errors import W2SError
     from w2s_fast.integrations.patching import patch, unpatch
@@ -60,6 +61,7 @@ __all__ = [
     "quantile",
     "run",
     "sweep",
+    "to_dataframe",
     "top_fraction_mask",
     "topk_logprob",
     "unpatch",
@@ -91,6 +93,7 @@ _HOMES = {  # public name -> the module that defines it
     "quantile": "w2s_fast.ops.quantile.api",
     "run": "w2s_fast.pipeline",
     "sweep": "w2s_fast.sweeps.run_sweep",
+    "to_dataframe": "w2s_fast.comparison.data_frame",
     "top_fraction_mask": "w2s_fast.ops.quantile.api",
     "topk_logprob": "w2s_fast.ops.logprob.api",
     "unpatch": "w2s_fast.integrations.patching",

@@ -23,10 +23,12 @@ from w2s_fast.metrics import CALIBRATORS
 from w2s_fast.models import BUILT_IN, ModelConfig
 from w2s_fast.models.checkpoint_source import is_checkpoint, is_gguf
 from w2s_fast.paths import PathText, expand_paths
+from w2s_fast.report.page_config import PageConfig
 from w2s_fast.setting_names import setting_hint
 from w2s_fast.specs import settings, split
 from w2s_fast.supervisors import SupervisorsConfig, parse_source
 from w2s_fast.tasks import EMBEDDED, TaskConfig
+from w2s_fast.tracking import TrackingConfig, check_trackers
 from w2s_fast.training import TrainConfig
 
 T = TypeVar("T")
@@ -71,11 +73,13 @@ class RunConfig:
             without one part, which it predicts for the calibration.
         diagnostics: Diagnostics that cost time: "fit" records how every student fits its weak
             labels, "overlap" computes the overlap density of the transfer split.
-        output_dir: Folder of results.json, plot and page.
+        page: What the page shows of the test items.
+        output_dir: Folder of results.json, items.json, plot and page.
         cache_dir: Folder of the finished stages; default: OUTPUT_DIR/cache. Runs may share one.
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
         workers: Number of parallel trainings; 0: by cores and model. It never changes results.
         threads: Number of threads per training; 0: by cores and model.
+        tracking: Trackers that show the trainings of the run, such as TensorBoard.
     """
 
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -109,11 +113,13 @@ class RunConfig:
     weak_calibration: str = "none"
     calibration_folds: int = 5
     diagnostics: tuple[str, ...] = ()
+    page: PageConfig = field(default_factory=PageConfig)
     output_dir: PathText = "out"
     cache_dir: PathText | None = None
     device: str = "auto"
     workers: int = 0
     threads: int = 0
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         for name in ("losses", "methods", "seeds", "student_bases", "diagnostics"):
@@ -170,6 +176,12 @@ class RunConfig:
         """Folder of the finished stages."""
         return Path(self.output_dir, "cache") if self.cache_dir is None else Path(self.cache_dir)
 
+    @property
+    def tracking_dir(self) -> Path:
+        """Folder of the files of trackers."""
+        folder = self.tracking.folder
+        return Path(self.output_dir, "tracking") if folder is None else Path(folder)
+
 
 def validate(cfg: RunConfig) -> None:
     """Check specs of losses, methods, task and models, the device, and the chosen backend.
@@ -185,6 +197,7 @@ def validate(cfg: RunConfig) -> None:
     from w2s_fast.tasks import get_task
 
     check_environment()
+    check_trackers(cfg.tracking)
     get_task(cfg.task.name)
     specs: dict[str, str] = {}
     for spec in cfg.losses:

@@ -109,10 +109,10 @@ class Store:
                 stacklevel=2,
             )
 
-    def find(self, stage: str, key: str) -> Artifact | None:
+    def find(self, stage: str, key: str, *, repair: bool = True) -> Artifact | None:
         """Return the finished stage, verified, or None if it has to be computed.
 
-        A damaged folder is removed with a warning.
+        A damaged folder is removed with a warning, and left as it is without ``repair``.
 
         Raises:
             W2SError: The folder belongs to another configuration, cannot be read, or is damaged and
@@ -128,6 +128,8 @@ class Store:
                 f"cannot read {err.filename} ({err.strerror}): ask its owner for permission, or "
                 "choose another folder with --cache_dir"
             ) from err
+        if (meta is None or fault) and not repair:
+            return None
         if meta is None or fault:
             text = f"{path} is damaged ({fault}); computing it again"
             warnings.warn(text, StoreWarning, stacklevel=2)
@@ -140,6 +142,14 @@ class Store:
                 "folder with --cache_dir"
             )
         return Artifact(path, meta["digest"], meta["info"])
+
+    def has_checkpoint(self, stage: str, key: str) -> bool:
+        """Return whether an interrupted run left checkpoints of the stage."""
+        return (self._hidden(stage, key) / CHECKPOINT_NAME).is_dir()
+
+    def _hidden(self, stage: str, key: str) -> Path:
+        """Return the folder in which the stage is computed."""
+        return self.root / f".{stage}-{key[:12]}"
 
     @contextlib.contextmanager
     def building(
@@ -163,7 +173,7 @@ class Store:
                 if done is not None:
                     yield StageBuild(self.root, done)
                     return
-                temp = self.root / f".{stage}-{key[:12]}"
+                temp = self._hidden(stage, key)
                 if _is_complete(temp, key):
                     yield StageBuild(self.root, _publish(temp, self.path(stage, key)))
                     return

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.paths import ROOT
 
-from w2s_fast.cli import doctor, launch, main, plan
+from w2s_fast.cli import diff, doctor, launch, main, plan, report
 from w2s_fast.cli.parse import load_config, take_run_options
 from w2s_fast.config import field_types
 
@@ -22,7 +22,14 @@ DOCS = sorted(
     [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/slurm.sh")]
     + list((ROOT / "docs").glob("*.md"))
 )
-USAGES = {"main": main.USAGE, "launch": launch.USAGE, "plan": plan.USAGE, "doctor": doctor.USAGE}
+USAGES = {
+    "main": main.USAGE,
+    "launch": launch.USAGE,
+    "plan": plan.USAGE,
+    "doctor": doctor.USAGE,
+    "report": report.USAGE,
+    "diff": diff.USAGE,
+}
 _OURS = re.compile(r"(?:w2s-fast|-m w2s_fast|--module w2s_fast) (?!COMMAND)(.*)")
 # Options of programs that are not ours, which some pages name.
 _OTHERS = ("--parts", "--record", "--first", "--seconds")
@@ -44,6 +51,8 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "w2s_fast.sweeps.run_sweep.sweep", "w2s_fast.sweeps.run_sweep.prepare",
         "w2s_fast.cli.launch.run_job", "w2s_fast.cli.estimate.estimate_step",
         "w2s_fast.report.load_results", "w2s_fast.cli.doctor.print_findings",
+        "w2s_fast.comparison.file_results.results_of_files", "w2s_fast.pipeline.forecast.forecast",
+        "w2s_fast.comparison.run_diff.load_run",
     ):  # fmt: skip
         monkeypatch.setattr(name, _stop)
     for name in ("check_hosts", "check_port"):

@@ -40,7 +40,8 @@ CE = {"weight": ONES, "aux": 0.5, "smoothing": 0.1, "z_loss": 0.1, "ignore_index
 NO_CALLS = {
     "ModelConfig", "RunConfig", "SparseTargets", "SupervisorsConfig", "SweepConfig", "TaskConfig",
     "TeacherHead", "TrainConfig",
-    "W2SError", "__version__", "make_loss", "patch", "run", "sweep", "unpatch",
+    "W2SError", "__version__", "make_loss", "patch", "run", "sweep",
+    "to_dataframe", "unpatch",
 }  # fmt: skip
 
 # name -> (function, its arguments by name)

@@ -60,6 +60,14 @@ def _python_files() -> set[str]:
     return names | {f"w2s_fast/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
 
 
+def _templates() -> set[str]:
+    """Paths of the files that the page is made of."""
+    folder = ROOT / "w2s_fast" / "report" / "templates"
+    names = {str(p.relative_to(ROOT)) for p in folder.iterdir()}
+    assert {Path(name).name for name in names} >= {"page.html.j2", "page.css", "page.js"}
+    return names
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the source, with leftovers of other builds planted where they did harm before."""
@@ -86,7 +94,7 @@ def test_wheel_holds_exactly_the_package(wheel: Path) -> None:
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     (core,) = (n for n in names if n.startswith("w2s_fast/_core"))
     assert core.endswith(".so")
-    assert names - {core, "w2s_fast/py.typed"} == _python_files()
+    assert names - {core, "w2s_fast/py.typed"} == _python_files() | _templates()
 
 
 def test_installed_wheel_works_elsewhere(wheel: Path, tmp_path: Path) -> None:
@@ -98,6 +106,8 @@ from w2s_fast.kernels import {", ".join(p.stem for p in (ROOT / "kernels").glob(
 assert w2s_fast.__file__.startswith({str(tmp_path)!r}), w2s_fast.__file__
 assert list(w2s_fast.kernels.__path__) == [{str(tmp_path / "w2s_fast" / "kernels")!r}]
 assert native.missing() == "", native.missing()
+from w2s_fast.report.page import _environment
+_environment().get_template("page.html.j2")
 z = torch.randn(5, 7, requires_grad=True)
 w2s_fast.cross_entropy(z, torch.tensor([0, 1, 2, 3, 4])).backward()
 assert z.grad.abs().sum() > 0
@@ -117,7 +127,7 @@ def test_sdist_is_complete_and_installs_without_a_compiler(tree: Path, tmp_path:
         inside = {n.split("/", 1)[1] for n in tar.getnames() if "/" in n}
     wanted = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h", ".inc", ".cu")]
     wanted += [*(ROOT / "kernels").glob("*.py"), ROOT / "w2s_fast/kernels/__init__.py"]
-    assert {str(p.relative_to(ROOT)) for p in wanted} <= inside
+    assert {str(p.relative_to(ROOT)) for p in wanted} | _templates() <= inside
     assert not [n for n in inside if n.endswith((".so", ".o", "_core_missing.txt"))]
 
     args = ["install", "-v", "--target", str(tmp_path / "site"), str(sdist)]

@@ -41,6 +41,21 @@ def test_scores_by_hand() -> None:
         assert metrics.brier(rounded, np.array([0, 2])) == pytest.approx(4 / 9 + 2 / 9)
 
 
+def test_the_curve_adds_up_to_the_ece() -> None:
+    probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.45, 0.55]])
+    labels = np.array([0, 1, 1, 0, 1])
+    curve = metrics.calibration_curve(probs, labels, 4)  # of four bins two have items
+    assert curve.n.tolist() == [3, 2]
+    assert curve.confidence == pytest.approx([(0.7 + 0.6 + 0.55) / 3, 0.85])
+    assert curve.accuracy == pytest.approx([2 / 3, 0.5])
+    z, drawn = planted(300, 4, 2.0, 0.3)
+    whole = metrics.calibration_curve(np.exp(z), drawn)
+    gaps = np.abs(whole.accuracy - whole.confidence)
+    assert (whole.n * gaps).sum() / 300 == pytest.approx(metrics.ece(np.exp(z), drawn))
+    with pytest.raises(W2SError, match="n_bins"):
+        metrics.calibration_curve(probs, labels, 0)
+
+
 def test_a_confidence_of_one_is_in_the_last_bin() -> None:
     probs = np.array([[1.0, 0.0], [0.99, 0.01]])
     assert metrics.ece(probs, np.array([1, 0])) == pytest.approx(0.99 / 2)

@@ -47,7 +47,7 @@ CONSTANT = {
 NO_TENSORS = {
     "ModelConfig", "RunConfig", "SparseTargets", "SupervisorsConfig", "SweepConfig", "TaskConfig",
     "TeacherHead", "TrainConfig",
-    "W2SError", "__version__", "make_loss", "patch", "run", "sweep", "unpatch",
+    "W2SError", "__version__", "make_loss", "patch", "run", "sweep", "to_dataframe", "unpatch",
 }  # fmt: skip
 
 

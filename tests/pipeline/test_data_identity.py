@@ -152,7 +152,7 @@ def test_groups_and_the_reading_of_answers_are_part_of_a_result(tmp_path: Path) 
     sums = tmp_path / "sums.csv"
     sums.write_text(rows.read_text().replace("text,label", "prompt,answer"))
     answers = local_config(sums, name="local_answers")
-    assert changed(replace(cfg, task=answers), read="number") == {"report"}
+    assert changed(replace(cfg, task=answers), read="number") == {"supervisor_card", "report"}
     asked = {"weak", "labels", "student", "ceiling"}
     assert changed(replace(cfg, task=answers), answer_tokens=3) == asked
     data = load_data(local_config(rows), 0)
@@ -176,7 +176,7 @@ def test_a_run_warns_once_of_classes_that_look_alike(
     line = "rows by class (weak / transfer / test): 'Yes' 10 / 12 / 10, 'yes' 10 / 12 / 10"
     assert line in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "<bdi dir='ltr'>yes</bdi></th><td>10</td><td>12</td><td>10</td>" in page
+    assert '<bdi dir="ltr">yes</bdi></th><td>10</td><td>12</td><td>10</td>' in page
 
 
 def test_a_bag_of_words_does_not_depend_on_intermediate_models(tmp_path: Path) -> None:

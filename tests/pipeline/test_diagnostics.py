@@ -123,7 +123,7 @@ def test_no_fold_model_learns_its_fold_and_no_one_true_transfer_labels() -> None
 
 def test_without_settings_nothing_is_added() -> None:
     stages = {job.stage for job in plan_jobs(config(Path("unused"))).jobs}
-    assert stages == {"weak", "labels", "student", "ceiling", "report"}
+    assert stages == {"weak", "labels", "supervisor_card", "student", "ceiling", "report"}
     stages = {job.stage for job in plan_jobs(config(Path("unused"), diagnostics=["fit"])).jobs}
     assert "calibration" in stages
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.run_results import make_results
+from helpers.run_results import add_page_parts, make_results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -36,13 +36,13 @@ def full_results() -> dict[str, Any]:
         "data": {s: {k: {"no": 5, "yes": 6} for k in ("weak", "transfer", "test")} for s in "01"},
     }
     results["provenance"]["config"]["task"]["path"] = "reviews.csv"
-    return results
+    return add_page_parts(results, sources=["rules", "words"])
 
 
 def show(results: dict[str, Any]) -> None:
     """Show results as the command does, without drawing."""
     print_results(results, Console(file=io.StringIO(), width=80))
-    html_page(results, b"<svg/>", b"<svg/>").encode()
+    html_page(results).encode()
     assert all(isinstance(row.mean, float) for row in model_rows(results))
 
 

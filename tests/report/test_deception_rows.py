@@ -119,7 +119,7 @@ def test_texts_of_the_figure_are_whole_and_apart(monkeypatch: pytest.MonkeyPatch
 def shown(results: dict[str, Any]) -> tuple[str, str]:
     stream = io.StringIO()
     print_results(results, Console(file=stream, width=150))
-    return stream.getvalue(), html_page(results, b"<svg/>", b"<svg/>")
+    return stream.getvalue(), html_page(results)
 
 
 def test_terminal_and_page_show_it_and_only_where_there_is_any() -> None:

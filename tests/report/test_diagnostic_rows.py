@@ -106,7 +106,7 @@ def test_terminal_and_page_show_them() -> None:
     results = diagnosed()
     screen = io.StringIO()
     print_results(results, Console(file=screen, width=300))
-    page = html_page(results, b"", b"")
+    page = html_page(results)
     for line in diagnostic_lines(results):
         assert line in screen.getvalue() and line in page
     assert "<h2>Diagnostics without true labels</h2>" in page
@@ -118,7 +118,7 @@ def test_terminal_and_page_show_them() -> None:
 def test_results_without_diagnostics_are_shown_as_before() -> None:
     results = make_results()
     assert diagnostic_lines(results) == misfit_rows(results) == weak_label_rows(results) == []
-    assert "Diagnostics" not in html_page(results, b"", b"")
+    assert "Diagnostics" not in html_page(results)
     results["runs"][0]["fit"] = None
     assert alarm_lines(results) == []
 

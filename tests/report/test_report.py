@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import hashlib
 import io
 import json
 import re
@@ -13,7 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from helpers.run_results import WHY, make_results
+from helpers.run_results import WHY, add_page_parts, make_items, make_results
 from rich.console import Console
 
 from w2s_fast.report import load_results
@@ -29,9 +30,9 @@ def printed(results: dict[str, Any], width: int = 80) -> str:
     return stream.getvalue()
 
 
-def page(results: dict[str, Any], wide: bytes = b"<svg/>", narrow: bytes = b"<svg/>") -> str:
+def page(results: dict[str, Any]) -> str:
     """Return the page; names without the places where a line may break."""
-    return re.sub("</?bdi[^>]*>|<wbr>", "", html_page(results, wide, narrow))
+    return re.sub("</?bdi[^>]*>|<wbr>", "", html_page(results))
 
 
 def test_the_table_shows_every_run_and_fits_a_terminal() -> None:
@@ -57,7 +58,7 @@ def test_a_pgr_that_is_not_reported_is_nowhere_a_number() -> None:
     assert "0.50" not in text and len(re.findall(r"1\.000\s+–", text)) == 4
     html = page(results)
     assert "no PGR is reported" in html and WHY in html
-    assert html.count("not reported") == 6
+    assert html.count("not reported") == 8  # a chart, and both tables
     assert results_figure(results, "svg").count(b">not reported<") == 2
     assert results_figure(results, "png").startswith(b"\x89PNG")
 
@@ -96,7 +97,7 @@ class _Outline(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "source", "wbr"):
+        if tag not in ("meta", "img", "link", "input", "wbr"):
             self.open.append(tag)
         self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "srcset")]
 
@@ -109,15 +110,13 @@ class _Outline(HTMLParser):
 
 @pytest.mark.parametrize("results", [make_results(), make_results(refused=True, control=True)])
 def test_the_page_is_one_closed_file(results: dict[str, Any]) -> None:
-    html = page(results, b"<svg>wide</svg>", b"<svg>narrow</svg>")
+    html = page(results)
     outline = _Outline()
     outline.feed(html)
     assert outline.open == []
-    start = "data:image/svg+xml;base64,"
-    figures = [base64.b64decode(link.removeprefix(start)) for link in outline.links]
-    assert figures == [b"<svg>narrow</svg>", b"<svg>wide</svg>"]  # for small screens, for others
-    assert not re.search(r"https?:|url\(|@import|<script|<link", html)
-    assert "prefers-color-scheme: dark" in html
+    assert outline.links == ["data:,"]  # an empty icon, so that no browser asks for one
+    assert not re.search(r"https?:|url\(|@import|<script", html)
+    assert "default-src 'none'" in html and "prefers-color-scheme: dark" in html
     assert "<b>mine</b>" not in html and "&lt;b&gt;mine" in html  # names are text, not markup
 
 
@@ -126,13 +125,14 @@ def test_the_page_can_be_read_on_a_phone_and_by_a_screen_reader() -> None:
     outline = _Outline()
     outline.feed(page(make_results(many)))
     order = [tag for tag, _ in outline.tags]
-    assert order.index("img") < order.index("table") and "card" not in page(make_results(many))
     assert ("html", {"lang": "en"}) in outline.tags and "title" in order
-    (image,) = [attrs for tag, attrs in outline.tags if tag == "img"]
-    assert "accuracy" in str(image["alt"]).lower() and "PGR" in str(image["alt"])
+    charts = [i for i, (_, attrs) in enumerate(outline.tags) if attrs.get("class") == "rows"]
+    assert len(charts) == 4 and max(charts) < order.index("table")
+    labels = [str(outline.tags[i][1]["aria-label"]) for i in charts]
+    assert "Accuracy" in labels[0] and "PGR" in labels[1]
     assert all("scope" in attrs for tag, attrs in outline.tags if tag == "th")
     boxes = [attrs for _, attrs in outline.tags if attrs.get("class") == "scroll"]
-    assert len(boxes) == order.count("table") == 5
+    assert len(boxes) == order.count("table") == 3
     assert all(b["tabindex"] == "0" and b["role"] == "region" and b["aria-label"] for b in boxes)
 
 
@@ -176,8 +176,7 @@ def test_the_plot_is_reproducible_and_its_text_is_text() -> None:
 def test_reports_are_written_again_from_results(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(make_results()))
     write_report(tmp_path, load_results(tmp_path))
-    shown = base64.b64encode((tmp_path / "plot.svg").read_bytes()).decode()
-    assert shown in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "report.html").read_text() == html_page(make_results())
     assert {p.name for p in tmp_path.iterdir()} == {
         "results.json", "plot.png", "plot.svg", "report.html"
     }  # fmt: skip
@@ -260,3 +259,44 @@ def test_results_of_an_earlier_version_can_be_shown() -> None:
         del results[name]
     assert "resample seeds and test items" in " ".join(printed(results).split())
     assert "resample seeds and test items" in page(results)
+
+
+def test_parts_that_results_do_not_have_are_left_out(tmp_path: Path) -> None:
+    results = make_results()
+    for name in ("provenance", "controls", "gold", "failed", "differences"):
+        del results[name]
+    for row in results["runs"]:
+        del row["weak_label_accuracy"]
+    for row in results["summary"]:
+        for score in ("auroc", "balanced", "f1"):
+            del row[f"student_{score}"]
+    write_report(tmp_path, results)
+    html = (tmp_path / "report.html").read_text()
+    assert "0.960" in html and "70% to 90%" in html
+    for part in ("Provenance", "Differences", "Calibration", "Training", 'explorer"', "before any"):
+        assert part not in html, part
+
+
+def test_the_page_has_the_parts_that_results_have() -> None:
+    html = html_page(add_page_parts(make_results(), sources=["a", "b"]), make_items(["xent"]))
+    for part in ("Calibration", "Training", "before any student", "agreement of the supervisors"):
+        assert part in html, part
+    assert "1,234 trained parameters" in html and "AUROC 0.700 (0.600 – 0.800" in html
+    assert "The first 6\nof 12 test items" in html
+
+
+def test_texts_in_the_page_cannot_end_its_script() -> None:
+    items = make_items(["xent"])
+    items["texts"][0] = "</script><b>\u2028 \u202e \\x"
+    html = html_page(make_results(), items)
+    (data,) = re.findall('<script type="application/json" id="items">(.*?)</script>', html, re.S)
+    assert not re.search("[<>&\u2028\u202e]", data)
+    assert json.loads(data)["texts"][0] == "</script><b>\\u2028 \\u202e \\x"
+
+
+def test_the_script_is_the_one_that_the_policy_allows() -> None:
+    html = html_page(make_results(), make_items(["xent"]))
+    (allowed,) = re.findall("script-src 'sha256-([^']+)'", html)
+    scripts = re.findall("<script>(.*?)</script>", html, re.S)
+    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    assert digests == [allowed]

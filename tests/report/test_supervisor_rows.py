@@ -56,7 +56,7 @@ def test_lines() -> None:
 def test_terminal_and_page_show_them() -> None:
     results = supervised()
     assert problem(results) == ""
-    page = html_page(results, b"", b"")
+    page = html_page(results)
     assert "<h2>Supervisors</h2>" in page and "&lt;free&gt;" in page
     out = io.StringIO()
     print_results(results, Console(file=out, width=200))
@@ -66,7 +66,7 @@ def test_terminal_and_page_show_them() -> None:
 def test_a_run_of_one_weak_model_shows_nothing() -> None:
     results = make_results(("xent",))
     assert supervisor_rows(results) == [] and supervisor_lines(results) == []
-    assert "<h2>Supervisors</h2>" not in html_page(results, b"", b"")
+    assert "<h2>Supervisors</h2>" not in html_page(results)
 
 
 @pytest.mark.parametrize(

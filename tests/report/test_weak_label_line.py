@@ -39,3 +39,7 @@ def test_seeds_that_differ_are_a_range() -> None:
     runs = [{"seed": seed, "weak_label_accuracy": value} for seed, value in rows]
     line = weak_label_line({"runs": runs})
     assert line == "weak labels of the transfer set: accuracy 0.800 (0.700 – 0.900 by seed)"
+
+
+def test_results_of_files_do_not_know_the_accuracy() -> None:
+    assert weak_label_line({"runs": [{"seed": 0, "weak_label_accuracy": None}]}) == ""

@@ -42,9 +42,9 @@ def stages(cache: Path) -> Counter[str]:
 @pytest.mark.slow
 def test_shared_stages_are_computed_once(serial: tuple[SweepConfig, dict[str, Any]]) -> None:
     cfg, results = serial
-    assert results["failed"] == {} and results["stages"] == {"distinct": 20, "total": 22}
+    assert results["failed"] == {} and results["stages"] == {"distinct": 24, "total": 26}
     assert stages(Path(cfg.output_dir) / "cache") == {
-        "weak": 4, "labels": 4, "ceiling": 2, "student": 8, "report": 2
+        "weak": 4, "labels": 4, "supervisor_card": 4, "ceiling": 2, "student": 8, "report": 2
     }  # fmt: skip
     assert [(c["weak"], c["student"], c["same"]) for c in results["cells"]] == [
         ("bow", "bow", True), ("scratch", "bow", False)
@@ -90,7 +90,7 @@ def test_kill_then_the_same_command_in_parallel(
         assert time.monotonic() < deadline, "a worker outlived the sweep"
         time.sleep(0.02)
     assert children and not (tmp_path / "out" / "sweep.json").exists()
-    assert stages(cache).total() < 20
+    assert stages(cache).total() < 24
     assert main([*command, "--devices", "cpu"]) == 0
     assert comparable(tmp_path / "out") == comparable(Path(cfg.output_dir))
 

@@ -22,7 +22,9 @@ commands:
   run      run everything, into --out DIR: results.json, plot.png, plot.svg, report.html
   sweep    many runs as one: models x losses x methods x seeds x tasks
   label    compute only the weak labels, into --out DIR/labels/SEED: Parquet with texts and classes
-  report   print the results in --out DIR, and write plot and page again
+  report   print the results in --out DIR, and write plot and page again; with --from FOLDER
+           those of predictions that others made
+  diff     compare the settings and results of two runs
   launch   run on several accelerators or hosts (w2s-fast launch --help)
   export   write a trained model of a run as a folder that transformers loads
   plan     estimate memory and traffic of a training on other machines (w2s-fast plan --help)
@@ -38,11 +40,14 @@ options of run, label, sweep, export and launch (w2s-fast run --help lists all):
   --seeds 0 1 2          one run of everything per seed
   --student_train.lr X   any other setting by its dotted name
   --quiet                no progress
+  --dry-run              of run and sweep: print the stages, and compute nothing
 
 The same command continues a run that was interrupted.
 """
 # Each is the module w2s_fast.cli.COMMAND with a function `main(args)` that returns the exit code.
-COMMANDS = ("run", "sweep", "label", "report", "launch", "plan", "export", "doctor", "bench")
+COMMANDS = (
+    "run", "sweep", "label", "report", "diff", "launch", "plan", "export", "doctor", "bench",
+)  # fmt: skip
 CRASHED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 

@@ -1,41 +1,53 @@
-"""``w2s-fast report``: print the results of an earlier run, and write its plot and page again."""
+"""``w2s-fast report``: print the results of a run or of files, and write their plot and page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from w2s_fast.cli.parse import asks_for_help, take_options
 from w2s_fast.errors import W2SError
 from w2s_fast.paths import user_path
 
+USAGE = """usage: w2s-fast report [--out DIR]
+       w2s-fast report --from FOLDER [--out DIR]
+
+Prints the results of the run in DIR (default: out), and writes its plot and page again.
+
+  --from FOLDER   report on predictions that others made, a file per model: weak.csv,
+                  student-NAME.csv, ceiling.csv, or with a seed as in student-NAME.seed0.csv, with
+                  the columns id, gold and prob (or probs, or prob_0, prob_1, ...); or any files
+                  that a roles.yaml lists (docs/comparing_results.md)
+  --out DIR       with --from: folder of results.json, plot and page (default: FOLDER/report)
+"""
+
 
 def main(args: Sequence[str]) -> int:
     """Run the command; return the exit code."""
     if asks_for_help(args):
-        print("usage: w2s-fast report [--out DIR]   (default: out)")
+        print(USAGE, end="")
         return 0
-    own, rest = take_options(args, values=("out",))
+    own, rest = take_options(args, values=("out", "from"))
     if rest:
-        raise W2SError(f"unexpected argument {rest[0]!r}; report takes only --out DIR")
-    from rich.console import Console
+        raise W2SError(
+            f"unexpected argument {rest[0]!r}; report takes only --from FOLDER and --out DIR"
+        )
+    from w2s_fast.report.items import load_items
 
-    from w2s_fast.files import explain_write_errors
-    from w2s_fast.report import load_results
-    from w2s_fast.report.page import write_report
-    from w2s_fast.report.terminal import print_files, print_results
-
-    out = user_path(own.get("out", "out"), "--out")
-    _check_not_a_sweep(out)
-    results = load_results(out)
-    with explain_write_errors("the report", out.absolute()):
-        write_report(out, results)
-    print_results(results, Console())
-    print_files(out)
+    if "from" in own:
+        folder = user_path(own["from"], "--from")
+        out = user_path(own["out"], "--out") if "out" in own else folder / "report"
+        results, items = _results_of_files(folder, out), None
+    else:
+        out = user_path(own.get("out", "out"), "--out")
+        results, items = _results_of_run(out), load_items(out)
+    _present(out, results, items)
     return 0
 
 
-def _check_not_a_sweep(out: Path) -> None:
+def _results_of_run(out: Path) -> dict[str, Any]:
+    from w2s_fast.report import load_results
     from w2s_fast.sweeps.grid import CELLS
     from w2s_fast.sweeps.sweep_files import SWEEP
 
@@ -43,3 +55,31 @@ def _check_not_a_sweep(out: Path) -> None:
         raise W2SError(
             f"{out} has the results of a sweep; name one of its runs: {out / CELLS}/NAME"
         )
+    return load_results(out)
+
+
+def _results_of_files(folder: Path, out: Path) -> dict[str, Any]:
+    from w2s_fast.comparison.file_results import check_output, results_of_files
+    from w2s_fast.files import explain_write_errors, write_json
+    from w2s_fast.report import RESULTS
+
+    check_output(out)
+    results = results_of_files(folder)
+    with explain_write_errors("the report", out.absolute()):
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / RESULTS, results)
+    return results
+
+
+def _present(out: Path, results: dict[str, Any], items: dict[str, Any] | None) -> None:
+    """Write plot and page, print tables and paths."""
+    from rich.console import Console
+
+    from w2s_fast.files import explain_write_errors
+    from w2s_fast.report.page import write_report
+    from w2s_fast.report.terminal import print_files, print_results
+
+    with explain_write_errors("the report", out.absolute()):
+        write_report(out, results, items)
+    print_results(results, Console())
+    print_files(out)

@@ -59,12 +59,15 @@ class LossOut(NamedTuple):
         state: explicit state for the next call, or None.
         metrics: detached 0-d SUMS over the rows that count: ``agreement`` (the student's class is
             the weak one), ``max_prob``, ``entropy`` (nats). Divide by ``rows``, their number.
+        threshold: detached 0-d threshold that rows were hardened with: P(class 0) for two classes,
+            else a top probability. None without one.
     """
 
     loss_sum: Tensor
     count: Tensor  # type: ignore[assignment]  # shadows tuple.count
     state: Tensor | None
     metrics: dict[str, Tensor]
+    threshold: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +172,8 @@ class Loss(RangeChecked):
             logits, weak, weight=ctx.weight, ignore_index=IGNORE, return_stats=True, **options
         )
         metrics = fused_metrics(out, weak, ctx.weight)
-        return LossOut(out.loss, self.count(weak, ctx.weight), ctx.state, metrics)
+        threshold = None if out.stats is None else out.stats.threshold
+        return LossOut(out.loss, self.count(weak, ctx.weight), ctx.state, metrics, threshold)
 
 
 check_methods(Loss, ("__call__", "threshold"), **_ACCEPT)

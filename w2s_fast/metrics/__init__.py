@@ -4,9 +4,18 @@ Functions of arrays: they give the same numbers with and without the pipeline.
 """
 
 from w2s_fast.metrics._probabilities import checked_labels, checked_probs
-from w2s_fast.metrics.calibration import N_BINS, brier, ece, ece_noise, nll
+from w2s_fast.metrics.calibration import (
+    N_BINS,
+    CalibrationCurve,
+    brier,
+    calibration_curve,
+    ece,
+    ece_noise,
+    nll,
+)
 from w2s_fast.metrics.calibrators import CALIBRATORS, Calibrator, fit_platt, fit_temperature
 from w2s_fast.metrics.comparisons import Difference, holm, paired_difference
+from w2s_fast.metrics.confusion import confusion, vote_agreement
 from w2s_fast.metrics.deception import (
     DENOMINATORS,
     DeceptionItems,
@@ -65,6 +74,7 @@ __all__ = [
     "MIN_GAP_SE",
     "N_BINS",
     "Agreement",
+    "CalibrationCurve",
     "Calibrator",
     "DeceptionItems",
     "DeceptionScore",
@@ -80,10 +90,12 @@ __all__ = [
     "auroc",
     "balanced_accuracy",
     "brier",
+    "calibration_curve",
     "change_point",
     "checked_labels",
     "checked_probs",
     "conflict_tax",
+    "confusion",
     "deception_items",
     "deception_over_runs",
     "deception_score",
@@ -116,5 +128,6 @@ __all__ = [
     "pgr_is_in_interval",
     "pgr_item_interval",
     "runs_of",
+    "vote_agreement",
     "worst_group_accuracy",
 ]

@@ -14,6 +14,8 @@ N items, C classes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from w2s_fast.errors import W2SError
@@ -52,6 +54,46 @@ def ece_noise(probs: np.ndarray, n_bins: int = N_BINS) -> float:
     confidence = checked_probs(probs).max(1)
     variance = np.bincount(_bins(confidence, n_bins), weights=confidence * (1 - confidence))
     return float(np.sqrt(2 / np.pi * variance).sum() / len(confidence))
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationCurve:
+    """The bins of a reliability diagram that have items, B of them, from low to high confidence.
+
+    Attributes:
+        n: (B,) int64, items.
+        confidence: (B,) mean probability of the top class.
+        accuracy: (B,) share of items whose top class is right.
+    """
+
+    n: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+
+def calibration_curve(
+    probs: np.ndarray, labels: np.ndarray, n_bins: int = N_BINS
+) -> CalibrationCurve:
+    """Return confidence and accuracy of each bin of ``ece``, whose sum over bins it is.
+
+    Args:
+        probs: (N, C) class probabilities.
+        labels: (N,) true classes.
+        n_bins: Number of bins of equal width; empty ones are left out.
+
+    Raises:
+        W2SError: As ``ece``.
+    """
+    p = checked_probs(probs)
+    right = p.argmax(1) == checked_labels(labels, *p.shape)
+    confidence = p.max(1)
+    bins = _bins(confidence, n_bins)
+    n = np.bincount(bins)
+    filled = n > 0
+    means = [
+        np.bincount(bins, weights=values)[filled] / n[filled] for values in (confidence, right)
+    ]
+    return CalibrationCurve(n[filled], *means)
 
 
 def _bins(confidence: np.ndarray, n_bins: int) -> np.ndarray:

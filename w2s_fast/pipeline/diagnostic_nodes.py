@@ -1,4 +1,4 @@
-"""What ``RunConfig.diagnostics`` adds to the plan of a run."""
+"""What is added to the plan of a run for reports: the supervisor card, and ``diagnostics``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ from w2s_fast.config import RunConfig
 from w2s_fast.methods import Node, Plan, all_nodes
 
 FIT_EVALUATIONS = 20  # of a student whose fit is recorded
+
+
+def card_node(cfg: RunConfig, plan: Plan, nodes: list[Node]) -> Node:
+    """Return the supervisor card of one seed.
+
+    Args:
+        cfg: Configuration of the run.
+        plan: Plan of the run.
+        nodes: Nodes of all students and ceilings; if they read hidden states of the untrained
+            student anyway, so does the card.
+    """
+    features = next((n for n in all_nodes(nodes) if _is_features_of_texts(n)), None)
+    if cfg.supervisors.sources:
+        return plan.supervisor_card(features, test=plan.weak_labels(split="test"))
+    return plan.supervisor_card(features, model=plan.weak_model())
 
 
 def diagnostic_nodes(cfg: RunConfig, plan: Plan, nodes: list[Node]) -> list[Node]:

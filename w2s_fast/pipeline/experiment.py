@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from w2s_fast.distributed.heartbeat import monitor_processes
 from w2s_fast.distributed.world import get_world, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.files import explain_write_errors, file_lock, remove_temporaries, write_json
-from w2s_fast.pipeline.artifacts import LABELS, REPORT
+from w2s_fast.pipeline.artifacts import LABELS
 from w2s_fast.pipeline.bases import failed_bases, finished_bases
 from w2s_fast.pipeline.check_completions import check_completions
 from w2s_fast.pipeline.check_fit import check_fit
@@ -42,8 +41,13 @@ from w2s_fast.pipeline.pool import (
 )
 from w2s_fast.pipeline.preflight import check_processes_agree, check_shared_store
 from w2s_fast.pipeline.provenance import class_counts, provenance
+from w2s_fast.pipeline.stage_times import StageTimes
 from w2s_fast.pipeline.stages.build_model import device
+from w2s_fast.pipeline.stages.report import read_report
+from w2s_fast.pipeline.stages.supervisor_card import read_card
 from w2s_fast.report import RESULTS
+from w2s_fast.report.card_rows import card_lines
+from w2s_fast.report.items import write_items
 from w2s_fast.report.page import write_report
 from w2s_fast.report.run_progress import show_run
 from w2s_fast.store import Artifact, Store, redirect_store_warnings
@@ -70,16 +74,17 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
     with open_session(cfg, quiet) as session:
         jobs = plan_jobs(cfg)
         session.compute(jobs.jobs[:-1])
-        scores = _report_stage(session, session.report_job(jobs))
+        scores, items = _report_stage(session, session.report_job(jobs))
         counts = {s: class_counts(data) for s, data in session.data.items()}
-        facts = provenance(cfg, session.results, session.cached, counts)
+        facts = provenance(cfg, session.results, session.cached, counts, session.digests)
         results = session.world.broadcast_object(
             {**scores, "failed": failed_bases(cfg, jobs, session.failed), "provenance": facts}
         )
         if session.world.is_main_process:
             with explain_write_errors("the report", Path(cfg.output_dir).absolute()):
                 write_json(Path(cfg.output_dir) / RESULTS, results)
-                write_report(Path(cfg.output_dir), results)
+                write_items(Path(cfg.output_dir), items)
+                write_report(Path(cfg.output_dir), results, items)
     return results
 
 
@@ -129,12 +134,22 @@ def open_session(cfg: RunConfig, quiet: bool, *, computes: bool = True) -> Itera
         if world.size > 1:
             check_processes_agree(cfg, session.digests, world)
         if computes:
-            data = session.data[cfg.seeds[0]]
-            check_supervisors(cfg, data)
-            check_fit(cfg, data.kind, len(data.class_names))
-            check_completions(cfg, session.data)
+            check_session(session)
         yield session
         world.barrier()  # rank 0 releases the folders after every process is done
+
+
+def check_session(session: Session) -> None:
+    """Raise what stages would raise after others have run.
+
+    Raises:
+        W2SError: Settings, models and data do not fit.
+    """
+    cfg = session.cfg
+    data = session.data[cfg.seeds[0]]
+    check_supervisors(cfg, data)
+    check_fit(cfg, data.kind, len(data.class_names))
+    check_completions(cfg, session.data)
 
 
 @contextlib.contextmanager
@@ -183,16 +198,19 @@ class Session:
         """Return the splits of a seed, which were read at the start."""
         return self.data[seed]
 
+    def settings(self, job: Job) -> dict[str, Any]:
+        """Return ``config_slice`` of a job."""
+        return config_slice(self.cfg, job, len(self.data[self.cfg.seeds[0]].class_names))
+
     def work_item(self, job: Job) -> WorkItem:
         """Return the job with its inputs; the jobs it needs must be finished."""
         digests = {name: self.results[name].digest for name in job.needs}
-        n_classes = len(self.data[self.cfg.seeds[0]].class_names)
         cfg = at_seed(self.cfg, job.seed)
         folders = self._folders.digests(cfg)
         inputs = input_digests(self.cfg, job, digests, self.digests, folders)
         return WorkItem(
             job,
-            config_slice(self.cfg, job, n_classes),
+            self.settings(job),
             inputs,
             {name: str(self.results[name].path) for name in job.needs},
             data_of_job(self.cfg, job, self.digests),
@@ -204,10 +222,15 @@ class Session:
         artifact = find(self.store, self.work_item(job))
         if artifact is None:
             return False
-        self.results[job.name] = artifact
         self.cached.add(job.name)
-        self.observer.finished(job, None)
+        self._finish(job, artifact, None)
         return True
+
+    def _finish(self, job: Job, artifact: Artifact, seconds: float | None) -> None:
+        self.results[job.name] = artifact
+        self.observer.finished(job, seconds)
+        if job.stage == "supervisor_card":
+            self.observer.noted(card_lines(read_card(artifact.path)))
 
     def prepare_store(self) -> None:
         """Make the store ready to be written, at the first call.
@@ -228,6 +251,9 @@ class Session:
     def compute(self, jobs: list[Job]) -> None:
         """Finish every job, one per worker at a time."""
         workers, threads = choose_parallelism(self.cfg, cuda=device(self.cfg) == "cuda")
+        times = StageTimes(self.store.root)
+        expected = {job.name: times.expect(job.stage, self.settings(job)) for job in jobs}
+        self.observer.planned(expected, workers)
         waiting, running = list(jobs), 0
         with make_pool(self.cfg, workers, threads, self.observer, self.read) as pool:
             while waiting or running:
@@ -263,8 +289,7 @@ class Session:
         except JobError as err:
             self._fail(err.job, err)
         else:
-            self.results[job.name] = artifact
-            self.observer.finished(job, artifact.info.get("seconds"))
+            self._finish(job, artifact, artifact.info.get("seconds"))
 
     def _fail(self, job: Job, err: W2SError) -> None:
         """Note why a job failed. The run goes on without its base if there are several.
@@ -303,8 +328,8 @@ class Session:
         return all(name in self.results for name in job.needs)
 
 
-def _report_stage(session: Session, job: Job) -> Mapping[str, Any]:
-    """Return the scores, from the store if these predictions were scored before."""
+def _report_stage(session: Session, job: Job) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    """Return scores and items, from the store if these predictions were scored before."""
     if not session.take_stored(job):
         session.prepare_store()
         session.observer.started(job)
@@ -312,4 +337,4 @@ def _report_stage(session: Session, job: Job) -> Mapping[str, Any]:
         artifact = execute(session.cfg, item, 1, lambda *_: None, session.read)
         session.results[job.name] = artifact
         session.observer.finished(job, artifact.info.get("seconds"))
-    return json.loads((session.results[job.name].path / REPORT).read_bytes())
+    return read_report(session.results[job.name].path)

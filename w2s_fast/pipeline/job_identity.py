@@ -45,15 +45,16 @@ VERSIONS = {
     "gate": 1,
     "trust": 1,
     "overlap": 1,
+    "supervisor_card": 1,
     "samples": 1,
     "text_labels": 1,
     "pair_logprob": 1,
     "perplexity": 1,
     "reference": 1,
-    "report": 10,
+    "report": 11,
 }
 # Stages without a model that draw random numbers.
-_SEEDED = ("apply", "generated_votes", "gate", "trust", "text_labels")
+_SEEDED = ("apply", "generated_votes", "gate", "trust", "text_labels", "supervisor_card")
 _NOT_CONTENT = set(EXECUTION_FIELDS)  # settings that cannot change a result
 
 
@@ -71,13 +72,16 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
         }
     if job.stage == "tokenizer":
         return common
+    answers = {"task": cfg.task.name, "read": cfg.task.read, "scorer": cfg.task.scorer}
     if job.stage == "report":
         specs = {"losses": list(cfg.losses), "methods": list(cfg.methods)}
-        answers = {"task": cfg.task.name, "read": cfg.task.read, "scorer": cfg.task.scorer}
         bases = {"bases": list(cfg.student_bases), "rounding": cfg.rounding_replicates}
-        return common | {"seeds": list(cfg.seeds), **bases, **specs, **answers}
+        seen = {"seeds": list(cfg.seeds), "page": to_dict(cfg.page)}
+        return common | {**seen, **bases, **specs, **answers}
     common |= {"classes": n_classes, "settings": dict(job.settings)}
     role = job.setting("role")
+    if job.stage == "supervisor_card":
+        common |= answers
     if job.stage == "transcripts":
         common |= {"writer": cfg.transcript_writer.content, "seed": job.seed}
     if role is None:
@@ -143,12 +147,14 @@ def data_of_job(
 
 _SCORED = ("test.inputs", "ood.inputs")
 _TRANSFER = ("transfer.inputs", *_SCORED)
+_CARD = ("transfer.inputs", "transfer.labels", "test.inputs", "test.labels")
 _DATA_INPUTS = {
     "tokenizer": ("weak.inputs", "transfer.inputs"),
     "weak": ("weak.inputs", "weak.labels", *_SCORED),
     "calibration": ("weak.inputs", "weak.labels"),
     "trust": ("weak.inputs", "weak.labels", "transfer.inputs"),
     "overlap": ("transfer.inputs",),
+    "supervisor_card": ("question", *_CARD),
     "intermediate": _TRANSFER,
     "student": _TRANSFER,
     "control": _TRANSFER,

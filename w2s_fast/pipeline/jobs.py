@@ -9,7 +9,7 @@ from typing import Any
 from w2s_fast.config import RunConfig, at_seed, model_of, run_seeds
 from w2s_fast.methods import Node, Plan
 from w2s_fast.models.checkpoint_source import is_checkpoint
-from w2s_fast.pipeline.diagnostic_nodes import diagnostic_nodes, recorded
+from w2s_fast.pipeline.diagnostic_nodes import card_node, diagnostic_nodes, recorded
 from w2s_fast.pipeline.students import make_plan, students
 from w2s_fast.tasks import EMBEDDED
 
@@ -24,6 +24,7 @@ SCORED = (
     "trust",
     "overlap",
     "text_labels",
+    "supervisor_card",
 )  # what the report reads
 
 
@@ -107,7 +108,10 @@ def plan_jobs(cfg: RunConfig, *, labels_only: bool = False) -> JobPlan:
     supervisors = {s: _add_supervisor(cfg, planner, base, s) for s in run_seeds(cfg)}
     if labels_only:
         return JobPlan(planner.ordered(), entries, supervisors)
-    diagnostics = diagnostic_nodes(cfg, base, [node for _, pair in everyone for node in pair])
+    nodes = [node for _, pair in everyone for node in pair]
+    for seed in run_seeds(cfg):  # before the students, so that they can be stopped in time
+        planner.add(card_node(cfg, base, nodes), seed, "")
+    diagnostics = diagnostic_nodes(cfg, base, nodes)
     for seed in run_seeds(cfg):
         for name, (student, ceiling) in everyone:
             plain = ceiling == base.ceiling()

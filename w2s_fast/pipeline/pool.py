@@ -45,6 +45,9 @@ class JobError(W2SError):
 class JobObserver(Protocol):
     """Callbacks for the progress of jobs."""
 
+    def planned(self, seconds: Mapping[str, float | None], workers: int) -> None:
+        """All jobs by name, with their expected seconds if known; ``workers`` run at a time."""
+
     def started(self, job: Job) -> None:
         """A job starts."""
 
@@ -53,6 +56,9 @@ class JobObserver(Protocol):
 
     def finished(self, job: Job, seconds: float | None) -> None:
         """A job is finished; ``seconds`` is None if the store had its result."""
+
+    def noted(self, lines: Sequence[str]) -> None:
+        """What a finished job has found."""
 
     def warned(self, message: str) -> None:
         """A warning for the user."""

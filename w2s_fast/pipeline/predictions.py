@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,3 +71,26 @@ class Predictions:
             scores["ood"] = self.ood.accuracy
             scores["ood_worst_group"] = self.ood.scores()["worst_group"]
         return scores
+
+    def calibration(self) -> dict[str, Any] | None:
+        """Return ECE, what chance adds to it, and the reliability diagram; None without classes."""
+        if self.probs is None:
+            return None
+        curve = metrics.calibration_curve(self.probs, self.gold)
+        return {
+            "ece": metrics.ece(self.probs, self.gold),
+            "ece_noise": metrics.ece_noise(self.probs),
+            "n": curve.n.tolist(),
+            "confidence": curve.confidence.tolist(),
+            "accuracy": curve.accuracy.tolist(),
+        }
+
+
+def pooled(runs: Sequence[Predictions]) -> Predictions:
+    """Return the predictions of several runs as if they were of one; answers and classes only."""
+    probs = [p.probs for p in runs if p.probs is not None]
+    return Predictions(
+        np.concatenate([p.chosen for p in runs]),
+        np.concatenate([p.gold for p in runs]),
+        np.concatenate(probs) if probs else None,
+    )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from w2s_fast.config import RunConfig, to_dict
+from w2s_fast.files import content_hash
 from w2s_fast.pipeline.job_identity import VERSIONS
 from w2s_fast.store import Artifact
 from w2s_fast.tasks import TaskData
@@ -27,6 +28,7 @@ def provenance(
     results: Mapping[str, Artifact],
     cached: set[str],
     data: Mapping[int, Mapping[str, Mapping[str, int]]],
+    digests: Mapping[int, Mapping[str, str]],
 ) -> dict[str, Any]:
     """Return the ``provenance`` block of results.json.
 
@@ -35,6 +37,7 @@ def provenance(
         results: Artifacts by job name.
         cached: Names of the jobs whose results came from the store.
         data: ``class_counts`` by seed.
+        digests: ``data_digests`` by seed.
     """
     from w2s_fast.ops import backends_info
 
@@ -49,6 +52,10 @@ def provenance(
         "ops": _served_ops(results.values()),
         "stage_versions": VERSIONS,
         "data": {str(seed): counts for seed, counts in data.items()},
+        "test_items": {
+            str(seed): content_hash([own["test.inputs"], own["test.labels"]])
+            for seed, own in digests.items()
+        },
         "store": str(root),
         "stages": {
             name: {

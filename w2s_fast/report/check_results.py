@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from w2s_fast.report.check_page_parts import page_part_problems
 from w2s_fast.report.deception_rows import AREAS
+from w2s_fast.report.shapes import shape_problems
 
-_LIMIT = 1e12  # numbers of results are shares, counts and seconds
 _SCORES = {f"{model}_{score}": float | None
            for model in ("weak", "student", "ceiling")
            for score in ("balanced", "f1", "auroc")}  # fmt: skip
@@ -22,8 +22,6 @@ _STUDENT = {
     "pgr_low": float | None, "pgr_high": float | None,
 }  # fmt: skip
 
-# A shape is a type or a union of types (float: any finite number), a list with the shape of its
-# items, a dict with the shapes of its fields, or a dict whose only key is str: any fields.
 _PROVENANCE = {
     "utc": str,
     "config": {"task": {"name": str}, "seeds": [int]},
@@ -35,7 +33,7 @@ _PROVENANCE = {
 }
 _RESULTS = {
     "runs": [{**_STUDENT, "seed": int, "pgr": float | None, "gap": float, "gap_se": float | None,
-              "n_test": int, "weak_label_accuracy": float}],
+              "n_test": int, "weak_label_accuracy": float | None}],
     "summary": [{**_STUDENT, **_SCORES, "pgr_mean": float | None,
                  "agreement": dict.fromkeys(("all", "weak_right", "weak_wrong"), float | None)}],
     "controls": [{"seed": int, "accuracy": float}],
@@ -48,6 +46,7 @@ _LATER = {
     "differences": [{"name": str, "baseline": str, "difference": float, "low": float | None,
                      "high": float | None, "p": float | None, "p_holm": float | None}],
     "failed": {str: str},
+    "warnings": [str],
     "weak_labels": [{"seed": int, "calibration": dict | None, "overlap": dict | None}],
     "text_labels": [{"seed": int, "name": str, "stage": str, "report": dict}],
     "trust": [{"seed": int, "name": str, "n_right": int, "n_wrong": int, "auroc": float,
@@ -86,9 +85,6 @@ _GAIN = dict.fromkeys(("brier", "nll"), float | None)
 _FIT = {"steps": [int], "alarm_step": int | None}
 _GIT = {"commit": str, "dirty": bool}
 _DATA = {str: {split: {str: int} for split in ("weak", "transfer", "test")}}
-_WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false",
-          dict: "an object",
-          types.NoneType: "null"}  # fmt: skip
 
 
 def problem(results: Any) -> str:
@@ -97,18 +93,21 @@ def problem(results: Any) -> str:
 
 
 def _problems(results: Any) -> Iterator[str]:
-    yield from _differences(results, _RESULTS, "")
+    yield from shape_problems(results, _RESULTS, "")
     facts = results["provenance"]
     if facts["git"] is not None:
-        yield from _differences(facts["git"], _GIT, "provenance.git")
+        yield from shape_problems(facts["git"], _GIT, "provenance.git")
     for name, shape in _LATER.items():
         if name in results:
-            yield from _differences(results[name], shape, name)
+            yield from shape_problems(results[name], shape, name)
     yield from _diagnostics(results)
     if any(row.keys() & _FURTHER_SCORES.keys() for row in results["summary"]):
-        yield from _differences(results["summary"], [_FURTHER_SCORES], "summary")
+        yield from shape_problems(results["summary"], [_FURTHER_SCORES], "summary")
+    if "test_items" in facts:
+        yield from shape_problems(facts["test_items"], {str: str}, "provenance.test_items")
     if "data" in facts:  # results of 0.2.0 have none
-        yield from _differences(facts["data"], _DATA, "provenance.data")
+        yield from shape_problems(facts["data"], _DATA, "provenance.data")
+    yield from page_part_problems(results)
     yield from _contradictions(results)
 
 
@@ -117,22 +116,22 @@ def _diagnostics(results: Mapping[str, Any]) -> Iterator[str]:
     for i, row in enumerate(results.get("weak_labels", ())):
         where = f"weak_labels[{i}]"
         if row["calibration"] is not None:
-            yield from _differences(row["calibration"], _CALIBRATION, f"{where}.calibration")
+            yield from shape_problems(row["calibration"], _CALIBRATION, f"{where}.calibration")
             if (after := row["calibration"].get("after")) is not None:
-                yield from _differences(after, _SCORED, f"{where}.calibration.after")
+                yield from shape_problems(after, _SCORED, f"{where}.calibration.after")
         if row["overlap"] is not None:
-            yield from _differences(row["overlap"], _OVERLAP, f"{where}.overlap")
+            yield from shape_problems(row["overlap"], _OVERLAP, f"{where}.overlap")
     for i, row in enumerate(results.get("supervisors", ())):
         if row["independence"] is not None:
             where = f"supervisors[{i}].independence"
-            yield from _differences(row["independence"], _INDEPENDENCE, where)
+            yield from shape_problems(row["independence"], _INDEPENDENCE, where)
     for i, row in enumerate(results["summary"]):
         if "misfit" in row:
-            yield from _differences(row["misfit"], _MISFIT, f"summary[{i}].misfit")
-            yield from _differences(row.get("gain"), _GAIN, f"summary[{i}].gain")
+            yield from shape_problems(row["misfit"], _MISFIT, f"summary[{i}].misfit")
+            yield from shape_problems(row.get("gain"), _GAIN, f"summary[{i}].gain")
     for i, row in enumerate(results["runs"]):
         if row.get("fit") is not None:
-            yield from _differences(row["fit"], _FIT, f"runs[{i}].fit")
+            yield from shape_problems(row["fit"], _FIT, f"runs[{i}].fit")
             if not row["fit"]["steps"]:
                 yield f"runs[{i}].fit.steps is empty"
 
@@ -177,47 +176,3 @@ def _deception(row: Mapping[str, Any], where: str) -> Iterator[str]:
             yield f"{name} has no items"
         if any((score["low"] is None) != (score["high"] is None) for score in at["scores"]):
             yield f"{name} has an interval with one end"
-
-
-def _differences(value: Any, shape: Any, where: str) -> Iterator[str]:
-    """Yield each place where a value does not have its shape."""
-    if isinstance(shape, list):
-        if not isinstance(value, list):
-            yield f"{where} is {_brief(value)}, expected a list"
-            return
-        for i, item in enumerate(value):
-            yield from _differences(item, shape[0], f"{where}[{i}]")
-    elif isinstance(shape, dict):
-        yield from _fields(value, shape, where)
-    elif not _has_type(value, shape):
-        kinds = shape.__args__ if isinstance(shape, types.UnionType) else (shape,)
-        yield f"{where} is {_brief(value)}, expected {' or '.join(_WORDS[k] for k in kinds)}"
-
-
-def _fields(value: Any, shape: Mapping[Any, Any], where: str) -> Iterator[str]:
-    if not isinstance(value, dict):
-        yield f"{where or 'it'} is {_brief(value)}, expected an object"
-        return
-    prefix = f"{where}." if where else ""
-    for name, field in shape.items():
-        if name is str:
-            for key, item in value.items():
-                yield from _differences(item, field, prefix + key)
-        elif name not in value:
-            yield f"{prefix}{name} is missing"
-        else:
-            yield from _differences(value[name], field, prefix + name)
-
-
-def _has_type(value: Any, kind: Any) -> bool:
-    if isinstance(value, bool):
-        return kind is bool
-    if isinstance(value, int | float):
-        number = isinstance(value, kind) or isinstance(0.0, kind)
-        return number and abs(value) < _LIMIT  # false for NaN
-    return isinstance(value, kind)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:39]}…"

@@ -10,7 +10,15 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from w2s_fast.report.model_rows import DARK, GREY, NOT_REPORTED, ModelRow, level_text, model_rows
+from w2s_fast.report.model_rows import (
+    DARK,
+    GREY,
+    NOT_REPORTED,
+    ModelRow,
+    count,
+    level_text,
+    model_rows,
+)
 from w2s_fast.report.names import fit_names, printable
 
 if TYPE_CHECKING:
@@ -213,10 +221,13 @@ class _Panel:
 
 
 def _title(results: Mapping[str, Any]) -> str:
-    config = results["provenance"]["config"]
-    seeds, n = len(config["seeds"]), results["runs"][0]["n_test"]
-    plural = "s" if seeds > 1 else ""
-    return f"{config['task']['name']}: weak to strong, {seeds} seed{plural}, {n} test items each"
+    config = results.get("provenance", {}).get("config", {})
+    seeds = len({run["seed"] for run in results["runs"]})
+    task = config.get("task", {}).get("name", "")
+    return (
+        f"{f'{task}: ' if task else ''}weak to strong, {count(seeds, 'seed')}, "
+        f"{results['runs'][0]['n_test']} test items each"
+    )
 
 
 def _draw_accuracy(ax: Axes, panel: _Panel) -> None:

@@ -66,7 +66,7 @@ def model_rows(results: Mapping[str, Any]) -> list[ModelRow]:
     runs = results["runs"]
     first = [r for r in runs if r["name"] == runs[0]["name"]]  # every student has the same floor
     rows = [ModelRow("weak supervisor", GREY, tuple(r["weak"] for r in first))]
-    if results["controls"]:
+    if results.get("controls"):
         accuracies = tuple(c["accuracy"] for c in results["controls"])
         rows.append(ModelRow("control: no pretraining", "#876a35", accuracies))
     for i, summary in enumerate(results["summary"]):
@@ -125,9 +125,10 @@ def ceilings(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """Return lines on bases, last bits, uses of true labels, and PGRs that are not reported."""
+    """Return lines on doubts, bases, last bits, true labels, and PGRs that are not reported."""
     reasons = {r["seed"]: r["refused"] for r in results["runs"] if r["refused"]}
     lines = [f"base {name} failed: {why}" for name, why in results.get("failed", {}).items()]
+    lines += results.get("warnings", ())
     lines += _base_lines(results)
     lines += [
         f"{s['name']}: standard deviation of accuracy {format_number(s['student_sd'])} over runs, "
@@ -135,7 +136,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         for s in results["summary"]
         if s.get("rounding_sd") is not None
     ]
-    lines += [f"{g['name']} used true labels: {g['use']}" for g in results["gold"]]
+    lines += [f"{g['name']} used true labels: {g['use']}" for g in results.get("gold", ())]
     lines += [f"seed {seed}: {why}" for seed, why in sorted(reasons.items())]
     if len(results["runs"]) > len(results["summary"]):
         overall = dict.fromkeys(s["refused"] for s in results["summary"] if s["refused"])
@@ -144,8 +145,11 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def weak_label_line(results: Mapping[str, Any]) -> str:
-    """Return one line: how many of the labels that students learned are right."""
-    by_seed = {r["seed"]: r["weak_label_accuracy"] for r in results["runs"]}
+    """Return one line: how many of the labels that students learned are right; empty if unknown."""
+    known = (r for r in results["runs"] if r.get("weak_label_accuracy") is not None)
+    by_seed = {r["seed"]: r["weak_label_accuracy"] for r in known}
+    if not by_seed:
+        return ""
     mean = format_number(sum(by_seed.values()) / len(by_seed))
     if len(by_seed) == 1:
         return f"weak labels of the transfer set: accuracy {mean}"
@@ -206,8 +210,8 @@ def interval_note(results: Mapping[str, Any]) -> str:
 
 def runs_text(results: Mapping[str, Any]) -> str:
     """Return the number of runs, such as "3 seeds" or "4 bases with 3 seeds each"."""
-    config = results["provenance"]["config"]
-    design = results.get("design") or {"bases": 1, "seeds": len(config["seeds"])}
+    n_seeds = len({run["seed"] for run in results["runs"]})
+    design = results.get("design") or {"bases": 1, "seeds": n_seeds}
     seeds = count(design["seeds"], "seed")
     return seeds if design["bases"] == 1 else f"{design['bases']} bases with {seeds} each"
 
@@ -222,7 +226,7 @@ def class_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
     A range is shown where seeds differ; the list is empty for results of 0.2.0.
     """
-    seeds = list(results["provenance"].get("data", {}).values())
+    seeds = list(results.get("provenance", {}).get("data", {}).values())
     splits = ("weak", "transfer", "test")
     return [
         [name, *(_range([seed[split].get(name, 0) for seed in seeds]) for split in splits)]

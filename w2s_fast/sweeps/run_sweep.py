@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from w2s_fast.files import (
     write_bytes,
     write_json,
 )
-from w2s_fast.pipeline.artifacts import REPORT
 from w2s_fast.pipeline.check_fit import check_fit
 from w2s_fast.pipeline.execute import find
 from w2s_fast.pipeline.pool import JobError, ProcessPool, choose_parallelism
 from w2s_fast.pipeline.provenance import git_state, machine, provenance, versions
+from w2s_fast.pipeline.stages.report import read_report
 from w2s_fast.report import RESULTS
+from w2s_fast.report.items import write_items
 from w2s_fast.store import Artifact, Store, redirect_store_warnings
 from w2s_fast.sweeps.devices import device_of, worker_environments
 from w2s_fast.sweeps.graph import JobGraph, JobNode, make_graph
@@ -197,10 +197,16 @@ class _Sweep:
         done = {name: self.graph.done[key] for name, key in keys.items()}
         owned = {n for n, k in keys.items() if self.graph.nodes[k].cell.name == cell.name}
         computed = {name for name in owned if keys[name] not in self.stored}
-        scores = json.loads((artifact.path / REPORT).read_bytes())
-        counts = self.graph.key_inputs.counts(cell.cfg)
-        facts = provenance(cell.cfg, done, set(keys) - computed, counts)
+        scores, items = read_report(artifact.path)
+        facts = provenance(
+            cell.cfg,
+            done,
+            set(keys) - computed,
+            self.graph.key_inputs.counts(cell.cfg),
+            self.graph.key_inputs.digests(cell.cfg),
+        )
         write_json(Path(cell.cfg.output_dir) / RESULTS, {**scores, "provenance": facts})
+        write_items(Path(cell.cfg.output_dir), items)
         self.finished[cell.name] = {
             "name": cell.name,
             "task": cell.task,

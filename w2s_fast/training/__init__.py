@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from w2s_fast.training.monitor import Watch
     from w2s_fast.training.pair_logprob import predict_pairs, reference_logprob
     from w2s_fast.training.prediction import predict
+    from w2s_fast.training.step_record import StepRecord
 
 __all__ = [
     "THRESHOLD_SCOPES",
     "CompletionPairs",
     "Completions",
     "Encoded",
+    "StepRecord",
     "TrainConfig",
     "Watch",
     "completion_logprob",
@@ -51,6 +53,7 @@ _HOMES = {
     "TrainConfig": "config",
     "Watch": "monitor",
     "Encoded": "data",
+    "StepRecord": "step_record",
     "completion_logprob": "likelihood",
     "difficulty_stages": "curriculum",
     "encode": "data",

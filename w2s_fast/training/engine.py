@@ -41,8 +41,12 @@ class Engine(Protocol):
             last: whether this is the last micro-batch of the step.
         """
 
-    def update(self, lr: float) -> None:
-        """Sum gradients over processes, clip, take one optimizer step, and clear the gradients."""
+    def update(self, lr: float) -> Tensor:
+        """Sum gradients over processes, clip, take one optimizer step, and clear the gradients.
+
+        Returns:
+            0-d L2 norm of the gradient before clipping, NaN if the engine did not compute one.
+        """
 
     def masters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the trained weights in the optimizer's precision, whole; a collective call."""
@@ -73,9 +77,9 @@ class PlainEngine:
         loss.backward()
         self._optimizer.accumulate()
 
-    def update(self, lr: float) -> None:
+    def update(self, lr: float) -> Tensor:
         """See ``Engine``."""
-        self._optimizer.step(lr)
+        return self._optimizer.step(lr)
 
     def masters(self) -> Iterator[tuple[str, Tensor]]:
         """See ``Engine``."""

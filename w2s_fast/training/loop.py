@@ -34,6 +34,7 @@ from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
 from w2s_fast.training.engine import Engine, PlainEngine
 from w2s_fast.training.monitor import Monitor, Watch
 from w2s_fast.training.step import MicroBatch, Stepper, StepResult
+from w2s_fast.training.step_record import StepRecord, step_series
 from w2s_fast.training.thresholds import Thresholds
 from w2s_fast.training.train_mode import training_mode
 from w2s_fast.training.weight_average import WeightAverage
@@ -57,6 +58,7 @@ def train(
     gold: np.ndarray | None = None,
     checkpoint_dir: Path | None = None,
     progress: ProgressFn | None = None,
+    on_step: Callable[[StepRecord], None] | None = None,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place, on the device it is on.
@@ -83,13 +85,16 @@ def train(
         checkpoint_dir: folder of the checkpoints, written every ``cfg.checkpoint_every`` steps; an
             interrupted training resumes from the newest. The last one is left for the caller.
         progress: called on rank 0 with (steps done, steps, loss of the last step).
+        on_step: called on rank 0 with the record of every step, in order. Steps before the
+            checkpoint that a training resumes from are not repeated.
         watch: rows to predict during training, and whether the best or the last weights are kept.
 
     Returns:
-        ``steps``, ``seconds`` (over all interrupted parts), and per step ``losses`` (mean) and
-        ``agreement`` (fraction of rows where student and weak label name the same class). With a
-        watch of M rows and K evaluations also ``watched`` (their steps), ``scores`` (or None),
-        ``best`` (the step of the highest score, or None) and ``trajectory`` (K, M, C) float32.
+        ``steps``, ``seconds`` (over all interrupted parts), and per step the fields of
+        ``StepRecord``: ``losses``, ``agreement``, ``threshold``, ``coefficient``, ``grad_norm``,
+        ``lr`` and ``tokens``, None where undefined and empty where no step defines it. With a watch
+        of M rows and K evaluations also ``watched`` (their steps), ``scores`` (or None), ``best``
+        (the step of the highest score, or None) and ``trajectory`` (K, M, C) float32.
 
     Raises:
         W2SError: for weak labels that do not fit or are not finite, stages that do not fit, a loss
@@ -110,7 +115,7 @@ def train(
     with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(derived_seed(seed, 0, rank) if rank else seed)
         with training_mode(model, cfg):
-            return run.loop(checkpoint_dir, progress)
+            return run.loop(checkpoint_dir, progress, on_step)
 
 
 class _Training:
@@ -153,18 +158,25 @@ class _Training:
             )
         state = loss.init_state()
         self.loss_state = None if state is None else state.to(self.device)
-        self.log: list[list[float]] = []  # per step: loss, agreement
-        self.unread: list[StepResult] = []
+        self.log: list[StepRecord] = []
+        self.unread: list[tuple[StepResult, StepRecord]] = []  # the record has host numbers only
+        self.lengths = data.lengths
         self.monitor: Monitor | None = None
-        self.seed, self.seconds = seed, 0.0
+        self.told = 0  # records that ``tell`` has reported
+        self.seed, self.seconds, self.start = seed, 0.0, 0.0
 
-    def loop(self, directory: Path | None, progress: ProgressFn | None) -> dict[str, Any]:
+    def loop(
+        self,
+        directory: Path | None,
+        progress: ProgressFn | None,
+        on_step: Callable[[StepRecord], None] | None,
+    ) -> dict[str, Any]:
         """Run all remaining steps."""
         identity = self.identity() if directory is not None else {}
         first_step = self.resume(directory, identity)
         single_cpu = self.world.size == 1 and self.device.type == "cpu"
         read_every = 1 if single_cpu else _READ_EVERY_STEPS
-        start = time.perf_counter() - self.seconds
+        self.start = time.perf_counter() - self.seconds
         for step in range(first_step, self.steps):
             self.step(step)
             done = step + 1
@@ -172,20 +184,18 @@ class _Training:
             evaluate = self.monitor is not None and self.monitor.due(done)
             if save or evaluate or done % read_every == 0 or done == self.steps:
                 self.read_results(done)
-                if progress is not None and self.world.is_main_process:
-                    progress(done, self.steps, self.log[-1][0])
+                self.tell(progress, on_step)
             if done == self.steps:
                 self.average.apply()
             if evaluate and self.monitor is not None:
                 self.monitor.evaluate(done)
             if save and directory is not None and done < self.steps:
-                self.seconds = time.perf_counter() - start
+                self.seconds = time.perf_counter() - self.start
                 self.save(directory, done, identity)
         return {
             "steps": self.steps,
-            "seconds": time.perf_counter() - start,
-            "losses": [row[0] for row in self.log],
-            "agreement": [row[1] for row in self.log],
+            "seconds": time.perf_counter() - self.start,
+            **step_series(self.log),
             **({} if self.monitor is None else self.monitor.finish()),
         }
 
@@ -195,8 +205,23 @@ class _Training:
         lr = self.cfg.lr_at(step, self.steps)
         result = self.stepper.step(self.micro_batches(step), ctx, lr)
         self.loss_state = result.state
-        self.unread.append(result)
+        nan, tokens = float("nan"), int(self.lengths[self.order.rows(step)].sum())
+        coefficient = self.loss.coefficient(ctx.step_frac, step)
+        seconds = time.perf_counter() - self.start
+        record = StepRecord(step + 1, nan, nan, nan, coefficient, nan, lr, tokens, seconds)
+        self.unread.append((result, record))
         self.average.add(step + 1)
+
+    def tell(
+        self, progress: ProgressFn | None, on_step: Callable[[StepRecord], None] | None
+    ) -> None:
+        """Report the steps that were read since the last call, on rank 0."""
+        if self.world.is_main_process and progress is not None:
+            progress(self.log[-1].step, self.steps, self.log[-1].loss)
+        if self.world.is_main_process and on_step is not None:
+            for record in self.log[self.told :]:
+                on_step(record)
+        self.told = len(self.log)
 
     def save(self, directory: Path, done: int, identity: dict[str, Any]) -> None:
         """Write a checkpoint."""
@@ -241,16 +266,25 @@ class _Training:
 
     def read_results(self, done: int) -> None:
         """Copy the results of the unread steps to the host and check that the losses are finite."""
-        parts = [torch.stack([r.loss, r.agreement, r.rows]) for r in self.unread]
+        parts = [torch.stack([*r[:5]]) for r, _ in self.unread]
         own = torch.stack(parts).double()
         sums = self.world.sum(own).cpu()
+        for (_, record), row in zip(self.unread, sums.tolist(), strict=True):
+            loss, agreed, rows, threshold, grad_norm = row
+            self.log.append(
+                record._replace(
+                    loss=loss,
+                    agreement=agreed / max(rows, 1.0),
+                    threshold=threshold / self.world.size,
+                    grad_norm=grad_norm / self.world.size,
+                )
+            )
         self.unread.clear()
-        self.log.extend([[loss, agreed / max(rows, 1.0)] for loss, agreed, rows in sums.tolist()])
         for offset, bad in enumerate((~sums[:, 0].isfinite()).tolist()):
             if bad:
                 step = done - len(sums) + offset + 1
                 raise W2SError(
-                    f"the loss is {self.log[step - 1][0]} at step {step} of {self.steps}"
+                    f"the loss is {self.log[step - 1].loss} at step {step} of {self.steps}"
                     f"{self._on_ranks(own[offset, 0])}; use a smaller lr, a warm-up (warmup_frac) "
                     "or clip_norm=1"
                 )
@@ -277,7 +311,8 @@ class _Training:
             yield "random.cuda", self.world.all_gather(state[None])
         if self.monitor is not None:
             yield from self.monitor.tensors()
-        yield "log.steps", torch.tensor(self.log, dtype=torch.float64)
+        rows = [record.row() for record in self.log]
+        yield "log.steps", torch.tensor(rows, dtype=torch.float64)
 
     def resume(self, directory: Path | None, identity: dict[str, Any]) -> int:
         """Restore the newest checkpoint, if any, and return the step to continue with."""
@@ -295,7 +330,9 @@ class _Training:
             self.monitor.load(saved)
         self.restore_random(saved.read("random.cpu"), saved.read("random.cuda"), saved.step)
         log = saved.read("log.steps")
-        self.log, self.seconds = [] if log is None else log.tolist(), saved.seconds
+        rows = [] if log is None else log.tolist()
+        self.log = [StepRecord.from_row(i, row) for i, row in enumerate(rows, 1)]
+        self.told, self.seconds = len(self.log), saved.seconds
         return saved.step
 
     def restore_random(self, cpu: Tensor | None, cuda: Tensor | None, step: int) -> None:

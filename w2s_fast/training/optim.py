@@ -56,11 +56,17 @@ class MasterAdamW:
                 master.grad.add_(p.grad)
             p.grad = None
 
-    def step(self, lr: float) -> None:
-        """Take one step: sum gradients over processes, clip, update, round, clear gradients."""
-        self._world.all_reduce([m.grad for m in self.masters.values() if m.grad is not None])
+    def step(self, lr: float) -> Tensor:
+        """Take one step: sum gradients over processes, clip, update, round, clear gradients.
+
+        Returns:
+            0-d L2 norm of the gradient before clipping.
+        """
+        grads = [m.grad for m in self.masters.values() if m.grad is not None]
+        self._world.all_reduce(grads)
+        norm = nn.utils.get_total_norm(grads)
         if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.masters.values(), self._clip_norm)
+            nn.utils.clip_grads_with_norm_(self.masters.values(), self._clip_norm, norm)
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()
@@ -69,6 +75,7 @@ class MasterAdamW:
             for name, p in self._params.items():
                 if self.masters[name] is not p:
                     p.copy_(self.masters[name])
+        return norm
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a resumed training needs, by name: masters, moments, step counts."""

@@ -45,12 +45,14 @@ class MicroBatch(NamedTuple):
 class StepResult(NamedTuple):
     """Detached 0-d results of one optimizer step, and the loss's state after it.
 
-    The three numbers are sums over the rows of this process; add them up over all processes.
+    The first three numbers are sums over the rows of this process; add them up over all processes.
     """
 
     loss: Tensor  # share in the mean over the step, by its normaliser
     agreement: Tensor  # rows on which student and weak label name the same class
     rows: Tensor  # rows that count
+    threshold: Tensor  # mean over the micro-batches of this process; NaN without
+    grad_norm: Tensor  # of the whole step, the same on every process
     state: Tensor | None
 
 
@@ -77,21 +79,24 @@ class Stepper:
             ctx = ctx._replace(threshold=self._exact_threshold(micro_batches, ctx))
         sums: list[Tensor] = []
         for i, m in enumerate(micro_batches):
-            loss_sum, metrics, state = self._evaluate(m, ctx)
-            ctx = ctx._replace(state=state)
+            loss_sum, out = self._evaluate(m, ctx)
+            metrics, ctx = out.metrics, ctx._replace(state=out.state)
             self.engine.backward(loss_sum / normaliser, i == len(micro_batches) - 1)
             zero = torch.zeros_like(total)
             agreement, rows = metrics.get("agreement", zero), metrics.get("rows", zero)
-            sums.append(torch.stack([loss_sum.detach(), agreement, rows]))
-            del loss_sum  # frees the graph before the next forward
-        self.engine.update(lr)
-        loss_sum, agreement, rows = torch.stack(sums).sum(0)
-        return StepResult(loss_sum / normaliser, agreement, rows, ctx.state)
+            sums.append(torch.stack([loss_sum.detach(), agreement, rows, _threshold(out)]))
+            del loss_sum, out  # frees the graph before the next forward
+        grad_norm = self.engine.update(lr).to(total)
+        loss_sum, agreement, rows, at = torch.stack(sums).sum(0)
+        return StepResult(
+            loss_sum / normaliser, agreement, rows, at / len(sums), grad_norm, ctx.state
+        )
 
-    def _evaluate(
-        self, m: MicroBatch, ctx: LossContext
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """Return loss sum of a micro-batch with its graph, metrics, and the state after it."""
+    def _evaluate(self, m: MicroBatch, ctx: LossContext) -> tuple[Tensor, LossOut]:
+        """Return loss sum of a micro-batch with its graph, and what the loss returned of its rows.
+
+        The state is the one after the rows of all processes.
+        """
         results: list[tuple[LossOut, Tensor | None]] = []
 
         def logits_fn(logits: Any) -> Tensor:
@@ -105,7 +110,8 @@ class Stepper:
 
         loss_sum = self.engine.loss(m.batch, logits_fn)
         out, new_state = results[0]
-        return loss_sum, out.metrics, out.state if new_state is None else new_state
+        out = out._replace(loss_sum=loss_sum.detach())  # the graph is held by ``loss_sum`` alone
+        return loss_sum, out if new_state is None else out._replace(state=new_state)
 
     def _batch_statistic(
         self, logits: Any, m: MicroBatch, ctx: LossContext
@@ -142,6 +148,13 @@ class Stepper:
         weight = torch.cat(weights) if weights else None
         with gathered([logits.weight] if isinstance(logits, Projected) else []):
             return self.loss.threshold(logits, weak, weight=weight, state=ctx.state)
+
+
+def _threshold(out: LossOut) -> Tensor:
+    """Return the 0-d threshold of a micro-batch; NaN without one, or with one for each class."""
+    if out.threshold is None or out.threshold.dim():
+        return out.loss_sum.new_full((), float("nan"))
+    return out.threshold.to(out.loss_sum)
 
 
 def _all_gather(logits: Any, world: World) -> Any:

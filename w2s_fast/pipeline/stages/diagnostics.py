@@ -71,25 +71,6 @@ def read_weak_labels(
     return WeakLabels(labels.probs, row_of, record, accuracy, overlap)
 
 
-def misfit_row(student: Predictions, weak: Predictions) -> dict[str, float | None]:
-    """Return the misfit on the test items; for generation tasks the disagreement alone."""
-    if student.probs is None or weak.probs is None:
-        fields = dict.fromkeys(metrics.Misfit.__dataclass_fields__)
-        return {**fields, "disagreement": float((student.chosen != weak.chosen).mean())}
-    return asdict(metrics.misfit(student.probs, weak.probs))
-
-
-def gain_row(student: Predictions, weak: Predictions) -> dict[str, float | None]:
-    """Return the measured gain over the weak model in Brier score and NLL on the test items."""
-    scores = {"brier": metrics.brier, "nll": metrics.nll}
-    if student.probs is None or weak.probs is None:
-        return dict.fromkeys(scores)
-    return {
-        name: score(weak.probs, weak.gold) - score(student.probs, weak.gold)
-        for name, score in scores.items()
-    }
-
-
 def fit_row(folder: Path, weak: WeakLabels) -> dict[str, Any] | None:
     """Return how a student fitted its weak model's labels; None if that was not recorded.
 

@@ -19,6 +19,7 @@ from w2s_fast.pipeline.stages.overlap import overlap
 from w2s_fast.pipeline.stages.posterior import posterior
 from w2s_fast.pipeline.stages.predict import labels
 from w2s_fast.pipeline.stages.samples import samples
+from w2s_fast.pipeline.stages.supervisor_card import supervisor_card
 from w2s_fast.pipeline.stages.text_labels import pair_logprob, perplexity, text_labels
 from w2s_fast.pipeline.stages.train import train_model
 from w2s_fast.pipeline.stages.trust import trust
@@ -72,6 +73,7 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "posterior": posterior,
     "trust": trust,
     "overlap": overlap,
+    "supervisor_card": supervisor_card,
     "samples": samples,
     "text_labels": text_labels,
     "pair_logprob": pair_logprob,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from w2s_fast import metrics
 from w2s_fast.config import RunConfig, run_seeds
 from w2s_fast.files import write_json
 from w2s_fast.pipeline import artifacts, statistics
@@ -17,25 +17,32 @@ from w2s_fast.pipeline.artifacts import LABELS, OOD, TEST
 from w2s_fast.pipeline.bases import finished_bases
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import Entry, JobPlan, Supervisor, plan_jobs
-from w2s_fast.pipeline.predictions import SCORE_NAMES, Predictions
+from w2s_fast.pipeline.predictions import Predictions, pooled
+from w2s_fast.pipeline.run_rows import (
+    ScoredRun,
+    difference_rows,
+    run_row,
+    runs_by_base,
+    summary_row,
+)
 from w2s_fast.pipeline.stages.deception_rows import Compared, deception_row
 from w2s_fast.pipeline.stages.diagnostics import (
     WeakLabels,
     fit_row,
-    gain_row,
-    misfit_row,
     read_weak_labels,
     trust_rows,
     weak_label_rows,
 )
 from w2s_fast.pipeline.stages.label_reports import label_reports
+from w2s_fast.pipeline.stages.page_items import page_items
+from w2s_fast.pipeline.stages.supervisor_card import read_card
 from w2s_fast.pipeline.stages.supervisor_rows import supervisor_row
+from w2s_fast.pipeline.stages.training_curves import training_row
 from w2s_fast.pipeline.students import Student, no_conflict_of, students
 from w2s_fast.pipeline.task_kinds import task_kind
+from w2s_fast.report.model_rows import ceiling_title
 from w2s_fast.store import StageBuild
 from w2s_fast.tasks import TaskData
-
-MODELS = ("weak", "student", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,6 @@ class _Supervisor:
     labels: Predictions
     diagnosed: WeakLabels
     groups: np.ndarray
-
-    @property
-    def n_classes(self) -> int:
-        """C, or 0 for generation tasks."""
-        return self.test.n_classes
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,26 @@ class _Trained:
 def report(ctx: Context, build: StageBuild) -> None:
     """Write the scores of all runs."""
     data = {s: ctx.read(s) for s in run_seeds(ctx.cfg)}
-    ctx.write(lambda: write_json(build.path / artifacts.REPORT, score(ctx.cfg, data, ctx.folders)))
+    scores = score(ctx.cfg, data, ctx.folders)
+    items = scores.pop("items")
+    ctx.write(lambda: write_json(build.path / artifacts.REPORT, scores))
+    if items is not None:
+        ctx.write(lambda: write_json(build.path / artifacts.ITEMS, items))
+
+
+def read_report(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the scores of a finished stage, and its test items, None if it has none."""
+    items = folder / artifacts.ITEMS
+    scores = json.loads((folder / artifacts.REPORT).read_bytes())
+    return scores, json.loads(items.read_bytes()) if items.exists() else None
 
 
 def score(
     cfg: RunConfig, data: Mapping[int, TaskData], folders: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Return everything in results.json but ``provenance`` and ``failed``.
+    """Return everything in results.json but ``provenance`` and ``failed``, and ``items``.
+
+    Items are the content of items.json, or None.
 
     Args:
         cfg: The run.
@@ -96,18 +111,22 @@ def score(
     jobs = plan_jobs(cfg)
     bases = finished_bases(cfg, jobs, folders)
     supervisors = _read_supervisors(bases, jobs, data, folders)
+    groups = {s: own.groups for s, own in supervisors.items()}
     rows: list[dict[str, Any]] = []
     summary, everyone = [], {}
     for student in students(cfg):
         entries = {s: jobs.entries[s, student.name] for s in supervisors}
         trained = {s: _read_trained(e, data[s], folders) for s, e in entries.items()}
-        own = [_run_row(s, student, supervisors[s], trained[s]) for s in supervisors]
+        scored = {s: _scored_run(supervisors[s], t) for s, t in trained.items()}
+        own = [_run_row(s, student, supervisors[s], trained[s], run) for s, run in scored.items()]
         own = [{**row, "base": name} for row, name in zip(own, _name_of_run(bases), strict=True)]
-        models = _runs(bases, supervisors, {s: _right(supervisors[s], trained[s]) for s in trained})
-        n_classes = next(iter(supervisors.values())).n_classes
+        models = runs_by_base(bases, groups, {s: run.right for s, run in scored.items()})
         summary.append(
-            _summary_row(student, own, models, n_classes)
-            | {"rounding_sd": _rounding_sd(entries, trained, data, folders)}
+            summary_row(_names(student), own, models, scored[own[0]["seed"]].weak.n_classes)
+            | {
+                "rounding_sd": _rounding_sd(entries, trained, data, folders),
+                "calibration": _calibration(supervisors, trained),
+            }
         )
         rows += own
         everyone[student.name] = trained
@@ -120,7 +139,9 @@ def score(
     ]
     return {
         "design": statistics.design(models) | {"base_names": list(bases)},
-        "differences": _differences(students(cfg), bases, supervisors, right),
+        "differences": difference_rows(
+            bases, groups, right, {s.name: (s.method, s.loss) for s in students(cfg)}
+        ),
         "runs": rows,
         "summary": summary,
         "weak_labels": weak_label_rows({s: w.diagnosed for s, w in supervisors.items()}),
@@ -128,9 +149,36 @@ def score(
         "supervisors": _supervisor_rows(supervisors, jobs, data, folders),
         "text_labels": label_reports(jobs, folders, data),
         "deception": _deception(cfg, bases, supervisors, everyone),
+        "supervisor_cards": [
+            {"seed": s, **read_card(folders[f"supervisor_card/{s}"])} for s in supervisors
+        ],
+        "training": [
+            training_row(s, name, own.folder)
+            for name, runs in everyone.items()
+            for s, own in runs.items()
+        ],
+        "items": _items(cfg, supervisors, everyone, data),
         "controls": controls,
         "gold": gold_uses(jobs),
     }
+
+
+def _items(
+    cfg: RunConfig,
+    supervisors: Mapping[int, _Supervisor],
+    trained: Mapping[str, Mapping[int, _Trained]],
+    data: Mapping[int, TaskData],
+) -> dict[str, Any] | None:
+    """Return the content of items.json: the test items of the first seed; None if unwanted."""
+    if not cfg.page.items:
+        return None
+    seed = next(iter(supervisors))
+    models = {"weak supervisor": ("weak", supervisors[seed].test)}
+    models |= {name: ("student", own[seed].student) for name, own in trained.items()}
+    ceiling = {own[seed].ceiling_name: own[seed].ceiling for own in trained.values()}
+    models |= {ceiling_title(name): ("ceiling", ceiling[name]) for name in sorted(ceiling)}
+    one = data[seed]
+    return page_items(cfg.page, seed, one.test, one.class_names, models)
 
 
 def _deception(
@@ -182,48 +230,6 @@ def _supervisor_rows(
 def _name_of_run(bases: Mapping[str, Sequence[int]]) -> list[str]:
     """Return the base of every run, in order."""
     return [name for name, seeds in bases.items() for _ in seeds]
-
-
-def _runs(
-    bases: Mapping[str, Sequence[int]],
-    supervisors: Mapping[int, _Supervisor],
-    right: Mapping[int, np.ndarray],
-) -> metrics.Runs:
-    """Return the runs of all bases; ``right`` has (K, N) bool by seed."""
-    return metrics.runs_of(
-        [[right[s] for s in seeds] for seeds in bases.values()],
-        [[supervisors[s].groups for s in seeds] for seeds in bases.values()],
-    )
-
-
-def _differences(
-    compared: Sequence[Student],
-    bases: Mapping[str, Sequence[int]],
-    supervisors: Mapping[int, _Supervisor],
-    right: Mapping[str, Mapping[int, np.ndarray]],
-) -> list[dict[str, Any]]:
-    """Return the paired differences of all students to the baseline."""
-    baseline = statistics.baseline_name({s.name: (s.method, s.loss) for s in compared})
-    differences = {}
-    for name, own in right.items():
-        if name != baseline:
-            pairs = {s: np.stack([own[s], right[baseline][s]]) for s in own}
-            over_runs = metrics.paired_difference(_runs(bases, supervisors, pairs))
-            differences[name] = (
-                over_runs if len(pairs) > 1 else _single(over_runs, supervisors, pairs)
-            )
-    return statistics.difference_rows(differences, baseline)
-
-
-def _single(
-    difference: metrics.Difference,
-    supervisors: Mapping[int, _Supervisor],
-    pairs: Mapping[int, np.ndarray],
-) -> metrics.Difference:
-    """Return the difference of a single run with the interval over its test items."""
-    ((seed, (first, second)),) = pairs.items()
-    low, high = metrics.difference_item_interval(first, second, supervisors[seed].groups)
-    return replace(difference, low=low, high=high)
 
 
 def _rounding_sd(
@@ -314,84 +320,33 @@ def _read_test(job: str, data: TaskData, folders: Mapping[str, Path]) -> Predict
     return replace(test, ood=kind.read(folders[job] / OOD, data.ood, data))
 
 
-def _right(weak: _Supervisor, trained: _Trained) -> np.ndarray:
-    """Return (3, N) bool: whether weak model, student and ceiling are right."""
-    return np.stack([weak.test.right, trained.student.right, trained.ceiling.right])
+def _names(student: Student) -> dict[str, str]:
+    return {"name": student.name, "method": student.method, "loss": student.loss}
 
 
-def _run_row(seed: int, student: Student, weak: _Supervisor, trained: _Trained) -> dict[str, Any]:
-    """Return the entry of ``runs`` for one seed and student."""
-    right = _right(weak, trained)
-    outcomes = metrics.Outcomes(right[0], right[1], right[2], weak.groups)
-    models = {"weak": weak.test, "student": trained.student, "ceiling": trained.ceiling}
-    accuracy = {model: predictions.accuracy for model, predictions in models.items()}
-    floor, ceiling = accuracy["weak"], accuracy["ceiling"]
-    se, n_test = metrics.paired_gap_se(outcomes), len(weak.groups)
-    reason = metrics.omission_reason(
-        floor, ceiling, se, n_items=n_test, n_classes=weak.test.n_classes
-    )
-    low, high = (None, None) if reason else metrics.pgr_item_interval(outcomes)
-    return {
-        "seed": seed,
-        "name": student.name,
-        "method": student.method,
-        "loss": student.loss,
-        "ceiling_name": trained.ceiling_name,
-        **accuracy,
-        "pgr": None if reason else metrics.pgr(floor, accuracy["student"], ceiling),
-        "pgr_low": low,
-        "pgr_high": high,
-        "refused": reason,
-        "gap": ceiling - floor,
-        "gap_se": se if np.isfinite(se) else None,
-        "n_test": n_test,
-        **{f"{model}_{k}": v for model, p in models.items() for k, v in p.scores().items()},
-        "weak_label_accuracy": weak.labels.accuracy,
-        "agreement": asdict(
-            metrics.agreement(trained.student.chosen, weak.test.chosen, weak.test.gold)
-        ),
-        "misfit": misfit_row(trained.student, weak.test),
-        "gain": gain_row(trained.student, weak.test),
-        "fit": fit_row(trained.folder, weak.diagnosed),
-    }
+def _scored_run(weak: _Supervisor, trained: _Trained) -> ScoredRun:
+    return ScoredRun(weak.test, trained.student, trained.ceiling, weak.groups, trained.ceiling_name)
 
 
-def _summary_row(
-    student: Student, rows: list[dict[str, Any]], runs: metrics.Runs, n_classes: int
+def _run_row(
+    seed: int, student: Student, weak: _Supervisor, trained: _Trained, run: ScoredRun
 ) -> dict[str, Any]:
-    """Return the entry of ``summary`` for a student: means over all of its runs."""
-    if len(rows) == 1:
-        pgr = statistics.pgr_of_one_run(rows[0])
-    else:
-        pgr = statistics.pgr_over_runs(runs, n_items=rows[0]["n_test"], n_classes=n_classes)
-    means = [*MODELS, *(f"{m}_{k}" for m in MODELS for k in SCORE_NAMES)]
-    return {
-        "name": student.name,
-        "method": student.method,
-        "loss": student.loss,
-        "ceiling_name": rows[0]["ceiling_name"],
-        **pgr,
-        "level": metrics.LEVEL,
-        "seeds": len(rows),
-        "refused_seeds": [r["seed"] for r in rows if r["pgr"] is None],
-        **{name: _mean(r[name] for r in rows) for name in means},
-        "student_sd": float(np.std([r["student"] for r in rows], ddof=1)) if rows[1:] else None,
-        "agreement": {
-            part: _mean(r["agreement"][part] for r in rows)
-            for part in ("all", "weak_right", "weak_wrong")
-        },
-        **{
-            name: {key: _mean(r[name][key] for r in rows) for key in rows[0][name]}
-            for name in ("misfit", "gain")
-        },
+    """Return the entry of ``runs`` for one seed and student."""
+    fit = fit_row(trained.folder, weak.diagnosed)
+    return {**run_row(seed, _names(student), run, weak.labels.accuracy), "fit": fit}
+
+
+def _calibration(
+    weak: Mapping[int, _Supervisor], trained: Mapping[int, _Trained]
+) -> dict[str, dict[str, Any] | None]:
+    """Return the calibration of weak model, student and ceiling on the test items of all runs."""
+    models = {
+        "weak": [weak[s].test for s in trained],
+        "student": [own.student for own in trained.values()],
+        "ceiling": [own.ceiling for own in trained.values()],
     }
+    return {model: pooled(runs).calibration() for model, runs in models.items()}
 
 
 def _control_row(seed: int, test: Predictions) -> dict[str, Any]:
     return {"seed": seed, "accuracy": test.accuracy, "auroc": test.scores()["auroc"]}
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are not None."""
-    defined = [v for v in values if v is not None]
-    return float(np.mean(defined)) if defined else None

@@ -5,13 +5,14 @@ They differ in the labels they learn and in the weights they start from.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from w2s_fast.config import train_of
+from w2s_fast.config import to_dict, train_of
 from w2s_fast.models import save_weights
 from w2s_fast.pipeline.artifacts import (
     FIT,
@@ -31,6 +32,8 @@ from w2s_fast.pipeline.stages.predict import predict_split
 from w2s_fast.pipeline.stages.training_set import load_training_set
 from w2s_fast.pipeline.stages.watched_rows import watched_rows
 from w2s_fast.store import StageBuild
+from w2s_fast.tracking import TrackingConfig
+from w2s_fast.training import TrainConfig
 
 
 def with_logprob(ctx: Context, rows: Any) -> Any:
@@ -57,6 +60,19 @@ def _stages(ctx: Context) -> np.ndarray | None:
     return difficulty_stages(difficulty, n_stages)
 
 
+def _step_logger(ctx: Context, cfg: TrainConfig) -> Any:
+    """Return the context manager that logs the steps of the job to the trackers of the run."""
+    tracking = ctx.cfg.tracking if ctx.world.is_main_process else TrackingConfig()
+    if not tracking.trackers:
+        return contextlib.nullcontext()
+    from w2s_fast.tracking.step_logger import step_logger
+
+    job = ctx.job
+    settings = {"stage": job.stage, "seed": ctx.seed, "loss": job.setting("loss", "xent")}
+    settings |= {f"train.{k}": str(v) for k, v in to_dict(cfg).items()}
+    return step_logger(tracking, ctx.cfg.tracking_dir, job.name, settings)
+
+
 def train_model(ctx: Context, build: StageBuild) -> None:
     """Train the model of the job's role and predict the test items."""
     from w2s_fast.training import train
@@ -74,20 +90,22 @@ def train_model(ctx: Context, build: StageBuild) -> None:
     rows = with_logprob(ctx, rows)
     loss = ctx.kind.make_loss(ctx.job.setting("loss", "xent"))
     loss, gold = conflicting_loss(ctx, loss, training_set)
-    log = train(
-        model,
-        rows,
-        weak_labels,
-        loss,
-        cfg,
-        ctx.seed,
-        weight=training_set.weight,
-        stages=_stages(ctx),
-        gold=gold,
-        checkpoint_dir=build.checkpoint,
-        progress=ctx.progress,
-        watch=watched.watch,
-    )
+    with _step_logger(ctx, cfg) as on_step:
+        log = train(
+            model,
+            rows,
+            weak_labels,
+            loss,
+            cfg,
+            ctx.seed,
+            weight=training_set.weight,
+            stages=_stages(ctx),
+            gold=gold,
+            checkpoint_dir=build.checkpoint,
+            progress=ctx.progress,
+            on_step=on_step,
+            watch=watched.watch,
+        )
     if watched.training_set.q is not None:
         log["truncated_prompts"] = rows.n_truncated
     save_weights(model, build.path / MODEL, ctx.world)

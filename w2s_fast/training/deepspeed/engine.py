@@ -61,12 +61,14 @@ class DeepSpeedEngine:
         # DeepSpeed averages over the processes; the loss is a share of a sum.
         self._engine.backward(loss * self._world.size, scale_wrt_gas=False)
 
-    def update(self, lr: float) -> None:
+    def update(self, lr: float) -> Tensor:
         """See ``Engine``."""
         for group in self._zero.param_groups:
             group["lr"] = lr
         self._engine.step()
         self._steps += not self._zero.overflow  # DeepSpeed skips the update if a gradient overflows
+        norm = self._engine.get_global_grad_norm()
+        return torch.as_tensor(float("nan") if norm is None else norm)
 
     def masters(self) -> Iterator[tuple[str, Tensor]]:
         """See ``Engine``."""

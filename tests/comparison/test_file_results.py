@@ -1,0 +1,239 @@
+"""Results of files equal those of a run with these predictions, in numbers and in form."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.prediction_files import ACCURACY, draw, write_folder, write_jsonl, write_seed
+from helpers.toy_run import config
+from rich.console import Console
+
+import w2s_fast
+from w2s_fast import W2SError, metrics
+from w2s_fast.cli.main import main
+from w2s_fast.comparison.file_results import results_of_files
+from w2s_fast.pipeline.artifacts import TEST
+from w2s_fast.pipeline.context import load_data
+from w2s_fast.report.check_results import problem
+from w2s_fast.report.terminal import print_results
+
+
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("three")
+    write_folder(folder)
+    return results_of_files(folder)
+
+
+def test_accuracies_and_pgr_are_those_of_the_files(three_seeds: dict[str, Any]) -> None:
+    assert problem(three_seeds) == "" and three_seeds["warnings"] == []
+    weak, top = ACCURACY["weak"], ACCURACY["ceiling"]
+    for row in three_seeds["runs"]:
+        own = ACCURACY[f"student-{row['name']}"]
+        assert (row["weak"], row["student"], row["ceiling"]) == (weak, own, top)
+        assert row["pgr"] == pytest.approx((own - weak) / (top - weak))
+        assert row["pgr_low"] < row["pgr"] < row["pgr_high"]
+    assert [r["seed"] for r in three_seeds["runs"]] == [0, 1, 2] * 2
+    assert three_seeds["design"]["over"] == ["seeds"]
+    (difference,) = three_seeds["differences"]
+    assert (difference["name"], difference["baseline"]) == ("logconf", "xent")
+    assert difference["difference"] == pytest.approx(0.05)
+    assert 0 < difference["p"] < 1 and difference["p_holm"] == difference["p"]
+
+
+@pytest.mark.slow
+def test_a_run_and_the_files_of_its_predictions_have_the_same_numbers(tmp_path: Path) -> None:
+    cfg = config(tmp_path / "run", losses=["xent", "logconf"], seeds=[0, 1, 2])
+    run = w2s_fast.run(cfg)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for seed in cfg.seeds:
+        test = load_data(cfg.task, seed).test
+        gold = dict(zip(test.ids, test.labels.tolist(), strict=True))
+        names = {f"weak/{seed}": "weak", f"ceiling/{seed}": "ceiling"}
+        names |= {f"student/{seed}/{loss}": f"student-{loss}" for loss in cfg.losses}
+        for stage, name in names.items():
+            _write_gold(
+                Path(run["provenance"]["store"], run["provenance"]["stages"][stage]["folder"]),
+                gold,
+                folder / f"{name}.seed{seed}.parquet",
+            )
+    files = results_of_files(folder)
+    drop = ("method", "loss", "weak_label_accuracy", "fit", "base", "calibration")
+    for part in ("runs", "summary"):
+        expected = sorted(map(_plain(drop), run[part]), key=_who)
+        actual = sorted(map(_plain(drop), files[part]), key=_who)
+        assert actual == expected
+    assert files["differences"] == run["differences"]
+
+
+def _write_gold(stage: Path, gold: dict[str, int], path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(stage / TEST)
+    rng = np.random.default_rng(len(list(path.parent.iterdir())))
+    order = rng.permutation(table.num_rows)  # files need no common order
+    table = table.take(order)
+    labels = [[gold[name] for name in table["id"].to_pylist()]]
+    pq.write_table(table.append_column("gold", labels), path)
+
+
+def _plain(drop: tuple[str, ...]) -> Any:
+    def approximate(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: approximate(v) for k, v in value.items() if k not in drop}
+        return pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+
+    return lambda row: {k: v for k, v in approximate(row).items() if k != "rounding_sd"}
+
+
+def _who(row: dict[str, Any]) -> tuple[str, int]:
+    return row["name"], row.get("seed", 0)
+
+
+def test_seeds_that_share_test_items_share_their_error(tmp_path: Path) -> None:
+    drawn, right, items = draw(0), [], np.arange(400)
+    for seed in (0, 1, 2):
+        probs = {**drawn["probs"], "student-xent": np.roll(drawn["probs"]["student-xent"], seed)}
+        write_seed(tmp_path, seed, {**drawn, "probs": probs})
+        models = ("weak", "student-xent", "ceiling")
+        right.append(np.stack([(probs[m] > 0.5) == (drawn["gold"] == 1) for m in models]))
+    expected = metrics.pgr_interval(metrics.runs_of([right], [[items] * 3]))
+    alone = metrics.pgr_interval(metrics.runs_of([right], [[items.copy() for _ in range(3)]]))
+    summary = next(s for s in results_of_files(tmp_path)["summary"] if s["name"] == "xent")
+    assert (summary["pgr_low"], summary["pgr_high"]) == pytest.approx(expected)
+    assert expected != pytest.approx(alone)
+
+
+def test_a_single_seed_has_intervals_over_its_items(tmp_path: Path) -> None:
+    write_seed(tmp_path, None, draw(7))
+    results = results_of_files(tmp_path)
+    assert results["design"]["seeds"] == 1 and results["differences"][0]["low"] is not None
+    assert results["summary"][0]["pgr_low"] == results["runs"][0]["pgr_low"]
+
+
+def test_items_of_a_group_are_resampled_together(tmp_path: Path) -> None:
+    drawn = draw(7)
+    write_seed(tmp_path, None, drawn)
+    (tmp_path / "weak.csv").unlink()
+    columns = zip(
+        drawn["ids"], drawn["gold"].tolist(), drawn["probs"]["weak"].tolist(), strict=True
+    )
+    write_jsonl(
+        tmp_path / "weak.jsonl",
+        [{"id": n, "gold": g, "prob": p, "group": i % 4} for i, (n, g, p) in enumerate(columns)],
+    )
+    right = {k: (p > 0.5) == (drawn["gold"] == 1) for k, p in drawn["probs"].items()}
+    expected = metrics.Outcomes(
+        right["weak"], right["student-logconf"], right["ceiling"], np.arange(400) % 4
+    )
+    row = results_of_files(tmp_path)["runs"][0]
+    assert row["gap_se"] == pytest.approx(metrics.paired_gap_se(expected))
+
+
+def test_bases_have_seeds_of_their_own(tmp_path: Path) -> None:
+    entries = []
+    for base in range(3):
+        for seed in (2 * base, 2 * base + 1):
+            drawn = draw(seed)
+            write_seed(tmp_path, seed, drawn | {"ids": [f"{seed}/{i}" for i in drawn["ids"]]})
+            for name in ACCURACY:
+                role, _, student = name.partition("-")
+                own = {"file": f"{name}.seed{seed}.csv", "role": role, "seed": seed}
+                if student:
+                    own |= {"name": student, "base": f"model {base}"}
+                entries.append(own)
+    (tmp_path / "roles.yaml").write_text(
+        json.dumps({"models": entries, "task": "mine", "baseline": "logconf"})
+    )
+    results = results_of_files(tmp_path)
+    assert results["design"]["over"] == ["bases", "seeds"] and results["design"]["bases"] == 3
+    assert [r["base"] for r in results["runs"][:6]] == [f"model {b}" for b in (0, 0, 1, 1, 2, 2)]
+    assert results["provenance"]["config"]["task"] == {"name": "mine"}
+    assert [d["name"] for d in results["differences"]] == ["xent"]
+    entries[0]["seed"] = 9
+    (tmp_path / "roles.yaml").write_text(json.dumps({"models": entries}))
+    with pytest.raises(W2SError, match="no weak for seed 0"):
+        results_of_files(tmp_path)
+
+
+def test_a_ceiling_of_one_student_is_used_for_it_alone(tmp_path: Path) -> None:
+    drawn = draw(3, {**ACCURACY, "ceiling-logconf": 0.95})
+    write_seed(tmp_path, 0, drawn)
+    rows = {row["name"]: row for row in results_of_files(tmp_path)["runs"]}
+    assert rows["logconf"]["ceiling"] == 0.95 and rows["logconf"]["ceiling_name"] == "logconf"
+    assert rows["xent"]["ceiling"] == 0.9 and rows["xent"]["ceiling_name"] == ""
+
+
+def test_a_model_without_seed_serves_all_and_a_note_says_so(tmp_path: Path) -> None:
+    drawn = draw(0)
+    shared = {k: drawn["probs"][k] for k in ("weak", "ceiling")}
+    write_seed(tmp_path, None, {**drawn, "probs": shared})
+    for seed in (0, 1, 2):
+        students = {"student-xent": np.roll(drawn["probs"]["student-xent"], seed)}
+        write_seed(tmp_path, seed, {**drawn, "probs": students})
+    results = results_of_files(tmp_path)
+    assert [r["seed"] for r in results["runs"]] == [0, 1, 2]
+    assert sum("the same at every seed" in line for line in results["warnings"]) == 2
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_a_run_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = draw(1)
+    drawn["probs"]["student-logconf"] = drawn["probs"]["student-xent"]
+    write_seed(tmp_path, None, drawn)
+    assert main(["report", "--from", str(tmp_path)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "student logconf (student-logconf.csv) and student xent (student-xent.csv)" in text
+    assert "the same file" in text and "weak labels of the transfer set" not in text
+    out = tmp_path / "report"
+    assert {p.name for p in out.iterdir()} == {
+        "results.json", "plot.png", "plot.svg", "report.html",
+    }  # fmt: skip
+    stored = json.loads((out / "results.json").read_text())
+    assert problem(stored) == ""
+    stream = io.StringIO()
+    print_results(stored, Console(file=stream, width=80))
+    assert main(["report", "--out", str(out)]) == 0  # and it is read back as a run's
+
+
+def test_results_of_a_run_are_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], three_seeds: dict[str, Any]
+) -> None:
+    write_seed(tmp_path, None, draw(1))
+    out = tmp_path / "run"
+    out.mkdir()
+    config = {k: v for k, v in three_seeds["provenance"]["config"].items() if k != "from"}
+    run = {**three_seeds, "provenance": {**three_seeds["provenance"], "config": config}}
+    (out / "results.json").write_text(json.dumps(run))
+    assert main(["report", "--from", str(tmp_path), "--out", str(out)]) == 2
+    assert "has the results of a run; choose another folder with --out" in capsys.readouterr().err
+    assert json.loads((out / "results.json").read_text()) == run
+
+
+def test_classes_may_have_names_and_files_other_formats(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    classes = ("no", "maybe", "yes")
+    gold = rng.integers(0, 3, 300)
+    for name, sharpness in (("weak", 1.0), ("student-a", 2.0), ("ceiling", 4.0)):
+        z = rng.normal(size=(300, 3)) + sharpness * np.eye(3)[gold]
+        probs = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        rows = [
+            {
+                "id": i,
+                "gold": classes[g],
+                **{f"prob_{c}": v for c, v in zip(classes, p, strict=True)},
+            }
+            for i, (g, p) in enumerate(zip(gold, probs.tolist(), strict=True))
+        ]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    (row,) = results_of_files(tmp_path)["runs"]
+    assert row["weak"] < row["student"] < row["ceiling"]
+    assert row["weak_f1"] is not None

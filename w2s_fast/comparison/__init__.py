@@ -1,0 +1,1 @@
+"""Compare results: of files that others made, of two runs, and of many runs as a data frame."""
