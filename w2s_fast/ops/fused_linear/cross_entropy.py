@@ -95,10 +95,11 @@ def linear_cross_entropy(
         positions: (M,) integer rows of the flattened hidden states that carry labels, e.g. one
             answer token a sequence; ``weak`` and ``weight`` are then of M rows, and no other row
             is touched. None: every row.
-        memory_mib: what the logits of a chunk may take, in MiB; a teacher's target, in fp32, may
-            take as much again. Fewer than about a thousand rows a chunk starve the GEMMs.
+        memory_mib: what the logits of a chunk may take, in MiB; a teacher's target may take as
+            much again. Fewer than about a thousand rows a chunk starve the GEMMs.
         fp32_head_gradient: sum a 16-bit head's gradient over chunks in fp32 and round once; costs
-            4 V D bytes where there are several chunks. False rounds once a chunk.
+            4 V D bytes where there are several chunks (more than two on a CPU that multiplies in
+            16 bits). False rounds once a chunk.
         main_grad: fp32 (V, D) buffer to which backward adds the head's gradient (fp64 for an fp64
             head), or True for ``head.main_grad``, as Megatron keeps it. ``head.grad`` then stays
             None. Only a head that has Megatron's flag ``grad_added_to_main_grad`` gets a

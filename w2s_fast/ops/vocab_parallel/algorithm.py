@@ -54,6 +54,10 @@ def chunk_rows(x: HeadInputs, p: LossInputs, shard: Shard) -> int:
     return rows_per_chunk(n, width, x.hidden.dtype.itemsize, x.memory_mib)
 
 
+def _chunk_count(x: HeadInputs, p: LossInputs, shard: Shard) -> int:
+    return max(1, -(-p.logits.shape[0] // chunk_rows(x, p, shard)))
+
+
 def local_inputs(p: LossInputs, rows: slice, z: Tensor, shard: Shard) -> LossInputs:
     """Return the targets of this shard's classes; hard labels become top-k labels with K = 1."""
     keep = p.counted()[rows]
@@ -151,7 +155,7 @@ def solve_vocab(
     whole = RowCall(p, spec, stats, index, rule, spec.threshold, scale=scale)
     if p.ids is not None:
         whole.topk_diffs = torch.empty(p.ids.shape, dtype=p.accumulator, device=total.device)
-    grads = Gradients(x, needs, chunk_rows(x, p, shard) < p.logits.shape[0])
+    grads = Gradients(x, needs, _chunk_count(x, p, shard) + (p.width + 1 if late else 0))
     for rows, inputs in local_chunks(x, p, shard):
         call = merged_call(inputs, spec, shard)
         call.rule, call.threshold = rule, spec.threshold
@@ -181,7 +185,7 @@ def gradients_from_rows(
     shard: Shard,
 ) -> tuple[Tensor | None, ...]:
     """Compute gradients for an upstream (N,) of row losses, from the record and new logits."""
-    grads = Gradients(x, needs, chunk_rows(x, p, shard) < p.logits.shape[0])
+    grads = Gradients(x, needs, _chunk_count(x, p, shard))
     for rows, inputs in local_chunks(x, p, shard):
         some, few = result.stats[:, rows].contiguous(), result.index[:, rows].contiguous()
         call = RowCall(inputs, spec, some, few)
