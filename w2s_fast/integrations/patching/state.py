@@ -148,8 +148,9 @@ class State(NotPicklable):
             if smoothing:
                 return Smoothing(epsilon=smoothing)(logits, weak, weight=rows.weight).loss_sum
             if not training:
-                teacher = isinstance(self.loss, HiddenTeacher) and isinstance(weak, TeacherStates)
-                plain: Loss = self.loss.as_cross_entropy() if teacher else _XENT
+                plain: Loss = _XENT
+                if isinstance(self.loss, HiddenTeacher) and isinstance(weak, TeacherStates):
+                    plain = self.loss.as_cross_entropy()
                 return plain.forward(logits, weak, LossContext(rows.weight)).loss_sum
             loss = self.compiled_loss if torch.compiler.is_compiling() else self.loss
             ctx = LossContext(rows.weight, self.step_frac, self.step)
