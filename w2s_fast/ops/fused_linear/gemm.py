@@ -26,7 +26,7 @@ from w2s_fast.ops.chunking import ROUND_ROWS
 
 _TILE = 1 << 20  # entries of a head upcast at a time: 4 MiB in fp32
 # Entries of a head's gradient in 16 bits at a time: 16 MiB. oneDNN packs the hidden states anew for
-# every product; with tiles of 1 MiB that took more time than the products.
+# every product; with tiles of 2 MiB that took more time than the products.
 _GRADIENT_TILE = 1 << 23
 _ONE_DNN_HAS = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
@@ -64,7 +64,7 @@ def tiles(head: Tensor, n: int) -> Iterator[slice]:
 
 def gradient_tiles(head: Tensor) -> Iterator[slice]:
     """Yield the classes of a head (V, D), a quarter of them at most, for 16-bit products (., D)."""
-    step = max(ROUND_ROWS, min(_GRADIENT_TILE // head.shape[1], -(-head.shape[0] // 4)))
+    step = max(ROUND_ROWS, min(_GRADIENT_TILE // max(head.shape[1], 1), -(-head.shape[0] // 4)))
     for start in range(0, head.shape[0], step):
         yield slice(start, min(start + step, head.shape[0]))
 
