@@ -47,8 +47,9 @@ def expected(lm: Any, dtype: torch.dtype, **options: Any) -> tuple[Tensor, Tenso
         TeacherHead(t[0], h, *(x.to(dtype) if isinstance(x, Tensor) else x for x in t[1:]))
         for t, h in zip(HEADS, parts, strict=True)
     ]
-    weight = WEIGHT[rows[0]].to(dtype)
-    loss = teacher_reference(hidden[:, :-1][rows].to(dtype), head, terms, weight=weight, **options)
+    weight, bias = WEIGHT[rows[0]].to(dtype), lm.get_output_embeddings().bias
+    options |= {"weight": weight, "bias": None if bias is None else bias.detach().to(dtype)}
+    loss = teacher_reference(hidden[:, :-1][rows].to(dtype), head, terms, **options)
     (grad,) = torch.autograd.grad(loss, head)
     return loss.detach(), grad
 
@@ -81,6 +82,14 @@ def test_loss_and_gradient(options: dict[str, Any]) -> None:
     out = lm(**batch(), weak_states=STATES, weak_weight=WEIGHT)
     assert out.logits is None
     compare(lm, out.loss, **options)
+
+
+@pytest.mark.parametrize(("name", "softcap"), [("gemma2", 1.5), ("phi", 0.0)])
+def test_soft_cap_and_bias_of_the_student(name: str, softcap: float) -> None:
+    lm = tied(tiny_lm(name, num_hidden_layers=1, tie_word_embeddings=False)).train()
+    w2s_fast.patch(lm, loss=teacher())
+    loss = lm(**batch(), weak_states=STATES, weak_weight=WEIGHT).loss
+    compare(lm, loss, softcap=softcap)
 
 
 def test_evaluation_is_the_cross_entropy_of_the_teacher() -> None:
