@@ -52,9 +52,10 @@ struct RowCall {
   const int64_t* ids;  // [in] (N, K), null for dense targets
   const void* probs;   // [in] (N, K) fp32 or (N, V) probs_dtype; null for hard labels
   int64_t probs_stride;
-  DType probs_dtype;    // kF32 or dtype
-  const float* rest;    // [in] (N), null for none
-  const float* weight;  // [in] (N), null for 1
+  DType probs_dtype;      // kF32 or dtype
+  bool probs_are_logits;  // dense targets are softmax(probs); CPU and V > 2 only
+  const float* rest;      // [in] (N), null for none
+  const float* weight;    // [in] (N), null for 1
   int64_t ignore_index;
   RowParams params;
   float scale;             // factor of the gradient besides the row weight

@@ -53,8 +53,9 @@ from w2s_fast.testing import OnDevice  # noqa: E402
 # Files whose tests of backends run on a GPU as they stand, and names of tests that cannot.
 ANY_DEVICE = (
     "ops/test_cross_entropy.py", "ops/test_contract.py", "ops/test_fused_linear.py",
-    "ops/test_quantile.py", "ops/test_logprob.py", "ops/test_loss_scales.py",
-    "ops/test_softcap.py", "ops/test_extremes.py",
+    "ops/test_quantile.py", "ops/test_logprob.py", "ops/test_logprob_statistics.py",
+    "ops/test_teacher_heads.py", "ops/test_loss_scales.py", "ops/test_softcap.py",
+    "ops/test_extremes.py",
 )  # fmt: skip
 HOST_ONLY = ("compile", "opcheck", "gradcheck", "autocast")
 

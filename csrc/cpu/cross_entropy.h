@@ -8,6 +8,7 @@
 #include "../w2s.h"
 #include "row_write.h"
 #include "softcap.h"
+#include "softmax.h"
 
 namespace {
 
@@ -132,8 +133,8 @@ inline float diff_at(const T* z, int64_t id, const Record& r) {
 
 // z is the row of logits; out may be the same memory.
 template <class T, class U>
-void row_gradient(const RowCall& c, int64_t i, const Record& r, float g, const T* z, T* out,
-                  bool more) {
+void row_gradient(const RowCall& c, int64_t i, const Record& r, float g, const T* z, const U* q,
+                  T* out, bool more) {
   if (!is_counted(c, i) || r.factor == 0 || g == 0) {
     memset(static_cast<void*>(out), 0, static_cast<size_t>(c.v) * sizeof(T));
     return;
@@ -141,7 +142,6 @@ void row_gradient(const RowCall& c, int64_t i, const Record& r, float g, const T
   const Slope s = row_slope(c.params, rest_of(c, i), c.v, r, g * r.factor);
   const float self_diff = diff_at(z, r.self, r);
   if (c.ids == nullptr) {
-    const U* q = static_cast<const U*>(c.probs) + i * c.probs_stride;
     const float top_diff = diff_at(z, r.argmax, r);
     const float at_self = r.self < 0 ? 0 : entry(s, s.inside, self_diff, widen(q[r.self]), true);
     write_dense_part<true>(c, z, q, out, r, s, s.inside, more);
@@ -166,9 +166,8 @@ void row_gradient(const RowCall& c, int64_t i, const Record& r, float g, const T
 }
 
 template <class T, class U>
-Record make_record(const RowCall& c, int64_t i, const T* z) {
+Record make_record(const RowCall& c, int64_t i, const T* z, const U* q) {
   const bool dense = c.ids == nullptr, mean = c.params.smoothing != 0;
-  const U* q = dense ? static_cast<const U*>(c.probs) + i * c.probs_stride : nullptr;
   // Without dense targets the logits take their place, so that both are read in the same order.
   const Row s = dense ? (mean ? sum_row<true, true>(z, q, c.v) : sum_row<true, false>(z, q, c.v))
                       : (mean ? sum_row<false, true>(z, z, c.v) : sum_row<false, false>(z, z, c.v));
@@ -234,28 +233,62 @@ struct Capped {
   }
 };
 
-template <class Access, class U>
+// The dense targets of a row, null for top-k classes.
+template <class U>
+struct Probabilities {
+  using Prob = U;
+  const RowCall& c;
+  explicit Probabilities(const RowCall& call) : c(call) {}
+  const U* row(int64_t i) const {
+    return c.ids == nullptr ? static_cast<const U*>(c.probs) + i * c.probs_stride : nullptr;
+  }
+};
+
+// The same from their logits: a row of fp32 that stays in the caches, so no pass over memory is
+// added.
+template <class U>
+struct Softmax {
+  using Prob = float;
+  const RowCall& c;
+  float* q;
+  explicit Softmax(const RowCall& call) : c(call), q(new float[static_cast<size_t>(call.v)]) {}
+  Softmax(const Softmax&) = delete;
+  Softmax& operator=(const Softmax&) = delete;
+  ~Softmax() { delete[] q; }
+  const float* row(int64_t i) const {
+    softmax_row(static_cast<const U*>(c.probs) + i * c.probs_stride, q, c.v);
+    return q;
+  }
+};
+
+template <class Access, class Targets>
 int64_t read_rows(const RowCall& c, int64_t begin, int64_t end) {
+  using Logit = typename Access::Logit;
+  using Prob = typename Targets::Prob;
   const Access a(c);
+  const Targets targets(c);
   for (int64_t i = begin; i < end; ++i) {
     if (c.ids != nullptr && bad_ids(c, i)) return i;
-    const typename Access::Logit* z = a.logits(i);
-    const Record r = make_record<typename Access::Logit, U>(c, i, z);
+    const Logit* z = a.logits(i);
+    const Prob* q = targets.row(i);
+    const Record r = make_record<Logit, Prob>(c, i, z, q);
     write_record(c, i, r);
     if (c.grad == nullptr) continue;
-    row_gradient<typename Access::Logit, U>(c, i, r, upstream(c, i), z, a.gradient(i),
-                                            Access::kNext && i + 1 < end);
+    row_gradient<Logit, Prob>(c, i, r, upstream(c, i), z, q, a.gradient(i),
+                              Access::kNext && i + 1 < end);
     a.finish(i);
   }
   return -1;
 }
 
-template <class Access, class U>
+template <class Access, class Targets>
 int64_t gradient_rows(const RowCall& c, int64_t begin, int64_t end) {
   const Access a(c);
+  const Targets targets(c);
   for (int64_t i = begin; i < end; ++i) {
-    row_gradient<typename Access::Logit, U>(c, i, read_record(c, i), upstream(c, i), a.logits(i),
-                                            a.gradient(i), Access::kNext && i + 1 < end);
+    row_gradient<typename Access::Logit, typename Targets::Prob>(
+        c, i, read_record(c, i), upstream(c, i), a.logits(i), targets.row(i), a.gradient(i),
+        Access::kNext && i + 1 < end);
     a.finish(i);
   }
   return -1;
@@ -264,16 +297,26 @@ int64_t gradient_rows(const RowCall& c, int64_t begin, int64_t end) {
 struct Rows {
   template <class T, class U>
   static int64_t run(const RowCall& c, int64_t begin, int64_t end) {
-    return c.params.softcap != 0 ? read_rows<Capped<T>, U>(c, begin, end)
-                                 : read_rows<Plain<T>, U>(c, begin, end);
+    const bool capped = c.params.softcap != 0;
+    if (c.probs_are_logits) {
+      return capped ? read_rows<Capped<T>, Softmax<U>>(c, begin, end)
+                    : read_rows<Plain<T>, Softmax<U>>(c, begin, end);
+    }
+    return capped ? read_rows<Capped<T>, Probabilities<U>>(c, begin, end)
+                  : read_rows<Plain<T>, Probabilities<U>>(c, begin, end);
   }
 };
 
 struct Gradient {
   template <class T, class U>
   static int64_t run(const RowCall& c, int64_t begin, int64_t end) {
-    return c.params.softcap != 0 ? gradient_rows<Capped<T>, U>(c, begin, end)
-                                 : gradient_rows<Plain<T>, U>(c, begin, end);
+    const bool capped = c.params.softcap != 0;
+    if (c.probs_are_logits) {
+      return capped ? gradient_rows<Capped<T>, Softmax<U>>(c, begin, end)
+                    : gradient_rows<Plain<T>, Softmax<U>>(c, begin, end);
+    }
+    return capped ? gradient_rows<Capped<T>, Probabilities<U>>(c, begin, end)
+                  : gradient_rows<Plain<T>, Probabilities<U>>(c, begin, end);
   }
 };
 

@@ -16,6 +16,7 @@ from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
 from w2s_fast.ops.logprob.api import RowStats, topk_logprob, topk_logprob_reference
 from w2s_fast.ops.reference import KINDS, Own, cross_entropy_reference, cross_entropy_sample
+from w2s_fast.ops.results import Stats
 from w2s_fast.ops.weak_loss import weak_loss
 from w2s_fast.testing import (
     BACKWARD,
@@ -43,6 +44,9 @@ def kinds(option: Option, backend: str) -> tuple[str, ...]:
 
 # Cross-entropy of logits.
 def cross_entropy(backend: str, dtype: torch.dtype, option: Option) -> None:
+    if option.call.get("return_stats") == "differentiable":
+        loss_statistics(backend, dtype)
+        return
     for kind in kinds(option, backend):
         v = option.sample.get("v", 7)
         # Eager is exact by luck on a few rows of two classes; the interpreter pays for each.
@@ -63,6 +67,21 @@ def cross_entropy(backend: str, dtype: torch.dtype, option: Option) -> None:
         else:
             up = torch.linspace(-1, 2, N) if call.get("reduction") == "none" else 0.7
             assert_cross_entropy(backend, call, upstream=up)
+
+
+def loss_statistics(backend: str, dtype: torch.dtype) -> None:
+    z, hard = normal(N, 11, seed=4).mul(3).to(dtype), torch.arange(N)
+
+    def ours(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        loss, stats = w2s_fast.cross_entropy(x["z"], hard, return_stats="differentiable")
+        return loss, outputs_of(stats)
+
+    def truth(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        wide = x["z"].to(torch.promote_types(x["z"].dtype, FP32))
+        loss = torch.nn.functional.cross_entropy(wide, hard)
+        return loss, statistics_of(wide, "differentiable")
+
+    compare(backend, ours, truth, {"z": z}, dtype)
 
 
 def compiled_cross_entropy(backend: str, call: dict[str, Any]) -> None:
@@ -249,7 +268,7 @@ def logprob(backend: str, dtype: torch.dtype, option: Option) -> None:
         compare(backend, ours, truth, {"z": z}, dtype)
 
 
-def outputs_of(stats: RowStats) -> Tensor:
+def outputs_of(stats: RowStats | Stats) -> Tensor:
     """One number a row that every floating point statistic enters."""
     margin = 0.0 if stats.margin is None else stats.margin
     return stats.lse - 2 * stats.max_prob + 3 * stats.entropy + margin

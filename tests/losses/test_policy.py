@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
@@ -270,7 +271,10 @@ def test_group_advantages() -> None:
         expected = torch.cat([(one - one.mean()) / a, (two - two.mean()) / b])
         torch.testing.assert_close(group_advantages(rewards, 3, scale=scale), expected)
     assert bool((group_advantages(torch.full((4,), 0.1), 2).abs() < 1e-3).all())
-    assert group_advantages(torch.zeros(0), 2).shape == (0,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for scale in std:
+            assert group_advantages(torch.zeros(0), 2, scale=scale).shape == (0,)
     for args, kw, words in (
         ((rewards, 4), {}, "size is 4 for 6 rewards"),
         ((rewards, 1), {}, "size is 1"),

@@ -15,6 +15,7 @@ from torch import Tensor
 import w2s_fast
 from w2s_fast import SparseTargets
 from w2s_fast.losses.distillation import ForwardKL
+from w2s_fast.losses.policy import PPO
 from w2s_fast.ops.weak_loss import weak_loss
 from w2s_fast.testing import BACKWARD, assert_within_budget, device
 
@@ -83,6 +84,35 @@ def distilled() -> Call:
     ]
 
 
+def taught(divergence: str, learned: bool) -> Call:
+    """Two teachers of other widths; with ``learned`` the scale of one is a leaf."""
+    states, heads = ([normal(n, d, seed=9 + d).to(BF16) for d in (8, 24)] for n in (N, V))
+
+    def loss(hidden: Tensor, head: Tensor, scale: float | Tensor = 1.5) -> Tensor:
+        teacher = list(zip((scale, -0.5), states, heads, strict=True))
+        return w2s_fast.linear_cross_entropy(
+            hidden, head, teacher=teacher, divergence=divergence, memory_mib=3 * V * 4 / 2**20
+        )
+
+    leaves = [normal(N, D, seed=4).to(BF16), normal(V, D, seed=5).to(BF16)]
+    return loss, [*leaves, normal(1, seed=6)[0].abs()] if learned else leaves
+
+
+def policy() -> Call:
+    """PPO with an entropy bonus over tokens of a fused head, from differentiable statistics."""
+    ids, advantage = weak_of("hard", V), normal(N, 1, seed=8)
+    old = normal(N, 1, seed=9) - 5
+
+    def loss(hidden: Tensor, head: Tensor) -> Tensor:
+        logp, stats = w2s_fast.linear_logprob(hidden, head, ids, return_stats="differentiable")
+        values = logp[:, None], stats.entropy[:, None]
+        return PPO(entropy_coef=0.1)(
+            values[0], old=old, advantage=advantage, entropy=values[1]
+        ).loss_sum
+
+    return loss, [normal(N, D, seed=4).to(BF16), normal(V, D, seed=5).to(BF16)]
+
+
 def order_statistics() -> Call:
     """Detached: the sum carries a gradient so that the call has the shape of the others."""
     q = torch.full((), 0.3, dtype=torch.float64, device=device())
@@ -112,7 +142,14 @@ CALLS |= {
     for m in ("mean", "sum")
 }
 CALLS |= {"topk_logprob": topk, "linear_logprob": tokens, "forward_kl": distilled}
-CALLS |= {"order_statistics": order_statistics}
+CALLS |= {
+    f"teacher-{divergence}-{'learned' if learned else 'fixed'}": (
+        lambda d=divergence, x=learned: taught(d, x)
+    )
+    for divergence in ("cross_entropy", "jsd")
+    for learned in (False, True)
+}
+CALLS |= {"order_statistics": order_statistics, "policy": policy}
 
 
 def leaves_of(tensors: list[Tensor]) -> list[Tensor]:

@@ -116,8 +116,8 @@ def test_only_learned_scales_cost_products(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_threshold_pass_computes_no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = []
-    target = heads.target_chunk
-    monkeypatch.setattr(heads, "target_chunk", lambda t, r, b: rows.append(r) or target(t, r, b))
+    chunk = heads.Target.chunk
+    monkeypatch.setattr(heads.Target, "chunk", lambda t, r: rows.append(r) or chunk(t, r))
     call = sample(memory_mib=CHUNKS, **LATE)
     run("cpp", call)
     assert [r.start for r in rows] == [0, 4, 8] or [r.start for r in rows] == [0, 3, 6]

@@ -15,7 +15,7 @@ from helpers.paths import PYTHONPATH
 from torch import Tensor
 
 import w2s_fast
-from w2s_fast import SparseTargets
+from w2s_fast import SparseTargets, TeacherHead
 from w2s_fast.ops import dispatch, use_backend
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.reference import KINDS, cross_entropy_sample
@@ -44,11 +44,19 @@ def test_ranks_agree_with_one(tmp_path: Path) -> None:
 
 
 def sample(kind: str, v: int) -> dict[str, Any]:
-    call = cross_entropy_sample(9, v, torch.float32, "cpu", seed=3, kind=kind.removesuffix("1"))
+    base = "dense" if kind == "teacher" else kind.removesuffix("1")
+    call = cross_entropy_sample(9, v, torch.float32, "cpu", seed=3, kind=base)
     g = torch.Generator().manual_seed(1)
     head = torch.randn(v, D, generator=g)
     call["hidden"] = call.pop("logits").nan_to_num(0.0) @ torch.linalg.pinv(head).T
     call["head"], call["bias"] = head, torch.randn(v, generator=g)
+    if kind == "teacher":
+        del call["weak"]
+        call["teacher"] = [
+            TeacherHead(a, *(torch.randn(s, generator=g) for s in ((9, d), (v, d), (v,))), cap)
+            for a, d, cap in ((1.5, 6, 0.0), (-0.5, 11, 4.0))
+        ]
+        call["temperature"] = 1.5
     if kind == "sparse1":  # mass 1, as a rank-1 fix-up needs
         w = call["weak"]
         probs = torch.where(w.ids >= 0, w.probs, 0.0)
@@ -63,7 +71,7 @@ def run(op: Any, call: dict[str, Any], **kw: Any) -> tuple[Tensor, Any, list[Ten
     names = ("hidden", "head", "bias", "weight")
     leaves = {n: call.pop(n).detach().clone().requires_grad_() for n in names}
     inputs = (leaves.pop("hidden"), leaves.pop("head"))
-    loss, stats = op(*inputs, call.pop("weak"), **leaves, **call, **kw, return_stats=True)
+    loss, stats = op(*inputs, call.pop("weak", None), **leaves, **call, **kw, return_stats=True)
     loss.backward(torch.linspace(0.5, 2.0, loss.numel()).to(loss.dtype).view_as(loss))
     return loss, stats, [t.grad for t in (*inputs, *leaves.values())]
 
@@ -79,6 +87,10 @@ def check(kind: str, world: int, rank: int, group: Any, extra: dict[str, Any]) -
     mine = call | {"head": call["head"][own_classes], "bias": call["bias"][own_classes]}
     if kind == "dense":
         mine["weak"] = call["weak"][:, own_classes]
+    if kind == "teacher":
+        mine["teacher"] = [
+            t._replace(head=t.head[own_classes], bias=t.bias[own_classes]) for t in call["teacher"]
+        ]
     shard = (first, v) if len(set(widths)) > 1 else None
     mine["memory_mib"] = 4 * 5 * 4 / 2**20  # a few rows of a shard
     actual, actual_stats, parts = run(vocab_parallel_cross_entropy, mine, group=group, shard=shard)
@@ -100,11 +112,13 @@ def check(kind: str, world: int, rank: int, group: Any, extra: dict[str, Any]) -
 def _double(t: Any) -> Any:
     if isinstance(t, SparseTargets):
         return SparseTargets(*(_double(x) for x in t))
+    if isinstance(t, list):
+        return [TeacherHead(*(_double(x) for x in term)) for term in t]
     return t.double() if isinstance(t, Tensor) and t.is_floating_point() else t
 
 
 def check_all(world: int, rank: int, group: Any) -> None:
-    for kind in (*KINDS, "sparse1"):
+    for kind in (*KINDS, "sparse1", "teacher"):
         for extra in ({}, LATE, {"aux": 0.4, "threshold": 0.3}):
             check(kind, world, rank, group, extra)
         check(kind, world, rank, group, LATE | {"reduction": "none", "z_loss": 0.02})
@@ -133,9 +147,19 @@ def check_errors(rank: int, group: Any) -> None:
         ({"group": None}, "expected a torch.distributed process group"),
         ({"group": group, "shard": (12, 18)}, r"shard is \(12, 18\) for 9 rows"),
         ({"group": group, "threshold": "prior", "aux": 0.5}, "prior"),
+        ({"group": group, "teacher": [(1.0, x, w)]}, "weak and teacher: both given"),
+        ({"group": group, "temperature": 2.0}, "temperature 2.0 and .* are of a teacher"),
     ):
         with pytest.raises(w2s_fast.W2SError, match=message):
             vocab_parallel_cross_entropy(x, w, y, **kw)
+    learned = [(torch.tensor(1.0, requires_grad=True), x, w)]
+    for teacher, message in (
+        (None, "weak and teacher: neither given"),
+        (learned, r"teacher\[0\].scale requires grad; expected a number"),
+        ([(1.0, x, call["head"])], r"teacher\[0\].head has 18 classes, the student's head 9"),
+    ):
+        with pytest.raises(w2s_fast.W2SError, match=message):
+            vocab_parallel_cross_entropy(x, w, teacher=teacher, group=group)
 
 
 def main(backends: str, store: str, rank: int) -> None:

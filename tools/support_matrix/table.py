@@ -97,7 +97,7 @@ CROSS_ENTROPY = Entry(
             {"inplace": True, "reduction": "none"},
             note="the gradient gets a separate buffer",
         ),
-        Option("`return_stats`", {"return_stats": True}),
+        *_STATS,
         _COMPILED,
         Option(
             "balanced self-target, more than 64 classes",

@@ -123,7 +123,7 @@ class RowCall:
         p, spec, row_scale, topk, grad = (
             self.inputs, self.spec, self.row_scale, self.topk_diffs, self.grad
         )  # fmt: skip
-        logits, ids, probs, rest, weight, ignore_index = p
+        logits, ids, probs, rest, weight, ignore_index, probs_are_logits = p
         n, v = logits.shape
         # No helper for null pointers: a loss of 8 rows takes 10 us, and calls would add 5 %.
         return make(
@@ -132,7 +132,7 @@ class RowCall:
             0 if ids is None else ids.data_ptr(),
             0 if probs is None else probs.data_ptr(),
             0 if probs is None else probs.stride(0),
-            0 if probs is None else DTYPE_CODES[probs.dtype],
+            0 if probs is None else DTYPE_CODES[probs.dtype], probs_are_logits,
             0 if rest is None else rest.data_ptr(),
             0 if weight is None else weight.data_ptr(),
             ignore_index, self.rule, aux, threshold,

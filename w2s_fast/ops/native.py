@@ -13,8 +13,11 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from w2s_fast.errors import W2SError
+
+_HUGE_BYTES = 4 << 20
 
 
 @functools.cache
@@ -58,6 +61,17 @@ def core() -> ModuleType:
     if module is None:
         raise W2SError(f"the compiled core is missing: {why}")
     return module
+
+
+def new_buffer(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return an uninitialised tensor beside ``like``; ``dtype``: that of ``like`` unless given.
+
+    On a CPU, huge pages cut the page faults of a large buffer by a factor of 512.
+    """
+    buffer = like.new_empty(shape, dtype=dtype)
+    if buffer.nbytes >= _HUGE_BYTES and buffer.device.type == "cpu" and not missing():
+        core().advise_huge(buffer.data_ptr(), buffer.nbytes)
+    return buffer
 
 
 def info() -> dict[str, str]:

@@ -12,6 +12,7 @@ from w2s_fast.ops.loss_call import Index, LossResult, Stat
 from w2s_fast.ops.targets import LossInputs
 
 REDUCTIONS = ("mean", "sum", "none")
+DIFFERENTIABLE = "differentiable"
 
 
 def check_reduction(reduction: str) -> None:
@@ -20,9 +21,21 @@ def check_reduction(reduction: str) -> None:
         raise W2SError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
 
 
+def check_return_stats(return_stats: bool | str) -> bool:
+    """Return whether differentiable statistics are requested; other words raise ``W2SError``."""
+    if isinstance(return_stats, str) and return_stats != DIFFERENTIABLE:
+        raise W2SError(
+            f"return_stats is {return_stats!r}; expected True, False or {DIFFERENTIABLE!r}"
+        )
+    return return_stats == DIFFERENTIABLE
+
+
 @dataclass(slots=True)
 class Stats:
-    """Statistics of each row, detached; (N,) unless noted, fp32 (fp64 for fp64 logits)."""
+    """Statistics of each row, detached; (N,) unless noted, fp32 (fp64 for fp64 logits).
+
+    With ``return_stats="differentiable"`` lse, max_prob, entropy and margin have gradients.
+    """
 
     loss: Tensor  # row losses without row weights; exactly 0 on rows that do not count
     lse: Tensor  # log sum exp of the logits
@@ -37,6 +50,8 @@ class Stats:
     # 0-d: P(class 0) for two classes, else top probability; rule "prior" of more: class bias (V,)
     threshold: Tensor | None
     count: Tensor  # 0-d: sum of the weights of the rows that count
+    # Largest minus second largest logit, see ``RowStats``; None where statistics are detached.
+    margin: Tensor | None = None
 
 
 @dataclass(slots=True)

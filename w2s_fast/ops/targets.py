@@ -43,7 +43,8 @@ class LossInputs(NamedTuple):
     """Logits and targets of one loss call, checked and in the form that backends read.
 
     ``ids`` is (N, K) for hard (K = 1) and sparse targets, else None. ``probs`` is (N, K) for
-    sparse, (N, V) for dense, None for hard targets. ``weight`` carries no gradient here.
+    sparse, (N, V) for dense, None for hard targets. ``weight`` carries no gradient here. Dense
+    targets may be given as logits to a backend with ``READS_TARGET_LOGITS``, for V > 2.
     """
 
     logits: Tensor  # (N, V), column stride 1
@@ -52,6 +53,7 @@ class LossInputs(NamedTuple):
     rest: Tensor | None  # (N,) accumulator dtype
     weight: Tensor | None  # (N,) accumulator dtype
     ignore_index: int
+    probs_are_logits: bool = False  # dense targets are softmax(probs)
 
     @property
     def kind(self) -> str:

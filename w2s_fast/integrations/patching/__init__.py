@@ -36,11 +36,13 @@ def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = DEFAULT_
     """Make a causal LM of transformers return its loss without (B, T, V) logits.
 
     A forward with ``labels`` or weak columns (B sequences, T tokens, V vocabulary) returns ``loss``
-    and ``logits=None``. All columns are shifted as ``labels`` are:
+    and ``logits=None``. Columns are shifted as ``labels`` are:
 
     - ``weak_labels``: int64 (B, T), -100 without a label, or floating point (B, T, V);
     - ``weak_ids``, ``weak_probs`` (B, T, K) and optionally ``weak_rest`` (B, T), or all of them in
       ``weak_labels`` as ``SparseTargets``;
+    - ``weak_states`` (B, T, S), with ``labels`` that mark positions, for the loss
+      ``HiddenTeacher``: last hidden states of teachers beside the student's, so not shifted;
     - ``weak_weight``: (B,) or (B, T) row weights;
     - ``weak_frac``, ``weak_step``: progress of training, instead of ``set_progress``.
 

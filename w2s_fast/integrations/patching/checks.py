@@ -12,6 +12,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.integrations.patching.heads import check_head, origin_module
 from w2s_fast.integrations.patching.state import UncomputedLogits
 from w2s_fast.losses import Loss
+from w2s_fast.losses.hidden_teacher import HiddenTeacher
 from w2s_fast.ops.targets import SparseTargets
 
 
@@ -78,6 +79,8 @@ def supported_kinds(loss: Loss) -> tuple[str, ...]:
     Raises:
         W2SError: if there are none.
     """
+    if isinstance(loss, HiddenTeacher):
+        return ("states",)
     logits = UncomputedLogits(torch.ones(3, 2), torch.ones(4, 2))
     ids = torch.zeros(3, 1, dtype=torch.int64)
     tried = {

@@ -12,7 +12,7 @@ from w2s_fast.ops.targets import SparseTargets
 
 # Columns of class ids, and columns of numbers.
 _IDS = ("labels", "shift_labels", "weak_labels", "weak_ids")
-_NUMBERS = ("weak_probs", "weak_rest", "weak_weight")
+_NUMBERS = ("weak_probs", "weak_rest", "weak_states", "weak_weight")
 
 
 def unpack_sparse(columns: dict[str, Any]) -> dict[str, Any]:
@@ -75,6 +75,7 @@ def _shown(value: Any) -> str:
 
 def _expected(name: str, value: Any, size: tuple[int, int]) -> str:
     shape = {"weak_weight": f"{(size[0],)} or {size}", "weak_labels": f"{size} or (B, T, V)"}
+    shape["weak_states"] = f"({size[0]}, {size[1]}, S)"
     if name in ("weak_ids", "weak_probs"):
         return f"a tensor ({size[0]}, {size[1]}, K){_fix(name, value)}"
     return f"a tensor {shape.get(name, size)}{_fix(name, value)}"

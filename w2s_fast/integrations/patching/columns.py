@@ -12,11 +12,14 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.integrations.patching.column_types import read_targets, unpack_sparse
+from w2s_fast.losses.hidden_teacher import TeacherStates
 from w2s_fast.ops.checks import check_probs, check_weight
 from w2s_fast.ops.targets import SparseTargets
 
+Weak = Tensor | SparseTargets | TeacherStates
 COLUMNS = (
-    "weak_labels", "weak_ids", "weak_probs", "weak_rest", "weak_weight", "weak_frac", "weak_step",
+    "weak_labels", "weak_ids", "weak_probs", "weak_rest", "weak_states", "weak_weight", "weak_frac",
+    "weak_step",
 )  # fmt: skip
 
 
@@ -42,13 +45,13 @@ class Rows(NamedTuple):
 
     Attributes:
         hidden: (n, D).
-        weak: (n,), (n, V) or ``SparseTargets`` of n rows.
+        weak: (n,), (n, V), ``SparseTargets`` or ``TeacherStates`` of n rows.
         weight: (n,) row weights divided by their sum, or by ``num_items_in_batch``; 0 takes a row
             out.
     """
 
     hidden: Tensor
-    weak: Tensor | SparseTargets
+    weak: Weak
     weight: Tensor
 
 
@@ -73,7 +76,7 @@ def read_rows(
     given = {"labels": labels, "shift_labels": shift_labels, **columns}
     columns = read_targets(given, size, hidden.device)
     labels, shift_labels = columns.pop("labels"), columns.pop("shift_labels")
-    weak = _weak_targets(columns, size, vocabulary)
+    weak = _teacher_states(columns, size) or _weak_targets(columns, size, vocabulary)
     weight = _row_weights(columns.get("weak_weight"), size, hidden)
     labels = _labels(labels, shift_labels, weak, columns, size)
     counts = _position_mask(labels, weak)
@@ -96,7 +99,7 @@ def read_rows(
 def _labels(
     labels: Tensor | None,
     shift_labels: Tensor | None,
-    weak: Tensor | SparseTargets | None,
+    weak: Weak | None,
     columns: dict[str, Any],
     size: tuple[int, int],
 ) -> Tensor | None:
@@ -111,6 +114,10 @@ def _labels(
             "weak_weight came without targets; add labels or a weak column (a Trainer with "
             "label_smoothing_factor or compute_loss_func takes the labels away: leave these out)"
         )
+    if labels is None and isinstance(weak, TeacherStates):
+        raise W2SError(
+            "weak_states came without labels; expected labels, which mark the positions that count"
+        )
     if labels is not None:
         _check_shape("labels", labels, size)
     return labels
@@ -122,16 +129,16 @@ def _flat_rows(counts: Tensor, length: int) -> Tensor:
     return index[:, 0] * length + index[:, 1]
 
 
-def _check_mass(weak: Tensor | SparseTargets) -> None:
+def _check_mass(weak: Weak) -> None:
     """Check that soft labels of the rows that count are probabilities; top-k may sum to less.
 
     Raises:
         W2SError: on the CPU, see ``check_probs``.
     """
-    if not isinstance(weak, Tensor):
+    if isinstance(weak, SparseTargets):
         probs = torch.where(weak.ids >= 0, weak.probs, 0)
         check_probs(probs if weak.rest is None else torch.cat([probs, weak.rest[:, None]], 1))
-    elif weak.is_floating_point():
+    elif isinstance(weak, Tensor) and weak.is_floating_point():
         check_probs(weak)
 
 
@@ -142,11 +149,14 @@ def _select(x: Tensor, rows: Tensor | None, ahead: int) -> Tensor:
     return x.flatten(0, 1).index_select(0, rows + ahead)
 
 
-def _select_weak(
-    weak: Tensor | SparseTargets, rows: Tensor | None, ahead: int
-) -> Tensor | SparseTargets:
+def _select_weak(weak: Weak, rows: Tensor | None, ahead: int) -> Weak:
     if isinstance(weak, Tensor):
         return _select(weak, rows, ahead)
+    if isinstance(weak, TeacherStates):  # beside the student's states, one token before the labels
+        length = weak.hidden.shape[1] - ahead
+        return TeacherStates(
+            weak.hidden[:, :length].flatten(0, 1) if rows is None else _select(weak.hidden, rows, 0)
+        )
     rest = None if weak.rest is None else _select(weak.rest, rows, ahead)
     return SparseTargets(_select(weak.ids, rows, ahead), _select(weak.probs, rows, ahead), rest)
 
@@ -160,15 +170,17 @@ def _normalised(weight: Tensor, n_items: Tensor | int | None) -> Tensor:
     return weight * torch.where(total > 0, 1 / total, 0.0)
 
 
-def _position_mask(labels: Tensor | None, weak: Tensor | SparseTargets | None) -> Tensor:
+def _position_mask(labels: Tensor | None, weak: Weak | None) -> Tensor:
     """Return (B, T) bool: positions that are marked and have a target."""
     if labels is None:
-        assert weak is not None
+        assert weak is not None and not isinstance(weak, TeacherStates)
         return _has_target(weak)
     marked = labels != -100
+    if weak is None or isinstance(weak, TeacherStates):
+        return marked
     # Checking the mass of dense soft labels would be a pass over (B, T, V).
     dense = isinstance(weak, Tensor) and weak.is_floating_point()
-    return marked if weak is None or dense else marked & _has_target(weak)
+    return marked if dense else marked & _has_target(weak)
 
 
 def _has_target(weak: Tensor | SparseTargets) -> Tensor:
@@ -190,6 +202,24 @@ def _row_weights(weight: Tensor | None, size: tuple[int, int], hidden: Tensor) -
     weight = weight.detach().to(dtype)
     check_weight(weight.flatten())
     return weight.unsqueeze(1).expand(size) if weight.dim() == 1 else weight
+
+
+def _teacher_states(columns: dict[str, Any], size: tuple[int, int]) -> TeacherStates | None:
+    """Return the states (B, T, S) of a teacher; None if there are none."""
+    states = columns.get("weak_states")
+    if states is None:
+        return None
+    targets = ("weak_labels", "weak_ids", "weak_probs", "weak_rest")
+    for name in targets:
+        if columns.get(name) is not None:
+            raise W2SError(f"weak_states came with {name}; expected one kind of weak targets")
+    width = states.shape[2] if states.dim() == 3 else "S"
+    if states.dim() != 3 or not states.is_floating_point() or tuple(states.shape[:2]) != size:
+        raise W2SError(
+            f"weak_states has shape {tuple(states.shape)} and dtype {states.dtype}; expected "
+            f"floating point ({size[0]}, {size[1]}, {width}) to fit the batch"
+        )
+    return TeacherStates(states)
 
 
 def _weak_targets(

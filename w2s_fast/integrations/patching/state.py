@@ -17,6 +17,7 @@ from w2s_fast.integrations.patching.logit_transform import LogitTransform
 from w2s_fast.integrations.patching.pickling import NotPicklable
 from w2s_fast.integrations.patching.schedule import coefficient_at, has_schedule
 from w2s_fast.losses import Loss, LossContext
+from w2s_fast.losses.hidden_teacher import HiddenTeacher, TeacherStates
 from w2s_fast.losses.smoothing import Smoothing
 from w2s_fast.losses.xent import Xent
 from w2s_fast.ops.lazy_logits import Projected
@@ -50,7 +51,7 @@ class State(NotPicklable):
     Attributes:
         forward: the forward that ``patch`` installed.
         loss: the training loss; eval mode uses plain cross-entropy.
-        kinds: kinds of targets the loss takes, out of ``hard``, ``dense``, ``sparse``.
+        kinds: kinds of targets the loss takes, out of ``hard``, ``dense``, ``sparse``, ``states``.
         memory_mib: size of a chunk of logits.
         step_frac, step: see ``set_progress``.
         progress_known: whether they were set.
@@ -116,7 +117,9 @@ class State(NotPicklable):
         kind = "sparse" if isinstance(rows.weak, SparseTargets) else "hard"
         if isinstance(rows.weak, Tensor) and rows.weak.is_floating_point():
             kind = "dense"
-        if training and kind not in self.kinds:
+        if isinstance(rows.weak, TeacherStates):
+            kind = "states"
+        if (training or kind == "states") and kind not in self.kinds:
             takes = " or ".join(self.kinds)
             raise W2SError(
                 f"{type(self.loss).__name__} takes no {kind} weak labels; expected {takes}"
@@ -145,7 +148,10 @@ class State(NotPicklable):
             if smoothing:
                 return Smoothing(epsilon=smoothing)(logits, weak, weight=rows.weight).loss_sum
             if not training:
-                return _XENT(logits, weak, weight=rows.weight).loss_sum
+                plain: Loss = _XENT
+                if isinstance(self.loss, HiddenTeacher) and isinstance(weak, TeacherStates):
+                    plain = self.loss.as_cross_entropy()
+                return plain.forward(logits, weak, LossContext(rows.weight)).loss_sum
             loss = self.compiled_loss if torch.compiler.is_compiling() else self.loss
             ctx = LossContext(rows.weight, self.step_frac, self.step)
             return loss.forward(logits, weak, ctx).loss_sum

@@ -54,9 +54,11 @@ def group_advantages(
     check_values("rewards", rewards, -_LARGEST, _LARGEST, "finite numbers")
     acc = torch.promote_types(rewards.dtype, torch.float32)
     groups = rewards.detach().to(acc).view(-1, size)
+    if not groups.numel():  # torch warns of the spread of nothing
+        return groups.flatten()
     advantages = groups - groups.mean(1, keepdim=True)
     if scale == "group":
         advantages = advantages / (groups.std(1, keepdim=True) + eps)
-    elif scale == "batch" and groups.numel():
+    elif scale == "batch":
         advantages = advantages / (groups.std() + eps)
     return advantages.flatten()

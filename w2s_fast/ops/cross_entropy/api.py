@@ -39,9 +39,10 @@ from torch import Tensor
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.cross_entropy.algorithm import make_spec
 from w2s_fast.ops.cross_entropy.autograd import differentiable_loss
+from w2s_fast.ops.cross_entropy.statistics import differentiable_stats, loss_with_values
 from w2s_fast.ops.dispatch import Cost, Op
 from w2s_fast.ops.reference import cross_entropy_reference, cross_entropy_sample
-from w2s_fast.ops.results import Stats, make_stats
+from w2s_fast.ops.results import Stats, check_return_stats, make_stats
 from w2s_fast.ops.targets import SparseTargets, make_inputs
 from w2s_fast.ops.vocab_parallel.entry import logits_take_dtensors
 
@@ -61,7 +62,7 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     inplace: bool = False,
-    return_stats: bool = False,
+    return_stats: bool | str = False,
 ) -> Tensor | tuple[Tensor, Stats]:
     """Compute the cross-entropy with weak labels and the student's own hardened prediction.
 
@@ -92,7 +93,9 @@ def cross_entropy(
             without weights; 0 rows give 0), ``"sum"``, or ``"none"`` for (N,).
         inplace: let the gradient overwrite the logits (eager mean and sum only; a hint under
             ``torch.compile``). The logits must not be used afterwards.
-        return_stats: also return ``Stats``.
+        return_stats: also return ``Stats``. ``"differentiable"``: its lse, max_prob, entropy and
+            margin get gradients; every reduction then writes the gradient of the logits in
+            backward, in blocks of rows and into a buffer of its own.
 
     Returns:
         0-d fp32 loss ((N,) for ``"none"``; fp64 for fp64 logits), or ``(loss, Stats)``.
@@ -103,7 +106,11 @@ def cross_entropy(
             ``inplace=True``.
     """
     p = make_inputs(logits, weak, weight, ignore_index)
-    spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss, record=return_stats)
+    with_gradients = check_return_stats(return_stats)
+    spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss, record=bool(return_stats))
+    if with_gradients:
+        loss, result, values = loss_with_values(p, spec, weight, reduction)
+        return loss, differentiable_stats(make_stats(p, result), values)
     loss, result = differentiable_loss(p, spec, logits, weight, reduction, inplace)
     return (loss, make_stats(p, result)) if return_stats else loss
 

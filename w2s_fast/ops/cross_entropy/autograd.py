@@ -129,7 +129,8 @@ class FusedLoss(torch.autograd.Function):
         if grad is None and call.consumed:
             raise RuntimeError(_CONSUMED)
         if grad is None:
-            p = LossInputs._make((*ctx.saved_tensors, ctx.ignore_index))
+            logits, ids, probs, rest, weight = ctx.saved_tensors
+            p = LossInputs(logits, ids, probs, rest, weight, ctx.ignore_index)
             if needs_upstream(p.logits.dtype):
                 refuse_batched("cross_entropy in fp16", upstream)
                 return _gradient_from_record(p, call, upstream), grad_weight, None

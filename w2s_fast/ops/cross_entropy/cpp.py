@@ -17,7 +17,7 @@ from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, RowRule, new_r
 from w2s_fast.ops.targets import LossInputs, check_labels
 
 FIXES_IN_PLACE = True
-_HUGE_BYTES = 4 << 20
+READS_TARGET_LOGITS = True
 _NO_RECORD = (torch.empty(0), torch.empty(0, dtype=torch.int64))  # data_ptr() is 0
 _THRESHOLD_FROM = {"prior": 1, "median": 2}  # w2s::Select in csrc/w2s.h; 0 for a given one
 
@@ -38,11 +38,8 @@ def gradient(call: RowCall) -> None:
 
 
 def gradient_buffer(p: LossInputs, any_stride: bool = False) -> Tensor:
-    """Return an uninitialised (N, V); huge pages cut its page faults by a factor of 512."""
-    grad = torch.empty(p.logits.shape, dtype=p.logits.dtype)
-    if grad.nbytes >= _HUGE_BYTES:
-        native.core().advise_huge(grad.data_ptr(), grad.nbytes)
-    return grad
+    """Return an uninitialised (N, V)."""
+    return native.new_buffer(tuple(p.logits.shape), p.logits)
 
 
 def two_class(p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool) -> LossResult:

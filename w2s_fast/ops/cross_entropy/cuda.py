@@ -20,6 +20,7 @@ from w2s_fast.ops.loss_call import RowCall
 from w2s_fast.ops.targets import check_labels
 
 FIXES_IN_PLACE = True
+READS_TARGET_LOGITS = False
 
 
 def rows(call: RowCall) -> None:

@@ -96,7 +96,8 @@ def filled_record(
 
 
 @torch.library.register_fake("w2s_fast::weak_ce")
-def _weak_ce_fake(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fake_weak_ce(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return empty tensors in the form of the operator's results."""
     loss, stats, index, at = fake_record(logits)
     if is_balanced(arguments[6], logits.shape[1]):
         at = at.new_empty((logits.shape[1],))

@@ -18,6 +18,8 @@ from w2s_fast.ops.targets import LossInputs, check_labels
 
 # Gradients are written after the threshold is known, never repaired.
 FIXES_IN_PLACE = False
+# Dense targets are probabilities.
+READS_TARGET_LOGITS = False
 
 
 def rows(call: RowCall) -> None:

@@ -17,6 +17,7 @@ from w2s_fast.ops.native_cuda import device_of
 from w2s_fast.ops.targets import LossInputs, check_labels
 
 FIXES_IN_PLACE = True
+READS_TARGET_LOGITS = False
 
 
 def rows(call: RowCall) -> None:

@@ -39,7 +39,7 @@ from w2s_fast.ops.fused_linear import gemm
 from w2s_fast.ops.fused_linear.head_gradient import HeadGradient
 from w2s_fast.ops.fused_linear.main_grad import MainGrad
 from w2s_fast.ops.fused_linear.teacher import heads as teacher_heads
-from w2s_fast.ops.fused_linear.teacher.heads import Slopes, Teacher
+from w2s_fast.ops.fused_linear.teacher.heads import Slopes, Target, Teacher
 from w2s_fast.ops.fused_linear.teacher.rows import DivergenceRows
 from w2s_fast.ops.loss_call import Index, LossResult, LossSpec, RowCall, Stat, new_record
 from w2s_fast.ops.targets import LossInputs, check_labels
@@ -90,13 +90,21 @@ class Chunk(NamedTuple):
 def chunk_rows(x: HeadInputs, p: LossInputs) -> int:
     """Return the rows of a chunk: its logits, and a teacher's target, each fit into the budget."""
     n, v = p.logits.shape
-    widest = x.hidden.dtype if x.teacher is None else p.accumulator
-    return rows_per_chunk(n, v, widest.itemsize, x.memory_mib)
+    itemsize = x.hidden.dtype.itemsize
+    if x.teacher is not None:
+        target = teacher_heads.target_dtype(x.teacher, x.hidden, _reads_target_logits(x))
+        itemsize = max(itemsize, target.itemsize)
+    return rows_per_chunk(n, v, itemsize, x.memory_mib)
+
+
+def chunk_count(x: HeadInputs, p: LossInputs) -> int:
+    """Return the number of chunks, at least 1."""
+    return max(1, -(-p.logits.shape[0] // chunk_rows(x, p)))
 
 
 def fits(x: HeadInputs, p: LossInputs) -> bool:
     """Return whether one chunk holds every row."""
-    return chunk_rows(x, p) >= p.logits.shape[0]
+    return chunk_count(x, p) == 1
 
 
 def chunks(x: HeadInputs, p: LossInputs) -> Iterator[Chunk]:
@@ -106,7 +114,7 @@ def chunks(x: HeadInputs, p: LossInputs) -> Iterator[Chunk]:
     """
     n, size = p.logits.shape[0], chunk_rows(x, p)
     buffer = gemm.logits_buffer(x.hidden, x.head, min(size, n))
-    target = None if x.teacher is None else teacher_heads.target_buffer(x.teacher, min(size, n))
+    target = None if x.teacher is None else _target(x, min(size, n))
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
         z = gemm.logits_chunk(x.hidden[rows], x.head, x.bias, buffer, x.alpha)
@@ -117,17 +125,32 @@ def chunks(x: HeadInputs, p: LossInputs) -> Iterator[Chunk]:
 
 
 def chunk_inputs(
-    x: HeadInputs, p: LossInputs, rows: slice, logits: Tensor, target: Tensor | None = None
+    x: HeadInputs, p: LossInputs, rows: slice, logits: Tensor, target: Target | None = None
 ) -> LossInputs:
-    """Return the inputs of some rows with their logits; ``target``: a buffer for a teacher's."""
+    """Return the inputs of some rows with their logits; ``target``: the buffer of a teacher's."""
     ids, probs, rest, weight = (
         None if t is None else t[rows] for t in (p.ids, p.probs, p.rest, p.weight)
     )
     if x.teacher is not None:
         if target is None:
-            target = teacher_heads.target_buffer(x.teacher, rows.stop - rows.start)
-        probs = teacher_heads.target_chunk(x.teacher, rows, target)
-    return LossInputs(logits, ids, probs, rest, weight, p.ignore_index)
+            target = _target(x, rows.stop - rows.start)
+        probs = target.chunk(rows)
+    as_logits = target is not None and target.as_logits
+    return LossInputs(logits, ids, probs, rest, weight, p.ignore_index, as_logits)
+
+
+def _target(x: HeadInputs, rows: int) -> Target:
+    assert x.teacher is not None
+    as_logits = _reads_target_logits(x)
+    dtype = teacher_heads.target_dtype(x.teacher, x.hidden, as_logits)
+    return Target(x.teacher, rows, dtype, as_logits)
+
+
+def _reads_target_logits(x: HeadInputs) -> bool:
+    """Return whether the row pass of a teacher takes the softmax of its logits itself."""
+    assert x.teacher is not None
+    kernels = backend("cross_entropy", x.hidden)
+    return x.teacher.has_own_pass or (kernels.READS_TARGET_LOGITS and x.head.shape[0] > 2)
 
 
 def row_kernels(x: HeadInputs) -> Any:
@@ -143,16 +166,17 @@ def shape_only(n: int, v: int, like: Tensor) -> Tensor:
 
 
 class Gradients:
-    """The gradients of a head, summed over chunks; ``chunked``: there may be several."""
+    """The gradients of a head, summed over ``parts``: chunks, and corrections after them."""
 
-    def __init__(self, x: HeadInputs, needs: NeedsGrad, chunked: bool) -> None:
+    def __init__(self, x: HeadInputs, needs: NeedsGrad, parts: int) -> None:
         self.x, self.needs = x, needs
         self.hidden = torch.empty_like(x.hidden) if needs.hidden else None
         self.head: HeadGradient | None = None
         if needs.head or needs.bias:
-            wide = x.fp32_head_gradient and chunked
             into = x.main_grad.buffer if x.main_grad is not None and needs.head else None
-            self.head = HeadGradient(x.head, wide, needs.bias, with_head=needs.head, into=into)
+            self.head = HeadGradient(
+                x.head, x.fp32_head_gradient, parts, needs.bias, with_head=needs.head, into=into
+            )
 
     def add(self, dlogits: Tensor, rows: slice) -> None:
         """Add a chunk's gradient, which may be overwritten afterwards."""
@@ -197,7 +221,7 @@ def solve_linear(
     )  # fmt: skip
     if late and p.ids is not None:
         call.topk_diffs = torch.empty(p.ids.shape, dtype=p.accumulator, device=p.ids.device)
-    grads = Gradients(x, needs, chunked=not fits(x, p))
+    grads = Gradients(x, needs, parts=chunk_count(x, p) + (p.width + 1 if late else 0))
     slopes = Slopes(x.teacher)
     kernels = row_kernels(x)
     for chunk in chunks(x, p):
@@ -239,7 +263,7 @@ def _solve_at_once(
     z = gemm.logits_chunk(x.hidden, x.head, x.bias, buffer, x.alpha)
     spec = dataclasses.replace(spec, record=True)
     result = solve(chunk_inputs(x, p, every, z), spec, z if needs.any else None, mean)
-    grads = Gradients(x, needs, chunked=False)
+    grads = Gradients(x, needs, parts=1)
     if needs.any and every.stop:
         grads.add(z, every)
     return dataclasses.replace(result, grads=grads.result(), logits=z if keep_logits else None)

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
@@ -37,8 +36,8 @@ from w2s_fast.ops.fused_linear.inputs import (
 )
 from w2s_fast.ops.fused_linear.main_grad import find_main_grad, local_main_grad
 from w2s_fast.ops.fused_linear.teacher import operators as _operators  # noqa: F401 - registers
-from w2s_fast.ops.fused_linear.teacher.checks import check_options, make_teacher
-from w2s_fast.ops.fused_linear.teacher.heads import CROSS_ENTROPY, TeacherHead
+from w2s_fast.ops.fused_linear.teacher.checks import check_options, check_target, make_teacher
+from w2s_fast.ops.fused_linear.teacher.heads import TeacherHead
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.loss_call import LossSpec
 from w2s_fast.ops.results import Stats, WeakLossOut, as_scalar, make_stats
@@ -95,10 +94,11 @@ def linear_cross_entropy(
         positions: (M,) integer rows of the flattened hidden states that carry labels, e.g. one
             answer token a sequence; ``weak`` and ``weight`` are then of M rows, and no other row
             is touched. None: every row.
-        memory_mib: what the logits of a chunk may take, in MiB; a teacher's target, in fp32, may
-            take as much again. Fewer than about a thousand rows a chunk starve the GEMMs.
+        memory_mib: what the logits of a chunk may take, in MiB; a teacher's target may take as
+            much again. Fewer than about a thousand rows a chunk starve the GEMMs.
         fp32_head_gradient: sum a 16-bit head's gradient over chunks in fp32 and round once; costs
-            4 V D bytes where there are several chunks. False rounds once a chunk.
+            4 V D bytes where there are several chunks (more than two on a CPU that multiplies in
+            16 bits). False rounds once a chunk.
         main_grad: fp32 (V, D) buffer to which backward adds the head's gradient (fp64 for an fp64
             head), or True for ``head.main_grad``, as Megatron keeps it. ``head.grad`` then stays
             None. Only a head that has Megatron's flag ``grad_added_to_main_grad`` gets a
@@ -123,7 +123,7 @@ def linear_cross_entropy(
     """
     added_to = find_main_grad(main_grad, head)
     hidden, head, bias = cast_for_autocast(hidden, head, bias)
-    _check_target(weak, teacher, temperature, divergence, smoothing)
+    check_target(weak, teacher, temperature, divergence, smoothing)
     weak, weight = flat_targets(hidden, weak, weight)
     hidden = flat_rows(hidden, positions)
     check_head(hidden, head, bias)
@@ -141,29 +141,6 @@ def linear_cross_entropy(
     spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss)
     loss, result = differentiable_loss(x, p, spec, weight, reduction)
     return (loss, make_stats(p, result)) if return_stats else loss
-
-
-def _check_target(
-    weak: Tensor | SparseTargets | None,
-    teacher: Any,
-    temperature: float,
-    divergence: str,
-    smoothing: float,
-) -> None:
-    """Raise ``W2SError`` unless one target is given, with options that it has."""
-    if (weak is None) == (teacher is None):
-        both = "both" if weak is not None else "neither"
-        raise W2SError(f"weak and teacher: {both} given; expected exactly one of them")
-    if teacher is None and (temperature != 1.0 or divergence != CROSS_ENTROPY):
-        raise W2SError(
-            f"temperature {temperature} and divergence {divergence!r} are of a teacher; expected "
-            "teacher=[...] with them. w2s_fast.losses.distillation has divergences of top-k labels"
-        )
-    if divergence != CROSS_ENTROPY and smoothing:
-        raise W2SError(
-            f"smoothing is {smoothing} with divergence {divergence!r}; expected 0, label smoothing "
-            "is for the cross-entropy"
-        )
 
 
 def projected_loss(

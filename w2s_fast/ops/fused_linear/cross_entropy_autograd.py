@@ -43,9 +43,9 @@ from w2s_fast.ops.fused_linear.chunks import (
     Gradients,
     HeadInputs,
     NeedsGrad,
+    chunk_count,
     chunk_inputs,
     chunks,
-    fits,
     row_kernels,
     shape_only,
     solve_linear,
@@ -181,11 +181,11 @@ class FusedLinearLoss(torch.autograd.Function):
         assert result is not None
         needs = NeedsGrad(*ctx.needs_input_grad[:3])
         hidden, head, bias, *saved = ctx.saved_tensors
-        targets, terms = saved[:4], saved[4:]
+        (ids, probs, rest, weight), terms = saved[:4], saved[4:]
         teacher = None if ctx.teacher is None else ctx.teacher.with_tensors(terms)
         x = HeadInputs(hidden, head, bias, *call.memory)._replace(teacher=teacher)
         shape = shape_only(hidden.shape[0], ctx.n_classes, hidden)
-        p = LossInputs._make((shape, *targets, ctx.ignore_index))
+        p = LossInputs(shape, ids, probs, rest, weight, ctx.ignore_index)
         grad_weight = grad_scales = None
         if ctx.needs_input_grad[3]:
             grad_weight = weight_gradient(p, result, call.mean, upstream, call.weight_dtype)
@@ -274,7 +274,7 @@ def gradients_from_record(
     """
     p, stats, index, row_scale = call.inputs, call.stats, call.index, call.row_scale
     assert row_scale is not None
-    grads = Gradients(x, needs, chunked=logits is None and not fits(x, p))
+    grads = Gradients(x, needs, parts=1 if logits is not None else chunk_count(x, p))
     every = slice(0, p.logits.shape[0])
     whole = None if logits is None else [Chunk(every, chunk_inputs(x, p, every, logits))]
     kernels = row_kernels(x)

@@ -21,10 +21,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from w2s_fast.ops import native
 from w2s_fast.ops.chunking import ROUND_ROWS
 
-# Entries of the head upcast at a time, or of its gradient computed at a time: 4 MiB in fp32.
-_TILE = 1 << 20
+_TILE = 1 << 20  # entries of a head upcast at a time: 4 MiB in fp32
+# Entries of a head's gradient in 16 bits at a time: 16 MiB. oneDNN packs the hidden states anew for
+# every product; with tiles of 2 MiB that took more time than the products.
+_GRADIENT_TILE = 1 << 23
 _ONE_DNN_HAS = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
     torch.float16: "_is_mkldnn_fp16_supported",
@@ -55,6 +58,13 @@ def upcasts(x: Tensor) -> bool:
 def tiles(head: Tensor, n: int) -> Iterator[slice]:
     """Yield the classes of a head (V, D), about a thousand at a time, for products with n rows."""
     step = _tile_size(head, n)
+    for start in range(0, head.shape[0], step):
+        yield slice(start, min(start + step, head.shape[0]))
+
+
+def gradient_tiles(head: Tensor) -> Iterator[slice]:
+    """Yield the classes of a head (V, D), a quarter of them at most, for 16-bit products (., D)."""
+    step = max(ROUND_ROWS, min(_GRADIENT_TILE // max(head.shape[1], 1), -(-head.shape[0] // 4)))
     for start in range(0, head.shape[0], step):
         yield slice(start, min(start + step, head.shape[0]))
 
@@ -105,7 +115,7 @@ def _upcast_logits(
 
 def logits_buffer(hidden: Tensor, head: Tensor, rows: int) -> Tensor | None:
     """Allocate the buffer that ``logits_chunk`` reuses; None where it returns new memory."""
-    return None if _one_dnn(hidden) else hidden.new_empty((rows, head.shape[0]))
+    return None if _one_dnn(hidden) else native.new_buffer((rows, head.shape[0]), hidden)
 
 
 def hidden_gradient(dlogits: Tensor, head: Tensor, out: Tensor) -> None:

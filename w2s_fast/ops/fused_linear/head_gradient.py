@@ -1,7 +1,9 @@
 """The gradients of a fused head, summed over chunks of rows and over rows of one class.
 
-16-bit gradients of several chunks are summed in fp32 and rounded once. Sums over rows of one
-class have a fixed order and no atomics: the same call gives the same bits.
+16-bit gradients of several chunks are summed in fp32 and rounded once. A CPU rounds the product of
+every chunk to 16 bits; the second of two is therefore added to the first within the product, which
+rounds as often and needs no buffer in fp32. Sums over rows of one class have a fixed order and no
+atomics: the same call gives the same bits.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from w2s_fast.ops import native
 from w2s_fast.ops.dtypes import accumulator
-from w2s_fast.ops.fused_linear.gemm import tiles, upcasts
+from w2s_fast.ops.fused_linear.gemm import gradient_tiles, tiles, upcasts
 
 
 class HeadGradient:
@@ -18,7 +21,9 @@ class HeadGradient:
 
     Args:
         head: gives shape, dtype and device.
-        fp32: sum the chunks of a 16-bit head in fp32 and round once at the end; costs 4 V D bytes.
+        fp32: sum the parts of a 16-bit head in fp32 and round once at the end; costs 4 V D bytes
+            where there are several (three or more on a CPU that multiplies in 16 bits).
+        parts: how many times the gradient is added to, or more.
         with_bias: also sum dlogits over rows.
         with_head: False for a frozen head.
         into: (V, D) buffer that the head's gradient is added to; ``result`` then has none.
@@ -28,13 +33,18 @@ class HeadGradient:
         self,
         head: Tensor,
         fp32: bool,
+        parts: int,
         with_bias: bool,
         with_head: bool = True,
         into: Tensor | None = None,
     ) -> None:
-        wide = torch.float32 if fp32 and head.dtype.itemsize < 4 else head.dtype
         self.dtype, self._into = head.dtype, into
-        self.head = torch.empty_like(head, dtype=wide) if with_head and into is None else into
+        self.head = into
+        if with_head and into is None:
+            narrow = 2 if head.device.type == "cpu" and not upcasts(head) else 1
+            wide = fp32 and head.dtype.itemsize < 4 and parts > narrow
+            dtype = torch.float32 if wide else head.dtype
+            self.head = native.new_buffer(tuple(head.shape), head, dtype)
         self.bias: Tensor | None = None
         if with_bias:
             acc = accumulator(head.dtype)
@@ -65,19 +75,32 @@ class HeadGradient:
             torch.addmm(out, dlogits.t(), hidden, out=out)
 
     def _add_tiles(self, out: Tensor, dlogits: Tensor, hidden: Tensor) -> None:
-        """Add by tiles; CPU products have no wider output, but a tile is still in the caches."""
-        wide = upcasts(dlogits)
-        hidden = hidden.float() if wide else hidden
+        """Add by tiles: CPU products have no output wider than their factors."""
+        if not upcasts(dlogits):
+            self._add_rounded(out, dlogits, hidden)
+            return
+        hidden = hidden.float()
         for at in tiles(out, hidden.shape[0]):
-            part = (dlogits[:, at].float() if wide else dlogits[:, at]).t()
-            if out.dtype == part.dtype and self._empty:
-                torch.mm(part, hidden, out=out[at])
-            elif out.dtype == part.dtype:
-                torch.addmm(out[at], part, hidden, out=out[at])
-            elif self._empty:
+            part = dlogits[:, at].float().t()
+            if out.dtype != part.dtype and self._empty:
                 out[at] = torch.mm(part, hidden)
-            else:
+            elif out.dtype != part.dtype:
                 out[at] += torch.mm(part, hidden)
+            elif self._empty:
+                torch.mm(part, hidden, out=out[at])
+            else:
+                torch.addmm(out[at], part, hidden, out=out[at])
+
+    def _add_rounded(self, out: Tensor, dlogits: Tensor, hidden: Tensor) -> None:
+        room = None
+        for at in gradient_tiles(out):
+            if room is None:  # one buffer: new ones would cost a page fault a page
+                room = native.new_buffer((at.stop, out.shape[1]), hidden)
+            part = torch.mm(dlogits[:, at].t(), hidden, out=room[: at.stop - at.start])
+            if self._empty:
+                out[at] = part
+            else:
+                out[at] += part
 
     def add_entries(self, classes: Tensor, values: Tensor, hidden: Tensor) -> None:
         """Add dlogits^T hidden of M rows with K entries each: classes and values (M, K)."""
@@ -94,7 +117,9 @@ class HeadGradient:
         """Return both gradients in the dtype of the head (None for a frozen or added part)."""
         if self._empty and self.head is not None:
             self.head.zero_()
-        head = None if self.head is None or self._into is not None else self.head.to(self.dtype)
+        head = None if self._into is not None else self.head
+        if head is not None and head.dtype != self.dtype:
+            head = native.new_buffer(tuple(head.shape), head, self.dtype).copy_(head)
         return head, None if self.bias is None else self.bias.to(self.dtype)
 
 

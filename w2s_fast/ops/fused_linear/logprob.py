@@ -25,11 +25,11 @@ from w2s_fast.ops.fused_linear.logprob_statistics import linear_topk_values
 from w2s_fast.ops.logprob.api import (
     RowStats,
     check_ids,
-    check_return_stats,
     check_scale,
     differentiable_stats,
     row_stats,
 )
+from w2s_fast.ops.results import check_return_stats
 from w2s_fast.ops.transforms import batched, values
 
 IGNORE = -100
@@ -60,7 +60,8 @@ def linear_topk_logprob(
         memory_mib: what the logits of a chunk may take, in MiB. Logits that take at most half of
             it are kept for backward, which saves one of four products.
         fp32_head_gradient: sum a 16-bit head's gradient over chunks in fp32 and round once; costs
-            4 V D bytes where there are several chunks. False rounds once a chunk.
+            4 V D bytes where there are several chunks (more than two on a CPU that multiplies in
+            16 bits). False rounds once a chunk.
         return_stats: see ``topk_logprob``; differentiable ones read each chunk once more.
 
     Returns:

@@ -23,10 +23,9 @@ from w2s_fast.ops.logprob import autograd as _autograd  # noqa: F401 - registers
 from w2s_fast.ops.logprob import statistics_autograd as _statistics  # noqa: F401 - the same
 from w2s_fast.ops.logprob.statistics import RowValue
 from w2s_fast.ops.loss_call import Index, Stat
+from w2s_fast.ops.results import check_return_stats
 from w2s_fast.ops.targets import check_logits, topk_error, unfit_rows
 from w2s_fast.ops.transforms import values
-
-DIFFERENTIABLE = "differentiable"
 
 
 class RowStats(NamedTuple):
@@ -94,15 +93,6 @@ def topk_logprob(
         return logp, tail, differentiable_stats(values, index)
     logp, tail, stats, index = torch.ops.w2s_fast.topk_logp(logits, ids, softcap, True)
     return (logp, tail, row_stats(stats, index)) if return_stats else (logp, tail)
-
-
-def check_return_stats(return_stats: bool | str) -> bool:
-    """Return whether differentiable statistics are requested; other words raise."""
-    if isinstance(return_stats, str) and return_stats != DIFFERENTIABLE:
-        raise W2SError(
-            f"return_stats is {return_stats!r}; expected True, False or {DIFFERENTIABLE!r}"
-        )
-    return return_stats == DIFFERENTIABLE
 
 
 def differentiable_stats(values: Tensor, index: Tensor) -> RowStats:

@@ -24,6 +24,7 @@ from torch import Tensor
 from w2s_fast.ops.cross_entropy.ref import soft_cap_slope, soft_capped
 from w2s_fast.ops.dispatch import backend
 from w2s_fast.ops.loss_call import Index, RowCall, Stat
+from w2s_fast.ops.targets import LossInputs
 
 # Logits of a block: 512 KiB in fp32 for every thread of a CPU, 64 MiB on an accelerator.
 _BLOCK = 1 << 17
@@ -142,13 +143,17 @@ def _gradient_of_values(logits: Tensor, call: RowCall, extra: ValueGradient) -> 
 
 
 def _rows_of(call: RowCall, rows: slice) -> RowCall:
-    """Return the phase ``gradient`` of some rows of a call with top-k targets."""
+    """Return the phase ``gradient`` of some rows of a call; targets get the record's precision."""
     assert call.grad is not None and call.row_scale is not None
     p = call.inputs
-    ids, probs, rest = (None if t is None else t[rows] for t in (p.ids, p.probs, p.rest))
+    ids, probs, rest, weight = (
+        None if t is None else t[rows] for t in (p.ids, p.probs, p.rest, p.weight)
+    )
+    if probs is not None:
+        probs = probs.to(call.stats.dtype)
     return replace(
         call,
-        inputs=p._replace(logits=p.logits[rows], ids=ids, probs=probs, rest=rest),
+        inputs=LossInputs(p.logits[rows], ids, probs, rest, weight, p.ignore_index),
         stats=call.stats[:, rows].contiguous(),
         index=call.index[:, rows].contiguous(),
         grad=call.grad[rows],

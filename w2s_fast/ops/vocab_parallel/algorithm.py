@@ -40,6 +40,7 @@ from w2s_fast.ops.fused_linear.chunks import (
     closed_rows,
     fixes_by_rank_one,
 )
+from w2s_fast.ops.fused_linear.teacher.heads import Target, Teacher
 from w2s_fast.ops.loss_call import Index, LossResult, LossSpec, RowCall, Stat, new_record
 from w2s_fast.ops.quantile import api as quantile_op
 from w2s_fast.ops.targets import LossInputs, check_labels
@@ -50,18 +51,31 @@ from w2s_fast.ops.vocab_parallel.shard import Shard
 def chunk_rows(x: HeadInputs, p: LossInputs, shard: Shard) -> int:
     """Return the rows of a chunk, from the mean width: ranks must agree without a message."""
     width = -(-shard.total // dist.get_world_size(shard.group))
-    n = p.logits.shape[0]
-    return rows_per_chunk(n, width, x.hidden.dtype.itemsize, x.memory_mib)
+    n, itemsize = p.logits.shape[0], x.hidden.dtype.itemsize
+    if x.teacher is not None:
+        itemsize = max(itemsize, p.accumulator.itemsize)
+    return rows_per_chunk(n, width, itemsize, x.memory_mib)
 
 
-def local_inputs(p: LossInputs, rows: slice, z: Tensor, shard: Shard) -> LossInputs:
-    """Return the targets of this shard's classes; hard labels become top-k labels with K = 1."""
+def _chunk_count(x: HeadInputs, p: LossInputs, shard: Shard) -> int:
+    return max(1, -(-p.logits.shape[0] // chunk_rows(x, p, shard)))
+
+
+def local_inputs(
+    p: LossInputs, rows: slice, z: Tensor, shard: Shard, probs: Tensor | None = None
+) -> LossInputs:
+    """Return the targets of this shard's classes; hard labels become top-k labels with K = 1.
+
+    ``probs``: those of some rows that a teacher made.
+    """
     keep = p.counted()[rows]
     weight = keep.to(p.accumulator) if p.weight is None else p.weight[rows] * keep
     rest = None if p.rest is None else p.rest[rows]
     if p.ids is None:
-        assert p.probs is not None
-        return LossInputs(z, None, p.probs[rows], rest, weight, p.ignore_index)
+        if probs is None:
+            assert p.probs is not None
+            probs = p.probs[rows]
+        return LossInputs(z, None, probs, rest, weight, p.ignore_index)
     real = p.ids[rows] != p.ignore_index if p.probs is None else p.ids[rows] >= 0
     ids = torch.where(real, shard.local(p.ids[rows]), -1)
     probs = p.probs[rows] if p.probs is not None else torch.ones_like(ids, dtype=p.accumulator)
@@ -72,10 +86,25 @@ def local_chunks(x: HeadInputs, p: LossInputs, shard: Shard) -> Iterator[Chunk]:
     """Yield the logits of this shard's classes, a chunk at a time, in one buffer."""
     n, size = p.logits.shape[0], chunk_rows(x, p, shard)
     buffer = gemm.logits_buffer(x.hidden, x.head, min(size, n))
+    target = None if x.teacher is None else _target(x.teacher, min(size, n))
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
         z = gemm.logits_chunk(x.hidden[rows], x.head, x.bias, buffer)
-        yield Chunk(rows, local_inputs(p, rows, z, shard))
+        probs = None if target is None else sharded_softmax(target.chunk(rows), shard)
+        yield Chunk(rows, local_inputs(p, rows, z, shard, probs))
+
+
+def _target(teacher: Teacher, rows: int) -> Target:
+    return Target(teacher, rows, teacher.scales.dtype, as_logits=True)
+
+
+def sharded_softmax(t: Tensor, shard: Shard) -> Tensor:
+    """Return the softmax of rows over the classes of all ranks, in place of (n, V_r) logits."""
+    top = t.amax(1, keepdim=True)
+    dist.all_reduce(top, dist.ReduceOp.MAX, group=shard.group)
+    total = t.sub_(top).exp_().sum(1, keepdim=True)
+    dist.all_reduce(total, group=shard.group)
+    return t.div_(total)
 
 
 def merged_call(p: LossInputs, spec: LossSpec, shard: Shard) -> RowCall:
@@ -142,7 +171,7 @@ def solve_vocab(
     stats, index = new_record(p)
     late = spec.rule == "median" and spec.threshold is None
     if late and not fixes_by_rank_one(p, spec, needs):
-        for rows, inputs in local_chunks(x, p, shard):
+        for rows, inputs in local_chunks(*_without_teacher(x, p), shard):
             stats[:, rows] = merged_call(inputs, spec, shard).stats
         at_half = quantile_op.masked_quantile(stats[Stat.SCORE], 0.5, p.counted())
         spec, late = dataclasses.replace(spec, threshold=at_half), False
@@ -151,7 +180,7 @@ def solve_vocab(
     whole = RowCall(p, spec, stats, index, rule, spec.threshold, scale=scale)
     if p.ids is not None:
         whole.topk_diffs = torch.empty(p.ids.shape, dtype=p.accumulator, device=total.device)
-    grads = Gradients(x, needs, chunk_rows(x, p, shard) < p.logits.shape[0])
+    grads = Gradients(x, needs, _chunk_count(x, p, shard) + (p.width + 1 if late else 0))
     for rows, inputs in local_chunks(x, p, shard):
         call = merged_call(inputs, spec, shard)
         call.rule, call.threshold = rule, spec.threshold
@@ -171,6 +200,14 @@ def solve_vocab(
     return LossResult(stats, index, loss, total, whole.threshold, _summed(grads, shard))
 
 
+def _without_teacher(x: HeadInputs, p: LossInputs) -> tuple[HeadInputs, LossInputs]:
+    """Return inputs for scores, which are the student's: any label will do."""
+    if x.teacher is None:
+        return x, p
+    label = torch.zeros((x.hidden.shape[0], 1), dtype=torch.int64, device=x.hidden.device)
+    return x._replace(teacher=None), p._replace(ids=label, ignore_index=-1)
+
+
 def gradients_from_rows(
     x: HeadInputs,
     p: LossInputs,
@@ -181,7 +218,7 @@ def gradients_from_rows(
     shard: Shard,
 ) -> tuple[Tensor | None, ...]:
     """Compute gradients for an upstream (N,) of row losses, from the record and new logits."""
-    grads = Gradients(x, needs, chunk_rows(x, p, shard) < p.logits.shape[0])
+    grads = Gradients(x, needs, _chunk_count(x, p, shard))
     for rows, inputs in local_chunks(x, p, shard):
         some, few = result.stats[:, rows].contiguous(), result.index[:, rows].contiguous()
         call = RowCall(inputs, spec, some, few)

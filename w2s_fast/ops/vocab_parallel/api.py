@@ -7,11 +7,12 @@ r"""The fused head with its vocabulary split over ranks: V / R rows of the head 
 Every rank passes the same hidden states and targets, as in tensor parallelism, and receives the
 same loss and dhidden, and the gradient of its own head rows. Results equal those of the whole head
 on one rank up to rounding. Messages: 88 bytes a row and rank for the record, 4 K for K top-k
-classes, and dhidden.
+classes, 8 for a teacher, and dhidden.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,10 +32,12 @@ from w2s_fast.ops.fused_linear.inputs import (
     flat_targets,
 )
 from w2s_fast.ops.fused_linear.main_grad import find_main_grad, local_main_grad
+from w2s_fast.ops.fused_linear.teacher.checks import check_target, make_teacher
+from w2s_fast.ops.fused_linear.teacher.heads import Teacher, TeacherHead
 from w2s_fast.ops.loss_call import LossResult
 from w2s_fast.ops.quantile.distributed import check_group
 from w2s_fast.ops.results import Stats, check_reduction, make_stats
-from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets
+from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets, without_targets
 from w2s_fast.ops.transforms import refuse_transforms
 from w2s_fast.ops.vocab_parallel.algorithm import gradients_from_rows, solve_vocab
 from w2s_fast.ops.vocab_parallel.dtensor import (
@@ -52,9 +55,11 @@ from w2s_fast.ops.vocab_parallel.shard import Shard, check_total
 def vocab_parallel_cross_entropy(
     hidden: Tensor,
     head: Tensor,
-    weak: Tensor | SparseTargets,
+    weak: Tensor | SparseTargets | None = None,
     *,
     group: Any,
+    teacher: Sequence[TeacherHead] | None = None,
+    temperature: float = 1.0,
     shard: tuple[int, int] | None = None,
     bias: Tensor | None = None,
     positions: Tensor | None = None,
@@ -78,7 +83,11 @@ def vocab_parallel_cross_entropy(
         head: (V_r, D) this rank's rows. Gets gradients. Of a DTensor (V, D) sharded over its
             classes, the local part is taken; ``shard`` is read from it, and bias must be one too.
         weak: int (N,) and ``SparseTargets`` name classes of the whole vocabulary, the same on
-            every rank; float (N, V_r) is this rank's part of the weak probabilities.
+            every rank; float (N, V_r) is this rank's part of the weak probabilities. Exactly one
+            of ``weak`` and ``teacher`` is given.
+        teacher: terms as there, with this rank's rows (V_r, D_m) of each head and of its bias; the
+            loss is the cross-entropy. Plain tensors; a scale gets no gradient.
+        temperature: of the teacher's softmax, above 0.
         group: ``torch.distributed`` process group over which the vocabulary is split, in rank
             order.
         shard: (first class, V) of this rank; None where all shards have V_r classes.
@@ -96,6 +105,7 @@ def vocab_parallel_cross_entropy(
         RuntimeError: on a second derivative, or a tangent of forward mode.
     """
     check_group(group)
+    check_target(weak, teacher, temperature)
     added_to = find_main_grad(main_grad, head)
     if has_dtensor(hidden, head, weak, bias, positions, weight):
         shard, head, bias, weak = _local_classes(head, bias, weak, shard, group)
@@ -103,17 +113,19 @@ def vocab_parallel_cross_entropy(
         positions = whole("positions", positions)
     hidden, head, bias = cast_for_autocast(hidden, head, bias)
     labels, weight = flat_targets(hidden, weak, weight)
-    assert labels is not None
     rows = flat_rows(hidden, positions)
     check_head(rows, head, bias)
     at = _shard(head.shape[0], shard, group)
     p = _inputs(rows, labels, weight, ignore_index, at)
+    terms = None if teacher is None else _teacher(teacher, rows, at, temperature)
     spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss)
     check_spec(spec, p)
     check_reduction(reduction)
     refuse_transforms("vocab_parallel_cross_entropy", rows, head, bias, weight)
     added_to = local_main_grad(added_to, head)
-    x = HeadInputs(rows, head, bias, memory_mib, fp32_head_gradient, main_grad=added_to)
+    x = HeadInputs(
+        rows, head, bias, memory_mib, fp32_head_gradient, main_grad=added_to, teacher=terms
+    )
     loss, result = apply_eagerly(_ShardCall(p, spec, reduction, shard=at), x, weight)
     return (loss, make_stats(p, result)) if return_stats else loss
 
@@ -158,10 +170,10 @@ def _shard(width: int, shard: tuple[int, int] | None, group: Any) -> Shard:
 def _local_classes(
     head: Any,
     bias: Tensor | None,
-    weak: Tensor | SparseTargets,
+    weak: Tensor | SparseTargets | None,
     shard: tuple[int, int] | None,
     group: Any,
-) -> tuple[tuple[int, int] | None, Tensor, Tensor | None, Tensor | SparseTargets]:
+) -> tuple[tuple[int, int] | None, Tensor, Tensor | None, Tensor | SparseTargets | None]:
     """Return (first class, V) and the local parts of head, bias and weak labels."""
     if not is_dtensor(head):
         return shard, head, whole("bias", bias), whole("weak", weak)
@@ -182,13 +194,15 @@ def _local_classes(
 
 def _inputs(
     rows: Tensor,
-    weak: Tensor | SparseTargets,
+    weak: Tensor | SparseTargets | None,
     weight: Tensor | None,
     ignore_index: int,
     shard: Shard,
 ) -> LossInputs:
     """Check targets: class ids against the whole vocabulary, dense labels against a shard."""
     n = rows.shape[0]
+    if weak is None:  # a teacher makes them chunk by chunk
+        return without_targets(shape_only(n, shard.total, rows), weight)
     dense = isinstance(weak, Tensor) and weak.is_floating_point()
     if isinstance(weak, Tensor) and not dense:
         weak = weak.flatten()
@@ -197,6 +211,18 @@ def _inputs(
     shape = shape_only(n, shard.width if dense else shard.total, rows)
     p = attach_targets(shape, weak, weight, ignore_index)
     return p._replace(logits=shape_only(n, shard.total, rows))
+
+
+def _teacher(
+    terms: Sequence[TeacherHead], rows: Tensor, shard: Shard, temperature: float
+) -> Teacher:
+    made = make_teacher(terms, rows.shape[0], shard.width, rows, temperature)
+    if any(made.learned):
+        raise W2SError(
+            f"teacher[{made.learned.index(True)}].scale requires grad; expected a number or a "
+            "constant: linear_cross_entropy learns scales"
+        )
+    return made
 
 
 @dataclass(slots=True, kw_only=True)

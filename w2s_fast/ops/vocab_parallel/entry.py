@@ -36,8 +36,8 @@ def linear_takes_dtensors(function: F) -> F:
             return function(hidden, head, weak, **options)
         if options.get("teacher") is not None:
             raise W2SError(
-                "teacher= with a DTensor; expected plain tensors: a teacher needs whole heads, use "
-                ".full_tensor(), or give soft labels as weak="
+                "teacher= with a DTensor; expected plain tensors: use .full_tensor(), or call "
+                "vocab_parallel_cross_entropy(teacher=) with this rank's rows of every head"
             )
         if weak is None:
             raise W2SError("weak is None; expected labels of the rows")

@@ -27,7 +27,7 @@ from w2s_fast.ops.fused_linear.chunks import HeadInputs, NeedsGrad, shape_only
 from w2s_fast.ops.fused_linear.cross_entropy_autograd import EagerCall, Grads, apply_eagerly
 from w2s_fast.ops.loss_call import LossResult, RowCall, Stat
 from w2s_fast.ops.quantile import api as quantile_op
-from w2s_fast.ops.results import Stats, check_reduction, make_stats
+from w2s_fast.ops.results import Stats, check_reduction, check_return_stats, make_stats
 from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets, check_labels
 from w2s_fast.ops.transforms import refuse_transforms
 from w2s_fast.ops.vocab_parallel.algorithm import local_inputs, merged_call, write_gradient
@@ -50,7 +50,7 @@ def sharded_logits_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     inplace: bool = False,
-    return_stats: bool = False,
+    return_stats: bool | str = False,
 ) -> Tensor | tuple[Tensor, Stats]:
     """Compute ``cross_entropy`` of this rank's columns (N, V_r) of the logits. Eager only.
 
@@ -70,6 +70,11 @@ def sharded_logits_cross_entropy(
         W2SError: as ``cross_entropy``, and for ``inplace=True``.
         RuntimeError: on a second derivative, or inside ``torch.func`` transforms.
     """
+    if check_return_stats(return_stats):
+        raise W2SError(
+            "return_stats is 'differentiable' for logits that are sharded over their classes; "
+            "expected True or False"
+        )
     if inplace:
         raise W2SError(
             "inplace is True for logits that are sharded over their classes; expected False"

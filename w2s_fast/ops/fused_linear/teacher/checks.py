@@ -58,6 +58,29 @@ def make_teacher(
     )  # fmt: skip
 
 
+def check_target(
+    weak: Any,
+    teacher: Any,
+    temperature: float = 1.0,
+    divergence: str = CROSS_ENTROPY,
+    smoothing: float = 0.0,
+) -> None:
+    """Raise ``W2SError`` unless one target is given, with options that it has."""
+    if (weak is None) == (teacher is None):
+        both = "both" if weak is not None else "neither"
+        raise W2SError(f"weak and teacher: {both} given; expected exactly one of them")
+    if teacher is None and (temperature != 1.0 or divergence != CROSS_ENTROPY):
+        raise W2SError(
+            f"temperature {temperature} and divergence {divergence!r} are of a teacher; expected "
+            "teacher=[...] with them. w2s_fast.losses.distillation has divergences of top-k labels"
+        )
+    if divergence != CROSS_ENTROPY and smoothing:
+        raise W2SError(
+            f"smoothing is {smoothing} with divergence {divergence!r}; expected 0, label smoothing "
+            "is for the cross-entropy"
+        )
+
+
 def check_options(temperature: float, divergence: str, beta: float) -> None:
     """Raise ``W2SError`` for options of a teacher that do not exist or are out of range."""
     check_scale(temperature, 0.0)

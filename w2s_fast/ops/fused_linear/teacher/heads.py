@@ -1,12 +1,12 @@
 r"""The target of a teacher that is a sum of heads, for one chunk of rows at a time.
 
     u_m = softcap_m(h_m W_m^T + b_m)      the logits of term m, (N, V)
-    t   = sum_m a_m u_m / T               in fp32 (fp64 for a student in fp64)
+    t   = sum_m a_m u_m / T               in fp32 (fp64 for a student in fp64), see target_dtype
     q   = softmax(t)
 
 h_m (N, D_m) are stored hidden states, W_m (V, D_m) a head, a_m a coefficient, T the temperature.
-Storing h_m and one head takes N D_m + V D_m numbers where logits take N V. The terms are products
-of one tile of classes at a time, added while the tile is in the caches.
+Storing h_m and one head takes N D_m + V D_m numbers where logits take N V. In fp32 the terms are
+products of one tile of classes at a time, added while the tile is in the caches.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from w2s_fast.ops import native
 from w2s_fast.ops.cross_entropy.ref import soft_capped
 from w2s_fast.ops.fused_linear import gemm
 
@@ -74,26 +75,64 @@ class Teacher(NamedTuple):
         return self._replace(scales=saved[0], hidden=hidden, heads=heads, biases=biases)
 
 
-def target_buffer(teacher: Teacher, rows: int) -> Tensor:
-    """Allocate the (rows, V) that ``target_chunk`` fills."""
-    return teacher.scales.new_empty((rows, teacher.heads[0].shape[0]))
+class Target:
+    """The target of a chunk of rows, in a buffer (rows, V) that all chunks share.
+
+    Args:
+        dtype: see ``target_dtype``.
+        as_logits: t instead of q, for row passes that take the softmax themselves.
+    """
+
+    def __init__(self, teacher: Teacher, rows: int, dtype: torch.dtype, as_logits: bool) -> None:
+        self.teacher, self.as_logits = teacher, as_logits
+        shape = rows, teacher.heads[0].shape[0]
+        self.buffer = native.new_buffer(shape, teacher.scales, dtype)
+
+    def chunk(self, rows: slice) -> Tensor:
+        """Return (n, V): the target of some rows, valid until the next call."""
+        out = self.buffer[: rows.stop - rows.start]
+        if out.dtype == self.teacher.scales.dtype:
+            _sum_terms(self.teacher, rows, out)
+        else:
+            _sum_products(self.teacher, rows, out)
+        if not self.as_logits:
+            for at in row_blocks(out):
+                out[at] = torch.softmax(out[at], 1)
+        return out
 
 
-def target_chunk(teacher: Teacher, rows: slice, buffer: Tensor) -> Tensor:
-    """Return (n, V) in ``buffer``: q of some rows, or log q where ``has_own_pass``."""
-    out = buffer[: rows.stop - rows.start]
-    _sum_terms(teacher, rows, out)
-    normalise = torch.log_softmax if teacher.has_own_pass else torch.softmax
-    for at in row_blocks(out):
-        out[at] = normalise(out[at], 1)
-    return out
+def target_dtype(teacher: Teacher, like: Tensor, as_logits: bool) -> torch.dtype:
+    """Return the dtype of a ``Target``: 16 bits where its products are rounded to them anyway.
+
+    Half the bytes of a row make twice the rows of a chunk, and each term is then one product of
+    whole rows: the library adds it to the buffer in fp32 and rounds once.
+    """
+    acc = teacher.scales.dtype
+    narrow = like.dtype.itemsize < acc.itemsize and like.device.type == "cpu"
+    if not as_logits or not narrow or gemm.upcasts(like):
+        return acc
+    plain = all(h.dtype == like.dtype for h in teacher.hidden) and not any(teacher.softcaps)
+    return like.dtype if plain and not any(teacher.learned) else acc
 
 
 def probabilities(teacher: Teacher) -> Tensor:
     """Return q of every row, (N, V): for few classes."""
     n = teacher.hidden[0].shape[0]
-    q = target_chunk(teacher, slice(0, n), target_buffer(teacher, n))
-    return q.exp_() if teacher.has_own_pass else q
+    return Target(teacher, n, teacher.scales.dtype, False).chunk(slice(0, n))
+
+
+def _sum_products(teacher: Teacher, rows: slice, out: Tensor) -> None:
+    """Fill ``out`` in its own dtype: every term is added by its product."""
+    factors = (teacher.scales / teacher.temperature).tolist()
+    biases = [f * b.float() for f, b in zip(factors, teacher.biases, strict=True) if b is not None]
+    if biases:
+        out.copy_(torch.stack(biases).sum(0))
+    beta = 1.0 if biases else 0.0
+    # The largest term comes last: what is rounded before it is small.
+    for m in sorted(range(len(factors)), key=lambda m: abs(factors[m])):
+        hidden, head = teacher.hidden[m][rows], teacher.heads[m]
+        torch.addmm(out, hidden, head.t(), beta=beta, alpha=factors[m], out=out)
+        beta = 1.0
 
 
 def _sum_terms(teacher: Teacher, rows: slice, out: Tensor) -> None:

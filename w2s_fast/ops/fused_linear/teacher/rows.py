@@ -5,7 +5,7 @@ r"""The row pass of a divergence from a teacher's q, with the contract of a back
 The record of the student's rows (maximum, sum, score, gate a_i) is made by the kernels of the
 backend against the teacher's top class. D and both of its derivatives are computed in PyTorch, a
 block of rows of a few MiB at a time, so no second buffer of the size of a chunk exists. The inputs
-of a call hold log q where the kernels of dense labels read q.
+of a call hold the logits t of the teacher.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DivergenceRows:
     def rows(self, call: RowCall) -> None:
         """Fill the record and, with ``grad``, write scale * dL/dlogits.
 
-        With a learned scale, dL/dt takes the place of log q (without scale and row weight).
+        With a learned scale, dL/dt takes the place of t (without scale and row weight).
         """
         _student_record(call)
         row_scale, weight = None, call.inputs.weight
@@ -50,16 +50,15 @@ class DivergenceRows:
             self._block(call, at, call.row_scale, False)
 
     def _block(self, call: RowCall, at: slice, row_scale: Tensor | None, learned: bool) -> None:
-        p, stats, log_q = call.inputs, call.stats, call.inputs.probs
-        assert log_q is not None
+        p, stats, t = call.inputs, call.stats, call.inputs.probs
+        assert t is not None
+        log_q = torch.log_softmax(t[at].to(stats.dtype), 1)
         u = p.logits[at].to(stats.dtype)
         top, logs, a, factor = (
             stats[s, at].unsqueeze(1) for s in (Stat.MAX, Stat.LOGS, Stat.COEF, Stat.FACTOR)
         )
         log_p = soft_capped(u, call.spec.softcap) - top - logs
-        x = Pair(
-            log_p, log_q[at], log_p.exp(), log_q[at].exp(), self.beta, call.spec.smoothing
-        )  # fmt: skip
+        x = Pair(log_p, log_q, log_p.exp(), log_q.exp(), self.beta, call.spec.smoothing)
         terms = self.divergence(x)
         own = call.index[Index.SELF, at].unsqueeze(1)
         self._loss(call, at, terms.summands.sum(1), log_p.gather(1, own).squeeze(1))
@@ -76,7 +75,7 @@ class DivergenceRows:
             call.grad[at] = torch.where(by_row != 0, g * by_row, 0.0)
         if learned:
             g = (1 - a) * (terms.by_teacher - x.q * terms.by_teacher.sum(1, keepdim=True))
-            log_q[at] = torch.where(factor != 0, g * factor, 0.0)
+            t[at] = torch.where(factor != 0, g * factor, 0.0)
 
     @staticmethod
     def _loss(call: RowCall, at: slice, divergence: Tensor, own_log_p: Tensor) -> None:
@@ -95,7 +94,8 @@ def _student_record(call: RowCall) -> None:
     """Fill the record of the student's rows against the teacher's top class."""
     p, spec = call.inputs, dataclasses.replace(call.spec, smoothing=0.0)
     assert p.probs is not None
-    inputs = p._replace(ids=p.probs.argmax(1, keepdim=True), probs=None, ignore_index=-1)
+    top = p.probs.argmax(1, keepdim=True)
+    inputs = p._replace(ids=top, probs=None, ignore_index=-1, probs_are_logits=False)
     backend("cross_entropy", p.logits).rows(
         dataclasses.replace(call, inputs=inputs, spec=spec, grad=None)
     )
