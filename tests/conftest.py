@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import shutil
@@ -119,6 +120,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if DEVICE == "cpu" and (_backend(item) in ("triton", "cuda") or "_triton" in item.name):
             item.add_marker("emulated")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave the modules and tests out of every later collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def _file(path: Path) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from helpers.paths import ROOT
 
+# What is packed does not depend on it, and the core of the checkout is optimized.
+QUICK = {"CXXFLAGS": "-O0"}
 LINUX = sys.platform == "linux"
 NEEDED = {"libm.so.6", "libc.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libpthread.so.0"}
 NEEDED |= {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}  # thread-local storage
@@ -84,7 +86,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(tree: Path) -> Path:
     """The wheel built from ``tree``, compiled core included."""
-    _pip("wheel", "-w", "dist", ".", cwd=tree, W2S_STRICT="1", W2S_CUDA="0")
+    _pip("wheel", "-w", "dist", ".", cwd=tree, W2S_STRICT="1", W2S_CUDA="0", **QUICK)
     (path,) = (tree / "dist").glob("*.whl")
     return path
 

@@ -9,6 +9,7 @@ here: no thread may run when a process is forked.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -46,6 +47,9 @@ def main(control: int) -> None:
         importlib.import_module("w2s_fast.training.deepspeed.setup").load_deepspeed()
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads run after the imports; a fork would copy their locks"
+    # A collection in a rank would walk what was imported, and copy every page of it.
+    gc.collect()
+    gc.freeze()
     woken, wake = os.pipe()
     for end in (woken, wake):
         os.set_blocking(end, False)

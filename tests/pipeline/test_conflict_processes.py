@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ranks
 from helpers.conflict_runs import conflict_run
 from helpers.process_runs import (
     Kill,
@@ -40,7 +41,9 @@ def job(folder: Path, preference: str, zero: int, **train: Any) -> list[str]:
     return write_run(folder, cfg, zero_stage=zero, micro_batch_size=4, **train)
 
 
-@pytest.mark.parametrize(("preference", "stages"), [("", (1, 3)), ("dpo:beta=0.5", (0, 2, 3))])
+@pytest.mark.parametrize(
+    ("preference", "stages"), [("", ranks.ZERO_STAGES[1]), ("dpo:beta=0.5", ranks.ZERO_STAGES[2])]
+)
 def test_two_processes_equal_one(preference: str, stages: tuple[int, ...], tmp_path: Path) -> None:
     """Reward models and policies; tests/losses has every ZeRO stage of one training."""
     run(1, job(tmp_path / "one", preference, 0))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import ranks
 from helpers.process_runs import (
     Kill,
     arrays_of,
@@ -55,7 +56,7 @@ def one(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return read(folder)
 
 
-@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize("zero", ranks.ZERO_STAGES[1])
 def test_two_processes_equal_one(zero: int, one: Finished, model: Path, tmp_path: Path) -> None:
     """The same texts and selections, hence students; losses differ by rounding."""
     reports, texts, arrays = one

@@ -92,7 +92,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str
     return source, results_of(folder)
 
 
-@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize("zero", ranks.ZERO_STAGES[2])
 def test_two_processes_equal_one(
     zero: int, one_process: tuple[str, dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
