@@ -41,8 +41,14 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def test_every_benchmark_runs(tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     eager = "ours,ours_inplace,eager,eager_gather,torch_lce,quack,torch_quantile,sort,kthvalue"
-    # The other allocator differs only in the environment of the process: one op is enough.
-    for only in (["--allocator", "stock"], ["--allocator", "recycled", "--op", "quantile"]):
+    # The other allocator differs only in the environment of the process: one op is enough. Memory
+    # of a head is measured in a process a candidate.
+    heads = ["--op", "linear_cross_entropy", "--allocator", "stock"]
+    for only in (
+        ["--op", "cross_entropy,two_class,quantile", "--allocator", "stock"],
+        heads if ranks.LONG else [*heads, "--dtypes", "bf16", "--cases", "topk,teacher"],
+        ["--op", "quantile", "--allocator", "recycled"],
+    ):
         done = _bench("run", "--quick", "--providers", eager, "--out", str(out), *only)
         assert done.returncode == 0, done.stderr
     rows = _rows(out)
@@ -53,8 +59,9 @@ def test_every_benchmark_runs(tmp_path: Path) -> None:
                 assert ("cross_entropy", case, dtype, "stock", provider) in measured
     assert ("cross_entropy", "logconf_hard", "fp32", "stock", "eager_gather") in measured
     assert ("two_class", "logconf", "fp32", "stock", "eager") in measured
-    for case in ("hard", "dense", "topk", "logconf_hard", "logconf_topk", "teacher"):
-        for dtype in ("fp32", "bf16"):
+    every = ("hard", "dense", "topk", "logconf_hard", "logconf_topk", "teacher")
+    for case in every if ranks.LONG else ("topk", "teacher"):
+        for dtype in ("fp32", "bf16") if ranks.LONG else ("bf16",):
             for provider in ("ours", "eager", "gemms"):
                 assert ("linear_cross_entropy", case, dtype, "stock", provider) in measured
     for allocator in ("stock", "recycled"):
@@ -68,7 +75,7 @@ def test_every_benchmark_runs(tmp_path: Path) -> None:
             assert r["d"] == 16 and r["peak_mib"] >= 0
     assert all(r["quick"] and r["threads"] and r["isa"] and r["utc"] for r in rows)
     checked = [r for r in rows if "grad_err" in r and r["dtype"] == "fp32"]
-    assert len(checked) > 20 and all(max(r["loss_err"], r["grad_err"]) < 1e-5 for r in checked)
+    assert len(checked) > 15 and all(max(r["loss_err"], r["grad_err"]) < 1e-5 for r in checked)
 
 
 @pytest.mark.slow
@@ -120,7 +127,8 @@ def test_candidates_compute_the_same(tmp_path: Path) -> None:
     """
     out = tmp_path / "results.jsonl"
     done = _bench(
-        "run", "--quick", "--op", "cross_entropy,linear_cross_entropy,two_class",
+        "run", "--quick",
+        "--op", "cross_entropy,linear_cross_entropy,two_class" if ranks.LONG else "cross_entropy",
         "--dtypes", "fp32", "--cases", "logconf_hard,dense" if ranks.LONG else "logconf_hard",
         "--allocator", "stock", "--out", str(out),
     )  # fmt: skip
