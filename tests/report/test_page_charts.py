@@ -19,7 +19,10 @@ from w2s_fast.report.page_charts import (
 )
 
 
-@pytest.mark.parametrize("values", [[0.8, 1.0], [0.7742, 0.7751], [-0.05, 0.0], [5.0], [0, 3e6]])
+@pytest.mark.parametrize(
+    "values",
+    [[0.8, 1.0], [-0.057, 0.0], [0.0, 1.04], [0.7742, 0.7751], [-0.05, 0.0], [5.0], [0, 3e6]],
+)
 def test_ticks_are_inside_and_their_labels_differ(values: list[float]) -> None:
     axis = make_axis(values)
     assert all(0 < axis(v) < 100 for v in values)
