@@ -139,7 +139,7 @@ def test_settings_recompute_what_depends_on_them(finished: Finished) -> None:
                                                  "student", "report"}  # fmt: skip
 
 
-def test_other_true_labels_of_the_transfer_split_change_the_ceiling_alone(
+def test_other_true_labels_of_the_transfer_split_change_no_student(
     finished: Finished, tmp_path: Path
 ) -> None:
     cfg, results, _ = finished
@@ -158,7 +158,7 @@ def test_other_true_labels_of_the_transfer_split_change_the_ceiling_alone(
     before, after = (r["provenance"]["stages"] for r in (results, flipped))
     assert before.keys() == after.keys()
     differ = {n for n in before if before[n]["digest"] != after[n]["digest"]}
-    assert differ == {"ceiling/0", "report"}
+    assert differ == {"supervisor_card/0", "ceiling/0", "report"}  # scores, for readers
 
 
 def test_samples_have_a_file_a_part_and_ids(finished: Finished) -> None:

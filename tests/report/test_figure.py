@@ -54,14 +54,11 @@ CASES["title"] = make_results()
 CASES["title"]["provenance"]["config"]["task"]["name"] = "some.long.module.path:Task" * 9
 
 
-@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize(
     "case", [pytest.param(c, marks=[pytest.mark.slow] if c == "forty" else []) for c in CASES]
 )
-def test_no_text_is_cut_or_covers_another(
-    monkeypatch: pytest.MonkeyPatch, case: str, narrow: bool
-) -> None:
-    check_texts(monkeypatch, lambda: results_figure(CASES[case], "png", narrow=narrow))
+def test_no_text_is_cut_or_covers_another(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    check_texts(monkeypatch, lambda: results_figure(CASES[case], "png"))
 
 
 def texts(svg: bytes) -> list[str]:
@@ -69,9 +66,8 @@ def texts(svg: bytes) -> list[str]:
     return [html.unescape(t) for t in re.findall(r"<text[^>]*>([^<]*)</text>", svg.decode())]
 
 
-@pytest.mark.parametrize("narrow", [False, True])
-def test_names_are_shown_as_they_are(narrow: bool) -> None:
-    shown = "".join(texts(results_figure(CASES["odd"], "svg", narrow=narrow))).replace(" ", "")
+def test_names_are_shown_as_they_are() -> None:
+    shown = "".join(texts(results_figure(CASES["odd"], "svg"))).replace(" ", "")
     for name in ("$x$", "$x_{1}^{", "[red]a[/red]", "<b>a</b>", "&amp;", "a\\nb", "\\udc80", "🙂"):
         assert f"student·{name}" in shown
 

@@ -130,10 +130,10 @@ def test_dry_run_prints_the_plan(
     args = ["sweep", "--config", str(path), "--out", str(tmp_path / "out")]
     assert main([*args, "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "agreement--bow--bow      11 stages",
-        "agreement--scratch--bow  11 stages, 2 shared with cells above",
+        "agreement--bow--bow      13 stages",
+        "agreement--scratch--bow  13 stages, 2 shared with cells above",
         "",
-        "2 cells of 2 seeds: 20 different stages, 22 without sharing",
+        "2 cells of 2 seeds: 24 different stages, 26 without sharing",
     ]
     assert not (tmp_path / "out").exists()
     assert main([*args, "--print-config"]) == 0

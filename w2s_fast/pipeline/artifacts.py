@@ -42,7 +42,6 @@ TRUST = "trust.npy"  # P(label right) of the transfer set
 TRUST_SCORES = "trust.json"  # scores of the trust model on the weak split
 OVERLAP = "overlap.json"  # overlap density of the transfer set
 CARD = "card.json"  # record of stage `supervisor_card`
-ITEMS = "items.json"  # test items and every model's predictions of them, for the page
 FIT = "fit"  # folder: predictions of training texts during a training, see ``write_fit``
 REPORT = "scores.json"  # results.json without ``failed`` and ``provenance``
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,14 @@ class Predictions:
         }
 
 
-def pooled(runs: Sequence[Predictions]) -> Predictions:
+def calibrations(
+    models: Mapping[str, Sequence[Predictions]],
+) -> dict[str, dict[str, Any] | None]:
+    """Return the calibration of every model over the items of all its runs together."""
+    return {name: _pooled(runs).calibration() for name, runs in models.items()}
+
+
+def _pooled(runs: Sequence[Predictions]) -> Predictions:
     """Return the predictions of several runs as if they were of one; answers and classes only."""
     probs = [p.probs for p in runs if p.probs is not None]
     return Predictions(

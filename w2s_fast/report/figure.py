@@ -161,40 +161,26 @@ def limits(values: Sequence[float], intervals: Sequence[float] = ()) -> tuple[fl
     return low - margin, high + margin
 
 
-def results_figure(results: Mapping[str, Any], kind: str, *, narrow: bool = False) -> bytes:
+def results_figure(results: Mapping[str, Any], kind: str) -> bytes:
     """Return the two panels of a run, accuracy and PGR, as "png" or "svg" bytes.
 
     Args:
         results: The contents of results.json.
         kind: "png" or "svg".
-        narrow: One panel above the other, for a screen of 360 pixels.
     """
     rows = model_rows(results)
-    width, lines = (17, 6) if narrow else (34, 4)
-    wrapped = fit_names([row.name for row in rows], width, lines, drawable(kind))
-    labels = [text.replace(" \n", "\n") for text in wrapped]  # right-aligned
-    everyone = _Panel(rows, labels)
-    students = [i for i, row in enumerate(rows) if row.student]
-    # side by side, the panels share their rows; one above the other, only students have a PGR
-    chosen = students if narrow else range(len(rows))
-    below = _Panel([rows[i] for i in chosen], [labels[i] for i in chosen])
-    panels = [everyone, below] if narrow else [everyone]
+    wrapped = fit_names([row.name for row in rows], 34, 4, drawable(kind))
+    panel = _Panel(rows, [text.replace(" \n", "\n") for text in wrapped])  # right-aligned
 
     def paint(figure: Figure) -> None:
-        if narrow:
-            accuracy, pgr = figure.subplots(2, 1, height_ratios=[p.height for p in panels])
-        else:
-            accuracy, pgr = figure.subplots(1, 2, width_ratios=(1.55, 1))
-        everyone.place_rows(accuracy)
-        below.place_rows(pgr)
-        label_rows(accuracy, everyone.centres, labels)
-        if narrow:
-            label_rows(pgr, below.centres, below.labels)
-        _draw_accuracy(accuracy, everyone)
-        _draw_pgr(pgr, below)
+        accuracy, pgr = figure.subplots(1, 2, width_ratios=(1.55, 1))
+        panel.place_rows(accuracy)
+        panel.place_rows(pgr)
+        label_rows(accuracy, panel.centres, panel.labels)
+        _draw_accuracy(accuracy, panel)
+        _draw_pgr(pgr, panel)
 
-    inches = sum(0.75 + _PITCH * panel.height for panel in panels)
-    return render(paint, (4.6 if narrow else 10.2, 0.6 + inches), kind, _title(results))
+    return render(paint, (10.2, 1.35 + _PITCH * panel.height), kind, _title(results))
 
 
 @dataclass(frozen=True)

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from w2s_fast.pipeline.predictions import Predictions
 from w2s_fast.report.page_config import MOST_CHARS, PageConfig
-from w2s_fast.tasks import Examples
+from w2s_fast.tasks import Examples, TaskData
 
 
 def page_items(
-    cfg: PageConfig,
-    seed: int,
-    test: Examples,
-    classes: tuple[str, ...],
-    models: Mapping[str, tuple[str, Predictions]],
+    cfg: PageConfig, seed: int, data: TaskData, models: Sequence[tuple[str, str, Predictions]]
 ) -> dict[str, Any]:
     """Return the first test items of a seed, column by column.
 
     Args:
         cfg: Settings of the page.
         seed: Seed of the run.
-        test: Test items.
-        classes: Names of the classes; empty for generation tasks.
-        models: Role and predictions of every model, by name.
+        data: Splits of the seed.
+        models: Name, role and predictions of every model.
     """
-    n = min(cfg.items, len(test.ids))
-    gold = next(iter(models.values()))[1].gold[:n]
+    test, n = data.test, min(cfg.items, len(data.test.ids))
     return {
         "seed": seed,
         "n_test": len(test.ids),
-        "classes": list(classes),
+        "classes": list(data.class_names),
         "ids": [key[:MOST_CHARS] for key in test.ids[:n]],
         "texts": _texts(test, n, cfg.text_chars) if cfg.texts else None,
         "text_chars": cfg.text_chars,
-        "gold": _answers(gold, cfg),
+        "gold": _answers(models[0][2].gold[:n], cfg),
         "models": [
             {
                 "name": name,
@@ -46,7 +40,7 @@ def page_items(
                 "chosen": _answers(predictions.chosen[:n], cfg),
                 "confidence": _confidence(predictions, n),
             }
-            for name, (role, predictions) in models.items()
+            for name, role, predictions in models
         ],
     }
 

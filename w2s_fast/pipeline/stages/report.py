@@ -17,7 +17,7 @@ from w2s_fast.pipeline.artifacts import LABELS, OOD, TEST
 from w2s_fast.pipeline.bases import finished_bases
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.jobs import Entry, JobPlan, Supervisor, plan_jobs
-from w2s_fast.pipeline.predictions import Predictions, pooled
+from w2s_fast.pipeline.predictions import Predictions, calibrations
 from w2s_fast.pipeline.run_rows import (
     ScoredRun,
     difference_rows,
@@ -40,6 +40,7 @@ from w2s_fast.pipeline.stages.supervisor_rows import supervisor_row
 from w2s_fast.pipeline.stages.training_curves import training_row
 from w2s_fast.pipeline.students import Student, no_conflict_of, students
 from w2s_fast.pipeline.task_kinds import task_kind
+from w2s_fast.report.items import load_items, write_items
 from w2s_fast.report.model_rows import ceiling_title
 from w2s_fast.store import StageBuild
 from w2s_fast.tasks import TaskData
@@ -85,15 +86,12 @@ def report(ctx: Context, build: StageBuild) -> None:
     scores = score(ctx.cfg, data, ctx.folders)
     items = scores.pop("items")
     ctx.write(lambda: write_json(build.path / artifacts.REPORT, scores))
-    if items is not None:
-        ctx.write(lambda: write_json(build.path / artifacts.ITEMS, items))
+    ctx.write(lambda: write_items(build.path, items))
 
 
 def read_report(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the scores of a finished stage, and its test items, None if it has none."""
-    items = folder / artifacts.ITEMS
-    scores = json.loads((folder / artifacts.REPORT).read_bytes())
-    return scores, json.loads(items.read_bytes()) if items.exists() else None
+    return json.loads((folder / artifacts.REPORT).read_bytes()), load_items(folder)
 
 
 def score(
@@ -125,7 +123,13 @@ def score(
             summary_row(_names(student), own, models, scored[own[0]["seed"]].weak.n_classes)
             | {
                 "rounding_sd": _rounding_sd(entries, trained, data, folders),
-                "calibration": _calibration(supervisors, trained),
+                "calibration": calibrations(
+                    {
+                        "weak": [supervisors[s].test for s in trained],
+                        "student": [own.student for own in trained.values()],
+                        "ceiling": [own.ceiling for own in trained.values()],
+                    }
+                ),
             }
         )
         rows += own
@@ -173,12 +177,12 @@ def _items(
     if not cfg.page.items:
         return None
     seed = next(iter(supervisors))
-    models = {"weak supervisor": ("weak", supervisors[seed].test)}
-    models |= {name: ("student", own[seed].student) for name, own in trained.items()}
+    models = [("weak supervisor", "weak", supervisors[seed].test)]
+    models += [(name, "student", own[seed].student) for name, own in trained.items()]
     ceiling = {own[seed].ceiling_name: own[seed].ceiling for own in trained.values()}
-    models |= {ceiling_title(name): ("ceiling", ceiling[name]) for name in sorted(ceiling)}
-    one = data[seed]
-    return page_items(cfg.page, seed, one.test, one.class_names, models)
+    plain_last = sorted(ceiling, reverse=True)
+    models += [(ceiling_title(name), "ceiling", ceiling[name]) for name in plain_last]
+    return page_items(cfg.page, seed, data[seed], models)
 
 
 def _deception(
@@ -334,18 +338,6 @@ def _run_row(
     """Return the entry of ``runs`` for one seed and student."""
     fit = fit_row(trained.folder, weak.diagnosed)
     return {**run_row(seed, _names(student), run, weak.labels.accuracy), "fit": fit}
-
-
-def _calibration(
-    weak: Mapping[int, _Supervisor], trained: Mapping[int, _Trained]
-) -> dict[str, dict[str, Any] | None]:
-    """Return the calibration of weak model, student and ceiling on the test items of all runs."""
-    models = {
-        "weak": [weak[s].test for s in trained],
-        "student": [own.student for own in trained.values()],
-        "ceiling": [own.ceiling for own in trained.values()],
-    }
-    return {model: pooled(runs).calibration() for model, runs in models.items()}
 
 
 def _control_row(seed: int, test: Predictions) -> dict[str, Any]:
