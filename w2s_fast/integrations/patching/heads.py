@@ -22,6 +22,7 @@ from w2s_fast.integrations.patching.adapters import (
 from w2s_fast.integrations.patching.pickling import PatchMark
 from w2s_fast.models.lm_head import check_gathered
 from w2s_fast.models.weights import shape_of
+from w2s_fast.ops.vocab_parallel.dtensor import class_shard, is_dtensor
 
 # Libraries whose hooks on a head change only its weight, not hidden states or output.
 _SHARDING_LIBRARIES = (
@@ -36,21 +37,27 @@ _SHARDING_LIBRARIES = (
 def install_head(head: Any) -> None:
     """Add the keyword ``head_fn`` to the forward of a head."""
     for module in weight_owners(head):
+        module._w2s_head = PatchMark(module.__dict__.get("forward"))
         module.forward = MethodType(_forward, module)
-        module._w2s_head = PatchMark()
 
 
 def restore_heads(lm: Any) -> None:
     """Undo ``install_head`` in every module of a model; adapters may have copied the head."""
     for module in lm.modules():
-        if module.__dict__.pop("_w2s_head", None):
+        if mark := module.__dict__.pop("_w2s_head", None):
             del module.forward
+            if mark.replaced is not None:
+                module.forward = mark.replaced
 
 
 def _forward(self: Any, hidden: Tensor, head_fn: HeadFn | None = None) -> Any:
+    replaced = self._w2s_head.replaced
     if head_fn is None:
-        return type(self).forward(self, hidden)
-    check_gathered(self.weight)
+        return type(self).forward(self, hidden) if replaced is None else replaced(hidden)
+    # Tensor parallelism of transformers: hidden states are equal on every rank, and the loss takes
+    # the rows of the head that this one holds.
+    if replaced is None:
+        check_gathered(self.weight)
     return head_fn(hidden, self.weight, self.bias)
 
 
@@ -97,7 +104,20 @@ def check_head(name: str, head: Any) -> None:
         raise W2SError(f"{name} has no language-model head; expected a causal LM")
     for module in weight_owners(head):
         _check_owner(name, module)
+        if is_tensor_parallel(module) and module is not head:
+            raise W2SError(
+                f"the head of {name} is sharded by tensor parallelism and has adapters; expected "
+                "one of the two: leave the head out of target_modules"
+            )
     check_hooks(head)
+
+
+def is_tensor_parallel(module: Any) -> bool:
+    """Return whether transformers has sharded a linear layer over its classes (``tp_plan``)."""
+    forward = module.__dict__.get("forward")
+    if forward is None or not origin_module(forward).startswith("transformers.distributed"):
+        return False
+    return is_dtensor(module.weight) and class_shard("head", module.weight, 0) is not None
 
 
 def _check_owner(name: str, module: Any) -> None:
@@ -105,14 +125,11 @@ def _check_owner(name: str, module: Any) -> None:
     linear = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
     if not linear or weight is None or not weight.is_floating_point():
         raise W2SError(f"the head of {name} is a {type(module).__name__}; expected nn.Linear")
-    if "forward" in module.__dict__:
-        origin, fix = origin_module(module.forward), "load the model without that"
-        if origin.startswith("transformers.distributed"):
-            fix += (
-                ", or give linear_cross_entropy the head and DTensor.from_local(hidden, "
-                "head.device_mesh, [Replicate()])"
-            )
-        raise W2SError(f"the forward of the head of this {name} was replaced by {origin}; {fix}")
+    if "forward" in module.__dict__ and not is_tensor_parallel(module):
+        raise W2SError(
+            f"the forward of the head of this {name} was replaced by "
+            f"{origin_module(module.forward)}; load the model without that"
+        )
     if shape_of(weight)[0] != module.out_features:
         raise W2SError(
             f"the head of {name} holds {tuple(weight.shape)} of {module.out_features} classes; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from w2s_fast.errors import W2SError
@@ -31,4 +32,11 @@ class NotPicklable:
 
 
 class PatchMark(NotPicklable):
-    """Marks a module that belongs to a patched model, so that it is not pickled by itself."""
+    """Marks a module that belongs to a patched model, so that it is not pickled by itself.
+
+    Args:
+        replaced: the forward that another library had set on the module, or None.
+    """
+
+    def __init__(self, replaced: Callable[..., Any] | None) -> None:
+        self.replaced = replaced

@@ -22,6 +22,7 @@ from w2s_fast.losses.smoothing import Smoothing
 from w2s_fast.losses.xent import Xent
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.targets import SparseTargets
+from w2s_fast.ops.vocab_parallel.dtensor import is_dtensor
 
 _XENT = Xent()
 
@@ -99,6 +100,11 @@ class State(NotPicklable):
         """Return a function that makes uncomputed logits from hidden states, head and bias."""
 
         def project(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Projected:
+            if is_dtensor(weight) and not (transform.classes is None and transform.bias is None):
+                raise W2SError(
+                    "the model cuts or shifts the logits of a head that tensor parallelism has "
+                    "sharded; expected logits of its head: load the model without tp_plan"
+                )
             if transform.classes is not None:
                 weight = weight[: transform.classes]
                 bias = None if bias is None else bias[: transform.classes]

@@ -27,6 +27,7 @@ from w2s_fast.integrations.patching.probe import evaluating, head_device, probe_
 from w2s_fast.integrations.patching.state import State
 from w2s_fast.models.weights import is_partitioned
 from w2s_fast.ops.lazy_logits import logit_form
+from w2s_fast.ops.vocab_parallel.dtensor import is_dtensor, replicated, whole
 
 # Minimum number of rounding operations between head and loss: division, tanh and product.
 _MIN_ROUNDINGS = 3
@@ -183,10 +184,12 @@ def _compare_head(lm: Any, call: LossCall, z: Tensor) -> None:
     hidden = call.logits.hidden
 
     def product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        if is_dtensor(weight):
+            hidden = replicated(hidden, weight.device_mesh)
         size = hidden.abs() @ weight.abs().T
         return F.linear(hidden, weight, bias), size if bias is None else size + bias.abs()
 
-    computed, size = call_head(call.head, hidden, product)
+    computed, size = (whole("logits", t) for t in call_head(call.head, hidden, product))
     if computed.shape != z.shape or not _close(computed, z, size, 4 * torch.finfo(z.dtype).eps):
         _raise_difference(lm, "head", "the product of its hidden states and its weight")
 

@@ -17,6 +17,7 @@ a residual, it costs rank-1 corrections instead of a second pass; see ``chunks.p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.loss_call import LossSpec
 from w2s_fast.ops.results import Stats, WeakLossOut, as_scalar, make_stats
 from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets, without_targets
+from w2s_fast.ops.vocab_parallel.dtensor import class_shard, is_dtensor, whole
 from w2s_fast.ops.vocab_parallel.entry import linear_takes_dtensors
 
 
@@ -151,7 +153,20 @@ def projected_loss(
     ignore_index: int,
     reduction: str,
 ) -> WeakLossOut:
-    """Compute ``weak_loss`` of lazy logits; gradients go to hidden, weight and bias."""
+    """Compute ``weak_loss`` of lazy logits; gradients go to hidden, weight and bias.
+
+    Beside plain hidden states, which are then the same on every rank, the weight may be a DTensor.
+    """
+    if is_dtensor(logits.weight):
+        shard = class_shard("head", logits.weight, 0)
+        if shard is not None:
+            from w2s_fast.ops.vocab_parallel.api import sharded_projected_loss
+
+            return sharded_projected_loss(
+                logits, weak, weight, spec, ignore_index, reduction, shard
+            )
+        weight_and_bias = whole("head", logits.weight), whole("bias", logits.bias)
+        logits = replace(logits, weight=weight_and_bias[0], bias=weight_and_bias[1])
     x, p = _projected(logits, weak, weight, ignore_index)
     spec.softcap = logits.softcap
     loss, result = differentiable_loss(x, p, spec, weight, reduction)

@@ -34,9 +34,10 @@ from w2s_fast.ops.fused_linear.inputs import (
 from w2s_fast.ops.fused_linear.main_grad import find_main_grad, local_main_grad
 from w2s_fast.ops.fused_linear.teacher.checks import check_target, make_teacher
 from w2s_fast.ops.fused_linear.teacher.heads import Teacher, TeacherHead
-from w2s_fast.ops.loss_call import LossResult
+from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.ops.loss_call import LossResult, LossSpec
 from w2s_fast.ops.quantile.distributed import check_group
-from w2s_fast.ops.results import Stats, check_reduction, make_stats
+from w2s_fast.ops.results import Stats, WeakLossOut, as_scalar, check_reduction, make_stats
 from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets, without_targets
 from w2s_fast.ops.transforms import refuse_transforms
 from w2s_fast.ops.vocab_parallel.algorithm import gradients_from_rows, solve_vocab
@@ -128,6 +129,30 @@ def vocab_parallel_cross_entropy(
     )
     loss, result = apply_eagerly(_ShardCall(p, spec, reduction, shard=at), x, weight)
     return (loss, make_stats(p, result)) if return_stats else loss
+
+
+def sharded_projected_loss(
+    logits: Projected,
+    weak: Tensor | SparseTargets,
+    weight: Tensor | None,
+    spec: LossSpec,
+    ignore_index: int,
+    reduction: str,
+    shard: Shard,
+) -> WeakLossOut:
+    """Compute ``weak_loss`` of lazy logits whose head is a DTensor, sharded over its classes.
+
+    Hidden states, labels of all classes and weights are plain, and the same on every rank.
+    """
+    head, bias = logits.weight, class_part("bias", logits.bias, shard, 0)
+    hidden, head, bias = cast_for_autocast(logits.hidden, head.to_local(), bias)
+    check_head(hidden, head, bias)
+    p = _inputs(hidden, labels_part(weak, shard), weight, ignore_index, shard)
+    spec.softcap = logits.softcap
+    check_spec(spec, p)
+    x = HeadInputs(hidden, head, bias, logits.memory_mib)
+    loss, result = apply_eagerly(_ShardCall(p, spec, reduction, shard=shard), x, weight)
+    return WeakLossOut(loss, as_scalar(result.normaliser, p), make_stats(p, result))
 
 
 @checked

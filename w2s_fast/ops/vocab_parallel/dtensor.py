@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.targets import SparseTargets
@@ -92,6 +93,13 @@ def whole(name: str, value: Any) -> Any:
     if not all(placement.is_replicate() for placement in value.placements):
         value = value.redistribute(placements=[Replicate()] * value.device_mesh.ndim)
     return value.to_local()
+
+
+def replicated(value: Tensor, mesh: Any) -> Any:
+    """Return a tensor that is the same on every rank of a mesh as a DTensor."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def class_part(name: str, value: Any, shard: Shard, dim: int) -> Any:
