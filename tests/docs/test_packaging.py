@@ -156,10 +156,12 @@ def test_strict_build_fails_without_a_compiler(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cuda_build_that_was_asked_for_fails_without_nvcc(tmp_path: Path) -> None:
-    tree = _checkout(tmp_path / "src")
+def test_cuda_build_that_was_asked_for_fails_without_nvcc(wheel: Path, tree: Path) -> None:
+    """In the tree of the wheel, whose core is built already."""
+    env = {**QUICK, "W2S_CUDA": "1", "NVCC": "no-such-nvcc"}
     with pytest.raises(AssertionError, match="ERROR w2s_fast._cuda was not built.*no-such-nvcc"):
-        _pip("wheel", "-w", "dist", ".", cwd=tree, W2S_CUDA="1", NVCC="no-such-nvcc")
+        _pip("wheel", "-w", "dist", ".", cwd=tree, **env)
+    assert wheel.exists()
 
 
 def test_objects_are_portable(wheel: Path, tree: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_change_of_data_changes_the_keys(tmp_path: Path) -> None:
         task = f"local:path={path},n_weak=10,n_transfer=10,n_test=10"
         cells = make_cells(toy_sweep(tmp_path, tasks=(task,)))
         keys.append(set(make_graph(cells).nodes))
-    assert len(keys[0]) == 22 and not keys[0] & keys[1]
+    assert len(keys[0]) == 26 and not keys[0] & keys[1]
 
 
 @pytest.mark.parametrize(
