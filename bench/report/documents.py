@@ -81,11 +81,22 @@ def quotable(rows: list[Row]) -> list[Row]:
     """Return the rows if all of them may be quoted.
 
     Raises:
-        ValueError: A row was measured with ``--quick`` or on a changed tree.
+        ValueError: A row was measured with ``--quick`` or on a changed tree, or candidates of one
+            table cell on different processors or commits, whose ratio says nothing.
     """
+    first: dict[tuple[object, ...], Row] = {}
     for row in rows:
         if row["quick"] or row["dirty"]:
             raise ValueError(f"row {key(row)} was measured quick or on a changed tree")
+        if "skipped" in row:
+            continue
+        other = first.setdefault(key({**row, "provider": ""}), row)
+        if any(row[name] != other[name] for name in ("cpu", "git_sha")):
+            raise ValueError(
+                f"row {key(row)} was measured on {row['cpu']} at {row['git_sha']}, and "
+                f"{other['provider']} on {other['cpu']} at {other['git_sha']}; measure all "
+                "candidates in one run"
+            )
     return rows
 
 

@@ -17,6 +17,7 @@ from helpers.paths import ROOT
 
 from bench.harness import row_files
 from bench.report import pictures
+from bench.report.documents import quotable
 from bench.report.measured_rows import MeasuredRows
 
 
@@ -161,6 +162,17 @@ def test_report_rejects_rows_that_may_not_be_quoted(tmp_path: Path, mark: str) -
     done = _bench("report", "--check", "--results", str(tmp_path))
     assert done.returncode == 2
     assert "measured quick or on a changed tree" in done.stderr
+
+
+@pytest.mark.parametrize("changed", [{"cpu": "y"}, {"git_sha": "b"}])
+def test_report_rejects_ratios_between_machines(tmp_path: Path, changed: dict[str, str]) -> None:
+    ours = _row(git_sha="a")
+    rows = [ours, ours | {"allocator": "recycled"} | changed, ours | {"provider": "eager"}]
+    assert quotable(rows) == rows
+    with pytest.raises(ValueError, match="eager.* measured on .*, and ours on .*in one run"):
+        quotable([*rows[:2], rows[2] | changed])
+    skipped = {"provider": "quack", "skipped": "no CUDA"} | changed
+    assert quotable([ours, ours | skipped])
 
 
 def test_saving_replaces_equal_keys_only(tmp_path: Path) -> None:
