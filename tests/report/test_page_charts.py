@@ -81,6 +81,19 @@ def test_the_gap_plot_has_every_reported_run() -> None:
     assert plot.points[0][:2] == (plot.x(0.2), plot.y(0.5))
 
 
+@pytest.mark.parametrize(("students", "coloured"), [(1, False), (2, True), (4, True), (5, False)])
+def test_few_students_have_colours_in_the_gap_plot(students: int, coloured: bool) -> None:
+    results = make_results()
+    run = results["runs"][0]
+    results["runs"] = [{**run, "name": f"m{i}", "seed": s} for s in (0, 1) for i in range(students)]
+    plot = gap_plot(results)
+    assert plot is not None
+    assert [name for name, _ in plot.keys] == [f"m{i}" for i in range(students * coloured)]
+    series = [p.series for p in plot.points]
+    assert series == [bar[3] for bar in plot.bars] and series[:students] == series[students:]
+    assert len(set(series[:students])) == (students if coloured else 1)
+
+
 def test_charts_without_values_are_left_out() -> None:
     results = make_results(["xent"])
     assert difference_chart(results) is None and training_plots(results) == []

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from w2s_fast.report.axis import Axis, make_axis, polyline, unit_axis
 from w2s_fast.report.model_rows import (
@@ -65,6 +65,16 @@ class RowChart:
     band: tuple[float, float] | None = None
 
 
+class Point(NamedTuple):
+    """A point of a plot: positions, size relative to the largest, title, and series."""
+
+    across: float
+    up: float
+    size: float
+    title: str
+    series: str = ""
+
+
 @dataclass(frozen=True)
 class Plot:
     """Points and lines in a square.
@@ -74,8 +84,9 @@ class Plot:
         text: The numbers.
         x, y: Axes.
         lines: Series and points of each line.
-        points: Position across, position up, size, and title of each point.
-        bars: Position across, lower and upper end of vertical intervals.
+        points: The points.
+        bars: Position across, lower and upper end, and series of vertical intervals.
+        keys: Name and series of what the colours mean.
     """
 
     name: str
@@ -83,8 +94,9 @@ class Plot:
     x: Axis
     y: Axis
     lines: Sequence[tuple[str, str]] = ()
-    points: Sequence[tuple[float, float, float, str]] = ()
-    bars: Sequence[tuple[float, float, float]] = field(default=())
+    points: Sequence[Point] = ()
+    bars: Sequence[tuple[float, float, float, str]] = ()
+    keys: Sequence[tuple[str, str]] = ()
 
 
 def accuracy_chart(results: Mapping[str, Any]) -> RowChart:
@@ -139,6 +151,9 @@ def _pgr_row(model: ModelRow, axis: Axis) -> Row:
     )
 
 
+_HUES = ("hue1", "hue2", "hue3", "hue4")
+
+
 def gap_plot(results: Mapping[str, Any]) -> Plot | None:
     """Return PGR against the gap of every run, with intervals; None without a reported PGR."""
     runs = [r for r in results["runs"] if r["pgr"] is not None]
@@ -147,15 +162,21 @@ def gap_plot(results: Mapping[str, Any]) -> Plot | None:
     ends = [r[k] for r in runs for k in ("pgr_low", "pgr_high") if r[k] is not None]
     x = make_axis([0.0, *(r["gap"] for r in runs)])
     y = make_axis([0.0, 1.0, *(r["pgr"] for r in runs)], ends)
+    names = list(dict.fromkeys(r["name"] for r in runs))
+    # More students than colours are told apart by the titles of their points alone.
+    series = dict(zip(names, _HUES, strict=False)) if 1 < len(names) <= len(_HUES) else {}
     points = [
-        (x(r["gap"]), y(r["pgr"]), 1.0,
-         f"{r['name']}, seed {r['seed']}: PGR {r['pgr']:.2f}, gap {r['gap']:.3f}")
+        Point(x(r["gap"]), y(r["pgr"]), 1.0,
+              f"{r['name']}, seed {r['seed']}: PGR {r['pgr']:.2f}, gap {r['gap']:.3f}",
+              series.get(r["name"], ""))
         for r in runs
     ]  # fmt: skip
     bars = [
-        (x(r["gap"]), y(r["pgr_low"]), y(r["pgr_high"])) for r in runs if r["pgr_low"] is not None
+        (x(r["gap"]), y(r["pgr_low"]), y(r["pgr_high"]), series.get(r["name"], ""))
+        for r in runs
+        if r["pgr_low"] is not None
     ]
-    return Plot("PGR against the gap", "", x, y, (), points, bars)
+    return Plot("PGR against the gap", "", x, y, (), points, bars, list(series.items()))
 
 
 def difference_chart(results: Mapping[str, Any]) -> RowChart | None:
@@ -242,7 +263,12 @@ def reliability_plot(name: str, record: Mapping[str, Any]) -> Plot:
     axis, most = unit_axis(small=True), max(record["n"])
     across, up = record["confidence"], record["accuracy"]
     points = [
-        (axis(c), axis(a), math.sqrt(n / most), f"confidence {c:.2f}, accuracy {a:.2f}, {n} items")
+        Point(
+            axis(c),
+            axis(a),
+            math.sqrt(n / most),
+            f"confidence {c:.2f}, accuracy {a:.2f}, {n} items",
+        )
         for c, a, n in zip(across, up, record["n"], strict=True)
     ]
     lines = [("curve", part) for part in polyline(across, up, axis, axis)]
