@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from bench.harness.environment import ROOT, environment
-from bench.harness.row_files import RESULTS
+from bench.harness.row_files import RESULTS, write_results
 from w2s_fast import metrics
 from w2s_fast.pipeline import statistics
 from w2s_fast.report.figure import results_figure
@@ -107,11 +107,7 @@ def measure(name: str, cfg: Any, out: Path) -> dict[str, Any]:
     results = run(
         replace(cfg, output_dir=str(out / name), cache_dir=str(out / "cache")), quiet=False
     )
-    config = json.loads(json.dumps(results["provenance"]["config"]))
-    for block, key in (("task", "path"), ("student", "source")):
-        if config[block][key] and "/" in config[block][key]:
-            config[block][key] = Path(config[block][key]).name  # without the local folder
-    config |= {"output_dir": "out", "cache_dir": None}
+    config = {**results["provenance"]["config"], "output_dir": "out", "cache_dir": None}
     blocks = {key: results[key] for key in COMMITTED}
     return {"name": name, "environment": environment(), "config": config, **blocks}
 
@@ -236,8 +232,7 @@ def figure(results: Mapping[str, Any], kind: str) -> bytes:
 
 def save(results: Mapping[str, Any]) -> None:
     """Write the committed file and its picture."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / f"{results['name']}.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_results(FOLDER / f"{results['name']}.json", results)
     picture = ROOT / "docs" / "img" / f"w2s-{results['name']}.svg"
     picture.write_bytes(figure(results, "svg"))
 

@@ -11,7 +11,6 @@ either is written into the results.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from bench.deception.data import write_harmless, write_helpful, write_short
 from bench.deception.experiments import EXPERIMENTS, POLICIES, configuration, selected
 from bench.deception.table import FILE, table
 from bench.harness.environment import environment
+from bench.harness.row_files import write_results
 
 
 def measure(names: list[str], data: Path, student: Path, out: Path) -> dict[str, Any]:
@@ -63,5 +63,5 @@ def main(args: list[str]) -> int:
     results = measure(names, options.data, options.student, options.out)
     print(table(results))
     if options.record:
-        FILE.write_text(json.dumps(results, indent=1) + "\n")
+        write_results(FILE, results)
     return 0

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from bench.harness.environment import ROOT
 
 RESULTS = ROOT / "bench" / "results"
 Row = dict[str, object]
+_FOLDERS = re.compile(r"(^|[=:;,])/(?:[^/,;:]+/)+")
 KEY = ("op", "case", "dtype", "n", "d", "v", "allocator", "threads", "provider")
 
 
@@ -54,6 +57,21 @@ def record(measured: list[Row], file: str | None = None) -> None:
         )
     for row in measured:
         save(RESULTS / "cpu" / (file or f"{row['op']}.jsonl"), [row])
+
+
+def without_folders(value: Any) -> Any:
+    """Return JSON data with absolute paths cut to their last name, also those within a spec."""
+    if isinstance(value, dict):
+        return {without_folders(k): without_folders(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(v) for v in value]
+    return _FOLDERS.sub(r"\1", value) if isinstance(value, str) else value
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write committed results: one JSON object, without folders of this machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(without_folders(results), indent=1) + "\n")
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.cases import w2s
 from bench.harness.environment import environment
-from bench.harness.row_files import RESULTS
+from bench.harness.row_files import RESULTS, write_results
 from w2s_fast.config import RunConfig, at_seed, run_seeds
 from w2s_fast.models import ModelConfig
 from w2s_fast.report.label_rows import label_lines
@@ -59,8 +59,7 @@ def run(out: Path, record: bool) -> None:
     results = measure(out)
     print(table(results))
     if record:
-        FILE.parent.mkdir(exist_ok=True)
-        FILE.write_text(json.dumps(results, indent=1) + "\n")
+        write_results(FILE, results)
 
 
 def block() -> str:
@@ -112,10 +111,10 @@ def measure(out: Path) -> dict[str, Any]:
     for row in own["text_labels"]:
         row["report"] = {k: len(v) if isinstance(v, list | tuple) else v
                          for k, v in row["report"].items()}  # fmt: skip
-    config = json.loads(json.dumps(results["provenance"]["config"]))
     prompted = list(_prompted(cfg, results))
     return {
-        "name": "word_problems", "environment": environment(), "config": config,
+        "name": "word_problems", "environment": environment(),
+        "config": results["provenance"]["config"],
         "prompted": prompted, **own,
     }  # fmt: skip
 

@@ -10,13 +10,13 @@ checkpoint of a sentence encoder. Neither is part of the repository.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.harness.environment import environment
+from bench.harness.row_files import write_results
 from bench.supervised.experiments import (
     DATA_SETS,
     configuration,
@@ -65,6 +65,5 @@ def main(args: list[str]) -> int:
         results = measure(name, options.data, options.student, options.out)
         print(table(results))
         if options.record:
-            FOLDER.mkdir(exist_ok=True)
-            (FOLDER / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+            write_results(FOLDER / f"{name}.json", results)
     return 0

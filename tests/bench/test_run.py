@@ -190,6 +190,21 @@ def test_saving_replaces_equal_keys_only(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_committed_results_name_no_folder_of_a_machine(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.json"
+    spec = "functions:/home/me/rules.py,also=/a/b"
+    given = {"base": "/tmp/models/lm", "x": [spec, 1, None, "a/b", "1 / 2", "/"], "/a/b/c": 0.5}
+    row_files.write_results(path, given)
+    assert json.loads(path.read_text()) == {
+        "base": "lm", "x": ["functions:rules.py,also=b", 1, None, "a/b", "1 / 2", "/"], "c": 0.5,
+    }  # fmt: skip
+    files = [p for p in row_files.RESULTS.rglob("*.json*") if p.is_file()]
+    assert len(files) > 20
+    for file in files:
+        values = row_files.load(file) if file.suffix == ".jsonl" else json.loads(file.read_text())
+        assert row_files.without_folders(values) == values, file
+
+
 def test_bad_options_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from bench import run
