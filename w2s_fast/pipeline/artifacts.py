@@ -103,11 +103,18 @@ def write_texts(path: Path, ids: Sequence[str], texts: Sequence[str]) -> None:
 def write_columns(
     path: Path, ids: Sequence[str], columns: dict[str, Any], facts: dict[str, str] | None = None
 ) -> None:
+    """Write columns beside the ids of their rows."""
     import pyarrow as pa
+
+    ids_column = {"id": pa.array(list(ids), pa.string())}
+    write_table(path, pa.table(ids_column | columns, metadata=facts))
+
+
+def write_table(path: Path, table: Any) -> None:
+    """Write a table of pyarrow as a Parquet file, whole or not at all."""
     import pyarrow.parquet as pq
 
     temporary = path.with_name(f".{path.name}")
-    table = pa.table({"id": pa.array(list(ids), pa.string()), **columns}, metadata=facts)
     pq.write_table(table, temporary, compression="none")
     os.replace(temporary, path)
 

@@ -16,7 +16,7 @@ from w2s_fast.methods import Node, all_nodes, make_steps
 from w2s_fast.models import ModelConfig
 from w2s_fast.models.backbone import architecture, check_folder
 from w2s_fast.models.build import check_model_kind
-from w2s_fast.pipeline.check_models import check_models
+from w2s_fast.pipeline.check_models import LANGUAGE_MODEL_STAGES, check_models
 from w2s_fast.pipeline.check_policies import check_policy, check_policy_methods, check_weak_policy
 from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.students import make_plan, no_conflict_of, students
@@ -25,8 +25,6 @@ from w2s_fast.tasks import EMBEDDED
 from w2s_fast.training import TrainConfig
 from w2s_fast.training.deepspeed.config import deepspeed_config
 from w2s_fast.training.deepspeed.setup import check_offload, load_deepspeed
-
-_WRITES_TEXT = ("prior", "tuned", "transcripts")  # stages that need a language model
 
 
 def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
@@ -153,7 +151,7 @@ def _check_room(cfg: RunConfig, role: str) -> None:
 
 
 def _check_language_model(cfg: RunConfig, nodes: list[Node], n_classes: int) -> None:
-    stage = next((node.stage for node in nodes if node.stage in _WRITES_TEXT), None)
+    stage = next((node.stage for node in nodes if node.stage in LANGUAGE_MODEL_STAGES), None)
     if stage is None or (stage == "transcripts" and cfg.transcript_writer.kind == "endpoint"):
         return
     # A frozen backbone is still a language model.

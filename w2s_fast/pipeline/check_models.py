@@ -15,7 +15,8 @@ from w2s_fast.files import tree_stamp
 from w2s_fast.models import BUILT_IN, ModelConfig, build_model, load_tokenizer
 from w2s_fast.pipeline.jobs import plan_jobs
 
-_LANGUAGE_MODELS = ("tuned", "prior", "transcripts")  # stages that use a model's own head
+# Stages that use a model's own head, so that it must be a language model.
+LANGUAGE_MODEL_STAGES = ("tuned", "prior", "transcripts")
 
 
 def check_models(cfg: RunConfig, kind: str) -> None:
@@ -43,7 +44,7 @@ def _kinds(cfg: RunConfig, kind: str) -> list[tuple[str, str]]:
     pairs: dict[tuple[str, str], None] = {}
     for job in plan_jobs(cfg).jobs:
         if role := job.setting("role"):
-            language_model = job.stage in _LANGUAGE_MODELS or model_of(cfg, role).preference
+            language_model = job.stage in LANGUAGE_MODEL_STAGES or model_of(cfg, role).preference
             pairs[role, "generation" if language_model else kind] = None
     return list(pairs)
 

@@ -7,7 +7,6 @@ with ``row``, the item, and ``text``, or ``chosen``, ``rejected``, ``q`` and, wh
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,14 @@ import numpy as np
 from w2s_fast.errors import W2SError
 from w2s_fast.files import content_hash, write_json
 from w2s_fast.methods import PairLabels, Samples, TextLabels
-from w2s_fast.pipeline.artifacts import LABEL_REPORT, LABELS, part_name, read_rows_of, write_columns
+from w2s_fast.pipeline.artifacts import (
+    LABEL_REPORT,
+    LABELS,
+    part_name,
+    read_rows_of,
+    write_columns,
+    write_table,
+)
 
 _IDS = b"ids"  # metadata: content hash of the ids of all items
 
@@ -45,7 +51,6 @@ def read_samples(path: Path, ids: Sequence[str]) -> Samples:
 def write_text_labels(folder: Path, ids: Sequence[str], labels: TextLabels | PairLabels) -> None:
     """Write the labels of a method and its report into the folder of a stage."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {"row": pa.array(labels.rows, pa.int64())}
     if isinstance(labels, PairLabels):
@@ -57,11 +62,8 @@ def write_text_labels(folder: Path, ids: Sequence[str], labels: TextLabels | Pai
     else:
         columns["text"] = pa.array(list(labels.texts), pa.string())
     (folder / LABELS).mkdir()
-    path = folder / LABELS / part_name(0)
-    temporary = path.with_name(f".{path.name}")
     table = pa.table(columns, metadata={_IDS: content_hash(list(ids))})
-    pq.write_table(table, temporary, compression="none")
-    os.replace(temporary, path)
+    write_table(folder / LABELS / part_name(0), table)
     write_json(folder / LABEL_REPORT, dict(labels.report))
 
 
