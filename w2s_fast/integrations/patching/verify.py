@@ -183,7 +183,7 @@ def _compare_head(lm: Any, call: LossCall, z: Tensor) -> None:
     assert call.logits is not None
     hidden = call.logits.hidden
 
-    def product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    def product(hidden: Tensor, weight: Any, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         if is_dtensor(weight):
             hidden = replicated(hidden, weight.device_mesh)
         size = hidden.abs() @ weight.abs().T

@@ -144,8 +144,9 @@ def sharded_projected_loss(
 
     Hidden states, labels of all classes and weights are plain, and the same on every rank.
     """
-    head, bias = logits.weight, class_part("bias", logits.bias, shard, 0)
-    hidden, head, bias = cast_for_autocast(logits.hidden, head.to_local(), bias)
+    head = class_part("head", logits.weight, shard, 0)
+    bias = class_part("bias", logits.bias, shard, 0)
+    hidden, head, bias = cast_for_autocast(logits.hidden, head, bias)
     check_head(hidden, head, bias)
     p = _inputs(hidden, labels_part(weak, shard), weight, ignore_index, shard)
     spec.softcap = logits.softcap
