@@ -10,7 +10,7 @@ from helpers.linear_cases import BF16, CHUNKS, FP32, FP64, WHOLE, D, oracle, run
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from w2s_fast.ops.fused_linear import chunks, gemm, head_gradient
+from w2s_fast.ops.fused_linear import gemm, head_gradient, solve
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.reference import KINDS
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
@@ -152,8 +152,8 @@ def test_frozen_parts_skip_their_product(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_exact_threshold_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hard labels, and top-k ones of mass 1, never look at the scores first."""
     probed = []
-    probe = chunks.threshold_from_scores
-    monkeypatch.setattr(chunks, "threshold_from_scores", lambda *a: probed.append(1) or probe(*a))
+    probe = solve.threshold_from_scores
+    monkeypatch.setattr(solve, "threshold_from_scores", lambda *a: probed.append(1) or probe(*a))
     late = {"aux": 0.4, "threshold": "median", "memory_mib": CHUNKS}
     for call in (sample("hard"), unit_mass(sample("sparse"))):
         run("ref", call | late)

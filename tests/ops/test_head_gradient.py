@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import w2s_fast
 from w2s_fast import SparseTargets
 from w2s_fast.ops import use_backend
-from w2s_fast.ops.fused_linear import chunks, gemm, head_gradient
+from w2s_fast.ops.fused_linear import chunks, gemm, head_gradient, solve
 from w2s_fast.ops.loss_call import LossSpec
 from w2s_fast.ops.targets import attach_targets
 from w2s_fast.testing import BACKWARD, assert_within_budget
@@ -208,5 +208,5 @@ def test_one_chunk_keeps_alpha() -> None:
     expected = F.cross_entropy(0.25 * hidden @ head.t(), torch.arange(6))
     for budget in (64.0, 2 * 11 * 4 / 2**20):
         x = chunks.HeadInputs(hidden, head, None, budget, alpha=0.25)
-        s = chunks.solve_linear(x, p, LossSpec(), chunks.NeedsGrad(), True)
+        s = solve.solve_linear(x, p, LossSpec(), chunks.NeedsGrad(), True)
         torch.testing.assert_close(s.loss, expected)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from w2s_fast import TeacherHead
 from w2s_fast.ops.cross_entropy import cpp, ref
-from w2s_fast.ops.fused_linear import chunks, gemm
+from w2s_fast.ops.fused_linear import gemm, late_gate
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.fused_linear.head_gradient import HeadGradient
 from w2s_fast.ops.fused_linear.teacher.checks import make_teacher
@@ -156,9 +156,9 @@ def test_corrections_after_two_chunks_are_summed_in_fp32(monkeypatch: pytest.Mon
     n, d, v = 64, 16, 200
     hidden, head = normal(n, d, seed=1).to(BF16), normal(v, d, seed=2).to(BF16)
     made: list[torch.dtype] = []
-    close = chunks._add_rank_one
+    close = late_gate._add_rank_one
     monkeypatch.setattr(
-        chunks, "_add_rank_one", lambda *a: made.append(a[3].head.head.dtype) or close(*a)
+        late_gate, "_add_rank_one", lambda *a: made.append(a[3].head.head.dtype) or close(*a)
     )
     options = {"memory_mib": n // 2 * v * 2 / 2**20, "aux": 0.5, "threshold": "median"}
     leaves = hidden.requires_grad_(), head.requires_grad_()

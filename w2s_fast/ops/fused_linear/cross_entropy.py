@@ -11,7 +11,8 @@ With ``teacher`` the targets are made in the same chunks, from the hidden states
 N rows, D hidden size, V classes. With mean or sum every gradient is made in forward: 6 N V D
 operations, the same as three bare GEMMs, and memory for one chunk of logits beside the gradients.
 A threshold over the whole batch is exact. For hard labels, and for top-k labels of mass 1 without
-a residual, it costs rank-1 corrections instead of a second pass; see ``chunks.py``.
+a residual, it costs rank-1 corrections instead of a second pass; see
+``solve.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from w2s_fast.ops.arguments import checked
 from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
 from w2s_fast.ops.dispatch import Cost
-from w2s_fast.ops.fused_linear.chunks import HeadInputs, shape_only, threshold_from_scores
+from w2s_fast.ops.fused_linear.chunks import HeadInputs, shape_only
 from w2s_fast.ops.fused_linear.cross_entropy_autograd import differentiable_loss
 from w2s_fast.ops.fused_linear.inputs import (
     cast_for_autocast,
@@ -36,6 +37,7 @@ from w2s_fast.ops.fused_linear.inputs import (
     flat_targets,
 )
 from w2s_fast.ops.fused_linear.main_grad import find_main_grad, local_main_grad
+from w2s_fast.ops.fused_linear.solve import threshold_from_scores
 from w2s_fast.ops.fused_linear.teacher import operators as _operators  # noqa: F401 - registers
 from w2s_fast.ops.fused_linear.teacher.checks import check_options, check_target, make_teacher
 from w2s_fast.ops.fused_linear.teacher.heads import TeacherHead

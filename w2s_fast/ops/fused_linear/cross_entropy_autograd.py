@@ -48,8 +48,8 @@ from w2s_fast.ops.fused_linear.chunks import (
     chunks,
     row_kernels,
     shape_only,
-    solve_linear,
 )
+from w2s_fast.ops.fused_linear.solve import solve_linear
 from w2s_fast.ops.fused_linear.teacher.heads import Teacher
 from w2s_fast.ops.logprob.statistics import ValueGradient, write_gradient
 from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, Stat

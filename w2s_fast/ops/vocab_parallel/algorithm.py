@@ -35,6 +35,8 @@ from w2s_fast.ops.fused_linear.chunks import (
     Gradients,
     HeadInputs,
     NeedsGrad,
+)
+from w2s_fast.ops.fused_linear.late_gate import (
     add_entries,
     cap_slope,
     closed_rows,
@@ -235,7 +237,7 @@ def _summed(grads: Gradients, shard: Shard) -> tuple[Tensor | None, ...]:
 
 
 def _close_gates(x: HeadInputs, call: RowCall, grads: Gradients, shard: Shard) -> None:
-    """Close gates as ``fused_linear/chunks.py``; each rank corrects entries of its own classes."""
+    """Close gates as ``late_gate.close_gates``; each rank corrects entries of its own classes."""
     p, softcap, stats, index = call.inputs, call.spec.softcap, call.stats, call.index
     closed, pull = closed_rows(call)
     if grads.needs.any:

@@ -23,12 +23,13 @@ from w2s_fast.ops.cross_entropy.operators import (
 )
 from w2s_fast.ops.dispatch import LIBRARY
 from w2s_fast.ops.dtypes import accumulator
-from w2s_fast.ops.fused_linear.chunks import HeadInputs, NeedsGrad, shape_only, solve_linear
+from w2s_fast.ops.fused_linear.chunks import HeadInputs, NeedsGrad, shape_only
 from w2s_fast.ops.fused_linear.cross_entropy_autograd import (
     fake_gradients,
     gradients_from_record,
     without_none,
 )
+from w2s_fast.ops.fused_linear.solve import solve_linear
 from w2s_fast.ops.fused_linear.teacher.heads import Teacher
 from w2s_fast.ops.loss_call import RowCall
 from w2s_fast.ops.transforms import batched_by_backward, differentiable, refuse_batched
