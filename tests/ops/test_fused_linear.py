@@ -10,6 +10,7 @@ from helpers.linear_cases import BF16, CHUNKS, FP32, FP64, WHOLE, D, oracle, run
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from w2s_fast.ops import native
 from w2s_fast.ops.fused_linear import gemm, head_gradient, solve
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.reference import KINDS
@@ -58,6 +59,21 @@ def test_bf16(backend: str, kind: str, reduction: str) -> None:
     call = sample("sparse" if kind == "unit" else kind, 40, 131, BF16)
     call = unit_mass(call) | {"reduction": reduction, "memory_mib": 11 * 131 * 2 / 2**20}
     check(backend, call | {"aux": 0.4, "threshold": "median"})
+
+
+@pytest.mark.parametrize("kind", ["hard", "rest", "dense"])
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_padded_rows(
+    backend: str, kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a chunk are padded on a GPU; what lies between them is neither read nor counted."""
+    monkeypatch.setattr(gemm, "_UNPADDED", ())
+    monkeypatch.setattr(gemm, "_one_dnn", lambda x: False)  # it returns memory of its own
+    new = native.new_buffer
+    monkeypatch.setattr(native, "new_buffer", lambda *a, **k: new(*a, **k).fill_(torch.nan))
+    for memory_mib in (WHOLE, 11 * 24 * 4 / 2**20):
+        call = sample(kind, 40, 17, dtype, memory_mib=memory_mib)
+        check(backend, call | {"aux": 0.4, "threshold": "median"})
 
 
 def test_two_classes_in_chunks(backend: str) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.ops.vocab_parallel.dtensor import is_dtensor
@@ -36,7 +35,8 @@ class LMHeadLoss(nn.Module):
 
     Args:
         head: has ``weight`` (V, D) and maybe ``bias`` (V,), an ``nn.Linear`` for instance.
-        memory_mib: what the logits of one chunk may take.
+        memory_mib: what the logits of one chunk may take, in MiB; None: as for
+            ``linear_cross_entropy``.
         softcap: of the model's logits; 0 for none.
 
     Raises:
@@ -44,7 +44,7 @@ class LMHeadLoss(nn.Module):
     """
 
     def __init__(
-        self, head: nn.Module, *, memory_mib: float = DEFAULT_MEMORY_MIB, softcap: float = 0.0
+        self, head: nn.Module, *, memory_mib: float | None = None, softcap: float = 0.0
     ) -> None:
         super().__init__()
         weight = getattr(head, "weight", None)
@@ -80,7 +80,7 @@ class LMHeadLoss(nn.Module):
     def extra_repr(self) -> str:
         """Return the sizes of the head."""
         shape = _shape(self.weight)
-        return f"classes={shape[0]}, hidden={shape[1]}, memory_mib={self.memory_mib:g}"
+        return f"classes={shape[0]}, hidden={shape[1]}, memory_mib={self.memory_mib}"
 
 
 def check_gathered(weight: Tensor) -> None:

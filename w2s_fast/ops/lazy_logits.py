@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
-
 
 @dataclass(frozen=True, eq=False)
 class Projected:
@@ -24,14 +22,14 @@ class Projected:
         weight: (V, D), of the dtype of hidden.
         bias: (V,) or None.
         softcap: logits are softcap tanh(. / softcap); 0 for none.
-        memory_mib: memory for a chunk of logits, in MiB.
+        memory_mib: memory for a chunk of logits, in MiB; None: chosen by device.
     """
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None = None
     softcap: float = 0.0
-    memory_mib: float = DEFAULT_MEMORY_MIB
+    memory_mib: float | None = None
 
     def __len__(self) -> int:
         return len(self.hidden)

@@ -27,12 +27,11 @@ from w2s_fast.integrations.patching.shift import detect_shift, verify_first_batc
 from w2s_fast.integrations.patching.state import State
 from w2s_fast.integrations.patching.verify import verify_now
 from w2s_fast.losses import Loss, make_loss
-from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 
 __all__ = ["patch", "progress_callback", "set_progress", "unpatch"]
 
 
-def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = DEFAULT_MEMORY_MIB) -> Any:
+def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float | None = None) -> Any:
     """Make a causal LM of transformers return its loss without (B, T, V) logits.
 
     A forward with ``labels`` or weak columns (B sequences, T tokens, V vocabulary) returns ``loss``
@@ -62,7 +61,7 @@ def patch(model: Any, *, loss: str | Loss = "xent", memory_mib: float = DEFAULT_
         model: a transformers causal LM, or a peft model around one; changed in place. Patch it
             before it is passed to DDP, FSDP or DeepSpeed.
         loss: spec or object, see ``make_loss``.
-        memory_mib: memory of a chunk of logits.
+        memory_mib: memory of a chunk of logits, in MiB; None: as for ``linear_cross_entropy``.
 
     Returns:
         ``model``.

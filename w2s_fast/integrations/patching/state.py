@@ -53,7 +53,7 @@ class State(NotPicklable):
         forward: the forward that ``patch`` installed.
         loss: the training loss; eval mode uses plain cross-entropy.
         kinds: kinds of targets the loss takes, out of ``hard``, ``dense``, ``sparse``, ``states``.
-        memory_mib: size of a chunk of logits.
+        memory_mib: size of a chunk of logits, in MiB; None: chosen by device.
         step_frac, step: see ``set_progress``.
         progress_known: whether they were set.
         loss_computed: whether a loss or log-probabilities were computed since this was last reset.
@@ -69,7 +69,7 @@ class State(NotPicklable):
     forward: Callable[..., Any]
     loss: Loss
     kinds: tuple[str, ...]
-    memory_mib: float
+    memory_mib: float | None
     step_frac: float = 0.0
     step: int | None = None
     progress_known: bool = False

@@ -20,7 +20,6 @@ from w2s_fast.errors import W2SError
 from w2s_fast.losses._base import summed_metrics
 from w2s_fast.ops.arguments import check_methods, check_number
 from w2s_fast.ops.checks import check_weight_dtype
-from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.fused_linear.cross_entropy import flat_rows
 from w2s_fast.ops.fused_linear.logprob import make_head
 from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
@@ -105,7 +104,7 @@ class Distillation:
         weight: Tensor | None = None,
         positions: Tensor | None = None,
         softcap: float = 0.0,
-        memory_mib: float = DEFAULT_MEMORY_MIB,
+        memory_mib: float | None = None,
         fp32_head_gradient: bool = True,
     ) -> DistillOut:
         """Compute the sum from hidden states and the head; logits are never stored.

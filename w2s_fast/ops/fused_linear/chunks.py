@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.chunking import rows_per_chunk
+from w2s_fast.ops.chunking import default_memory_mib, rows_per_chunk
 from w2s_fast.ops.dispatch import backend
 from w2s_fast.ops.fused_linear import gemm
 from w2s_fast.ops.fused_linear.head_gradient import HeadGradient
@@ -29,17 +29,29 @@ class HeadInputs(NamedTuple):
 
     The logits are alpha (hidden head^T + bias); the caller that sets alpha scales the gradients by
     it. With ``main_grad`` the head's gradient is added to that buffer. A teacher's target is made
-    with each chunk: the loss inputs then have no targets.
+    with each chunk: the loss inputs then have no targets. A budget of None is chosen by device when
+    the chunks are made.
     """
 
     hidden: Tensor
     head: Tensor
     bias: Tensor | None
-    memory_mib: float
+    memory_mib: float | None
     fp32_head_gradient: bool = True
     alpha: float = 1.0
     main_grad: MainGrad | None = None
     teacher: Teacher | None = None
+
+    def chunk_mib(self, itemsize: int) -> float:
+        """Return the budget of a chunk whose widest array has ``itemsize`` bytes an entry."""
+        if self.memory_mib is not None:
+            return self.memory_mib
+        return default_memory_mib(self.head.shape[0], itemsize, self.hidden.device)
+
+    @property
+    def memory_argument(self) -> float | None:
+        """The budget as an argument of a registered operator."""
+        return None if self.memory_mib is None else float(self.memory_mib)
 
 
 class NeedsGrad(NamedTuple):
@@ -69,7 +81,7 @@ def chunk_rows(x: HeadInputs, p: LossInputs) -> int:
     if x.teacher is not None:
         target = teacher_heads.target_dtype(x.teacher, x.hidden, _reads_target_logits(x))
         itemsize = max(itemsize, target.itemsize)
-    return rows_per_chunk(n, v, itemsize, x.memory_mib)
+    return rows_per_chunk(n, v, itemsize, x.chunk_mib(itemsize))
 
 
 def chunk_count(x: HeadInputs, p: LossInputs) -> int:

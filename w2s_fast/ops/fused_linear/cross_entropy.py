@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
 from w2s_fast.ops.dispatch import Cost
 from w2s_fast.ops.fused_linear.chunks import HeadInputs, shape_only
@@ -62,7 +61,7 @@ def linear_cross_entropy(
     beta: float = 0.5,
     bias: Tensor | None = None,
     positions: Tensor | None = None,
-    memory_mib: float = DEFAULT_MEMORY_MIB,
+    memory_mib: float | None = None,
     fp32_head_gradient: bool = True,
     main_grad: Tensor | bool = False,
     weight: Tensor | None = None,
@@ -99,7 +98,8 @@ def linear_cross_entropy(
             answer token a sequence; ``weak`` and ``weight`` are then of M rows, and no other row
             is touched. None: every row.
         memory_mib: what the logits of a chunk may take, in MiB; a teacher's target may take as
-            much again. Fewer than about a thousand rows a chunk starve the GEMMs.
+            much again. None: 64 on a CPU; on a GPU 1024, or what 1024 rows take if that is more,
+            but at most a quarter of the free memory. Fewer rows starve the GEMMs of a GPU.
         fp32_head_gradient: sum a 16-bit head's gradient over chunks in fp32 and round once; costs
             4 V D bytes where there are several chunks (more than two on a CPU that multiplies in
             16 bits). False rounds once a chunk.

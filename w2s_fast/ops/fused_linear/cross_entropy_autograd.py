@@ -68,7 +68,7 @@ def differentiable_loss(
     in_operators = reduction == "none" or type(x.hidden) is not Tensor
     if x.main_grad is None and (in_operators or needs_operators()):
         check_spec(spec, p)
-        memory = float(x.memory_mib), x.fp32_head_gradient
+        memory = x.memory_argument, x.fp32_head_gradient
         if x.teacher is None:
             op, arguments = torch.ops.w2s_fast.linear_weak_ce, operator_arguments(p, spec)
         else:
@@ -215,13 +215,13 @@ def _shape_of(hidden: Tensor, head: Tensor) -> Tensor:
 
 
 LIBRARY.define(
-    f"linear_weak_ce(Tensor hidden, Tensor head, Tensor? bias, {SPEC}, float memory_mib, "
+    f"linear_weak_ce(Tensor hidden, Tensor head, Tensor? bias, {SPEC}, float? memory_mib, "
     "bool fp32_head_gradient) -> (Tensor loss, Tensor stats, Tensor index, Tensor threshold)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
     f"linear_weak_ce_backward(Tensor upstream, Tensor hidden, Tensor head, Tensor? bias, {TARGETS},"
-    f" Tensor stats, Tensor index, {TERMS}, float memory_mib, bool fp32_head_gradient, "
+    f" Tensor stats, Tensor index, {TERMS}, float? memory_mib, bool fp32_head_gradient, "
     "bool[3] needs_grad) -> (Tensor hidden, Tensor head, Tensor bias)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )

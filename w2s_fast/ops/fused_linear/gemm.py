@@ -32,6 +32,8 @@ _ONE_DNN_HAS = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
     torch.float16: "_is_mkldnn_fp16_supported",
 }
+_PADDING = 8  # entries
+_UNPADDED = ("cpu",)
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
 _BF16_ON_X86 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
@@ -115,7 +117,20 @@ def _upcast_logits(
 
 def logits_buffer(hidden: Tensor, head: Tensor, rows: int) -> Tensor | None:
     """Allocate the buffer that ``logits_chunk`` reuses; None where it returns new memory."""
-    return None if _one_dnn(hidden) else native.new_buffer((rows, head.shape[0]), hidden)
+    return None if _one_dnn(hidden) else matrix_buffer(rows, head.shape[0], hidden)
+
+
+def matrix_buffer(rows: int, v: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Allocate (rows, V) for products beside ``like``.
+
+    On a GPU rows are padded to whole multiples of 8 entries, 16 bytes or more: cuBLAS reads
+    matrices whose rows start elsewhere (V = 50257) without its widest loads and without TMA. All
+    buffers of a call have the same row stride, so the row kernels read them in step.
+    """
+    if like.device.type in _UNPADDED:
+        return native.new_buffer((rows, v), like, dtype)
+    stride = -(-v // _PADDING) * _PADDING
+    return native.new_buffer((rows, stride), like, dtype)[:, :v]
 
 
 def hidden_gradient(dlogits: Tensor, head: Tensor, out: Tensor) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.fused_linear.chunks import HeadInputs
 from w2s_fast.ops.fused_linear.inputs import cast_for_autocast, check_head
 from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
@@ -44,7 +43,7 @@ def linear_topk_logprob(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float = 0.0,
-    memory_mib: float = DEFAULT_MEMORY_MIB,
+    memory_mib: float | None = None,
     fp32_head_gradient: bool = True,
     return_stats: bool | str = False,
 ) -> tuple[Any, ...]:
@@ -57,8 +56,9 @@ def linear_topk_logprob(
         ids: (N, K) integer class ids, different from one another within a row; negative: padding.
         bias: (V,) of the head. Gets gradients.
         temperature, softcap: see ``topk_logprob``.
-        memory_mib: what the logits of a chunk may take, in MiB. Logits that take at most half of
-            it are kept for backward, which saves one of four products.
+        memory_mib: what the logits of a chunk may take, in MiB; None: as for
+            ``linear_cross_entropy``. Logits that take at most half of it are kept for backward,
+            which saves one of four products.
         fp32_head_gradient: sum a 16-bit head's gradient over chunks in fp32 and round once; costs
             4 V D bytes where there are several chunks (more than two on a CPU that multiplies in
             16 bits). False rounds once a chunk.
@@ -91,7 +91,7 @@ def linear_logprob(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float = 0.0,
-    memory_mib: float = DEFAULT_MEMORY_MIB,
+    memory_mib: float | None = None,
     fp32_head_gradient: bool = True,
     return_stats: bool | str = False,
 ) -> Tensor | tuple[Tensor, RowStats]:
@@ -217,7 +217,7 @@ def make_head(
     bias: Tensor | None,
     temperature: float,
     softcap: float,
-    memory_mib: float,
+    memory_mib: float | None,
     fp32_head_gradient: bool,
 ) -> HeadInputs:
     """Check the inputs of one call, and apply the temperature where it costs nothing.

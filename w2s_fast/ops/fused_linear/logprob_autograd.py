@@ -42,14 +42,14 @@ from w2s_fast.ops.transforms import differentiable, needs_operators
 
 LIBRARY.define(
     "linear_topk_logp(Tensor hidden, Tensor head, Tensor? bias, Tensor ids, float softcap, "
-    "bool with_tail, float memory_mib, bool fp32_head_gradient, float alpha, bool keep) "
+    "bool with_tail, float? memory_mib, bool fp32_head_gradient, float alpha, bool keep) "
     "-> (Tensor logp, Tensor tail, Tensor stats, Tensor index, Tensor logits)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
     "linear_topk_logp_backward(Tensor? grad_logp, Tensor? grad_tail, Tensor hidden, Tensor head, "
     "Tensor? bias, Tensor ids, Tensor stats, Tensor index, Tensor logits, float softcap, "
-    "float memory_mib, bool fp32_head_gradient, float alpha, bool[3] needs_grad) "
+    "float? memory_mib, bool fp32_head_gradient, float alpha, bool[3] needs_grad) "
     "-> (Tensor hidden, Tensor head, Tensor bias)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -60,7 +60,7 @@ def linear_topk(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return logp (N, K) and tail (N,), differentiable, and the record (stats and index)."""
     logp, tail, stats, index, _ = torch.ops.w2s_fast.linear_topk_logp(
-        *x[:3], ids, softcap, with_tail, float(x.memory_mib), x.fp32_head_gradient, x.alpha,
+        *x[:3], ids, softcap, with_tail, x.memory_argument, x.fp32_head_gradient, x.alpha,
         keeps_logits(x),
     )  # fmt: skip
     return logp, tail, stats, index
@@ -72,7 +72,7 @@ def keeps_logits(x: HeadInputs) -> bool:
     # Backward needs a second buffer: kept logits and their gradient must fit the budget together.
     return (
         not needs_operators()
-        and 2 * n * row <= x.memory_mib * MIB
+        and 2 * n * row <= x.chunk_mib(x.hidden.dtype.itemsize) * MIB
         and torch.is_grad_enabled()
         and any(t is not None and t.requires_grad for t in (x.hidden, x.head, x.bias))
     )
@@ -83,7 +83,7 @@ def pass_over_chunks(x: HeadInputs, call: RowCall, keep: bool) -> Iterator[Chunk
     if keep:  # the caller has checked that they fit
         shape = call.inputs.logits
         x = x._replace(
-            memory_mib=max(x.memory_mib, (shape.numel() + 1) * shape.dtype.itemsize / MIB)
+            memory_mib=max(x.memory_mib or 0, (shape.numel() + 1) * shape.dtype.itemsize / MIB)
         )
     for chunk in chunks(x, call.inputs):
         pass_over_rows(call, chunk)
@@ -98,7 +98,7 @@ def _linear_topk_logp(
     ids: Tensor,
     softcap: float,
     with_tail: bool,
-    memory_mib: float,
+    memory_mib: float | None,
     fp32_head_gradient: bool,
     alpha: float,
     keep: bool,
@@ -132,7 +132,7 @@ def _linear_topk_logp_backward(
     index: Tensor,
     logits: Tensor,
     softcap: float,
-    memory_mib: float,
+    memory_mib: float | None,
     fp32_head_gradient: bool,
     alpha: float,
     needs_grad: list[bool],

@@ -29,7 +29,7 @@ from w2s_fast.ops.transforms import differentiable
 
 LIBRARY.define(
     "linear_topk_logp_values(Tensor hidden, Tensor head, Tensor? bias, Tensor ids, float softcap, "
-    "bool with_tail, float memory_mib, bool fp32_head_gradient, float alpha, bool keep) "
+    "bool with_tail, float? memory_mib, bool fp32_head_gradient, float alpha, bool keep) "
     "-> (Tensor logp, Tensor tail, Tensor values, Tensor second, Tensor stats, Tensor index, "
     "Tensor logits)",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -37,7 +37,7 @@ LIBRARY.define(
 LIBRARY.define(
     "linear_topk_logp_values_backward(Tensor? grad_logp, Tensor? grad_tail, Tensor? grad_values, "
     "Tensor hidden, Tensor head, Tensor? bias, Tensor ids, Tensor second, Tensor stats, "
-    "Tensor index, Tensor logits, float softcap, float memory_mib, bool fp32_head_gradient, "
+    "Tensor index, Tensor logits, float softcap, float? memory_mib, bool fp32_head_gradient, "
     "float alpha, bool[3] needs_grad) -> (Tensor hidden, Tensor head, Tensor bias)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -48,7 +48,7 @@ def linear_topk_values(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return logp (N, K), tail (N,) and values (4, N), all differentiable, and the index."""
     logp, tail, values, _, _, index, _ = torch.ops.w2s_fast.linear_topk_logp_values(
-        *x[:3], ids, softcap, with_tail, float(x.memory_mib), x.fp32_head_gradient, x.alpha,
+        *x[:3], ids, softcap, with_tail, x.memory_argument, x.fp32_head_gradient, x.alpha,
         keeps_logits(x),
     )  # fmt: skip
     return logp, tail, values, index
@@ -62,7 +62,7 @@ def _linear_topk_logp_values(
     ids: Tensor,
     softcap: float,
     with_tail: bool,
-    memory_mib: float,
+    memory_mib: float | None,
     fp32_head_gradient: bool,
     alpha: float,
     keep: bool,
@@ -104,7 +104,7 @@ def _linear_topk_logp_values_backward(
     index: Tensor,
     logits: Tensor,
     softcap: float,
-    memory_mib: float,
+    memory_mib: float | None,
     fp32_head_gradient: bool,
     alpha: float,
     needs_grad: list[bool],

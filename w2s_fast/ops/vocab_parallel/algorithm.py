@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from w2s_fast.ops.chunking import rows_per_chunk
+from w2s_fast.ops.chunking import default_memory_mib, rows_per_chunk
 from w2s_fast.ops.cross_entropy.algorithm import (
     gradient_scale,
     normaliser,
@@ -56,7 +56,10 @@ def chunk_rows(x: HeadInputs, p: LossInputs, shard: Shard) -> int:
     n, itemsize = p.logits.shape[0], x.hidden.dtype.itemsize
     if x.teacher is not None:
         itemsize = max(itemsize, p.accumulator.itemsize)
-    return rows_per_chunk(n, width, itemsize, x.memory_mib)
+    memory_mib = x.memory_mib
+    if memory_mib is None:
+        memory_mib = default_memory_mib(width, itemsize, x.hidden.device, same_on_all_ranks=True)
+    return rows_per_chunk(n, width, itemsize, memory_mib)
 
 
 def _chunk_count(x: HeadInputs, p: LossInputs, shard: Shard) -> int:

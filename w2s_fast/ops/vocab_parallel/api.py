@@ -21,7 +21,6 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.chunking import DEFAULT_MEMORY_MIB
 from w2s_fast.ops.cross_entropy.algorithm import check_spec, make_spec
 from w2s_fast.ops.fused_linear.chunks import HeadInputs, NeedsGrad, shape_only
 from w2s_fast.ops.fused_linear.cross_entropy_autograd import EagerCall, Grads, apply_eagerly
@@ -64,7 +63,7 @@ def vocab_parallel_cross_entropy(
     shard: tuple[int, int] | None = None,
     bias: Tensor | None = None,
     positions: Tensor | None = None,
-    memory_mib: float = DEFAULT_MEMORY_MIB,
+    memory_mib: float | None = None,
     fp32_head_gradient: bool = True,
     main_grad: Tensor | bool = False,
     weight: Tensor | None = None,
@@ -166,7 +165,7 @@ def vocab_parallel_logprob(
     shard: tuple[int, int] | None = None,
     bias: Tensor | None = None,
     softcap: float = 0.0,
-    memory_mib: float = DEFAULT_MEMORY_MIB,
+    memory_mib: float | None = None,
     ignore_index: int = -100,
 ) -> Tensor:
     """Compute (N,) log-probabilities of ``tokens`` (N,), 0 if ignored; see ``linear_logprob``.

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from w2s_fast.ops import native
 from w2s_fast.ops.cross_entropy.ref import soft_capped
 from w2s_fast.ops.fused_linear import gemm
 
@@ -85,8 +84,7 @@ class Target:
 
     def __init__(self, teacher: Teacher, rows: int, dtype: torch.dtype, as_logits: bool) -> None:
         self.teacher, self.as_logits = teacher, as_logits
-        shape = rows, teacher.heads[0].shape[0]
-        self.buffer = native.new_buffer(shape, teacher.scales, dtype)
+        self.buffer = gemm.matrix_buffer(rows, teacher.heads[0].shape[0], teacher.scales, dtype)
 
     def chunk(self, rows: slice) -> Tensor:
         """Return (n, V): the target of some rows, valid until the next call."""

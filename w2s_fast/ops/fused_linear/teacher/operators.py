@@ -42,13 +42,13 @@ _N_TEACHER = len(Teacher._fields)
 _HEAD = "Tensor hidden, Tensor head, Tensor? bias"
 
 LIBRARY.define(
-    f"linear_teacher_loss({_HEAD}, {_TEACHER}, {SPEC}, float memory_mib, bool fp32_head_gradient) "
+    f"linear_teacher_loss({_HEAD}, {_TEACHER}, {SPEC}, float? memory_mib, bool fp32_head_gradient) "
     "-> (Tensor loss, Tensor stats, Tensor index, Tensor threshold, Tensor slopes)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
     f"linear_teacher_loss_backward(Tensor upstream, {_HEAD}, {_TEACHER}, Tensor? weight, "
-    f"Tensor stats, Tensor index, Tensor slopes, {TERMS}, float memory_mib, "
+    f"Tensor stats, Tensor index, Tensor slopes, {TERMS}, float? memory_mib, "
     "bool fp32_head_gradient, bool[3] needs_grad) "
     "-> (Tensor hidden, Tensor head, Tensor bias, Tensor scales)",
     tags=(torch.Tag.pt2_compliant_tag,),
