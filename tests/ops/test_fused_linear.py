@@ -40,7 +40,7 @@ def test_kind_gate_budget(
     check(backend, call | {"aux": 0.4, "threshold": threshold, "memory_mib": memory_mib}, 1.5)
 
 
-@pytest.mark.parametrize("kind", ["hard", "unit", "dense"])
+@pytest.mark.parametrize("kind", ["hard", "unit", "sparse", "dense"])
 @pytest.mark.parametrize(
     "extra",
     [{"smoothing": 0.2}, {"softcap": 3.0}, {"z_loss": 0.02}, {"reduction": "sum"}],
@@ -53,11 +53,14 @@ def test_terms_of_the_loss(backend: str, kind: str, extra: dict[str, Any]) -> No
         check(backend, call | {"aux": aux, "threshold": threshold, "memory_mib": CHUNKS} | extra)
 
 
-@pytest.mark.parametrize("kind", ["hard", "unit", "dense"])
+@pytest.mark.parametrize("kind", ["hard", "unit", "sparse", "dense"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_bf16(backend: str, kind: str, reduction: str) -> None:
     call = sample("sparse" if kind == "unit" else kind, 40, 131, BF16)
-    call = unit_mass(call) | {"reduction": reduction, "memory_mib": 11 * 131 * 2 / 2**20}
+    call = (call if kind == "sparse" else unit_mass(call)) | {
+        "reduction": reduction,
+        "memory_mib": 11 * 131 * 2 / 2**20,
+    }
     check(backend, call | {"aux": 0.4, "threshold": "median"})
 
 
@@ -165,16 +168,18 @@ def test_frozen_parts_skip_their_product(monkeypatch: pytest.MonkeyPatch) -> Non
             assert_within_budget(w.grad, full["head"].double(), full["head"], BACKWARD)
 
 
-def test_exact_threshold_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hard labels, and top-k ones of mass 1, never look at the scores first."""
+def test_exact_threshold_in_one_pass(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hard labels, and top-k ones (on a CPU of mass 1), never look at the scores first."""
     probed = []
     probe = solve.threshold_from_scores
     monkeypatch.setattr(solve, "threshold_from_scores", lambda *a: probed.append(1) or probe(*a))
     late = {"aux": 0.4, "threshold": "median", "memory_mib": CHUNKS}
     for call in (sample("hard"), unit_mass(sample("sparse"))):
-        run("ref", call | late)
+        run(backend, call | late)
     assert not probed
-    run("ref", sample("sparse") | late)  # mass other than 1
+    run(backend, sample("sparse") | late)  # mass other than 1
+    assert bool(probed) == (backend in ("ref", "cpp"))
+    run(backend, sample("rest") | late)
     assert probed
 
 

@@ -200,14 +200,15 @@ def _check_device(name: str, device: str) -> None:
             f"backend 'cuda' serves {cuda_device} tensors here, these are on {device}; "
             "force another"
         )
-    if name == "triton" and device == "cpu" and not _interpreted():
+    if name == "triton" and device == "cpu" and not interpreted():
         raise W2SError(
             "backend 'triton' serves cpu tensors only in its interpreter; set TRITON_INTERPRET=1 "
             "before the program starts"
         )
 
 
-def _interpreted() -> bool:
+def interpreted() -> bool:
+    """Return whether Triton kernels run in its interpreter."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 

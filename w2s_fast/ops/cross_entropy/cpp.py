@@ -18,6 +18,7 @@ from w2s_fast.ops.targets import LossInputs, check_labels
 
 FIXES_IN_PLACE = True
 READS_TARGET_LOGITS = True
+FIXES_ANY_MASS = False
 _NO_RECORD = (torch.empty(0), torch.empty(0, dtype=torch.int64))  # data_ptr() is 0
 _THRESHOLD_FROM = {"prior": 1, "median": 2}  # w2s::Select in csrc/w2s.h; 0 for a given one
 

@@ -8,6 +8,7 @@ listed twice, turns its row's loss and gradient into NaN.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import torch
@@ -21,6 +22,8 @@ from w2s_fast.ops.targets import check_labels
 
 FIXES_IN_PLACE = True
 READS_TARGET_LOGITS = False
+# The rows of a fused head whose softmax factor changes late are a Triton kernel.
+FIXES_ANY_MASS = importlib.util.find_spec("triton") is not None
 
 
 def rows(call: RowCall) -> None:

@@ -20,6 +20,7 @@ from w2s_fast.ops.targets import LossInputs, check_labels
 FIXES_IN_PLACE = False
 # Dense targets are probabilities.
 READS_TARGET_LOGITS = False
+FIXES_ANY_MASS = False
 
 
 def rows(call: RowCall) -> None:

@@ -18,6 +18,7 @@ from w2s_fast.ops.targets import LossInputs, check_labels
 
 FIXES_IN_PLACE = True
 READS_TARGET_LOGITS = False
+FIXES_ANY_MASS = True
 
 
 def rows(call: RowCall) -> None:

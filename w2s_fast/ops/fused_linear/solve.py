@@ -4,9 +4,9 @@ A chunk of rows goes through the same row kernels as dense logits: one pass turn
 gradient, in place. A threshold over the whole batch is the exception: it is known only after the
 last chunk. Two ways, both exact:
 
-- hard labels, or top-k labels of mass 1 without a residual: the gate moves a few entries of a row
-  and nothing else. All gates are taken as open, and the rows that turn out closed are corrected
-  afterwards, see ``late_gate.py``.
+- hard labels, or top-k labels without a residual (on a CPU, of mass 1): the gate moves a few
+  entries of a row and little else. All gates are taken as open, and the rows that turn out closed
+  are corrected afterwards, see ``late_gate.py``.
 - every other target: the gate reaches all classes. A first pass over the chunks computes the
   scores, 2 N V D operations more.
 
@@ -41,7 +41,7 @@ from w2s_fast.ops.fused_linear.chunks import (
     pass_over_rows,
     row_kernels,
 )
-from w2s_fast.ops.fused_linear.late_gate import close_gates, fixes_by_rank_one
+from w2s_fast.ops.fused_linear.late_gate import close_gates, fixes_afterwards
 from w2s_fast.ops.fused_linear.teacher import heads as teacher_heads
 from w2s_fast.ops.fused_linear.teacher.heads import Slopes
 from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, Stat, new_record
@@ -67,7 +67,8 @@ def solve_linear(
     if fits(x, p) and not own_pass:
         return _solve_at_once(x, p, spec, needs, mean, keep_logits)
     late = spec.threshold is None and spec.rule in BATCH_RULES
-    if late and not fixes_by_rank_one(p, spec, needs):
+    kernels = row_kernels(x)
+    if late and not fixes_afterwards(p, spec, needs, kernels.FIXES_ANY_MASS):
         spec = dataclasses.replace(spec, threshold=threshold_from_scores(x, p, spec))
         late = False
     total = normaliser(p)
@@ -79,7 +80,6 @@ def solve_linear(
         call.topk_diffs = torch.empty(p.ids.shape, dtype=p.accumulator, device=p.ids.device)
     grads = Gradients(x, needs, parts=chunk_count(x, p) + (p.width + 1 if late else 0))
     slopes = Slopes(x.teacher)
-    kernels = row_kernels(x)
     for chunk in chunks(x, p):
         z = chunk.inputs.logits
         pass_over_rows(call, chunk, z if needs.any else None, kernels)
@@ -89,7 +89,7 @@ def solve_linear(
         del chunk, z  # before the next logits are allocated
     if late:
         call.threshold = batch_threshold(p, spec.rule, call.stats)
-        close_gates(x, call, grads)
+        close_gates(x, call, grads, kernels.FIXES_ANY_MASS)
     loss = total_loss(p, call.stats[Stat.LOSS], total if mean else None)
     return LossResult(
         call.stats, call.index, loss, total, call.threshold, grads.result(), slopes=slopes.values

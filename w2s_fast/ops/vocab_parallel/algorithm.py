@@ -40,7 +40,7 @@ from w2s_fast.ops.fused_linear.late_gate import (
     add_entries,
     cap_slope,
     closed_rows,
-    fixes_by_rank_one,
+    fixes_afterwards,
 )
 from w2s_fast.ops.fused_linear.teacher.heads import Target, Teacher
 from w2s_fast.ops.loss_call import Index, LossResult, LossSpec, RowCall, Stat, new_record
@@ -175,7 +175,7 @@ def solve_vocab(
     check_labels(p)
     stats, index = new_record(p)
     late = spec.rule == "median" and spec.threshold is None
-    if late and not fixes_by_rank_one(p, spec, needs):
+    if late and not fixes_afterwards(p, spec, needs):
         for rows, inputs in local_chunks(*_without_teacher(x, p), shard):
             stats[:, rows] = merged_call(inputs, spec, shard).stats
         at_half = quantile_op.masked_quantile(stats[Stat.SCORE], 0.5, p.counted())

@@ -25,6 +25,8 @@ from w2s_fast.ops.loss_call import Index, RowCall, Stat
 class DivergenceRows:
     """Row kernels of the teacher's divergence: ``rows`` and ``gradient``, as backends have them."""
 
+    FIXES_ANY_MASS = False
+
     def __init__(self, teacher: Teacher) -> None:
         self.divergence = DIVERGENCES[teacher.divergence]
         self.beta, self.learned = teacher.beta, any(teacher.learned)
