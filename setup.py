@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -36,11 +37,10 @@ ISA_FLAGS = {  # x86-64 only; every other file is compiled for the platform's ba
 # Kernels throw nothing; tables for exceptions would bring a weak symbol into an ISA's file.
 KERNEL_FLAGS = ["-fno-exceptions"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-# Machine code for Ampere, Hopper and Blackwell, and PTX of the oldest for all that come after it.
-ARCHES = (80, 90, 100)
+# Machine code for Ampere, Hopper and Blackwell, and PTX of the oldest for all that come after it;
+# TORCH_CUDA_ARCH_LIST names others, as for extensions of torch.
+ARCHES = "8.0+PTX;9.0;10.0"
 NVCC_FLAGS = ["-std=c++17", "-O3", "--threads=4", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-NVCC_FLAGS += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHES]
-NVCC_FLAGS += [f"-gencode=arch=compute_{ARCHES[0]},code=compute_{ARCHES[0]}"]
 # Fibers leave their stacks by longjmp, which the fortified one takes for an error. fmaf without the
 # instruction is a slow function.
 EMULATION_FLAGS = ["-DW2S_EMULATED", "-U_FORTIFY_SOURCE", "-O2", *(["-mfma"] if X86 else [])]
@@ -50,6 +50,25 @@ SOURCES = {
     CUDA: ["cross_entropy.cu", "quantile.cu", "tile.cpp", "bindings.cpp"],
     EMULATION: ["emulate.cpp", "emulated.cpp", "tile.cpp", "bindings.cpp"],
 }
+
+
+def gencode() -> list[str]:
+    """Options of nvcc for the architectures of ``TORCH_CUDA_ARCH_LIST`` from 8.0 on, or ours."""
+    flags = []
+    for entry in re.split("[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHES):
+        if not (m := re.fullmatch(r"(\d+)\.(\d[a-z]?)(\+PTX)?", entry)):
+            raise RuntimeError(
+                f"TORCH_CUDA_ARCH_LIST has {entry!r}; expected numbers as in {ARCHES!r}"
+            )
+        if int(m[1]) < 8:
+            continue  # no asynchronous copies
+        arch = m[1] + m[2]
+        flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
+        if m[3]:
+            flags.append(f"-gencode=arch=compute_{arch},code=compute_{arch}")
+    if not flags:
+        raise RuntimeError("TORCH_CUDA_ARCH_LIST has no architecture from 8.0 on")
+    return flags
 
 
 def sources() -> list[str]:
@@ -132,7 +151,7 @@ def ninja_file(name: str, files: list[str], objects: Path, target: Path) -> str:
         "  description = LINK $out",
     ]
     if name == CUDA:
-        more = shlex.split(os.environ.get("NVCCFLAGS", ""))
+        more = [*gencode(), *shlex.split(os.environ.get("NVCCFLAGS", ""))]
         lines += [
             f"nvcc = {quoted([*nvcc(), *NVCC_FLAGS, *more])}",
             "rule cuda",

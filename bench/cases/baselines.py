@@ -14,8 +14,8 @@ from torch import Tensor
 
 def topk_labels(ids: Tensor, k: int, n_classes: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return ids and probabilities (N, k) of weak labels whose first class is ``ids`` (N,)."""
-    top_ids = (ids[:, None] + 17 * torch.arange(k)) % n_classes
-    probs = torch.rand(len(ids), k, generator=g)
+    top_ids = (ids[:, None] + 17 * torch.arange(k, device=ids.device)) % n_classes
+    probs = torch.rand(len(ids), k, generator=g, device=g.device)
     return top_ids, probs / probs.sum(dim=1, keepdim=True)
 
 

@@ -26,7 +26,6 @@ CASES = ("hard", "dense", "topk", "logconf_hard", "logconf_topk", "teacher")
 SHAPES = ((2048, 1024, 32000), (1024, 2048, 128256))  # N, D, V
 PEERS = ("torch_lce", "torch_lce_auto", "cce", "liger", "quack")
 PROVIDERS = ("ours", "eager", "compile", *PEERS)
-MEMORY_MIB = 64  # limit of our logits
 _TORCH_ROWS = 512  # rows in a chunk of torch_lce: the best of a few sizes on the first shape
 _CHUNK = 256  # rows of fp64 truth at a time
 _SAMPLE = 64  # rows whose gradient is checked
@@ -72,7 +71,7 @@ def make_inputs(case: str, dtype: str, n: int, d: int, v: int, device: str = "cp
     hidden, head = (x.to(DTYPES[dtype]).requires_grad_() for x in (hidden, head))
     if case in ("hard", "logconf_hard"):
         ours: Tensor | w2s_fast.SparseTargets = ids
-        top_ids, probs = ids[:, None], torch.ones(n, 1)
+        top_ids, probs = ids[:, None], torch.ones(n, 1, device=device)
     elif case == "teacher":
         terms = [
             w2s_fast.TeacherHead(a, *(_normal(s, g, dtype) for s in ((n, d), (v, d))))
@@ -80,7 +79,9 @@ def make_inputs(case: str, dtype: str, n: int, d: int, v: int, device: str = "cp
         ]
         return Inputs(hidden, head, ids, None, None, terms)
     elif case == "dense":
-        ours = torch.randn(n, v, generator=g).mul_(3.0).softmax(dim=1).to(hidden.dtype)
+        ours = (
+            torch.randn(n, v, generator=g, device=device).mul_(3.0).softmax(dim=1).to(hidden.dtype)
+        )
         return Inputs(hidden, head, ids, ours, ours)
     else:
         top_ids, probs = baselines.topk_labels(ids, min(TOP_K, v), v, g)
@@ -88,7 +89,9 @@ def make_inputs(case: str, dtype: str, n: int, d: int, v: int, device: str = "cp
     labels = None
     if case != "hard":
         # Dense labels of the baselines; scattering them is not measured.
-        labels = torch.zeros(n, v, dtype=hidden.dtype).scatter_(1, top_ids, probs.to(hidden.dtype))
+        labels = torch.zeros(n, v, dtype=hidden.dtype, device=device).scatter_(
+            1, top_ids, probs.to(hidden.dtype)
+        )
     return Inputs(hidden, head, ids, labels, ours)
 
 
@@ -110,7 +113,7 @@ def loss(provider: str, case: str, x: Inputs) -> Loss | None:
     target = x.ids if x.labels is None else x.labels
     if provider == "ours":
         options: dict[str, Any] = {"aux": AUX, "threshold": "median"} if confidence else {}
-        return partial(w2s_fast.linear_cross_entropy, weak=x.ours, memory_mib=MEMORY_MIB, **options)
+        return partial(w2s_fast.linear_cross_entropy, weak=x.ours, **options)
     if provider in ("eager", "compile"):
         baseline = partial(baselines.linear_cross_entropy, labels=target)
         if confidence:
@@ -123,7 +126,7 @@ def loss(provider: str, case: str, x: Inputs) -> Loss | None:
 
 def _teacher_loss(provider: str, x: Inputs) -> Loss | None:
     if provider == "ours":
-        return partial(w2s_fast.linear_cross_entropy, teacher=x.teacher, memory_mib=MEMORY_MIB)
+        return partial(w2s_fast.linear_cross_entropy, teacher=x.teacher)
     terms = [(float(t.scale), t.hidden, t.head) for t in x.teacher]
     baseline = partial(baselines.linear_teacher, terms=terms)
     if provider == "compile":
@@ -252,11 +255,11 @@ def errors(x: Inputs, call: Loss, truth: tuple[float, Tensor, Tensor]) -> dict[s
 def truth(case: str, x: Inputs) -> tuple[float, Tensor, Tensor]:
     """Return the fp64 loss over all rows, a sample of rows, and their fp64 dL/dhidden."""
     hidden, head = x.hidden.detach().double(), x.head.detach().double()
-    n = hidden.shape[0]
-    sample = torch.linspace(0, n - 1, min(n, _SAMPLE)).long()
-    is_sampled = torch.zeros(n, dtype=torch.bool).index_fill_(0, sample, True)
+    n, device = hidden.shape[0], hidden.device
+    sample = torch.linspace(0, n - 1, min(n, _SAMPLE), device=device).long()
+    is_sampled = torch.zeros(n, dtype=torch.bool, device=device).index_fill_(0, sample, True)
     weak, own, top, grads = [], [], [], []
-    for rows in torch.arange(n).split(_CHUNK):
+    for rows in torch.arange(n, device=device).split(_CHUNK):
         z = hidden[rows] @ head.t()
         lse = z.logsumexp(1)
         most, chosen = z.max(1)
@@ -272,7 +275,7 @@ def truth(case: str, x: Inputs) -> tuple[float, Tensor, Tensor]:
             torch.stack([(p * y[at].sum(1, keepdim=True) - y[at]) @ head, (p - one) @ head], 1)
         )
     tops = torch.cat(top)
-    share = torch.zeros(n, dtype=torch.float64)
+    share = torch.zeros_like(tops)
     if case.startswith("logconf"):
         share = AUX * (tops >= torch.quantile(tops, 0.5)).double()
     total = ((1 - share) * torch.cat(weak) + share * torch.cat(own)).mean().item()

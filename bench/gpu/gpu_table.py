@@ -6,14 +6,17 @@ from typing import Any
 
 Row = dict[str, Any]
 _COLUMNS = (
-    "provider", "ms p20 / p50 / p80", "/ ours", "peak MiB", "GB/s", "TFLOP/s", "/ ceiling",
-    "error",
+    "provider", "ms p20 / p50 / p80", "target ms", "/ ours", "peak MiB", "GB/s", "TFLOP/s",
+    "/ ceiling", "error",
 )  # fmt: skip
 
 
 def table(rows: list[Row]) -> str:
-    """Return environment, parts, and a block per case; ``/ ours`` above 1: ours is faster."""
-    lines = [*_environment(rows), *_parts(rows)]
+    """Return environment, parts, and a block per case.
+
+    ``/ ours`` above 1: ours is faster. Targets are for an H200.
+    """
+    lines = [*_environment(rows), *_parts(rows), *_parity(rows)]
     limit = next((r for r in rows if r.get("kind") == "ceilings"), {})
     if limit:
         lines.append(
@@ -49,6 +52,16 @@ def _parts(rows: list[Row]) -> list[str]:
     ]
 
 
+def _parity(rows: list[Row]) -> list[str]:
+    lines = []
+    for r in rows:
+        if r.get("kind") == "parity":
+            right = r["calls"] - len(r["failed"])
+            lines.append(f"{r['backend']}: {right} of {r['calls']} calls within the error budget")
+            lines += [f"  {why}" for why in r["failed"]]
+    return lines
+
+
 def _block(rows: list[Row], limit: Row) -> list[str]:
     cells = [_COLUMNS, *(_cells(r, limit) for r in rows if r["kind"] == "time")]
     widths = [max(len(c[i]) for c in cells) for i in range(len(_COLUMNS))]
@@ -63,6 +76,7 @@ def _cells(r: Row, limit: Row) -> tuple[str, ...]:
     return (
         name,
         " / ".join(f"{r[k]:.4g}" for k in ("ms_p20", "ms_p50", "ms_p80")),
+        _target(r),
         _number(r, "ratio_to_ours", ".2f"),
         _number(r, "peak_mib", ".0f"),
         _number(r, "gbps", ".0f"),
@@ -74,6 +88,13 @@ def _cells(r: Row, limit: Row) -> tuple[str, ...]:
 
 def _number(r: Row, name: str, form: str) -> str:
     return format(r[name], form) if name in r else ""
+
+
+def _target(r: Row) -> str:
+    """Return the target of our row (for an H200) and whether it is met."""
+    if "target_ms" not in r or not r["provider"].startswith("ours"):
+        return ""
+    return f"{r['target_ms']:g} {'met' if r['ms_p50'] <= r['target_ms'] else 'missed'}"
 
 
 def _share(r: Row, limit: Row) -> str:

@@ -54,6 +54,7 @@ def measure(
     """Measure errors, peak memory, then time of every call; ``moved``: minimal bytes and flops."""
     columns = {"op": case.op, "case": case.loss, "dtype": case.dtype, "n": case.n, "v": case.v}
     columns |= {"d": case.d} if case.d else {}
+    columns |= {"target_ms": case.target_ms} if case.target_ms else {}
 
     def drop(name: str, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
@@ -119,26 +120,14 @@ def head(case: Case) -> None:
     """Measure forward and backward of the loss from hidden states."""
     x = linear.make_inputs(case.loss, case.dtype, case.n, case.d, case.v, "cuda")
     table = gpu_providers.linear_losses(case, x, distinct_providers(case, "cross_entropy"), emit)
-    rows = torch.linspace(0, case.n - 1, 64, device="cuda").long()
-    z = x.hidden.detach()[rows].double() @ x.head.detach().double().t()
-    p = z.softmax(1)
-    p[torch.arange(64, device="cuda"), x.ids[rows]] -= 1
-    expected = p @ x.head.detach().double() / case.n
-    del z, p
-
-    def errors(name: str) -> dict[str, float]:
-        linear.reset(x)
-        linear.step(x, table[name])
-        assert x.hidden.grad is not None
-        got = x.hidden.grad[rows].double()
-        linear.reset(x)
-        return {"grad_err": ((got - expected).abs().max() / expected.abs().max()).item()}
-
+    truth = linear.truth(case.loss, x)
     calls: dict[str, Callable[[], Any]] = {
         name: partial(linear.step, x, call) for name, call in table.items()
     }
     moved = {"flops": 6.0 * case.n * case.v * case.d}
-    measure(case, calls, lambda _: linear.reset(x), moved, errors)
+    measure(
+        case, calls, lambda _: linear.reset(x), moved, lambda n: linear.errors(x, table[n], truth)
+    )
 
 
 def order_statistic(case: Case) -> None:

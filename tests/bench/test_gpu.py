@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu import event_timing, gpu_environment, gpu_providers, gpu_table
+import w2s_fast
+from bench.gpu import (
+    event_timing,
+    gpu_environment,
+    gpu_providers,
+    gpu_table,
+    parity,
+    sanitizer,
+)
 from bench.gpu import suite as gpu
 from bench.gpu.gpu_cases import CASES
 from w2s_fast.testing import OnDevice
@@ -30,8 +38,8 @@ def part(name: str, code: str, seconds: int = 20, measures: bool = False) -> gpu
 def test_plan_fits_into_eight_minutes(capsys: pytest.CaptureFixture[str]) -> None:
     plan = gpu.parts()
     assert sum(p.seconds for p in plan) < 480
-    assert [p.name for p in plan][:4] == ["build", "tests", "memcheck", "ceilings"]
-    assert [p.name for p in plan][4:] == list(CASES)
+    assert len({p.name for p in plan}) == len(plan)
+    assert {p.name for p in plan} >= set(CASES)
     cases = [c for group in CASES.values() for c in group.cases]
     assert {(c.n, c.d, c.v) for c in cases if c.op == "linear"} == {
         (4096, 4096, 128256), (8192, 1024, 50257)
@@ -47,6 +55,41 @@ def test_plan_fits_into_eight_minutes(capsys: pytest.CaptureFixture[str]) -> Non
     assert gpu.main(["--dry-run"]) == 0
     out = capsys.readouterr().out
     assert all(p.name in out for p in plan) and "s at most" in out
+
+
+def test_the_most_informative_parts_come_first() -> None:
+    """A few minutes show parity, races, and the times that have a target beside other libraries."""
+    names = [p.name for p in gpu.parts()]
+    first = names[: names.index("tests")]
+    assert first[:4] == ["build", "parity", "racecheck", "ceilings"]
+    rows = [c for name in first if name in CASES for c in CASES[name].cases]
+    assert [c.target_ms > 0 for c in rows] == [True] * 6
+    assert all(name not in CASES or name in first for name in names if "targets" in name)
+    assert sum(p.seconds for p in gpu.parts() if p.name in first) <= 240
+    for op in ("cross_entropy", "linear"):
+        assert any("liger" in c.providers and "quack" in c.providers for c in rows if c.op == op)
+
+
+def test_parity_names_the_calls_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = parity.parity("ref", "cpu")
+    assert right["calls"] > 20 and right["failed"] == []
+    monkeypatch.setattr(parity, "dense_calls", lambda device: [("dense", dense_fails)])
+    monkeypatch.setattr(w2s_fast, "quantile", lambda scores, q: scores.mean())
+    wrong = parity.parity("ref", "cpu")
+    assert [why.split(":")[0] for why in wrong["failed"]] == ["dense", "quantile"]
+    assert "quantile 0" in wrong["failed"][1]
+    text = gpu_table.table([right, wrong])
+    assert f"ref: {right['calls']} of {right['calls']} calls within" in text
+    assert wrong["failed"][1] in text
+
+
+def dense_fails() -> None:
+    raise RuntimeError("no kernel image")
+
+
+def test_sanitizer_knows_two_tools(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sanitizer.main(["initcheck"]) == 2
+    assert "memcheck, racecheck, not 'initcheck'" in capsys.readouterr().err
 
 
 def test_without_a_device_it_says_so(
@@ -121,11 +164,14 @@ def test_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
          "gemm_fp32_tflops": 50.0},
         TIME,
         {**eager, "provider": "sort", "ratio_to_ours": 4.5, "ms_p50": 0.9},
+        {**TIME, "case": "hard", "target_ms": 0.15},
+        {**TIME, "case": "dense", "target_ms": 0.25},
         {**eager, "kind": "skipped", "provider": "quack", "why": "not installed"},
     ]  # fmt: skip
     text = gpu_table.table(rows)
     for words in ("with changes", "tests: FAILED (1)", "copy 2000 GB/s", "ours (triton)", "50%",
-                  "0.1 / 0.2 / 0.3", "4.50", "value 1.0e-08", "quack: not installed"):  # fmt: skip
+                  "0.15 missed", "0.25 met", "0.1 / 0.2 / 0.3", "4.50", "value 1.0e-08",
+                  "quack: not installed"):  # fmt: skip
         assert words in text, words
     out = tmp_path / "rows.jsonl"
     gpu.save(out, rows)

@@ -1,6 +1,7 @@
-"""``python -m bench.gpu.memcheck``: run small calls of every op under compute-sanitizer's memcheck.
+"""``python -m bench.gpu.sanitizer TOOL``: run small calls of every op under compute-sanitizer.
 
-Inputs have odd sizes, unaligned rows, padding and ignored labels, where addressing errors occur.
+``memcheck`` finds accesses outside of allocations, ``racecheck`` threads that read shared memory
+before another has written it. Inputs have odd sizes, unaligned rows, padding and ignored labels.
 Without compute-sanitizer the check is skipped with a message.
 """
 
@@ -11,6 +12,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+TOOLS = ("memcheck", "racecheck")
 
 
 def sanitizer() -> str:
@@ -51,14 +54,17 @@ def main(args: list[str]) -> int:
     if args == ["--inside"]:
         run_calls()
         return 0
+    if len(args) != 1 or args[0] not in TOOLS:
+        print(f"expected one of {', '.join(TOOLS)}, not {' '.join(args)!r}", file=sys.stderr)
+        return 2
     tool = sanitizer()
     if not tool:
         print("compute-sanitizer is not installed: not checked")
         return 0
-    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m"]
+    command = [tool, "--tool", args[0], "--error-exitcode", "9", sys.executable, "-m"]
     # torch's allocator splits large blocks, which would hide an access beyond a piece.
     env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run([*command, "bench.gpu.memcheck", "--inside"], env=env, check=False)
+    done = subprocess.run([*command, "bench.gpu.sanitizer", "--inside"], env=env, check=False)
     return done.returncode
 
 
