@@ -15,7 +15,7 @@ from w2s_fast.testing import BACKWARD, assert_within_budget, device
 N, D, V = 150, 100, 137  # several tiles in each direction, none of them full
 
 closed_rows = pytest.importorskip(
-    "w2s_fast.ops.fused_linear.closed_rows", reason="backend triton is missing"
+    "w2s_fast.ops.fused_linear.triton", reason="backend triton is missing"
 )
 
 

@@ -38,7 +38,7 @@ LIBRARY = torch.library.Library("w2s_fast", "DEF")
 
 
 def _in_folder(op: str) -> dict[str, str]:
-    return {name: f"w2s_fast.ops.{op}.{name}" for name in BACKENDS}
+    return {name: f"{__package__}.{op}.{name}" for name in BACKENDS}
 
 
 # Op -> backend -> module. Top-k log-probabilities run on the row kernels of the cross-entropy.
@@ -47,9 +47,9 @@ MODULES: dict[str, Mapping[str, str]] = {
     "topk_logprob": _in_folder("cross_entropy"),
     "quantile": _in_folder("quantile"),
     "balanced": {
-        name: f"w2s_fast.ops.balanced.{'cpp' if name == 'cpp' else 'ref'}" for name in BACKENDS
+        name: f"{__package__}.balanced.{'cpp' if name == 'cpp' else 'ref'}" for name in BACKENDS
     },
-    "votes": {name: f"w2s_fast.ops.votes.{name}" for name in ("ref", "cpp")},
+    "votes": {name: f"{__package__}.votes.{name}" for name in ("ref", "cpp")},
 }
 
 # A loss of 32 rows takes microseconds: backends are looked up once.

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 
+# Not by its name: a package for the Hub's kernel loader has another.
+_PARENT = str(__package__).rpartition(".")[0]
 _TOO_OLD = 35  # cudaErrorInsufficientDriver
 _NO_CODE = (98, 209)  # cudaErrorInvalidDeviceFunction, cudaErrorNoKernelImageForDevice
 
@@ -34,7 +36,7 @@ def emulated() -> bool:
 def _load() -> tuple[ModuleType | None, str]:
     name = "_cuda_emulated" if emulated() else "_cuda"
     try:
-        return importlib.import_module(f"w2s_fast.{name}"), ""
+        return importlib.import_module(f"{_PARENT}.{name}"), ""
     except ModuleNotFoundError:
         how = "W2S_BUILD_EMULATION=1" if emulated() else "nvcc and W2S_CUDA=1"
         return None, f"{name} was not built; install the package with {how}"

@@ -105,7 +105,7 @@ def _add_softmax(x: HeadInputs, call: RowCall, pull: Tensor, grads: Gradients) -
     dhead is a sum over rows: their p is computed again. A row of dhidden holds its own p head and
     the few targets, so it is scaled, and the targets get back what they lost.
     """
-    from w2s_fast.ops.fused_linear.closed_rows import add_softmax
+    from w2s_fast.ops.fused_linear.triton import add_softmax
 
     stats, spec = call.stats, call.spec
     mass, a = stats[Stat.MASS], stats[Stat.COEF]
