@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
-from w2s_fast.errors import W2SError
+from w2s_fast.errors import DataWarning, W2SError
 from w2s_fast.methods import Targets, make_method
 from w2s_fast.methods._balance import balance_of, matched
 from w2s_fast.methods._channel import clipped, estimate
@@ -148,6 +150,18 @@ def test_posterior_of_a_biased_student() -> None:
     assert fixed.probs.dtype == np.float32 and np.allclose(fixed.probs.sum(1), 1, atol=1e-6)
     assert _accuracy(fixed, gold) > _accuracy(weak, gold) + 0.05
     assert min(_accuracy(fixed, gold), _accuracy(em, gold)) > _accuracy(own, gold) + 0.01
+
+
+def test_inverted_classes_of_the_student_are_told() -> None:
+    """EM takes the beliefs' word for which class is which."""
+    _, belief, label = _two_sources(1500, seed=5)
+    weak = Targets(_soft(label, 3, 0.8))
+    prior = Targets(np.roll(belief, 1, axis=1).astype(np.float32))
+    with pytest.warns(DataWarning, match=r"below the 0\.33 of chance.*right order"):
+        Posterior().combine(weak, prior, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Posterior().combine(weak, Targets(belief.astype(np.float32)), seed=0)
 
 
 # Truth directions

@@ -7,10 +7,12 @@ student trained on the same labels.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from w2s_fast.errors import DataWarning
 from w2s_fast.methods._balance import balance_of, matched
 from w2s_fast.methods._base import Method, Targets, choice, number
 from w2s_fast.methods._channel import estimate
@@ -57,4 +59,20 @@ class Posterior(Method):
             smoothing=self.smoothing,
             tolerance=self.tolerance,
         )
+        _warn_of_opposition(channel.confusion)
         return replace(weak, probs=channel.posterior.astype(np.float32))
+
+
+def _warn_of_opposition(confusion: np.ndarray) -> None:
+    """Warn where the weak labels are right less often than by chance, if the beliefs are right."""
+    classes = len(confusion)
+    right = float(confusion.trace()) / classes
+    if right * classes < 1:
+        warnings.warn(
+            f"posterior: if the beliefs are right, weak labels name the class of a row with "
+            f"probability {right:.2f}, below the {1 / classes:.2f} of chance, and the posterior "
+            "turns against them; are the untrained student's classes in the right order? See its "
+            "zero-shot accuracy, and the prompt that its answers complete",
+            DataWarning,
+            stacklevel=3,
+        )
