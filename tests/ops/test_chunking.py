@@ -97,3 +97,10 @@ def test_rows_of_a_chunk_are_aligned_on_a_gpu(v: int, dtype: torch.dtype) -> Non
     assert buffer is not None and buffer.shape == (6, v) and buffer.stride(1) == 1
     assert buffer.stride(0) * buffer.element_size() % 16 == 0
     assert buffer.stride(0) - v < 8
+
+
+def test_a_gpu_multiplies_large_tiles() -> None:
+    head = torch.empty((50257, 4096), dtype=torch.bfloat16, device="meta")
+    widths = [at.stop - at.start for at in gemm.tiles(head, 2048)]
+    assert sum(widths) == 50257
+    assert all(w == 8192 for w in widths[:-1]) and len(widths) == 7

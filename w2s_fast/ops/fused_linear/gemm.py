@@ -25,6 +25,7 @@ from w2s_fast.ops import native
 from w2s_fast.ops.chunking import ROUND_ROWS
 
 _TILE = 1 << 20  # entries of a head upcast at a time: 4 MiB in fp32
+_DEVICE_TILE = 1 << 13  # classes at a time on a GPU, whose products need to be large
 # Entries of a head's gradient in 16 bits at a time: 16 MiB. oneDNN packs the hidden states anew for
 # every product; with tiles of 2 MiB that took more time than the products.
 _GRADIENT_TILE = 1 << 23
@@ -58,7 +59,7 @@ def upcasts(x: Tensor) -> bool:
 
 
 def tiles(head: Tensor, n: int) -> Iterator[slice]:
-    """Yield the classes of a head (V, D), about a thousand at a time, for products with n rows."""
+    """Yield the classes of a head (V, D) for products with n rows; on a CPU as caches hold them."""
     step = _tile_size(head, n)
     for start in range(0, head.shape[0], step):
         yield slice(start, min(start + step, head.shape[0]))
@@ -80,6 +81,8 @@ def upcast_tiles(head: Tensor, n: int) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _tile_size(head: Tensor, n: int) -> int:
+    if head.device.type != "cpu":
+        return _DEVICE_TILE
     # A quarter of the classes: a tile of logits in fp32 then takes half of what the chunk does.
     return max(ROUND_ROWS, min(_TILE // max(head.shape[1], n, 1), head.shape[0] // 4))
 
