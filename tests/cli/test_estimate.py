@@ -108,6 +108,10 @@ def test_average_of_weights_is_sharded_without_zero_too() -> None:
             memory_by_part(C, t, "bf16", 8)[0] for t in (train, replace(train, average_frac=0.0))
         )
         assert averaged == plain | {"average of weights": 4 * 70_000_000 // 8}
+        for fields, copies in (({"ema_decay": 0.9}, 1), ({"interpolation": 0.5}, 2)):
+            other = replace(train, average_frac=0.0, **fields)
+            memory = memory_by_part(C, other, "bf16", 8)[0]
+            assert memory == plain | {"average of weights": copies * 4 * 70_000_000 // 8}
 
 
 def test_states_without_zero_are_those_of_the_optimizer() -> None:

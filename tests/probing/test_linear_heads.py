@@ -102,6 +102,21 @@ def test_thresholds_that_roll(features: Tensor, mode: str) -> None:
         train_heads(features, runs, replace(cfg, micro_batch_size=8), 0)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"ema_decay": 0.8}, {"interpolation": 0.4}, {"average_frac": 0.3, "interpolation": 0.4}],
+    ids=lambda fields: "-".join(fields),
+)
+def test_final_weights(features: Tensor, fields: dict[str, float]) -> None:
+    cfg, start = replace(RECIPE, **({"average_frac": 0.0} | fields)), _start(2)
+    runs = [HeadRun(_soft(2), make_loss(spec)) for spec in ("logconf", "xent")]
+    together = train_heads(features, runs, cfg, 0, head=start)
+    for h, run in enumerate(runs):
+        model, _ = _alone(features, run, cfg, 0, start)
+        assert (together.weight[h] - model.head.weight).abs().max() < 1e-9
+        assert (together.bias[h] - model.head.bias).abs().max() < 1e-9
+
+
 def test_runs_share_the_order_of_a_seed(features: Tensor) -> None:
     """The same run twice is the same head, and another seed is another one."""
     run = HeadRun(_soft(2), make_loss("xent"))

@@ -73,6 +73,10 @@ def test_weight_decay_spares_vectors() -> None:
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),
         ({"warmup_frac": 1.0}, "warmup_frac is 1.0"),
         ({"average_frac": -0.1}, "average_frac is -0.1"),
+        ({"ema_decay": 1.0}, r"ema_decay is 1.0; expected a number in \[0, 1\)"),
+        ({"interpolation": 0.0}, r"interpolation is 0.0; expected a number in \(0, 1\]"),
+        ({"interpolation": 1.5}, "interpolation is 1.5"),
+        ({"average_frac": 0.5, "ema_decay": 0.9}, "average_frac is 0.5 and ema_decay 0.9"),
         ({"decay_frac": 0.2}, "decay_frac is 0.2 with schedule='cosine', .* set schedule=constant"),
         (
             {"schedule": "constant", "warmup_frac": 0.7, "decay_frac": 0.4},

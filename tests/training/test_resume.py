@@ -36,7 +36,8 @@ def soft() -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "case", ["plain", "bf16", "average", "dropout", "eleuther", "window", "ema"]
+    "case",
+    ["plain", "bf16", "average", "moving", "interpolated", "dropout", "eleuther", "window", "ema"],
 )
 def test_resume_is_the_straight_run(
     case: str, tokenizer: Any, data: Encoded, soft: np.ndarray, tmp_path: Path
@@ -48,6 +49,8 @@ def test_resume_is_the_straight_run(
         micro_batch_size=4,
         dropout=case == "dropout",
         average_frac=0.5 if case == "average" else 0.0,  # the last three of six steps
+        ema_decay=0.7 if case == "moving" else 0.0,
+        interpolation=0.4 if case == "interpolated" else 1.0,
         threshold_scope=case if case in ("window", "ema") else "exact",
     )
     loss = make_loss("logconf_eleuther" if case == "eleuther" else "logconf")

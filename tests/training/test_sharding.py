@@ -38,13 +38,16 @@ def test_matrix(size: int, tmp_path: Path) -> None:
             "batch_size": m * a * size,
             "clip_norm": 0.5,
             "average_frac": 0.3 if m == 4 else 0.0,
+            "ema_decay": 0.0 if m == 4 else 0.8,
+            "interpolation": 0.6 if m == 4 else 1.0,
         }  # fmt: skip
         for z, m, a in MATRIX
     ]
     out = tmp_path / "out.json"
     ranks.run(PROGRAM, size, {"fits": jobs, "out": str(out)})
     for job, got in zip(jobs, json.loads(out.read_text()), strict=True):
-        recipe = {name: job[name] for name in ("batch_size", "clip_norm", "average_frac")}
+        fields = ("batch_size", "clip_norm", "average_frac", "ema_decay", "interpolation")
+        recipe = {name: job[name] for name in fields}
         try:
             close(got, fit(**recipe))
         except AssertionError as e:

@@ -49,6 +49,47 @@ def test_training_ends_with_the_mean_of_the_last_steps(tokenizer: Any) -> None:
     assert not torch.equal(model.head.weight, steps[-1]["head.weight"])
 
 
+def test_moving_average(tokenizer: Any) -> None:
+    model = small_model(tokenizer)
+    steps, _ = _weights_of_steps(model, tokenizer, replace(BASE, ema_decay=0.7))
+    for name, p in model.named_parameters():
+        mean = steps[0][name].double()
+        for weights in steps[1:]:
+            mean = 0.7 * mean + 0.3 * weights[name].double()
+        torch.testing.assert_close(p.detach().double(), mean, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("average_frac", [0.0, 0.5])
+def test_interpolation_with_the_initial_weights(tokenizer: Any, average_frac: float) -> None:
+    model = small_model(tokenizer)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    cfg = replace(BASE, interpolation=0.3, average_frac=average_frac)
+    steps, _ = _weights_of_steps(model, tokenizer, cfg)
+    last = steps[3:] if average_frac else steps[-1:]
+    for name, p in model.named_parameters():
+        mean = torch.stack([weights[name].double() for weights in last]).mean(0)
+        expected = 0.7 * start[name].double() + 0.3 * mean
+        torch.testing.assert_close(p.detach().double(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_interpolated_adapters_move_in_proportion(tokenizer: Any) -> None:
+    """The change of a LoRA weight is a product of two: B alone takes the coefficient."""
+    pytest.importorskip("peft")
+    model = small_model(tokenizer, lora_rank=2)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    steps, _ = _weights_of_steps(model, tokenizer, replace(BASE, interpolation=0.3))
+    kinds = set()
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            assert torch.equal(p, start[name]), name
+            continue
+        alpha = 1.0 if "lora_A" in name else 0.3
+        kinds.add(alpha)
+        expected = start[name].lerp(steps[-1][name], alpha)
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-7)
+    assert kinds == {0.3, 1.0}
+
+
 def test_averaging_does_not_change_the_steps(tokenizer: Any) -> None:
     averaged, log = _weights_of_steps(small_model(tokenizer), tokenizer, CFG)
     model = small_model(tokenizer)

@@ -10,7 +10,7 @@ P parameters (T of them trained), n processes, b bytes of a weight:
 | weights | P b; ZeRO-3: P b / n, small ones (below the persistence threshold) whole |
 | gradients | 4 T, summed in fp32; ZeRO-2 and 3: 4 T / n, and the bucket being reduced |
 | optimizer | 12 T: fp32 copy and two moments (8 T for fp32 at zero_stage=0); ZeRO: / n |
-| average of weights | 4 T / n with average_frac, also without ZeRO |
+| average of weights | 4 T / n, also without ZeRO; 8 T / n with interpolation |
 | weights in use | ZeRO-3: up to 10^9 gathered weights, and those being prefetched |
 | activations | what autograd saves for one micro-batch |
 
@@ -105,8 +105,9 @@ def memory_by_part(
     if stage:
         memory["gradient bucket"] = min(c.trained, REDUCE_BUCKET) * b
     memory["optimizer"] = copies * c.trained // shards
-    if train.average_frac:
-        memory["average of weights"] = 4 * c.trained // n
+    mixed = train.interpolation < 1  # with the initial weights
+    if averaged := bool(train.average_frac or train.ema_decay or mixed):
+        memory["average of weights"] = 4 * (averaged + mixed) * c.trained // n
     working = {"activations": c.activations + 2 * c.transient}
     if stage == 3:
         live = max(_MAX_LIVE, c.largest) + PREFETCH

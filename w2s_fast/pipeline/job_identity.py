@@ -55,6 +55,9 @@ VERSIONS = {
 }
 # Stages without a model that draw random numbers.
 _SEEDED = ("apply", "generated_votes", "gate", "trust", "text_labels", "supervisor_card")
+# Settings of a training that came later, at values that leave it as it was: they do not enter the
+# hash, so stages of before are found.
+_ADDED = {"ema_decay": 0.0, "interpolation": 1.0}
 _NOT_CONTENT = set(EXECUTION_FIELDS)  # settings that cannot change a result
 
 
@@ -94,6 +97,7 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     common |= {"answer_tokens": cfg.task.answer_tokens}
     if job.stage in TRAINED or job.stage == "tuned":
         settings = {k: v for k, v in to_dict(train).items() if k not in _NOT_CONTENT}
+        settings = {k: v for k, v in settings.items() if _ADDED.get(k) != v}
         return common | {"train": settings, "seed": job.seed}
     if job.stage in ("samples", "reference", "pair_logprob", "perplexity"):
         common |= {"seed": job.seed}

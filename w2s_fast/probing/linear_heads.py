@@ -105,6 +105,7 @@ def train_heads(
     order = RowOrder(len(features), cfg.batch_size, cfg.epochs, seed)
     log = torch.empty(steps, 2, len(runs), dtype=torch.float64)
     first_averaged, trained = cfg.first_averaged(steps), stack.parameters
+    initial = [p.clone() for p in trained] if cfg.interpolation < 1 else []
     for step in range(steps):
         rows = torch.from_numpy(order.rows(step)).to(features.device)
         x = features[rows].to(stack.weight.dtype)
@@ -117,8 +118,10 @@ def train_heads(
         if step == first_averaged:
             trained = [p.clone() for p in stack.parameters]
         elif step > first_averaged:
-            share = 1 / (step + 1 - first_averaged)
+            share = cfg.share_in_mean(step + 1 - first_averaged)
             trained = [t.lerp_(p, share) for t, p in zip(trained, stack.parameters, strict=True)]
+    if initial:
+        trained = [i.lerp(t, cfg.interpolation) for i, t in zip(initial, trained, strict=True)]
     _check_finite(log[:, 0], runs)
     shape = (len(runs), classes)
     return HeadResult(

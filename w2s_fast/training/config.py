@@ -36,6 +36,11 @@ class TrainConfig:
             oscillation.
         average_frac: fraction of the steps, the last ones, whose weights are averaged; the training
             ends with their mean. 0: it ends with the weights of the last step.
+        ema_decay: decay d of a moving average of the weights, m <- d m + (1 - d) w after every step
+            (it begins with the first); the training ends with it. 0: none.
+        interpolation: alpha of WiSE-FT (arXiv 2109.01903): the training ends with
+            (1 - alpha) initial + alpha trained weights, averaged or not; 1: the trained ones. Of
+            LoRA matrices B alone is interpolated, which interpolates their product with A.
         weight_decay: decoupled weight decay of parameters with two or more dimensions.
         beta1, beta2, eps: coefficients of AdamW.
         clip_norm: maximum gradient norm of a step; None: no clipping.
@@ -68,6 +73,8 @@ class TrainConfig:
     warmup_frac: float = 0.0
     decay_frac: float = 0.0
     average_frac: float = 0.0
+    ema_decay: float = 0.0
+    interpolation: float = 1.0
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -93,10 +100,17 @@ class TrainConfig:
             self._check_least(name, 0)
         if self.micro_batch_size is not None:
             self._check_least("micro_batch_size", 1)
-        for name in ("warmup_frac", "decay_frac", "average_frac", "beta1", "beta2"):
+        for name in ("warmup_frac", "decay_frac", "average_frac", "ema_decay", "beta1", "beta2"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
                 raise W2SError(f"{name} is {value}; expected a number in [0, 1)")
+        if not 0.0 < self.interpolation <= 1.0:
+            raise W2SError(f"interpolation is {self.interpolation}; expected a number in (0, 1]")
+        if self.average_frac and self.ema_decay:
+            raise W2SError(
+                f"average_frac is {self.average_frac} and ema_decay {self.ema_decay}; a training "
+                "ends with one mean of its weights: set one of them to 0"
+            )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise W2SError(f"clip_norm is {self.clip_norm}; expected a number above 0, or null")
         for name, names in (
@@ -195,7 +209,15 @@ class TrainConfig:
 
     def first_averaged(self, steps: int) -> int:
         """Return the number of steps before those whose weights are averaged."""
-        return steps - round(self.average_frac * steps)
+        if self.ema_decay:
+            return 0
+        averaged = round(self.average_frac * steps)
+        # Interpolation needs the last weights in the precision of the optimizer.
+        return steps - (averaged if self.interpolation == 1.0 else max(averaged, 1))
+
+    def share_in_mean(self, n: int) -> float:
+        """Return the share that the ``n``-th averaged weights, from 1, take in the mean."""
+        return 1 - self.ema_decay if self.ema_decay and n > 1 else 1 / n
 
     def _check_least(self, name: str, low: int) -> None:
         value = getattr(self, name)

@@ -146,7 +146,7 @@ class _Training:
             (n, list(shape_of(t)), t.requires_grad) for n, t in module_tensors(model).items()
         ]
         self.engine = make_engine(model, cfg, self.world)
-        self.average = WeightAverage(self.engine, model, cfg.first_averaged(self.steps), self.world)
+        self.average = WeightAverage(self.engine, model, cfg, self.steps, self.world)
         n_classes = getattr(model, "n_classes", 2 if hard else weak_labels.shape[1])
         n_classes = getattr(data, "n_classes", n_classes)
         self.thresholds = Thresholds(cfg.threshold_scope, loss, n_classes, cfg.batch_size)

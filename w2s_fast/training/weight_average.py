@@ -1,10 +1,14 @@
-"""The mean of the trained weights over the last steps of a training (tail averaging).
+"""The weights that a training ends with: a mean over steps, and a mean with the initial ones.
 
-Steps at a large learning rate end at a point that rounding and the order of the rows decide; their
-mean depends on both much less. Each process keeps an equal share of every weight in fp32, whatever
-the engine shards, so the mean is the same for any number of processes and any ZeRO stage.
+Steps at a large learning rate end at a point that rounding and the order of the rows decide; a mean
+over steps depends on both much less. A mean with the initial weights undoes a part of what was
+learned, of it what was fitted last and least: errors of weak labels among it. Each process keeps an
+equal share of every weight in fp32, whatever the engine shards, so the result is the same for any
+number of processes and any ZeRO stage.
 
-Source: Polyak & Juditsky 1992; Izmailov et al. 2018 (arXiv 1803.05407), every step with weight 1.
+Sources: tail average: Polyak & Juditsky 1992; Izmailov et al. 2018 (arXiv 1803.05407), every step
+with weight 1. Interpolation: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-
+FT, arXiv 2109.01903), equation 1; Zhang et al. 2023 (BANG, arXiv 2309.17230) on why it helps.
 """
 
 from __future__ import annotations
@@ -16,15 +20,32 @@ from torch import Tensor, nn
 
 from w2s_fast.distributed.world import World
 from w2s_fast.models.weights import gathered, module_tensors, shape_of
+from w2s_fast.training.config import TrainConfig
 from w2s_fast.training.engine import Engine, ReadTensor, read_required
+
+# A product B A of LoRA changes in proportion to B; interpolating both would square alpha.
+_NOT_INTERPOLATED = "lora_A"
 
 
 class WeightAverage:
-    """The mean of the masters of all trained weights after the steps beyond ``first``."""
+    """The final weights of all trained parameters, from the masters after each step.
 
-    def __init__(self, engine: Engine, model: nn.Module, first: int, world: World) -> None:
-        self._engine, self._model, self._first, self._world = engine, model, first, world
+    Made before the first step or a resumption: a collective call.
+    """
+
+    def __init__(
+        self, engine: Engine, model: nn.Module, cfg: TrainConfig, steps: int, world: World
+    ) -> None:
+        self._engine, self._model, self._world = engine, model, world
+        self._cfg, self._first = cfg, cfg.first_averaged(steps)
         self._shares: dict[str, Tensor] = {}  # (1, n / processes) by name
+        self._initial: dict[str, Tensor] = {}
+        if cfg.interpolation < 1:
+            self._initial = {
+                name: self._share(weight).clone()
+                for name, weight in engine.masters()
+                if _NOT_INTERPOLATED not in name
+            }
 
     def add(self, done: int) -> None:
         """Add the weights after ``done`` steps, if they are among the last; a collective call."""
@@ -36,26 +57,33 @@ class WeightAverage:
             if n == 1:
                 self._shares[name] = share.clone()
             else:
-                self._shares[name].lerp_(share, 1 / n)
+                self._shares[name].lerp_(share, self._cfg.share_in_mean(n))
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Replace the model's weights by the mean, in their dtype; a collective call."""
+        """Replace the model's weights by the final ones, in their dtype; a collective call."""
         for name, weight in module_tensors(self._model).items():
             if name not in self._shares:
                 continue
-            mean = self._whole(name, weight)
+            share = self._shares[name]
+            if name in self._initial:
+                share = self._initial[name].lerp(share, self._cfg.interpolation)
+            whole = self._whole(share, weight)
             with gathered([weight], change=True):
-                weight.copy_(mean)
+                weight.copy_(whole)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the mean, whole and by name; a collective call."""
+        """Yield both parts, whole and by name; a collective call."""
         for name, weight in module_tensors(self._model).items():
-            if name in self._shares:
-                yield f"average.{name}", self._whole(name, weight)
+            for kind, shares in (("average", self._shares), ("initial", self._initial)):
+                if name in shares:
+                    yield f"{kind}.{name}", self._whole(shares[name], weight)
 
     def load(self, read: ReadTensor, done: int) -> None:
         """Restore ``tensors`` of a checkpoint after ``done`` steps; a collective call."""
+        for name in self._initial:
+            whole = read_required(read, f"initial.{name}").to(self._initial[name].device)
+            self._initial[name] = self._share(whole).clone()
         if done <= self._first:
             return
         for name, weight in self._engine.masters():
@@ -69,8 +97,7 @@ class WeightAverage:
         own = flat[self._world.rank * length : (self._world.rank + 1) * length]
         return nn.functional.pad(own, (0, length - len(own)))[None]
 
-    def _whole(self, name: str, like: Tensor) -> Tensor:
-        """Return the mean of a weight from the shares of all processes."""
+    def _whole(self, share: Tensor, like: Tensor) -> Tensor:
+        """Return a weight from the shares of all processes."""
         shape = shape_of(like)
-        flat = self._world.all_gather(self._shares[name]).flatten()
-        return flat[: shape.numel()].view(shape)
+        return self._world.all_gather(share).flatten()[: shape.numel()].view(shape)
