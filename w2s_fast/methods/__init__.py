@@ -44,6 +44,7 @@ from w2s_fast.methods.knn_filter import KNNFilter
 from w2s_fast.methods.linear_probe import LinearProbe
 from w2s_fast.methods.posterior import Posterior
 from w2s_fast.methods.probes import ProbeFilter, ProbeRelabel
+from w2s_fast.methods.prototype import Prototype
 from w2s_fast.methods.resample import Resample
 from w2s_fast.methods.selective import Selective
 from w2s_fast.methods.self_consistency import SelfConsistency
@@ -63,6 +64,7 @@ METHODS |= {
     "ccs": CCS,
     "consistent": Consistent,
     "posterior": Posterior,
+    "prototype": Prototype,
     "confident": Confident,
     "resample": Resample,
     "agree": Agree,
