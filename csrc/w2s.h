@@ -54,6 +54,7 @@ struct RowCall {
   int64_t probs_stride;
   DType probs_dtype;      // kF32 or dtype
   bool probs_are_logits;  // dense targets are softmax(probs); CPU and V > 2 only
+  bool entropy;           // whether kEntropy is wanted; a kernel may leave it 0 where it is not
   const float* rest;      // [in] (N), null for none
   const float* weight;    // [in] (N), null for 1
   int64_t ignore_index;

@@ -9,6 +9,9 @@
 #define W2S_OUTLINED __device__ __noinline__
 #define W2S_UNROLL _Pragma("unroll")
 #define W2S_NO_UNROLL _Pragma("unroll 1")
+#define W2S_PRAGMA(words) _Pragma(#words)
+#define W2S_UNROLL_BY(times) W2S_PRAGMA(unroll times)
+#define W2S_RARELY(x) __builtin_expect(!!(x), 0)
 
 namespace {
 namespace block {
@@ -139,6 +142,18 @@ W2S_DEVICE float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// The larger of each 16 bits, a number before a NaN.
+W2S_DEVICE uint32_t max_bf16(uint32_t x, uint32_t y) {
+  uint32_t top;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(top) : "r"(x), "r"(y));
+  return top;
+}
+W2S_DEVICE uint32_t max_halves(uint32_t x, uint32_t y) {
+  uint32_t top;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(top) : "r"(x), "r"(y));
+  return top;
 }
 
 W2S_DEVICE float bits_to_float(uint32_t x) { return __uint_as_float(x); }

@@ -11,6 +11,8 @@
 #define W2S_OUTLINED inline
 #define W2S_UNROLL
 #define W2S_NO_UNROLL
+#define W2S_UNROLL_BY(times)
+#define W2S_RARELY(x) (x)
 
 namespace {
 namespace block {
@@ -186,6 +188,19 @@ inline uint16_t float_to_bf16(float x) {
   if (x != x) return 0x7fc0u;
   const uint32_t u = float_to_bits(x);
   return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+inline uint32_t max_bf16(uint32_t x, uint32_t y) {
+  const float lo = fmaxf(bits_to_float(x << 16), bits_to_float(y << 16));
+  const float hi = fmaxf(bits_to_float(x & 0xffff0000u), bits_to_float(y & 0xffff0000u));
+  return float_to_bf16(lo) | static_cast<uint32_t>(float_to_bf16(hi)) << 16;
+}
+inline uint32_t max_halves(uint32_t x, uint32_t y) {
+  const auto half = [](uint32_t w, int by) {
+    return half_to_float(static_cast<uint16_t>(w >> by & 0xffffu));
+  };
+  const float lo = fmaxf(half(x, 0), half(y, 0)), hi = fmaxf(half(x, 16), half(y, 16));
+  return float_to_half(lo) | static_cast<uint32_t>(float_to_half(hi)) << 16;
 }
 
 inline uint32_t two_halves(float lo, float hi) {

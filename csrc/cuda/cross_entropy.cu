@@ -16,8 +16,8 @@ template <class K>
 struct Bounds {
   static constexpr int threads = kOtherThreads, blocks = kOtherBlocks;
 };
-template <class T, class U, bool RESIDENT>
-struct Bounds<RowsKernel<T, U, RESIDENT>> {
+template <class T, class U, int WORK, bool RESIDENT>
+struct Bounds<RowsKernel<T, U, WORK, RESIDENT>> {
   static constexpr int threads = kRowsThreads, blocks = kRowsBlocks;
 };
 
@@ -52,7 +52,7 @@ int limits_here(Limits& limits) {
   // Depends on the loaded code: PTX of sm_80 has no clusters on any device.
   const auto query_cluster = [&](int64_t& value) -> int {
     cudaFuncAttributes a{};
-    const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true>>);
+    const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, kPlain, true>>);
     value = a.binaryVersion >= 90 && a.ptxVersion >= 90 ? kMaxCluster : 1;
     return error;
   };
@@ -115,7 +115,7 @@ int probe(int device) {
   if (const int error = cudaSetDevice(device)) return error;
   cudaFuncAttributes a{};
   // Fails where no code of this library fits the device.
-  const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true>>);
+  const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, kPlain, true>>);
   cudaSetDevice(before);
   return error;
 }

@@ -2,6 +2,8 @@
 // limits_here(), which cross_entropy.cu has for devices and emulated.cpp for the host.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 
 namespace w2s {
@@ -46,6 +48,19 @@ inline bool fits(const RowCall& c, const Tiling& s, const Limits& limits) {
   return c.v <= kMaxClasses && c.n * s.blocks <= kMaxBlocks && s.shared <= limits.shared;
 }
 
+// Calls f with the work of a call as a constant.
+template <class F>
+int by_work(int work, const F& f) {
+  switch (work) {
+    case kPlain:
+      return f(std::integral_constant<int, kPlain>{});
+    case kEntropy:
+      return f(std::integral_constant<int, kEntropy>{});
+    default:
+      return f(std::integral_constant<int, kAll>{});
+  }
+}
+
 int rows(const RowCall& c, Stream stream) {
   Limits limits{};
   if (const int error = limits_here(limits)) return error;
@@ -54,8 +69,10 @@ int rows(const RowCall& c, Stream stream) {
   return by_types(c, [&](auto t, auto u) {
     using T = typename decltype(t)::type;
     using U = typename decltype(u)::type;
-    return s.resident != 0 ? launch<RowsKernel<T, U, true>>(c, s, c.n * s.blocks, stream)
-                           : launch<RowsKernel<T, U, false>>(c, s, c.n * s.blocks, stream);
+    return by_work(work_of(c), [&](auto w) {
+      return s.resident != 0 ? launch<RowsKernel<T, U, w(), true>>(c, s, c.n * s.blocks, stream)
+                             : launch<RowsKernel<T, U, w(), false>>(c, s, c.n * s.blocks, stream);
+    });
   });
 }
 
@@ -67,7 +84,9 @@ int gradient(const RowCall& c, Stream stream) {
   return by_types(c, [&](auto t, auto u) {
     using T = typename decltype(t)::type;
     using U = typename decltype(u)::type;
-    return launch<GradientKernel<T, U>>(c, s, c.n * s.blocks, stream);
+    return work_of(c) == kAll
+               ? launch<GradientKernel<T, U, kAll>>(c, s, c.n * s.blocks, stream)
+               : launch<GradientKernel<T, U, kPlain>>(c, s, c.n * s.blocks, stream);
   });
 }
 

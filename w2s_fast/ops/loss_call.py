@@ -31,7 +31,7 @@ class Stat(IntEnum):
     LOSS = 0  # row loss, without the row weight; exactly 0 on rows that do not count
     MAX = 1  # M
     LOGS = 2  # log S, so lse = M + log S
-    ENTROPY = 3  # of the student's distribution, nats
+    ENTROPY = 3  # of the student's distribution, nats; only where the spec wants it
     MASS = 4  # total weak mass, the residual included
     LINEAR = 5  # sum_v q_v (z_v - M), q the weak mass without the residual
     MEAN = 6  # mean_v (z_v - M); written only when label smoothing is on
@@ -77,6 +77,7 @@ class LossSpec:
     softcap: float = 0.0
     z_loss: float = 0.0
     record: bool = True  # False: a backend may skip the per-row record where it does not need it
+    entropy: bool = True  # False: nothing reads ENTROPY, and a backend may leave it 0
 
     def row_rule(self, n_classes: int) -> RowRule:
         """Return the rule of a row, once the threshold of the batch is known."""
@@ -132,7 +133,7 @@ class RowCall:
             0 if ids is None else ids.data_ptr(),
             0 if probs is None else probs.data_ptr(),
             0 if probs is None else probs.stride(0),
-            0 if probs is None else DTYPE_CODES[probs.dtype], probs_are_logits,
+            0 if probs is None else DTYPE_CODES[probs.dtype], probs_are_logits, spec.entropy,
             0 if rest is None else rest.data_ptr(),
             0 if weight is None else weight.data_ptr(),
             ignore_index, self.rule, aux, threshold,

@@ -1,0 +1,32 @@
+// What a row kernel computes, chosen at compile time: an instruction an element is 4 % of a pass.
+//
+// Every combination of entropy, smoothing and soft-cap would be eight kernels for each pair of
+// types. Three are built: training (loss and gradient), statistics (entropy too), and one that
+// tests for the rest at run time, which few calls ask for.
+#pragma once
+
+#include "../w2s.h"
+
+namespace {
+
+constexpr int kPlain = 0, kEntropy = 1, kAll = 2;
+
+inline int work_of(const w2s::RowCall& c) {
+  if (c.params.smoothing != 0 || c.params.softcap > 0) return kAll;
+  return c.entropy ? kEntropy : kPlain;
+}
+
+// NEAR: the exponent of an element is one fma of its logit (see Origin in sums.h). Dense targets
+// need z - M itself, and so does a mean of logits.
+template <int WORK, bool DENSE_>
+struct Work {
+  static constexpr bool DENSE = DENSE_, ENTROPY = WORK != kPlain, MEAN = WORK == kAll;
+  static constexpr bool CAP = WORK == kAll, NEAR = !DENSE && WORK != kAll;
+};
+
+// Sums over the classes outside the top k: of their exponentials alone.
+struct Outside {
+  static constexpr bool DENSE = false, ENTROPY = false, MEAN = false, NEAR = false;
+};
+
+}  // namespace
