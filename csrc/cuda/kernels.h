@@ -70,7 +70,7 @@ W2S_DEVICE Sums sum_outside(const RowCall& c, int64_t row, const S& segment, Sha
 // About 11 instructions an element (two exponentials): 1.4 TFLOP/s of work at 4.8 TB/s of traffic.
 // H200, 8192 x 128256 bf16: 4.2 GB, 0.88 ms at 4.8 TB/s; estimate 1.0 ms (0.88 of bandwidth), from
 // 3 blocks of 64 KB an SM that load, compute and store at different times. Not measured.
-template <class T_, class U_, int WORK, bool RESIDENT_>
+template <class T_, class U_, bool RESIDENT_, int WORK>
 struct RowsKernel {
   using T = T_;
   using U = U_;

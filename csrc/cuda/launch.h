@@ -48,17 +48,17 @@ inline bool fits(const RowCall& c, const Tiling& s, const Limits& limits) {
   return c.v <= kMaxClasses && c.n * s.blocks <= kMaxBlocks && s.shared <= limits.shared;
 }
 
-// Calls f with the work of a call as a constant.
-template <class F>
-int by_work(int work, const F& f) {
-  switch (work) {
-    case kPlain:
-      return f(std::integral_constant<int, kPlain>{});
-    case kEntropy:
-      return f(std::integral_constant<int, kEntropy>{});
-    default:
-      return f(std::integral_constant<int, kAll>{});
+// kPlain is built where instructions limit: dense targets, and rows that are read twice, wait for
+// memory while they sum an entropy that nobody asked for.
+template <class T, class U, bool RESIDENT>
+int launch_rows(const RowCall& c, const Tiling& s, Stream stream) {
+  const int work = work_of(c);
+  const int64_t blocks = c.n * s.blocks;
+  if (work == kAll) return launch<RowsKernel<T, U, RESIDENT, kAll>>(c, s, blocks, stream);
+  if constexpr (RESIDENT && std::is_same_v<U, None>) {
+    if (work == kPlain) return launch<RowsKernel<T, U, true, kPlain>>(c, s, blocks, stream);
   }
+  return launch<RowsKernel<T, U, RESIDENT, kEntropy>>(c, s, blocks, stream);
 }
 
 int rows(const RowCall& c, Stream stream) {
@@ -69,10 +69,8 @@ int rows(const RowCall& c, Stream stream) {
   return by_types(c, [&](auto t, auto u) {
     using T = typename decltype(t)::type;
     using U = typename decltype(u)::type;
-    return by_work(work_of(c), [&](auto w) {
-      return s.resident != 0 ? launch<RowsKernel<T, U, w(), true>>(c, s, c.n * s.blocks, stream)
-                             : launch<RowsKernel<T, U, w(), false>>(c, s, c.n * s.blocks, stream);
-    });
+    return s.resident != 0 ? launch_rows<T, U, true>(c, s, stream)
+                           : launch_rows<T, U, false>(c, s, stream);
   });
 }
 

@@ -29,7 +29,8 @@ constexpr float kNear = 4096;
 template <class W>
 W2S_DEVICE Origin origin_of(float max) {
   if (fabsf(max) == INFINITY) return {0, 0};
-  if (W::NEAR && fabsf(max) < kNear) return {0, max * kLog2E};
+  // Added to 0, so that no compiler leaves the rounding out by making one fma of two operations.
+  if (W::NEAR && fabsf(max) < kNear) return {0, fmaf(max, kLog2E, 0.0f)};
   return {max, 0};
 }
 W2S_DEVICE float exponent_of(float z, const Origin& o) { return fmaf(z - o.a, kLog2E, -o.b); }

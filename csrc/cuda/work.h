@@ -1,8 +1,8 @@
 // What a row kernel computes, chosen at compile time: an instruction an element is 4 % of a pass.
 //
 // Every combination of entropy, smoothing and soft-cap would be eight kernels for each pair of
-// types. Three are built: training (loss and gradient), statistics (entropy too), and one that
-// tests for the rest at run time, which few calls ask for.
+// types. Three are built: loss and gradient alone, entropy too, and one that tests for the rest at
+// run time, which few calls ask for.
 #pragma once
 
 #include "../w2s.h"

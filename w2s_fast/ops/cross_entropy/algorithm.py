@@ -43,13 +43,14 @@ def make_spec(
     softcap: float,
     z_loss: float,
     record: bool = True,
+    entropy: bool = True,
 ) -> LossSpec:
     """Return the spec of a public call, whose ``threshold`` is a rule name or a probability."""
     rule, fixed = "none", None
     # Coefficient 0 known in advance: the plain weak loss, no threshold to compute.
     if threshold is not None or isinstance(aux, Tensor) or aux != 0:
         rule, fixed = _named_rule(threshold, p)
-    return LossSpec(rule, aux, fixed, smoothing, 0.0, math.inf, softcap, z_loss, record)
+    return LossSpec(rule, aux, fixed, smoothing, 0.0, math.inf, softcap, z_loss, record, entropy)
 
 
 def _named_rule(threshold: str | float | None, p: LossInputs) -> tuple[str, Tensor | None]:
@@ -184,7 +185,7 @@ def batch_threshold(
     else:  # by the kernel that will compare: each rounds a tanh and a sum in its own way
         stats, index = new_record(p)
         dispatch.backend("cross_entropy", p.logits).rows(
-            RowCall(p, LossSpec(softcap=softcap), stats, index)
+            RowCall(p, LossSpec(softcap=softcap, entropy=False), stats, index)
         )
         score = stats[Stat.SCORE]
     return quantile_op.masked_quantile(score, q, counted)
