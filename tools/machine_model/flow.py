@@ -60,6 +60,13 @@ class Flow:
             loops.append(Loop(header, frozenset(blocks), frozenset(origins)))
         return loops
 
+    @cached_property
+    def whole(self) -> Loop:
+        """The function as if it were the body of a loop."""
+        reached = {0} | nx.descendants(self.graph, 0)
+        ends = frozenset(b for b in reached if not self.graph.out_degree(b))
+        return Loop(0, frozenset(reached), ends)
+
     def inside(self, loop: Loop) -> list[Loop]:
         """Return the loops within a loop."""
         return [o for o in self.loops if o.header in loop.blocks and o.header != loop.header]
@@ -123,14 +130,20 @@ def _graph(function: Function) -> nx.DiGraph:
 
 
 def _jumps(i: Instruction) -> bool:
-    return i.base in ("BRA", *_ENDS)
+    return i.base in ("BRA", *_ENDS) or _is_far_jump(i)
+
+
+def _is_far_jump(i: Instruction) -> bool:
+    """Whether a call is a jump: sm_80 calls labels of the same function from uniform branches."""
+    return i.base == "CALL" and bool(i.targets)
 
 
 def _leaves(i: Instruction) -> bool:
     """Whether control never goes on to the next instruction."""
     if i.guard not in ("", "PT"):
         return False
-    return i.base in _ENDS or (i.base == "BRA" and i.operands.startswith(("`(", ".L")))
+    # A branch may have a predicate of its own before the label: that of a warp, or divergence.
+    return i.base in _ENDS or (_jumps(i) and i.operands.startswith("`("))
 
 
 def _dominates(first: dict[int, int], a: int, b: int) -> bool:

@@ -1,6 +1,6 @@
 """What the main loops of a kernel do for one element of a row.
 
-A kernel reads a row in up to three loops: ``fetch`` copies it to shared memory, ``pass`` reads it
+A kernel goes through a row in up to three loops: ``fetch`` copies it to shared memory, ``pass`` reads it
 and stores nothing wide, ``write`` reads it and stores the gradient. A main loop moves 16-byte
 vectors itself, not only in loops within it. Of several of one kind, those that can only be entered
 after another of that kind are left out (a second pass that few rows need), and of alternatives the
@@ -39,7 +39,7 @@ class LoopCount:
     """Counts of one iteration of a main loop, for one thread; accesses are in bytes.
 
     Attributes:
-        kind: ``fetch``, ``pass`` or ``write``.
+        kind: ``fetch``, ``pass`` or ``write``; ``whole`` for a kernel without a main loop.
         elements: elements of the row that the iteration handles.
         instructions: all that are issued.
         exponentials: MUFU instructions, which run at a quarter of the rate or less.
@@ -74,7 +74,13 @@ def main_loops(function: Function, streams: Streams, inner: int = 1) -> list[Loo
         if kind := _kind(code):
             found.setdefault(kind, []).append((loop, _count(kind, code, streams)))
     kinds = [k for k in ("fetch", "pass", "write") if k in found]
-    return [_main(flow, found[kind]) for kind in kinds]
+    return [_main(flow, found[kind]) for kind in kinds] or _whole(flow, streams)
+
+
+def _whole(flow: Flow, streams: Streams) -> list[LoopCount]:
+    """A kernel without a loop over the row: its whole path, for the vectors of one thread."""
+    code = _executed(flow, flow.whole, 1)
+    return [_count("whole", code, streams)] if any(i.wide for i in code) else []
 
 
 def _own_vectors(flow: Flow, inner: int) -> list[Loop]:
@@ -106,7 +112,7 @@ def _count(kind: str, code: Sequence[Instruction], streams: Streams) -> LoopCoun
     loads, stores = _distinct(code)
     exponentials = sum(i.base == "MUFU" for i in code)
     evidence = [loads * VECTOR // streams.read]
-    if kind == "write":
+    if stores:
         evidence.append(stores * VECTOR // streams.written)
     if powers := sum(i.opcode.startswith("MUFU.EX2") for i in code):
         evidence.append(powers)
