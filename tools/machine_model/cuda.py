@@ -1,0 +1,116 @@
+"""The CUDA kernels: compiled for one architecture, or taken from a built library, and counted."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.machine_model import sass
+from tools.machine_model.loops import Streams, main_loops
+from tools.machine_model.prediction import CLASSES, Kernel
+from tools.machine_model.tiling import Tiling, tiling_of_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("cross_entropy.cu", "quantile.cu")
+FLAGS = ("-std=c++17", "-O3")  # as setup.py compiles them
+_BYTES = {"float": 4, "BF16": 2, "F16": 2, "None": 0}
+# Threads and bytes of shared memory of the kernels whose launch does not depend on the row
+# (csrc/cuda/tile.h).
+LAUNCH = {
+    "GradientKernel": Tiling(256, 1536),
+    "FixupKernel": Tiling(128, 0),
+    "ScaleKernel": Tiling(256, 0),
+    "quantile_kernel": Tiling(256, 8192 + 64),
+}
+
+
+@dataclass(frozen=True)
+class Name:
+    """``RowsKernel<BF16, None, true>`` of a mangled symbol: family, types, flags."""
+
+    family: str
+    types: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.family}<{', '.join((*self.types, *self.flags))}>"
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Bytes of a logit and of a dense label."""
+        return _BYTES[self.types[0]], _BYTES[(*self.types, "None")[1]]
+
+    @property
+    def resident(self) -> bool:
+        """Whether a block keeps its part of the row in shared memory."""
+        return self.flags[:1] == ("true",)
+
+
+def names_of(symbols: list[str]) -> dict[str, Name]:
+    """Demangle the symbols of kernels."""
+    command = ["c++filt", *symbols]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = {}
+    for symbol, line in zip(symbols, text.splitlines(), strict=True):
+        plain = line.replace("(anonymous namespace)::", "").replace("w2s::cuda::", "")
+        found = re.search(r"(?:kernel<)?(\w+Kernel|quantile_kernel)<([^>]*)>", plain)
+        if found:
+            words = [re.sub(r"^\(\w+\)", "", w) for w in found[2].split(", ")]
+            types = tuple(w for w in words if w in _BYTES)
+            names[symbol] = Name(found[1], types, tuple(w for w in words if w not in _BYTES))
+    return names
+
+
+def compile_kernels(arch: int, folder: Path, source: Path = ROOT / "csrc") -> list[Path]:
+    """Compile the sources for ``sm_<arch>`` with nvcc (``NVCC``, else on the path) to cubins."""
+    out = []
+    for name in SOURCES:
+        cubin = folder / f"{Path(name).stem}.sm_{arch}.cubin"
+        nvcc = shlex.split(os.environ.get("NVCC", "nvcc"))
+        flags = [*FLAGS, "-cubin", f"-arch=sm_{arch}", "-I", str(source)]
+        subprocess.run([*nvcc, *flags, "-o", str(cubin), str(source / "cuda" / name)], check=True)
+        out.append(cubin)
+    return out
+
+
+def extract(library: Path, arch: int, folder: Path) -> list[Path]:
+    """Take the cubins of one architecture out of a library."""
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        sass.tool("cuobjdump", "-xelf", f"sm_{arch}", str(library.resolve()), folder=Path(work))
+        return [f.rename(folder / f.name) for f in sorted(Path(work).glob("*.cubin"))]
+
+
+def kernels_of(cubins: list[Path], arch: int, pattern: str = "") -> Iterator[Kernel]:
+    """Count every kernel of cubins whose name matches a pattern, as launched for 128256 classes.
+
+    A resident row kernel that 128256 classes do not fit is left out: it is not launched.
+    """
+    for cubin in cubins:
+        usages = sass.usages_of(cubin)
+        functions = {f.name: f for f in sass.functions_of(cubin)}
+        for symbol, name in names_of(list(functions)).items():
+            if not re.search(pattern, str(name)):
+                continue
+            logits, labels = name.widths
+            tiling = LAUNCH.get(name.family) or tiling_of_rows(arch, logits, labels, CLASSES)
+            if name.family == "RowsKernel" and name.resident != (tiling.tile > 0):
+                continue
+            written = 0 if name.family == "quantile_kernel" else logits
+            streams = Streams(logits + labels, written)
+            yield Kernel(
+                backend="cuda",
+                name=str(name),
+                arch=arch,
+                streams=streams,
+                loops=tuple(main_loops(functions[symbol], streams, max(1, labels // logits))),
+                registers=usages[symbol].registers,
+                threads=tiling.threads,
+                shared=usages[symbol].shared + tiling.shared,
+                tile=tiling.tile,
+            )
