@@ -18,13 +18,12 @@ T* at(Address a) {
 inline RowCall make_row_call(int64_t n, int64_t v, int64_t k, Address logits, int64_t logits_stride,
                              int dtype, Address ids, Address probs, int64_t probs_stride,
                              int probs_dtype, bool probs_are_logits, bool entropy, Address rest,
-                             Address weight,
-                             int64_t ignore_index, int rule, float aux, float threshold,
-                             float smoothing, float focal_gamma, float max_confidence,
-                             float softcap, float z_loss, float scale, Address row_scale,
-                             int64_t row_scale_stride, Address stats, Address index,
-                             Address topk_diffs, Address grad, int64_t grad_stride, Address aux_ptr,
-                             Address threshold_ptr, Address scale_ptr) {
+                             Address weight, int64_t ignore_index, int rule, float aux,
+                             float threshold, float smoothing, float focal_gamma,
+                             float max_confidence, float softcap, float z_loss, float scale,
+                             Address row_scale, int64_t row_scale_stride, Address stats,
+                             Address index, Address topk_diffs, Address grad, int64_t grad_stride,
+                             Address aux_ptr, Address threshold_ptr, Address scale_ptr) {
   RowCall c{};
   c.n = n, c.v = v, c.k = k;
   c.logits = at<void>(logits), c.logits_stride = logits_stride;

@@ -25,10 +25,12 @@ W2S_DEVICE Fill fill_of(const Final& f) {
   const float unit = W::NEAR ? block::exp2_fast(exponent_of(max, fill.origin)) : 1;
   fill.slope = (W::DENSE ? s.inside : s.outside) / unit;
   fill.weak = s.weak, fill.flat = s.flat, fill.post = s.g;
+  // A NaN is one whichever way it is written.
   const float g = fabsf(s.g);
-  const bool folds = g > kLeastFactor && g < kMostFactor && fabsf(s.g * fill.slope) < kMostSlope;
-  if (folds) fill.slope *= s.g, fill.weak *= s.g, fill.flat *= s.g, fill.post = 1;
-  fill.fast = folds && !W::CAP && (!W::NEAR || fill.origin.a == 0);
+  const bool lossy =
+      g <= kLeastFactor || g >= kMostFactor || fabsf(s.g * fill.slope) >= kMostSlope;
+  if (!lossy) fill.slope *= s.g, fill.weak *= s.g, fill.flat *= s.g, fill.post = 1;
+  fill.fast = !lossy && !(W::NEAR && fabsf(fill.origin.a) > 0);
   return fill;
 }
 
@@ -91,9 +93,9 @@ struct Ahead {
   }
 };
 
-// The gradient lies in step with the logits: a chunk of one is a chunk of the other. Without a tile
-// in shared memory `ahead` holds the first chunks.
-template <class W, bool FAST, class T, class S>
+// The gradient lies in step with the logits: a chunk of one is a chunk of the other; f.fast, or
+// CAP. Without a tile in shared memory `ahead` holds the first chunks.
+template <class W, class T, class S>
 W2S_DEVICE void write_whole(const S& segment, const Fill& f, const Line<T>& out, Ahead<S>& ahead) {
   Pack* const to = reinterpret_cast<Pack*>(out.at(segment.inner));
   const int step = block::threads(), whole = segment.whole();
@@ -105,7 +107,7 @@ W2S_DEVICE void write_whole(const S& segment, const Fill& f, const Line<T>& out,
       for (int p = 0; p < S::PACKS; ++p) unpack<typename S::U>(targets[p], q + p * S::EQ);
     }
     segment.cap_all(segment.inner + i, z);
-    chunk_gradient<W, FAST, S::E>(f, segment.softcap, z, q, g);
+    chunk_gradient<W, !W::CAP, S::E>(f, segment.softcap, z, q, g);
     block::store16(to + i, pack<T>(g));
   };
   int i = block::thread();
@@ -133,11 +135,7 @@ W2S_DEVICE void write_whole(const S& segment, const Fill& f, const Line<T>& out,
 template <class W, class T, class S>
 W2S_DEVICE void write_in_step(const S& segment, const Fill& f, const Line<T>& out,
                               Ahead<S>& ahead) {
-  if (!W::CAP && f.fast) {
-    write_whole<W, true>(segment, f, out, ahead);
-  } else {
-    write_whole<W, false>(segment, f, out, ahead);
-  }
+  write_whole<W>(segment, f, out, ahead);
   W2S_NO_UNROLL
   for (int c = segment.edge(); c >= 0; c = segment.next_edge(c)) {
     float z[S::E], q[S::E], g[S::E];
@@ -148,7 +146,7 @@ W2S_DEVICE void write_in_step(const S& segment, const Fill& f, const Line<T>& ou
   }
 }
 
-// Otherwise the stores are wide and the reads are single elements.
+// Otherwise, and where f.fast does not hold, the stores are wide and the reads are single elements.
 template <class W, class T, class S>
 W2S_DEVICE void write_shifted(const S& segment, const Final& final, const Fill& f,
                               const Line<T>& out) {
@@ -213,7 +211,7 @@ W2S_DEVICE void write_segment(const RowCall& c, int64_t row, const S& segment, c
     return;
   }
   const Fill fill = fill_of<W>(f);
-  if (out.lead == segment.z.lead) {
+  if (out.lead == segment.z.lead && (W::CAP || fill.fast)) {
     write_in_step<W>(segment, fill, out, ahead);
   } else {
     write_shifted<W>(segment, f, fill, out);

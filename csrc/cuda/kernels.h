@@ -15,8 +15,8 @@ W2S_DEVICE Pack* tile_of(void* shared, int64_t k) {
   return reinterpret_cast<Pack*>(static_cast<char*>(shared) + shared_bytes(k));
 }
 
-// The row of this block, and which of its `parts` blocks it is. In 32 bits: the first loads wait for
-// this division.
+// The row of this block, and which of its `parts` blocks it is. In 32 bits: the first loads wait
+// for this division.
 struct Part {
   int64_t row;
   int part;

@@ -48,17 +48,21 @@ inline bool fits(const RowCall& c, const Tiling& s, const Limits& limits) {
   return c.v <= kMaxClasses && c.n * s.blocks <= kMaxBlocks && s.shared <= limits.shared;
 }
 
-// kPlain is built where instructions limit: dense targets, and rows that are read twice, wait for
-// memory while they sum an entropy that nobody asked for.
+// What is built where instructions limit. Rows of dense targets and rows that are read twice wait
+// for memory while they sum an entropy that nobody asked for, and where both holds while they test
+// for all the rest.
 template <class T, class U, bool RESIDENT>
 int launch_rows(const RowCall& c, const Tiling& s, Stream stream) {
+  constexpr bool DENSE = !std::is_same_v<U, None>;
   const int work = work_of(c);
   const int64_t blocks = c.n * s.blocks;
-  if (work == kAll) return launch<RowsKernel<T, U, RESIDENT, kAll>>(c, s, blocks, stream);
-  if constexpr (RESIDENT && std::is_same_v<U, None>) {
+  if constexpr (RESIDENT && !DENSE) {
     if (work == kPlain) return launch<RowsKernel<T, U, true, kPlain>>(c, s, blocks, stream);
   }
-  return launch<RowsKernel<T, U, RESIDENT, kEntropy>>(c, s, blocks, stream);
+  if constexpr (RESIDENT || !DENSE) {
+    if (work != kAll) return launch<RowsKernel<T, U, RESIDENT, kEntropy>>(c, s, blocks, stream);
+  }
+  return launch<RowsKernel<T, U, RESIDENT, kAll>>(c, s, blocks, stream);
 }
 
 int rows(const RowCall& c, Stream stream) {
@@ -82,9 +86,12 @@ int gradient(const RowCall& c, Stream stream) {
   return by_types(c, [&](auto t, auto u) {
     using T = typename decltype(t)::type;
     using U = typename decltype(u)::type;
-    return work_of(c) == kAll
-               ? launch<GradientKernel<T, U, kAll>>(c, s, c.n * s.blocks, stream)
-               : launch<GradientKernel<T, U, kPlain>>(c, s, c.n * s.blocks, stream);
+    if constexpr (std::is_same_v<U, None>) {
+      if (work_of(c) != kAll) {
+        return launch<GradientKernel<T, U, kPlain>>(c, s, c.n * s.blocks, stream);
+      }
+    }
+    return launch<GradientKernel<T, U, kAll>>(c, s, c.n * s.blocks, stream);
   });
 }
 

@@ -37,7 +37,7 @@ struct Segment {
   int q_step;        // chunk of q under chunk 0, where they lie in step
   bool q_aligned;    // chunks of logits and of targets start at the same elements
   float softcap;
-  Pack *tile, *q_tile;    // in shared memory
+  Pack *tile, *q_tile;              // in shared memory
   Pack *whole_tile, *whole_q_tile;  // of whole chunk 0
 
   W2S_DEVICE Segment(const RowCall& c, const Tiling& s, int64_t row, int part, Pack* shared)

@@ -16,16 +16,17 @@ constexpr int kMaxWarps = 16;
 
 W2S_DEVICE float exp_fast(float d) { return block::exp2_fast(d * kLog2E); }
 
-// What exponentials are taken relative to: 2^y, y = (z - a) log2 e - b. NEAR: where the maximum M is
-// small, a is 0 and b is M log2 e, rounded: then y is one fma of z, rounded once, and its value at
-// z = M is not 0 but `exponent_of(M)`, by which all sums are divided in the end. Beyond kNear that
-// number loses the precision of an entropy, and a is M.
+// What exponentials are taken relative to: 2^y, y = (z - a) log2 e - b. NEAR: where the maximum M
+// is small, a is 0 and b is M log2 e, rounded: then y is one fma of z, rounded once, and its value
+// at z = M is not 0 but `exponent_of(M)`, by which all sums are divided in the end. Beyond kNear
+// that number loses the precision of an entropy, and a is M.
 struct Origin {
   float a, b;
 };
 constexpr float kNear = 4096;
 
-// Beside an infinite maximum any number is right: sum e^d is then +inf, or NaN where there is a NaN.
+// Beside an infinite maximum any number is right: sum e^d is then +inf, or NaN where there is a
+// NaN.
 template <class W>
 W2S_DEVICE Origin origin_of(float max) {
   if (fabsf(max) == INFINITY) return {0, 0};
@@ -270,10 +271,11 @@ W2S_DEVICE void add_chunk(const S& segment, int i, float share, Running& r) {
   } else if (!FULL && top == r.s.max && top > -INFINITY) {
     r.s.at = earlier(r.s.at, segment.z.first(chunk));
   }
-  Terms t = terms_of<W, E>(x, q, r);
+  Terms t;
+  if constexpr (FULL) t = terms_of<W, E>(x, q, r);
   // One test a chunk instead of one an element.
   const float product = W::ENTROPY ? t.exp_y : t.exp;
-  if (W2S_RARELY(!(fabsf(W::DENSE ? product + t.linear : product) < INFINITY))) {
+  if (!FULL || W2S_RARELY(!(fabsf(W::DENSE ? product + t.linear : product) < INFINITY))) {
     t = guarded_terms<W, E>(x, q, r.s.max);
   }
   Sums& s = r.s;

@@ -21,6 +21,7 @@ from helpers.races.audit import races
 from helpers.races.ptx import kernels_of
 
 FORMS = {"f": "fp32", "4BF16": "bf16", "3F16": "fp16", "4None": "topk"}
+WORK = ("plain", "entropy", "all")  # work.h
 KINDS = ("RowsKernel", "GradientKernel", "FixupKernel", "ScaleKernel", "quantile_kernel")
 
 
@@ -41,15 +42,17 @@ def dump(library: Path, *flags: str) -> str:
 
 
 def name_of(mangled: str) -> str:
-    """``RowsKernel bf16 topk resident`` from a symbol."""
+    """``RowsKernel bf16 topk resident plain`` from a symbol."""
     plain = re.sub(r"\d*_GLOBAL__N__[0-9a-f]+_\d+_\w+?_cu_[0-9a-f]{8}(_\d+)?", "", mangled)
     plain = re.sub(r"NS\d?_(?=[34])", "", plain)
     kind = next(k for k in KINDS if k in plain)
     words = [kind]
     arguments = plain.split(kind, 1)[1].split("EEv")[0]
-    for part in re.findall(r"4BF16|4None|3F16|S\d?_|f|Lb\d", arguments):
+    for part in re.findall(r"4BF16|4None|3F16|S\d?_|f|Lb\d|Li\d", arguments):
         if part.startswith("Lb"):
             words.append("resident" if part == "Lb1" else "two passes")
+        elif part.startswith("Li"):
+            words.append(WORK[int(part[2:])])
         else:
             words.append(FORMS.get(part, words[-1]))  # a repeated type is abbreviated
     return " ".join(words)

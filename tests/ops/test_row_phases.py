@@ -192,11 +192,11 @@ def test_offsets_of_rows_are_64_bit_triton(
     spy = Spy(monkeypatch, [z, g, q, f, i])
     tile = _tile.tile(v, 2)
     common = {"KIND": kernels.KINDS["dense"], "CAP": False, "G_STEP": True, "Q_STEP": True}
-    common |= {"KBLOCK": 1, **tile}
+    common |= {"SMOOTH": False, "KBLOCK": 1, **tile}
     if kernel == "rows":
         kernels.rows_kernel[(2,)](
             z, stride, g, stride, None, q, stride, None, None, f, None, f, f, i, None, 2, v, 0, 0,
-            0.0, 0.0, 0.0, 0.0, 0.0, RULE=0, SMOOTH=False, FOCAL=False, WINDOW=False, **common,
+            0.0, 0.0, 0.0, 0.0, 0.0, RULE=0, FOCAL=False, WINDOW=False, ENTROPY=True, **common,
         )  # fmt: skip
     elif kernel == "gradient":
         f[8 * 2 + 4 :] = 1.0  # a row with factor 0 is not read

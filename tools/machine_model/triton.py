@@ -34,7 +34,7 @@ def compile_case(case: Case, arch: int) -> Any:
         constexprs={(names.index(n),): v for n, v in const.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in even},
     )
-    options = {"num_warps": case["warps"], "enable_fp_fusion": True}
+    options = {"num_warps": case["warps"], "enable_fp_fusion": True, **case.get("registers", {})}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 

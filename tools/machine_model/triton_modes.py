@@ -23,7 +23,9 @@ V_ALIGNED = ("n_cols", "z_stride", "g_stride", "q_stride")
 
 Case = dict[str, Any]
 PLAIN: Case = {"RULE": 0, "SMOOTH": False, "FOCAL": False, "WINDOW": False, "CAP": False}
+PLAIN |= {"ENTROPY": True}
 HEAVY: Case = {"RULE": 2, "SMOOTH": True, "FOCAL": True, "WINDOW": True, "CAP": False}
+HEAVY |= {"ENTROPY": True}
 STEPS = {"G_STEP": True, "Q_STEP": True, "KBLOCK": 1}
 # Every kernel once, in the mode that needs most.
 EVERYWHERE = (
@@ -48,6 +50,7 @@ def row_case(
     plain = const.pop("plain", False)
     single = kernel is ce.fixup_kernel and const.get("KIND") == 0  # two entries of a row
     const = HEAVY | STEPS | const | tile
+    kind = next((k for k, n in ce.KINDS.items() if n == const.get("KIND")), "")
     return {
         "name": f"{name} {x}{' aligned' if aligned else ''}{note}",
         "classes": v,
@@ -55,6 +58,9 @@ def row_case(
         "pointers": POINTERS | {"z_ptr": f"*{x}", "g_ptr": f"*{x}", "q_ptr": q and f"*{q}"},
         "const": {k: const.get(k) for k in constants_of(kernel)} | dict.fromkeys(off.split()),
         "warps": tile["num_warps"],
+        "registers": _tile.registers(4 if x == "fp32" else 2, kind, const["CAP"])
+        if kernel is ce.rows_kernel
+        else {},
         "aligned": aligned,
         "vec": tile["VEC"],
         "plain": plain,

@@ -39,8 +39,9 @@ def rows(call: RowCall) -> None:
             spec.smoothing, spec.focal_gamma, spec.max_confidence, spec.softcap, spec.z_loss,
             KIND=kernels.KINDS[p.kind], RULE=int(call.rule),
             SMOOTH=spec.smoothing != 0, FOCAL=spec.focal_gamma != 0,
-            WINDOW=spec.max_confidence != float("inf"), CAP=spec.softcap != 0, **_steps(p, grad),
-            **_tiles(call),
+            WINDOW=spec.max_confidence != float("inf"), ENTROPY=spec.entropy,
+            CAP=spec.softcap != 0, **_steps(p, grad), **_tiles(call),
+            **_tile.registers(p.logits.element_size(), p.kind, spec.softcap != 0),
         )  # fmt: skip
 
 
@@ -78,8 +79,8 @@ def gradient(call: RowCall) -> None:
             p.logits, p.logits.stride(0), grad, grad.stride(0), p.ids, p.probs, _row_stride(p),
             p.rest, row_scale, row_scale.stride(0), call.stats, call.index, n, v, p.width,
             p.ignore_index, spec.smoothing, spec.softcap, spec.z_loss,
-            KIND=kernels.KINDS[p.kind], CAP=spec.softcap != 0, **_steps(p, grad),
-            **_tiles(call),
+            KIND=kernels.KINDS[p.kind], SMOOTH=spec.smoothing != 0, CAP=spec.softcap != 0,
+            **_steps(p, grad), **_tiles(call),
         )  # fmt: skip
 
 
