@@ -7,13 +7,14 @@ bytes in flight of an SM; predicted milliseconds, which are arithmetic and not m
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from tools.machine_model.machine import MACHINES
-from tools.machine_model.prediction import Kernel, predict
+from tools.machine_model.prediction import Kernel, predict, to_dict
 
 HEAD = (
     f"{'kernel':34} instr   exp  loaded shared  regs blocks in flight  issue   exp memory floor ms"
@@ -30,7 +31,7 @@ def kernels(backend: str, arch: int, pattern: str = "") -> Iterator[Kernel]:
     else:
         from tools.machine_model import triton, triton_modes
 
-        for case in triton_modes.matching(pattern):
+        for case in triton_modes.row_modes(pattern):
             yield triton.kernel_of(case, arch, triton.compile_case(case, arch))
 
 
@@ -56,10 +57,12 @@ def main(args: list[str]) -> int:
     p.add_argument("backend", choices=("cuda", "triton"))
     p.add_argument("arch", type=int, choices=sorted(MACHINES))
     p.add_argument("pattern", nargs="?", default="", help="regular expression of kernel names")
+    p.add_argument("--json", action="store_true", help="one JSON object a kernel instead")
     chosen = p.parse_args(args)
-    print(HEAD)
+    if not chosen.json:
+        print(HEAD)
     for kernel in kernels(chosen.backend, chosen.arch, chosen.pattern):
-        print(line(kernel), flush=True)
+        print(json.dumps(to_dict(kernel)) if chosen.json else line(kernel), flush=True)
     return 0
 
 

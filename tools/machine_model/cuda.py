@@ -1,4 +1,4 @@
-"""The CUDA kernels: compiled for one architecture, or taken from a built library, and counted."""
+"""The CUDA row kernels: compiled, or taken from a built library, and counted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from tools.machine_model import sass
 from tools.machine_model.loops import Streams, main_loops
@@ -17,7 +18,7 @@ from tools.machine_model.prediction import CLASSES, Kernel
 from tools.machine_model.tiling import Tiling, tiling_of_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("cross_entropy.cu", "quantile.cu")
+SOURCE = ROOT / "csrc" / "cuda" / "cross_entropy.cu"
 FLAGS = ("-std=c++17", "-O3")  # as setup.py compiles them
 _BYTES = {"float": 4, "BF16": 2, "F16": 2, "None": 0}
 # Threads and bytes of shared memory of the kernels whose launch does not depend on the row
@@ -26,7 +27,6 @@ LAUNCH = {
     "GradientKernel": Tiling(256, 1536),
     "FixupKernel": Tiling(128, 0),
     "ScaleKernel": Tiling(256, 0),
-    "quantile_kernel": Tiling(256, 8192 + 64),
 }
 
 
@@ -42,6 +42,12 @@ class Name:
         return f"{self.family}<{', '.join((*self.types, *self.flags))}>"
 
     @property
+    def mode(self) -> str:
+        """The name without the flag ``RESIDENT``, which follows from device and row."""
+        flags = self.flags[1:] if self.family == "RowsKernel" else self.flags
+        return str(Name(self.family, self.types, flags))
+
+    @property
     def widths(self) -> tuple[int, int]:
         """Bytes of a logit and of a dense label."""
         return _BYTES[self.types[0]], _BYTES[(*self.types, "None")[1]]
@@ -53,13 +59,13 @@ class Name:
 
 
 def names_of(symbols: list[str]) -> dict[str, Name]:
-    """Demangle the symbols of kernels."""
+    """Demangle the symbols of row kernels; others are left out."""
     command = ["c++filt", *symbols]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     names = {}
     for symbol, line in zip(symbols, text.splitlines(), strict=True):
         plain = line.replace("(anonymous namespace)::", "").replace("w2s::cuda::", "")
-        found = re.search(r"(?:kernel<)?(\w+Kernel|quantile_kernel)<([^>]*)>", plain)
+        found = re.search(r"(\w+Kernel)<([^>]*)>", plain)
         if found:
             words = [re.sub(r"^\(\w+\)", "", w) for w in found[2].split(", ")]
             types = tuple(w for w in words if w in _BYTES)
@@ -67,16 +73,13 @@ def names_of(symbols: list[str]) -> dict[str, Name]:
     return names
 
 
-def compile_kernels(arch: int, folder: Path, source: Path = ROOT / "csrc") -> list[Path]:
-    """Compile the sources for ``sm_<arch>`` with nvcc (``NVCC``, else on the path) to cubins."""
-    out = []
-    for name in SOURCES:
-        cubin = folder / f"{Path(name).stem}.sm_{arch}.cubin"
-        nvcc = shlex.split(os.environ.get("NVCC", "nvcc"))
-        flags = [*FLAGS, "-cubin", f"-arch=sm_{arch}", "-I", str(source)]
-        subprocess.run([*nvcc, *flags, "-o", str(cubin), str(source / "cuda" / name)], check=True)
-        out.append(cubin)
-    return out
+def compile_kernels(arch: int, folder: Path) -> list[Path]:
+    """Compile the row kernels for ``sm_<arch>`` with nvcc: ``NVCC``, else the one on the path."""
+    cubin = folder / f"{SOURCE.stem}.sm_{arch}.cubin"
+    nvcc = shlex.split(os.environ.get("NVCC", "nvcc"))
+    flags = [*FLAGS, "-cubin", f"-arch=sm_{arch}", "-I", str(ROOT / "csrc")]
+    subprocess.run([*nvcc, *flags, "-o", str(cubin), str(SOURCE)], check=True)
+    return [cubin]
 
 
 def extract(library: Path, arch: int, folder: Path) -> list[Path]:
@@ -86,26 +89,31 @@ def extract(library: Path, arch: int, folder: Path) -> list[Path]:
         return [f.rename(folder / f.name) for f in sorted(Path(work).glob("*.cubin"))]
 
 
-def kernels_of(cubins: list[Path], arch: int, pattern: str = "") -> Iterator[Kernel]:
-    """Count every kernel of cubins whose name matches a pattern, as launched for 128256 classes.
+def kernels_of(
+    cubins: list[Path], arch: int, pattern: str = "", library: ModuleType | None = None
+) -> Iterator[Kernel]:
+    """Count the row kernels whose mode matches a pattern, as launched for 128256 classes.
 
-    A resident row kernel that 128256 classes do not fit is left out: it is not launched.
+    Of the row kernels that keep a row in shared memory and those that do not, one is launched.
+
+    Args:
+        library: the module that knows the tiling; by default the one that is built.
     """
     for cubin in cubins:
         usages = sass.usages_of(cubin)
         functions = {f.name: f for f in sass.functions_of(cubin)}
         for symbol, name in names_of(list(functions)).items():
-            if not re.search(pattern, str(name)):
+            if not re.search(pattern, name.mode):
                 continue
             logits, labels = name.widths
-            tiling = LAUNCH.get(name.family) or tiling_of_rows(arch, logits, labels, CLASSES)
+            tiling = LAUNCH.get(name.family)
+            tiling = tiling or tiling_of_rows(arch, logits, labels, CLASSES, library)
             if name.family == "RowsKernel" and name.resident != (tiling.tile > 0):
                 continue
-            written = 0 if name.family == "quantile_kernel" else logits
-            streams = Streams(logits + labels, written)
+            streams = Streams(logits + labels, logits)
             yield Kernel(
                 backend="cuda",
-                name=str(name),
+                name=name.mode,
                 arch=arch,
                 streams=streams,
                 loops=tuple(main_loops(functions[symbol], streams, max(1, labels // logits))),

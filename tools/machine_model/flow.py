@@ -88,7 +88,7 @@ class Flow:
     def _ways(self, loop: Loop, within: frozenset[int], times: int) -> Ways:
         """Return the shortest way through an iteration for each number of vectors."""
         body = nx.DiGraph(self.graph.subgraph(loop.blocks))
-        for one in (loop, *self.inside(loop)):
+        for one in self.loops:
             body.remove_edges_from([(origin, one.header) for origin in one.latches])
         best: dict[int, Ways] = {}
         for block in nx.topological_sort(body):

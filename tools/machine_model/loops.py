@@ -1,10 +1,11 @@
 """What the main loops of a kernel do for one element of a row.
 
-A kernel goes through a row in up to three loops: ``fetch`` copies it to shared memory, ``pass`` reads it
-and stores nothing wide, ``write`` reads it and stores the gradient. A main loop moves 16-byte
-vectors itself, not only in loops within it. Of several of one kind, those that can only be entered
+A kernel goes through a row in up to three loops: ``fetch`` copies it to shared memory, ``pass``
+reads it and stores nothing wide, ``write`` reads it and stores the gradient. A main loop is an
+innermost loop that moves 16-byte vectors. Of several of one kind, those that can only be entered
 after another of that kind are left out (a second pass that few rows need), and of alternatives the
-one of most instructions counts.
+one of most instructions counts. The quantile kernels are not counted: they add to counters in
+shared memory, and how often these collide depends on the scores.
 
 The elements of an iteration are what all its streams agree on: the least of those that its
 different 16-byte loads hold, that its stores hold, and that it has exponentials for. So an unrolled
@@ -84,12 +85,18 @@ def _whole(flow: Flow, streams: Streams) -> list[LoopCount]:
 
 
 def _own_vectors(flow: Flow, inner: int) -> list[Loop]:
-    """Loops with a wide access on the path that lies in no loop within; outermost ones."""
+    """Innermost loops that move vectors; a copy to shared memory stands for loops within it."""
     out: list[Loop] = []
-    for loop in sorted(flow.loops, key=lambda o: -len(o.blocks)):
+    for loop in sorted(flow.loops, key=lambda o: len(o.blocks)):
+        if not any(i.wide for b in loop.blocks for i in flow.code(b)):
+            continue
         within = {b for o in flow.inside(loop) for b in o.blocks}
-        own = any(i.wide for b in flow.path(loop, inner) if b not in within for i in flow.code(b))
-        if own and not any(loop.header in o.blocks for o in out):
+        own = [i for b in flow.path(loop, inner) if b not in within for i in flow.code(b) if i.wide]
+        nested = [o for o in out if o.header in loop.blocks]
+        if any(i.base == "LDGSTS" for i in own):
+            out = [o for o in out if o not in nested]
+            nested = []
+        if own and not nested:
             out.append(loop)
     return out
 

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Machine:
-    """One GPU. Sources: NVIDIA's data sheets, and the tables of compute capabilities and of
-    arithmetic throughput in the CUDA programming guide.
+    """One GPU.
+
+    Numbers of SMs, memory and L2 are of NVIDIA's data sheets; the limits of an SM and its rate of
+    special functions are of the CUDA programming guide. Clock and latency are assumptions.
 
     Attributes:
         arch: compute capability times ten.
         sms: multiprocessors.
-        clock: of an SM, in Hz.
+        clock: that an SM is assumed to hold under load, in Hz.
         bandwidth: of global memory, in bytes a second.
         l2: bytes of the L2 cache.
         shared: bytes of shared memory of an SM that blocks share.
-        latency: of a load from global memory under load, in seconds.
+        latency: that a load from global memory is assumed to have under load, in seconds.
         issue: instructions that an SM issues a clock, each for 32 threads.
         special: results of the special function unit (exponentials) an SM and clock.
         registers, threads, blocks: most of an SM.

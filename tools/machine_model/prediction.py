@@ -6,7 +6,9 @@ launches are left out, so a prediction is a lower bound that a good kernel comes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from tools.machine_model.loops import LoopCount, Streams
 from tools.machine_model.machine import MACHINES, Machine
@@ -63,6 +65,17 @@ class Kernel:
     def per_element(self, what: str) -> float:
         """Return a field of ``LoopCount``, summed over the loops, for one element of the row."""
         return sum(getattr(n, what) / n.elements for n in self.loops)
+
+
+def to_dict(kernel: Kernel) -> dict[str, Any]:
+    """Return a kernel as JSON can hold it."""
+    return asdict(kernel)
+
+
+def from_dict(fields: Mapping[str, Any]) -> Kernel:
+    """Return the kernel of ``to_dict``."""
+    loops = tuple(LoopCount(**n) for n in fields["loops"])
+    return Kernel(**{**fields, "streams": Streams(**fields["streams"]), "loops": loops})
 
 
 @dataclass(frozen=True)

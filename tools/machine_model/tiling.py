@@ -27,17 +27,20 @@ class Tiling(NamedTuple):
     tile: int = 0
 
 
-def tiling_of_rows(arch: int, logits: int, labels: int, classes: int) -> Tiling:
+def tiling_of_rows(
+    arch: int, logits: int, labels: int, classes: int, library: ModuleType | None = None
+) -> Tiling:
     """Return the tiling of the row kernels.
 
     Args:
         logits: bytes of a logit, 2 or 4.
         labels: bytes of a dense label; 0 for listed labels.
+        library: the module of the kernels; by default the one that is built.
 
     Raises:
         W2SError: if neither the CUDA kernels nor their emulation are built.
     """
-    library = _library()
+    library = library or _library()
     listed = torch.zeros(1, 1, dtype=torch.long)
     z = torch.empty(1, classes, dtype=_DTYPES[logits])
     dense = torch.empty(1, classes, dtype=_DTYPES[labels]) if labels else None

@@ -39,7 +39,7 @@ def compile_case(case: Case, arch: int) -> Any:
 
 
 def kernel_of(case: Case, arch: int, compiled: Any) -> Kernel:
-    """Count a compiled mode."""
+    """Count a compiled mode of a row kernel."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
@@ -62,6 +62,6 @@ def kernel_of(case: Case, arch: int, compiled: Any) -> Kernel:
 def streams_of(case: Case) -> Streams:
     """Return the bytes of an element of a row in a mode."""
     pointers, dense = case["pointers"], case["const"].get("KIND") == 2
-    logits = _BYTES[pointers.get("z_ptr") or pointers["x_ptr"]]
+    logits = _BYTES[pointers["z_ptr"]]
     labels = _BYTES[pointers["q_ptr"]] if dense else 0
     return Streams(logits + labels, logits)

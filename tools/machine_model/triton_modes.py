@@ -27,11 +27,11 @@ PLAIN |= {"ENTROPY": True}
 HEAVY: Case = {"RULE": 2, "SMOOTH": True, "FOCAL": True, "WINDOW": True, "CAP": False}
 HEAVY |= {"ENTROPY": True}
 STEPS = {"G_STEP": True, "Q_STEP": True, "KBLOCK": 1}
-# Every kernel once, in the mode that needs most.
+# Every kernel once, in the mode that needs most, and dense labels also in the one that is usual.
 EVERYWHERE = (
-    "rows hard bf16", "rows dense fp32", "rows sparse cap fp32", "gradient sparse bf16",
-    "fixup sparse fp32", "scale bf16", "quantile round 2", "quantile finish",
-    "quantile histogram", "quantile successor",
+    "rows hard bf16", "rows dense fp32", "rows dense plain bf16", "rows sparse cap fp32",
+    "gradient sparse bf16", "fixup sparse fp32", "scale bf16", "quantile round 2",
+    "quantile finish", "quantile histogram", "quantile successor",
 )  # fmt: skip
 NO_LABELS = "q_ptr rest_ptr"
 NO_IDS = "ids_ptr rest_ptr topk_ptr"
@@ -43,11 +43,9 @@ def row_case(
     """One mode of a row kernel: logits ``x``, weak labels ``q``, pointers ``off`` not given.
 
     Unless ``aligned``, nothing is known about the vocabulary and the strides, as with V = 50257.
-    ``plain`` marks the path that must not spend more than two exponentials an entry.
     """
     v, note = const.pop("v", 128_256), const.pop("note", "")
     tile = _tile.tile(v, 4 if x == "fp32" else 2, const.get("CAP", False))
-    plain = const.pop("plain", False)
     single = kernel is ce.fixup_kernel and const.get("KIND") == 0  # two entries of a row
     const = HEAVY | STEPS | const | tile
     kind = next((k for k, n in ce.KINDS.items() if n == const.get("KIND")), "")
@@ -63,9 +61,6 @@ def row_case(
         else {},
         "aligned": aligned,
         "vec": tile["VEC"],
-        "plain": plain,
-        # A pass over a long row must keep the memory busy by itself.
-        "busy": kernel is ce.rows_kernel and v > 16384 and not const["CAP"],
         # Arrays out of step with the logits move one entry at a time; so do the ids of a residual.
         "wide": const["G_STEP"] and const["Q_STEP"] and not single,
     }
@@ -75,11 +70,11 @@ def cases() -> list[Case]:
     """Every kernel in its heaviest mode for each kind of weak label and each class of V."""
     rows, gradient, fixup = ce.rows_kernel, ce.gradient_kernel, ce.fixup_kernel
     out = [
-        row_case("rows hard", rows, "bf16", None, NO_LABELS, True, KIND=0, **PLAIN, plain=True),
-        row_case("rows hard", rows, "fp16", None, NO_LABELS, KIND=0, **PLAIN, plain=True),
+        row_case("rows hard", rows, "bf16", None, NO_LABELS, True, KIND=0, **PLAIN),
+        row_case("rows hard", rows, "fp16", None, NO_LABELS, KIND=0, **PLAIN),
         row_case("rows 2", rows, "fp32", "fp32", NO_IDS, KIND=2, RULE=3, v=2),
         row_case("rows given", rows, "fp32", "fp32", NO_IDS, KIND=2, RULE=4, v=64),
-        row_case("rows dense", rows, "bf16", "fp32", NO_IDS, KIND=2),
+        row_case("rows dense", rows, "bf16", "fp32", NO_IDS, KIND=2, note=" fp32 labels"),
         row_case("rows dense", rows, "bf16", "bf16", NO_IDS, True, KIND=2),
         row_case("rows apart", rows, "bf16", "bf16", NO_IDS, KIND=2, G_STEP=False, Q_STEP=False),
         row_case("gradient hard", gradient, "bf16", None, NO_LABELS, KIND=0),
@@ -87,9 +82,10 @@ def cases() -> list[Case]:
     ]
     for x in ("bf16", "fp32"):
         out += [
-            row_case("rows hard", rows, x, None, NO_LABELS, KIND=0, **PLAIN, plain=True),
+            row_case("rows hard", rows, x, None, NO_LABELS, KIND=0, **PLAIN),
             row_case("rows hard 50257", rows, x, None, NO_LABELS, KIND=0, v=50257),
             row_case("rows dense", rows, x, x, NO_IDS, KIND=2),
+            row_case("rows dense plain", rows, x, x, NO_IDS, KIND=2, **PLAIN),
             row_case("rows dense 4096", rows, x, x, NO_IDS, KIND=2, v=4096),
             row_case("rows sparse", rows, x, "fp32", "", KIND=1, KBLOCK=16),
             row_case("rows sparse cap", rows, x, "fp32", "", KIND=1, KBLOCK=16, CAP=True),
@@ -127,11 +123,8 @@ def quantile_cases() -> list[Case]:
         "warps": 4,
         "aligned": True,
         "wide": False,
-        "plain": False,
-        "busy": False,
         "vec": 1,
     }
-    fixed |= {"classes": 2**20}
     fixed |= {"pointers": POINTERS | {"x_ptr": "*fp32", "q_ptr": "*fp64"}}
     rounds: list[Case] = [
         {"name": f"quantile round {r}", "kernel": qu.count_kernel}
@@ -150,7 +143,7 @@ def quantile_cases() -> list[Case]:
     kth: list[Case] = [
         {"name": "kth round 1", "kernel": qu.count_kernel}
         | {"const": {"ROUND": 1, "BLOCK": qu.BLOCK, "KTH": True}},
-        {"name": "kth finish", "kernel": qu.finish_kernel, "const": {"KTH": True}, "warps": 8},
+        {"name": "kth finish", "kernel": qu.finish_kernel} | {"const": {"KTH": True}, "warps": 8},
     ]
     return [fixed | case for case in (*rounds, *others)] + [fixed | ranks | case for case in kth]
 
@@ -160,6 +153,11 @@ def constants_of(kernel: Any) -> list[str]:
     return [p.name for p in kernel.params if p.is_constexpr]
 
 
-def matching(pattern: str) -> list[Case]:
-    """Return the modes whose name matches a regular expression."""
-    return [case for case in cases() if re.search(pattern, case["name"])]
+def row_modes(pattern: str = "") -> list[Case]:
+    """Return the modes of row kernels whose name matches a regular expression."""
+    return [c for c in cases() if is_row_mode(c) and re.search(pattern, c["name"])]
+
+
+def is_row_mode(case: Case) -> bool:
+    """Whether a mode is one of a kernel that goes through rows of logits."""
+    return "z_ptr" in case["pointers"]

@@ -30,7 +30,8 @@ from w2s_fast.errors import W2SError, nearest
 from w2s_fast.ops import native, native_cuda
 
 BACKENDS = ("ref", "cpp", "triton", "cuda")
-_PREFERRED = {"cpu": ("cpp", "ref"), "cuda": ("cuda", "triton", "ref")}
+# On a GPU the backend that tools/machine_model predicts to be faster comes first.
+PREFERRED = {"cpu": ("cpp", "ref"), "cuda": ("cuda", "triton", "ref")}
 ISAS = ("base", "avx2", "avx512")  # of the compiled core: csrc/cpu/run.cpp
 _forced: str | None = os.environ.get("W2S_BACKEND") or None
 
@@ -212,7 +213,7 @@ def _interpreted() -> bool:
 
 
 def _automatic(device: str) -> str:
-    candidates = _PREFERRED.get(device, ("ref",))
+    candidates = PREFERRED.get(device, ("ref",))
     for name in candidates:
         why = missing(name)
         if not why:
