@@ -9,8 +9,6 @@
 #define W2S_OUTLINED __device__ __noinline__
 #define W2S_UNROLL _Pragma("unroll")
 #define W2S_NO_UNROLL _Pragma("unroll 1")
-#define W2S_PRAGMA(words) _Pragma(#words)
-#define W2S_UNROLL_BY(times) W2S_PRAGMA(unroll times)
 #define W2S_RARELY(x) __builtin_expect(!!(x), 0)
 
 namespace {

@@ -11,7 +11,6 @@
 #define W2S_OUTLINED inline
 #define W2S_UNROLL
 #define W2S_NO_UNROLL
-#define W2S_UNROLL_BY(times)
 #define W2S_RARELY(x) (x)
 
 namespace {

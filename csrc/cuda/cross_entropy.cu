@@ -54,7 +54,7 @@ int limits_here(Limits& limits) {
   // Depends on the loaded code: PTX of sm_80 has no clusters on any device.
   const auto query_cluster = [&](int64_t& value) -> int {
     cudaFuncAttributes a{};
-    const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true, kPlain>>);
+    const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true, kLossOnly>>);
     value = a.binaryVersion >= 90 && a.ptxVersion >= 90 ? kMaxCluster : 1;
     return error;
   };
@@ -123,7 +123,7 @@ int probe(int device) {
   if (const int error = cudaSetDevice(device)) return error;
   cudaFuncAttributes a{};
   // Fails where no code of this library fits the device.
-  const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true, kPlain>>);
+  const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true, kLossOnly>>);
   cudaSetDevice(before);
   return error;
 }

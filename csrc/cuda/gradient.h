@@ -7,13 +7,13 @@ namespace {
 
 // How the dense part of a gradient follows from logits: post (slope 2^y - weak q - flat), y as in
 // exponent_of. The upstream factor is folded into the slopes, and the loop is the fast one, where
-// that neither overflows nor loses precision: then post is 1.
+// that does not overflow: then post is 1.
 struct Fill {
   Origin origin;
   float slope, weak, flat, post;
   bool fast;
 };
-constexpr float kLeastFactor = 1e-20f, kMostFactor = 1e20f, kMostSlope = 1e30f;
+constexpr float kMostSlope = 1e30f;
 
 template <class W>
 W2S_DEVICE Fill fill_of(const Final& f) {
@@ -25,10 +25,7 @@ W2S_DEVICE Fill fill_of(const Final& f) {
   const float unit = W::NEAR ? block::exp2_fast(exponent_of(max, fill.origin)) : 1;
   fill.slope = (W::DENSE ? s.inside : s.outside) / unit;
   fill.weak = s.weak, fill.flat = s.flat, fill.post = s.g;
-  // A NaN is one whichever way it is written.
-  const float g = fabsf(s.g);
-  const bool lossy =
-      g <= kLeastFactor || g >= kMostFactor || fabsf(s.g * fill.slope) >= kMostSlope;
+  const bool lossy = fabsf(s.g * fill.slope) >= kMostSlope;  // not of a NaN: it is one either way
   if (!lossy) fill.slope *= s.g, fill.weak *= s.g, fill.flat *= s.g, fill.post = 1;
   fill.fast = !lossy && !(W::NEAR && fabsf(fill.origin.a) > 0);
   return fill;

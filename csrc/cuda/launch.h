@@ -57,12 +57,13 @@ int launch_rows(const RowCall& c, const Tiling& s, Stream stream) {
   const int work = work_of(c);
   const int64_t blocks = c.n * s.blocks;
   if constexpr (RESIDENT && !DENSE) {
-    if (work == kPlain) return launch<RowsKernel<T, U, true, kPlain>>(c, s, blocks, stream);
+    if (work == kLossOnly) return launch<RowsKernel<T, U, true, kLossOnly>>(c, s, blocks, stream);
   }
   if constexpr (RESIDENT || !DENSE) {
-    if (work != kAll) return launch<RowsKernel<T, U, RESIDENT, kEntropy>>(c, s, blocks, stream);
+    if (work != kEverything)
+      return launch<RowsKernel<T, U, RESIDENT, kWithEntropy>>(c, s, blocks, stream);
   }
-  return launch<RowsKernel<T, U, RESIDENT, kAll>>(c, s, blocks, stream);
+  return launch<RowsKernel<T, U, RESIDENT, kEverything>>(c, s, blocks, stream);
 }
 
 int rows(const RowCall& c, Stream stream) {
@@ -87,11 +88,11 @@ int gradient(const RowCall& c, Stream stream) {
     using T = typename decltype(t)::type;
     using U = typename decltype(u)::type;
     if constexpr (std::is_same_v<U, None>) {
-      if (work_of(c) != kAll) {
-        return launch<GradientKernel<T, U, kPlain>>(c, s, c.n * s.blocks, stream);
+      if (work_of(c) != kEverything) {
+        return launch<GradientKernel<T, U, kLossOnly>>(c, s, c.n * s.blocks, stream);
       }
     }
-    return launch<GradientKernel<T, U, kAll>>(c, s, c.n * s.blocks, stream);
+    return launch<GradientKernel<T, U, kEverything>>(c, s, c.n * s.blocks, stream);
   });
 }
 

@@ -91,17 +91,16 @@ struct Segment {
   W2S_DEVICE void fetch() const {
     if constexpr (RESIDENT) {
       const int size = group(), threads = block::threads();
-      int i = block::thread();
       W2S_NO_UNROLL
       for (int g = 0; g < kStages; ++g) {
         const int to = (g + 1) * size < whole() ? (g + 1) * size : whole();
         W2S_NO_UNROLL
-        for (; i + 3 * threads < to; i += 4 * threads) {
+        for (int i = g * size + block::thread(); i < to; i += 4 * threads) {
           W2S_UNROLL
-          for (int n = 0; n < 4; ++n) fetch_whole(i + n * threads);
+          for (int n = 0; n < 4; ++n) {
+            if (i + n * threads < to) fetch_whole(i + n * threads);
+          }
         }
-        W2S_NO_UNROLL
-        for (; i < to; i += threads) fetch_whole(i);
         block::copy_commit();
       }
       W2S_NO_UNROLL

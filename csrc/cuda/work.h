@@ -9,19 +9,19 @@
 
 namespace {
 
-constexpr int kPlain = 0, kEntropy = 1, kAll = 2;
+constexpr int kLossOnly = 0, kWithEntropy = 1, kEverything = 2;
 
 inline int work_of(const w2s::RowCall& c) {
-  if (c.params.smoothing != 0 || c.params.softcap > 0) return kAll;
-  return c.entropy ? kEntropy : kPlain;
+  if (c.params.smoothing != 0 || c.params.softcap > 0) return kEverything;
+  return c.entropy ? kWithEntropy : kLossOnly;
 }
 
 // NEAR: the exponent of an element is one fma of its logit (see Origin in sums.h). Dense targets
 // need z - M itself, and so does a mean of logits.
 template <int WORK, bool DENSE_>
 struct Work {
-  static constexpr bool DENSE = DENSE_, ENTROPY = WORK != kPlain, MEAN = WORK == kAll;
-  static constexpr bool CAP = WORK == kAll, NEAR = !DENSE && WORK != kAll;
+  static constexpr bool DENSE = DENSE_, ENTROPY = WORK != kLossOnly, MEAN = WORK == kEverything;
+  static constexpr bool CAP = WORK == kEverything, NEAR = !DENSE && WORK != kEverything;
 };
 
 // Sums over the classes outside the top k: of their exponentials alone.

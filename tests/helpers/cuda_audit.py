@@ -21,7 +21,7 @@ from helpers.races.audit import races
 from helpers.races.ptx import kernels_of
 
 FORMS = {"f": "fp32", "4BF16": "bf16", "3F16": "fp16", "4None": "topk"}
-WORK = ("plain", "entropy", "all")  # work.h
+WORK = ("loss", "entropy", "all")  # work.h
 KINDS = ("RowsKernel", "GradientKernel", "FixupKernel", "ScaleKernel", "quantile_kernel")
 
 
@@ -42,7 +42,7 @@ def dump(library: Path, *flags: str) -> str:
 
 
 def name_of(mangled: str) -> str:
-    """``RowsKernel bf16 topk resident plain`` from a symbol."""
+    """``RowsKernel bf16 topk resident loss`` from a symbol."""
     plain = re.sub(r"\d*_GLOBAL__N__[0-9a-f]+_\d+_\w+?_cu_[0-9a-f]{8}(_\d+)?", "", mangled)
     plain = re.sub(r"NS\d?_(?=[34])", "", plain)
     kind = next(k for k in KINDS if k in plain)

@@ -128,10 +128,10 @@ def test_page_of_predictions_is_up_to_date(counted: Counted) -> None:
 
 # What cuda and triton are compared on: kernel of CUDA, mode of Triton.
 SAME = {
-    "hard bf16": ("RowsKernel<BF16, None>", "rows hard bf16"),
-    "hard fp32": ("RowsKernel<float, None>", "rows hard fp32"),
-    "dense bf16": ("RowsKernel<BF16, BF16>", "rows dense plain bf16"),
-    "dense fp32": ("RowsKernel<float, float>", "rows dense plain fp32"),
+    "hard bf16": ("RowsKernel<BF16, None, entropy>", "rows hard bf16"),
+    "hard fp32": ("RowsKernel<float, None, entropy>", "rows hard fp32"),
+    "dense bf16": ("RowsKernel<BF16, BF16, entropy>", "rows dense plain bf16"),
+    "dense fp32": ("RowsKernel<float, float, entropy>", "rows dense plain fp32"),
 }
 SLOWER = {"hard bf16", "dense bf16"}  # the CUDA kernels issue too many instructions
 

@@ -20,6 +20,7 @@ from tools.machine_model.tiling import Tiling, tiling_of_rows
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "csrc" / "cuda" / "cross_entropy.cu"
 FLAGS = ("-std=c++17", "-O3")  # as setup.py compiles them
+WORK = {"0": "loss", "1": "entropy", "2": "all"}  # csrc/cuda/work.h
 _BYTES = {"float": 4, "BF16": 2, "F16": 2, "None": 0}
 # Threads and bytes of shared memory of the kernels whose launch does not depend on the row
 # (csrc/cuda/tile.h).
@@ -45,7 +46,7 @@ class Name:
     def mode(self) -> str:
         """The name without the flag ``RESIDENT``, which follows from device and row."""
         flags = self.flags[1:] if self.family == "RowsKernel" else self.flags
-        return str(Name(self.family, self.types, flags))
+        return str(Name(self.family, self.types, tuple(WORK.get(f, f) for f in flags)))
 
     @property
     def widths(self) -> tuple[int, int]:
