@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from helpers.machine_limits import LIMITS, Limit, complaints
 
+from tools.machine_model import write
 from tools.machine_model.flow import Flow
 from tools.machine_model.loops import LoopCount, Streams, main_loops
 from tools.machine_model.machine import A100, B200, H200
@@ -375,3 +376,22 @@ def test_complaints_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "32768 bytes in flight are enough" in found
     (found,) = complaints(replace(fine, loops=(replace(write, stored=32),)))
     assert "cache-bound, not memory-bound" in found
+
+
+def test_page_lists_whole_rows_as_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "nvcc_version", lambda: "13.0")
+    monkeypatch.setattr(write, "version", lambda name: "3.7.1")
+    listed, short = kernel(name="listed"), kernel(name="short", classes=4096)
+    narrow = kernel(name="narrow", loops=kernel().loops[:2])  # nothing wide is stored
+    text = write.page([listed, short, narrow])
+    assert text.count("**Predicted, not measured.**") == 1
+    sections = text.split("\n## ")
+    titles = [s.splitlines()[0] for s in sections[2:]]
+    assert titles == [f"{m.name} (sm_{m.arch}), predicted" for m in (A100, H200, B200)]
+    rows = [[line for line in s.splitlines() if line.startswith("| cuda")] for s in sections[2:]]
+    assert rows == [[], [write.row(listed)], []]
+    for table in sections[2:]:
+        lines = [line.count("|") for line in table.splitlines() if line.startswith("|")]
+        assert len(set(lines)) == 1
+    assert "| 25.1 (2.6 + 13.0 + 9.5) | 2.00 | 2 | 6 | 64 | 3 | 192 | 1.19 |" in rows[1][0]
+    assert rows[1][0].endswith("| 1.19 | issue |")
