@@ -189,7 +189,7 @@ def test_an_address_is_another_one_after_its_register_changed() -> None:
     load = "LDG.E.128 R4, desc[UR4][R2.64]"
     for between, elements in (
         ("IADD3 R2, R2, R3, RZ", 16), ("IADD3 R3, R2, R1, RZ", 16),
-        ("IMAD.WIDE R2, R1, 0x2, R6", 16), ("UIADD3 UR4, UR4, 0x1, URZ", 16),
+        ("IMAD.WIDE R1, R5, 0x2, R6", 16), ("UIADD3 UR4, UR4, 0x1, URZ", 16),
         ("IADD3 R1, R2, R3, RZ", 8), ("STG.E.U16 desc[UR4][R6.64], R2", 8),
     ):  # fmt: skip
         (found,) = count(f".L_0:\n{load}\n{between}\n{load}\n@P0 BRA `(.L_0)\nEXIT")
@@ -207,7 +207,7 @@ def test_the_least_of_loads_stores_and_exponentials_counts() -> None:
         return found.elements
 
     assert elements(1, 1, 8) == elements(2, 1, 8) == elements(1, 1, 16) == elements(2, 2, 8) == 8
-    assert elements(2, 2, 16) == elements(2, 2, 0) == 16
+    assert elements(2, 2, 16) == elements(2, 2, 0) == 16 and elements(2, 1, 0) == 8
     assert elements(2, 1, 8, DENSE_BF16) == elements(3, 1, 8, Streams(6, 2)) == 8
 
 
@@ -253,8 +253,15 @@ def test_a_loop_that_only_follows_another_of_its_kind_is_no_main_loop() -> None:
 
 def test_a_loop_around_the_loop_of_a_row_is_not_counted() -> None:
     inside = PASS.format(work=EIGHT).replace("EXIT", "")
-    (found,) = count(f".L_8:\nIADD3 R1, R1, 0x1, RZ\n{inside} @P4 BRA `(.L_8)\nEXIT")
-    assert found.instructions == 11
+    for around in ("IADD3 R1, R1, 0x1, RZ", "LDS.128 R20, [R24]\n" + "FADD R1, R1, R20\n" * 9):
+        (found,) = count(f".L_8:\n{around}\n{inside} @P4 BRA `(.L_8)\nEXIT")
+        assert found.instructions == 11
+
+
+def test_narrow_accesses_of_an_iteration_are_counted() -> None:
+    work = f"LDG.E.U16 R9, desc[UR4][R6.64]\nSTG.E desc[UR4][R6.64], R9\nLDS R9, [R8]\n{EIGHT}"
+    (found,) = count(PASS.format(work=work))
+    assert (found.kind, found.narrow, found.loaded, found.shared) == ("pass", 2, 16, 0)
 
 
 def test_zeros_and_narrow_rows_are_no_main_loops() -> None:
@@ -294,8 +301,8 @@ def test_edges_of_the_control_flow() -> None:
 
 def test_blocks_of_an_sm() -> None:
     assert H200.blocks_of(64, 512, 0) == 2  # registers
-    assert H200.blocks_of(65, 512, 0) == 1  # 72: they come in units of 8
-    assert H200.blocks_of(32, 1024, 0) == 2  # threads
+    assert H200.blocks_of(41, 256, 0) == 5  # 48: they come in units of 8
+    assert H200.blocks_of(16, 1024, 0) == 2  # threads
     assert H200.blocks_of(32, 32, 0) == 32  # blocks
     assert H200.blocks_of(64, 256, 66_000) == 3 and A100.blocks_of(64, 256, 66_000) == 2
     assert H200.blocks_of(32, 32, 240_000) == 0

@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "csrc" / "cuda" / "cross_entropy.cu"
 FLAGS = ("-std=c++17", "-O3")  # as setup.py compiles them
 _BYTES = {"float": 4, "BF16": 2, "F16": 2, "None": 0}
-# Threads and bytes of shared memory of the kernels whose launch does not depend on the row
-# (csrc/cuda/tile.h).
-LAUNCH = {
+# Kernels that go through rows, with threads and bytes of shared memory where their launch does not
+# depend on the row (csrc/cuda/tile.h). Others are not counted.
+LAUNCH: dict[str, Tiling | None] = {
+    "RowsKernel": None,
     "GradientKernel": Tiling(256, 1536),
     "FixupKernel": Tiling(128, 0),
     "ScaleKernel": Tiling(256, 0),
@@ -66,7 +67,7 @@ def names_of(symbols: list[str]) -> dict[str, Name]:
     for symbol, line in zip(symbols, text.splitlines(), strict=True):
         plain = line.replace("(anonymous namespace)::", "").replace("w2s::cuda::", "")
         found = re.search(r"(\w+Kernel)<([^>]*)>", plain)
-        if found:
+        if found and found[1] in LAUNCH:
             words = [re.sub(r"^\(\w+\)", "", w) for w in found[2].split(", ")]
             types = tuple(w for w in words if w in _BYTES)
             names[symbol] = Name(found[1], types, tuple(w for w in words if w not in _BYTES))
@@ -106,7 +107,7 @@ def kernels_of(
             if not re.search(pattern, name.mode):
                 continue
             logits, labels = name.widths
-            tiling = LAUNCH.get(name.family)
+            tiling = LAUNCH[name.family]
             tiling = tiling or tiling_of_rows(arch, logits, labels, CLASSES, library)
             if name.family == "RowsKernel" and name.resident != (tiling.tile > 0):
                 continue
