@@ -23,7 +23,7 @@ import torch
 from helpers import machine_limits
 from helpers.paths import PYTHONPATH, ROOT, TESTS
 
-from tools.machine_model import cuda, write
+from tools.machine_model import cuda
 from tools.machine_model.prediction import Kernel, from_dict, predict
 from w2s_fast import W2SError
 from w2s_fast.ops import dispatch, native_cuda
@@ -120,7 +120,7 @@ def test_costs_of_an_element(counted: Counted) -> None:
 
 
 def test_page_of_predictions_is_up_to_date(counted: Counted) -> None:
-    compiler = f"nvcc {write.nvcc_version()}"
+    compiler = f"nvcc {cuda.nvcc_version()}"
     assert not (rows := machine_limits.rows_not_on_page(counted.values(), compiler)), "\n".join(
         rows
     )

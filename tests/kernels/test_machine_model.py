@@ -7,6 +7,7 @@ kernels of commit 97e3deb for sm_90, with short names. Their instructions were c
 from __future__ import annotations
 
 import gzip
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -15,12 +16,13 @@ from pathlib import Path
 import pytest
 from helpers.machine_limits import LIMITS, Limit, complaints
 
-from tools.machine_model import write
+from tools.machine_model import cuda, sass, tiling, write
 from tools.machine_model.flow import Flow
 from tools.machine_model.loops import LoopCount, Streams, main_loops
 from tools.machine_model.machine import A100, B200, H200
 from tools.machine_model.prediction import Kernel, from_dict, predict, to_dict
 from tools.machine_model.sass import Function, Instruction, parse
+from w2s_fast import W2SError
 
 REVIEWED = Path(__file__).parent / "data" / "reviewed.sass.gz"
 HARD_BF16, HARD_FP32, DENSE_BF16 = Streams(2, 2), Streams(4, 4), Streams(4, 2)
@@ -402,3 +404,34 @@ def test_page_lists_whole_rows_as_predictions(monkeypatch: pytest.MonkeyPatch) -
         assert len(set(lines)) == 1
     assert "| 25.1 (2.6 + 13.0 + 9.5) | 2.00 | 2 | 6 | 64 | 3 | 192 | 1.19 |" in rows[1][0]
     assert rows[1][0].endswith("| 1.19 | issue |")
+
+
+def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVCC", "/nowhere/nvcc -O1")
+    with pytest.raises(W2SError, match="'/nowhere/nvcc' was found; install nvcc or set NVCC"):
+        cuda.nvcc()
+    monkeypatch.setattr(sass, "find_spec", lambda name: None)
+    with pytest.raises(W2SError, match="triton is missing: its wheel brings cuobjdump"):
+        sass.tool("nvdisasm")
+    monkeypatch.setattr(tiling.importlib, "import_module", missing)
+    with pytest.raises(W2SError, match="W2S_BUILD_EMULATION=1"):
+        tiling.tiling_of_rows(90, 2, 0, 1000)
+
+
+def missing(name: str) -> None:
+    raise ModuleNotFoundError(name)
+
+
+@pytest.mark.skipif(not shutil.which("c++filt"), reason="binutils are missing")
+def test_names_of_kernels() -> None:
+    """Types come first, then flags; the first flag of a row kernel depends on the device."""
+    space = "49_GLOBAL__N__3b315627_16_cross_entropy_cu_2a897e0a"
+    of = f"_ZN3w2s4cuda{space}6kernelIN{space}{{}}EEEvNS_7RowCallENS0_6TilingE"
+    rows = of.format("10RowsKernelINS3_4BF16ENS3_4NoneELb1ELi3EE")
+    gradient = of.format("14GradientKernelIffE")
+    names = cuda.names_of([rows, gradient, of.format("9TwoKernelIfE")])
+    assert set(names) == {rows, gradient}
+    assert str(names[rows]) == "RowsKernel<BF16, None, true, 3>" and names[rows].resident
+    assert names[rows].mode == "RowsKernel<BF16, None, 3>" and names[rows].widths == (2, 0)
+    assert names[gradient].mode == "GradientKernel<float, float>"
+    assert names[gradient].widths == (4, 4) and not names[gradient].resident

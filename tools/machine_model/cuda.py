@@ -1,10 +1,14 @@
-"""The CUDA row kernels: compiled, or taken from a built library, and counted."""
+"""The CUDA row kernels: compiled, or taken from a built library, and counted.
+
+Needs c++filt of the binutils beside the disassemblers of the Triton wheel.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +20,7 @@ from tools.machine_model import sass
 from tools.machine_model.loops import Streams, main_loops
 from tools.machine_model.prediction import CLASSES, Kernel
 from tools.machine_model.tiling import Tiling, tiling_of_rows
+from w2s_fast.errors import W2SError
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "csrc" / "cuda" / "cross_entropy.cu"
@@ -74,12 +79,31 @@ def names_of(symbols: list[str]) -> dict[str, Name]:
     return names
 
 
+def nvcc() -> list[str]:
+    """Return the CUDA compiler as an argument list: ``NVCC``, else the one on the path.
+
+    Raises:
+        W2SError: if there is none.
+    """
+    words = shlex.split(os.environ.get("NVCC", "nvcc"))
+    if not words or not shutil.which(words[0]):
+        name = words[0] if words else ""
+        raise W2SError(f"no CUDA compiler {name!r} was found; install nvcc or set NVCC to its path")
+    return words
+
+
+def nvcc_version() -> str:
+    """Return the release of nvcc, as 13.0."""
+    text = subprocess.run([*nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+\.\d+)", text)
+    return found[1] if found else "unknown"
+
+
 def compile_kernels(arch: int, folder: Path) -> list[Path]:
-    """Compile the row kernels for ``sm_<arch>`` with nvcc: ``NVCC``, else the one on the path."""
+    """Compile the row kernels for ``sm_<arch>`` with nvcc."""
     cubin = folder / f"{SOURCE.stem}.sm_{arch}.cubin"
-    nvcc = shlex.split(os.environ.get("NVCC", "nvcc"))
     flags = [*FLAGS, "-cubin", f"-arch=sm_{arch}", "-I", str(ROOT / "csrc")]
-    subprocess.run([*nvcc, *flags, "-o", str(cubin), str(SOURCE)], check=True)
+    subprocess.run([*nvcc(), *flags, "-o", str(cubin), str(SOURCE)], check=True)
     return [cubin]
 
 
