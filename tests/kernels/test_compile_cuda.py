@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import machine_limits
+from helpers import machine_limits, ranks
 from helpers.paths import PYTHONPATH, ROOT, TESTS
 
 from tools.machine_model import cuda
@@ -103,12 +104,13 @@ def audit(library: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def counted(library: Path, module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Counted:
-    """Kernel and architecture -> what it costs an element."""
+    """Kernel and architecture -> what it costs an element; the modes with limits, in long all."""
     pytest.importorskip("triton", reason="backend triton is missing: it brings the disassembler")
     found = {}
+    modes = "" if ranks.LONG else "|".join(f"^{re.escape(name)}$" for name in LIMITS_OF_ROWS)
     for arch in ARCHES:
         cubins = cuda.extract(library, arch, tmp_path_factory.mktemp(f"sm_{arch}"))
-        for kernel in cuda.kernels_of(cubins, arch, library=module):
+        for kernel in cuda.kernels_of(cubins, arch, modes, module):
             found[kernel.name, arch] = kernel
     return found
 
