@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,10 +21,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import machine_limits
+from helpers import machine_limits, ranks
 from helpers.paths import PYTHONPATH, ROOT, TESTS
 
-from tools.machine_model import cuda, write
+from tools.machine_model import cuda
 from tools.machine_model.prediction import Kernel, from_dict, predict
 from w2s_fast import W2SError
 from w2s_fast.ops import dispatch, native_cuda
@@ -103,12 +104,13 @@ def audit(library: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def counted(library: Path, module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Counted:
-    """Kernel and architecture -> what it costs an element."""
+    """Kernel and architecture -> what it costs an element; the modes with limits, in long all."""
     pytest.importorskip("triton", reason="backend triton is missing: it brings the disassembler")
     found = {}
+    modes = "" if ranks.LONG else "|".join(f"^{re.escape(name)}$" for name in LIMITS_OF_ROWS)
     for arch in ARCHES:
         cubins = cuda.extract(library, arch, tmp_path_factory.mktemp(f"sm_{arch}"))
-        for kernel in cuda.kernels_of(cubins, arch, library=module):
+        for kernel in cuda.kernels_of(cubins, arch, modes, module):
             found[kernel.name, arch] = kernel
     return found
 
@@ -120,7 +122,7 @@ def test_costs_of_an_element(counted: Counted) -> None:
 
 
 def test_page_of_predictions_is_up_to_date(counted: Counted) -> None:
-    compiler = f"nvcc {write.nvcc_version()}"
+    compiler = f"nvcc {cuda.nvcc_version()}"
     assert not (rows := machine_limits.rows_not_on_page(counted.values(), compiler)), "\n".join(
         rows
     )

@@ -7,6 +7,7 @@ kernels of commit 97e3deb for sm_90, with short names. Their instructions were c
 from __future__ import annotations
 
 import gzip
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -15,11 +16,13 @@ from pathlib import Path
 import pytest
 from helpers.machine_limits import LIMITS, Limit, complaints
 
+from tools.machine_model import cuda, sass, tiling, write
 from tools.machine_model.flow import Flow
 from tools.machine_model.loops import LoopCount, Streams, main_loops
 from tools.machine_model.machine import A100, B200, H200
 from tools.machine_model.prediction import Kernel, from_dict, predict, to_dict
 from tools.machine_model.sass import Function, Instruction, parse
+from w2s_fast import W2SError
 
 REVIEWED = Path(__file__).parent / "data" / "reviewed.sass.gz"
 HARD_BF16, HARD_FP32, DENSE_BF16 = Streams(2, 2), Streams(4, 4), Streams(4, 2)
@@ -188,7 +191,7 @@ def test_an_address_is_another_one_after_its_register_changed() -> None:
     load = "LDG.E.128 R4, desc[UR4][R2.64]"
     for between, elements in (
         ("IADD3 R2, R2, R3, RZ", 16), ("IADD3 R3, R2, R1, RZ", 16),
-        ("IMAD.WIDE R2, R1, 0x2, R6", 16), ("UIADD3 UR4, UR4, 0x1, URZ", 16),
+        ("IMAD.WIDE R1, R5, 0x2, R6", 16), ("UIADD3 UR4, UR4, 0x1, URZ", 16),
         ("IADD3 R1, R2, R3, RZ", 8), ("STG.E.U16 desc[UR4][R6.64], R2", 8),
     ):  # fmt: skip
         (found,) = count(f".L_0:\n{load}\n{between}\n{load}\n@P0 BRA `(.L_0)\nEXIT")
@@ -206,7 +209,7 @@ def test_the_least_of_loads_stores_and_exponentials_counts() -> None:
         return found.elements
 
     assert elements(1, 1, 8) == elements(2, 1, 8) == elements(1, 1, 16) == elements(2, 2, 8) == 8
-    assert elements(2, 2, 16) == elements(2, 2, 0) == 16
+    assert elements(2, 2, 16) == elements(2, 2, 0) == 16 and elements(2, 1, 0) == 8
     assert elements(2, 1, 8, DENSE_BF16) == elements(3, 1, 8, Streams(6, 2)) == 8
 
 
@@ -252,8 +255,15 @@ def test_a_loop_that_only_follows_another_of_its_kind_is_no_main_loop() -> None:
 
 def test_a_loop_around_the_loop_of_a_row_is_not_counted() -> None:
     inside = PASS.format(work=EIGHT).replace("EXIT", "")
-    (found,) = count(f".L_8:\nIADD3 R1, R1, 0x1, RZ\n{inside} @P4 BRA `(.L_8)\nEXIT")
-    assert found.instructions == 11
+    for around in ("IADD3 R1, R1, 0x1, RZ", "LDS.128 R20, [R24]\n" + "FADD R1, R1, R20\n" * 9):
+        (found,) = count(f".L_8:\n{around}\n{inside} @P4 BRA `(.L_8)\nEXIT")
+        assert found.instructions == 11
+
+
+def test_narrow_accesses_of_an_iteration_are_counted() -> None:
+    work = f"LDG.E.U16 R9, desc[UR4][R6.64]\nSTG.E desc[UR4][R6.64], R9\nLDS R9, [R8]\n{EIGHT}"
+    (found,) = count(PASS.format(work=work))
+    assert (found.kind, found.narrow, found.loaded, found.shared) == ("pass", 2, 16, 0)
 
 
 def test_zeros_and_narrow_rows_are_no_main_loops() -> None:
@@ -293,8 +303,8 @@ def test_edges_of_the_control_flow() -> None:
 
 def test_blocks_of_an_sm() -> None:
     assert H200.blocks_of(64, 512, 0) == 2  # registers
-    assert H200.blocks_of(65, 512, 0) == 1  # 72: they come in units of 8
-    assert H200.blocks_of(32, 1024, 0) == 2  # threads
+    assert H200.blocks_of(41, 256, 0) == 5  # 48: they come in units of 8
+    assert H200.blocks_of(16, 1024, 0) == 2  # threads
     assert H200.blocks_of(32, 32, 0) == 32  # blocks
     assert H200.blocks_of(64, 256, 66_000) == 3 and A100.blocks_of(64, 256, 66_000) == 2
     assert H200.blocks_of(32, 32, 240_000) == 0
@@ -375,3 +385,53 @@ def test_complaints_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "32768 bytes in flight are enough" in found
     (found,) = complaints(replace(fine, loops=(replace(write, stored=32),)))
     assert "cache-bound, not memory-bound" in found
+
+
+def test_page_lists_whole_rows_as_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "nvcc_version", lambda: "13.0")
+    monkeypatch.setattr(write, "version", lambda name: "3.7.1")
+    listed, short = kernel(name="listed"), kernel(name="short", classes=4096)
+    narrow = kernel(name="narrow", loops=kernel().loops[:2])  # nothing wide is stored
+    text = write.page([listed, short, narrow])
+    assert text.count("**Predicted, not measured.**") == 1
+    sections = text.split("\n## ")
+    titles = [s.splitlines()[0] for s in sections[2:]]
+    assert titles == [f"{m.name} (sm_{m.arch}), predicted" for m in (A100, H200, B200)]
+    rows = [[line for line in s.splitlines() if line.startswith("| cuda")] for s in sections[2:]]
+    assert rows == [[], [write.row(listed)], []]
+    for table in sections[2:]:
+        lines = [line.count("|") for line in table.splitlines() if line.startswith("|")]
+        assert len(set(lines)) == 1
+    assert "| 25.1 (2.6 + 13.0 + 9.5) | 2.00 | 2 | 6 | 64 | 3 | 192 | 1.19 |" in rows[1][0]
+    assert rows[1][0].endswith("| 1.19 | issue |")
+
+
+def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVCC", "/nowhere/nvcc -O1")
+    with pytest.raises(W2SError, match="'/nowhere/nvcc' was found; install nvcc or set NVCC"):
+        cuda.nvcc()
+    monkeypatch.setattr(sass, "find_spec", lambda name: None)
+    with pytest.raises(W2SError, match="triton is missing: its wheel brings cuobjdump"):
+        sass.tool("nvdisasm")
+    monkeypatch.setattr(tiling.importlib, "import_module", missing)
+    with pytest.raises(W2SError, match="W2S_BUILD_EMULATION=1"):
+        tiling.tiling_of_rows(90, 2, 0, 1000)
+
+
+def missing(name: str) -> None:
+    raise ModuleNotFoundError(name)
+
+
+@pytest.mark.skipif(not shutil.which("c++filt"), reason="binutils are missing")
+def test_names_of_kernels() -> None:
+    """Types come first, then flags; the first flag of a row kernel depends on the device."""
+    space = "49_GLOBAL__N__3b315627_16_cross_entropy_cu_2a897e0a"
+    of = f"_ZN3w2s4cuda{space}6kernelIN{space}{{}}EEEvNS_7RowCallENS0_6TilingE"
+    rows = of.format("10RowsKernelINS3_4BF16ENS3_4NoneELb1ELi3EE")
+    gradient = of.format("14GradientKernelIffE")
+    names = cuda.names_of([rows, gradient, of.format("9TwoKernelIfE")])
+    assert set(names) == {rows, gradient}
+    assert str(names[rows]) == "RowsKernel<BF16, None, true, 3>" and names[rows].resident
+    assert names[rows].mode == "RowsKernel<BF16, None, 3>" and names[rows].widths == (2, 0)
+    assert names[gradient].mode == "GradientKernel<float, float>"
+    assert names[gradient].widths == (4, 4) and not names[gradient].resident

@@ -17,7 +17,8 @@ from tools.machine_model.machine import MACHINES
 from tools.machine_model.prediction import Kernel, predict, to_dict
 
 HEAD = (
-    f"{'kernel':34} instr   exp  loaded shared  regs blocks in flight  issue   exp memory floor ms"
+    f"{'kernel':34} instr   exp  loaded shared  regs blocks in flight  "
+    "predicted ms: issue, exponentials, memory, floor"
 )
 
 

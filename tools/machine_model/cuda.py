@@ -1,10 +1,14 @@
-"""The CUDA row kernels: compiled, or taken from a built library, and counted."""
+"""The CUDA row kernels: compiled, or taken from a built library, and counted.
+
+Needs c++filt of the binutils beside the disassemblers of the Triton wheel.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,15 +20,17 @@ from tools.machine_model import sass
 from tools.machine_model.loops import Streams, main_loops
 from tools.machine_model.prediction import CLASSES, Kernel
 from tools.machine_model.tiling import Tiling, tiling_of_rows
+from w2s_fast.errors import W2SError
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "csrc" / "cuda" / "cross_entropy.cu"
 FLAGS = ("-std=c++17", "-O3")  # as setup.py compiles them
 WORK = {"0": "loss", "1": "entropy", "2": "all"}  # csrc/cuda/work.h
 _BYTES = {"float": 4, "BF16": 2, "F16": 2, "None": 0}
-# Threads and bytes of shared memory of the kernels whose launch does not depend on the row
-# (csrc/cuda/tile.h).
-LAUNCH = {
+# Kernels that go through rows, with threads and bytes of shared memory where their launch does not
+# depend on the row (csrc/cuda/tile.h). Others are not counted.
+LAUNCH: dict[str, Tiling | None] = {
+    "RowsKernel": None,
     "GradientKernel": Tiling(256, 1536),
     "FixupKernel": Tiling(128, 0),
     "ScaleKernel": Tiling(256, 0),
@@ -67,19 +73,38 @@ def names_of(symbols: list[str]) -> dict[str, Name]:
     for symbol, line in zip(symbols, text.splitlines(), strict=True):
         plain = line.replace("(anonymous namespace)::", "").replace("w2s::cuda::", "")
         found = re.search(r"(\w+Kernel)<([^>]*)>", plain)
-        if found:
+        if found and found[1] in LAUNCH:
             words = [re.sub(r"^\(\w+\)", "", w) for w in found[2].split(", ")]
             types = tuple(w for w in words if w in _BYTES)
             names[symbol] = Name(found[1], types, tuple(w for w in words if w not in _BYTES))
     return names
 
 
+def nvcc() -> list[str]:
+    """Return the CUDA compiler as an argument list: ``NVCC``, else the one on the path.
+
+    Raises:
+        W2SError: if there is none.
+    """
+    words = shlex.split(os.environ.get("NVCC", "nvcc"))
+    if not words or not shutil.which(words[0]):
+        name = words[0] if words else ""
+        raise W2SError(f"no CUDA compiler {name!r} was found; install nvcc or set NVCC to its path")
+    return words
+
+
+def nvcc_version() -> str:
+    """Return the release of nvcc, as 13.0."""
+    text = subprocess.run([*nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+\.\d+)", text)
+    return found[1] if found else "unknown"
+
+
 def compile_kernels(arch: int, folder: Path) -> list[Path]:
-    """Compile the row kernels for ``sm_<arch>`` with nvcc: ``NVCC``, else the one on the path."""
+    """Compile the row kernels for ``sm_<arch>`` with nvcc."""
     cubin = folder / f"{SOURCE.stem}.sm_{arch}.cubin"
-    nvcc = shlex.split(os.environ.get("NVCC", "nvcc"))
     flags = [*FLAGS, "-cubin", f"-arch=sm_{arch}", "-I", str(ROOT / "csrc")]
-    subprocess.run([*nvcc, *flags, "-o", str(cubin), str(SOURCE)], check=True)
+    subprocess.run([*nvcc(), *flags, "-o", str(cubin), str(SOURCE)], check=True)
     return [cubin]
 
 
@@ -107,7 +132,7 @@ def kernels_of(
             if not re.search(pattern, name.mode):
                 continue
             logits, labels = name.widths
-            tiling = LAUNCH.get(name.family)
+            tiling = LAUNCH[name.family]
             tiling = tiling or tiling_of_rows(arch, logits, labels, CLASSES, library)
             if name.family == "RowsKernel" and name.resident != (tiling.tile > 0):
                 continue

@@ -4,7 +4,8 @@ A loop is a natural loop: a back edge goes to a block that dominates its origin.
 taken to go from the header to a back edge along the path that moves the most 16-byte vectors, and
 of those along the shortest one. That is the interior of a row: the ends of a row move element by
 element, and what a test guards beside the moves (a maximum that grows, a soft-cap, NaN, a diverged
-warp) makes a path longer. Blocks of a loop within the loop are counted ``inner`` times.
+warp) makes a path longer. So work of a usual row must not be behind a branch in the loop: it would
+not be counted.
 """
 
 from __future__ import annotations

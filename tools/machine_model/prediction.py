@@ -1,7 +1,7 @@
 """From counts to a predicted time: the slowest of issue slots, exponentials and memory.
 
-Nothing here was measured. Latencies, clocks below the nominal one, partly filled last waves and
-launches are left out, so a prediction is a lower bound that a good kernel comes close to.
+Nothing here was measured. Latencies, partly filled last waves and launches are left out: times on a
+GPU are longer.
 """
 
 from __future__ import annotations

@@ -6,16 +6,13 @@ that they compile, where the compilers are the versions that the page names.
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
 from tools.machine_model.count import kernels
+from tools.machine_model.cuda import nvcc_version
 from tools.machine_model.machine import MACHINES, Machine
 from tools.machine_model.prediction import BOUND, CLASSES, ISSUED, ROWS, Kernel, predict
 
@@ -109,14 +106,6 @@ def row(kernel: Kernel) -> str:
         p.bound,
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def nvcc_version() -> str:
-    """Return the release of nvcc, as 13.0."""
-    command = [*shlex.split(os.environ.get("NVCC", "nvcc")), "--version"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"release (\d+\.\d+)", text)
-    return found[1] if found else "unknown"
 
 
 def _machine(m: Machine) -> str:

@@ -30,7 +30,8 @@ from w2s_fast.errors import W2SError, nearest
 from w2s_fast.ops import native, native_cuda
 
 BACKENDS = ("ref", "cpp", "triton", "cuda")
-# On a GPU the backend that tools/machine_model predicts to be faster comes first.
+# On a GPU the order is to follow predicted times (docs/machine_model.md) until rows are measured;
+# tests/kernels/test_compile_cuda.py compares them, and names the kernels for which it does not yet.
 PREFERRED = {"cpu": ("cpp", "ref"), "cuda": ("cuda", "triton", "ref")}
 ISAS = ("base", "avx2", "avx512")  # of the compiled core: csrc/cpu/run.cpp
 _forced: str | None = os.environ.get("W2S_BACKEND") or None
