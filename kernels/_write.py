@@ -111,9 +111,7 @@ def write_tile(
         u.to(tl.float32), q.to(tl.float32), top, k, b, slope, base, weak, pull, origin, bias,
         softcap, KIND, REST, SMOOTH, CAP,
     )  # fmt: skip
-    tl.store(
-        g_body + at, g.to(g_body.dtype.element_ty), mask=mask, eviction_policy="evict_first"
-    )
+    tl.store(g_body + at, g.to(g_body.dtype.element_ty), mask=mask, eviction_policy="evict_first")
 
 
 @triton.jit
