@@ -54,9 +54,9 @@ those of the table, bank conflicts, and the quantile kernels, whose atomics depe
 
 Times are for logits of {rows} x {classes}, unless the mode names another number of classes. A
 CUDA kernel computes the loss alone, the entropy too, or leaves smoothing and soft-caps to branches
-(`all`); `rows dense` of Triton has smoothing, and `plain` has none. `FixupKernel`, `fixup`, `ScaleKernel` and `scale` are given as if they rescaled
-every row, which they seldom do. Modes whose arrays lie out of step move single elements and are not
-listed.
+(`all`); `rows dense` of Triton has smoothing, and `plain` has none. `FixupKernel`, `fixup`,
+`ScaleKernel` and `scale` are given as if they rescaled every row, which they seldom do. Modes whose
+arrays lie out of step move single elements and are not listed.
 """
 COLUMNS = (
     "kernel", "instructions (fetch + pass + write)", "exponentials", "bytes loaded",
