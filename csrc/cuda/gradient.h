@@ -72,11 +72,12 @@ W2S_DEVICE void write_zeros(const Line<T>& out, int lo, int hi) {
   }
 }
 
-// Whole chunks that a thread has loaded ahead of their use, from global memory.
-template <class S>
+// Whole chunks that a thread has loaded ahead of their use, from global memory; COUNT of them, or
+// 0.
+template <class S, int COUNT_>
 struct Ahead {
-  static constexpr int COUNT = S::DENSE ? 2 : 4;
-  Pack z[COUNT], q[COUNT * (S::DENSE ? S::PACKS : 1)];
+  static constexpr int COUNT = COUNT_;
+  Pack z[COUNT + 1], q[COUNT * S::PACKS + 1];
 
   W2S_DEVICE void load(const S& segment, int first) {
     W2S_UNROLL
@@ -91,9 +92,9 @@ struct Ahead {
 };
 
 // The gradient lies in step with the logits: a chunk of one is a chunk of the other; f.fast, or
-// CAP. Without a tile in shared memory `ahead` holds the first chunks.
-template <class W, class T, class S>
-W2S_DEVICE void write_whole(const S& segment, const Fill& f, const Line<T>& out, Ahead<S>& ahead) {
+// CAP. `ahead` holds the first chunks, if any are loaded ahead.
+template <class W, class T, class S, class A>
+W2S_DEVICE void write_whole(const S& segment, const Fill& f, const Line<T>& out, A& ahead) {
   Pack* const to = reinterpret_cast<Pack*>(out.at(segment.inner));
   const int step = block::threads(), whole = segment.whole();
   const auto write = [&](int i, const Pack& logits, const Pack* targets) {
@@ -108,7 +109,7 @@ W2S_DEVICE void write_whole(const S& segment, const Fill& f, const Line<T>& out,
     block::store16(to + i, pack<T>(g));
   };
   int i = block::thread();
-  if constexpr (S::RESIDENT) {
+  if constexpr (A::COUNT == 0) {
     W2S_NO_UNROLL
     for (; i < whole; i += step) {
       Pack targets[S::DENSE ? S::PACKS : 1];
@@ -120,7 +121,7 @@ W2S_DEVICE void write_whole(const S& segment, const Fill& f, const Line<T>& out,
     W2S_NO_UNROLL
     while (i < whole) {
       W2S_UNROLL
-      for (int n = 0; n < Ahead<S>::COUNT; ++n, i += step) {
+      for (int n = 0; n < A::COUNT; ++n, i += step) {
         if (i >= whole) return;
         write(i, ahead.z[n], ahead.q + n * S::PACKS);
       }
@@ -129,9 +130,8 @@ W2S_DEVICE void write_whole(const S& segment, const Fill& f, const Line<T>& out,
   }
 }
 
-template <class W, class T, class S>
-W2S_DEVICE void write_in_step(const S& segment, const Fill& f, const Line<T>& out,
-                              Ahead<S>& ahead) {
+template <class W, class T, class S, class A>
+W2S_DEVICE void write_in_step(const S& segment, const Fill& f, const Line<T>& out, A& ahead) {
   write_whole<W>(segment, f, out, ahead);
   W2S_NO_UNROLL
   for (int c = segment.edge(); c >= 0; c = segment.next_edge(c)) {
@@ -199,9 +199,9 @@ W2S_DEVICE void write_entries(const RowCall& c, int64_t row, const S& segment, c
 
 // The gradient of one segment; `diffs` are complete, and no thread still needs the logits that
 // this overwrites if the gradient takes their place. `ahead`: see write_whole.
-template <class W, class T, class S>
+template <class W, class T, class S, class A>
 W2S_DEVICE void write_segment(const RowCall& c, int64_t row, const S& segment, const Final& f,
-                              const float* diffs, Ahead<S>& ahead) {
+                              const float* diffs, A& ahead) {
   const Line<T> out(c.grad, c.grad_stride, row, c.v);
   if (f.zero != 0) {
     write_zeros(out, segment.lo, segment.hi);

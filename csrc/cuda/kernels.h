@@ -112,10 +112,6 @@ struct RowsKernel {
       }
     }
     if (!S::DENSE && c.rest != nullptr) find_tail(c, row, segment, shared, tiling.cluster);
-    Ahead<S> ahead;
-    if constexpr (!RESIDENT) {
-      if (c.grad != nullptr) ahead.load(segment, block::thread());
-    }
     if (leader) {
       const RowParams params = params_of(c);
       Record r = shared.record;
@@ -133,6 +129,7 @@ struct RowsKernel {
     }
     if (c.grad == nullptr) return;
     const Final final = shared.final;
+    Ahead<S, 0> ahead;
     write_segment<W, T>(c, row, segment, final, diffs, ahead);
   }
 
@@ -183,7 +180,7 @@ struct GradientKernel {
     const auto [row, part] = part_of(tiling.blocks);
     const S segment(c, tiling, row, part, nullptr);
     // On their way before anything else is read.
-    Ahead<S> ahead;
+    Ahead<S, !S::DENSE ? 4 : S::PACKS == 1 ? 2 : 1> ahead;  // as many as registers hold
     const Line<T> out(c.grad, c.grad_stride, row, c.v);
     if (out.lead == segment.z.lead) ahead.load(segment, block::thread());
     const Record r = read_record(c, row);

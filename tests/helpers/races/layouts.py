@@ -15,10 +15,10 @@ POINTERS = ("ids", "rest", "weight", "aux", "threshold", "scale", "row_scale", "
 
 
 def of_triton(case: dict[str, Any]) -> list[Layout]:
-    """Of a case of ``triton_audit``: two and a half tiles a row, then rows of two classes."""
+    """Of a case of ``triton_audit``: two tiles and most of a third, then rows of two classes."""
     const = case["const"]
     tile = const.get("REP", 1) * const.get("LANES", 1) * const.get("VEC", 1)
-    n_cols = 5 * tile // 2 // 16 * 16 + (0 if case["aligned"] else 3)
+    n_cols = 29 * tile // 10 // 16 * 16 + (0 if case["aligned"] else 3)
     return [triton_layout(case, n_cols, 1), triton_layout(case, 2, 0)]
 
 
@@ -46,7 +46,9 @@ def of_cuda(name: str) -> list[Layout]:
         return [quantile_layout(256 * each * 4 * 3 // 2, keep) for keep in (0, pointer(1))]
     dense = kind in ("RowsKernel", "GradientKernel") and "topk" not in name
     threads = 512 if kind == "RowsKernel" else 256
-    long = threads * 3 // 2 * each + 1
+    # A thread that keeps no row in shared memory loads four chunks ahead.
+    ahead = kind == "GradientKernel" or "two passes" in name
+    long = threads * (9 if ahead else 3) // 2 * each + 1
     layouts = [cuda_layout(long, each, dense), cuda_layout(2, each, dense)]
     if kind in ("RowsKernel", "GradientKernel"):
         layouts += [  # targets start elsewhere within 16 bytes
