@@ -153,5 +153,5 @@ def row_modes(pattern: str = "") -> list[Case]:
 
 
 def is_row_mode(case: Case) -> bool:
-    """Whether a mode is one of a kernel that goes through rows of logits."""
-    return "z_ptr" in case["pointers"]
+    """Whether a mode is one of a kernel that goes through rows of any length, see ``row_case``."""
+    return "classes" in case
