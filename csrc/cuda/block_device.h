@@ -1,6 +1,7 @@
 // The block in CUDA's own instructions.
 #pragma once
 
+#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
@@ -122,16 +123,13 @@ W2S_DEVICE uint64_t load_fresh(const uint64_t* p) {
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(x) : "l"(p) : "memory");
   return x;
 }
-// All blocks of a cooperative launch; `arrived` counts up through all barriers of the launch.
-W2S_DEVICE void grid_sync(uint64_t* arrived, uint64_t barrier) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(reinterpret_cast<unsigned long long*>(arrived), 1ull);
-    while (load_fresh(arrived) < (barrier + 1) * gridDim.x) __nanosleep(32);
-    __threadfence();
+// All threads of a cooperative launch, or of a launch of one block.
+W2S_DEVICE void grid_sync() {
+  if (gridDim.x == 1) {
+    __syncthreads();
+  } else {
+    cooperative_groups::this_grid().sync();
   }
-  __syncthreads();
 }
 
 // 2^x; 0 below 2^-126, NaN stays NaN.

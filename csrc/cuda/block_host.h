@@ -146,15 +146,7 @@ inline uint32_t atomic_add(uint32_t* p, uint32_t x) {
 inline void atomic_add(uint64_t* p, uint64_t x) { *p += x; }
 inline void atomic_max(uint64_t* p, uint64_t x) { *p = x > *p ? x : *p; }
 inline uint64_t load_fresh(const uint64_t* p) { return *p; }
-inline void grid_sync(uint64_t* arrived, uint64_t barrier) {
-  sync();
-  if (thread() == 0) {
-    ++*arrived;
-    emulate::progress();
-    while (load_fresh(arrived) < (barrier + 1) * static_cast<uint64_t>(blocks())) emulate::pause();
-  }
-  sync();
-}
+inline void grid_sync() { emulate::wait(emulate::cluster_barrier()); }  // all are resident
 
 inline float exp2_fast(float x) {
   const float y = exp2f(x);

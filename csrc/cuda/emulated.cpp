@@ -2,6 +2,7 @@
 #include "emulate.h"
 #include "kernels.h"
 #include "quantile.h"
+#include "two_class.h"
 
 namespace w2s {
 namespace cuda {
@@ -34,12 +35,20 @@ int launch_quantile(const Quantile& c, Stream) {
               [&] { QuantileKernel<T>::run(c); });
 }
 
+template <class T, class U>
+int launch_two_class(const TwoClass& c, Stream) {
+  const int64_t useful = two_class_blocks(c.rows.n), blocks = useful < 3 ? useful : 3;
+  return play(blocks, kQuantileThreads, static_cast<int>(blocks), sizeof(TwoClassShared),
+              [&] { TwoClassKernel<T, U>::run(c); });
+}
+
 }  // namespace
 }  // namespace cuda
 }  // namespace w2s
 
 #include "launch.h"
 #include "quantile_launch.h"
+#include "two_class_launch.h"
 
 namespace w2s {
 namespace cuda {

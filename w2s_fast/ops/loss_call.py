@@ -60,6 +60,14 @@ class RowRule(IntEnum):
     GIVEN = 4  # a on every row, whose hard class the caller has written into SELF
 
 
+class ThresholdFrom(IntEnum):
+    """Where the threshold of two classes comes from; ``w2s::Select`` in csrc/w2s.h."""
+
+    GIVEN = 0  # the number or tensor of the spec, or none is needed
+    PRIOR = 1  # quantile of the margins at the mean weak P(class 1)
+    MEDIAN = 2
+
+
 @dataclass(slots=True)
 class LossSpec:
     """Coefficients and self-target of a call. ``threshold`` is in SCORE units.
@@ -87,6 +95,15 @@ class LossSpec:
         if self.rule == "prior":
             return RowRule.GIVEN
         return RowRule.ARGMAX if self.rule == "argmax" else RowRule.GATE
+
+    def threshold_from(self) -> ThresholdFrom:
+        """Return where a call over two classes takes its threshold from."""
+        if self.threshold is not None:
+            return ThresholdFrom.GIVEN
+        return _BATCH_STATISTIC.get(self.rule, ThresholdFrom.GIVEN)
+
+
+_BATCH_STATISTIC = {"prior": ThresholdFrom.PRIOR, "median": ThresholdFrom.MEDIAN}
 
 
 @dataclass(slots=True)
@@ -150,6 +167,13 @@ def new_record(p: LossInputs) -> tuple[Tensor, Tensor]:
     """Return ``stats`` (12, N), zeroed, and ``index`` (3, N) for a pass to fill."""
     n, device = p.logits.shape[0], p.logits.device
     stats = torch.zeros((len(Stat), n), dtype=p.accumulator, device=device)
+    return stats, torch.empty((len(Index), n), dtype=torch.int64, device=device)
+
+
+def empty_record(p: LossInputs, wanted: bool) -> tuple[Tensor, Tensor]:
+    """Return ``stats`` and ``index`` for a kernel that writes every entry; empty if not wanted."""
+    n, device = p.logits.shape[0] if wanted else 0, p.logits.device
+    stats = torch.empty((len(Stat), n), dtype=p.accumulator, device=device)
     return stats, torch.empty((len(Index), n), dtype=torch.int64, device=device)
 
 

@@ -199,8 +199,7 @@ def solve(p: LossInputs, spec: LossSpec, into: Tensor | str | None, mean: bool) 
     check_spec(spec, p, BALANCED_CLASSES)
     kernels, v = dispatch.backend("cross_entropy", p.logits), p.logits.shape[1]
     grad = kernels.gradient_buffer(p, any_stride=True) if isinstance(into, str) else into
-    plain = v == 2 and p.kind != "sparse" and not (spec.softcap or spec.z_loss)
-    if plain and hasattr(kernels, "two_class"):
+    if v == 2 and p.kind != "sparse" and kernels.takes_two_class(p, spec):
         return kernels.two_class(p, spec, grad, mean)
     total = normaliser(p)
     threshold = spec.threshold

@@ -19,7 +19,6 @@ from w2s_fast.ops.targets import LossInputs, check_labels
 FIXES_IN_PLACE = True
 READS_TARGET_LOGITS = True
 _NO_RECORD = (torch.empty(0), torch.empty(0, dtype=torch.int64))  # data_ptr() is 0
-_THRESHOLD_FROM = {"prior": 1, "median": 2}  # w2s::Select in csrc/w2s.h; 0 for a given one
 
 
 def rows(call: RowCall) -> None:
@@ -42,13 +41,19 @@ def gradient_buffer(p: LossInputs, any_stride: bool = False) -> Tensor:
     return native.new_buffer(tuple(p.logits.shape), p.logits)
 
 
+def takes_two_class(p: LossInputs, spec: LossSpec) -> bool:
+    """Return whether ``two_class`` has every term of a call with hard or dense labels."""
+    return not (spec.softcap or spec.z_loss)
+
+
 def two_class(p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool) -> LossResult:
     """Compute threshold, loss and gradient of hard or dense labels over two classes in one call."""
     stats, index = new_record(p) if spec.record else _NO_RECORD
     call = RowCall(p, spec, stats, index, spec.row_rule(2), spec.threshold, grad)
-    select = 0 if spec.threshold is not None else _THRESHOLD_FROM.get(spec.rule, 0)
     loss = torch.empty((), dtype=torch.float32)
-    bad, count, at = native.core().two_class(_packed(call), select, mean, loss.data_ptr())
+    bad, count, at = native.core().two_class(
+        _packed(call), spec.threshold_from(), mean, loss.data_ptr()
+    )
     _check(p, bad)
     threshold = at if call.rule is RowRule.MARGIN else None
     return LossResult(stats, index, loss, count, threshold, (grad,))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from w2s_fast.kernels import _tile
 from w2s_fast.kernels import cross_entropy as kernels
+from w2s_fast.ops.cross_entropy.ref import takes_two_class as takes_two_class
 from w2s_fast.ops.loss_call import RowCall
 from w2s_fast.ops.native_cuda import device_of
 from w2s_fast.ops.targets import LossInputs, check_labels
