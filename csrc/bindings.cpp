@@ -34,8 +34,10 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Torch-free kernels of w2s_fast. Call them through w2s_fast.ops.";
   m.def("isa", [] { return w2s::kernels().isa; });
   m.def("use_isa", &w2s::use_isa);
-  m.def("set_parallel_for",
-        [](Address pool) { w2s::set_parallel_for(reinterpret_cast<w2s::ParallelFor>(pool)); });
+  m.def("set_parallel_for", [](Address pool, Address threads) {
+    w2s::set_parallel_for(reinterpret_cast<w2s::ParallelFor>(pool),
+                          reinterpret_cast<w2s::NumThreads>(threads));
+  });
   m.def("advise_huge", &w2s::advise_huge);
   w2s::bind_row_call(m);
   bind(m, "rows", &w2s::Kernels::rows);

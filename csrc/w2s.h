@@ -70,7 +70,11 @@ struct RowCall {
   float* scratch;     // [in/out] (3, N), allocated by two_class itself
   void* grad;         // [out] (N, V), or null
   int64_t grad_stride;
+  bool share_rows;  // CPU, set by run(): several threads share each row
 };
+
+// Elements of a part of a long row that one thread takes: a few passes of microseconds.
+constexpr int64_t kPart = 1 << 14;
 
 // Scores of an order statistic. NaN is detected; -0 and +0 are one score.
 struct Scores {

@@ -145,6 +145,42 @@ def test_threshold_is_the_quantile_of_the_op(name: str) -> None:
         assert float(stats.count) == n - 1
 
 
+def test_weak_mass_above_one() -> None:
+    """A share of more than 1, within the tolerance of soft labels, is 1: the largest margin."""
+    z = margins([0.5, -1.0, 3.0])
+    weak = torch.tensor([[0.0, 1.005]] * 3)
+    with use_backend("cuda"):
+        stats = weak_loss(z, weak, rule="prior", aux=0.5, return_stats=True).stats
+    assert stats is not None and stats.threshold is not None
+    assert torch.equal(stats.threshold, torch.tensor(3.0).sigmoid())
+
+
+@pytest.mark.parametrize("kind", ["hard", "dense"])
+def test_record_of_extreme_rows(kind: str) -> None:
+    """Every pair of numbers, NaN and infinities among them: as the plain backend in fp64."""
+    values = torch.tensor([0.5, -2.0, INF, -INF, NAN, torch.finfo(FP32).min, 1e4, 0.5])
+    z = torch.cartesian_prod(values, values)
+    n = z.shape[0]
+    weak = torch.arange(n) % 2 if kind == "hard" else torch.tensor([[0.0, 1.0], [0.3, 0.7]] * (n // 2))
+    for rule in ("none", "fixed"):
+        records = []
+        for backend, logits in (("cuda", z), ("ref", z.double())):
+            with use_backend(backend):
+                at = None if rule == "none" else torch.tensor(0.1, dtype=logits.dtype)
+                out = weak_loss(
+                    logits, weak, rule=rule, threshold=at, aux=0.4, return_stats=True
+                )
+            records.append(out.stats)
+        found, truth = records
+        for name in ("loss", "lse", "max", "max_prob", "chosen_prob", "entropy", "agreement"):
+            a, b = getattr(found, name), getattr(truth, name).to(getattr(found, name).dtype)
+            torch.testing.assert_close(a, b, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}")
+        real = ~truth.lse.isnan()  # without a softmax the classes mean nothing
+        for name in ("argmax", "hard_class", "coefficient"):
+            a, b = getattr(found, name), getattr(truth, name).to(getattr(found, name).dtype)
+            assert torch.equal(a[real], b[real]), name
+
+
 def test_without_rows_that_count() -> None:
     z = torch.tensor([[1.0, NAN], [0.0, 2.0]]).requires_grad_()
     empty = torch.zeros(0, 2)
@@ -175,8 +211,10 @@ def test_a_label_that_is_no_class_is_nan(monkeypatch: pytest.MonkeyPatch) -> Non
         assert out.stats is not None and out.stats.loss.isnan().tolist() == [False, True, False]
         assert grad.isnan().any(1).tolist() == [False, True, False]
         with use_backend("cuda"):
-            late = weak_loss(z.detach(), torch.tensor([0, label, 1]), rule="prior", aux=0.5)
-        assert bool(late.loss.isnan())
+            late = weak_loss(
+                z.detach(), torch.tensor([0, label, 1]), rule="prior", aux=0.5, return_stats=True
+            ).stats
+        assert late is not None and late.threshold is not None and bool(late.threshold.isnan())
 
 
 # Views and allocations: nothing runs on the device.

@@ -26,14 +26,15 @@ def _load() -> tuple[ModuleType | None, str]:
         from w2s_fast import _core
     except ImportError as e:
         return None, _why_not_built() or f"{e}; install the package where there is a C++17 compiler"
-    _core.set_parallel_for(_torch_parallel_for())
+    _core.set_parallel_for(*map(_symbol_of_torch, ("torch_parallel_for", "torch_get_num_threads")))
     return _core, ""
 
 
-def _torch_parallel_for() -> int:
+def _symbol_of_torch(name: str) -> int:
+    """Return the address of a C function of libtorch; 0 if it has none of this name."""
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        symbol = ctypes.CDLL(str(library)).torch_parallel_for
+        symbol = getattr(ctypes.CDLL(str(library)), name)
     except (OSError, AttributeError):
         return 0
     return ctypes.cast(symbol, ctypes.c_void_p).value or 0
@@ -78,4 +79,4 @@ def info() -> dict[str, str]:
     """Return what was built and chosen: ``isa`` and whether torch's thread pool is used."""
     if missing():
         return {"core": missing()}
-    return {"core": "ok", "isa": core().isa(), "torch_pool": str(_torch_parallel_for() != 0)}
+    return {"core": "ok", "isa": core().isa(), "torch_pool": str(_symbol_of_torch("torch_parallel_for") != 0)}
