@@ -28,6 +28,32 @@ void bind(py::module_& m, const char* name, Kernel kernel) {
   });
 }
 
+// Arguments in the order of two_class in w2s_fast/ops/cross_entropy/cpp.py.
+py::tuple two_class(int64_t n, Address logits, int64_t logits_stride, int dtype, Address ids,
+                    Address probs, int64_t probs_stride, int probs_dtype, Address weight,
+                    int64_t ignore_index, int rule, int select, float aux, float threshold,
+                    float smoothing, float focal_gamma, float max_confidence, bool mean,
+                    Address stats, Address index, Address grad, int64_t grad_stride, Address loss) {
+  RowCall c{};
+  c.n = n, c.v = 2, c.k = ids == 0 ? 0 : 1;
+  c.logits = at<void>(logits), c.logits_stride = logits_stride;
+  c.dtype = static_cast<w2s::DType>(dtype);
+  c.ids = at<int64_t>(ids), c.probs = at<void>(probs), c.probs_stride = probs_stride;
+  c.probs_dtype = static_cast<w2s::DType>(probs_dtype);
+  c.weight = at<float>(weight), c.ignore_index = ignore_index;
+  c.params = {static_cast<w2s::Rule>(rule), aux, threshold, smoothing, focal_gamma, max_confidence,
+              0, 0};
+  c.stats = at<float>(stats), c.index = at<int64_t>(index);
+  c.grad = at<void>(grad), c.grad_stride = grad_stride;
+  w2s::TwoClassResult r;
+  {
+    const py::gil_scoped_release free;
+    r = w2s::two_class(c, static_cast<w2s::Select>(select), mean);
+  }
+  *at<float>(loss) = r.loss;
+  return py::make_tuple(r.bad_row, r.normaliser, r.threshold);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -43,15 +69,7 @@ PYBIND11_MODULE(_core, m) {
   bind(m, "rows", &w2s::Kernels::rows);
   bind(m, "fixup", &w2s::Kernels::fixup);
   bind(m, "gradient", &w2s::Kernels::gradient);
-  m.def("two_class", [](const RowCall& c, int select, bool mean, Address loss) {
-    w2s::TwoClassResult r;
-    {
-      const py::gil_scoped_release free;
-      r = w2s::two_class(c, static_cast<w2s::Select>(select), mean);
-    }
-    *at<float>(loss) = r.loss;
-    return py::make_tuple(r.bad_row, r.normaliser, r.threshold);
-  });
+  m.def("two_class", &two_class);
   m.def("quantile", [](Address x, int dtype, Address keep, int64_t n, double q) {
     const py::gil_scoped_release free;
     return w2s::quantile(scores(x, dtype, keep, n), q);

@@ -48,8 +48,8 @@ W2S_DEVICE Pair read_pair(const RowCall& c, int64_t row) {
   x.counted = is_counted(c, row);
   if constexpr (std::is_same<U, None>::value) {
     const TopkEntry l = topk_at(c, row, 0);
-    x.q0 = l.inside && l.id == 0 ? l.q : 0;
-    x.q1 = l.real && (!l.inside || l.id == 1) ? l.q : 0;  // NaN for a label that is no class
+    x.q0 = l.id == 0 ? l.q : 0;
+    x.q1 = l.id == 1 || (l.real && !l.inside) ? l.q : 0;  // NaN for a label that is no class
   } else {
     const U* q = static_cast<const U*>(c.probs) + row * c.probs_stride;
     x.q0 = widen(block::load1(q)), x.q1 = widen(block::load1(q + 1));

@@ -22,6 +22,7 @@ from helpers.races.ptx import kernels_of
 
 FORMS = {"f": "fp32", "4BF16": "bf16", "3F16": "fp16", "4None": "topk"}
 KINDS = ("RowsKernel", "GradientKernel", "FixupKernel", "ScaleKernel", "quantile_kernel")
+KINDS += ("two_class_kernel",)
 
 
 def tools() -> Path:

@@ -29,11 +29,12 @@ from helpers.races.ptx import kernels_of
 from w2s_fast.kernels import _tile
 from w2s_fast.kernels import cross_entropy as ce
 from w2s_fast.kernels import quantile as qu
+from w2s_fast.kernels import two_class as tc
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INTS = {"n_rows": "i32", "n_cols": "i32", "n_topk": "i32", "ignore": "i32", "n": "i32"}
 STRIDES = ("z_stride", "g_stride", "q_stride", "scale_stride")
-FLOATS = ("smoothing", "focal_gamma", "max_confidence", "softcap", "z_loss", "tolerance")
+FLOATS = ("smoothing", "focal_gamma", "max_confidence", "softcap", "z_loss", "tolerance", "aux")
 POINTERS = {
     "ids_ptr": "*i64", "rest_ptr": "*fp32", "w_ptr": "*fp32", "aux_ptr": "*fp32",
     "at_ptr": "*fp32", "scale_ptr": "*fp32", "stats_ptr": "*fp32", "index_ptr": "*i64",
@@ -52,7 +53,7 @@ STEPS = {"G_STEP": True, "Q_STEP": True, "KBLOCK": 1}
 EVERYWHERE = (
     "rows hard bf16", "rows dense fp32", "rows sparse cap fp32", "gradient sparse bf16",
     "fixup sparse fp32", "scale bf16", "quantile round 2", "quantile finish",
-    "quantile histogram", "quantile successor",
+    "quantile histogram", "quantile successor", "two classes 2048",
 )  # fmt: skip
 NO_LABELS = "q_ptr rest_ptr"
 NO_IDS = "ids_ptr rest_ptr topk_ptr"
@@ -114,7 +115,7 @@ def cases() -> list[Case]:
             row_case("fixup sparse", fixup, x, "fp32", "rest_ptr", KIND=1, KBLOCK=16, CAP=True),
             row_case("scale", ce.scale_kernel, x, None, ""),
         ]
-    return out + quantile_cases()
+    return out + quantile_cases() + two_class_cases()
 
 
 def full_cases() -> list[Case]:
@@ -161,6 +162,22 @@ def quantile_cases() -> list[Case]:
         {"name": "kth finish", "kernel": qu.finish_kernel, "const": {"KTH": True}, "warps": 8},
     ]
     return [fixed | case for case in (*rounds, *others)] + [fixed | ranks | case for case in kth]
+
+
+def two_class_cases() -> list[Case]:
+    """A block of every size, with hard and with dense labels and every term."""
+    flags = {"OWN": True, "MEAN": True, "SMOOTH": True, "FOCAL": True, "WINDOW": True}
+    fixed = {"kernel": tc.two_class_kernel, "aligned": False, "wide": False, "plain": False}
+    fixed |= {"busy": False, "vec": 1}
+    kinds = ((0, None, "q_ptr"), (2, "*bf16", "ids_ptr"))
+    return [
+        fixed
+        | {"name": f"two classes {block}{' dense' if kind else ''}", "warps": warps}
+        | {"pointers": POINTERS | {"z_ptr": "*bf16", "g_ptr": "*bf16", "q_ptr": q}}
+        | {"const": flags | {"KIND": kind, "FROM": 1, "CAP": kind == 2, "BLOCK": block, off: None}}
+        for block, warps in tc.BLOCKS.items()
+        for kind, q, off in kinds
+    ]
 
 
 def constants_of(kernel: Any) -> list[str]:

@@ -39,6 +39,7 @@ LIMITS = {
     "FixupKernel": (64, 256, 4, 64, 40),
     "ScaleKernel": (64, 256, 4, 10, 8),
     "quantile_kernel": (128, 256, 2, 90, 2),
+    "two_class_kernel": (80, 256, 3, 300, 60),
 }
 
 pytestmark = [

@@ -81,7 +81,7 @@ def test_parts_match_fp64(threads: None, kind: str) -> None:
 def rows_of_parts() -> Tensor:
     """Logits of which parts differ: where the largest ones are, and where none is finite."""
     g = torch.Generator().manual_seed(3)
-    z = torch.randn(9, 4 * PART, generator=g)
+    z = torch.randn(10, 4 * PART, generator=g)
     z[0, 2 * PART + 5] = 90.0  # far above the point where every part starts
     z[1, PART:] -= 300.0
     z[2, : 3 * PART] -= 300.0
@@ -91,6 +91,8 @@ def rows_of_parts() -> Tensor:
     z[6] += 1e4
     z[7, : 2 * PART] -= 1e4
     z[8] *= 30.0
+    z[9] -= 1e4  # the parts without a finite logit are not taken as near 0
+    z[9, : PART // 2] = z[9, 2 * PART :] = -INF
     return z
 
 

@@ -53,7 +53,8 @@ MODULES: dict[str, Mapping[str, str]] = {
 }
 
 # A loss of 32 rows takes microseconds: backends are looked up once.
-_resolved: dict[tuple[str, str, str | None], ModuleType] = {}
+_resolved: dict[tuple[str, torch.device, str | None], ModuleType] = {}
+_HOST = torch.device("cpu")
 
 
 def backend(op: str, like: Tensor) -> Any:
@@ -62,11 +63,11 @@ def backend(op: str, like: Tensor) -> Any:
     Raises:
         W2SError: if a forced backend is missing here.
     """
-    name, device = "ref" if like.dtype == torch.float64 else _forced, like.device.type
+    name, device = "ref" if like.dtype == torch.float64 else _forced, like.device
     key = (op, device, name)
     module = _resolved.get(key)
     if module is None:
-        module = _resolved[key] = _resolve(op, device, name)
+        module = _resolved[key] = _resolve(op, device.type, name)
     return module
 
 
@@ -77,7 +78,7 @@ def host_backend(op: str) -> Any:
         W2SError: if the compiled core is forced and missing here.
     """
     name = _forced if _forced in ("ref", "cpp") else None
-    key = (op, "cpu", name)
+    key = (op, _HOST, name)
     module = _resolved.get(key)
     if module is None:
         module = _resolved[key] = _resolve(op, "cpu", name)

@@ -69,7 +69,17 @@ def new_buffer(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None =
 
     On a CPU, huge pages cut the page faults of a large buffer by a factor of 512.
     """
-    buffer = like.new_empty(shape, dtype=dtype)
+    return _on_huge_pages(like.new_empty(shape, dtype=dtype))
+
+
+def new_like(x: Tensor) -> Tensor:
+    """Return an uninitialised tensor in shape and dtype of ``x``; see ``new_buffer``."""
+    return _on_huge_pages(torch.empty_like(x))
+
+
+def _on_huge_pages(buffer: Tensor) -> Tensor:
+    if buffer.numel() < _HUGE_BYTES // 8:
+        return buffer
     if buffer.nbytes >= _HUGE_BYTES and buffer.device.type == "cpu" and not missing():
         core().advise_huge(buffer.data_ptr(), buffer.nbytes)
     return buffer

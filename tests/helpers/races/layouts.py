@@ -28,6 +28,8 @@ def triton_layout(case: dict[str, Any], n_cols: int, part: int) -> Layout:
     apart = not const.get("G_STEP", True)  # then the gradient cannot be where the logits are
     sizes = {"n_rows": 5, "n_cols": n_cols, "n_topk": max(1, const.get("KBLOCK", 1) - 1)}
     sizes |= {"ignore": -100, "n": 3 * const.get("BLOCK", 1) - 5, "scale_stride": 1}
+    if case["kernel"].fn.__name__ == "two_class_kernel":  # one block holds all rows
+        sizes["n"] = const["BLOCK"] - 5
     sizes |= {"z_stride": n_cols, "g_stride": n_cols + apart, "q_stride": n_cols + 3 * apart}
     buffers: dict[str, int] = {}
     for name in names:
@@ -44,6 +46,8 @@ def of_cuda(name: str) -> list[Layout]:
     each = 4 if dtype == "fp32" else 8  # classes of a chunk
     if kind == "quantile_kernel":
         return [quantile_layout(256 * each * 4 * 3 // 2, keep) for keep in (0, pointer(1))]
+    if kind == "two_class_kernel":
+        return [two_class_layout(select, "topk" not in name) for select in (0, 1)]
     dense = kind in ("RowsKernel", "GradientKernel") and "topk" not in name
     threads = 512 if kind == "RowsKernel" else 256
     long = threads * 3 // 2 * each + 1
@@ -75,6 +79,15 @@ def cuda_layout(
     params |= {(1, at): x for at, x in shape.items()}
     special = {"%ctaid.x": 2 * cluster - 1, "%cluster_ctarank": cluster - 1}
     return params, special | ({"%ntid.x": threads} if threads else {})
+
+
+def two_class_layout(select: int, dense: bool) -> Layout:
+    """``TwoClass`` of w2s_cuda.h over some blocks, the gradient in place."""
+    call, _ = cuda_layout(2, 4, dense)
+    params: Params = {at: x for at, x in call.items() if at[0] == 0}
+    params |= {(0, 0): 5000, (0, 184): (0, pointer(20)), (0, 192): pointer(21)}
+    params |= {(0, 240): select, (0, 244): 1, (0, 248): pointer(22), (0, 256): pointer(23)}
+    return params, {"%ctaid.x": 1, "%nctaid.x": 4, "%ntid.x": 256}
 
 
 def quantile_layout(n: int, keep: int) -> Layout:
