@@ -41,8 +41,8 @@ py::tuple two_class(int64_t n, Address logits, int64_t logits_stride, int dtype,
   c.ids = at<int64_t>(ids), c.probs = at<void>(probs), c.probs_stride = probs_stride;
   c.probs_dtype = static_cast<w2s::DType>(probs_dtype);
   c.weight = at<float>(weight), c.ignore_index = ignore_index;
-  c.params = {static_cast<w2s::Rule>(rule), aux, threshold, smoothing, focal_gamma, max_confidence,
-              0, 0};
+  c.params = {
+      static_cast<w2s::Rule>(rule), aux, threshold, smoothing, focal_gamma, max_confidence, 0, 0};
   c.stats = at<float>(stats), c.index = at<int64_t>(index);
   c.grad = at<void>(grad), c.grad_stride = grad_stride;
   w2s::TwoClassResult r;

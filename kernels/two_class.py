@@ -84,7 +84,7 @@ def two_class_kernel(
     SMOOTH: tl.constexpr, FOCAL: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write loss, normaliser and threshold to ``out_ptr`` (3), and the gradient and record asked for.
+    """Write loss, normaliser and threshold to ``out_ptr`` (3), gradient and record on request.
 
     ``OWN``: rows take the self-target of their margin. ``aux_ptr`` replaces ``aux``.
     """

@@ -233,8 +233,8 @@ inline Point start_of(const T* z, int64_t v, bool& found) {
 
 // Not inlined: within a loop over parts the compiler runs out of registers for the dense sums.
 template <bool DENSE, bool MEAN, class T, class U>
-__attribute__((noinline)) Part sum_part(const T* z, const U* q, int64_t from, int64_t to, const Point& start,
-                     bool found) {
+__attribute__((noinline)) Part sum_part(const T* z, const U* q, int64_t from, int64_t to,
+                                        const Point& start, bool found) {
   Part a = {Sums{}, start, to - from, 0, 0};
   Sums& s = a.sums;
   for (int64_t b = from; b < to; b += kBlock) {
@@ -291,8 +291,7 @@ inline Part sum_parts(const T* z, const U* q, int64_t v, bool share) {
   for (int64_t base = 0; base < v; base += most * w2s::kPart) {
     const int64_t length = v - base < most * w2s::kPart ? v - base : most * w2s::kPart;
     for_parts(length, share, [&](int64_t from, int64_t to) {
-      parts[from / w2s::kPart] =
-          sum_part<DENSE, MEAN>(z, q, base + from, base + to, start, found);
+      parts[from / w2s::kPart] = sum_part<DENSE, MEAN>(z, q, base + from, base + to, start, found);
     });
     for (int64_t i = 0; i * w2s::kPart < length; ++i) merge(all, parts[i]);
   }

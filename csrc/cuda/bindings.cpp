@@ -88,13 +88,13 @@ PYBIND11_MODULE(_cuda, m) {
     return w2s::cuda::quantile(c, at<void>(stream));
   });
   m.attr("TWO_CLASS_SCRATCH") = w2s::cuda::kTwoClassScratch;
-  m.def("two_class", [](const RowCall& c, int select, bool mean, Address scratch, Address out,
-                        Address stream) {
-    const py::gil_scoped_release free;
-    const w2s::cuda::TwoClass call{c, static_cast<w2s::Select>(select), mean, at<uint64_t>(scratch),
-                                   at<float>(out)};
-    return w2s::cuda::two_class(call, at<void>(stream));
-  });
+  m.def("two_class",
+        [](const RowCall& c, int select, bool mean, Address scratch, Address out, Address stream) {
+          const py::gil_scoped_release free;
+          const w2s::cuda::TwoClass call{c, static_cast<w2s::Select>(select), mean,
+                                         at<uint64_t>(scratch), at<float>(out)};
+          return w2s::cuda::two_class(call, at<void>(stream));
+        });
   m.def("probe", &w2s::cuda::probe);
   m.def("error_string", &w2s::cuda::error_string);
   m.def("runtime_version", &w2s::cuda::runtime_version);

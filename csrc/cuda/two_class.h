@@ -137,7 +137,8 @@ W2S_DEVICE Record record_of(const Pair& x, Diffs& d) {
   r.mean = 0.5f * (d.d0 + d.d1);
   r.argmax = x.z1 > x.z0 ? 1 : 0;
   r.mass = x.q0 + x.q1;
-  r.linear = (x.q0 != 0 && d.d0 != 0 ? x.q0 * d.d0 : 0) + (x.q1 != 0 && d.d1 != 0 ? x.q1 * d.d1 : 0);
+  r.linear =
+      (x.q0 != 0 && d.d0 != 0 ? x.q0 * d.d0 : 0) + (x.q1 != 0 && d.d1 != 0 ? x.q1 * d.d1 : 0);
   r.weak = x.q1 > x.q0 ? 1 : 0;
   r.chosen = d.of(r.weak);
   check_weak(r);

@@ -72,8 +72,8 @@ constexpr int64_t kTwoClassScratch = kQuantileCounters + kTwoClassSums * kTwoCla
 // read, rows.stats and rows.index may be null.
 struct TwoClass {
   RowCall rows;
-  Select select;  // where the threshold comes from
-  int32_t mean;   // whether the loss is the mean over the rows that count
+  Select select;      // where the threshold comes from
+  int32_t mean;       // whether the loss is the mean over the rows that count
   uint64_t* scratch;  // [out] kTwoClassScratch
   float* out;         // [out] (3): loss, sum of the weights of the rows that count, threshold
 };

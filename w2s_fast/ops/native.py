@@ -89,4 +89,8 @@ def info() -> dict[str, str]:
     """Return what was built and chosen: ``isa`` and whether torch's thread pool is used."""
     if missing():
         return {"core": missing()}
-    return {"core": "ok", "isa": core().isa(), "torch_pool": str(_symbol_of_torch("torch_parallel_for") != 0)}
+    return {
+        "core": "ok",
+        "isa": core().isa(),
+        "torch_pool": str(_symbol_of_torch("torch_parallel_for") != 0),
+    }

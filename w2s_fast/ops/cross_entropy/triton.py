@@ -110,9 +110,7 @@ def two_class(p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool) ->
             CAP=spec.softcap != 0, BLOCK=block, num_warps=pairs.BLOCKS[block],
         )  # fmt: skip
     loss, count, at = out.unbind()
-    return LossResult(
-        stats, index, loss, count, at if rule is RowRule.MARGIN else None, (grad,)
-    )
+    return LossResult(stats, index, loss, count, at if rule is RowRule.MARGIN else None, (grad,))
 
 
 def gradient_buffer(p: LossInputs, any_stride: bool = False) -> Tensor:
