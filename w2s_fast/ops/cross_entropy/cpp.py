@@ -18,6 +18,7 @@ from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, RowRule, new_r
 from w2s_fast.ops.targets import LossInputs, check_labels
 
 FIXES_IN_PLACE = True
+GUESSES_GATES = True  # the host may look at scores and choose rows
 READS_TARGET_LOGITS = True
 _NO_RECORD = (torch.empty(0), torch.empty(0, dtype=torch.int64))  # data_ptr() is 0
 _SCALAR = torch.empty((), dtype=torch.float32)  # copied in form: faster than to name the form

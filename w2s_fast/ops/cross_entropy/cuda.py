@@ -23,6 +23,7 @@ from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, RowRule, empty
 from w2s_fast.ops.targets import LossInputs, check_labels
 
 FIXES_IN_PLACE = True
+GUESSES_GATES = False
 READS_TARGET_LOGITS = False
 
 

@@ -18,6 +18,8 @@ from w2s_fast.ops.targets import LossInputs, check_labels
 
 # Gradients are written after the threshold is known, never repaired.
 FIXES_IN_PLACE = False
+# Looking at scores would make the host wait for a device.
+GUESSES_GATES = False
 # Dense targets are probabilities.
 READS_TARGET_LOGITS = False
 

@@ -18,6 +18,7 @@ from w2s_fast.ops.native_cuda import device_of
 from w2s_fast.ops.targets import LossInputs, check_labels
 
 FIXES_IN_PLACE = True
+GUESSES_GATES = False
 READS_TARGET_LOGITS = False
 
 
