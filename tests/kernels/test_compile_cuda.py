@@ -38,8 +38,8 @@ LIMITS = {
     "GradientKernel": (64, 256, 4, 68, 48),
     "FixupKernel": (64, 256, 4, 64, 40),
     "ScaleKernel": (64, 256, 4, 10, 8),
-    "quantile_kernel": (128, 256, 2, 90, 2),
-    "two_class_kernel": (80, 256, 3, 300, 60),
+    "quantile_kernel": (128, 256, 2, 90, 8),
+    "two_class_kernel": (80, 256, 3, 210, 84),  # two entries of a row are no 16 bytes
 }
 
 pytestmark = [
@@ -139,9 +139,9 @@ def test_machine_code(audit: list[dict[str, Any]], capsys: pytest.CaptureFixture
         assert r["static"] <= 1024, r  # what sm_90 keeps for itself: all of ours is dynamic
         if "resident" in r["name"]:
             assert r["copy128"] > 0 and r["lds128"] > 0 and r["ldg128"] == 0, r
-        else:
+        elif "two_class" not in r["name"]:
             assert r["ldg128"] > 0, r
-        if "quantile" not in r["name"]:
+        if not r["name"].startswith(("quantile", "two_class")):
             assert r["stg128"] > 0, r
         if r["arch"] >= 90 and "resident" in r["name"]:
             assert r["cluster"] > 0, r

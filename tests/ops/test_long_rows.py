@@ -107,6 +107,9 @@ def test_parts_that_differ(threads: None, kind: str, dtype: torch.dtype) -> None
     terms = {"aux": 0.3, "rule": "argmax", "focal_gamma": 1.5}
     for rows in (slice(None), slice(0, 1), slice(4, 5)):
         assert_cross_entropy("cpp", {"logits": z[rows], "weak": weak[rows], **terms})
+    finite = ~z.isinf().any(1)  # the mean of the others is -inf
+    call = {"logits": z[finite], "weak": weak[finite], "smoothing": 0.1, **terms}
+    assert_cross_entropy("cpp", call)
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])

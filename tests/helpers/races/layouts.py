@@ -45,9 +45,15 @@ def of_cuda(name: str) -> list[Layout]:
     kind, dtype = name.split()[:2]
     each = 4 if dtype == "fp32" else 8  # classes of a chunk
     if kind == "quantile_kernel":
-        return [quantile_layout(256 * each * 4 * 3 // 2, keep) for keep in (0, pointer(1))]
+        n = 256 * each * 4 * 3 // 2
+        return [quantile_layout(n, keep, 1) for keep in (0, pointer(1))] + [
+            quantile_layout(n, 0, 4)
+        ]
     if kind == "two_class_kernel":
-        return [two_class_layout(select, "topk" not in name) for select in (0, 1)]
+        dense = "topk" not in name
+        return [
+            two_class_layout(select, dense, blocks) for select, blocks in ((0, 4), (1, 4), (1, 1))
+        ]
     dense = kind in ("RowsKernel", "GradientKernel") and "topk" not in name
     threads = 512 if kind == "RowsKernel" else 256
     long = threads * 3 // 2 * each + 1
@@ -81,16 +87,16 @@ def cuda_layout(
     return params, special | ({"%ntid.x": threads} if threads else {})
 
 
-def two_class_layout(select: int, dense: bool) -> Layout:
-    """``TwoClass`` of w2s_cuda.h over some blocks, the gradient in place."""
+def two_class_layout(select: int, dense: bool, blocks: int) -> Layout:
+    """``TwoClass`` of w2s_cuda.h, the gradient in place."""
     call, _ = cuda_layout(2, 4, dense)
     params: Params = {at: x for at, x in call.items() if at[0] == 0}
     params |= {(0, 0): 5000, (0, 184): (0, pointer(20)), (0, 192): pointer(21)}
     params |= {(0, 240): select, (0, 244): 1, (0, 248): pointer(22), (0, 256): pointer(23)}
-    return params, {"%ctaid.x": 1, "%nctaid.x": 4, "%ntid.x": 256}
+    return params, {"%ctaid.x": blocks // 2, "%nctaid.x": blocks, "%ntid.x": 256}
 
 
-def quantile_layout(n: int, keep: int) -> Layout:
+def quantile_layout(n: int, keep: int, blocks: int) -> Layout:
     call: Any = {0: n + 5, 8: pointer(0) + 4, 24: keep, 32: (0, pointer(2)), 40: (0, pointer(3))}
     call |= {48: pointer(4), 56: pointer(5)}
-    return {(0, at): x for at, x in call.items()}, {"%ctaid.x": 0, "%nctaid.x": 1}
+    return {(0, at): x for at, x in call.items()}, {"%ctaid.x": blocks // 2, "%nctaid.x": blocks}

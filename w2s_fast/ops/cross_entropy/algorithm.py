@@ -9,8 +9,8 @@
 Step 3 works because the dense part of a row's gradient is p times a number that the gate only
 rescales. With a residual, smoothing or dense weak labels the gate reaches every entry in another
 way, so those calls make one pass for the record, select, and then write the gradient in a second.
-On the CPU, dense weak labels take the threshold of a sample of rows in the pass instead, and the few
-rows that it misjudges are passed again.
+On the CPU, dense weak labels take the threshold of a sample of rows in the pass instead, and the
+few rows that it misjudges are passed again.
 """
 
 from __future__ import annotations
