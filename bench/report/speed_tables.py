@@ -139,7 +139,10 @@ def linear_summary(rows: MeasuredRows) -> str:
 
 
 def two_class(rows: MeasuredRows) -> str:
-    """Tabulate microseconds of wall time per call: minimum and median over the rounds."""
+    """Tabulate microseconds of wall time per call: minimum and median over the rounds.
+
+    The last column is the CPU time of ours beyond that of ``z.sum().backward()``.
+    """
     op, lines = "two_class", []
     for s in rows.shapes(op):
         line = [f"{s.n} x 2"]
@@ -148,8 +151,12 @@ def two_class(rows: MeasuredRows) -> str:
             times = [number(r, column) for column in ("wall_ms", "wall_ms_p50")] if r else []
             line.append(" / ".join(short(1e3 * ms) for ms in times) or "-")
         line += [rows.ratio(op, s, provider, "ours") for provider in ("eager", "compile")]
+        pair = [rows.find(op, s, "stock", provider) for provider in ("ours", "sum")]
+        times = [number(r, "cpu_ms") for r in pair if r]
+        line.append(short(1e3 * (times[0] - times[1])) if len(times) == 2 else "-")
         lines.append(line)
     head = ["N x C", "ours, us", "eager, us", "compile, us", "eager / ours", "compile / ours"]
+    head += ["ours - sum, us"]
     return markdown(head, lines, 1)
 
 
