@@ -27,7 +27,7 @@ def make_inputs(n: int) -> tuple[Tensor, Tensor]:
 
 
 def losses(labels: Tensor, providers: Sequence[str]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return provider -> loss as a function of the logits; ``ENGINE`` is none, and has no errors."""
+    """Return provider -> loss as a function of the logits; ``ENGINE`` is no loss."""
     baseline = partial(baselines.logconf_two_class, labels=labels, coef=AUX)
     table = {
         "ours": partial(w2s_fast.cross_entropy, weak=labels, aux=AUX),
