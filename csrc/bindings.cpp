@@ -1,5 +1,6 @@
 // The only file that uses Python. Addresses arrive as integers; the GIL is released while the
 // rows run. Python has checked shapes, dtypes and strides (w2s_fast/ops/targets.py).
+#include "bind_contrastive.h"
 #include "bind_row_call.h"
 #include "bind_votes.h"
 #include "memory.h"
@@ -81,6 +82,11 @@ PYBIND11_MODULE(_core, m) {
           w2s::threshold_mask(scores(x, dtype, keep, n), from, ties, at<uint8_t>(mask));
         });
   w2s::bind_votes(m);
+  w2s::bind_contrastive(m);
+  m.def("contrastive_rows", [](const w2s::Contrastive& c) {
+    const py::gil_scoped_release free;
+    w2s::contrastive_rows(c);
+  });
   m.def("balance", [](Address logits, int64_t n, int64_t k, Address counts, Address bias,
                       Address hard) {
     const py::gil_scoped_release free;

@@ -1,4 +1,5 @@
 // The same kernels on the host, for tests: launches are emulated, device limits are set by tests.
+#include "contrastive.h"
 #include "emulate.h"
 #include "kernels.h"
 #include "quantile.h"
@@ -26,6 +27,11 @@ int launch(const RowCall& c, const Tiling& s, int64_t blocks, Stream) {
   return play(blocks, s.threads, s.cluster, s.shared, [&] { K::run(c, s); });
 }
 
+template <class T>
+int launch_contrastive(const Contrastive& c, Stream) {
+  return play(c.n, kPairThreads, 1, sizeof(PairShared), [&] { ContrastiveKernel<T>::run(c); });
+}
+
 // A grid of up to three blocks, all resident.
 template <class T>
 int launch_quantile(const Quantile& c, Stream) {
@@ -38,6 +44,7 @@ int launch_quantile(const Quantile& c, Stream) {
 }  // namespace cuda
 }  // namespace w2s
 
+#include "contrastive_launch.h"
 #include "launch.h"
 #include "quantile_launch.h"
 

@@ -63,6 +63,9 @@ struct Quantile {
 // NaN if there is none. NaN for a NaN score or q. One cooperative launch.
 int quantile(const Quantile& c, Stream stream);
 
+// InfoNCE's pass over similarities: csrc/contrastive.h.
+int contrastive(const Contrastive& c, Stream stream);
+
 // Why kernels cannot run on a device: a cudaError_t as int, 0 if they can.
 int probe(int device);
 const char* error_string(int error);

@@ -21,7 +21,10 @@ from helpers.races.audit import races
 from helpers.races.ptx import kernels_of
 
 FORMS = {"f": "fp32", "4BF16": "bf16", "3F16": "fp16", "4None": "topk"}
-KINDS = ("RowsKernel", "GradientKernel", "FixupKernel", "ScaleKernel", "quantile_kernel")
+KINDS = (
+    "RowsKernel", "GradientKernel", "FixupKernel", "ScaleKernel", "quantile_kernel",
+    "contrastive_kernel",
+)  # fmt: skip
 
 
 def tools() -> Path:

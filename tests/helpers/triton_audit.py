@@ -26,21 +26,24 @@ from triton.compiler import ASTSource
 from helpers.races import layouts
 from helpers.races.audit import races
 from helpers.races.ptx import kernels_of
-from w2s_fast.kernels import _tile
+from w2s_fast.kernels import _tile, info_nce
 from w2s_fast.kernels import cross_entropy as ce
 from w2s_fast.kernels import quantile as qu
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INTS = {"n_rows": "i32", "n_cols": "i32", "n_topk": "i32", "ignore": "i32", "n": "i32"}
-STRIDES = ("z_stride", "g_stride", "q_stride", "scale_stride")
-FLOATS = ("smoothing", "focal_gamma", "max_confidence", "softcap", "z_loss", "tolerance")
+STRIDES = ("z_stride", "g_stride", "q_stride", "scale_stride", "s_stride", "stats_stride")
+FLOATS = (
+    "smoothing", "focal_gamma", "max_confidence", "softcap", "z_loss", "tolerance", "margin",
+    "scale",
+)  # fmt: skip
 POINTERS = {
     "ids_ptr": "*i64", "rest_ptr": "*fp32", "w_ptr": "*fp32", "aux_ptr": "*fp32",
     "at_ptr": "*fp32", "scale_ptr": "*fp32", "stats_ptr": "*fp32", "index_ptr": "*i64",
     "topk_ptr": "*fp32", "by_ptr": "*fp32", "hist_ptr": "*i64", "out_ptr": "*fp32",
     "keep_ptr": "*u8", "prefix_ptr": "*i64", "from_ptr": "*fp32", "least_ptr": "*i64",
 }  # fmt: skip
-V_ALIGNED = ("n_cols", "z_stride", "g_stride", "q_stride")
+V_ALIGNED = ("n_cols", "z_stride", "g_stride", "q_stride", "s_stride")
 # Registers, threads, blocks and bytes of shared memory of one Hopper SM.
 SM90 = (65536, 2048, 32, 233_472)
 
@@ -52,7 +55,8 @@ STEPS = {"G_STEP": True, "Q_STEP": True, "KBLOCK": 1}
 EVERYWHERE = (
     "rows hard bf16", "rows dense fp32", "rows sparse cap fp32", "gradient sparse bf16",
     "fixup sparse fp32", "scale bf16", "quantile round 2", "quantile finish",
-    "quantile histogram", "quantile successor",
+    "quantile histogram", "quantile successor", "info_nce rules fp32", "info_nce rules bf16",
+    "info_nce plain fp32",
 )  # fmt: skip
 NO_LABELS = "q_ptr rest_ptr"
 NO_IDS = "ids_ptr rest_ptr topk_ptr"
@@ -114,7 +118,7 @@ def cases() -> list[Case]:
             row_case("fixup sparse", fixup, x, "fp32", "rest_ptr", KIND=1, KBLOCK=16, CAP=True),
             row_case("scale", ce.scale_kernel, x, None, ""),
         ]
-    return out + quantile_cases()
+    return out + quantile_cases() + info_nce_cases()
 
 
 def full_cases() -> list[Case]:
@@ -161,6 +165,30 @@ def quantile_cases() -> list[Case]:
         {"name": "kth finish", "kernel": qu.finish_kernel, "const": {"KTH": True}, "warps": 8},
     ]
     return [fixed | case for case in (*rounds, *others)] + [fixed | ranks | case for case in kth]
+
+
+def info_nce_cases() -> list[Case]:
+    """All rules, then none; the gradient over the similarities, or in 16 bits beside them."""
+    fixed = {"kernel": info_nce.info_nce_kernel, "plain": False, "busy": False, "wide": False}
+    pointers = POINTERS | {
+        "s_ptr": "*fp32", "positives_ptr": "*i64", "own_ptr": "*i64", "groups_ptr": "*i64",
+        "mask_ptr": "*u8",
+    }  # fmt: skip
+    out = []
+    for x, m, aligned in (("fp32", 8192, False), ("bf16", 8192, False), ("fp32", 2048, True)):
+        tile = _tile.tile(m, 4)
+        const = {k: v for k, v in tile.items() if k != "num_warps"}
+        case = fixed | {"warps": tile["num_warps"], "aligned": aligned, "vec": tile["VEC"]}
+        case["pointers"] = pointers | {"g_ptr": f"*{x}"}
+        rules = const | {"WITHIN": False, "MARGIN": True, "FOCAL_WEIGHT": True, "G_STEP": True}
+        none = dict.fromkeys(("own_ptr", "groups_ptr", "mask_ptr", "w_ptr"))
+        note = " aligned" if aligned else ""
+        out += [
+            case | {"name": f"info_nce rules {x}{note}", "const": rules},
+            case | {"name": f"info_nce plain {x}{note}", "plain": True, "wide": x == "fp32",
+                    "const": rules | none | {"MARGIN": False, "FOCAL_WEIGHT": False}},
+        ]  # fmt: skip
+    return out
 
 
 def constants_of(kernel: Any) -> list[str]:

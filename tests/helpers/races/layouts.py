@@ -25,14 +25,17 @@ def of_triton(case: dict[str, Any]) -> list[Layout]:
 def triton_layout(case: dict[str, Any], n_cols: int, part: int) -> Layout:
     const = case["const"]
     names = [n for n in case["kernel"].arg_names if n not in const]
-    apart = not const.get("G_STEP", True)  # then the gradient cannot be where the logits are
+    pointers, read = case["pointers"], "s_ptr" if "s_ptr" in names else "z_ptr"
+    # Out of step, or of another width, the gradient cannot be where the logits are.
+    apart = not const.get("G_STEP", True) or pointers.get("g_ptr") != pointers.get(read)
     sizes = {"n_rows": 5, "n_cols": n_cols, "n_topk": max(1, const.get("KBLOCK", 1) - 1)}
     sizes |= {"ignore": -100, "n": 3 * const.get("BLOCK", 1) - 5, "scale_stride": 1}
+    sizes |= {"s_stride": n_cols, "stats_stride": 5}
     sizes |= {"z_stride": n_cols, "g_stride": n_cols + apart, "q_stride": n_cols + 3 * apart}
     buffers: dict[str, int] = {}
     for name in names:
         if name.endswith("_ptr"):
-            one = "z_ptr" if name == "g_ptr" and not apart else name
+            one = read if name == "g_ptr" and not apart else name
             sizes[name] = pointer(buffers.setdefault(one, len(buffers)))
     params: Params = {(i, 0): sizes[n] for i, n in enumerate(names) if n in sizes}
     return params, {"%ctaid.x": 1, "%ctaid.y": part}
@@ -44,6 +47,9 @@ def of_cuda(name: str) -> list[Layout]:
     each = 4 if dtype == "fp32" else 8  # classes of a chunk
     if kind == "quantile_kernel":
         return [quantile_layout(256 * each * 4 * 3 // 2, keep) for keep in (0, pointer(1))]
+    if kind == "contrastive_kernel":  # 16 bits have memory of their own
+        long = 256 * 3 // 2 * each + 1
+        return [contrastive_layout(m, each == 8) for m in (long, 2)]
     dense = kind in ("RowsKernel", "GradientKernel") and "topk" not in name
     threads = 512 if kind == "RowsKernel" else 256
     long = threads * 3 // 2 * each + 1
@@ -81,3 +87,11 @@ def quantile_layout(n: int, keep: int) -> Layout:
     call: Any = {0: n + 5, 8: pointer(0) + 4, 24: keep, 32: (0, pointer(2)), 40: (0, pointer(3))}
     call |= {48: pointer(4), 56: pointer(5)}
     return {(0, at): x for at, x in call.items()}, {"%ctaid.x": 0, "%nctaid.x": 1}
+
+
+def contrastive_layout(m: int, apart: bool) -> Layout:
+    """``Contrastive`` of contrastive.h."""
+    call: Any = {0: 5, 8: m, 16: pointer(0), 24: m, 32: pointer(2)}
+    call |= {40: (0, pointer(3)), 48: pointer(4), 56: (0, pointer(5)), 80: (0, pointer(6))}
+    call |= {88: pointer(7), 96: 5, 104: (0, pointer(1 if apart else 0)), 112: m}
+    return {(0, at): x for at, x in call.items()}, {"%ctaid.x": 1}
