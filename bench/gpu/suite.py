@@ -28,7 +28,7 @@ from bench.harness.environment import ROOT, child_environment
 OUT = ROOT / "out" / "gpu.jsonl"
 _OPS = ("cross_entropy", "contract", "fused_linear", "fused_linear_contract", "quantile", "logprob",
         "logprob_statistics", "teacher_heads", "gpu", "loss_scales", "softcap",
-        "extremes")  # fmt: skip
+        "extremes", "info_nce")  # fmt: skip
 TESTS = tuple(f"tests/ops/test_{name}.py" for name in _OPS)
 _TAIL = 4000  # characters of a failed part's output in its row
 

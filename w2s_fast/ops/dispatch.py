@@ -49,6 +49,7 @@ MODULES: dict[str, Mapping[str, str]] = {
     "balanced": {
         name: f"w2s_fast.ops.balanced.{'cpp' if name == 'cpp' else 'ref'}" for name in BACKENDS
     },
+    "info_nce": _in_folder("info_nce"),
     "votes": {name: f"w2s_fast.ops.votes.{name}" for name in ("ref", "cpp")},
 }
 
