@@ -205,6 +205,26 @@ def logprob_entropy(rows: MeasuredRows) -> str:
     return markdown(head, lines, 3)
 
 
+def info_nce(rows: MeasuredRows) -> str:
+    """Tabulate InfoNCE beside its formula and sentence-transformers: time, peak memory, errors."""
+    lines = []
+    for r in rows.of("info_nce"):
+        if "skipped" in r:
+            continue
+        lines.append([
+            str(r["dtype"]), f"{r['n']} x {r['d']}", str(r["provider"]), cell(r, "cpu_ms", ".0f"),
+            cell(r, "wall_ms", ".0f"), cell(r, "ratio_to_ours", ".2f"), cell(r, "peak_mib", ".0f"),
+            cell(r, "grad_err", ".1e"), cell(r, "load", ".1f"),
+        ])  # fmt: skip
+    if not lines:
+        return "No rows have been recorded yet: `python -m bench info_nce --record`.\n"
+    head = [
+        "dtype", "N x D", "provider", "CPU ms", "wall ms", "/ ours", "peak MiB", "gradient error",
+        "load",
+    ]  # fmt: skip
+    return markdown(head, lines, 3)
+
+
 def heads(rows: MeasuredRows) -> str:
     """Tabulate sweeps of heads on cached features, and the same work done in other ways."""
     order = ("sweep", "epoch", "probe")
