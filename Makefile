@@ -10,7 +10,7 @@ PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-p
 PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses=4 --dist worksteal
 CORE   := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: help run test test-fast test-long test-properties campaigns fuzz lint fix bench gpu evidence check clean distclean
+.PHONY: help run test test-fast test-long test-properties campaigns fuzz lint fix bench gpu evidence machine-model check clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make lint   ruff, mypy, clang-format, codespell, file hygiene      make fix    format in place'
 	@echo 'make bench  time the ops against eager PyTorch and torch.compile   make check  test and lint'
 	@echo 'make evidence DATA=FOLDER   experiments on real data with a language model: docs/evidence.md'
+	@echo 'make machine-model   predict the times of the GPU kernels from their machine code (nvcc, no GPU)'
 	@echo 'make gpu    on a machine with a CUDA device: build, test and time there, resumable'
 	@echo 'make clean  remove build outputs                      make distclean  remove .venv as well'
 
@@ -39,7 +40,7 @@ test-fast: $(VENV)/.dev $(VENV)/.core-strict
 # The files whose tests take minutes, with what `make test` leaves out of them. Two hosts are network
 # namespaces: as root, with iproute2; over ssh with pdsh and an ssh server. NVMe needs libaio.
 test-long: $(VENV)/.dev $(VENV)/.core-strict
-	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/cli/test_two_hosts.py tests/training/test_offload.py tests/bench/test_run.py tests/bench/test_architectures.py tests/pipeline/test_*_processes.py tests/kernels/test_compile_triton.py
+	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/cli/test_two_hosts.py tests/training/test_offload.py tests/bench/test_run.py tests/bench/test_architectures.py tests/pipeline/test_*_processes.py tests/kernels/test_compile_*.py
 
 # Random calls, more than `make test` takes time for: half an hour to an hour of one core. Failures
 # are printed as minimal inputs and stop nothing.
@@ -80,6 +81,10 @@ bench: $(VENV)/.dev $(VENV)/.core-strict
 # On a machine with a CUDA device, with the Python that has torch for it: make gpu PYTHON=python3
 gpu:
 	$(PYTHON) -m bench gpu
+
+# docs/machine_model.md, for all kernels and modes; CI compiles one mode a kernel. Some minutes.
+machine-model: $(VENV)/.dev $(VENV)/.core-strict
+	$(BIN)/python -m tools.machine_model.write
 
 # Models are made once; rows in bench/results/evidence that exist are not measured again.
 MODELS ?= out/models

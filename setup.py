@@ -47,7 +47,14 @@ EMULATION_FLAGS = ["-DW2S_EMULATED", "-U_FORTIFY_SOURCE", "-O2", *(["-mfma"] if 
 CUDA = "w2s_fast._cuda"
 EMULATION = "w2s_fast._cuda_emulated"
 SOURCES = {
-    CUDA: ["cross_entropy.cu", "quantile.cu", "tile.cpp", "bindings.cpp"],
+    CUDA: [
+        "contrastive.cu",
+        "cross_entropy.cu",
+        "quantile.cu",
+        "two_class.cu",
+        "tile.cpp",
+        "bindings.cpp",
+    ],  # fmt: skip
     EMULATION: ["emulate.cpp", "emulated.cpp", "tile.cpp", "bindings.cpp"],
 }
 

@@ -11,6 +11,7 @@ COMMANDS = {  # name -> (module, what it does)
     "trainers": ("cases.trainers", "time whole training steps in trainers"),
     "heads": ("cases.heads", "time sweeps of linear heads on cached features"),
     "logprob_entropy": ("cases.logprob_entropy", "time log-probabilities with entropy, and TRL's"),
+    "info_nce": ("cases.info_nce", "InfoNCE against eager, compiled and sentence-transformers"),
     "products": ("cases.products", "time a 16-bit head with and without 16-bit CPU instructions"),
     "scale": ("cases.scale", "measure labelling, the exact threshold's exchange, and memory"),
     "gpu": ("gpu.suite", "build, test and time everything on a machine with a CUDA device"),

@@ -39,7 +39,10 @@ def _cross_entropy(job: Job) -> tuple[dict[str, Samples], dict[str, dict[str, fl
 def _two_class(job: Job) -> tuple[dict[str, Samples], dict[str, dict[str, float]]]:
     logits, labels = two_class.make_inputs(job.n)
     table = two_class.losses(labels, job.providers)
-    errors = {name: two_class.errors(logits, labels, loss) for name, loss in table.items()}
+    errors: dict[str, dict[str, float]] = {two_class.ENGINE: {}}
+    for name, loss in table.items():
+        if name not in errors:
+            errors[name] = two_class.errors(logits, labels, loss)
     return interleave(two_class.candidates(logits, table, job.quick), job.rounds), errors
 
 

@@ -17,13 +17,13 @@ T* at(Address a) {
 // Arguments in the order of RowCall.packed in w2s_fast/ops/loss_call.py.
 inline RowCall make_row_call(int64_t n, int64_t v, int64_t k, Address logits, int64_t logits_stride,
                              int dtype, Address ids, Address probs, int64_t probs_stride,
-                             int probs_dtype, bool probs_are_logits, Address rest, Address weight,
-                             int64_t ignore_index, int rule, float aux, float threshold,
-                             float smoothing, float focal_gamma, float max_confidence,
-                             float softcap, float z_loss, float scale, Address row_scale,
-                             int64_t row_scale_stride, Address stats, Address index,
-                             Address topk_diffs, Address grad, int64_t grad_stride, Address aux_ptr,
-                             Address threshold_ptr, Address scale_ptr) {
+                             int probs_dtype, bool probs_are_logits, bool entropy, Address rest,
+                             Address weight, int64_t ignore_index, int rule, float aux,
+                             float threshold, float smoothing, float focal_gamma,
+                             float max_confidence, float softcap, float z_loss, float scale,
+                             Address row_scale, int64_t row_scale_stride, Address stats,
+                             Address index, Address topk_diffs, Address grad, int64_t grad_stride,
+                             Address aux_ptr, Address threshold_ptr, Address scale_ptr) {
   RowCall c{};
   c.n = n, c.v = v, c.k = k;
   c.logits = at<void>(logits), c.logits_stride = logits_stride;
@@ -31,6 +31,7 @@ inline RowCall make_row_call(int64_t n, int64_t v, int64_t k, Address logits, in
   c.ids = at<int64_t>(ids);
   c.probs = at<void>(probs), c.probs_stride = probs_stride;
   c.probs_dtype = static_cast<DType>(probs_dtype), c.probs_are_logits = probs_are_logits;
+  c.entropy = entropy;
   c.rest = at<float>(rest), c.weight = at<float>(weight), c.ignore_index = ignore_index;
   c.params = {static_cast<Rule>(rule), aux,     threshold, smoothing, focal_gamma,
               max_confidence,          softcap, z_loss};

@@ -3,9 +3,18 @@
 namespace w2s {
 namespace {
 ParallelFor borrowed = nullptr;
+NumThreads threads_of_pool = nullptr;
+}  // namespace
+
+void set_parallel_for(ParallelFor pool, NumThreads threads) {
+  borrowed = pool, threads_of_pool = threads;
 }
 
-void set_parallel_for(ParallelFor pool) { borrowed = pool; }
+int64_t max_threads() {
+  uint32_t threads = 1;
+  if (borrowed == nullptr || threads_of_pool == nullptr || threads_of_pool(&threads) != 0) return 1;
+  return threads;
+}
 
 void parallel_for(int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
                   void* context) {

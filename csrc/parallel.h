@@ -9,7 +9,11 @@ namespace w2s {
 using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain,
                                 void (*body)(int64_t, int64_t, void*), void* context);
 
-void set_parallel_for(ParallelFor pool);
+// Same signature as torch_get_num_threads.
+using NumThreads = int32_t (*)(uint32_t* threads);
+
+void set_parallel_for(ParallelFor pool, NumThreads threads);
+int64_t max_threads();  // of the pool, 1 without one
 void parallel_for(int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
 // Calls f(begin, end) on disjoint ranges that cover [0, end).

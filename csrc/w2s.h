@@ -54,6 +54,7 @@ struct RowCall {
   int64_t probs_stride;
   DType probs_dtype;      // kF32 or dtype
   bool probs_are_logits;  // dense targets are softmax(probs); CPU and V > 2 only
+  bool entropy;           // whether kEntropy is wanted; a kernel may leave it 0 where it is not
   const float* rest;      // [in] (N), null for none
   const float* weight;    // [in] (N), null for 1
   int64_t ignore_index;
@@ -70,7 +71,11 @@ struct RowCall {
   float* scratch;     // [in/out] (3, N), allocated by two_class itself
   void* grad;         // [out] (N, V), or null
   int64_t grad_stride;
+  bool share_rows;  // CPU, set by run(): several threads share each row
 };
+
+// Elements of a part of a long row that one thread takes: a few passes of microseconds.
+constexpr int64_t kPart = 1 << 14;
 
 // Scores of an order statistic. NaN is detected; -0 and +0 are one score.
 struct Scores {
@@ -92,6 +97,9 @@ struct Votes {
   int32_t bytes;      // of a vote: 1 or 2
   int64_t stride, n, m, k;
 };
+
+// One pass of InfoNCE over similarities: csrc/contrastive.h.
+struct Contrastive;
 
 // Codes of n rows: `groups` of sources, each with `symbols` joint votes. Code 0: all of them
 // abstain.
@@ -121,6 +129,8 @@ struct Kernels {
   // Adds to counts[j] the ones that column a and column j of b (n_b, n_words) have in common.
   void (*count_pairs)(const uint64_t* a, const uint64_t* b, int64_t n_b, int64_t n_words,
                       double* counts);
+  // Record of rows [begin, end), and their gradient where c.grad is not null.
+  void (*contrastive)(const Contrastive& c, int64_t begin, int64_t end);
 };
 
 extern const Kernels kernels_base;
@@ -187,6 +197,9 @@ void threshold_mask(const Scores& s, float at, int64_t ties, uint8_t* mask);
 // 0 under which they are the largest logit + bias, ties apart.
 void balance(const float* logits, int64_t n, int64_t k, const int64_t* counts, double* bias,
              int64_t* hard);
+
+// All rows on torch's threads.
+void contrastive_rows(const Contrastive& c);
 
 // Copies votes (n, m) of 1, 2, 4 or 8 bytes to `out`, contiguous, of 1 or 2 bytes, or null; returns
 // whether all are -1 .. k - 1. If not, `out` has no meaning.

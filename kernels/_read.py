@@ -7,8 +7,9 @@ the row: no barrier in the loop, and the next tile's loads need not wait for thi
 import triton
 import triton.language as tl
 
+from w2s_fast.kernels import _row_math as m
 from w2s_fast.kernels import _tile as t
-from w2s_fast.kernels._row_math import INF, LOG2E
+from w2s_fast.kernels._row_math import FAR_16, FAR_32, INF, LOG2E, finite
 
 # 2^-200 is 0 in fp32, so no smaller exponent matters; and 0 (-200) is 0 where 0 (-inf) is NaN.
 _LOWEST = tl.constexpr(-200.0)
@@ -27,15 +28,6 @@ def inner_max(x):
 
 
 @triton.jit
-def finite(x):
-    """Replace an infinity by 0: any finite origin gives exp(-inf) = 0 where -inf would give NaN.
-
-    Beside +inf the sum of exponentials is then +inf, or NaN where there is a NaN.
-    """
-    return tl.where(tl.abs(x) == INF, 0.0, x)
-
-
-@triton.jit
 def shift_of(top, new_top):
     """Return by how much earlier entries fall when their maximum ``top`` becomes ``new_top``."""
     return tl.where(new_top == INF, 0.0, tl.where(top == -INF, 0.0, top - new_top))
@@ -50,22 +42,25 @@ def product(q, d):
 @triton.jit
 def read_row(
     z_ptr, q_ptr, n_cols, softcap, CAP: tl.constexpr, Q_STEP: tl.constexpr, SMOOTH: tl.constexpr,
-    REP: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
+    ENTROPY: tl.constexpr, REP: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """Read a row once, and its dense weak labels if ``q_ptr`` is given.
 
-    Bytes: the row (and its labels) once. FLOPs an entry: 8, one of them an exponential; dense
-    labels add 5, smoothing 1, a cap 20.
+    Bytes: the row (and its labels) once. Instructions an entry: 6, one of them an exponential;
+    the entropy adds 2, dense labels 7, smoothing 3, a cap 20. Whole tiles are read without masks.
 
     Returns:
-        M, S = sum e^d, sum e^d d, mean d, first argmax, and for dense labels sum q, sum q d and
-        q's first argmax, with d = z - M.
+        M, S = sum e^d, sum e^d d (0 without ``ENTROPY``), mean d, first argmax, and for dense
+        labels sum q, sum q d and q's first argmax, with d = z - M.
     """
+    NEAR: tl.constexpr = q_ptr is None and not SMOOTH  # d itself is not needed
+    FAR: tl.constexpr = FAR_32 if VEC == 4 or CAP else FAR_16
     head, body = t.cut(z_ptr, n_cols, VEC)
     z_body = t.body_of(z_ptr, head, True)
     q_body = q_ptr if q_ptr is None else t.body_of(q_ptr, head, Q_STEP)
     share = 1.0 / n_cols  # of each entry in the mean: a sum of masked logits would overflow
     top = tl.full([LANES], -INF, tl.float32)
+    k, b = m.origin_of(top, FAR)
     q_top = tl.full([LANES], -INF, tl.float32)
     tile = tl.zeros([LANES], tl.int32)
     q_tile = tl.zeros([LANES], tl.int32)
@@ -74,50 +69,48 @@ def read_row(
     total = tl.zeros([LANES], tl.float32)
     mass = tl.zeros([LANES], tl.float32)
     linear = tl.zeros([LANES], tl.float32)
-    for start in range(0, body, REP * LANES * VEC):
-        at, inside = t.tile_at(start, body, REP, LANES, VEC)
-        x = t.load_logits(z_body, at, inside, softcap, CAP)
-        tile_top = inner_max(x)
-        tile = tl.where(tile_top > top, start, tile)
-        new_top = tl.maximum(top, tile_top)
-        origin = finite(new_top)
-        shift = shift_of(top, new_top)
-        d = x - origin[None, :, None]
-        y = d * LOG2E
-        e = tl.exp2(y)
-        alpha = tl.exp2(shift * LOG2E)
-        fall = tl.maximum(shift * LOG2E, _LOWEST)
-        ey = alpha * (ey + fall * s) + inner_sum(e * tl.maximum(y, _LOWEST))
-        s = alpha * s + inner_sum(e)
-        if SMOOTH:
-            seen = start // LANES  # entries of this thread in earlier tiles
-            total += shift * (seen * share) + inner_sum(tl.where(inside, d * share, 0.0))
-        if q_ptr is not None:
-            q = t.load_probs(q_body, at, inside)
-            linear += product(mass, shift) + inner_sum(product(q, d))
-            mass += inner_sum(q)
-            q_tile_top = inner_max(tl.where(inside, q, -INF))
-            q_tile = tl.where(q_tile_top > q_top, start, q_tile)
-            q_top = tl.maximum(q_top, q_tile_top)
-        top = new_top
+    block: tl.constexpr = REP * LANES * VEC
+    whole = body // block * block
+    for start in range(0, whole, block):
+        top, k, b, tile, s, ey, total, mass, linear, q_top, q_tile = add_tile(
+            z_body, q_body, start, body, softcap, share, top, k, b, tile, s, ey, total, mass,
+            linear, q_top, q_tile, CAP, SMOOTH, ENTROPY, NEAR, FAR, False, REP, LANES, VEC,
+        )  # fmt: skip
+    if whole < body:
+        top, k, b, tile, s, ey, total, mass, linear, q_top, q_tile = add_tile(
+            z_body, q_body, whole, body, softcap, share, top, k, b, tile, s, ey, total, mass,
+            linear, q_top, q_tile, CAP, SMOOTH, ENTROPY, NEAR, FAR, True, REP, LANES, VEC,
+        )  # fmt: skip
     # Head and tail, once the maximum of all is known, then the threads' sums.
     cols, valid = t.edge_of(head, body, n_cols, VEC)
     x_edge = t.load_logits(z_ptr, cols, valid, softcap, CAP)
     best_top = tl.maximum(tl.max(top, 0), tl.max(x_edge, 0))
     base = finite(best_top)
     drop = shift_of(top, best_top)
-    fall = tl.maximum(drop * LOG2E, _LOWEST)
-    keep = tl.exp2(drop * LOG2E)
     d_edge = x_edge - base
-    y_edge = d_edge * LOG2E
+    if NEAR:
+        k_best, b_best = m.origin_of(best_top, FAR)
+        y_edge = tl.fma(x_edge, k_best, -b_best)
+        fall = fall_of(top, k, b, best_top, k_best, b_best)
+    else:
+        y_edge = d_edge * LOG2E
+        fall = drop * LOG2E
+    keep = tl.exp2(fall)
     e_edge = tl.exp2(y_edge)
     if SMOOTH:
         count = (body // VEC - tl.arange(0, LANES) + LANES - 1) // LANES * VEC  # a thread's entries
         total += drop * (count * share)
     linear += product(mass, drop)
-    sum_ey, sum_e, sum_q, sum_qd = sums_of(keep * (ey + fall * s), keep * s, mass, linear)
-    sum_ey += tl.sum(e_edge * tl.maximum(y_edge, _LOWEST), 0)
+    sum_ey, sum_e, sum_q, sum_qd = sums_of(
+        keep * (ey + tl.maximum(fall, _LOWEST) * s), keep * s, mass, linear
+    )
     sum_e += tl.sum(e_edge, 0)
+    if ENTROPY:
+        sum_ey += tl.sum(e_edge * tl.maximum(y_edge, _LOWEST), 0)
+    if NEAR:  # from powers relative to b to powers relative to the maximum
+        y_best = tl.fma(base, k_best, -b_best)
+        sum_ey = (sum_ey - y_best * sum_e) / tl.exp2(y_best)
+        sum_e = sum_e / tl.exp2(y_best)
     sum_d = tl.full([], 0.0, tl.float32)
     if SMOOTH:
         sum_d = tl.sum(total, 0) + tl.sum(tl.where(valid, d_edge * share, 0.0), 0)
@@ -138,6 +131,60 @@ def read_row(
         x_again = t.load_logits(z_body, x_at, x_valid, softcap, CAP)
         best = tl.minimum(best, first_of(x_valid & (x_again == best_top), head + x_at, n_cols))
     return best_top, sum_e, sum_ey / LOG2E, sum_d, best, sum_q, sum_qd, weak
+
+
+@triton.jit
+def add_tile(
+    z_body, q_body, start, body, softcap, share, top, k, b, tile, s, ey, total, mass, linear,
+    q_top, q_tile, CAP: tl.constexpr, SMOOTH: tl.constexpr, ENTROPY: tl.constexpr,
+    NEAR: tl.constexpr, FAR: tl.constexpr, MASKED: tl.constexpr, REP: tl.constexpr,
+    LANES: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """Return the sums of each thread after one more tile; of the last one only a part may exist."""
+    at, inside = t.tile_at(start, body, REP, LANES, VEC)
+    if MASKED:
+        x = t.load_logits(z_body, at, inside, softcap, CAP)
+    else:
+        x = t.load_whole(z_body, at, softcap, CAP)
+    tile_top = inner_max(x)
+    tile = tl.where(tile_top > top, start, tile)
+    new_top = tl.maximum(top, tile_top)
+    shift = shift_of(top, new_top)
+    if NEAR:
+        new_k, new_b = m.origin_of(new_top, FAR)
+        y = tl.fma(x, tl.broadcast_to(new_k[None, :, None], x.shape), -new_b[None, :, None])
+        fall = fall_of(top, k, b, new_top, new_k, new_b)
+        k = new_k
+        b = new_b
+    else:
+        d = x - finite(new_top)[None, :, None]
+        y = d * LOG2E
+        fall = shift * LOG2E
+    e = tl.exp2(y)
+    alpha = tl.exp2(fall)
+    if ENTROPY:
+        part = inner_sum(e * tl.maximum(y, _LOWEST))
+        ey = alpha * (ey + tl.maximum(fall, _LOWEST) * s) + part
+    s = alpha * s + inner_sum(e)
+    if SMOOTH:
+        seen = start // LANES  # entries of this thread in earlier tiles
+        total += shift * (seen * share)
+        total += inner_sum(tl.where(inside, d * share, 0.0) if MASKED else d * share)
+    if q_body is not None:
+        q = t.load_probs(q_body, at, inside) if MASKED else tl.load(q_body + at).to(tl.float32)
+        linear += product(mass, shift) + inner_sum(product(q, d))
+        mass += inner_sum(q)
+        q_tile_top = inner_max(tl.where(inside, q, -INF) if MASKED else q)
+        q_tile = tl.where(q_tile_top > q_top, start, q_tile)
+        q_top = tl.maximum(q_top, q_tile_top)
+    return new_top, k, b, tile, s, ey, total, mass, linear, q_top, q_tile
+
+
+@triton.jit
+def fall_of(top, k, b, new_top, new_k, new_b):
+    """Return by how much exponents fall when their origin moves from (k, b) to (new_k, new_b)."""
+    fall = tl.where(k == new_k, b - new_b, _LOWEST)  # the scales differ: nothing is left
+    return tl.where(new_top == INF, 0.0, tl.where(top == -INF, 0.0, fall))
 
 
 @triton.jit

@@ -27,6 +27,33 @@ WEAK = tl.constexpr(1)
 SELF = tl.constexpr(2)
 
 
+# Beyond these maxima other logits differ so much that their probability is 0: any step of 16-bit
+# logits there, in fp32 one of 32.
+FAR_16 = tl.constexpr(2.0**20)
+FAR_32 = tl.constexpr(2.0**30)
+
+
+@triton.jit
+def finite(x):
+    """Replace an infinity by 0: any finite origin gives exp(-inf) = 0 where -inf would give NaN.
+
+    Beside +inf the sum of exponentials is then +inf, or NaN where there is a NaN.
+    """
+    return tl.where(tl.abs(x) == INF, 0.0, x)
+
+
+@triton.jit
+def origin_of(top, FAR: tl.constexpr):
+    """Return (k, b) of the exponents y = k z - b: one fma an entry, rounded once.
+
+    b is k top, rounded, so that y is not 0 but ``fma(top, k, -b)`` at the maximum, by whose power
+    sums are divided in the end. k is log2 e, or 1 where products of logits may overflow.
+    """
+    top = finite(top)
+    k = tl.where(tl.abs(top) < FAR, LOG2E, 1.0)
+    return k, tl.fma(top, k, 0.0)  # not a product, of which a later sum would make one fma
+
+
 @triton.jit
 def capped(u, softcap):
     """Return softcap tanh(u / softcap), and its derivative.

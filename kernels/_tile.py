@@ -38,6 +38,16 @@ def tile(n_cols: int, itemsize: int, capped: bool = False) -> dict[str, int]:
     return {"REP": entries // vec, "LANES": 32 * warps, "VEC": vec, "num_warps": warps}
 
 
+def registers(itemsize: int, kind: str, capped: bool = False) -> dict[str, int]:
+    """Return ``maxnreg`` of the pass over rows, where the compiler must be told.
+
+    It would take a hundred for 16-bit logits and hard labels: one block of 16 warps an SM, 32 KB of
+    loads on the way, where a B200 needs 43 KB. 64 are enough, without spills. fp32 logits have
+    twice the bytes on the way; labels of other kinds would spill.
+    """
+    return {"maxnreg": 64} if itemsize == 2 and kind == "hard" and not capped else {}
+
+
 @triton.jit
 def cut(ptr, n_cols, VEC: tl.constexpr):
     """Count entries before the first 16-byte boundary, and in whole 16-byte vectors, of a row."""
@@ -80,6 +90,15 @@ def load_logits(ptr, cols, inside, softcap, CAP: tl.constexpr):
     if CAP:
         z, _ = m.capped(x, softcap)
         x = tl.where(inside, z, -INF)
+    return x
+
+
+@triton.jit
+def load_whole(ptr, cols, softcap, CAP: tl.constexpr):
+    """Load logits that all exist."""
+    x = tl.load(ptr + cols).to(tl.float32)
+    if CAP:
+        x, _ = m.capped(x, softcap)
     return x
 
 

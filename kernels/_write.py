@@ -11,16 +11,24 @@ from w2s_fast.kernels._targets import DENSE
 
 @triton.jit
 def dense_part(
-    u, q, top, slope, base, weak, pull, origin, bias, softcap,
-    KIND: tl.constexpr, REST: tl.constexpr, CAP: tl.constexpr,
+    u, q, top, k, b, slope, base, weak, pull, origin, bias, softcap,
+    KIND: tl.constexpr, REST: tl.constexpr, SMOOTH: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
-    """Return dz/du (slope e^(z-M) - weak q - base - pull e^(z-origin-bias)) in fp32."""
+    """Return dz/du (slope e^(z-M) - weak q - base - pull e^(z-origin-bias)) in fp32.
+
+    Without dense labels and smoothing e^(z-M) is 2^(k z - b), see ``origin_of``; base is 0 without
+    smoothing.
+    """
     z = u
     if CAP:
         z, turn = m.capped(u, softcap)
-    e = tl.exp2((z - top) * LOG2E)
-    # By fma, as ``slope`` was made: where p and the target are both 1, exactly 0 is left.
-    g = slope * e - (tl.fma(weak, q, base) if KIND == DENSE else base)
+    if KIND == DENSE:
+        # By fma, as ``slope`` was made: where p and the target are both 1, exactly 0 is left.
+        g = slope * tl.exp2((z - top) * LOG2E) - tl.fma(weak, q, base)
+    elif SMOOTH:
+        g = slope * tl.exp2((z - top) * LOG2E) - base
+    else:
+        g = slope * tl.exp2(tl.fma(z, tl.broadcast_to(k, z.shape), -b))
     if REST:
         g -= pull * tl.exp2(((z - origin) - bias) * LOG2E)
     if CAP:
@@ -31,15 +39,17 @@ def dense_part(
 @triton.jit
 def write_row(
     z_ptr, g_ptr, q_ptr, n_cols, top, slope, base, weak, pull, origin, bias, factor, softcap,
-    KIND: tl.constexpr, REST: tl.constexpr, CAP: tl.constexpr, G_STEP: tl.constexpr,
-    Q_STEP: tl.constexpr, REP: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
+    KIND: tl.constexpr, REST: tl.constexpr, SMOOTH: tl.constexpr, CAP: tl.constexpr,
+    G_STEP: tl.constexpr, Q_STEP: tl.constexpr, REP: tl.constexpr, LANES: tl.constexpr,
+    VEC: tl.constexpr,
 ):  # fmt: skip
     """Write factor times the dense part of a row, rounded once, possibly over the logits.
 
-    Bytes: the row read (from cache) and written once. FLOPs an entry: 5, one of them an
-    exponential; dense labels add 2, a residual 5, a cap 20. Factor 0 writes exact zeros for
-    any logits. The self-target and the top-k classes are overwritten by the caller. Tiles
-    go backwards: what the read pass read last is still in the nearest cache.
+    Bytes: the row read (from cache) and written once. Instructions an entry: 5, one of them an
+    exponential; dense labels add 4, smoothing 2, a residual 5, a cap 20. Factor 0 writes exact
+    zeros for any logits. The self-target and the top-k classes are overwritten by the caller. Tiles
+    go backwards: what the read pass read last is still in the nearest cache. Whole tiles are
+    written without masks.
     """
     head, body = t.cut(z_ptr, n_cols, VEC)
     g_body = t.body_of(g_ptr, head, G_STEP)
@@ -53,7 +63,10 @@ def write_row(
             at, inside = t.tile_at(i * block, body, REP, LANES, VEC)
             tl.store(g_body + at, tl.zeros([REP, LANES, VEC], kind), mask=inside)
     else:
+        k, b = m.origin_of(top, m.FAR_32 if VEC == 4 or CAP else m.FAR_16)
         slope *= factor
+        if KIND != DENSE and not SMOOTH:
+            slope = slope / tl.exp2(tl.fma(m.finite(top), k, -b))
         base *= factor
         weak *= factor
         pull *= factor
@@ -61,23 +74,44 @@ def write_row(
         q_edge = t.load_probs(q_ptr, cols, valid) if KIND == DENSE else u_edge
         tl.debug_barrier()  # in place: several threads hold these entries, one of them stores
         edge = dense_part(
-            u_edge, q_edge, top, slope, base, weak, pull, origin, bias, softcap, KIND, REST, CAP
-        )
+            u_edge, q_edge, top, k, b, slope, base, weak, pull, origin, bias, softcap,
+            KIND, REST, SMOOTH, CAP,
+        )  # fmt: skip
         tl.store(g_ptr + cols, edge.to(kind), mask=valid)
         z_body = t.body_of(z_ptr, head, True)
         q_body = t.body_of(q_ptr, head, Q_STEP) if KIND == DENSE else z_body
-        for i in range(0, tiles):
-            at, inside = t.tile_at((tiles - 1 - i) * block, body, REP, LANES, VEC)
-            # Neither what is read here nor what is written is needed again by this kernel.
-            u = tl.load(z_body + at, mask=inside, other=0.0, eviction_policy="evict_first")
-            q = u
-            if KIND == DENSE:
-                q = tl.load(q_body + at, mask=inside, other=0.0, eviction_policy="evict_first")
-            g = dense_part(
-                u.to(tl.float32), q.to(tl.float32), top, slope, base, weak, pull, origin, bias,
-                softcap, KIND, REST, CAP,
+        whole = body // block
+        if whole < tiles:
+            write_tile(
+                z_body, g_body, q_body, whole * block, body, top, k, b, slope, base, weak, pull,
+                origin, bias, softcap, KIND, REST, SMOOTH, CAP, True, REP, LANES, VEC,
             )  # fmt: skip
-            tl.store(g_body + at, g.to(kind), mask=inside, eviction_policy="evict_first")
+        for i in range(0, whole):
+            write_tile(
+                z_body, g_body, q_body, (whole - 1 - i) * block, body, top, k, b, slope, base,
+                weak, pull, origin, bias, softcap, KIND, REST, SMOOTH, CAP, False, REP, LANES, VEC,
+            )  # fmt: skip
+
+
+@triton.jit
+def write_tile(
+    z_body, g_body, q_body, start, body, top, k, b, slope, base, weak, pull, origin, bias, softcap,
+    KIND: tl.constexpr, REST: tl.constexpr, SMOOTH: tl.constexpr, CAP: tl.constexpr,
+    MASKED: tl.constexpr, REP: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of one tile; of the last one only a part may exist."""
+    at, inside = t.tile_at(start, body, REP, LANES, VEC)
+    mask = inside if MASKED else None
+    # Neither what is read here nor what is written is needed again by this kernel.
+    u = tl.load(z_body + at, mask=mask, eviction_policy="evict_first")
+    q = u
+    if KIND == DENSE:
+        q = tl.load(q_body + at, mask=mask, eviction_policy="evict_first")
+    g = dense_part(
+        u.to(tl.float32), q.to(tl.float32), top, k, b, slope, base, weak, pull, origin, bias,
+        softcap, KIND, REST, SMOOTH, CAP,
+    )  # fmt: skip
+    tl.store(g_body + at, g.to(g_body.dtype.element_ty), mask=mask, eviction_policy="evict_first")
 
 
 @triton.jit

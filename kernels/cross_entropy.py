@@ -29,9 +29,9 @@ def rows_kernel(
     z_ptr, z_stride, g_ptr, g_stride, ids_ptr, q_ptr, q_stride, rest_ptr, w_ptr, aux_ptr, at_ptr,
     scale_ptr, stats_ptr, index_ptr, topk_ptr, n_rows, n_cols, n_topk, ignore,
     smoothing, focal_gamma, max_confidence, softcap, z_loss, KIND: tl.constexpr, RULE: tl.constexpr,
-    SMOOTH: tl.constexpr, FOCAL: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
-    G_STEP: tl.constexpr, Q_STEP: tl.constexpr, REP: tl.constexpr, LANES: tl.constexpr,
-    VEC: tl.constexpr, KBLOCK: tl.constexpr,
+    SMOOTH: tl.constexpr, FOCAL: tl.constexpr, WINDOW: tl.constexpr, ENTROPY: tl.constexpr,
+    CAP: tl.constexpr, G_STEP: tl.constexpr, Q_STEP: tl.constexpr, REP: tl.constexpr,
+    LANES: tl.constexpr, VEC: tl.constexpr, KBLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write a row's record, and with ``g_ptr`` its gradient.
 
@@ -49,7 +49,7 @@ def rows_kernel(
         u = tl.load(z_ptr + ids)
     top, s, ed, mean, best, mass, linear, weak_id = rd.read_row(
         z_ptr, q_row if KIND == DENSE else None, n_cols, softcap, CAP, Q_STEP, SMOOTH,
-        REP, LANES, VEC,
+        ENTROPY, REP, LANES, VEC,
     )  # fmt: skip
     # A NaN is in the sum, but not always in the maximum.
     best = tl.where(s != s, 0, best)
@@ -129,7 +129,8 @@ def rows_kernel(
     tl.store(out + m.LOSS * n, tl.where(factor == 0, 0.0, loss * factor))
     tl.store(out + m.MAX * n, top)
     tl.store(out + m.LOGS * n, logs)
-    tl.store(out + m.ENTROPY * n, logs - ed / s)
+    if ENTROPY:  # else 0, as it was made
+        tl.store(out + m.ENTROPY * n, logs - ed / s)
     tl.store(out + m.MASS * n, mass)
     tl.store(out + m.LINEAR * n, linear)
     tl.store(out + m.MEAN * n, mean)
@@ -158,7 +159,7 @@ def rows_kernel(
         tl.debug_barrier()  # in place: every gather above must be done before the row is written
         wr.write_row(
             z_ptr, g_ptr, q_row, n_cols, top, slope, base, weak, pull, out_top, 0.0, scaled,
-            softcap, KIND, rest_ptr is not None, CAP, G_STEP, Q_STEP, REP, LANES, VEC,
+            softcap, KIND, rest_ptr is not None, SMOOTH, CAP, G_STEP, Q_STEP, REP, LANES, VEC,
         )  # fmt: skip
         tl.debug_barrier()  # other threads wrote the dense part of the entries that follow
         in_topk = self_id < 0
@@ -176,8 +177,9 @@ def rows_kernel(
 def gradient_kernel(
     z_ptr, z_stride, g_ptr, g_stride, ids_ptr, q_ptr, q_stride, rest_ptr, scale_ptr, scale_stride,
     stats_ptr, index_ptr, n_rows, n_cols, n_topk, ignore, smoothing, softcap, z_loss,
-    KIND: tl.constexpr, CAP: tl.constexpr, G_STEP: tl.constexpr, Q_STEP: tl.constexpr,
-    REP: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, KBLOCK: tl.constexpr,
+    KIND: tl.constexpr, SMOOTH: tl.constexpr, CAP: tl.constexpr, G_STEP: tl.constexpr,
+    Q_STEP: tl.constexpr, REP: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
+    KBLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write a row's gradient from its record: no reduction over the row.
 
@@ -220,7 +222,7 @@ def gradient_kernel(
     tl.debug_barrier()
     wr.write_row(
         z_ptr, g_ptr, q_row, n_cols, top, slope, base, weak, pull, top, bias, factor, softcap,
-        KIND, rest_ptr is not None, CAP, G_STEP, Q_STEP, REP, LANES, VEC,
+        KIND, rest_ptr is not None, SMOOTH, CAP, G_STEP, Q_STEP, REP, LANES, VEC,
     )  # fmt: skip
     tl.debug_barrier()  # other threads wrote the dense part of the entries that follow
     if KIND != DENSE:

@@ -107,6 +107,20 @@ def count_kernel(
 
 
 @triton.jit
+def between(low, high, f):
+    """Interpolate between neighbouring scores at fraction ``f``, as ``torch.lerp`` does."""
+    gap = high - low
+    inner = tl.where(f < 0.5, low + f * gap, high - gap * (1.0 - f))
+    # Beside an infinity the upper neighbour; a gap that overflows, without the gap.
+    inf: tl.constexpr = float("inf")
+    open = (low == -inf) | (high == inf)
+    wide = tl.where(open, high, low * (1.0 - f) + high * f)
+    inner = tl.where(gap == inf, wide, inner)
+    # inf - inf is NaN, and neither equal neighbours nor an exact rank need interpolation.
+    return tl.where((low == high) | (f == 0.0), low, inner)
+
+
+@triton.jit
 def finish_kernel(q_ptr, hist_ptr, out_ptr, KTH: tl.constexpr):
     """Interpolate between the k-th score and its successor, as ``torch.lerp`` does."""
     prefix, rank, same, total = descend(hist_ptr, q_ptr, 3, KTH)
@@ -117,16 +131,7 @@ def finish_kernel(q_ptr, hist_ptr, out_ptr, KTH: tl.constexpr):
         above = tl.load(hist_ptr + _ABOVE)
         next_one = (rank + 1 < same) | (above == 0)
         high = tl.where(next_one, value, value_of(0x100000000 - above))
-        gap = high - value
-        between = tl.where(f < 0.5, value + f * gap, high - gap * (1.0 - f))
-        # Beside an infinity the upper neighbour; a gap that overflows, without the gap.
-        inf: tl.constexpr = float("inf")
-        open = (value == -inf) | (high == inf)
-        wide = tl.where(open, high, value * (1.0 - f) + high * f)
-        between = tl.where(gap == inf, wide, between)
-        # inf - inf is NaN, and neither equal neighbours nor an exact rank need interpolation.
-        value = tl.where((value == high) | (f == 0.0), value, between)
-        value = tl.where(total > 0, value, float("inf"))
+        value = tl.where(total > 0, between(value, high, f), float("inf"))
     ordered = (tl.load(hist_ptr + _UNORDERED) == 0) & exists(q_ptr, total, KTH)
     tl.store(out_ptr, tl.where(ordered, value, float("nan")))
 

@@ -56,14 +56,17 @@ ANY_DEVICE = (
     "ops/test_cross_entropy.py", "ops/test_contract.py", "ops/test_fused_linear.py",
     "ops/test_quantile.py", "ops/test_logprob.py", "ops/test_logprob_statistics.py",
     "ops/test_teacher_heads.py", "ops/test_loss_scales.py", "ops/test_softcap.py",
-    "ops/test_extremes.py",
+    "ops/test_extremes.py", "ops/test_info_nce.py",
 )  # fmt: skip
 HOST_ONLY = ("compile", "opcheck", "gradcheck", "autocast")
 
 # Instruction sets of the compiled core, widest first, and files whose tests of ``cpp`` run on every
 # set that this processor has: what differs between sets is the arithmetic of rows and selections.
 SETS = ("avx512", "avx2", "base")
-ALL_SETS = ("ops/test_cross_entropy.py", "ops/test_row_phases.py", "ops/test_order_statistics.py")
+ALL_SETS = (
+    "ops/test_cross_entropy.py", "ops/test_row_phases.py", "ops/test_order_statistics.py",
+    "ops/test_info_nce.py",
+)  # fmt: skip
 
 torch.set_num_threads(min(2, torch.get_num_threads()))  # tests are small: more threads only wait
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
     from w2s_fast.ops.fused_linear.teacher.heads import TeacherHead
     from w2s_fast.ops.fused_linear.topk import linear_topk_ids
+    from w2s_fast.ops.info_nce.api import info_nce
+    from w2s_fast.ops.info_nce.mixing import mix_hard_negatives
     from w2s_fast.ops.logprob.api import topk_logprob
     from w2s_fast.ops.pack_topk import pack_topk
     from w2s_fast.ops.quantile.api import kth_value, quantile, top_fraction_mask
@@ -50,12 +52,14 @@ __all__ = [
     "__version__",
     "balanced_bias",
     "cross_entropy",
+    "info_nce",
     "kth_value",
     "linear_cross_entropy",
     "linear_logprob",
     "linear_topk_ids",
     "linear_topk_logprob",
     "make_loss",
+    "mix_hard_negatives",
     "pack_topk",
     "patch",
     "quantile",
@@ -82,12 +86,14 @@ _HOMES = {  # public name -> the module that defines it
     "W2SError": "w2s_fast.errors",
     "balanced_bias": "w2s_fast.ops.balanced.api",
     "cross_entropy": "w2s_fast.ops.cross_entropy.api",
+    "info_nce": "w2s_fast.ops.info_nce.api",
     "kth_value": "w2s_fast.ops.quantile.api",
     "linear_cross_entropy": "w2s_fast.ops.fused_linear.cross_entropy",
     "linear_logprob": "w2s_fast.ops.fused_linear.logprob",
     "linear_topk_ids": "w2s_fast.ops.fused_linear.topk",
     "linear_topk_logprob": "w2s_fast.ops.fused_linear.logprob",
     "make_loss": "w2s_fast.losses",
+    "mix_hard_negatives": "w2s_fast.ops.info_nce.mixing",
     "pack_topk": "w2s_fast.ops.pack_topk",
     "patch": "w2s_fast.integrations.patching",
     "quantile": "w2s_fast.ops.quantile.api",

@@ -13,7 +13,8 @@ from bench.cases import baselines
 from bench.harness.cpu_timing import Candidate
 
 SIZES = (32, 256, 4096)
-PROVIDERS = ("ours", "eager", "compile")
+PROVIDERS = ("ours", "eager", "compile", "sum")
+ENGINE = "sum"  # the backward pass of a sum: what autograd itself takes for a call
 AUX = 0.5
 _CALLS = {32: 200, 256: 100, 4096: 20}
 
@@ -26,12 +27,13 @@ def make_inputs(n: int) -> tuple[Tensor, Tensor]:
 
 
 def losses(labels: Tensor, providers: Sequence[str]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return provider -> loss as a function of the logits."""
+    """Return provider -> loss as a function of the logits; ``ENGINE`` is no loss."""
     baseline = partial(baselines.logconf_two_class, labels=labels, coef=AUX)
     table = {
         "ours": partial(w2s_fast.cross_entropy, weak=labels, aux=AUX),
         "eager": baseline,
         "compile": torch.compile(baseline, dynamic=False),
+        ENGINE: torch.sum,
     }
     return {name: loss for name, loss in table.items() if name in providers}
 

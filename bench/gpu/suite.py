@@ -30,7 +30,7 @@ OUT = ROOT / "out" / "gpu.jsonl"
 # have a target beside those of other libraries, then the whole of the tests, then all other times.
 _OPS = ("cross_entropy", "contract", "fused_linear", "fused_linear_contract", "quantile", "logprob",
         "logprob_statistics", "teacher_heads", "gpu", "loss_scales", "softcap",
-        "extremes")  # fmt: skip
+        "extremes", "info_nce", "closed_rows")  # fmt: skip
 TESTS = tuple(f"tests/ops/test_{name}.py" for name in _OPS)
 _TAIL = 4000  # characters of a failed part's output in its row
 

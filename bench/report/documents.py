@@ -39,6 +39,7 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
         "accuracy": speed_tables.accuracy,
         "linear": speed_tables.linear,
         "logprob_entropy": speed_tables.logprob_entropy,
+        "info_nce": speed_tables.info_nce,
         "two_class": speed_tables.two_class,
         "quantile": speed_tables.quantile,
         "heads": speed_tables.heads,

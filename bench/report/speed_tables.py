@@ -139,7 +139,10 @@ def linear_summary(rows: MeasuredRows) -> str:
 
 
 def two_class(rows: MeasuredRows) -> str:
-    """Tabulate microseconds of wall time per call: minimum and median over the rounds."""
+    """Tabulate microseconds of wall time per call: minimum and median over the rounds.
+
+    The last column is the CPU time of ours beyond that of ``z.sum().backward()``.
+    """
     op, lines = "two_class", []
     for s in rows.shapes(op):
         line = [f"{s.n} x 2"]
@@ -148,8 +151,12 @@ def two_class(rows: MeasuredRows) -> str:
             times = [number(r, column) for column in ("wall_ms", "wall_ms_p50")] if r else []
             line.append(" / ".join(short(1e3 * ms) for ms in times) or "-")
         line += [rows.ratio(op, s, provider, "ours") for provider in ("eager", "compile")]
+        pair = [rows.find(op, s, "stock", provider) for provider in ("ours", "sum")]
+        times = [number(r, "cpu_ms") for r in pair if r]
+        line.append(short(1e3 * (times[0] - times[1])) if len(times) == 2 else "-")
         lines.append(line)
     head = ["N x C", "ours, us", "eager, us", "compile, us", "eager / ours", "compile / ours"]
+    head += ["ours - sum, us"]
     return markdown(head, lines, 1)
 
 
@@ -201,6 +208,26 @@ def logprob_entropy(rows: MeasuredRows) -> str:
     head = [
         "dtype", "N x D x V", "provider", "CPU ms", "wall ms", "/ ours", "peak MiB", "value error",
         "gradient error", "load",
+    ]  # fmt: skip
+    return markdown(head, lines, 3)
+
+
+def info_nce(rows: MeasuredRows) -> str:
+    """Tabulate InfoNCE beside its formula and sentence-transformers: time, peak memory, errors."""
+    lines = []
+    for r in rows.of("info_nce"):
+        if "skipped" in r:
+            continue
+        lines.append([
+            str(r["dtype"]), f"{r['n']} x {r['d']}", str(r["provider"]), cell(r, "cpu_ms", ".0f"),
+            cell(r, "wall_ms", ".0f"), cell(r, "ratio_to_ours", ".2f"), cell(r, "peak_mib", ".0f"),
+            cell(r, "grad_err", ".1e"), cell(r, "load", ".1f"),
+        ])  # fmt: skip
+    if not lines:
+        return "No rows have been recorded yet: `python -m bench info_nce --record`.\n"
+    head = [
+        "dtype", "N x D", "provider", "CPU ms", "wall ms", "/ ours", "peak MiB", "gradient error",
+        "load",
     ]  # fmt: skip
     return markdown(head, lines, 3)
 

@@ -122,7 +122,11 @@ void write_dense_part(const RowCall& c, const T* z, const U* q, T* g, const Reco
   const auto write = g != z && c.n * c.v * static_cast<int64_t>(sizeof(T)) >= kStreamBytes
                          ? write_gradient<DENSE, true, T, U>
                          : write_gradient<DENSE, false, T, U>;
-  write(z, q, g, c.v, r.max + s.shift, s.g * slope, weak, s.g * s.flat, next, next_q);
+  for_ranges(c.v, c.share_rows, [&](int64_t from, int64_t to) {
+    const U* targets = DENSE ? q + from : q;
+    write(z + from, targets, g + from, to - from, r.max + s.shift, s.g * slope, weak, s.g * s.flat,
+          next + from, DENSE ? next_q + from : next_q);
+  });
 }
 
 // Difference to the maximum, 0 for a class of another vocabulary shard.
@@ -169,8 +173,11 @@ template <class T, class U>
 Record make_record(const RowCall& c, int64_t i, const T* z, const U* q) {
   const bool dense = c.ids == nullptr, mean = c.params.smoothing != 0;
   // Without dense targets the logits take their place, so that both are read in the same order.
-  const Row s = dense ? (mean ? sum_row<true, true>(z, q, c.v) : sum_row<true, false>(z, q, c.v))
-                      : (mean ? sum_row<false, true>(z, z, c.v) : sum_row<false, false>(z, z, c.v));
+  const bool share = c.share_rows;
+  const Row s = dense ? (mean ? sum_row<true, true>(z, q, c.v, share)
+                              : sum_row<true, false>(z, q, c.v, share))
+                      : (mean ? sum_row<false, true>(z, z, c.v, share)
+                              : sum_row<false, false>(z, z, c.v, share));
   Record r{};
   r.max = s.max;
   r.logs = s.logs;
@@ -224,12 +231,19 @@ struct Capped {
   Capped& operator=(const Capped&) = delete;
   ~Capped() { delete[] row; }
   const float* logits(int64_t i) const {
-    cap_row(Plain<T>(c).logits(i), row, c.v, c.params.softcap);
+    const T* u = Plain<T>(c).logits(i);
+    for_ranges(c.v, c.share_rows, [&](int64_t from, int64_t to) {
+      cap_row(u + from, row + from, to - from, c.params.softcap);
+    });
     return row;
   }
   float* gradient(int64_t) const { return row; }
   void finish(int64_t i) const {
-    uncap_row(row, Plain<T>(c).logits(i), Plain<T>(c).gradient(i), c.v, c.params.softcap);
+    const T* u = Plain<T>(c).logits(i);
+    T* g = Plain<T>(c).gradient(i);
+    for_ranges(c.v, c.share_rows, [&](int64_t from, int64_t to) {
+      uncap_row(row + from, u + from, g + from, to - from, c.params.softcap);
+    });
   }
 };
 

@@ -13,6 +13,7 @@
 
 #include <math.h>
 
+#include "parts.h"
 #include "vec.h"
 
 namespace {
@@ -215,33 +216,95 @@ bool has_nan(const T* z, int64_t v) {
   return false;
 }
 
+// Sums over a part of a row, relative to its own reference point.
+struct Part {
+  Sums sums;
+  Point at;
+  int64_t seen, max_block, weak_block;
+};
+
+// The point at which the sums of every part start: near the maximum of the first block.
+template <class T>
+inline Point start_of(const T* z, int64_t v, bool& found) {
+  const float m = block_max(z, v < kBlock ? v : kBlock);
+  found = m > -INFINITY && m < INFINITY;
+  return point(found ? m : 0.0f);
+}
+
+// Not inlined: within a loop over parts the compiler runs out of registers for the dense sums.
 template <bool DENSE, bool MEAN, class T, class U>
-inline Row sum_row(const T* z, const U* q, int64_t v) {
-  Sums s;
-  Point p = point(0);
-  Row r{};
-  for (int64_t b = 0; b < v; b += kBlock) {
-    const int64_t n = v - b < kBlock ? v - b : kBlock;
+__attribute__((noinline)) Part sum_part(const T* z, const U* q, int64_t from, int64_t to,
+                                        const Point& start, bool found) {
+  Part a = {Sums{}, start, to - from, 0, 0};
+  Sums& s = a.sums;
+  for (int64_t b = from; b < to; b += kBlock) {
+    const int64_t n = to - b < kBlock ? to - b : kBlock;
     const U* qb = DENSE ? q + b : q;
-    if (s.max == -INFINITY) {
+    if (!found && s.max == -INFINITY) {
       // Nothing finite so far: any reference point is right for the sums so far.
       const float m = block_max(z + b, n);
-      const Point to = point(m > -INFINITY && m < INFINITY ? m : 0.0f);
-      move(s, p, to, b);
-      p = to;
+      const Point next = point(m > -INFINITY && m < INFINITY ? m : 0.0f);
+      move(s, a.at, next, b - from);
+      a.at = next;
     }
-    Sums add = sum_block<DENSE, MEAN>(z + b, qb, n, p);
-    if (add.max > p.at + kSlack && add.max < INFINITY) {
-      const Point to = point(add.max);
-      move(s, p, to, b);
-      p = to;
-      add = sum_block<DENSE, MEAN>(z + b, qb, n, p);
+    Sums add = sum_block<DENSE, MEAN>(z + b, qb, n, a.at);
+    if (add.max > a.at.at + kSlack && add.max < INFINITY) {
+      const Point next = point(add.max);
+      move(s, a.at, next, b - from);
+      a.at = next;
+      add = sum_block<DENSE, MEAN>(z + b, qb, n, a.at);
     }
     s.exp += add.exp, s.exp_t += add.exp_t, s.t += add.t;
     s.weak_t += add.weak_t, s.weak += add.weak;
-    if (add.max > s.max) s.max = add.max, r.max_block = b;
-    if (add.weak_max > s.weak_max) s.weak_max = add.weak_max, r.weak_block = b;
+    if (add.max > s.max) s.max = add.max, a.max_block = b;
+    if (add.weak_max > s.weak_max) s.weak_max = add.weak_max, a.weak_block = b;
   }
+  return a;
+}
+
+// Adds the part that follows. Both are taken relative to the higher point of those that a finite
+// logit has set.
+inline void merge(Part& a, Part b) {
+  const bool other = b.sums.max > -INFINITY && (a.sums.max == -INFINITY || b.at.at > a.at.at);
+  if (other) {
+    move(a.sums, a.at, b.at, a.seen);
+    a.at = b.at;
+  } else if (b.at.at != a.at.at) {
+    move(b.sums, b.at, a.at, b.seen);
+  }
+  Sums& s = a.sums;
+  s.exp += b.sums.exp, s.exp_t += b.sums.exp_t, s.t += b.sums.t;
+  s.weak_t += b.sums.weak_t, s.weak += b.sums.weak;
+  if (b.sums.max > s.max) s.max = b.sums.max, a.max_block = b.max_block;
+  if (b.sums.weak_max > s.weak_max) s.weak_max = b.sums.weak_max, a.weak_block = b.weak_block;
+  a.seen += b.seen;
+}
+
+// All parts of a row; `share` gives them to several threads.
+template <bool DENSE, bool MEAN, class T, class U>
+inline Part sum_parts(const T* z, const U* q, int64_t v, bool share) {
+  bool found;
+  const Point start = start_of(z, v, found);
+  if (v <= w2s::kPart) return sum_part<DENSE, MEAN>(z, q, 0, v, start, found);
+  constexpr int64_t most = 64;  // parts at a time: their sums are on the stack
+  Part all = {Sums{}, start, 0, 0, 0}, parts[most];
+  for (int64_t base = 0; base < v; base += most * w2s::kPart) {
+    const int64_t length = v - base < most * w2s::kPart ? v - base : most * w2s::kPart;
+    for_parts(length, share, [&](int64_t from, int64_t to) {
+      parts[from / w2s::kPart] = sum_part<DENSE, MEAN>(z, q, base + from, base + to, start, found);
+    });
+    for (int64_t i = 0; i * w2s::kPart < length; ++i) merge(all, parts[i]);
+  }
+  return all;
+}
+
+template <bool DENSE, bool MEAN, class T, class U>
+inline Row sum_row(const T* z, const U* q, int64_t v, bool share) {
+  const Part all = sum_parts<DENSE, MEAN>(z, q, v, share);
+  const Sums& s = all.sums;
+  const Point& p = all.at;
+  Row r{};
+  r.max_block = all.max_block, r.weak_block = all.weak_block;
   // Everything is now taken relative to the maximum's own t and its own 2^t: a row with one class
   // that matters gets log S = 0 and p = 1 exactly.
   const float top = exponent(s.max, p);

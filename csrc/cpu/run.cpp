@@ -53,6 +53,16 @@ int64_t grain(const RowCall& c) {
   return c.v >= elements ? 1 : elements / c.v;
 }
 
+// Whether the rows, one after the other and each over all threads, take less time than a row a
+// thread; in elements.
+bool better_shared(const RowCall& c, int64_t threads) {
+  constexpr int64_t wake = 2 * kPart;  // threads are woken twice a row, for about 2 us each
+  const int64_t parts = (c.v + kPart - 1) / kPart;
+  const int64_t in_turn = c.n * ((parts + threads - 1) / threads * kPart + wake);
+  const int64_t apart = (c.n + threads - 1) / threads * c.v;
+  return threads > 1 && in_turn < apart / 10 * 9;
+}
+
 bool is_ignored(const RowCall& c, int64_t i) {
   return c.ids != nullptr && c.ids[i] == c.ignore_index;
 }
@@ -113,6 +123,12 @@ bool use_isa(const char* name) {
 }
 
 int64_t run(Kernel kernel, const RowCall& c) {
+  const bool shares = kernel == kernels().rows || kernel == kernels().gradient;
+  if (shares && better_shared(c, max_threads())) {
+    RowCall shared = c;
+    shared.share_rows = true;
+    return kernel(shared, 0, c.n);
+  }
   std::atomic<int64_t> bad{-1};
   auto body = [&](int64_t lo, int64_t hi) {
     const int64_t row = kernel(c, lo, hi);

@@ -1,5 +1,6 @@
 // Python module of the CUDA kernels, and of their emulation (W2S_EMULATED). Addresses and the
 // stream arrive as integers; Python has checked shapes, dtypes and strides.
+#include "../bind_contrastive.h"
 #include "../bind_row_call.h"
 #include "tile.h"
 #include "w2s_cuda.h"
@@ -86,6 +87,19 @@ PYBIND11_MODULE(_cuda, m) {
                                 at<uint64_t>(counters),
                                 at<float>(out)};
     return w2s::cuda::quantile(c, at<void>(stream));
+  });
+  m.attr("TWO_CLASS_SCRATCH") = w2s::cuda::kTwoClassScratch;
+  m.def("two_class",
+        [](const RowCall& c, int select, bool mean, Address scratch, Address out, Address stream) {
+          const py::gil_scoped_release free;
+          const w2s::cuda::TwoClass call{c, static_cast<w2s::Select>(select), mean,
+                                         at<uint64_t>(scratch), at<float>(out)};
+          return w2s::cuda::two_class(call, at<void>(stream));
+        });
+  w2s::bind_contrastive(m);
+  m.def("contrastive_rows", [](const w2s::Contrastive& c, Address stream) {
+    const py::gil_scoped_release free;
+    return w2s::cuda::contrastive(c, at<void>(stream));
   });
   m.def("probe", &w2s::cuda::probe);
   m.def("error_string", &w2s::cuda::error_string);

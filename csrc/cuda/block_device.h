@@ -1,6 +1,7 @@
 // The block in CUDA's own instructions.
 #pragma once
 
+#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
@@ -9,6 +10,7 @@
 #define W2S_OUTLINED __device__ __noinline__
 #define W2S_UNROLL _Pragma("unroll")
 #define W2S_NO_UNROLL _Pragma("unroll 1")
+#define W2S_RARELY(x) __builtin_expect(!!(x), 0)
 
 namespace {
 namespace block {
@@ -122,16 +124,13 @@ W2S_DEVICE uint64_t load_fresh(const uint64_t* p) {
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(x) : "l"(p) : "memory");
   return x;
 }
-// All blocks of a cooperative launch; `arrived` counts up through all barriers of the launch.
-W2S_DEVICE void grid_sync(uint64_t* arrived, uint64_t barrier) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(reinterpret_cast<unsigned long long*>(arrived), 1ull);
-    while (load_fresh(arrived) < (barrier + 1) * gridDim.x) __nanosleep(32);
-    __threadfence();
+// All threads of a cooperative launch, or of a launch of one block.
+W2S_DEVICE void grid_sync() {
+  if (gridDim.x == 1) {
+    __syncthreads();
+  } else {
+    cooperative_groups::this_grid().sync();
   }
-  __syncthreads();
 }
 
 // 2^x; 0 below 2^-126, NaN stays NaN.
@@ -139,6 +138,18 @@ W2S_DEVICE float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// The larger of each 16 bits, a number before a NaN.
+W2S_DEVICE uint32_t max_bf16(uint32_t x, uint32_t y) {
+  uint32_t top;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(top) : "r"(x), "r"(y));
+  return top;
+}
+W2S_DEVICE uint32_t max_halves(uint32_t x, uint32_t y) {
+  uint32_t top;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(top) : "r"(x), "r"(y));
+  return top;
 }
 
 W2S_DEVICE float bits_to_float(uint32_t x) { return __uint_as_float(x); }

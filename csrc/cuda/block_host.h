@@ -11,6 +11,7 @@
 #define W2S_OUTLINED inline
 #define W2S_UNROLL
 #define W2S_NO_UNROLL
+#define W2S_RARELY(x) (x)
 
 namespace {
 namespace block {
@@ -146,15 +147,7 @@ inline uint32_t atomic_add(uint32_t* p, uint32_t x) {
 inline void atomic_add(uint64_t* p, uint64_t x) { *p += x; }
 inline void atomic_max(uint64_t* p, uint64_t x) { *p = x > *p ? x : *p; }
 inline uint64_t load_fresh(const uint64_t* p) { return *p; }
-inline void grid_sync(uint64_t* arrived, uint64_t barrier) {
-  sync();
-  if (thread() == 0) {
-    ++*arrived;
-    emulate::progress();
-    while (load_fresh(arrived) < (barrier + 1) * static_cast<uint64_t>(blocks())) emulate::pause();
-  }
-  sync();
-}
+inline void grid_sync() { emulate::wait(emulate::cluster_barrier()); }  // all are resident
 
 inline float exp2_fast(float x) {
   const float y = exp2f(x);
@@ -186,6 +179,19 @@ inline uint16_t float_to_bf16(float x) {
   if (x != x) return 0x7fc0u;
   const uint32_t u = float_to_bits(x);
   return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+inline uint32_t max_bf16(uint32_t x, uint32_t y) {
+  const float lo = fmaxf(bits_to_float(x << 16), bits_to_float(y << 16));
+  const float hi = fmaxf(bits_to_float(x & 0xffff0000u), bits_to_float(y & 0xffff0000u));
+  return float_to_bf16(lo) | static_cast<uint32_t>(float_to_bf16(hi)) << 16;
+}
+inline uint32_t max_halves(uint32_t x, uint32_t y) {
+  const auto half = [](uint32_t w, int by) {
+    return half_to_float(static_cast<uint16_t>(w >> by & 0xffffu));
+  };
+  const float lo = fmaxf(half(x, 0), half(y, 0)), hi = fmaxf(half(x, 16), half(y, 16));
+  return float_to_half(lo) | static_cast<uint32_t>(float_to_half(hi)) << 16;
 }
 
 inline uint32_t two_halves(float lo, float hi) {

@@ -15,10 +15,12 @@ constexpr int kMostDevices = 64;
 template <class K>
 struct Bounds {
   static constexpr int threads = kOtherThreads, blocks = kOtherBlocks;
+  static constexpr bool resident = false;
 };
-template <class T, class U, bool RESIDENT>
-struct Bounds<RowsKernel<T, U, RESIDENT>> {
+template <class T, class U, bool RESIDENT, int WORK>
+struct Bounds<RowsKernel<T, U, RESIDENT, WORK>> {
   static constexpr int threads = kRowsThreads, blocks = kRowsBlocks;
+  static constexpr bool resident = RESIDENT;
 };
 
 template <class K>
@@ -52,7 +54,7 @@ int limits_here(Limits& limits) {
   // Depends on the loaded code: PTX of sm_80 has no clusters on any device.
   const auto query_cluster = [&](int64_t& value) -> int {
     cudaFuncAttributes a{};
-    const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true>>);
+    const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true, kLossOnly>>);
     value = a.binaryVersion >= 90 && a.ptxVersion >= 90 ? kMaxCluster : 1;
     return error;
   };
@@ -65,27 +67,33 @@ int limits_here(Limits& limits) {
   return 0;
 }
 
-// A block of more than kDefaultSharedBytes must be allowed once per kernel and device.
+// Once per kernel and device: allows blocks of more than kDefaultSharedBytes. Where blocks keep
+// rows, the SM's memory is asked for as shared memory: without that the driver may leave room for
+// one block, and a block of a cluster is small enough for three.
 template <class K>
-int allow_shared(int64_t bytes) {
-  static std::atomic<int64_t> allowed[kMostDevices];
-  if (bytes <= kDefaultSharedBytes) return 0;
+int prepare(int64_t bytes) {
+  static std::atomic<int64_t> prepared[kMostDevices];
+  if (!Bounds<K>::resident && bytes <= kDefaultSharedBytes) return 0;
   int device = 0;
   if (const int error = cudaGetDevice(&device)) return error;
   const bool known = device < kMostDevices;
-  if (known && allowed[device].load(std::memory_order_relaxed) != 0) return 0;
+  if (known && prepared[device].load(std::memory_order_relaxed) != 0) return 0;
   Limits limits{};
   if (const int error = limits_here(limits)) return error;
-  const int error = cudaFuncSetAttribute(kernel<K>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         static_cast<int>(limits.shared));
-  if (error == 0 && known) allowed[device].store(1, std::memory_order_relaxed);
+  int error = cudaFuncSetAttribute(kernel<K>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(limits.shared));
+  if (error == 0 && Bounds<K>::resident) {
+    error = cudaFuncSetAttribute(kernel<K>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared);
+  }
+  if (error == 0 && known) prepared[device].store(1, std::memory_order_relaxed);
   return error;
 }
 
 template <class K>
 int launch(const RowCall& c, const Tiling& s, int64_t blocks, Stream stream) {
   if (blocks == 0) return 0;
-  if (const int error = allow_shared<K>(s.shared)) return error;
+  if (const int error = prepare<K>(s.shared)) return error;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(s.threads));
@@ -115,7 +123,7 @@ int probe(int device) {
   if (const int error = cudaSetDevice(device)) return error;
   cudaFuncAttributes a{};
   // Fails where no code of this library fits the device.
-  const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true>>);
+  const int error = cudaFuncGetAttributes(&a, kernel<RowsKernel<float, None, true, kLossOnly>>);
   cudaSetDevice(before);
   return error;
 }

@@ -1,7 +1,9 @@
 // The same kernels on the host, for tests: launches are emulated, device limits are set by tests.
+#include "contrastive.h"
 #include "emulate.h"
 #include "kernels.h"
 #include "quantile.h"
+#include "two_class.h"
 
 namespace w2s {
 namespace cuda {
@@ -26,6 +28,11 @@ int launch(const RowCall& c, const Tiling& s, int64_t blocks, Stream) {
   return play(blocks, s.threads, s.cluster, s.shared, [&] { K::run(c, s); });
 }
 
+template <class T>
+int launch_contrastive(const Contrastive& c, Stream) {
+  return play(c.n, kPairThreads, 1, sizeof(PairShared), [&] { ContrastiveKernel<T>::run(c); });
+}
+
 // A grid of up to three blocks, all resident.
 template <class T>
 int launch_quantile(const Quantile& c, Stream) {
@@ -34,12 +41,21 @@ int launch_quantile(const Quantile& c, Stream) {
               [&] { QuantileKernel<T>::run(c); });
 }
 
+template <class T, class U>
+int launch_two_class(const TwoClass& c, Stream) {
+  const int64_t useful = two_class_blocks(c.rows.n), blocks = useful < 3 ? useful : 3;
+  return play(blocks, kQuantileThreads, static_cast<int>(blocks), sizeof(TwoClassShared),
+              [&] { TwoClassKernel<T, U>::run(c); });
+}
+
 }  // namespace
 }  // namespace cuda
 }  // namespace w2s
 
+#include "contrastive_launch.h"
 #include "launch.h"
 #include "quantile_launch.h"
+#include "two_class_launch.h"
 
 namespace w2s {
 namespace cuda {

@@ -1,6 +1,8 @@
 // The row kernels: pass, gradient from the record, late fix-up, upstream factor.
 #pragma once
 
+#include <type_traits>
+
 #include "gradient.h"
 #include "tile.h"
 
@@ -13,6 +15,17 @@ W2S_DEVICE float* diffs_of(void* shared) {
 }
 W2S_DEVICE Pack* tile_of(void* shared, int64_t k) {
   return reinterpret_cast<Pack*>(static_cast<char*>(shared) + shared_bytes(k));
+}
+
+// The row of this block, and which of its `parts` blocks it is. In 32 bits: the first loads wait
+// for this division.
+struct Part {
+  int64_t row;
+  int part;
+};
+W2S_DEVICE Part part_of(int32_t parts) {
+  const uint32_t at = static_cast<uint32_t>(block::index()), by = static_cast<uint32_t>(parts);
+  return {at / by, static_cast<int>(at % by)};
 }
 
 // max and sum e^(z - max) of this thread's classes outside the top k.
@@ -44,8 +57,8 @@ W2S_DEVICE Sums sum_outside(const RowCall& c, int64_t row, const S& segment, Sha
     float top = -INFINITY;
     W2S_UNROLL
     for (int e = 0; e < E; ++e) top = fmaxf(top, x[e]);
-    if (top > s.max) move<false>(s, top);
-    const float origin = origin_of(s.max);
+    if (top > s.max) move<Outside>(s, top);
+    const float origin = origin_of<Outside>(s.max).a;
     W2S_UNROLL
     for (int e = 0; e < E; ++e) s.exp += exp_fast(x[e] - origin);
   }
@@ -56,20 +69,23 @@ W2S_DEVICE Sums sum_outside(const RowCall& c, int64_t row, const S& segment, Sha
 //
 // Bytes of global memory a row: V (b + b_q) read, V b written, b and b_q the widths of logits and
 // dense targets: the minimum. A resident block reads the logits again from shared memory.
-// About 11 instructions an element (two exponentials): 1.4 TFLOP/s of work at 4.8 TB/s of traffic.
-// H200, 8192 x 128256 bf16: 4.2 GB, 0.88 ms at 4.8 TB/s; estimate 1.0 ms (0.88 of bandwidth), from
-// 3 blocks of 64 KB an SM that load, compute and store at different times. Not measured.
-template <class T_, class U_, bool RESIDENT_>
+// Instructions an element of bf16 on sm_90, two of them exponentials: hard labels 12.8, with
+// entropy 14.0, dense labels and entropy 23.7, with branches for all the rest 18.4 and 27.0. Tests
+// hold them to that (docs/machine_model.md). H200, 8192 x 128256 bf16, predicted, not measured: 4.2
+// GB, 0.88 ms at 4.8 TB/s; 0.61 and 0.67 ms of instructions at 75 % of the issue slots. 3 blocks of
+// 64 KB an SM load, compute and store at different times.
+template <class T_, class U_, bool RESIDENT_, int WORK>
 struct RowsKernel {
   using T = T_;
   using U = U_;
   static constexpr bool RESIDENT = RESIDENT_;
-  using S = Segment<T, U, RESIDENT>;
+  using W = Work<WORK, sizeof(U) != sizeof(None)>;
+  using S = Segment<T, U, RESIDENT, W::CAP>;
 
   W2S_DEVICE static void run(const RowCall& c, const Tiling& tiling) {
     Shared& shared = *block::shared<Shared>();
     float* diffs = diffs_of(&shared);
-    const int64_t row = block::index() / tiling.cluster;
+    const int64_t row = part_of(tiling.cluster).row;
     const int rank = tiling.cluster == 1 ? 0 : block::cluster_rank();
     const S segment(c, tiling, row, rank, tile_of(&shared, c.k));
     segment.fetch();
@@ -79,9 +95,9 @@ struct RowsKernel {
     const int64_t* const given = &c.index[w2s::kSelfClass * c.n + row];
     if (RESIDENT && leader && c.params.rule == w2s::kGiven)
       shared.final.self = static_cast<int>(*given);
-    const Sums mine =
-        sum_segment(segment, c.params.smoothing != 0 ? 1 / static_cast<float>(c.v) : 0);
-    const Sums sums = reduce_row<S::DENSE>(shared, mine, tiling.cluster, 0);
+    const float share = W::MEAN && c.params.smoothing != 0 ? 1 / static_cast<float>(c.v) : 0;
+    const Sums mine = sum_segment<W>(segment, share);
+    const Sums sums = in_nats<W>(reduce_row<W>(shared, mine, tiling.cluster, 0));
     // One warp of every block completes the row, all bitwise alike; one block writes the record.
     if (!S::DENSE && c.k > 1) find_repeats(c, row, shared);
     if (block::thread() < 32) {
@@ -92,7 +108,7 @@ struct RowsKernel {
       }
       if (leader) {
         if (shared.repeats != 0) topk.mass = NAN;
-        shared.record = make_record(c, row, segment.z, sums, topk, S::DENSE);
+        shared.record = make_record<W>(c, row, segment.z, sums, topk);
         shared.share = topk.exp / sums.exp;
         shared.again = !(shared.share < kMaxTopkShare);
       }
@@ -115,7 +131,8 @@ struct RowsKernel {
     }
     if (c.grad == nullptr) return;
     const Final final = shared.final;
-    write_segment<T>(c, row, segment, final, diffs);
+    Ahead<S, 0> ahead;
+    write_segment<W, T>(c, row, segment, final, diffs, ahead);
   }
 
   // Whether a class occurs twice: the host has not checked targets in device memory.
@@ -140,7 +157,7 @@ struct RowsKernel {
     float tail = logs == logs ? log1pf(-shared.share) : NAN;
     if (shared.again != 0) {
       const Sums mine = sum_outside(c, row, segment, shared);
-      const Sums s = reduce_row<false>(shared, mine, cluster, 1);
+      const Sums s = reduce_row<Outside>(shared, mine, cluster, 1);
       tail = s.exp == 0 ? -INFINITY : logf(s.exp) + (s.max - shared.record.max);
       tail -= logs;
     }
@@ -149,23 +166,31 @@ struct RowsKernel {
 };
 
 // A row's gradient from its record: one read, one write, no reduction.
-// H200, 8192 x 128256 bf16: 4.2 GB, estimate 0.95 ms. Not measured.
-template <class T_, class U_>
+// A thread has up to four chunks on the way before it reads anything else: 64 KB an SM. 6
+// instructions an element of bf16 on sm_90. H200, 8192 x 128256 bf16: 4.2 GB, 0.88 ms at 4.8 TB/s;
+// predicted, not measured.
+template <class T_, class U_, int WORK>
 struct GradientKernel {
   using T = T_;
   using U = U_;
-  using S = Segment<T, U, false>;
+  static constexpr bool RESIDENT = false;
+  using W = Work<WORK, sizeof(U) != sizeof(None)>;
+  using S = Segment<T, U, false, W::CAP>;
 
   W2S_DEVICE static void run(const RowCall& c, const Tiling& tiling) {
     float* diffs = diffs_of(block::shared<Shared>());
-    const int64_t row = block::index() / tiling.blocks;
-    const int part = static_cast<int>(block::index() % tiling.blocks);
+    const auto [row, part] = part_of(tiling.blocks);
     const S segment(c, tiling, row, part, nullptr);
-    const RowParams params = params_of(c);
+    // On their way before anything else is read.
+    // As many as registers hold; fp16 takes some for its conversions.
+    constexpr bool tight = S::PACKS != 1 || (W::CAP && std::is_same<T, F16>::value);
+    Ahead<S, !S::DENSE ? 4 : tight ? 1 : 2> ahead;
+    const Line<T> out(c.grad, c.grad_stride, row, c.v);
+    if (out.lead == segment.z.lead) ahead.load(segment, block::thread());
     const Record r = read_record(c, row);
     const bool own = r.self >= segment.lo && r.self < segment.hi;
     const float self_diff = own ? segment.logit_at(static_cast<int>(r.self)) - r.max : 0;
-    Final f = finish(c, row, params, r, self_diff);
+    Final f = finish(c, row, c.params, r, self_diff);
     f.zero |= !is_counted(c, row);
     if (!S::DENSE) {
       for (int64_t j = block::thread(); j < c.k; j += block::threads()) {
@@ -176,7 +201,7 @@ struct GradientKernel {
       }
     }
     block::sync();  // in place: the gathers come first
-    write_segment<T>(c, row, segment, f, diffs);
+    write_segment<W, T>(c, row, segment, f, diffs, ahead);
   }
 };
 
@@ -240,8 +265,7 @@ struct ScaleKernel {
   W2S_DEVICE static void run(const RowCall& c, const Tiling& tiling) {
     const float by = *c.scale_ptr;
     if (by == 1) return;
-    const int64_t row = block::index() / tiling.blocks;
-    const int part = static_cast<int>(block::index() % tiling.blocks);
+    const auto [row, part] = part_of(tiling.blocks);
     const Line<T> out(c.grad, c.grad_stride, row, c.v);
     rescale(out, by, part * block::threads() + block::thread(), tiling.blocks * block::threads());
   }

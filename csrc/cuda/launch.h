@@ -2,6 +2,8 @@
 // limits_here(), which cross_entropy.cu has for devices and emulated.cpp for the host.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 
 namespace w2s {
@@ -46,6 +48,24 @@ inline bool fits(const RowCall& c, const Tiling& s, const Limits& limits) {
   return c.v <= kMaxClasses && c.n * s.blocks <= kMaxBlocks && s.shared <= limits.shared;
 }
 
+// What is built where instructions limit. Rows of dense targets and rows that are read twice wait
+// for memory while they sum an entropy that nobody asked for, and where both holds while they test
+// for all the rest.
+template <class T, class U, bool RESIDENT>
+int launch_rows(const RowCall& c, const Tiling& s, Stream stream) {
+  constexpr bool DENSE = !std::is_same_v<U, None>;
+  const int work = work_of(c);
+  const int64_t blocks = c.n * s.blocks;
+  if constexpr (RESIDENT && !DENSE) {
+    if (work == kLossOnly) return launch<RowsKernel<T, U, true, kLossOnly>>(c, s, blocks, stream);
+  }
+  if constexpr (RESIDENT || !DENSE) {
+    if (work != kEverything)
+      return launch<RowsKernel<T, U, RESIDENT, kWithEntropy>>(c, s, blocks, stream);
+  }
+  return launch<RowsKernel<T, U, RESIDENT, kEverything>>(c, s, blocks, stream);
+}
+
 int rows(const RowCall& c, Stream stream) {
   Limits limits{};
   if (const int error = limits_here(limits)) return error;
@@ -54,8 +74,8 @@ int rows(const RowCall& c, Stream stream) {
   return by_types(c, [&](auto t, auto u) {
     using T = typename decltype(t)::type;
     using U = typename decltype(u)::type;
-    return s.resident != 0 ? launch<RowsKernel<T, U, true>>(c, s, c.n * s.blocks, stream)
-                           : launch<RowsKernel<T, U, false>>(c, s, c.n * s.blocks, stream);
+    return s.resident != 0 ? launch_rows<T, U, true>(c, s, stream)
+                           : launch_rows<T, U, false>(c, s, stream);
   });
 }
 
@@ -67,7 +87,12 @@ int gradient(const RowCall& c, Stream stream) {
   return by_types(c, [&](auto t, auto u) {
     using T = typename decltype(t)::type;
     using U = typename decltype(u)::type;
-    return launch<GradientKernel<T, U>>(c, s, c.n * s.blocks, stream);
+    if constexpr (std::is_same_v<U, None>) {
+      if (work_of(c) != kEverything) {
+        return launch<GradientKernel<T, U, kLossOnly>>(c, s, c.n * s.blocks, stream);
+      }
+    }
+    return launch<GradientKernel<T, U, kEverything>>(c, s, c.n * s.blocks, stream);
   });
 }
 

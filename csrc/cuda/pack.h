@@ -28,6 +28,7 @@ template <class T>
 struct Format {
   static constexpr int kCount = 16 / static_cast<int>(sizeof(T));  // in a chunk
   W2S_DEVICE static uint32_t two(float lo, float hi);
+  W2S_DEVICE static uint32_t max(uint32_t x, uint32_t y);  // of each of two elements
   W2S_DEVICE static T narrow(float x) { return T{static_cast<uint16_t>(two(x, 0) & 0xffffu)}; }
 };
 template <>
@@ -46,6 +47,14 @@ W2S_DEVICE uint32_t Format<BF16>::two(float lo, float hi) {
 template <>
 W2S_DEVICE uint32_t Format<F16>::two(float lo, float hi) {
   return block::two_halves(lo, hi);
+}
+template <>
+W2S_DEVICE uint32_t Format<BF16>::max(uint32_t x, uint32_t y) {
+  return block::max_bf16(x, y);
+}
+template <>
+W2S_DEVICE uint32_t Format<F16>::max(uint32_t x, uint32_t y) {
+  return block::max_halves(x, y);
 }
 
 W2S_DEVICE void unpack_word(uint32_t w, float* x, const float*) { x[0] = block::bits_to_float(w); }
@@ -66,6 +75,22 @@ W2S_DEVICE void unpack(const Pack& p, float* x) {
   unpack_word(p.y, x + step, form);
   unpack_word(p.z, x + 2 * step, form);
   unpack_word(p.w, x + 3 * step, form);
+}
+
+// The largest element; NaN only if all are.
+W2S_DEVICE float largest_of(const Pack& p, const float*) {
+  const float a = fmaxf(block::bits_to_float(p.x), block::bits_to_float(p.y));
+  return fmaxf(a, fmaxf(block::bits_to_float(p.z), block::bits_to_float(p.w)));
+}
+template <class T>
+W2S_DEVICE float largest_of(const Pack& p, const T* form) {
+  float x[2];
+  unpack_word(Format<T>::max(Format<T>::max(p.x, p.y), Format<T>::max(p.z, p.w)), x, form);
+  return fmaxf(x[0], x[1]);
+}
+template <class T>
+W2S_DEVICE float largest(const Pack& p) {
+  return largest_of(p, static_cast<const T*>(nullptr));
 }
 
 W2S_DEVICE uint32_t pack_word(const float* x, const float*) { return block::float_to_bits(x[0]); }
@@ -106,6 +131,9 @@ struct Line {
   W2S_DEVICE bool full(int chunk) const {
     return first(chunk) >= 0 && first(chunk) + kCount <= length;
   }
+  // Full chunks are [first_full(), end_full()), or none where that is empty.
+  W2S_DEVICE int first_full() const { return lead > 0 ? 1 : 0; }
+  W2S_DEVICE int end_full() const { return (length + lead) / kCount; }
   // Elements of a chunk that are of this row.
   W2S_DEVICE int count(int chunk) const {
     const int lo = first(chunk) < 0 ? 0 : first(chunk);

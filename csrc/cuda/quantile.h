@@ -18,7 +18,7 @@
 namespace {
 
 constexpr int kBins = 2048;
-constexpr int kAbove = 3 * kBins, kUnordered = kAbove + 1, kArrived = kAbove + 2;
+constexpr int kAbove = 3 * kBins, kUnordered = kAbove + 1;
 
 struct Walk {  // where the target rank lies, after some rounds
   uint32_t prefix, rank, same, total;
@@ -153,7 +153,8 @@ W2S_DEVICE void walk(const w2s::cuda::Quantile& c, QuantileShared& shared, int r
   uint32_t bins[each], mine = 0, total = 0;
   W2S_UNROLL
   for (int b = 0; b < each; ++b) {
-    bins[b] = static_cast<uint32_t>(block::load_fresh(counts + first + b));
+    bins[b] = block::blocks() == 1 ? shared.bins[first + b]
+                                   : static_cast<uint32_t>(block::load_fresh(counts + first + b));
     mine += bins[b];
   }
   Walk w = shared.walk;  // before the barriers in before_me(), after which it may be written
@@ -200,44 +201,70 @@ W2S_DEVICE float finish(const w2s::cuda::Quantile& c, const QuantileShared& shar
   return between(value_of(w.prefix), value_of(high), f);
 }
 
+// What a thread meets in a round besides the bins of its scores.
+struct Met {
+  bool unordered = false;  // a NaN
+  uint64_t least = 0;      // 2^32 - key of the smallest key above the prefix
+};
+
+// Before the first round: no counter has a defined value, and no block may add to one before all
+// blocks have passed a grid barrier.
+W2S_DEVICE void start(const w2s::cuda::Quantile& c, QuantileShared& shared) {
+  const int64_t step = block::blocks() * block::threads();
+  const int64_t first = block::blocks() == 1 ? kAbove : 0;  // one block keeps its bins to itself
+  for (int64_t i = first + block::index() * block::threads() + block::thread(); i <= kUnordered;
+       i += step) {
+    c.counters[i] = 0;
+  }
+  if (block::thread() == 0) shared.walk = {0, 0, 0, 0};
+}
+
+W2S_DEVICE void clear_bins(QuantileShared& shared) {
+  for (int b = block::thread(); b < kBins; b += block::threads()) shared.bins[b] = 0;
+  block::sync();
+}
+
+// Counts one score a lane. Called by whole warps.
+W2S_DEVICE void count_score(QuantileShared& shared, int round, float x, bool kept, Met& met) {
+  const int shift = shift_of(round), above = shift + bits_of(round);
+  const uint32_t mask = (1u << bits_of(round)) - 1, prefix = shared.walk.prefix;
+  const uint32_t key = key_of(x);
+  met.unordered |= kept && x != x;
+  const uint32_t lead = round == 0 ? 0 : key >> above;
+  count_key(shared.bins, key >> shift & mask, kept && lead == prefix);
+  if (round == 2 && kept && lead > prefix) {
+    const uint64_t from_top = (uint64_t{1} << 32) - key;
+    met.least = from_top > met.least ? from_top : met.least;
+  }
+}
+
+// Adds what this block has counted to the counters of the grid.
+W2S_DEVICE void add_counts(const w2s::cuda::Quantile& c, const QuantileShared& shared, int round,
+                           const Met& met) {
+  block::sync();
+  for (int b = block::thread(); b < kBins && block::blocks() > 1; b += block::threads()) {
+    if (shared.bins[b] != 0)
+      block::atomic_add(c.counters + round * kBins + b, uint64_t{shared.bins[b]});
+  }
+  if (met.unordered) block::atomic_max(c.counters + kUnordered, 1);
+  if (met.least != 0) block::atomic_max(c.counters + kAbove, met.least);
+}
+
 template <class T>
 struct QuantileKernel {
   W2S_DEVICE static void run(const w2s::cuda::Quantile& c) {
     QuantileShared& shared = *block::shared<QuantileShared>();
-    if (block::thread() == 0) shared.walk = {0, 0, 0, 0};
+    start(c, shared);
     for (int round = 0; round < 3; ++round) {
-      for (int b = block::thread(); b < kBins; b += block::threads()) shared.bins[b] = 0;
-      block::sync();
-      count_round(c, shared, round);
-      block::sync();
-      for (int b = block::thread(); b < kBins; b += block::threads()) {
-        if (shared.bins[b] != 0)
-          block::atomic_add(c.counters + round * kBins + b, uint64_t{shared.bins[b]});
-      }
-      block::grid_sync(c.counters + kArrived, static_cast<uint64_t>(round));
+      Met met;
+      clear_bins(shared);
+      for_each_score<T>(c, [&](float x, bool kept) { count_score(shared, round, x, kept, met); });
+      if (round == 0) block::grid_sync();  // the counters are zero
+      add_counts(c, shared, round, met);
+      block::grid_sync();
       walk(c, shared, round);
     }
     if (block::index() == 0 && block::thread() == 0) *c.out = finish(c, shared);
-  }
-
-  W2S_DEVICE static void count_round(const w2s::cuda::Quantile& c, QuantileShared& shared,
-                                     int round) {
-    const int shift = shift_of(round), above = shift + bits_of(round);
-    const uint32_t mask = (1u << bits_of(round)) - 1, prefix = shared.walk.prefix;
-    bool unordered = false;
-    uint64_t least = 0;  // 2^32 - key of the smallest key above the prefix
-    for_each_score<T>(c, [&](float x, bool kept) {
-      const uint32_t key = key_of(x);
-      unordered |= kept && x != x;
-      const uint32_t lead = round == 0 ? 0 : key >> above;
-      count_key(shared.bins, key >> shift & mask, kept && lead == prefix);
-      if (round == 2 && kept && lead > prefix) {
-        const uint64_t from_top = (uint64_t{1} << 32) - key;
-        least = from_top > least ? from_top : least;
-      }
-    });
-    if (round == 0 && unordered) block::atomic_max(c.counters + kUnordered, 1);
-    if (round == 2 && least != 0) block::atomic_max(c.counters + kAbove, least);
   }
 };
 

@@ -134,23 +134,23 @@ W2S_DEVICE Final finish(const RowCall& c, int64_t row, const RowParams& params, 
   return f;
 }
 
-// The record but for the tail, from the sums of the pass and of the top k; by one thread.
-template <class T>
+// The record but for the tail, from the sums of the pass (in nats) and of the top k; by one thread.
+template <class W, class T>
 W2S_DEVICE Record make_record(const RowCall& c, int64_t row, const Line<T>& z, const Sums& s,
-                              const TopkSums& l, bool dense) {
+                              const TopkSums& l) {
   Record r{};
   // A NaN is in the sum, but not in the maximum.
   const bool nan = s.exp != s.exp;
   r.max = nan ? NAN : s.max;
   r.logs = fabsf(s.max) == INFINITY ? NAN : logf(s.exp);
-  r.entropy = r.logs - s.exp_d / s.exp;
+  r.entropy = W::ENTROPY ? r.logs - s.exp_y / s.exp : 0;
   r.mean = s.d;
   r.argmax = nan || s.at == kNowhere ? 0 : s.at;
   const auto logit = [&](int64_t v) {
     return capped(widen(block::load1(z.p + v)), c.params.softcap);
   };
   r.score = c.v == 2 ? logit(0) - logit(1) : expf(-r.logs);
-  if (dense) {
+  if (W::DENSE) {
     r.mass = s.mass, r.linear = s.linear;
     r.weak = s.q_at == kNowhere ? 0 : s.q_at;
     r.chosen = logit(r.weak) - r.max;

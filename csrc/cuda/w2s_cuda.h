@@ -45,8 +45,8 @@ int gradient(const RowCall& c, Stream stream);
 int scale(void* grad, int64_t grad_stride, int64_t n, int64_t v, DType dtype, const float* by,
           Stream stream);
 
-// 8-byte counters that quantile() needs, zero before every call.
-constexpr int64_t kQuantileCounters = 3 * 2048 + 8;
+// 8-byte words that quantile() works in; they need no value.
+constexpr int64_t kQuantileCounters = 3 * 2048 + 2;
 
 struct Quantile {
   int64_t n;
@@ -55,13 +55,35 @@ struct Quantile {
   const uint8_t* keep;  // [in] (N) bytes, null for all
   const double* q;      // [in] 0-d share of the scores below, or null for rank
   const int64_t* rank;  // [in] 0-d, 0-based
-  uint64_t* counters;   // [in/out] kQuantileCounters zeros
+  uint64_t* counters;   // [out] kQuantileCounters, scratch
   float* out;           // [out] 0-d
 };
 
 // Exact order statistic: with q interpolated, +inf if nothing is kept; with rank the score itself,
 // NaN if there is none. NaN for a NaN score or q. One cooperative launch.
 int quantile(const Quantile& c, Stream stream);
+
+// Most blocks of two_class(), and the 8-byte words that it works in; they need no value.
+constexpr int64_t kTwoClassBlocks = 1024;
+constexpr int64_t kTwoClassSums = 4;  // that a block leaves for the others
+constexpr int64_t kTwoClassScratch = kQuantileCounters + kTwoClassSums * kTwoClassBlocks;
+
+// A call over two classes with hard or dense targets: rows.scale, scale_ptr and topk_diffs are not
+// read, rows.stats and rows.index may be null.
+struct TwoClass {
+  RowCall rows;
+  Select select;      // where the threshold comes from
+  int32_t mean;       // whether the loss is the mean over the rows that count
+  uint64_t* scratch;  // [out] kTwoClassScratch
+  float* out;         // [out] (3): loss, sum of the weights of the rows that count, threshold
+};
+
+// Threshold, normaliser, loss, gradient, and the record on request: one launch, a
+// cooperative one where several blocks share the rows.
+int two_class(const TwoClass& c, Stream stream);
+
+// InfoNCE's pass over similarities: csrc/contrastive.h.
+int contrastive(const Contrastive& c, Stream stream);
 
 // Why kernels cannot run on a device: a cudaError_t as int, 0 if they can.
 int probe(int device);

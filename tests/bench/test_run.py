@@ -107,6 +107,18 @@ def test_logprob_with_entropy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_info_nce(tmp_path: Path) -> None:
+    """Every candidate that can be imported computes the gradient of fp64."""
+    out = tmp_path / "results.jsonl"
+    done = _bench("info_nce", "--quick", "--dtypes", "fp32", "--rounds", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = {r["provider"]: r for r in _rows(out)}
+    assert {"ours", "plain", "eager", "compile"} <= set(rows)
+    measured = [r for r in rows.values() if "skipped" not in r]
+    assert len(measured) >= 4 and all(r["grad_err"] < 1e-4 for r in measured)
+
+
+@pytest.mark.slow
 def test_products_of_16_bit_heads(tmp_path: Path) -> None:
     """The second process is limited to AVX2, where ours multiplies in fp32."""
     out = tmp_path / "results.jsonl"

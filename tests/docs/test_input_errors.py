@@ -61,6 +61,17 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         w2s_fast.linear_cross_entropy,
         {"hidden": H, "head": WIDE, "teacher": TERMS, "temperature": 2.0, "divergence": "jsd",
          "beta": 0.3, "weight": ONES}),
+    "info_nce": (
+        w2s_fast.info_nce,
+        {"queries": H, "documents": WIDE, "positives": Y, "temperature": 0.1, "query_groups": Y,
+         "document_groups": torch.arange(5), "negatives": "other_groups", "margin": 0.1,
+         "negative_mask": torch.ones(N, 5) > 0, "focal_gamma": 0.5, "symmetric": False,
+         "normalize": True, "weight": ONES, "reduction": "mean", "memory_mib": 64,
+         "return_stats": False}),
+    "mix_hard_negatives": (
+        w2s_fast.mix_hard_negatives,
+        {"queries": H, "negatives": torch.randn(N, 2, D), "rule": "pairs", "count": 1,
+         "temperature": 0.1}),
     "topk_logprob": (w2s_fast.topk_logprob, {"logits": Z, "ids": Y[:, None], "temperature": 1.0,
                                              "softcap": 0.0, "return_stats": True}),
     "linear_topk_logprob": (

@@ -7,49 +7,35 @@ prints one JSON object a kernel and architecture, ``... LIBRARY races`` one a ke
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from helpers.races import layouts
 from helpers.races.audit import races
 from helpers.races.ptx import kernels_of
+from tools.machine_model.sass import tool
 
 FORMS = {"f": "fp32", "4BF16": "bf16", "3F16": "fp16", "4None": "topk"}
+WORK = ("loss", "entropy", "all")  # work.h
 KINDS = ("RowsKernel", "GradientKernel", "FixupKernel", "ScaleKernel", "quantile_kernel")
-
-
-def tools() -> Path:
-    """Folder of cuobjdump and nvdisasm."""
-    spec = find_spec("triton")
-    if spec is None or spec.origin is None:
-        raise SystemExit("triton is missing: its wheel brings cuobjdump and nvdisasm")
-    return Path(spec.origin).parent / "backends" / "nvidia" / "bin"
-
-
-def dump(library: Path, *flags: str) -> str:
-    """What cuobjdump says about a library."""
-    folder = tools()
-    env = dict(os.environ, PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")
-    command = [str(folder / "cuobjdump"), *flags, str(library)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
+KINDS += ("two_class_kernel", "contrastive_kernel")
 
 
 def name_of(mangled: str) -> str:
-    """``RowsKernel bf16 topk resident`` from a symbol."""
+    """``RowsKernel bf16 topk resident loss`` from a symbol."""
     plain = re.sub(r"\d*_GLOBAL__N__[0-9a-f]+_\d+_\w+?_cu_[0-9a-f]{8}(_\d+)?", "", mangled)
     plain = re.sub(r"NS\d?_(?=[34])", "", plain)
     kind = next(k for k in KINDS if k in plain)
     words = [kind]
     arguments = plain.split(kind, 1)[1].split("EEv")[0]
-    for part in re.findall(r"4BF16|4None|3F16|S\d?_|f|Lb\d", arguments):
+    for part in re.findall(r"4BF16|4None|3F16|S\d?_|f|Lb\d|Li\d", arguments):
         if part.startswith("Lb"):
             words.append("resident" if part == "Lb1" else "two passes")
+        elif part.startswith("Li"):
+            words.append(WORK[int(part[2:])])
         else:
             words.append(FORMS.get(part, words[-1]))  # a repeated type is abbreviated
     return " ".join(words)
@@ -59,7 +45,7 @@ def usage(library: Path) -> dict[tuple[str, int], dict[str, int]]:
     """(symbol, architecture) -> registers, stack and static shared memory in bytes."""
     found, arch = {}, 0
     symbol = ""
-    for line in dump(library, "--dump-resource-usage").splitlines():
+    for line in tool("cuobjdump", "--dump-resource-usage", str(library)).splitlines():
         if m := re.search(r"arch = sm_(\d+)", line):
             arch = int(m[1])
         elif m := re.search(r"Function (\S+?):", line):
@@ -72,7 +58,9 @@ def usage(library: Path) -> dict[tuple[str, int], dict[str, int]]:
 def audit(library: Path, arch: int) -> Iterator[dict[str, Any]]:
     """One row a kernel, for one architecture."""
     sizes = usage(library)
-    for part in re.split(r"(?=Function : )", dump(library, "-arch", f"sm_{arch}", "-sass")):
+    for part in re.split(
+        r"(?=Function : )", tool("cuobjdump", "-arch", f"sm_{arch}", "-sass", str(library))
+    ):
         if not (m := re.match(r"Function : (\S+)", part)):
             continue
         body = part
@@ -96,7 +84,7 @@ def races_of(library: Path) -> Iterator[dict[str, Any]]:
 
     What differs between fp16 and bf16 are conversions: bf16 stands for both.
     """
-    parts = dump(library, "-ptx").split("Fatbin ptx code:")
+    parts = tool("cuobjdump", "-ptx", str(library)).split("Fatbin ptx code:")
     ptx = "".join(part for part in parts if ".target sm_90" in part)
     for kernel in kernels_of(ptx, lambda name: "F16" not in name.replace("BF16", "")):
         name = name_of(kernel.name)

@@ -131,6 +131,42 @@ def _add_logprob() -> None:
     })  # fmt: skip
 
 
+def _add_info_nce() -> None:
+    """Row i of H with row Y_i of W as its positive."""
+    loss, z = w2s_fast.info_nce, {"positives": Y, "temperature": 0.5}
+    for r in ("mean", "sum", "none"):
+        kw: dict[str, Any] = {**z, "reduction": r}
+        CALLS.update({
+            f"info_nce {r} queries": (
+                lambda h, kw=kw: loss(h, W, **kw), H,
+                lambda h, r=r: F.cross_entropy(2 * h @ W.T, Y, reduction=r)),
+            f"info_nce {r} documents": (
+                lambda w, kw=kw: loss(H, w, **kw), W,
+                lambda w, r=r: F.cross_entropy(2 * H @ w.T, Y, reduction=r)),
+            f"info_nce {r} weight": (
+                lambda w, kw=kw: loss(H, W, weight=w, **kw), POSITIVE,
+                lambda w, r=r: _weighted(2 * H @ W.T, w, r)),
+        })  # fmt: skip
+
+
+def _add_mixing() -> None:
+    k = W.repeat(N, 1, 1)  # (N, V, D)
+
+    def plain(h: Tensor, k: Tensor) -> Tensor:
+        share = (2 * (h[:, None] * k).sum(2)).softmax(1)
+        return (share[:, :, None] * k).sum(1, keepdim=True)
+
+    kw: dict[str, Any] = {"rule": "list", "temperature": 0.5}
+    CALLS.update({
+        "mix_hard_negatives queries": (
+            lambda h: w2s_fast.mix_hard_negatives(h, k, **kw).square().sum((1, 2)), H,
+            lambda h: plain(h, k).square().sum((1, 2))),
+        "mix_hard_negatives negatives": (
+            lambda k: w2s_fast.mix_hard_negatives(H, k, **kw).square().sum((1, 2)), k,
+            lambda k: plain(H, k).square().sum((1, 2))),
+    })  # fmt: skip
+
+
 def _of(stats: Any) -> Tensor:
     """One number a row that every statistic enters."""
     return stats.lse - 2 * stats.max_prob + 3 * stats.entropy + stats.margin.square()
@@ -180,4 +216,6 @@ def _add_losses() -> None:
 _add_cross_entropy()
 _add_teacher()
 _add_logprob()
+_add_info_nce()
+_add_mixing()
 _add_losses()

@@ -21,6 +21,7 @@ from helpers.support_calls import (
     normal,
     quantiles,
 )
+from helpers.support_info_nce import info_nce_cell
 from helpers.support_teacher import teacher_heads
 from tools.support_matrix.table import Option
 from w2s_fast.losses.distillation import DISTILLATIONS
@@ -138,6 +139,7 @@ DRIVERS: dict[str, Callable[[str, torch.dtype, Option], None]] = {
     "teacher": teacher_heads,
     "topk_logprob": logprob,
     "linear_topk_logprob": linear_logprobs,
+    "info_nce": info_nce_cell,
     "quantile": quantiles,
     "distillation": distillation,
     "preference": preference,

@@ -107,14 +107,14 @@ def test_order_of_threads_changes_no_bit(device: ModuleType, kind: str, name: st
 
 # Gradient, logits and targets that start at different places of their 16 bytes.
 @pytest.mark.parametrize("name", ["one block", "cluster of 8", "no room"])
-@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
 def test_rows_out_of_step(device: ModuleType, dtype: torch.dtype, name: str) -> None:
     device.set_limits(*DEVICES[name])
     for kind in KINDS:
         for lead in (1, 5):
             call = sample(kind, 5, 517, dtype, **OPEN)
             z, weak = call["logits"], call["weak"]
-            wide = torch.full((z.shape[0], z.shape[1] + lead), 9e9, dtype=dtype)
+            wide = torch.full((z.shape[0], z.shape[1] + lead), 6e4, dtype=dtype)
             wide[:, lead:] = z
             if kind == "dense" and lead == 5:
                 call["weak"] = torch.cat([weak[:, :2], weak], 1)[:, 2:].to(dtype)
@@ -277,3 +277,100 @@ def test_successor_beyond_the_bins(device: ModuleType) -> None:
         assert_within_budget(found, x.double().quantile(0.5), x.quantile(0.5), 2.0)
         with use_backend("cuda"):
             assert float(masked_quantile(x[:1], 0.7, None)) == pair[0]
+
+
+def passed(
+    p: LossInputs, spec: LossSpec, scale: float = 1.0, backend: str = "cuda"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Record and gradient of one pass."""
+    stats, index = new_record(p)
+    grad = torch.empty_like(p.logits)
+    by = torch.full((), scale, dtype=p.accumulator)
+    with use_backend(backend):
+        serve = dispatch.backend("cross_entropy", p.logits)
+        rule = spec.row_rule(p.logits.shape[1])
+        serve.rows(RowCall(p, spec, stats, index, rule, grad=grad, scale=by))
+    return stats, index, grad
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_entropy_is_left_out(device: ModuleType, kind: str, name: str) -> None:
+    """No other number and no gradient depends on whether the entropy is computed."""
+    device.set_limits(*DEVICES[name])
+    for dtype, smoothing in ((BF16, 0.0), (FP32, 0.0), (FP16, 0.1)):
+        if kind == "rest" and smoothing:
+            continue
+        call = sample(kind, 5, 517, dtype, regime="masked")
+        p = make_inputs(call["logits"], call["weak"])
+        with_it, without = (
+            passed(p, LossSpec("argmax", 0.4, smoothing=smoothing, entropy=wanted))
+            for wanted in (True, False)
+        )
+        rows = [s for s in Stat if s is not Stat.ENTROPY]
+        assert torch.equal(with_it[0][rows].nan_to_num(7.0), without[0][rows].nan_to_num(7.0))
+        assert torch.equal(with_it[1], without[1])
+        assert torch.equal(with_it[2].nan_to_num(7.0), without[2].nan_to_num(7.0))
+        assert bool((with_it[0][Stat.ENTROPY] != 0).any())
+        built = kind != "dense" and name != "no room" and not smoothing
+        assert bool((without[0][Stat.ENTROPY] == 0).all()) == built
+
+
+@pytest.mark.parametrize("name", ["one block", "cluster of 8", "no room"])
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_maxima_on_both_sides_of_near(device: ModuleType, dtype: torch.dtype, name: str) -> None:
+    """One thread's maximum moves from below 4096, where exponents are taken from 0, to above."""
+    device.set_limits(*DEVICES[name])
+    v = 1003
+    noise = torch.randn(8, v, generator=torch.Generator().manual_seed(3))
+    steps = torch.linspace(0, 1, v)
+    rows = torch.stack([
+        noise[0] + 4096 * steps + 8, noise[1] + 4090, noise[2] + 4104, noise[3] - 4096,
+        noise[4] - 5000, noise[5] - 6000 * (1 - steps), 3 * noise[6] + 4000, noise[7] * 1e30,
+    ])  # fmt: skip
+    for spec in (LossSpec("argmax", 0.4), LossSpec("argmax", 0.4, entropy=False)):
+        p = make_inputs(rows.to(dtype), torch.arange(8) * 9)
+        exact = p._replace(logits=p.logits.double())
+        truth, _, grads = passed(exact, spec, backend="ref")
+        eager, _, eager_grads = passed(p, spec, backend="ref")
+        ours, index, grad = passed(p, spec)
+        assert index[Index.ARGMAX].equal(p.logits.argmax(1))
+        for s in (Stat.LOSS, Stat.LOGS, Stat.ENTROPY, Stat.SCORE)[:: 1 if spec.entropy else 3]:
+            assert_within_budget(ours[s], truth[s], eager[s], 4.0)
+        assert_within_budget(grad, grads, eager_grads, BACKWARD)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_upstream_factor(device: ModuleType, kind: str) -> None:
+    """A factor scales the gradient and nothing else, also where its slope would overflow."""
+    call = sample(kind, 5, 517)
+    p = make_inputs(call["logits"].nan_to_num(0.5), call["weak"])
+    for smoothing in (0.0, 0.1) if kind != "rest" else (0.0,):
+        spec = LossSpec("argmax", 0.4, smoothing=smoothing)
+        one = passed(p, spec)[2].double()
+        for power in (-120, -64, 60, 120):
+            scaled = passed(p, spec, 2.0**power)[2].double() * 2.0**-power
+            assert torch.allclose(scaled, one, rtol=1e-5, atol=1e-7)
+    if kind == "rest":  # the residual falls on classes of a mass of e^-51: a slope of 1e21
+        z = torch.full((1, 67), -55.0).index_fill(1, torch.tensor([5]), 0.0)
+        tail = SparseTargets(torch.tensor([[5]]), torch.tensor([[0.9]]), torch.tensor([0.1]))
+        p = make_inputs(z, tail)
+        one, scaled = (passed(p, LossSpec(), by)[2].double() / by for by in (1.0, 2.0**60))
+        assert bool(one[0, 6] < -1e-3) and torch.allclose(scaled, one, rtol=1e-5)
+    # Exactly 0 where p and the target are both 1, whatever the factor.
+    sure = torch.full((1, 67), -1e4).index_fill(1, torch.tensor([5]), 3.1)
+    weak = {"hard": torch.tensor([5]), "dense": sure.softmax(1)}
+    for target in weak.values():
+        grad = passed(make_inputs(sure, target), LossSpec(), 1 / 3)[2]
+        assert float(grad.abs().max()) == 0
+
+
+@pytest.mark.parametrize("name", ["one block", "cluster of 8", "no room"])
+def test_first_of_equal_classes(device: ModuleType, name: str) -> None:
+    """Also where a thread reads the end of a row after its whole chunks."""
+    device.set_limits(*DEVICES[name])
+    for lead in (0, 3):
+        z = torch.zeros(2, 1003 + lead, dtype=BF16)[:, lead:]
+        weak = torch.full((2, 1003 + lead), 1 / 1024, dtype=BF16)[:, lead:]
+        index = passed(make_inputs(z, weak), LossSpec())[1]
+        assert index[[Index.ARGMAX, Index.WEAK]].tolist() == [[0, 0], [0, 0]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.triton_interpreter import to_bfloat16
+from helpers.triton_interpreter import fused, to_bfloat16
 from torch import Tensor
 
 
@@ -18,6 +18,16 @@ def test_bfloat16_is_rounded_as_by_torch() -> None:
     ties = (torch.arange(-(2**15), 2**15, dtype=torch.int32) << 16) + 0x8000
     for x in (every.view(torch.float32), ties.view(torch.float32)):
         torch.testing.assert_close(bits_of(x), x.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_fused_products_are_rounded_once() -> None:
+    x = np.float32(1 + 2**-12)
+    # x x = 1 + 2^-11 + 2^-24, of which a product in fp32 loses the last term.
+    assert float(fused(x, x, np.float32(-1 - 2**-11))) == 2**-24 != float(x * x - (1 + 2**-11))
+    assert np.isnan(fused(np.float32(np.inf), np.float32(0), x))
+    triton = pytest.importorskip("triton", reason="backend triton is missing")
+    builder = triton.runtime.interpreter.InterpreterBuilder
+    assert builder.create_fma.__wrapped__ is not None
 
 
 def test_kernels_use_it() -> None:

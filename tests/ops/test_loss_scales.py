@@ -268,6 +268,23 @@ def test_log_probabilities(backend: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_info_nce(backend: str, dtype: torch.dtype) -> None:
+    """Embeddings of length 1, as retrieval models give; the queries come in two chunks."""
+    queries, documents = (F.normalize(normal(N, 64, seed=s), dim=1).to(dtype) for s in (6, 7))
+    own = torch.arange(N)
+    for scale, by in steps(backend):
+
+        def plain(q: Tensor, d: Tensor, by: float = by) -> Tensor:
+            z = upcast(q @ d.t()) / 0.05
+            return F.cross_entropy(z, own, reduction="sum") / by
+
+        def ours(q: Tensor, d: Tensor, by: float = by) -> Tensor:
+            return w2s_fast.info_nce(q, d, reduction="sum", memory_mib=3 * N * 4 / 2**20) / by
+
+        check(backend, ours, plain, [queries, documents], scale, f"normaliser {by:g}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_vocabulary_parallel_head(one_rank: Any, reduction: str, dtype: torch.dtype) -> None:
     hidden, head = normal(N, D, seed=4).to(dtype), normal(V, D, seed=5).to(dtype)
@@ -351,6 +368,7 @@ def test_no_op_is_without_a_scale() -> None:
         "preference": test_preference,
         "policy": test_policy,
         "teacher": test_teacher_heads,
+        "info_nce": test_info_nce,
     }
     assert set(tested) | {"quantile"} == set(DRIVERS)
 

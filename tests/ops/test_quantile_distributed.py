@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,24 @@ def test_ranks_agree_with_one_place(tmp_path: Path) -> None:
     finally:
         for process in ranks:
             process.kill()
+
+
+def test_messages_do_not_grow(one_rank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three counts of 2049 numbers and one minimum, for any number of scores."""
+    sent: list[int] = []
+    send = torch.distributed.all_reduce
+
+    def counted(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        sent.append(x.numel() * x.element_size())
+        return send(x, *args, **kwargs)
+
+    for name in ("broadcast", "all_gather", "all_gather_into_tensor", "all_gather_object"):
+        monkeypatch.setattr(torch.distributed, name, None)  # no other collective is called
+    monkeypatch.setattr(torch.distributed, "all_reduce", counted)
+    for n in (0, 1, 100_000):
+        sent.clear()
+        w2s_fast.quantile(torch.linspace(-1, 1, n), 0.5, group=one_rank)
+        assert sent == [2049 * 8] * 3 + [4]
 
 
 def part(x: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:

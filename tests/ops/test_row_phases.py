@@ -129,6 +129,35 @@ def shard(weak: Tensor | SparseTargets, begin: int, end: int) -> Tensor | Sparse
     return SparseTargets(torch.where(inside, weak.ids - begin, -1), weak.probs, weak.rest)
 
 
+# V: no whole tile, whole tiles only, and both.
+@pytest.mark.parametrize("v", [15, 64, 77])
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_exponents_in_one_fma_triton(small_tiles: None, dtype: torch.dtype, v: int) -> None:
+    """Maxima near 0 and so far that other classes have probability 0, growing along a row."""
+    noise = torch.randn(7, v, generator=torch.Generator().manual_seed(v))
+    steps, far = torch.linspace(0, 1, v), 2.0**31 if dtype == FP32 else 2.0**21
+    z = torch.stack([
+        noise[0], noise[1] + 40 * steps, noise[2] - 900, noise[3] + 5000 * steps,
+        noise[4] + far * (steps - 0.5), noise[5] * far, noise[6] - far * (1 - steps),
+    ]).to(dtype)  # fmt: skip
+    z[0, 1::3] = -torch.inf
+    p = make_inputs(z, torch.arange(7) * 2)
+    found = {}
+    for name, wanted in (("double", True), ("ref", True), ("triton", True), ("triton", False)):
+        q = p._replace(logits=z.double()) if name == "double" else p
+        grad = torch.empty_like(q.logits)
+        spec = LossSpec("argmax", 0.3, entropy=wanted)
+        found[name, wanted] = (*rows("ref" if name == "double" else name, q, spec, grad), grad)
+    (truth, _, grads), (eager, _, eager_grads), ours, without = found.values()
+    for s in (Stat.LOSS, Stat.LOGS, Stat.ENTROPY, Stat.SCORE):
+        assert_within_budget(ours[0][s], truth[s], eager[s], 4.0)
+    assert_within_budget(ours[2], grads, eager_grads, BACKWARD)
+    assert ours[1][Index.ARGMAX].equal(z.argmax(1))
+    kept = [s for s in Stat if s is not Stat.ENTROPY]
+    assert torch.equal(ours[0][kept], without[0][kept]) and torch.equal(ours[2], without[2])
+    assert not without[0][Stat.ENTROPY].any()
+
+
 class Spy:
     """Stands in for the interpreter's memory: notes addresses, touches only what is allocated."""
 
@@ -192,11 +221,11 @@ def test_offsets_of_rows_are_64_bit_triton(
     spy = Spy(monkeypatch, [z, g, q, f, i])
     tile = _tile.tile(v, 2)
     common = {"KIND": kernels.KINDS["dense"], "CAP": False, "G_STEP": True, "Q_STEP": True}
-    common |= {"KBLOCK": 1, **tile}
+    common |= {"SMOOTH": False, "KBLOCK": 1, **tile}
     if kernel == "rows":
         kernels.rows_kernel[(2,)](
             z, stride, g, stride, None, q, stride, None, None, f, None, f, f, i, None, 2, v, 0, 0,
-            0.0, 0.0, 0.0, 0.0, 0.0, RULE=0, SMOOTH=False, FOCAL=False, WINDOW=False, **common,
+            0.0, 0.0, 0.0, 0.0, 0.0, RULE=0, FOCAL=False, WINDOW=False, ENTROPY=True, **common,
         )  # fmt: skip
     elif kernel == "gradient":
         f[8 * 2 + 4 :] = 1.0  # a row with factor 0 is not read

@@ -36,6 +36,8 @@ PUBLIC = {
     "ops.fused_linear.logprob": ("linear_logprob", "linear_topk_logprob"),
     "ops.fused_linear.teacher.heads": ("TeacherHead",),
     "ops.fused_linear.topk": ("linear_topk_ids",),
+    "ops.info_nce.api": ("info_nce",),
+    "ops.info_nce.mixing": ("mix_hard_negatives",),
     "ops.logprob.api": ("topk_logprob",),
     "ops.pack_topk": ("pack_topk",),
     "ops.quantile.api": ("kth_value", "quantile", "top_fraction_mask"),

@@ -212,6 +212,46 @@ LINEAR_LOGPROB = Entry(
     ),
 )
 
+INFO_NCE = Entry(
+    "info_nce",
+    ("w2s_fast.ops.info_nce.api:info_nce",),
+    "info_nce",
+    ("rows",),
+    ("queries", "documents", "memory_mib"),
+    (
+        Option("in-batch negatives, further documents as hard negatives"),
+        Option("`positives`", {"positives": True}),
+        Option("`temperature`", {"temperature": 0.2}),
+        Option(
+            "`query_groups` and `document_groups` of duplicates",
+            {"groups": True},
+        ),
+        Option(
+            "`negatives`: those of the own group only",
+            {"groups": True, "negatives": "same_group"},
+        ),
+        Option("`margin` above the positive", {"margin": 0.1}),
+        Option("`negative_mask`", {"negative_mask": True}),
+        Option("`focal_gamma`", {"focal_gamma": 0.5}),
+        Option("`symmetric`", {"symmetric": True}, note="similarities are computed twice"),
+        Option("`normalize`", {"normalize": True}),
+        Option("`weight`, with gradients", {"weight": True}),
+        *_REDUCTIONS,
+        Option("`memory_mib`: similarities in chunks", {"memory_mib": 3 * 9 * 4 / 2**20}),
+        Option("frozen queries", {"frozen": "queries"}),
+        Option("frozen documents", {"frozen": "documents"}),
+        Option("`return_stats`", {"return_stats": True}),
+        Option("`torch.compile(fullgraph=True)`", {"compiled": True}),
+        Option(
+            "second derivative",
+            {"twice": True},
+            unsupported="backward returns gradients that are constants",
+            error=RuntimeError,
+            message="not differentiable twice",
+        ),
+    ),
+)
+
 QUANTILE = Entry(
     "quantile, kth_value, top_fraction_mask",
     (
@@ -309,6 +349,7 @@ ENTRIES = (
     TEACHER_HEADS,
     TOPK_LOGPROB,
     LINEAR_LOGPROB,
+    INFO_NCE,
     QUANTILE,
     DISTILLATION,
     PREFERENCE,

@@ -30,7 +30,9 @@ from w2s_fast.errors import W2SError, nearest
 from w2s_fast.ops import native, native_cuda
 
 BACKENDS = ("ref", "cpp", "triton", "cuda")
-_PREFERRED = {"cpu": ("cpp", "ref"), "cuda": ("cuda", "triton", "ref")}
+# On a GPU the order is to follow predicted times (docs/machine_model.md) until rows are measured;
+# tests/kernels/test_compile_cuda.py compares them, and names the kernels for which it does not yet.
+PREFERRED = {"cpu": ("cpp", "ref"), "cuda": ("cuda", "triton", "ref")}
 ISAS = ("base", "avx2", "avx512")  # of the compiled core: csrc/cpu/run.cpp
 _forced: str | None = os.environ.get("W2S_BACKEND") or None
 
@@ -49,11 +51,13 @@ MODULES: dict[str, Mapping[str, str]] = {
     "balanced": {
         name: f"{__package__}.balanced.{'cpp' if name == 'cpp' else 'ref'}" for name in BACKENDS
     },
+    "info_nce": _in_folder("info_nce"),
     "votes": {name: f"{__package__}.votes.{name}" for name in ("ref", "cpp")},
 }
 
 # A loss of 32 rows takes microseconds: backends are looked up once.
-_resolved: dict[tuple[str, str, str | None], ModuleType] = {}
+_resolved: dict[tuple[str, torch.device, str | None], ModuleType] = {}
+_HOST = torch.device("cpu")
 
 
 def backend(op: str, like: Tensor) -> Any:
@@ -62,11 +66,11 @@ def backend(op: str, like: Tensor) -> Any:
     Raises:
         W2SError: if a forced backend is missing here.
     """
-    name, device = "ref" if like.dtype == torch.float64 else _forced, like.device.type
+    name, device = "ref" if like.dtype == torch.float64 else _forced, like.device
     key = (op, device, name)
     module = _resolved.get(key)
     if module is None:
-        module = _resolved[key] = _resolve(op, device, name)
+        module = _resolved[key] = _resolve(op, device.type, name)
     return module
 
 
@@ -77,7 +81,7 @@ def host_backend(op: str) -> Any:
         W2SError: if the compiled core is forced and missing here.
     """
     name = _forced if _forced in ("ref", "cpp") else None
-    key = (op, "cpu", name)
+    key = (op, _HOST, name)
     module = _resolved.get(key)
     if module is None:
         module = _resolved[key] = _resolve(op, "cpu", name)
@@ -213,7 +217,7 @@ def interpreted() -> bool:
 
 
 def _automatic(device: str) -> str:
-    candidates = _PREFERRED.get(device, ("ref",))
+    candidates = PREFERRED.get(device, ("ref",))
     for name in candidates:
         why = missing(name)
         if not why:

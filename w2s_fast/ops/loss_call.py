@@ -31,7 +31,7 @@ class Stat(IntEnum):
     LOSS = 0  # row loss, without the row weight; exactly 0 on rows that do not count
     MAX = 1  # M
     LOGS = 2  # log S, so lse = M + log S
-    ENTROPY = 3  # of the student's distribution, nats
+    ENTROPY = 3  # of the student's distribution, nats; only where the spec wants it
     MASS = 4  # total weak mass, the residual included
     LINEAR = 5  # sum_v q_v (z_v - M), q the weak mass without the residual
     MEAN = 6  # mean_v (z_v - M); written only when label smoothing is on
@@ -60,6 +60,14 @@ class RowRule(IntEnum):
     GIVEN = 4  # a on every row, whose hard class the caller has written into SELF
 
 
+class ThresholdFrom(IntEnum):
+    """Where the threshold of two classes comes from; ``w2s::Select`` in csrc/w2s.h."""
+
+    GIVEN = 0  # the number or tensor of the spec, or none is needed
+    PRIOR = 1  # quantile of the margins at the mean weak P(class 1)
+    MEDIAN = 2
+
+
 @dataclass(slots=True)
 class LossSpec:
     """Coefficients and self-target of a call. ``threshold`` is in SCORE units.
@@ -77,6 +85,7 @@ class LossSpec:
     softcap: float = 0.0
     z_loss: float = 0.0
     record: bool = True  # False: a backend may skip the per-row record where it does not need it
+    entropy: bool = True  # False: nothing reads ENTROPY, and a backend may leave it 0
 
     def row_rule(self, n_classes: int) -> RowRule:
         """Return the rule of a row, once the threshold of the batch is known."""
@@ -87,6 +96,15 @@ class LossSpec:
         if self.rule == "prior":
             return RowRule.GIVEN
         return RowRule.ARGMAX if self.rule == "argmax" else RowRule.GATE
+
+    def threshold_from(self) -> ThresholdFrom:
+        """Return where a call over two classes takes its threshold from."""
+        if self.threshold is not None:
+            return ThresholdFrom.GIVEN
+        return _BATCH_STATISTIC.get(self.rule, ThresholdFrom.GIVEN)
+
+
+_BATCH_STATISTIC = {"prior": ThresholdFrom.PRIOR, "median": ThresholdFrom.MEDIAN}
 
 
 @dataclass(slots=True)
@@ -132,7 +150,7 @@ class RowCall:
             0 if ids is None else ids.data_ptr(),
             0 if probs is None else probs.data_ptr(),
             0 if probs is None else probs.stride(0),
-            0 if probs is None else DTYPE_CODES[probs.dtype], probs_are_logits,
+            0 if probs is None else DTYPE_CODES[probs.dtype], probs_are_logits, spec.entropy,
             0 if rest is None else rest.data_ptr(),
             0 if weight is None else weight.data_ptr(),
             ignore_index, self.rule, aux, threshold,
@@ -150,6 +168,13 @@ def new_record(p: LossInputs) -> tuple[Tensor, Tensor]:
     """Return ``stats`` (12, N), zeroed, and ``index`` (3, N) for a pass to fill."""
     n, device = p.logits.shape[0], p.logits.device
     stats = torch.zeros((len(Stat), n), dtype=p.accumulator, device=device)
+    return stats, torch.empty((len(Index), n), dtype=torch.int64, device=device)
+
+
+def empty_record(p: LossInputs, wanted: bool) -> tuple[Tensor, Tensor]:
+    """Return ``stats`` and ``index`` for a kernel that writes every entry; empty if not wanted."""
+    n, device = p.logits.shape[0] if wanted else 0, p.logits.device
+    stats = torch.empty((len(Stat), n), dtype=p.accumulator, device=device)
     return stats, torch.empty((len(Index), n), dtype=torch.int64, device=device)
 
 

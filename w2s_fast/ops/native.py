@@ -26,14 +26,15 @@ def _load() -> tuple[ModuleType | None, str]:
         from w2s_fast import _core
     except ImportError as e:
         return None, _why_not_built() or f"{e}; install the package where there is a C++17 compiler"
-    _core.set_parallel_for(_torch_parallel_for())
+    _core.set_parallel_for(*map(_symbol_of_torch, ("torch_parallel_for", "torch_get_num_threads")))
     return _core, ""
 
 
-def _torch_parallel_for() -> int:
+def _symbol_of_torch(name: str) -> int:
+    """Return the address of a C function of libtorch; 0 if it has none of this name."""
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        symbol = ctypes.CDLL(str(library)).torch_parallel_for
+        symbol = getattr(ctypes.CDLL(str(library)), name)
     except (OSError, AttributeError):
         return 0
     return ctypes.cast(symbol, ctypes.c_void_p).value or 0
@@ -68,7 +69,17 @@ def new_buffer(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None =
 
     On a CPU, huge pages cut the page faults of a large buffer by a factor of 512.
     """
-    buffer = like.new_empty(shape, dtype=dtype)
+    return _on_huge_pages(like.new_empty(shape, dtype=dtype))
+
+
+def new_like(x: Tensor) -> Tensor:
+    """Return an uninitialised tensor in shape and dtype of ``x``; see ``new_buffer``."""
+    return _on_huge_pages(torch.empty_like(x))
+
+
+def _on_huge_pages(buffer: Tensor) -> Tensor:
+    if buffer.numel() < _HUGE_BYTES // 8:
+        return buffer
     if buffer.nbytes >= _HUGE_BYTES and buffer.device.type == "cpu" and not missing():
         core().advise_huge(buffer.data_ptr(), buffer.nbytes)
     return buffer
@@ -78,4 +89,8 @@ def info() -> dict[str, str]:
     """Return what was built and chosen: ``isa`` and whether torch's thread pool is used."""
     if missing():
         return {"core": missing()}
-    return {"core": "ok", "isa": core().isa(), "torch_pool": str(_torch_parallel_for() != 0)}
+    return {
+        "core": "ok",
+        "isa": core().isa(),
+        "torch_pool": str(_symbol_of_torch("torch_parallel_for") != 0),
+    }

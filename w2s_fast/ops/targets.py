@@ -210,7 +210,7 @@ def _targets(
     if weak.is_floating_point():
         hint = "; hard labels must be integers: weak.long()" if weak.dim() == 1 else ""
         _expect("weak (soft labels)", weak, (n, v), hint)
-        weak = weak.detach()
+        weak = weak.detach() if weak.requires_grad else weak
         weak = weak if weak.dtype in (acc, dtype) else weak.to(acc)
         return None, weak if weak.stride(1) == 1 or v == 1 else weak.contiguous(), None
     _expect("weak (hard labels)", weak, (n,))
@@ -237,7 +237,7 @@ def _sparse(
 
 
 def _expect(name: str, t: Tensor, shape: tuple[int, ...], hint: str = "") -> None:
-    if tuple(t.shape) != shape:
+    if t.shape != shape:
         raise W2SError(
             f"{name} has shape {tuple(t.shape)}; expected {shape} to fit the logits{hint}"
         )

@@ -9,6 +9,8 @@
 Step 3 works because the dense part of a row's gradient is p times a number that the gate only
 rescales. With a residual, smoothing or dense weak labels the gate reaches every entry in another
 way, so those calls make one pass for the record, select, and then write the gradient in a second.
+On the CPU, dense weak labels take the threshold of a sample of rows in the pass instead, and the
+few rows that it misjudges are passed again.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ NEW = "new"
 RULES = ("none", "prior", "median", "argmax", "fixed")
 BATCH_RULES = ("prior", "median")  # their threshold is a statistic of the batch
 BALANCED_CLASSES = 64  # most classes of rule "prior"; its work grows with their square
+_LEAST_GUESSED = 256  # rows from which on a batch threshold is guessed from a sample
 _NAMED_THRESHOLDS = ("prior", "median", "argmax")
 
 
@@ -43,13 +46,14 @@ def make_spec(
     softcap: float,
     z_loss: float,
     record: bool = True,
+    entropy: bool = True,
 ) -> LossSpec:
     """Return the spec of a public call, whose ``threshold`` is a rule name or a probability."""
     rule, fixed = "none", None
     # Coefficient 0 known in advance: the plain weak loss, no threshold to compute.
     if threshold is not None or isinstance(aux, Tensor) or aux != 0:
         rule, fixed = _named_rule(threshold, p)
-    return LossSpec(rule, aux, fixed, smoothing, 0.0, math.inf, softcap, z_loss, record)
+    return LossSpec(rule, aux, fixed, smoothing, 0.0, math.inf, softcap, z_loss, record, entropy)
 
 
 def _named_rule(threshold: str | float | None, p: LossInputs) -> tuple[str, Tensor | None]:
@@ -184,7 +188,7 @@ def batch_threshold(
     else:  # by the kernel that will compare: each rounds a tanh and a sum in its own way
         stats, index = new_record(p)
         dispatch.backend("cross_entropy", p.logits).rows(
-            RowCall(p, LossSpec(softcap=softcap), stats, index)
+            RowCall(p, LossSpec(softcap=softcap, entropy=False), stats, index)
         )
         score = stats[Stat.SCORE]
     return quantile_op.masked_quantile(score, q, counted)
@@ -199,8 +203,7 @@ def solve(p: LossInputs, spec: LossSpec, into: Tensor | str | None, mean: bool) 
     check_spec(spec, p, BALANCED_CLASSES)
     kernels, v = dispatch.backend("cross_entropy", p.logits), p.logits.shape[1]
     grad = kernels.gradient_buffer(p, any_stride=True) if isinstance(into, str) else into
-    plain = v == 2 and p.kind != "sparse" and not (spec.softcap or spec.z_loss)
-    if plain and hasattr(kernels, "two_class"):
+    if v == 2 and p.kind != "sparse" and kernels.takes_two_class(p, spec):
         return kernels.two_class(p, spec, grad, mean)
     total = normaliser(p)
     threshold = spec.threshold
@@ -241,6 +244,8 @@ def _gate_after_pass(call: RowCall, kernels: Any) -> Tensor:
     """
     p, spec, grad = call.inputs, call.spec, call.grad
     assert call.scale is not None
+    if kernels.GUESSES_GATES and _may_guess(call):
+        return _gate_by_guess(call, kernels)
     repairable = p.kind != "dense" and p.rest is None and spec.smoothing == 0
     if not (repairable and kernels.FIXES_IN_PLACE):
         call.grad = None
@@ -255,3 +260,54 @@ def _gate_after_pass(call: RowCall, kernels: Any) -> Tensor:
         call.row_scale = call.scale.expand(n) if p.weight is None else call.scale * p.weight
         kernels.gradient(call)
     return call.threshold
+
+
+def _may_guess(call: RowCall) -> bool:
+    """Return whether rows can be passed again: dense labels, and logits that outlive the pass."""
+    p, grad = call.inputs, call.grad
+    apart = grad is not None and grad.data_ptr() != p.logits.data_ptr()
+    return apart and p.kind == "dense" and p.logits.shape[0] >= _LEAST_GUESSED
+
+
+def _gate_by_guess(call: RowCall, kernels: Any) -> Tensor:
+    """Make one pass with the threshold of a sample of rows, and pass again the rows it misjudges.
+
+    With dense labels a gate changes every entry of its row: after a pass with open gates all rows
+    would have to be read a second time. The rows that lie between the two medians are few.
+    """
+    p, spec, n = call.inputs, call.spec, call.inputs.logits.shape[0]
+    step = min(32, n // 32)
+    sample = _inputs_of(p, slice(0, None, step))
+    stats, index = new_record(sample)
+    kernels.rows(RowCall(sample, spec, stats, index, call.rule))
+    guess = batch_threshold(sample, spec.rule, stats)
+    call.threshold = guess
+    kernels.rows(call)
+    threshold = batch_threshold(p, spec.rule, call.stats)
+    score = call.stats[Stat.SCORE]
+    misjudged = ((score >= threshold) != (score >= guess)).nonzero().squeeze(1)
+    call.threshold = threshold
+    if misjudged.numel() > n // 8:
+        kernels.rows(call)
+    elif misjudged.numel():
+        _pass_again(call, misjudged, kernels)
+    return threshold
+
+
+def _pass_again(call: RowCall, rows: Tensor, kernels: Any) -> None:
+    """Replace record and gradient of these rows by those for the threshold of the call."""
+    assert call.grad is not None
+    part = _inputs_of(call.inputs, rows)
+    stats, index = new_record(part)
+    grad = torch.empty_like(part.logits)
+    kernels.rows(
+        RowCall(part, call.spec, stats, index, call.rule, call.threshold, grad, call.scale)
+    )
+    call.stats[:, rows], call.index[:, rows], call.grad[rows] = stats, index, grad
+
+
+def _inputs_of(p: LossInputs, rows: slice | Tensor) -> LossInputs:
+    """Return the inputs of some rows with dense labels."""
+    assert p.probs is not None
+    weight = None if p.weight is None else p.weight[rows].contiguous()
+    return p._replace(logits=p.logits[rows], probs=p.probs[rows], weight=weight)

@@ -107,7 +107,8 @@ def cross_entropy(
     """
     p = make_inputs(logits, weak, weight, ignore_index)
     with_gradients = check_return_stats(return_stats)
-    spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss, record=bool(return_stats))
+    kept = bool(return_stats)
+    spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss, record=kept, entropy=kept)
     if with_gradients:
         loss, result, values = loss_with_values(p, spec, weight, reduction)
         return loss, differentiable_stats(make_stats(p, result), values)

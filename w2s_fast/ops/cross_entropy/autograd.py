@@ -153,7 +153,7 @@ def scaled(grad: Tensor, upstream: Tensor) -> Tensor:
     """Multiply by the upstream scalar, rounding once; in place, and without waiting for a GPU."""
     if batched(upstream):  # by is_grads_batched: a gradient for every scalar
         return (grad.to(upstream.dtype) * upstream).to(grad.dtype)
-    if grad.device.type != "cpu":
+    if not grad.is_cpu:
         kernels = backend("cross_entropy", grad)
         kernels.scale_(grad if grad.dim() == 2 else grad.unsqueeze(0), upstream)
     elif upstream.item() != 1.0:

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from w2s_fast.ops import native
+from w2s_fast.ops.dtypes import DTYPE_CODES
 from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, RowRule, new_record
 from w2s_fast.ops.targets import LossInputs, check_labels
 
 FIXES_IN_PLACE = True
+GUESSES_GATES = True  # the host may look at scores and choose rows
 READS_TARGET_LOGITS = True
 FIXES_ANY_MASS = False
 _NO_RECORD = (torch.empty(0), torch.empty(0, dtype=torch.int64))  # data_ptr() is 0
-_THRESHOLD_FROM = {"prior": 1, "median": 2}  # w2s::Select in csrc/w2s.h; 0 for a given one
+_SCALAR = torch.empty((), dtype=torch.float32)  # copied in form: faster than to name the form
 
 
 def rows(call: RowCall) -> None:
@@ -40,18 +42,37 @@ def gradient(call: RowCall) -> None:
 
 def gradient_buffer(p: LossInputs, any_stride: bool = False) -> Tensor:
     """Return an uninitialised (N, V)."""
-    return native.new_buffer(tuple(p.logits.shape), p.logits)
+    return native.new_like(p.logits)
+
+
+def takes_two_class(p: LossInputs, spec: LossSpec) -> bool:
+    """Return whether ``two_class`` has every term of a call with hard or dense labels."""
+    return not (spec.softcap or spec.z_loss)
 
 
 def two_class(p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool) -> LossResult:
     """Compute threshold, loss and gradient of hard or dense labels over two classes in one call."""
     stats, index = new_record(p) if spec.record else _NO_RECORD
-    call = RowCall(p, spec, stats, index, spec.row_rule(2), spec.threshold, grad)
-    select = 0 if spec.threshold is not None else _THRESHOLD_FROM.get(spec.rule, 0)
-    loss = torch.empty((), dtype=torch.float32)
-    bad, count, at = native.core().two_class(_packed(call), select, mean, loss.data_ptr())
+    rule, given = spec.row_rule(2), spec.threshold
+    logits, ids, probs, _, weight, ignore_index, _ = p
+    loss = torch.empty_like(_SCALAR)
+    # One call of numbers, and no ``RowCall``: a loss of 32 rows takes microseconds.
+    bad, count, at = native.core().two_class(
+        logits.shape[0], logits.data_ptr(), logits.stride(0), DTYPE_CODES[logits.dtype],
+        0 if ids is None else ids.data_ptr(),
+        0 if probs is None else probs.data_ptr(),
+        0 if probs is None else probs.stride(0),
+        0 if probs is None else DTYPE_CODES[probs.dtype],
+        0 if weight is None else weight.data_ptr(),
+        ignore_index, rule, spec.threshold_from(), float(spec.aux),
+        0.0 if given is None else float(given),
+        spec.smoothing, spec.focal_gamma, spec.max_confidence, mean,
+        stats.data_ptr(), index.data_ptr(),
+        0 if grad is None else grad.data_ptr(),
+        0 if grad is None else grad.stride(0), loss.data_ptr(),
+    )  # fmt: skip
     _check(p, bad)
-    threshold = at if call.rule is RowRule.MARGIN else None
+    threshold = at if rule is RowRule.MARGIN else None
     return LossResult(stats, index, loss, count, threshold, (grad,))
 
 

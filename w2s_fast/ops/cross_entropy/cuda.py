@@ -8,8 +8,11 @@ listed twice, turns its row's loss and gradient into NaN.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +20,11 @@ from torch import Tensor
 from w2s_fast.ops import native_cuda as native
 from w2s_fast.ops.cross_entropy.ref import gradient_buffer as gradient_buffer
 from w2s_fast.ops.dtypes import DTYPE_CODES
-from w2s_fast.ops.loss_call import RowCall
-from w2s_fast.ops.targets import check_labels
+from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, RowRule, empty_record
+from w2s_fast.ops.targets import LossInputs, check_labels
 
 FIXES_IN_PLACE = True
+GUESSES_GATES = False
 READS_TARGET_LOGITS = False
 # The rows of a fused head whose softmax factor changes late are a Triton kernel.
 FIXES_ANY_MASS = importlib.util.find_spec("triton") is not None
@@ -42,6 +46,31 @@ def gradient(call: RowCall) -> None:
     _launch("gradient", call)
 
 
+def takes_two_class(p: LossInputs, spec: LossSpec) -> bool:
+    """Return whether ``two_class`` serves a call with hard or dense labels."""
+    return p.logits.shape[0] <= native.library().MAX_SCORES
+
+
+def two_class(p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool) -> LossResult:
+    """Compute threshold, normaliser, loss and gradient of two classes in one launch."""
+    check_labels(p)
+    library, device = native.library(), p.logits.device
+    stats, index = empty_record(p, spec.record)
+    call = RowCall(p, spec, stats, index, spec.row_rule(2), spec.threshold, grad)
+    scratch = torch.empty(library.TWO_CLASS_SCRATCH, dtype=torch.int64, device=device)
+    out = torch.empty(3, dtype=torch.float32, device=device)
+    with _packed(call) as packed:
+        error = library.two_class(
+            packed, spec.threshold_from(), mean, scratch.data_ptr(), out.data_ptr(),
+            native.stream_of(p.logits),
+        )  # fmt: skip
+    native.check(error, f"two_class of {p.logits.shape[0]} rows")
+    loss, count, at = out.unbind()
+    return LossResult(
+        stats, index, loss, count, at if call.rule is RowRule.MARGIN else None, (grad,)
+    )
+
+
 def scale_(grad: Tensor, upstream: Tensor) -> None:
     """Multiply the finished gradient by the upstream scalar, in place; 1 is seen on the device."""
     n, v = grad.shape
@@ -57,21 +86,26 @@ def scale_(grad: Tensor, upstream: Tensor) -> None:
 
 
 def _launch(kernel: str, call: RowCall) -> None:
-    p, library = call.inputs, native.library()
+    p = call.inputs
     n, v = p.logits.shape
     if n == 0:
         return
+    with _packed(call) as packed:
+        error = getattr(native.library(), kernel)(packed, native.stream_of(p.logits))
+    native.check(error, f"{kernel} of {n} x {v} with {p.width} top-k classes")
+
+
+@contextlib.contextmanager
+def _packed(call: RowCall) -> Iterator[Any]:
+    """Yield the C struct of a call, on the device of its logits."""
     # Phase ``gradient`` reads these numbers from the record. Elsewhere a 0-d tensor stays on the
     # device and becomes fp32; it must live until the launch has returned.
     scalars: tuple[float | Tensor | None, ...] = (0.0, None, None)
     if call.row_scale is None:
         scalars = (call.spec.aux, call.threshold, call.scale)
-    on_device = [
-        x.to(p.logits.device, torch.float32) if isinstance(x, Tensor) else None for x in scalars
-    ]
+    device = call.inputs.logits.device
+    on_device = [x.to(device, torch.float32) if isinstance(x, Tensor) else None for x in scalars]
     addresses = [0 if x is None else x.data_ptr() for x in on_device]
     value = 0.0 if addresses[0] else float(call.spec.aux)
-    packed = call.packed(library.RowCall, value, -math.inf, 1.0, *addresses)
-    with native.device_of(p.logits):
-        error = getattr(library, kernel)(packed, native.stream_of(p.logits))
-    native.check(error, f"{kernel} of {n} x {v} with {p.width} top-k classes")
+    with native.device_of(call.inputs.logits):
+        yield call.packed(native.library().RowCall, value, -math.inf, 1.0, *addresses)

@@ -4,8 +4,8 @@ It follows the formulas of ``api.py`` line by line and is what fp64 always runs,
 gradient check tests the formulas that the fused kernels implement.
 
 Every backend is a module with the functions of this one: ``rows``, ``fixup`` and ``gradient`` take
-a ``RowCall``; ``gradient_buffer`` allocates, ``scale_`` multiplies a finished gradient. One with
-``two_class`` serves two classes in a single call.
+a ``RowCall``; ``gradient_buffer`` allocates, ``scale_`` multiplies a finished gradient. Where
+``takes_two_class`` is true, ``two_class`` serves two classes in a single call.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.loss_call import Index, RowCall, RowRule, Stat
+from w2s_fast.ops.loss_call import Index, LossSpec, RowCall, RowRule, Stat
 from w2s_fast.ops.targets import LossInputs, check_labels
 
 # Gradients are written after the threshold is known, never repaired.
 FIXES_IN_PLACE = False
+# Looking at scores would make the host wait for a device.
+GUESSES_GATES = False
 # Dense targets are probabilities.
 READS_TARGET_LOGITS = False
 FIXES_ANY_MASS = False
@@ -58,6 +60,11 @@ def gradient(call: RowCall) -> None:
     """
     assert call.row_scale is not None
     _write_gradient(call, call.row_scale)
+
+
+def takes_two_class(p: LossInputs, spec: LossSpec) -> bool:
+    """Return False: two classes are rows like others here."""
+    return False
 
 
 def gradient_buffer(p: LossInputs, any_stride: bool = False) -> Tensor:

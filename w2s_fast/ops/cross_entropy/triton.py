@@ -12,11 +12,13 @@ from torch import Tensor
 
 from w2s_fast.kernels import _tile
 from w2s_fast.kernels import cross_entropy as kernels
-from w2s_fast.ops.loss_call import RowCall
+from w2s_fast.kernels import two_class as pairs
+from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, RowRule, empty_record
 from w2s_fast.ops.native_cuda import device_of
 from w2s_fast.ops.targets import LossInputs, check_labels
 
 FIXES_IN_PLACE = True
+GUESSES_GATES = False
 READS_TARGET_LOGITS = False
 FIXES_ANY_MASS = True
 
@@ -40,8 +42,9 @@ def rows(call: RowCall) -> None:
             spec.smoothing, spec.focal_gamma, spec.max_confidence, spec.softcap, spec.z_loss,
             KIND=kernels.KINDS[p.kind], RULE=int(call.rule),
             SMOOTH=spec.smoothing != 0, FOCAL=spec.focal_gamma != 0,
-            WINDOW=spec.max_confidence != float("inf"), CAP=spec.softcap != 0, **_steps(p, grad),
-            **_tiles(call),
+            WINDOW=spec.max_confidence != float("inf"), ENTROPY=spec.entropy,
+            CAP=spec.softcap != 0, **_steps(p, grad), **_tiles(call),
+            **_tile.registers(p.logits.element_size(), p.kind, spec.softcap != 0),
         )  # fmt: skip
 
 
@@ -79,9 +82,38 @@ def gradient(call: RowCall) -> None:
             p.logits, p.logits.stride(0), grad, grad.stride(0), p.ids, p.probs, _row_stride(p),
             p.rest, row_scale, row_scale.stride(0), call.stats, call.index, n, v, p.width,
             p.ignore_index, spec.smoothing, spec.softcap, spec.z_loss,
-            KIND=kernels.KINDS[p.kind], CAP=spec.softcap != 0, **_steps(p, grad),
-            **_tiles(call),
+            KIND=kernels.KINDS[p.kind], SMOOTH=spec.smoothing != 0, CAP=spec.softcap != 0,
+            **_steps(p, grad), **_tiles(call),
         )  # fmt: skip
+
+
+def takes_two_class(p: LossInputs, spec: LossSpec) -> bool:
+    """Return whether one program holds the batch; a larger one takes a program a row."""
+    return p.logits.shape[0] <= pairs.MOST_ROWS
+
+
+def two_class(p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool) -> LossResult:
+    """Compute threshold, normaliser, loss and gradient of two classes in one launch."""
+    check_labels(p)
+    n, rule = p.logits.shape[0], spec.row_rule(2)
+    stats, index = empty_record(p, spec.record)
+    out = torch.empty(3, dtype=torch.float32, device=p.logits.device)
+    block = next(b for b in pairs.BLOCKS if n <= b)
+    aux = spec.aux.float() if isinstance(spec.aux, Tensor) else None
+    with device_of(p.logits):
+        pairs.two_class_kernel[(1,)](
+            p.logits, p.logits.stride(0), grad, 0 if grad is None else grad.stride(0),
+            p.ids, p.probs, _row_stride(p), p.weight, aux, spec.threshold,
+            stats if spec.record else None, index if spec.record else None, out, n, p.ignore_index,
+            0.0 if aux is not None else float(spec.aux), spec.smoothing, spec.focal_gamma,
+            spec.max_confidence, spec.softcap, spec.z_loss,
+            KIND=kernels.KINDS[p.kind], FROM=int(spec.threshold_from()),
+            OWN=rule is RowRule.MARGIN, MEAN=mean, SMOOTH=spec.smoothing != 0,
+            FOCAL=spec.focal_gamma != 0, WINDOW=spec.max_confidence != float("inf"),
+            CAP=spec.softcap != 0, BLOCK=block, num_warps=pairs.BLOCKS[block],
+        )  # fmt: skip
+    loss, count, at = out.unbind()
+    return LossResult(stats, index, loss, count, at if rule is RowRule.MARGIN else None, (grad,))
 
 
 def gradient_buffer(p: LossInputs, any_stride: bool = False) -> Tensor:

@@ -142,7 +142,7 @@ def linear_cross_entropy(
         check_options(temperature, divergence, beta)
         assert weak is not None
         p = attach_targets(shape, weak, weight, ignore_index)
-    spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss)
+    spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss, entropy=bool(return_stats))
     loss, result = differentiable_loss(x, p, spec, weight, reduction)
     return (loss, make_stats(p, result)) if return_stats else loss
 

@@ -83,7 +83,9 @@ def pass_over_chunks(x: HeadInputs, call: RowCall, keep: bool) -> Iterator[Chunk
     if keep:  # the caller has checked that they fit
         shape = call.inputs.logits
         x = x._replace(
-            memory_mib=max(x.memory_mib or 0, (shape.numel() + 1) * shape.dtype.itemsize / MIB)
+            memory_mib=max(
+                x.chunk_mib(shape.dtype.itemsize), (shape.numel() + 1) * shape.dtype.itemsize / MIB
+            )
         )
     for chunk in chunks(x, call.inputs):
         pass_over_rows(call, chunk)

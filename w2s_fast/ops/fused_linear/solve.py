@@ -119,7 +119,7 @@ def threshold_from_scores(x: HeadInputs, p: LossInputs, spec: LossSpec) -> Tenso
         scored, student = p._replace(ids=any_label, ignore_index=-1), x._replace(teacher=None)
         if p.logits.shape[1] == 2:  # the prior of two classes is a mean of the target
             p = p._replace(probs=teacher_heads.probabilities(x.teacher))
-    call = RowCall(scored, LossSpec(softcap=spec.softcap), *new_record(p))
+    call = RowCall(scored, LossSpec(softcap=spec.softcap, entropy=False), *new_record(p))
     for chunk in chunks(student, scored):
         pass_over_rows(call, chunk)
     return batch_threshold(p, spec.rule, call.stats)

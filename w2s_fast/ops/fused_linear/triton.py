@@ -11,7 +11,7 @@ from w2s_fast.ops.dispatch import interpreted
 from w2s_fast.ops.fused_linear.chunks import Gradients, HeadInputs
 from w2s_fast.ops.native_cuda import device_of
 
-_BLOCKS = {"BLOCK_N": 32, "BLOCK_V": 64, "BLOCK_D": 32, "num_warps": 4}
+_BLOCKS = {"BLOCK_N": 32, "BLOCK_V": 64, "BLOCK_D": 32, "num_warps": 8}
 
 
 def add_softmax(x: HeadInputs, pull: Tensor, lse: Tensor, softcap: float, grads: Gradients) -> None:

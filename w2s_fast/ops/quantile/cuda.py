@@ -34,7 +34,7 @@ def _select(
     scores: Tensor, keep: Tensor | None, q: Tensor | None = None, rank: Tensor | None = None
 ) -> Tensor:
     library, n, device = native.library(), scores.numel(), scores.device
-    counters = torch.zeros(library.QUANTILE_COUNTERS, dtype=torch.int64, device=device)
+    counters = torch.empty(library.QUANTILE_COUNTERS, dtype=torch.int64, device=device)
     out = torch.empty((), dtype=torch.float32, device=device)
     with native.device_of(scores):
         error = library.quantile(

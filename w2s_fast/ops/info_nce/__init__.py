@@ -1,0 +1,1 @@
+"""InfoNCE over queries and documents; the matrix of similarities is never stored."""
