@@ -13,6 +13,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.ops import chunking
 from w2s_fast.ops.chunking import MIB, ROUND_ROWS, default_memory_mib, rows_per_chunk
 from w2s_fast.ops.fused_linear import gemm
+from w2s_fast.ops.info_nce.api import default_memory_mib as default_similarities_mib
 
 
 @given(
@@ -104,3 +105,11 @@ def test_a_gpu_multiplies_large_tiles() -> None:
     widths = [at.stop - at.start for at in gemm.tiles(head, 2048)]
     assert sum(widths) == 50257
     assert all(w == 8192 for w in widths[:-1]) and len(widths) == 7
+
+
+def test_similarities_of_a_chunk() -> None:
+    """A GPU needs products of 1024 queries; what the documents take decides from 16384 on."""
+    for m, mib in ((1000, 64), (16384, 64), (65536, 256)):
+        documents = torch.empty((m, 8), dtype=torch.bfloat16, device="meta")
+        assert default_similarities_mib(documents) == mib
+    assert default_similarities_mib(torch.empty(65536, 8)) == 8

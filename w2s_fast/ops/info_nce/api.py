@@ -26,7 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from w2s_fast.ops.arguments import checked
+from w2s_fast.ops.chunking import DEVICE_ROWS, MIB
 from w2s_fast.ops.dispatch import Cost, Op
+from w2s_fast.ops.dtypes import accumulator
 from w2s_fast.ops.fused_linear.inputs import cast_for_autocast
 from w2s_fast.ops.info_nce.autograd import loss_and_stats
 from w2s_fast.ops.info_nce.call import Pairs
@@ -41,7 +43,8 @@ from w2s_fast.ops.info_nce.inputs import (
 )
 from w2s_fast.ops.info_nce.reference import info_nce_reference, info_nce_sample
 
-DEFAULT_MEMORY_MIB: float = 8  # of similarities: chunks of 512 queries for 4096 documents
+_CPU_MIB = 8.0  # of similarities: chunks of 512 queries for 4096 documents
+_DEVICE_MIB = 64.0
 
 
 @dataclass(slots=True)
@@ -76,7 +79,7 @@ def info_nce(
     normalize: bool = False,
     weight: Tensor | None = None,
     reduction: str = "mean",
-    memory_mib: float = DEFAULT_MEMORY_MIB,
+    memory_mib: float | None = None,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
     """Compute InfoNCE without storing the (N, M) similarities.
@@ -108,7 +111,8 @@ def info_nce(
             still a negative of the others.
         reduction: ``"mean"`` divides by the sum of weights of the queries that count (0 queries
             give 0), ``"sum"``, or ``"none"`` for (N,).
-        memory_mib: what the similarities of a chunk may take, in MiB.
+        memory_mib: what the similarities of a chunk may take, in MiB; None: 8 on a CPU; on a GPU
+            64, or what 1024 queries take if that is more.
         return_stats: also return ``InfoNCEStats``, with ``symmetric`` those of the queries.
 
     Returns:
@@ -136,13 +140,21 @@ def info_nce(
         ),
         temperature,
         focal_gamma,
-        memory_mib,
+        default_memory_mib(documents) if memory_mib is None else memory_mib,
     )
     loss, stats = loss_and_stats(pairs, weight, reduction)
     if symmetric:
         other, _ = loss_and_stats(turned(pairs), weight, reduction)
         loss = (loss + other) / 2
     return (loss, InfoNCEStats(*stats.unbind(0))) if return_stats else loss
+
+
+def default_memory_mib(documents: Tensor) -> float:
+    """Return the MiB of a chunk of similarities with these documents, by their device."""
+    if documents.device.type == "cpu":
+        return _CPU_MIB
+    row = documents.shape[0] * accumulator(documents.dtype).itemsize / MIB
+    return max(_DEVICE_MIB, DEVICE_ROWS * row)
 
 
 def cost(n: int, v: int, dtype: torch.dtype) -> Cost:
