@@ -316,6 +316,8 @@ def test_one_launch(
             )
             assert loss.requires_grad
         w2s_fast.cross_entropy(z, weak, reduction=reduction)
+        w2s_fast.cross_entropy(z, weak, aux=0.5, threshold=0.3, reduction=reduction)
     one = "two_class" if backend == "cuda" else "two_class_kernel"
-    assert launches.names == [one] * 3
+    # A number becomes a scalar of the device.
+    assert launches.names == [one] * 3 + ["aten.full", one]
     assert z.grad is None

@@ -58,6 +58,8 @@ def weak_loss(
     Returns:
         ``WeakLossOut``; ``count`` is the 0-d normaliser Z.
     """
+    if isinstance(threshold, Tensor):
+        threshold = threshold.clone()  # the caller's may have moved when backward reads it
     spec = LossSpec(
         rule, aux, threshold, smoothing, focal_gamma, max_confidence, softcap, z_loss, return_stats
     )

@@ -182,11 +182,9 @@ def weight_gradient(
 
 
 def snapshot(spec: LossSpec) -> None:
-    """Copy scalars that a later backward needs: schedules and thresholds may have moved by then."""
+    """Copy the coefficient that a later backward needs: a schedule may have moved on by then."""
     if isinstance(spec.aux, Tensor):
         spec.aux = spec.aux.clone()
-    if isinstance(spec.threshold, Tensor):
-        spec.threshold = spec.threshold.clone()
 
 
 def _gradient_from_record(p: LossInputs, call: EagerCall, upstream: Tensor) -> Tensor:
