@@ -5,7 +5,7 @@
     make evidence DATA=DIR                                              # both, and the documents
 
 The data folder holds the files of ``design.SETS`` as they are published; sets that are missing are
-named and left out. Every finished cell is added to bench/results/evidence/rows.jsonl, and the same
+named and left out. Every finished cell is added to bench/results/evidence, and the same
 command continues from these rows, and a cell from its finished stages in ``--out``.
 docs/evidence.md shows the rows.
 """
@@ -108,7 +108,7 @@ def main(args: list[str]) -> int:
     p.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     p.add_argument("--models", type=Path, required=True, help="folder of bench.evidence.models")
     p.add_argument("--out", type=Path, default=Path("out/evidence"), help="%(default)s")
-    p.add_argument("--rows", type=Path, default=ROWS, help="file of the rows; the committed ones")
+    p.add_argument("--rows", type=Path, default=ROWS, help="folder of the rows; the committed ones")
     p.add_argument("--sets", nargs="+", choices=SETS, help="only these")
     p.add_argument("--supervisors", nargs="+", choices=SUPERVISORS, help="only these")
     p.add_argument("--protocols", nargs="+", choices=PROTOCOLS, help="only these")
@@ -141,7 +141,7 @@ def _refusal(options: argparse.Namespace) -> str:
             f"`python -m bench.evidence.models {options.models}`"
         )
     if options.rows == ROWS and options.quick:
-        return "rows of --quick are not committed; write them to another file by --rows"
+        return "rows of --quick are not committed; write them to another folder by --rows"
     if options.rows == ROWS and environment()["dirty"]:
-        return "committed rows need a clean tree; commit first, or write to another file by --rows"
+        return "committed rows need a clean tree; commit, or write to another folder by --rows"
     return ""

@@ -1,17 +1,21 @@
-"""The rows of the experiments: one line of JSON for each method of a cell, without any text."""
+"""The rows of the experiments: one line of JSON for each method of a cell, without any text.
+
+A folder has a file for every protocol, data set and supervisor.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from bench.evidence.design import Cell
 from bench.harness.row_files import RESULTS
 
-ROWS = RESULTS / "evidence" / "rows.jsonl"
+ROWS = RESULTS / "evidence"
 KEY = ("protocol", "data", "supervisor", "seed", "spec")
 _SCORES = (
     "name", "method", "loss", "weak", "student", "ceiling", "weak_auroc", "student_auroc",
@@ -56,19 +60,27 @@ def rows_of(
     return rows
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file; none if it does not exist."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line]
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a folder; none if it does not exist."""
+    lines = [
+        line for file in sorted(folder.glob("*.jsonl")) for line in file.read_text().splitlines()
+    ]
+    return [json.loads(line) for line in lines if line.strip()]
 
 
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows at the end of a file, and wait until they are on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as f:
-        f.write("".join(json.dumps(row) + "\n" for row in rows))
-        f.flush()
-        os.fsync(f.fileno())
+def append_rows(folder: Path, rows: Iterable[Row]) -> None:
+    """Add rows at the ends of their files, and wait until they are on the disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, some in groupby(rows, file_name):
+        with (folder / name).open("a") as f:
+            f.write("".join(json.dumps(row) + "\n" for row in some))
+            f.flush()
+            os.fsync(f.fileno())
+
+
+def file_name(row: Row) -> str:
+    """Return the name of the file that a row belongs to."""
+    return f"{row['protocol']}-{row['data']}-{row['supervisor']}.jsonl"
 
 
 def finished(rows: Sequence[Row]) -> set[tuple[Any, ...]]:
