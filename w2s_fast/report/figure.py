@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import re
 import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ _GROUND = {"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 0.6}  # lines do 
 _PITCH = 0.5  # inches from row to row
 _LINE_POINTS = 13  # from line to line of a label
 _TITLE_CELLS = 8  # letters of the title in an inch
+_TAG, _DIGITS = re.compile(rb"<[^>]+>"), re.compile(rb"(\d+\.\d\d)\d+")  # of an SVG
 _STYLE = {
     "font.size": 10.5,
     "font.sans-serif": [_FONT],
@@ -72,8 +74,10 @@ def render(
         figure.savefig(buffer, format=kind, metadata=_metadata(title, kind))
     if kind != "svg":
         return buffer.getvalue()
+    # coordinates to a hundredth of a point: further digits are a tenth of the file
+    short = _TAG.sub(lambda tag: _DIGITS.sub(rb"\1", tag[0]), buffer.getvalue())
     # matplotlib ends some lines with spaces, which checks of committed files reject
-    return b"".join(line.rstrip() + b"\n" for line in buffer.getvalue().splitlines())
+    return b"".join(line.rstrip() + b"\n" for line in short.splitlines())
 
 
 def _metadata(title: str, kind: str) -> dict[str, str | None]:
