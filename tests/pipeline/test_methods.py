@@ -31,7 +31,7 @@ GOLD = {
 # What the weak model may learn from, used beside it.
 WEAK_GOLD = dict.fromkeys(
     ("trust", "selective"), "true labels of the weak split train P(label right)"
-)
+) | {"ensem_w2s": "true labels of the weak split weight the votes of weak models"}
 OF_CLASSES = [name for name, kind in METHODS.items() if "classification" in kind.kinds]
 
 

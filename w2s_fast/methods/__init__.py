@@ -24,20 +24,24 @@ from w2s_fast.methods._texts import PairLabels, Prompts, Samples, TextLabels
 from w2s_fast.methods.agree import Agree
 from w2s_fast.methods.agree_prior import AgreePrior
 from w2s_fast.methods.agreement_sft import AgreementSFT
+from w2s_fast.methods.bayesian import Bayesian
 from w2s_fast.methods.bootstrap import Bootstrap, StrongToStrong
 from w2s_fast.methods.born_again import BornAgain
 from w2s_fast.methods.ccs import CCS
 from w2s_fast.methods.combine import Combine
+from w2s_fast.methods.confidence_weighted import ConfidenceWeighted
 from w2s_fast.methods.confident import Confident
 from w2s_fast.methods.conflict import Conflict, ExplicitConflict, ImplicitConflict
 from w2s_fast.methods.conformal import Conformal
 from w2s_fast.methods.consistent import Consistent
 from w2s_fast.methods.contrast import Contrast
 from w2s_fast.methods.debate import Consultancy, Debate, MarketMaking
+from w2s_fast.methods.debias import Debias
 from w2s_fast.methods.delta import WSPO, Delta
 from w2s_fast.methods.early_stop import EarlyStop, GroundTruthEarlyStop
 from w2s_fast.methods.easy_to_hard import EasyToHard
 from w2s_fast.methods.elicit import Elicit
+from w2s_fast.methods.ensem_w2s import EnsemW2S
 from w2s_fast.methods.ensemble import Ensemble
 from w2s_fast.methods.generative_finetuning import GenerativeFinetuning
 from w2s_fast.methods.knn_filter import KNNFilter
@@ -65,7 +69,9 @@ METHODS |= {
     "consistent": Consistent,
     "posterior": Posterior,
     "prototype": Prototype,
+    "debias": Debias,
     "confident": Confident,
+    "confidence_weighted": ConfidenceWeighted,
     "resample": Resample,
     "agree": Agree,
     "agree_prior": AgreePrior,
@@ -79,6 +85,8 @@ METHODS |= {
     "trust": Trust,
     "selective": Selective,
     "ensemble": Ensemble,
+    "ensem_w2s": EnsemW2S,
+    "bayesian": Bayesian,
     "teacher_weights": TeacherWeights,
     "combine": Combine,
     "born_again": BornAgain,

@@ -102,7 +102,9 @@ def _read(ctx: Context, name: str) -> Any:
         )
     if (folder / artifacts.FEATURES).exists():
         return read_features(folder).float().numpy()
-    names = (artifacts.TRAJECTORY, artifacts.BALANCE, artifacts.TRUST)
+    names = (
+        artifacts.TRAJECTORY, artifacts.BALANCE, artifacts.TRUST, artifacts.BOOSTING_VOTE,
+    )  # fmt: skip
     path = next(p for name in names if (p := folder / name).exists())
     return np.load(path, allow_pickle=False)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from w2s_fast.pipeline.artifacts import PRETRAINED, TOKENIZER
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages import method_inputs, report, transcripts
+from w2s_fast.pipeline.stages.boosting import boosting
 from w2s_fast.pipeline.stages.calibration import calibration
 from w2s_fast.pipeline.stages.gate import gate
 from w2s_fast.pipeline.stages.overlap import overlap
@@ -70,6 +71,7 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "votes": votes,
     "generated_votes": generated_votes,
     "gate": gate,
+    "boosting": boosting,
     "posterior": posterior,
     "trust": trust,
     "overlap": overlap,
