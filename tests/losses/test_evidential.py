@@ -90,6 +90,16 @@ def test_large_logits_stay_finite(dtype: torch.dtype) -> None:
     assert z.grad[0, 0] > 0, "wrong evidence beyond the bound of the divergence still shrinks"
 
 
+def test_much_evidence_is_exact_in_fp32_and_more_is_finite() -> None:
+    z = torch.tensor([[12.0, 12.5, 11.0]])
+    exact = value("evidential", z.double(), torch.tensor([0]))
+    assert value("evidential", z, torch.tensor([0])) == pytest.approx(exact, rel=1e-6)
+    huge = torch.tensor([[2000.0, 0.0]], requires_grad=True)
+    out = make_loss("evidential")(huge, torch.tensor([1]), step_frac=0.9)
+    out.loss_sum.backward()
+    assert out.loss_sum.isfinite() and huge.grad is not None and huge.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("spec", ["kl=-1", "aux_coef=1.5", "warmup_frac=2"])
 def test_bad_fields(spec: str) -> None:
     with pytest.raises(W2SError, match=f"Evidential: {spec.split('=')[0]} is"):

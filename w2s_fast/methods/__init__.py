@@ -24,6 +24,7 @@ from w2s_fast.methods._texts import PairLabels, Prompts, Samples, TextLabels
 from w2s_fast.methods.agree import Agree
 from w2s_fast.methods.agree_prior import AgreePrior
 from w2s_fast.methods.agreement_sft import AgreementSFT
+from w2s_fast.methods.anchor import AnchorStates
 from w2s_fast.methods.bayesian import Bayesian
 from w2s_fast.methods.bootstrap import Bootstrap, StrongToStrong
 from w2s_fast.methods.born_again import BornAgain
@@ -95,6 +96,7 @@ METHODS |= {
     "explicit_conflict": ExplicitConflict,
     "implicit_conflict": ImplicitConflict,
     "probe": LinearProbe,
+    "anchor": AnchorStates,
     "generative_finetuning": GenerativeFinetuning,
     "debate": Debate,
     "consultancy": Consultancy,

@@ -59,6 +59,7 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
     _check_layers(cfg, nodes)
     if any(node.stage == "transcripts" for node in nodes):
         _check_writer(cfg)
+    _check_anchor(cfg, nodes, kind)
     check_policy_methods(cfg, nodes)
     if any("conflict_rows" in dict(node.settings) for node in nodes) and not cfg.task.conflict_path:
         raise W2SError(
@@ -119,6 +120,26 @@ def _check_model(model: ModelConfig, train: TrainConfig, kind: str, n_classes: i
         raise W2SError(
             "source is 'bow', which has no gradient checkpointing; set gradient_checkpointing=false"
         )
+
+
+def _check_anchor(cfg: RunConfig, nodes: list[Node], kind: str) -> None:
+    """Check that the models whose states are anchored have states and a head of classes."""
+    by_role = {role: train_of(cfg, role).anchor for role in roles(cfg)}
+    methods = [strength for n in nodes if (strength := dict(n.settings).get("anchor"))]
+    if methods:
+        by_role["student"] = methods[0]
+    for role, strength in by_role.items():
+        model = model_of(cfg, role)
+        unfit = "source='bow'" if model.source == "bow" else f"preference={model.preference!r}"
+        if kind == "generation":
+            unfit = f"task {cfg.task.name!r} of kind 'generation'"
+        elif model.source != "bow" and not model.preference:
+            continue
+        if strength:
+            raise W2SError(
+                f"anchor={strength:g} for the {role} model with {unfit}; expected a transformer "
+                "with a classification head: set anchor=0, or drop the method"
+            )
 
 
 def _check_loss_scale(cfg: RunConfig, role: str) -> None:

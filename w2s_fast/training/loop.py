@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -19,6 +20,7 @@ from w2s_fast.losses import Loss, LossContext
 from w2s_fast.losses._base import IGNORE
 from w2s_fast.models.weights import module_tensors, shape_of
 from w2s_fast.training import checkpoint
+from w2s_fast.training.anchor import Anchor
 from w2s_fast.training.completion_pairs import CompletionPairs, check_pair_labels
 from w2s_fast.training.completions import CompletionBatch, Completions
 from w2s_fast.training.config import EXECUTION_FIELDS, TrainConfig
@@ -114,7 +116,7 @@ def train(
     rank = run.world.rank
     with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(derived_seed(seed, 0, rank) if rank else seed)
-        with training_mode(model, cfg):
+        with training_mode(model, cfg), run.anchored(model):
             return run.loop(checkpoint_dir, progress, on_step)
 
 
@@ -164,6 +166,19 @@ class _Training:
         self.monitor: Monitor | None = None
         self.told = 0  # records that ``tell`` has reported
         self.seed, self.seconds, self.start = seed, 0.0, 0.0
+
+    @contextlib.contextmanager
+    def anchored(self, model: nn.Module) -> Iterator[None]:
+        """Let the steps inside the block penalise drift from the states of ``model`` now."""
+        if not self.cfg.anchor:
+            yield
+            return
+        anchor = Anchor(model, self.data, self.cfg.anchor)
+        self.stepper.anchor = anchor
+        try:
+            yield
+        finally:
+            anchor.close()
 
     def loop(
         self,
@@ -262,7 +277,9 @@ class _Training:
         weight = None if weight is None else weight.to(self.device)
         own_weight = None if weight is None else weight[own]
         gold = None if self.gold is None else self.gold[rows[own]].to(self.device)
-        return MicroBatch(batch, weak[own], own_weight, weak, weight, gold)
+        anchor = self.stepper.anchor
+        initial = None if anchor is None else anchor.rows(rows[own], self.device)
+        return MicroBatch(batch, weak[own], own_weight, weak, weight, gold, initial)
 
     def read_results(self, done: int) -> None:
         """Copy the results of the unread steps to the host and check that the losses are finite."""
@@ -348,6 +365,8 @@ class _Training:
         """Return what identifies this training in its checkpoints."""
         fields = dataclasses.asdict(self.cfg).items()
         recipe = {name: value for name, value in fields if name not in EXECUTION_FIELDS}
+        if not self.cfg.anchor:
+            del recipe["anchor"]  # checkpoints of before have none
         labels_hash = hashlib.sha256(self.weak_labels.numpy().tobytes())
         labels_hash.update(b"" if self.weight is None else self.weight.numpy().tobytes())
         order = {} if self.stages is None else {"stages": _digest(self.stages)}

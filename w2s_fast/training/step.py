@@ -23,6 +23,7 @@ from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.losses import Loss, LossContext, LossOut
 from w2s_fast.models.weights import gathered
 from w2s_fast.ops.lazy_logits import Projected
+from w2s_fast.training.anchor import Anchor
 from w2s_fast.training.engine import AnyBatch, Engine
 from w2s_fast.training.thresholds import Thresholds
 
@@ -40,6 +41,7 @@ class MicroBatch(NamedTuple):
     all_weak: Tensor
     all_weight: Tensor | None
     gold: Tensor | None = None  # of this process, see ``LossContext``
+    initial: Tensor | None = None  # states of this process, see ``Anchor``
 
 
 class StepResult(NamedTuple):
@@ -63,6 +65,7 @@ class Stepper:
         self, engine: Engine, loss: Loss, thresholds: Thresholds, world: World = SINGLE_PROCESS
     ) -> None:
         self.engine, self.loss, self.thresholds, self.world = engine, loss, thresholds, world
+        self.anchor: Anchor | None = None
 
     def step(self, micro_batches: Sequence[MicroBatch], ctx: LossContext, lr: float) -> StepResult:
         """Take one optimizer step over ``micro_batches``.
@@ -80,6 +83,8 @@ class Stepper:
         sums: list[Tensor] = []
         for i, m in enumerate(micro_batches):
             loss_sum, out = self._evaluate(m, ctx)
+            if self.anchor is not None and m.initial is not None:
+                loss_sum = loss_sum + self.anchor.penalty(m.initial, m.weak, m.weight)
             metrics, ctx = out.metrics, ctx._replace(state=out.state)
             self.engine.backward(loss_sum / normaliser, i == len(micro_batches) - 1)
             zero = torch.zeros_like(total)

@@ -79,6 +79,7 @@ def train_model(ctx: Context, build: StageBuild) -> None:
 
     cfg = train_of(ctx.cfg, ctx.job.setting("role"))
     cfg = replace(cfg, lr=cfg.lr * ctx.job.setting("lr_factor", 1.0))
+    cfg = replace(cfg, anchor=ctx.job.setting("anchor", cfg.anchor))
     if ctx.job.setting("freeze"):
         model, tokenizer = head_model(ctx)
         cfg = cfg.unsharded()
