@@ -36,6 +36,7 @@ from w2s_fast.methods.conflict import Conflict, ExplicitConflict, ImplicitConfli
 from w2s_fast.methods.conformal import Conformal
 from w2s_fast.methods.consistent import Consistent
 from w2s_fast.methods.contrast import Contrast
+from w2s_fast.methods.critique import Critique
 from w2s_fast.methods.debate import Consultancy, Debate, MarketMaking
 from w2s_fast.methods.debias import Debias
 from w2s_fast.methods.delta import WSPO, Delta
@@ -101,6 +102,7 @@ METHODS |= {
     "debate": Debate,
     "consultancy": Consultancy,
     "market_making": MarketMaking,
+    "critique": Critique,
     "delta": Delta,
     "wspo": WSPO,
     "easy_to_hard": EasyToHard,

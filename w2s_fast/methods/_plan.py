@@ -31,6 +31,7 @@ class Plan:
         loss: Canonical spec of the loss of the student and of every intermediate student.
         intermediate_models: Number of ``RunConfig.intermediate_models``.
         writer: Role of the model that writes transcripts; None if an endpoint writes them.
+        critic: Role of the model that writes critiques; None if an endpoint writes them.
         model_settings: ``freeze`` and ``start`` of ``Method.training``, for the student, every
             intermediate student and the ceiling.
         calibration: Key of ``metrics.CALIBRATORS`` for the labels of weak models, or "none".
@@ -43,6 +44,7 @@ class Plan:
     loss: str = "xent"
     intermediate_models: int = 0
     writer: str | None = "student"
+    critic: str | None = "weak"
     model_settings: tuple[tuple[str, Any], ...] = ()
     calibration: str = "none"
     folds: int = 5
@@ -143,6 +145,20 @@ class Plan:
         elif judged:
             needs = {"weak": self.weak_labels(split=split)}
         return make_node("transcripts", settings, needs)
+
+    def critiques(self, split: str = "transfer", member: int = 0) -> Node:
+        """Return the untrained student's reasons for its zero-shot answer, and a critique of them,
+        for every text of a split, written without any label.
+
+        Args:
+            split: Split of the texts.
+            member: Number of the sample.
+        """
+        settings = {"split": split, "member": member}
+        answer = {"role": self.writer, "protocol": "answer", **settings}
+        reasons = make_node("transcripts", answer, {"weak": self.prior(split)})
+        critique = {"role": self.critic, "protocol": "critique", **settings}
+        return make_node("transcripts", critique, {"before": reasons})
 
     def intermediate(self, position: int, labels: Node) -> Node:
         """Return intermediate model ``position``, trained on these labels."""
@@ -266,9 +282,15 @@ class Plan:
         settings = {"role": "student", "split": split, "layer": layer, "word": word}
         return make_node("features", settings, {} if start is None else {"start": start})
 
-    def prior(self, split: str = "transfer") -> Node:
-        """Return the untrained student's probabilities of the class words."""
-        return make_node("prior", {"role": "student", "split": split})
+    def prior(self, split: str = "transfer", context: Node | None = None) -> Node:
+        """Return the untrained student's probabilities of the class words.
+
+        Args:
+            split: Split of the texts.
+            context: ``transcripts`` of the same split, appended to each text.
+        """
+        needs = without_none(context=context)
+        return make_node("prior", {"role": "student", "split": split}, needs)
 
     def overlap(self, labels: Node, features: Node) -> Node:
         """Return the overlap density of the transfer split."""

@@ -55,10 +55,11 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
     nodes = list(all_nodes(node for student in students(cfg) for node in student.nodes(cfg)))
     if "overlap" in cfg.diagnostics:
         nodes.append(make_plan(cfg, "xent").features())
-    _check_language_model(cfg, nodes, n_classes)
+    _check_language_models(cfg, nodes, n_classes)
     _check_layers(cfg, nodes)
-    if any(node.stage == "transcripts" for node in nodes):
-        _check_writer(cfg)
+    for node in nodes:
+        if node.stage == "transcripts":
+            _check_writer(cfg, node)
     _check_anchor(cfg, nodes, kind)
     check_policy_methods(cfg, nodes)
     if any("conflict_rows" in dict(node.settings) for node in nodes) and not cfg.task.conflict_path:
@@ -171,20 +172,27 @@ def _check_room(cfg: RunConfig, role: str) -> None:
         )
 
 
-def _check_language_model(cfg: RunConfig, nodes: list[Node], n_classes: int) -> None:
-    stage = next((node.stage for node in nodes if node.stage in LANGUAGE_MODEL_STAGES), None)
-    if stage is None or (stage == "transcripts" and cfg.transcript_writer.kind == "endpoint"):
-        return
-    # A frozen backbone is still a language model.
-    model = replace(cfg.student, freeze="none")
-    if model.source == "bow" or (stage == "transcripts" and model.source == "scratch"):
-        raise W2SError(
-            f"a method needs the student's language model (stage {stage!r}), and "
-            f"student.source={model.source!r} is none; give the folder of a checkpoint"
-            + (", or transcript_writer.kind=endpoint" if stage == "transcripts" else "")
-        )
-    with naming_block("student"):
-        check_model_kind(model, n_classes, "generation")
+def _check_language_models(cfg: RunConfig, nodes: list[Node], n_classes: int) -> None:
+    """Check that student and critic are language models where a stage needs their heads."""
+    needed: dict[str, str] = {}  # stage by role; where an endpoint writes, the role is None
+    for node in nodes:
+        role = dict(node.settings).get("role")
+        if node.stage not in LANGUAGE_MODEL_STAGES or role is None:
+            continue
+        if role not in needed or node.stage == "transcripts":  # which needs more of a model
+            needed[role] = node.stage
+    for role, stage in needed.items():
+        # A frozen backbone is still a language model.
+        model = replace(model_of(cfg, role), freeze="none")
+        if model.source == "bow" or (stage == "transcripts" and model.source == "scratch"):
+            writer = "critic_writer" if role == "weak" else "transcript_writer"
+            raise W2SError(
+                f"a method needs the {role}'s language model (stage {stage!r}), and "
+                f"{role}.source={model.source!r} is none; give the folder of a checkpoint"
+                + (f", or {writer}.kind=endpoint" if stage == "transcripts" else "")
+            )
+        with naming_block(role):
+            check_model_kind(model, n_classes, "generation")
 
 
 def _check_layers(cfg: RunConfig, nodes: list[Node]) -> None:
@@ -203,14 +211,16 @@ def _check_layers(cfg: RunConfig, nodes: list[Node]) -> None:
         )
 
 
-def _check_writer(cfg: RunConfig) -> None:
-    if cfg.transcript_writer.kind == "endpoint":
-        cfg.transcript_writer.key()
+def _check_writer(cfg: RunConfig, node: Node) -> None:
+    role, by_critic = dict(node.settings)["role"], "before" in dict(node.needs)
+    writer = cfg.critic_writer if by_critic else cfg.transcript_writer
+    if role is None:
+        writer.key()
         return
-    room, positions = cfg.transcript_writer.max_tokens, _positions(cfg, "student")
+    room, positions = writer.max_tokens, _positions(cfg, role)
     if room >= positions:
         raise W2SError(
-            f"transcript_writer.max_tokens={room}: the student's language model reads {positions} "
+            f"{writer.setting}.max_tokens={room}: the {role}'s language model reads {positions} "
             "tokens, prompt and answer together; use at most half of that"
         )
 

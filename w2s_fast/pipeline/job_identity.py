@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, at_seed, model_of, roles, run_seeds, to_dict, train_of
+from w2s_fast.debate import make_protocol
 from w2s_fast.files import content_hash, file_hash, tree_hash, tree_stamp
 from w2s_fast.labeling import source_digest
 from w2s_fast.methods import make_method
@@ -87,7 +88,9 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     if job.stage == "supervisor_card":
         common |= answers
     if job.stage == "transcripts":
-        common |= {"writer": cfg.transcript_writer.content, "seed": job.seed}
+        by_critic = make_protocol(job.setting("protocol")).by_critic
+        writer = cfg.critic_writer if by_critic else cfg.transcript_writer
+        common |= {"writer": writer.content, "seed": job.seed}
     if role is None:
         return common | ({"seed": job.seed} if job.stage in _SEEDED else {})
     train = train_of(cfg, role)

@@ -20,7 +20,7 @@ from w2s_fast.pipeline.stages.build_model import (
     read_features,
     save_language_model,
 )
-from w2s_fast.pipeline.stages.training_set import max_length
+from w2s_fast.pipeline.stages.training_set import add_transcripts, max_length
 from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.store import StageBuild
 from w2s_fast.tasks import Inputs
@@ -51,7 +51,7 @@ def prior(ctx: Context, build: StageBuild) -> None:
 
     model, tokenizer = pretrained_model(ctx, "generation")
     items = ctx.inputs(ctx.job.setting("split"))
-    questions = as_questions(ctx, items, "").texts
+    questions = as_questions(ctx, add_transcripts(ctx, items), "").texts
     probs = next_token_probs(model, tokenizer, questions, class_words(ctx))
     ctx.write(lambda: write_labels(build.path, items, Targets(probs)))
 
