@@ -17,6 +17,7 @@ from w2s_fast.methods._base import (
     number,
     student_nodes,
 )
+from w2s_fast.methods._low_capacity import low_capacity_probs
 from w2s_fast.methods._node import Node, all_nodes, spec_of
 from w2s_fast.methods._plan import Plan
 from w2s_fast.methods._supervised_plan import SupervisedPlan
@@ -124,6 +125,7 @@ __all__ = [
     "TextLabels",
     "all_nodes",
     "choice",
+    "low_capacity_probs",
     "make_method",
     "make_steps",
     "number",

@@ -5,9 +5,9 @@ r"""Labels without what a low-capacity model can say about them.
     q_i = softmax(log w_i - strength (log c_i - log pi)),       pi the class balance of the labels
 
 A model of little capacity learns what is most available, and a shortcut is more available than what
-it stands for (``tasks.shortcut_latents``). log c_i - log pi is the evidence that it has for each
-class; a model that knows the balance alone changes nothing. Where labels follow the shortcut and
-nothing else, q_i is pi.
+it stands for (``metrics.shortcuts`` finds its rows). log c_i - log pi is the evidence that it has
+for each class; a model that knows the balance alone changes nothing. Where labels follow the
+shortcut and nothing else, q_i is pi.
 
 Source: causal information minimization for debiased visual question answering (Patil, Maharana &
 Bansal 2023), which learns confounders as features of little information (a rate-distortion

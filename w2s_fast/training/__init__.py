@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from w2s_fast.training.completion_pairs import CompletionPairs, encode_pairs
     from w2s_fast.training.completions import Completions, encode_completions
     from w2s_fast.training.config import THRESHOLD_SCOPES, TrainConfig
+    from w2s_fast.training.core_advantage import (
+        LikelihoodAdvantage,
+        advantage_of,
+        likelihood_advantage,
+    )
     from w2s_fast.training.curriculum import difficulty_stages, hardest_rows, perplexity
     from w2s_fast.training.data import Encoded, encode
     from w2s_fast.training.generation import generate
@@ -27,9 +32,11 @@ __all__ = [
     "CompletionPairs",
     "Completions",
     "Encoded",
+    "LikelihoodAdvantage",
     "StepRecord",
     "TrainConfig",
     "Watch",
+    "advantage_of",
     "completion_logprob",
     "difficulty_stages",
     "encode",
@@ -37,6 +44,7 @@ __all__ = [
     "encode_pairs",
     "generate",
     "hardest_rows",
+    "likelihood_advantage",
     "next_token_probs",
     "perplexity",
     "predict",
@@ -54,6 +62,8 @@ _HOMES = {
     "Watch": "monitor",
     "Encoded": "data",
     "StepRecord": "step_record",
+    "LikelihoodAdvantage": "core_advantage",
+    "advantage_of": "core_advantage",
     "completion_logprob": "likelihood",
     "difficulty_stages": "curriculum",
     "encode": "data",
@@ -61,6 +71,7 @@ _HOMES = {
     "encode_pairs": "completion_pairs",
     "generate": "generation",
     "hardest_rows": "curriculum",
+    "likelihood_advantage": "core_advantage",
     "next_token_probs": "likelihood",
     "perplexity": "curriculum",
     "predict": "prediction",
