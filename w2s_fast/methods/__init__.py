@@ -35,6 +35,7 @@ from w2s_fast.methods.confidence_weighted import ConfidenceWeighted
 from w2s_fast.methods.confident import Confident
 from w2s_fast.methods.conflict import Conflict, ExplicitConflict, ImplicitConflict
 from w2s_fast.methods.conformal import Conformal
+from w2s_fast.methods.cong import ConG
 from w2s_fast.methods.consistent import Consistent
 from w2s_fast.methods.contrast import Contrast
 from w2s_fast.methods.critique import Critique
@@ -106,6 +107,7 @@ METHODS |= {
     "critique": Critique,
     "delta": Delta,
     "wspo": WSPO,
+    "cong": ConG,
     "easy_to_hard": EasyToHard,
     "tree_pairs": TreePairs,
 }

@@ -232,11 +232,14 @@ class Plan:
         top_p: float = 1.0,
         shots: int = 0,
         member: int = 0,
+        role: str = "student",
+        contrast: float = 0.0,
+        plausible: float = 0.1,
     ) -> Node:
         """Return n completions of each prompt of a split.
 
         Args:
-            model: Trained model; None: the student before its training.
+            model: Trained model; None: that of ``role`` before its training.
             split: Split of the prompts.
             n: Completions a prompt.
             temperature: 0: the most likely token each time.
@@ -244,12 +247,19 @@ class Plan:
             shots: Prompts of the weak split with their true answers that precede each prompt;
                 reports list this use.
             member: Number of the draw; another one has other samples and examples.
+            role: Role of the untrained model.
+            contrast: a in (1 + a) z - a z_0, the logits that tokens are drawn from: z of the model,
+                z_0 of the same model before its training; 0: z.
+            plausible: With a contrast, tokens less likely under z than this share of the most
+                likely one are not drawn.
         """
         settings = {
-            "role": "student" if model is None else dict(model.settings)["role"], "split": split,
+            "role": role if model is None else dict(model.settings)["role"], "split": split,
             "n": n, "temperature": float(temperature), "top_p": float(top_p), "shots": shots,
             "member": member,
         }  # fmt: skip
+        if contrast:
+            settings |= {"contrast": float(contrast), "plausible": float(plausible)}
         return make_node("samples", settings, trained_inputs(model))
 
     def ceiling(self, **training: Any) -> Node:

@@ -61,6 +61,11 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
         if node.stage == "transcripts":
             _check_writer(cfg, node)
     _check_anchor(cfg, nodes, kind)
+    if any("contrast" in dict(node.settings) for node in nodes) and cfg.weak_train.zero_stage == 3:
+        raise W2SError(
+            "weak_train.zero_stage=3: method 'cong' runs the weak model beside itself before its "
+            "training, and no process may hold both in parts; expected a ZeRO stage of 0 to 2"
+        )
     check_policy_methods(cfg, nodes)
     if any("conflict_rows" in dict(node.settings) for node in nodes) and not cfg.task.conflict_path:
         raise W2SError(
