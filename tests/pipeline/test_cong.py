@@ -23,17 +23,17 @@ from w2s_fast.tasks import get_task
 
 def test_plan_of_both_steps() -> None:
     p = Plan()
-    node = make_method("cong:strength=0.7").labels(p, p.weak_labels())
+    node = make_method("cong:strength=0.7,plausible=0.2").labels(p, p.weak_labels())
     needs = dict(node.needs)
     contrasted, before = (dict(needs[name].settings) for name in ("contrasted", "before"))
     assert (contrasted["role"], contrasted["contrast"], contrasted["plausible"]) == (
-        "weak", 0.7, 0.1
+        "weak", 0.7, 0.2
     )  # fmt: skip
     assert dict(needs["contrasted"].needs)["model"] == p.weak_model()
     assert before["role"] == "weak" and "contrast" not in before and not needs["before"].needs
-    start = make_method("cong:strength=0.7").initial(p, p.weak_labels())
+    start = make_method("cong:strength=0.7,plausible=0.2").initial(p, p.weak_labels())
     assert start is not None and dict(start.needs)["labels"] == make_method(
-        "cong:strength=0.7,train=sft"
+        "cong:strength=0.7,plausible=0.2,train=sft"
     ).labels(p, p.weak_labels())
     assert make_method("cong:train=sft").initial(p, p.weak_labels()) is None
     assert "contrast" not in dict(p.samples().settings), "stored samples of before are found"

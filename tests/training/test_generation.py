@@ -189,7 +189,8 @@ def work(zero: int, source: str) -> dict[str, Any]:
     train(model, data, data.labels, make_loss("xent"), cfg, 0)
     other: Any = build_model(ModelConfig(source), 2, tokenizer, 0, kind="generation").eval()
     with torch.no_grad():
-        other.lm.get_output_embeddings().weight.mul_(-1)
+        head = other.lm.get_output_embeddings().weight
+        head.copy_(head.roll(7, 0))
 
     def guide(mask: Any) -> Any:
         return guided(other.lm, 1.5, attention_mask=mask)

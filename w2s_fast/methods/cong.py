@@ -51,8 +51,9 @@ class ConG(Method):
         if self.train == "sft":
             return self._texts(plan)
         before = plan.samples(role="weak")
+        # Functions read no field: labels of equal texts are made once.
         return plan.apply_texts(
-            self._maker.pairs, pairs=True, contrasted=self._contrasted(plan), before=before
+            ConG().pairs, pairs=True, contrasted=self._contrasted(plan), before=before
         )
 
     def initial(self, plan: Plan, labels: Node) -> Node | None:
@@ -61,13 +62,8 @@ class ConG(Method):
     def training(self, plan: Plan) -> Mapping[str, Any]:
         return {"loss": self.loss, "lr_factor": self.lr_factor} if self.train == "pairs" else {}
 
-    @property
-    def _maker(self) -> ConG:
-        """The same for every loss and start, so that labels are made once."""
-        return ConG(strength=self.strength, plausible=self.plausible)
-
     def _texts(self, plan: Plan) -> Node:
-        return plan.apply_texts(self._maker.answers, contrasted=self._contrasted(plan))
+        return plan.apply_texts(ConG().answers, contrasted=self._contrasted(plan))
 
     def _contrasted(self, plan: Plan) -> Node:
         return plan.samples(plan.weak_model(), contrast=self.strength, plausible=self.plausible)
