@@ -19,7 +19,14 @@ from w2s_fast.distributed.world import World, exit_process, get_world, init_dist
 from w2s_fast.losses import make_loss
 from w2s_fast.losses.conflict import ExplicitConflict
 from w2s_fast.models.weights import gathered, module_tensors
-from w2s_fast.training import Encoded, TrainConfig, checkpoint, difficulty_stages, train
+from w2s_fast.training import (
+    Encoded,
+    TrainConfig,
+    checkpoint,
+    difficulty_stages,
+    train,
+    truncate_head,
+)
 
 N = 43  # rows: no batch of the matrix divides it, so last batches are short and ranks run dry
 
@@ -79,7 +86,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     """Train; the loss curve, and all weights as one list."""
     directory, dtype = fields.pop("directory", None), fields.pop("dtype", "float32")
     stop, n_stages = fields.pop("stop", None), fields.pop("stages", None)
-    alpha = fields.pop("conflict", None)
+    alpha, select_width = fields.pop("conflict", None), fields.pop("select_width", False)
     gold = (np.arange(N) // 2 + fields.pop("flipped", False)) % 2
     data, targets, weight = rows()
     stages = None if n_stages is None else difficulty_stages(data.lengths, n_stages)
@@ -106,6 +113,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
         )  # fmt: skip
     except Stopped:
         return {}
+    extra = {"head_width": truncate_head(model, data, targets)} if select_width else {}
     flat = []
     for t in module_tensors(model).values():
         with gathered([t]):
@@ -113,7 +121,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     first = get_world().all_gather_object(streams[0])
     return {
         "losses": log["losses"], "agreement": log["agreement"], "weights": flat, "streams": first
-    }  # fmt: skip
+    } | extra  # fmt: skip
 
 
 def _allow_fp16() -> None:

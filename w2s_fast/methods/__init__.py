@@ -42,6 +42,7 @@ from w2s_fast.methods.ensemble import Ensemble
 from w2s_fast.methods.generative_finetuning import GenerativeFinetuning
 from w2s_fast.methods.knn_filter import KNNFilter
 from w2s_fast.methods.linear_probe import LinearProbe
+from w2s_fast.methods.nested_dropout import NestedDropout
 from w2s_fast.methods.posterior import Posterior
 from w2s_fast.methods.probes import ProbeFilter, ProbeRelabel
 from w2s_fast.methods.prototype import Prototype
@@ -82,6 +83,7 @@ METHODS |= {
     "teacher_weights": TeacherWeights,
     "combine": Combine,
     "born_again": BornAgain,
+    "nested_dropout": NestedDropout,
     "early_stop": EarlyStop,
     "ground_truth_early_stop": GroundTruthEarlyStop,
     "explicit_conflict": ExplicitConflict,

@@ -153,7 +153,8 @@ class Method:
         preference loss where ``labels`` are pairs), ``stages`` (number of stages from easy to hard
         completions), ``lr_factor`` (of the learning rate of ``student_train``), ``conflict`` (alpha
         of a simulated objective against the true labels), ``conflict_rows`` (rows of a conflicting
-        objective per row).
+        objective per row), ``nested_dropout`` (see ``TrainConfig``), ``select_width`` (held-out
+        rows select the width of the head afterwards).
         """
         return {}
 

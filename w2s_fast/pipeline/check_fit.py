@@ -18,6 +18,7 @@ from w2s_fast.models.backbone import architecture, check_folder
 from w2s_fast.models.build import check_model_kind
 from w2s_fast.pipeline.check_models import LANGUAGE_MODEL_STAGES, check_models
 from w2s_fast.pipeline.check_policies import check_policy, check_policy_methods, check_weak_policy
+from w2s_fast.pipeline.check_trainings import check_trainings
 from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.students import make_plan, no_conflict_of, students
 from w2s_fast.pipeline.task_kinds import task_kind
@@ -60,6 +61,7 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
     if any(node.stage == "transcripts" for node in nodes):
         _check_writer(cfg)
     check_policy_methods(cfg, nodes)
+    check_trainings(cfg, kind, nodes)
     if any("conflict_rows" in dict(node.settings) for node in nodes) and not cfg.task.conflict_path:
         raise W2SError(
             "method 'implicit_conflict' trains on pairs of a conflicting objective; set "

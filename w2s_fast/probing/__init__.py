@@ -3,7 +3,12 @@
 from w2s_fast.probing.feature_cache import CachedHead, CachedRows, cache_features
 from w2s_fast.probing.hidden_states import hidden_states
 from w2s_fast.probing.last_layer import LastLayer, cache_tokens, last_layer
-from w2s_fast.probing.linear_heads import HeadRun, predict_heads, train_heads
+from w2s_fast.probing.linear_heads import (
+    HeadRun,
+    predict_heads,
+    train_heads,
+    truncate_heads,
+)
 
 __all__ = [
     "CachedHead",
@@ -16,4 +21,5 @@ __all__ = [
     "last_layer",
     "predict_heads",
     "train_heads",
+    "truncate_heads",
 ]

@@ -25,6 +25,8 @@ from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossContext, LossOut
 from w2s_fast.training.config import TrainConfig
 from w2s_fast.training.data import RowOrder, check_weak_labels
+from w2s_fast.training.head_input import truncated
+from w2s_fast.training.nested_dropout import best_widths, nested_width
 from w2s_fast.training.thresholds import Thresholds
 
 _PREDICT_ROWS = 4096  # rows of one product in ``predict_heads``
@@ -109,6 +111,8 @@ def train_heads(
     for step in range(steps):
         rows = torch.from_numpy(order.rows(step)).to(features.device)
         x = features[rows].to(stack.weight.dtype)
+        if cfg.nested_dropout:
+            x = truncated(x, nested_width(x.shape[1], cfg.nested_dropout, seed, step))
         z = [part.detach().requires_grad_() for part in stack.logits(x)]
         parts = zip(losses, z, table.rows(rows), strict=True)
         ctx = LossContext(step_frac=step / steps, step=step)
@@ -142,8 +146,7 @@ def predict_heads(features: Tensor, result: HeadResult) -> np.ndarray:
         (H, N, C) float32.
     """
     heads, classes, width = result.weight.shape
-    if features.ndim != 2 or features.shape[1] != width:
-        raise W2SError(f"features have shape {tuple(features.shape)}; expected (N, {width})")
+    _check_width(features, width)
     out = np.empty((heads, len(features), classes), np.float32)
     flat, bias = result.weight.view(-1, width), result.bias.view(-1)
     for at in range(0, len(features), _PREDICT_ROWS):
@@ -151,6 +154,42 @@ def predict_heads(features: Tensor, result: HeadResult) -> np.ndarray:
         z = torch.addmm(bias, x, flat.T).view(len(x), heads, classes)
         out[:, at : at + _PREDICT_ROWS] = z.softmax(2).transpose(0, 1).float().cpu().numpy()
     return out
+
+
+def truncate_heads(
+    features: Tensor, result: HeadResult, weak_labels: np.ndarray
+) -> tuple[HeadResult, np.ndarray]:
+    """Set the columns of each head after its best width to 0, as ``truncate_head`` does.
+
+    Args:
+        features: (N, D) of rows that the heads were not trained on.
+        result: of ``train_heads`` with ``TrainConfig.nested_dropout``.
+        weak_labels: (N,) hard weak labels (-100: row not used) or (N, C) soft ones of these rows.
+
+    Returns:
+        The truncated heads, and their widths (H,) int64.
+
+    Raises:
+        W2SError: features or labels do not fit, or no row counts.
+    """
+    heads, classes, width = result.weight.shape
+    _check_width(features, width)
+    check_weak_labels(weak_labels, None, len(features), classes)
+    hard = weak_labels if weak_labels.ndim == 1 else weak_labels.argmax(1)
+    used = torch.from_numpy(hard >= 0)
+    if not used.any():
+        raise W2SError(f"none of {len(hard)} held-out rows counts; expected at least one label")
+    target = torch.from_numpy(hard.astype(np.int64))[used].to(result.weight.device)
+    x = features[used].to(result.weight.device)
+    widths = best_widths(x, result.weight, result.bias, target)
+    column = torch.arange(width, device=widths.device)
+    weight = result.weight.masked_fill((column >= widths[:, None])[:, None], 0.0)
+    return result._replace(weight=weight), widths.cpu().numpy()
+
+
+def _check_width(features: Tensor, width: int) -> None:
+    if features.ndim != 2 or features.shape[1] != width:
+        raise W2SError(f"features have shape {tuple(features.shape)}; expected (N, {width})")
 
 
 class _HeadLoss:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from w2s_fast.training.likelihood import completion_logprob, next_token_probs, sequence_logprob
     from w2s_fast.training.loop import train
     from w2s_fast.training.monitor import Watch
+    from w2s_fast.training.nested_dropout import truncate_head
     from w2s_fast.training.pair_logprob import predict_pairs, reference_logprob
     from w2s_fast.training.prediction import predict
     from w2s_fast.training.step_record import StepRecord
@@ -44,6 +45,7 @@ __all__ = [
     "reference_logprob",
     "sequence_logprob",
     "train",
+    "truncate_head",
 ]
 
 _HOMES = {
@@ -68,6 +70,7 @@ _HOMES = {
     "reference_logprob": "pair_logprob",
     "sequence_logprob": "likelihood",
     "train": "loop",
+    "truncate_head": "nested_dropout",
 }
 
 

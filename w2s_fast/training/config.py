@@ -41,6 +41,9 @@ class TrainConfig:
         interpolation: alpha of WiSE-FT (arXiv 2109.01903): the training ends with
             (1 - alpha) initial + alpha trained weights, averaged or not; 1: the trained ones. Of
             LoRA matrices B alone is interpolated, which interpolates their product with A.
+        nested_dropout: sigma of nested dropout (arXiv 2206.13140): in every step the head reads the
+            first k entries of its input alone, P(k) ~ exp(-(k / sigma)^2); see
+            ``training.nested_dropout``. 0: all entries.
         weight_decay: decoupled weight decay of parameters with two or more dimensions.
         beta1, beta2, eps: coefficients of AdamW.
         clip_norm: maximum gradient norm of a step; None: no clipping.
@@ -75,6 +78,7 @@ class TrainConfig:
     average_frac: float = 0.0
     ema_decay: float = 0.0
     interpolation: float = 1.0
+    nested_dropout: float = 0.0
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -96,7 +100,7 @@ class TrainConfig:
         expand_paths(self)
         for name in ("epochs", "batch_size", "max_length"):
             self._check_least(name, 1)
-        for name in ("lr", "weight_decay", "eps", "checkpoint_every"):
+        for name in ("lr", "weight_decay", "eps", "checkpoint_every", "nested_dropout"):
             self._check_least(name, 0)
         if self.micro_batch_size is not None:
             self._check_least("micro_batch_size", 1)

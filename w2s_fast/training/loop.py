@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,9 @@ from w2s_fast.training.data import (
 )
 from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
 from w2s_fast.training.engine import Engine, PlainEngine
+from w2s_fast.training.head_input import HeadInput, head_of
 from w2s_fast.training.monitor import Monitor, Watch
+from w2s_fast.training.nested_dropout import nested_width
 from w2s_fast.training.step import MicroBatch, Stepper, StepResult
 from w2s_fast.training.step_record import StepRecord, step_series
 from w2s_fast.training.thresholds import Thresholds
@@ -114,7 +118,7 @@ def train(
     rank = run.world.rank
     with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(derived_seed(seed, 0, rank) if rank else seed)
-        with training_mode(model, cfg):
+        with training_mode(model, cfg), contextlib.closing(run):
             return run.loop(checkpoint_dir, progress, on_step)
 
 
@@ -145,6 +149,9 @@ class _Training:
         self.shapes = [
             (n, list(shape_of(t)), t.requires_grad) for n, t in module_tensors(model).items()
         ]
+        self.head_input: HeadInput | None = None
+        if cfg.nested_dropout:
+            self.head_input = HeadInput(head_of(model, f"nested_dropout={cfg.nested_dropout}"))
         self.engine = make_engine(model, cfg, self.world)
         self.average = WeightAverage(self.engine, model, cfg, self.steps, self.world)
         n_classes = getattr(model, "n_classes", 2 if hard else weak_labels.shape[1])
@@ -203,7 +210,8 @@ class _Training:
         """Take one optimizer step."""
         ctx = LossContext(step_frac=step / self.steps, step=step, state=self.loss_state)
         lr = self.cfg.lr_at(step, self.steps)
-        result = self.stepper.step(self.micro_batches(step), ctx, lr)
+        with self.narrow_head(step):
+            result = self.stepper.step(self.micro_batches(step), ctx, lr)
         self.loss_state = result.state
         nan, tokens = float("nan"), int(self.lengths[self.order.rows(step)].sum())
         coefficient = self.loss.coefficient(ctx.step_frac, step)
@@ -211,6 +219,18 @@ class _Training:
         record = StepRecord(step + 1, nan, nan, nan, coefficient, nan, lr, tokens, seconds)
         self.unread.append((result, record))
         self.average.add(step + 1)
+
+    def narrow_head(self, step: int) -> AbstractContextManager[None]:
+        """Return a context in which the head reads the entries that nested dropout keeps."""
+        head, sigma = self.head_input, self.cfg.nested_dropout
+        if head is None:
+            return contextlib.nullcontext()
+        return head.at_width(nested_width(head.size, sigma, self.seed, step) if sigma else None)
+
+    def close(self) -> None:
+        """Remove the hooks of this training from the model."""
+        if self.head_input is not None:
+            self.head_input.close()
 
     def tell(
         self, progress: ProgressFn | None, on_step: Callable[[StepRecord], None] | None
@@ -348,6 +368,8 @@ class _Training:
         """Return what identifies this training in its checkpoints."""
         fields = dataclasses.asdict(self.cfg).items()
         recipe = {name: value for name, value in fields if name not in EXECUTION_FIELDS}
+        if not self.cfg.nested_dropout:  # checkpoints of before do not have it
+            del recipe["nested_dropout"]
         labels_hash = hashlib.sha256(self.weak_labels.numpy().tobytes())
         labels_hash.update(b"" if self.weight is None else self.weight.numpy().tobytes())
         order = {} if self.stages is None else {"stages": _digest(self.stages)}

@@ -29,8 +29,8 @@ from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import head_model, new_model, whole_model
 from w2s_fast.pipeline.stages.conflict import add_conflict_rows, conflicting_loss
 from w2s_fast.pipeline.stages.predict import predict_split
-from w2s_fast.pipeline.stages.training_set import load_training_set
-from w2s_fast.pipeline.stages.watched_rows import watched_rows
+from w2s_fast.pipeline.stages.training_set import load_training_set, model_rows
+from w2s_fast.pipeline.stages.watched_rows import WatchedRows, watched_rows
 from w2s_fast.store import StageBuild
 from w2s_fast.tracking import TrackingConfig
 from w2s_fast.training import TrainConfig
@@ -73,12 +73,29 @@ def _step_logger(ctx: Context, cfg: TrainConfig) -> Any:
     return step_logger(tracking, ctx.cfg.tracking_dir, job.name, settings)
 
 
+def _truncate_head(
+    ctx: Context, model: Any, tokenizer: Any, watched: WatchedRows, log: dict[str, Any]
+) -> None:
+    """Let the head keep the width that suits held-out weak labels best, after nested dropout."""
+    from w2s_fast.training import truncate_head
+
+    rows = watched.held_out
+    if rows is None or not ctx.job.setting("select_width"):
+        return
+    data = model_rows(ctx, tokenizer, rows.items, "transfer")
+    log["head_width"] = truncate_head(model, data, rows.weak_labels, rows.weight)
+
+
 def train_model(ctx: Context, build: StageBuild) -> None:
     """Train the model of the job's role and predict the test items."""
     from w2s_fast.training import train
 
     cfg = train_of(ctx.cfg, ctx.job.setting("role"))
-    cfg = replace(cfg, lr=cfg.lr * ctx.job.setting("lr_factor", 1.0))
+    cfg = replace(
+        cfg,
+        lr=cfg.lr * ctx.job.setting("lr_factor", 1.0),
+        nested_dropout=ctx.job.setting("nested_dropout", cfg.nested_dropout),
+    )
     if ctx.job.setting("freeze"):
         model, tokenizer = head_model(ctx)
         cfg = cfg.unsharded()
@@ -108,6 +125,7 @@ def train_model(ctx: Context, build: StageBuild) -> None:
         )
     if watched.training_set.q is not None:
         log["truncated_prompts"] = rows.n_truncated
+    _truncate_head(ctx, model, tokenizer, watched, log)
     save_weights(model, build.path / MODEL, ctx.world)
     if "context" not in dict(ctx.job.inputs):  # test items have no transcripts
         predict_split(ctx, model, tokenizer, ctx.inputs("test"), "test", build.path / TEST)
