@@ -63,3 +63,67 @@ def test_models_without_a_head_are_refused_at_once(tmp_path: Path) -> None:
             cfg = _config(tmp_path, **{"student": {"source": "bow"}, **changes})
             check_fit(cfg, "classification", 2)
     check_fit(_config(tmp_path, ["nested_dropout"]), "classification", 2)
+
+
+STEP_METHODS = {
+    "co_teaching:forget=0.5": {"forget": 0.5},
+    "mean_teacher:decay=0.8": {"decay": 0.8},
+    "fixmatch:threshold=0.51,drop=0.3": {"drop": 0.3},
+    "self_training:start=0.25,refresh=2,threshold=0.0001": {"start": 0.25},
+}
+
+
+@pytest.mark.slow
+def test_step_targets_reach_full_and_frozen_students(tmp_path: Path) -> None:
+    """Each method trains another student, stored as one model, with the steps of the naive one."""
+    specs = ["naive", *STEP_METHODS]
+    cfg = _config(tmp_path, [*specs, "probe", *(f"probe|{spec}" for spec in STEP_METHODS)])
+    found = _students(cfg)
+    for (naive, weights), *others in (found[:5], found[5:]):
+        for log, own in others:
+            assert log["steps"] == naive["steps"] and log["losses"] != naive["losses"]
+            assert own.keys() == weights.keys()
+            assert any(not own[name].equal(weights[name]) for name in own)
+        # The first steps of self-training learn the weak labels.
+        assert others[3][0]["losses"][:4] == pytest.approx(naive["losses"][:4], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_reward_models_learn_step_targets(tmp_path: Path) -> None:
+    """Preferences: two rows of tokens an example, and a bag of words that drops some of them."""
+    specs = ["naive", *list(STEP_METHODS)[:3], "self_training:contrast=0,start=0.25"]
+    rows = [
+        {"prompt": f"q {i}", "chosen": f"good answer {i % 7} yes", "rejected": f"bad {i % 5} no"}
+        for i in range(150)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "pairs", "path": str(path), "n_weak": 40, "n_transfer": 60, "n_test": 40}
+    cfg = _config(tmp_path / "out", specs, task=task, student={"source": "bow"})
+    (naive, _), *others = _students(cfg)
+    for log, weights in others:
+        assert log["losses"] != naive["losses"] and set(weights) == {"weight"}
+
+
+def test_settings_of_step_targets_become_those_of_the_training() -> None:
+    from w2s_fast.methods import Plan, make_method
+    from w2s_fast.training.step_targets import make_step_targets
+
+    for spec, fields in STEP_METHODS.items():
+        targets = make_step_targets(make_method(spec).training(Plan())["step_targets"])
+        assert {name: getattr(targets, name) for name in fields} == fields
+    student = make_method("mean_teacher:decay=0").training(Plan())["step_targets"]
+    assert make_step_targets(student).final == "student"  # type: ignore[attr-defined]
+
+
+def test_students_without_classes_or_states_are_refused(tmp_path: Path) -> None:
+    bow = {"source": "bow"}
+    with pytest.raises(W2SError, match="a method with contrast=1.0 works on the input"):
+        check_fit(_config(tmp_path, ["self_training"], student=bow), "classification", 2)
+    check_fit(
+        _config(tmp_path, ["self_training:contrast=0", *STEP_METHODS][:4], student=bow),
+        "classification",
+        2,
+    )
+    with pytest.raises(W2SError, match="two steps|trains with step_targets"):
+        check_fit(_config(tmp_path, ["mean_teacher|fixmatch"], student=bow), "classification", 2)

@@ -27,6 +27,7 @@ from w2s_fast.methods.agreement_sft import AgreementSFT
 from w2s_fast.methods.bootstrap import Bootstrap, StrongToStrong
 from w2s_fast.methods.born_again import BornAgain
 from w2s_fast.methods.ccs import CCS
+from w2s_fast.methods.co_teaching import CoTeaching
 from w2s_fast.methods.combine import Combine
 from w2s_fast.methods.confident import Confident
 from w2s_fast.methods.conflict import Conflict, ExplicitConflict, ImplicitConflict
@@ -39,9 +40,11 @@ from w2s_fast.methods.early_stop import EarlyStop, GroundTruthEarlyStop
 from w2s_fast.methods.easy_to_hard import EasyToHard
 from w2s_fast.methods.elicit import Elicit
 from w2s_fast.methods.ensemble import Ensemble
+from w2s_fast.methods.fixmatch import FixMatch
 from w2s_fast.methods.generative_finetuning import GenerativeFinetuning
 from w2s_fast.methods.knn_filter import KNNFilter
 from w2s_fast.methods.linear_probe import LinearProbe
+from w2s_fast.methods.mean_teacher import MeanTeacher
 from w2s_fast.methods.nested_dropout import NestedDropout
 from w2s_fast.methods.posterior import Posterior
 from w2s_fast.methods.probes import ProbeFilter, ProbeRelabel
@@ -49,6 +52,7 @@ from w2s_fast.methods.prototype import Prototype
 from w2s_fast.methods.resample import Resample
 from w2s_fast.methods.selective import Selective
 from w2s_fast.methods.self_consistency import SelfConsistency
+from w2s_fast.methods.self_training import SelfTraining
 from w2s_fast.methods.small_loss import SmallLoss
 from w2s_fast.methods.teacher_weights import TeacherWeights
 from w2s_fast.methods.trajectory import Trajectory
@@ -84,6 +88,10 @@ METHODS |= {
     "combine": Combine,
     "born_again": BornAgain,
     "nested_dropout": NestedDropout,
+    "co_teaching": CoTeaching,
+    "mean_teacher": MeanTeacher,
+    "fixmatch": FixMatch,
+    "self_training": SelfTraining,
     "early_stop": EarlyStop,
     "ground_truth_early_stop": GroundTruthEarlyStop,
     "explicit_conflict": ExplicitConflict,

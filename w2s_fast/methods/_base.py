@@ -154,7 +154,8 @@ class Method:
         completions), ``lr_factor`` (of the learning rate of ``student_train``), ``conflict`` (alpha
         of a simulated objective against the true labels), ``conflict_rows`` (rows of a conflicting
         objective per row), ``nested_dropout`` (see ``TrainConfig``), ``select_width`` (held-out
-        rows select the width of the head afterwards).
+        rows select the width of the head afterwards), ``step_targets`` (a spec of
+        ``training.step_targets.StepTargets``: targets made anew in every step).
         """
         return {}
 

@@ -8,6 +8,7 @@ from w2s_fast.config import RunConfig, model_of, naming_block, roles, train_of
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Node
 from w2s_fast.models import ModelConfig
+from w2s_fast.training.step_targets import make_step_targets
 
 
 def check_trainings(cfg: RunConfig, kind: str, nodes: Iterable[Node]) -> None:
@@ -26,6 +27,20 @@ def check_trainings(cfg: RunConfig, kind: str, nodes: Iterable[Node]) -> None:
         if "nested_dropout" in settings:
             purpose = f"a method with nested_dropout={settings['nested_dropout']}"
             _check_head(model_of(cfg, settings["role"]), kind, purpose)
+        if "step_targets" in settings:
+            _check_step_targets(model_of(cfg, settings["role"]), kind, settings["step_targets"])
+
+
+def _check_step_targets(model: ModelConfig, kind: str, spec: str) -> None:
+    targets = make_step_targets(spec)
+    if model.preference:
+        raise W2SError(
+            f"a method makes targets in every step ({type(targets).__name__}), and the student is "
+            f"a policy (preference={model.preference!r}), whose pairs have no class; set "
+            "student.preference='' for a reward model, or drop the method"
+        )
+    if contrast := getattr(targets, "contrast", 0.0):
+        _check_head(model, kind, f"a method with contrast={contrast}")
 
 
 def _check_head(model: ModelConfig, kind: str, purpose: str) -> None:

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from w2s_fast.training.co_teaching import CoTeaching, Twins
     from w2s_fast.training.completion_pairs import CompletionPairs, encode_pairs
     from w2s_fast.training.completions import Completions, encode_completions
     from w2s_fast.training.config import THRESHOLD_SCOPES, TrainConfig
@@ -21,15 +22,21 @@ if TYPE_CHECKING:
     from w2s_fast.training.nested_dropout import truncate_head
     from w2s_fast.training.pair_logprob import predict_pairs, reference_logprob
     from w2s_fast.training.prediction import predict
+    from w2s_fast.training.self_targets import SelfTargets
     from w2s_fast.training.step_record import StepRecord
+    from w2s_fast.training.step_targets import StepTargets
 
 __all__ = [
     "THRESHOLD_SCOPES",
+    "CoTeaching",
     "CompletionPairs",
     "Completions",
     "Encoded",
+    "SelfTargets",
     "StepRecord",
+    "StepTargets",
     "TrainConfig",
+    "Twins",
     "Watch",
     "completion_logprob",
     "difficulty_stages",
@@ -49,6 +56,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CoTeaching": "co_teaching",
+    "SelfTargets": "self_targets",
+    "StepTargets": "step_targets",
+    "Twins": "co_teaching",
     "THRESHOLD_SCOPES": "config",
     "CompletionPairs": "completion_pairs",
     "Completions": "completions",

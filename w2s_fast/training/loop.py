@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from w2s_fast.distributed.world import World, get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossContext
-from w2s_fast.losses._base import IGNORE
 from w2s_fast.models.weights import module_tensors, shape_of
 from w2s_fast.training import checkpoint
+from w2s_fast.training.co_teaching import TwinLoss, Twins, paired, students_of
 from w2s_fast.training.completion_pairs import CompletionPairs, check_pair_labels
-from w2s_fast.training.completions import CompletionBatch, Completions
+from w2s_fast.training.completions import Completions
 from w2s_fast.training.config import EXECUTION_FIELDS, TrainConfig
 from w2s_fast.training.data import (
     RowData,
@@ -34,11 +34,16 @@ from w2s_fast.training.data import (
 )
 from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
 from w2s_fast.training.engine import Engine, PlainEngine
+from w2s_fast.training.first_pass import FirstPass, check_step_targets
 from w2s_fast.training.head_input import HeadInput, head_of
 from w2s_fast.training.monitor import Monitor, Watch
 from w2s_fast.training.nested_dropout import nested_width
-from w2s_fast.training.step import MicroBatch, Stepper, StepResult
+from w2s_fast.training.self_targets import SelfTargets
+from w2s_fast.training.step import Stepper, StepResult
+from w2s_fast.training.step_batches import StepBatches
 from w2s_fast.training.step_record import StepRecord, step_series
+from w2s_fast.training.step_targets import StepTargets
+from w2s_fast.training.teacher import Teacher
 from w2s_fast.training.thresholds import Thresholds
 from w2s_fast.training.train_mode import training_mode
 from w2s_fast.training.weight_average import WeightAverage
@@ -60,6 +65,7 @@ def train(
     weight: np.ndarray | None = None,
     stages: np.ndarray | None = None,
     gold: np.ndarray | None = None,
+    step_targets: StepTargets | None = None,
     checkpoint_dir: Path | None = None,
     progress: ProgressFn | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
@@ -86,6 +92,9 @@ def train(
             as in a curriculum from easy to hard rows; see `difficulty_stages`.
         gold: (N,) true classes for a loss that simulates an objective against them
             (``ExplicitConflict``), -100 where there is none.
+        step_targets: targets made anew in every step from predictions of its rows (``SelfTargets``,
+            ``CoTeaching`` for ``Twins``); None: the weak labels. ``agreement`` is then with these
+            targets.
         checkpoint_dir: folder of the checkpoints, written every ``cfg.checkpoint_every`` steps; an
             interrupted training resumes from the newest. The last one is left for the caller.
         progress: called on rank 0 with (steps done, steps, loss of the last step).
@@ -112,7 +121,8 @@ def train(
         check_pair_labels(data, weak_labels, loss)
     if stages is not None:
         check_stages(stages, len(data))
-    run = _Training(model, data, weak_labels, loss, cfg, seed, weight, stages, gold)
+    check_step_targets(step_targets, model, data)
+    run = _Training(model, data, weak_labels, loss, cfg, seed, weight, stages, gold, step_targets)
     if watch is not None:
         run.monitor = Monitor(watch, model, loss, cfg, len(data), run.world, checkpoint_dir)
     rank = run.world.rank
@@ -136,28 +146,45 @@ class _Training:
         weight: np.ndarray | None,
         stages: np.ndarray | None,
         gold: np.ndarray | None,
+        step_targets: StepTargets | None,
     ) -> None:
-        self.data, self.loss, self.cfg, self.stages = data, loss, cfg, stages
+        self.data, self.cfg, self.stages = data, cfg, stages
+        self.model, self.step_targets = model, step_targets
+        loss = TwinLoss(loss=loss) if isinstance(model, Twins) else loss
+        self.loss = loss
         self.device = next(model.parameters()).device
         hard = weak_labels.ndim == 1
-        self.weak_labels = torch.from_numpy(weak_labels.astype(np.int64 if hard else np.float32))
-        self.weight = None if weight is None else torch.from_numpy(weight.astype(np.float32))
-        self.gold = None if gold is None else torch.from_numpy(gold.astype(np.int64))
         self.steps = cfg.steps(len(data))
         self.order = RowOrder(len(data), cfg.batch_size, cfg.epochs, seed, stages)
         self.world = get_world()
+        self.batches = StepBatches(
+            data, weak_labels, self.order, cfg.micro_batch_size, self.device, self.world,
+            weight=weight, gold=gold, drop=getattr(step_targets, "drop", 0.0), seed=seed,
+        )  # fmt: skip
         self.shapes = [
             (n, list(shape_of(t)), t.requires_grad) for n, t in module_tensors(model).items()
         ]
         self.head_input: HeadInput | None = None
-        if cfg.nested_dropout:
-            self.head_input = HeadInput(head_of(model, f"nested_dropout={cfg.nested_dropout}"))
+        contrast = getattr(step_targets, "contrast", 0.0)
+        if cfg.nested_dropout or contrast:
+            name = "nested_dropout" if cfg.nested_dropout else "contrast"
+            purpose = f"{name}={cfg.nested_dropout or contrast}"
+            self.head_input = HeadInput(*(head_of(m, purpose) for m in students_of(model)))
         self.engine = make_engine(model, cfg, self.world)
         self.average = WeightAverage(self.engine, model, cfg, self.steps, self.world)
         n_classes = getattr(model, "n_classes", 2 if hard else weak_labels.shape[1])
         n_classes = getattr(data, "n_classes", n_classes)
         self.thresholds = Thresholds(cfg.threshold_scope, loss, n_classes, cfg.batch_size)
-        self.stepper = Stepper(self.engine, loss, self.thresholds, self.world)
+        self.teacher: Teacher | None = None
+        if isinstance(step_targets, SelfTargets):
+            self.teacher = Teacher(step_targets, self.engine, model, self.world)
+        first_pass = None
+        if step_targets is not None:
+            first_pass = FirstPass(
+                step_targets, self.engine, model, self.world, n_classes, self.teacher,
+                self.head_input,
+            )  # fmt: skip
+        self.stepper = Stepper(self.engine, loss, self.thresholds, self.world, first_pass)
         if isinstance(data, Completions) and self.thresholds.mode in ("window", "ema"):
             raise W2SError(
                 f"threshold_scope={cfg.threshold_scope!r} keeps a fixed number of rows, which "
@@ -193,7 +220,7 @@ class _Training:
                 self.read_results(done)
                 self.tell(progress, on_step)
             if done == self.steps:
-                self.average.apply()
+                self.finish_weights()
             if evaluate and self.monitor is not None:
                 self.monitor.evaluate(done)
             if save and directory is not None and done < self.steps:
@@ -206,12 +233,19 @@ class _Training:
             **({} if self.monitor is None else self.monitor.finish()),
         }
 
+    def finish_weights(self) -> None:
+        """Let the model have the weights that the training ends with."""
+        if self.teacher is not None and self.teacher.is_final:
+            self.teacher.write()
+        else:
+            self.average.apply()
+
     def step(self, step: int) -> None:
         """Take one optimizer step."""
         ctx = LossContext(step_frac=step / self.steps, step=step, state=self.loss_state)
         lr = self.cfg.lr_at(step, self.steps)
-        with self.narrow_head(step):
-            result = self.stepper.step(self.micro_batches(step), ctx, lr)
+        with self.narrow_head(step), paired(self.model):
+            result = self.stepper.step(self.batches.of_step(step), ctx, lr)
         self.loss_state = result.state
         nan, tokens = float("nan"), int(self.lengths[self.order.rows(step)].sum())
         coefficient = self.loss.coefficient(ctx.step_frac, step)
@@ -219,6 +253,8 @@ class _Training:
         record = StepRecord(step + 1, nan, nan, nan, coefficient, nan, lr, tokens, seconds)
         self.unread.append((result, record))
         self.average.add(step + 1)
+        if self.teacher is not None:
+            self.teacher.update(step + 1)
 
     def narrow_head(self, step: int) -> AbstractContextManager[None]:
         """Return a context in which the head reads the entries that nested dropout keeps."""
@@ -249,40 +285,6 @@ class _Training:
         checkpoint.save(directory, done, self.seconds, self.tensors(), identity, self.world, files)
         if self.monitor is not None:
             self.monitor.after_checkpoint()
-
-    def micro_batches(self, step: int) -> list[MicroBatch]:
-        """Return this process's micro-batches; all processes have as many, of as many rows."""
-        rows = self.order.rows(step)
-        size = self.world.size
-        weight = None if self.weight is None else self.weight[rows]
-        if padding := -len(rows) % size:  # filled with a row of weight 0
-            weight = torch.ones(len(rows)) if weight is None else weight
-            weight = torch.cat([weight, torch.zeros(padding)])
-            rows = np.concatenate([rows, np.repeat(rows[:1], padding)])
-        rows_at_once = (self.cfg.micro_batch_size or len(rows) // size) * size
-        micro_batches = []
-        for start in range(0, len(rows), rows_at_once):
-            part = slice(start, start + rows_at_once)
-            part_weight = None if weight is None else weight[part]
-            micro_batches.append(self.micro_batch(rows[part], part_weight))
-        return micro_batches
-
-    def micro_batch(self, rows: np.ndarray, weight: Tensor | None) -> MicroBatch:
-        """Make a micro-batch from the rows of all processes and their weights."""
-        own = slice(self.world.rank, None, self.world.size)
-        index, batch = rows, self.data.batch(rows[own], self.device)
-        if isinstance(self.data, Completions):
-            index, owner = self.data.label_index(rows, self.world.size)
-            weight = None if weight is None else weight[owner]
-        weak = self.weak_labels[index]
-        if isinstance(batch, CompletionBatch):
-            weak[torch.from_numpy(index < 0)] = IGNORE
-            batch = batch.padded(len(weak[own]))
-        weak = weak.to(self.device)
-        weight = None if weight is None else weight.to(self.device)
-        own_weight = None if weight is None else weight[own]
-        gold = None if self.gold is None else self.gold[rows[own]].to(self.device)
-        return MicroBatch(batch, weak[own], own_weight, weak, weight, gold)
 
     def read_results(self, done: int) -> None:
         """Copy the results of the unread steps to the host and check that the losses are finite."""
@@ -322,6 +324,8 @@ class _Training:
         """Yield everything that changes during training, whole, by name."""
         yield from self.engine.tensors()
         yield from self.average.tensors()
+        if self.teacher is not None:
+            yield from self.teacher.tensors()
         yield from ((f"threshold.{k}", t) for k, t in self.thresholds.state.items())
         if self.loss_state is not None:
             yield "loss.state", self.loss_state
@@ -341,6 +345,8 @@ class _Training:
             return 0
         self.engine.load(saved.read)
         self.average.load(saved.read, saved.step)
+        if self.teacher is not None:
+            self.teacher.load(saved.read)
         for name in saved.names("threshold."):
             if (t := saved.read(name)) is not None:
                 self.thresholds.state[name.partition(".")[2]] = t.to(self.device)
@@ -370,18 +376,17 @@ class _Training:
         recipe = {name: value for name, value in fields if name not in EXECUTION_FIELDS}
         if not self.cfg.nested_dropout:  # checkpoints of before do not have it
             del recipe["nested_dropout"]
-        labels_hash = hashlib.sha256(self.weak_labels.numpy().tobytes())
-        labels_hash.update(b"" if self.weight is None else self.weight.numpy().tobytes())
         order = {} if self.stages is None else {"stages": _digest(self.stages)}
-        labels_hash.update(b"" if self.gold is None else self.gold.numpy().tobytes())
+        made = {} if self.step_targets is None else {"step_targets": repr(self.step_targets)}
         return {
             **recipe,
             **order,
+            **made,
             "seed": self.seed,
             "loss": repr(self.loss),
             "model": hashlib.sha256(repr(self.shapes).encode()).hexdigest(),
             "data": self.data.digest(),
-            "targets": labels_hash.hexdigest(),
+            "targets": self.batches.digest(),
             "watch": None if self.monitor is None else self.monitor.identity,
         }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from w2s_fast.store import StageBuild
 from w2s_fast.tracking import TrackingConfig
 from w2s_fast.training import TrainConfig
 
+if TYPE_CHECKING:
+    from w2s_fast.training.step_targets import StepTargets
+
 
 def with_logprob(ctx: Context, rows: Any) -> Any:
     """Add the log-probabilities of other models to pairs, where the job's loss needs them."""
@@ -58,6 +61,15 @@ def _stages(ctx: Context) -> np.ndarray | None:
         return None
     difficulty = np.load(ctx.input("perplexity") / PERPLEXITY, allow_pickle=False)
     return difficulty_stages(difficulty, n_stages)
+
+
+def _step_targets(ctx: Context) -> StepTargets | None:
+    """Return the targets that the job's training makes in every step, None for weak labels."""
+    if not (spec := ctx.job.setting("step_targets")):
+        return None
+    from w2s_fast.training.step_targets import make_step_targets
+
+    return make_step_targets(spec)
 
 
 def _step_logger(ctx: Context, cfg: TrainConfig) -> Any:
@@ -101,6 +113,15 @@ def train_model(ctx: Context, build: StageBuild) -> None:
         cfg = cfg.unsharded()
     else:
         model, tokenizer = new_model(ctx, ctx.job.setting("role"))
+    targets = _step_targets(ctx)
+    if targets is not None and targets.branches == 2:
+        from w2s_fast.training.co_teaching import Twins
+
+        frozen = ctx.job.setting("freeze")
+        peer, _ = head_model(ctx) if frozen else new_model(ctx, ctx.job.setting("role"))
+        trained: Any = Twins(model, peer)
+    else:
+        trained = model
     watched = watched_rows(ctx, load_training_set(ctx), tokenizer)
     training_set = add_conflict_rows(ctx, watched.training_set)
     rows, weak_labels = training_set.encode(ctx, tokenizer)
@@ -109,7 +130,7 @@ def train_model(ctx: Context, build: StageBuild) -> None:
     loss, gold = conflicting_loss(ctx, loss, training_set)
     with _step_logger(ctx, cfg) as on_step:
         log = train(
-            model,
+            trained,
             rows,
             weak_labels,
             loss,
@@ -118,6 +139,7 @@ def train_model(ctx: Context, build: StageBuild) -> None:
             weight=training_set.weight,
             stages=_stages(ctx),
             gold=gold,
+            step_targets=targets,
             checkpoint_dir=build.checkpoint,
             progress=ctx.progress,
             on_step=on_step,
