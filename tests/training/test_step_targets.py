@@ -366,3 +366,13 @@ def test_the_first_pass_is_without_dropout(tokenizer: Any) -> None:
     got = caught.value.args[0].softmax(1).numpy()
     assert np.abs(got - want[RowOrder(N, N, 2, 0).rows(0)]).max() < 1e-6
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_pass_for_pairs_draws_the_dropout_of_the_training_pass(tokenizer: Any) -> None:
+    """A contrastive term of no weight leaves the training as it is."""
+    losses = []
+    for contrast in (0.0, 1e-12):
+        targets = SelfTargets(share=0.5, contrast=contrast)
+        cfg = replace(BASE, dropout=True, micro_batch_size=8)
+        losses.append(_fit(tokenizer, targets, cfg)[0]["losses"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

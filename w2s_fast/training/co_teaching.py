@@ -81,8 +81,8 @@ class CoTeaching(StepTargets):
 def _smallest(losses: Tensor, counted: Tensor, share: float) -> Tensor:
     """Return (..., R) bool: the share of the counted rows with the smallest losses."""
     n = counted.sum(-1, keepdim=True)
-    # (1 - 0.3) * 10 is 7 up to rounding.
-    kept = (share * n + 1e-6).floor().clamp_min(1)
+    # (1 - 0.41) * 100 is 59 up to rounding.
+    kept = (share * n.double() + 1e-6).floor().clamp_min(1)
     order = torch.where(counted, losses, float("inf")).argsort(dim=-1, stable=True)
     return counted & (order.argsort(dim=-1) < kept)
 
