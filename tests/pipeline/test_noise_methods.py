@@ -14,8 +14,10 @@ from w2s_fast.config import RunConfig
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline import run
 from w2s_fast.pipeline.check_fit import check_fit
+from w2s_fast.pipeline.check_trainings import check_trainings
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.pipeline.stages.training_set import group_split
+from w2s_fast.pipeline.students import students
 
 PRETRAIN = {"hidden": 16, "layers": 2, "heads": 2, "steps": 12, "batch_size": 4, "length": 32}
 
@@ -127,3 +129,18 @@ def test_students_without_classes_or_states_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(W2SError, match="two steps|trains with step_targets"):
         check_fit(_config(tmp_path, ["mean_teacher|fixmatch"], student=bow), "classification", 2)
+
+
+def test_policies_are_refused(tmp_path: Path) -> None:
+    """Their pairs of completions have neither a class nor a linear head."""
+    policy = {"source": "scratch", "hidden": 16, "heads": 2, "preference": "dpo"}
+    for method, message in (
+        ("co_teaching", "targets in every step .CoTeaching.*preference='dpo'"),
+        ("nested_dropout", "a method with nested_dropout=100.0 works on the input"),
+    ):
+        cfg = _config(tmp_path, [method], student=policy)
+        nodes = [node for student in students(cfg) for node in student.nodes(cfg)]
+        with pytest.raises(W2SError, match=message):
+            check_trainings(cfg, "preference", nodes)
+        cfg = _config(tmp_path, [method], student={**policy, "preference": ""})
+        check_trainings(cfg, "preference", nodes)

@@ -207,6 +207,17 @@ def test_micro_batches_and_resumption(tokenizer: Any, tmp_path: Path) -> None:
     assert again["losses"] == log["losses"] and np.array_equal(got, want)
 
 
+@pytest.mark.parametrize("scope", ["window", "ema", "microbatch"])
+def test_rolling_thresholds_are_of_each_student(scope: str, tokenizer: Any) -> None:
+    """Without micro-batches every scope is the batch; with them it is another training."""
+    exact, _ = _fit(tokenizer, BASE)
+    same, _ = _fit(tokenizer, replace(BASE, threshold_scope=scope))
+    whole = slice(0, -1)  # the last batch is short
+    assert same["losses"][whole] == pytest.approx(exact["losses"][whole], rel=1e-5)
+    parts, probs = _fit(tokenizer, replace(BASE, threshold_scope=scope, micro_batch_size=4))
+    assert parts["losses"] != exact["losses"] and np.isfinite(probs).all()
+
+
 def test_nested_dropout_and_a_watch(tokenizer: Any) -> None:
     """One width for both students; evaluations see the first, with all entries."""
     data = encoded_rows(tokenizer)

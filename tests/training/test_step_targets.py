@@ -23,6 +23,7 @@ from w2s_fast.training import (
     SelfTargets,
     StepTargets,
     TrainConfig,
+    encode_completions,
     predict,
     train,
 )
@@ -301,6 +302,9 @@ def test_rows_without_classes_are_refused(tokenizer: Any) -> None:
     refused("Twins without step_targets", Twins(model, small_model(tokenizer)), None)
     from w2s_fast.models.classifier import BagOfWords
 
+    texts = encode_completions(tokenizer, ["the old", "a"], [" key", " cat"], end=False)
+    with pytest.raises(W2SError, match="need class probabilities.*data are Completions"):
+        train(model, texts, texts.labels, xent, BASE, 0, step_targets=SelfTargets())
     refused("contrast=1.0 works on the input", BagOfWords(99, 2), SelfTargets(contrast=1.0))
 
 

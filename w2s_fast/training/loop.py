@@ -113,6 +113,7 @@ def train(
         W2SError: for weak labels that do not fit or are not finite, stages that do not fit, a loss
             that is not finite (the message names the step), or a checkpoint of another training.
     """
+    check_step_targets(step_targets, model, data)
     n_tokens = len(data.labels) if isinstance(data, Completions) else None
     n_classes = getattr(data, "n_classes", getattr(model, "n_classes", None))
     check_weak_labels(weak_labels, weight, len(data), n_classes, n_tokens)
@@ -121,7 +122,6 @@ def train(
         check_pair_labels(data, weak_labels, loss)
     if stages is not None:
         check_stages(stages, len(data))
-    check_step_targets(step_targets, model, data)
     run = _Training(model, data, weak_labels, loss, cfg, seed, weight, stages, gold, step_targets)
     if watch is not None:
         run.monitor = Monitor(watch, model, loss, cfg, len(data), run.world, checkpoint_dir)
