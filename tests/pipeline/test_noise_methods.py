@@ -16,6 +16,8 @@ from w2s_fast.pipeline import run
 from w2s_fast.pipeline.check_fit import check_fit
 from w2s_fast.pipeline.check_trainings import check_trainings
 from w2s_fast.pipeline.context import load_data
+from w2s_fast.pipeline.job_identity import config_slice
+from w2s_fast.pipeline.jobs import Job
 from w2s_fast.pipeline.stages.training_set import group_split
 from w2s_fast.pipeline.students import students
 
@@ -144,3 +146,13 @@ def test_policies_are_refused(tmp_path: Path) -> None:
             check_trainings(cfg, "preference", nodes)
         cfg = _config(tmp_path, [method], student={**policy, "preference": ""})
         check_trainings(cfg, "preference", nodes)
+
+
+def test_stages_of_before_are_found(tmp_path: Path) -> None:
+    """A setting that came later enters a hash only where it is set."""
+    job = Job("student", "student/0/xent", 0, (("loss", "xent"), ("role", "student")))
+    names = [
+        set(config_slice(_config(tmp_path, ["naive"], student_train=train), job, 2)["train"])
+        for train in ({}, {"nested_dropout": 8.0})
+    ]
+    assert names[1] - names[0] == {"nested_dropout"}
