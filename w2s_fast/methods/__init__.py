@@ -40,6 +40,7 @@ from w2s_fast.methods.easy_to_hard import EasyToHard
 from w2s_fast.methods.elicit import Elicit
 from w2s_fast.methods.ensemble import Ensemble
 from w2s_fast.methods.generative_finetuning import GenerativeFinetuning
+from w2s_fast.methods.interpolate import Interpolate
 from w2s_fast.methods.knn_filter import KNNFilter
 from w2s_fast.methods.linear_probe import LinearProbe
 from w2s_fast.methods.posterior import Posterior
@@ -49,6 +50,7 @@ from w2s_fast.methods.resample import Resample
 from w2s_fast.methods.selective import Selective
 from w2s_fast.methods.self_consistency import SelfConsistency
 from w2s_fast.methods.small_loss import SmallLoss
+from w2s_fast.methods.soup import GreedySoup, Soup
 from w2s_fast.methods.teacher_weights import TeacherWeights
 from w2s_fast.methods.trajectory import Trajectory
 from w2s_fast.methods.tree_pairs import TreePairs
@@ -87,6 +89,9 @@ METHODS |= {
     "explicit_conflict": ExplicitConflict,
     "implicit_conflict": ImplicitConflict,
     "probe": LinearProbe,
+    "soup": Soup,
+    "greedy_soup": GreedySoup,
+    "interpolate": Interpolate,
     "generative_finetuning": GenerativeFinetuning,
     "debate": Debate,
     "consultancy": Consultancy,

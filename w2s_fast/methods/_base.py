@@ -144,16 +144,24 @@ class Method:
         """
         return None
 
+    def final(self, plan: Plan, student: Node) -> Node:
+        """Return the student that is scored, given the trained one.
+
+        It may be made of several students, see ``_merge.merged``.
+        """
+        return student
+
     def training(self, plan: Plan) -> Mapping[str, Any]:
         """Return the settings in which the student's training differs from the default.
 
         Keys: ``keep`` ("last"; "weak" or "gold": the weights with the highest accuracy on held-out
-        rows, by their weak or their true labels), ``holdout`` (share of these rows), ``freeze``
-        (train only the head), ``start`` (node of the model to start from), ``loss`` (a spec; a
-        preference loss where ``labels`` are pairs), ``stages`` (number of stages from easy to hard
-        completions), ``lr_factor`` (of the learning rate of ``student_train``), ``conflict`` (alpha
-        of a simulated objective against the true labels), ``conflict_rows`` (rows of a conflicting
-        objective per row).
+        rows, by their weak or their true labels), ``holdout`` (share of these rows; with "last"
+        they are left to ``final``), ``shared_holdout`` (hold the same rows out for every member),
+        ``freeze`` (train only the head), ``start`` (node of the model to start from), ``loss`` (a
+        spec; a preference loss where ``labels`` are pairs), ``stages`` (number of stages from easy
+        to hard completions), ``lr_factor`` (of the learning rate of ``student_train``),
+        ``conflict`` (alpha of a simulated objective against the
+        true labels), ``conflict_rows`` (rows of a conflicting objective per row).
         """
         return {}
 
@@ -204,5 +212,7 @@ def student_nodes(steps: tuple[Method, ...], plan: Plan) -> tuple[Node, Node]:
         initial = step.initial(plan, labels) or initial
         labels = step.labels(plan, labels)
     student = plan.student(labels, initial, **training)
+    for step in steps:
+        student = step.final(plan, student)
     check_gold(student)
     return student, plan.ceiling()

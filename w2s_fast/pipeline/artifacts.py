@@ -37,6 +37,7 @@ TEST = "test.parquet"  # predictions of the test items
 OOD = "ood.parquet"  # predictions of the out-of-distribution test items
 LOG = "log.json"  # loss and metrics of every step
 TRAJECTORY = "trajectory.npy"  # predictions of the transfer set during a training
+SWEEP = "interpolation.npy"  # test predictions (K, N, C) at every coefficient
 CALIBRATION = "calibration.json"  # calibrator of the weak labels, and its scores
 TRUST = "trust.npy"  # P(label right) of the transfer set
 TRUST_SCORES = "trust.json"  # scores of the trust model on the weak split

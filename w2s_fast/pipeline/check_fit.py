@@ -13,6 +13,7 @@ from w2s_fast.config import RunConfig, model_of, naming_block, roles, train_of
 from w2s_fast.distributed.world import get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Node, all_nodes, make_steps
+from w2s_fast.methods._merge import members_of
 from w2s_fast.models import ModelConfig
 from w2s_fast.models.backbone import architecture, check_folder
 from w2s_fast.models.build import check_model_kind
@@ -60,6 +61,7 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
     if any(node.stage == "transcripts" for node in nodes):
         _check_writer(cfg)
     check_policy_methods(cfg, nodes)
+    _check_soups(cfg, nodes)
     if any("conflict_rows" in dict(node.settings) for node in nodes) and not cfg.task.conflict_path:
         raise W2SError(
             "method 'implicit_conflict' trains on pairs of a conflicting objective; set "
@@ -180,6 +182,20 @@ def _check_layers(cfg: RunConfig, nodes: list[Node]) -> None:
             f"a method reads layer={max(numbers)} of the student; expected 0 to {count}, 'half' or "
             f"'last' for a model of {count} layers"
         )
+
+
+def _check_soups(cfg: RunConfig, nodes: list[Node]) -> None:
+    """Check that the members of a soup start from the same weights."""
+    random = cfg.student.source == "scratch" or not cfg.student.pretrained
+    for node in nodes if random else ():
+        members = [dict(n.settings).get("member", 0) for n in members_of(node)]
+        if len(set(members)) > 1:
+            raise W2SError(
+                f"a method averages students of {len(set(members))} seeds, which start from other "
+                f"random weights at student.source={cfg.student.source!r}, student.pretrained="
+                f"{cfg.student.pretrained}; expected a checkpoint, or members=1 with several "
+                "losses or lr_factors"
+            )
 
 
 def _check_writer(cfg: RunConfig) -> None:

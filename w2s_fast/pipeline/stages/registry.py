@@ -15,6 +15,7 @@ from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages import method_inputs, report, transcripts
 from w2s_fast.pipeline.stages.calibration import calibration
 from w2s_fast.pipeline.stages.gate import gate
+from w2s_fast.pipeline.stages.merge import merge
 from w2s_fast.pipeline.stages.overlap import overlap
 from w2s_fast.pipeline.stages.posterior import posterior
 from w2s_fast.pipeline.stages.predict import labels
@@ -50,6 +51,11 @@ def tokenizer(ctx: Context, build: StageBuild) -> None:
     ctx.write(write)
 
 
+def student(ctx: Context, build: StageBuild) -> None:
+    """Train a student, or make it of the weights of trained ones."""
+    (merge if ctx.job.setting("merge") else train_model)(ctx, build)
+
+
 STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "pretrain": pretrain,
     "tokenizer": tokenizer,
@@ -57,7 +63,7 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "labels": labels,
     "calibration": calibration,
     "intermediate": train_model,
-    "student": train_model,
+    "student": student,
     "ceiling": train_model,
     "control": train_model,  # `new_model` leaves the pretrained weights out
     "tuned": method_inputs.tuned,

@@ -18,17 +18,15 @@ from w2s_fast.pipeline.artifacts import (
     FIT,
     LOG,
     MODEL,
-    OOD,
     PAIR_LOGPROB,
     PERPLEXITY,
-    TEST,
     TRAJECTORY,
     write_fit,
 )
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.stages.build_model import head_model, new_model, whole_model
+from w2s_fast.pipeline.stages.build_model import head_model, new_model
 from w2s_fast.pipeline.stages.conflict import add_conflict_rows, conflicting_loss
-from w2s_fast.pipeline.stages.predict import predict_split
+from w2s_fast.pipeline.stages.predict import predict_test
 from w2s_fast.pipeline.stages.training_set import load_training_set
 from w2s_fast.pipeline.stages.watched_rows import watched_rows
 from w2s_fast.store import StageBuild
@@ -109,12 +107,7 @@ def train_model(ctx: Context, build: StageBuild) -> None:
     if watched.training_set.q is not None:
         log["truncated_prompts"] = rows.n_truncated
     save_weights(model, build.path / MODEL, ctx.world)
-    if "context" not in dict(ctx.job.inputs):  # test items have no transcripts
-        predict_split(ctx, model, tokenizer, ctx.inputs("test"), "test", build.path / TEST)
-        if ctx.has_ood:
-            if ctx.job.setting("freeze"):  # no states of these items are cached
-                model, tokenizer = whole_model(ctx, build.path)
-            predict_split(ctx, model, tokenizer, ctx.inputs("ood"), "ood", build.path / OOD)
+    predict_test(ctx, build, model, tokenizer)
     trajectory = log.pop("trajectory", None)
     if ctx.job.setting("record"):
         ctx.write(lambda: np.save(build.path / TRAJECTORY, trajectory, allow_pickle=False))

@@ -206,6 +206,11 @@ def group_split(groups: tuple[str, ...], share: float, seed: int) -> np.ndarray:
     return positions <= np.quantile(positions, share)
 
 
+def shared_holdout(ctx: Context, training_set: TrainingSet) -> np.ndarray:
+    """Return (N,) bool: rows that the job holds out, the same for every member of a soup."""
+    return group_split(training_set.items.groups, ctx.job.setting("holdout"), ctx.job.seed or 0)
+
+
 def _positions(groups: tuple[str, ...], seed: int) -> np.ndarray:
     """Return a number in [0, 1) per row (N,), a hash of seed and group."""
 

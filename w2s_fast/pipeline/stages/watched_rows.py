@@ -9,7 +9,12 @@ import numpy as np
 
 from w2s_fast.config import train_of
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.stages.training_set import TrainingSet, group_split, model_rows
+from w2s_fast.pipeline.stages.training_set import (
+    TrainingSet,
+    group_split,
+    model_rows,
+    shared_holdout,
+)
 from w2s_fast.tasks import Inputs
 
 if TYPE_CHECKING:
@@ -49,6 +54,8 @@ def watched_rows(ctx: Context, training_set: TrainingSet, tokenizer: Any) -> Wat
         return WatchedRows(training_set, Watch(model_rows(ctx, tokenizer, items, "transfer")))
     keep, evaluations = ctx.job.setting("keep", "last"), ctx.job.setting("fit")
     if keep == "last":
+        if ctx.job.setting("holdout"):
+            training_set = training_set.take(np.flatnonzero(~shared_holdout(ctx, training_set)))
         if not evaluations:
             return WatchedRows(training_set)
         fitted = _sample(ctx, training_set)
@@ -57,9 +64,12 @@ def watched_rows(ctx: Context, training_set: TrainingSet, tokenizer: Any) -> Wat
             model_rows(ctx, tokenizer, fitted, "transfer"), every=-(-steps // evaluations)
         )
         return WatchedRows(training_set, watch, fitted)
-    held_out = group_split(
-        training_set.items.groups, ctx.job.setting("holdout", _HOLDOUT), ctx.seed
-    )
+    if ctx.job.setting("shared_holdout"):
+        held_out = shared_holdout(ctx, training_set)
+    else:
+        held_out = group_split(
+            training_set.items.groups, ctx.job.setting("holdout", _HOLDOUT), ctx.seed
+        )
     evaluation = training_set.take(np.flatnonzero(held_out))
     training_set = training_set.take(np.flatnonzero(~held_out))
     expected = _expected(ctx, evaluation, keep)
