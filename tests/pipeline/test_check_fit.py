@@ -65,6 +65,13 @@ def refused(tmp_path: Path, changes: dict[str, Any]) -> str:
         ({"methods": ["debate"], "student": {"source": "agreement-lm"}},
          "transcript_writer.max_tokens=256: the student's language model reads 128 tokens"),
         ({"methods": ["debate"]}, "student.source='bow' is none"),
+        ({"methods": ["mixup"], "student_train": {"batch_size": 15}},
+         "mixup is 0.2 with 15 rows in a micro-batch"),
+        ({"weak_train": {"mixup": 0.3, "micro_batch_size": 1}}, "mixup is 0.3 with 1 rows"),
+        ({"methods": ["naive", "explicit_conflict|mixup"]},
+         "learns against true classes, which mixup has none of"),
+        ({"methods": ["soup"], "student": SCRATCH},
+         "a method averages students of 3 seeds, which start from other random weights"),
     ],
 )  # fmt: skip
 def test_before_the_first_stage(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

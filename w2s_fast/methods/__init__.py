@@ -43,6 +43,7 @@ from w2s_fast.methods.generative_finetuning import GenerativeFinetuning
 from w2s_fast.methods.interpolate import Interpolate
 from w2s_fast.methods.knn_filter import KNNFilter
 from w2s_fast.methods.linear_probe import LinearProbe
+from w2s_fast.methods.mixup import Mixup
 from w2s_fast.methods.posterior import Posterior
 from w2s_fast.methods.probes import ProbeFilter, ProbeRelabel
 from w2s_fast.methods.prototype import Prototype
@@ -89,6 +90,7 @@ METHODS |= {
     "explicit_conflict": ExplicitConflict,
     "implicit_conflict": ImplicitConflict,
     "probe": LinearProbe,
+    "mixup": Mixup,
     "soup": Soup,
     "greedy_soup": GreedySoup,
     "interpolate": Interpolate,

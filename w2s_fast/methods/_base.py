@@ -159,8 +159,8 @@ class Method:
         they are left to ``final``), ``shared_holdout`` (hold the same rows out for every member),
         ``freeze`` (train only the head), ``start`` (node of the model to start from), ``loss`` (a
         spec; a preference loss where ``labels`` are pairs), ``stages`` (number of stages from easy
-        to hard completions), ``lr_factor`` (of the learning rate of ``student_train``),
-        ``conflict`` (alpha of a simulated objective against the
+        to hard completions), ``lr_factor`` (of the learning rate of ``student_train``), ``mixup``
+        (alpha of ``TrainConfig.mixup``), ``conflict`` (alpha of a simulated objective against the
         true labels), ``conflict_rows`` (rows of a conflicting objective per row).
         """
         return {}

@@ -62,6 +62,7 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
         _check_writer(cfg)
     check_policy_methods(cfg, nodes)
     _check_soups(cfg, nodes)
+    _check_mixup(cfg, kind, nodes)
     if any("conflict_rows" in dict(node.settings) for node in nodes) and not cfg.task.conflict_path:
         raise W2SError(
             "method 'implicit_conflict' trains on pairs of a conflicting objective; set "
@@ -196,6 +197,28 @@ def _check_soups(cfg: RunConfig, nodes: list[Node]) -> None:
                 f"{cfg.student.pretrained}; expected a checkpoint, or members=1 with several "
                 "losses or lr_factors"
             )
+
+
+def _check_mixup(cfg: RunConfig, kind: str, nodes: list[Node]) -> None:
+    """Check that models with mixup learn class probabilities, in steps of whole pairs."""
+    mixing = {role: train_of(cfg, role).mixup for role in roles(cfg)}
+    for node in nodes:
+        settings = dict(node.settings)
+        if alpha := settings.get("mixup"):
+            mixing[settings["role"]] = alpha
+        if "conflict" in settings and (alpha or train_of(cfg, settings["role"]).mixup):
+            raise W2SError(
+                "method 'explicit_conflict' learns against true classes, which mixup has none of; "
+                "expected one of the two"
+            )
+    for role, alpha in mixing.items():
+        preference = model_of(cfg, role).preference
+        if alpha and (kind == "generation" or preference):
+            raise W2SError(
+                f"mixup={alpha} mixes class probabilities, and the {role} model learns texts (kind "
+                f"{kind!r}, preference={preference!r}); expected mixup=0"
+            )
+        replace(train_of(cfg, role), mixup=alpha).batch_shape(get_world().size)
 
 
 def _check_writer(cfg: RunConfig) -> None:

@@ -57,7 +57,7 @@ VERSIONS = {
 _SEEDED = ("apply", "generated_votes", "gate", "trust", "text_labels", "supervisor_card")
 # Settings of a training that came later, at values that leave it as it was: they do not enter the
 # hash, so stages of before are found.
-_ADDED = {"ema_decay": 0.0, "interpolation": 1.0}
+_ADDED = {"ema_decay": 0.0, "interpolation": 1.0, "mixup": 0.0}
 _NOT_CONTENT = set(EXECUTION_FIELDS)  # settings that cannot change a result
 
 

@@ -25,6 +25,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossContext, LossOut
 from w2s_fast.training.config import TrainConfig
 from w2s_fast.training.data import RowOrder, check_weak_labels
+from w2s_fast.training.mixup import draw_shares, mix_rows, mixed, soft_targets
 from w2s_fast.training.thresholds import Thresholds
 
 _PREDICT_ROWS = 4096  # rows of one product in ``predict_heads``
@@ -109,10 +110,11 @@ def train_heads(
     for step in range(steps):
         rows = torch.from_numpy(order.rows(step)).to(features.device)
         x = features[rows].to(stack.weight.dtype)
+        shares = draw_shares(len(x), cfg.mixup, seed, step).to(x) if cfg.mixup else None
         z = [part.detach().requires_grad_() for part in stack.logits(x)]
         parts = zip(losses, z, table.rows(rows), strict=True)
         ctx = LossContext(step_frac=step / steps, step=step)
-        outs = [head_loss(logits, *weak, ctx) for head_loss, logits, weak in parts]
+        outs = [head_loss(logits, *weak, ctx, shares) for head_loss, logits, weak in parts]
         log[step, 0], log[step, 1] = _backward(outs)
         stack.update([part.grad for part in z], x, rates * unit.lr_at(step, steps))
         if step == first_averaged:
@@ -159,12 +161,25 @@ class _HeadLoss:
     def __init__(self, run: HeadRun, classes: int, cfg: TrainConfig, device: torch.device) -> None:
         state = run.loss.init_state()
         self._loss, self._state = run.loss, None if state is None else state.to(device)
+        self._classes = classes
         self._thresholds = Thresholds(cfg.threshold_scope, run.loss, classes, cfg.batch_size)
 
     def __call__(
-        self, logits: Tensor, weak: Tensor, weight: Tensor | None, ctx: LossContext
+        self,
+        logits: Tensor,
+        weak: Tensor,
+        weight: Tensor | None,
+        ctx: LossContext,
+        share: Tensor | None,
     ) -> LossOut:
-        """Compute the loss of a batch, and keep its state for the next batch."""
+        """Compute the loss of a batch, and keep its state for the next batch.
+
+        ``share`` (B,) mixes its rows, see ``training.mixup``; None: they are not mixed.
+        """
+        if share is not None:
+            rows, soft = np.arange(len(logits)), soft_targets(weak, weight, self._classes)
+            index, weak, weight, share = mix_rows(rows, *soft, share, 1)
+            logits = mixed(logits[torch.from_numpy(index)], share)
         threshold = self._thresholds.rolling(logits, weak, weight)
         ctx = ctx._replace(weight=weight, threshold=threshold, state=self._state)
         out = self._loss(logits, weak, **ctx._asdict())

@@ -32,6 +32,7 @@ from w2s_fast.training.data import (
 )
 from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
 from w2s_fast.training.engine import Engine, PlainEngine
+from w2s_fast.training.mixup import draw_shares, mix_rows, soft_targets
 from w2s_fast.training.monitor import Monitor, Watch
 from w2s_fast.training.step import MicroBatch, Stepper, StepResult
 from w2s_fast.training.step_record import StepRecord, step_series
@@ -139,6 +140,8 @@ class _Training:
         self.weak_labels = torch.from_numpy(weak_labels.astype(np.int64 if hard else np.float32))
         self.weight = None if weight is None else torch.from_numpy(weight.astype(np.float32))
         self.gold = None if gold is None else torch.from_numpy(gold.astype(np.int64))
+        if cfg.mixup:
+            check_mixed(data, gold)
         self.steps = cfg.steps(len(data))
         self.order = RowOrder(len(data), cfg.batch_size, cfg.epochs, seed, stages)
         self.world = get_world()
@@ -149,6 +152,8 @@ class _Training:
         self.average = WeightAverage(self.engine, model, cfg, self.steps, self.world)
         n_classes = getattr(model, "n_classes", 2 if hard else weak_labels.shape[1])
         n_classes = getattr(data, "n_classes", n_classes)
+        if cfg.mixup:
+            self.weak_labels, self.weight = soft_targets(self.weak_labels, self.weight, n_classes)
         self.thresholds = Thresholds(cfg.threshold_scope, loss, n_classes, cfg.batch_size)
         self.stepper = Stepper(self.engine, loss, self.thresholds, self.world)
         if isinstance(data, Completions) and self.thresholds.mode in ("window", "ema"):
@@ -232,6 +237,8 @@ class _Training:
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """Return this process's micro-batches; all processes have as many, of as many rows."""
+        if self.cfg.mixup:
+            return self.mixed_micro_batches(step)
         rows = self.order.rows(step)
         size = self.world.size
         weight = None if self.weight is None else self.weight[rows]
@@ -245,6 +252,26 @@ class _Training:
             part = slice(start, start + rows_at_once)
             part_weight = None if weight is None else weight[part]
             micro_batches.append(self.micro_batch(rows[part], part_weight))
+        return micro_batches
+
+    def mixed_micro_batches(self, step: int) -> list[MicroBatch]:
+        """Return ``micro_batches`` whose rows are mixed in pairs."""
+        rows, size = self.order.rows(step), self.world.size
+        weight = None if self.weight is None else self.weight[rows]
+        share = draw_shares(len(rows), self.cfg.mixup, self.seed, step)
+        every = mix_rows(rows, self.weak_labels[rows], weight, share, size)
+        at_once = (self.cfg.micro_batch_size or len(every.rows) // size) * size
+        own = slice(self.world.rank, None, size)
+        micro_batches = []
+        for start in range(0, len(every.rows), at_once):
+            part = every.take(slice(start, start + at_once))
+            batch = self.data.batch(part.rows[own], self.device)
+            weak, share = part.weak.to(self.device), part.share[own].to(self.device)
+            weight = None if part.weight is None else part.weight.to(self.device)
+            own_weight = None if weight is None else weight[own]
+            micro_batches.append(
+                MicroBatch(batch, weak[own], own_weight, weak, weight, None, share)
+            )
         return micro_batches
 
     def micro_batch(self, rows: np.ndarray, weight: Tensor | None) -> MicroBatch:
@@ -362,6 +389,20 @@ class _Training:
             "targets": labels_hash.hexdigest(),
             "watch": None if self.monitor is None else self.monitor.identity,
         }
+
+
+def check_mixed(data: RowData, gold: np.ndarray | None) -> None:
+    """Raise ``W2SError`` unless mixup can mix these rows."""
+    if isinstance(data, Completions | CompletionPairs):
+        raise W2SError(
+            f"mixup mixes rows with class probabilities, and the data are {type(data).__name__}, "
+            "whose labels are texts; expected rows of classes: set mixup=0"
+        )
+    if gold is not None:
+        raise W2SError(
+            "mixup has no classes for a loss against true labels (gold); expected one of the two: "
+            "set mixup=0"
+        )
 
 
 def _digest(stages: np.ndarray) -> str:

@@ -24,6 +24,7 @@ from w2s_fast.losses import Loss, LossContext, LossOut
 from w2s_fast.models.weights import gathered
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.training.engine import AnyBatch, Engine
+from w2s_fast.training.mixup import mixed
 from w2s_fast.training.thresholds import Thresholds
 
 
@@ -40,6 +41,7 @@ class MicroBatch(NamedTuple):
     all_weak: Tensor
     all_weight: Tensor | None
     gold: Tensor | None = None  # of this process, see ``LossContext``
+    share: Tensor | None = None  # of this process's rows in their mixtures, see ``mixup``
 
 
 class StepResult(NamedTuple):
@@ -100,6 +102,7 @@ class Stepper:
         results: list[tuple[LossOut, Tensor | None]] = []
 
         def logits_fn(logits: Any) -> Tensor:
+            logits = _mixed(logits, m)
             threshold, new_state = ctx.threshold, None
             if threshold is None or (ctx.state is not None and self.world.size > 1):
                 threshold, new_state = self._batch_statistic(logits, m, ctx)
@@ -140,7 +143,8 @@ class Stepper:
         """Return the threshold over the whole step; the training pass then replays any dropout."""
         device = micro_batches[0].batch.input_ids.device
         rng_state = _rng_state(device)
-        parts = [_all_gather(self.engine.logits(m.batch), self.world) for m in micro_batches]
+        own = [_mixed(self.engine.logits(m.batch), m) for m in micro_batches]
+        parts = [_all_gather(logits, self.world) for logits in own]
         logits = _concatenate(parts)
         _set_rng_state(device, rng_state)
         weak = torch.cat([m.all_weak for m in micro_batches])
@@ -155,6 +159,11 @@ def _threshold(out: LossOut) -> Tensor:
     if out.threshold is None or out.threshold.dim():
         return out.loss_sum.new_full((), float("nan"))
     return out.threshold.to(out.loss_sum)
+
+
+def _mixed(logits: Any, m: MicroBatch) -> Any:
+    """Return the logits of a micro-batch; where rows are mixed, those of the mixtures."""
+    return logits if m.share is None else mixed(logits, m.share)
 
 
 def _all_gather(logits: Any, world: World) -> Any:

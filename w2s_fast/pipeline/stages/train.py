@@ -76,7 +76,11 @@ def train_model(ctx: Context, build: StageBuild) -> None:
     from w2s_fast.training import train
 
     cfg = train_of(ctx.cfg, ctx.job.setting("role"))
-    cfg = replace(cfg, lr=cfg.lr * ctx.job.setting("lr_factor", 1.0))
+    cfg = replace(
+        cfg,
+        lr=cfg.lr * ctx.job.setting("lr_factor", 1.0),
+        mixup=ctx.job.setting("mixup", cfg.mixup),
+    )
     if ctx.job.setting("freeze"):
         model, tokenizer = head_model(ctx)
         cfg = cfg.unsharded()
