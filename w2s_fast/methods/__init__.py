@@ -43,10 +43,13 @@ from w2s_fast.methods.generative_finetuning import GenerativeFinetuning
 from w2s_fast.methods.interpolate import Interpolate
 from w2s_fast.methods.knn_filter import KNNFilter
 from w2s_fast.methods.linear_probe import LinearProbe
+from w2s_fast.methods.matryoshka import Matryoshka
 from w2s_fast.methods.mixup import Mixup
 from w2s_fast.methods.posterior import Posterior
 from w2s_fast.methods.probes import ProbeFilter, ProbeRelabel
+from w2s_fast.methods.projection_head import ProjectionHead
 from w2s_fast.methods.prototype import Prototype
+from w2s_fast.methods.prototype_head import PrototypeHead
 from w2s_fast.methods.resample import Resample
 from w2s_fast.methods.selective import Selective
 from w2s_fast.methods.self_consistency import SelfConsistency
@@ -90,6 +93,9 @@ METHODS |= {
     "explicit_conflict": ExplicitConflict,
     "implicit_conflict": ImplicitConflict,
     "probe": LinearProbe,
+    "matryoshka": Matryoshka,
+    "prototype_head": PrototypeHead,
+    "projection_head": ProjectionHead,
     "mixup": Mixup,
     "soup": Soup,
     "greedy_soup": GreedySoup,

@@ -248,6 +248,13 @@ class Plan:
         """Return the student's language model fine-tuned on the transfer texts, without labels."""
         return make_node("tuned", {"role": "student"})
 
+    def backbone(self, student: Node) -> Node:
+        """Return the backbone of a trained student, to ``start`` from; its head is dropped."""
+        settings = {"role": "student"}
+        if projection := dict(student.settings).get("projection"):
+            settings["projection"] = projection
+        return make_node("backbone", settings, trained_inputs(student))
+
     def features(
         self,
         split: str = "transfer",

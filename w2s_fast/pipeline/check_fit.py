@@ -63,6 +63,7 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
     check_policy_methods(cfg, nodes)
     _check_soups(cfg, nodes)
     _check_mixup(cfg, kind, nodes)
+    _check_prefixes(cfg, nodes)
     if any("conflict_rows" in dict(node.settings) for node in nodes) and not cfg.task.conflict_path:
         raise W2SError(
             "method 'implicit_conflict' trains on pairs of a conflicting objective; set "
@@ -219,6 +220,17 @@ def _check_mixup(cfg: RunConfig, kind: str, nodes: list[Node]) -> None:
                 f"{kind!r}, preference={preference!r}); expected mixup=0"
             )
         replace(train_of(cfg, role), mixup=alpha).batch_shape(get_world().size)
+
+
+def _check_prefixes(cfg: RunConfig, nodes: list[Node]) -> None:
+    """Check that thresholds of several prefixes can be kept."""
+    if cfg.student_train.threshold_scope == "ema" and any(
+        "prefixes" in dict(node.settings) for node in nodes
+    ):
+        raise W2SError(
+            "method 'matryoshka' has a threshold for each prefix, and threshold_scope='ema' keeps "
+            "one; expected student_train.threshold_scope=exact, window or microbatch"
+        )
 
 
 def _check_writer(cfg: RunConfig) -> None:

@@ -14,7 +14,11 @@ from w2s_fast.models.weights import save_tensors
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.experiment import open_session
 from w2s_fast.pipeline.jobs import TRAINED, plan_jobs
-from w2s_fast.pipeline.stages.build_model import save_language_model, whole_model
+from w2s_fast.pipeline.stages.build_model import (
+    save_backbone,
+    save_language_model,
+    whole_model,
+)
 
 HEAD, ABOUT = "head.safetensors", "w2s.json"
 
@@ -65,15 +69,16 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
 def _write(model: Any, tokenizer: Any, folder: Path) -> None:
     if not hasattr(model, "base"):
         raise W2SError(f"{type(model).__name__} is no transformers model; only those are exported")
+    if getattr(model, "projection", None) is not None:
+        raise W2SError(
+            "the model has a projection before its head, which is dropped after its training; "
+            "expected the student of method projection_head, without a number at the end"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "lm"):
         save_language_model(model, tokenizer, folder)
         return
-    base = model.base
-    if hasattr(base, "merge_and_unload"):
-        base = base.merge_and_unload()
-    base.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_backbone(model, tokenizer, folder)
     head = [(name, t) for name, t in model.head.state_dict().items()]
     save_tensors(head, folder / HEAD, SINGLE_PROCESS, 10**9)
     write_json(folder / ABOUT, {"pooling": model.pooling, "classes": model.n_classes})

@@ -51,6 +51,7 @@ VERSIONS = {
     "pair_logprob": 1,
     "perplexity": 1,
     "reference": 1,
+    "backbone": 1,
     "report": 11,
 }
 # Stages without a model that draw random numbers.

@@ -4,6 +4,7 @@ from w2s_fast.probing.feature_cache import CachedHead, CachedRows, cache_feature
 from w2s_fast.probing.hidden_states import hidden_states
 from w2s_fast.probing.last_layer import LastLayer, cache_tokens, last_layer
 from w2s_fast.probing.linear_heads import HeadRun, predict_heads, train_heads
+from w2s_fast.probing.prototype_head import prototype_head
 
 __all__ = [
     "CachedHead",
@@ -15,5 +16,6 @@ __all__ = [
     "hidden_states",
     "last_layer",
     "predict_heads",
+    "prototype_head",
     "train_heads",
 ]

@@ -18,7 +18,9 @@ from w2s_fast.pipeline.stages.build_model import (
     language_model,
     pretrained_model,
     read_features,
+    save_backbone,
     save_language_model,
+    trained_model,
 )
 from w2s_fast.pipeline.stages.training_set import max_length
 from w2s_fast.pipeline.task_kinds import task_kind
@@ -147,3 +149,10 @@ def tuned(ctx: Context, build: StageBuild) -> None:
     )  # fmt: skip
     with gathered(model.parameters()):
         ctx.write(lambda: save_language_model(model, tokenizer, build.path / artifacts.PRETRAINED))
+
+
+def backbone(ctx: Context, build: StageBuild) -> None:
+    """Save the backbone of a trained student as a folder that ``model.source`` can name."""
+    model, tokenizer = trained_model(ctx, ctx.input("model"))
+    with gathered(model.parameters()):
+        ctx.write(lambda: save_backbone(model, tokenizer, build.path / artifacts.PRETRAINED))

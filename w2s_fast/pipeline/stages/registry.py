@@ -19,6 +19,7 @@ from w2s_fast.pipeline.stages.merge import merge
 from w2s_fast.pipeline.stages.overlap import overlap
 from w2s_fast.pipeline.stages.posterior import posterior
 from w2s_fast.pipeline.stages.predict import labels
+from w2s_fast.pipeline.stages.prototype_head import prototype_student
 from w2s_fast.pipeline.stages.samples import samples
 from w2s_fast.pipeline.stages.supervisor_card import supervisor_card
 from w2s_fast.pipeline.stages.text_labels import pair_logprob, perplexity, text_labels
@@ -52,8 +53,9 @@ def tokenizer(ctx: Context, build: StageBuild) -> None:
 
 
 def student(ctx: Context, build: StageBuild) -> None:
-    """Train a student, or make it of the weights of trained ones."""
-    (merge if ctx.job.setting("merge") else train_model)(ctx, build)
+    """Train a student, or make it of prototypes or of the weights of trained ones."""
+    made = {None: train_model, "prototype_head": prototype_student}
+    made.get(ctx.job.setting("merge"), merge)(ctx, build)
 
 
 STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
@@ -67,6 +69,7 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "ceiling": train_model,
     "control": train_model,  # `new_model` leaves the pretrained weights out
     "tuned": method_inputs.tuned,
+    "backbone": method_inputs.backbone,
     "features": method_inputs.features,
     "prior": method_inputs.prior,
     "balance": method_inputs.balance,

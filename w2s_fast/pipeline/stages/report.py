@@ -158,9 +158,10 @@ def score(
             {"seed": s, **read_card(folders[f"supervisor_card/{s}"])} for s in supervisors
         ],
         "training": [
-            training_row(s, name, own.folder)
+            row
             for name, runs in everyone.items()
             for s, own in runs.items()
+            if (row := training_row(s, name, own.folder)) is not None
         ],
         "merged": [
             row

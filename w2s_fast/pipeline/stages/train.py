@@ -73,6 +73,7 @@ def _step_logger(ctx: Context, cfg: TrainConfig) -> Any:
 
 def train_model(ctx: Context, build: StageBuild) -> None:
     """Train the model of the job's role and predict the test items."""
+    from w2s_fast.losses.nested import Nested
     from w2s_fast.training import train
 
     cfg = train_of(ctx.cfg, ctx.job.setting("role"))
@@ -92,6 +93,8 @@ def train_model(ctx: Context, build: StageBuild) -> None:
     rows = with_logprob(ctx, rows)
     loss = ctx.kind.make_loss(ctx.job.setting("loss", "xent"))
     loss, gold = conflicting_loss(ctx, loss, training_set)
+    if weights := ctx.job.setting("prefix_weights"):
+        loss = Nested(loss=loss, weights=tuple(weights))
     with _step_logger(ctx, cfg) as on_step:
         log = train(
             model,
@@ -110,6 +113,9 @@ def train_model(ctx: Context, build: StageBuild) -> None:
         )
     if watched.training_set.q is not None:
         log["truncated_prompts"] = rows.n_truncated
+    if ctx.job.setting("prefixes"):
+        head: Any = model.head
+        head.cut()
     save_weights(model, build.path / MODEL, ctx.world)
     predict_test(ctx, build, model, tokenizer)
     trajectory = log.pop("trajectory", None)
