@@ -43,6 +43,7 @@ from w2s_fast.methods.generative_finetuning import GenerativeFinetuning
 from w2s_fast.methods.interpolate import Interpolate
 from w2s_fast.methods.knn_filter import KNNFilter
 from w2s_fast.methods.linear_probe import LinearProbe
+from w2s_fast.methods.low_rank import LowRank
 from w2s_fast.methods.matryoshka import Matryoshka
 from w2s_fast.methods.mixup import Mixup
 from w2s_fast.methods.posterior import Posterior
@@ -93,6 +94,7 @@ METHODS |= {
     "explicit_conflict": ExplicitConflict,
     "implicit_conflict": ImplicitConflict,
     "probe": LinearProbe,
+    "low_rank": LowRank,
     "matryoshka": Matryoshka,
     "prototype_head": PrototypeHead,
     "projection_head": ProjectionHead,

@@ -174,7 +174,7 @@ class Naive(Method):
 
 
 # Settings of the model rather than of its labels; intermediate students and the ceiling share them.
-_MODEL_SETTINGS = ("freeze", "start")
+_MODEL_SETTINGS = ("freeze", "start", "low_rank")
 
 
 # Name -> class; ``w2s_fast.methods`` fills it, because it imports every method.

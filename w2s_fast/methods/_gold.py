@@ -14,7 +14,7 @@ _STAGES = (
     "weak", "labels", "intermediate", "student", "control", "tuned", "features", "prior", "balance",
     "transcripts", "trajectory", "apply", "calibration", "trust", "votes", "generated_votes",
     "posterior", "gate", "samples", "text_labels", "pair_logprob", "perplexity", "reference",
-    "backbone",
+    "backbone", "compressed",
 )  # fmt: skip
 
 _LEARNED = ("weak", "generated_votes")  # what true labels of the weak split have taught

@@ -9,7 +9,8 @@ from typing import Any
 from w2s_fast.methods._node import Node, make_node
 
 _TRAINED = "trained"
-_KEPT = ("role", "loss", "freeze")  # what a merged student has in common with its members
+# What a merged student has in common with its members.
+_KEPT = ("role", "loss", "freeze", "low_rank")
 # What only a training reads.
 _OF_TRAININGS = ("perplexity", "reference", "weak_policy", "weak_reference")
 

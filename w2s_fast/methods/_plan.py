@@ -117,6 +117,8 @@ class Plan:
             "model": model,
             **without_none(start=start, context=context, calibrator=calibrator),
         }
+        if known.get("low_rank"):
+            settings["low_rank"] = known["low_rank"]
         if known.get("freeze"):
             settings["freeze"] = True
             needs[split] = self.features(split, "last", start=start)
@@ -248,12 +250,19 @@ class Plan:
         """Return the student's language model fine-tuned on the transfer texts, without labels."""
         return make_node("tuned", {"role": "student"})
 
+    def compressed(self, **settings: Any) -> Node:
+        """Return the student's backbone at a low rank, distilled from the full one's states.
+
+        Args:
+            settings: ``share``, ``bound`` and ``strength`` of ``methods.low_rank``.
+        """
+        needs = {"transfer": self.features("transfer", "last")}
+        return make_node("compressed", {"role": "student", **settings}, needs)
+
     def backbone(self, student: Node) -> Node:
         """Return the backbone of a trained student, to ``start`` from; its head is dropped."""
-        settings = {"role": "student"}
-        if projection := dict(student.settings).get("projection"):
-            settings["projection"] = projection
-        return make_node("backbone", settings, trained_inputs(student))
+        kept = {k: v for k, v in student.settings if k in ("role", "projection", "low_rank")}
+        return make_node("backbone", kept, trained_inputs(student))
 
     def features(
         self,

@@ -64,6 +64,7 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
     _check_soups(cfg, nodes)
     _check_mixup(cfg, kind, nodes)
     _check_prefixes(cfg, nodes)
+    _check_low_rank(cfg, nodes)
     if any("conflict_rows" in dict(node.settings) for node in nodes) and not cfg.task.conflict_path:
         raise W2SError(
             "method 'implicit_conflict' trains on pairs of a conflicting objective; set "
@@ -220,6 +221,19 @@ def _check_mixup(cfg: RunConfig, kind: str, nodes: list[Node]) -> None:
                 f"{kind!r}, preference={preference!r}); expected mixup=0"
             )
         replace(train_of(cfg, role), mixup=alpha).batch_shape(get_world().size)
+
+
+def _check_low_rank(cfg: RunConfig, nodes: list[Node]) -> None:
+    """Check that the student has layers of its own to make smaller."""
+    student = cfg.student
+    if not any("low_rank" in dict(node.settings) for node in nodes):
+        return
+    if student.lora_rank or student.source == "bow" or student.preference:
+        raise W2SError(
+            "method 'low_rank' trains products in the place of the student's linear layers; "
+            f"expected a classifier or reward model without LoRA, and student.source="
+            f"{student.source!r}, lora_rank={student.lora_rank}, preference={student.preference!r}"
+        )
 
 
 def _check_prefixes(cfg: RunConfig, nodes: list[Node]) -> None:

@@ -52,6 +52,7 @@ VERSIONS = {
     "perplexity": 1,
     "reference": 1,
     "backbone": 1,
+    "compressed": 1,
     "report": 11,
 }
 # Stages without a model that draw random numbers.
@@ -96,7 +97,7 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
         del model["preference"]
     common |= {"model": model, "device": cfg.device}
     common |= {"answer_tokens": cfg.task.answer_tokens}
-    if job.stage in TRAINED or job.stage == "tuned":
+    if job.stage in (*TRAINED, "tuned", "compressed"):
         settings = {k: v for k, v in to_dict(train).items() if k not in _NOT_CONTENT}
         settings = {k: v for k, v in settings.items() if _ADDED.get(k) != v}
         return common | {"train": settings, "seed": job.seed}
@@ -165,6 +166,7 @@ _DATA_INPUTS = {
     "control": _TRANSFER,
     "ceiling": (*_TRANSFER, "transfer.labels"),
     "tuned": ("transfer.inputs",),
+    "compressed": ("transfer.inputs",),
     "prior": ("question",),
     "samples": ("question",),
     "features": ("question",),

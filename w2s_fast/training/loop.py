@@ -25,6 +25,7 @@ from w2s_fast.training.config import EXECUTION_FIELDS, TrainConfig
 from w2s_fast.training.data import (
     RowData,
     RowOrder,
+    check_features,
     check_gold_classes,
     check_stages,
     check_weak_labels,
@@ -103,7 +104,10 @@ def train(
     """
     n_tokens = len(data.labels) if isinstance(data, Completions) else None
     n_classes = getattr(data, "n_classes", getattr(model, "n_classes", None))
-    check_weak_labels(weak_labels, weight, len(data), n_classes, n_tokens)
+    if getattr(loss, "of_features", False):
+        check_features(weak_labels, len(data), n_classes)
+    else:
+        check_weak_labels(weak_labels, weight, len(data), n_classes, n_tokens)
     check_gold_classes(gold, len(data), n_classes)
     if isinstance(data, CompletionPairs):
         check_pair_labels(data, weak_labels, loss)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from w2s_fast.config import RunConfig, model_of, train_of
 from w2s_fast.models import BUILT_IN, ModelConfig, build_model, load_tokenizer, load_weights
 from w2s_fast.models.checkpoint_source import is_checkpoint
+from w2s_fast.models.low_rank import factorise, merge_low_rank
 from w2s_fast.models.rounding import perturb_last_bits
 from w2s_fast.models.text_tokenizer import read_tokenizer
 from w2s_fast.models.weights import load_module, module_tensors
@@ -55,6 +56,9 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
             prefixes=tuple(ctx.job.setting("prefixes", ())),
             prefix=ctx.job.setting("prefix", 1.0),
         )
+    if share := ctx.job.setting("low_rank"):
+        low_rank: Any = model
+        factorise(low_rank.base, share, ctx.world)
     if "initial" in dict(ctx.job.inputs):
         load_weights(model, ctx.input("initial") / MODEL, ctx.world)
     if replicate := ctx.job.setting("rounding"):
@@ -145,6 +149,7 @@ def save_backbone(model: Any, tokenizer: Any, folder: Path) -> None:
     base = model.base
     if hasattr(base, "merge_and_unload"):
         base = base.merge_and_unload()
+    merge_low_rank(base)
     base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

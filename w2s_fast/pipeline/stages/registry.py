@@ -14,6 +14,7 @@ from w2s_fast.pipeline.artifacts import PRETRAINED, TOKENIZER
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages import method_inputs, report, transcripts
 from w2s_fast.pipeline.stages.calibration import calibration
+from w2s_fast.pipeline.stages.compressed import compressed
 from w2s_fast.pipeline.stages.gate import gate
 from w2s_fast.pipeline.stages.merge import merge
 from w2s_fast.pipeline.stages.overlap import overlap
@@ -70,6 +71,7 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "control": train_model,  # `new_model` leaves the pretrained weights out
     "tuned": method_inputs.tuned,
     "backbone": method_inputs.backbone,
+    "compressed": compressed,
     "features": method_inputs.features,
     "prior": method_inputs.prior,
     "balance": method_inputs.balance,
