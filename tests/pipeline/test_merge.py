@@ -16,15 +16,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from w2s_fast.errors import W2SError
-from w2s_fast.methods import Plan, make_steps, student_nodes
+from w2s_fast.methods import Node, Plan, make_method, make_steps, student_nodes
 from w2s_fast.pipeline import run
 from w2s_fast.pipeline.artifacts import LABELS, LOG, MODEL, SWEEP, TEST, read_probs
-from w2s_fast.pipeline.context import load_data
+from w2s_fast.pipeline.context import Context, load_data
 from w2s_fast.pipeline.export import export
-from w2s_fast.pipeline.stages.training_set import group_split
+from w2s_fast.pipeline.jobs import Job
+from w2s_fast.pipeline.stages.training_set import TrainingSet, group_split, shared_holdout
 from w2s_fast.report.check_results import problem
 from w2s_fast.report.page import html_page
 from w2s_fast.report.terminal import print_results
+from w2s_fast.tasks import Inputs
 from w2s_fast.tasks.datasets.agreement import tokenizer
 
 
@@ -68,11 +70,41 @@ def test_members_may_differ_by_loss_and_learning_rate() -> None:
         (m.get("member", 0), m["loss"].split(":")[0], m.get("lr_factor", 1.0)) for m in members
     ] == [(i, loss, f) for i in (0, 1) for loss in ("xent", "logconf") for f in (0.5, 1.0)]
     assert str(dict(student.settings)["loss"]).startswith("xent")
-    # A factor of the student's own is kept.
-    (soup, _) = student_nodes(make_steps("soup:members=1,lr_factors=0.5+3"), Plan())
-    assert [dict(n.settings)["lr_factor"] for k, n in soup.needs if k.startswith("trained")] == [
-        0.5, 3.0,
-    ]  # fmt: skip
+
+
+def _trained(node: Node) -> list[dict[str, Any]]:
+    """Return the settings of the students that a student is made of, in order."""
+    return [dict(n.settings) for name, n in node.needs if name.startswith("trained")]
+
+
+def test_a_learning_rate_of_the_students_own_is_multiplied() -> None:
+    plan = Plan()
+    student = plan.student(plan.weak_labels(), lr_factor=0.5)
+    soup = make_method("soup:members=1,lr_factors=0.5+3").final(plan, student)
+    assert [m["lr_factor"] for m in _trained(soup)] == [0.25, 1.5]
+
+
+def test_members_that_are_made_of_others_vary_in_these() -> None:
+    soup, _ = student_nodes(make_steps("interpolate|soup:members=2"), Plan())
+    swept = [node for name, node in soup.needs if name.startswith("trained")]
+    assert [dict(n.settings)["merge"] for n in swept] == ["interpolation"] * 2
+    assert [m.get("member", 0) for n in swept for m in _trained(n)] == [0, 1]
+
+
+def test_every_member_holds_the_same_rows_out() -> None:
+    """They depend on the seed of the run, not on that of the member."""
+    groups = tuple(f"group {i}" for i in range(50))
+    items = Inputs(groups, groups, None, groups)
+    training_set = TrainingSet(items, np.zeros((50, 2), np.float32))
+
+    def held_out(member: int) -> np.ndarray:
+        job: Any = Job("student", "s", 3, (("holdout", 0.3), ("member", member)))
+        ctx: Any = Context(config(Path("unused")), job, {}, lambda *_: None, lambda _: None)
+        assert (ctx.seed == 3) == (member == 0)
+        return shared_holdout(ctx, training_set)
+
+    assert np.array_equal(held_out(0), held_out(1))
+    assert np.array_equal(held_out(0), group_split(groups, 0.3, 3)) and held_out(0).sum() == 15
 
 
 @pytest.mark.parametrize(
