@@ -10,7 +10,7 @@ PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-p
 PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses=4 --dist worksteal
 CORE   := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: help run test test-fast test-long test-properties campaigns fuzz lint fix bench gpu evidence machine-model check clean distclean
+.PHONY: help run test test-fast test-long test-properties campaigns fuzz lint fix docs bench gpu evidence machine-model check clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make campaigns   kills, damaged and malformed files, lost ranks, hours of jobs: docs/robustness.md (root)'
 	@echo 'make fuzz   the compiled core under sanitizers and libFuzzer (clang), an hour or two'
 	@echo 'make lint   ruff, mypy, clang-format, codespell, file hygiene      make fix    format in place'
+	@echo 'make docs   the documentation as a site that needs no server: out/site/index.html'
 	@echo 'make bench  time the ops against eager PyTorch and torch.compile   make check  test and lint'
 	@echo 'make evidence DATA=FOLDER   experiments on real data with a language model: docs/evidence.md'
 	@echo 'make machine-model   predict the times of the GPU kernels from their machine code (nvcc, no GPU)'
@@ -74,6 +75,10 @@ fix: $(VENV)/.dev
 	-$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 	git ls-files -z 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cu' 'tests/native/*' ':!*.py' | xargs -0 -r $(BIN)/clang-format -i
+
+docs: $(VENV)/.dev $(VENV)/.core
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo 'site     out/site/index.html'
 
 bench: $(VENV)/.dev $(VENV)/.core-strict
 	$(BIN)/python -m bench run
