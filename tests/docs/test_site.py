@@ -29,6 +29,7 @@ PAGES = {  # page -> a text that it shows
     "tasks.html": "Your own data",
     "trainers.html": "transformers' Trainer",
     "distributed.html": "ZeRO",
+    "clusters.html": "sweep_array.sh",
     "speed.html": "Where it is not faster",
     "speed_tables.html": "How it is measured",
     "numerics.html": "Numerics",
