@@ -26,7 +26,7 @@ DOCS = sorted(
 )
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # commands that are not ours to check
-_ELSEWHERE = {"git", "cd", "pip", "export", "source", "torchrun", "deepspeed", "sbatch"}
+_ELSEWHERE = {"git", "cd", "pip", "export", "source", "torchrun", "deepspeed", "sbatch", "hf"}
 
 
 def _name(path: Path) -> str:

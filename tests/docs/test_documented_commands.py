@@ -14,8 +14,18 @@ from pathlib import Path
 import pytest
 from helpers.paths import ROOT
 
-from w2s_fast.cli import diff, doctor, launch, main, plan, recipe, report
-
+from w2s_fast.cli import (
+    completion,
+    diff,
+    doctor,
+    export,
+    launch,
+    main,
+    plan,
+    predict,
+    recipe,
+    report,
+)
 from w2s_fast.cli.parse import load_config, take_run_options
 from w2s_fast.config import field_types
 
@@ -31,6 +41,9 @@ USAGES = {
     "report": report.USAGE,
     "diff": diff.USAGE,
     "recipe": recipe.USAGE,
+    "predict": predict.USAGE,
+    "export": export.USAGE,
+    "completion": completion.USAGE,
 }
 _OURS = re.compile(r"(?:w2s-fast|-m w2s_fast|--module w2s_fast) (?!COMMAND)(.*)")
 # Options of programs that are not ours, which some pages name.
@@ -54,7 +67,8 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "w2s_fast.cli.launch.run_job", "w2s_fast.cli.estimate.estimate_step",
         "w2s_fast.report.load_results", "w2s_fast.cli.doctor.print_findings",
         "w2s_fast.comparison.file_results.results_of_files", "w2s_fast.pipeline.forecast.forecast",
-        "w2s_fast.comparison.run_diff.load_run",
+        "w2s_fast.comparison.run_diff.load_run", "w2s_fast.cli.predict._read",
+        "w2s_fast.pipeline.push.check_push",
     ):  # fmt: skip
         monkeypatch.setattr(name, _stop)
     # The checkpoints of a recipe are not here.
