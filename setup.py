@@ -2,7 +2,8 @@
 
 One ninja rule per source, because every instruction set has its own file and its own flags.
 A failed build is a warning and the package falls back to PyTorch; ``W2S_STRICT=1`` makes it an
-error. ``CXX``, ``CXXFLAGS``, ``LDFLAGS``, ``NVCC``, ``NVCCFLAGS`` and ``MAX_JOBS`` are honoured.
+error. ``W2S_CORE=0`` builds nothing: a wheel for any platform. ``CXX``, ``CXXFLAGS``, ``LDFLAGS``,
+``NVCC``, ``NVCCFLAGS`` and ``MAX_JOBS`` are honoured.
 
 The CUDA kernels take a minute and are of use only beside a GPU, so they are built where there are
 both nvcc and a driver; ``W2S_CUDA=1`` builds them anyway and makes a failure an error,
@@ -13,7 +14,6 @@ tests.
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -36,7 +36,8 @@ ISA_FLAGS = {  # x86-64 only; every other file is compiled for the platform's ba
 }
 # Kernels throw nothing; tables for exceptions would bring a weak symbol into an ISA's file.
 KERNEL_FLAGS = ["-fno-exceptions"]
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+# The platform that is built for: a cross compiler's is in _PYTHON_HOST_PLATFORM.
+X86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
 # Machine code for Ampere, Hopper and Blackwell, and PTX of the oldest for all that come after it;
 # TORCH_CUDA_ARCH_LIST names others, as for extensions of torch.
 ARCHES = "8.0+PTX;9.0;10.0"
@@ -119,6 +120,8 @@ def cuda_wanted() -> bool:
 
 def extensions() -> list[Extension]:
     """What this build makes: the core, and the CUDA kernels where they are wanted."""
+    if os.environ.get("W2S_CORE") == "0":
+        return []
     found = [Extension("w2s_fast._core", sources=sources(), language="c++", optional=True)]
     wanted = [CUDA] if cuda_wanted() else []
     wanted += [EMULATION] if os.environ.get("W2S_BUILD_EMULATION") == "1" else []

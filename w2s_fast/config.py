@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from w2s_fast.debate import WriterConfig
+from w2s_fast.debate import CriticConfig, WriterConfig
 from w2s_fast.errors import W2SError, is_unicode, nearest
 from w2s_fast.metrics import CALIBRATORS
 from w2s_fast.models import BUILT_IN, ModelConfig
@@ -58,6 +58,7 @@ class RunConfig:
             a source with the settings that differ from the student: "path/to/model" or
             "scratch:hidden=64,layers=2".
         transcript_writer: Writer of the transcripts for debate methods.
+        critic_writer: Writer of the critiques for the method `critique`.
         student_bases: Pretrained weights that the student starts from, each a source with the
             settings that differ from ``student``: "path/to/model" or
             "agreement-lm:pretrain_seed=1". Empty: ``student`` alone. From three bases on, intervals
@@ -106,6 +107,7 @@ class RunConfig:
     methods: tuple[str, ...] = ("naive",)
     intermediate_models: tuple[str, ...] = ()
     transcript_writer: WriterConfig = field(default_factory=WriterConfig)
+    critic_writer: CriticConfig = field(default_factory=CriticConfig)
     student_bases: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     rounding_replicates: int = 0

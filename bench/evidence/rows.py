@@ -21,6 +21,12 @@ _SCORES = (
     "name", "method", "loss", "weak", "student", "ceiling", "weak_auroc", "student_auroc",
     "ceiling_auroc", "weak_label_accuracy", "agreement", "n_test",
 )  # fmt: skip
+# Of tasks with subgroups or out-of-distribution items; other rows do not have them.
+_GROUP_SCORES = tuple(
+    f"{model}_{score}"
+    for model in ("weak", "student", "ceiling")
+    for score in ("worst_group", "ood", "ood_worst_group")
+)
 _MACHINE = ("cpu", "isa", "torch", "threads", "git_sha", "dirty", "utc")
 Row = Mapping[str, Any]
 
@@ -54,6 +60,7 @@ def rows_of(
         rows.append(
             identity
             | {name: run[name] for name in _SCORES}
+            | {name: run[name] for name in _GROUP_SCORES if run.get(name) is not None}
             | {"gold": gold, "seconds": round(seconds, 1)}
             | facts
         )

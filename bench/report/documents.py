@@ -23,7 +23,7 @@ from bench.intervals import table as interval_tables
 from bench.label_models import table as label_model_tables
 from bench.labeling import table as labeling_tables
 from bench.reasoning import table as reasoning_table
-from bench.report import speed_tables, trainer_table
+from bench.report import headlines, method_cards, speed_tables, trainer_table
 from bench.report.measured_rows import MeasuredRows
 from bench.side_by_side import table as side_by_side_tables
 from bench.supervised import table as supervised_tables
@@ -34,6 +34,11 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
     "README.md": {"speed": speed_tables.summary, "evidence": evidence_tables.blocks()["gaps"]},
     "docs/fused_head.md": {"head": speed_tables.linear_summary},
     "docs/speed.md": {
+        "losses": headlines.losses,
+        "heads": headlines.heads,
+        "others": headlines.others,
+    },
+    "docs/speed_tables.md": {
         "machine": speed_tables.machine,
         "cross_entropy": speed_tables.cross_entropy,
         "accuracy": speed_tables.accuracy,
@@ -49,6 +54,7 @@ DOCUMENTS: dict[str, dict[str, Table]] = {
     "docs/trainers.md": {"steps": trainer_table.steps},
     w2s.PAGE: w2s.blocks(),
     evidence_tables.PAGE: evidence_tables.blocks(),
+    method_cards.PAGE: method_cards.blocks(),
     verifiers.PAGE: verifiers.blocks(),
     interval_tables.PAGE: interval_tables.blocks(),
     label_model_tables.PAGE: label_model_tables.blocks(),

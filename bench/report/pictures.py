@@ -38,7 +38,7 @@ _NAMES = {"ours": "ours", "ours_inplace": "ours in place", "eager": "eager", "co
 _SHIFT = {"ours": 1.0, "ours_inplace": 0.93, "eager": 1.08, "compile": 1.16}  # side by side
 _MARKERS = {"cross_entropy": "o", "linear_cross_entropy": "s"}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_MEMORY_CASES = {  # one of each form of target; docs/speed.md has a table of all rows
+_MEMORY_CASES = {  # one of each form of target; docs/speed_tables.md has a table of all rows
     "hard": "hard labels", "dense": "dense labels", "logconf_topk": "confidence loss, top-8",
 }  # fmt: skip
 _QUANTILES = {  # provider -> colour, label
@@ -177,7 +177,7 @@ def draw_quantile(ax: Axes, rows: MeasuredRows) -> None:
     ax.grid(color="#eef0f4", lw=0.8, which="major")
 
 
-# picture of docs/speed.md -> what draws it, its title, its size in inches
+# picture of docs/speed_tables.md -> what draws it, its title, its size in inches
 SPEED_PICTURES: dict[str, tuple[Callable[[Axes, MeasuredRows], None], str, tuple[float, float]]] = {
     "head_memory": (draw_head_memory, "The fused head: peak memory", (7.6, 8.6)),
     "roofline": (
@@ -190,7 +190,7 @@ SPEED_PICTURES: dict[str, tuple[Callable[[Axes, MeasuredRows], None], str, tuple
 
 
 def speed_picture(name: str, rows: MeasuredRows, kind: str) -> bytes:
-    """Return a picture of docs/speed.md as "svg" or "png" bytes."""
+    """Return a picture of docs/speed_tables.md as "svg" or "png" bytes."""
     draw, title, size = SPEED_PICTURES[name]
 
     def paint(figure: Figure) -> None:

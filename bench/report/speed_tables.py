@@ -1,4 +1,4 @@
-"""Markdown tables of README.md, docs/speed.md and docs/distributed.md, made of measured rows.
+"""Markdown tables of README.md, docs/speed_tables.md and docs/distributed.md, from measured rows.
 
 Times are CPU time unless a column says wall.
 """
@@ -54,7 +54,8 @@ def summary(rows: MeasuredRows) -> str:
         "`stock / recycled`: with the C library's allocator, which users have, and with one that "
         "reuses freed pages, which isolates the kernel. Out of place under the stock allocator, "
         "page faults of the gradient buffer take most of the time; `inplace=True` avoids them. Two "
-        "classes, larger vocabularies, wall time and errors: [docs/speed.md](docs/speed.md).\n"
+        "classes, larger vocabularies, wall time and errors: "
+        "[docs/speed_tables.md](docs/speed_tables.md).\n"
     )
     return text + "\n" + markdown(head, lines, 2)
 

@@ -13,11 +13,19 @@ from zipfile import ZipFile
 import pytest
 from helpers.gguf_files import tiny_llama, write_gguf
 
-from bench.evidence import command, models
+from bench.evidence import command, models, rows
 from bench.evidence.comparisons import groups
-from bench.evidence.design import PROTOCOLS, SETS, SUPERVISORS, cells, configuration, report_name
+from bench.evidence.design import (
+    PROTOCOLS,
+    SETS,
+    SUPERVISORS,
+    Cell,
+    cells,
+    configuration,
+    report_name,
+)
 from bench.evidence.models import Package, first_layers, unpack
-from bench.evidence.rows import ROWS, finished, read_rows
+from bench.evidence.rows import ROWS, finished, read_rows, rows_of
 from bench.evidence.table import coverage, detail, differences, gaps, machine
 from w2s_fast.config import validate
 from w2s_fast.errors import W2SError
@@ -135,6 +143,20 @@ def test_every_method_has_a_row(whole: Path) -> None:
     assert len({row["student"] for row in trained}) > 1, "methods differ"
     named = [row["spec"] for row in rows if row.get("gold")]
     assert "ground_truth_early_stop|probe@xent" in named and "probe@xent" not in named
+
+
+def test_rows_of_tasks_with_groups_have_their_worst_group() -> None:
+    scores = {"worst_group": 0.5, "ood": None, "ood_worst_group": None}
+    cell = Cell("probe", "sst2", "bow", 0, ("naive@xent",))
+    run = dict.fromkeys((*rows._SCORES, "name"), 0.7) | {"name": "xent"}
+    groups = {f"{model}_{k}": v for model in ("weak", "student", "ceiling")
+              for k, v in scores.items()}  # fmt: skip
+    machine = dict.fromkeys(rows._MACHINE, "")
+    (row,) = rows_of(cell, {"runs": [run | groups], "gold": []}, {}, 1.0, machine)
+    assert row["student_worst_group"] == row["weak_worst_group"] == 0.5
+    assert "student_ood" not in row
+    (plain,) = rows_of(cell, {"runs": [run], "gold": []}, {}, 1.0, machine)
+    assert not any("worst_group" in name for name in plain)
 
 
 @pytest.mark.slow

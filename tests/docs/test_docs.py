@@ -21,12 +21,22 @@ from w2s_fast.methods import METHODS
 from w2s_fast.sweeps import SweepConfig
 
 DOCS = sorted(
-    [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "csrc/README.md")]
+    [
+        ROOT / name
+        for name in (
+            "README.md",
+            "CONTRIBUTING.md",
+            "SECURITY.md",
+            "CODE_OF_CONDUCT.md",
+            "csrc/README.md",
+        )
+    ]
     + list((ROOT / "docs").glob("*.md"))
 )
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # commands that are not ours to check
 _ELSEWHERE = {"git", "cd", "pip", "export", "source", "torchrun", "deepspeed", "sbatch"}
+_ELSEWHERE |= {"docker", "hf"}
 
 
 def _name(path: Path) -> str:

@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 from helpers.paths import ROOT
 
-from w2s_fast.cli import diff, doctor, launch, main, plan, report
+from w2s_fast.cli import (
+    completion,
+    diff,
+    doctor,
+    export,
+    launch,
+    main,
+    plan,
+    predict,
+    recipe,
+    report,
+)
 from w2s_fast.cli.parse import load_config, take_run_options
 from w2s_fast.config import field_types
 
@@ -29,6 +40,10 @@ USAGES = {
     "doctor": doctor.USAGE,
     "report": report.USAGE,
     "diff": diff.USAGE,
+    "recipe": recipe.USAGE,
+    "predict": predict.USAGE,
+    "export": export.USAGE,
+    "completion": completion.USAGE,
 }
 _OURS = re.compile(r"(?:w2s-fast|-m w2s_fast|--module w2s_fast) (?!COMMAND)(.*)")
 # Options of programs that are not ours, which some pages name.
@@ -52,9 +67,12 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "w2s_fast.cli.launch.run_job", "w2s_fast.cli.estimate.estimate_step",
         "w2s_fast.report.load_results", "w2s_fast.cli.doctor.print_findings",
         "w2s_fast.comparison.file_results.results_of_files", "w2s_fast.pipeline.forecast.forecast",
-        "w2s_fast.comparison.run_diff.load_run",
+        "w2s_fast.comparison.run_diff.load_run", "w2s_fast.cli.predict._read",
+        "w2s_fast.pipeline.push.check_push",
     ):  # fmt: skip
         monkeypatch.setattr(name, _stop)
+    # The checkpoints of a recipe are not here.
+    monkeypatch.setattr("w2s_fast.cli.recipe._check_models", lambda *_: None)
     for name in ("check_hosts", "check_port"):
         monkeypatch.setattr(f"w2s_fast.cli.launch.{name}", lambda *_: None)
     monkeypatch.setattr("w2s_fast.training.deepspeed.setup.load_deepspeed", lambda: None)
@@ -83,7 +101,7 @@ def _inline(text: str) -> list[str]:
 
 def _run(command: str, folder: Path) -> None:
     """Run one documented command; files that it reads are made first."""
-    words = shlex.split(command, comments=True)
+    words = shlex.split(command.partition(" > ")[0], comments=True)
     for i, word in enumerate(words):
         file = word.partition("=")[2] or word
         if file.endswith(".yaml"):

@@ -62,12 +62,12 @@ def _python_files() -> set[str]:
     return names | {f"w2s_fast/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
 
 
-def _templates() -> set[str]:
-    """Paths of the files that the page is made of."""
-    folder = ROOT / "w2s_fast" / "report" / "templates"
-    names = {str(p.relative_to(ROOT)) for p in folder.iterdir()}
-    assert {Path(name).name for name in names} >= {"page.html.j2", "page.css", "page.js"}
-    return names
+def _data_files() -> set[str]:
+    """Templates of the page, and the files of the recipes."""
+    folder = ROOT / "w2s_fast"
+    found = [*(folder / "report" / "templates").iterdir(), *folder.glob("recipes/*/*.yaml")]
+    assert {p.name for p in found} >= {"page.html.j2", "page.css", "page.js", "run.yaml"}
+    return {str(p.relative_to(ROOT)) for p in found}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_wheel_holds_exactly_the_package(wheel: Path) -> None:
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     (core,) = (n for n in names if n.startswith("w2s_fast/_core"))
     assert core.endswith(".so")
-    assert names - {core, "w2s_fast/py.typed"} == _python_files() | _templates()
+    assert names - {core, "w2s_fast/py.typed"} == _python_files() | _data_files()
 
 
 def test_installed_wheel_works_elsewhere(wheel: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_sdist_is_complete_and_installs_without_a_compiler(tree: Path, tmp_path:
         inside = {n.split("/", 1)[1] for n in tar.getnames() if "/" in n}
     wanted = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h", ".inc", ".cu")]
     wanted += [*(ROOT / "kernels").glob("*.py"), ROOT / "w2s_fast/kernels/__init__.py"]
-    assert {str(p.relative_to(ROOT)) for p in wanted} | _templates() <= inside
+    assert {str(p.relative_to(ROOT)) for p in wanted} | _data_files() <= inside
     assert not [n for n in inside if n.endswith((".so", ".o", "_core_missing.txt"))]
 
     args = ["install", "-v", "--target", str(tmp_path / "site"), str(sdist)]

@@ -19,7 +19,17 @@ from w2s_fast.distributed.world import World, exit_process, get_world, init_dist
 from w2s_fast.losses import make_loss
 from w2s_fast.losses.conflict import ExplicitConflict
 from w2s_fast.models.weights import gathered, module_tensors
-from w2s_fast.training import Encoded, TrainConfig, checkpoint, difficulty_stages, train
+from w2s_fast.training import (
+    CoTeaching,
+    Encoded,
+    SelfTargets,
+    TrainConfig,
+    Twins,
+    checkpoint,
+    difficulty_stages,
+    train,
+    truncate_head,
+)
 
 N = 43  # rows: no batch of the matrix divides it, so last batches are short and ranks run dry
 
@@ -78,14 +88,20 @@ class _Stopping:
 def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str, Any]:
     """Train; the loss curve, and all weights as one list."""
     directory, dtype = fields.pop("directory", None), fields.pop("dtype", "float32")
+    targets, forget = fields.pop("targets", None), fields.pop("co_teaching", None)
     stop, n_stages = fields.pop("stop", None), fields.pop("stages", None)
-    alpha = fields.pop("conflict", None)
+    alpha, select_width = fields.pop("conflict", None), fields.pop("select_width", False)
     gold = (np.arange(N) // 2 + fields.pop("flipped", False)) % 2
-    data, targets, weight = rows()
+    data, labels, weight = rows()
     stages = None if n_stages is None else difficulty_stages(data.lengths, n_stages)
     if dtype == "float16":
         _allow_fp16()
     model = Tiny(getattr(torch, dtype))
+    step_targets: Any = None if targets is None else SelfTargets(**targets)
+    trained: Any = model
+    if forget is not None:
+        step_targets = CoTeaching(forget=forget, ramp=0.3)
+        trained = Twins(model, Tiny(getattr(torch, dtype)))
     streams: list[int] = []  # where the random numbers of each mask came from
     model.drop.register_forward_pre_hook(
         lambda *_: streams.append(zlib.crc32(torch.get_rng_state().numpy().tobytes()))
@@ -94,26 +110,27 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     loss: Any = make_loss(spec)
     if alpha is not None:
         loss = ExplicitConflict(loss=loss, alpha=alpha)
-    if get_world().size == 1 and dtype == "float32":
+    if get_world().size == 1 and dtype == "float32" and forget is None:
         loss = Decided(loss)  # what the others are compared with
 
     try:
         log = train(
-            model, data, targets, _Stopping(loss, stop), cfg, seed=5,
+            trained, data, labels, _Stopping(loss, stop), cfg, seed=5,
             weight=weight if weighted else None, stages=stages,
-            gold=None if alpha is None else gold,
+            gold=None if alpha is None else gold, step_targets=step_targets,
             checkpoint_dir=None if directory is None else Path(directory),
         )  # fmt: skip
     except Stopped:
         return {}
+    extra = {"head_width": truncate_head(model, data, labels)} if select_width else {}
     flat = []
-    for t in module_tensors(model).values():
+    for t in module_tensors(trained).values():
         with gathered([t]):
             flat += t.detach().double().flatten().tolist()
     first = get_world().all_gather_object(streams[0])
     return {
         "losses": log["losses"], "agreement": log["agreement"], "weights": flat, "streams": first
-    }  # fmt: skip
+    } | extra  # fmt: skip
 
 
 def _allow_fp16() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.loss_cases import case, differentiate, quantile_of
+from helpers.loss_cases import case, differentiate, evidential_by_hand, quantile_of
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
@@ -60,6 +60,7 @@ def _target(name: str, p: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 # Losses whose gradient passes through the student's probabilities elsewhere than in log p.
 THROUGH_P = ("gce", "reverse_ce", "reverse_kl", "entropy_min")
+OF_LOGITS = ("evidential",)  # of logits, not of their softmax: tests/losses/test_evidential.py
 
 
 def _through_p(name: str, p: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +91,10 @@ def test_gradient_identity(name: str, classes: int) -> None:
     weight = torch.ones_like(weight) if name.startswith("logconf") else weight
     value, grad = _gradient(make_loss(name), logits, weak, weight=weight)
     p = logits.softmax(1)
-    if name in THROUGH_P:
+    if name in OF_LOGITS:
+        rows, expected = evidential_by_hand(logits, weak, FRAC)
+        omega = torch.ones_like(rows)
+    elif name in THROUGH_P:
         rows, expected = _through_p(name, p, weak)
         omega = torch.ones_like(rows)
     else:

@@ -52,6 +52,7 @@ WEAK_GOLD = (
         ("true labels of the weak split are shown as examples in prompts",),
     )
     | {
+        "ensem_w2s": ("true labels of the weak split weight the votes of weak models",),
         "implicit_conflict": ("implicit conflict: true labels of the pairs of task.conflict_path",),
     }
 )
@@ -66,6 +67,9 @@ VARIANTS = (
     "posterior:source=ccs,balance=em",
     "strong_to_strong:rounds=0",
     "probe_filter|elicit|consistent",
+    "strong_to_strong:rounds=3,stop=agreement",
+    "small_loss|strong_to_strong|confident|strong_to_strong",
+    "bayesian:members=2,weigh=false",
     "trust:mode=filter,share=0.3",
     "selective:alpha=0,calibrate=none",
     "agreement_sft:sets=weak,iterations=3,rule=string",
@@ -106,6 +110,8 @@ def _given(node: Node) -> Any:
         return np.array([0.5, 0.5])
     if node.stage == "trust":
         return rng.random(N).astype(np.float32)
+    if node.stage == "boosting":
+        return rng.random(1).astype(np.float32)
     shape = (5, N) if node.stage == "trajectory" else (N,)
     right = np.broadcast_to(gold, shape) ^ (rng.random(shape) < 0.2)
     one = np.where(right == 1, 0.8, 0.2) + 0.1 * rng.random(shape)

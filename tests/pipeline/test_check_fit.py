@@ -65,6 +65,15 @@ def refused(tmp_path: Path, changes: dict[str, Any]) -> str:
         ({"methods": ["debate"], "student": {"source": "agreement-lm"}},
          "transcript_writer.max_tokens=256: the student's language model reads 128 tokens"),
         ({"methods": ["debate"]}, "student.source='bow' is none"),
+        ({"methods": ["anchor"]}, "anchor=0.1 for the student model with source='bow'; expected a"),
+        ({"weak_train": {"anchor": 2.0}}, "anchor=2 for the weak model with source='bow'"),
+        ({"methods": ["mixup"], "student_train": {"batch_size": 15}},
+         "mixup is 0.2 with 15 rows in a micro-batch"),
+        ({"weak_train": {"mixup": 0.3, "micro_batch_size": 1}}, "mixup is 0.3 with 1 rows"),
+        ({"methods": ["naive", "explicit_conflict|mixup"]},
+         "learns against true classes, which mixup has none of"),
+        ({"methods": ["soup"], "student": SCRATCH},
+         "a method averages students of 3 seeds, which start from other random weights"),
     ],
 )  # fmt: skip
 def test_before_the_first_stage(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -99,6 +108,9 @@ def test_tasks_of_other_kinds(tmp_path: Path) -> None:
          "task.answer_tokens is 256, which leaves no room for a prompt in the 64 tokens of the w"),
         ({"task": classes, "student": model, "methods": ["ccs"]},
          "method 'ccs' contrasts two classes, the task has 3"),
+        ({"task": {**answers, "answer_tokens": 8}, "student": model, "weak": model,
+          "student_train": {"anchor": 0.1}},
+         "anchor=0.1 for the student model with task 'local_answers' of kind 'generation'"),
     ):  # fmt: skip
         assert words in refused(tmp_path, changes)
 
@@ -114,5 +126,6 @@ def test_what_fits_passes(tmp_path: Path) -> None:
         {"methods": ["ccs:layer=1"], "student": SCRATCH},
         {"methods": ["conformal:alpha=0.05"], "weak": {"source": "bow", "dtype": "fp16"}},
         {"student": {**SCRATCH, "dtype": "bf16"}},
+        {"methods": ["anchor"], "student": SCRATCH, "student_train": {"anchor": 1.0}},
     ):  # fmt: skip
         check_fit(config(tmp_path, **changes), "classification", 2)

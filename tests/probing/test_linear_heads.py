@@ -117,6 +117,27 @@ def test_final_weights(features: Tensor, fields: dict[str, float]) -> None:
         assert (together.bias[h] - model.head.bias).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mixup(features: Tensor, dtype: torch.dtype) -> None:
+    """Hard and soft labels, weights, ignored rows, thresholds, and a short batch of odd size."""
+    cfg, start = replace(RECIPE, mixup=0.4, epochs=1), _start(2)
+    x, n = features[1:].to(dtype), N - 1
+    assert n % cfg.batch_size % 2 == 1
+    runs = [
+        replace(r, targets=r.targets[:n], weight=None if r.weight is None else r.weight[:n])
+        for r in _runs(2)
+    ]
+    together = train_heads(x, runs, cfg, 0, head=start)
+    plain = train_heads(x, runs, replace(cfg, mixup=0.0), 0, head=start)
+    room = 1e-9 if dtype == torch.float64 else 1e-4
+    for h, run in enumerate(runs):
+        model, log = _alone(x, run, cfg, 0, start)
+        assert (together.weight[h] - model.head.weight).abs().max() < room, run
+        assert (together.bias[h] - model.head.bias).abs().max() < room, run
+        assert np.allclose(together.losses[:, h], log["losses"], atol=room), run
+    assert (together.weight - plain.weight).abs().amax((1, 2)).min() > 1e-3
+
+
 def test_runs_share_the_order_of_a_seed(features: Tensor) -> None:
     """The same run twice is the same head, and another seed is another one."""
     run = HeadRun(_soft(2), make_loss("xent"))

@@ -16,6 +16,7 @@ from helpers.generation_cases import KINDS, WORDS, checkpoint, texts
 
 from w2s_fast.distributed.world import exit_process, init_distributed
 from w2s_fast.errors import W2SError
+from w2s_fast.integrations.decoding import guided
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
@@ -186,7 +187,16 @@ def work(zero: int, source: str) -> dict[str, Any]:
     data = encode_completions(tokenizer, PROMPTS, ANSWERS)
     cfg = TrainConfig(epochs=1, batch_size=6, lr=1e-9, zero_stage=zero)  # as good as untrained
     train(model, data, data.labels, make_loss("xent"), cfg, 0)
+    other: Any = build_model(ModelConfig(source), 2, tokenizer, 0, kind="generation").eval()
+    with torch.no_grad():
+        head = other.lm.get_output_embeddings().weight
+        head.copy_(head.roll(7, 0))
+
+    def guide(mask: Any) -> Any:
+        return guided(other.lm, 1.5, attention_mask=mask)
+
     return {
+        "guided": generate(model, tokenizer, PROMPTS, 8, batch_size=3, guide=guide),
         "greedy": generate(model, tokenizer, PROMPTS, 8, batch_size=3),
         "sampled": generate(model, tokenizer, PROMPTS, 8, batch_size=3, temperature=1.0, n=2),
         "logp": sequence_logprob(model, tokenizer, PROMPTS, ANSWERS, batch_size=3).tolist(),
@@ -205,7 +215,9 @@ def test_shared_out(folders: dict[str, Path], tmp_path: Path) -> None:
     ranks.run(__file__, 2, {"stages": [0, 3], "source": source, "out": str(out)})
     want = work(0, source)
     for got in json.loads(out.read_text()):
-        assert got["greedy"] == want["greedy"] and got["sampled"] == want["sampled"]
+        for name in ("greedy", "guided", "sampled"):
+            assert got[name] == want[name], name
+        assert got["guided"] != got["greedy"]
         for name in ("logp", "probs"):
             assert np.allclose(got[name], want[name], atol=1e-4)
 

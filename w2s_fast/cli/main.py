@@ -26,8 +26,12 @@ commands:
            those of predictions that others made
   diff     compare the settings and results of two runs
   launch   run on several accelerators or hosts (w2s-fast launch --help)
-  export   write a trained model of a run as a folder that transformers loads
+  export   write a trained model of a run as a folder that transformers loads; --push to the hub
+  recipe   list, show and run published experiments (w2s-fast recipe --help)
+  predict  class probabilities of new texts by an exported model (w2s-fast predict --help)
   plan     estimate memory and traffic of a training on other machines (w2s-fast plan --help)
+  completion
+           print a script with which bash, zsh or tcsh completes commands and options
   doctor   show what this machine offers: versions, kernels, CPU, CUDA
   bench    measure the speed of the kernels (in a source checkout)
 
@@ -46,7 +50,8 @@ The same command continues a run that was interrupted.
 """
 # Each is the module w2s_fast.cli.COMMAND with a function `main(args)` that returns the exit code.
 COMMANDS = (
-    "run", "sweep", "label", "report", "diff", "launch", "plan", "export", "doctor", "bench",
+    "run", "sweep", "label", "report", "diff", "launch", "recipe", "plan", "export", "predict",
+    "completion", "doctor", "bench",
 )  # fmt: skip
 CRASHED, USER_ERROR, INTERRUPTED = 1, 2, 130
 

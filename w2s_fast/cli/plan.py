@@ -36,7 +36,7 @@ def main(args: Sequence[str]) -> int:
         return 0 if args else 2
     own, rest = take_options(args, values=("gpus", *_NUMBERS, *_SHORT_FORMS))
     rest += [f"--{name}={own[short]}" for short, name in _SHORT_FORMS.items() if short in own]
-    devices, numbers = _devices(own.get("gpus")), _positive_numbers(own)
+    devices, numbers = n_devices(own.get("gpus")), _positive_numbers(own)
     cfg = load_config(rest)
     tokens = int(numbers.pop("tokens", cfg.student_train.max_length))
     from rich.console import Console
@@ -96,7 +96,7 @@ def _positive_numbers(own: Mapping[str, str]) -> dict[str, float]:
     return numbers
 
 
-def _devices(text: str | None) -> int:
+def n_devices(text: str | None) -> int:
     """Return the number of devices of ``DxH`` or ``D``."""
     parts = (text or "").lower().split("x")
     if not text or len(parts) > 2 or not all(p.isdecimal() and int(p) for p in parts):

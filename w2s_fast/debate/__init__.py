@@ -7,7 +7,8 @@ names to protocols; a spec is ``name`` or ``name:turns=3``.
 
 from __future__ import annotations
 
-from w2s_fast.debate.config import WriterConfig
+from w2s_fast.debate.config import CriticConfig, WriterConfig
+from w2s_fast.debate.critique import Answer, Critique
 from w2s_fast.debate.local import LocalWriter
 from w2s_fast.debate.protocols import Consultancy, Debate, MarketMaking, Protocol, Writer
 from w2s_fast.sampling.endpoint_client import EndpointClient as EndpointWriter
@@ -17,10 +18,13 @@ PROTOCOLS: dict[str, type[Protocol]] = {
     "debate": Debate,
     "consultancy": Consultancy,
     "market_making": MarketMaking,
+    "answer": Answer,
+    "critique": Critique,
 }
 
 __all__ = [
     "PROTOCOLS",
+    "CriticConfig",
     "EndpointWriter",
     "LocalWriter",
     "Protocol",

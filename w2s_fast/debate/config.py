@@ -1,4 +1,4 @@
-"""Configuration of the transcript writer: the student's language model, or an endpoint."""
+"""Configuration of the writers of transcripts: a language model of the run, or an endpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KINDS = ("local", "endpoint")
 
 @dataclass(frozen=True)
 class WriterConfig(EndpointConfig):
-    """Writer of transcripts for the methods `debate`, `consultancy` and `market_making`.
+    """Writer of transcripts for the methods of debate, and of the reasons for `critique`.
 
     Attributes:
         kind: "local" (the untrained student's language model) or "endpoint" (a server with OpenAI's
@@ -54,3 +54,11 @@ class WriterConfig(EndpointConfig):
         names = ["kind", "temperature", "max_tokens"]
         names += ["url", "model"] if self.kind == "endpoint" else []
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class CriticConfig(WriterConfig):
+    """Writer of the critiques for the method `critique`: as ``WriterConfig``, but "local" is the
+    untrained weak model, which has to be a language model."""
+
+    setting = "critic_writer"

@@ -27,9 +27,11 @@ class Protocol:
 
     Attributes:
         judged: Whether it uses the weak model's predictions.
+        by_critic: Whether ``critic_writer`` writes its turns, not ``transcript_writer``.
     """
 
     judged: ClassVar[bool] = False
+    by_critic: ClassVar[bool] = False
 
     def sides(self, rng: Random, n_classes: int, weak: np.ndarray | None) -> tuple[int, ...]:
         """Return the class that each side defends for one item.
@@ -53,6 +55,7 @@ class Protocol:
         write: Writer,
         seed: int,
         weak: np.ndarray | None = None,
+        before: Sequence[str] | None = None,
     ) -> list[str]:
         """Return one transcript per item, a function of item, id, seed and writer alone.
 
@@ -63,6 +66,7 @@ class Protocol:
             write: Turns prompts into texts; called once per turn with all items.
             seed: Seed of the sample.
             weak: (N, C) class probabilities of the weak model if the protocol is ``judged``.
+            before: N transcripts that the turns continue; None: there are none.
 
         Raises:
             W2SError: ``weak`` is missing.
@@ -76,7 +80,7 @@ class Protocol:
         for key, probs in zip(ids, judged, strict=True):
             sides = self.sides(Random(f"{seed}/{key}"), len(verdicts), probs)
             names.append([verdicts[k] for k in sides])
-        transcripts: list[list[str]] = [[] for _ in ids]
+        transcripts = [[] for _ in ids] if before is None else [[text] for text in before]
         for number, turn in enumerate(self.turn_plan()):
             rows = zip(items, names, transcripts, strict=True)
             prompts = [prompt(item, mine, turn, lines) for item, mine, lines in rows]

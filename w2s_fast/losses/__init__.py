@@ -10,6 +10,7 @@ from dataclasses import fields
 
 from w2s_fast.losses._base import Loss, LossContext, LossOut
 from w2s_fast.losses.entropy import EntropyEleuther, EntropyMin
+from w2s_fast.losses.evidential import Evidential
 from w2s_fast.losses.focal import Focal
 from w2s_fast.losses.gce import GCE
 from w2s_fast.losses.logconf import LogConf, LogConfEleuther, LogConfOpenAI, LogConfPaper
@@ -35,6 +36,7 @@ LOSSES: dict[str, type[Loss]] = {
     "gce": GCE,
     "reverse_ce": ReverseCE,
     "reverse_kl": ReverseKL,
+    "evidential": Evidential,
     "entropy_min": EntropyMin,
     "entropy_eleuther": EntropyEleuther,
 }

@@ -20,11 +20,15 @@ from w2s_fast.ops.lazy_logits import dense
 
 @dataclass(frozen=True, kw_only=True)
 class RowLoss(Loss):
-    """Base of these losses. A new one overrides ``row_losses``."""
+    """Base of these losses. A new one overrides ``row_losses``, or ``logit_losses``."""
 
     def row_losses(self, log_p: Tensor, q: Tensor) -> Tensor:
         """Return (n,) losses of log-probabilities and soft labels, both (n, C) of one dtype."""
         raise TypeError(f"{type(self).__name__} must define row_losses")
+
+    def logit_losses(self, z: Tensor, log_p: Tensor, q: Tensor, ctx: LossContext) -> Tensor:
+        """Return (n,) losses of logits, their log-probabilities and soft labels, all (n, C)."""
+        return self.row_losses(log_p, q)
 
     def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
         """See ``Loss.forward``."""
@@ -33,8 +37,9 @@ class RowLoss(Loss):
         mask = row_mask(weak, ctx.weight)
         acc = torch.promote_types(logits.dtype, torch.float32)
         # Logits of masked rows are replaced, not only their loss: NaN would reach the gradient.
-        log_p = torch.where(mask.unsqueeze(1), logits.to(acc), 0.0).log_softmax(1)
-        loss = self.row_losses(log_p, soft_labels(weak, logits, acc))
+        z = torch.where(mask.unsqueeze(1), logits.to(acc), 0.0)
+        log_p = z.log_softmax(1)
+        loss = self.logit_losses(z, log_p, soft_labels(weak, logits, acc), ctx)
         if ctx.weight is not None:
             loss = loss * ctx.weight.detach().to(acc)
         total = torch.where(mask, loss, 0.0).sum()

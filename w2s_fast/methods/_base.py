@@ -144,16 +144,27 @@ class Method:
         """
         return None
 
+    def final(self, plan: Plan, student: Node) -> Node:
+        """Return the student that is scored, given the trained one.
+
+        It may be made of several students, see ``_merge.merged``.
+        """
+        return student
+
     def training(self, plan: Plan) -> Mapping[str, Any]:
         """Return the settings in which the student's training differs from the default.
 
         Keys: ``keep`` ("last"; "weak" or "gold": the weights with the highest accuracy on held-out
-        rows, by their weak or their true labels), ``holdout`` (share of these rows), ``freeze``
-        (train only the head), ``start`` (node of the model to start from), ``loss`` (a spec; a
-        preference loss where ``labels`` are pairs), ``stages`` (number of stages from easy to hard
-        completions), ``lr_factor`` (of the learning rate of ``student_train``), ``conflict`` (alpha
-        of a simulated objective against the true labels), ``conflict_rows`` (rows of a conflicting
-        objective per row).
+        rows, by their weak or their true labels), ``holdout`` (share of these rows; with "last"
+        they are left to ``final``), ``shared_holdout`` (hold the same rows out for every member),
+        ``freeze`` (train only the head), ``start`` (node of the model to start from), ``loss`` (a
+        spec; a preference loss where ``labels`` are pairs), ``stages`` (number of stages from easy
+        to hard completions), ``lr_factor`` (of the learning rate of ``student_train``),
+        ``conflict`` (alpha of a simulated objective against the true labels), ``conflict_rows``
+        (rows of a conflicting objective per row), ``anchor``, ``mixup`` and ``nested_dropout`` (of
+        ``TrainConfig``), ``select_width`` (held-out rows select the width of the head afterwards),
+        ``step_targets`` (a spec of ``training.step_targets.StepTargets``: targets made anew in
+        every step).
         """
         return {}
 
@@ -166,7 +177,7 @@ class Naive(Method):
 
 
 # Settings of the model rather than of its labels; intermediate students and the ceiling share them.
-_MODEL_SETTINGS = ("freeze", "start")
+_MODEL_SETTINGS = ("freeze", "start", "low_rank")
 
 
 # Name -> class; ``w2s_fast.methods`` fills it, because it imports every method.
@@ -204,5 +215,7 @@ def student_nodes(steps: tuple[Method, ...], plan: Plan) -> tuple[Node, Node]:
         initial = step.initial(plan, labels) or initial
         labels = step.labels(plan, labels)
     student = plan.student(labels, initial, **training)
+    for step in steps:
+        student = step.final(plan, student)
     check_gold(student)
     return student, plan.ceiling()

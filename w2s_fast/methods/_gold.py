@@ -14,6 +14,7 @@ _STAGES = (
     "weak", "labels", "intermediate", "student", "control", "tuned", "features", "prior", "balance",
     "transcripts", "trajectory", "apply", "calibration", "trust", "votes", "generated_votes",
     "posterior", "gate", "samples", "text_labels", "pair_logprob", "perplexity", "reference",
+    "boosting", "backbone", "compressed",
 )  # fmt: skip
 
 _LEARNED = ("weak", "generated_votes")  # what true labels of the weak split have taught
@@ -27,6 +28,7 @@ _PREDICTED = (
 _PREDICTS = ("labels", "samples", "pair_logprob")  # with the weights of a trained model
 # These stages take each row from the model that was trained without its fold.
 _CROSS_FITTED = ("transcripts", "calibration")
+_BOOSTED = ("weak", "boosting", "apply")  # row weights of weak models, and votes on their labels
 
 
 def check_gold(student: Node) -> None:
@@ -65,11 +67,17 @@ def _check_edge(node: Node, name: str, needed: Node) -> None:
             f"the method gives the weights of the weak model, which were trained on true labels, "
             f"to stage {node.stage!r} as {name!r}; use its labels: plan.labels(model)"
         )
+    if needed.stage == "boosting" and node.stage not in _BOOSTED:
+        raise W2SError(
+            f"the method gives a round of boosting, which says where weak models err on true "
+            f"labels, to stage {node.stage!r} as {name!r}; use the votes: plan.apply"
+        )
     on_own_rows = needed.stage in _PREDICTED and dict(needed.settings).get("split") == "weak"
     same_rows = node.stage in _PREDICTED and dict(node.settings).get("split") == "weak"
     if on_own_rows and not (
         same_rows
         or node.stage in _CROSS_FITTED
+        or node.stage == "boosting"
         or (node.stage == "trust" and _leaves_fold_out(name, needed))
         or (node.stage == "gate" and _leaves_fold_out(name.partition("_")[0], needed))
     ):

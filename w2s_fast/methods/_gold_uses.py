@@ -9,6 +9,7 @@ _WEAK_SPLIT = {
     "calibration": "true labels of the weak split calibrate the weak labels",
     "trust": "true labels of the weak split train P(label right)",
     "gate": "true labels of the weak split select supervisors",
+    "boosting": "true labels of the weak split weight the votes of weak models",
 }
 
 

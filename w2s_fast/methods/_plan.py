@@ -31,6 +31,7 @@ class Plan:
         loss: Canonical spec of the loss of the student and of every intermediate student.
         intermediate_models: Number of ``RunConfig.intermediate_models``.
         writer: Role of the model that writes transcripts; None if an endpoint writes them.
+        critic: Role of the model that writes critiques; None if an endpoint writes them.
         model_settings: ``freeze`` and ``start`` of ``Method.training``, for the student, every
             intermediate student and the ceiling.
         calibration: Key of ``metrics.CALIBRATORS`` for the labels of weak models, or "none".
@@ -43,6 +44,7 @@ class Plan:
     loss: str = "xent"
     intermediate_models: int = 0
     writer: str | None = "student"
+    critic: str | None = "weak"
     model_settings: tuple[tuple[str, Any], ...] = ()
     calibration: str = "none"
     folds: int = 5
@@ -117,6 +119,8 @@ class Plan:
             "model": model,
             **without_none(start=start, context=context, calibrator=calibrator),
         }
+        if known.get("low_rank"):
+            settings["low_rank"] = known["low_rank"]
         if known.get("freeze"):
             settings["freeze"] = True
             needs[split] = self.features(split, "last", start=start)
@@ -143,6 +147,20 @@ class Plan:
         elif judged:
             needs = {"weak": self.weak_labels(split=split)}
         return make_node("transcripts", settings, needs)
+
+    def critiques(self, split: str = "transfer", member: int = 0) -> Node:
+        """Return the untrained student's reasons for its zero-shot answer, and a critique of them,
+        for every text of a split, written without any label.
+
+        Args:
+            split: Split of the texts.
+            member: Number of the sample.
+        """
+        settings = {"split": split, "member": member}
+        answer = {"role": self.writer, "protocol": "answer", **settings}
+        reasons = make_node("transcripts", answer, {"weak": self.prior(split)})
+        critique = {"role": self.critic, "protocol": "critique", **settings}
+        return make_node("transcripts", critique, {"before": reasons})
 
     def intermediate(self, position: int, labels: Node) -> Node:
         """Return intermediate model ``position``, trained on these labels."""
@@ -216,11 +234,14 @@ class Plan:
         top_p: float = 1.0,
         shots: int = 0,
         member: int = 0,
+        role: str = "student",
+        contrast: float = 0.0,
+        plausible: float = 0.1,
     ) -> Node:
         """Return n completions of each prompt of a split.
 
         Args:
-            model: Trained model; None: the student before its training.
+            model: Trained model; None: that of ``role`` before its training.
             split: Split of the prompts.
             n: Completions a prompt.
             temperature: 0: the most likely token each time.
@@ -228,12 +249,19 @@ class Plan:
             shots: Prompts of the weak split with their true answers that precede each prompt;
                 reports list this use.
             member: Number of the draw; another one has other samples and examples.
+            role: Role of the untrained model.
+            contrast: a in (1 + a) z - a z_0, the logits that tokens are drawn from: z of the model,
+                z_0 of the same model before its training; 0: z.
+            plausible: With a contrast, tokens less likely under z than this share of the most
+                likely one are not drawn.
         """
         settings = {
-            "role": "student" if model is None else dict(model.settings)["role"], "split": split,
+            "role": role if model is None else dict(model.settings)["role"], "split": split,
             "n": n, "temperature": float(temperature), "top_p": float(top_p), "shots": shots,
             "member": member,
         }  # fmt: skip
+        if contrast:
+            settings |= {"contrast": float(contrast), "plausible": float(plausible)}
         return make_node("samples", settings, trained_inputs(model))
 
     def ceiling(self, **training: Any) -> Node:
@@ -247,6 +275,20 @@ class Plan:
     def tuned(self) -> Node:
         """Return the student's language model fine-tuned on the transfer texts, without labels."""
         return make_node("tuned", {"role": "student"})
+
+    def compressed(self, **settings: Any) -> Node:
+        """Return the student's backbone at a low rank, distilled from the full one's states.
+
+        Args:
+            settings: ``share``, ``bound`` and ``strength`` of ``methods.low_rank``.
+        """
+        needs = {"transfer": self.features("transfer", "last")}
+        return make_node("compressed", {"role": "student", **settings}, needs)
+
+    def backbone(self, student: Node) -> Node:
+        """Return the backbone of a trained student, to ``start`` from; its head is dropped."""
+        kept = {k: v for k, v in student.settings if k in ("role", "projection", "low_rank")}
+        return make_node("backbone", kept, trained_inputs(student))
 
     def features(
         self,
@@ -266,9 +308,15 @@ class Plan:
         settings = {"role": "student", "split": split, "layer": layer, "word": word}
         return make_node("features", settings, {} if start is None else {"start": start})
 
-    def prior(self, split: str = "transfer") -> Node:
-        """Return the untrained student's probabilities of the class words."""
-        return make_node("prior", {"role": "student", "split": split})
+    def prior(self, split: str = "transfer", context: Node | None = None) -> Node:
+        """Return the untrained student's probabilities of the class words.
+
+        Args:
+            split: Split of the texts.
+            context: ``transcripts`` of the same split, appended to each text.
+        """
+        needs = without_none(context=context)
+        return make_node("prior", {"role": "student", "split": split}, needs)
 
     def overlap(self, labels: Node, features: Node) -> Node:
         """Return the overlap density of the transfer split."""

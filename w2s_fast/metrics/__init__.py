@@ -64,6 +64,12 @@ from w2s_fast.metrics.scores import (
     f1,
     worst_group_accuracy,
 )
+from w2s_fast.metrics.shortcuts import (
+    SharedErrors,
+    ShortcutScores,
+    shared_errors,
+    shortcut_scores,
+)
 
 __all__ = [
     "CALIBRATORS",
@@ -85,6 +91,8 @@ __all__ = [
     "Outcomes",
     "Overlap",
     "Runs",
+    "SharedErrors",
+    "ShortcutScores",
     "accuracy",
     "agreement",
     "auroc",
@@ -128,6 +136,8 @@ __all__ = [
     "pgr_is_in_interval",
     "pgr_item_interval",
     "runs_of",
+    "shared_errors",
+    "shortcut_scores",
     "vote_agreement",
     "worst_group_accuracy",
 ]

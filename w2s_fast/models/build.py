@@ -70,6 +70,9 @@ def build_model(
     kind: str = "classification",
     *,
     empty: bool = False,
+    projection: int = 0,
+    prefixes: tuple[float, ...] = (),
+    prefix: float = 1.0,
 ) -> nn.Module:
     """Build a model with a newly initialised head, on the CPU.
 
@@ -82,6 +85,10 @@ def build_model(
             example, each with a score, as in a reward model (Burns et al. 2023, Sec. 4).
             ``generation``: a causal language model with its own head; C and ``pooling`` are not
             used.
+        projection: width of a projection between the features and the head of a classifier, see
+            ``Projection``; 0: none.
+        prefixes, prefix: shares of the head's inputs that classify, and the one that predicts, see
+            ``PrefixHead``; (): none.
         empty: leave the weights of a checkpoint on disk: checks that the model can be built.
 
     Returns:
@@ -96,7 +103,7 @@ def build_model(
     import torch
 
     from w2s_fast.models.causal_lm import GenerativeModel
-    from w2s_fast.models.classifier import BagOfWords, Classifier
+    from w2s_fast.models.classifier import BagOfWords, Classifier, Projection
 
     check_model_kind(cfg, n_classes, kind)
     causal, n_candidates = kind == "generation", 2 if kind == "preference" else 1
@@ -125,6 +132,9 @@ def build_model(
             cfg.head_init,
             frozen=cfg.freeze == "base",
             n_candidates=n_candidates,
+            projection=Projection(base.config.hidden_size, projection) if projection else None,
+            prefixes=prefixes,
+            prefix=prefix,
         )
 
 

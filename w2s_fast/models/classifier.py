@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.errors import W2SError
+from w2s_fast.models.weights import gathered
 
 
 class Head(nn.Linear):
@@ -21,6 +22,70 @@ class Head(nn.Linear):
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(dtype)
         return nn.functional.linear(x.to(dtype), self.weight.to(dtype), bias)
+
+
+class PrefixHead(Head):
+    """A head that reads prefixes of its input: in training each of them, else one.
+
+    Args:
+        features: D.
+        n_classes: C.
+        prefixes: P rising numbers of features, at most D.
+        prefix: the one of them that predicts.
+    """
+
+    def __init__(
+        self, features: int, n_classes: int, prefixes: tuple[int, ...], prefix: int
+    ) -> None:
+        super().__init__(features, n_classes, dtype=torch.float32)
+        self.prefixes, self.prefix = prefixes, prefix
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, P C) logits in training mode, those of prefix p in columns p C to p C + C.
+
+        Otherwise return (B, C). In training the parts between prefixes are multiplied once and
+        summed, so that all of them cost as much as one head.
+        """
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        x, weight, bias = x.to(dtype), self.weight.to(dtype), self.bias.to(dtype)
+        if not self.training:
+            return nn.functional.linear(x[:, : self.prefix], weight[:, : self.prefix], bias)
+        z, start, parts = bias, 0, []
+        for m in self.prefixes:
+            z = z + x[:, start:m] @ weight[:, start:m].T
+            parts.append(z)
+            start = m
+        return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def cut(self) -> None:
+        """Set the weights beyond the prefix that predicts to zero: an equal, plain head."""
+        with gathered([self.weight], change=True):
+            self.weight[:, self.prefix :] = 0.0
+
+
+class Projection(nn.Module):
+    r"""Two linear layers with a ReLU between them, in fp32 as ``Head``: relu(x A + a) B + b.
+
+    Training makes features unequal, the more the nearer they are to the labels: those that the
+    labels need little fade. Between backbone and head it takes that on itself, and is dropped after
+    the training. Source: Xue et al. 2024 (arXiv 2403.11391), for supervised learning too; Chen et
+    al. 2020 (SimCLR, arXiv 2002.05709).
+
+    Args:
+        features: D.
+        width: P, of both layers.
+    """
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.lower = Head(features, width, dtype=torch.float32)
+        self.upper = Head(width, width, dtype=torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, P) projections of x (B, D)."""
+        return self.upper(self.lower(x).relu())
 
 
 class Classifier(nn.Module):
@@ -36,6 +101,10 @@ class Classifier(nn.Module):
             candidate of an example, with one score r(.); the scores are the C logits. For two
             completions the probability of the second is then sigmoid(r_2 - r_1), as in a reward
             model.
+        projection: maps pooled vectors (B, D) to the head's inputs (B, ``width``); None: the head
+            reads them as they are.
+        prefixes: rising shares in (0, 1] of the head's inputs: a ``PrefixHead``; (): none.
+        prefix: the one of them that predicts.
     """
 
     def __init__(
@@ -47,17 +116,26 @@ class Classifier(nn.Module):
         *,
         frozen: bool = False,
         n_candidates: int = 1,
+        projection: Projection | None = None,
+        prefixes: tuple[float, ...] = (),
+        prefix: float = 1.0,
     ) -> None:
         super().__init__()
         self.base: Any = base
         self.frozen = frozen
         if frozen:
             base.requires_grad_(False)
-        self.n_classes, self.pooling = n_classes, pooling
+        self.n_classes, self.pooling, self.n_candidates = n_classes, pooling, n_candidates
         config: Any = base.config
         # A bias would cancel in the softmax over scores.
         outputs, bias = (n_classes, True) if n_candidates == 1 else (1, False)
-        self.head = Head(config.hidden_size, outputs, bias=bias, dtype=torch.float32)
+        self.projection = projection
+        width = config.hidden_size if projection is None else projection.width
+        self.head: Head = Head(width, outputs, bias=bias, dtype=torch.float32)
+        if prefixes:
+            numbers = [max(1, round(share * width)) for share in prefixes]
+            at = numbers[prefixes.index(prefix)]
+            self.head = PrefixHead(width, outputs, tuple(numbers), at)
         with torch.no_grad():
             self.head.weight.mul_(0.0 if head_init == "zero" else 0.01)
             if bias:
@@ -77,7 +155,10 @@ class Classifier(nn.Module):
                 input_ids=input_ids, attention_mask=attention_mask, **segments
             ).last_hidden_state
             pooled = pool(hidden, attention_mask, self.pooling)
-        return self.head(pooled).view(-1, self.n_classes)
+        if self.projection is not None:
+            pooled = self.projection(pooled)
+        out = self.head(pooled)
+        return out if self.n_candidates == 1 else out.view(-1, self.n_classes)
 
     def gradient_checkpointing(self, on: bool) -> None:
         """Turn recomputation of activations in backward on or off."""

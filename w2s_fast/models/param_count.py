@@ -49,7 +49,7 @@ def count(model: ModelConfig, rows: int, tokens: int, checkpointing: bool) -> Co
     from w2s_fast.models.backbone import build_untrained
     from w2s_fast.models.classifier import switch_checkpointing
 
-    with FakeTensorMode():
+    with FakeTensorMode(), _uninitialized():
         base = build_untrained(model)
         head = base.config.hidden_size * 2 + 2
         sizes = [p.numel() for p in base.parameters()]
@@ -72,6 +72,18 @@ def count(model: ModelConfig, rows: int, tokens: int, checkpointing: bool) -> Co
         activations=saved,
         transient=transient,
     )
+
+
+def _uninitialized() -> Any:
+    """Return the context in which transformers leaves weights as they are allocated.
+
+    Some initial values are drawn until they fit a range, which tensors without memory cannot do.
+    """
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:  # before transformers 5
+        from transformers.modeling_utils import no_init_weights
+    return no_init_weights()
 
 
 def _saved_bytes(model: Any, ids: Any) -> tuple[int, int]:

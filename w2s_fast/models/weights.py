@@ -211,6 +211,22 @@ def shape_of(t: Tensor) -> torch.Size:
     return t.ds_shape if is_partitioned(t) else t.shape  # type: ignore[attr-defined]
 
 
+def share_of(weight: Tensor, world: World) -> Tensor:
+    """Return a copy of this process's share (1, n / processes), with zeros after the end."""
+    import torch
+
+    flat = weight.detach().flatten()
+    length = -(-len(flat) // world.size)
+    own = flat[world.rank * length : (world.rank + 1) * length]
+    return torch.nn.functional.pad(own, (0, length - len(own)))[None]
+
+
+def whole_of(share: Tensor, like: Tensor, world: World) -> Tensor:
+    """Return a tensor of the shape of ``like`` from the shares of all processes; collective."""
+    shape = shape_of(like)
+    return world.all_gather(share).flatten()[: shape.numel()].view(shape)
+
+
 @contextlib.contextmanager
 def gathered(tensors: Iterable[Tensor], change: bool = False) -> Iterator[None]:
     """Gather partitioned parameters inside the block; a collective call.

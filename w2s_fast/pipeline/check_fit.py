@@ -13,11 +13,13 @@ from w2s_fast.config import RunConfig, model_of, naming_block, roles, train_of
 from w2s_fast.distributed.world import get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import Node, all_nodes, make_steps
+from w2s_fast.methods._merge import members_of
 from w2s_fast.models import ModelConfig
 from w2s_fast.models.backbone import architecture, check_folder
 from w2s_fast.models.build import check_model_kind
 from w2s_fast.pipeline.check_models import LANGUAGE_MODEL_STAGES, check_models
 from w2s_fast.pipeline.check_policies import check_policy, check_policy_methods, check_weak_policy
+from w2s_fast.pipeline.check_trainings import check_trainings
 from w2s_fast.pipeline.stages.build_model import device
 from w2s_fast.pipeline.students import make_plan, no_conflict_of, students
 from w2s_fast.pipeline.task_kinds import task_kind
@@ -55,11 +57,23 @@ def check_fit(cfg: RunConfig, kind: str, n_classes: int) -> None:
     nodes = list(all_nodes(node for student in students(cfg) for node in student.nodes(cfg)))
     if "overlap" in cfg.diagnostics:
         nodes.append(make_plan(cfg, "xent").features())
-    _check_language_model(cfg, nodes, n_classes)
+    _check_language_models(cfg, nodes, n_classes)
     _check_layers(cfg, nodes)
-    if any(node.stage == "transcripts" for node in nodes):
-        _check_writer(cfg)
+    for node in nodes:
+        if node.stage == "transcripts":
+            _check_writer(cfg, node)
+    _check_anchor(cfg, nodes, kind)
+    if any("contrast" in dict(node.settings) for node in nodes) and cfg.weak_train.zero_stage == 3:
+        raise W2SError(
+            "weak_train.zero_stage=3: method 'cong' runs the weak model beside itself before its "
+            "training, and no process may hold both in parts; expected a ZeRO stage of 0 to 2"
+        )
     check_policy_methods(cfg, nodes)
+    check_trainings(cfg, kind, nodes)
+    _check_soups(cfg, nodes)
+    _check_mixup(cfg, kind, nodes)
+    _check_prefixes(cfg, nodes)
+    _check_low_rank(cfg, nodes)
     if any("conflict_rows" in dict(node.settings) for node in nodes) and not cfg.task.conflict_path:
         raise W2SError(
             "method 'implicit_conflict' trains on pairs of a conflicting objective; set "
@@ -121,6 +135,26 @@ def _check_model(model: ModelConfig, train: TrainConfig, kind: str, n_classes: i
         )
 
 
+def _check_anchor(cfg: RunConfig, nodes: list[Node], kind: str) -> None:
+    """Check that the models whose states are anchored have states and a head of classes."""
+    by_role = {role: train_of(cfg, role).anchor for role in roles(cfg)}
+    methods = [strength for n in nodes if (strength := dict(n.settings).get("anchor"))]
+    if methods:
+        by_role["student"] = methods[0]
+    for role, strength in by_role.items():
+        model = model_of(cfg, role)
+        unfit = "source='bow'" if model.source == "bow" else f"preference={model.preference!r}"
+        if kind == "generation":
+            unfit = f"task {cfg.task.name!r} of kind 'generation'"
+        elif model.source != "bow" and not model.preference:
+            continue
+        if strength:
+            raise W2SError(
+                f"anchor={strength:g} for the {role} model with {unfit}; expected a transformer "
+                "with a classification head: set anchor=0, or drop the method"
+            )
+
+
 def _check_loss_scale(cfg: RunConfig, role: str) -> None:
     model, train = model_of(cfg, role), train_of(cfg, role)
     if model.dtype == "fp16" and model.source != "bow" and not train.zero_stage:
@@ -150,20 +184,27 @@ def _check_room(cfg: RunConfig, role: str) -> None:
         )
 
 
-def _check_language_model(cfg: RunConfig, nodes: list[Node], n_classes: int) -> None:
-    stage = next((node.stage for node in nodes if node.stage in LANGUAGE_MODEL_STAGES), None)
-    if stage is None or (stage == "transcripts" and cfg.transcript_writer.kind == "endpoint"):
-        return
-    # A frozen backbone is still a language model.
-    model = replace(cfg.student, freeze="none")
-    if model.source == "bow" or (stage == "transcripts" and model.source == "scratch"):
-        raise W2SError(
-            f"a method needs the student's language model (stage {stage!r}), and "
-            f"student.source={model.source!r} is none; give the folder of a checkpoint"
-            + (", or transcript_writer.kind=endpoint" if stage == "transcripts" else "")
-        )
-    with naming_block("student"):
-        check_model_kind(model, n_classes, "generation")
+def _check_language_models(cfg: RunConfig, nodes: list[Node], n_classes: int) -> None:
+    """Check that student and critic are language models where a stage needs their heads."""
+    needed: dict[str, str] = {}  # stage by role; where an endpoint writes, the role is None
+    for node in nodes:
+        role = dict(node.settings).get("role")
+        if node.stage not in LANGUAGE_MODEL_STAGES or role is None:
+            continue
+        if role not in needed or node.stage == "transcripts":  # which needs more of a model
+            needed[role] = node.stage
+    for role, stage in needed.items():
+        # A frozen backbone is still a language model.
+        model = replace(model_of(cfg, role), freeze="none")
+        if model.source == "bow" or (stage == "transcripts" and model.source == "scratch"):
+            writer = "critic_writer" if role == "weak" else "transcript_writer"
+            raise W2SError(
+                f"a method needs the {role}'s language model (stage {stage!r}), and "
+                f"{role}.source={model.source!r} is none; give the folder of a checkpoint"
+                + (f", or {writer}.kind=endpoint" if stage == "transcripts" else "")
+            )
+        with naming_block(role):
+            check_model_kind(model, n_classes, "generation")
 
 
 def _check_layers(cfg: RunConfig, nodes: list[Node]) -> None:
@@ -182,14 +223,81 @@ def _check_layers(cfg: RunConfig, nodes: list[Node]) -> None:
         )
 
 
-def _check_writer(cfg: RunConfig) -> None:
-    if cfg.transcript_writer.kind == "endpoint":
-        cfg.transcript_writer.key()
+def _check_soups(cfg: RunConfig, nodes: list[Node]) -> None:
+    """Check that the members of a soup start from the same weights."""
+    random = cfg.student.source == "scratch" or not cfg.student.pretrained
+    for node in nodes if random else ():
+        members = [dict(n.settings).get("member", 0) for n in members_of(node)]
+        if len(set(members)) > 1:
+            raise W2SError(
+                f"a method averages students of {len(set(members))} seeds, which start from other "
+                f"random weights at student.source={cfg.student.source!r}, student.pretrained="
+                f"{cfg.student.pretrained}; expected a checkpoint, or members=1 with several "
+                "losses or lr_factors"
+            )
+
+
+def _check_mixup(cfg: RunConfig, kind: str, nodes: list[Node]) -> None:
+    """Check that models with mixup learn class probabilities, in steps of whole pairs."""
+    mixing = {role: train_of(cfg, role).mixup for role in roles(cfg)}
+    for node in nodes:
+        settings = dict(node.settings)
+        if alpha := settings.get("mixup"):
+            mixing[settings["role"]] = alpha
+        if "step_targets" in settings and (alpha or train_of(cfg, settings["role"]).mixup):
+            raise W2SError(
+                f"a method makes its targets in steps ({settings['step_targets']}), of the rows as "
+                "they are, and mixup mixes them; expected one of the two"
+            )
+        if "conflict" in settings and (alpha or train_of(cfg, settings["role"]).mixup):
+            raise W2SError(
+                "method 'explicit_conflict' learns against true classes, which mixup has none of; "
+                "expected one of the two"
+            )
+    for role, alpha in mixing.items():
+        preference = model_of(cfg, role).preference
+        if alpha and (kind == "generation" or preference):
+            raise W2SError(
+                f"mixup={alpha} mixes class probabilities, and the {role} model learns texts (kind "
+                f"{kind!r}, preference={preference!r}); expected mixup=0"
+            )
+        replace(train_of(cfg, role), mixup=alpha).batch_shape(get_world().size)
+
+
+def _check_low_rank(cfg: RunConfig, nodes: list[Node]) -> None:
+    """Check that the student has layers of its own to make smaller."""
+    student = cfg.student
+    if not any("low_rank" in dict(node.settings) for node in nodes):
         return
-    room, positions = cfg.transcript_writer.max_tokens, _positions(cfg, "student")
+    if student.lora_rank or student.source == "bow" or student.preference:
+        raise W2SError(
+            "method 'low_rank' trains products in the place of the student's linear layers; "
+            f"expected a classifier or reward model without LoRA, and student.source="
+            f"{student.source!r}, lora_rank={student.lora_rank}, preference={student.preference!r}"
+        )
+
+
+def _check_prefixes(cfg: RunConfig, nodes: list[Node]) -> None:
+    """Check that thresholds of several prefixes can be kept."""
+    if cfg.student_train.threshold_scope == "ema" and any(
+        "prefixes" in dict(node.settings) for node in nodes
+    ):
+        raise W2SError(
+            "method 'matryoshka' has a threshold for each prefix, and threshold_scope='ema' keeps "
+            "one; expected student_train.threshold_scope=exact, window or microbatch"
+        )
+
+
+def _check_writer(cfg: RunConfig, node: Node) -> None:
+    role, by_critic = dict(node.settings)["role"], "before" in dict(node.needs)
+    writer = cfg.critic_writer if by_critic else cfg.transcript_writer
+    if role is None:
+        writer.key()
+        return
+    room, positions = writer.max_tokens, _positions(cfg, role)
     if room >= positions:
         raise W2SError(
-            f"transcript_writer.max_tokens={room}: the student's language model reads {positions} "
+            f"{writer.setting}.max_tokens={room}: the {role}'s language model reads {positions} "
             "tokens, prompt and answer together; use at most half of that"
         )
 

@@ -36,6 +36,7 @@ _GOLD = {
     "calibration": ("weak",),
     "generated_votes": ("weak",),
     "gate": ("weak",),
+    "boosting": ("weak",),
     "trust": ("weak",),
     "ceiling": ("transfer",),
     "supervisor_card": ("transfer", "test"),  # no stage of a student depends on it

@@ -6,26 +6,34 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.config import RunConfig
+from w2s_fast.config import RunConfig, model_of, train_of
 from w2s_fast.distributed.world import SINGLE_PROCESS
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.files import explain_write_errors, usual_mode, write_json
 from w2s_fast.models.weights import save_tensors
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.experiment import open_session
+from w2s_fast.pipeline.exported import ABOUT, HEAD
 from w2s_fast.pipeline.jobs import TRAINED, plan_jobs
-from w2s_fast.pipeline.stages.build_model import save_language_model, whole_model
+from w2s_fast.pipeline.model_card import model_card
+from w2s_fast.pipeline.stages.build_model import (
+    save_backbone,
+    save_language_model,
+    whole_model,
+)
+from w2s_fast.report import load_results
 
-HEAD, ABOUT = "head.safetensors", "w2s.json"
+CARD = "README.md"
 
 
-def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> None:
+def export(cfg: RunConfig, name: str, folder: str | Path, *, quiet: bool = True) -> None:
     """Export the model that a finished stage trained.
 
     ``AutoModel.from_pretrained(folder)`` loads its backbone, LoRA merged in; ``head.safetensors``
     holds the classification head (``weight`` (C, D), ``bias`` (C,)) or, of a reward model,
-    ``weight`` (1, D); ``w2s.json`` says how it is pooled. Of a task of kind ``generation`` the
-    folder is a causal language model.
+    ``weight`` (1, D); ``w2s.json`` says how it is pooled, and `exported.load_exported` predicts
+    with it. Of a task of kind ``generation``, and of a policy, the folder is a causal language
+    model. README.md is a model card, with the scores of the run if it is finished.
 
     Args:
         cfg: Configuration of the run; its stages must be in the store.
@@ -41,6 +49,7 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
     if name not in jobs:
         raise W2SError(f"no stage {name!r} in this run; expected one of {', '.join(jobs)}"
                        f"{nearest(name, jobs)}")  # fmt: skip
+    folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise W2SError(f"{folder} is not empty; name a new folder")
     cfg = dataclasses.replace(
@@ -57,23 +66,47 @@ def export(cfg: RunConfig, name: str, folder: Path, *, quiet: bool = True) -> No
         ctx = Context(cfg, jobs[name], folders, lambda *_: None, session.read)
         model, tokenizer = whole_model(ctx, session.results[name].path)
         with explain_write_errors("the model", folder.absolute()):
-            _write(model, tokenizer, folder)
+            _write(model, tokenizer, folder, _about(ctx))
+            kind = "generation" if hasattr(model, "lm") else ctx.task.kind
+            card = model_card(cfg, jobs[name], kind, _results(cfg))
+            (folder / CARD).write_text(card)
             for file in folder.iterdir():
                 file.chmod(usual_mode())
 
 
-def _write(model: Any, tokenizer: Any, folder: Path) -> None:
+def _about(ctx: Context) -> dict[str, Any]:
+    """Return what `load_exported` needs to know beside the weights."""
+    role = ctx.job.setting("role")
+    return {
+        "kind": ctx.task.kind,
+        "classes": ctx.n_classes,
+        "class_names": list(ctx.task.class_names),
+        "max_length": train_of(ctx.cfg, role).max_length,
+        "dtype": model_of(ctx.cfg, role).dtype,
+    }
+
+
+def _results(cfg: RunConfig) -> dict[str, Any] | None:
+    """Return results.json of the run, None if there is none that can be read."""
+    try:
+        return load_results(Path(cfg.output_dir))
+    except W2SError:
+        return None
+
+
+def _write(model: Any, tokenizer: Any, folder: Path, about: dict[str, Any]) -> None:
     if not hasattr(model, "base"):
         raise W2SError(f"{type(model).__name__} is no transformers model; only those are exported")
+    if getattr(model, "projection", None) is not None:
+        raise W2SError(
+            "the model has a projection before its head, which is dropped after its training; "
+            "expected the student of method projection_head, without a number at the end"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "lm"):
         save_language_model(model, tokenizer, folder)
         return
-    base = model.base
-    if hasattr(base, "merge_and_unload"):
-        base = base.merge_and_unload()
-    base.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_backbone(model, tokenizer, folder)
     head = [(name, t) for name, t in model.head.state_dict().items()]
     save_tensors(head, folder / HEAD, SINGLE_PROCESS, 10**9)
-    write_json(folder / ABOUT, {"pooling": model.pooling, "classes": model.n_classes})
+    write_json(folder / ABOUT, {"pooling": model.pooling, **about})

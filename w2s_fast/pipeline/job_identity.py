@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.config import RunConfig, at_seed, model_of, roles, run_seeds, to_dict, train_of
+from w2s_fast.debate import make_protocol
 from w2s_fast.files import content_hash, file_hash, tree_hash, tree_stamp
 from w2s_fast.labeling import source_digest
 from w2s_fast.methods import make_method
@@ -43,6 +44,7 @@ VERSIONS = {
     "generated_votes": 1,
     "posterior": 1,
     "gate": 1,
+    "boosting": 1,
     "trust": 1,
     "overlap": 1,
     "supervisor_card": 1,
@@ -51,13 +53,17 @@ VERSIONS = {
     "pair_logprob": 1,
     "perplexity": 1,
     "reference": 1,
+    "backbone": 1,
+    "compressed": 1,
     "report": 11,
 }
 # Stages without a model that draw random numbers.
 _SEEDED = ("apply", "generated_votes", "gate", "trust", "text_labels", "supervisor_card")
 # Settings of a training that came later, at values that leave it as it was: they do not enter the
 # hash, so stages of before are found.
-_ADDED = {"ema_decay": 0.0, "interpolation": 1.0}
+_ADDED = {
+    "ema_decay": 0.0, "interpolation": 1.0, "anchor": 0.0, "nested_dropout": 0.0, "mixup": 0.0,
+}  # fmt: skip
 _NOT_CONTENT = set(EXECUTION_FIELDS)  # settings that cannot change a result
 
 
@@ -86,7 +92,9 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     if job.stage == "supervisor_card":
         common |= answers
     if job.stage == "transcripts":
-        common |= {"writer": cfg.transcript_writer.content, "seed": job.seed}
+        by_critic = make_protocol(job.setting("protocol")).by_critic
+        writer = cfg.critic_writer if by_critic else cfg.transcript_writer
+        common |= {"writer": writer.content, "seed": job.seed}
     if role is None:
         return common | ({"seed": job.seed} if job.stage in _SEEDED else {})
     train = train_of(cfg, role)
@@ -95,7 +103,7 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
         del model["preference"]
     common |= {"model": model, "device": cfg.device}
     common |= {"answer_tokens": cfg.task.answer_tokens}
-    if job.stage in TRAINED or job.stage == "tuned":
+    if job.stage in (*TRAINED, "tuned", "compressed"):
         settings = {k: v for k, v in to_dict(train).items() if k not in _NOT_CONTENT}
         settings = {k: v for k, v in settings.items() if _ADDED.get(k) != v}
         return common | {"train": settings, "seed": job.seed}
@@ -164,6 +172,7 @@ _DATA_INPUTS = {
     "control": _TRANSFER,
     "ceiling": (*_TRANSFER, "transfer.labels"),
     "tuned": ("transfer.inputs",),
+    "compressed": ("transfer.inputs",),
     "prior": ("question",),
     "samples": ("question",),
     "features": ("question",),
@@ -171,6 +180,7 @@ _DATA_INPUTS = {
     "balance": ("transfer.labels",),
     "generated_votes": ("weak.inputs", "weak.labels"),
     "gate": ("weak.inputs", "weak.labels"),
+    "boosting": ("weak.inputs", "weak.labels"),
     "text_labels": ("transfer.inputs",),
     "pair_logprob": ("transfer.inputs",),
     "perplexity": ("transfer.inputs",),

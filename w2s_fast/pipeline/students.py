@@ -50,6 +50,7 @@ def make_plan(cfg: RunConfig, loss: str, writer: str | None = "student") -> Plan
         loss,
         len(cfg.intermediate_models),
         writer,
+        "weak" if cfg.critic_writer.kind == "local" else None,
         calibration=cfg.weak_calibration,
         folds=cfg.calibration_folds,
         referenced=_needing(cfg, "reference"),

@@ -3,7 +3,13 @@
 from w2s_fast.probing.feature_cache import CachedHead, CachedRows, cache_features
 from w2s_fast.probing.hidden_states import hidden_states
 from w2s_fast.probing.last_layer import LastLayer, cache_tokens, last_layer
-from w2s_fast.probing.linear_heads import HeadRun, predict_heads, train_heads
+from w2s_fast.probing.linear_heads import (
+    HeadRun,
+    predict_heads,
+    train_heads,
+    truncate_heads,
+)
+from w2s_fast.probing.prototype_head import prototype_head
 
 __all__ = [
     "CachedHead",
@@ -15,5 +21,7 @@ __all__ = [
     "hidden_states",
     "last_layer",
     "predict_heads",
+    "prototype_head",
     "train_heads",
+    "truncate_heads",
 ]

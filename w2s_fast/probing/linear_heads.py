@@ -23,8 +23,14 @@ from torch import Tensor, nn
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossContext, LossOut
+from w2s_fast.probing.head_stack import HeadStack
+from w2s_fast.probing.head_targets import HeadTargets, Rows, branches_of
 from w2s_fast.training.config import TrainConfig
 from w2s_fast.training.data import RowOrder, check_weak_labels
+from w2s_fast.training.head_input import truncated
+from w2s_fast.training.mixup import draw_shares, mix_rows, mixed, soft_targets
+from w2s_fast.training.nested_dropout import best_widths, nested_width
+from w2s_fast.training.step_targets import StepTargets
 from w2s_fast.training.thresholds import Thresholds
 
 _PREDICT_ROWS = 4096  # rows of one product in ``predict_heads``
@@ -39,12 +45,15 @@ class HeadRun:
         loss: the loss to minimise.
         lr: peak learning rate; None: that of the training configuration.
         weight: (N,) row weights, or None.
+        step_targets: see ``train``. ``CoTeaching`` trains two heads, of which the first is the
+            result. The contrastive term of ``SelfTargets`` is for features that are trained.
     """
 
     targets: np.ndarray
     loss: Loss
     lr: float | None = None
     weight: np.ndarray | None = None
+    step_targets: StepTargets | None = None
 
 
 class HeadResult(NamedTuple):
@@ -95,12 +104,20 @@ def train_heads(
             f"micro_batch_size={cfg.micro_batch_size}; heads take whole batches, set "
             "micro_batch_size=null"
         )
+    if cfg.mixup and (made_anew := [str(r.step_targets) for r in runs if r.step_targets]):
+        raise W2SError(
+            f"mixup is {cfg.mixup}, and step_targets are {made_anew[0]}, made of predictions of "
+            "the rows as they are; expected one of the two: set mixup=0"
+        )
     classes = _check(features, runs, head)
     start = time.perf_counter()
-    stack = _Stack(features, len(runs), classes, cfg, head)
-    losses = [_HeadLoss(run, classes, cfg, features.device) for run in runs]
-    table = _Targets(runs, features.device)
-    rates = torch.tensor([cfg.lr if r.lr is None else r.lr for r in runs], dtype=torch.float64)
+    run_of = [i for i, run in enumerate(runs) for _ in range(branches_of(run.step_targets))]
+    heads = [runs[i] for i in run_of]
+    stack = HeadStack(features, run_of, classes, cfg, head)
+    losses = [_HeadLoss(run, classes, cfg, features.device) for run in heads]
+    table = _Targets(heads, features.device)
+    made = HeadTargets([run.step_targets for run in heads], stack, classes, seed)
+    rates = torch.tensor([cfg.lr if r.lr is None else r.lr for r in heads], dtype=torch.float64)
     unit, steps = replace(cfg, lr=1.0), cfg.steps(len(features))
     order = RowOrder(len(features), cfg.batch_size, cfg.epochs, seed)
     log = torch.empty(steps, 2, len(runs), dtype=torch.float64)
@@ -109,12 +126,20 @@ def train_heads(
     for step in range(steps):
         rows = torch.from_numpy(order.rows(step)).to(features.device)
         x = features[rows].to(stack.weight.dtype)
-        z = [part.detach().requires_grad_() for part in stack.logits(x)]
-        parts = zip(losses, z, table.rows(rows), strict=True)
+        if cfg.nested_dropout:
+            x = truncated(x, nested_width(x.shape[1], cfg.nested_dropout, seed, step))
+        shares = draw_shares(len(x), cfg.mixup, seed, step).to(x) if cfg.mixup else None
+        views = made.views(x, step)
+        z = [part.detach().requires_grad_() for part in stack.logits(views)]
+        labels = table.rows(rows)
+        parts = zip(losses, z, labels, made.rewritten(x, z, labels, step / steps), strict=True)
         ctx = LossContext(step_frac=step / steps, step=step)
-        outs = [head_loss(logits, *weak, ctx) for head_loss, logits, weak in parts]
-        log[step, 0], log[step, 1] = _backward(outs)
-        stack.update([part.grad for part in z], x, rates * unit.lr_at(step, steps))
+        outs = [
+            head_loss(z_h, weak, made_of, ctx, shares) for head_loss, z_h, weak, made_of in parts
+        ]
+        log[step, 0], log[step, 1] = _backward(outs, run_of)
+        stack.update([part.grad for part in z], views, rates * unit.lr_at(step, steps))
+        made.update(step + 1)
         if step == first_averaged:
             trained = [p.clone() for p in stack.parameters]
         elif step > first_averaged:
@@ -123,11 +148,13 @@ def train_heads(
     if initial:
         trained = [i.lerp(t, cfg.interpolation) for i, t in zip(initial, trained, strict=True)]
     _check_finite(log[:, 0], runs)
-    shape = (len(runs), classes)
-    return HeadResult(
-        trained[0].view(*shape, -1), trained[1].view(shape), log[:, 0], log[:, 1],
-        time.perf_counter() - start,
-    )  # fmt: skip
+    weight, bias = made.final(
+        trained[0].view(len(heads), classes, -1), trained[1].view(-1, classes)
+    )
+    first = [run_of.index(i) for i in range(len(runs))]
+    if len(heads) > len(runs):
+        weight, bias = weight[first], bias[first]
+    return HeadResult(weight, bias, log[:, 0], log[:, 1], time.perf_counter() - start)
 
 
 @torch.inference_mode()
@@ -142,8 +169,7 @@ def predict_heads(features: Tensor, result: HeadResult) -> np.ndarray:
         (H, N, C) float32.
     """
     heads, classes, width = result.weight.shape
-    if features.ndim != 2 or features.shape[1] != width:
-        raise W2SError(f"features have shape {tuple(features.shape)}; expected (N, {width})")
+    _check_width(features, width)
     out = np.empty((heads, len(features), classes), np.float32)
     flat, bias = result.weight.view(-1, width), result.bias.view(-1)
     for at in range(0, len(features), _PREDICT_ROWS):
@@ -153,29 +179,76 @@ def predict_heads(features: Tensor, result: HeadResult) -> np.ndarray:
     return out
 
 
+def truncate_heads(
+    features: Tensor, result: HeadResult, weak_labels: np.ndarray
+) -> tuple[HeadResult, np.ndarray]:
+    """Set the columns of each head after its best width to 0, as ``truncate_head`` does.
+
+    Args:
+        features: (N, D) of rows that the heads were not trained on.
+        result: of ``train_heads`` with ``TrainConfig.nested_dropout``.
+        weak_labels: (N,) hard weak labels (-100: row not used) or (N, C) soft ones of these rows.
+
+    Returns:
+        The truncated heads, and their widths (H,) int64.
+
+    Raises:
+        W2SError: features or labels do not fit, or no row counts.
+    """
+    heads, classes, width = result.weight.shape
+    _check_width(features, width)
+    check_weak_labels(weak_labels, None, len(features), classes)
+    hard = weak_labels if weak_labels.ndim == 1 else weak_labels.argmax(1)
+    used = torch.from_numpy(hard >= 0)
+    if not used.any():
+        raise W2SError(f"none of {len(hard)} held-out rows counts; expected at least one label")
+    target = torch.from_numpy(hard.astype(np.int64))[used].to(result.weight.device)
+    x = features[used].to(result.weight.device)
+    widths = best_widths(x, result.weight, result.bias, target)
+    column = torch.arange(width, device=widths.device)
+    weight = result.weight.masked_fill((column >= widths[:, None])[:, None], 0.0)
+    return result._replace(weight=weight), widths.cpu().numpy()
+
+
+def _check_width(features: Tensor, width: int) -> None:
+    if features.ndim != 2 or features.shape[1] != width:
+        raise W2SError(f"features have shape {tuple(features.shape)}; expected (N, {width})")
+
+
 class _HeadLoss:
     """The loss of one head, with its thresholds and state."""
 
     def __init__(self, run: HeadRun, classes: int, cfg: TrainConfig, device: torch.device) -> None:
         state = run.loss.init_state()
         self._loss, self._state = run.loss, None if state is None else state.to(device)
+        self._classes = classes
         self._thresholds = Thresholds(cfg.threshold_scope, run.loss, classes, cfg.batch_size)
 
     def __call__(
-        self, logits: Tensor, weak: Tensor, weight: Tensor | None, ctx: LossContext
+        self, logits: Tensor, labels: Rows, targets: Rows, ctx: LossContext, share: Tensor | None
     ) -> LossOut:
-        """Compute the loss of a batch, and keep its state for the next batch."""
+        """Compute the loss of a batch, and keep its state for the next batch.
+
+        The normaliser is that of ``labels``, the weak labels that ``targets`` were made of.
+        ``share`` (B,) mixes the rows, see ``training.mixup``; None: they are not mixed.
+        """
+        weak, weight = targets
+        if share is not None:
+            rows, soft = np.arange(len(logits)), soft_targets(weak, weight, self._classes)
+            index, weak, weight, share = mix_rows(rows, *soft, share, 1)
+            logits = mixed(logits[torch.from_numpy(index)], share)
         threshold = self._thresholds.rolling(logits, weak, weight)
         ctx = ctx._replace(weight=weight, threshold=threshold, state=self._state)
         out = self._loss(logits, weak, **ctx._asdict())
         self._state = out.state
-        return out
+        return out if targets is labels else out._replace(count=self._loss.count(*labels))
 
 
-def _backward(outs: Sequence[LossOut]) -> tuple[Tensor, Tensor]:
-    """Backpropagate every mean loss to its logits; return (H,) mean losses and agreements.
+def _backward(outs: Sequence[LossOut], run_of: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Backpropagate every mean loss to its logits; return losses and agreements of the runs.
 
-    The means of all heads are computed as vectors, not head by head.
+    The means of all heads are computed as vectors, not head by head. The loss of a run with two
+    heads is their sum.
     """
     sums = [out.loss_sum for out in outs]
     total = torch.stack(sums).detach()
@@ -186,7 +259,13 @@ def _backward(outs: Sequence[LossOut]) -> tuple[Tensor, Tensor]:
     agreed, rows = (
         torch.stack([out.metrics.get(name, zero) for out in outs]) for name in ("agreement", "rows")
     )
-    return total / count, agreed / rows.clamp_min(1.0)
+    means = total / count
+    if (n_runs := run_of[-1] + 1) < len(outs):
+        index = torch.tensor(run_of, device=means.device)
+        means, agreed, rows = (
+            t.new_zeros(n_runs).index_add(0, index, t) for t in (means, agreed, rows)
+        )
+    return means, agreed / rows.clamp_min(1.0)
 
 
 class _Targets:
@@ -202,70 +281,10 @@ class _Targets:
                     t = torch.from_numpy(array.astype(np.int64 if hard else np.float32))
                     self._tensors[id(array)] = t.to(device)
 
-    def rows(self, rows: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    def rows(self, rows: Tensor) -> list[Rows]:
         """Return targets and weights of the given rows, run by run."""
         part = {key: t[rows] for key, t in self._tensors.items()}
         return [(part[t], None if w is None else part[w]) for t, w in self._keys]
-
-
-class _Stack:
-    """Weights (H C, D) and biases (H C,) of all heads, with the AdamW of ``MasterAdamW``."""
-
-    def __init__(
-        self, features: Tensor, heads: int, classes: int, cfg: TrainConfig, head: nn.Linear | None
-    ) -> None:
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        self._shape, self._cfg, self._steps = (heads, classes), cfg, 0
-        self.weight = features.new_zeros(heads * classes, features.shape[1], dtype=dtype)
-        self.bias = features.new_zeros(heads * classes, dtype=dtype)
-        if head is not None:
-            self.weight.copy_(head.weight.detach().repeat(heads, 1))
-            self.bias.copy_(head.bias.detach().repeat(heads))
-        self._moments = [
-            (torch.zeros_like(p), torch.zeros_like(p)) for p in (self.weight, self.bias)
-        ]
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Weight and bias of all heads."""
-        return [self.weight, self.bias]
-
-    def logits(self, x: Tensor) -> Sequence[Tensor]:
-        """Return (B, C) logits of every head."""
-        z = torch.addmm(self.bias, x, self.weight.T)
-        return z.view(len(x), *self._shape).transpose(0, 1).contiguous().unbind(0)
-
-    def update(self, grads: Sequence[Tensor | None], x: Tensor, lr: Tensor) -> None:
-        """One step from the gradients of the logits; ``lr`` (H,)."""
-        zero = torch.zeros(len(x), self._shape[1], dtype=x.dtype, device=x.device)
-        g = torch.cat([zero if g is None else g for g in grads], 1)
-        grad = [g.T @ x, g.sum(0)]
-        if self._cfg.clip_norm is not None:
-            self._clip(grad, self._cfg.clip_norm)
-        rate = lr.to(x).repeat_interleave(self._shape[1])
-        self._steps += 1
-        self._adamw(self.weight, grad[0], self._moments[0], rate[:, None], decay=True)
-        self._adamw(self.bias, grad[1], self._moments[1], rate, decay=False)
-
-    def _clip(self, grads: list[Tensor], limit: float) -> None:
-        """Clip each head by its own norm, as ``clip_grad_norm_`` does."""
-        weight, bias = (g.view(self._shape[0], -1) for g in grads)
-        norm = (weight.square().sum(1) + bias.square().sum(1)).sqrt()
-        factor = (limit / (norm + 1e-6)).clamp_max(1.0)[:, None]
-        weight.mul_(factor)
-        bias.mul_(factor)
-
-    def _adamw(
-        self, p: Tensor, grad: Tensor, moments: tuple[Tensor, Tensor], lr: Tensor, *, decay: bool
-    ) -> None:
-        cfg, (first, second) = self._cfg, moments
-        if decay and cfg.weight_decay:
-            p.mul_(1 - lr * cfg.weight_decay)
-        first.lerp_(grad, 1 - cfg.beta1)
-        second.mul_(cfg.beta2).addcmul_(grad, grad, value=1 - cfg.beta2)
-        size = (1 - cfg.beta2**self._steps) ** 0.5
-        denominator = (second.sqrt() / size).add_(cfg.eps)
-        p.addcmul_(first / denominator, lr, value=-1 / (1 - cfg.beta1**self._steps))
 
 
 def _check(features: Tensor, runs: Sequence[HeadRun], head: nn.Linear | None) -> int:

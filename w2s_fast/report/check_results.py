@@ -49,6 +49,7 @@ _LATER = {
     "warnings": [str],
     "weak_labels": [{"seed": int, "calibration": dict | None, "overlap": dict | None}],
     "text_labels": [{"seed": int, "name": str, "stage": str, "report": dict}],
+    "merged": [{"seed": int, "name": str, "how": str}],
     "trust": [{"seed": int, "name": str, "n_right": int, "n_wrong": int, "auroc": float,
                "auroc_interval": [float], "brier_gain": float,
                "brier_gain_interval": [float]}],
@@ -74,6 +75,10 @@ _LATER = {
                    "constant": float} for split in ("transfer", "test")},
     }],
 }  # fmt: skip
+_INTERPOLATION = {"alphas": [float], "agreement": [float], "alpha": float, "held_out": int,
+                  "accuracy": list | None}  # fmt: skip
+_SOUP = {"members": int, "chosen": [int]}
+_GREEDY = {**_SOUP, "member_agreement": [float], "agreement": float}
 _INDEPENDENCE = {"refuted": bool, "pairs": int}
 _SCORED = {"ece": float, "ece_noise": float, "nll": float}
 _CALIBRATION = {"rule": str, "applied": bool, "accuracy": float, "before": _SCORED,
@@ -107,6 +112,7 @@ def _problems(results: Any) -> Iterator[str]:
         yield from shape_problems(facts["test_items"], {str: str}, "provenance.test_items")
     if "data" in facts:  # results of 0.2.0 have none
         yield from shape_problems(facts["data"], _DATA, "provenance.data")
+    yield from _merged(results)
     yield from page_part_problems(results)
     yield from _contradictions(results)
 
@@ -134,6 +140,27 @@ def _diagnostics(results: Mapping[str, Any]) -> Iterator[str]:
             yield from shape_problems(row["fit"], _FIT, f"runs[{i}].fit")
             if not row["fit"]["steps"]:
                 yield f"runs[{i}].fit.steps is empty"
+
+
+def _merged(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is missing of students made of the weights of others."""
+    for i, row in enumerate(results.get("merged", ())):
+        where = f"merged[{i}]"
+        if row["how"] != "interpolation":
+            shape = _GREEDY if "agreement" in row else _SOUP
+            yield from shape_problems(row, shape, where)
+            if not all(0 <= m < row["members"] for m in row["chosen"]):
+                yield f"{where}.chosen has a member that is none of {row['members']}"
+            if shape is _GREEDY and len(row["member_agreement"]) != row["members"]:
+                yield f"{where}.member_agreement has not one number for each member"
+            continue
+        yield from shape_problems(row, _INTERPOLATION, where)
+        n = len(row["alphas"])
+        for name in ("agreement", "accuracy"):
+            if row[name] is not None and len(row[name]) != n:
+                yield f"{where}.{name} has {len(row[name])} numbers for {n} coefficients"
+        if row["alpha"] not in row["alphas"]:
+            yield f"{where}.alpha is none of its coefficients"
 
 
 def _contradictions(results: Mapping[str, Any]) -> Iterator[str]:

@@ -77,6 +77,7 @@ def html_page(results: Mapping[str, Any], items: Mapping[str, Any] | None = None
             weak_labels=weak_label_line(results),
             label_lines=label_lines(results),
             supervisors=page_tables.many_supervisors(results),
+            merged=page_tables.merged(results),
             deception=page_tables.deception(results),
             deception_figure=_deception_image(results),
             diagnostics=page_tables.diagnostics(results),

@@ -21,6 +21,7 @@ from w2s_fast.report.diagnostic_rows import (
     misfit_rows,
     weak_label_rows,
 )
+from w2s_fast.report.merge_rows import SWEEP_HEADS, merge_lines, sweep_rows
 from w2s_fast.report.model_rows import (
     NOT_REPORTED,
     ceilings,
@@ -159,6 +160,15 @@ def many_supervisors(results: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     table = Table("Supervisors", SUPERVISOR_HEADS, rows)
     return {"table": table, "lines": supervisor_lines(results)}
+
+
+def merged(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return tables and lines of students made of the weights of others; None without any."""
+    if not results.get("merged"):
+        return None
+    rows = sweep_rows(results)
+    tables = [Table("Interpolation with the initial weights", SWEEP_HEADS, rows)] if rows else []
+    return {"tables": tables, "lines": merge_lines(results)}
 
 
 def classes_table(results: Mapping[str, Any]) -> Table:

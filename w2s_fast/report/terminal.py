@@ -13,6 +13,7 @@ from w2s_fast.report import PAGE, PLOT, RESULTS
 from w2s_fast.report.deception_rows import DECEPTION_HEADS, deception_lines, deception_rows
 from w2s_fast.report.diagnostic_rows import diagnostic_lines
 from w2s_fast.report.label_rows import label_lines
+from w2s_fast.report.merge_rows import SWEEP_HEADS, merge_lines, sweep_rows
 from w2s_fast.report.model_rows import (
     ceilings,
     class_rows,
@@ -42,9 +43,12 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     console.print(weak_label_line(results), highlight=False)
     if results.get("deception"):
         console.print(_deception_table(results))
+    if sweep_rows(results):
+        console.print(_sweep_table(results))
     lines = (
         *supervisor_lines(results),
         *label_lines(results),
+        *merge_lines(results),
         *deception_lines(results),
         *diagnostic_lines(results),
     )
@@ -120,6 +124,14 @@ def _deception_table(results: Mapping[str, Any]) -> NameTable:
     name, *heads = DECEPTION_HEADS
     table = NameTable("Students under a conflict", name, heads)
     for cells in deception_rows(results):
+        table.add_row(*cells)
+    return table
+
+
+def _sweep_table(results: Mapping[str, Any]) -> NameTable:
+    name, *heads = SWEEP_HEADS
+    table = NameTable("Interpolation with the initial weights", name, heads)
+    for cells in sweep_rows(results):
         table.add_row(*cells)
     return table
 

@@ -29,6 +29,7 @@ class GenerateSampler:
         max_length: Tokens of prompt and sample together; a longer prompt loses its beginning. None:
             the limit of model and tokenizer.
         progress: Called with (samples done, samples).
+        guide: Makes a logits processor for every batch, see ``generate``.
     """
 
     model: Any
@@ -40,6 +41,7 @@ class GenerateSampler:
     batch_size: int = 64
     max_length: int | None = None
     progress: Callable[[int, int], None] | None = None
+    guide: Callable[[Any], Any] | None = None
 
     def sample(self, prompts: Sequence[str], n: int, *, seed: int = 0) -> list[list[str]]:
         """Return n samples of each prompt, without the end token; see `Sampler`.
@@ -65,6 +67,7 @@ class GenerateSampler:
             batch_tokens=self.batch_tokens,
             max_length=self.max_length,
             progress=self.progress,
+            guide=self.guide,
         )
         samples = {p: texts[i * drawn : (i + 1) * drawn] for i, p in enumerate(distinct)}
         return [samples[p] * (n // drawn) for p in prompts]

@@ -41,6 +41,14 @@ class TrainConfig:
         interpolation: alpha of WiSE-FT (arXiv 2109.01903): the training ends with
             (1 - alpha) initial + alpha trained weights, averaged or not; 1: the trained ones. Of
             LoRA matrices B alone is interpolated, which interpolates their product with A.
+        anchor: strength of a penalty on the drift of a classifier's states from those of its
+            initial weights, at the training rows; 0: none. See ``training.anchor``.
+        nested_dropout: sigma of nested dropout (arXiv 2206.13140): in every step the head reads the
+            first k entries of its input alone, P(k) ~ exp(-(k / sigma)^2); see
+            ``training.nested_dropout``. 0: all entries.
+        mixup: alpha of mixup at the head (arXiv 1710.09412, 1806.05236): rows are mixed in pairs
+            with shares from Beta(alpha, alpha), and their labels with them; 0: none. Micro-batches
+            have even numbers of rows.
         weight_decay: decoupled weight decay of parameters with two or more dimensions.
         beta1, beta2, eps: coefficients of AdamW.
         clip_norm: maximum gradient norm of a step; None: no clipping.
@@ -75,6 +83,9 @@ class TrainConfig:
     average_frac: float = 0.0
     ema_decay: float = 0.0
     interpolation: float = 1.0
+    anchor: float = 0.0
+    nested_dropout: float = 0.0
+    mixup: float = 0.0
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -96,7 +107,9 @@ class TrainConfig:
         expand_paths(self)
         for name in ("epochs", "batch_size", "max_length"):
             self._check_least(name, 1)
-        for name in ("lr", "weight_decay", "eps", "checkpoint_every"):
+        for name in (
+            "lr", "weight_decay", "eps", "checkpoint_every", "anchor", "nested_dropout", "mixup",
+        ):  # fmt: skip
             self._check_least(name, 0)
         if self.micro_batch_size is not None:
             self._check_least("micro_batch_size", 1)
@@ -188,6 +201,12 @@ class TrainConfig:
             )
         rows = self.batch_size // n_processes
         micro = min(self.micro_batch_size or rows, rows)
+        if self.mixup and (micro % 2 or rows % 2):
+            raise W2SError(
+                f"mixup is {self.mixup} with {micro} rows in a micro-batch and {rows} in a step of "
+                "each process; expected even numbers, because rows are mixed in pairs: change "
+                "micro_batch_size, batch_size or the number of processes"
+            )
         return micro, -(-rows // micro)
 
     def steps(self, n_rows: int) -> int:

@@ -326,6 +326,17 @@ def check_weak_labels(
             raise W2SError("row weights must be finite and not negative")
 
 
+def check_features(features: np.ndarray, n: int, width: int | None) -> None:
+    """Raise ``W2SError`` unless the targets of a loss of features are finite, (n, width)."""
+    if features.shape != (n, width) or not np.issubdtype(features.dtype, np.floating):
+        raise W2SError(
+            f"features have shape {features.shape} and dtype {features.dtype}; expected floating "
+            f"point ({n}, {width})"
+        )
+    if not np.isfinite(features).all():
+        raise W2SError("features have numbers that are not finite; expected finite ones")
+
+
 def check_gold_classes(gold: np.ndarray | None, n: int, n_classes: int | None) -> None:
     """Raise ``W2SError`` unless ``gold`` is None or has a class or -100 for each row."""
     if gold is None:

@@ -26,6 +26,9 @@ from w2s_fast.training.train_mode import eval_mode
 # Tokens of a batch, prompts and completions: a step reads all weights, whatever the batch size.
 BATCH_TOKENS = 16384
 
+# From the attention mask (B, T) of a batch's prompts to a logits processor of transformers.
+Guide = Callable[[Tensor], Any]
+
 
 @torch.no_grad()
 def generate(
@@ -42,6 +45,7 @@ def generate(
     batch_tokens: int = BATCH_TOKENS,
     max_length: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    guide: Guide | None = None,
 ) -> list[str]:
     """Generate a completion of each prompt, up to the end token.
 
@@ -66,6 +70,9 @@ def generate(
         max_length: tokens of prompt and completion together; a prompt that is too long loses its
             beginning. None: the limit of model and tokenizer.
         progress: called on rank 0 with (completions done, completions).
+        guide: makes the logits processor of a batch from the attention mask (B, T) of its prompts,
+            such as ``LogitArithmetic``. It runs before temperature and top-p, in the processes that
+            compute the batch.
 
     Returns:
         N n texts without the end token, the completions of one prompt side by side.
@@ -85,7 +92,9 @@ def generate(
         for own, group in distributed_batches(batches, world, progress):
             seeds = [_seed(seed, int(rows[i]), int(i) % n) for i in own]
             sampler = _Sampler(seeds, temperature, top_p, device) if temperature else None
-            tokens = _generate_batch(model, tokenizer, data, rows[own], max_new_tokens, sampler)
+            tokens = _generate_batch(
+                model, tokenizer, data, rows[own], max_new_tokens, sampler, guide
+            )
             if world.rank < len(group):
                 generated += zip(own.tolist(), tokens, strict=True)
     by_row = dict(tuple(pair) for part in world.all_gather_object(generated) for pair in part)
@@ -129,6 +138,7 @@ def _generate_batch(
     rows: np.ndarray,
     max_new_tokens: int,
     sampler: _Sampler | None,
+    guide: Guide | None,
 ) -> list[list[int]]:
     """Return the new tokens of each row up to its end token."""
     from transformers import GenerationConfig
@@ -140,6 +150,8 @@ def _generate_batch(
     lm = model.lm
     end_tokens = _end_tokens(lm, tokenizer)
     cache = prompt_cache(lm, ids, mask, rows)
+    processors = [] if guide is None else [guide(mask)]
+    processors += [] if sampler is None else [sampler]
     original, lm.generation_config = lm.generation_config, GenerationConfig()
     try:
         out = lm.generate(
@@ -153,7 +165,7 @@ def _generate_batch(
                 eos_token_id=end_tokens,
                 pad_token_id=data.pad_id,
             ),
-            logits_processor=[] if sampler is None else [sampler],
+            logits_processor=processors,
             synced_gpus=get_world().size > 1 and any(map(is_partitioned, lm.parameters())),
         )
     finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,17 @@ from torch import Tensor, nn
 from w2s_fast.distributed.world import World, get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossContext
-from w2s_fast.losses._base import IGNORE
 from w2s_fast.models.weights import module_tensors, shape_of
 from w2s_fast.training import checkpoint
+from w2s_fast.training.anchor import Anchor
+from w2s_fast.training.co_teaching import TwinLoss, Twins, paired, students_of
 from w2s_fast.training.completion_pairs import CompletionPairs, check_pair_labels
-from w2s_fast.training.completions import CompletionBatch, Completions
+from w2s_fast.training.completions import Completions
 from w2s_fast.training.config import EXECUTION_FIELDS, TrainConfig
 from w2s_fast.training.data import (
     RowData,
     RowOrder,
+    check_features,
     check_gold_classes,
     check_stages,
     check_weak_labels,
@@ -32,9 +36,17 @@ from w2s_fast.training.data import (
 )
 from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
 from w2s_fast.training.engine import Engine, PlainEngine
+from w2s_fast.training.first_pass import FirstPass, check_step_targets
+from w2s_fast.training.head_input import HeadInput, head_of
+from w2s_fast.training.mixup import check_mixed
 from w2s_fast.training.monitor import Monitor, Watch
-from w2s_fast.training.step import MicroBatch, Stepper, StepResult
+from w2s_fast.training.nested_dropout import nested_width
+from w2s_fast.training.self_targets import SelfTargets
+from w2s_fast.training.step import Stepper, StepResult
+from w2s_fast.training.step_batches import StepBatches
 from w2s_fast.training.step_record import StepRecord, step_series
+from w2s_fast.training.step_targets import StepTargets
+from w2s_fast.training.teacher import Teacher
 from w2s_fast.training.thresholds import Thresholds
 from w2s_fast.training.train_mode import training_mode
 from w2s_fast.training.weight_average import WeightAverage
@@ -56,6 +68,7 @@ def train(
     weight: np.ndarray | None = None,
     stages: np.ndarray | None = None,
     gold: np.ndarray | None = None,
+    step_targets: StepTargets | None = None,
     checkpoint_dir: Path | None = None,
     progress: ProgressFn | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
@@ -82,6 +95,9 @@ def train(
             as in a curriculum from easy to hard rows; see `difficulty_stages`.
         gold: (N,) true classes for a loss that simulates an objective against them
             (``ExplicitConflict``), -100 where there is none.
+        step_targets: targets made anew in every step from predictions of its rows (``SelfTargets``,
+            ``CoTeaching`` for ``Twins``); None: the weak labels. ``agreement`` is then with these
+            targets.
         checkpoint_dir: folder of the checkpoints, written every ``cfg.checkpoint_every`` steps; an
             interrupted training resumes from the newest. The last one is left for the caller.
         progress: called on rank 0 with (steps done, steps, loss of the last step).
@@ -100,21 +116,25 @@ def train(
         W2SError: for weak labels that do not fit or are not finite, stages that do not fit, a loss
             that is not finite (the message names the step), or a checkpoint of another training.
     """
+    check_step_targets(step_targets, model, data)
     n_tokens = len(data.labels) if isinstance(data, Completions) else None
     n_classes = getattr(data, "n_classes", getattr(model, "n_classes", None))
-    check_weak_labels(weak_labels, weight, len(data), n_classes, n_tokens)
+    if getattr(loss, "of_features", False):
+        check_features(weak_labels, len(data), n_classes)
+    else:
+        check_weak_labels(weak_labels, weight, len(data), n_classes, n_tokens)
     check_gold_classes(gold, len(data), n_classes)
     if isinstance(data, CompletionPairs):
         check_pair_labels(data, weak_labels, loss)
     if stages is not None:
         check_stages(stages, len(data))
-    run = _Training(model, data, weak_labels, loss, cfg, seed, weight, stages, gold)
+    run = _Training(model, data, weak_labels, loss, cfg, seed, weight, stages, gold, step_targets)
     if watch is not None:
         run.monitor = Monitor(watch, model, loss, cfg, len(data), run.world, checkpoint_dir)
     rank = run.world.rank
     with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(derived_seed(seed, 0, rank) if rank else seed)
-        with training_mode(model, cfg):
+        with training_mode(model, cfg), contextlib.closing(run), run.anchored(model):
             return run.loop(checkpoint_dir, progress, on_step)
 
 
@@ -132,25 +152,49 @@ class _Training:
         weight: np.ndarray | None,
         stages: np.ndarray | None,
         gold: np.ndarray | None,
+        step_targets: StepTargets | None,
     ) -> None:
-        self.data, self.loss, self.cfg, self.stages = data, loss, cfg, stages
+        self.data, self.cfg, self.stages = data, cfg, stages
+        self.model, self.step_targets = model, step_targets
+        loss = TwinLoss(loss=loss) if isinstance(model, Twins) else loss
+        self.loss = loss
         self.device = next(model.parameters()).device
         hard = weak_labels.ndim == 1
-        self.weak_labels = torch.from_numpy(weak_labels.astype(np.int64 if hard else np.float32))
-        self.weight = None if weight is None else torch.from_numpy(weight.astype(np.float32))
-        self.gold = None if gold is None else torch.from_numpy(gold.astype(np.int64))
+        if cfg.mixup:
+            check_mixed(data, gold, step_targets)
         self.steps = cfg.steps(len(data))
         self.order = RowOrder(len(data), cfg.batch_size, cfg.epochs, seed, stages)
         self.world = get_world()
+        self.batches = StepBatches(
+            data, weak_labels, self.order, cfg.micro_batch_size, self.device, self.world,
+            weight=weight, gold=gold, drop=getattr(step_targets, "drop", 0.0), seed=seed,
+        )  # fmt: skip
         self.shapes = [
             (n, list(shape_of(t)), t.requires_grad) for n, t in module_tensors(model).items()
         ]
+        self.head_input: HeadInput | None = None
+        contrast = getattr(step_targets, "contrast", 0.0)
+        if cfg.nested_dropout or contrast:
+            name = "nested_dropout" if cfg.nested_dropout else "contrast"
+            purpose = f"{name}={cfg.nested_dropout or contrast}"
+            self.head_input = HeadInput(*(head_of(m, purpose) for m in students_of(model)))
         self.engine = make_engine(model, cfg, self.world)
         self.average = WeightAverage(self.engine, model, cfg, self.steps, self.world)
         n_classes = getattr(model, "n_classes", 2 if hard else weak_labels.shape[1])
         n_classes = getattr(data, "n_classes", n_classes)
+        if cfg.mixup:
+            self.batches.mix(cfg.mixup, n_classes)
         self.thresholds = Thresholds(cfg.threshold_scope, loss, n_classes, cfg.batch_size)
-        self.stepper = Stepper(self.engine, loss, self.thresholds, self.world)
+        self.teacher: Teacher | None = None
+        if isinstance(step_targets, SelfTargets):
+            self.teacher = Teacher(step_targets, self.engine, model, self.world)
+        first_pass = None
+        if step_targets is not None:
+            first_pass = FirstPass(
+                step_targets, self.engine, model, self.world, n_classes, self.teacher,
+                self.head_input,
+            )  # fmt: skip
+        self.stepper = Stepper(self.engine, loss, self.thresholds, self.world, first_pass)
         if isinstance(data, Completions) and self.thresholds.mode in ("window", "ema"):
             raise W2SError(
                 f"threshold_scope={cfg.threshold_scope!r} keeps a fixed number of rows, which "
@@ -164,6 +208,19 @@ class _Training:
         self.monitor: Monitor | None = None
         self.told = 0  # records that ``tell`` has reported
         self.seed, self.seconds, self.start = seed, 0.0, 0.0
+
+    @contextlib.contextmanager
+    def anchored(self, model: nn.Module) -> Iterator[None]:
+        """Let the steps inside the block penalise drift from the states of ``model`` now."""
+        if not self.cfg.anchor:
+            yield
+            return
+        anchor = Anchor(model, self.data, self.cfg.anchor)
+        self.stepper.anchor = self.batches.anchor = anchor
+        try:
+            yield
+        finally:
+            anchor.close()
 
     def loop(
         self,
@@ -186,7 +243,7 @@ class _Training:
                 self.read_results(done)
                 self.tell(progress, on_step)
             if done == self.steps:
-                self.average.apply()
+                self.finish_weights()
             if evaluate and self.monitor is not None:
                 self.monitor.evaluate(done)
             if save and directory is not None and done < self.steps:
@@ -199,11 +256,19 @@ class _Training:
             **({} if self.monitor is None else self.monitor.finish()),
         }
 
+    def finish_weights(self) -> None:
+        """Let the model have the weights that the training ends with."""
+        if self.teacher is not None and self.teacher.is_final:
+            self.teacher.write()
+        else:
+            self.average.apply()
+
     def step(self, step: int) -> None:
         """Take one optimizer step."""
         ctx = LossContext(step_frac=step / self.steps, step=step, state=self.loss_state)
         lr = self.cfg.lr_at(step, self.steps)
-        result = self.stepper.step(self.micro_batches(step), ctx, lr)
+        with self.narrow_head(step), paired(self.model):
+            result = self.stepper.step(self.batches.of_step(step), ctx, lr)
         self.loss_state = result.state
         nan, tokens = float("nan"), int(self.lengths[self.order.rows(step)].sum())
         coefficient = self.loss.coefficient(ctx.step_frac, step)
@@ -211,6 +276,20 @@ class _Training:
         record = StepRecord(step + 1, nan, nan, nan, coefficient, nan, lr, tokens, seconds)
         self.unread.append((result, record))
         self.average.add(step + 1)
+        if self.teacher is not None:
+            self.teacher.update(step + 1)
+
+    def narrow_head(self, step: int) -> AbstractContextManager[None]:
+        """Return a context in which the head reads the entries that nested dropout keeps."""
+        head, sigma = self.head_input, self.cfg.nested_dropout
+        if head is None:
+            return contextlib.nullcontext()
+        return head.at_width(nested_width(head.size, sigma, self.seed, step) if sigma else None)
+
+    def close(self) -> None:
+        """Remove the hooks of this training from the model."""
+        if self.head_input is not None:
+            self.head_input.close()
 
     def tell(
         self, progress: ProgressFn | None, on_step: Callable[[StepRecord], None] | None
@@ -229,40 +308,6 @@ class _Training:
         checkpoint.save(directory, done, self.seconds, self.tensors(), identity, self.world, files)
         if self.monitor is not None:
             self.monitor.after_checkpoint()
-
-    def micro_batches(self, step: int) -> list[MicroBatch]:
-        """Return this process's micro-batches; all processes have as many, of as many rows."""
-        rows = self.order.rows(step)
-        size = self.world.size
-        weight = None if self.weight is None else self.weight[rows]
-        if padding := -len(rows) % size:  # filled with a row of weight 0
-            weight = torch.ones(len(rows)) if weight is None else weight
-            weight = torch.cat([weight, torch.zeros(padding)])
-            rows = np.concatenate([rows, np.repeat(rows[:1], padding)])
-        rows_at_once = (self.cfg.micro_batch_size or len(rows) // size) * size
-        micro_batches = []
-        for start in range(0, len(rows), rows_at_once):
-            part = slice(start, start + rows_at_once)
-            part_weight = None if weight is None else weight[part]
-            micro_batches.append(self.micro_batch(rows[part], part_weight))
-        return micro_batches
-
-    def micro_batch(self, rows: np.ndarray, weight: Tensor | None) -> MicroBatch:
-        """Make a micro-batch from the rows of all processes and their weights."""
-        own = slice(self.world.rank, None, self.world.size)
-        index, batch = rows, self.data.batch(rows[own], self.device)
-        if isinstance(self.data, Completions):
-            index, owner = self.data.label_index(rows, self.world.size)
-            weight = None if weight is None else weight[owner]
-        weak = self.weak_labels[index]
-        if isinstance(batch, CompletionBatch):
-            weak[torch.from_numpy(index < 0)] = IGNORE
-            batch = batch.padded(len(weak[own]))
-        weak = weak.to(self.device)
-        weight = None if weight is None else weight.to(self.device)
-        own_weight = None if weight is None else weight[own]
-        gold = None if self.gold is None else self.gold[rows[own]].to(self.device)
-        return MicroBatch(batch, weak[own], own_weight, weak, weight, gold)
 
     def read_results(self, done: int) -> None:
         """Copy the results of the unread steps to the host and check that the losses are finite."""
@@ -302,6 +347,8 @@ class _Training:
         """Yield everything that changes during training, whole, by name."""
         yield from self.engine.tensors()
         yield from self.average.tensors()
+        if self.teacher is not None:
+            yield from self.teacher.tensors()
         yield from ((f"threshold.{k}", t) for k, t in self.thresholds.state.items())
         if self.loss_state is not None:
             yield "loss.state", self.loss_state
@@ -321,6 +368,8 @@ class _Training:
             return 0
         self.engine.load(saved.read)
         self.average.load(saved.read, saved.step)
+        if self.teacher is not None:
+            self.teacher.load(saved.read)
         for name in saved.names("threshold."):
             if (t := saved.read(name)) is not None:
                 self.thresholds.state[name.partition(".")[2]] = t.to(self.device)
@@ -348,18 +397,20 @@ class _Training:
         """Return what identifies this training in its checkpoints."""
         fields = dataclasses.asdict(self.cfg).items()
         recipe = {name: value for name, value in fields if name not in EXECUTION_FIELDS}
-        labels_hash = hashlib.sha256(self.weak_labels.numpy().tobytes())
-        labels_hash.update(b"" if self.weight is None else self.weight.numpy().tobytes())
+        for name in ("anchor", "nested_dropout"):  # checkpoints of before do not have them
+            if not recipe[name]:
+                del recipe[name]
         order = {} if self.stages is None else {"stages": _digest(self.stages)}
-        labels_hash.update(b"" if self.gold is None else self.gold.numpy().tobytes())
+        made = {} if self.step_targets is None else {"step_targets": repr(self.step_targets)}
         return {
             **recipe,
             **order,
+            **made,
             "seed": self.seed,
             "loss": repr(self.loss),
             "model": hashlib.sha256(repr(self.shapes).encode()).hexdigest(),
             "data": self.data.digest(),
-            "targets": labels_hash.hexdigest(),
+            "targets": self.batches.digest(),
             "watch": None if self.monitor is None else self.monitor.identity,
         }
 

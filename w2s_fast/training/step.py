@@ -1,6 +1,7 @@
 """One optimizer step over micro-batches, with an exact batch threshold and one normaliser.
 
     1. normaliser of all rows of the step, on every process, from the weak labels alone
+       ``StepTargets``: targets and weights of these rows, from a pass over all of them
     2. ``exact`` threshold with several micro-batches: forward all of them without gradients
     3. per micro-batch: forward, loss sum / normaliser, backward; its graph is freed
     4. clip and update
@@ -23,23 +24,13 @@ from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.losses import Loss, LossContext, LossOut
 from w2s_fast.models.weights import gathered
 from w2s_fast.ops.lazy_logits import Projected
-from w2s_fast.training.engine import AnyBatch, Engine
+from w2s_fast.training.anchor import Anchor
+from w2s_fast.training.engine import Engine
+from w2s_fast.training.first_pass import FirstPass
+from w2s_fast.training.micro_batch import MicroBatch
+from w2s_fast.training.mixup import mixed
 from w2s_fast.training.thresholds import Thresholds
-
-
-class MicroBatch(NamedTuple):
-    """Rows of one forward and backward: those of this process, and the weak labels of all
-    processes.
-
-    Row i of ``all_weak`` is row i // size of process i % size. For completions a row is a token.
-    """
-
-    batch: AnyBatch
-    weak: Tensor
-    weight: Tensor | None
-    all_weak: Tensor
-    all_weight: Tensor | None
-    gold: Tensor | None = None  # of this process, see ``LossContext``
+from w2s_fast.training.train_mode import replayed_random
 
 
 class StepResult(NamedTuple):
@@ -60,9 +51,16 @@ class Stepper:
     """Takes the optimizer steps of one training; see the module for the order of operations."""
 
     def __init__(
-        self, engine: Engine, loss: Loss, thresholds: Thresholds, world: World = SINGLE_PROCESS
+        self,
+        engine: Engine,
+        loss: Loss,
+        thresholds: Thresholds,
+        world: World = SINGLE_PROCESS,
+        first_pass: FirstPass | None = None,
     ) -> None:
         self.engine, self.loss, self.thresholds, self.world = engine, loss, thresholds, world
+        self.first_pass = first_pass
+        self.anchor: Anchor | None = None
 
     def step(self, micro_batches: Sequence[MicroBatch], ctx: LossContext, lr: float) -> StepResult:
         """Take one optimizer step over ``micro_batches``.
@@ -75,11 +73,15 @@ class Stepper:
         counts = [self.loss.count(m.all_weak, m.all_weight) for m in micro_batches]
         total = torch.stack(counts).sum()
         normaliser = torch.where(total > 0, total, 1.0)
+        if self.first_pass is not None:
+            micro_batches = self.first_pass.rewritten(micro_batches, ctx, normaliser)
         if self.thresholds.mode == "exact" and len(micro_batches) > 1:
             ctx = ctx._replace(threshold=self._exact_threshold(micro_batches, ctx))
         sums: list[Tensor] = []
         for i, m in enumerate(micro_batches):
             loss_sum, out = self._evaluate(m, ctx)
+            if self.anchor is not None and m.initial is not None:
+                loss_sum = loss_sum + self.anchor.penalty(m.initial, m.weak, m.weight)
             metrics, ctx = out.metrics, ctx._replace(state=out.state)
             self.engine.backward(loss_sum / normaliser, i == len(micro_batches) - 1)
             zero = torch.zeros_like(total)
@@ -100,18 +102,26 @@ class Stepper:
         results: list[tuple[LossOut, Tensor | None]] = []
 
         def logits_fn(logits: Any) -> Tensor:
+            logits = _mixed(logits, m)
             threshold, new_state = ctx.threshold, None
             if threshold is None or (ctx.state is not None and self.world.size > 1):
                 threshold, new_state = self._batch_statistic(logits, m, ctx)
             row_ctx = ctx._replace(weight=m.weight, threshold=threshold, gold=m.gold)
             out = self.loss(logits, m.weak, **row_ctx._asdict())
             results.append((out, new_state))
-            return out.loss_sum
+            return out.loss_sum + self._contrast(m)
 
         loss_sum = self.engine.loss(m.batch, logits_fn)
         out, new_state = results[0]
         out = out._replace(loss_sum=loss_sum.detach())  # the graph is held by ``loss_sum`` alone
         return loss_sum, out if new_state is None else out._replace(state=new_state)
+
+    def _contrast(self, m: MicroBatch) -> Tensor | float:
+        """Return the contrastive term of the rows whose forward has just ended."""
+        if m.pairs is None or self.first_pass is None:
+            return 0.0
+        own = self.first_pass.head_rows(len(m.weak))
+        return m.pairs.loss(own) if own.requires_grad else 0.0
 
     def _batch_statistic(
         self, logits: Any, m: MicroBatch, ctx: LossContext
@@ -139,10 +149,10 @@ class Stepper:
     ) -> Tensor | None:
         """Return the threshold over the whole step; the training pass then replays any dropout."""
         device = micro_batches[0].batch.input_ids.device
-        rng_state = _rng_state(device)
-        parts = [_all_gather(self.engine.logits(m.batch), self.world) for m in micro_batches]
+        with replayed_random(device):
+            own = [_mixed(self.engine.logits(m.batch), m) for m in micro_batches]
+            parts = [_all_gather(logits, self.world) for logits in own]
         logits = _concatenate(parts)
-        _set_rng_state(device, rng_state)
         weak = torch.cat([m.all_weak for m in micro_batches])
         weights = [m.all_weight for m in micro_batches if m.all_weight is not None]
         weight = torch.cat(weights) if weights else None
@@ -157,6 +167,11 @@ def _threshold(out: LossOut) -> Tensor:
     return out.threshold.to(out.loss_sum)
 
 
+def _mixed(logits: Any, m: MicroBatch) -> Any:
+    """Return the logits of a micro-batch; where rows are mixed, those of the mixtures."""
+    return logits if m.share is None else mixed(logits, m.share)
+
+
 def _all_gather(logits: Any, world: World) -> Any:
     """Return the logits of all processes' rows."""
     if isinstance(logits, Projected):
@@ -169,14 +184,3 @@ def _concatenate(parts: list[Any]) -> Any:
     if isinstance(parts[0], Projected):
         return replace(parts[0], hidden=torch.cat([p.hidden for p in parts]))
     return torch.cat(parts)
-
-
-def _rng_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_rng_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)

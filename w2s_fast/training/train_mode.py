@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from w2s_fast.errors import W2SError
@@ -34,6 +35,20 @@ def training_mode(model: nn.Module, cfg: TrainConfig) -> Iterator[None]:
         if cfg.gradient_checkpointing:
             _set_gradient_checkpointing(model, False)
         model.train(was_training)
+
+
+@contextlib.contextmanager
+def replayed_random(device: torch.device) -> Iterator[None]:
+    """Restore the random state of the device at the end, so what follows draws the same again."""
+    cuda = device.type == "cuda"
+    state = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
+    try:
+        yield
+    finally:
+        if cuda:
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.set_rng_state(state)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.distributed.world import World
-from w2s_fast.models.weights import gathered, module_tensors, shape_of
+from w2s_fast.models.weights import gathered, module_tensors, share_of, whole_of
 from w2s_fast.training.config import TrainConfig
 from w2s_fast.training.engine import Engine, ReadTensor, read_required
 
@@ -42,7 +42,7 @@ class WeightAverage:
         self._initial: dict[str, Tensor] = {}
         if cfg.interpolation < 1:
             self._initial = {
-                name: self._share(weight).clone()
+                name: share_of(weight, self._world)
                 for name, weight in engine.masters()
                 if _NOT_INTERPOLATED not in name
             }
@@ -53,9 +53,9 @@ class WeightAverage:
         if n < 1:
             return
         for name, weight in self._engine.masters():
-            share = self._share(weight)
+            share = share_of(weight, self._world)
             if n == 1:
-                self._shares[name] = share.clone()
+                self._shares[name] = share
             else:
                 self._shares[name].lerp_(share, self._cfg.share_in_mean(n))
 
@@ -68,7 +68,7 @@ class WeightAverage:
             share = self._shares[name]
             if name in self._initial:
                 share = self._initial[name].lerp(share, self._cfg.interpolation)
-            whole = self._whole(share, weight)
+            whole = whole_of(share, weight, self._world)
             with gathered([weight], change=True):
                 weight.copy_(whole)
 
@@ -77,27 +77,15 @@ class WeightAverage:
         for name, weight in module_tensors(self._model).items():
             for kind, shares in (("average", self._shares), ("initial", self._initial)):
                 if name in shares:
-                    yield f"{kind}.{name}", self._whole(shares[name], weight)
+                    yield f"{kind}.{name}", whole_of(shares[name], weight, self._world)
 
     def load(self, read: ReadTensor, done: int) -> None:
         """Restore ``tensors`` of a checkpoint after ``done`` steps; a collective call."""
         for name in self._initial:
             whole = read_required(read, f"initial.{name}").to(self._initial[name].device)
-            self._initial[name] = self._share(whole).clone()
+            self._initial[name] = share_of(whole, self._world)
         if done <= self._first:
             return
         for name, weight in self._engine.masters():
             mean = read_required(read, f"average.{name}").to(weight.device)
-            self._shares[name] = self._share(mean).clone()
-
-    def _share(self, weight: Tensor) -> Tensor:
-        """Return this process's share of a whole weight, with zeros after its end."""
-        flat = weight.detach().flatten()
-        length = -(-len(flat) // self._world.size)
-        own = flat[self._world.rank * length : (self._world.rank + 1) * length]
-        return nn.functional.pad(own, (0, length - len(own)))[None]
-
-    def _whole(self, share: Tensor, like: Tensor) -> Tensor:
-        """Return a weight from the shares of all processes."""
-        shape = shape_of(like)
-        return self._world.all_gather(share).flatten()[: shape.numel()].view(shape)
+            self._shares[name] = share_of(mean, self._world)

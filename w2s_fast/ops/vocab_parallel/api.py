@@ -93,9 +93,10 @@ def vocab_parallel_cross_entropy(
         shard: (first class, V) of this rank; None where all shards have V_r classes.
         bias: (V_r,) this rank's part.
         main_grad: as there, of this rank's rows.
-        positions, memory_mib, fp32_head_gradient, weight, aux, threshold, smoothing, softcap,
-            z_loss, ignore_index, reduction, return_stats: see ``linear_cross_entropy``; the budget
-            is a rank's own. Needs V > 2.
+        positions, memory_mib, fp32_head_gradient: see ``linear_cross_entropy``; the budget is a
+            rank's own.
+        weight, aux, threshold, smoothing, softcap, z_loss, ignore_index, reduction, return_stats:
+            see ``linear_cross_entropy``. Needs V > 2.
 
     Returns:
         The loss, equal on every rank, or ``(loss, Stats)`` with global class ids.

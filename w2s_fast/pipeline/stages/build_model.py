@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from w2s_fast.config import RunConfig, model_of, train_of
 from w2s_fast.models import BUILT_IN, ModelConfig, build_model, load_tokenizer, load_weights
 from w2s_fast.models.checkpoint_source import is_checkpoint
+from w2s_fast.models.low_rank import factorise, merge_low_rank
 from w2s_fast.models.rounding import perturb_last_bits
 from w2s_fast.models.text_tokenizer import read_tokenizer
 from w2s_fast.models.weights import load_module, module_tensors
@@ -36,14 +37,28 @@ def new_model(ctx: Context, role: str, kind: str | None = None) -> tuple[nn.Modu
     if ctx.job.stage == "control" or ctx.job.setting("control"):
         cfg = replace(cfg, pretrained=False)
     if ctx.job.setting("freeze"):
-        cfg = replace(cfg, freeze="base")
+        # A start has its LoRA merged in.
+        rank = 0 if "start" in dict(ctx.job.inputs) else cfg.lora_rank
+        cfg = replace(cfg, freeze="base", lora_rank=rank)
     tokenizer = load_tokenizer(cfg, _fallback_tokenizer(ctx))
     # A built-in model is small and drawn whole, so that its weights do not depend on the sharding.
     small = cfg.source in BUILT_IN
     train = train_of(ctx.cfg, role)
     with nullcontext() if small else partitioned_init(train, cfg.dtype, device(ctx.cfg)):
         kind = kind or ("generation" if cfg.preference else ctx.task.kind)
-        model = build_model(cfg, ctx.n_classes, tokenizer, ctx.seed, kind)
+        model = build_model(
+            cfg,
+            ctx.n_classes,
+            tokenizer,
+            ctx.seed,
+            kind,
+            projection=ctx.job.setting("projection", 0),
+            prefixes=tuple(ctx.job.setting("prefixes", ())),
+            prefix=ctx.job.setting("prefix", 1.0),
+        )
+    if share := ctx.job.setting("low_rank"):
+        low_rank: Any = model
+        factorise(low_rank.base, share, ctx.world)
     if "initial" in dict(ctx.job.inputs):
         load_weights(model, ctx.input("initial") / MODEL, ctx.world)
     if replicate := ctx.job.setting("rounding"):
@@ -106,6 +121,8 @@ def head_model(ctx: Context) -> tuple[nn.Module, None]:
         head = initial.head
     n_candidates = ctx.kind.n_candidates
     model = CachedHead(read_features(states).shape[1], ctx.n_classes, head, n_candidates)
+    if "initial" in dict(ctx.job.inputs):
+        load_weights(model, ctx.input("initial") / MODEL, ctx.world)
     return model.to(device(ctx.cfg)), None
 
 
@@ -124,6 +141,16 @@ def save_language_model(model: Any, tokenizer: Any, folder: Path) -> None:
     if hasattr(backbone, "merge_and_unload"):
         setattr(lm, lm.base_model_prefix, backbone.merge_and_unload())
     lm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def save_backbone(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save the backbone of a classifier, LoRA merged in, as a folder."""
+    base = model.base
+    if hasattr(base, "merge_and_unload"):
+        base = base.merge_and_unload()
+    merge_low_rank(base)
+    base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -18,9 +18,11 @@ from w2s_fast.pipeline.stages.build_model import (
     language_model,
     pretrained_model,
     read_features,
+    save_backbone,
     save_language_model,
+    trained_model,
 )
-from w2s_fast.pipeline.stages.training_set import max_length
+from w2s_fast.pipeline.stages.training_set import add_transcripts, max_length
 from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.store import StageBuild
 from w2s_fast.tasks import Inputs
@@ -51,7 +53,7 @@ def prior(ctx: Context, build: StageBuild) -> None:
 
     model, tokenizer = pretrained_model(ctx, "generation")
     items = ctx.inputs(ctx.job.setting("split"))
-    questions = as_questions(ctx, items, "").texts
+    questions = as_questions(ctx, add_transcripts(ctx, items), "").texts
     probs = next_token_probs(model, tokenizer, questions, class_words(ctx))
     ctx.write(lambda: write_labels(build.path, items, Targets(probs)))
 
@@ -102,7 +104,9 @@ def _read(ctx: Context, name: str) -> Any:
         )
     if (folder / artifacts.FEATURES).exists():
         return read_features(folder).float().numpy()
-    names = (artifacts.TRAJECTORY, artifacts.BALANCE, artifacts.TRUST)
+    names = (
+        artifacts.TRAJECTORY, artifacts.BALANCE, artifacts.TRUST, artifacts.BOOSTING_VOTE,
+    )  # fmt: skip
     path = next(p for name in names if (p := folder / name).exists())
     return np.load(path, allow_pickle=False)
 
@@ -147,3 +151,10 @@ def tuned(ctx: Context, build: StageBuild) -> None:
     )  # fmt: skip
     with gathered(model.parameters()):
         ctx.write(lambda: save_language_model(model, tokenizer, build.path / artifacts.PRETRAINED))
+
+
+def backbone(ctx: Context, build: StageBuild) -> None:
+    """Save the backbone of a trained student as a folder that ``model.source`` can name."""
+    model, tokenizer = trained_model(ctx, ctx.input("model"))
+    with gathered(model.parameters()):
+        ctx.write(lambda: save_backbone(model, tokenizer, build.path / artifacts.PRETRAINED))

@@ -12,9 +12,9 @@ from typing import Any
 from w2s_fast.config import train_of
 from w2s_fast.files import content_hash, file_hash, write_bytes
 from w2s_fast.metrics import Calibrator
-from w2s_fast.pipeline.artifacts import LABELS, part_name
+from w2s_fast.pipeline.artifacts import LABELS, OOD, TEST, part_name
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.stages.build_model import trained_model
+from w2s_fast.pipeline.stages.build_model import trained_model, whole_model
 from w2s_fast.pipeline.stages.calibration import read_calibration
 from w2s_fast.pipeline.stages.training_set import model_rows
 from w2s_fast.store import StageBuild, StoreWarning
@@ -61,6 +61,20 @@ def predict_split(
     if calibrator is not None:
         predictions = calibrator(predictions)
     ctx.write(lambda: kind.write(path, items.ids, predictions))
+
+
+def predict_test(ctx: Context, build: StageBuild, model: Any, tokenizer: Any) -> None:
+    """Predict the test items with the model that a stage has made and saved.
+
+    A model that reads transcripts is left out: test items have none.
+    """
+    if "context" in dict(ctx.job.inputs):
+        return
+    predict_split(ctx, model, tokenizer, ctx.inputs("test"), "test", build.path / TEST)
+    if ctx.has_ood:
+        if ctx.job.setting("freeze"):  # no states of these items are cached
+            model, tokenizer = whole_model(ctx, build.path)
+        predict_split(ctx, model, tokenizer, ctx.inputs("ood"), "ood", build.path / OOD)
 
 
 def write_parts(

@@ -13,11 +13,15 @@ from collections.abc import Callable
 from w2s_fast.pipeline.artifacts import PRETRAINED, TOKENIZER
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages import method_inputs, report, transcripts
+from w2s_fast.pipeline.stages.boosting import boosting
 from w2s_fast.pipeline.stages.calibration import calibration
+from w2s_fast.pipeline.stages.compressed import compressed
 from w2s_fast.pipeline.stages.gate import gate
+from w2s_fast.pipeline.stages.merge import merge
 from w2s_fast.pipeline.stages.overlap import overlap
 from w2s_fast.pipeline.stages.posterior import posterior
 from w2s_fast.pipeline.stages.predict import labels
+from w2s_fast.pipeline.stages.prototype_head import prototype_student
 from w2s_fast.pipeline.stages.samples import samples
 from w2s_fast.pipeline.stages.supervisor_card import supervisor_card
 from w2s_fast.pipeline.stages.text_labels import pair_logprob, perplexity, text_labels
@@ -50,6 +54,12 @@ def tokenizer(ctx: Context, build: StageBuild) -> None:
     ctx.write(write)
 
 
+def student(ctx: Context, build: StageBuild) -> None:
+    """Train a student, or make it of prototypes or of the weights of trained ones."""
+    made = {None: train_model, "prototype_head": prototype_student}
+    made.get(ctx.job.setting("merge"), merge)(ctx, build)
+
+
 STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "pretrain": pretrain,
     "tokenizer": tokenizer,
@@ -57,10 +67,12 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "labels": labels,
     "calibration": calibration,
     "intermediate": train_model,
-    "student": train_model,
+    "student": student,
     "ceiling": train_model,
     "control": train_model,  # `new_model` leaves the pretrained weights out
     "tuned": method_inputs.tuned,
+    "backbone": method_inputs.backbone,
+    "compressed": compressed,
     "features": method_inputs.features,
     "prior": method_inputs.prior,
     "balance": method_inputs.balance,
@@ -70,6 +82,7 @@ STAGES: dict[str, Callable[[Context, StageBuild], None]] = {
     "votes": votes,
     "generated_votes": generated_votes,
     "gate": gate,
+    "boosting": boosting,
     "posterior": posterior,
     "trust": trust,
     "overlap": overlap,

@@ -34,6 +34,7 @@ from w2s_fast.pipeline.stages.diagnostics import (
     weak_label_rows,
 )
 from w2s_fast.pipeline.stages.label_reports import label_reports
+from w2s_fast.pipeline.stages.merge_rows import merge_rows
 from w2s_fast.pipeline.stages.page_items import page_items
 from w2s_fast.pipeline.stages.supervisor_card import read_card
 from w2s_fast.pipeline.stages.supervisor_rows import supervisor_row
@@ -157,9 +158,16 @@ def score(
             {"seed": s, **read_card(folders[f"supervisor_card/{s}"])} for s in supervisors
         ],
         "training": [
-            training_row(s, name, own.folder)
+            row
             for name, runs in everyone.items()
             for s, own in runs.items()
+            if (row := training_row(s, name, own.folder)) is not None
+        ],
+        "merged": [
+            row
+            for name, runs in everyone.items()
+            for s, own in runs.items()
+            for row in merge_rows(s, name, own.folder, _classes(own.student))
         ],
         "items": _items(cfg, supervisors, everyone, data),
         "controls": controls,
@@ -210,6 +218,11 @@ def _deception(
         )
         for name, plain in no_conflict_of(cfg).items()
     ]
+
+
+def _classes(predictions: Predictions) -> np.ndarray | None:
+    """Return the true classes of test items; None for generation tasks."""
+    return None if predictions.probs is None else predictions.gold
 
 
 def _probs(predictions: Predictions) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any
 from w2s_fast.config import train_of
 from w2s_fast.pipeline.artifacts import SAMPLES
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.stages.build_model import job_model
+from w2s_fast.pipeline.stages.build_model import job_model, pretrained_model
 from w2s_fast.pipeline.stages.predict import write_parts
 from w2s_fast.pipeline.text_files import write_samples
 from w2s_fast.sampling import GenerateSampler
@@ -48,7 +48,19 @@ def _sampler(ctx: Context) -> GenerateSampler:
         temperature=ctx.job.setting("temperature"),
         top_p=ctx.job.setting("top_p"),
         max_length=train_of(ctx.cfg, ctx.job.setting("role")).max_length,
+        guide=_guide(ctx),
     )
+
+
+def _guide(ctx: Context) -> Callable[[Any], Any] | None:
+    """Return what draws from (1 + a) z - a z_0 for a job with a contrast a; None without one."""
+    from w2s_fast.integrations.decoding import guided
+
+    if not (contrast := ctx.job.setting("contrast", 0.0)):
+        return None
+    untrained: Any = pretrained_model(ctx)[0]
+    before, alpha = untrained.lm.eval(), ctx.job.setting("plausible")
+    return lambda mask: guided(before, 1 + contrast, alpha=alpha, attention_mask=mask)
 
 
 def _examples(ctx: Context) -> tuple[str, Callable[[str], str]]:

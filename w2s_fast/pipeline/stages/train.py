@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,22 +18,23 @@ from w2s_fast.pipeline.artifacts import (
     FIT,
     LOG,
     MODEL,
-    OOD,
     PAIR_LOGPROB,
     PERPLEXITY,
-    TEST,
     TRAJECTORY,
     write_fit,
 )
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.stages.build_model import head_model, new_model, whole_model
+from w2s_fast.pipeline.stages.build_model import head_model, new_model
 from w2s_fast.pipeline.stages.conflict import add_conflict_rows, conflicting_loss
-from w2s_fast.pipeline.stages.predict import predict_split
-from w2s_fast.pipeline.stages.training_set import load_training_set
-from w2s_fast.pipeline.stages.watched_rows import watched_rows
+from w2s_fast.pipeline.stages.predict import predict_test
+from w2s_fast.pipeline.stages.training_set import load_training_set, model_rows
+from w2s_fast.pipeline.stages.watched_rows import WatchedRows, watched_rows
 from w2s_fast.store import StageBuild
 from w2s_fast.tracking import TrackingConfig
 from w2s_fast.training import TrainConfig
+
+if TYPE_CHECKING:
+    from w2s_fast.training.step_targets import StepTargets
 
 
 def with_logprob(ctx: Context, rows: Any) -> Any:
@@ -60,6 +61,15 @@ def _stages(ctx: Context) -> np.ndarray | None:
     return difficulty_stages(difficulty, n_stages)
 
 
+def _step_targets(ctx: Context) -> StepTargets | None:
+    """Return the targets that the job's training makes in every step, None for weak labels."""
+    if not (spec := ctx.job.setting("step_targets")):
+        return None
+    from w2s_fast.training.step_targets import make_step_targets
+
+    return make_step_targets(spec)
+
+
 def _step_logger(ctx: Context, cfg: TrainConfig) -> Any:
     """Return the context manager that logs the steps of the job to the trackers of the run."""
     tracking = ctx.cfg.tracking if ctx.world.is_main_process else TrackingConfig()
@@ -73,26 +83,57 @@ def _step_logger(ctx: Context, cfg: TrainConfig) -> Any:
     return step_logger(tracking, ctx.cfg.tracking_dir, job.name, settings)
 
 
+def _truncate_head(
+    ctx: Context, model: Any, tokenizer: Any, watched: WatchedRows, log: dict[str, Any]
+) -> None:
+    """Let the head keep the width that suits held-out weak labels best, after nested dropout."""
+    from w2s_fast.training import truncate_head
+
+    rows = watched.held_out
+    if rows is None or not ctx.job.setting("select_width"):
+        return
+    data = model_rows(ctx, tokenizer, rows.items, "transfer")
+    log["head_width"] = truncate_head(model, data, rows.weak_labels, rows.weight)
+
+
 def train_model(ctx: Context, build: StageBuild) -> None:
     """Train the model of the job's role and predict the test items."""
+    from w2s_fast.losses.nested import Nested
     from w2s_fast.training import train
 
     cfg = train_of(ctx.cfg, ctx.job.setting("role"))
-    cfg = replace(cfg, lr=cfg.lr * ctx.job.setting("lr_factor", 1.0))
+    cfg = replace(
+        cfg,
+        lr=cfg.lr * ctx.job.setting("lr_factor", 1.0),
+        anchor=ctx.job.setting("anchor", cfg.anchor),
+        nested_dropout=ctx.job.setting("nested_dropout", cfg.nested_dropout),
+        mixup=ctx.job.setting("mixup", cfg.mixup),
+    )
     if ctx.job.setting("freeze"):
         model, tokenizer = head_model(ctx)
         cfg = cfg.unsharded()
     else:
         model, tokenizer = new_model(ctx, ctx.job.setting("role"))
+    targets = _step_targets(ctx)
+    if targets is not None and targets.branches == 2:
+        from w2s_fast.training.co_teaching import Twins
+
+        frozen = ctx.job.setting("freeze")
+        peer, _ = head_model(ctx) if frozen else new_model(ctx, ctx.job.setting("role"))
+        trained: Any = Twins(model, peer)
+    else:
+        trained = model
     watched = watched_rows(ctx, load_training_set(ctx), tokenizer)
     training_set = add_conflict_rows(ctx, watched.training_set)
     rows, weak_labels = training_set.encode(ctx, tokenizer)
     rows = with_logprob(ctx, rows)
     loss = ctx.kind.make_loss(ctx.job.setting("loss", "xent"))
     loss, gold = conflicting_loss(ctx, loss, training_set)
+    if weights := ctx.job.setting("prefix_weights"):
+        loss = Nested(loss=loss, weights=tuple(weights))
     with _step_logger(ctx, cfg) as on_step:
         log = train(
-            model,
+            trained,
             rows,
             weak_labels,
             loss,
@@ -101,6 +142,7 @@ def train_model(ctx: Context, build: StageBuild) -> None:
             weight=training_set.weight,
             stages=_stages(ctx),
             gold=gold,
+            step_targets=targets,
             checkpoint_dir=build.checkpoint,
             progress=ctx.progress,
             on_step=on_step,
@@ -108,13 +150,12 @@ def train_model(ctx: Context, build: StageBuild) -> None:
         )
     if watched.training_set.q is not None:
         log["truncated_prompts"] = rows.n_truncated
+    _truncate_head(ctx, model, tokenizer, watched, log)
+    if ctx.job.setting("prefixes"):
+        head: Any = model.head
+        head.cut()
     save_weights(model, build.path / MODEL, ctx.world)
-    if "context" not in dict(ctx.job.inputs):  # test items have no transcripts
-        predict_split(ctx, model, tokenizer, ctx.inputs("test"), "test", build.path / TEST)
-        if ctx.has_ood:
-            if ctx.job.setting("freeze"):  # no states of these items are cached
-                model, tokenizer = whole_model(ctx, build.path)
-            predict_split(ctx, model, tokenizer, ctx.inputs("ood"), "ood", build.path / OOD)
+    predict_test(ctx, build, model, tokenizer)
     trajectory = log.pop("trajectory", None)
     if ctx.job.setting("record"):
         ctx.write(lambda: np.save(build.path / TRAJECTORY, trajectory, allow_pickle=False))

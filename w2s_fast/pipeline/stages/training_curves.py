@@ -15,8 +15,8 @@ CURVES = {"loss": "losses", "agreement": "agreement", "threshold": "threshold",
           "coefficient": "coefficient"}  # fmt: skip
 
 
-def training_row(seed: int, name: str, folder: Path) -> dict[str, Any]:
-    """Return the curves of one student.
+def training_row(seed: int, name: str, folder: Path) -> dict[str, Any] | None:
+    """Return the curves of one student; None if it was not trained.
 
     Args:
         seed: Seed of the run.
@@ -24,6 +24,8 @@ def training_row(seed: int, name: str, folder: Path) -> dict[str, Any]:
         folder: Folder of its stage. The log of an earlier version has fewer quantities.
     """
     log = json.loads((folder / LOG).read_bytes())
+    if not log["steps"]:
+        return None
     parts = np.array_split(np.arange(log["steps"]), min(MOST_POINTS, log["steps"]))
     curves = {curve: _thinned(log[key], parts) for curve, key in CURVES.items() if log.get(key)}
     return {

@@ -12,6 +12,7 @@ from w2s_fast.config import train_of
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import TextLabels
 from w2s_fast.pipeline.artifacts import (
+    BOOSTING_ROWS,
     LABEL_REPORT,
     LABELS,
     PAIR_LOGPROB,
@@ -76,9 +77,11 @@ def load_training_set(ctx: Context) -> TrainingSet:
     kind = ctx.kind
     if ctx.job.stage in ("weak", "ceiling"):
         examples = ctx.gold("weak" if ctx.job.stage == "weak" else "transfer")
+        labels, weight = kind.true_labels(examples, ctx.n_classes), boosted_weight(ctx)
+        learned = TrainingSet(examples.inputs, labels, weight)
         if (fold := ctx.job.setting("fold")) is not None:
-            examples = _without_fold(ctx, examples, fold)
-        return TrainingSet(examples.inputs, kind.true_labels(examples, ctx.n_classes))
+            learned = learned.take(_without_fold(ctx, examples, fold))
+        return learned
     items = ctx.inputs("transfer")
     if (ctx.input("labels") / LABEL_REPORT).exists():
         return _text_training_set(ctx, items)
@@ -104,7 +107,16 @@ def _text_training_set(ctx: Context, items: Inputs) -> TrainingSet:
     return TrainingSet(own, pairs, q=labels.soft)
 
 
-def _without_fold(ctx: Context, examples: Examples, fold: int) -> Examples:
+def boosted_weight(ctx: Context) -> np.ndarray | None:
+    """Return the row weights (N,) of the weak split from a round of boosting; None without one."""
+    if "boosting" not in dict(ctx.job.inputs):
+        return None
+    weight: np.ndarray = np.load(ctx.input("boosting") / BOOSTING_ROWS, allow_pickle=False)
+    return weight
+
+
+def _without_fold(ctx: Context, examples: Examples, fold: int) -> np.ndarray:
+    """Return the rows of the weak split that are not in a fold, in order."""
     n_folds = ctx.job.setting("folds", 2)
     rows = np.flatnonzero(folds(ctx, examples.inputs, n_folds) != fold)
     if not len(rows):
@@ -112,7 +124,7 @@ def _without_fold(ctx: Context, examples: Examples, fold: int) -> Examples:
             f"the weak split has {len(set(examples.groups))} groups of related rows, too few to "
             f"leave one of {n_folds} folds out; use fewer folds or give it more groups"
         )
-    return examples.take(rows.tolist())
+    return rows
 
 
 def model_rows(ctx: Context, tokenizer: Any, items: Inputs, split: str) -> Any:
@@ -204,6 +216,11 @@ def group_split(groups: tuple[str, ...], share: float, seed: int) -> np.ndarray:
     """Return (N,) bool: about ``share`` of the rows, whole groups, by a hash of seed and group."""
     positions = _positions(groups, seed)
     return positions <= np.quantile(positions, share)
+
+
+def shared_holdout(ctx: Context, training_set: TrainingSet) -> np.ndarray:
+    """Return (N,) bool: rows that the job holds out, the same for every member of a soup."""
+    return group_split(training_set.items.groups, ctx.job.setting("holdout"), ctx.job.seed or 0)
 
 
 def _positions(groups: tuple[str, ...], seed: int) -> np.ndarray:

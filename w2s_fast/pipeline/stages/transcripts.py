@@ -1,7 +1,8 @@
-"""Stage `transcripts`: arguments of the strong model, or an endpoint, about every text of a split.
+"""Stage `transcripts`: arguments about every text of a split, by a language model or an endpoint.
 
 The writer reads texts and class names, never true labels. If a protocol shows it the weak model's
-prediction, that prediction comes from a weak model that was not trained on the text.
+prediction, that prediction comes from a weak model that was not trained on the text. Critiques
+continue transcripts of another stage.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from w2s_fast.debate import EndpointWriter, LocalWriter, Writer, make_protocol
+from w2s_fast.debate import EndpointWriter, LocalWriter, Writer, WriterConfig, make_protocol
 from w2s_fast.errors import W2SError
-from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS, read_probs, write_texts
+from w2s_fast.pipeline.artifacts import LABELS, TRANSCRIPTS, read_probs, read_texts, write_texts
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.stages.build_model import pretrained_model
 from w2s_fast.pipeline.stages.method_inputs import as_questions, class_words
@@ -30,14 +31,19 @@ def transcripts(ctx: Context, build: StageBuild) -> None:
     protocol = make_protocol(ctx.job.setting("protocol"))
     items = ctx.inputs(ctx.job.setting("split"))
     questions, weak_labels = as_questions(ctx, items, "").texts, _weak_labels(ctx, items)
+    before = _before(ctx, items)
     verdicts = [word.strip() for word in class_words(ctx)]
-    writer = _writer(ctx, build.checkpoint)
+    cfg = ctx.cfg.critic_writer if protocol.by_critic else ctx.cfg.transcript_writer
+    writer = _writer(ctx, cfg, build.checkpoint)
 
     def write(rows: range, path: Path) -> None:
         ids = [items.ids[r] for r in rows]
         part_labels = None if weak_labels is None else weak_labels[list(rows)]
         part = [questions[r] for r in rows]
-        texts = protocol.transcripts(part, ids, verdicts, writer, ctx.seed, part_labels)
+        so_far = None if before is None else [before[item] for item in ids]
+        texts = protocol.transcripts(
+            part, ids, verdicts, writer, ctx.seed, part_labels, before=so_far
+        )
         ctx.write(lambda: write_texts(path, ids, texts))
 
     write_parts(ctx, build, TRANSCRIPTS, items, PART_ROWS, write)
@@ -51,8 +57,14 @@ def _weak_labels(ctx: Context, items: Inputs) -> np.ndarray | None:
     return out_of_fold(ctx, items) if "fold0" in inputs else None
 
 
-def _writer(ctx: Context, folder: Path) -> Writer:
-    cfg = ctx.cfg.transcript_writer
+def _before(ctx: Context, items: Inputs) -> dict[str, str] | None:
+    """Return the transcripts that the protocol continues, by id; None without input ``before``."""
+    if "before" not in dict(ctx.job.inputs):
+        return None
+    return read_texts(ctx.input("before") / TRANSCRIPTS, items.ids)
+
+
+def _writer(ctx: Context, cfg: WriterConfig, folder: Path) -> Writer:
     if cfg.kind == "local":
         model, tokenizer = pretrained_model(ctx, "generation")
         return LocalWriter(model, tokenizer, cfg)

@@ -9,7 +9,12 @@ import numpy as np
 
 from w2s_fast.config import train_of
 from w2s_fast.pipeline.context import Context
-from w2s_fast.pipeline.stages.training_set import TrainingSet, group_split, model_rows
+from w2s_fast.pipeline.stages.training_set import (
+    TrainingSet,
+    group_split,
+    model_rows,
+    shared_holdout,
+)
 from w2s_fast.tasks import Inputs
 
 if TYPE_CHECKING:
@@ -28,18 +33,21 @@ class WatchedRows:
         watch: For ``train``; None: nothing is evaluated.
         fitted: Rows of the training set whose predictions are kept: the last ones of ``watch``.
             None: none are.
+        held_out: Rows that a training leaves out to choose among its results; None: none are.
     """
 
     training_set: TrainingSet
     watch: Watch | None = None
     fitted: Inputs | None = None
+    held_out: TrainingSet | None = None
 
 
 def watched_rows(ctx: Context, training_set: TrainingSet, tokenizer: Any) -> WatchedRows:
     """Return the rows to train on, and the rows to evaluate during training.
 
     ``record`` evaluates the whole transfer set. Early stopping (``keep``) holds rows out and keeps
-    the weights with the highest accuracy on them, by their weak or their true labels. ``fit``
+    the weights with the highest accuracy on them, by their weak or their true labels;
+    ``select_width`` holds the same rows out. ``fit``
     evaluates rows of the training set that many times, or as often as ``keep`` does.
     """
     from w2s_fast.training import Watch
@@ -48,20 +56,17 @@ def watched_rows(ctx: Context, training_set: TrainingSet, tokenizer: Any) -> Wat
         items = ctx.inputs("transfer")
         return WatchedRows(training_set, Watch(model_rows(ctx, tokenizer, items, "transfer")))
     keep, evaluations = ctx.job.setting("keep", "last"), ctx.job.setting("fit")
+    training_set, evaluation = _held_out(ctx, training_set, keep)
     if keep == "last":
         if not evaluations:
-            return WatchedRows(training_set)
+            return WatchedRows(training_set, held_out=evaluation)
         fitted = _sample(ctx, training_set)
         steps = train_of(ctx.cfg, ctx.job.setting("role")).steps(len(training_set.items))
         watch = Watch(
             model_rows(ctx, tokenizer, fitted, "transfer"), every=-(-steps // evaluations)
         )
-        return WatchedRows(training_set, watch, fitted)
-    held_out = group_split(
-        training_set.items.groups, ctx.job.setting("holdout", _HOLDOUT), ctx.seed
-    )
-    evaluation = training_set.take(np.flatnonzero(held_out))
-    training_set = training_set.take(np.flatnonzero(~held_out))
+        return WatchedRows(training_set, watch, fitted, evaluation)
+    assert evaluation is not None
     expected = _expected(ctx, evaluation, keep)
     recorded = _sample(ctx, training_set) if evaluations else None
     items = evaluation.items if recorded is None else _joined(ctx, evaluation.items, recorded)
@@ -70,7 +75,26 @@ def watched_rows(ctx: Context, training_set: TrainingSet, tokenizer: Any) -> Wat
         score=lambda probs: float((probs[: len(expected)].argmax(1) == expected).mean()),
         keep="best",
     )
-    return WatchedRows(training_set, watch, recorded)
+    return WatchedRows(training_set, watch, recorded, evaluation)
+
+
+def _held_out(
+    ctx: Context, training_set: TrainingSet, keep: str
+) -> tuple[TrainingSet, TrainingSet | None]:
+    """Return the rows to train on, and those that are held out for this training's own choices.
+
+    Rows that are held out for a later stage are in neither.
+    """
+    chooses = keep != "last" or ctx.job.setting("select_width")
+    if not chooses and not ctx.job.setting("holdout"):
+        return training_set, None
+    if ctx.job.setting("shared_holdout") or not chooses:
+        held_out = shared_holdout(ctx, training_set)
+    else:
+        share = ctx.job.setting("holdout", _HOLDOUT)
+        held_out = group_split(training_set.items.groups, share, ctx.seed)
+    rest = training_set.take(np.flatnonzero(~held_out))
+    return rest, training_set.take(np.flatnonzero(held_out)) if chooses else None
 
 
 def _expected(ctx: Context, evaluation: TrainingSet, keep: str) -> np.ndarray:

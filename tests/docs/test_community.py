@@ -1,0 +1,151 @@
+"""Workflows, issue forms and the files that describe the project are complete and say one thing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers.paths import ROOT
+
+from w2s_fast.version import __version__
+
+GITHUB = ROOT / ".github"
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+FORMS = sorted(p for p in (GITHUB / "ISSUE_TEMPLATE").glob("*.yml") if p.name != "config.yml")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+FIELDS = {  # type of a form's element -> attributes that it may have
+    "markdown": {"value"},
+    "input": {"label", "description", "placeholder"},
+    "textarea": {"label", "description", "placeholder", "render"},
+    "dropdown": {"label", "description", "options"},
+    "checkboxes": {"label", "description", "options"},
+}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Read a workflow; YAML 1.1 reads its key ``on`` as True."""
+    values = yaml.safe_load(path.read_text())
+    return {"on" if key is True else key: value for key, value in values.items()}
+
+
+def _steps(path: Path) -> list[dict[str, Any]]:
+    return [step for job in _load(path)["jobs"].values() for step in job["steps"]]
+
+
+def _scripts() -> list[Any]:
+    return [
+        pytest.param(step["run"], id=f"{path.stem}: {step['name']}")
+        for path in WORKFLOWS
+        for step in _steps(path)
+        if "run" in step
+    ]
+
+
+def test_there_is_a_workflow_for_each_purpose() -> None:
+    assert {path.stem for path in WORKFLOWS} == {"lint", "tests", "docs", "wheels"}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_workflow(path: Path) -> None:
+    """Reads only, ends by itself, keeps no credentials, and uses actions of a stated version."""
+    workflow = _load(path)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "pull_request" in workflow["on"]
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 180 and re.fullmatch(r"ubuntu-\d+\.\d+", job["runs-on"])
+        assert job["steps"][0]["with"] == {"persist-credentials": False}
+    for step in _steps(path):
+        assert ("run" in step) != ("uses" in step), step
+        if "uses" in step:
+            assert re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]), step
+
+
+def test_the_lowest_python_is_tested() -> None:
+    lowest = PROJECT["requires-python"].removeprefix(">=")
+    for path in WORKFLOWS:
+        text = path.read_text()
+        (stated,) = set(re.findall(r"python-version: \"(.*?)\"", text))
+        matrix = re.findall(r"python: \[(.*)\]", text)
+        assert stated == lowest or f'"{lowest}"' in matrix[0], path.name
+
+
+@pytest.mark.parametrize("script", _scripts())
+def test_a_step_is_a_valid_script(script: str, tmp_path: Path) -> None:
+    """Its syntax, the targets and files that it names, and shellcheck where it is installed."""
+    file = tmp_path / "step.sh"
+    file.write_text(f"#!/usr/bin/env bash\nset -eo pipefail\n{script}")
+    commands = [["bash", "-n", str(file)]]
+    commands += [["shellcheck", str(file)]] if shutil.which("shellcheck") else []
+    for target in re.findall(r"^make ([\w-]+)", script, re.MULTILINE):
+        commands.append(["make", "--dry-run", target])
+    for command in commands:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    for module in re.findall(r"python -m ([\w.]+)", script):
+        assert module in ("pip", "venv", "build") or (ROOT / module / "__main__.py").is_file()
+
+
+@pytest.mark.parametrize(("tag", "code"), [(f"v{__version__}", 0), ("v9.9.9", 1), (__version__, 1)])
+def test_a_tag_names_the_version(tag: str, code: int) -> None:
+    (step,) = (s for s in _steps(GITHUB / "workflows" / "wheels.yml") if "if" in s)
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", step["run"]],
+        cwd=ROOT, env={**os.environ, "GITHUB_REF_NAME": tag},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert code == 0 or __version__ in done.stderr
+
+
+def test_actionlint() -> None:
+    if (actionlint := shutil.which("actionlint")) is None:
+        pytest.skip("actionlint is not installed; the workflow `lint` runs it")
+    done = subprocess.run([actionlint], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda p: p.stem)
+def test_issue_form(path: Path) -> None:
+    form = yaml.safe_load(path.read_text())
+    assert (
+        {"name", "description", "body"} <= form.keys() <= {"name", "description", "labels", "body"}
+    )
+    ids = [element["id"] for element in form["body"] if element["type"] != "markdown"]
+    assert len(set(ids)) == len(ids) > 1
+    for element in form["body"]:
+        needed = "value" if element["type"] == "markdown" else "label"
+        assert needed in element["attributes"].keys() <= FIELDS[element["type"]], element
+        assert element.keys() <= {"type", "id", "attributes", "validations"}
+        assert element.get("validations", {"required": True}) == {"required": True}
+
+
+def test_the_template_of_pull_requests_names_targets_of_the_makefile() -> None:
+    text = (GITHUB / "pull_request_template.md").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {*re.findall(r"`make ([\w-]+)`", text)} <= targets
+
+
+def test_the_version_stands_in_one_file() -> None:
+    assert "version" in PROJECT["dynamic"]
+    for name in ("pyproject.toml", "setup.py", "CITATION.cff", "mkdocs.yml", "Makefile"):
+        assert __version__ not in (ROOT / name).read_text(), name
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_citation() -> None:
+    """Keys that version 1.2.0 of the format requires, and the licence of the package."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
+    assert citation["license"] == PROJECT["license"]
+    assert "2312.09390" in citation["references"][0]["url"]
+    assert PROJECT["urls"]["Weak-to-strong generalization"] == citation["references"][0]["url"]

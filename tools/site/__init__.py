@@ -1,0 +1,1 @@
+"""The documentation site: pages that mkdocs builds from docs/ and other files."""
