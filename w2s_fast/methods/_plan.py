@@ -322,16 +322,6 @@ class Plan:
         """Return the overlap density of the transfer split."""
         return make_node("overlap", {}, {"labels": labels, "features": features})
 
-    def supervisor_card(self, features: Node | None, **predictions: Node) -> Node:
-        """Return the scores of the weak labels, with true labels of transfer and test set.
-
-        Args:
-            features: Hidden states that the probe of errors reads; None: words of the texts.
-            predictions: ``model``, the weak model, or ``test``, labels of the test set.
-        """
-        needs = {"labels": self.weak_labels(), **predictions, **without_none(features=features)}
-        return make_node("supervisor_card", {}, needs)
-
     def gold_balance(self) -> Node:
         """Return the true share of every class (C,); reports list it as a use of true labels."""
         return make_node("balance", {})

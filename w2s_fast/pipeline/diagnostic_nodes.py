@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from w2s_fast.config import RunConfig
 from w2s_fast.methods import Node, Plan, all_nodes
+from w2s_fast.methods._node import make_node, without_none
 
 FIT_EVALUATIONS = 20  # of a student whose fit is recorded
 
@@ -21,8 +22,11 @@ def card_node(cfg: RunConfig, plan: Plan, nodes: list[Node]) -> Node:
     """
     features = next((n for n in all_nodes(nodes) if _is_features_of_texts(n)), None)
     if cfg.supervisors.sources:
-        return plan.supervisor_card(features, test=plan.weak_labels(split="test"))
-    return plan.supervisor_card(features, model=plan.weak_model())
+        predictions = {"test": plan.weak_labels(split="test")}
+    else:
+        predictions = {"model": plan.weak_model()}
+    needs = {"labels": plan.weak_labels(), **predictions, **without_none(features=features)}
+    return make_node("supervisor_card", {}, needs)
 
 
 def diagnostic_nodes(cfg: RunConfig, plan: Plan, nodes: list[Node]) -> list[Node]:
