@@ -90,14 +90,14 @@ def test_a_wheel_of_every_python(version: str, sdist: Path, tmp_path: Path) -> N
     wheel = build_wheel(sdist, pythons[0], "x86_64", tmp_path / "wheels")
     assert "manylinux" in wheel.name and f"cp{version.replace('.', '')}" in wheel.name
     environment = tmp_path / "venv"
-    subprocess.run([str(pythons[0].path), "-m", "venv", str(environment)], check=True)
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run([str(pythons[0].path), "-m", "venv", str(environment)], check=True, env=clean)
     python = str(environment / "bin" / "python")
     constraints = ["-c", str(ROOT / "constraints.txt")]
     install = [python, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*install, *constraints, "numpy"], check=True)
-    subprocess.run([*install, "--no-deps", str(wheel)], check=True)
+    subprocess.run([*install, *constraints, "numpy"], check=True, env=clean)
+    subprocess.run([*install, "--no-deps", str(wheel)], check=True, env=clean)
     script = ROOT / "tests" / "native" / "core_check.py"
-    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run([python, str(script)], check=True, cwd=tmp_path, env=clean)
 
 
