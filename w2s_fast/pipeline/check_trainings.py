@@ -29,6 +29,8 @@ def check_trainings(cfg: RunConfig, kind: str, nodes: Iterable[Node]) -> None:
             _check_head(model_of(cfg, settings["role"]), kind, purpose)
         if "step_targets" in settings:
             _check_step_targets(model_of(cfg, settings["role"]), kind, settings["step_targets"])
+            anchor = settings.get("anchor") or train_of(cfg, settings["role"]).anchor
+            _check_twins(settings["step_targets"], anchor)
 
 
 def _check_step_targets(model: ModelConfig, kind: str, spec: str) -> None:
@@ -41,6 +43,14 @@ def _check_step_targets(model: ModelConfig, kind: str, spec: str) -> None:
         )
     if contrast := getattr(targets, "contrast", 0.0):
         _check_head(model, kind, f"a method with contrast={contrast}")
+
+
+def _check_twins(spec: str, anchor: float) -> None:
+    if anchor and make_step_targets(spec).branches > 1:
+        raise W2SError(
+            f"anchor={anchor:g} keeps the states of one student near, and a method trains two "
+            f"({spec}); expected anchor=0, or another method"
+        )
 
 
 def _check_head(model: ModelConfig, kind: str, purpose: str) -> None:
