@@ -1,10 +1,11 @@
 """``python -m bench heads``: time a sweep of linear heads on cached features, and alternatives.
 
 ``sweep`` trains every loss with every seed on all cores, timed from the first step of any process
-to the end of the last. ``epoch`` trains every loss for one epoch, with ``train_heads`` and with one
-``train`` per loss on the same features. ``probe`` is a single linear probe of a small transformer:
-uncached (its backbone runs at every step), with ``train`` on cached features, with ``train_heads``;
-and the cost of the cache. CPU time is the minimum over the rounds.
+to the end of the last; ``noise`` trains as many heads of ten losses, four fifths of them with
+targets that are made anew in every step. ``epoch`` trains every loss for one epoch, with
+``train_heads`` and with one ``train`` per loss on the same features. ``probe`` is a single linear
+probe of a small transformer: uncached (its backbone runs at every step), with ``train`` on cached
+features, with ``train_heads``; and the cost of the cache. CPU time is the minimum over the rounds.
 """
 
 from __future__ import annotations
@@ -36,9 +37,17 @@ from w2s_fast.probing import (
     predict_heads,
     train_heads,
 )
-from w2s_fast.training import Encoded, TrainConfig, predict, train
+from w2s_fast.training import (
+    CoTeaching,
+    Encoded,
+    SelfTargets,
+    StepTargets,
+    TrainConfig,
+    predict,
+    train,
+)
 
-PARTS = ("sweep", "epoch", "probe")
+PARTS = ("sweep", "noise", "epoch", "probe")
 SEEDS = 5
 # The vision probes of openai/weak-to-strong: Adam at 1e-3, cosine schedule, 5 to 20 epochs.
 RECIPE = TrainConfig(epochs=10, batch_size=128, lr=1e-3)
@@ -65,6 +74,18 @@ _VARIANTS = {
     "entropy_min": ("aux_coef=0.05", "aux_coef=0.1", "aux_coef=0.3", "aux_coef=1"),
     "entropy_eleuther": ("aux_coef=0.25", "aux_coef=0.5", "aux_coef=0.75"),
 }
+# Losses and step targets of ``noise``: every pair is a head.
+_NOISE_LOSSES = (
+    "xent", "logconf", "logconf_paper", "logconf_openai", "product", "window", "smoothing", "focal",
+    "gce", "reverse_ce",
+)  # fmt: skip
+_STEP_TARGETS: tuple[StepTargets | None, ...] = (
+    None,
+    CoTeaching(forget=0.3),
+    SelfTargets(decay=0.99, share=0.5, ramp=0.2, score="entropy", weigh=True, final="teacher"),
+    SelfTargets(target="hard", threshold=0.9, drop=0.1),
+    SelfTargets(refresh=20, start=0.5, target="sharp", score="entropy", threshold=0.2, weigh=True),
+)
 SPECS = tuple(f"{name}:{fields}" for name, variants in _VARIANTS.items() for fields in variants)
 
 
@@ -83,7 +104,7 @@ def main(args: list[str]) -> int:
     rows: list[Row] = []
     for part, d in itertools.product(a.parts.split(","), map(int, a.sizes.split(","))):
         for row in _PARTS[part](a, d):
-            threads = {"threads": a.workers} if part == "sweep" else {}
+            threads = {"threads": a.workers} if part in _RUNS else {}
             row = {**row, "quick": a.quick, **environment(), **threads}
             print(json.dumps({k: row[k] for k in list(row)[:14]}), flush=True)
             rows.append(row)
@@ -110,6 +131,14 @@ def _runs(weak: np.ndarray, specs: tuple[str, ...] = SPECS) -> list[HeadRun]:
     return [HeadRun(weak, make_loss(spec)) for spec in specs]
 
 
+def _noise_runs(weak: np.ndarray) -> list[HeadRun]:
+    return [
+        HeadRun(weak, make_loss(spec), step_targets=targets)
+        for targets in _STEP_TARGETS
+        for spec in _NOISE_LOSSES
+    ]
+
+
 def _recipe(quick: bool, epochs: int | None = None) -> TrainConfig:
     return TrainConfig(epochs=epochs or (1 if quick else RECIPE.epochs), batch_size=128, lr=1e-3)
 
@@ -119,6 +148,15 @@ def _recipe(quick: bool, epochs: int | None = None) -> TrainConfig:
 
 def sweep(a: argparse.Namespace, d: int) -> Iterator[Row]:
     """Yield wall and CPU time of all losses and seeds, divided among the processes."""
+    yield _sweep(a, d, "sweep")
+
+
+def noise(a: argparse.Namespace, d: int) -> Iterator[Row]:
+    """Yield the same of heads with step targets."""
+    yield _sweep(a, d, "noise")
+
+
+def _sweep(a: argparse.Namespace, d: int, case: str) -> Row:
     from safetensors.torch import save_file
 
     n = 600 if a.quick else 20000
@@ -128,13 +166,20 @@ def sweep(a: argparse.Namespace, d: int) -> Iterator[Row]:
         save_file({"x": x, "weak": torch.from_numpy(weak)}, path)
         tasks = [(seed, part) for seed in range(SEEDS) for part in range(a.workers)]
         jobs = [
-            {"path": path, "tasks": tasks[i :: a.workers], "parts": a.workers, "quick": a.quick}
+            {
+                "path": path,
+                "tasks": tasks[i :: a.workers],
+                "parts": a.workers,
+                "quick": a.quick,
+                "case": case,
+            }
             for i in range(a.workers)
         ]
         rounds = [_run_processes(jobs) for _ in range(1 if a.quick else 3)]
     wall, cpu = min(r[0] for r in rounds), min(r[1] for r in rounds)
-    yield _row("sweep", n, d, "ours", wall_ms=1e3 * wall, cpu_ms=1e3 * cpu, losses=len(SPECS),
-               seeds=SEEDS, epochs=_recipe(a.quick).epochs)  # fmt: skip
+    losses = len(_RUNS[case](weak))
+    return _row(case, n, d, "ours", wall_ms=1e3 * wall, cpu_ms=1e3 * cpu, losses=losses,
+                seeds=SEEDS, epochs=_recipe(a.quick).epochs)  # fmt: skip
 
 
 def _run_processes(jobs: list[dict[str, Any]]) -> tuple[float, float]:
@@ -167,8 +212,8 @@ def _worker(job: dict[str, Any]) -> int:
     torch.set_num_threads(1)
     with safe_open(job["path"], framework="pt") as f:
         x, weak = f.get_tensor("x"), f.get_tensor("weak").numpy()
-    runs, recipe = _runs(weak), _recipe(job["quick"])
-    train_heads(x[:256], [HeadRun(weak[:256], r.loss) for r in runs], recipe, 0)  # warms up
+    runs, recipe = _RUNS[job["case"]](weak), _recipe(job["quick"])
+    train_heads(x[:256], _RUNS[job["case"]](weak[:256]), recipe, 0)  # warms up
     print("ready", flush=True)
     sys.stdin.readline()
     start = time.process_time()
@@ -261,4 +306,5 @@ def _time_alternatives(
                    ratio_to_ours=summary["cpu_ms"] / base, **columns)  # fmt: skip
 
 
-_PARTS = {"sweep": sweep, "epoch": epoch, "probe": probe}
+_RUNS = {"sweep": _runs, "noise": _noise_runs}
+_PARTS = {"sweep": sweep, "noise": noise, "epoch": epoch, "probe": probe}

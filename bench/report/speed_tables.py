@@ -235,7 +235,7 @@ def info_nce(rows: MeasuredRows) -> str:
 
 def heads(rows: MeasuredRows) -> str:
     """Tabulate sweeps of heads on cached features, and the same work done in other ways."""
-    order = ("sweep", "epoch", "probe")
+    order = ("sweep", "noise", "epoch", "probe")
 
     def position(r: Row) -> tuple[int, float]:
         return order.index(str(r["case"])), number(r, "d")

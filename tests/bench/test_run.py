@@ -86,7 +86,7 @@ def test_sweeps_of_heads(tmp_path: Path) -> None:
     done = _bench("heads", "--quick", "--sizes", "384", "--out", str(out))
     assert done.returncode == 0, done.stderr
     rows = {(r["case"], r["provider"]): r for r in _rows(out)}
-    providers = {"sweep": ("ours",), "epoch": ("ours", "loop")}
+    providers = {"sweep": ("ours",), "noise": ("ours",), "epoch": ("ours", "loop")}
     providers["probe"] = ("ours", "loop", "uncached", "cache")
     assert set(rows) == {(case, name) for case, names in providers.items() for name in names}
     assert rows["sweep", "ours"]["losses"] == 50 and rows["sweep", "ours"]["seeds"] == 5
