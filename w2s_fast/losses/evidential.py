@@ -59,7 +59,8 @@ class Evidential(RowLoss):
 
     def logit_losses(self, z: Tensor, log_p: Tensor, q: Tensor, ctx: LossContext) -> Tensor:
         """Return (n,) losses of logits and soft labels (n, C)."""
-        own = F.one_hot(z.argmax(1), z.shape[1]).to(q.dtype)
+        classes = torch.arange(z.shape[1], device=z.device)  # one_hot is no operation of vmap
+        own = (z.argmax(1, keepdim=True) == classes).to(q.dtype)
         c = self.coefficient(ctx.step_frac, ctx.step)
         target = (1 - c) * q + c * own
         prior = z.new_full((len(z), 1), math.log(z.shape[1]))
