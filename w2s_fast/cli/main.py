@@ -30,8 +30,7 @@ commands:
   recipe   list, show and run published experiments (w2s-fast recipe --help)
   predict  class probabilities of new texts by an exported model (w2s-fast predict --help)
   plan     estimate memory and traffic of a training on other machines (w2s-fast plan --help)
-  completion
-           print a script with which bash, zsh or tcsh completes commands and options
+  completion  print a script with which bash, zsh or tcsh completes commands and options
   doctor   show what this machine offers: versions, kernels, CPU, CUDA
   bench    measure the speed of the kernels (in a source checkout)
 
