@@ -3,7 +3,7 @@
 N queries, M documents, D dimensions, 2 N M D operations each. Similarities have 32 bits also where
 queries and documents have 16: divided by a temperature of 0.01, those of 16 bits would be off by
 0.2 in the exponent. CPUs have no such product of 16-bit matrices, so there they are upcast a tile
-of documents at a time; the gradients are products of 16 bits where the CPU has instructions for
+of documents at a time; the gradients are products of bf16 where the CPU has instructions for
 them. fp32 goes through oneDNN by tiles, which needs no buffer of the size of a gradient.
 """
 
@@ -23,8 +23,12 @@ _TILE = 1024  # documents
 
 
 def gradient_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of the similarities' gradient: that in which the products run."""
-    return torch.float32 if upcasts(x) else x.dtype
+    """Return the dtype of the similarities' gradient: that in which the products run.
+
+    Probabilities of many documents are below the normal numbers of fp16, whatever the CPU has.
+    """
+    small = x.dtype == torch.float16 and x.device.type == "cpu"
+    return torch.float32 if small or upcasts(x) else x.dtype
 
 
 def _tiles(documents: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
