@@ -28,7 +28,8 @@ STUDENT = "student/0/confident:low=0.4,high=0.6+xent"
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A finished run of two methods."""
-    scratch = {"source": "scratch", "hidden": 8, "heads": 2, "dtype": "bf16", "head_init": "small"}
+    scratch = {"source": "scratch", "hidden": 8, "heads": 2, "head_init": "small"}
+    scratch |= {"dtype": "bf16", "pooling": "mean"}  # neither is the default
     out = tmp_path_factory.mktemp("run") / "out"
     cfg = config(out, student=scratch, methods=["naive", "confident:low=0.4,high=0.6"])
     w2s_fast.run(cfg)
