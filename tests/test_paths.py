@@ -22,6 +22,8 @@ from w2s_fast.cli.parse import _attribute_texts, load, load_config
 from w2s_fast.config import RunConfig, model_of
 from w2s_fast.errors import W2SError
 from w2s_fast.paths import path_fields, user_path
+from w2s_fast.pipeline.export import export
+from w2s_fast.pipeline.exported import load_exported
 from w2s_fast.specs import without_none
 from w2s_fast.sweeps import SweepConfig
 
@@ -118,6 +120,16 @@ def test_home_is_expanded_by_commands(home: Path, capsys: pytest.CaptureFixture[
     for args in (["report", "--out="], ["export", "--stage=weak/0", "--to="], ["run", "--config="]):
         assert main(args) == 2
         assert "is empty; expected a path" in capsys.readouterr().err
+
+
+def test_home_is_expanded_by_export_and_load(home: Path) -> None:
+    with pytest.raises(W2SError, match=str(home / "model")):
+        load_exported("~/model")
+    (home / "model").mkdir()
+    (home / "model" / "file").touch()
+    cfg = config(Path("~/out"), cache_dir="~/cache")
+    with pytest.raises(W2SError, match=f"{home / 'model'} is not empty"):
+        export(cfg, "weak/0", "~/model")
 
 
 def test_a_run_makes_no_folder_of_that_name(home: Path, tmp_path: Path) -> None:

@@ -354,7 +354,10 @@ def test_export_loads_in_transformers(tmp_path: Path) -> None:
     export(cfg, "student/0/logconf", folder)
     base, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     head, about = load_file(folder / HEAD), json.loads((folder / ABOUT).read_text())
-    assert about == {"pooling": "last", "classes": 2}
+    assert about == {
+        "pooling": "last", "kind": "classification", "classes": 2,
+        "class_names": ["singular", "plural"], "max_length": 512, "dtype": "fp32",
+    }  # fmt: skip
     data = load_data(cfg.task, 0).test
     want = tables(Path(cfg.output_dir))["student/test.parquet"]
     for i in (0, 7):

@@ -11,6 +11,7 @@ from w2s_fast.distributed.world import SINGLE_PROCESS
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.files import explain_write_errors, usual_mode, write_json
 from w2s_fast.models.weights import save_tensors
+from w2s_fast.paths import user_path
 from w2s_fast.pipeline.context import Context
 from w2s_fast.pipeline.experiment import open_session
 from w2s_fast.pipeline.exported import ABOUT, HEAD
@@ -49,7 +50,7 @@ def export(cfg: RunConfig, name: str, folder: str | Path, *, quiet: bool = True)
     if name not in jobs:
         raise W2SError(f"no stage {name!r} in this run; expected one of {', '.join(jobs)}"
                        f"{nearest(name, jobs)}")  # fmt: skip
-    folder = Path(folder)
+    folder = user_path(folder, "the folder of the export")
     if folder.exists() and any(folder.iterdir()):
         raise W2SError(f"{folder} is not empty; name a new folder")
     cfg = dataclasses.replace(

@@ -13,6 +13,7 @@ import numpy as np
 from w2s_fast.errors import W2SError
 from w2s_fast.files import read_text
 from w2s_fast.models import ModelConfig, build_model, load_tokenizer
+from w2s_fast.paths import user_path
 from w2s_fast.tasks import Inputs
 
 HEAD, ABOUT = "head.safetensors", "w2s.json"
@@ -82,7 +83,8 @@ def load_exported(folder: str | Path, device: str | None = None) -> ExportedMode
     import torch
     from safetensors.torch import load_file
 
-    about, folder = _about(Path(folder)), Path(folder)
+    folder = user_path(folder, "the folder of the exported model")
+    about = _about(folder)
     cfg = ModelConfig(
         str(folder.absolute()), pooling=about["pooling"], dtype=about["dtype"], head_init="zero"
     )
