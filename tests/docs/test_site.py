@@ -42,6 +42,7 @@ PAGES = {  # page -> a text that it shows
     "code_of_conduct.html": "Code of conduct",
     "security.html": "Security",
     "changes.html": "0.2.0",
+    "migration.html": "From 0.1 to 0.2",
     "source/examples.html": "bare_loop.py",
     "source/examples/notebooks/csv_to_report.ipynb.html": "reviews.csv",
 }
