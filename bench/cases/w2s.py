@@ -1,9 +1,9 @@
 """``python -m bench w2s``: weak-to-strong experiments whose results docs/results.md quotes.
 
-They measure PGR over seeds, with intervals, not speed. ``agreement`` needs no data; the others read
-real data that is not part of the repository, and a pretrained student:
+They measure PGR over seeds, with intervals, not speed. ``agreement`` and ``agreement_noise`` need
+no data; the others read real data that is not part of the repository, and a pretrained student:
 
-    python -m bench w2s agreement --record
+    python -m bench w2s agreement agreement_noise --record
     python -m bench w2s sst2 cola safety hh --data DIR --student DIR --record
     python -m bench w2s agreement --rescore    # intervals and comparisons of the committed runs
 
@@ -39,7 +39,8 @@ from w2s_fast.report.model_rows import (
 FOLDER = RESULTS / "w2s"
 PAGE = "docs/results.md"
 REAL = ("sst2", "cola", "safety", "hh")
-NAMES = ("agreement", *REAL)
+EMBEDDED = ("agreement", "agreement_noise")
+NAMES = (*EMBEDDED, *REAL)
 MODELS = ("weak", "student", "ceiling")
 COMMITTED = ("design", "differences", "runs", "summary", "controls", "gold")
 _REAL_METHODS = (
@@ -48,6 +49,25 @@ _REAL_METHODS = (
     "probe_relabel:probe=logreg|probe@xent", "small_loss|probe@xent", "conformal|probe@xent",
     "early_stop|probe@xent", "consistent|probe@xent",
 )  # fmt: skip
+
+
+# Students and labels that resist noise, averaged weights and heads of their own: as many methods
+# as the table of `agreement` would make illegible.
+_NOISE_METHODS = (
+    "naive", "nested_dropout", "co_teaching", "mean_teacher", "fixmatch", "self_training", "mixup",
+    "anchor", "soup", "greedy_soup", "interpolate", "mixup|interpolate@smoothing", "low_rank",
+    "matryoshka", "projection_head", "prototype_head", "prototype_head:train=true", "prototype",
+    "debias", "confidence_weighted", "ensem_w2s", "bayesian", "bayesian@evidential",
+    "strong_to_strong:rounds=4,stop=agreement",
+)  # fmt: skip
+
+
+def agreement_noise() -> Any:
+    """Return a run of the embedded task over five seeds, with methods against noisy labels."""
+    from w2s_fast.config import RunConfig
+
+    methods = tuple(m if "@" in m else f"{m}@xent" for m in _NOISE_METHODS)
+    return RunConfig(losses=("xent",), methods=methods, seeds=(0, 1, 2, 3, 4))
 
 
 def agreement() -> Any:
@@ -237,6 +257,12 @@ def save(results: Mapping[str, Any]) -> None:
     picture.write_bytes(figure(results, "svg"))
 
 
+def _config(name: str, options: argparse.Namespace) -> Any:
+    if name in EMBEDDED:
+        return agreement() if name == "agreement" else agreement_noise()
+    return real(name, options.data, options.student)
+
+
 def main(args: list[str]) -> int:
     """Run experiments; exit code 2 for bad input."""
     p = argparse.ArgumentParser(prog="python -m bench w2s", description=__doc__.splitlines()[0])
@@ -264,8 +290,7 @@ def main(args: list[str]) -> int:
         print("bench w2s: real data needs --data DIR and --student DIR", file=sys.stderr)
         return 2
     for name in options.names:
-        cfg = agreement() if name == "agreement" else real(name, options.data, options.student)
-        results = measure(name, cfg, options.out)
+        results = measure(name, _config(name, options), options.out)
         print(table(results))
         if options.record:
             save(results)

@@ -67,8 +67,10 @@ def columns() -> Columns:
                     {s.name: s.difference for s in group.students if s.difference is not None}
                 )
             )
-    embedded = json.loads((w2s.FOLDER / "agreement.json").read_text())
-    found["embedded task"] = _by_method({d["name"]: d for d in embedded["differences"]})
+    found["embedded task"] = {}
+    for path in (w2s.FOLDER / f"{name}.json" for name in w2s.EMBEDDED):
+        differences = json.loads(path.read_text())["differences"] if path.exists() else []
+        found["embedded task"] |= _by_method({d["name"]: d for d in differences})
     return found
 
 
