@@ -79,6 +79,7 @@ class Protocol:
         seeds: Seeds of splits and trainings.
         batch: Number of methods whose rows are written together.
         training: Recipe of student and ceiling.
+        supervisors: Those of its cells.
     """
 
     title: str
@@ -87,6 +88,7 @@ class Protocol:
     seeds: tuple[int, ...]
     batch: int
     training: TrainConfig
+    supervisors: tuple[str, ...] = SUPERVISORS
 
 
 # Recipe of Burns et al. 2023 (arXiv 2312.09390), App. D.2, with half the epochs.
@@ -107,6 +109,7 @@ PROTOCOLS = {
         (0, 1, 2, 3, 4),
         len(NOISE_METHODS),
         _HEADS,
+        (BAG_OF_WORDS,),
     ),
     "finetune": Protocol(
         "Full finetuning",
@@ -144,7 +147,8 @@ def cells() -> Iterator[Cell]:
     for supervisor in SUPERVISORS:
         for data in SETS:
             for name, protocol in PROTOCOLS.items():
-                for seed in protocol.seeds if data in protocol.sets else ():
+                taken = data in protocol.sets and supervisor in protocol.supervisors
+                for seed in protocol.seeds if taken else ():
                     for first in range(0, len(protocol.methods), protocol.batch):
                         methods = protocol.methods[first : first + protocol.batch]
                         yield Cell(name, data, supervisor, seed, methods)

@@ -62,6 +62,8 @@ def _finished(rows: Sequence[Row], protocol: str, data: str, supervisor: str) ->
     own = {(r["seed"], r["spec"]) for r in rows
            if (r["protocol"], r["data"], r["supervisor"]) == place}  # fmt: skip
     design = PROTOCOLS[protocol]
+    if supervisor not in design.supervisors:
+        return "–"
     done = sum(all((seed, m) in own for m in design.methods) for seed in design.seeds)
     return f"{done} of {len(design.seeds)}"
 

@@ -102,7 +102,7 @@ def test_cells_are_those_of_the_protocols() -> None:
         len(set(keys))
         == len(keys)
         == sum(
-            len(p.sets) * len(SUPERVISORS) * len(p.seeds) * len(p.methods)
+            len(p.sets) * len(p.supervisors) * len(p.seeds) * len(p.methods)
             for p in PROTOCOLS.values()
         )
     )
