@@ -67,6 +67,18 @@ def _runs(folder: Path) -> Any:
 
 
 @pytest.mark.slow
+def test_the_last_job_of_an_array_collects_what_a_task_stored(tmp_path: Path) -> None:
+    (tmp_path / "sizes.yaml").write_text(SWEEP)
+    _wait(_start(tmp_path, "out", task=1))
+    before = _stages(tmp_path / "out/cache")
+    _wait(_start(tmp_path, "out", "--run.seeds", "1"))
+    assert _stages(tmp_path / "out/cache") == before
+    assert _runs(tmp_path / "out") == _runs(tmp_path / "out/seed-1")
+    assert [r["seed"] for _, runs, _ in _runs(tmp_path / "out") for r in runs] == [1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("W2S_LONG"), reason="a minute: `make test-long`")
 def test_an_array_gives_the_results_of_one_sweep(tmp_path: Path) -> None:
     """Two tasks at once fill a store; the last job computes no stage but its report."""
     (tmp_path / "sizes.yaml").write_text(SWEEP)
@@ -164,7 +176,7 @@ def test_sky() -> None:
 
 @pytest.mark.slow
 def test_the_container_copies_what_the_wheel_is_built_from(tmp_path: Path) -> None:
-    """The build runs here on a folder with the copied files alone."""
+    """The build runs here on a folder with the copied files alone; with the core in long tests."""
     text = CONTAINER.read_text()
     build = text.rpartition("\nFROM python")[0]
     for sources in re.findall(r"^COPY (.*)$", build, re.MULTILINE):
@@ -177,6 +189,9 @@ def test_the_container_copies_what_the_wheel_is_built_from(tmp_path: Path) -> No
     (command,) = re.findall(r"^RUN (W2S_STRICT.*)$", build, re.MULTILINE)
     command = command.replace("python", shlex.quote(sys.executable), 1)
     command = command.replace("--no-deps", "--no-deps --no-build-isolation --quiet")
+    core = os.environ.get("W2S_LONG", "0")
+    assert (tmp_path / "csrc").is_dir() and "W2S_STRICT=1" in command
+    command = command.replace("W2S_STRICT=1", f"W2S_STRICT={core} W2S_CORE={core}")
     done = subprocess.run(
         command.replace("/wheels", "wheels"), shell=True, cwd=tmp_path, text=True, check=False,
         env={**os.environ, "CXXFLAGS": "-O0"}, capture_output=True, timeout=280,

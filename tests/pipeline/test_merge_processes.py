@@ -57,7 +57,7 @@ def _results(folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:
 
 
 @pytest.mark.parametrize(
-    ("lora", "stages"), [(0, ranks.ZERO_STAGES[0]), (2, ranks.ZERO_STAGES[2])], ids=["all", "lora"]
+    ("lora", "stages"), [(0, ranks.ZERO_STAGES[1]), (2, ranks.ZERO_STAGES[2])], ids=["all", "lora"]
 )
 def test_as_by_one_process(lora: int, stages: tuple[int, ...], tmp_path: Path) -> None:
     if lora:
