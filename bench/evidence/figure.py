@@ -12,6 +12,7 @@ from w2s_fast.report.figure import NOT_MATH, render, style_axes
 from w2s_fast.report.model_rows import PALETTE, level_text
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -40,11 +41,21 @@ def evidence_figure(rows: Sequence[dict[str, Any]] | None = None, kind: str = "s
         axes[0].set_yticks(range(len(names)), names, **NOT_MATH)
         axes[0].invert_yaxis()
         if found:
-            axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.03), frameon=False, ncols=3)
+            # Of the figure: a legend of the first panel would push the second one away.
+            figure.legend(*_entries(axes), loc="outside lower center", frameon=False, ncols=3)
 
     size = (4.2 + 2.4 * len(sets), 1.6 + _ROW_INCHES * len(names))
     title = f"Accuracy minus that of probe+xent, with {level_text()} intervals over seeds"
     return render(paint, size, kind, title)
+
+
+def _entries(axes: Sequence[Axes]) -> tuple[list[Artist], list[str]]:
+    """Return handles and labels of the legend, each supervisor once."""
+    found: dict[str, Artist] = {}
+    for ax in axes:
+        handles, labels = ax.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    return list(found.values()), list(found)
 
 
 def _draw(ax: Axes, found: Sequence[Group], names: Sequence[str]) -> None:
