@@ -60,7 +60,7 @@ NOISE_METHODS = (
     "fixmatch|probe@xent", "self_training|probe@xent", "mixup|probe@xent",
     # averaged weights, and heads that are not trained
     "soup|probe@xent", "greedy_soup|probe@xent", "interpolate|probe@xent",
-    "prototype_head@xent", "probe|prototype_head:train=true@xent",
+    "probe|prototype_head@xent", "probe|prototype_head:train=true@xent",
     # weak models that are boosted, or that know what they do not know
     "ensem_w2s|probe@xent", "bayesian|probe@xent", "bayesian|probe@evidential",
     # labels and weights

@@ -32,6 +32,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.files import file_hash
 from w2s_fast.models import export_gguf
 from w2s_fast.models.text_tokenizer import train_tokenizer
+from w2s_fast.pipeline.jobs import plan_jobs
 
 PROBES = (
     "probe@xent", "ccs|probe@xent", "elicit|probe@xent", "confident|probe@xent",
@@ -93,6 +94,15 @@ def made(gguf_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_configuration_is_valid(data: Path, made: Path) -> None:
     for cell in cells():
         validate(configuration(cell, data, made))
+
+
+@pytest.mark.parametrize("name", ["probe", "probe_noise"])
+def test_protocols_of_heads_finetune_no_student(name: str, data: Path, made: Path) -> None:
+    """A method without `probe` would have a ceiling of its own: 100 epochs of all weights."""
+    cell = next(cell for cell in cells() if cell.protocol == name)
+    jobs = plan_jobs(configuration(cell, data, made)).jobs
+    trained = [job for job in jobs if job.stage in ("ceiling", "student")]
+    assert trained and [j.name for j in trained if not j.setting("freeze", False)] == []
 
 
 def test_cells_are_those_of_the_protocols() -> None:
