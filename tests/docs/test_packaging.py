@@ -199,3 +199,15 @@ assert ours is None, ours
 print("ok", LlamaForCausalLM.__name__)
 """
     assert "ok LlamaForCausalLM" in _run([sys.executable, "-c", code], ROOT)
+
+
+@pytest.mark.parametrize(
+    ("uv", "installer"), [("", "-m pip install -qq"), ("uv", "uv pip install")]
+)
+def test_pip_or_uv_makes_the_environment(uv: str, installer: str, tmp_path: Path) -> None:
+    """And each of its calls is held to the pinned versions; pip prints errors alone."""
+    command = ["make", "--dry-run", "run", "wheels", f"VENV={tmp_path}", f"UV={uv}"]
+    lines = _run(command, ROOT).splitlines()
+    installs = [line for line in lines if " install " in line]
+    assert len(installs) > 5
+    assert [x for x in installs if installer not in x or "-c constraints.txt" not in x] == []
