@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,20 +52,63 @@ def test_commands(script: Path) -> None:
         (("recipe", "deb"), "debate_sciq"),
         (("launch", "--host"), "--hostfile"),
         (("predict", "--text-"), "--text-pair"),
+        (("run", "--losses", "xent", "logconf_o"), "logconf_openai"),
+        (("run", "--methods", "naive", "strong"), "strong_to_strong"),
+        (("sweep", "--run.losses", "logconf_o"), "logconf_openai"),
+        (("run", "--device", "cu"), "cuda"),
+        (("run", "--print"), "--print-config"),
+        (("sweep", "--dry"), "--dry-run"),
+        (("label", "--student_train.l"), "--student_train.lr"),
+        (("export", "--student_train.l"), "--student_train.lr"),
+        (("launch", "--student_train.l"), "--student_train.lr"),
+        (("plan", "--student_train.l"), "--student_train.lr"),
+        (("recipe", "run", "debate_sciq", "--student_train.l"), "--student_train.lr"),
+        (("recipe", "sh"), "show"),
+        (("completion", "z"), "zsh"),
     ],
 )
 def test_options_and_names(script: Path, words: tuple[str, ...], expected: str) -> None:
     assert expected in complete(script, *words)
 
 
+@pytest.mark.parametrize(
+    "words", [("predict", "--model"), ("run", "--config"), ("run", "--task.path"), ("diff",)]
+)
+def test_files(script: Path, words: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "file.yaml").touch()
+    assert complete(script, *words, f"{tmp_path}/f") == [f"{tmp_path}/file.yaml"]
+
+
 def test_every_command_has_options() -> None:
     assert {c for c in COMMANDS if not options(c)} <= {"bench", "completion"}
 
 
-@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
-def test_other_shells(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("shell", "begin"), [("zsh", "#compdef w2s-fast\n"), ("tcsh", "# AUTOMATICALLY GENERATED")]
+)
+def test_other_shells(shell: str, begin: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
-    assert "w2s-fast" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith(begin) and "w2s-fast" in printed
+    # zsh shows what a command does.
+    assert ("settings and results of two runs" in printed) == (shell == "zsh")
+
+
+@pytest.mark.parametrize(("args", "code"), [([], 2), (["--help"], 0)])
+def test_usage(args: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", *args]) == code
+    assert "usage: w2s-fast completion [bash | zsh | tcsh]" in capsys.readouterr().out
+
+
+def test_a_misspelt_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "zhs"]) == 2
+    assert "did you mean 'zsh'?" in capsys.readouterr().err
+
+
+def test_without_shtab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert "pip install 'w2s-fast[completion]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("args", [["fish"], ["bash", "zsh"]])

@@ -24,7 +24,12 @@ Prints a completion script (pip install 'w2s-fast[completion]'). For bash, once:
 """
 SHELLS = ("bash", "zsh", "tcsh")
 _OPTION = re.compile(r"--[a-z][a-z-]*")
-_FILES = ("config", "data", "to", "out", "output_dir", "from", "hostfile", "model")
+_FILES = (
+    "config", "data", "to", "out", "output_dir", "cache_dir", "from", "hostfile", "model",
+    "task.path", "task.test_path",
+)  # fmt: skip
+_FILE_ARGUMENTS = ("diff", "launch")  # commands that take files without an option
+_SEVERAL = ("losses", "methods")  # options that take several names
 # Options of run, label, sweep, export and launch beside the settings.
 _OF_RUNS = ("--config", "--out", "--print-config", "--quiet", "--dry-run")
 
@@ -50,6 +55,8 @@ def main(args: Sequence[str]) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return a parser that has every command with its options."""
+    import shtab
+
     from w2s_fast.cli.main import COMMANDS
 
     parser = argparse.ArgumentParser(prog="w2s-fast")
@@ -60,6 +67,9 @@ def make_parser() -> argparse.ArgumentParser:
             _add_option(command, option)
         if name in _WORDS:
             command.add_argument("words", nargs="*", choices=_WORDS[name]())
+        if name in _FILE_ARGUMENTS:
+            files: Any = command.add_argument("files", nargs="*")
+            files.complete = shtab.FILE
     return parser
 
 
@@ -67,20 +77,24 @@ def options(command: str) -> list[str]:
     """Return the options of a command."""
     usage = getattr(importlib.import_module(f"w2s_fast.cli.{command}"), "USAGE", "")
     found = dict.fromkeys(_OPTION.findall(usage))
+    if command in ("run", "label", "sweep", "export", "launch"):
+        found |= dict.fromkeys(_OF_RUNS)
     if command == "sweep":
         from w2s_fast.sweeps.sweep_config import SweepConfig
 
-        found |= dict.fromkeys([*_OF_RUNS, *(f"--{name}" for name in field_types(SweepConfig))])
-    elif command in ("run", "label", "export", "launch"):
-        found |= dict.fromkeys([*_OF_RUNS, *(f"--{name}" for name in field_types(RunConfig))])
-    return [option for option in found if option != "--help"]
+        found |= dict.fromkeys(f"--{name}" for name in field_types(SweepConfig))
+    elif command in ("run", "label", "export", "launch", "plan", "recipe"):
+        found |= dict.fromkeys(f"--{name}" for name in field_types(RunConfig))
+    return list(found)
 
 
 def _add_option(command: argparse.ArgumentParser, option: str) -> None:
     import shtab
 
-    name = option.removeprefix("--")
-    action: Any = command.add_argument(option, choices=_CHOICES.get(name, lambda: None)())
+    name = option.removeprefix("--").removeprefix("run.")
+    choices = _CHOICES.get(name, lambda: None)()
+    nargs = "*" if name in _SEVERAL else None
+    action: Any = command.add_argument(option, nargs=nargs, choices=choices)
     if name in _FILES:
         action.complete = shtab.FILE
 
