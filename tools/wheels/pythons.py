@@ -40,13 +40,13 @@ def find_pythons(versions: Sequence[str] | None = None) -> tuple[list[Python], l
 
 def _candidates(version: str) -> list[Path]:
     named = shutil.which(f"python{version}")
-    installed = sorted(_PYENV.glob(f"{version}.*/bin/python"), reverse=True)
+    installed = sorted(_PYENV.glob(f"{version}.*/bin/python"))  # any release makes the same wheel
     return [Path(sys.executable), *([Path(named)] if named else []), *installed]
 
 
 def _version_of(path: Path) -> str:
-    """Return "X.Y"; empty if it does not start."""
-    code = "import sys; print('.'.join(map(str, sys.version_info[:2])))"
+    """Return "X.Y", with letters after it if its wheels are others; empty if it does not start."""
+    code = "import sys; print('.'.join(map(str, sys.version_info[:2])) + sys.abiflags)"
     try:
         done = subprocess.run([str(path), "-c", code], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
