@@ -39,8 +39,8 @@ options of run, label, sweep, export and launch (w2s-fast run --help lists all):
   --print-config         print the whole configuration and stop; --print-config=skip_default prints
                          what differs from the defaults
   --out DIR              folder of the results (default: out)
-  --losses xent logconf  losses of the student
-  --seeds 0 1 2          one run of everything per seed
+  --losses xent logconf  losses of the student (of a sweep: --run.losses)
+  --seeds 0 1 2          one run of everything per seed (of a sweep: --run.seeds)
   --student_train.lr X   any other setting by its dotted name
   --quiet                no progress
   --dry-run              of run and sweep: print the stages, and compute nothing
