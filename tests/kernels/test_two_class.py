@@ -155,10 +155,10 @@ def test_a_program_waits_for_the_phase_before_its_own(
 @BOTH
 @pytest.mark.parametrize("kind", ["hard", "dense"])
 def test_gradients_that_wait_for_their_upstream(backend: str, kind: str) -> None:
-    for dtype, reduction in ((FP32, "none"), (BF16, "none"), (FP16, "none"), (FP16, "mean")):
-        call = sample(kind, 70, dtype, rule="prior", aux=0.4, reduction=reduction)
+    for dtype, reduction in ((FP32, "none"), (FP16, "none"), (FP16, "mean")):
+        call = sample(kind, 40, dtype, rule="prior", aux=0.4, reduction=reduction)
         assert_cross_entropy(backend, call, upstream=0.5)
-    call = sample(kind, 70, FP16, rule="median", aux=torch.tensor(0.3), reduction="none")
+    call = sample(kind, 33, FP16, rule="median", aux=torch.tensor(0.3), reduction="none")
     assert_cross_entropy(backend, call | {"smoothing": 0.1, "softcap": 3.0, "z_loss": 0.01})
 
 
