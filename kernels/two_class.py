@@ -1,8 +1,9 @@
-"""A batch over two classes in one program: normaliser, threshold, losses, gradient, record.
+"""Rows of two classes, and a batch of them in one program: losses, gradient, record, threshold.
 
 All rows are in registers, a few a thread. The threshold is the exact quantile of the margins
 z_0 - z_1: the key of rank k is found bit by bit, the largest number that at most k keys lie below;
-32 counts over the block, no counters in memory. Formulas are those of the op.
+32 counts over the block, no counters in memory. Formulas are those of the op. Larger batches:
+``two_class_grid``.
 """
 
 import triton
@@ -15,6 +16,8 @@ from w2s_fast.kernels.quantile import between, keys_of, value_of
 # Blocks of rows: a batch takes the smallest that holds it, so few are compiled. Warps for each.
 BLOCKS = {128: 4, 1024: 8, 2048: 16}
 MOST_ROWS = 2048
+ROWS = 1024  # of a program where several share a batch
+WARPS = 8
 # Where the threshold comes from: ThresholdFrom in w2s_fast/ops/loss_call.py.
 GIVEN = tl.constexpr(0)
 PRIOR = tl.constexpr(1)
@@ -57,6 +60,19 @@ def quantile_of(scores, kept, q):
 
 
 @triton.jit
+def share_of(count, one, FROM: tl.constexpr):
+    """Return the share of the margins below the threshold: 1/2, or the mean weak P(class 1).
+
+    Of ``count`` rows that count, whose weak P(class 1) sum to ``one``.
+    """
+    share = tl.full([], 0.5, tl.float64)
+    if FROM == PRIOR:
+        share = one / tl.maximum(count, 1).to(tl.float64)
+        share = tl.where(share < 0, 0.0, tl.where(share > 1, 1.0, share))  # NaN stays
+    return share
+
+
+@triton.jit
 def load_weak(ids_ptr, q_ptr, q_stride, rows, inside, ignore, KIND: tl.constexpr):
     """Load the weak mass of both classes, and whether the labels let the rows count.
 
@@ -77,40 +93,40 @@ def load_weak(ids_ptr, q_ptr, q_stride, rows, inside, ignore, KIND: tl.constexpr
 
 
 @triton.jit
-def two_class_kernel(
-    z_ptr, z_stride, g_ptr, g_stride, ids_ptr, q_ptr, q_stride, w_ptr, aux_ptr, at_ptr, stats_ptr,
-    index_ptr, out_ptr, n, ignore, aux, smoothing, focal_gamma, max_confidence, softcap, z_loss,
-    KIND: tl.constexpr, FROM: tl.constexpr, OWN: tl.constexpr, MEAN: tl.constexpr,
-    SMOOTH: tl.constexpr, FOCAL: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
-    BLOCK: tl.constexpr,
+def load_rows(
+    z_ptr, z_stride, ids_ptr, q_ptr, q_stride, w_ptr, rows, inside, ignore, softcap,
+    KIND: tl.constexpr, CAP: tl.constexpr, CHECK: tl.constexpr,
 ):  # fmt: skip
-    """Write loss, normaliser and threshold to ``out_ptr`` (3), gradient and record on request.
+    """Load both logits (after the soft-cap) with their slopes, weak mass, who counts, and weights.
 
-    ``OWN``: rows take the self-target of their margin. ``aux_ptr`` replaces ``aux``.
+    ``CHECK``: a weight that is negative or NaN ends the program, in a kernel compiled with debug.
     """
-    rows = tl.arange(0, BLOCK).to(tl.int64)
-    inside = rows < n
     at = z_ptr + rows * z_stride
     z0, turn0 = m.diffs(tl.load(at, mask=inside, other=0.0), 0.0, softcap, CAP)
     z1, turn1 = m.diffs(tl.load(at + 1, mask=inside, other=0.0), 0.0, softcap, CAP)
     q0, q1, kept = load_weak(ids_ptr, q_ptr, q_stride, rows, inside, ignore, KIND)
-    weight = tl.full([BLOCK], 1.0, tl.float32)
+    weight = tl.full(rows.shape, 1.0, tl.float32)
     if w_ptr is not None:
         weight = tl.load(w_ptr + rows, mask=inside, other=0.0)
+        if CHECK:
+            tl.device_assert(weight >= 0, "w2s_fast: a row weight is negative or NaN")
         kept = kept & (weight != 0)
-    total = tl.sum(tl.where(kept, weight, 0.0).to(tl.float64), 0)
+    return z0, turn0, z1, turn1, q0, q1, kept, weight
+
+
+@triton.jit
+def write_rows(
+    z0, turn0, z1, turn1, q0, q1, kept, weight, threshold, scale, rows, inside, n,
+    g_ptr, g_stride, aux_ptr, stats_ptr, index_ptr, losses_ptr,
+    aux, smoothing, focal_gamma, max_confidence, z_loss,
+    OWN: tl.constexpr, SMOOTH: tl.constexpr, FOCAL: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Write gradient, record and weighted losses on request; return the weighted losses.
+
+    ``OWN``: rows take the self-target of their margin. ``aux_ptr`` replaces ``aux``. ``scale`` is
+    the factor of a row's gradient besides its weight, a number or one a row.
+    """
     score = z0 - z1
-    threshold = tl.full([], 0.0, tl.float32)
-    if FROM != GIVEN:
-        share = tl.full([], 0.5, tl.float64)
-        if FROM == PRIOR:
-            count = tl.sum(kept.to(tl.int32), 0)
-            one = tl.sum(tl.where(kept, q1, 0.0).to(tl.float64), 0)
-            share = one / tl.maximum(count, 1).to(tl.float64)
-            share = tl.where(share < 0, 0.0, tl.where(share > 1, 1.0, share))  # NaN stays
-        threshold = quantile_of(score, kept, share)
-    elif at_ptr is not None:
-        threshold = tl.load(at_ptr)
     nan = (z0 != z0) | (z1 != z1)
     top = tl.where(nan, float("nan"), tl.maximum(z0, z1))
     d0 = z0 - top
@@ -127,13 +143,13 @@ def two_class_kernel(
     # A weak label with a NaN in it has no top class.
     weak1 = (q1 > q0) & (mass == mass)
     chosen = tl.where(mass == mass, tl.where(weak1, d1, d0), float("nan"))
-    none = tl.zeros([BLOCK], tl.float32)
+    none = tl.zeros(z0.shape, tl.float32)
     a = none
     self1 = best1
     if OWN:
         a = none + (tl.load(aux_ptr) if aux_ptr is not None else aux)
         self1 = (score >= threshold) == 0
-    factor = tl.full([BLOCK], 1.0, tl.float32)
+    factor = tl.full(z0.shape, 1.0, tl.float32)
     if FOCAL:
         # 1 - p of the weak class is p of the other one: no cancellation.
         miss = tl.exp(tl.where(weak1, d0, d1) - logs)
@@ -148,12 +164,6 @@ def two_class_kernel(
     if OWN:
         loss += tl.where(a != 0, a * (logs - tl.where(self1, d1, d0)), 0.0)
     loss = tl.where(factor == 0, 0.0, loss * factor)
-    divisor = tl.full([], 1.0, tl.float64)
-    if MEAN:
-        divisor = tl.where(total > 0, total, 1.0)
-    tl.store(out_ptr, (tl.sum((loss * weight).to(tl.float64), 0) / divisor).to(tl.float32))
-    tl.store(out_ptr + 1, total.to(tl.float32))
-    tl.store(out_ptr + 2, threshold)
     if stats_ptr is not None:
         out = stats_ptr + rows
         tl.store(out + m.LOSS * n, loss, mask=inside)
@@ -174,11 +184,13 @@ def two_class_kernel(
         tl.store(place + m.ARGMAX * n, best1.to(tl.int64), mask=inside)
         tl.store(place + m.WEAK * n, weak1.to(tl.int64), mask=inside)
         tl.store(place + m.SELF * n, self1.to(tl.int64), mask=inside)
+    if losses_ptr is not None:
+        tl.store(losses_ptr + rows, loss * weight, mask=inside)
     if g_ptr is not None:
         slope = (tl.fma(1.0 - a, mass, a) + z_slope) / (1.0 + e)
         base = m.even_part(a, smoothing, mass, 2)
         weak = (1.0 - a) * (1.0 - smoothing)
-        by = factor * (weight * (1.0 / divisor).to(tl.float32))
+        by = factor * (weight * scale)
         # By fma, as ``slope`` was made: where p and the target are both 1, exactly 0 is left.
         g0 = slope * tl.exp(d0) - tl.fma(weak, q0, tl.where(self1, 0.0, a)) - base
         g1 = slope * tl.exp(d1) - tl.fma(weak, q1, tl.where(self1, a, 0.0)) - base
@@ -189,3 +201,72 @@ def two_class_kernel(
         tl.debug_barrier()  # in place: every row has been read
         tl.store(to, g0.to(kind), mask=inside)
         tl.store(to + 1, g1.to(kind), mask=inside)
+    return loss * weight
+
+
+@triton.jit
+def two_class_kernel(
+    z_ptr, z_stride, g_ptr, g_stride, ids_ptr, q_ptr, q_stride, w_ptr, aux_ptr, at_ptr, stats_ptr,
+    index_ptr, losses_ptr, out_ptr, n, cut, ignore, aux, smoothing, focal_gamma, max_confidence,
+    softcap, z_loss, KIND: tl.constexpr, FROM: tl.constexpr, OWN: tl.constexpr, MEAN: tl.constexpr,
+    SMOOTH: tl.constexpr, FOCAL: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
+    CHECK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write loss, normaliser and threshold to ``out_ptr`` (3), and what else is asked for.
+
+    That is the gradient (N, 2), the record, and the weighted losses (N,) of rows. A threshold that
+    is given is at ``at_ptr``, or ``cut``.
+    """
+    rows = tl.arange(0, BLOCK).to(tl.int64)
+    inside = rows < n
+    z0, turn0, z1, turn1, q0, q1, kept, weight = load_rows(
+        z_ptr, z_stride, ids_ptr, q_ptr, q_stride, w_ptr, rows, inside, ignore, softcap, KIND, CAP,
+        CHECK,
+    )  # fmt: skip
+    total = tl.sum(tl.where(kept, weight, 0.0).to(tl.float64), 0)
+    threshold = tl.full([], 0.0, tl.float32) + cut
+    if FROM != GIVEN:
+        count = tl.sum(kept.to(tl.int32), 0)
+        one = tl.sum(tl.where(kept, q1, 0.0).to(tl.float64), 0)
+        threshold = quantile_of(z0 - z1, kept, share_of(count, one, FROM))
+    elif at_ptr is not None:
+        threshold = tl.load(at_ptr)
+    divisor = tl.full([], 1.0, tl.float64)
+    if MEAN:
+        divisor = tl.where(total > 0, total, 1.0)
+    losses = write_rows(
+        z0, turn0, z1, turn1, q0, q1, kept, weight, threshold, (1.0 / divisor).to(tl.float32),
+        rows, inside, n, g_ptr, g_stride, aux_ptr, stats_ptr, index_ptr, losses_ptr, aux, smoothing,
+        focal_gamma, max_confidence, z_loss, OWN, SMOOTH, FOCAL, WINDOW,
+    )  # fmt: skip
+    tl.store(out_ptr, (tl.sum(losses.to(tl.float64), 0) / divisor).to(tl.float32))
+    tl.store(out_ptr + 1, total.to(tl.float32))
+    tl.store(out_ptr + 2, threshold)
+
+
+@triton.jit
+def two_class_gradient_kernel(
+    z_ptr, z_stride, g_ptr, g_stride, ids_ptr, q_ptr, q_stride, w_ptr, aux_ptr, out_ptr, up_ptr,
+    up_stride, n, ignore, aux, smoothing, focal_gamma, max_confidence, softcap, z_loss,
+    KIND: tl.constexpr, OWN: tl.constexpr, MEAN: tl.constexpr, SMOOTH: tl.constexpr,
+    FOCAL: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of a finished forward pass, times the upstream factor of each row.
+
+    ``out_ptr`` (3) has the normaliser and the threshold of that pass.
+    """
+    rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = rows < n
+    z0, turn0, z1, turn1, q0, q1, kept, weight = load_rows(
+        z_ptr, z_stride, ids_ptr, q_ptr, q_stride, w_ptr, rows, inside, ignore, softcap, KIND, CAP,
+        False,
+    )  # fmt: skip
+    scale = tl.load(up_ptr + rows * up_stride, mask=inside, other=0.0)
+    if MEAN:
+        total = tl.load(out_ptr + 1)
+        scale /= tl.where(total > 0, total, 1.0)
+    write_rows(
+        z0, turn0, z1, turn1, q0, q1, kept, weight, tl.load(out_ptr + 2), scale, rows, inside, n,
+        g_ptr, g_stride, aux_ptr, None, None, None, aux, smoothing, focal_gamma, max_confidence,
+        z_loss, OWN, SMOOTH, FOCAL, WINDOW,
+    )  # fmt: skip

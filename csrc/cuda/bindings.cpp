@@ -89,13 +89,23 @@ PYBIND11_MODULE(_cuda, m) {
     return w2s::cuda::quantile(c, at<void>(stream));
   });
   m.attr("TWO_CLASS_SCRATCH") = w2s::cuda::kTwoClassScratch;
-  m.def("two_class",
-        [](const RowCall& c, int select, bool mean, Address scratch, Address out, Address stream) {
-          const py::gil_scoped_release free;
-          const w2s::cuda::TwoClass call{c, static_cast<w2s::Select>(select), mean,
-                                         at<uint64_t>(scratch), at<float>(out)};
-          return w2s::cuda::two_class(call, at<void>(stream));
-        });
+  m.def("two_class", [](const RowCall& c, int select, bool mean, Address scratch, Address out,
+                        Address losses, bool check_weights, Address stream) {
+    const py::gil_scoped_release free;
+    w2s::cuda::TwoClass call{};
+    call.rows = c, call.select = static_cast<w2s::Select>(select), call.mean = mean;
+    call.scratch = at<uint64_t>(scratch), call.out = at<float>(out);
+    call.losses = at<float>(losses), call.check_weights = check_weights;
+    return w2s::cuda::two_class(call, at<void>(stream));
+  });
+  m.def("two_class_gradient", [](const RowCall& c, bool mean, Address out, Address upstream,
+                                 int64_t upstream_stride, Address stream) {
+    const py::gil_scoped_release free;
+    w2s::cuda::TwoClass call{};
+    call.rows = c, call.mean = mean, call.out = at<float>(out);
+    call.upstream = at<float>(upstream), call.upstream_stride = upstream_stride;
+    return w2s::cuda::two_class_gradient(call, at<void>(stream));
+  });
   w2s::bind_contrastive(m);
   m.def("contrastive_rows", [](const w2s::Contrastive& c, Address stream) {
     const py::gil_scoped_release free;

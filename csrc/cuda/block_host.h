@@ -149,6 +149,8 @@ inline void atomic_max(uint64_t* p, uint64_t x) { *p = x > *p ? x : *p; }
 inline uint64_t load_fresh(const uint64_t* p) { return *p; }
 inline void grid_sync() { emulate::wait(emulate::cluster_barrier()); }  // all are resident
 
+[[noreturn]] inline void fail(const char* what) { emulate::fail(what); }
+
 inline float exp2_fast(float x) {
   const float y = exp2f(x);
   return y < 1.17549435e-38f ? 0.0f : y;  // as ftz; NaN stays

@@ -48,6 +48,12 @@ int launch_two_class(const TwoClass& c, Stream) {
               [&] { TwoClassKernel<T, U>::run(c); });
 }
 
+template <class T, class U>
+int launch_two_class_gradient(const TwoClass& c, Stream) {
+  return play(two_class_blocks(c.rows.n), kQuantileThreads, 1, 0,
+              [&] { TwoClassGradientKernel<T, U>::run(c); });
+}
+
 }  // namespace
 }  // namespace cuda
 }  // namespace w2s

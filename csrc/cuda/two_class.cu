@@ -14,6 +14,12 @@ __global__ void __launch_bounds__(kQuantileThreads, kTwoClassResident)
   TwoClassKernel<T, U>::run(c);
 }
 
+template <class T, class U>
+__global__ void __launch_bounds__(kQuantileThreads, kTwoClassResident)
+    two_class_gradient_kernel(const __grid_constant__ TwoClass c) {
+  TwoClassGradientKernel<T, U>::run(c);
+}
+
 // Most blocks that are resident together.
 template <class T, class U>
 int resident_blocks(int64_t& blocks) {
@@ -48,6 +54,15 @@ int launch_two_class(const TwoClass& c, Stream stream) {
   config.attrs = &together;
   config.numAttrs = blocks > 1 ? 1 : 0;
   return cudaLaunchKernelEx(&config, two_class_kernel<T, U>, c);
+}
+
+template <class T, class U>
+int launch_two_class_gradient(const TwoClass& c, Stream stream) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(two_class_blocks(c.rows.n)));
+  config.blockDim = dim3(kQuantileThreads);
+  config.stream = static_cast<cudaStream_t>(stream);
+  return cudaLaunchKernelEx(&config, two_class_gradient_kernel<T, U>, c);
 }
 
 }  // namespace

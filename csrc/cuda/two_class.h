@@ -177,7 +177,8 @@ struct TwoClassKernel {
     RowParams params = params_of(c);
     if (select) params.threshold = find_threshold(call, shared, target, met);
     const double divisor = call.mean != 0 ? weights : 1;
-    const double mine = finish_rows(c, params, divisor > 0 ? static_cast<float>(1 / divisor) : 0);
+    const double mine =
+        finish_rows(call, params, divisor > 0 ? static_cast<float>(1 / divisor) : 0);
     leave_sum(call, shared, kLosses, mine);
     block::grid_sync();
     if (block::index() != 0) return;
@@ -197,7 +198,11 @@ struct TwoClassKernel {
     for_each_row<T, U>(c, [&](int64_t row, const Pair& x) {
       if (select) count_score(shared.quantile, 0, x.z0 - x.z1, x.counted, met);
       if (!x.counted) return;
-      weights += c.weight == nullptr ? 1.0 : static_cast<double>(c.weight[row]);
+      const float weight = c.weight == nullptr ? 1 : c.weight[row];
+      if (call.check_weights != 0 && !(weight >= 0)) {
+        block::fail("w2s_fast: a row weight is negative or NaN");
+      }
+      weights += static_cast<double>(weight);
       kept += 1;
       one += static_cast<double>(x.q1);
     });
@@ -232,7 +237,9 @@ struct TwoClassKernel {
   }
 
   // The last pass; returns the sum of this thread's losses.
-  W2S_DEVICE static double finish_rows(const RowCall& c, const RowParams& params, float scale) {
+  W2S_DEVICE static double finish_rows(const w2s::cuda::TwoClass& call, const RowParams& params,
+                                       float scale) {
+    const RowCall& c = call.rows;
     double losses = 0;
     for_each_row<T, U>(c, [&](int64_t row, const Pair& x) {
       if (row >= c.n) return;
@@ -243,10 +250,36 @@ struct TwoClassKernel {
       row_loss(params, 0, d.of(r.self), r);
       const float weight = c.weight == nullptr ? 1 : c.weight[row];
       losses += static_cast<double>(weight) * static_cast<double>(r.loss);
+      if (call.losses != nullptr) call.losses[row] = weight * r.loss;
       if (c.stats != nullptr) write_record(c, row, r);
       if (c.grad != nullptr) write_pair<T>(c, row, params, x, r, d, scale * weight);
     });
     return losses;
+  }
+};
+
+// The gradient of a finished call times the upstream factors: rows are independent, no block waits.
+template <class T_, class U_>
+struct TwoClassGradientKernel {
+  using T = T_;
+  using U = U_;
+
+  W2S_DEVICE static void run(const w2s::cuda::TwoClass& call) {
+    const RowCall& c = call.rows;
+    RowParams params = params_of(c);
+    params.threshold = call.out[2];
+    const float divisor = call.mean != 0 ? call.out[1] : 1;
+    const float scale = divisor > 0 ? 1 / divisor : 0;
+    for_each_row<T, U>(c, [&](int64_t row, const Pair& x) {
+      if (row >= c.n) return;
+      Diffs d;
+      Record r = record_of(x, d);
+      choose_self_target(params, r);
+      row_factor(params, x.counted, r);
+      const float weight = c.weight == nullptr ? 1 : c.weight[row];
+      const float up = call.upstream[row * call.upstream_stride];
+      write_pair<T>(c, row, params, x, r, d, up * scale * weight);
+    });
   }
 };
 

@@ -72,15 +72,21 @@ constexpr int64_t kTwoClassScratch = kQuantileCounters + kTwoClassSums * kTwoCla
 // read, rows.stats and rows.index may be null.
 struct TwoClass {
   RowCall rows;
-  Select select;      // where the threshold comes from
-  int32_t mean;       // whether the loss is the mean over the rows that count
-  uint64_t* scratch;  // [out] kTwoClassScratch
-  float* out;         // [out] (3): loss, sum of the weights of the rows that count, threshold
+  Select select;            // where the threshold comes from
+  int32_t mean;             // whether the loss is the mean over the rows that count
+  uint64_t* scratch;        // [out] kTwoClassScratch
+  float* out;               // [out] (3): loss, sum of the weights of the rows that count, threshold
+  float* losses;            // [out] (N) weighted losses of the rows, or null
+  const float* upstream;    // [in] two_class_gradient only: (N) factors of the rows,
+  int64_t upstream_stride;  // or one of stride 0
+  int32_t check_weights;    // whether a weight that is negative or NaN ends the context
 };
 
 // Threshold, normaliser, loss, gradient, and the record on request: one launch, a
 // cooperative one where several blocks share the rows.
 int two_class(const TwoClass& c, Stream stream);
+// The gradient of a finished call, whose `out` it reads, times the upstream factors.
+int two_class_gradient(const TwoClass& c, Stream stream);
 
 // InfoNCE's pass over similarities: csrc/contrastive.h.
 int contrastive(const Contrastive& c, Stream stream);

@@ -21,7 +21,7 @@ from tools.machine_model.sass import tool
 FORMS = {"f": "fp32", "4BF16": "bf16", "3F16": "fp16", "4None": "topk"}
 WORK = ("loss", "entropy", "all")  # work.h
 KINDS = ("RowsKernel", "GradientKernel", "FixupKernel", "ScaleKernel", "quantile_kernel")
-KINDS += ("two_class_kernel", "contrastive_kernel")
+KINDS += ("two_class_kernel", "two_class_gradient_kernel", "contrastive_kernel")
 
 
 def name_of(mangled: str) -> str:

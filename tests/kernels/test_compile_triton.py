@@ -26,12 +26,17 @@ SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
 REGISTERS = 255
 # Accesses of the stack within loops over a row, by kernel and architecture, and why.
 LOOPED = {
-    ("rows dense fp32", 100): (4, "a sum and its guard; sm_100 gives the loop fewer registers")
+    ("rows dense fp32", 100): (4, "a sum and its guard; sm_100 gives the loop fewer registers"),
+    ("two classes grid", 100): (8, _RECORD := "addresses of the record, in its phase alone"),
+    ("two classes grid dense", 100): (4, _RECORD),
+    ("two classes grid checks", 100): (6, _RECORD),
+    ("two classes grid checks dense", 100): (4, _RECORD),
 }
 # Kernel -> (bytes of stack it may use, reason). In other loops over a row nothing may spill.
 SPILLS = {
     "rows": (32, "addresses, parked while the row is read: makes room for a second block an SM"),
     "kth finish": (16, "runs once, in one block"),
+    "two classes grid": (40, _RECORD),
 }
 
 pytestmark = pytest.mark.timeout(600)

@@ -1,21 +1,22 @@
 """Two classes in one launch: threshold, normaliser, loss, gradient, record.
 
 ``ops/test_cross_entropy.py`` compares the values with fp64 in small batches. Here batches take one
-block or several, of CUDA's emulation in every order of threads; thresholds are compared with the op
-``quantile``; and what a call launches is counted.
+block or several, of CUDA's emulation in every order of threads, and one program of Triton or
+several; thresholds are compared with the op ``quantile``. ``test_two_class_launches.py`` counts
+what a call launches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from helpers.launches import serve_as_a_device
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-import w2s_fast
+from w2s_fast import cross_entropy
 from w2s_fast.ops import dispatch, native_cuda, use_backend
 from w2s_fast.ops.quantile.api import masked_quantile
 from w2s_fast.ops.reference import cross_entropy_sample
@@ -24,8 +25,8 @@ from w2s_fast.testing import assert_cross_entropy, run_cross_entropy
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 INF, NAN = float("inf"), float("nan")
-MOST_ROWS = 2048  # of one program of Triton
 SIZES = (1, 40, 1500)  # rows of a thread or two; of a warp and a part; of two blocks
+TILE, BLOCKS = 32, 2  # of the programs that share a batch: 70 rows are two blocks of two tiles
 
 BOTH = pytest.mark.parametrize(
     "backend",
@@ -33,13 +34,28 @@ BOTH = pytest.mark.parametrize(
         pytest.param(
             name,
             marks=pytest.mark.skipif(
-                bool(dispatch.missing(name)) or (name == "cuda" and not native_cuda.emulated()),
-                reason=f"backend {name} is missing here: {dispatch.missing(name)}",
+                bool(dispatch.missing(name.split()[0]))
+                or (name == "cuda" and not native_cuda.emulated()),
+                reason=f"backend {name} is missing here: {dispatch.missing(name.split()[0])}",
             ),
         )
-        for name in ("cuda", "triton")
+        for name in ("cuda", "triton", "triton programs")
     ],
+    indirect=True,
 )
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Backend of a test; ``triton programs`` is Triton with several programs a batch."""
+    name, *programs = str(request.param).split()
+    if programs:
+        from w2s_fast.kernels import two_class, two_class_grid
+
+        monkeypatch.setattr(two_class, "MOST_ROWS", 0)
+        monkeypatch.setattr(two_class_grid, "TILE", TILE)
+        monkeypatch.setattr(two_class_grid, "MOST_BLOCKS", BLOCKS)
+    return name
 
 
 @pytest.fixture(autouse=True)
@@ -58,12 +74,157 @@ def sample(kind: str, n: int, dtype: torch.dtype = FP32, **kw: Any) -> dict[str,
 @BOTH
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("kind", ["hard", "dense"])
-def test_batches_match_fp64(backend: str, kind: str, n: int) -> None:
+def test_batches_match_fp64(
+    backend: str, kind: str, n: int, request: pytest.FixtureRequest
+) -> None:
+    if n == SIZES[-1] and "programs" in request.node.callspec.id:
+        pytest.skip("hundreds of tiles: see test_two_thousand_rows")
     for rule, reduction in (("prior", "mean"), ("median", "sum"), ("none", "mean")):
         call = sample(kind, n, rule=rule, aux=0.4, reduction=reduction)
         if n == 1:
             del call["weight"]  # the gradient of a mean of one row: nothing to take a budget from
         assert_cross_entropy(backend, call, upstream=0.5)
+
+
+def test_two_thousand_rows() -> None:
+    """The first batch that several programs of Triton share as they are."""
+    pytest.importorskip("triton", reason="backend triton is missing")
+    assert_cross_entropy("triton", sample("dense", 2049, rule="prior", aux=0.4, reduction="mean"))
+
+
+def test_layout_of_programs() -> None:
+    """Rows of all blocks cover the batch, and none is empty; sums have room for every block."""
+    pytest.importorskip("triton", reason="backend triton is missing")
+    from w2s_fast.kernels import two_class_grid as grid
+
+    for n in (2049, 2**18, 2**18 + 1, 2**20, 10**7 + 1, 2**31 - 1):
+        for selects, phases in ((True, grid.DIGITS + 1), (False, 2)):
+            programs, blocks, tiles = grid.layout(n, selects)
+            assert programs == phases * blocks and blocks <= grid.MOST_BLOCKS
+            assert (blocks - 1) * tiles * grid.TILE < n <= blocks * tiles * grid.TILE
+
+
+@pytest.fixture
+def counters(monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """The words through which programs of a batch find one another, of small blocks."""
+    pytest.importorskip("triton", reason="backend triton is missing")
+    from w2s_fast.kernels import two_class, two_class_grid
+
+    monkeypatch.setattr(two_class, "MOST_ROWS", 0)
+    monkeypatch.setattr(two_class_grid, "TILE", TILE)
+    words = torch.zeros(two_class_grid.SIZE, dtype=torch.int64)
+    monkeypatch.setattr(torch, "zeros", lambda *size, **kw: words)
+    return words
+
+
+@pytest.mark.parametrize(("rule", "phases"), [("median", 5), ("none", 2)])
+def test_every_program_has_its_turn(counters: Tensor, rule: str, phases: int) -> None:
+    """Three blocks: tickets and programs that are done, and phases that others may follow."""
+    from w2s_fast.kernels import two_class_grid as grid
+
+    with use_backend("triton"):
+        weak_loss(torch.ones(70, 2), torch.full((70, 2), 0.5), rule=rule, aux=0.5)
+    at = [int(counters[getattr(grid, name).value]) for name in ("_TICKET", "_DONE", "_COMPLETE")]
+    assert at == [3 * phases, 3 * phases, phases - 1]
+
+
+def test_a_program_waits_for_the_phase_before_its_own(
+    counters: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter runs one program after another: this one would wait for ever."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    from w2s_fast.kernels import two_class_grid as grid
+
+    calls, run = [], InterpreterBuilder.create_atomic_rmw
+
+    def counted(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 20:
+            raise TimeoutError("it waits")
+        return run(*args)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_atomic_rmw", counted)
+    counters[grid._TICKET.value] = 3  # the first block of the second phase
+    with use_backend("triton"), pytest.raises(Exception, match="it waits"):
+        weak_loss(torch.ones(70, 2), torch.full((70, 2), 0.5), rule="median", aux=0.5)
+    assert int(counters.ne(0).sum()) == 1  # nothing but tickets was written
+
+
+# The gradient of a loss a row, and of fp16, is made in backward.
+@BOTH
+@pytest.mark.parametrize("kind", ["hard", "dense"])
+def test_gradients_that_wait_for_their_upstream(backend: str, kind: str) -> None:
+    for dtype, reduction in ((FP32, "none"), (FP16, "none"), (FP16, "mean")):
+        call = sample(kind, 40, dtype, rule="prior", aux=0.4, reduction=reduction)
+        assert_cross_entropy(backend, call, upstream=0.5)
+    call = sample(kind, 33, FP16, rule="median", aux=torch.tensor(0.3), reduction="none")
+    assert_cross_entropy(backend, call | {"smoothing": 0.1, "softcap": 3.0, "z_loss": 0.01})
+
+
+@BOTH
+def test_a_threshold_that_is_a_number(backend: str) -> None:
+    """It goes to the kernel as it is: the classes and gradients of the plain backend."""
+    z = margins([-9.0, -0.5, 0.0, 0.8472979, 0.8472978, 9.0])  # logit(0.7) between two of them
+    for threshold in (0.0, 0.3, 1.0):
+        found = []
+        for name in (backend, "ref"):
+            x = z.clone().requires_grad_()
+            with use_backend(name):
+                rows, stats = cross_entropy(
+                    x, torch.full((6, 2), 0.5), aux=0.5, threshold=threshold, reduction="none",
+                    return_stats=True,
+                )  # fmt: skip
+                found.append((stats.hard_class, *torch.autograd.grad(rows.sum(), x)))
+        assert torch.equal(found[0][0], found[1][0])
+        torch.testing.assert_close(found[0][1], found[1][1])
+
+
+@BOTH
+def test_a_coefficient_may_move_on_before_backward(backend: str) -> None:
+    call = sample("dense", 9, FP16)
+    grads = []
+    for later in (0.5, 0.9):
+        z, aux = call["logits"].clone().requires_grad_(), torch.tensor(0.5)
+        with use_backend(backend):
+            loss = weak_loss(z, call["weak"], rule="median", aux=aux).loss
+            aux.fill_(later)
+            grads += torch.autograd.grad(loss, z)
+    assert torch.equal(grads[0].nan_to_num(7.0), grads[1].nan_to_num(7.0))
+
+
+@BOTH
+def test_batched_upstreams(backend: str) -> None:
+    """A gradient of every sample of upstream factors at once, and no second derivative."""
+    call = sample("dense", 20, BF16)
+    z, weight = call["logits"].requires_grad_(), torch.rand(20).requires_grad_()
+    with use_backend(backend):
+        rows = weak_loss(
+            z, call["weak"], weight=weight, rule="median", aux=0.3, reduction="none"
+        ).loss
+        up = torch.randn(3, 20).relu()
+        many = torch.autograd.grad(rows, (z, weight), up, is_grads_batched=True, retain_graph=True)
+        for i in range(3):
+            one = torch.autograd.grad(rows, (z, weight), up[i], retain_graph=True)
+            torch.testing.assert_close(many[0][i], one[0], atol=0, rtol=2**-7, equal_nan=True)
+            torch.testing.assert_close(many[1][i], one[1], equal_nan=True)
+        with pytest.raises(RuntimeError, match="not differentiable twice"):
+            torch.autograd.grad(rows.sum(), z, create_graph=True)
+
+
+@BOTH
+def test_in_place_in_half_precision(backend: str) -> None:
+    call = sample("dense", 40, FP16, rule="prior", aux=0.4, reduction="mean")
+    plain = run_cross_entropy(backend, call)[1]
+    assert torch.equal(run_cross_entropy(backend, call | {"inplace": True})[1], plain)
+    leaf = call["logits"].clone().requires_grad_()
+    z = leaf * 1
+    with use_backend(backend):
+        loss = weak_loss(z, call["weak"], reduction="mean", inplace=True).loss
+        (first,) = torch.autograd.grad(loss, z, retain_graph=True)
+        assert first.data_ptr() == z.data_ptr()
+        with pytest.raises(RuntimeError, match="second backward"):
+            torch.autograd.grad(loss, z)
 
 
 @BOTH
@@ -237,87 +398,3 @@ def test_a_label_that_is_no_class_is_nan(backend: str, monkeypatch: pytest.Monke
                 z.detach(), torch.tensor([0, label, 1]), rule="prior", aux=0.5, return_stats=True
             ).stats
         assert late is not None and late.threshold is not None and bool(late.threshold.isnan())
-
-
-def serve_as_a_device(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what the host checks of labels in its own memory."""
-    with use_backend(backend):
-        served = dispatch.backend("cross_entropy", torch.zeros(1))
-    monkeypatch.setattr(served, "check_labels", lambda p: None)
-
-
-# Views and allocations: nothing runs on the device.
-NO_LAUNCH = {
-    "aten.detach", "aten.alias", "aten.view", "aten.unbind", "aten.unsqueeze", "aten.empty",
-    "aten.empty_like", "aten.new_empty", "aten.as_strided", "aten.slice", "aten.select",
-    "aten.expand", "aten.new_empty_strided",
-}  # fmt: skip
-
-
-class Launches(TorchDispatchMode):
-    """Names of the operators and kernels that a device would run."""
-
-    def __init__(self, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.within = False  # the interpreter of Triton moves tensors by operators of its own
-        if backend == "cuda":
-            library = native_cuda.library()
-            for name in ("rows", "fixup", "gradient", "scale", "quantile", "two_class"):
-                monkeypatch.setattr(library, name, self._counted(name, getattr(library, name)))
-        else:
-            from triton.runtime.interpreter import GridExecutor
-
-            launch = GridExecutor.__call__
-
-            def launched(grid: Any, *args: Any, **kwargs: Any) -> Any:
-                return self._counted(grid.fn.__name__, launch)(grid, *args, **kwargs)
-
-            monkeypatch.setattr(GridExecutor, "__call__", launched)
-
-    def _counted(self, name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
-        def launched(*args: Any, **kwargs: Any) -> Any:
-            self.names.append(name)
-            self.within = True
-            result = launch(*args, **kwargs)
-            self.within = False
-            return result
-
-        return launched
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = str(func).rpartition(".")[0]
-        if not (self.within or name in NO_LAUNCH):
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-@BOTH
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("kind", ["hard", "dense"])
-@pytest.mark.parametrize("large", [False, True])
-def test_one_launch(
-    backend: str, kind: str, large: bool, reduction: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Loss, threshold, normaliser and gradient of a batch, whatever the rule."""
-    n = 32 if not large else 2**14 if backend == "cuda" else MOST_ROWS
-    torch.use_deterministic_algorithms(False)
-    # What the host checks of CPU tensors; row weights on a device are asserted apart.
-    serve_as_a_device(backend, monkeypatch)
-    g = torch.Generator().manual_seed(0)
-    z = torch.randn(n, 2, generator=g).requires_grad_()
-    weak = torch.randint(2, (n,), generator=g) if kind == "hard" else z.detach().softmax(1)
-    with use_backend(backend), Launches(backend, monkeypatch) as launches:
-        for threshold in (None, "median"):
-            loss = w2s_fast.cross_entropy(
-                z, weak, aux=0.5, threshold=threshold, reduction=reduction
-            )
-            assert loss.requires_grad
-        w2s_fast.cross_entropy(z, weak, reduction=reduction)
-        w2s_fast.cross_entropy(z, weak, aux=0.5, threshold=0.3, reduction=reduction)
-    one = "two_class" if backend == "cuda" else "two_class_kernel"
-    # A number becomes a scalar of the device.
-    assert launches.names == [one] * 3 + ["aten.full", one]
-    assert z.grad is None

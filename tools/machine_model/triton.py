@@ -35,6 +35,8 @@ def compile_case(case: Case, arch: int) -> Any:
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in even},
     )
     options = {"num_warps": case["warps"], "enable_fp_fusion": True, **case.get("registers", {})}
+    if "debug" in case:  # as those kernels are launched
+        options |= {"debug": case["debug"], "sanitize_overflow": False}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 

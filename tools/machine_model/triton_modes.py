@@ -11,15 +11,18 @@ from w2s_fast.kernels import closed_rows as cr
 from w2s_fast.kernels import cross_entropy as ce
 from w2s_fast.kernels import quantile as qu
 from w2s_fast.kernels import two_class as tc
+from w2s_fast.kernels import two_class_grid as tg
 
-INTS = dict.fromkeys(("size", "n_rows", "n_cols", "n_topk", "ignore", "n"), "i32")
+INTS = dict.fromkeys(
+    ("size", "n_rows", "n_cols", "n_topk", "ignore", "n", "blocks", "tiles"), "i32"
+)
 STRIDES = (
     "z_stride", "g_stride", "q_stride", "scale_stride", "hidden_stride", "head_stride",
-    "grad_stride", "s_stride", "stats_stride",
+    "grad_stride", "s_stride", "stats_stride", "up_stride",
 )  # fmt: skip
 FLOATS = (
     "smoothing", "focal_gamma", "max_confidence", "softcap", "z_loss", "tolerance", "aux", "alpha",
-    "margin", "scale",
+    "margin", "scale", "cut",
 )  # fmt: skip
 POINTERS = {
     "ids_ptr": "*i64", "rest_ptr": "*fp32", "w_ptr": "*fp32", "aux_ptr": "*fp32",
@@ -27,7 +30,8 @@ POINTERS = {
     "topk_ptr": "*fp32", "by_ptr": "*fp32", "hist_ptr": "*i64", "out_ptr": "*fp32",
     "keep_ptr": "*u8", "prefix_ptr": "*i64", "from_ptr": "*fp32", "least_ptr": "*i64",
     "rows_ptr": "*i64", "count_ptr": "*i64", "pull_ptr": "*fp32", "lse_ptr": "*fp32",
-    "grad_ptr": "*fp32", "bias_grad_ptr": "*fp32",
+    "grad_ptr": "*fp32", "bias_grad_ptr": "*fp32", "losses_ptr": "*fp32", "words_ptr": "*i64",
+    "sums_ptr": "*fp64", "up_ptr": "*fp32",
 }  # fmt: skip
 V_ALIGNED = (
     "n_cols", "size", "z_stride", "g_stride", "q_stride", "s_stride", "hidden_stride",
@@ -45,6 +49,7 @@ EVERYWHERE = (
     "rows hard bf16", "rows dense fp32", "rows dense plain bf16", "rows sparse cap fp32",
     "gradient sparse bf16", "fixup sparse fp32", "scale bf16", "quantile round 2",
     "quantile finish", "quantile histogram", "quantile successor", "two classes 2048",
+    "two classes grid dense", "two classes grid plain", "two classes gradient",
     "closed rows bf16", "closed rows fp32", "info_nce rules fp32",
     "info_nce rules bf16", "info_nce plain fp32",
 )  # fmt: skip
@@ -164,16 +169,32 @@ def quantile_cases() -> list[Case]:
 
 
 def two_class_cases() -> list[Case]:
-    """A block of every size, with hard and with dense labels and every term."""
+    """One program of every size, several, and the gradient, with every term and kind of label."""
     flags = {"OWN": True, "MEAN": True, "SMOOTH": True, "FOCAL": True, "WINDOW": True}
-    fixed = {"kernel": tc.two_class_kernel, "aligned": False, "wide": False, "vec": 1}
+    fixed: Case = {"aligned": False, "wide": False, "vec": 1}
+    batches = {"FROM": 1, "CHECK": False}
+    plain: Case = dict.fromkeys(("SMOOTH", "FOCAL", "WINDOW", "CAP"), False)
+    plain |= dict.fromkeys(("stats_ptr", "index_ptr"))
+    kernels: list[tuple[str, Any, int, int, Case]] = [
+        (f"{block}", tc.two_class_kernel, block, warps, batches)
+        for block, warps in tc.BLOCKS.items()
+    ]
+    kernels += [
+        ("grid", tg.two_class_grid_kernel, tg.TILE, tg.WARPS, batches),
+        ("grid given", tg.two_class_grid_kernel, tg.TILE, tg.WARPS, batches | {"FROM": 0}),
+        ("grid checks", tg.two_class_grid_kernel, tg.TILE, tg.WARPS, batches | {"CHECK": True}),
+        ("grid plain", tg.two_class_grid_kernel, tg.TILE, tg.WARPS, batches | plain),
+        ("gradient", tc.two_class_gradient_kernel, tc.ROWS, tc.WARPS, {}),
+    ]
     kinds = ((0, None, "q_ptr"), (2, "*bf16", "ids_ptr"))
     return [
         fixed
-        | {"name": f"two classes {block}{' dense' if kind else ''}", "warps": warps}
+        | {"name": f"two classes {name}{' dense' if kind else ''}", "warps": warps}
+        | {"kernel": kernel, "debug": const.get("CHECK", False)}
+        | {"registers": tg.registers("plain" in name) if "grid" in name else {}}
         | {"pointers": POINTERS | {"z_ptr": "*bf16", "g_ptr": "*bf16", "q_ptr": q}}
-        | {"const": flags | {"KIND": kind, "FROM": 1, "CAP": kind == 2, "BLOCK": block, off: None}}
-        for block, warps in tc.BLOCKS.items()
+        | {"const": flags | {"CAP": kind == 2} | const | {"KIND": kind, "BLOCK": block, off: None}}
+        for name, kernel, block, warps, const in kernels
         for kind, q, off in kinds
     ]
 

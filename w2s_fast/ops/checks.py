@@ -14,18 +14,36 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops.dispatch import backend
 from w2s_fast.ops.transforms import values
 
 _ON_DEVICE = os.environ.get("W2S_DEVICE_CHECKS", "1") != "0"
 
 
-def check_weight(weight: Tensor) -> None:
+def on_host(x: Tensor) -> bool:
+    """Return whether the host can look at the values of ``x`` without waiting for a device."""
+    return x.device.type == "cpu"
+
+
+def checks_on_device(x: Tensor | None) -> bool:
+    """Return whether a kernel that reads ``x`` has to check its values."""
+    return x is not None and _ON_DEVICE and not on_host(x)
+
+
+def check_weight(weight: Tensor, by_kernel: bool = False) -> None:
     """Check that row weights (N,) are numbers >= 0.
+
+    Args:
+        weight: (N,).
+        by_kernel: on a device, a backend of cross-entropies that is compiled for two classes checks
+            the weights in the launch that reads them.
 
     Raises:
         W2SError: on the CPU, naming the first row that is not.
     """
     if _unknown(weight):
+        return
+    if by_kernel and not on_host(weight) and backend("cross_entropy", weight).LATE_TWO_CLASS:
         return
     weight = values(weight).flatten()  # under vmap, of every sample
     row = _first_wrong(weight >= 0, "a row weight is negative or NaN")
@@ -79,7 +97,7 @@ def _unknown(x: Tensor) -> bool:
 
 def _first_wrong(fine: Tensor, what: str) -> int | None:
     """Return the first row (N,) that is not fine on the CPU; elsewhere let the device assert it."""
-    if fine.device.type != "cpu":
+    if not on_host(fine):
         if _ON_DEVICE:
             torch._assert_async(fine.all(), f"w2s_fast: {what}")
         return None

@@ -73,12 +73,13 @@ class LossSpec:
     """Coefficients and self-target of a call. ``threshold`` is in SCORE units.
 
     For rule ``prior`` and more than two classes the threshold is a class bias (V,) instead. None
-    stands for the statistic of the batch.
+    stands for the statistic of the batch. Of two classes it may be a number, which ``two_class``
+    takes without a tensor on the device.
     """
 
     rule: str = "none"
     aux: float | Tensor = 0.0
-    threshold: Tensor | None = None
+    threshold: Tensor | float | None = None
     smoothing: float = 0.0
     focal_gamma: float = 0.0
     max_confidence: float = math.inf
@@ -96,6 +97,17 @@ class LossSpec:
         if self.rule == "prior":
             return RowRule.GIVEN
         return RowRule.ARGMAX if self.rule == "argmax" else RowRule.GATE
+
+    def threshold_tensor(self, p: LossInputs) -> Tensor | None:
+        """Return the threshold as a tensor in the precision of the record, on its device."""
+        if isinstance(self.threshold, float):
+            return torch.full((), self.threshold, dtype=p.accumulator, device=p.logits.device)
+        return self.threshold
+
+    def threshold_and_number(self) -> tuple[Tensor | None, float | None]:
+        """Return the threshold as a tensor on its device, or as a number."""
+        at = self.threshold
+        return (None, at) if isinstance(at, float) else (at, None)
 
     def threshold_from(self) -> ThresholdFrom:
         """Return where a call over two classes takes its threshold from."""
@@ -195,3 +207,5 @@ class LossResult:
     grads: tuple[Tensor | None, ...] = ()
     logits: Tensor | None = None  # (N, V), on request, where one chunk holds them all
     slopes: Tensor | None = None  # (M, N) derivatives of row losses by the scales of a teacher
+    # (3,) loss, normaliser and threshold on a GPU, for ``two_class_gradient``.
+    scalars: Tensor | None = None

@@ -133,6 +133,7 @@ def make_inputs(
     weak: Tensor | SparseTargets,
     weight: Tensor | None = None,
     ignore_index: int = -100,
+    solves: bool = False,
 ) -> LossInputs:
     """Check shapes, dtypes and devices and convert the targets to the form that backends read.
 
@@ -142,6 +143,8 @@ def make_inputs(
         weak: integer (N,), floating point (N, V), or ``SparseTargets``.
         weight: (N,) row weights, or None for 1.
         ignore_index: hard label that excludes its row from the loss.
+        solves: the inputs go to ``cross_entropy.algorithm.solve``, whose kernel of two classes
+            checks row weights on a device itself.
 
     Raises:
         W2SError: if a shape, dtype or device does not fit; the message names the value.
@@ -149,7 +152,9 @@ def make_inputs(
     check_logits(logits)
     if logits.stride(1) != 1 and logits.shape[1] > 1:
         logits = logits.contiguous()
-    return attach_targets(logits, weak, weight, ignore_index)
+    n, v = logits.shape  # that kernel has 32-bit counters
+    by_kernel = solves and v == 2 and n < 2**30 and not isinstance(weak, SparseTargets)
+    return attach_targets(logits, weak, weight, ignore_index, by_kernel)
 
 
 def check_logits(logits: Tensor) -> None:
@@ -164,13 +169,20 @@ def check_logits(logits: Tensor) -> None:
 
 
 def attach_targets(
-    logits: Tensor, weak: Tensor | SparseTargets, weight: Tensor | None, ignore_index: int
+    logits: Tensor,
+    weak: Tensor | SparseTargets,
+    weight: Tensor | None,
+    ignore_index: int,
+    by_kernel: bool = False,
 ) -> LossInputs:
-    """Check the targets of logits that are already checked, or that stand for a shape only."""
+    """Check the targets of logits that are already checked, or that stand for a shape only.
+
+    ``by_kernel``: see ``check_weight``.
+    """
     n, v = logits.shape
     acc = accumulator(logits.dtype)
     ids, probs, rest = _targets(weak, n, v, acc, logits.dtype)
-    weight = _checked_weight(weight, n, acc)
+    weight = _checked_weight(weight, n, acc, by_kernel)
     device = logits.device
     for t in (ids, probs, rest, weight):
         if t is not None and t.device != device:
@@ -187,13 +199,15 @@ def without_targets(logits: Tensor, weight: Tensor | None) -> LossInputs:
     return LossInputs(logits, None, None, None, weight, -100)
 
 
-def _checked_weight(weight: Tensor | None, n: int, acc: torch.dtype) -> Tensor | None:
+def _checked_weight(
+    weight: Tensor | None, n: int, acc: torch.dtype, by_kernel: bool = False
+) -> Tensor | None:
     if weight is None:
         return None
     _expect("weight", weight, (n,))
     check_weight_dtype(weight)
     weight = weight.detach().to(acc).contiguous()
-    check_weight(weight)
+    check_weight(weight, by_kernel)
     return weight
 
 

@@ -66,7 +66,7 @@ def weak_loss(
     if isinstance(logits, Projected):
         return projected_loss(logits, weak, weight, spec, ignore_index, reduction)
     spec.entropy = return_stats
-    p = make_inputs(logits, weak, weight, ignore_index)
+    p = make_inputs(logits, weak, weight, ignore_index, solves=True)
     loss, result = differentiable_loss(p, spec, logits, weight, reduction, inplace)
     stats = make_stats(p, result) if return_stats else None
     return WeakLossOut(loss, as_scalar(result.normaliser, p), stats)

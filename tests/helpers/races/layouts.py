@@ -31,6 +31,7 @@ def triton_layout(case: dict[str, Any], n_cols: int, part: int) -> Layout:
     sizes = {"n_rows": 5, "n_cols": n_cols, "n_topk": max(1, const.get("KBLOCK", 1) - 1)}
     sizes |= {"ignore": -100, "n": 3 * const.get("BLOCK", 1) - 5, "scale_stride": 1}
     sizes |= {"s_stride": n_cols, "stats_stride": 5}
+    sizes |= {"blocks": 3, "tiles": 2, "up_stride": 1}
     if case["kernel"].fn.__name__ == "two_class_kernel":  # one block holds all rows
         sizes["n"] = const["BLOCK"] - 5
     sizes |= {"z_stride": n_cols, "g_stride": n_cols + apart, "q_stride": n_cols + 3 * apart}
@@ -57,6 +58,8 @@ def of_cuda(name: str) -> list[Layout]:
         return [
             two_class_layout(select, dense, blocks) for select, blocks in ((0, 4), (1, 4), (1, 1))
         ]
+    if kind == "two_class_gradient_kernel":
+        return [two_class_layout(0, "topk" not in name, 4)]
     if kind == "contrastive_kernel":  # 16 bits have memory of their own
         long = 256 * 3 // 2 * each + 1
         return [contrastive_layout(m, each == 8) for m in (long, 2)]
@@ -101,6 +104,7 @@ def two_class_layout(select: int, dense: bool, blocks: int) -> Layout:
     params: Params = {at: x for at, x in call.items() if at[0] == 0}
     params |= {(0, 0): 5000, (0, 184): (0, pointer(20)), (0, 192): pointer(21)}
     params |= {(0, 240): select, (0, 244): 1, (0, 248): pointer(22), (0, 256): pointer(23)}
+    params |= {(0, 264): (0, pointer(24)), (0, 272): pointer(25), (0, 280): 1, (0, 288): (0, 1)}
     return params, {"%ctaid.x": blocks // 2, "%nctaid.x": blocks, "%ntid.x": 256}
 
 

@@ -56,7 +56,7 @@ def make_spec(
     return LossSpec(rule, aux, fixed, smoothing, 0.0, math.inf, softcap, z_loss, record, entropy)
 
 
-def _named_rule(threshold: str | float | None, p: LossInputs) -> tuple[str, Tensor | None]:
+def _named_rule(threshold: str | float | None, p: LossInputs) -> tuple[str, Tensor | float | None]:
     two = p.logits.shape[1] == 2
     if threshold is None:
         return ("prior" if two else "argmax"), None
@@ -72,7 +72,9 @@ def _named_rule(threshold: str | float | None, p: LossInputs) -> tuple[str, Tens
     at = threshold
     if two:
         # P(class 1) > t  iff  z_0 - z_1 < log((1 - t) / t)
-        at = math.inf if at == 0 else -math.inf if at == 1 else math.log1p(-at) - math.log(at)
+        return "fixed", (
+            math.inf if at == 0 else -math.inf if at == 1 else math.log1p(-at) - math.log(at)
+        )
     return "fixed", torch.full((), at, dtype=p.accumulator, device=p.logits.device)
 
 
@@ -95,7 +97,7 @@ def check_spec(r: LossSpec, p: LossInputs, most: int = 2) -> None:
             f"threshold 'prior' is for 2 to {most} classes here, logits have {v}; use 'argmax', "
             "'median' or a float"
         )
-    shape = () if r.threshold is None else tuple(r.threshold.shape)
+    shape = tuple(r.threshold.shape) if isinstance(r.threshold, Tensor) else ()
     if r.threshold is not None and shape != (expected := (v,) if is_balanced(r.rule, v) else ()):
         raise W2SError(f"threshold has shape {shape}; rule {r.rule!r} expects {expected}")
     if r.rule == "argmax" and v == 2:
@@ -206,7 +208,7 @@ def solve(p: LossInputs, spec: LossSpec, into: Tensor | str | None, mean: bool) 
     if v == 2 and p.kind != "sparse" and kernels.takes_two_class(p, spec):
         return kernels.two_class(p, spec, grad, mean)
     total = normaliser(p)
-    threshold = spec.threshold
+    threshold = spec.threshold_tensor(p)
     call = RowCall(
         p, spec, *new_record(p), spec.row_rule(v), grad=grad, scale=gradient_scale(total, mean)
     )

@@ -105,7 +105,7 @@ def cross_entropy(
         RuntimeError: on a second derivative, a tangent of forward mode, or a second backward after
             ``inplace=True``.
     """
-    p = make_inputs(logits, weak, weight, ignore_index)
+    p = make_inputs(logits, weak, weight, ignore_index, solves=True)
     with_gradients = check_return_stats(return_stats)
     kept = bool(return_stats)
     spec = make_spec(p, aux, threshold, smoothing, softcap, z_loss, record=kept, entropy=kept)

@@ -5,7 +5,8 @@ forward pass also writes the gradient (one read, one write) and backward multipl
 the scalar. fp16 is the exception: its small entries would be lost before a loss scale could save
 them, so backward writes the gradient from the record once the scalar is known, rounded once (one
 more read, but no pass over a finished gradient). Everything else (``reduction="none"``,
-``torch.compile``, tensor subclasses) goes through the registered ``operators``.
+``torch.compile``, tensor subclasses) goes through the registered ``operators``. Two classes on a
+GPU have a way of their own for fp16 and ``"none"``: ``late_pairs``.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ from w2s_fast.ops.cross_entropy.algorithm import (
     check_spec,
     solve,
 )
+from w2s_fast.ops.cross_entropy.late_pairs import (
+    CONSUMED,
+    LateCall,
+    late_loss,
+    serves,
+    weight_gradient,
+)
 from w2s_fast.ops.cross_entropy.operators import TWICE, operator_arguments, reduced
 from w2s_fast.ops.dispatch import backend
 from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, Stat
 from w2s_fast.ops.results import check_reduction
 from w2s_fast.ops.targets import LossInputs
 from w2s_fast.ops.transforms import batched, needs_operators, refuse_batched
-
-_CONSUMED = (
-    "second backward through w2s_fast.cross_entropy(inplace=True): the logits were overwritten by "
-    "their gradient, which the first backward returned; use inplace=False with retain_graph=True"
-)
 
 
 def differentiable_loss(
@@ -46,7 +49,15 @@ def differentiable_loss(
 ) -> tuple[Tensor, LossResult]:
     """Return the loss, differentiable in ``logits`` and ``weight``, and the result behind it."""
     check_reduction(reduction)
-    if reduction == "none" or type(logits) is not Tensor or needs_operators():
+    if type(logits) is not Tensor or needs_operators():
+        return _by_operators(p, spec, weight, reduction)
+    dtype = None if weight is None else weight.dtype
+    if (reduction == "none" or needs_upstream(logits.dtype)) and serves(p, spec):
+        inplace = inplace and reduction != "none"
+        if inplace and torch.is_grad_enabled() and logits.requires_grad:
+            check_inplace(logits)
+        return late_loss(logits, weight, LateCall(p, spec, reduction, dtype, inplace))
+    if reduction == "none":
         return _by_operators(p, spec, weight, reduction)
     mean = reduction == "mean"
     if not torch.is_grad_enabled() or not (
@@ -56,7 +67,7 @@ def differentiable_loss(
         return result.loss, result
     if inplace:
         check_inplace(logits)
-    call = EagerCall(p, spec, mean, None if weight is None else weight.dtype, inplace)
+    call = EagerCall(p, spec, mean, dtype, inplace)
     loss = _apply(logits, weight, call)
     assert call.result is not None
     return loss, call.result
@@ -127,7 +138,7 @@ class FusedLoss(torch.autograd.Function):
         grad = result.grads[0] if result.grads else None
         result.grads = ()
         if grad is None and call.consumed:
-            raise RuntimeError(_CONSUMED)
+            raise RuntimeError(CONSUMED)
         if grad is None:
             logits, ids, probs, rest, weight = ctx.saved_tensors
             p = LossInputs(logits, ids, probs, rest, weight, ctx.ignore_index)
@@ -140,6 +151,7 @@ class FusedLoss(torch.autograd.Function):
         return scaled(grad, upstream), grad_weight, None
 
 
+_FEW_CLASSES = 64
 # Function.apply without its handling of ``torch.func``: those calls go to the operators.
 _apply = super(torch.autograd.Function, FusedLoss).apply
 
@@ -155,10 +167,18 @@ def scaled(grad: Tensor, upstream: Tensor) -> Tensor:
         return (grad.to(upstream.dtype) * upstream).to(grad.dtype)
     if not grad.is_cpu:
         kernels = backend("cross_entropy", grad)
-        kernels.scale_(grad if grad.dim() == 2 else grad.unsqueeze(0), upstream)
+        kernels.scale_(_long_rows(grad), upstream)
     elif upstream.item() != 1.0:
         grad.mul_(upstream)
     return grad
+
+
+def _long_rows(grad: Tensor) -> Tensor:
+    """Return a finished gradient as a matrix; rows of a few classes as one, in wide accesses."""
+    short = grad.dim() < 2 or grad.shape[1] <= _FEW_CLASSES
+    if short and grad.is_contiguous() and grad.numel() <= 2**26:  # a grid of Triton ends there
+        return grad.view(1, -1)
+    return grad if grad.dim() == 2 else grad.unsqueeze(0)
 
 
 def row_scale(p: LossInputs, normaliser: Tensor | float, mean: bool, upstream: Tensor) -> Tensor:
@@ -168,17 +188,6 @@ def row_scale(p: LossInputs, normaliser: Tensor | float, mean: bool, upstream: T
         count = torch.as_tensor(normaliser, dtype=p.accumulator, device=scale.device)
         scale = torch.where(count > 0, scale / count, 0.0)
     return scale.expand(p.logits.shape[0]) if p.weight is None else scale * p.weight
-
-
-def weight_gradient(
-    p: LossInputs, s: LossResult, mean: bool, upstream: Tensor, dtype: torch.dtype | None
-) -> Tensor:
-    """Return the (N,) gradient of the row weights; ``p`` gives the rows that count."""
-    rows = s.stats[Stat.LOSS]
-    if mean:
-        count = torch.as_tensor(s.normaliser, dtype=rows.dtype, device=rows.device)
-        rows = torch.where(p.counted() & (count > 0), (rows - s.loss) / count, 0.0)
-    return (rows * upstream).to(dtype)
 
 
 def snapshot(spec: LossSpec) -> None:

@@ -21,6 +21,7 @@ FIXES_IN_PLACE = True
 GUESSES_GATES = True  # the host may look at scores and choose rows
 READS_TARGET_LOGITS = True
 FIXES_ANY_MASS = False
+LATE_TWO_CLASS = False
 _NO_RECORD = (torch.empty(0), torch.empty(0, dtype=torch.int64))  # data_ptr() is 0
 _SCALAR = torch.empty((), dtype=torch.float32)  # copied in form: faster than to name the form
 

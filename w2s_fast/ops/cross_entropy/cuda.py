@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.ops import native_cuda as native
+from w2s_fast.ops.checks import checks_on_device
 from w2s_fast.ops.cross_entropy.ref import gradient_buffer as gradient_buffer
 from w2s_fast.ops.dtypes import DTYPE_CODES
 from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, RowRule, empty_record
@@ -28,6 +29,7 @@ GUESSES_GATES = False
 READS_TARGET_LOGITS = False
 # The rows of a fused head whose softmax factor changes late are a Triton kernel.
 FIXES_ANY_MASS = importlib.util.find_spec("triton") is not None
+LATE_TWO_CLASS = True
 
 
 def rows(call: RowCall) -> None:
@@ -51,24 +53,46 @@ def takes_two_class(p: LossInputs, spec: LossSpec) -> bool:
     return p.logits.shape[0] <= native.library().MAX_SCORES
 
 
-def two_class(p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool) -> LossResult:
-    """Compute threshold, normaliser, loss and gradient of two classes in one launch."""
+def two_class(
+    p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool, losses: Tensor | None = None
+) -> LossResult:
+    """Compute threshold, normaliser, loss and gradient of two classes; ``losses`` (N,) on request.
+
+    One launch.
+    """
     check_labels(p)
     library, device = native.library(), p.logits.device
     stats, index = empty_record(p, spec.record)
-    call = RowCall(p, spec, stats, index, spec.row_rule(2), spec.threshold, grad)
+    at, number = spec.threshold_and_number()
+    call = RowCall(p, spec, stats, index, spec.row_rule(2), at, grad)
     scratch = torch.empty(library.TWO_CLASS_SCRATCH, dtype=torch.int64, device=device)
     out = torch.empty(3, dtype=torch.float32, device=device)
-    with _packed(call) as packed:
+    with _packed(call, -math.inf if number is None else number) as packed:
         error = library.two_class(
             packed, spec.threshold_from(), mean, scratch.data_ptr(), out.data_ptr(),
+            0 if losses is None else losses.data_ptr(), checks_on_device(p.weight),
             native.stream_of(p.logits),
         )  # fmt: skip
     native.check(error, f"two_class of {p.logits.shape[0]} rows")
     loss, count, at = out.unbind()
-    return LossResult(
-        stats, index, loss, count, at if call.rule is RowRule.MARGIN else None, (grad,)
-    )
+    threshold = at if call.rule is RowRule.MARGIN else None
+    return LossResult(stats, index, loss, count, threshold, (grad,), scalars=out)
+
+
+def two_class_gradient(
+    p: LossInputs, spec: LossSpec, scalars: Tensor, upstream: Tensor, mean: bool, grad: Tensor
+) -> None:
+    """Write the gradient of a finished ``two_class``, times the 0-d or (N,) upstream: one launch.
+
+    ``scalars`` are those of its result.
+    """
+    call = RowCall(p, spec, *empty_record(p, False), spec.row_rule(2), grad=grad)
+    with _packed(call) as packed:
+        error = native.library().two_class_gradient(
+            packed, mean, scalars.data_ptr(), upstream.data_ptr(),
+            upstream.stride(0) if upstream.dim() else 0, native.stream_of(p.logits),
+        )  # fmt: skip
+    native.check(error, f"two_class_gradient of {p.logits.shape[0]} rows")
 
 
 def scale_(grad: Tensor, upstream: Tensor) -> None:
@@ -96,8 +120,8 @@ def _launch(kernel: str, call: RowCall) -> None:
 
 
 @contextlib.contextmanager
-def _packed(call: RowCall) -> Iterator[Any]:
-    """Yield the C struct of a call, on the device of its logits."""
+def _packed(call: RowCall, threshold: float = -math.inf) -> Iterator[Any]:
+    """Yield the C struct of a call, on the device of its logits; its threshold may be a number."""
     # Phase ``gradient`` reads these numbers from the record. Elsewhere a 0-d tensor stays on the
     # device and becomes fp32; it must live until the launch has returned.
     scalars: tuple[float | Tensor | None, ...] = (0.0, None, None)
@@ -108,4 +132,4 @@ def _packed(call: RowCall) -> Iterator[Any]:
     addresses = [0 if x is None else x.data_ptr() for x in on_device]
     value = 0.0 if addresses[0] else float(call.spec.aux)
     with native.device_of(call.inputs.logits):
-        yield call.packed(native.library().RowCall, value, -math.inf, 1.0, *addresses)
+        yield call.packed(native.library().RowCall, value, threshold, 1.0, *addresses)

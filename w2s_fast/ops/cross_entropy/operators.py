@@ -46,7 +46,7 @@ def operator_arguments(p: LossInputs, spec: LossSpec) -> tuple[Any, ...]:
     """Return the arguments ``SPEC`` of an operator."""
     aux = torch.as_tensor(spec.aux, dtype=p.accumulator, device=p.logits.device)
     return (
-        p.ids, p.probs, p.rest, p.weight, aux, spec.threshold, spec.rule, p.ignore_index,
+        p.ids, p.probs, p.rest, p.weight, aux, spec.threshold_tensor(p), spec.rule, p.ignore_index,
         spec.smoothing, spec.focal_gamma, spec.max_confidence, spec.softcap, spec.z_loss,
     )  # fmt: skip
 

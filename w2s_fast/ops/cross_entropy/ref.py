@@ -23,6 +23,7 @@ GUESSES_GATES = False
 # Dense targets are probabilities.
 READS_TARGET_LOGITS = False
 FIXES_ANY_MASS = False
+LATE_TWO_CLASS = False
 
 
 def rows(call: RowCall) -> None:

@@ -6,6 +6,8 @@ over the logits; ``fixup`` then overwrites the few entries of the rows whose gat
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -13,7 +15,16 @@ from torch import Tensor
 from w2s_fast.kernels import _tile
 from w2s_fast.kernels import cross_entropy as kernels
 from w2s_fast.kernels import two_class as pairs
-from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, RowRule, empty_record
+from w2s_fast.kernels import two_class_grid as grid
+from w2s_fast.ops.checks import checks_on_device
+from w2s_fast.ops.loss_call import (
+    LossResult,
+    LossSpec,
+    RowCall,
+    RowRule,
+    ThresholdFrom,
+    empty_record,
+)
 from w2s_fast.ops.native_cuda import device_of
 from w2s_fast.ops.targets import LossInputs, check_labels
 
@@ -21,6 +32,7 @@ FIXES_IN_PLACE = True
 GUESSES_GATES = False
 READS_TARGET_LOGITS = False
 FIXES_ANY_MASS = True
+LATE_TWO_CLASS = True
 
 
 def rows(call: RowCall) -> None:
@@ -88,32 +100,94 @@ def gradient(call: RowCall) -> None:
 
 
 def takes_two_class(p: LossInputs, spec: LossSpec) -> bool:
-    """Return whether one program holds the batch; a larger one takes a program a row."""
-    return p.logits.shape[0] <= pairs.MOST_ROWS
+    """Return whether ``two_class`` serves a call with hard or dense labels; counters are 32-bit."""
+    return p.logits.shape[0] < 2**31
 
 
-def two_class(p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool) -> LossResult:
-    """Compute threshold, normaliser, loss and gradient of two classes in one launch."""
+def two_class(
+    p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool, losses: Tensor | None = None
+) -> LossResult:
+    """Compute threshold, normaliser, loss and gradient of two classes; ``losses`` (N,) on request.
+
+    One launch. From 2049 rows on several programs share the batch: their counters start at zero,
+    which is a launch of its own.
+    """
     check_labels(p)
-    n, rule = p.logits.shape[0], spec.row_rule(2)
+    n, device = p.logits.shape[0], p.logits.device
     stats, index = empty_record(p, spec.record)
-    out = torch.empty(3, dtype=torch.float32, device=p.logits.device)
-    block = next(b for b in pairs.BLOCKS if n <= b)
-    aux = spec.aux.float() if isinstance(spec.aux, Tensor) else None
+    out = torch.empty(3, dtype=torch.float32, device=device)
+    at, number = spec.threshold_and_number()
+    cut = 0.0 if number is None else number
+    arrays = (at, stats if spec.record else None, index if spec.record else None, losses, out)
+    check = checks_on_device(p.weight)
+    terms = _pair_modes(p, spec)
+    modes = terms | {"FROM": int(spec.threshold_from()), "MEAN": mean}
+    modes |= {"CHECK": check, "debug": check, "sanitize_overflow": False}
     with device_of(p.logits):
-        pairs.two_class_kernel[(1,)](
-            p.logits, p.logits.stride(0), grad, 0 if grad is None else grad.stride(0),
-            p.ids, p.probs, _row_stride(p), p.weight, aux, spec.threshold,
-            stats if spec.record else None, index if spec.record else None, out, n, p.ignore_index,
-            0.0 if aux is not None else float(spec.aux), spec.smoothing, spec.focal_gamma,
-            spec.max_confidence, spec.softcap, spec.z_loss,
-            KIND=kernels.KINDS[p.kind], FROM=int(spec.threshold_from()),
-            OWN=rule is RowRule.MARGIN, MEAN=mean, SMOOTH=spec.smoothing != 0,
-            FOCAL=spec.focal_gamma != 0, WINDOW=spec.max_confidence != float("inf"),
-            CAP=spec.softcap != 0, BLOCK=block, num_warps=pairs.BLOCKS[block],
-        )  # fmt: skip
+        if n <= pairs.MOST_ROWS:
+            block = next(b for b in pairs.BLOCKS if n <= b)
+            pairs.two_class_kernel[(1,)](
+                *_pair_arrays(p, spec, grad), *arrays, n, cut, *_pair_terms(p, spec),
+                **modes, BLOCK=block, num_warps=pairs.BLOCKS[block],
+            )  # fmt: skip
+        else:
+            words = torch.zeros(grid.SIZE, dtype=torch.int64, device=device)
+            sums = torch.empty(grid.SUMS, dtype=torch.float64, device=device)
+            selects = spec.threshold_from() is not ThresholdFrom.GIVEN
+            programs, *sizes = grid.layout(n, selects)
+            plain = not (spec.record or any(terms[m] for m in ("SMOOTH", "FOCAL", "WINDOW", "CAP")))
+            grid.two_class_grid_kernel[(programs,)](
+                *_pair_arrays(p, spec, grad), *arrays, words, sums, n, *sizes, cut,
+                *_pair_terms(p, spec), **modes, BLOCK=grid.TILE, num_warps=grid.WARPS,
+                **grid.registers(plain),
+            )  # fmt: skip
     loss, count, at = out.unbind()
-    return LossResult(stats, index, loss, count, at if rule is RowRule.MARGIN else None, (grad,))
+    rule = spec.row_rule(2)
+    return LossResult(
+        stats, index, loss, count, at if rule is RowRule.MARGIN else None, (grad,), scalars=out
+    )
+
+
+def two_class_gradient(
+    p: LossInputs, spec: LossSpec, scalars: Tensor, upstream: Tensor, mean: bool, grad: Tensor
+) -> None:
+    """Write the gradient of a finished ``two_class``, times the 0-d or (N,) upstream: one launch.
+
+    ``scalars`` are those of its result.
+    """
+    n = p.logits.shape[0]
+    if n == 0:
+        return
+    with device_of(p.logits):
+        pairs.two_class_gradient_kernel[(triton.cdiv(n, pairs.ROWS),)](
+            *_pair_arrays(p, spec, grad), scalars, upstream, upstream.stride(0) if upstream.dim()
+            else 0, n, *_pair_terms(p, spec), **_pair_modes(p, spec), MEAN=mean, BLOCK=pairs.ROWS,
+            num_warps=pairs.WARPS,
+        )  # fmt: skip
+
+
+def _pair_arrays(p: LossInputs, spec: LossSpec, grad: Tensor | None) -> tuple[Any, ...]:
+    aux = spec.aux.float() if isinstance(spec.aux, Tensor) else None
+    return (
+        p.logits, p.logits.stride(0), grad, 0 if grad is None else grad.stride(0),
+        p.ids, p.probs, _row_stride(p), p.weight, aux,
+    )  # fmt: skip
+
+
+def _pair_terms(p: LossInputs, spec: LossSpec) -> tuple[int | float, ...]:
+    aux = 0.0 if isinstance(spec.aux, Tensor) else float(spec.aux)
+    return (
+        p.ignore_index, aux, spec.smoothing, spec.focal_gamma, spec.max_confidence, spec.softcap,
+        spec.z_loss,
+    )  # fmt: skip
+
+
+def _pair_modes(p: LossInputs, spec: LossSpec) -> dict[str, Any]:
+    return {
+        "KIND": kernels.KINDS[p.kind], "OWN": spec.row_rule(2) is RowRule.MARGIN,
+        "SMOOTH": spec.smoothing != 0, "FOCAL": spec.focal_gamma != 0,
+        "WINDOW": spec.max_confidence != float("inf"), "CAP": spec.softcap != 0,
+    }  # fmt: skip
 
 
 def gradient_buffer(p: LossInputs, any_stride: bool = False) -> Tensor:

@@ -73,7 +73,7 @@ def solve_linear(
         late = False
     total = normaliser(p)
     call = RowCall(
-        p, spec, *new_record(p), spec.row_rule(p.logits.shape[1]), spec.threshold,
+        p, spec, *new_record(p), spec.row_rule(p.logits.shape[1]), spec.threshold_tensor(p),
         scale=gradient_scale(total, mean),
     )  # fmt: skip
     if late and p.ids is not None:

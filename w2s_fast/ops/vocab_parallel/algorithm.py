@@ -182,13 +182,13 @@ def solve_vocab(
         spec, late = dataclasses.replace(spec, threshold=at_half), False
     total = normaliser(p)
     rule, scale = spec.row_rule(shard.total), gradient_scale(total, mean)
-    whole = RowCall(p, spec, stats, index, rule, spec.threshold, scale=scale)
+    whole = RowCall(p, spec, stats, index, rule, spec.threshold_tensor(p), scale=scale)
     if p.ids is not None:
         whole.topk_diffs = torch.empty(p.ids.shape, dtype=p.accumulator, device=total.device)
     grads = Gradients(x, needs, _chunk_count(x, p, shard) + (p.width + 1 if late else 0))
     for rows, inputs in local_chunks(x, p, shard):
         call = merged_call(inputs, spec, shard)
-        call.rule, call.threshold = rule, spec.threshold
+        call.rule, call.threshold = rule, whole.threshold
         set_self_target(call)
         set_factor(call)
         set_loss(call, 0.0)  # the self class is the argmax, at z - M = 0

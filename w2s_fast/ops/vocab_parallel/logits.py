@@ -106,7 +106,7 @@ class _LogitsCall(EagerCall):
     ) -> LossResult:
         check_labels(p)
         call = merged_call(local_inputs(p, _EVERY, x.hidden, self.shard), self.spec, self.shard)
-        threshold = self.spec.threshold
+        threshold = self.spec.threshold_tensor(p)
         if self.spec.rule == "median" and threshold is None:
             threshold = quantile_op.masked_quantile(call.stats[Stat.SCORE], 0.5, p.counted())
         call.rule, call.threshold = self.spec.row_rule(self.shard.total), threshold
