@@ -50,6 +50,21 @@ def test_classes_as_options(args: list[str], classes: tuple[str, ...] | None) ->
     assert load_config(args).task.classes == classes
 
 
+CHAINS = (
+    "agreement_sft:iterations=2,rule=number|contrast:rule=number,n=6", "naive", "mixup@smoothing",
+    "soup:members=3", "fixmatch:threshold=0.9,share=0.5|probe@logconf:aux_coef=0.3,warmup_frac=0.1",
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=20)
+@given(specs=st.lists(st.sampled_from(CHAINS), min_size=1, unique=True), name=st.just("methods"))
+@example(specs=["logconf:aux_coef=0.3,warmup_frac=0.1", "gce:q=0.5", "xent"], name="losses")
+def test_specs_as_options(specs: list[str], name: str) -> None:
+    """Commas separate specs, and the fields of one; both at once, too."""
+    for args in ([f"--{name}", *specs], [f"--{name}={','.join(specs)}"]):
+        assert value_of(load_config(args), name) == tuple(specs)
+
+
 @pytest.mark.parametrize(
     ("text", "name", "value"),
     [

@@ -107,7 +107,7 @@ class TestRecipe:
     @pytest.mark.slow
     def test_its_twin_runs(self, name: str, tmp_path: Path) -> None:
         toy = toy_of(name)
-        # Texts take the time of these; the first and the last method are made of all kinds of stages.
+        # Texts take time; the first and the last method have stages of every kind.
         short = name in ("reasoning_gsm8k", "debate_sciq") and not ranks.LONG
         methods = toy.methods[:: len(toy.methods) - 1] if short else toy.methods
         few = FEWER if toy.task.name == "agreement" else ()

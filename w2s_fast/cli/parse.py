@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -249,13 +250,16 @@ def _list(name: str, values: Sequence[str], hint: Any) -> list[str] | None:
     return [item for value in values for item in _split(value)]
 
 
+_FIELD = re.compile(r"\w+=")  # a field, in a chain perhaps with the next method behind it
+
+
 def _split(value: str) -> list[str]:
-    """Split a value at its commas, but for those between the hyper-parameters of one loss."""
+    """Split a value at its commas, but for those between the fields of one loss or method."""
     if "," not in value:
         return [value]  # with the spaces that the words of classes begin with
     items: list[str] = []
     for piece in filter(None, (p.strip() for p in value.split(","))):
-        if "=" in piece and ":" not in piece and items and ":" in items[-1]:
+        if _FIELD.match(piece) and items and ":" in items[-1]:
             items[-1] += f",{piece}"
         else:
             items.append(piece)
