@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.evidence.comparisons import Group, groups
 from bench.evidence.design import PROTOCOLS, SUPERVISORS, report_name
-from bench.evidence.table import load, set_title, supervisor_title
+from bench.evidence.table import committed, set_title, supervisor_title
 from w2s_fast.report.figure import NOT_MATH, render, style_axes
 from w2s_fast.report.model_rows import PALETTE, level_text
 
@@ -29,7 +29,7 @@ def evidence_figure(rows: Sequence[dict[str, Any]] | None = None, kind: str = "s
         rows: Rows of the experiments; None: the committed ones.
         kind: "svg" or "png".
     """
-    found = [g for g in groups(load() if rows is None else rows) if g.protocol == "probe"]
+    found = [g for g in (committed() if rows is None else groups(rows)) if g.protocol == "probe"]
     names = [report_name(spec) for spec in PROTOCOLS["probe"].methods[1:]]
     sets = list(dict.fromkeys(group.data for group in found)) or ["sst2"]
 

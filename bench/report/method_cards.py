@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.cases import w2s
-from bench.evidence import comparisons, table
+from bench.evidence import table
 from bench.report.measured_rows import markdown
 from w2s_fast import metrics
 
@@ -59,7 +59,7 @@ def blocks() -> dict[str, Callable[[Any], str]]:
 def columns() -> Columns:
     """Return the differences to plain cross-entropy of each committed experiment."""
     found: Columns = {}
-    for group in comparisons.groups(table.load()):
+    for group in table.committed():
         if group.protocol.startswith("probe"):
             title = f"{table.set_title(group.data)}, {table.supervisor_title(group.supervisor)}"
             found.setdefault(title, {}).update(

@@ -117,7 +117,7 @@ def test_values_that_fit_no_field(tmp_path: Path, text: str, words: str) -> None
     assert words in str(err.value) and "\n" not in str(err.value)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(value=st.text(min_size=1).filter(str.isprintable) | _ODD, name=st.sampled_from(TEXTS))
 @example(value="\U0001d4e3", name="")  # JSON writes it as two escapes
 def test_text_is_taken_as_it_is_written(
