@@ -77,13 +77,14 @@ def columns() -> Columns:
 def _by_method(differences: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Return the students of plain cross-entropy: ``confident|probe+xent`` becomes ``confident``.
 
-    The last step of the probe protocol, which all of its students share, is left out.
+    The step of the probe protocol that all of its students share is left out.
     """
     found = {}
     for name, difference in differences.items():
         loss = _LOSS.search(name)
         if loss is not None and loss[1] == "xent":
-            found[name[: loss.start()].removesuffix("|probe")] = difference
+            method = name[: loss.start()].removesuffix("|probe").removeprefix("probe|")
+            found[method] = difference
     return found
 
 

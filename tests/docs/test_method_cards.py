@@ -78,6 +78,7 @@ def test_committed_rows_are_found() -> None:
     found = columns()
     assert {"embedded task", "SST-2, bag of words", "safety, MiniLM"} <= found.keys()
     assert found["safety, MiniLM"]["agree_prior"]["difference"] < 0
+    assert "prototype_head:train=true" in found["SST-2, bag of words"]
     assert not any("probe" in own for own in found.values()), "other losses are no methods"
     assert all(METHODS[re.split("[:|]", name)[0]] for own in found.values() for name in own)
 
