@@ -37,6 +37,7 @@ SPILLS = {
     "rows": (32, "addresses, parked while the row is read: makes room for a second block an SM"),
     "kth finish": (16, "runs once, in one block"),
     "two classes grid": (40, _RECORD),
+    "two classes 2048": (8, "runs once, in one block that holds all rows; on sm_100 alone"),
 }
 
 pytestmark = pytest.mark.timeout(600)
