@@ -161,7 +161,7 @@ def with_statistics(results: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         **results,
-        "design": statistics.design(next(iter(runs.values()))),
+        "design": {**results["design"], **statistics.design(next(iter(runs.values())))},
         "differences": statistics.difference_rows(differences, baseline),
         "summary": [{**s, "seeds": runs[s["name"]].n_seeds} for s in summary],
     }
