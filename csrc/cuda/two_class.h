@@ -145,6 +145,18 @@ W2S_DEVICE Record record_of(const Pair& x, Diffs& d) {
   return r;
 }
 
+// What a gradient needs: the record but for the loss, once threshold and coefficient are known.
+W2S_DEVICE Record finished_record(const RowParams& params, const Pair& x, Diffs& d) {
+  Record r = record_of(x, d);
+  choose_self_target(params, r);
+  row_factor(params, x.counted, r);
+  return r;
+}
+
+W2S_DEVICE float weight_of(const RowCall& c, int64_t row) {
+  return c.weight == nullptr ? 1 : c.weight[row];
+}
+
 template <class T>
 W2S_DEVICE void write_pair(const RowCall& c, int64_t row, const RowParams& params, const Pair& x,
                            const Record& r, const Diffs& d, float up) {
@@ -198,7 +210,7 @@ struct TwoClassKernel {
     for_each_row<T, U>(c, [&](int64_t row, const Pair& x) {
       if (select) count_score(shared.quantile, 0, x.z0 - x.z1, x.counted, met);
       if (!x.counted) return;
-      const float weight = c.weight == nullptr ? 1 : c.weight[row];
+      const float weight = weight_of(c, row);
       if (call.check_weights != 0 && !(weight >= 0)) {
         block::fail("w2s_fast: a row weight is negative or NaN");
       }
@@ -244,11 +256,9 @@ struct TwoClassKernel {
     for_each_row<T, U>(c, [&](int64_t row, const Pair& x) {
       if (row >= c.n) return;
       Diffs d;
-      Record r = record_of(x, d);
-      choose_self_target(params, r);
-      row_factor(params, x.counted, r);
+      Record r = finished_record(params, x, d);
       row_loss(params, 0, d.of(r.self), r);
-      const float weight = c.weight == nullptr ? 1 : c.weight[row];
+      const float weight = weight_of(c, row);
       losses += static_cast<double>(weight) * static_cast<double>(r.loss);
       if (call.losses != nullptr) call.losses[row] = weight * r.loss;
       if (c.stats != nullptr) write_record(c, row, r);
@@ -273,10 +283,8 @@ struct TwoClassGradientKernel {
     for_each_row<T, U>(c, [&](int64_t row, const Pair& x) {
       if (row >= c.n) return;
       Diffs d;
-      Record r = record_of(x, d);
-      choose_self_target(params, r);
-      row_factor(params, x.counted, r);
-      const float weight = c.weight == nullptr ? 1 : c.weight[row];
+      Record r = finished_record(params, x, d);
+      const float weight = weight_of(c, row);
       const float up = call.upstream[row * call.upstream_stride];
       write_pair<T>(c, row, params, x, r, d, up * scale * weight);
     });

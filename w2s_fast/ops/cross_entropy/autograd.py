@@ -11,7 +11,6 @@ GPU have a way of their own for fp16 and ``"none"``: ``late_pairs``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,13 +23,8 @@ from w2s_fast.ops.cross_entropy.algorithm import (
     check_spec,
     solve,
 )
-from w2s_fast.ops.cross_entropy.late_pairs import (
-    CONSUMED,
-    LateCall,
-    late_loss,
-    serves,
-    weight_gradient,
-)
+from w2s_fast.ops.cross_entropy.eager_call import CONSUMED, EagerCall, snapshot, weight_gradient
+from w2s_fast.ops.cross_entropy.late_pairs import late_loss, serves
 from w2s_fast.ops.cross_entropy.operators import TWICE, operator_arguments, reduced
 from w2s_fast.ops.dispatch import backend
 from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, Stat
@@ -56,7 +50,7 @@ def differentiable_loss(
         inplace = inplace and reduction != "none"
         if inplace and torch.is_grad_enabled() and logits.requires_grad:
             check_inplace(logits)
-        return late_loss(logits, weight, LateCall(p, spec, reduction, dtype, inplace))
+        return late_loss(logits, weight, EagerCall(p, spec, reduction, dtype, inplace))
     if reduction == "none":
         return _by_operators(p, spec, weight, reduction)
     mean = reduction == "mean"
@@ -67,7 +61,7 @@ def differentiable_loss(
         return result.loss, result
     if inplace:
         check_inplace(logits)
-    call = EagerCall(p, spec, mean, dtype, inplace)
+    call = EagerCall(p, spec, reduction, dtype, inplace)
     loss = _apply(logits, weight, call)
     assert call.result is not None
     return loss, call.result
@@ -79,19 +73,6 @@ def _by_operators(
     check_spec(spec, p, BALANCED_CLASSES)
     row, *record = torch.ops.w2s_fast.weak_ce(p.logits, *operator_arguments(p, spec))
     return reduced(p, spec, row, record, weight, reduction)
-
-
-@dataclass(slots=True)
-class EagerCall:
-    """One eager call on its way through autograd; the forward fills ``result``."""
-
-    inputs: LossInputs | None
-    spec: LossSpec
-    mean: bool
-    weight_dtype: torch.dtype | None
-    inplace: bool = False
-    consumed: bool = False  # the logits now hold their gradient
-    result: LossResult | None = None
 
 
 class FusedLoss(torch.autograd.Function):
@@ -151,7 +132,7 @@ class FusedLoss(torch.autograd.Function):
         return scaled(grad, upstream), grad_weight, None
 
 
-_FEW_CLASSES = 64
+_FEW_CLASSES = 64  # a program of Triton for each row would have less to do than to start
 # Function.apply without its handling of ``torch.func``: those calls go to the operators.
 _apply = super(torch.autograd.Function, FusedLoss).apply
 
@@ -188,12 +169,6 @@ def row_scale(p: LossInputs, normaliser: Tensor | float, mean: bool, upstream: T
         count = torch.as_tensor(normaliser, dtype=p.accumulator, device=scale.device)
         scale = torch.where(count > 0, scale / count, 0.0)
     return scale.expand(p.logits.shape[0]) if p.weight is None else scale * p.weight
-
-
-def snapshot(spec: LossSpec) -> None:
-    """Copy the coefficient that a later backward needs: a schedule may have moved on by then."""
-    if isinstance(spec.aux, Tensor):
-        spec.aux = spec.aux.clone()
 
 
 def _gradient_from_record(p: LossInputs, call: EagerCall, upstream: Tensor) -> Tensor:

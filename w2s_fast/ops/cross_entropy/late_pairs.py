@@ -7,16 +7,16 @@ backward pass the gradient, from the logits again: with two classes that is as c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from w2s_fast.ops.cross_entropy.algorithm import BALANCED_CLASSES, check_spec
+from w2s_fast.ops.cross_entropy.eager_call import CONSUMED, EagerCall, snapshot, weight_gradient
 from w2s_fast.ops.cross_entropy.operators import TWICE
 from w2s_fast.ops.dispatch import backend
-from w2s_fast.ops.loss_call import LossResult, LossSpec, Stat
+from w2s_fast.ops.loss_call import LossResult, LossSpec
 from w2s_fast.ops.targets import LossInputs
 from w2s_fast.ops.transforms import batched, refuse_batched
 
@@ -29,20 +29,7 @@ def serves(p: LossInputs, spec: LossSpec) -> bool:
     return kernels.LATE_TWO_CLASS and kernels.takes_two_class(p, spec)
 
 
-@dataclass(slots=True)
-class LateCall:
-    """One call on its way through autograd; the forward fills ``result``."""
-
-    inputs: LossInputs | None
-    spec: LossSpec
-    reduction: str
-    weight_dtype: torch.dtype | None
-    inplace: bool = False
-    consumed: bool = False  # the logits now hold their gradient
-    result: LossResult | None = None
-
-
-def late_loss(logits: Tensor, weight: Tensor | None, call: LateCall) -> tuple[Tensor, LossResult]:
+def late_loss(logits: Tensor, weight: Tensor | None, call: EagerCall) -> tuple[Tensor, LossResult]:
     """Return the loss, 0-d or (N,), differentiable in logits and weight, and the result behind it.
 
     ``call.inputs`` are those that ``serves`` accepted.
@@ -56,11 +43,11 @@ def late_loss(logits: Tensor, weight: Tensor | None, call: LateCall) -> tuple[Te
     return loss, call.result
 
 
-def _forward(p: LossInputs, call: LateCall) -> Tensor:
+def _forward(p: LossInputs, call: EagerCall) -> Tensor:
     kernels, losses = backend("cross_entropy", p.logits), None
     if call.reduction == "none":
         losses = torch.empty(p.logits.shape[0], dtype=p.accumulator, device=p.logits.device)
-    call.result = kernels.two_class(p, call.spec, None, call.reduction == "mean", losses)
+    call.result = kernels.two_class(p, call.spec, None, call.mean, losses)
     return call.result.loss.detach() if losses is None else losses
 
 
@@ -68,13 +55,12 @@ class LateLoss(torch.autograd.Function):
     """Losses in forward, their gradient in backward."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, weight: Tensor | None, call: LateCall) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, weight: Tensor | None, call: EagerCall) -> Tensor:
         p, call.inputs, spec = call.inputs, None, call.spec
         assert p is not None
         if ctx.needs_input_grad[1]:
             spec.record = True
-        if isinstance(spec.aux, Tensor):
-            spec.aux = spec.aux.clone()  # a schedule may have moved on when backward reads it
+        snapshot(spec)
         loss = _forward(p, call)
         assert call.result is not None
         ctx.call, ctx.ignore_index = call, p.ignore_index
@@ -85,7 +71,7 @@ class LateLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError(TWICE.format("cross_entropy"))
-        call: LateCall = ctx.call
+        call: EagerCall = ctx.call
         if call.consumed:
             raise RuntimeError(CONSUMED)
         logits, ids, probs, weight, scalars = ctx.saved_tensors
@@ -94,22 +80,17 @@ class LateLoss(torch.autograd.Function):
         assert call.result is not None
         grad_weight = None
         if needs_weight:
-            mean = call.reduction == "mean"
-            grad_weight = weight_gradient(p, call.result, mean, upstream, call.weight_dtype)
+            grad_weight = weight_gradient(p, call.result, call.mean, upstream, call.weight_dtype)
         return _gradient(p, call, scalars, upstream) if needs_logits else None, grad_weight, None
 
 
-CONSUMED = (
-    "second backward through w2s_fast.cross_entropy(inplace=True): the logits were overwritten by "
-    "their gradient, which the first backward returned; use inplace=False with retain_graph=True"
-)
 # Function.apply without its handling of ``torch.func``: those calls go to the operators.
 _apply = super(torch.autograd.Function, LateLoss).apply
 
 
-def _gradient(p: LossInputs, call: LateCall, scalars: Tensor, upstream: Tensor) -> Tensor:
+def _gradient(p: LossInputs, call: EagerCall, scalars: Tensor, upstream: Tensor) -> Tensor:
     """Return the gradient of the logits, rounded once; over them where the caller allows it."""
-    kernels, mean = backend("cross_entropy", p.logits), call.reduction == "mean"
+    kernels, mean = backend("cross_entropy", p.logits), call.mean
     if batched(upstream):  # by is_grads_batched: a factor of each row for every sample
         if call.reduction != "none":
             refuse_batched("cross_entropy in fp16", upstream)
@@ -124,17 +105,3 @@ def _gradient(p: LossInputs, call: LateCall, scalars: Tensor, upstream: Tensor) 
         torch.autograd.graph.increment_version(grad)
         call.consumed = True
     return grad
-
-
-def weight_gradient(
-    p: LossInputs, s: LossResult, mean: bool, upstream: Tensor, dtype: torch.dtype | None
-) -> Tensor:
-    """Return the (N,) gradient of the row weights; ``p`` gives the rows that count.
-
-    ``upstream`` is 0-d, or (N,) without ``mean``.
-    """
-    rows = s.stats[Stat.LOSS]
-    if mean:
-        count = torch.as_tensor(s.normaliser, dtype=rows.dtype, device=rows.device)
-        rows = torch.where(p.counted() & (count > 0), (rows - s.loss) / count, 0.0)
-    return (rows * upstream).to(dtype)
