@@ -262,6 +262,7 @@ def test_tables() -> None:
     assert "| Full finetuning | SST-2 | MiniLM | 3 | 0.700 | 0.800 | 0.900 | 0.50 |" in gaps(found)
     assert differences(found) == "- none\n"
     assert "| Full finetuning | SST-2 | 0 of 3 | 0 of 3 | 3 of 3 |" in coverage(rows)
+    assert "against noise | SST-2 | 0 of 5 | – | – |" in coverage(rows)  # one supervisor is planned
     assert machine(rows).startswith("6 rows, 0.0 hours") and "commit g" in machine(rows)
     better = [row("naive@logconf", s, 0.9 + s / 1000) for s in range(3)]
     kept = [r for r in rows if r["spec"] == "naive@xent"]
