@@ -14,6 +14,7 @@ from typing import Any
 
 from bench.evidence.models import ENCODER, SHALLOW, STUDENT
 from w2s_fast.config import RunConfig
+from w2s_fast.debate import CriticConfig, WriterConfig
 from w2s_fast.models import ModelConfig
 from w2s_fast.tasks import TaskConfig
 from w2s_fast.training import TrainConfig
@@ -67,6 +68,14 @@ NOISE_METHODS = (
     "prototype|probe@xent", "debias|probe@xent", "confidence_weighted|probe@xent",
 )  # fmt: skip
 
+# A weak critic instead of a weak teacher: both models write, so the supervisor is a language model.
+CRITIC_METHODS = ("probe@xent", "elicit|probe@xent", "critique|probe@xent")
+# The student's reasons and the supervisor's critique, a few sentences each.
+WRITERS: dict[str, Any] = {
+    "transcript_writer": WriterConfig(max_tokens=48),
+    "critic_writer": CriticConfig(max_tokens=48),
+}
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -110,6 +119,15 @@ PROTOCOLS = {
         len(NOISE_METHODS),
         _HEADS,
         (BAG_OF_WORDS,),
+    ),
+    "probe_critique": Protocol(
+        "Head on frozen hidden states, weak critic",
+        ("sst2",),
+        CRITIC_METHODS,
+        (0, 1, 2),
+        len(CRITIC_METHODS),
+        _HEADS,
+        (SHALLOW,),
     ),
     "finetune": Protocol(
         "Full finetuning",
@@ -173,6 +191,7 @@ def configuration(cell: Cell, data: Path, models: Path, *, quick: bool = False) 
         methods=cell.methods,
         seeds=(cell.seed,),
         threads=1,  # two stages at a time use two cores better than two threads of one stage
+        **WRITERS,
     )
     if not quick:
         return cfg

@@ -2,7 +2,7 @@
 
     python -m bench reasoning --data DIR             # counts and accuracies, beside expected ones
     python -m bench reasoning --model FOLDER         # tokens per CPU second of a causal model
-    python -m bench reasoning --run out/reasoning    # both stages on word problems, an hour
+    python -m bench reasoning --run out/reasoning    # students on word problems, two hours
     python -m bench reasoning --data DIR --record    # replace the committed rows (clean tree)
 
 docs/reasoning.md shows the committed rows. Neither data nor model is part of the repository.
@@ -44,6 +44,13 @@ def main(args: list[str]) -> int:
     p.add_argument("--data", type=Path, help="folder of gair_gsm8k/ and gsm8k/")
     p.add_argument("--model", type=Path, help="folder of a causal language model")
     p.add_argument("--run", type=Path, help="folder of a run on word problems; it resumes there")
+    p.add_argument(
+        "--experiments",
+        nargs="+",
+        choices=word_problems.METHODS,
+        default=list(word_problems.METHODS),
+        help="of --run: %(default)s",
+    )
     p.add_argument("--threads", type=int, default=1, help="of torch: %(default)s")
     p.add_argument("--rounds", type=int, default=3, help="of the speed: %(default)s")
     p.add_argument("--quick", action="store_true", help="toy sizes: check that it runs")
@@ -66,8 +73,8 @@ def main(args: list[str]) -> int:
     except W2SError as e:
         print(f"bench reasoning: {e}", file=sys.stderr)
         return 2
-    if options.run:
-        word_problems.run(options.run, options.record)
+    for name in options.experiments if options.run else ():
+        word_problems.run(name, options.run, options.record)
     if options.out:
         options.out.write_text("".join(json.dumps(row) + "\n" for row in measured))
     if options.record and measured:

@@ -20,7 +20,7 @@ def blocks() -> dict[str, Callable[[Any], str]]:
         "released": lambda _: counts(load()),
         "strings": lambda _: strings(load()),
         "accuracy": lambda _: accuracies(load()),
-        "word_problems": lambda _: word_problems.block(),
+        **{name: lambda _, name=name: word_problems.block(name) for name in word_problems.METHODS},
         "sampling": lambda _: sampling(load()),
     }
 

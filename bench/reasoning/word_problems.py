@@ -1,7 +1,9 @@
-"""Both stages of weak-to-strong reasoning on the task `word_problems`: three bases, three seeds.
+"""Texts of a weak model on the task `word_problems`: three bases, three seeds.
 
-The weak model starts from a small base that was pretrained for less long and learns few true
-solutions. Sizes were chosen by floor, prompted and ceiling accuracy alone.
+``word_problems`` has both stages of weak-to-strong reasoning, ``contrasted`` the weak model's own
+texts and those that contrast it with itself before its training (ConG). The weak model starts from
+a small base that was pretrained for less long and learns few true solutions. Sizes were chosen by
+floor, prompted and ceiling accuracy alone.
 """
 
 from __future__ import annotations
@@ -23,14 +25,43 @@ from w2s_fast.report.label_rows import label_lines
 from w2s_fast.tasks import TaskConfig, TaskData, get_task
 from w2s_fast.training import TrainConfig
 
-FILE = RESULTS / "reasoning" / "word_problems.json"
+FOLDER = RESULTS / "reasoning"
 SHOTS = 4
 _STAGE_ONE = "agreement_sft:rule=number"
 _HYBRID = f"{_STAGE_ONE},iterations=2"
+METHODS = {
+    # Stage I of every set, its second iteration, stage II by DPO and by ORPO.
+    "word_problems": (
+        "naive",
+        f"{_STAGE_ONE},sets=weak",
+        f"{_STAGE_ONE},sets=in_context",
+        _STAGE_ONE,
+        _HYBRID,
+        f"{_HYBRID}|contrast:rule=number,loss=dpo",
+        f"{_HYBRID}|contrast:rule=number,loss=orpo",
+    ),
+    "contrasted": (
+        "naive",
+        "cong:strength=0,train=sft",
+        "cong:train=sft",
+        "cong:strength=1,train=sft",
+        "cong",
+    ),
+}
+# Heading in the table by base -> place of a method.
+_SHOWN = {
+    "word_problems": {
+        "student of all weak labels": 0,
+        "stage I, iteration 2": 4,
+        "stage II, DPO": 5,
+        "stage II, ORPO": 6,
+    },
+    "contrasted": {"student of all weak labels": 0, "sampled": 1, "contrasted": 2, "pairs": 4},
+}
 
 
-def configuration() -> RunConfig:
-    """Return the run: stage I of every set, its second iteration, stage II by DPO and by ORPO."""
+def configuration(name: str) -> RunConfig:
+    """Return the run of an experiment, a key of ``METHODS``."""
     return RunConfig(
         task=TaskConfig("word_problems", n_weak=150, n_transfer=600, n_test=400, answer_tokens=36),
         weak=ModelConfig("word-problems-small-lm"),
@@ -38,15 +69,7 @@ def configuration() -> RunConfig:
         weak_train=TrainConfig(epochs=3, lr=1e-3, warmup_frac=0.1, clip_norm=1.0),
         student_train=TrainConfig(epochs=3, lr=1e-3, warmup_frac=0.1, clip_norm=1.0),
         losses=("xent",),
-        methods=(
-            "naive",
-            f"{_STAGE_ONE},sets=weak",
-            f"{_STAGE_ONE},sets=in_context",
-            _STAGE_ONE,
-            _HYBRID,
-            f"{_HYBRID}|contrast:rule=number,loss=dpo",
-            f"{_HYBRID}|contrast:rule=number,loss=orpo",
-        ),
+        methods=METHODS[name],
         student_bases=tuple(f"word-problems-lm:pretrain_seed={i}" for i in range(3)),
         seeds=(0, 1, 2),
         workers=1,
@@ -54,19 +77,21 @@ def configuration() -> RunConfig:
     )
 
 
-def run(out: Path, record: bool) -> None:
-    """Run the experiment, print its table, and commit its results with ``record``."""
-    results = measure(out)
+def run(name: str, out: Path, record: bool) -> None:
+    """Run an experiment, print its table, and commit its results with ``record``."""
+    results = measure(name, out)
     print(table(results))
     if record:
-        write_results(FILE, results)
+        write_results(FOLDER / f"{name}.json", results)
 
 
-def block() -> str:
-    """Return the committed results as Markdown."""
-    if not FILE.exists():
-        return "No rows have been recorded yet: `python -m bench reasoning --run DIR --record`.\n"
-    return table(json.loads(FILE.read_text()))
+def block(name: str) -> str:
+    """Return the committed results of an experiment as Markdown."""
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        command = f"python -m bench reasoning --run DIR --experiments {name} --record"
+        return f"No rows have been recorded yet: `{command}`.\n"
+    return table(json.loads(path.read_text()))
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -85,8 +110,7 @@ def table(results: Mapping[str, Any]) -> str:
 def _by_base(results: Mapping[str, Any]) -> str:
     """Return a row for each base: before its training, after the methods, and its ceiling."""
     names = [s["name"] for s in results["summary"]]
-    shown = {"student of all weak labels": names[0], "stage I, iteration 2": names[4],
-             "stage II, DPO": names[5], "stage II, ORPO": names[6]}  # fmt: skip
+    shown = {title: names[at] for title, at in _SHOWN[results["name"]].items()}
     heads = ["base", "no examples", f"{SHOTS} examples", "weak model", *shown, "ceiling"]
     lines = [heads, ["---:"] * len(heads)]
     for base in sorted({row["base"] for row in results["prompted"]}):
@@ -101,11 +125,11 @@ def _by_base(results: Mapping[str, Any]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def measure(out: Path) -> dict[str, Any]:
-    """Run the experiment and return what is committed."""
+def measure(name: str, out: Path) -> dict[str, Any]:
+    """Run an experiment and return what is committed; the experiments of a folder share stages."""
     from w2s_fast import pipeline
 
-    cfg = replace(configuration(), output_dir=str(out))
+    cfg = replace(configuration(name), output_dir=str(out / name), cache_dir=str(out / "cache"))
     results = pipeline.run(cfg, quiet=False)
     own: dict[str, Any] = {key: results[key] for key in (*w2s.COMMITTED, "text_labels")}
     for row in own["text_labels"]:
@@ -113,8 +137,8 @@ def measure(out: Path) -> dict[str, Any]:
                          for k, v in row["report"].items()}  # fmt: skip
     prompted = list(_prompted(cfg, results))
     return {
-        "name": "word_problems", "environment": environment(),
-        "config": results["provenance"]["config"],
+        "name": name, "environment": environment(),
+        "config": {**results["provenance"]["config"], "output_dir": "out", "cache_dir": None},
         "prompted": prompted, **own,
     }  # fmt: skip
 

@@ -96,7 +96,7 @@ def test_every_configuration_is_valid(data: Path, made: Path) -> None:
         validate(configuration(cell, data, made))
 
 
-@pytest.mark.parametrize("name", ["probe", "probe_noise"])
+@pytest.mark.parametrize("name", ["probe", "probe_noise", "probe_critique"])
 def test_protocols_of_heads_finetune_no_student(name: str, data: Path, made: Path) -> None:
     """A method without `probe` would have a ceiling of its own: 100 epochs of all weights."""
     cell = next(cell for cell in cells() if cell.protocol == name)
