@@ -1,7 +1,8 @@
-"""Texts of a weak model on the task `word_problems`: three bases, three seeds.
+"""Texts of a weak model on the task `word_problems`, from three bases of the student.
 
-``word_problems`` has both stages of weak-to-strong reasoning, ``contrasted`` the weak model's own
-texts and those that contrast it with itself before its training (ConG). The weak model starts from
+``word_problems`` has both stages of weak-to-strong reasoning, with three seeds a base;
+``contrasted`` the weak model's own texts and those that contrast it with itself before its training
+(ConG), with one. The weak model starts from
 a small base that was pretrained for less long and learns few true solutions. Sizes were chosen by
 floor, prompted and ceiling accuracy alone.
 """
@@ -48,6 +49,7 @@ METHODS = {
         "cong",
     ),
 }
+SEEDS = {"word_problems": (0, 1, 2), "contrasted": (0,)}
 # Heading in the table by base -> place of a method.
 _SHOWN = {
     "word_problems": {
@@ -71,7 +73,7 @@ def configuration(name: str) -> RunConfig:
         losses=("xent",),
         methods=METHODS[name],
         student_bases=tuple(f"word-problems-lm:pretrain_seed={i}" for i in range(3)),
-        seeds=(0, 1, 2),
+        seeds=SEEDS[name],
         workers=1,
         threads=1,
     )
