@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -48,3 +50,24 @@ def _gradient(op, z: Tensor, backend) -> tuple[Tensor, ...]:  # type: ignore[no-
     with backend:
         loss = op(leaf, torch.tensor([1, 2, 3, 4]))
     return torch.autograd.grad(loss, [leaf])
+
+
+def test_integers_that_overflow_are_seen() -> None:
+    """The interpreter checks every operation, at less cost with our own check."""
+    triton = pytest.importorskip("triton", reason="backend triton is missing")
+    if not triton.knobs.runtime.interpret:
+        pytest.skip("kernels are compiled in this run")
+    import triton.language as tl
+
+    semantic = triton.runtime.interpreter.interpreter_semantic
+
+    def number(x: int) -> Any:
+        handle = triton.runtime.interpreter.TensorHandle(np.array([x], np.int32), tl.int32)
+        return tl.core.tensor(handle, tl.int32)
+
+    assert semantic.add(number(2**31 - 2), number(1), True).handle.data == 2**31 - 1
+    for operation, x, y in (
+        (semantic.add, 2**31 - 1, 1), (semantic.sub, -(2**31), 1), (semantic.mul, 2**16, 2**15),
+    ):  # fmt: skip
+        with pytest.raises(AssertionError, match="int32 overflow detected in"):
+            operation(number(x), number(y), True)
