@@ -272,13 +272,13 @@ def test_strong_views_drop_tokens() -> None:
     assert torch.equal(short.input_ids[0, : lengths[1]], view.input_ids[1, : lengths[1]])
     assert short.token_type_ids is None
     other = strong_view(batch, [4, 5, 6, 7], 0.5, 3, 3)
-    assert not torch.equal(other.attention_mask, view.attention_mask)
+    assert not torch.equal(other.input_ids, view.input_ids)
     states = ids[..., None].expand(4, 10, 3).double()
     cached = strong_view(Batch(states, mask, None), [4, 5, 6, 7], 0.5, 3, 2)
     assert torch.equal(cached.input_ids[..., 0], view.input_ids.double())
     # Two candidates of an example have draws of their own.
     pair = strong_view(Batch(ids[:1].repeat(2, 1), mask[:1].repeat(2, 1), None), [4], 0.5, 3, 2)
-    assert not torch.equal(pair.attention_mask[0], pair.attention_mask[1])
+    assert not torch.equal(pair.input_ids[0], pair.input_ids[1])
 
 
 def test_dropped_features_are_rescaled() -> None:

@@ -60,8 +60,11 @@ def dropped_features(x: Tensor, places: Sequence[int], rate: float, seed: int, s
 def _uniforms(places: Sequence[int], n: int, length: int, seed: int, step: int) -> np.ndarray:
     """Return (n, length) numbers in [0, 1); a longer row begins with those of a shorter one."""
     rows = n // len(places)
-    out = np.empty((n, length))
-    for i in range(n):
-        row_seed = derived_seed(seed, step, int(places[i // rows]), i % rows, _STREAM)
-        np.random.default_rng(row_seed).random(out=out[i])
+    out = np.empty((n, length), np.float32)
+    bits = np.random.Philox(key=derived_seed(seed, step, _STREAM))
+    generator, state = np.random.Generator(bits), bits.state
+    for i in range(n):  # a place in the generator's counter for each row
+        state["state"]["counter"][2:] = int(places[i // rows]), i % rows
+        bits.state = state
+        generator.random(dtype=np.float32, out=out[i])
     return out
