@@ -34,7 +34,8 @@ py::tuple two_class(int64_t n, Address logits, int64_t logits_stride, int dtype,
                     Address probs, int64_t probs_stride, int probs_dtype, Address weight,
                     int64_t ignore_index, int rule, int select, float aux, float threshold,
                     float smoothing, float focal_gamma, float max_confidence, bool mean,
-                    Address stats, Address index, Address grad, int64_t grad_stride, Address loss) {
+                    Address stats, Address index, Address sums, Address grad, int64_t grad_stride,
+                    Address loss) {
   RowCall c{};
   c.n = n, c.v = 2, c.k = ids == 0 ? 0 : 1;
   c.logits = at<void>(logits), c.logits_stride = logits_stride;
@@ -44,7 +45,7 @@ py::tuple two_class(int64_t n, Address logits, int64_t logits_stride, int dtype,
   c.weight = at<float>(weight), c.ignore_index = ignore_index;
   c.params = {
       static_cast<w2s::Rule>(rule), aux, threshold, smoothing, focal_gamma, max_confidence, 0, 0};
-  c.stats = at<float>(stats), c.index = at<int64_t>(index);
+  c.stats = at<float>(stats), c.index = at<int64_t>(index), c.sums = at<float>(sums);
   c.grad = at<void>(grad), c.grad_stride = grad_stride;
   w2s::TwoClassResult r;
   {

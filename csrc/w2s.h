@@ -72,6 +72,9 @@ struct RowCall {
   void* grad;         // [out] (N, V), or null
   int64_t grad_stride;
   bool share_rows;  // CPU, set by run(): several threads share each row
+  // [out] (4,) of two_class on a CPU, or null: sums over the rows that count of 1, of whether the
+  // student's class is the weak one, of its top probability and of its entropy.
+  float* sums;
 };
 
 // Elements of a part of a long row that one thread takes: a few passes of microseconds.
@@ -117,7 +120,9 @@ struct Kernels {
   int64_t (*fixup)(const RowCall&, int64_t begin, int64_t end);
   int64_t (*gradient)(const RowCall&, int64_t begin, int64_t end);
   // Two classes, two steps around the threshold. margins fills scratch: row 0 z_0 - z_1, row 1 the
-  // weak P(class 1), row 2 whether the row counts. two_class leaves the row losses in row 0.
+  // weak P(class 1), row 2 whether the row counts. two_class leaves the row losses in row 0 and,
+  // where c.sums is not null, entropies in row 1 and top probabilities in row 2: negative where the
+  // student's class is not the weak one; both are 0 on rows that do not count.
   int64_t (*margins)(const RowCall&, int64_t begin, int64_t end);
   int64_t (*two_class)(const RowCall&, int64_t begin, int64_t end);
   // Adds scores [begin, end) to the parts and writes those strictly between the pivots to `inside`,
@@ -161,8 +166,8 @@ struct TwoClassResult {
   float normaliser, threshold;
 };
 
-// Hard or dense targets over two classes in one call: threshold, loss, gradient, and the record
-// where c.stats is not null.
+// Hard or dense targets over two classes in one call: threshold, loss, gradient, and the record and
+// the sums where their addresses are not null.
 TwoClassResult two_class(RowCall c, Select select, bool mean);
 
 // Exact order statistic with linear interpolation. +inf if no score is kept, NaN if a kept score or

@@ -2,9 +2,8 @@
 
 ``word_problems`` has both stages of weak-to-strong reasoning, with three seeds a base;
 ``contrasted`` the weak model's own texts and those that contrast it with itself before its training
-(ConG), with one. The weak model starts from
-a small base that was pretrained for less long and learns few true solutions. Sizes were chosen by
-floor, prompted and ceiling accuracy alone.
+(ConG), with one. The weak model starts from a small base that was pretrained for less long and
+learns few true solutions. Sizes were chosen by floor, prompted and ceiling accuracy alone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 // Runs kernels over all rows: instruction set, threads, and for two classes the steps around the
 // threshold.
 #include <atomic>
+#include <cmath>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -85,6 +86,20 @@ double sum_losses(const RowCall& c) {
   return total;
 }
 
+// Of the scratch that Kernels::two_class left, in row order.
+void sum_statistics(const RowCall& c) {
+  const float *entropy = c.scratch + c.n, *top = c.scratch + 2 * c.n;
+  double rows = 0, agreement = 0, max_prob = 0, entropies = 0;
+  for (int64_t i = 0; i < c.n; ++i) {
+    rows += top[i] != 0;
+    agreement += top[i] > 0;
+    max_prob += std::fabs(static_cast<double>(top[i]));
+    entropies += static_cast<double>(entropy[i]);
+  }
+  const double sums[] = {rows, agreement, max_prob, entropies};
+  for (int i = 0; i < 4; ++i) c.sums[i] = static_cast<float>(sums[i]);
+}
+
 // The scratch is filled by Kernels::margins; the kept margins are moved to the front of its first
 // row.
 float select_margin(const RowCall& c, Select select) {
@@ -157,6 +172,7 @@ TwoClassResult two_class(RowCall c, Select select, bool mean) {
   const double divisor = mean ? total : 1.0;
   r.loss = divisor > 0 && r.bad_row < 0 ? static_cast<float>(sum_losses(c) / divisor) : 0.0f;
   r.normaliser = static_cast<float>(total);
+  if (c.sums != nullptr && r.bad_row < 0) sum_statistics(c);
   return r;
 }
 

@@ -167,7 +167,18 @@ inline void write_columns(const RowCall& c, int64_t at, int64_t n, const Columns
   }
 }
 
-// Second step. Row losses go to c.scratch row 0; the record only on request.
+// What sum_statistics in run.cpp adds up. NaN agrees with no class.
+inline void keep_statistics(const RowCall& c, int64_t at, int64_t n, const Columns& x) {
+  float *entropy = c.scratch + c.n + at, *top = c.scratch + 2 * c.n + at;
+  for (int64_t j = 0; j < n; ++j) {
+    const bool kept = x.kept[j] != 0, agrees = (x.q1[j] > x.q0[j]) == (x.margin[j] < 0);
+    const float signed_top = agrees && x.mass[j] == x.mass[j] ? x.big[j] : -x.big[j];
+    entropy[j] = kept ? x.entropy[j] : 0;
+    top[j] = kept ? signed_top : 0;
+  }
+}
+
+// Second step. Row losses go to c.scratch row 0; the record and statistics only on request.
 struct TwoClass {
   template <class T, class U>
   static int64_t run(const RowCall& c, int64_t begin, int64_t end) {
@@ -185,6 +196,7 @@ struct TwoClass {
       finish(c, n, x);
       memcpy(c.scratch + at, x.loss, static_cast<size_t>(n) * sizeof(float));
       if (c.stats != nullptr) write_columns(c, at, n, x);
+      if (c.sums != nullptr) keep_statistics(c, at, n, x);
       if (c.grad == nullptr) continue;
       T* out = static_cast<T*>(c.grad) + at * c.grad_stride;
       for (int64_t j = 0; j < n; ++j) {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import w2s_fast
 from tools.support_matrix.table import ENTRIES, Option
+from w2s_fast.losses._base import summed_metrics
 from w2s_fast.ops import use_backend
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
@@ -47,6 +48,9 @@ def cross_entropy(backend: str, dtype: torch.dtype, option: Option) -> None:
     if option.call.get("return_stats") == "differentiable":
         loss_statistics(backend, dtype)
         return
+    if option.call.get("return_sums"):
+        metric_sums(backend, dtype)
+        return
     for kind in kinds(option, backend):
         v = option.sample.get("v", 7)
         # Eager is exact by luck on a few rows of two classes; the interpreter pays for each.
@@ -82,6 +86,24 @@ def loss_statistics(backend: str, dtype: torch.dtype) -> None:
         return loss, statistics_of(wide, "differentiable")
 
     compare(backend, ours, truth, {"z": z}, dtype)
+
+
+def metric_sums(backend: str, dtype: torch.dtype) -> None:
+    for v in (2, 11):
+        z, hard = normal(N, v, seed=v).mul(3).to(dtype), torch.arange(N) % 2
+        with use_backend(backend):
+            metrics = w2s_fast.losses.Xent()(z, hard).metrics
+        exact, eager = (
+            own_sums(z.to(precision), hard) for precision in (FP64, metrics["rows"].dtype)
+        )
+        for name, value in exact.items():
+            assert_within_budget(metrics[name], value, eager[name], FORWARD)
+
+
+def own_sums(z: Tensor, hard: Tensor) -> dict[str, Tensor]:
+    p = z.softmax(1)
+    entropy = torch.special.entr(p).sum(1)
+    return summed_metrics(None, p.argmax(1) == hard, p.amax(1), entropy)
 
 
 def compiled_cross_entropy(backend: str, call: dict[str, Any]) -> None:

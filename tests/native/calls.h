@@ -293,6 +293,8 @@ inline void two_classes(Bytes& b, int64_t n) {
   if (r.c.k > 1 || (r.c.ids != nullptr && r.c.probs != nullptr)) return;  // not for sparse targets
   r.c.params.softcap = r.c.params.z_loss = 0.0f;
   if (b.one_in(3)) r.c.stats = nullptr, r.c.index = nullptr;
+  float sums[4];
+  if (b.one_in(2)) r.c.sums = sums;
   const auto select = static_cast<w2s::Select>(b.between(0, 2));
   w2s::two_class(r.c, select, b.one_in(2));
   r.check_gaps();

@@ -22,7 +22,7 @@ def two_classes(z: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
     address = [a.ctypes.data for a in (z, y, grad, loss)]
     bad, count, _ = _core.two_class(
         n, address[0], 2, F32, address[1], 0, 0, 0, 0, -100, NO_RULE, 0, 0.0, 0.0, 0.0, 0.0, ANY,
-        True, 0, 0, address[2], 2, address[3],
+        True, 0, 0, 0, address[2], 2, address[3],
     )  # fmt: skip
     assert (bad, count) == (-1, n)
     return float(loss[0]), grad

@@ -98,6 +98,11 @@ CROSS_ENTROPY = Entry(
             note="the gradient gets a separate buffer",
         ),
         *_STATS,
+        Option(
+            "metrics of the losses (`return_sums`)",
+            {"return_sums": True},
+            note="two classes in the C++ core: by the call itself; else from the statistics",
+        ),
         _COMPILED,
         Option(
             "balanced self-target, more than 64 classes",

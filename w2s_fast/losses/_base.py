@@ -160,20 +160,22 @@ class Loss(RangeChecked):
 
         It depends on the targets alone, so an optimizer step knows it before its first forward.
         """
-        mask = row_mask(weak, weight)
+        _check_weight(weak, weight)
+        mask, first = _label_mask(weak), _first_of(weak)
         if weight is None:
-            return mask.sum(dtype=torch.float32)
-        acc = torch.promote_types(weight.dtype, torch.float32)
-        return torch.where(mask, weight.detach().to(acc), 0.0).sum()
+            if mask is not None:
+                return mask.sum(dtype=torch.float32)
+            return torch.full((), first.shape[0], dtype=torch.float32, device=first.device)
+        weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        return (weight if mask is None else torch.where(mask, weight, 0.0)).sum()
 
     def _fused(self, logits: Tensor, weak: Tensor, ctx: LossContext, **options: Any) -> LossOut:
         """Run the fused op and pack its results."""
         out = weak_loss(
-            logits, weak, weight=ctx.weight, ignore_index=IGNORE, return_stats=True, **options
+            logits, weak, weight=ctx.weight, ignore_index=IGNORE, return_sums=True, **options
         )
         metrics = fused_metrics(out, weak, ctx.weight)
-        threshold = None if out.stats is None else out.stats.threshold
-        return LossOut(out.loss, self.count(weak, ctx.weight), ctx.state, metrics, threshold)
+        return LossOut(out.loss, self.count(weak, ctx.weight), ctx.state, metrics, out.threshold)
 
 
 check_methods(Loss, ("__call__", "threshold"), **_ACCEPT)
@@ -181,20 +183,42 @@ check_methods(Loss, ("__call__", "threshold"), **_ACCEPT)
 
 def row_mask(weak: Tensor | SparseTargets, weight: Tensor | None) -> Tensor:
     """Return (n,) bool: the rows that count."""
-    n = (weak.ids if isinstance(weak, SparseTargets) else weak).shape[:1]
-    if weight is not None and weight.shape != n:
+    mask = some_rows(weak, weight)
+    if mask is None:
+        first = _first_of(weak)
+        return torch.ones(first.shape[0], dtype=torch.bool, device=first.device)
+    return mask
+
+
+def some_rows(weak: Tensor | SparseTargets, weight: Tensor | None) -> Tensor | None:
+    """Return (n,) bool: the rows that count; None where the arguments show that all of them do."""
+    _check_weight(weak, weight)
+    mask = _label_mask(weak)
+    if weight is None:
+        return mask
+    return weight != 0 if mask is None else mask & (weight != 0)
+
+
+def _first_of(weak: Tensor | SparseTargets) -> Tensor:
+    return weak.ids if isinstance(weak, SparseTargets) else weak
+
+
+def _label_mask(weak: Tensor | SparseTargets) -> Tensor | None:
+    """Return (n,) bool: the rows with a label; None for soft labels, which every row has."""
+    if isinstance(weak, SparseTargets) or weak.is_floating_point():
+        return None
+    return weak != IGNORE
+
+
+def _check_weight(weak: Tensor | SparseTargets, weight: Tensor | None) -> None:
+    if weight is None:
+        return
+    n = _first_of(weak).shape[:1]
+    if weight.shape != n:
         raise W2SError(
             f"weight has shape {tuple(weight.shape)}; expected {tuple(n)}, one number a row"
         )
-    if weight is not None:
-        check_weight_dtype(weight)
-    if isinstance(weak, SparseTargets):
-        mask = torch.ones(weak.ids.shape[0], dtype=torch.bool, device=weak.ids.device)
-    elif weak.is_floating_point():
-        mask = torch.ones(weak.shape[0], dtype=torch.bool, device=weak.device)
-    else:
-        mask = weak != IGNORE
-    return mask if weight is None else mask & (weight != 0)
+    check_weight_dtype(weight)
 
 
 def check_labels(weak: Tensor) -> None:
@@ -219,18 +243,30 @@ def p_class1(weak: Tensor, dtype: torch.dtype) -> Tensor:
 
 def fused_metrics(out: WeakLossOut, weak: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
     """Make ``LossOut.metrics`` from the statistics of the fused op; empty if it kept none."""
+    if out.sums is not None:
+        return out.sums._asdict()
     stats = out.stats
     if stats is None:
         return {}
-    mask = row_mask(weak, weight)
+    mask = some_rows(weak, weight)
     return summed_metrics(mask, stats.agreement, stats.max_prob, stats.entropy)
 
 
 def summed_metrics(
-    mask: Tensor, agreement: Tensor, max_prob: Tensor, entropy: Tensor
+    mask: Tensor | None, agreement: Tensor, max_prob: Tensor, entropy: Tensor
 ) -> dict[str, Tensor]:
-    """Sum per-row statistics, all (n,), over the rows in ``mask``; see ``LossOut.metrics``."""
+    """Sum per-row statistics, all (n,), over the rows in ``mask``, None for all of them.
+
+    See ``LossOut.metrics``.
+    """
     acc = max_prob.dtype
+    if mask is None:
+        return {
+            "rows": max_prob.new_full((), len(max_prob)),
+            "agreement": agreement.sum(dtype=acc),
+            "max_prob": max_prob.sum(),
+            "entropy": entropy.sum(),
+        }
     return {
         "rows": mask.sum(dtype=acc),
         "agreement": (agreement & mask).sum(dtype=acc),

@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses._base import Loss, LossContext, LossOut, check_labels, row_mask, summed_metrics
+from w2s_fast.losses._base import (
+    Loss,
+    LossContext,
+    LossOut,
+    check_labels,
+    some_rows,
+    summed_metrics,
+)
 from w2s_fast.ops.lazy_logits import dense
 
 
@@ -34,15 +41,16 @@ class RowLoss(Loss):
         """See ``Loss.forward``."""
         check_labels(weak)
         logits = dense(logits)
-        mask = row_mask(weak, ctx.weight)
+        mask = some_rows(weak, ctx.weight)
         acc = torch.promote_types(logits.dtype, torch.float32)
-        # Logits of masked rows are replaced, not only their loss: NaN would reach the gradient.
-        z = torch.where(mask.unsqueeze(1), logits.to(acc), 0.0)
+        z = logits.to(acc)
+        if mask is not None:  # the logits too, not only the loss: NaN would reach the gradient
+            z = torch.where(mask.unsqueeze(1), z, 0.0)
         log_p = z.log_softmax(1)
         loss = self.logit_losses(z, log_p, soft_labels(weak, logits, acc), ctx)
         if ctx.weight is not None:
             loss = loss * ctx.weight.detach().to(acc)
-        total = torch.where(mask, loss, 0.0).sum()
+        total = (loss if mask is None else torch.where(mask, loss, 0.0)).sum()
         metrics = _metrics(log_p.detach(), weak, mask)
         return LossOut(total, self.count(weak, ctx.weight), ctx.state, metrics)
 
@@ -62,6 +70,6 @@ def soft_labels(weak: Tensor, logits: Tensor, acc: torch.dtype) -> Tensor:
     return F.one_hot(weak.clamp_min(0), logits.shape[1]).to(acc)
 
 
-def _metrics(log_p: Tensor, weak: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def _metrics(log_p: Tensor, weak: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     top, p = weak.argmax(1) if weak.is_floating_point() else weak, log_p.exp()
     return summed_metrics(mask, log_p.argmax(1) == top, p.amax(1), torch.special.entr(p).sum(1))

@@ -87,6 +87,7 @@ class LossSpec:
     z_loss: float = 0.0
     record: bool = True  # False: a backend may skip the per-row record where it does not need it
     entropy: bool = True  # False: nothing reads ENTROPY, and a backend may leave it 0
+    sums: bool = False  # True: ``two_class`` of a backend with SUMS_TWO_CLASS also sums statistics
 
     def row_rule(self, n_classes: int) -> RowRule:
         """Return the rule of a row, once the threshold of the batch is known."""
@@ -209,3 +210,4 @@ class LossResult:
     slopes: Tensor | None = None  # (M, N) derivatives of row losses by the scales of a teacher
     # (3,) loss, normaliser and threshold on a GPU, for ``two_class_gradient``.
     scalars: Tensor | None = None
+    sums: Tensor | None = None  # (4,) of ``StatSums``, where the spec wants them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,21 +55,35 @@ class Stats:
     margin: Tensor | None = None
 
 
+class StatSums(NamedTuple):
+    """Sums of row statistics over the rows that count, all 0-d."""
+
+    rows: Tensor  # their number
+    agreement: Tensor
+    max_prob: Tensor
+    entropy: Tensor
+
+
 @dataclass(slots=True)
 class WeakLossOut:
-    """The loss, its normaliser, and the row statistics on request."""
+    """The loss, its normaliser, and on request the row statistics or their sums."""
 
     loss: Tensor
     count: Tensor
     stats: Stats | None
+    sums: StatSums | None = None
+    threshold: Tensor | None = None  # see ``Stats``; only with statistics or sums
+
+
+def with_stats(loss: Tensor, p: LossInputs, s: LossResult) -> WeakLossOut:
+    """Return the loss of a call with the statistics of its rows."""
+    stats = make_stats(p, s)
+    return WeakLossOut(loss, as_scalar(s.normaliser, p), stats, None, stats.threshold)
 
 
 def make_stats(p: LossInputs, s: LossResult) -> Stats:
     """Return the row statistics from the record of a call."""
     logs, best = s.stats[Stat.LOGS], s.index[Index.ARGMAX]
-    at = None if s.threshold is None else as_scalar(s.threshold, p)
-    if at is not None and p.logits.shape[1] == 2:
-        at = at.sigmoid()
     return Stats(
         loss=s.stats[Stat.LOSS],
         lse=s.stats[Stat.MAX] + logs,
@@ -81,9 +96,15 @@ def make_stats(p: LossInputs, s: LossResult) -> Stats:
         agreement=(best == s.index[Index.WEAK]) & ~(s.stats[Stat.CHOSEN] - logs).isnan(),
         coefficient=s.stats[Stat.COEF],
         hard_class=s.index[Index.SELF],
-        threshold=at,
+        threshold=shown_threshold(p, s),
         count=as_scalar(s.normaliser, p),
     )
+
+
+def shown_threshold(p: LossInputs, s: LossResult) -> Tensor | None:
+    """Return the threshold of a call in the units of ``Stats.threshold``."""
+    at = None if s.threshold is None else as_scalar(s.threshold, p)
+    return at.sigmoid() if at is not None and p.logits.shape[1] == 2 else at
 
 
 def as_scalar(value: Tensor | float, p: LossInputs) -> Tensor:

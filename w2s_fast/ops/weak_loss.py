@@ -18,7 +18,13 @@ from w2s_fast.ops.cross_entropy.autograd import differentiable_loss
 from w2s_fast.ops.fused_linear.cross_entropy import projected_loss, projected_threshold
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.loss_call import LossSpec
-from w2s_fast.ops.results import WeakLossOut, as_scalar, make_stats
+from w2s_fast.ops.results import (
+    StatSums,
+    WeakLossOut,
+    as_scalar,
+    shown_threshold,
+    with_stats,
+)
 from w2s_fast.ops.targets import SparseTargets, make_inputs
 from w2s_fast.ops.transforms import constant, outside_transforms
 
@@ -41,6 +47,7 @@ def weak_loss(
     reduction: str = "sum",
     inplace: bool = False,
     return_stats: bool = False,
+    return_sums: bool = False,
 ) -> WeakLossOut:
     """Compute every term of ``cross_entropy``; the classes in ``w2s_fast.losses`` call this.
 
@@ -54,6 +61,8 @@ def weak_loss(
         focal_gamma: r_i = (1 - p_i,c)^gamma, c the weak label's top class; detached.
         max_confidence: r_i = 0 on rows whose top probability is at least this.
         smoothing, softcap, z_loss: see ``cross_entropy``.
+        return_sums: the caller reads nothing of the row statistics but ``StatSums``. Where the
+            loss's own kernel adds them up they are in ``sums``, else ``stats`` has every row.
 
     Returns:
         ``WeakLossOut``; ``count`` is the 0-d normaliser Z.
@@ -61,15 +70,21 @@ def weak_loss(
     if isinstance(threshold, Tensor):
         threshold = threshold.clone()  # the caller's may have moved when backward reads it
     spec = LossSpec(
-        rule, aux, threshold, smoothing, focal_gamma, max_confidence, softcap, z_loss, return_stats
-    )
+        rule, aux, threshold, smoothing, focal_gamma, max_confidence, softcap, z_loss,
+        record=return_stats or return_sums,
+    )  # fmt: skip
     if isinstance(logits, Projected):
         return projected_loss(logits, weak, weight, spec, ignore_index, reduction)
-    spec.entropy = return_stats
+    spec.entropy = spec.record
     p = make_inputs(logits, weak, weight, ignore_index, solves=True)
+    if return_sums and not return_stats and algorithm.sums_in_one_call(p, spec):
+        spec.record, spec.sums = False, True
     loss, result = differentiable_loss(p, spec, logits, weight, reduction, inplace)
-    stats = make_stats(p, result) if return_stats else None
-    return WeakLossOut(loss, as_scalar(result.normaliser, p), stats)
+    if result.sums is None and (return_stats or return_sums):
+        return with_stats(loss, p, result)
+    sums = None if result.sums is None else StatSums(*result.sums.unbind())
+    at = None if sums is None else shown_threshold(p, result)
+    return WeakLossOut(loss, as_scalar(result.normaliser, p), None, sums, at)
 
 
 @checked

@@ -205,7 +205,7 @@ def solve(p: LossInputs, spec: LossSpec, into: Tensor | str | None, mean: bool) 
     check_spec(spec, p, BALANCED_CLASSES)
     kernels, v = dispatch.backend("cross_entropy", p.logits), p.logits.shape[1]
     grad = kernels.gradient_buffer(p, any_stride=True) if isinstance(into, str) else into
-    if v == 2 and p.kind != "sparse" and kernels.takes_two_class(p, spec):
+    if in_one_call(p, spec, kernels):
         return kernels.two_class(p, spec, grad, mean)
     total = normaliser(p)
     threshold = spec.threshold_tensor(p)
@@ -224,6 +224,17 @@ def solve(p: LossInputs, spec: LossSpec, into: Tensor | str | None, mean: bool) 
         kernels.rows(call)
     loss = total_loss(p, call.stats[Stat.LOSS], total if mean else None)
     return LossResult(call.stats, call.index, loss, total, threshold, (call.grad,))
+
+
+def in_one_call(p: LossInputs, spec: LossSpec, kernels: Any) -> bool:
+    """Return whether the ``two_class`` of a backend does a call as a whole."""
+    return p.logits.shape[1] == 2 and p.kind != "sparse" and kernels.takes_two_class(p, spec)
+
+
+def sums_in_one_call(p: LossInputs, spec: LossSpec) -> bool:
+    """Return whether that call can also sum the statistics of its rows."""
+    kernels = dispatch.backend("cross_entropy", p.logits)
+    return kernels.SUMS_TWO_CLASS and in_one_call(p, spec, kernels)
 
 
 def gradient_scale(total: Tensor, mean: bool) -> Tensor:

@@ -22,8 +22,10 @@ GUESSES_GATES = True  # the host may look at scores and choose rows
 READS_TARGET_LOGITS = True
 FIXES_ANY_MASS = False
 LATE_TWO_CLASS = False
+SUMS_TWO_CLASS = True
 _NO_RECORD = (torch.empty(0), torch.empty(0, dtype=torch.int64))  # data_ptr() is 0
-_SCALAR = torch.empty((), dtype=torch.float32)  # copied in form: faster than to name the form
+# Copied in form: faster than to name the form.
+_SCALAR, _SUMS = torch.empty((), dtype=torch.float32), torch.empty(4, dtype=torch.float32)
 
 
 def rows(call: RowCall) -> None:
@@ -57,6 +59,7 @@ def two_class(p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool) ->
     rule, given = spec.row_rule(2), spec.threshold
     logits, ids, probs, _, weight, ignore_index, _ = p
     loss = torch.empty_like(_SCALAR)
+    sums = torch.empty_like(_SUMS) if spec.sums else None
     # One call of numbers, and no ``RowCall``: a loss of 32 rows takes microseconds.
     bad, count, at = native.core().two_class(
         logits.shape[0], logits.data_ptr(), logits.stride(0), DTYPE_CODES[logits.dtype],
@@ -68,13 +71,13 @@ def two_class(p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool) ->
         ignore_index, rule, spec.threshold_from(), float(spec.aux),
         0.0 if given is None else float(given),
         spec.smoothing, spec.focal_gamma, spec.max_confidence, mean,
-        stats.data_ptr(), index.data_ptr(),
+        stats.data_ptr(), index.data_ptr(), 0 if sums is None else sums.data_ptr(),
         0 if grad is None else grad.data_ptr(),
         0 if grad is None else grad.stride(0), loss.data_ptr(),
     )  # fmt: skip
     _check(p, bad)
     threshold = at if rule is RowRule.MARGIN else None
-    return LossResult(stats, index, loss, count, threshold, (grad,))
+    return LossResult(stats, index, loss, count, threshold, (grad,), sums=sums)
 
 
 def _packed(call: RowCall) -> Any:

@@ -30,6 +30,7 @@ READS_TARGET_LOGITS = False
 # The rows of a fused head whose softmax factor changes late are a Triton kernel.
 FIXES_ANY_MASS = importlib.util.find_spec("triton") is not None
 LATE_TWO_CLASS = True
+SUMS_TWO_CLASS = False
 
 
 def rows(call: RowCall) -> None:

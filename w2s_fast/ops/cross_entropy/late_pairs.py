@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2s_fast.ops.cross_entropy.algorithm import BALANCED_CLASSES, check_spec
+from w2s_fast.ops.cross_entropy.algorithm import BALANCED_CLASSES, check_spec, in_one_call
 from w2s_fast.ops.cross_entropy.eager_call import CONSUMED, EagerCall, snapshot, weight_gradient
 from w2s_fast.ops.cross_entropy.operators import TWICE
 from w2s_fast.ops.dispatch import backend
@@ -23,10 +23,8 @@ from w2s_fast.ops.transforms import batched, refuse_batched
 
 def serves(p: LossInputs, spec: LossSpec) -> bool:
     """Return whether a call is one of two classes that its backend can finish in backward."""
-    if p.logits.shape[1] != 2 or p.kind == "sparse":
-        return False
     kernels = backend("cross_entropy", p.logits)
-    return kernels.LATE_TWO_CLASS and kernels.takes_two_class(p, spec)
+    return kernels.LATE_TWO_CLASS and in_one_call(p, spec, kernels)
 
 
 def late_loss(logits: Tensor, weight: Tensor | None, call: EagerCall) -> tuple[Tensor, LossResult]:

@@ -24,6 +24,7 @@ GUESSES_GATES = False
 READS_TARGET_LOGITS = False
 FIXES_ANY_MASS = False
 LATE_TWO_CLASS = False
+SUMS_TWO_CLASS = False
 
 
 def rows(call: RowCall) -> None:

@@ -33,6 +33,7 @@ GUESSES_GATES = False
 READS_TARGET_LOGITS = False
 FIXES_ANY_MASS = True
 LATE_TWO_CLASS = True
+SUMS_TWO_CLASS = False
 
 
 def rows(call: RowCall) -> None:

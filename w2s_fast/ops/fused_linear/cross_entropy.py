@@ -42,7 +42,7 @@ from w2s_fast.ops.fused_linear.teacher.checks import check_options, check_target
 from w2s_fast.ops.fused_linear.teacher.heads import TeacherHead
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.loss_call import LossSpec
-from w2s_fast.ops.results import Stats, WeakLossOut, as_scalar, make_stats
+from w2s_fast.ops.results import Stats, WeakLossOut, make_stats, with_stats
 from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets, without_targets
 from w2s_fast.ops.vocab_parallel.dtensor import class_shard, is_dtensor, whole
 from w2s_fast.ops.vocab_parallel.entry import linear_takes_dtensors
@@ -172,7 +172,7 @@ def projected_loss(
     x, p = _projected(logits, weak, weight, ignore_index)
     spec.softcap = logits.softcap
     loss, result = differentiable_loss(x, p, spec, weight, reduction)
-    return WeakLossOut(loss, as_scalar(result.normaliser, p), make_stats(p, result))
+    return with_stats(loss, p, result)
 
 
 @torch.no_grad()

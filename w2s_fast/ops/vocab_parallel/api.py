@@ -36,7 +36,7 @@ from w2s_fast.ops.fused_linear.teacher.heads import Teacher, TeacherHead
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.loss_call import LossResult, LossSpec
 from w2s_fast.ops.quantile.distributed import check_group
-from w2s_fast.ops.results import Stats, WeakLossOut, as_scalar, check_reduction, make_stats
+from w2s_fast.ops.results import Stats, WeakLossOut, check_reduction, make_stats, with_stats
 from w2s_fast.ops.targets import LossInputs, SparseTargets, attach_targets, without_targets
 from w2s_fast.ops.transforms import refuse_transforms
 from w2s_fast.ops.vocab_parallel.algorithm import gradients_from_rows, solve_vocab
@@ -153,7 +153,7 @@ def sharded_projected_loss(
     check_spec(spec, p)
     x = HeadInputs(hidden, head, bias, logits.memory_mib)
     loss, result = apply_eagerly(_ShardCall(p, spec, reduction, shard=shard), x, weight)
-    return WeakLossOut(loss, as_scalar(result.normaliser, p), make_stats(p, result))
+    return with_stats(loss, p, result)
 
 
 @checked
