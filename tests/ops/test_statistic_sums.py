@@ -51,7 +51,9 @@ def test_sums_are_those_of_the_record(
     dtype: str, label: str, weight: str, rule: str, grad: bool
 ) -> None:
     g = torch.Generator().manual_seed(0)
-    z = (4 * torch.randn(N, 2, generator=g)).to(DTYPES[dtype]).requires_grad_(grad)
+    z = (4 * torch.randn(N, 2, generator=g)).to(DTYPES[dtype])
+    z[::9, 1] = z[::9, 0]
+    z.requires_grad_(grad)
     weak, w = targets(label, g), weights(weight, g)
     options = {"weight": w, "rule": rule, "aux": 0.0 if rule == "none" else 0.4}
     summed = weak_loss(z, weak, return_sums=True, **options)
@@ -76,6 +78,15 @@ def test_rows_without_probabilities_agree_with_no_class(bad: float, counts: bool
     out = Xent()(z, weak)
     assert out.metrics["rows"] == (3 if counts else 2) and out.metrics["agreement"] == 1
     assert out.metrics["max_prob"].isnan() == counts and out.metrics["entropy"].isnan() == counts
+
+
+def test_a_label_that_is_no_number_agrees_with_no_class() -> None:
+    z, weak = (
+        torch.tensor([[2.0, 0.0], [0.0, 1.0]]),
+        torch.tensor([[float("nan"), 0.5], [0.1, 0.9]]),
+    )
+    metrics = Xent()(z, weak).metrics
+    assert metrics["agreement"] == 1 and metrics["max_prob"] == z.softmax(1).amax(1).sum()
 
 
 @pytest.mark.parametrize("n", [0, 1, 255, 256, 257])
