@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.cases import w2s
 from bench.evidence import table
+from bench.reasoning import word_problems
 from bench.report.measured_rows import markdown
 from w2s_fast import metrics
 
@@ -41,7 +42,7 @@ FAMILIES = {  # marker -> methods with a card in that section
     "texts": ("agreement_sft", "contrast", "delta", "wspo", "tree_pairs", "cong"),
     "deception": ("explicit_conflict", "implicit_conflict"),
 }  # fmt: skip
-_NONE = "No method of this section is in the committed experiments of classification tasks.\n"
+_NONE = "No method of this section is in the committed experiments.\n"
 _LOSS = re.compile(r"\+(\w+)[^|]*$")  # of a name such as "confident|probe+xent"
 # Column -> name of a student without its loss -> an entry of ``differences``.
 Columns = dict[str, dict[str, Mapping[str, Any]]]
@@ -67,10 +68,13 @@ def columns() -> Columns:
                     {s.name: s.difference for s in group.students if s.difference is not None}
                 )
             )
-    found["embedded task"] = {}
-    for path in (w2s.FOLDER / f"{name}.json" for name in w2s.EMBEDDED):
-        differences = json.loads(path.read_text())["differences"] if path.exists() else []
-        found["embedded task"] |= _by_method({d["name"]: d for d in differences})
+    tasks = {"embedded task": (w2s.FOLDER, w2s.EMBEDDED)}
+    tasks["word problems"] = (word_problems.FOLDER, tuple(word_problems.METHODS))
+    for title, (folder, names) in tasks.items():
+        found[title] = {}
+        for path in (folder / f"{name}.json" for name in names):
+            differences = json.loads(path.read_text())["differences"] if path.exists() else []
+            found[title] |= _by_method({d["name"]: d for d in differences})
     return found
 
 
@@ -91,17 +95,20 @@ def _by_method(differences: Mapping[str, Mapping[str, Any]]) -> dict[str, Mappin
 def measured(found: Columns, methods: tuple[str, ...]) -> str:
     """Return a table of the changes of accuracy, a line for each setting of the methods."""
     names = {name: None for column in found.values() for name in column}
-    specs = [name for method in methods for name in names if _method(name) == method]
+    specs = {name: None for method in methods for name in names if method in methods_of(name)}
     if not specs:
         return _NONE
     used = {title: own for title, own in found.items() if any(spec in own for spec in specs)}
-    lines = [[f"`{spec}`", *(_cell(own.get(spec)) for own in used.values())] for spec in specs]
+    lines = [
+        ["`" + spec.replace("|", "\\|") + "`", *(_cell(own.get(spec)) for own in used.values())]
+        for spec in specs
+    ]
     return markdown(["method", *used], lines, 1)
 
 
-def _method(name: str) -> str:
-    """Return the method of a student's name: that of its first step, without settings."""
-    return re.split("[:|]", name)[0]
+def methods_of(name: str) -> list[str]:
+    """Return the methods of a student's name, one for each step, without settings."""
+    return [step.partition(":")[0] for step in name.split("|")]
 
 
 def _cell(difference: Mapping[str, Any] | None) -> str:
