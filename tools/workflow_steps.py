@@ -89,7 +89,14 @@ def main(args: list[str]) -> int:
     p = argparse.ArgumentParser(prog="python -m tools.workflow_steps")
     names = sorted(path.stem for path in FOLDER.glob("*.yml"))
     p.add_argument("names", nargs="*", default=names, metavar="NAME", help=", ".join(names))
-    p.add_argument("--env", nargs="+", default=[], metavar="NAME=VALUE", help="instead of theirs")
+    p.add_argument(
+        "--env",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="instead of theirs",
+    )
     options = p.parse_args(args)
     if unknown := set(options.names) - set(names):
         p.error(f"no workflow {', '.join(sorted(unknown))}; expected some of {', '.join(names)}")

@@ -145,7 +145,7 @@ jobs:
     steps:
       - uses: actions/checkout@v6
       - name: Say
-        run: echo $VERSION $WHERE $BOTH $GITHUB_REF_NAME
+        run: echo $VERSION $WHERE $BOTH $MORE $OTHER $GITHUB_REF_NAME
         env: { VERSION: "${{ matrix.python }}", BOTH: step }
   second:
     steps:
@@ -165,10 +165,11 @@ def test_steps_are_run_as_a_runner_does(
     folder = tmp_path / ".github" / "workflows"
     folder.mkdir(parents=True)
     (folder / "one.yml").write_text(WORKFLOW)
-    assert main(["one", "--env", "WHERE=here"]) == 1
+    assert main(["one", "--env", "WHERE=here", "--env", "MORE=more", "OTHER=other"]) == 1
     out = capfd.readouterr().out
     said = [line for line in out.splitlines() if line.startswith("3.")]
-    assert said == [f"3.11 here step v{__version__}", f"3.12 here step v{__version__}"]
+    more = f"step more other v{__version__}"
+    assert said == [f"3.11 here {more}", f"3.12 here {more}"]
     assert "== one second: Fail in a pipe\n== exit code 1" in out and "never" not in out
     with pytest.raises(SystemExit, match="2"):
         main(["other"])

@@ -52,7 +52,7 @@ def strong_view(batch: Batch, places: Sequence[int], rate: float, seed: int, ste
 
 def dropped_features(x: Tensor, places: Sequence[int], rate: float, seed: int, step: int) -> Tensor:
     """Return features (B, D) with dropout, at least in fp32; see ``strong_view``."""
-    draws = torch.from_numpy(_uniforms(places, len(x), x.shape[1], seed, step)).to(x.device)
+    draws = torch.from_numpy(_uniform_rows(places, len(x), x.shape[1], seed, step)).to(x.device)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     return torch.where(draws >= rate, x / (1 - rate), 0.0)
 
@@ -61,10 +61,21 @@ def _uniforms(places: Sequence[int], n: int, length: int, seed: int, step: int) 
     """Return (n, length) numbers in [0, 1); a longer row begins with those of a shorter one."""
     rows = n // len(places)
     out = np.empty((n, length), np.float32)
-    bits = np.random.Philox(key=derived_seed(seed, step, _STREAM))
+    bits = _bits(seed, step)
     generator, state = np.random.Generator(bits), bits.state
     for i in range(n):  # a place in the generator's counter for each row
         state["state"]["counter"][2:] = int(places[i // rows]), i % rows
         bits.state = state
         generator.random(dtype=np.float32, out=out[i])
     return out
+
+
+def _uniform_rows(places: Sequence[int], n: int, width: int, seed: int, step: int) -> np.ndarray:
+    """Return (n, width) such numbers where every row of the step has this width: in one draw."""
+    rows, last = n // len(places), max(places)
+    draws = np.random.Generator(_bits(seed, step)).random((last + 1, rows * width), np.float32)
+    return draws[np.asarray(places, np.int64)].reshape(n, width)
+
+
+def _bits(seed: int, step: int) -> np.random.Philox:
+    return np.random.Philox(key=derived_seed(seed, step, _STREAM))
