@@ -1,7 +1,7 @@
 """``python -m tools.workflow_steps``: run the scripts of the GitHub workflows on this machine.
 
     python -m tools.workflow_steps lint docs
-    python -m tools.workflow_steps wheels --env PIP_EXTRA_INDEX_URL=
+    python -m tools.workflow_steps wheels --only "build 3.11" --env PIP_EXTRA_INDEX_URL=
 
 Each job's ``run`` steps are executed in order in the current folder, as a runner does: in bash that
 stops at the first error, with the environment of workflow and step, once for each value of the
@@ -97,6 +97,7 @@ def main(args: list[str]) -> int:
         metavar="NAME=VALUE",
         help="instead of theirs",
     )
+    p.add_argument("--only", default="", metavar="TEXT", help="steps with this in their name")
     options = p.parse_args(args)
     if unknown := set(options.names) - set(names):
         p.error(f"no workflow {', '.join(sorted(unknown))}; expected some of {', '.join(names)}")
@@ -104,7 +105,7 @@ def main(args: list[str]) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         for name in options.names:
             for step in steps(FOLDER / f"{name}.yml"):
-                if (code := run(step, env, temporary)) != 0:
+                if options.only in step.name and (code := run(step, env, temporary)) != 0:
                     return code
     return 0
 

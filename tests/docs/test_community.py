@@ -171,6 +171,8 @@ def test_steps_are_run_as_a_runner_does(
     more = f"step more other v{__version__}"
     assert said == [f"3.11 here {more}", f"3.12 here {more}"]
     assert "== one second: Fail in a pipe\n== exit code 1" in out and "never" not in out
+    assert main(["one", "--only", "first 3.12"]) == 0
+    assert "first 3.12" in (out := capfd.readouterr().out) and "3.11" not in out
     with pytest.raises(SystemExit, match="2"):
         main(["other"])
 
