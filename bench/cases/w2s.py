@@ -172,9 +172,10 @@ def table(results: Mapping[str, Any]) -> str:
     config, first = results["config"], results["summary"][0]
     n, seeds = results["runs"][0]["n_test"], len(config["seeds"])
     task, baseline = config["task"], results["differences"][0]["baseline"]
+    bases = f"{counted(len(b), 'base')}, " if (b := config.get("student_bases")) else ""
     lines = [
-        f"{seeds} seeds, {task['n_weak']} / {task['n_transfer']} / {n} items of weak / transfer / "
-        f"test, weak model {first['weak']:.3f}, ceiling {first['ceiling']:.3f}"
+        f"{bases}{counted(seeds, 'seed')}, {task['n_weak']} / {task['n_transfer']} / {n} items of "
+        f"weak / transfer / test, weak model {first['weak']:.3f}, ceiling {first['ceiling']:.3f}"
         + _control(results)
         + ".",
         "",
@@ -187,6 +188,11 @@ def table(results: Mapping[str, Any]) -> str:
     for use in results["gold"]:
         lines += ["", f"`{use['name']}` used true labels: {use['use']}."]
     return "\n".join(lines) + "\n"
+
+
+def counted(n: int, what: str) -> str:
+    """Return a number with its noun: "1 seed", "3 seeds"."""
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _line(results: Mapping[str, Any], s: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bench.cases import w2s
 from bench.evidence.comparisons import Group, Student, groups
 from bench.evidence.design import BAG_OF_WORDS, PAIR_SIZES, PROTOCOLS, SETS, SIZES, SUPERVISORS
 from bench.evidence.models import ENCODER, SHALLOW
@@ -123,8 +124,8 @@ def _table(group: Group) -> str:
     )  # fmt: skip
     lines = [
         f"Weak model: {supervisor_title(group.supervisor)}, {group.weak:.3f}; ceiling "
-        f"{group.ceiling:.3f}; {len(group.seeds)} seeds{state}, {counts} items of weak / transfer "
-        "/ test.",
+        f"{group.ceiling:.3f}; {w2s.counted(len(group.seeds), 'seed')}{state}, {counts} items of "
+        "weak / transfer / test.",
         "",
         _line(heads),
         _line(["---", *["---:"] * (len(heads) - 1)]),

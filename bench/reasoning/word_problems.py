@@ -57,7 +57,7 @@ _SHOWN = {
         "stage II, DPO": 5,
         "stage II, ORPO": 6,
     },
-    "contrasted": {"student of all weak labels": 0, "sampled": 1, "contrasted": 2, "pairs": 4},
+    "contrasted": {"student of all weak labels": 0, "contrasted": 2, "pairs": 4},
 }
 
 
