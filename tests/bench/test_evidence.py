@@ -273,7 +273,7 @@ def test_unfinished_groups_say_so() -> None:
     """A seed counts when all methods of the group have it; one seed has no interval."""
     rows = [row("naive@xent", 0, 0.8), row("naive@xent", 1, 0.8), row("naive@logconf", 1, 0.7)]
     text = detail(groups(rows), "finetune", "sst2")
-    assert "1 seeds (not all cells are finished)" in text
+    assert "1 seed (not all cells are finished)" in text
     assert "| `logconf` | 0.700 | -0.100 | – | – | not reported | – |" in text
     assert "| Full finetuning | SST-2 | 0 of 3 | 0 of 3 | 1 of 3 |" in coverage(rows)
     assert groups([]) == [] and groups([row("naive@logconf", 0, 0.8)]) == []
