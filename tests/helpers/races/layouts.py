@@ -104,7 +104,7 @@ def two_class_layout(select: int, dense: bool, blocks: int) -> Layout:
     params: Params = {at: x for at, x in call.items() if at[0] == 0}
     params |= {(0, 0): 5000, (0, 184): (0, pointer(20)), (0, 192): pointer(21)}
     params |= {(0, 248): select, (0, 252): 1, (0, 256): pointer(22), (0, 264): pointer(23)}
-    params |= {(0, 264): (0, pointer(24)), (0, 272): pointer(25), (0, 280): 1, (0, 288): (0, 1)}
+    params |= {(0, 272): (0, pointer(24)), (0, 280): pointer(25), (0, 288): 1, (0, 296): (0, 1)}
     return params, {"%ctaid.x": blocks // 2, "%nctaid.x": blocks, "%ntid.x": 256}
 
 
