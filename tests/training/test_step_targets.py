@@ -289,6 +289,16 @@ def test_dropped_features_are_rescaled() -> None:
     assert float(out.mean()) == pytest.approx(1, abs=0.02)
 
 
+def test_dropped_features_do_not_depend_on_the_batch() -> None:
+    whole = dropped_features(torch.ones(8, 16), range(8), 0.5, 3, 2)
+    part = dropped_features(torch.ones(2, 16), [5, 2], 0.5, 3, 2)
+    assert torch.equal(part, whole[[5, 2]]) and not torch.equal(whole[5], whole[2])
+    assert not torch.equal(whole, dropped_features(torch.ones(8, 16), range(8), 0.5, 3, 1))
+    pair = dropped_features(torch.ones(4, 16), [5, 2], 0.5, 3, 2)  # two candidates of an example
+    assert len(pair.unique(dim=0)) == 4
+    assert torch.equal(pair[2:], dropped_features(torch.ones(2, 16), [2], 0.5, 3, 2))
+
+
 def test_rows_without_classes_are_refused(tokenizer: Any) -> None:
     data, labels, xent = encoded_rows(tokenizer), soft_labels(), make_loss("xent")
 
