@@ -8,6 +8,7 @@ through the student's own probabilities elsewhere are computed here: log-probabi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,14 @@ from w2s_fast.losses._base import (
 from w2s_fast.ops.lazy_logits import dense
 
 
+class Rows(NamedTuple):
+    """Losses of n rows."""
+
+    loss: Tensor  # (n,), times the row weight; 0 in rows that do not count
+    log_p: Tensor  # (n, C) log-probabilities of the student
+    mask: Tensor | None  # (n,) bool: the rows that count; None for all
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowLoss(Loss):
     """Base of these losses. A new one overrides ``row_losses``, or ``logit_losses``."""
@@ -40,6 +49,16 @@ class RowLoss(Loss):
     def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
         """See ``Loss.forward``."""
         check_labels(weak)
+        if not weak.is_floating_point():
+            return self.hard_forward(logits, weak, ctx)
+        return self._summed(self.rows(logits, weak, ctx), weak, ctx)
+
+    def hard_forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
+        """See ``Loss.forward``, for hard labels; override where they have a faster way."""
+        return self._summed(self.rows(logits, weak, ctx), weak, ctx)
+
+    def rows(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> Rows:
+        """Return the weighted losses of rows, with what their statistics are made of."""
         logits = dense(logits)
         mask = some_rows(weak, ctx.weight)
         acc = torch.promote_types(logits.dtype, torch.float32)
@@ -50,9 +69,13 @@ class RowLoss(Loss):
         loss = self.logit_losses(z, log_p, soft_labels(weak, logits, acc), ctx)
         if ctx.weight is not None:
             loss = loss * ctx.weight.detach().to(acc)
-        total = (loss if mask is None else torch.where(mask, loss, 0.0)).sum()
-        metrics = _metrics(log_p.detach(), weak, mask)
-        return LossOut(total, self.count(weak, ctx.weight), ctx.state, metrics)
+        if mask is not None:
+            loss = torch.where(mask, loss, 0.0)
+        return Rows(loss, log_p, mask)
+
+    def _summed(self, rows: Rows, weak: Tensor, ctx: LossContext) -> LossOut:
+        metrics = _metrics(rows.log_p.detach(), weak, rows.mask)
+        return LossOut(rows.loss.sum(), self.count(weak, ctx.weight), ctx.state, metrics)
 
 
 def soft_labels(weak: Tensor, logits: Tensor, acc: torch.dtype) -> Tensor:

@@ -11,14 +11,16 @@ Source: Lin et al. 2017 (arXiv 1708.02002), used as a weight as in KaLM-Embeddin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from w2s_fast.losses._base import Loss, LossContext, LossOut
+from w2s_fast.losses._base import LossContext
+from w2s_fast.losses._one_call import OneCallLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class Focal(Loss):
+class Focal(OneCallLoss):
     """Cross-entropy with a detached focal weight.
 
     Attributes:
@@ -30,6 +32,8 @@ class Focal(Loss):
     def __post_init__(self) -> None:
         self._check_range("gamma", 0.0)
 
-    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
-        """See ``Loss.forward``."""
-        return self._fused(logits, weak, ctx, focal_gamma=self.gamma)
+    def terms(
+        self, logits: Tensor, weak: Tensor, ctx: LossContext
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """See ``OneCallLoss.terms``."""
+        return weak, {"focal_gamma": self.gamma}

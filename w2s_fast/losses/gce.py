@@ -23,7 +23,6 @@ from w2s_fast.losses._base import (
     IGNORE,
     LossContext,
     LossOut,
-    check_labels,
     fused_metrics,
     row_mask,
 )
@@ -50,11 +49,8 @@ class GCE(RowLoss):
         """Return sum_k t_k (1 - p_k^q) / q, accurate for small q."""
         return -(q * torch.expm1(self.q * log_p)).sum(1) / self.q
 
-    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
-        """See ``Loss.forward``."""
-        check_labels(weak)
-        if weak.is_floating_point():
-            return super().forward(logits, weak, ctx)
+    def hard_forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
+        """See ``RowLoss.hard_forward``."""
         weight = ctx.weight
         mask = row_mask(weak, weight)
         out = weak_loss(

@@ -24,19 +24,21 @@ EleutherAI/w2s ``loss.py``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses._base import Loss, LossContext, LossOut, p_class1, row_mask
+from w2s_fast.losses._base import LossContext, LossOut, p_class1, row_mask
+from w2s_fast.losses._one_call import OneCallLoss
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.quantile.api import masked_quantile
 from w2s_fast.ops.targets import SparseTargets
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SelfTarget(Loss):
+class _SelfTarget(OneCallLoss):
     """Base of the variants: the coefficient after warm-up, and the fused call.
 
     Attributes:
@@ -52,17 +54,16 @@ class _SelfTarget(Loss):
         """Return ``prior`` for two classes; more take the argmax on every row."""
         return "prior" if n_classes == 2 else None
 
-    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
-        """See ``Loss.forward``."""
+    def terms(
+        self, logits: Tensor, weak: Tensor, ctx: LossContext
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """See ``OneCallLoss.terms``."""
         rule = self.batch_rule(logits.shape[1])
-        return self._fused(
-            logits,
-            weak,
-            ctx,
-            aux=self.coefficient(ctx.step_frac, ctx.step),
-            rule=rule or "argmax",
-            threshold=None if rule is None else ctx.threshold,
-        )
+        return weak, {
+            "aux": self.coefficient(ctx.step_frac, ctx.step),
+            "rule": rule or "argmax",
+            "threshold": None if rule is None else ctx.threshold,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +126,14 @@ class LogConfOpenAI(LogConf):
         margins = torch.where(first, z[:, 0] - z[:, 1], float("inf"))
         return margins.new_full((), float("inf")) if not len(margins) else margins.min()
 
-    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
-        """See ``Loss.forward``."""
+    def terms(
+        self, logits: Tensor, weak: Tensor, ctx: LossContext
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """See ``OneCallLoss.terms``."""
         if ctx.threshold is None:
             own = self.threshold(logits, weak, weight=ctx.weight, state=ctx.state)
             ctx = ctx._replace(threshold=own)
-        return super().forward(logits, weak, ctx)
+        return super().terms(logits, weak, ctx)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,16 +12,18 @@ Source: ``product_loss_fn`` of openai/weak-to-strong.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses._base import Loss, LossContext, LossOut, check_labels
+from w2s_fast.losses._base import LossContext, check_labels
+from w2s_fast.losses._one_call import OneCallLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class Product(Loss):
+class Product(OneCallLoss):
     """Cross-entropy with p^beta q^alpha.
 
     Attributes:
@@ -38,12 +40,14 @@ class Product(Loss):
         if self.alpha == 0:
             raise W2SError("Product: alpha is 0, which ignores the weak labels; expected above 0")
 
-    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
-        """See ``Loss.forward``. A hard label is its own product, whatever the student predicts."""
+    def terms(
+        self, logits: Tensor, weak: Tensor, ctx: LossContext
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return the product. A hard label is its own, whatever the student predicts."""
         check_labels(weak)
         if weak.is_floating_point() and tuple(weak.shape) == tuple(logits.shape):
             weak = self._target(logits, weak)
-        return self._fused(logits, weak, ctx)
+        return weak, {}
 
     def _target(self, logits: Tensor, weak: Tensor) -> Tensor:
         acc = torch.promote_types(logits.dtype, torch.float32)

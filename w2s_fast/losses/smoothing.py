@@ -9,14 +9,16 @@ Source: Szegedy et al. 2016 (arXiv 1512.00567), Sec. 7; ``label_smoothing`` of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from w2s_fast.losses._base import Loss, LossContext, LossOut
+from w2s_fast.losses._base import LossContext
+from w2s_fast.losses._one_call import OneCallLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class Smoothing(Loss):
+class Smoothing(OneCallLoss):
     """Cross-entropy with smoothed weak labels.
 
     Attributes:
@@ -28,6 +30,8 @@ class Smoothing(Loss):
     def __post_init__(self) -> None:
         self._check_range("epsilon", 0.0, 0.999)
 
-    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
-        """See ``Loss.forward``."""
-        return self._fused(logits, weak, ctx, smoothing=self.epsilon)
+    def terms(
+        self, logits: Tensor, weak: Tensor, ctx: LossContext
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """See ``OneCallLoss.terms``."""
+        return weak, {"smoothing": self.epsilon}

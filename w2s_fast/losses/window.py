@@ -9,14 +9,16 @@ Source: EleutherAI/w2s ``window`` loss. Its "midweak" radius is the training set
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from w2s_fast.losses._base import Loss, LossContext, LossOut
+from w2s_fast.losses._base import LossContext
+from w2s_fast.losses._one_call import OneCallLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window(Loss):
+class Window(OneCallLoss):
     """Cross-entropy on rows whose top probability is below 1/2 + radius.
 
     Attributes:
@@ -28,6 +30,8 @@ class Window(Loss):
     def __post_init__(self) -> None:
         self._check_range("radius", 0.0, 0.5)
 
-    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
-        """See ``Loss.forward``; ``count`` includes the rows outside the window."""
-        return self._fused(logits, weak, ctx, max_confidence=0.5 + self.radius)
+    def terms(
+        self, logits: Tensor, weak: Tensor, ctx: LossContext
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """See ``OneCallLoss.terms``; ``count`` includes the rows outside the window."""
+        return weak, {"max_confidence": 0.5 + self.radius}

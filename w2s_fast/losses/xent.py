@@ -9,14 +9,16 @@ openai/weak-to-strong.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from w2s_fast.losses._base import Loss, LossContext, LossOut, check_labels
+from w2s_fast.losses._base import LossContext, check_labels
+from w2s_fast.losses._one_call import OneCallLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class Xent(Loss):
+class Xent(OneCallLoss):
     """Cross-entropy with soft weak labels, or with their hardened form.
 
     Attributes:
@@ -25,13 +27,15 @@ class Xent(Loss):
 
     hard: bool = False
 
-    def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
-        """See ``Loss.forward``; only the weights of ``ctx`` are used."""
+    def terms(
+        self, logits: Tensor, weak: Tensor, ctx: LossContext
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """See ``OneCallLoss.terms``; only the weights of ``ctx`` are used."""
         if self.hard:
             check_labels(weak)
         if self.hard and weak.is_floating_point():
             weak = weak.argmax(1)
-        return self._fused(logits, weak, ctx)
+        return weak, {}
 
 
 @dataclass(frozen=True, kw_only=True)

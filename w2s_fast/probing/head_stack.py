@@ -26,7 +26,7 @@ class HeadStack:
 
     Args:
         features: (N, D) of the training.
-        runs: number of the run that each head belongs to.
+        runs: (H,) number of the run that each head belongs to.
         classes: C.
         cfg: of the training.
         head: initial value of every head; None: zero.
@@ -41,7 +41,7 @@ class HeadStack:
         head: nn.Linear | None,
     ) -> None:
         heads = len(runs)
-        self._runs = torch.tensor(runs, device=features.device)
+        self.runs = torch.tensor(runs, device=features.device)
         dtype = torch.promote_types(features.dtype, torch.float32)
         self._shape, self._cfg, self._steps = (heads, classes), cfg, 0
         self.weight = features.new_zeros(heads * classes, features.shape[1], dtype=dtype)
@@ -58,8 +58,8 @@ class HeadStack:
         """Weight and bias of all heads."""
         return [self.weight, self.bias]
 
-    def logits(self, views: Sequence[View]) -> Sequence[Tensor]:
-        """Return (B, C) logits of every head, each of the view that it reads."""
+    def logits(self, views: Sequence[View]) -> Tensor:
+        """Return (H, B, C) logits, contiguous, each head's of the view that it reads."""
         whole = views[0].x
         z = torch.addmm(self.bias, whole, self.weight.T).view(len(whole), *self._shape)
         for heads, x in views[1:]:
@@ -67,34 +67,33 @@ class HeadStack:
             z[:, heads] = torch.addmm(bias.flatten(), x, weight.flatten(0, 1).T).view(
                 len(x), -1, self._shape[1]
             )
-        return z.transpose(0, 1).contiguous().unbind(0)
+        return z.transpose(0, 1).contiguous()
 
     def of(self, heads: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights (S, C, D) and biases (S, C) of some heads (S,), copied."""
         return self.weight.view(*self._shape, -1)[heads], self.bias.view(self._shape)[heads]
 
-    def update(self, grads: Sequence[Tensor | None], views: Sequence[View], lr: Tensor) -> None:
-        """One step from the gradients of the logits; ``lr`` (H,)."""
-        x = views[0].x
-        zero = torch.zeros(len(x), self._shape[1], dtype=x.dtype, device=x.device)
-        g = torch.cat([zero if g is None else g for g in grads], 1)
-        grad = [g.T @ x, g.sum(0)]
-        by_head, each = grad[0].view(*self._shape, -1), g.view(len(x), *self._shape)
+    def update(self, grad: Tensor, views: Sequence[View], lr: Tensor) -> None:
+        """One step from the gradients (H, B, C) of the logits; ``lr`` (H,)."""
+        x, by_class = views[0].x, grad.transpose(1, 2).contiguous()
+        columns = by_class.view(-1, len(x))
+        grads = [columns @ x, columns.sum(1)]
+        by_head = grads[0].view(*self._shape, -1)
         for heads, view in views[1:]:
-            rows = each[:, heads].flatten(1).T @ view
+            rows = by_class[heads].flatten(0, 1) @ view
             by_head[heads] = rows.view(-1, *by_head.shape[1:])
         if self._cfg.clip_norm is not None:
-            self._clip(grad, self._cfg.clip_norm)
+            self._clip(grads, self._cfg.clip_norm)
         rate = lr.to(x).repeat_interleave(self._shape[1])
         self._steps += 1
-        self._adamw(self.weight, grad[0], self._moments[0], rate[:, None], decay=True)
-        self._adamw(self.bias, grad[1], self._moments[1], rate, decay=False)
+        self._adamw(self.weight, grads[0], self._moments[0], rate[:, None], decay=True)
+        self._adamw(self.bias, grads[1], self._moments[1], rate, decay=False)
 
     def _clip(self, grads: list[Tensor], limit: float) -> None:
         """Clip the heads of each run by their norm, as ``clip_grad_norm_`` does."""
         weight, bias = (g.view(self._shape[0], -1) for g in grads)
         square = weight.square().sum(1) + bias.square().sum(1)
-        norm = square.new_zeros(len(square)).index_add(0, self._runs, square)[self._runs].sqrt()
+        norm = square.new_zeros(len(square)).index_add(0, self.runs, square)[self.runs].sqrt()
         factor = (limit / (norm + 1e-6)).clamp_max(1.0)[:, None]
         weight.mul_(factor)
         bias.mul_(factor)

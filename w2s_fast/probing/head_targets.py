@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from w2s_fast.probing.head_runs import Rows
 from w2s_fast.probing.head_stack import HeadStack, View
 from w2s_fast.training.self_targets import SelfTargets
 from w2s_fast.training.step_targets import StepTargets, soft_rows
 from w2s_fast.training.views import dropped_features
-
-Rows = tuple[Tensor, Tensor | None]  # labels and weights of a batch
 
 
 def branches_of(targets: StepTargets | None) -> int:
@@ -61,13 +60,13 @@ class HeadTargets:
         return [View(every, x), *dropped]
 
     def rewritten(
-        self, x: Tensor, logits: Sequence[Tensor], labels: Sequence[Rows], step_frac: float
+        self, x: Tensor, logits: Tensor, labels: Sequence[Rows], step_frac: float
     ) -> list[Rows]:
         """Return what every head learns in a step; a head without targets its labels themselves.
 
         Args:
             x: (B, D) features as they are.
-            logits: (B, C) of each head, of the view that it reads.
+            logits: (H, B, C), each head's of the view that it reads.
             labels: weak labels and weights of each head.
             step_frac: optimizer step / total steps.
         """
@@ -92,7 +91,7 @@ class HeadTargets:
         return out
 
     def _first_pass(
-        self, targets: StepTargets, heads: Sequence[int], x: Tensor, logits: Sequence[Tensor]
+        self, targets: StepTargets, heads: Sequence[int], x: Tensor, logits: Tensor
     ) -> Tensor:
         """Return the logits (S, B, C) that targets are made of, (S, B, 2, C) for two branches."""
         if isinstance(targets, SelfTargets) and (targets.has_teacher or targets.drop):
@@ -103,7 +102,7 @@ class HeadTargets:
                 weight, bias = self._stack.of(torch.tensor(heads, device=x.device))
             z = torch.addmm(bias.flatten(), x, weight.flatten(0, 1).T)
             return z.view(len(x), len(heads), -1).transpose(0, 1)
-        z = torch.stack([logits[head].detach() for head in heads])
+        z = logits[torch.tensor(heads, device=x.device)]
         return z if targets.branches == 1 else z.unflatten(0, (-1, 2)).transpose(1, 2)
 
     def update(self, done: int) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,38 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from w2s_fast.errors import W2SError
-from w2s_fast.losses import Loss, LossContext, LossOut
+from w2s_fast.losses import LossContext
+from w2s_fast.probing.head_losses import HeadLosses, StepLosses
+from w2s_fast.probing.head_runs import HeadRun, RunLabels
 from w2s_fast.probing.head_stack import HeadStack
-from w2s_fast.probing.head_targets import HeadTargets, Rows, branches_of
+from w2s_fast.probing.head_targets import HeadTargets, branches_of
 from w2s_fast.training.config import TrainConfig
 from w2s_fast.training.data import RowOrder, check_weak_labels
 from w2s_fast.training.head_input import truncated
-from w2s_fast.training.mixup import draw_shares, mix_rows, mixed, soft_targets
+from w2s_fast.training.mixup import draw_shares
 from w2s_fast.training.nested_dropout import best_widths, nested_width
-from w2s_fast.training.step_targets import StepTargets
-from w2s_fast.training.thresholds import Thresholds
 
 _PREDICT_ROWS = 4096  # rows of one product in ``predict_heads``
-
-
-@dataclass(frozen=True, eq=False)
-class HeadRun:
-    """One head to train.
-
-    Attributes:
-        targets: (N,) integer hard labels (-100: row not used), or (N, C) soft labels.
-        loss: the loss to minimise.
-        lr: peak learning rate; None: that of the training configuration.
-        weight: (N,) row weights, or None.
-        step_targets: see ``train``. ``CoTeaching`` trains two heads, of which the first is the
-            result. The contrastive term of ``SelfTargets`` is for features that are trained.
-    """
-
-    targets: np.ndarray
-    loss: Loss
-    lr: float | None = None
-    weight: np.ndarray | None = None
-    step_targets: StepTargets | None = None
 
 
 class HeadResult(NamedTuple):
@@ -114,8 +94,8 @@ def train_heads(
     run_of = [i for i, run in enumerate(runs) for _ in range(branches_of(run.step_targets))]
     heads = [runs[i] for i in run_of]
     stack = HeadStack(features, run_of, classes, cfg, head)
-    losses = [_HeadLoss(run, classes, cfg, features.device) for run in heads]
-    table = _Targets(heads, features.device)
+    losses = HeadLosses(heads, classes, cfg, stack.weight)
+    table = RunLabels(heads, features.device)
     made = HeadTargets([run.step_targets for run in heads], stack, classes, seed)
     rates = torch.tensor([cfg.lr if r.lr is None else r.lr for r in heads], dtype=torch.float64)
     unit, steps = replace(cfg, lr=1.0), cfg.steps(len(features))
@@ -130,15 +110,12 @@ def train_heads(
             x = truncated(x, nested_width(x.shape[1], cfg.nested_dropout, seed, step))
         shares = draw_shares(len(x), cfg.mixup, seed, step).to(x) if cfg.mixup else None
         views = made.views(x, step)
-        z = [part.detach().requires_grad_() for part in stack.logits(views)]
-        labels = table.rows(rows)
-        parts = zip(losses, z, labels, made.rewritten(x, z, labels, step / steps), strict=True)
+        z, labels = stack.logits(views), table.rows(rows)
+        targets = made.rewritten(x, z, labels, step / steps)
         ctx = LossContext(step_frac=step / steps, step=step)
-        outs = [
-            head_loss(z_h, weak, made_of, ctx, shares) for head_loss, z_h, weak, made_of in parts
-        ]
-        log[step, 0], log[step, 1] = _backward(outs, run_of)
-        stack.update([part.grad for part in z], views, rates * unit.lr_at(step, steps))
+        out = losses(z, labels, targets, ctx, shares)
+        log[step, 0], log[step, 1] = _by_run(out, stack.runs, len(runs))
+        stack.update(out.grad, views, rates * unit.lr_at(step, steps))
         made.update(step + 1)
         if step == first_averaged:
             trained = [p.clone() for p in stack.parameters]
@@ -215,76 +192,13 @@ def _check_width(features: Tensor, width: int) -> None:
         raise W2SError(f"features have shape {tuple(features.shape)}; expected (N, {width})")
 
 
-class _HeadLoss:
-    """The loss of one head, with its thresholds and state."""
-
-    def __init__(self, run: HeadRun, classes: int, cfg: TrainConfig, device: torch.device) -> None:
-        state = run.loss.init_state()
-        self._loss, self._state = run.loss, None if state is None else state.to(device)
-        self._classes = classes
-        self._thresholds = Thresholds(cfg.threshold_scope, run.loss, classes, cfg.batch_size)
-
-    def __call__(
-        self, logits: Tensor, labels: Rows, targets: Rows, ctx: LossContext, share: Tensor | None
-    ) -> LossOut:
-        """Compute the loss of a batch, and keep its state for the next batch.
-
-        The normaliser is that of ``labels``, the weak labels that ``targets`` were made of.
-        ``share`` (B,) mixes the rows, see ``training.mixup``; None: they are not mixed.
-        """
-        weak, weight = targets
-        if share is not None:
-            rows, soft = np.arange(len(logits)), soft_targets(weak, weight, self._classes)
-            index, weak, weight, share = mix_rows(rows, *soft, share, 1)
-            logits = mixed(logits[torch.from_numpy(index)], share)
-        threshold = self._thresholds.rolling(logits, weak, weight)
-        ctx = ctx._replace(weight=weight, threshold=threshold, state=self._state)
-        out = self._loss(logits, weak, **ctx._asdict())
-        self._state = out.state
-        return out if targets is labels else out._replace(count=self._loss.count(*labels))
-
-
-def _backward(outs: Sequence[LossOut], run_of: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Backpropagate every mean loss to its logits; return losses and agreements of the runs.
-
-    The means of all heads are computed as vectors, not head by head. The loss of a run with two
-    heads is their sum.
-    """
-    sums = [out.loss_sum for out in outs]
-    total = torch.stack(sums).detach()
-    count = torch.stack([out.count for out in outs]).to(total)
-    count = torch.where(count > 0, count, 1.0)
-    torch.autograd.backward(sums, list(count.reciprocal().unbind()))
-    zero = torch.zeros_like(total[0])
-    agreed, rows = (
-        torch.stack([out.metrics.get(name, zero) for out in outs]) for name in ("agreement", "rows")
-    )
-    means = total / count
-    if (n_runs := run_of[-1] + 1) < len(outs):
-        index = torch.tensor(run_of, device=means.device)
-        means, agreed, rows = (
-            t.new_zeros(n_runs).index_add(0, index, t) for t in (means, agreed, rows)
-        )
-    return means, agreed / rows.clamp_min(1.0)
-
-
-class _Targets:
-    """Targets and weights of all runs; arrays that runs share are gathered once a step."""
-
-    def __init__(self, runs: Sequence[HeadRun], device: torch.device) -> None:
-        self._keys = [(id(r.targets), None if r.weight is None else id(r.weight)) for r in runs]
-        self._tensors: dict[int, Tensor] = {}
-        for run in runs:
-            for array in (run.targets, run.weight):
-                if array is not None and id(array) not in self._tensors:
-                    hard = np.issubdtype(array.dtype, np.integer) and array is run.targets
-                    t = torch.from_numpy(array.astype(np.int64 if hard else np.float32))
-                    self._tensors[id(array)] = t.to(device)
-
-    def rows(self, rows: Tensor) -> list[Rows]:
-        """Return targets and weights of the given rows, run by run."""
-        part = {key: t[rows] for key, t in self._tensors.items()}
-        return [(part[t], None if w is None else part[w]) for t, w in self._keys]
+def _by_run(out: StepLosses, run_of: Tensor, runs: int) -> tuple[Tensor, Tensor]:
+    """Return losses and agreements of the runs; the loss of a run with two heads is their sum."""
+    sums = torch.stack([out.mean, out.agreement, out.rows])
+    if runs < len(run_of):
+        sums = sums.new_zeros(3, runs).index_add(1, run_of, sums)
+    mean, agreed, rows = sums
+    return mean, agreed / rows.clamp_min(1.0)
 
 
 def _check(features: Tensor, runs: Sequence[HeadRun], head: nn.Linear | None) -> int:

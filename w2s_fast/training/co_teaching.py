@@ -67,15 +67,13 @@ class CoTeaching(StepTargets):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = -(weak.to(logits)[..., None, :] * logits.log_softmax(-1)).sum(-1)
         even = torch.arange(weak.shape[-2], device=weak.device) % 2 == 0
-        weight = weight.to(logits)
-        halves = [
-            _smallest(losses[..., ranker], half & (weight != 0), self.kept_share(step_frac))
-            for ranker, half in ((1, ~even), (0, even))  # of A, then of B
-        ]
-        own = torch.stack(halves, -1) * weight[..., None]
-        total = own.sum(-2, keepdim=True)
-        all_rows = weight.sum(-1)[..., None, None]
-        return weak, torch.where(total > 0, own * all_rows / total, own)
+        weight = weight.to(logits)[..., None, :]
+        ranked = losses.flip(-1).transpose(-1, -2)  # (..., 2, R): A learns what B ranks
+        counted = torch.stack([~even, even]) & (weight != 0)
+        own = _smallest(ranked, counted, self.kept_share(step_frac)) * weight
+        total = own.sum(-1, keepdim=True)
+        own = torch.where(total > 0, own * weight.sum(-1, keepdim=True) / total, own)
+        return weak, own.transpose(-1, -2)
 
 
 def _smallest(losses: Tensor, counted: Tensor, share: float) -> Tensor:
@@ -84,7 +82,8 @@ def _smallest(losses: Tensor, counted: Tensor, share: float) -> Tensor:
     # (1 - 0.41) * 100 is 59 up to rounding.
     kept = (share * n.double() + 1e-6).floor().clamp_min(1)
     order = torch.where(counted, losses, float("inf")).argsort(dim=-1, stable=True)
-    return counted & (order.argsort(dim=-1) < kept)
+    first = torch.arange(order.shape[-1], device=order.device) < kept
+    return counted & torch.zeros_like(counted).scatter(-1, order, first)
 
 
 class Twins(nn.Module):

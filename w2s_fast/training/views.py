@@ -54,7 +54,7 @@ def dropped_features(x: Tensor, places: Sequence[int], rate: float, seed: int, s
     """Return features (B, D) with dropout, at least in fp32; see ``strong_view``."""
     draws = torch.from_numpy(_uniform_rows(places, len(x), x.shape[1], seed, step)).to(x.device)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.where(draws >= rate, x / (1 - rate), 0.0)
+    return (x / (1 - rate)).masked_fill_(draws < rate, 0.0)
 
 
 def _uniforms(places: Sequence[int], n: int, length: int, seed: int, step: int) -> np.ndarray:
