@@ -125,6 +125,22 @@ def test_rows_that_do_not_count() -> None:
         assert got.mean[h] == 0 and got.rows[h] == 0 and not got.grad[h].any()
 
 
+@pytest.mark.parametrize("name", ["xent", "gce"])
+def test_labels_of_any_layout(name: str) -> None:
+    """fp64, and columns apart from each other, as step targets of anybody's making may be."""
+    g = torch.Generator().manual_seed(3)
+    z, soft = torch.randn(2, B, 2, generator=g), torch.rand(B, 2, generator=g).softmax(1)
+    hard = soft.argmax(1)
+    runs = [HeadRun(soft.numpy(), make_loss(name)), HeadRun(hard.numpy(), make_loss(name))]
+    rows: list[Rows] = [(soft, None), (hard, None)]
+    apart: list[Rows] = [
+        (soft.double().t().contiguous().t(), None), (hard.repeat_interleave(2)[::2], None)
+    ]  # fmt: skip
+    losses = HeadLosses(runs, 2, CFG, z)
+    want, got = (losses(z, rows, targets, LossContext(), None) for targets in (rows, apart))
+    assert torch.equal(want.grad, got.grad) and torch.equal(want.mean, got.mean)
+
+
 class _Short(OneCallLoss):
     def terms(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> tuple[Tensor, dict]:
         return weak[:-1], {}
