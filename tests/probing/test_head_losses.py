@@ -13,6 +13,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, Loss, LossContext, LossOut, make_loss
 from w2s_fast.losses._one_call import OneCallLoss
+from w2s_fast.losses._rowwise import RowLoss
 from w2s_fast.probing.head_losses import HeadLosses
 from w2s_fast.probing.head_runs import HeadRun, Rows
 from w2s_fast.training import TrainConfig
@@ -30,10 +31,20 @@ class Own(Loss):
         return make_loss("xent").forward(2 * logits, weak, ctx)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scaled(RowLoss):
+    """A loss whose fields have no hash."""
+
+    by: list[float]
+
+    def row_losses(self, log_p: Tensor, q: Tensor) -> Tensor:
+        return -(q * log_p).sum(1) * self.by[0]
+
+
 def _heads(classes: int) -> tuple[list[HeadRun], list[Rows], list[Rows]]:
     """Heads of every loss, three of them equal: soft, hard, with weights, with step targets."""
     g = np.random.default_rng(0)
-    losses = [*map(make_loss, LOSSES), make_loss("gce:q=0.3"), Own()]
+    losses = [*map(make_loss, LOSSES), make_loss("gce:q=0.3"), Own(), Scaled(by=[2.0])]
     runs, labels, targets = [], [], []
     hard = torch.from_numpy(g.integers(0, classes, B))
     hard[::6] = -100

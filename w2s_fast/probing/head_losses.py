@@ -61,10 +61,7 @@ class HeadLosses:
         direct = serves_directly(like.new_empty(0, classes))
         for head, run in enumerate(runs):
             kind = _kind(run, classes, cfg, direct)
-            # The terms of a batch threshold are of the batch of one head.
-            alone = kind is _Alone or run.loss.batch_rule(classes) is not None
-            weighted = run.weight is not None or run.step_targets is not None
-            key = head if alone else (run.loss, _is_soft(run), weighted)
+            key = head if kind is _Alone else _shared_by(run, classes) or head
             groups.setdefault((kind, key), []).append(head)
         self._losses, self._classes = [run.loss for run in runs], classes
         self._parts = []
@@ -136,6 +133,18 @@ def _kind(run: HeadRun, classes: int, cfg: TrainConfig, direct: bool) -> type[_P
     if isinstance(loss, RowLoss) and method is RowLoss.forward and _is_soft(run):
         return _RowLosses
     return _Alone
+
+
+def _shared_by(run: HeadRun, classes: int) -> Hashable | None:
+    """Return what heads of one group have in common; None for a head that is its own group."""
+    loss = run.loss
+    try:
+        hash(loss)
+    except TypeError:  # a field of anybody's loss, such as a list
+        return None
+    if loss.batch_rule(classes) is not None:  # its terms are of the batch of one head
+        return None
+    return loss, _is_soft(run), run.weight is not None or run.step_targets is not None
 
 
 class _Part:
