@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import operator
 import re
 import typing
@@ -348,12 +349,16 @@ def _differences(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
     }
 
 
+@functools.cache  # evaluating them is most of the time in which a configuration is read
+def _hints(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)  # has the ClassVars, too
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
 def field_types(cls: type = RunConfig, prefix: str = "") -> dict[str, Any]:
     """Return the type of every field by its dotted name, e.g. ``student_train.lr: float``."""
     types: dict[str, Any] = {}
-    hints = typing.get_type_hints(cls)  # has the ClassVars, too
-    for name in (f.name for f in dataclasses.fields(cls)):
-        hint = hints[name]
+    for name, hint in _hints(cls).items():
         if dataclasses.is_dataclass(hint):
             types |= field_types(typing.cast(type, hint), f"{prefix}{name}.")
         else:
@@ -373,7 +378,7 @@ def fill(cls: type[T], values: Mapping[str, Any], prefix: str = "", root: type =
     Raises:
         W2SError: A name is unknown, or a value is not a mapping where one is expected.
     """
-    hints = {f.name: typing.get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = _hints(typing.cast(type, cls))
     kwargs: dict[str, Any] = {}
     for name, value in values.items():
         if name not in hints:
