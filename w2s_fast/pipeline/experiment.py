@@ -254,13 +254,15 @@ class Session:
         times = StageTimes(self.store.root)
         expected = {job.name: times.expect(job.stage, self.settings(job)) for job in jobs}
         self.observer.planned(expected, workers)
-        waiting, running = list(jobs), 0
+        waiting, running, missed = list(jobs), 0, set[str]()
         with make_pool(self.cfg, workers, threads, self.observer, self.read) as pool:
             while waiting or running:
                 for job in [j for j in waiting if self.ready(j)]:
-                    if self.take_stored(job):
+                    # Once when it is ready, and once more before it is computed.
+                    if (pool.free or job.name not in missed) and self.take_stored(job):
                         waiting.remove(job)
                         break  # start over: jobs that need it may be ready now
+                    missed.add(job.name)
                     if pool.free:
                         waiting.remove(job)
                         self.prepare_store()
