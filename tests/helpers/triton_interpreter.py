@@ -2,8 +2,9 @@
 
 fp32 becomes bfloat16 by rounding, instead of by cutting digits off, and a fused multiply-add rounds
 once, instead of twice. The interpreter replaces the language by interpreted operations again in
-every call of a device function, and checks overflows by dozens of interpreted operations; both take
-most of the time of our tests and are done here once a function, and by numpy.
+every call of a device function, and checks overflows by dozens of interpreted operations; both are
+done here once a function, and by numpy. What an operation comes to is worked out once for each
+combination of types, by ``triton_replay``.
 
 Importing this module is enough, before or after the kernels are imported.
 """
@@ -77,14 +78,17 @@ def _by_name(numpy_dtype: Callable[..., np.dtype]) -> Callable[..., np.dtype]:
 _INTEGER = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
 
 
-def _check_overflow(left: Any, right: Any, operation: Callable[..., Any]) -> None:
+def _check_overflow(self: Any, left: Any, right: Any, operation: Callable[..., Any]) -> None:
     """The interpreter's check of an integer operation, without dozens of interpreted ones."""
-    bits = left.type.scalar.int_bitwidth
-    if bits >= 64:
-        return
-    name = operation.__name__
-    exact = _INTEGER[name](left.handle.data.astype(np.int64), right.handle.data.astype(np.int64))
-    least, most = left.type.scalar.get_int_min_value(), left.type.scalar.get_int_max_value()
+    if left.type.scalar.int_bitwidth < 64 and self.builder.options.sanitize_overflow:
+        self.builder.check_overflow(left.handle, right.handle, operation.__name__)
+
+
+def _exact(self: Any, left: Any, right: Any, name: str) -> None:
+    kind = left.dtype.scalar
+    bits = kind.int_bitwidth
+    exact = _INTEGER[name](left.data.astype(np.int64), right.data.astype(np.int64))
+    least, most = kind.get_int_min_value(), kind.get_int_max_value()
     assert ((exact >= least) & (exact <= most)).all(), f"int{bits} overflow detected in {name}"
 
 
@@ -101,9 +105,29 @@ def _call_device_function(self: Any, *args: Any, **kwargs: Any) -> Any:
         raise _triton.InterpreterError(repr(e)) from e
 
 
+def _replay_operations() -> None:
+    from helpers.triton_replay import Replay
+
+    replay = Replay(_triton.interpreter_semantic)
+    patch_tensor = _triton._patch_lang_tensor
+
+    def patched(owner: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+        scope.set_attr(owner, name, replay.wrapped(member))
+
+    def patched_tensor(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        for name in ("__bool__", "__index__"):
+            ask = getattr(tensor, name)
+            scope.set_attr(tensor, name, lambda self, ask=ask: replay.looked(ask(self)))
+
+    _triton._patch_attr, _triton._patch_lang_tensor = patched, patched_tensor
+
+
 if _triton is not None:
+    _replay_operations()
     _triton._get_np_dtype = _by_name(_triton._get_np_dtype)
-    _triton.interpreter_semantic.binary_op_sanitize_overflow_impl = _check_overflow
+    _triton.TritonSemantic.binary_op_sanitize_overflow_impl = _check_overflow
+    _triton.InterpreterBuilder.check_overflow = _exact
     _triton.InterpretedFunction.__call__ = _call_device_function
     _triton._convert_float = _mended(_triton._convert_float)
     _triton.InterpreterBuilder.create_fma = _fma(_triton.InterpreterBuilder.create_fma)
