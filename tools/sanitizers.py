@@ -47,7 +47,7 @@ class Program:
 
 PROGRAMS = {
     "memory": Program("fuzz.cpp", "address,undefined", flags=("-O0", "-DW2S_DRIVER")),
-    "threads": Program("threads.cpp", "thread", flags=("-O1",)),
+    "threads": Program("threads.cpp", "thread"),
     # The search is for new edges of the core, not of the code that makes the calls. libFuzzer's
     # default also traces every comparison, in two thirds of the time: bytes choose shapes directly.
     "fuzz": Program(
@@ -58,8 +58,11 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-def build(name: str, folder: Path, jobs: int = 2) -> Path:
+def build(name: str, folder: Path, jobs: int = 2, only: str = "") -> Path:
     """Compile and link a program of ``PROGRAMS`` into ``folder``; return its path.
+
+    Args:
+        only: the one source that is compiled; objects of the others are in ``folder``.
 
     Raises:
         subprocess.CalledProcessError: if a source does not compile.
@@ -74,6 +77,8 @@ def build(name: str, folder: Path, jobs: int = 2) -> Path:
 
     def compile_one(source: Path) -> str:
         out = str(folder / f"{source.stem}.o")
+        if only not in ("", source.name):
+            return out
         flags = () if source == main_source else (*program.core_flags, *_isa_flags(source))
         subprocess.run([*common, *flags, "-c", str(source), "-o", out], check=True)
         return out

@@ -16,34 +16,29 @@ pytestmark = [
 ]
 
 
-def _run(program: str, cases: int, folder: Path) -> None:
-    binary = sanitizers.build(program, folder)
-    done = subprocess.run(
+# A read behind the weights, and a word that all threads write: in run.cpp, and what reports them.
+FAULTS = {
+    "memory": ("double total = 0;", "double total = c.weight ? c.weight[c.n] : 0;", "Address"),
+    "threads": ("if (row >= 0) bad = row;", "c.index[0] = row;", "ThreadSanitizer"),
+}
+
+
+def _run(binary: Path, cases: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [binary, str(cases), "1"], capture_output=True, text=True, timeout=250, check=False
     )
+
+
+@pytest.mark.parametrize(("program", "cases"), [("memory", 20_000), ("threads", 60)])
+def test_nothing_is_reported_but_a_planted_fault(
+    program: str, cases: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one test: compiling takes most of the time, and only one source differs."""
+    done = _run(sanitizers.build(program, tmp_path), cases)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout == f"{cases} cases\n"
 
-
-def test_memory_and_undefined_behaviour(tmp_path: Path) -> None:
-    _run("memory", 20_000, tmp_path)
-
-
-def test_threads(tmp_path: Path) -> None:
-    _run("threads", 60, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("program", "old", "new", "report"),
-    [
-        ("memory", "double total = 0;", "double total = c.weight ? c.weight[c.n] : 0;", "Address"),
-        ("threads", "if (row >= 0) bad = row;", "c.index[0] = row;", "ThreadSanitizer"),
-    ],
-)  # fmt: skip
-def test_a_planted_fault_is_seen(
-    program: str, old: str, new: str, report: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A read behind the weights, and a word that all threads write."""
+    old, new, report = FAULTS[program]
     for name in ("csrc", "tests/native"):
         shutil.copytree(sanitizers.ROOT / name, tmp_path / name)
     source = tmp_path / "csrc" / "cpu" / "run.cpp"
@@ -51,5 +46,5 @@ def test_a_planted_fault_is_seen(
     assert old in text
     source.write_text(text.replace(old, new, 1))
     monkeypatch.setattr(sanitizers, "ROOT", tmp_path)
-    with pytest.raises(AssertionError, match=report):
-        _run(program, 500, tmp_path)
+    done = _run(sanitizers.build(program, tmp_path, only=source.name), 500)
+    assert done.returncode != 0 and report in done.stderr, done.stderr[-4000:]
