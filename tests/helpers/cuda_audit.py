@@ -1,14 +1,11 @@
-"""Read registers, spills, and widths of loads and stores from the machine code of a library.
+"""Read registers, spills, and widths of loads and stores from the machine code of CUDA kernels.
 
-Needs the disassembler of the Triton wheel. ``python tests/helpers/cuda_audit.py LIBRARY 80 90``
-prints one JSON object a kernel and architecture, ``... LIBRARY races`` one a kernel with its races.
+Needs the disassembler of the Triton wheel.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from typing import Any
 from helpers.races import layouts
 from helpers.races.audit import races
 from helpers.races.ptx import kernels_of
-from tools.machine_model.sass import tool
+from tools.machine_model.sass import Function, Usage, tool
 
 FORMS = {"f": "fp32", "4BF16": "bf16", "3F16": "fp16", "4None": "topk"}
 WORK = ("loss", "entropy", "all")  # work.h
@@ -26,7 +23,9 @@ KINDS += ("two_class_kernel", "two_class_gradient_kernel", "contrastive_kernel")
 
 def name_of(mangled: str) -> str:
     """``RowsKernel bf16 topk resident loss`` from a symbol."""
-    plain = re.sub(r"\d*_GLOBAL__N__[0-9a-f]+_\d+_\w+?_cu_[0-9a-f]{8}(_\d+)?", "", mangled)
+    plain = mangled
+    while found := re.search(r"(\d+)(?=_GLOBAL__N__)", plain):  # a length, and so many letters
+        plain = plain[: found.start()] + plain[found.end() + int(found[1]) :]
     plain = re.sub(r"NS\d?_(?=[34])", "", plain)
     kind = next(k for k in KINDS if k in plain)
     words = [kind]
@@ -41,41 +40,24 @@ def name_of(mangled: str) -> str:
     return " ".join(words)
 
 
-def usage(library: Path) -> dict[tuple[str, int], dict[str, int]]:
-    """(symbol, architecture) -> registers, stack and static shared memory in bytes."""
-    found, arch = {}, 0
-    symbol = ""
-    for line in tool("cuobjdump", "--dump-resource-usage", str(library)).splitlines():
-        if m := re.search(r"arch = sm_(\d+)", line):
-            arch = int(m[1])
-        elif m := re.search(r"Function (\S+?):", line):
-            symbol = m[1]
-        if m := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", line):
-            found[symbol, arch] = {"regs": int(m[1]), "stack": int(m[2]), "static": int(m[3])}
-    return found
+def audit(code: dict[str, tuple[Function, Usage]], arch: int) -> Iterator[dict[str, Any]]:
+    """One row a kernel of ``sass.code_of``."""
+    for symbol, (function, usage) in code.items():
+        opcodes = [i.opcode.split(".") for i in function.code]
 
+        def count(*bases: str, opcodes: list[list[str]] = opcodes) -> int:
+            return sum(parts[0] in bases for parts in opcodes)
 
-def audit(library: Path, arch: int) -> Iterator[dict[str, Any]]:
-    """One row a kernel, for one architecture."""
-    sizes = usage(library)
-    for part in re.split(
-        r"(?=Function : )", tool("cuobjdump", "-arch", f"sm_{arch}", "-sass", str(library))
-    ):
-        if not (m := re.match(r"Function : (\S+)", part)):
-            continue
-        body = part
+        def wide(base: str, opcodes: list[list[str]] = opcodes) -> int:
+            return sum(parts[0] == base and "128" in parts for parts in opcodes)
 
-        def count(pattern: str, body: str = body) -> int:
-            return len(re.findall(pattern, body))
-
-        yield {"name": name_of(m[1]), "arch": arch, **sizes[m[1], arch]} | {
-            "instructions": count(r"/\*[0-9a-f]{4,6}\*/ "),
-            "spills": count(r"\b(?:LDL|STL)\b"),
-            "ldg": count(r"\bLDG\b"), "ldg128": count(r"\bLDG\.[A-Z0-9.]*128\b"),
-            "copy": count(r"\bLDGSTS\b"), "copy128": count(r"\bLDGSTS\.[A-Z0-9.]*128\b"),
-            "stg": count(r"\bSTG\b"), "stg128": count(r"\bSTG\.[A-Z0-9.]*128\b"),
-            "lds128": count(r"\bLDS\.[A-Z0-9.]*128\b"),
-            "cluster": count(r"\bUCGABAR_WAIT\b"),
+        yield {
+            "name": name_of(symbol), "arch": arch, "regs": usage.registers, "stack": usage.stack,
+            "static": usage.shared, "instructions": len(opcodes), "spills": count("LDL", "STL"),
+            "ldg": count("LDG"), "ldg128": wide("LDG"),
+            "copy": count("LDGSTS"), "copy128": wide("LDGSTS"),
+            "stg": count("STG"), "stg128": wide("STG"),
+            "lds128": wide("LDS"), "cluster": count("UCGABAR_WAIT"),
         }  # fmt: skip
 
 
@@ -90,13 +72,3 @@ def races_of(library: Path) -> Iterator[dict[str, Any]]:
         name = name_of(kernel.name)
         found, unseen = races(kernel, layouts.of_cuda(name))
         yield {"name": name, "races": found, "unseen": unseen, "accesses": len(kernel.accesses())}
-
-
-if __name__ == "__main__":
-    if sys.argv[2:] == ["races"]:
-        for row in races_of(Path(sys.argv[1])):
-            print(json.dumps(row), flush=True)
-        sys.exit()
-    for arch in map(int, sys.argv[2:]):
-        for row in audit(Path(sys.argv[1]), arch):
-            print(json.dumps(row), flush=True)

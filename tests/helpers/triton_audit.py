@@ -2,8 +2,9 @@
 
 Run by ``kernels/test_compile_triton.py`` in processes of their own, because the interpreter and
 the compiler cannot share one: ``PYTHONPATH=tests python tests/helpers/triton_audit.py 80 90 100``
-prints one JSON object a kernel and architecture, in the mode that needs most. ``--all`` compiles
-all modes (minutes), ``--full`` every combination of branches, dtypes and tiles (an hour).
+prints one JSON object a kernel and architecture: the modes with limits, and every other kernel on
+one architecture, in the mode that needs most. ``--all`` compiles all modes (minutes), ``--full``
+every combination of branches, dtypes and tiles (an hour).
 """
 
 from __future__ import annotations
@@ -12,25 +13,26 @@ import json
 import linecache
 import re
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
+from helpers import machine_limits
 from helpers.races import layouts
 from helpers.races.audit import races
 from helpers.races.ptx import kernels_of
-from tools.machine_model import sass
 from tools.machine_model.prediction import to_dict
-from tools.machine_model.triton import compile_case, kernel_of
-from tools.machine_model.triton_modes import EVERYWHERE, Case, cases, full_cases, is_row_mode
+from tools.machine_model.triton import Code, code_of, compile_case, kernel_of
+from tools.machine_model.triton_modes import ONCE, Case, cases, full_cases, is_row_mode
+
+TIGHTEST = 100  # its compiler gives loops the fewest registers
 
 
 def audit(case: Case, arch: int) -> dict[str, Any]:
     """Compile one mode for ``sm_<arch>`` and tell what its machine code does."""
     done = compile_case(case, arch)
     report = {k: case[k] for k in ("name", "wide")} | {"arch": arch}
-    report |= {"shared": done.metadata.shared} | inspect_cubin(done.asm["cubin"])
-    report["kernel"] = to_dict(kernel_of(case, arch, done)) if is_row_mode(case) else None
+    code = code_of(done)
+    report |= {"shared": done.metadata.shared} | inspect_code(code)
+    report["kernel"] = to_dict(kernel_of(case, arch, done, code)) if is_row_mode(case) else None
     # Matrix instructions are not followed; their operands in shared memory are the compiler's.
     report |= {"races": [], "unseen": []}
     if not case.get("products"):
@@ -69,16 +71,12 @@ def loops_of(code: str) -> list[list[str]]:
     return [lines[a:b] for a, b in inner]
 
 
-def inspect_cubin(cubin: bytes) -> dict[str, Any]:
+def inspect_code(machine_code: Code) -> dict[str, Any]:
     """Registers, stack bytes, spill instructions, and the accesses of the loops over a row.
 
     ``looped`` counts spills in them, ``narrow`` loads and stores of less than 16 bytes.
     """
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
-        f.write(cubin)
-        f.flush()
-        (usage,) = sass.usages_of(Path(f.name)).values()
-        code = sass.tool("nvdisasm", "-c", "-gi", f.name)
+    code, usage = machine_code
 
     def count(pattern: str, text: str) -> int:
         return len(re.findall(pattern, text))
@@ -97,9 +95,17 @@ def inspect_cubin(cubin: bytes) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def chosen(arch: int, every: bool) -> list[Case]:
+    """All modes; or those with limits, and on one architecture each other kernel once."""
+    limited = machine_limits.LIMITS["triton"]
+    return [
+        case
+        for case in cases()
+        if every or case["name"] in limited or (arch == TIGHTEST and case["name"] in ONCE)
+    ]
+
+
 if __name__ == "__main__":
-    full = "--full" in sys.argv
     for arch in (int(a) for a in sys.argv[1:] if a.isdigit()):
-        for case in full_cases() if full else cases():
-            if full or "--all" in sys.argv or case["name"] in EVERYWHERE:
-                print(json.dumps(audit(case, arch)), flush=True)
+        for case in full_cases() if "--full" in sys.argv else chosen(arch, "--all" in sys.argv):
+            print(json.dumps(audit(case, arch)), flush=True)

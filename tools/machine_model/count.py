@@ -25,15 +25,17 @@ HEAD = (
 def kernels(backend: str, arch: int, pattern: str = "") -> Iterator[Kernel]:
     """Compile and count the kernels of a backend whose name matches a pattern."""
     if backend == "cuda":
-        from tools.machine_model import cuda
+        from tools.machine_model import cuda, sass
 
         with tempfile.TemporaryDirectory() as folder:
-            yield from cuda.kernels_of(cuda.compile_kernels(arch, Path(folder)), arch, pattern)
+            code = sass.code_of(cuda.compile_kernels(arch, Path(folder)))
+            yield from cuda.kernels_of(code, arch, pattern)
     else:
         from tools.machine_model import triton, triton_modes
 
         for case in triton_modes.row_modes(pattern):
-            yield triton.kernel_of(case, arch, triton.compile_case(case, arch))
+            done = triton.compile_case(case, arch)
+            yield triton.kernel_of(case, arch, done, triton.code_of(done))
 
 
 def line(k: Kernel) -> str:

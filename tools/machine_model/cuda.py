@@ -116,35 +116,37 @@ def extract(library: Path, arch: int, folder: Path) -> list[Path]:
 
 
 def kernels_of(
-    cubins: list[Path], arch: int, pattern: str = "", library: ModuleType | None = None
+    code: dict[str, tuple[sass.Function, sass.Usage]],
+    arch: int,
+    pattern: str = "",
+    library: ModuleType | None = None,
 ) -> Iterator[Kernel]:
     """Count the row kernels whose mode matches a pattern, as launched for 128256 classes.
 
     Of the row kernels that keep a row in shared memory and those that do not, one is launched.
 
     Args:
+        code: of an architecture, by ``sass.code_of``.
         library: the module that knows the tiling; by default the one that is built.
     """
-    for cubin in cubins:
-        usages = sass.usages_of(cubin)
-        functions = {f.name: f for f in sass.functions_of(cubin)}
-        for symbol, name in names_of(list(functions)).items():
-            if not re.search(pattern, name.mode):
-                continue
-            logits, labels = name.widths
-            tiling = LAUNCH[name.family]
-            tiling = tiling or tiling_of_rows(arch, logits, labels, CLASSES, library)
-            if name.family == "RowsKernel" and name.resident != (tiling.tile > 0):
-                continue
-            streams = Streams(logits + labels, logits)
-            yield Kernel(
-                backend="cuda",
-                name=name.mode,
-                arch=arch,
-                streams=streams,
-                loops=tuple(main_loops(functions[symbol], streams, max(1, labels // logits))),
-                registers=usages[symbol].registers,
-                threads=tiling.threads,
-                shared=usages[symbol].shared + tiling.shared,
-                tile=tiling.tile,
-            )
+    for symbol, name in names_of(list(code)).items():
+        if not re.search(pattern, name.mode):
+            continue
+        function, usage = code[symbol]
+        logits, labels = name.widths
+        tiling = LAUNCH[name.family]
+        tiling = tiling or tiling_of_rows(arch, logits, labels, CLASSES, library)
+        if name.family == "RowsKernel" and name.resident != (tiling.tile > 0):
+            continue
+        streams = Streams(logits + labels, logits)
+        yield Kernel(
+            backend="cuda",
+            name=name.mode,
+            arch=arch,
+            streams=streams,
+            loops=tuple(main_loops(function, streams, max(1, labels // logits))),
+            registers=usage.registers,
+            threads=tiling.threads,
+            shared=usage.shared + tiling.shared,
+            tile=tiling.tile,
+        )

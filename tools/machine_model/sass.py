@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,13 +91,23 @@ def tool(name: str, *arguments: str, folder: Path | None = None) -> str:
     return done.stdout
 
 
-def functions_of(cubin: Path) -> Iterator[Function]:
-    """Disassemble every function of a cubin."""
-    return parse(tool("nvdisasm", "-c", str(cubin)))
+def disassemble(cubin: Path) -> str:
+    """Return the code of a cubin as text, with lines of the source where the cubin names them."""
+    return tool("nvdisasm", "-c", "-gi", str(cubin))
+
+
+def code_of(cubins: Iterable[Path]) -> dict[str, tuple[Function, Usage]]:
+    """Return symbol -> function and usage of everything in cubins; takes seconds."""
+    found = {}
+    for cubin in cubins:
+        usages = usages_of(cubin)
+        for function in parse(disassemble(cubin)):
+            found[function.name] = function, usages[function.name]
+    return found
 
 
 def parse(text: str) -> Iterator[Function]:
-    """Parse what ``nvdisasm -c`` prints."""
+    """Parse what ``nvdisasm -c`` prints, lines of the source or not."""
     name = ""
     code: list[Instruction] = []
     labels: dict[str, int] = {}

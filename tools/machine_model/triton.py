@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -40,13 +40,25 @@ def compile_case(case: Case, arch: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def kernel_of(case: Case, arch: int, compiled: Any) -> Kernel:
-    """Count a compiled mode of a row kernel."""
+class Code(NamedTuple):
+    """Machine code of a compiled mode, as text, and what it occupies."""
+
+    text: str
+    usage: sass.Usage
+
+
+def code_of(compiled: Any) -> Code:
+    """Disassemble a compiled mode; starting the disassembler takes half a second."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
-        (function,) = sass.functions_of(cubin)
         (usage,) = sass.usages_of(cubin).values()
+        return Code(sass.disassemble(cubin), usage)
+
+
+def kernel_of(case: Case, arch: int, compiled: Any, code: Code) -> Kernel:
+    """Count a compiled mode of a row kernel."""
+    (function,) = sass.parse(code.text)
     streams = streams_of(case)
     return Kernel(
         backend="triton",
@@ -54,7 +66,7 @@ def kernel_of(case: Case, arch: int, compiled: Any) -> Kernel:
         arch=arch,
         streams=streams,
         loops=tuple(main_loops(function, streams)),
-        registers=usage.registers,
+        registers=code.usage.registers,
         threads=32 * case["warps"],
         shared=compiled.metadata.shared,
         classes=case["classes"],

@@ -45,7 +45,7 @@ HEAVY: Case = {"RULE": 2, "SMOOTH": True, "FOCAL": True, "WINDOW": True, "CAP": 
 HEAVY |= {"ENTROPY": True}
 STEPS = {"G_STEP": True, "Q_STEP": True, "KBLOCK": 1}
 # Every kernel once, in the mode that needs most, and dense labels also in the one that is usual.
-EVERYWHERE = (
+ONCE = (
     "rows hard bf16", "rows dense fp32", "rows dense plain bf16", "rows sparse cap fp32",
     "gradient sparse bf16", "fixup sparse fp32", "scale bf16", "quantile round 2",
     "quantile finish", "quantile histogram", "quantile successor", "two classes 2048",
