@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ class Access:
     sure: Any  # whether it certainly touches all of them
     remote: bool  # the word lies in another block's shared memory
 
+    @cached_property
+    def ends(self) -> tuple[int, int]:
+        """The first byte that any thread touches, and the one behind the last."""
+        return int(self.lo.min()), int(self.hi.max())
+
 
 def ranges(a: Access, sure: bool, unit: int) -> tuple[Any, Any, Any, Any]:
     """Different ranges, and of each the first and the last thread (or warp) that touches it."""
@@ -38,15 +44,20 @@ def ranges(a: Access, sure: bool, unit: int) -> tuple[Any, Any, Any, Any]:
     return lo[new], hi[new], by[new], by[np.roll(new, -1)]
 
 
+def may_conflict(a: Access, b: Access) -> bool:
+    """Whether both are of one buffer, and at least one is a store or the other no atomic."""
+    return a.buffer == b.buffer and (a.kind != b.kind or a.kind == "store")
+
+
 def conflict(a: Access, b: Access, level: int) -> bool:
     """Whether two threads may touch one byte, at least one of them to store it."""
     kinds = {a.kind, b.kind}
-    if a.buffer != b.buffer or kinds in ({"load"}, {"atomic"}):
+    if not may_conflict(a, b):
         return False
     far = a.remote != b.remote
     if not far and (level >= IN_BLOCK or a.remote):
         return False
-    if a.lo.min() >= b.hi.max() or b.lo.min() >= a.hi.max():
+    if a.ends[0] >= b.ends[1] or b.ends[0] >= a.ends[1]:
         return False
     unit = 32 if level >= IN_WARP else 1
     a_lo, a_hi, a_first, a_last = (x[:, None] for x in ranges(a, "load" not in kinds, unit))

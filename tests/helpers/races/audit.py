@@ -21,18 +21,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
-from helpers.races.access import IN_BLOCK, IN_WARP, OPEN, PENDING, Access, conflict
+from helpers.races.access import IN_BLOCK, IN_WARP, OPEN, PENDING, Access, conflict, may_conflict
 from helpers.races.ptx import Kernel, Op
 from helpers.races.values import ANY, REGION, Value, compute, const, may_be, narrowed, union
 
 Params = dict[tuple[int, int], int | tuple[int, ...]]
 SHARED = -1  # the number of the buffer that is shared memory
 TURNS = 2  # of a loop that ends on data
+
+
+@cache
+def number(text: str) -> Value:
+    """A number as it stands in an instruction."""
+    if not re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)", text):
+        return ANY
+    return const((int(text, 0) + 2**63) % 2**64 - 2**63)
 
 
 def pointer(i: int) -> int:
@@ -56,11 +65,12 @@ class State:
         sure = self.sure & sure
         return State(self.active & mask, sure, dict(self.regs), dict(self.open), groups)
 
-    def join(self, sides: list[State]) -> None:
-        """Where two paths meet that began here."""
+    def join(self, sides: list[State], live: set[str]) -> None:
+        """Where two paths meet that began here; nobody reads any but the ``live`` registers."""
         a, b = sides
-        self.written |= a.written | b.written
-        for name in a.written | b.written:
+        written = (a.written | b.written) & live
+        self.written |= written
+        for name in written:
             x, y = a.regs.get(name), b.regs.get(name)
             both = x is not None and y is not None and x is not y
             self.regs[name] = union(x, y, a.active, b.active) if both else x or y
@@ -133,7 +143,7 @@ class Machine:
             self.learn(body.ops[-1].guard, holds, side)
             ends.append(self.run(target, body.join, side))
         self.turns[block] -= open_ended
-        state.join(ends)
+        state.join(ends, self.kernel.live_at(body.join))
         return body.join, state
 
     def learn(self, guard: str, holds: bool, state: State) -> None:
@@ -165,12 +175,12 @@ class Machine:
             return const(self.special[text])
         if text in self.kernel.symbols:
             return const(self.kernel.symbols[text])
-        number = re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)", text)
-        return const((int(text, 0) + 2**63) % 2**64 - 2**63) if number else ANY
+        return number(text)
 
     def address(self, text: str, state: State) -> Value:
         base, _, offset = text.strip("[] ").partition("+")
-        return compute("add.s64", [self.read(x.strip(), state) for x in (base, offset or "0")])
+        value = self.read(base.strip(), state)
+        return compute("add.s64", [value, number(offset.strip())]) if offset else value
 
     def step(self, op: Op, state: State) -> None:
         if op.role == "block":
@@ -255,7 +265,9 @@ class Machine:
 
     def check(self, new: Access, state: State) -> None:
         for old, level in state.open.items():
-            if (old, new, level) in self.tested or (old.op.line, new.op.line) in self.found:
+            if not may_conflict(old, new) or (old, new, level) in self.tested:
+                continue
+            if (old.op.line, new.op.line) in self.found:
                 continue
             self.tested.add((old, new, level))
             if conflict(old, new, level):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 from helpers.races.values import HEADS
 
@@ -35,7 +36,7 @@ class Op:
     def __post_init__(self) -> None:
         self.width = width_of(self.name)
         self.accesses = self.find_accesses()
-        self.role = next((role for role, form in ROLES.items() if re.match(form, self.name)), "")
+        self.role = role_of(self.name)
         if self.role == "block" and self.args[:1] != ["0"]:
             self.role = ""  # of some of the warps
 
@@ -63,6 +64,13 @@ class Op:
         return f"{self.name} at {self.place or f'line {self.line} of the PTX'}"
 
 
+@cache
+def role_of(name: str) -> str:
+    """What it is beside arithmetic and accesses, if anything."""
+    return next((role for role, form in ROLES.items() if re.match(form, name)), "")
+
+
+@cache
 def width_of(name: str) -> int:
     """Bytes that one thread moves."""
     found = WIDTHS.search(name)
@@ -77,6 +85,7 @@ class Block:
     ops: list[Op] = field(default_factory=list)
     next: list[int] = field(default_factory=list)
     join: int = 0  # where its branches meet again
+    live: set[str] = field(default_factory=set)  # registers that are read from here on
 
 
 class Kernel:
@@ -93,6 +102,7 @@ class Kernel:
         self.cluster = any(isinstance(x, Op) and "cluster" in x.name for x in items)
         self.build(items)
         self.keep_what_matters()
+        self.find_live_registers()
 
     def build(self, items: list[Op | str]) -> None:
         self.blocks = [Block()]
@@ -150,6 +160,10 @@ class Kernel:
                 todo += self.blocks[i].next
         return False
 
+    def live_at(self, block: int) -> set[str]:
+        """Registers that are read from the start of a block on."""
+        return self.blocks[block].live if block < self.end else set()
+
     def accesses(self) -> list[Op]:
         return [op for block in self.blocks for op in block.ops if op.accesses]
 
@@ -173,6 +187,27 @@ class Kernel:
         needed = {id(op) for op in fixed}
         for block in self.blocks:
             block.ops = [op for op in block.ops if id(op) in needed or wanted & set(op.to)]
+
+    def find_live_registers(self) -> None:
+        """A guarded instruction leaves the register as it was in some threads, so it reads it."""
+        reads: list[set[str]] = []
+        writes: list[set[str]] = []
+        for block in self.blocks:
+            first: set[str] = set()
+            own: set[str] = set()
+            for op in block.ops:
+                first |= set(registers(op.guard, *op.args, *(op.to if op.guard else ()))) - own
+                own |= set(op.to)
+            reads.append(first)
+            writes.append(own)
+        changed = True
+        while changed:
+            changed = False
+            for block, first, own in zip(*map(reversed, (self.blocks, reads, writes)), strict=True):
+                after = (self.blocks[i].live for i in block.next if i < self.end)
+                live = first | set().union(*after) - own
+                changed |= live != block.live
+                block.live = live
 
 
 def registers(*texts: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
 from typing import Any
@@ -17,12 +17,27 @@ FAR = 1 << REGION - 2  # what nobody knows lies within -FAR and FAR
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """From ``lo`` to ``hi``: arrays of alternatives by threads; one column is for all threads."""
+    """From ``lo`` to ``hi``: arrays of alternatives by threads; one column is for all threads.
+
+    Both are one array where every alternative is a number, which spares half of the arithmetic.
+    """
 
     lo: Any
     hi: Any
     # Of a predicate: comparison, register, both operands. Of two words in one register: both.
     why: tuple[str, str, Value, Value] | None = None
+    as_type: dict[str, Value] = field(default_factory=dict)  # what ``typed`` has found
+
+    @property
+    def exact(self) -> bool:
+        """Whether it has no ranges; False also where nobody knows."""
+        return self.lo is self.hi
+
+    def alternatives(self) -> list[Value]:
+        """Each as a value of its own."""
+        lows = [lo[None] for lo in self.lo]
+        highs = lows if self.exact else [hi[None] for hi in self.hi]
+        return [Value(lo, hi) for lo, hi in zip(lows, highs, strict=True)]
 
 
 def value_of(lo: Any, hi: Any) -> Value:
@@ -55,38 +70,64 @@ def slim(x: Value) -> Value:
     """Without alternatives that are there twice; one range, where there are too many."""
     if len(x.lo) == 1:
         return x
-    first = {(a.tobytes(), b.tobytes()): i for i, (a, b) in enumerate(zip(x.lo, x.hi, strict=True))}
-    keep = list(first.values())
+    ends = (x.lo,) if x.exact else (x.lo, x.hi)
+    keep = list({tuple(e[i].tobytes() for e in ends): i for i in range(len(x.lo))}.values())
     if len(keep) > MOST:
         return value_of(x.lo.min(0, keepdims=True), x.hi.max(0, keepdims=True))
-    return Value(x.lo[keep], x.hi[keep])
+    if len(keep) == len(x.lo):
+        return x
+    lo = x.lo[keep]
+    return Value(lo, lo if x.exact else x.hi[keep])
 
 
 def union(a: Value, b: Value, in_a: Any, in_b: Any) -> Value:
     """Threads of ``in_a`` have ``a``, those of ``in_b`` have ``b``, those of both have either."""
     if np.array_equal(a.lo, b.lo) and np.array_equal(a.hi, b.hi):
         return a if a.why is b.why else Value(a.lo, a.hi)
-    n = max(len(a.lo), len(b.lo))
-    parts = []
-    for i in range(n):  # a thread that is in one of them only has the same alternatives twice
-        i_a, i_b = i % len(a.lo), i % len(b.lo)
-        for first in (in_a, ~in_b) if (in_a & in_b).any() else (in_a,):
-            parts.append([np.where(first, x[i_a], y[i_b]) for x, y in ((a.lo, b.lo), (a.hi, b.hi))])
-    return slim(Value(np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts])))
+    n = np.arange(max(len(a.lo), len(b.lo)))
+    i_a, i_b = n % len(a.lo), n % len(b.lo)
+    # A thread that is in one of them only has the same alternatives twice.
+    sides = (in_a, ~in_b) if (in_a & in_b).any() else (in_a,)
+
+    def either(x: Any, y: Any) -> Any:
+        return np.concatenate([np.where(first, x[i_a], y[i_b]) for first in sides])
+
+    lo = either(a.lo, b.lo)
+    return slim(Value(lo, lo if a.exact and b.exact else either(a.hi, b.hi)))
 
 
 def typed(x: Value, kind: str) -> Value:
     """A register read as that type."""
-    if kind == "pred":
-        return Value(np.clip(x.lo, 0, 1), np.clip(x.hi, 0, 1))
-    bits = int(kind[1:])
-    if bits == 64:
+    if kind[1:] == "64":
         return x
-    below = 1 << bits - 1 if kind[0] == "s" else 0
-    top = (1 << bits) - 1
-    lo, hi = x.lo + below, x.hi + below
+    if kind not in x.as_type:
+        least, most = limits_of(kind)
+        inside = x.lo.min() >= least and x.hi.max() <= most
+        x.as_type[kind] = x if inside else converted(x, kind, least, most)
+    return x.as_type[kind]
+
+
+@cache
+def limits_of(kind: str) -> tuple[int, int]:
+    if kind == "pred":
+        return 0, 1
+    bits = int(kind[1:])
+    least = -(1 << bits - 1) if kind[0] == "s" else 0
+    return least, least + (1 << bits) - 1
+
+
+def converted(x: Value, kind: str, least: int, most: int) -> Value:
+    """Numbers beyond a type lose their high bits; a range that crosses its end may be anything."""
+    if kind == "pred":
+        return Value(*(np.minimum(np.maximum(end, 0), 1) for end in (x.lo, x.hi)))
+    bits, top = int(kind[1:]), most - least
+    lo = x.lo - least
+    if x.exact:
+        lo = (lo & top) + least
+        return Value(lo, lo)
+    hi = x.hi - least
     same = lo >> bits == hi >> bits
-    return Value(np.where(same, lo & top, 0) - below, np.where(same, hi & top, top) - below)
+    return Value(np.where(same, lo & top, 0) + least, np.where(same, hi & top, top) + least)
 
 
 def divide(a: Any, b: Any) -> Any:
@@ -138,6 +179,9 @@ def ranged(head: str, xs: list[Value]) -> Value:
 
 def compared(how: str, a: Value, b: Value) -> Value:
     """Whether; from 0 to 1 where ranges leave it open."""
+    if a.exact and b.exact:
+        lo = COMPARE[how](a.lo, b.lo).astype(np.int64)
+        return Value(lo, lo)
     if how in ("eq", "ne"):
         apart, same = (a.hi < b.lo) | (b.hi < a.lo), (a.lo == a.hi) & (b.lo == b.hi)
         lo, hi = same & (a.lo == b.lo), ~apart
@@ -175,7 +219,6 @@ def types_of(name: str, head: str, count: int) -> list[str]:
 
 def once(head: str, name: str, xs: list[Value], types: list[str]) -> Value:
     """The result for one alternative of each operand."""
-    xs = [typed(x, t) for x, t in zip(xs, types, strict=True)]
     if head == "setp":
         return compared(name.split(".")[1], *xs)
     if types[0] == "pred" and head in ("and", "or"):
@@ -183,9 +226,9 @@ def once(head: str, name: str, xs: list[Value], types: list[str]) -> Value:
     if types[0] == "pred" and head == "not":
         return Value(1 - xs[0].hi, 1 - xs[0].lo)
     v = NUMBERS[head](*(x.lo for x in xs))
-    known = xs[0].lo == xs[0].hi
-    for x in xs[1:]:
-        known = known & (x.lo == x.hi)
+    if all(x.exact for x in xs):
+        return Value(v, v)
+    known = np.logical_and.reduce(np.broadcast_arrays(*(x.lo == x.hi for x in xs)))
     if known.all():
         return Value(v, v)
     r = ranged(head, xs)
@@ -198,15 +241,19 @@ def compute(name: str, args: list[Value]) -> Value:
     types = types_of(name, head, len(args))
     if not types or (head == "setp" and (len(args) != 2 or name.split(".")[1] not in COMPARE)):
         return ANY
+    args = [typed(a, t) for a, t in zip(args, types, strict=True)]
     if head == "selp":  # either, where the predicate may be either
-        yes, no = may_be(typed(args[2], "pred"))
+        yes, no = may_be(args[2])
         return union(args[0], args[1], yes, no)
     if all(len(a.lo) == 1 for a in args):
         return once(head, name, args, types)
     if np.prod([len(a.lo) for a in args]) > 8 * MOST:
         args = [Value(a.lo.min(0, keepdims=True), a.hi.max(0, keepdims=True)) for a in args]
-    each = [[Value(lo[None], hi[None]) for lo, hi in zip(a.lo, a.hi, strict=True)] for a in args]
-    parts = [once(head, name, list(xs), types) for xs in product(*each)]
-    width = max(p.lo.shape[1] for p in parts)
-    ends = [[np.broadcast_to(getattr(p, n), (1, width)) for p in parts] for n in ("lo", "hi")]
-    return slim(Value(*(np.concatenate(e) for e in ends)))
+    parts = [once(head, name, list(xs), types) for xs in product(*(a.alternatives() for a in args))]
+    lo = stacked([p.lo for p in parts])
+    return slim(Value(lo, lo if all(p.exact for p in parts) else stacked([p.hi for p in parts])))
+
+
+def stacked(ends: list[Any]) -> Any:
+    width = max(end.shape[1] for end in ends)
+    return np.concatenate([np.broadcast_to(end, (1, width)) for end in ends])
