@@ -2,6 +2,8 @@
 
 Accuracies are compared at the seeds at which every method of the group has a row. Differences are
 paired by seed, with a t interval over seeds and Holm's correction for the methods of the group.
+A method that could not run at one of its seeds is not compared: the others would be an easier
+selection. The group names it instead.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.evidence.design import PROTOCOLS, SETS, SUPERVISORS
+from bench.evidence.design import PROTOCOLS, SETS, SUPERVISORS, report_name
 from w2s_fast import metrics
 from w2s_fast.pipeline import statistics
 
@@ -41,6 +43,21 @@ class Student:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A method that could not run on the data of a group.
+
+    Attributes:
+        name: Method and loss, as in reports.
+        n_seeds: At how many seeds.
+        reason: Its message at the first of them.
+    """
+
+    name: str
+    n_seeds: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Group:
     """The students of one set and supervisor under one protocol.
 
@@ -49,6 +66,7 @@ class Group:
         seeds: Seeds that all of its methods have.
         weak, ceiling: Mean accuracies of the weak model and of the baseline's ceiling.
         students: In the order of the protocol; the first is the baseline.
+        failures: Methods that are not compared.
     """
 
     protocol: str
@@ -58,6 +76,7 @@ class Group:
     weak: float
     ceiling: float
     students: tuple[Student, ...]
+    failures: tuple[Failure, ...]
 
     @property
     def baseline(self) -> Student:
@@ -68,8 +87,8 @@ class Group:
     def complete(self) -> bool:
         """Whether no cell is open."""
         protocol = PROTOCOLS[self.protocol]
-        n_methods = len(protocol.methods)
-        return self.seeds == protocol.seeds and len(self.students) == n_methods
+        n_methods = len(self.students) + len(self.failures)
+        return self.seeds == protocol.seeds and n_methods == len(protocol.methods)
 
 
 def groups(rows: Sequence[Row]) -> list[Group]:
@@ -86,16 +105,15 @@ def groups(rows: Sequence[Row]) -> list[Group]:
 def make_group(rows: Sequence[Row], protocol: str, data: str, supervisor: str) -> Group | None:
     """Return a group, or None without a seed that all of its methods have."""
     place = (protocol, data, supervisor)
-    own = [
-        r
-        for r in rows
-        if (r["protocol"], r["data"], r["supervisor"]) == place and "failed" not in r
-    ]
+    own = [r for r in rows if (r["protocol"], r["data"], r["supervisor"]) == place]
     by_spec: dict[str, dict[int, Row]] = {
         spec: {r["seed"]: r for r in own if r["spec"] == spec}
         for spec in PROTOCOLS[protocol].methods
     }
-    by_spec = {spec: by_seed for spec, by_seed in by_spec.items() if by_seed}
+    failures = {
+        spec: failure for spec, by_seed in by_spec.items() if (failure := _failure(spec, by_seed))
+    }
+    by_spec = {s: by_seed for s, by_seed in by_spec.items() if by_seed and s not in failures}
     if PROTOCOLS[protocol].methods[0] not in by_spec:
         return None
     seeds = tuple(sorted(set.intersection(*(set(by_seed) for by_seed in by_spec.values()))))
@@ -103,7 +121,13 @@ def make_group(rows: Sequence[Row], protocol: str, data: str, supervisor: str) -
         return None
     columns = {spec: [by_seed[s] for s in seeds] for spec, by_seed in by_spec.items()}
     first = next(iter(columns.values()))
-    return Group(*place, seeds, _mean(first, "weak"), _mean(first, "ceiling"), _students(columns))
+    means = _mean(first, "weak"), _mean(first, "ceiling")
+    return Group(*place, seeds, *means, _students(columns), tuple(failures.values()))
+
+
+def _failure(spec: str, by_seed: Mapping[int, Row]) -> Failure | None:
+    reasons = [row["failed"] for _, row in sorted(by_seed.items()) if "failed" in row]
+    return Failure(report_name(spec), len(reasons), reasons[0]) if reasons else None
 
 
 def _students(columns: Mapping[str, Sequence[Row]]) -> tuple[Student, ...]:

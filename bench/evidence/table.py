@@ -134,6 +134,9 @@ def _table(group: Group) -> str:
     for student in group.students:
         uses = "; ".join(student.gold)
         lines += ["", f"`{student.name}` used true labels: {uses}."] if uses else []
+    for failure in group.failures:
+        seeds = w2s.counted(failure.n_seeds, "seed")
+        lines += ["", f"`{failure.name}` could not run at {seeds}: {failure.reason}."]
     return "\n".join(lines) + "\n"
 
 

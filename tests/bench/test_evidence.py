@@ -280,6 +280,18 @@ def test_unfinished_groups_say_so() -> None:
     assert "No rows" in gaps([]) and "No rows" in detail([], "probe", "cola")
 
 
+def test_methods_that_cannot_run_are_named() -> None:
+    """They leave no cell open, and keep their seeds to the others; one seed is enough."""
+    rows = [row("naive@xent", s, 0.8) for s in range(3)] + [row("naive@logconf", 0, 0.9)]
+    rows += [row("naive@logconf", s, 0.0) | {"failed": f"reason {s}"} for s in (1, 2)]
+    found = groups(rows)
+    text = detail(found, "finetune", "sst2")
+    assert "3 seeds, 500 / 500" in text and "| `logconf` |" not in text
+    assert "\n`logconf` could not run at 2 seeds: reason 1.\n" in text
+    assert "3 of 3" in coverage(rows) and differences(found) == "- none\n"
+    assert groups([row("naive@xent", 0, 0.8) | {"failed": "out of memory"}]) == []
+
+
 def test_committed_rows_are_of_the_design() -> None:
     """No row of a toy run, of a changed tree or of another design, and none twice."""
     rows = read_rows(ROWS)
