@@ -33,11 +33,12 @@ class Value:
         """Whether it has no ranges; False also where nobody knows."""
         return self.lo is self.hi
 
-    def alternatives(self) -> list[Value]:
-        """Each as a value of its own."""
-        lows = [lo[None] for lo in self.lo]
-        highs = lows if self.exact else [hi[None] for hi in self.hi]
-        return [Value(lo, hi) for lo, hi in zip(lows, highs, strict=True)]
+    def at(self, which: Any) -> Value:
+        """These of its alternatives, or the only one."""
+        if len(self.lo) == 1:
+            return self
+        lo = self.lo[which]
+        return Value(lo, lo if self.exact else self.hi[which])
 
 
 def value_of(lo: Any, hi: Any) -> Value:
@@ -218,7 +219,7 @@ def types_of(name: str, head: str, count: int) -> list[str]:
 
 
 def once(head: str, name: str, xs: list[Value], types: list[str]) -> Value:
-    """The result for one alternative of each operand."""
+    """The result for operands of as many alternatives each, or of one for all."""
     if head == "setp":
         return compared(name.split(".")[1], *xs)
     if types[0] == "pred" and head in ("and", "or"):
@@ -249,11 +250,5 @@ def compute(name: str, args: list[Value]) -> Value:
         return once(head, name, args, types)
     if np.prod([len(a.lo) for a in args]) > 8 * MOST:
         args = [Value(a.lo.min(0, keepdims=True), a.hi.max(0, keepdims=True)) for a in args]
-    parts = [once(head, name, list(xs), types) for xs in product(*(a.alternatives() for a in args))]
-    lo = stacked([p.lo for p in parts])
-    return slim(Value(lo, lo if all(p.exact for p in parts) else stacked([p.hi for p in parts])))
-
-
-def stacked(ends: list[Any]) -> Any:
-    width = max(end.shape[1] for end in ends)
-    return np.concatenate([np.broadcast_to(end, (1, width)) for end in ends])
+    each = np.indices([len(a.lo) for a in args]).reshape(len(args), -1)
+    return slim(once(head, name, [a.at(i) for a, i in zip(args, each, strict=True)], types))
