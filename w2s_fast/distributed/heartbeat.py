@@ -6,7 +6,8 @@ that died, hangs, or lost its network stops counting; one that fails reports its
 process then prints which rank on which host was lost and exits with ``EXIT_CODE``, so that
 launchers clean up and no process waits in a collective call for a lost peer. A process that hangs
 cannot exit by itself: a guard, a small subprocess of each process, reads its heartbeat from a pipe
-and kills it when the heartbeat stops.
+and kills it when the heartbeat stops. If rank 0 hangs without being killed, as on a host that
+freezes, its store does not answer, and the others exit for that.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from w2s_fast.distributed.world import World
 
@@ -38,7 +40,9 @@ if os.getppid() == parent:
     os.kill(parent, signal.SIGKILL)
 """
 _LISTEN_BEATS = 4  # beats without progress after which a process counts as silent, after an error
+_ANSWER_FRACTION = 1 / 3  # of the timeout, in which the store has to answer; the guard waits longer
 _VERDICT = "verdict"  # key of the store: which process was lost, and why
+T = TypeVar("T")
 
 
 class LostError(RuntimeError):
@@ -58,6 +62,7 @@ class Heartbeat:
         interval_s = max(_MIN_INTERVAL_S, world.size / _MAX_BEATS_PER_S)
         self._interval_s = min(interval_s, timeout_s / 4)
         self._stop, self._ignores_verdicts = threading.Event(), False
+        self._last_beats: list[tuple[int, float]] = []  # (count, time) by rank, on rank 0
         self._hosts: list[str] = world.all_gather_object(socket.gethostname())
         self._store = self._connect()
         self._thread = threading.Thread(target=self._run, name="w2s-heartbeat", daemon=True)
@@ -88,8 +93,7 @@ class Heartbeat:
     def report(self, verdict: str) -> None:
         """Tell the other processes what was lost, and why, unless they know already."""
         with contextlib.suppress(RuntimeError):
-            if not self._store.check([_VERDICT]):
-                self._store.set(_VERDICT, verdict)
+            self._ask(lambda: self._set_verdict(verdict))
 
     @property
     def name(self) -> str:
@@ -99,9 +103,9 @@ class Heartbeat:
     def silent_ranks(self) -> list[int]:
         """Return the ranks that do not beat during this call; [0] if the store is unreachable."""
         try:
-            before = self._counts()
+            before = self._ask(self._counts)
             time.sleep(_LISTEN_BEATS * self._interval_s)
-            pairs = enumerate(zip(before, self._counts(), strict=True))
+            pairs = enumerate(zip(before, self._ask(self._counts), strict=True))
             return [r for r, (a, b) in pairs if a == b and r != self._world.rank]
         except RuntimeError:
             return [] if self._world.is_main_process else [0]
@@ -126,9 +130,35 @@ class Heartbeat:
     def lost_processes(self) -> str:
         """Name the lost processes, if any are known by now."""
         try:
-            return self._verdict() or self.names(self.silent_ranks())
+            return self._ask(self._verdict) or self.names(self.silent_ranks())
         except RuntimeError:
             return self._name(0)
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        """Return what a call to rank 0's store returns.
+
+        The store's client waits for an answer without a limit, as long as the connection is open.
+
+        Raises:
+            RuntimeError: The connection is lost, or no answer comes.
+        """
+        answer: Future[T] = Future()
+
+        def wait() -> None:
+            try:
+                answer.set_result(call())
+            except RuntimeError as e:
+                answer.set_exception(e)
+
+        threading.Thread(target=wait, name="w2s-heartbeat-store", daemon=True).start()
+        try:
+            return answer.result(_ANSWER_FRACTION * self._timeout_s)
+        except TimeoutError:
+            raise RuntimeError(f"the store of {self._name(0)} does not answer") from None
+
+    def _set_verdict(self, verdict: str) -> None:
+        if not self._store.check([_VERDICT]):
+            self._store.set(_VERDICT, verdict)
 
     def _verdict(self) -> str:
         return self._store.get(_VERDICT).decode() if self._store.check([_VERDICT]) else ""
@@ -147,16 +177,13 @@ class Heartbeat:
         )
 
     def _run(self) -> None:
-        last_beats = [(0, time.monotonic())] * self._world.size
+        self._last_beats = [(0, time.monotonic())] * self._world.size
         last_reached = time.monotonic()
         while not self._stop.wait(self._interval_s):
             with contextlib.suppress(OSError):  # the guard may be gone
                 os.write(self._guard.stdin.fileno(), b".")  # type: ignore[union-attr]
             try:
-                self._store.add(_counter(self._world.rank), 1)
-                if self._world.is_main_process:
-                    last_beats = self._supervise(last_beats)
-                verdict = self._verdict()
+                verdict = self._ask(self._beat)
             except RuntimeError:
                 if time.monotonic() - last_reached > self._timeout_s:
                     self._exit(f"{self._name(0)} has not been reached for {self._timeout_s:g} s")
@@ -165,17 +192,23 @@ class Heartbeat:
             if verdict:
                 self._exit(verdict)
 
-    def _supervise(self, last_beats: list[tuple[int, float]]) -> list[tuple[int, float]]:
-        """Update (count, time) of each rank's last beat, and set the verdict on silent ranks."""
+    def _beat(self) -> str:
+        """Count one beat, and on rank 0 look at those of the others; return the verdict."""
+        self._store.add(_counter(self._world.rank), 1)
+        if self._world.is_main_process:
+            self._supervise()
+        return self._verdict()
+
+    def _supervise(self) -> None:
+        """Look at the last beat of each rank, and set the verdict on silent ranks."""
         now = time.monotonic()
-        last_beats = [
+        self._last_beats = [
             (count, since if count == old else now)
-            for count, (old, since) in zip(self._counts(), last_beats, strict=True)
+            for count, (old, since) in zip(self._counts(), self._last_beats, strict=True)
         ]
-        lost = [r for r, (_, since) in enumerate(last_beats) if now - since > self._timeout_s]
-        if lost and not self._store.check([_VERDICT]):
-            self._store.set(_VERDICT, f"{self.names(lost)}: silent for {self._timeout_s:g} s")
-        return last_beats
+        lost = [r for r, (_, since) in enumerate(self._last_beats) if now - since > self._timeout_s]
+        if lost:
+            self._set_verdict(f"{self.names(lost)}: silent for {self._timeout_s:g} s")
 
     def _counts(self) -> list[int]:
         return [self._store.add(_counter(r), 0) for r in range(self._world.size)]
