@@ -98,7 +98,8 @@ def complaints(r: dict[str, Any]) -> list[str]:
         f"{r['spills']} spills": r["spills"] > 0 and not allowed,
         f"{r['looped']} spills in loops": r["looped"] > LOOPED.get((r["name"], r["arch"]), (0,))[0],
         f"{r['regs']} registers": not 0 < r["regs"] <= REGISTERS,
-        f"shared memory {r['shared']}": r["shared"] > SHARED[r["arch"]],
+        # Of the smallest: what is compiled for one architecture must fit on the others as well.
+        f"shared memory {r['shared']}": r["shared"] > min(SHARED.values()),
         f"{r['narrow']} accesses of a row under 16 bytes": r["wide"] and r["narrow"] > 0,
         f"{r['ldg128']} loads and {r['stg128']} stores of 16 bytes": r["wide"]
         and not (r["ldg128"] and r["stg128"]),
@@ -140,7 +141,7 @@ def test_complaints_are_found() -> None:
     }  # fmt: skip
     assert complaints(fine) == []
     for bad in (
-        {"stack": 8}, {"spills": 1}, {"looped": 1}, {"regs": 256}, {"shared": 240_000},
+        {"stack": 8}, {"spills": 1}, {"looped": 1}, {"regs": 256}, {"shared": 170_000},
         {"narrow": 1},
         {"ldg128": 0}, {"stg128": 0},
     ):  # fmt: skip
