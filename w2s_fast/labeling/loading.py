@@ -81,13 +81,29 @@ def _import(place: str, spec: str) -> ModuleType:
             f"{one_line(error)}); expected 'package.module' on the Python path, or "
             "'path/to/file.py'"
         ) from error
-    digest = _digest_of_module(module)
-    if _imported.setdefault(place, digest) != digest:
+    if _edited(module):
         raise W2SError(
             f"functions {spec!r}: {place} was edited after it was imported; start Python again, or "
             f"name its file, {module.__file__}, which is read each time"
         )
     return module
+
+
+def module_digest(name: str) -> str:
+    """Return a digest of the code of a module whose classes specs name, as ``source_digest``.
+
+    Raises:
+        W2SError: It was edited after its import: its classes are the old ones.
+    """
+    module = importlib.import_module(name)
+    if _edited(module):
+        raise W2SError(f"{name} was edited after it was imported; start Python again")
+    return _digest_of_module(module)
+
+
+def _edited(module: ModuleType) -> bool:
+    digest = _digest_of_module(module)
+    return _imported.setdefault(module.__name__, digest) != digest
 
 
 def _digest_of_module(module: ModuleType) -> str:

@@ -5,7 +5,8 @@ A stage is stored under the hash of these, so it is computed again where one of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from w2s_fast.config import RunConfig, at_seed, model_of, roles, run_seeds, to_d
 from w2s_fast.debate import make_protocol
 from w2s_fast.files import content_hash, file_hash, tree_hash, tree_stamp
 from w2s_fast.labeling import source_digest
+from w2s_fast.labeling.loading import module_digest
 from w2s_fast.methods import make_method
 from w2s_fast.models import ModelConfig
 from w2s_fast.models.checkpoint_source import is_checkpoint
@@ -55,7 +57,7 @@ VERSIONS = {
     "reference": 1,
     "backbone": 1,
     "compressed": 1,
-    "report": 11,
+    "report": 12,
 }
 # Stages without a model that draw random numbers.
 _SEEDED = ("apply", "generated_votes", "gate", "trust", "text_labels", "supervisor_card")
@@ -64,6 +66,8 @@ _SEEDED = ("apply", "generated_votes", "gate", "trust", "text_labels", "supervis
 _ADDED = {
     "ema_decay": 0.0, "interpolation": 1.0, "anchor": 0.0, "nested_dropout": 0.0, "mixup": 0.0,
 }  # fmt: skip
+# What a spec imports, "package.module:Class" or "package.module:Class:field=value".
+_IMPORTED = re.compile(r"([A-Za-z_]\w*(?:\.\w+)+):[A-Za-z_]\w*(?::.*)?", re.DOTALL)
 _NOT_CONTENT = set(EXECUTION_FIELDS)  # settings that cannot change a result
 
 
@@ -217,6 +221,8 @@ def input_digests(
         folders: Digests of the checkpoint folders, by role.
     """
     digests = {argument: results[name] for argument, name in job.inputs}
+    modules = sorted(set(_imported_modules(config_slice(cfg, job, 0))))
+    digests |= {f"code.{name}": module_digest(name) for name in modules}
     if job.setting("source") == "Functions":
         digests["functions"] = source_digest(job.setting("path"))
     if job.stage == "text_labels":
@@ -236,6 +242,20 @@ def input_digests(
             source = next((r for r in (role, "student", "weak") if r in folders), None)
             digests |= {} if source is None else {f"folder.{source}": folders[source]}
     return digests
+
+
+def _imported_modules(settings: Any) -> Iterator[str]:
+    """Yield the user's modules that specs among these settings import; versions guard our own."""
+    if isinstance(settings, str):
+        for spec in re.split("[|@]", settings):
+            found = _IMPORTED.fullmatch(spec.strip())
+            if found and not found[1].startswith("w2s_fast."):
+                yield found[1]
+    elif isinstance(settings, Mapping):
+        yield from _imported_modules(list(settings.values()))
+    elif isinstance(settings, list | tuple):
+        for setting in settings:
+            yield from _imported_modules(setting)
 
 
 class Folders:
