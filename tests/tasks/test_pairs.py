@@ -63,6 +63,35 @@ def test_the_coin_is_the_rows_own(tmp_path: Path) -> None:
     assert set(other.weak.texts + other.test.texts) != set(one.weak.texts + one.test.texts)
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["one file", "test file"])
+@pytest.mark.parametrize("again", ["reversed", "upper case", "both"])
+def test_a_pair_that_is_judged_twice_is_in_one_split(
+    tmp_path: Path, again: str, apart: bool
+) -> None:
+    """Whatever order the coin of each row gives its two texts."""
+    rows: list[dict[str, object]] = [
+        {"chosen": f"answer {i} good", "rejected": f"answer {i} poor"} for i in range(80)
+    ]
+    twice = []
+    for row in rows:
+        texts = [str(text) for text in row.values()]
+        texts = texts[::-1] if again != "upper case" else texts
+        texts = [text.upper() for text in texts] if again != "reversed" else texts
+        twice.append(dict(zip(row, texts, strict=True)))
+    if apart:
+        rows, twice = [*rows, *twice[:20]], twice[:20]
+    cfg = _config(write_rows(tmp_path / "a.jsonl", rows if apart else [*rows, *twice]))
+    if apart:
+        cfg = replace(cfg, test_path=str(write_rows(tmp_path / "b.jsonl", twice)))
+    data = get_task("pairs").load(cfg, 0)
+    parts = []
+    for part in (data.weak, data.transfer, data.test):
+        assert part.pairs is not None
+        both = zip(part.texts, part.pairs, strict=True)
+        parts.append({frozenset(text.casefold() for text in two) for two in both})
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+
+
 def test_dialogues_without_a_prompt_column(tmp_path: Path) -> None:
     """As in single-turn HH files: the opening that both share is what relates them."""
     rows = [

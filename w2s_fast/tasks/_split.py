@@ -45,14 +45,16 @@ def make_examples(
         digest = _digest(text, second)  # without the gold label, which ids would reveal
         count = seen[digest] = seen.get(digest, 0) + 1
         ids.append(digest if count == 1 else f"{digest}-{count}")
-    same = [_digest(*map(_squeeze, both)) for both in zip(texts, seconds, strict=True)]
+    same = [list(map(_squeeze, both)) for both in zip(texts, seconds, strict=True)]
+    if prompts is not None:  # a preference, whose two texts are in random order
+        same = [sorted(both) for both in same]
     names = [None] * len(texts) if groups is None else groups
     return Examples(
         ids=tuple(ids),
         texts=tuple(texts),
         pairs=None if pairs is None else tuple(pairs),
         labels=np.asarray(labels, dtype=np.int64),
-        groups=tuple(_join(same, names)),
+        groups=tuple(_join([_digest(*both) for both in same], names)),
         answers=None if answers is None else tuple(answers),
         subgroups=None if subgroups is None else tuple(subgroups),
         votes=votes,
