@@ -94,6 +94,30 @@ def test_pairs_bools_and_declared_classes(tmp_path: Path) -> None:
         assert label == 1 - number % 2
 
 
+def test_truths_are_spelled_alike_in_all_files(tmp_path: Path) -> None:
+    """As words among other labels, in a file that has no other; as truths where none has."""
+    words = ("true", "false", "half-true")
+    rows: list[dict[str, object]] = [
+        {"text": f"item {i}", "label": words[i % 3]} for i in range(90)
+    ]
+    path = write_rows(tmp_path / "a.csv", rows)
+    two: list[dict[str, object]] = [
+        {"text": f"other {i}", "label": words[i % 2]} for i in range(40)
+    ]
+    other = write_rows(tmp_path / "b.csv", two)
+    shared = {"balance": False, "n_weak": 9, "n_transfer": 12}
+    apart = get_task("local").load(local_config(path, test_path=str(other), **shared), 0)
+    assert apart.class_names == ("false", "half-true", "true")
+    declared = local_config(other, classes=("false", "true", "half-true"), **shared)
+    assert get_task("local").load(declared, 0).class_names == ("false", "true", "half-true")
+    titles: list[dict[str, object]] = [
+        {"text": f"third {i}", "label": words[i % 2].title()} for i in range(40)
+    ]
+    plain = write_rows(tmp_path / "c.csv", titles)
+    mixed = get_task("local").load(local_config(other, test_path=str(plain)), 0)
+    assert len(mixed.class_names) == 2
+
+
 def test_many_classes_are_sorted_as_numbers(tmp_path: Path) -> None:
     rows = [{"text": f"t {i}", "label": float(i % 11)} for i in range(200)]
     cfg = local_config(

@@ -49,14 +49,15 @@ class Local:
         """
         path = data_path(cfg)
         rows = _read(path, cfg)
+        test_rows = None if cfg.test_path is None else _read(Path(cfg.test_path), cfg)
+        _spell_truths([rows] if test_rows is None else [rows, test_rows], cfg)
         names = _declared(cfg.classes) if cfg.classes else _infer_classes(path, rows, cfg)
         _check_labels(path, rows, names, cfg)
-        if cfg.test_path is None:
+        if test_rows is None or cfg.test_path is None:
             votes = read_votes([path], names, cfg)
             data = split_pool(_examples(rows, names, votes), None, names, cfg, seed, str(path))
             return data.with_prompt(cfg)
         test_path = Path(cfg.test_path)
-        test_rows = _read(test_path, cfg)
         _check_labels(test_path, test_rows, names, cfg)
         both = {key: rows[key] + test_rows[key] for key in rows}
         votes = read_votes([path, test_path], names, cfg)
@@ -81,10 +82,19 @@ def _read(path: Path, cfg: TaskConfig) -> _Rows:
             rows[key] = texts(path, rows[key], key, refs[key])
     labels = [_label(path, row, value, refs["label"]) for row, value in enumerate(rows["label"])]
     check_present(path, labels, "label", refs["label"])
-    rows["label"] = canonical_truths([label for label in labels if label is not None])
+    rows["label"] = [label for label in labels if label is not None]
     if may_have_header(path, cfg, refs) and _first_is_alone(rows["label"]):
         raise header_error(path, [str(rows[key][0]) for key in refs])
     return rows
+
+
+def _spell_truths(parts: Sequence[_Rows], cfg: TaskConfig) -> None:
+    """Spell truth values alike, if no file and no ``task.classes`` has another label."""
+    declared = [canonical_name(str(name)) for name in cfg.classes or ()]
+    known = {name for part in parts for name in part["label"]}.union(declared)
+    if canonical_truths(list(known)) != list(known):
+        for part in parts:
+            part["label"] = canonical_truths(part["label"])
 
 
 def _first_is_alone(labels: Sequence[str]) -> bool:
