@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.prediction_files import ACCURACY, draw, write_folder, write_jsonl, write_seed
+from helpers.prediction_files import (
+    ACCURACY,
+    draw,
+    write_csv,
+    write_folder,
+    write_jsonl,
+    write_seed,
+)
 from helpers.toy_run import config
 from rich.console import Console
 
@@ -110,6 +117,27 @@ def test_seeds_that_share_test_items_share_their_error(tmp_path: Path) -> None:
     assert expected != pytest.approx(alone)
 
 
+def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
+    """In any file: of a seed, or of seeds that share their items."""
+    results = []
+    for shuffled in (False, True):
+        folder = tmp_path / str(shuffled)
+        folder.mkdir()
+        for seed in (0, 1, 2):
+            drawn = draw(seed, n=60)
+            drawn["gold"] = draw(0, n=60)["gold"]
+            for k, (name, probs) in enumerate(drawn["probs"].items()):
+                order = np.random.default_rng(10 * seed + k).permutation(60)
+                order = order if shuffled else np.arange(60)
+                ids = [drawn["ids"][i] for i in order]
+                write_csv(
+                    folder / f"{name}.seed{seed}.csv", ids, drawn["gold"][order], probs[order]
+                )
+        results.append(results_of_files(folder))
+    for part in ("runs", "summary", "differences"):
+        assert results[0][part] == results[1][part]
+
+
 def test_a_single_seed_has_intervals_over_its_items(tmp_path: Path) -> None:
     write_seed(tmp_path, None, draw(7))
     results = results_of_files(tmp_path)
@@ -117,23 +145,42 @@ def test_a_single_seed_has_intervals_over_its_items(tmp_path: Path) -> None:
     assert results["summary"][0]["pgr_low"] == results["runs"][0]["pgr_low"]
 
 
-def test_items_of_a_group_are_resampled_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["weak", "student-xent", "ceiling", "all"])
+def test_items_of_a_group_are_resampled_together(tmp_path: Path, file: str) -> None:
+    """Whichever file names the groups."""
     drawn = draw(7)
     write_seed(tmp_path, None, drawn)
-    (tmp_path / "weak.csv").unlink()
-    columns = zip(
-        drawn["ids"], drawn["gold"].tolist(), drawn["probs"]["weak"].tolist(), strict=True
-    )
-    write_jsonl(
-        tmp_path / "weak.jsonl",
-        [{"id": n, "gold": g, "prob": p, "group": i % 4} for i, (n, g, p) in enumerate(columns)],
-    )
+    for name in drawn["probs"] if file == "all" else [file]:
+        _write_groups(tmp_path, drawn, name)
     right = {k: (p > 0.5) == (drawn["gold"] == 1) for k, p in drawn["probs"].items()}
     expected = metrics.Outcomes(
         right["weak"], right["student-logconf"], right["ceiling"], np.arange(400) % 4
     )
-    row = results_of_files(tmp_path)["runs"][0]
-    assert row["gap_se"] == pytest.approx(metrics.paired_gap_se(expected))
+    rows = {row["name"]: row for row in results_of_files(tmp_path)["runs"]}
+    assert rows["logconf"]["gap_se"] == pytest.approx(metrics.paired_gap_se(expected))
+
+
+def test_files_that_contradict_each_other_about_groups(tmp_path: Path) -> None:
+    drawn = draw(7)
+    write_seed(tmp_path, None, drawn)
+    _write_groups(tmp_path, drawn, "weak")
+    _write_groups(tmp_path, drawn, "student-xent", 5)
+    with pytest.raises(
+        W2SError, match=r"item 'item 4' has group '\d' in .* and '\d' in .*; correct"
+    ):
+        results_of_files(tmp_path)
+
+
+def _write_groups(folder: Path, drawn: dict[str, Any], name: str, n_groups: int = 4) -> None:
+    (folder / f"{name}.csv").unlink()
+    columns = zip(drawn["ids"], drawn["gold"].tolist(), drawn["probs"][name].tolist(), strict=True)
+    write_jsonl(
+        folder / f"{name}.jsonl",
+        [
+            {"id": n, "gold": g, "prob": p, "group": i % n_groups}
+            for i, (n, g, p) in enumerate(columns)
+        ],
+    )
 
 
 def test_bases_have_seeds_of_their_own(tmp_path: Path) -> None:

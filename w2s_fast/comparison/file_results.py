@@ -22,7 +22,7 @@ from w2s_fast.comparison.manifest import (
     student_names,
 )
 from w2s_fast.comparison.prediction_table import PredictionTable, read_predictions
-from w2s_fast.comparison.table_checks import check_gold, check_items, find_warnings
+from w2s_fast.comparison.table_checks import check_gold, check_items, find_warnings, groups_of_items
 from w2s_fast.errors import W2SError
 from w2s_fast.pipeline import statistics
 from w2s_fast.pipeline.predictions import Predictions
@@ -69,6 +69,7 @@ class _Scores:
     ) -> None:
         self.manifest, self.bases, self.tables = manifest, bases, tables
         self.base_of = {seed: name for name, seeds in bases.items() for seed in seeds}
+        self._group_of = groups_of_items(list(tables.values()))
         self._known_groups: dict[tuple[str, ...], np.ndarray] = {}
         self.runs = {
             name: {seed: self._run(name, seed) for seed in self.base_of}
@@ -118,22 +119,19 @@ class _Scores:
         ceiling = own_ceiling or self._model("ceiling", "", seed)
         tables = [self.tables[model] for model in (*models, ceiling)]
         check_items(tables)
-        weak, student, top = (_predictions(table, tables[0].ids) for table in tables)
-        return ScoredRun(weak, student, top, self._groups(tables), ceiling.name)
+        ids = tuple(sorted(tables[0].ids))  # one order for all seeds with these items
+        weak, student, top = (_predictions(table, ids) for table in tables)
+        return ScoredRun(weak, student, top, self._groups(ids), ceiling.name)
 
     def _model(self, role: str, name: str, seed: int) -> ModelFile:
         model = find_model(self.manifest, role, name, seed)
         assert model is not None, "seeds_by_base has checked it"
         return model
 
-    def _groups(self, tables: Sequence[PredictionTable]) -> np.ndarray:
+    def _groups(self, ids: tuple[str, ...]) -> np.ndarray:
         """Return the groups of the items; seeds with the same items share one array."""
-        ids = tables[0].ids
-        grouped = next((t for t in tables if t.groups is not None), None)
-        if grouped is None or grouped.groups is None:
-            names: Sequence[str] = ids
-        else:
-            names = [grouped.groups[row] for row in grouped.rows_of(ids)]
+        # An item without a group is alone: a pair never equals the name of a group.
+        names = [self._group_of.get(name, f"\0{name}") for name in ids]
         numbers = np.unique(np.array(names), return_inverse=True)[1]
         return self._known_groups.setdefault(ids, numbers)
 

@@ -43,6 +43,24 @@ def check_gold(tables: Sequence[PredictionTable]) -> None:
                 )
 
 
+def groups_of_items(tables: Sequence[PredictionTable]) -> dict[str, str]:
+    """Return the group of every item for which a file names one.
+
+    Raises:
+        W2SError: Two files name different groups.
+    """
+    first: dict[str, tuple[str, PredictionTable]] = {}
+    for table in tables:
+        for name, group in zip(table.ids, table.groups or (), strict=table.groups is not None):
+            before, other = first.setdefault(name, (group, table))
+            if before != group:
+                raise W2SError(
+                    f"item {name!r} has group {before!r} in {other.model.file} and {group!r} in "
+                    f"{table.model.file}; correct one of them"
+                )
+    return {name: group for name, (group, _) in first.items()}
+
+
 def check_items(tables: Sequence[PredictionTable]) -> None:
     """Check that all models of one seed predict the same items.
 

@@ -107,6 +107,7 @@ def score(
         data: Splits by seed.
         folders: Folder of every finished job, by name; a base with a missing job is left out.
     """
+    data = {s: _in_order_of_ids(own) for s, own in data.items()}
     jobs = plan_jobs(cfg)
     bases = finished_bases(cfg, jobs, folders)
     supervisors = _read_supervisors(bases, jobs, data, folders)
@@ -307,6 +308,12 @@ def _read_supervisors(
             ),
         )
     return supervisors
+
+
+def _in_order_of_ids(data: TaskData) -> TaskData:
+    """Return a task whose test items have an order of their own: every seed shuffles them."""
+    rows = sorted(range(len(data.test.ids)), key=data.test.ids.__getitem__)
+    return replace(data, test=data.test.take(rows))
 
 
 def _read_trained(entry: Entry, data: TaskData, folders: Mapping[str, Path]) -> _Trained:
