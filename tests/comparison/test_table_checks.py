@@ -37,6 +37,16 @@ CEILING = {"file": "ceiling.csv", "role": "ceiling"}
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (
+            lambda f: (f / "roles.yaml").write_text(
+                "models:\n- {file: weak.csv, role: weak,\n   file: ceiling.csv}\n"
+            ),
+            r"roles.yaml: 'file' is given twice, in lines 2 and 3; keep one of them",
+        ),
+        (
+            lambda f: (f / "roles.yaml").write_text("models: []\ntask: a\nmodels: []\n"),
+            r"'models' is given twice, in lines 1 and 3",
+        ),
         (lambda f: (f / "weak.csv").unlink(), "no file of a weak model"),
         (lambda f: (f / "ceiling.csv").unlink(), "no file of a ceiling model"),
         (lambda f: [p.unlink() for p in f.glob("student*")], "no file of a student model"),

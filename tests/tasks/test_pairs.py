@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,22 @@ def test_a_pair_that_is_judged_twice_is_in_one_split(
         both = zip(part.texts, part.pairs, strict=True)
         parts.append({frozenset(text.casefold() for text in two) for two in both})
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+
+
+@pytest.mark.parametrize("column", [True, False], ids=["prompt column", "dialogues"])
+def test_prompts_that_differ_in_case_are_one(tmp_path: Path, column: bool) -> None:
+    rows: list[dict[str, object]] = []
+    for i in range(60):
+        ask = f"Ask  {i // 2}?" if i % 2 else f"ask {i // 2}?"
+        start = "" if column else f"\n\nHuman: {ask}\n\nAssistant: "
+        answers = {"chosen": f"{start}good {i}", "rejected": f"{start}bad {i}"}
+        rows.append({"prompt": ask, **answers} if column else {**answers})
+    data = get_task("pairs").load(_config(write_rows(tmp_path / "a.jsonl", rows)), 0)
+    asked = [
+        {re.search(r"ask +(\d+)", text.lower())[1] for text in part.texts}  # type: ignore[index]
+        for part in (data.weak, data.transfer, data.test)
+    ]
+    assert not (asked[0] & asked[1] or asked[0] & asked[2] or asked[1] & asked[2])
 
 
 def test_dialogues_without_a_prompt_column(tmp_path: Path) -> None:

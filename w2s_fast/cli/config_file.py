@@ -18,6 +18,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.files import read_text
 from w2s_fast.paths import user_path
 from w2s_fast.specs import without_none
+from w2s_fast.yaml_keys import repeated_key
 
 _NULL = "tag:yaml.org,2002:null"
 
@@ -43,7 +44,7 @@ def read_config_file(path: str | Path, kind: type) -> dict[str, Any]:
         raise W2SError(f"config file {str(path)!r} is not YAML: {reason}") from err
     if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
         raise W2SError(f"config file {str(path)!r}: expected lines as --print-config shows")
-    if repeated := _repeated_key(root):
+    if repeated := repeated_key(root):
         raise W2SError(f"{path}: {repeated}; keep one of them")
     try:
         return dict(_settings(root, "", field_types(kind), kind))
@@ -117,24 +118,3 @@ def _first_name(node: yaml.Node, name: str, depth: int = 3) -> str:
         key, value = node.value[0]
         return _first_name(value, f"{name}.{key.value}", depth - 1)
     return name
-
-
-def _repeated_key(root: yaml.Node) -> str:
-    """Return which key is given twice in one block, "" if none is.
-
-    Of equal keys YAML takes the last.
-    """
-    blocks, seen = [root], set()
-    while blocks:
-        block = blocks.pop()
-        if not isinstance(block, yaml.MappingNode) or id(block) in seen:
-            continue
-        seen.add(id(block))  # an alias leads to the same block
-        lines: dict[str, int] = {}
-        for key, value in block.value:
-            line = key.start_mark.line + 1
-            if isinstance(key.value, str) and key.value in lines:
-                return f"{key.value!r} is given twice, in lines {lines[key.value]} and {line}"
-            lines[str(key.value)] = line
-            blocks.append(value)
-    return ""

@@ -13,6 +13,7 @@ import yaml
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.files import read_text
 from w2s_fast.tasks._files import SUFFIXES, file_format
+from w2s_fast.yaml_keys import repeated_key
 
 MANIFEST = "roles.yaml"
 ROLES = ("weak", "student", "ceiling")
@@ -117,9 +118,13 @@ def _by_name(file: str) -> ModelFile:
 
 def _parse_manifest(path: Path) -> Manifest:
     try:
-        values = yaml.safe_load(read_text(path))
+        text = read_text(path)
+        values = yaml.safe_load(text)
+        repeated = repeated_key(yaml.compose(text, yaml.SafeLoader))
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as err:
         raise W2SError(f"{path} is not YAML: {' '.join(str(err).split())}") from err
+    if repeated:
+        raise W2SError(f"{path}: {repeated}; keep one of them")
     if not isinstance(values, Mapping) or not isinstance(values.get("models"), list):
         raise W2SError(
             f"{path}: expected `models:` with a list of entries such as "

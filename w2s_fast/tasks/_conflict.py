@@ -13,6 +13,7 @@ from w2s_fast.errors import DataWarning, W2SError
 from w2s_fast.tasks._base import TaskData
 from w2s_fast.tasks._config import TaskConfig
 from w2s_fast.tasks._examples import as_examples
+from w2s_fast.tasks._split import squeeze
 from w2s_fast.tasks.datasets.pairs import read_pairs
 
 
@@ -32,8 +33,8 @@ def add_conflict(data: TaskData, cfg: TaskConfig, seed: int) -> TaskData:
             "expected a task of kind 'preference', such as pairs or hh_rlhf"
         )
     items = read_pairs(Path(cfg.conflict_path), cfg, seed)
-    tested = {_squeeze(prompt) for prompt in data.test.prompts or ()} - {""}
-    kept = [item for item in items if _squeeze(item.prompt or "") not in tested]
+    tested = {squeeze(prompt) for prompt in data.test.prompts or ()} - {""}
+    kept = [item for item in items if squeeze(item.prompt or "") not in tested]
     if not kept:
         raise W2SError(
             f"{cfg.conflict_path} (task.conflict_path) has {len(items)} pairs, all with the prompt "
@@ -48,7 +49,3 @@ def add_conflict(data: TaskData, cfg: TaskConfig, seed: int) -> TaskData:
         )
     pairs = as_examples(kept)
     return replace(data, conflict=replace(pairs, ids=tuple(f"conflict-{i}" for i in pairs.ids)))
-
-
-def _squeeze(prompt: str) -> str:
-    return " ".join(prompt.lower().split())

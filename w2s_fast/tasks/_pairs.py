@@ -11,6 +11,7 @@ import re
 from random import Random
 
 from w2s_fast.tasks._examples import Item
+from w2s_fast.tasks._split import squeeze
 
 CLASSES = ("first", "second")
 PROMPT = "First:\n{text}\n\nSecond:\n{pair}\n\nThe better one is the"
@@ -50,8 +51,8 @@ def shared_prompt(one: str, two: str) -> str:
 
 
 def opening(dialogue: str) -> str:
-    """Return a dialogue up to its first reply, in the format of Anthropic's sets."""
-    return dialogue.split(_REPLY)[0]
+    """Return a dialogue up to its first reply, in the format of Anthropic's sets, squeezed."""
+    return squeeze(dialogue.split(_REPLY)[0])
 
 
 def shared_opening(one: str, two: str) -> str | None:

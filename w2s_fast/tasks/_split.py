@@ -45,7 +45,7 @@ def make_examples(
         digest = _digest(text, second)  # without the gold label, which ids would reveal
         count = seen[digest] = seen.get(digest, 0) + 1
         ids.append(digest if count == 1 else f"{digest}-{count}")
-    same = [list(map(_squeeze, both)) for both in zip(texts, seconds, strict=True)]
+    same = [list(map(squeeze, both)) for both in zip(texts, seconds, strict=True)]
     if prompts is not None:  # a preference, whose two texts are in random order
         same = [sorted(both) for both in same]
     names = [None] * len(texts) if groups is None else groups
@@ -244,6 +244,6 @@ def _digest(*parts: str) -> str:
     return hashlib.blake2b(joined, digest_size=10).hexdigest()
 
 
-def _squeeze(text: str) -> str:
+def squeeze(text: str) -> str:
     """Return the text without case and runs of white space, which do not make texts different."""
     return " ".join(text.split()).casefold()

@@ -11,6 +11,7 @@ from w2s_fast.tasks._columns import groups, read_columns, split_files, texts
 from w2s_fast.tasks._config import TaskConfig
 from w2s_fast.tasks._examples import Item
 from w2s_fast.tasks._pairs import CLASSES, PROMPT, WORDS, joined, pair_up, shared_opening
+from w2s_fast.tasks._split import squeeze
 
 
 class Pairs:
@@ -58,4 +59,4 @@ def _item(
     if prompt is None:
         return pair_up(chosen, rejected, group or shared_opening(chosen, rejected), rng)
     both = joined(prompt, chosen), joined(prompt, rejected)
-    return pair_up(*both, group or prompt, rng, prompt)
+    return pair_up(*both, group or squeeze(prompt), rng, prompt)
