@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.prediction_files import (
     ACCURACY,
@@ -158,6 +160,23 @@ def test_items_of_a_group_are_resampled_together(tmp_path: Path, file: str) -> N
     )
     rows = {row["name"]: row for row in results_of_files(tmp_path)["runs"]}
     assert rows["logconf"]["gap_se"] == pytest.approx(metrics.paired_gap_se(expected))
+
+
+def test_cells_of_parquet_files_are_read_as_those_of_csv_files(tmp_path: Path) -> None:
+    """Bytes are text, and NaN is nothing."""
+    drawn = draw(7)
+    write_seed(tmp_path, None, drawn)
+    expected = results_of_files(tmp_path)["summary"]
+    (tmp_path / "weak.csv").unlink()
+    columns = {"id": [i.encode() for i in drawn["ids"]], "gold": drawn["gold"]}
+    columns["prob"] = drawn["probs"]["weak"]
+    pq.write_table(pa.table(columns), tmp_path / "weak.parquet")
+    assert results_of_files(tmp_path)["summary"] == expected
+    groups = np.arange(400) / 10
+    groups[2] = np.nan
+    pq.write_table(pa.table(columns | {"group": groups}), tmp_path / "weak.parquet")
+    with pytest.raises(W2SError, match=r"weak\.parquet: row 3 has no group; fill it"):
+        results_of_files(tmp_path)
 
 
 def test_files_that_contradict_each_other_about_groups(tmp_path: Path) -> None:

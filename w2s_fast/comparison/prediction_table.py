@@ -14,7 +14,8 @@ from w2s_fast.comparison.manifest import ModelFile
 from w2s_fast.errors import W2SError
 from w2s_fast.files import file_hash
 from w2s_fast.metrics import checked_probs
-from w2s_fast.tasks._files import read_table
+from w2s_fast.tasks._columns import is_missing
+from w2s_fast.tasks._files import read_table, text_cell
 
 if TYPE_CHECKING:
     import pyarrow
@@ -97,9 +98,12 @@ def _texts(table: pyarrow.Table, name: str, path: Path) -> tuple[str, ...] | Non
     """Return a column as text, None if the file lacks it."""
     if name not in table.column_names:
         return None
-    values = table[name].to_pylist()
+    values = [
+        text_cell(value, f"{path}: {name} of row {row + 1}")
+        for row, value in enumerate(table[name].to_pylist())
+    ]
     for row, value in enumerate(values):
-        if value is None or not str(value).strip():
+        if is_missing(value):
             raise W2SError(f"{path}: row {row + 1} has no {name}; fill it or drop the row")
     return tuple(str(value) for value in values)
 
