@@ -202,6 +202,15 @@ def _write_groups(folder: Path, drawn: dict[str, Any], name: str, n_groups: int 
     )
 
 
+def test_results_do_not_lie_among_the_predictions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_seed(tmp_path, None, draw(7))
+    assert main(["report", "--from", str(tmp_path), "--out", f"{tmp_path}/."]) == 2
+    assert "--out is the folder of the files" in capsys.readouterr().err
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_bases_have_seeds_of_their_own(tmp_path: Path) -> None:
     entries = []
     for base in range(3):

@@ -136,6 +136,8 @@ def test_the_csv_has_a_row_per_run(serial: tuple[SweepConfig, dict[str, Any]]) -
         assert int(row["seed"]) == run["seed"] and float(row["student"]) == run["student"]
         assert row["pgr"] == ("" if run["pgr"] is None else str(run["pgr"]))
         assert float(row["agreement_all"]) == run["agreement"]["all"]
+        assert float(row["misfit_squared"]) == run["misfit"]["squared"]
+        assert not any(value.startswith("{") for value in row.values())
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def _results_of_files(folder: Path, out: Path) -> dict[str, Any]:
     from w2s_fast.files import explain_write_errors, write_json
     from w2s_fast.report import RESULTS
 
-    check_output(out)
+    check_output(out, folder)
     results = results_of_files(folder)
     with explain_write_errors("the report", out.absolute()):
         out.mkdir(parents=True, exist_ok=True)

@@ -175,14 +175,19 @@ def is_of_files(results: Mapping[str, Any]) -> bool:
     return "from" in results["provenance"]["config"]
 
 
-def check_output(out: Path) -> None:
-    """Check that results of files would not replace those of a run.
+def check_output(out: Path, folder: Path) -> None:
+    """Check that results of files would not replace those of a run, or lie among the files.
 
     Raises:
-        W2SError: ``out`` has results.json of a run.
+        W2SError: ``out`` has results.json of a run, or is the folder of the files.
     """
     from w2s_fast.report import RESULTS, load_results
 
+    if out.resolve() == folder.resolve():
+        raise W2SError(
+            f"--out is the folder of the files, {folder}, where results would count as "
+            "predictions; choose another, or leave it out for a folder inside"
+        )
     if (out / RESULTS).exists() and not is_of_files(load_results(out)):
         raise W2SError(f"{out} has the results of a run; choose another folder with --out")
 

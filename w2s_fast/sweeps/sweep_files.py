@@ -35,8 +35,9 @@ def write_results(out: Path, results: Mapping[str, Any]) -> None:
 def to_csv(results: Mapping[str, Any]) -> str:
     """Return a row per cell, student and seed, with every number of the run; None is empty."""
     rows = [row for cell in results["cells"] for row in _csv_rows(cell)]
+    names = list(dict.fromkeys(name for row in rows for name in row)) or ["cell"]
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]) if rows else ["cell"], lineterminator="\n")
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()
@@ -51,6 +52,11 @@ def _csv_rows(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         "same_model": cell["same"],
     }
     for run in cell["runs"]:
-        scalars = {name: value for name, value in run.items() if name != "agreement"}
-        agreement = {f"agreement_{part}": value for part, value in run["agreement"].items()}
-        yield columns | scalars | agreement
+        scalars = {name: value for name, value in run.items() if not isinstance(value, Mapping)}
+        parts = {
+            f"{name}_{part}": value
+            for name, values in run.items()
+            if isinstance(values, Mapping)
+            for part, value in values.items()
+        }
+        yield columns | scalars | parts
