@@ -56,12 +56,16 @@ class _Supervisor:
         labels: Its labels of the transfer set.
         diagnosed: What diagnostics know about these labels.
         groups: (N,) int64, the group of each test item.
+        order: (N,) int64, rows of the test items by id: every seed shuffles them.
+        ordered_groups: ``groups`` in this order; seeds with the same items share the array.
     """
 
     test: Predictions
     labels: Predictions
     diagnosed: WeakLabels
     groups: np.ndarray
+    order: np.ndarray
+    ordered_groups: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,10 @@ def score(
         data: Splits by seed.
         folders: Folder of every finished job, by name; a base with a missing job is left out.
     """
-    data = {s: _in_order_of_ids(own) for s, own in data.items()}
     jobs = plan_jobs(cfg)
     bases = finished_bases(cfg, jobs, folders)
     supervisors = _read_supervisors(bases, jobs, data, folders)
-    groups = {s: own.groups for s, own in supervisors.items()}
+    groups = {s: own.ordered_groups for s, own in supervisors.items()}
     rows: list[dict[str, Any]] = []
     summary, everyone = [], {}
     for student in students(cfg):
@@ -120,7 +123,8 @@ def score(
         scored = {s: _scored_run(supervisors[s], t) for s, t in trained.items()}
         own = [_run_row(s, student, supervisors[s], trained[s], run) for s, run in scored.items()]
         own = [{**row, "base": name} for row, name in zip(own, _name_of_run(bases), strict=True)]
-        models = runs_by_base(bases, groups, {s: run.right for s, run in scored.items()})
+        right = {s: run.right[:, supervisors[s].order] for s, run in scored.items()}
+        models = runs_by_base(bases, groups, right)
         summary.append(
             summary_row(_names(student), own, models, scored[own[0]["seed"]].weak.n_classes)
             | {
@@ -136,7 +140,10 @@ def score(
         )
         rows += own
         everyone[student.name] = trained
-    right = {name: {s: t.student.right for s, t in own.items()} for name, own in everyone.items()}
+    by_student = {
+        name: {s: t.student.right[supervisors[s].order] for s, t in own.items()}
+        for name, own in everyone.items()
+    }
     controls = [
         _control_row(s, _read_test(name, data[s], folders))
         for s in supervisors
@@ -146,7 +153,7 @@ def score(
     return {
         "design": statistics.design(models) | {"base_names": list(bases)},
         "differences": difference_rows(
-            bases, groups, right, {s.name: (s.method, s.loss) for s in students(cfg)}
+            bases, groups, by_student, {s.name: (s.method, s.loss) for s in students(cfg)}
         ),
         "runs": rows,
         "summary": summary,
@@ -204,13 +211,14 @@ def _deception(
 
     def compared(name: str, plain: str, seed: int) -> Compared:
         weak, own = supervisors[seed], trained[name][seed]
+        plain_own = trained[plain][seed].student
         return Compared(
-            weak=_probs(weak.test),
-            ceiling=_probs(own.ceiling),
-            no_conflict=_probs(trained[plain][seed].student),
-            conflict=_probs(own.student),
-            gold=weak.test.gold,
-            groups=weak.groups,
+            weak=_probs(weak.test)[weak.order],
+            ceiling=_probs(own.ceiling)[weak.order],
+            no_conflict=_probs(plain_own)[weak.order],
+            conflict=_probs(own.student)[weak.order],
+            gold=weak.test.gold[weak.order],
+            groups=weak.ordered_groups,
         )
 
     return [
@@ -293,27 +301,24 @@ def _read_supervisors(
     folders: Mapping[str, Path],
 ) -> dict[int, _Supervisor]:
     """Return the supervisors by seed; seeds with the same test items share their groups."""
-    groups: dict[tuple[str, ...], np.ndarray] = {}
+    shared: dict[tuple[str, ...], np.ndarray] = {}
     supervisors = {}
     for seed in (s for seeds in bases.values() for s in seeds):
         one = data[seed]
         path = folders[jobs.supervisors[seed].labels] / LABELS
         labels = task_kind(one.kind).read(path, one.transfer, one)
+        ids = one.test.ids
+        order = np.array(sorted(range(len(ids)), key=ids.__getitem__))
+        groups = np.unique(np.array(one.test.groups), return_inverse=True)[1]
         supervisors[seed] = _Supervisor(
             test=_read_weak_test(jobs.supervisors[seed], one, folders),
             labels=labels,
             diagnosed=read_weak_labels(seed, jobs, folders, labels, one.transfer.ids),
-            groups=groups.setdefault(
-                tuple(one.test.ids), np.unique(np.array(one.test.groups), return_inverse=True)[1]
-            ),
+            groups=groups,
+            order=order,
+            ordered_groups=shared.setdefault(tuple(sorted(ids)), groups[order]),
         )
     return supervisors
-
-
-def _in_order_of_ids(data: TaskData) -> TaskData:
-    """Return a task whose test items have an order of their own: every seed shuffles them."""
-    rows = sorted(range(len(data.test.ids)), key=data.test.ids.__getitem__)
-    return replace(data, test=data.test.take(rows))
 
 
 def _read_trained(entry: Entry, data: TaskData, folders: Mapping[str, Path]) -> _Trained:
