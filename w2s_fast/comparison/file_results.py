@@ -130,7 +130,7 @@ class _Scores:
 
     def _groups(self, ids: tuple[str, ...]) -> np.ndarray:
         """Return the groups of the items; seeds with the same items share one array."""
-        # An item without a group is alone: a pair never equals the name of a group.
+        # An item without a group is alone: the name of a group does not begin with a null.
         names = [self._group_of.get(name, f"\0{name}") for name in ids]
         numbers = np.unique(np.array(names), return_inverse=True)[1]
         return self._known_groups.setdefault(ids, numbers)
