@@ -74,6 +74,11 @@ def reused(results: dict[str, Any]) -> dict[str, bool]:
 KINDS = {  # file, its text, an edit, the setting, and which stages an edit changes
     "loss": ("losses.py", LOSS, ("weak.pow(self.power)", "1 - weak"),
              {"losses": ["xent", "own_classes.losses:Sharpened:power=3"]}, "Sharpened"),
+    "loss of a chain": (
+        "losses.py", LOSS, ("weak.pow(self.power)", "1 - weak"),
+        {"methods": ["naive", "resample@own_classes.losses:Sharpened:power=3"]},
+        "Sharpened",
+    ),
     "method": ("methods.py", METHOD, (">= np.quantile(top, 1 - self.share)", "<= top.mean()"),
                {"methods": ["naive", "resample|own_classes.methods:Surest:share=0.5"]}, "Surest"),
 }  # fmt: skip

@@ -247,10 +247,9 @@ def input_digests(
 def _imported_modules(settings: Any) -> Iterator[str]:
     """Yield the user's modules that specs among these settings import; versions guard our own."""
     if isinstance(settings, str):
-        for spec in re.split("[|@]", settings):
-            found = _IMPORTED.fullmatch(spec.strip())
-            if found and not found[1].startswith("w2s_fast."):
-                yield found[1]
+        found = _IMPORTED.fullmatch(settings.strip())
+        if found and not found[1].startswith("w2s_fast."):
+            yield found[1]
     elif isinstance(settings, Mapping):
         yield from _imported_modules(list(settings.values()))
     elif isinstance(settings, list | tuple):
