@@ -34,6 +34,7 @@ _PITCH = 0.5  # inches from row to row
 _LINE_POINTS = 13  # from line to line of a label
 _TITLE_CELLS = 8  # letters of the title in an inch
 _TAG, _DIGITS = re.compile(rb"<[^>]+>"), re.compile(rb"(\d+\.\d\d)\d+")  # of an SVG
+_NO_TURN = re.compile(rb' transform="rotate\(-?0(\.0)? [^)]*\)"')
 _STYLE = {
     "font.size": 10.5,
     "font.sans-serif": [_FONT],
@@ -74,10 +75,10 @@ def render(
         figure.savefig(buffer, format=kind, metadata=_metadata(title, kind))
     if kind != "svg":
         return buffer.getvalue()
-    # coordinates to a hundredth of a point: further digits are a tenth of the file
-    short = _TAG.sub(lambda tag: _DIGITS.sub(rb"\1", tag[0]), buffer.getvalue())
-    # matplotlib ends some lines with spaces, which checks of committed files reject
-    return b"".join(line.rstrip() + b"\n" for line in short.splitlines())
+    # Coordinates to a hundredth of a point: further digits are a tenth of the file, rotations by
+    # nothing and the indentation are another.
+    short = _TAG.sub(lambda tag: _DIGITS.sub(rb"\1", _NO_TURN.sub(b"", tag[0])), buffer.getvalue())
+    return b"".join(line.strip() + b"\n" for line in short.splitlines())
 
 
 def _metadata(title: str, kind: str) -> dict[str, str | None]:
