@@ -206,6 +206,29 @@ def test_a_damaged_checkpoint_finds_the_best_of_the_one_before(
     assert log["best"] == 9 and np.array_equal(log["trajectory"][8], predict(resumed, held))
 
 
+def test_a_resumed_training_keeps_the_best_of_the_checkpoint_before(
+    tokenizer: Any, data: Encoded, held: Encoded, tmp_path: Path
+) -> None:
+    """Killed after an evaluation of a resumed training: both checkpoints still have theirs."""
+
+    def fit(*scores: int, until: int) -> None:
+        def kill(step: int, _steps: int, _loss: float) -> None:
+            if step == until:
+                raise Killed
+
+        rising = Watch(held, Scripted(*scores), every=1, keep="best")
+        options = {"checkpoint_every": 2, "checkpoint_dir": tmp_path, "progress": kill}
+        with pytest.raises(Killed):
+            _fit(_model(tokenizer), data, rising, **options)
+
+    fit(*range(12), until=5)
+    fit(*range(4, 12), until=6)  # evaluated step 5, whose weights no checkpoint has
+    assert {"best-00000002", "best-00000004"} <= {p.name for p in tmp_path.glob("best-*")}
+    (finished(tmp_path)[-1] / "state.json").write_text("{}")
+    with pytest.warns(UserWarning, match="continuing from step-00000002"):
+        fit(*range(2, 12), until=3)
+
+
 def test_what_a_checkpoint_refuses(
     tokenizer: Any, data: Encoded, held: Encoded, tmp_path: Path
 ) -> None:

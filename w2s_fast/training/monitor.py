@@ -198,8 +198,17 @@ class Monitor:
         rows = zip(steps.tolist(), scores.tolist(), probs.numpy(), strict=True)
         self.evaluations = [Evaluation(*row) for row in rows]
         if self._watch.keep == "best" and self.best is not None:
-            self._in_checkpoints = [self.best]
+            self._in_checkpoints = self._kept_until(self.best)
             self._checksums = saved.files
+
+    def _kept_until(self, best: int) -> list[int]:
+        """Return the steps of the saved weights that this checkpoint and the one before refer to.
+
+        The one before is not read here, but a later damage to this one falls back on it.
+        """
+        assert self._directory is not None
+        saved = [int(folder.name.partition("-")[2]) for folder in self._directory.glob("best-*")]
+        return sorted(step for step in saved if step <= best)[-N_KEPT:]
 
     def finish(self) -> dict[str, Any]:
         """Restore the best weights if they are to be kept; return the evaluations for ``train``."""
