@@ -56,7 +56,7 @@ def test_a_users_own(tmp_path: Path) -> None:
     cfg = _own(
         tmp_path,
         train_batch_size="auto",
-        optimizer={"params": {"lr": 1e-4, "betas": [0.9, 0.999]}},
+        optimizer={"params": {"lr": 1e-4, "betas": [0.9, 0.999], "adam_w_mode": True}},
         zero_optimization={"stage": 3, "overlap_comm": False, "stage3_max_live_parameters": 10**6},
         wall_clock_breakdown=True,
     )
@@ -84,6 +84,10 @@ def test_a_users_own(tmp_path: Path) -> None:
             "lr is 1.0, this training needs 0.0001; change",
         ),
         ({"fp16": {"enabled": True}}, "fp16.enabled is True, this training needs False"),
+        ({"optimizer": []}, r"optimizer is \[\]; expected"),
+        ({"optimizer": {"params": {"maximize": True}}}, "leave out optimizer.params.maximize: it"),
+        ({"optimizer": {"params": {"adam_w_mode": False}}}, "adam_w_mode is False; leave it out"),
+        ({"optimizer": {"params": {"beta": 1}}}, "params.beta: it .* did you mean 'betas'"),
         ({"scheduler": {}}, "leave out 'scheduler': the learning rate comes from schedule"),
         ({"prescale_gradients": True}, "leave out 'prescale_gradients'"),
         ({"steps_per_print": "auto", "dump_state": "auto"}, 'dump_state is "auto"; leave it out'),

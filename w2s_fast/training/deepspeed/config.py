@@ -43,6 +43,10 @@ _REFUSED_SETTINGS = {
     "elasticity": "a checkpoint resumes on any number of processes as it is",
     "autotuning": "it would run trainings with other settings",
 }
+# Parameters of the optimizer that may be given: what a training's fields decide, and how it is
+# computed. The second may only be true: otherwise another optimizer, or less exact moments.
+_OPTIMIZER_PARAMS = ("lr", "betas", "eps", "weight_decay", "torch_adam", "fused", "foreach")
+_ONLY_TRUE = ("adam_w_mode", "bias_correction", "fp32_optimizer_states")
 # DeepSpeed setting -> the field of ``TrainConfig`` (or property of the model) that decides it
 _DECIDED_BY = {
     "train_batch_size": "batch_size",
@@ -100,7 +104,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read a DeepSpeed JSON file and check its names.
 
     Raises:
-        W2SError: if it cannot be read, or has a name DeepSpeed does not know.
+        W2SError: if it cannot be read, has a name DeepSpeed does not know, or would train with
+            another optimizer.
     """
     try:
         settings = json.loads(read_text(path))
@@ -115,6 +120,7 @@ def read_config(path: Path) -> dict[str, Any]:
             raise W2SError(f"{path}: leave out {name!r}: {_REFUSED_SETTINGS[name]}")
         if name not in _KNOWN_SETTINGS:
             raise W2SError(f"{path}: unknown setting {name!r}{nearest(name, _KNOWN_SETTINGS)}")
+    _check_optimizer(settings.get("optimizer", {}), path)
     _check_zero(settings.get("zero_optimization", {}), path)
     return settings
 
@@ -177,6 +183,22 @@ def _offload(cfg: TrainConfig, device: str, cuda: bool) -> dict[str, Any]:
     if device == "nvme":
         section["nvme_path"] = cfg.nvme_path
     return section
+
+
+def _check_optimizer(section: Any, path: Path) -> None:
+    params = section.get("params", {}) if isinstance(section, dict) else None
+    if not isinstance(params, dict):
+        raise W2SError(f'{path}: optimizer is {section!r}; expected {{"params": {{...}}}}')
+    for name, value in params.items():
+        if name in _ONLY_TRUE and value not in (True, AUTO):
+            raise W2SError(
+                f"{path}: optimizer.params.{name} is {value!r}; leave it out, it is always true"
+            )
+        if name not in _OPTIMIZER_PARAMS + _ONLY_TRUE:
+            raise W2SError(
+                f"{path}: leave out optimizer.params.{name}: it would change what is trained, "
+                f"expected one of {', '.join(_OPTIMIZER_PARAMS)}{nearest(name, _OPTIMIZER_PARAMS)}"
+            )
 
 
 def _check_zero(section: Any, path: Path) -> None:
