@@ -47,11 +47,12 @@ def test_launchers() -> None:
 
 def test_what_is_compared(tmp_path: Path) -> None:
     cfg, data = RunConfig(), {0: {"test": "a"}}
-    same = process_facts(cfg, data)
+    same = process_facts(cfg, data, {"/m": "1"})
     for other, names in (
-        (process_facts(cfg, data), set()),
-        (process_facts(cfg, {0: {"test": "b"}}), {"data"}),
-        (process_facts(replace(cfg, seeds=(7,)), data), {"configuration"}),
+        (process_facts(cfg, data, {"/m": "1"}), set()),
+        (process_facts(cfg, {0: {"test": "b"}}, {"/m": "1"}), {"data"}),
+        (process_facts(replace(cfg, seeds=(7,)), data, {"/m": "1"}), {"configuration"}),
+        (process_facts(cfg, data, {"/m": "2"}), {"the checkpoint /m"}),
     ):
         assert {name for name in same if other[name] != same[name]} == names
     (tmp_path / "a.py").write_text("x = 1")
@@ -108,6 +109,9 @@ def test_who_differs() -> None:
     assert difference(everyone) == ""
     everyone[0] = ["a", same | {"data": "xyz"}]
     assert "data is xyz on a (rank 0), abc elsewhere" in difference(everyone)
+    everyone[0] = ["a", same]
+    everyone[2] = ["b", same | {"the checkpoint /m": "123"}]
+    assert "the checkpoint /m is 123 on b (rank 2), missing elsewhere" in difference(everyone)
 
 
 @pytest.mark.slow

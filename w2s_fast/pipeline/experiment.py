@@ -132,7 +132,7 @@ def open_session(cfg: RunConfig, quiet: bool, *, computes: bool = True) -> Itera
         if world.is_main_process:
             session.store.warn_of_other_formats()
         if world.size > 1:
-            check_processes_agree(cfg, session.digests, world)
+            check_processes_agree(cfg, session.digests, session.checkpoints(), world)
         if computes:
             check_session(session)
         yield session
@@ -201,6 +201,13 @@ class Session:
     def settings(self, job: Job) -> dict[str, Any]:
         """Return ``config_slice`` of a job."""
         return config_slice(self.cfg, job, len(self.data[self.cfg.seeds[0]].class_names))
+
+    def checkpoints(self) -> dict[str, str]:
+        """Return the digest of each model that is a folder or a file, by its configured path."""
+        found: dict[str, str] = {}
+        for seed in run_seeds(self.cfg):
+            found |= self._folders.by_source(at_seed(self.cfg, seed))
+        return found
 
     def work_item(self, job: Job) -> WorkItem:
         """Return the job with its inputs; the jobs it needs must be finished."""

@@ -267,6 +267,10 @@ class Folders:
         """Return a digest of each model that is a folder or a GGUF file, by role."""
         return {role: self._facts(path)[0] for role, path in _folders(cfg).items()}
 
+    def by_source(self, cfg: RunConfig) -> dict[str, str]:
+        """Return the same digests by the path in the configuration."""
+        return {model_of(cfg, role).source: digest for role, digest in self.digests(cfg).items()}
+
     def stamps(self, cfg: RunConfig, inputs: Mapping[str, str]) -> dict[str, str]:
         """Return ``tree_stamp`` by path, as it was before the folder was read.
 

@@ -158,7 +158,8 @@ class ProcessPool:
             if kind is not None:
                 worker.process.kill()
             assert worker.process.stdin is not None
-            worker.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # what a full pipe still holds, for nobody
+                worker.process.stdin.close()
         for worker in self._workers:
             worker.process.wait()
 

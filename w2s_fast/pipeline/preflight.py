@@ -31,19 +31,30 @@ _PACKAGES = ("torch", "numpy", "transformers", "deepspeed", "peft")
 
 
 def check_processes_agree(
-    cfg: RunConfig, digests: Mapping[int, Mapping[str, str]], world: World
+    cfg: RunConfig,
+    digests: Mapping[int, Mapping[str, str]],
+    models: Mapping[str, str],
+    world: World,
 ) -> None:
-    """Compare versions, code, settings and data of all processes.
+    """Compare versions, code, settings, data and checkpoints of all processes.
+
+    Args:
+        cfg: Configuration of the run.
+        digests: ``data_digests`` by seed.
+        models: Digest of each checkpoint, by its path in the configuration.
+        world: The processes.
 
     Raises:
         W2SError: Processes differ; raised on every process, naming which differ in what.
     """
-    everyone = world.all_gather_object([socket.gethostname(), process_facts(cfg, digests)])
+    everyone = world.all_gather_object([socket.gethostname(), process_facts(cfg, digests, models)])
     if message := difference(everyone):
         raise W2SError(message)
 
 
-def process_facts(cfg: RunConfig, digests: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
+def process_facts(
+    cfg: RunConfig, digests: Mapping[int, Mapping[str, str]], models: Mapping[str, str]
+) -> dict[str, str]:
     """Return what must be equal on all processes, by its name in messages."""
     facts = {"python": ".".join(platform.python_version_tuple()[:2])}
     facts |= {name: package_version(name) or "not installed" for name in _PACKAGES}
@@ -53,6 +64,7 @@ def process_facts(cfg: RunConfig, digests: Mapping[int, Mapping[str, str]]) -> d
     facts["dtype of the models"] = f"{cfg.weak.dtype}, {cfg.student.dtype}"
     facts["configuration"] = content_hash(to_dict(cfg))[:12]
     facts["data"] = content_hash({str(s): dict(d) for s, d in digests.items()})[:12]
+    facts |= {f"the checkpoint {path}": digest[:12] for path, digest in models.items()}
     return facts
 
 
@@ -68,8 +80,8 @@ def difference(everyone: Sequence[Sequence[Any]]) -> str:
     Args:
         everyone: (host, facts) by rank.
     """
-    for name in everyone[0][1]:
-        values = [facts[name] for _, facts in everyone]
+    for name in dict.fromkeys(name for _, facts in everyone for name in facts):
+        values = [facts.get(name, "missing") for _, facts in everyone]
         majority = Counter(values).most_common(1)[0][0]
         odd = [r for r, value in enumerate(values) if value != majority]
         if odd:
