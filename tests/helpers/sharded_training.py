@@ -49,7 +49,22 @@ class Tiny(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         x = (self.table(ids) * mask[..., None]).sum(1)
-        return self.head(self.drop(torch.tanh(self.layer(x)))).float()
+        return self.head(self.drop(self.extra(torch.tanh(self.layer(x))))).float()
+
+    def extra(self, x: Tensor) -> Tensor:
+        """What a subclass adds before the head."""
+        return x
+
+
+class Skipping(Tiny):
+    """Skips a residual layer at random, as LayerDrop does: each rank in batches of its own."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.skipped, self.layerdrop = nn.Linear(11, 11), rate
+
+    def extra(self, x: Tensor) -> Tensor:
+        return x if self.training and torch.rand(()) < self.layerdrop else x + self.skipped(x)
 
 
 def rows() -> tuple[Encoded, np.ndarray, np.ndarray]:
@@ -91,12 +106,13 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
     targets, forget = fields.pop("targets", None), fields.pop("co_teaching", None)
     stop, n_stages = fields.pop("stop", None), fields.pop("stages", None)
     alpha, select_width = fields.pop("conflict", None), fields.pop("select_width", False)
+    layerdrop = fields.pop("layerdrop", 0.0)
     gold = (np.arange(N) // 2 + fields.pop("flipped", False)) % 2
     data, labels, weight = rows()
     stages = None if n_stages is None else difficulty_stages(data.lengths, n_stages)
     if dtype == "float16":
         _allow_fp16()
-    model = Tiny(getattr(torch, dtype))
+    model = Skipping(layerdrop) if layerdrop else Tiny(getattr(torch, dtype))
     step_targets: Any = None if targets is None else SelfTargets(**targets)
     trained: Any = model
     if forget is not None:
@@ -128,6 +144,7 @@ def fit(spec: str = "logconf", weighted: bool = True, **fields: Any) -> dict[str
         with gathered([t]):
             flat += t.detach().double().flatten().tolist()
     first = get_world().all_gather_object(streams[0])
+    assert len(set(map(str, get_world().all_gather_object(flat)))) == 1, "ranks differ in weights"
     return {
         "losses": log["losses"], "agreement": log["agreement"], "weights": flat, "streams": first
     } | extra  # fmt: skip

@@ -283,3 +283,22 @@ def test_bad_targets(tokenizer: Any, data: Encoded, soft: np.ndarray) -> None:
     refused(r"shape \(44, 2\) and dtype int64", np.ones((N, 2), dtype=np.int64))
     refused(r"weight has shape \(3,\)", soft, np.ones(3))
     refused("weights must be finite", soft, np.full(N, np.inf))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_not_finite_names_its_step(
+    stage: int, tokenizer: Any, data: Encoded, soft: np.ndarray, tmp_path: Path
+) -> None:
+    """The loss is finite, so weights or a checkpoint of NaN would be kept, or a step left out."""
+    model, calls = small_model(tokenizer), [0]
+
+    def poison(_m: nn.Module, _i: Any, out: Tensor) -> None:
+        calls[0] += 1
+        if calls[0] == 3:
+            out.register_hook(lambda g: g * float("nan"))
+
+    model.register_forward_hook(poison)
+    cfg = replace(BASE, checkpoint_every=1, zero_stage=stage)
+    with pytest.raises(W2SError, match="at step 3 of 6, but its gradient is not finite"):
+        train(model, data, soft, make_loss("xent"), cfg, 0, checkpoint_dir=tmp_path)
+    assert [p.name for p in finished(tmp_path)] == ["step-00000001", "step-00000002"]

@@ -102,6 +102,16 @@ def test_checkpoint_of_another_training_is_refused(
     refused("lr was 0.01, now it is 0.02", lr=0.02)
     refused("loss was Xent", spec="logconf")
     refused("targets was", targets=soft[::-1].copy())
+    other = small_model(tokenizer)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1 + 1e-5)  # another processor rounds so
+    train(other, data, soft, make_loss("xent"), cfg, 0, checkpoint_dir=tmp_path)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.1)
+    with pytest.raises(W2SError, match="it began with other weights, which differ by up to 0"):
+        train(other, data, soft, make_loss("xent"), cfg, 0, checkpoint_dir=tmp_path)
     before, newest = finished(tmp_path)
     train(
         small_model(tokenizer), data, soft, make_loss("xent"), replace(cfg, checkpoint_every=3), 0,

@@ -13,7 +13,10 @@ import pytest
 from helpers import ranks, sharded_training
 from helpers.sharded_training import RECIPE, close, fit
 
-from w2s_fast.training import checkpoint
+from w2s_fast.distributed.world import World
+from w2s_fast.errors import W2SError
+from w2s_fast.training import TrainConfig, checkpoint
+from w2s_fast.training.loop import make_engine
 
 pytest.importorskip("deepspeed")
 PROGRAM = sharded_training.__file__
@@ -110,6 +113,17 @@ def test_every_rank_finds_its_own_masks_again(tmp_path: Path) -> None:
     assert all(len(set(s["streams"])) == 2 for s in straight)
     silent = fit(**RECIPE)["losses"]
     assert np.abs(np.subtract(straight[0]["losses"], silent)).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_ranks_that_skip_different_layers_stay_equal(tmp_path: Path) -> None:
+    """A weight with a gradient on one rank alone takes part in the sum of all; ZeRO refuses it."""
+    cell = {"batch_size": 4, "dropout": True, "layerdrop": 0.5}
+    ranks.run(PROGRAM, 2, {"fits": [cell], "out": str(tmp_path / "out.json")})
+    cfg = TrainConfig(batch_size=4, dropout=True, zero_stage=2)
+    with pytest.raises(W2SError, match="layerdrop=0.5"):
+        make_engine(sharded_training.Skipping(0.5), cfg, World(0, 2))
 
 
 @pytest.mark.slow

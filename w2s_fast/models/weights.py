@@ -245,6 +245,22 @@ def gathered(tensors: Iterable[Tensor], change: bool = False) -> Iterator[None]:
         yield
 
 
+def sample_weights(module: nn.Module, n: int = 64) -> Tensor:
+    """Return at most ``n`` evenly spaced entries of each tensor, 1-d fp32 on the CPU.
+
+    Models of one architecture with other weights differ in them. A collective call if the module
+    is partitioned.
+    """
+    import torch
+
+    parts = []
+    for t in module_tensors(module).values():
+        with gathered([t]):
+            flat = t.detach().flatten()
+            parts.append(flat[:: max(1, -(-len(flat) // n))].float().cpu())
+    return torch.cat(parts)
+
+
 def load_module(
     module: nn.Module, tensors: Mapping[str, Tensor], world: World = SINGLE_PROCESS
 ) -> None:

@@ -167,6 +167,26 @@ def load(
     return None
 
 
+def check_first_weights(saved: Checkpoint, own: Tensor) -> None:
+    """Check that a training began with the weights of this one; a collective call.
+
+    Args:
+        saved: its checkpoint, with the tensor ``first_weights``; older ones lack it and pass.
+        own: ``sample_weights`` of this training's model before the first step.
+
+    Raises:
+        W2SError: if the weights differ by more than rounding, as processors draw them.
+    """
+    theirs = saved.read("first_weights")
+    if theirs is None or theirs.allclose(own, rtol=1e-3, atol=1e-6, equal_nan=True):
+        return
+    raise W2SError(
+        f"checkpoint {saved.path} is of another training: it began with other weights, which "
+        f"differ by up to {(theirs - own).abs().max():.2g}; use another directory, or remove this "
+        "one to start again"
+    )
+
+
 def _warn(damaged: list[str], outcome: str, world: World) -> None:
     """Warn once of all damaged checkpoints."""
     if damaged and world.is_main_process:

@@ -26,6 +26,10 @@ LogitsFn = Callable[[Any], Tensor]
 class Engine(Protocol):
     """Updates weights: ``backward`` accumulates gradients, ``update`` applies and clears them."""
 
+    @property
+    def skips_overflow(self) -> bool:
+        """Whether a step whose gradient is not finite changes nothing, as with fp16."""
+
     def logits(self, batch: AnyBatch) -> Any:
         """Return (B, C) logits of a micro-batch; for completions (n, V) ``Projected``, for pairs
         their answers (B, 2, 3)."""
@@ -45,7 +49,8 @@ class Engine(Protocol):
         """Sum gradients over processes, clip, take one optimizer step, and clear the gradients.
 
         Returns:
-            0-d L2 norm of the gradient before clipping, NaN if the engine did not compute one.
+            0-d L2 norm of the gradient before clipping: inf if the gradient is not finite, NaN if
+            the engine did not compute one.
         """
 
     def masters(self) -> Iterator[tuple[str, Tensor]]:
@@ -63,6 +68,11 @@ class PlainEngine:
 
     def __init__(self, model: nn.Module, cfg: TrainConfig, world: World = SINGLE_PROCESS) -> None:
         self._model, self._optimizer = model, MasterAdamW(model, cfg, world)
+
+    @property
+    def skips_overflow(self) -> bool:
+        """See ``Engine``."""
+        return False
 
     def logits(self, batch: AnyBatch) -> Any:
         """See ``Engine``."""

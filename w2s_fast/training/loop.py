@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from w2s_fast.distributed.world import World, get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossContext
-from w2s_fast.models.weights import module_tensors, shape_of
+from w2s_fast.models.weights import module_tensors, sample_weights, shape_of
 from w2s_fast.training import checkpoint
 from w2s_fast.training.anchor import Anchor
 from w2s_fast.training.co_teaching import TwinLoss, Twins, paired, students_of
@@ -48,7 +49,7 @@ from w2s_fast.training.step_record import StepRecord, step_series
 from w2s_fast.training.step_targets import StepTargets
 from w2s_fast.training.teacher import Teacher
 from w2s_fast.training.thresholds import Thresholds
-from w2s_fast.training.train_mode import training_mode
+from w2s_fast.training.train_mode import check_no_layer_drop, training_mode
 from w2s_fast.training.weight_average import WeightAverage
 
 # Reading a loss waits for the device or for other processes; a single CPU process has no such wait.
@@ -114,7 +115,8 @@ def train(
 
     Raises:
         W2SError: for weak labels that do not fit or are not finite, stages that do not fit, a loss
-            that is not finite (the message names the step), or a checkpoint of another training.
+            or gradient that is not finite (the message names the step), or a checkpoint of another
+            training.
     """
     check_step_targets(step_targets, model, data)
     n_tokens = len(data.labels) if isinstance(data, Completions) else None
@@ -128,7 +130,9 @@ def train(
         check_pair_labels(data, weak_labels, loss)
     if stages is not None:
         check_stages(stages, len(data))
+    start = None if checkpoint_dir is None else sample_weights(model)
     run = _Training(model, data, weak_labels, loss, cfg, seed, weight, stages, gold, step_targets)
+    run.first_weights = start
     if watch is not None:
         run.monitor = Monitor(watch, model, loss, cfg, len(data), run.world, checkpoint_dir)
     rank = run.world.rank
@@ -206,6 +210,7 @@ class _Training:
         self.unread: list[tuple[StepResult, StepRecord]] = []  # the record has host numbers only
         self.lengths = data.lengths
         self.monitor: Monitor | None = None
+        self.first_weights: Tensor | None = None  # a sample, for the checkpoints
         self.told = 0  # records that ``tell`` has reported
         self.seed, self.seconds, self.start = seed, 0.0, 0.0
 
@@ -310,7 +315,7 @@ class _Training:
             self.monitor.after_checkpoint()
 
     def read_results(self, done: int) -> None:
-        """Copy the results of the unread steps to the host and check that the losses are finite."""
+        """Copy the results of the unread steps to the host and check that they are finite."""
         parts = [torch.stack([*r[:5]]) for r, _ in self.unread]
         own = torch.stack(parts).double()
         sums = self.world.sum(own).cpu()
@@ -325,14 +330,23 @@ class _Training:
                 )
             )
         self.unread.clear()
-        for offset, bad in enumerate((~sums[:, 0].isfinite()).tolist()):
-            if bad:
-                step = done - len(sums) + offset + 1
+        for offset, record in enumerate(self.log[-len(sums) :]):
+            self.check_finite(record, own[offset, 0])
+
+    def check_finite(self, record: StepRecord, own_loss: Tensor) -> None:
+        """Raise `W2SError` if a step's loss or gradient is not finite; a collective call."""
+        if math.isfinite(record.loss):
+            if math.isinf(record.grad_norm) and not self.engine.skips_overflow:
                 raise W2SError(
-                    f"the loss is {self.log[step - 1].loss} at step {step} of {self.steps}"
-                    f"{self._on_ranks(own[offset, 0])}; use a smaller lr, a warm-up (warmup_frac) "
-                    "or clip_norm=1"
+                    f"the loss is {record.loss:.3g} at step {record.step} of {self.steps}, but its "
+                    "gradient is not finite; use a smaller lr, a warm-up (warmup_frac) or a dtype "
+                    "of larger range"
                 )
+            return
+        raise W2SError(
+            f"the loss is {record.loss} at step {record.step} of {self.steps}"
+            f"{self._on_ranks(own_loss)}; use a smaller lr, a warm-up (warmup_frac) or clip_norm=1"
+        )
 
     def _on_ranks(self, own_loss: Tensor) -> str:
         """Return which processes have a loss that is not finite, "" if all have; a collective call.
@@ -352,6 +366,8 @@ class _Training:
         yield from ((f"threshold.{k}", t) for k, t in self.thresholds.state.items())
         if self.loss_state is not None:
             yield "loss.state", self.loss_state
+        if self.first_weights is not None:
+            yield "first_weights", self.first_weights
         yield "random.cpu", self.world.all_gather(torch.get_rng_state()[None])
         if self.device.type == "cuda":
             state = torch.cuda.get_rng_state(self.device)
@@ -366,6 +382,8 @@ class _Training:
         saved = checkpoint.load(directory, identity, self.world) if directory is not None else None
         if saved is None:
             return 0
+        if self.first_weights is not None:
+            checkpoint.check_first_weights(saved, self.first_weights)
         self.engine.load(saved.read)
         self.average.load(saved.read, saved.step)
         if self.teacher is not None:
@@ -423,11 +441,14 @@ def make_engine(model: nn.Module, cfg: TrainConfig, world: World) -> Engine:
     """Return the engine for ``model``: plain torch, or DeepSpeed where ``cfg.zero_stage`` is not 0.
 
     Raises:
-        W2SError: if the batch does not split over the processes, or fp16 weights lack loss scaling.
+        W2SError: if the batch does not split over the processes, fp16 weights lack loss scaling, or
+            ZeRO would train a model that skips layers at random.
     """
     cfg.batch_shape(world.size)
     dtype = _lowest_dtype(model)
     if cfg.zero_stage:
+        if world.size > 1:
+            check_no_layer_drop(model, cfg)
         return DeepSpeedEngine(model, cfg, world, dtype)
     if dtype == "fp16":
         raise W2SError("fp16 weights need loss scaling; use zero_stage=1 or more, or dtype bf16")

@@ -7,6 +7,7 @@ the rounded copy of its master.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -60,8 +61,9 @@ class MasterAdamW:
         """Take one step: sum gradients over processes, clip, update, round, clear gradients.
 
         Returns:
-            0-d L2 norm of the gradient before clipping.
+            0-d L2 norm of the gradient before clipping, inf if it is not finite.
         """
+        self._share_gradients()
         grads = [m.grad for m in self.masters.values() if m.grad is not None]
         self._world.all_reduce(grads)
         norm = nn.utils.get_total_norm(grads)
@@ -75,7 +77,20 @@ class MasterAdamW:
             for name, p in self._params.items():
                 if self.masters[name] is not p:
                     p.copy_(self.masters[name])
-        return norm
+        return norm.nan_to_num(nan=math.inf)
+
+    def _share_gradients(self) -> None:
+        """Give a master a gradient of zeros if only other processes have one, so all sum the same.
+
+        Ranks differ where a model skips layers at random (LayerDrop).
+        """
+        masters = list(self.masters.values())
+        if self._world.size == 1:
+            return
+        has = torch.tensor([m.grad is not None for m in masters], dtype=torch.int32)
+        for master, n in zip(masters, self._world.sum(has).tolist(), strict=True):
+            if n and master.grad is None:
+                master.grad = torch.zeros_like(master)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a resumed training needs, by name: masters, moments, step counts."""

@@ -37,6 +37,16 @@ def training_mode(model: nn.Module, cfg: TrainConfig) -> Iterator[None]:
         model.train(was_training)
 
 
+def check_no_layer_drop(model: nn.Module, cfg: TrainConfig) -> None:
+    """Raise `W2SError` if ranks of ZeRO would skip different layers, whose weights they share."""
+    for _, name, rate in _dropout_rates(model) if cfg.dropout else ():
+        if "layerdrop" in name:
+            raise W2SError(
+                f"the model has {name}={rate}: its processes would skip different layers, which "
+                f"zero_stage={cfg.zero_stage} cannot sum; use dropout=false or zero_stage=0"
+            )
+
+
 @contextlib.contextmanager
 def replayed_random(device: torch.device) -> Iterator[None]:
     """Restore the random state of the device at the end, so what follows draws the same again."""

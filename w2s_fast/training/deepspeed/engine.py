@@ -6,6 +6,7 @@ number of processes, at any stage, and without DeepSpeed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,11 @@ class DeepSpeedEngine:
         limit_collective_timeouts(cfg.timeout_s)  # also in the groups that DeepSpeed made
 
     @property
+    def skips_overflow(self) -> bool:
+        """See ``Engine``."""
+        return self._scaler is not None
+
+    @property
     def _zero(self) -> Any:
         return self._engine.optimizer
 
@@ -68,7 +74,10 @@ class DeepSpeedEngine:
         self._engine.step()
         self._steps += not self._zero.overflow  # DeepSpeed skips the update if a gradient overflows
         norm = self._engine.get_global_grad_norm()
-        return torch.as_tensor(float("nan") if norm is None else norm)
+        # DeepSpeed's norm of a gradient that is not finite may be -1 or NaN.
+        if self._zero.overflow or (norm is not None and not 0 <= norm < math.inf):
+            return torch.tensor(math.inf)
+        return torch.as_tensor(math.nan if norm is None else norm)
 
     def masters(self) -> Iterator[tuple[str, Tensor]]:
         """See ``Engine``."""
