@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -177,6 +178,28 @@ def test_the_lock_is_exclusive_and_a_dead_owner_does_not_hold_it(tmp_path: Path)
     holder.wait()
     with file_lock(lock, "taken by {pid}"):
         pass
+
+
+def test_a_stage_that_another_process_computes_is_awaited_and_named(tmp_path: Path) -> None:
+    """While it waits, the caller is called: other ranks must not take it for lost."""
+    store, calls = Store(tmp_path), [0]
+    (tmp_path / ".locks").mkdir()
+    lock = tmp_path / ".locks" / f"weak-{key(store)[:12]}"
+    owner = contextlib.ExitStack()
+    owner.enter_context(file_lock(lock))
+
+    def waiting() -> None:
+        calls[0] += 1
+        if calls[0] == 3:
+            owner.close()
+
+    told = f"waiting for process {os.getpid()}, which computes the same stage 'weak'"
+    with (
+        pytest.warns(StoreWarning, match=told) as said,
+        store.building("weak", CONFIG, INPUTS, waiting) as b,
+    ):
+        (b.path / "a.txt").write_text("x")
+    assert calls == [3] and len(said) == 1 and b.artifact is not None
 
 
 _FILL = """

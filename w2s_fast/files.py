@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from w2s_fast.errors import W2SError
 
+_LOCK_POLL_S = 0.2  # between two attempts to take a lock
 _SEAL = "checksum"  # key of a file's checksum among the values that it covers
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
@@ -217,25 +219,37 @@ def _seal(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
-def file_lock(path: Path, taken: str | None = None) -> Iterator[None]:
+def file_lock(
+    path: Path, taken: str | None = None, waiting: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Hold the lock file ``path``; the kernel releases it when the process ends, also by a kill.
 
     Args:
         path: Lock file; it stays and holds the number of its last owner.
         taken: Error message if another process holds it, with ``{pid}`` filled in. None: wait.
+        waiting: Called with the owner's number several times a second while this process waits.
 
     Raises:
         W2SError: Another process holds the lock, and ``taken`` is given.
     """
     with open(path, "a+", opener=open_no_link) as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
+        while not _try_lock(f):
+            f.seek(0)
+            owner = f.read().strip() or "unknown"
             if taken is not None:
-                f.seek(0)
-                raise W2SError(taken.format(pid=f.read().strip() or "unknown")) from err
-            fcntl.flock(f, fcntl.LOCK_EX)
+                raise W2SError(taken.format(pid=owner))
+            if waiting is not None:
+                waiting(owner)
+            time.sleep(_LOCK_POLL_S)
         f.truncate(0)
         f.write(str(os.getpid()))
         f.flush()

@@ -153,13 +153,23 @@ class Store:
 
     @contextlib.contextmanager
     def building(
-        self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]
+        self,
+        stage: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        waiting: Callable[[], None] | None = None,
     ) -> Iterator[StageBuild]:
         """Yield a folder to fill; publish it if the block ends without an error.
 
         The folder of a killed process is reused: ``checkpoint/`` is kept, everything else removed,
         unless the stage was complete: then it is published.
-        If another process builds the same stage, wait for it.
+        If another process builds the same stage, wait for it; a warning names it.
+
+        Args:
+            stage: Name of the stage.
+            config: Settings that the stage depends on.
+            inputs: Digests of what it reads.
+            waiting: Called several times a second while this process waits for another one.
 
         Raises:
             W2SError: The disk is full or the folder may not be written.
@@ -168,7 +178,8 @@ class Store:
         with explain_write_errors(f"stage {stage!r}", self.root):
             # Not the root: if it was moved away, nothing may stand in its way back.
             (self.root / ".locks").mkdir(exist_ok=True)
-            with file_lock(self.root / ".locks" / f"{stage}-{key[:12]}"):
+            lock = self.root / ".locks" / f"{stage}-{key[:12]}"
+            with file_lock(lock, waiting=_tell_once(stage, waiting)):
                 done = self.find(stage, key)
                 if done is not None:
                     yield StageBuild(self.root, done)
@@ -199,6 +210,21 @@ class StageBuild:
     def checkpoint(self) -> Path:
         """Folder of training checkpoints; a kill leaves it, and it is not part of the result."""
         return self.path / CHECKPOINT_NAME
+
+
+def _tell_once(stage: str, also: Callable[[], None] | None) -> Callable[[str], None]:
+    """Return a function of the owner of a lock that warns once and calls ``also`` every time."""
+    told: set[str] = set()
+
+    def waiting(owner: str) -> None:
+        if owner not in told:
+            told.add(owner)
+            text = f"waiting for process {owner}, which computes the same stage {stage!r}"
+            warnings.warn(text, StoreWarning, stacklevel=2)
+        if also is not None:
+            also()
+
+    return waiting
 
 
 def _remove(path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from helpers.generation_cases import checkpoint
 from w2s_fast.cli import main as cli
 from w2s_fast.config import RunConfig, to_yaml
 from w2s_fast.errors import W2SError
-from w2s_fast.files import read_sealed, write_sealed
+from w2s_fast.files import file_lock, read_sealed, write_sealed
 from w2s_fast.models import ModelConfig
 from w2s_fast.pipeline import artifacts
 from w2s_fast.pipeline.context import load_data
@@ -99,6 +101,28 @@ def test_as_by_one_process(tmp_path: Path) -> None:
     for name, values in arrays["one"].items():
         for several in ("two", "sharded"):
             assert np.abs(values - arrays[several][name]).max() < 1e-4, (name, several)
+
+
+def test_ranks_wait_for_another_run_longer_than_for_each_other(tmp_path: Path) -> None:
+    """A stage that this test computes: rank 0 waits for it, and nobody takes it for lost."""
+    cfg = config(tmp_path)
+    trains = {
+        name: dataclasses.replace(getattr(cfg, name), timeout_s=4)
+        for name in ("weak_train", "student_train")
+    }
+    arguments = ["run", "--config", str(write(dataclasses.replace(cfg, **trains), tmp_path))]
+    locks = tmp_path / "out" / "cache" / ".locks"
+    ranks.run(__file__, 2, [*arguments, "--quiet"])
+    for stage in (tmp_path / "out" / "cache").glob("student-*"):
+        shutil.rmtree(stage)
+    (lock,) = locks.glob("student-*")
+    with file_lock(lock):
+        found = ranks.start(__file__, 2, json.dumps(arguments))
+        time.sleep(10)
+        assert [p.poll() for p in found] == [None, None]
+    said = [p.communicate(timeout=60)[0] for p in found]
+    assert [p.returncode for p in found] == [0, 0], said
+    assert f"waiting for process {os.getpid()}, which computes" in said[0]
 
 
 def test_models_that_only_predict_are_sharded_too(tmp_path: Path) -> None:

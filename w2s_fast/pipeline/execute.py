@@ -67,12 +67,19 @@ def execute(
     """
     world = get_world()
     if not world.is_main_process:
-        build_path, done = world.broadcast_object(None)
+        while (message := world.broadcast_object(None)) is None:
+            pass  # rank 0 waits for another run, which may take longer than a collective call
+        build_path, done = message
         if not done:
             _compute(cfg, work_item, threads, progress, read, StageBuild(Path(build_path), None))
         return Artifact.from_json(world.broadcast_object(None))
     store = Store(cfg.store_dir)
-    with store.building(work_item.job.stage, work_item.config, work_item.inputs) as build:
+
+    def keep_others() -> None:
+        world.broadcast_object(None)  # they read on, see above
+
+    stage, inputs = work_item.job.stage, work_item.inputs
+    with store.building(stage, work_item.config, inputs, keep_others) as build:
         world.broadcast_object([str(build.path), build.artifact is not None])
         if build.artifact is None:
             _compute(cfg, work_item, threads, progress, read, build)
