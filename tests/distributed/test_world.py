@@ -22,6 +22,7 @@ from w2s_fast.distributed.world import (
     World,
     exit_process,
     init_distributed,
+    init_process_group,
     local_world_size,
     world_from_environment,
 )
@@ -97,6 +98,14 @@ def test_a_job_of_one_process_needs_no_process_group(env: dict[str, str]) -> Non
     for _ in range(2):
         assert init_distributed(5, env) == SINGLE_PROCESS
         assert not torch.distributed.is_initialized()
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's message would be of an invalid device ordinal."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(W2SError, match="process 3 of its host, which has 2 GPUs; start one"):
+        init_process_group(World(2, 4, 2), ("127.0.0.1", 1), 1)
 
 
 def test_who_differs() -> None:

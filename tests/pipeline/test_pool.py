@@ -12,7 +12,7 @@ import pytest
 from w2s_fast.config import RunConfig
 from w2s_fast.distributed import heartbeat
 from w2s_fast.distributed.interpreter import module_command
-from w2s_fast.pipeline.pool import JobObserver, ProcessPool, _environment
+from w2s_fast.pipeline.pool import JobObserver, ProcessPool, _environment, _Worker
 
 
 @pytest.fixture
@@ -36,6 +36,26 @@ def test_a_worker_imports_nothing_from_the_working_folder(planted: Path, tmp_pat
         worker = pool._start()
     assert worker.process.returncode == 0, worker.log.read_text()
     assert not planted.exists()
+
+
+def test_a_worker_that_has_ended_does_not_hide_the_reason(tmp_path: Path) -> None:
+    """What was written for it and not sent is of no use to anyone."""
+    cfg = RunConfig(output_dir=str(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt), ProcessPool(cfg, 1, [{}], Silent()) as pool:
+        worker = pool._start()
+        worker.process.kill()
+        worker.process.wait()
+        assert worker.process.stdin is not None
+        worker.process.stdin.write("{}")
+        raise KeyboardInterrupt
+
+
+def test_a_reply_that_is_cut_off_is_the_end_of_its_worker(tmp_path: Path) -> None:
+    pool = ProcessPool(RunConfig(output_dir=str(tmp_path / "out")), 1, [{}], Silent())
+    half = [sys.executable, "-c", "print('{\"done\": ')"]
+    with subprocess.Popen(half, stdout=subprocess.PIPE, text=True) as process:
+        pool._listen(worker := _Worker(0, process, tmp_path / "log"))
+    assert pool._events.get_nowait() == (worker, None)
 
 
 def test_modules_of_the_working_folder(planted: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from w2s_fast import files
 from w2s_fast.errors import W2SError
@@ -118,3 +120,14 @@ def test_files_outside_are_part_of_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "best-2").unlink()
     with pytest.warns(StoreWarning, match="best-2: No such file.*starting the training again"):
         assert checkpoint.load(tmp_path, {}) is None
+
+
+def test_every_dtype_of_a_file_is_known_to_its_readers(tmp_path: Path) -> None:
+    """A rank that does not read a tensor itself makes room for it by the dtype in the file."""
+    floats = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64)
+    whole = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+    unsigned = (torch.uint16, torch.uint32, torch.uint64)
+    for dtype in (*floats, *whole, *unsigned, torch.float8_e4m3fn, torch.float8_e5m2):
+        save_file({"x": torch.zeros(3).to(dtype)}, tmp_path / "x")
+        with safe_open(tmp_path / "x", framework="pt") as f:
+            assert getattr(torch, checkpoint._DTYPES[f.get_slice("x").get_dtype()]) == dtype

@@ -219,6 +219,11 @@ def init_process_group(world: World, address: tuple[str, int], timeout_s: float)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     backend = "gloo"
     if torch.cuda.is_available():
+        if world.local_rank >= torch.cuda.device_count():
+            raise W2SError(
+                f"{world.name} is process {world.local_rank + 1} of its host, which has "
+                f"{torch.cuda.device_count()} GPUs; start one process for each GPU"
+            )
         torch.cuda.set_device(world.local_rank)
         backend = "cpu:gloo,cuda:nccl"
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -239,7 +239,11 @@ class ProcessPool:
     def _listen(self, worker: _Worker) -> None:
         assert worker.process.stdout is not None
         for line in worker.process.stdout:
-            self._events.put((worker, json.loads(line)))
+            try:
+                message = json.loads(line)
+            except ValueError:
+                break  # the process ended while it wrote
+            self._events.put((worker, message))
         self._events.put((worker, None))
 
 
