@@ -18,7 +18,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.losses._fields import RangeChecked
 from w2s_fast.ops.arguments import check_methods
-from w2s_fast.ops.checks import check_weight_dtype
+from w2s_fast.ops.checks import check_classes, check_weight_dtype
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.results import WeakLossOut
 from w2s_fast.ops.targets import SparseTargets
@@ -235,10 +235,33 @@ def check_labels(weak: Tensor) -> None:
         )
 
 
+def one_hot(weak: Tensor, n_classes: int, dtype: torch.dtype) -> Tensor:
+    """Return (n, C) probabilities of hard labels (n,); 0 in ignored rows.
+
+    Raises:
+        W2SError: a label is no class; on a device, where the host cannot see it, its row is NaN.
+    """
+    check_classes(weak, n_classes, IGNORE)
+    classes = torch.arange(n_classes, device=weak.device)  # F.one_hot is no operation of vmap
+    label = weak.unsqueeze(-1)
+    found = (label == classes).to(dtype)
+    if weak.device.type == "cpu" and not torch.compiler.is_compiling():
+        return found
+    known = (label == IGNORE) | ((label >= 0) & (label < n_classes))
+    return torch.where(known, found, float("nan"))
+
+
 def p_class1(weak: Tensor, dtype: torch.dtype) -> Tensor:
     """Return (n,) weak P(class 1) of two-class labels, hard or soft."""
     check_labels(weak)
-    return weak[:, 1].to(dtype) if weak.is_floating_point() else (weak == 1).to(dtype)
+    if not weak.is_floating_point():
+        return one_hot(weak, 2, dtype)[:, 1]
+    if weak.shape[1] != 2:
+        raise W2SError(
+            f"weak has shape {tuple(weak.shape)}; expected ({len(weak)}, 2), soft labels of two "
+            "classes"
+        )
+    return weak[:, 1].to(dtype)
 
 
 def fused_metrics(out: WeakLossOut, weak: Tensor, weight: Tensor | None) -> dict[str, Tensor]:

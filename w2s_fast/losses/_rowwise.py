@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
@@ -20,9 +19,11 @@ from w2s_fast.losses._base import (
     LossContext,
     LossOut,
     check_labels,
+    one_hot,
     some_rows,
     summed_metrics,
 )
+from w2s_fast.ops.checks import check_weight
 from w2s_fast.ops.lazy_logits import dense
 
 
@@ -68,7 +69,9 @@ class RowLoss(Loss):
         log_p = z.log_softmax(1)
         loss = self.logit_losses(z, log_p, soft_labels(weak, logits, acc), ctx)
         if ctx.weight is not None:
-            loss = loss * ctx.weight.detach().to(acc)
+            weight = ctx.weight.detach().to(acc)
+            check_weight(weight)
+            loss = loss * weight
         if mask is not None:
             loss = torch.where(mask, loss, 0.0)
         return Rows(loss, log_p, mask)
@@ -82,7 +85,7 @@ def soft_labels(weak: Tensor, logits: Tensor, acc: torch.dtype) -> Tensor:
     """Return (n, C) class probabilities of hard or soft labels; finite in ignored rows.
 
     Raises:
-        W2SError: if the shapes do not fit.
+        W2SError: if the shapes do not fit, or a hard label is no class.
     """
     expected = tuple(logits.shape) if weak.is_floating_point() else (logits.shape[0],)
     if tuple(weak.shape) != expected:
@@ -90,7 +93,7 @@ def soft_labels(weak: Tensor, logits: Tensor, acc: torch.dtype) -> Tensor:
         raise W2SError(f"weak has shape {tuple(weak.shape)}; expected {expected}{hint}")
     if weak.is_floating_point():
         return weak.detach().to(acc)
-    return F.one_hot(weak.clamp_min(0), logits.shape[1]).to(acc)
+    return one_hot(weak, logits.shape[1], acc)
 
 
 def _metrics(log_p: Tensor, weak: Tensor, mask: Tensor | None) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossContext, LossOut, make_loss
-from w2s_fast.losses._base import check_labels, row_mask, summed_metrics
+from w2s_fast.losses._base import check_labels, one_hot, row_mask, summed_metrics
 from w2s_fast.losses._wrapping import WrappingLoss
 from w2s_fast.losses.preference import DPO, KTO, Answers, BradleyTerry, Preference, make_preference
 
@@ -40,12 +40,11 @@ class PairLoss(Loss):
 
     def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
         """See ``Loss.forward``; logits are the answers, see the module."""
-        check_labels(weak)
+        first, second = split_answers(logits)
+        q = _first_is_better(logits, weak)
         mask, weight = row_mask(weak, ctx.weight), ctx.weight
         if not weak.is_floating_point():  # soft labels have no -100
             weight = torch.where(mask, 1.0 if weight is None else weight, 0.0)
-        q = weak[:, 0] if weak.is_floating_point() else (weak == 0).to(logits.dtype)
-        first, second = split_answers(logits)
         out = self.preference(first, second, q, weight=weight)
         metrics = _metrics(rewards(self.preference, logits.detach()), weak, mask)
         return LossOut(out.loss_sum, self.count(weak, ctx.weight), ctx.state, metrics)
@@ -96,6 +95,16 @@ def split_answers(answers: Tensor) -> tuple[Answers, Answers]:
         )
     first, second = (Answers(*answers[:, side].unbind(-1)) for side in range(2))
     return first, second
+
+
+def _first_is_better(answers: Tensor, weak: Tensor) -> Tensor:
+    """Return (B,) probabilities that the first completion is better, of hard or soft labels."""
+    check_labels(weak)
+    pairs, hard = len(answers), not weak.is_floating_point()
+    expected = (pairs,) if hard else (pairs, 2)
+    if tuple(weak.shape) != expected:
+        raise W2SError(f"weak has shape {tuple(weak.shape)}; expected {expected}, one label a pair")
+    return one_hot(weak, 2, answers.dtype)[:, 0] if hard else weak[:, 0]
 
 
 def rewards(preference: Preference, answers: Tensor) -> Tensor:

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops.checks import check_weight, check_weight_dtype
+from w2s_fast.ops.checks import (
+    check_class_dtype,
+    check_weight,
+    check_weight_dtype,
+    class_error,
+)
 from w2s_fast.ops.dtypes import LOGIT_DTYPES, accumulator
 
 
@@ -113,10 +118,7 @@ def label_error(p: LossInputs, row: int) -> W2SError:
     assert p.ids is not None
     ids, v = p.ids[row].tolist(), p.logits.shape[1]
     if p.probs is None:
-        return W2SError(
-            f"weak label {ids} in row {row} is outside the classes; expected 0..{v - 1} or "
-            f"ignore_index={p.ignore_index}"
-        )
+        return class_error(ids, row, v, p.ignore_index)
     return topk_error("weak label", p.ids, row, v)
 
 
@@ -228,8 +230,7 @@ def _targets(
         weak = weak if weak.dtype in (acc, dtype) else weak.to(acc)
         return None, weak if weak.stride(1) == 1 or v == 1 else weak.contiguous(), None
     _expect("weak (hard labels)", weak, (n,))
-    if weak.dtype == torch.bool or weak.is_complex():
-        raise W2SError(f"weak has dtype {weak.dtype}; expected class ids as integers (weak.long())")
+    check_class_dtype(weak)
     return weak.to(torch.int64).unsqueeze(1).contiguous(), None, None
 
 

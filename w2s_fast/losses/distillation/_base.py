@@ -19,7 +19,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.losses._base import summed_metrics
 from w2s_fast.ops.arguments import check_methods, check_number
-from w2s_fast.ops.checks import check_weight_dtype
+from w2s_fast.ops.checks import check_weight, check_weight_dtype
 from w2s_fast.ops.fused_linear.cross_entropy import flat_rows
 from w2s_fast.ops.fused_linear.logprob import make_head
 from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
@@ -179,13 +179,19 @@ check_methods(Distillation, ("__call__", "linear"))
 
 
 def row_weights(rows: Tensor, weight: Tensor | None) -> Tensor:
-    """Return (N,) weights in the dtype of the rows; ones without weights."""
+    """Return (N,) weights in the dtype of the rows; ones without weights.
+
+    Raises:
+        W2SError: the weights do not fit, or one is negative.
+    """
     if weight is None:
         return torch.ones_like(rows)
     if tuple(weight.shape) != tuple(rows.shape):
         raise W2SError(f"weight has shape {tuple(weight.shape)}; expected {tuple(rows.shape)}")
     check_weight_dtype(weight)
-    return weight.to(rows.dtype)
+    weight = weight.to(rows.dtype)
+    check_weight(weight.detach())
+    return weight
 
 
 def teacher_outcomes(

@@ -180,19 +180,20 @@ def check(
         if not a.logp.is_floating_point():
             raise W2SError(f"{name}.logp has dtype {a.logp.dtype}; expected floating point")
         check_values(f"{name}.length", a.length, 1, math.inf, "lengths of at least one token")
-    acc = torch.promote_types(logp.dtype, torch.float32)
-    if isinstance(q, Tensor):
-        _check_shape("q", q, n, logp)
-        check_values("q", q, 0, 1, "probabilities in [0, 1]")
-        q = q.detach().to(acc)
-    elif not 0 <= q <= 1:
-        raise W2SError(f"q is {q}; expected a probability in [0, 1]")
-    else:
-        q = torch.full((n,), float(q), dtype=acc, device=logp.device)
     _check_shape("weight", weight, n, logp)
     if weight is not None:
         check_weight_dtype(weight)
     check_values("weight", weight, 0, math.inf, "weights of at least 0")
+    acc = torch.promote_types(logp.dtype, torch.float32)
+    if isinstance(q, Tensor):
+        _check_shape("q", q, n, logp)
+        q = q.detach().to(acc)
+        q = q if weight is None else torch.where(weight != 0, q, 0.5)
+        check_values("q", q, 0, 1, "probabilities in [0, 1]")
+    elif not 0 <= q <= 1:
+        raise W2SError(f"q is {q}; expected a probability in [0, 1]")
+    else:
+        q = torch.full((n,), float(q), dtype=acc, device=logp.device)
     return q, weight
 
 
