@@ -57,9 +57,10 @@ class GCE(RowLoss):
             logits.detach(), weak, weight=weight, ignore_index=IGNORE, return_stats=True
         )
         assert out.stats is not None
-        power = self.q * out.stats.chosen_prob.log()
+        power = -self.q * out.stats.loss  # not the logarithm of p, which underflows
         ones = torch.ones_like(power) if weight is None else weight.detach().to(power.dtype)
-        scaled_weight = torch.where(mask, ones * power.exp(), 0.0)
+        # A NaN row keeps weight 1: its logits make the gradient NaN.
+        scaled_weight = torch.where(mask, ones * power.nan_to_num(0.0).exp(), 0.0)
         scaled = weak_loss(logits, weak, weight=scaled_weight, ignore_index=IGNORE).loss
         value = torch.where(mask, -ones * torch.expm1(power) / self.q, 0.0).sum()
         return LossOut(
