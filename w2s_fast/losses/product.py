@@ -3,8 +3,9 @@ r"""Product loss: learn from the normalised product of the student's and the wea
     T_i = softmax(beta log p_i + alpha log q_i), detached;       L = -sum_i w_i sum_k T_ik log p_ik
 
 The released code multiplies probabilities and divides 0 by 0 where a hard label contradicts a
-saturated student. In log space the limit is exact: T is 0 where q is 0, and never NaN. A row whose
-weak label has no mass at all has gradient 0.
+saturated student. In log space the limit is exact: T is 0 where q is 0, and NaN only where the
+logits or the label of the row are. A row whose weak label has no mass at all has gradient 0; one
+with all its mass on a class of logit -inf has an infinite loss and a finite gradient.
 
 Source: ``product_loss_fn`` of openai/weak-to-strong.
 """
@@ -20,6 +21,8 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.losses._base import LossContext, check_labels
 from w2s_fast.losses._one_call import OneCallLoss
+
+_LOG_ZERO = -1e30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,12 @@ class Product(OneCallLoss):
 
     def _target(self, logits: Tensor, weak: Tensor) -> Tensor:
         acc = torch.promote_types(logits.dtype, torch.float32)
+        weak = weak.detach().to(acc)
+        some = weak != 0
         log_p = logits.detach().to(acc).log_softmax(1)
-        log_t = self.beta * log_p + self.alpha * weak.detach().to(acc).log()
-        has_mass = (weak > 0).any(1, keepdim=True)
-        # softmax of a row of -inf is NaN. NaN logits stay NaN, so that divergence is noticed.
+        # Finite for p = 0, for beta = 0 and for a label that has all its mass there.
+        log_p = torch.where(some, log_p.clamp_min(_LOG_ZERO), _LOG_ZERO)
+        log_t = self.beta * log_p + self.alpha * weak.log()
+        has_mass = some.any(1, keepdim=True)
+        # softmax of a row of -inf is NaN. NaN in the row stays NaN, so that divergence is noticed.
         return torch.where(has_mass, torch.where(has_mass, log_t, 0.0).softmax(1), 0.0)
