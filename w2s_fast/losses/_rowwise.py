@@ -7,6 +7,7 @@ through the student's own probabilities elsewhere are computed here: log-probabi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ from w2s_fast.losses._base import (
 )
 from w2s_fast.ops.checks import check_weight
 from w2s_fast.ops.lazy_logits import dense
+
+_LOG_ZERO = -1e5
 
 
 class Rows(NamedTuple):
@@ -94,6 +97,16 @@ def soft_labels(weak: Tensor, logits: Tensor, acc: torch.dtype) -> Tensor:
     if weak.is_floating_point():
         return weak.detach().to(acc)
     return one_hot(weak, logits.shape[1], acc)
+
+
+def finite(log_p: Tensor) -> Tensor:
+    """Return log-probabilities with a number in the place of log 0, of which 0 times is 0."""
+    return log_p.masked_fill(log_p == -math.inf, _LOG_ZERO)
+
+
+def cross_entropy_rows(log_p: Tensor, q: Tensor) -> Tensor:
+    """Return (n,) -sum_k q_k log p_k; infinite only where an impossible class has weak mass."""
+    return -torch.where(q != 0, q * log_p, 0.0).sum(1)
 
 
 def _metrics(log_p: Tensor, weak: Tensor, mask: Tensor | None) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.losses._base import IGNORE, Loss, LossContext, LossOut, fused_metrics, row_mask
-from w2s_fast.losses._rowwise import RowLoss
+from w2s_fast.losses._rowwise import RowLoss, cross_entropy_rows, finite
 from w2s_fast.losses.logconf import eleuther_ramp
 from w2s_fast.ops.weak_loss import weak_loss
 
@@ -40,7 +40,8 @@ class EntropyMin(RowLoss):
 
     def row_losses(self, log_p: Tensor, q: Tensor) -> Tensor:
         """Return CE + aux_coef H."""
-        return -((q + self.aux_coef * log_p.exp()) * log_p).sum(1)
+        entropy = -(log_p.exp() * finite(log_p)).sum(1)
+        return cross_entropy_rows(log_p, q) + self.aux_coef * entropy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from w2s_fast.losses._rowwise import RowLoss
+from w2s_fast.losses._rowwise import RowLoss, cross_entropy_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,4 +40,6 @@ class ReverseCE(RowLoss):
     def row_losses(self, log_p: Tensor, q: Tensor) -> Tensor:
         """Return -sum_k p_k log t_k, plus forward_coef times cross-entropy."""
         loss = -(log_p.exp() * q.clamp_min(self.floor).log()).sum(1)
-        return loss - self.forward_coef * (q * log_p).sum(1) if self.forward_coef else loss
+        if not self.forward_coef:
+            return loss
+        return loss + self.forward_coef * cross_entropy_rows(log_p, q)

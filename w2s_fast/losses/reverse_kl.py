@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from w2s_fast.losses._rowwise import RowLoss
+from w2s_fast.losses._rowwise import RowLoss, finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,4 +34,4 @@ class ReverseKL(RowLoss):
 
     def row_losses(self, log_p: Tensor, q: Tensor) -> Tensor:
         """Return sum_k p_k (log p_k - log t_k)."""
-        return (log_p.exp() * (log_p - q.clamp_min(self.floor).log())).sum(1)
+        return (log_p.exp() * (finite(log_p) - q.clamp_min(self.floor).log())).sum(1)
