@@ -15,9 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from w2s_fast.losses._base import Loss, LossContext, LossOut
+from w2s_fast.losses._base import Loss, LossContext, LossOut, some_rows
+from w2s_fast.ops.checks import check_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +38,13 @@ class FeatureDistillation(Loss):
 
     def forward(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> LossOut:
         """See ``Loss.forward``."""
-        features, deviation = logits[:, :-1], logits[:, -1]
-        rows = (features - weak[:, :-1].to(features)).square().mean(1)
-        rows = rows + self.strength * deviation
+        mask, weak = some_rows(weak, ctx.weight), weak.to(logits)
+        if mask is not None:  # before any arithmetic: NaN would reach the gradient
+            logits, weak = (torch.where(mask.unsqueeze(1), x, 0.0) for x in (logits, weak))
+        rows = (logits[:, :-1] - weak[:, :-1]).square().mean(1)
+        rows = rows + self.strength * logits[:, -1]
         if ctx.weight is not None:
-            rows = rows * ctx.weight.to(rows)
+            weight = ctx.weight.detach().to(rows)
+            check_weight(weight)
+            rows = rows * weight
         return LossOut(rows.sum(), self.count(weak, ctx.weight), None, {})

@@ -85,6 +85,10 @@ class LossInputs(NamedTuple):
             counted = self.ids[:, 0] != self.ignore_index
         return counted if self.weight is None else counted & (self.weight != 0)
 
+    def some_counted(self) -> Tensor | None:
+        """Return the same; None where the form of the inputs shows that all rows count."""
+        return None if self.weight is None and self.kind != "hard" else self.counted()
+
 
 def check_labels(p: LossInputs) -> None:
     """Raise ``W2SError`` for a row with a class that does not exist, or with the same class twice.

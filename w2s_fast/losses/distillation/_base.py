@@ -162,11 +162,17 @@ class Distillation:
         log_q, top = teacher_outcomes(teacher, ids, logp.dtype)
         log_p = torch.where(ids >= 0, logp, LOG_ZERO)
         log_p = torch.cat([log_p, tail.unsqueeze(1)], 1).clamp_min(LOG_ZERO)
-        return self.pack(self.divergence(log_p, log_q), row_stats(stats, index), top, weight)
+        counts = row_weights(tail, weight)
+        if weight is not None:  # before any arithmetic: NaN would reach the gradient
+            used = (counts != 0).unsqueeze(1)
+            log_p, log_q = (torch.where(used, x, LOG_ZERO) for x in (log_p, log_q))
+        return self.pack(self.divergence(log_p, log_q), row_stats(stats, index), top, counts)
 
-    def pack(self, rows: Tensor, stats: Any, top: Tensor, weight: Tensor | None) -> DistillOut:
-        """Sum weighted rows and metrics; ``stats`` has argmax, max_prob and entropy by row."""
-        counts = row_weights(rows, weight)
+    def pack(self, rows: Tensor, stats: Any, top: Tensor, counts: Tensor) -> DistillOut:
+        """Sum rows times ``counts`` (N,), and metrics.
+
+        ``stats`` has argmax, max_prob and entropy by row, ``top`` is the teacher's class.
+        """
         mask = counts != 0
         factor = self.temperature**2 if self.rescale else 1.0
         loss = torch.where(mask, rows * counts, 0.0).sum() * factor

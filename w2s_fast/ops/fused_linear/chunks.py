@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from w2s_fast.ops.checks import on_host
 from w2s_fast.ops.chunking import default_memory_mib, rows_per_chunk
 from w2s_fast.ops.dispatch import backend
 from w2s_fast.ops.fused_linear import gemm
@@ -168,10 +169,19 @@ def shape_only(n: int, v: int, like: Tensor) -> Tensor:
 
 
 class Gradients:
-    """The gradients of a head, summed over ``parts``: chunks, and corrections after them."""
+    """The gradients of a head, summed over ``parts``: chunks, and corrections after them.
 
-    def __init__(self, x: HeadInputs, needs: NeedsGrad, parts: int) -> None:
+    Args:
+        used: (N,) bool, False in rows whose dlogits are 0; None for all. Their hidden states are
+            not multiplied, because 0 times NaN is NaN.
+    """
+
+    def __init__(
+        self, x: HeadInputs, needs: NeedsGrad, parts: int, used: Tensor | None = None
+    ) -> None:
         self.x, self.needs = x, needs
+        all_used = used is None or not needs.head or (on_host(used) and bool(used.all()))
+        self._used = None if all_used else used
         self.hidden = torch.empty_like(x.hidden) if needs.hidden else None
         self.head: HeadGradient | None = None
         if needs.head or needs.bias:
@@ -185,7 +195,14 @@ class Gradients:
         if self.hidden is not None:
             gemm.hidden_gradient(dlogits, self.x.head, self.hidden[rows])
         if self.head is not None:
-            self.head.add(dlogits, self.x.hidden[rows])
+            self.head.add(dlogits, self.hidden_of(rows))
+
+    def hidden_of(self, rows: slice | Tensor) -> Tensor:
+        """Return the hidden states of some rows, 0 where they are not used."""
+        hidden = self.x.hidden[rows]
+        if self._used is None:
+            return hidden
+        return torch.where(self._used[rows].unsqueeze(1), hidden, 0.0)
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the gradients of hidden, head and bias."""

@@ -269,7 +269,8 @@ def gradients_from_record(
     """
     p, stats, index, row_scale = call.inputs, call.stats, call.index, call.row_scale
     assert row_scale is not None
-    grads = Gradients(x, needs, parts=1 if logits is not None else chunk_count(x, p))
+    parts = 1 if logits is not None else chunk_count(x, p)
+    grads = Gradients(x, needs, parts, _used(call, extra) if needs.head else None)
     every = slice(0, p.logits.shape[0])
     whole = None if logits is None else [Chunk(every, chunk_inputs(x, p, every, logits))]
     kernels = row_kernels(x)
@@ -284,6 +285,16 @@ def gradients_from_record(
         grads.add(dlogits, at)
         del part, dlogits  # before the next logits are allocated
     return grads.result()
+
+
+def _used(call: RowCall, extra: ValueGradient | None) -> Tensor:
+    """Return (N,) bool: rows that count and have an upstream gradient."""
+    assert call.row_scale is not None
+    used = call.row_scale != 0
+    if extra is not None:
+        used = used | (extra.upstream != 0).any(0)
+    counted = call.inputs.some_counted()
+    return used if counted is None else used & counted
 
 
 @torch.library.register_fake("w2s_fast::linear_weak_ce_backward")

@@ -129,7 +129,7 @@ def add_entries(
     if grads.hidden is not None:
         _add_to_hidden(x, classes, values, rows, grads.hidden)
     if grads.head is not None:
-        grads.head.add_entries(classes, values, x.hidden[rows])
+        grads.head.add_entries(classes, values, grads.hidden_of(rows))
 
 
 def _add_to_hidden(

@@ -78,7 +78,8 @@ def solve_linear(
     )  # fmt: skip
     if late and p.ids is not None:
         call.topk_diffs = torch.empty(p.ids.shape, dtype=p.accumulator, device=p.ids.device)
-    grads = Gradients(x, needs, parts=chunk_count(x, p) + (p.width + 1 if late else 0))
+    parts = chunk_count(x, p) + (p.width + 1 if late else 0)
+    grads = Gradients(x, needs, parts, p.some_counted() if needs.head else None)
     slopes = Slopes(x.teacher)
     for chunk in chunks(x, p):
         z = chunk.inputs.logits
@@ -104,7 +105,7 @@ def _solve_at_once(
     z = gemm.logits_chunk(x.hidden, x.head, x.bias, buffer, x.alpha)
     spec = dataclasses.replace(spec, record=True)
     result = solve(chunk_inputs(x, p, every, z), spec, z if needs.any else None, mean)
-    grads = Gradients(x, needs, parts=1)
+    grads = Gradients(x, needs, 1, p.some_counted() if needs.head else None)
     if needs.any and every.stop:
         grads.add(z, every)
     return dataclasses.replace(result, grads=grads.result(), logits=z if keep_logits else None)

@@ -185,7 +185,8 @@ def solve_vocab(
     whole = RowCall(p, spec, stats, index, rule, spec.threshold_tensor(p), scale=scale)
     if p.ids is not None:
         whole.topk_diffs = torch.empty(p.ids.shape, dtype=p.accumulator, device=total.device)
-    grads = Gradients(x, needs, _chunk_count(x, p, shard) + (p.width + 1 if late else 0))
+    parts = _chunk_count(x, p, shard) + (p.width + 1 if late else 0)
+    grads = Gradients(x, needs, parts, p.some_counted() if needs.head else None)
     for rows, inputs in local_chunks(x, p, shard):
         call = merged_call(inputs, spec, shard)
         call.rule, call.threshold = rule, whole.threshold
@@ -223,7 +224,8 @@ def gradients_from_rows(
     shard: Shard,
 ) -> tuple[Tensor | None, ...]:
     """Compute gradients for an upstream (N,) of row losses, from the record and new logits."""
-    grads = Gradients(x, needs, _chunk_count(x, p, shard))
+    parts, used = _chunk_count(x, p, shard), p.some_counted() if needs.head else None
+    grads = Gradients(x, needs, parts, used)
     for rows, inputs in local_chunks(x, p, shard):
         some, few = result.stats[:, rows].contiguous(), result.index[:, rows].contiguous()
         call = RowCall(inputs, spec, some, few)
