@@ -50,7 +50,8 @@ def solve(
     room = x.queries.new_empty((size, width), dtype=acc)[:, :m]
     grads = x.queries.new_empty((size, width), dtype=narrow)[:, :m] if own else room
     stats = new_stats(x.queries)
-    sums = products.PairGradients(x, needs)
+    used = x.positives >= 0 if weight is None else (x.positives >= 0) & (weight != 0)
+    sums = products.PairGradients(x, needs, used)
     for start in range(0, n, max(size, 1)):
         rows = slice(start, min(start + size, n))
         length = rows.stop - rows.start

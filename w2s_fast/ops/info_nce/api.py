@@ -127,14 +127,18 @@ def info_nce(
     check_pairs(queries, documents)
     check_options(temperature, focal_gamma, margin, negatives, reduction)
     weight = checked_weight(weight, queries)
-    if normalize:
-        queries, documents = F.normalize(queries, dim=-1), F.normalize(documents, dim=-1)
     if symmetric:
         check_symmetric(positives, queries.shape[0], documents.shape[0])
+    rows = checked_positives(positives, weight, queries, documents)
+    if normalize:
+        if not symmetric and (weight is not None or positives is not None):
+            # NaN of a query that does not count would reach its gradient.
+            queries = torch.where((rows >= 0).unsqueeze(1), queries, 0.0)
+        queries, documents = F.normalize(queries, dim=-1), F.normalize(documents, dim=-1)
     pairs = Pairs(
         queries,
         documents,
-        checked_positives(positives, weight, queries, documents),
+        rows,
         make_negatives(
             queries, documents, query_groups, document_groups, negative_mask, negatives, margin
         ),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.ops import native
+from w2s_fast.ops.checks import on_host
 from w2s_fast.ops.dtypes import accumulator
 from w2s_fast.ops.fused_linear.gemm import product, upcasts
 from w2s_fast.ops.info_nce.call import Pairs
@@ -62,10 +63,13 @@ class PairGradients:
     Args:
         x: the inputs of the call.
         needs: whether queries and documents get gradients.
+        used: (N,) bool: the queries that count. Others are not multiplied: 0 times NaN is NaN.
     """
 
-    def __init__(self, x: Pairs, needs: tuple[bool, bool]) -> None:
+    def __init__(self, x: Pairs, needs: tuple[bool, bool], used: Tensor) -> None:
         self.x = x
+        all_used = not needs[1] or (on_host(used) and bool(used.all()))
+        self._used = None if all_used else used
         acc = accumulator(x.queries.dtype)
         # A row has one product, which bf16 holds; fp16 has to meet the loss scale first.
         own = x.queries.dtype if gradient_dtype(x.queries) == torch.bfloat16 else acc
@@ -80,7 +84,10 @@ class PairGradients:
         if self._queries is not None:
             self._add_queries(grad, self._queries[rows])
         if self._documents is not None:
-            self._add_documents(grad, self.x.queries[rows], self._documents)
+            queries = self.x.queries[rows]
+            if self._used is not None:
+                queries = torch.where(self._used[rows].unsqueeze(1), queries, 0.0)
+            self._add_documents(grad, queries, self._documents)
         self._empty = False
 
     def result(self, scale: Tensor) -> tuple[Tensor | None, Tensor | None]:
