@@ -28,6 +28,7 @@ from w2s_fast.losses._base import IGNORE, Loss, LossContext, LossOut
 from w2s_fast.losses._wrapping import WrappingLoss
 from w2s_fast.losses.pairwise import ImplicitReward, PairLoss, rewards
 from w2s_fast.losses.xent import Xent
+from w2s_fast.ops.checks import check_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,7 @@ def opposite_classes(scores: Tensor, gold: Tensor | None) -> Tensor:
             f"gold has shape {tuple(gold.shape)} and dtype {gold.dtype}; expected "
             f"({scores.shape[0]},) integers, one true class per row"
         )
+    check_classes(gold, 2, IGNORE, "gold")
     right = gold.clamp_min(0).unsqueeze(1)
     contradicts = scores.gather(1, 1 - right) > scores.gather(1, right)
     return torch.where(contradicts.squeeze(1) & (gold != IGNORE), 1 - gold, IGNORE)

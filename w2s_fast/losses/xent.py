@@ -11,10 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from w2s_fast.losses._base import LossContext, check_labels
+from w2s_fast.errors import W2SError
+from w2s_fast.losses._base import LossContext, check_labels, one_hot
 from w2s_fast.losses._one_call import OneCallLoss
+from w2s_fast.ops.checks import on_host
+from w2s_fast.ops.transforms import values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class Xent(OneCallLoss):
         if self.hard:
             check_labels(weak)
         if self.hard and weak.is_floating_point():
-            weak = weak.argmax(1)
+            weak = _hardened(weak, tuple(logits.shape))
         return weak, {}
 
 
@@ -43,3 +47,20 @@ class HardXent(Xent):
     """``Xent`` with hardened labels by default."""
 
     hard: bool = True
+
+
+def _hardened(weak: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the top classes (n,) of soft labels; of rows with NaN no label, for a loss of NaN.
+
+    Where the host cannot look for NaN the label of such a row is C, which the kernels make NaN.
+    """
+    if tuple(weak.shape) != shape:
+        raise W2SError(f"weak (soft labels) has shape {tuple(weak.shape)}; expected {shape}")
+    top, label = weak.max(1)  # NaN is the largest
+    unknown = top.isnan()
+    if torch.compiler.is_compiling() or not on_host(weak):
+        return torch.where(unknown, shape[1], label)
+    if not bool(values(unknown).any()):
+        return label
+    rows = one_hot(label, shape[1], weak.dtype)
+    return torch.where(unknown.unsqueeze(1), float("nan"), rows)

@@ -61,13 +61,15 @@ def check_weight_dtype(weight: Tensor) -> None:
         )
 
 
-def check_class_dtype(weak: Tensor) -> None:
+def check_class_dtype(weak: Tensor, name: str = "weak") -> None:
     """Raise ``W2SError`` for hard labels that are not integers."""
     if weak.dtype == torch.bool or weak.is_complex():
-        raise W2SError(f"weak has dtype {weak.dtype}; expected class ids as integers (weak.long())")
+        raise W2SError(
+            f"{name} has dtype {weak.dtype}; expected class ids as integers ({name}.long())"
+        )
 
 
-def check_classes(weak: Tensor, v: int, ignore_index: int) -> None:
+def check_classes(weak: Tensor, v: int, ignore_index: int, name: str = "weak") -> None:
     """Check that hard labels (N,) are classes of V, or ``ignore_index``; on the CPU only.
 
     A device asserts nothing here: a loss in plain torch makes such rows NaN, as the kernels do.
@@ -75,19 +77,21 @@ def check_classes(weak: Tensor, v: int, ignore_index: int) -> None:
     Raises:
         W2SError: naming the first label that is not.
     """
-    check_class_dtype(weak)
+    check_class_dtype(weak, name)
     if _unknown(weak) or not on_host(weak):
         return
     weak = values(weak).flatten()
     row = _first_wrong(((weak >= 0) & (weak < v)) | (weak == ignore_index), "")
     if row is not None:
-        raise class_error([int(weak[row])], row, v, ignore_index)
+        raise class_error([int(weak[row])], row, v, ignore_index, name)
 
 
-def class_error(label: list[int], row: int, v: int, ignore_index: int) -> W2SError:
+def class_error(
+    label: list[int], row: int, v: int, ignore_index: int, name: str = "weak"
+) -> W2SError:
     """Return the error for the hard label of ``row``."""
     return W2SError(
-        f"weak label {label} in row {row} is outside the classes; expected 0..{v - 1} or "
+        f"{name} label {label} in row {row} is outside the classes; expected 0..{v - 1} or "
         f"ignore_index={ignore_index}"
     )
 
