@@ -1,0 +1,341 @@
+"""Inputs at the edge, of every loss: labels and weights that are wrong, and rows that do not count.
+
+A call is a table entry: a function of logits, weak labels and weights. New losses join by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.loss_cases import differentiate
+from torch import Tensor
+
+import w2s_fast
+from w2s_fast import SparseTargets, W2SError
+from w2s_fast.losses import LOSSES, make_loss
+from w2s_fast.losses.conflict import ExplicitConflict
+from w2s_fast.losses.distillation import DISTILLATIONS, make_distillation
+from w2s_fast.losses.features import FeatureDistillation
+from w2s_fast.losses.pairwise import make_pair_loss
+from w2s_fast.losses.preference import PREFERENCES
+
+NAN, INF = float("nan"), float("inf")
+FRAC = 0.3
+N = 4
+SPECS = (
+    *LOSSES,
+    "xent:hard=true",
+    "product:beta=0",
+    "product:alpha=0.5,beta=2",
+    "logconf_eleuther:balance=true",
+    "gce:q=1",
+    "reverse_ce:forward_coef=0.5",
+    "entropy_min:aux_coef=0",
+    "evidential:kl=0",
+)
+PAIRS = (
+    *(name for name in PREFERENCES if name not in ("kto", "bradley_terry")),
+    *(f"{loss}@dpo" for loss in ("xent", "gce", "logconf_eleuther:balance=true")),
+    *(f"xent@{name}" for name in PREFERENCES if name not in ("kto", "bradley_terry")),
+)
+TEACHERS = (
+    *(name for name in DISTILLATIONS if name != "reverse_kl"),
+    *(f"reverse_kl:support={name}" for name in ("tail", "renormalised", "truncated")),
+)
+Call = Callable[..., tuple[Tensor, Tensor]]
+
+
+def _classes(spec: str) -> int:
+    return 2 if "balance" in spec else 3
+
+
+def _run(spec: str, logits: Tensor, weak: Tensor, weight: Tensor | None = None) -> Any:
+    """Value and gradient of a loss of class logits or, by its dimensions, of answers."""
+    loss = make_loss(spec) if logits.dim() == 2 else make_pair_loss(spec)
+    state = loss.init_state()
+    return differentiate(
+        lambda z: loss(z, weak, weight=weight, step_frac=FRAC, state=state).loss_sum, logits
+    )
+
+
+def _case(spec: str) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(3)
+    c = _classes(spec)
+    return torch.randn(N, c, generator=g), torch.randn(N, c, generator=g).softmax(1)
+
+
+def _answers() -> Tensor:
+    g = torch.Generator().manual_seed(4)
+    logp = -5 * torch.rand(N, 2, 2, generator=g) - 1
+    rest = torch.tensor([3.0, 0.2]).expand(N, 2, 2)
+    return torch.cat([logp, rest], 2)
+
+
+def _broken(logits: Tensor) -> Tensor:
+    """Row 2 as NaN, but for the lengths of answers."""
+    out = logits.clone()
+    out[2, ..., :2] = NAN
+    out[2, ..., 3:] = NAN
+    return out
+
+
+def _inputs() -> Iterator[tuple[str, Tensor, int]]:
+    for spec in SPECS:
+        yield spec, _case(spec)[0], _classes(spec)
+    for spec in PAIRS:
+        yield spec, _answers(), 2
+
+
+ALL = [pytest.param(*case, id=case[0]) for case in _inputs()]
+
+
+@pytest.mark.parametrize(("spec", "logits", "classes"), ALL)
+def test_a_label_outside_the_classes_is_an_error(spec: str, logits: Tensor, classes: int) -> None:
+    for wrong in (-1, -5, classes, 1000):
+        with pytest.raises(W2SError, match=rf"{wrong}\b.*expected 0\.\.{classes - 1}"):
+            _run(spec, logits, torch.tensor([0, 1, wrong, -100]))
+
+
+@pytest.mark.parametrize(("spec", "logits", "classes"), ALL)
+def test_the_dtype_of_hard_labels(spec: str, logits: Tensor, classes: int) -> None:
+    labels = torch.tensor([0, 1, 1, -100])
+    for got, expected in zip(
+        _run(spec, logits, labels.int()), _run(spec, logits, labels), strict=True
+    ):
+        assert torch.equal(got, expected)
+    for wrong in (labels > 0, labels.to(torch.complex64)):
+        with pytest.raises(W2SError, match=f"{wrong.dtype}.*expected"):
+            _run(spec, logits, wrong)
+
+
+@pytest.mark.parametrize(("spec", "logits", "classes"), ALL)
+def test_labels_of_another_width_are_an_error(spec: str, logits: Tensor, classes: int) -> None:
+    for wrong in (classes - 1, classes + 1):
+        with pytest.raises(W2SError, match=rf"\({N}, {wrong}\).*expected.*\({N}, {classes}\)"):
+            _run(spec, logits, torch.full((N, wrong), 1 / wrong))
+
+
+@pytest.mark.parametrize(("spec", "logits", "classes"), ALL)
+def test_a_negative_weight_is_an_error(spec: str, logits: Tensor, classes: int) -> None:
+    for labels in (torch.tensor([0, 1, 1, -100]), torch.full((N, classes), 1 / classes)):
+        for wrong in (-1.0, NAN):
+            with pytest.raises(W2SError, match=r"weight\[2\] is (-1|nan).*expected"):
+                _run(spec, logits, labels, torch.tensor([1.0, 1.0, wrong, 1.0]))
+
+
+@pytest.mark.parametrize(("spec", "logits", "classes"), ALL)
+def test_nan_in_rows_that_do_not_count(spec: str, logits: Tensor, classes: int) -> None:
+    """Row 2 is out, by its weight or its label."""
+    labels, soft = torch.tensor([0, 1, 1, 0]), F.one_hot(torch.tensor([0, 1, 1, 0]), classes)
+    ignored = torch.where(torch.arange(N) == 2, -100, labels)
+    weight = torch.tensor([1.0, 2.0, 0.0, 0.5])
+    broken = _broken(logits)
+    soft_nan = soft.float()
+    soft_nan[2] = NAN
+    for weak, w in ((labels, weight), (ignored, None), (soft.float(), weight), (soft_nan, weight)):
+        clean = soft.float() if weak is soft_nan else weak
+        value, grad = _run(spec, logits, clean, w)
+        got, got_grad = _run(spec, broken, weak, w)
+        assert torch.equal(got, value) and value.isfinite()
+        assert torch.equal(got_grad, grad) and not grad[2].any()
+
+
+@pytest.mark.parametrize(("spec", "logits", "classes"), ALL)
+def test_nan_in_rows_that_count_is_seen(spec: str, logits: Tensor, classes: int) -> None:
+    broken = _broken(logits)
+    for labels in (torch.tensor([0, 1, 1, 0]), torch.full((N, classes), 1 / classes)):
+        value, _ = _run(spec, broken, labels)
+        assert value.isnan() or spec == "window"
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_nan_in_a_soft_label_is_seen(spec: str) -> None:
+    logits, weak = _case(spec)
+    weak[1, -1] = NAN
+    assert _run(spec, logits, weak)[0].isnan()
+    weak[1] = NAN
+    assert _run(spec, logits, weak)[0].isnan()
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if s != "smoothing" and "balance" not in s])
+@pytest.mark.parametrize("hard", [False, True])
+def test_an_impossible_class_changes_nothing(spec: str, hard: bool) -> None:
+    """A column of -inf without weak mass; smoothing gives it some, and its loss is infinite."""
+    logits, weak = _case(spec)
+    wide = torch.cat([logits, torch.full((N, 1), -INF)], 1)
+    labels = weak.argmax(1) if hard else F.pad(weak, (0, 1))
+    value, grad = _run(spec, logits, weak.argmax(1) if hard else weak)
+    got, got_grad = _run(spec, wide, labels)
+    assert got_grad.isfinite().all()
+    if spec.startswith("evidential"):  # its prior has a share for every class
+        assert got.isfinite()
+        return
+    torch.testing.assert_close(got, value)
+    torch.testing.assert_close(got_grad, F.pad(grad, (0, 1)))
+
+
+@pytest.mark.parametrize(("spec", "logits", "classes"), ALL)
+def test_hard_labels_are_their_one_hot_form(spec: str, logits: Tensor, classes: int) -> None:
+    labels = torch.tensor([0, 1, 1, 0])
+    soft = F.one_hot(labels, classes).float()
+    for sharp in (1, 60):  # also where the probability of a label underflows
+        z = sharp * logits if logits.dim() == 2 else logits
+        hard, one_hot = _run(spec, z, labels), _run(spec, z, soft)
+        for got, expected in zip(hard, one_hot, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_generalised_cross_entropy_of_a_probability_that_underflows() -> None:
+    logits = torch.tensor([[0.0, -200.0], [0.0, 1.0]])
+    for q in (0.001, 0.7):
+        exact = _run(f"gce:q={q}", logits.double(), torch.tensor([1, 0]))
+        for got, expected in zip(
+            _run(f"gce:q={q}", logits, torch.tensor([1, 0])), exact, strict=True
+        ):
+            torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-30)
+
+
+def test_product_with_all_mass_on_an_impossible_class() -> None:
+    logits = torch.tensor([[0.0, -INF]])
+    value, grad = _run("product", logits, torch.tensor([[0.0, 1.0]]))
+    assert value == INF and torch.equal(grad, torch.tensor([[1.0, -1.0]]))
+
+
+def test_features_of_rows_that_do_not_count() -> None:
+    loss, weight = FeatureDistillation(), torch.tensor([1.0, 0.0, 2.0])
+    logits, weak = torch.randn(3, 5), torch.randn(3, 5)
+
+    def run(z: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
+        return differentiate(lambda z: loss(z, weak, weight=weight).loss_sum, z)
+
+    value, grad = run(logits, weak)
+    broken, broken_weak = logits.clone(), weak.clone()
+    broken[1], broken_weak[1] = NAN, NAN
+    for z, q in ((broken, weak), (logits, broken_weak), (broken, broken_weak)):
+        got = run(z, q)
+        assert torch.equal(got[0], value) and torch.equal(got[1], grad)
+    with pytest.raises(W2SError, match=r"weight\[1\] is -1"):
+        loss(logits, weak, weight=torch.tensor([1.0, -1.0, 1.0]))
+
+
+def _rows(hidden: Tensor, head: Tensor, weak: Tensor) -> Tensor:
+    rows = w2s_fast.linear_cross_entropy(hidden, head, weak, reduction="none")
+    assert isinstance(rows, Tensor)
+    return rows.sum()
+
+
+def _teacher() -> SparseTargets:
+    probs = torch.tensor([[0.6, 0.3], [0.2, 0.5], [0.9, 0.1], [0.4, 0.4]])
+    ids = torch.tensor([[0, 2], [3, 1], [4, 0], [2, 1]])
+    return SparseTargets(ids, probs, 1 - probs.sum(1))
+
+
+@pytest.mark.parametrize("spec", TEACHERS)
+def test_distillation_of_rows_that_do_not_count(spec: str) -> None:
+    loss, weight = make_distillation(spec), torch.tensor([1.0, 2.0, 0.0, 0.5])
+    g = torch.Generator().manual_seed(5)
+    logits, teacher = torch.randn(N, 5, generator=g), _teacher()
+    broken = logits.clone()
+    broken[2] = NAN
+    assert teacher.rest is not None
+    probs, rest = teacher.probs.clone(), teacher.rest.clone()
+    probs[2], rest[2] = NAN, NAN
+
+    def run(z: Tensor, t: SparseTargets) -> tuple[Tensor, Tensor]:
+        return differentiate(lambda z: loss(z, t, weight=weight).loss_sum, z)
+
+    value, grad = run(logits, teacher)
+    for z, t in ((broken, teacher), (logits, SparseTargets(teacher.ids, probs, rest))):
+        got = run(z, t)
+        assert torch.equal(got[0], value) and torch.equal(got[1], grad)
+    with pytest.raises(W2SError, match=r"weight\[1\] is -1"):
+        loss(logits, teacher, weight=torch.tensor([1.0, -1.0, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("spec", TEACHERS)
+def test_distillation_with_an_impossible_class(spec: str) -> None:
+    loss, teacher = make_distillation(spec), _teacher()
+    logits = torch.randn(N, 5, generator=torch.Generator().manual_seed(5))
+    wide = torch.cat([logits, torch.full((N, 1), -INF)], 1)
+    padded = SparseTargets(
+        F.pad(teacher.ids, (0, 1), value=5), F.pad(teacher.probs, (0, 1)), teacher.rest
+    )
+
+    def run(z: Tensor, t: SparseTargets) -> tuple[Tensor, Tensor]:
+        return differentiate(lambda z: loss(z, t).loss_sum, z)
+
+    value, grad = run(logits, teacher)
+    for t in (teacher, padded):
+        got = run(wide, t)
+        torch.testing.assert_close(got[0], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got[1], F.pad(grad, (0, 1)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", TEACHERS)
+def test_distillation_names_a_class_that_does_not_exist(spec: str) -> None:
+    loss, teacher = make_distillation(spec), _teacher()
+    wrong = teacher._replace(ids=torch.where(teacher.ids == 4, 5, teacher.ids))
+    with pytest.raises(W2SError, match=r"\[5, 0\] in row 2.*expected different classes 0\.\.4"):
+        loss(torch.randn(N, 5), wrong)
+
+
+LABELS = torch.tensor([1, 0, 4, 2])
+HEADS: dict[str, Callable[..., Any]] = {
+    "labels": lambda h, w, out: w2s_fast.linear_cross_entropy(
+        h, w, torch.where(out, -100, LABELS), reduction="sum", memory_mib=1e-4
+    ),
+    "weights": lambda h, w, out: w2s_fast.linear_cross_entropy(
+        h, w, LABELS, weight=(~out).float(), memory_mib=1e-4
+    ),
+    "rows": lambda h, w, out: _rows(h, w, torch.where(out, -100, LABELS)),
+    "late": lambda h, w, out: w2s_fast.linear_cross_entropy(
+        h, w, torch.where(out, -100, LABELS), aux=0.5, threshold="median", memory_mib=1e-4
+    ),
+    "one chunk": lambda h, w, out: w2s_fast.linear_cross_entropy(
+        h, w, F.one_hot(LABELS, 5).float(), weight=(~out).float()
+    ),
+    "info_nce": lambda h, w, out: w2s_fast.info_nce(
+        h, w, positives=LABELS, weight=(~out).float(), memory_mib=1e-4
+    ),
+    "info_nce normalize": lambda h, w, out: w2s_fast.info_nce(
+        h, w, positives=torch.where(out, -100, LABELS), normalize=True
+    ),
+    "forward_kl": lambda h, w, out: (
+        make_distillation("forward_kl").linear(h, w, _teacher(), weight=(~out).float()).loss_sum
+    ),
+    "jsd": lambda h, w, out: (
+        make_distillation("jsd")
+        .linear(h, w, _teacher(), weight=(~out).float(), memory_mib=1e-4)
+        .loss_sum
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_hidden_states_of_rows_that_do_not_count(name: str) -> None:
+    """Their NaN reaches neither loss nor the gradient of the head, which sums over all rows."""
+    g = torch.Generator().manual_seed(6)
+    hidden, head = torch.randn(N, 3, generator=g), torch.randn(5, 3, generator=g)
+    out = torch.arange(N) == 2
+    results = []
+    for h in (hidden, torch.where(out.unsqueeze(1), NAN, hidden)):
+        leaves = h.clone().requires_grad_(), head.clone().requires_grad_()
+        loss = HEADS[name](*leaves, out)
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    for clean, got in zip(*results, strict=True):
+        assert torch.equal(got, clean) and clean.isfinite().all()
+
+
+def test_true_classes_of_a_conflict() -> None:
+    loss, logits = ExplicitConflict(), torch.randn(3, 2)
+    weak = torch.tensor([0, 1, 1])
+    loss(logits, weak, gold=torch.tensor([0, 1, -100]))
+    for wrong in (2, -1):
+        with pytest.raises(W2SError, match=rf"gold label \[{wrong}\] in row 1.*expected 0\.\.1"):
+            loss(logits, weak, gold=torch.tensor([0, wrong, -100]))
+    with pytest.raises(W2SError, match=r"gold has dtype torch\.bool.*gold\.long\(\)"):
+        loss(logits, weak, gold=weak > 0)
