@@ -21,6 +21,7 @@ from w2s_fast.losses.conflict import ExplicitConflict
 from w2s_fast.losses.distillation import DISTILLATIONS, make_distillation
 from w2s_fast.losses.features import FeatureDistillation
 from w2s_fast.losses.pairwise import make_pair_loss
+from w2s_fast.losses.policy import POLICY_LOSSES, make_policy_loss
 from w2s_fast.losses.preference import PREFERENCES
 
 NAN, INF = float("nan"), float("inf")
@@ -339,3 +340,15 @@ def test_true_classes_of_a_conflict() -> None:
             loss(logits, weak, gold=torch.tensor([0, wrong, -100]))
     with pytest.raises(W2SError, match=r"gold has dtype torch\.bool.*gold\.long\(\)"):
         loss(logits, weak, gold=weak > 0)
+
+
+@pytest.mark.parametrize("name", POLICY_LOSSES)
+def test_a_ratio_that_overflows(name: str) -> None:
+    """Where it is clipped or the advantage is 0, the token has a finite loss and no gradient."""
+    loss = make_policy_loss(f"{name}:max_length=3" if name == "dr_grpo" else name)
+    old = torch.tensor([[-1000.0, -1.0, -INF], [-1.0, -500.0, -1.0]])
+    advantage = torch.tensor([[1.0, 0.5, 2.0], [0.5, 0.0, 1.0]])
+    value, grad = differentiate(
+        lambda logp: loss(logp, advantage, old=old).loss_sum, torch.full((2, 3), -0.5)
+    )
+    assert value.isfinite() and grad.isfinite().all()

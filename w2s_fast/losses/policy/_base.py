@@ -6,7 +6,8 @@ r"""Base class of the policy losses: a sum over sampled tokens, and its normalis
 A is the advantage, S the surrogate of a loss, c the token weights divided as the loss normalises.
 k is the unbiased estimate of KL(pi || pi_ref) of Schulman, "Approximating KL Divergence" (2020),
 as GRPO uses it (arXiv 2402.03300, Eq. 4). A loss takes log-probabilities, not a model: those of
-the policy come from ``w2s_fast.linear_logprob``, the others are constants.
+the policy come from ``w2s_fast.linear_logprob``, the others are constants. Ratios above e^80 count
+as e^80, without a gradient.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from w2s_fast.ops.arguments import check_methods
 from w2s_fast.ops.checks import check_weight_dtype
 
 _LARGEST = torch.finfo(torch.float64).max
+_MOST_NATS = 80.0  # e^80 times an advantage is a number of fp32
 
 
 class PolicyOut(NamedTuple):
@@ -127,7 +129,7 @@ class PolicyLoss(RangeChecked):
         """
         t = self._tokens(logp, advantage, old, reference, entropy, mask, weight)
         log_ratio = self.log_ratio(t)
-        ratio = log_ratio.exp()
+        ratio = log_ratio.clamp_max(_MOST_NATS).exp()  # 0 times an infinite ratio would be NaN
         loss, metrics = -self.surrogate(ratio, t), _metrics(self, log_ratio.detach(), t)
         if t.reference is not None:
             kl = _k3(t.reference - t.logp)
