@@ -352,3 +352,12 @@ def test_a_ratio_that_overflows(name: str) -> None:
         lambda logp: loss(logp, advantage, old=old).loss_sum, torch.full((2, 3), -0.5)
     )
     assert value.isfinite() and grad.isfinite().all()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_row_weights_are_constants(spec: str) -> None:
+    logits, weak = _case(spec)
+    loss, weight = make_loss(spec), torch.ones(N, requires_grad=True)
+    for labels in (weak, weak.argmax(1)):
+        value = loss(logits, labels, weight=weight, state=loss.init_state()).loss_sum
+        assert not value.requires_grad

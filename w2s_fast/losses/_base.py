@@ -75,7 +75,8 @@ class Loss(RangeChecked):
     """Base of all losses. A new loss overrides ``forward``, and the hooks it needs.
 
     ``weak`` is int64 (n,) hard labels (-100 takes a row out) or floating point (n, C) soft labels;
-    ``logits`` is (n, C) in fp32, bf16, fp16 or fp64 and the only argument that gets a gradient.
+    ``logits`` is (n, C) in fp32, bf16, fp16 or fp64 and the only argument that gets a gradient. Row
+    weights are constants, other than those of ``w2s_fast.cross_entropy``.
     """
 
     def __init_subclass__(cls) -> None:
@@ -105,6 +106,8 @@ class Loss(RangeChecked):
             logits, weak: see the class.
             weight, step_frac, step, threshold, state, gold: see ``LossContext``.
         """
+        if weight is not None and weight.requires_grad:
+            weight = weight.detach()
         ctx = LossContext(weight, step_frac, step, threshold, state, gold)
         return self.forward(logits, weak, ctx)
 
