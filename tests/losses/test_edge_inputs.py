@@ -361,3 +361,40 @@ def test_row_weights_are_constants(spec: str) -> None:
     for labels in (weak, weak.argmax(1)):
         value = loss(logits, labels, weight=weight, state=loss.init_state()).loss_sum
         assert not value.requires_grad
+
+
+SPARSE = torch.rand(N, 3).to_sparse()
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "fp8 scores": (
+        lambda: w2s_fast.quantile(torch.rand(4).to(torch.float8_e5m2), 0.5),
+        "float8_e5m2.*expected .* fp32, bf16, fp16 or fp64",
+    ),
+    **{
+        f"sparse {name}": (f, f"{what} .*has layout torch.sparse_coo; expected a dense tensor")
+        for name, (f, what) in {
+            "logits": (lambda: w2s_fast.cross_entropy(SPARSE, LABELS), "logits"),
+            "labels": (lambda: w2s_fast.cross_entropy(torch.rand(N, 3), SPARSE), "weak"),
+            "rows": (lambda: make_loss("reverse_ce")(SPARSE, LABELS), "logits"),
+            "head": (
+                lambda: w2s_fast.linear_cross_entropy(torch.rand(N, 3), SPARSE, LABELS),
+                "head",
+            ),
+            "queries": (lambda: w2s_fast.info_nce(SPARSE, torch.rand(N, 3)), "queries"),
+            "scores": (lambda: w2s_fast.quantile(SPARSE, 0.5), "scores"),
+            "balanced": (lambda: w2s_fast.balanced_bias(SPARSE, torch.ones(3)), "logits"),
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_inputs_that_torch_would_refuse(name: str) -> None:
+    f, says = REFUSED[name]
+    with pytest.raises(W2SError, match=says):
+        f()
+
+
+def test_an_ignored_label_of_more_than_64_bits() -> None:
+    for wrong in (2**70, -(2**70), 2**63):
+        with pytest.raises(W2SError, match=f"ignore_index is {wrong}; expected an integer of 64"):
+            w2s_fast.cross_entropy(torch.rand(N, 3), LABELS, ignore_index=wrong)

@@ -7,7 +7,6 @@ through the student's own probabilities elsewhere are computed here: log-probabi
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,8 +25,9 @@ from w2s_fast.losses._base import (
 )
 from w2s_fast.ops.checks import check_weight
 from w2s_fast.ops.lazy_logits import dense
+from w2s_fast.ops.targets import check_logits
 
-_LOG_ZERO = -1e5
+_LOG_ZERO = -1e5  # p is 0 from far above it on
 
 
 class Rows(NamedTuple):
@@ -64,6 +64,7 @@ class RowLoss(Loss):
     def rows(self, logits: Tensor, weak: Tensor, ctx: LossContext) -> Rows:
         """Return the weighted losses of rows, with what their statistics are made of."""
         logits = dense(logits)
+        check_logits(logits)
         mask = some_rows(weak, ctx.weight)
         acc = torch.promote_types(logits.dtype, torch.float32)
         z = logits.to(acc)
@@ -101,7 +102,7 @@ def soft_labels(weak: Tensor, logits: Tensor, acc: torch.dtype) -> Tensor:
 
 def finite(log_p: Tensor) -> Tensor:
     """Return log-probabilities with a number in the place of log 0, of which 0 times is 0."""
-    return log_p.masked_fill(log_p == -math.inf, _LOG_ZERO)
+    return log_p.clamp_min(_LOG_ZERO)
 
 
 def cross_entropy_rows(log_p: Tensor, q: Tensor) -> Tensor:

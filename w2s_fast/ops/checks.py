@@ -61,6 +61,12 @@ def check_weight_dtype(weight: Tensor) -> None:
         )
 
 
+def check_dense(name: str, x: Tensor) -> None:
+    """Raise ``W2SError`` for a tensor of a sparse layout."""
+    if x.layout is not torch.strided:
+        raise W2SError(f"{name} has layout {x.layout}; expected a dense tensor, use .to_dense()")
+
+
 def check_class_dtype(weak: Tensor, name: str = "weak") -> None:
     """Raise ``W2SError`` for hard labels that are not integers."""
     if weak.dtype == torch.bool or weak.is_complex():

@@ -14,6 +14,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.checks import (
     check_class_dtype,
+    check_dense,
     check_weight,
     check_weight_dtype,
     class_error,
@@ -170,6 +171,7 @@ def check_logits(logits: Tensor) -> None:
             f"logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; expected (N, V) in "
             "fp32, bf16, fp16 or fp64 (flatten batch and time first: logits.flatten(0, 1))"
         )
+    check_dense("logits", logits)
     if logits.shape[1] == 0:
         raise W2SError("logits have no classes (V = 0); expected V >= 1")
 
@@ -185,6 +187,8 @@ def attach_targets(
 
     ``by_kernel``: see ``check_weight``.
     """
+    if not -(2**63) <= ignore_index < 2**63:
+        raise W2SError(f"ignore_index is {ignore_index}; expected an integer of 64 bits")
     n, v = logits.shape
     acc = accumulator(logits.dtype)
     ids, probs, rest = _targets(weak, n, v, acc, logits.dtype)
@@ -260,3 +264,4 @@ def _expect(name: str, t: Tensor, shape: tuple[int, ...], hint: str = "") -> Non
         raise W2SError(
             f"{name} has shape {tuple(t.shape)}; expected {shape} to fit the logits{hint}"
         )
+    check_dense(name, t)

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
+from w2s_fast.ops.checks import check_dense
 from w2s_fast.ops.dispatch import LIBRARY, backend
 from w2s_fast.ops.dtypes import accumulator
 from w2s_fast.ops.quantile.api import masked_quantile
@@ -62,6 +63,7 @@ def balanced_bias(logits: Tensor, prior: Tensor, *, keep: Tensor | None = None) 
         W2SError: for shapes and dtypes that do not fit, or on CPU a prior that is negative, not
             finite or all 0.
     """
+    check_dense("logits", logits)
     if logits.dim() != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
         raise W2SError(
             f"logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; expected floating "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
+from w2s_fast.ops.checks import check_dense
 from w2s_fast.ops.dtypes import LOGIT_DTYPES
 from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.ops.vocab_parallel.dtensor import has_dtensor
@@ -46,6 +47,8 @@ def check_head(hidden: Tensor, head: Tensor, bias: Tensor | None) -> None:
             "hidden, head or bias is a DTensor, which this function does not take; expected plain "
             "tensors: use linear_cross_entropy, vocab_parallel_logprob, or .to_local()"
         )
+    check_dense("hidden", hidden)
+    check_dense("head", head)
     if hidden.dtype not in LOGIT_DTYPES:
         raise W2SError(f"hidden has dtype {hidden.dtype}; expected fp32, bf16, fp16 or fp64")
     if head.dim() != 2 or head.shape[1] != hidden.shape[1] or head.shape[0] == 0:

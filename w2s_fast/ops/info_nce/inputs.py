@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
-from w2s_fast.ops.checks import check_weight, check_weight_dtype
+from w2s_fast.ops.checks import check_dense, check_weight, check_weight_dtype
 from w2s_fast.ops.dtypes import LOGIT_DTYPES, accumulator
 from w2s_fast.ops.info_nce.call import EXCLUDED, NO_MARGIN, Negatives, Pairs
 from w2s_fast.ops.results import check_reduction
@@ -20,6 +20,8 @@ SOURCES = ("other_groups", "same_group")
 
 def check_pairs(queries: Tensor, documents: Tensor) -> None:
     """Raise ``W2SError`` where queries (N, D) and documents (M, D) do not fit together."""
+    check_dense("queries", queries)
+    check_dense("documents", documents)
     if queries.dtype not in LOGIT_DTYPES:
         raise W2SError(f"queries have dtype {queries.dtype}; expected fp32, bf16, fp16 or fp64")
     if queries.dim() != 2:

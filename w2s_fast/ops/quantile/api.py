@@ -26,8 +26,9 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
+from w2s_fast.ops.checks import check_dense
 from w2s_fast.ops.dispatch import LIBRARY, Cost, Op, backend
-from w2s_fast.ops.dtypes import accumulator
+from w2s_fast.ops.dtypes import LOGIT_DTYPES, accumulator
 from w2s_fast.ops.quantile import distributed, ref
 from w2s_fast.ops.transforms import sample_by_sample
 
@@ -139,11 +140,12 @@ def masked_quantile(
 def _checked(scores: Tensor, keep: Tensor | None, group: Any) -> tuple[Tensor, Tensor | None]:
     """Check scores and mask and return them flat and contiguous."""
     few = scores.numel() == 0 and group is None
-    if not scores.is_floating_point() or few:
+    if scores.dtype not in LOGIT_DTYPES or few:
         raise W2SError(
             f"scores have shape {tuple(scores.shape)} and dtype {scores.dtype}; expected at least "
-            "one floating point element"
+            "one floating point element in fp32, bf16, fp16 or fp64"
         )
+    check_dense("scores", scores)
     if group is not None:
         distributed.check_group(group)
     if keep is not None:
