@@ -15,7 +15,7 @@ from helpers.loss_cases import differentiate
 from torch import Tensor
 
 import w2s_fast
-from w2s_fast import SparseTargets, W2SError
+from w2s_fast import SparseTargets, W2SError, pack_topk
 from w2s_fast.losses import LOSSES, make_loss
 from w2s_fast.losses.conflict import ExplicitConflict
 from w2s_fast.losses.distillation import DISTILLATIONS, make_distillation
@@ -126,6 +126,15 @@ def test_a_negative_weight_is_an_error(spec: str, logits: Tensor, classes: int) 
         for wrong in (-1.0, NAN):
             with pytest.raises(W2SError, match=r"weight\[2\] is (-1|nan).*expected"):
                 _run(spec, logits, labels, torch.tensor([1.0, 1.0, wrong, 1.0]))
+
+
+@pytest.mark.parametrize(("spec", "logits", "classes"), ALL)
+def test_weights_whose_sum_overflows_are_an_error(spec: str, logits: Tensor, classes: int) -> None:
+    """A loss divided by an infinite sum would be 0, and train nothing."""
+    weight = torch.full((N,), 3e38)
+    for labels in (torch.tensor([0, 1, 1, 0]), torch.full((N, classes), 1 / classes)):
+        with pytest.raises(W2SError, match="weight sums to inf in float32; expected a finite sum"):
+            _run(spec, logits, labels, weight)
 
 
 @pytest.mark.parametrize(("spec", "logits", "classes"), ALL)
@@ -342,10 +351,14 @@ def test_true_classes_of_a_conflict() -> None:
         loss(logits, weak, gold=weak > 0)
 
 
+def _policy(name: str) -> Any:
+    return make_policy_loss(f"{name}:max_length=3" if name == "dr_grpo" else name)
+
+
 @pytest.mark.parametrize("name", POLICY_LOSSES)
 def test_a_ratio_that_overflows(name: str) -> None:
     """Where it is clipped or the advantage is 0, the token has a finite loss and no gradient."""
-    loss = make_policy_loss(f"{name}:max_length=3" if name == "dr_grpo" else name)
+    loss = _policy(name)
     old = torch.tensor([[-1000.0, -1.0, -INF], [-1.0, -500.0, -1.0]])
     advantage = torch.tensor([[1.0, 0.5, 2.0], [0.5, 0.0, 1.0]])
     value, grad = differentiate(
@@ -398,3 +411,47 @@ def test_an_ignored_label_of_more_than_64_bits() -> None:
     for wrong in (2**70, -(2**70), 2**63):
         with pytest.raises(W2SError, match=f"ignore_index is {wrong}; expected an integer of 64"):
             w2s_fast.cross_entropy(torch.rand(N, 3), LABELS, ignore_index=wrong)
+
+
+def _weights_of_a_mean() -> dict[str, Callable[[Tensor], Tensor]]:
+    two, three = torch.randn(N, 2), torch.randn(N, 3)
+    hidden, head, labels = torch.randn(N, 4), torch.randn(3, 4), torch.tensor([0, 1, 1, 0])
+    calls: dict[str, Callable[[Tensor], Tensor]] = {
+        f"{tuple(z.shape)} {kind} {aux} {needs}": (
+            lambda w, z=z, kind=kind, aux=aux, needs=needs: w2s_fast.cross_entropy(
+                z.clone().requires_grad_(needs),
+                labels if kind == "hard" else z.softmax(1),
+                weight=w, aux=aux,
+            )
+        )
+        for z in (two, three)
+        for kind in ("hard", "dense")
+        for aux in (0.0, 0.5)
+        for needs in (False, True)
+    }  # fmt: skip
+    for needs in (False, True):
+        calls[f"linear {needs}"] = lambda w, n=needs: w2s_fast.linear_cross_entropy(
+            hidden.clone().requires_grad_(n), head, labels, weight=w
+        )
+        calls[f"info_nce {needs}"] = lambda w, n=needs: w2s_fast.info_nce(
+            hidden.clone().requires_grad_(n), head, positives=labels, weight=w
+        )
+    for spec in TEACHERS:
+        calls[spec] = lambda w, spec=spec: (
+            make_distillation(spec)(three, pack_topk(hidden[:, :3], 2), weight=w).loss_sum
+        )
+    for name in POLICY_LOSSES:
+        calls[name] = lambda w, name=name: (
+            _policy(name)(-three.exp(), torch.ones(N), old=-three.exp(), weight=w).loss_sum
+        )
+    return calls
+
+
+MEANS = _weights_of_a_mean()
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_a_mean_by_weights_whose_sum_overflows(name: str) -> None:
+    with pytest.raises(W2SError, match="weight sums to inf in float32; expected a finite sum"):
+        MEANS[name](torch.full((N,), 3e38))
+    assert MEANS[name](torch.tensor([1e37, 0, 0, 0])).isfinite()

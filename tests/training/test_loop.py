@@ -283,6 +283,9 @@ def test_bad_targets(tokenizer: Any, data: Encoded, soft: np.ndarray) -> None:
     refused(r"shape \(44, 2\) and dtype int64", np.ones((N, 2), dtype=np.int64))
     refused(r"weight has shape \(3,\)", soft, np.ones(3))
     refused("weights must be finite", soft, np.full(N, np.inf))
+    refused(
+        r"weights sum to 1\.32e\+40; expected .* by the largest, 3e\+38", soft, np.full(N, 3e38)
+    )
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

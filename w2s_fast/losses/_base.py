@@ -18,7 +18,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.losses._fields import RangeChecked
 from w2s_fast.ops.arguments import check_methods
-from w2s_fast.ops.checks import check_classes, check_weight_dtype
+from w2s_fast.ops.checks import check_classes, check_total, check_weight_dtype
 from w2s_fast.ops.lazy_logits import Projected
 from w2s_fast.ops.results import WeakLossOut
 from w2s_fast.ops.targets import SparseTargets
@@ -170,7 +170,9 @@ class Loss(RangeChecked):
                 return mask.sum(dtype=torch.float32)
             return torch.full((), first.shape[0], dtype=torch.float32, device=first.device)
         weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-        return (weight if mask is None else torch.where(mask, weight, 0.0)).sum()
+        total = (weight if mask is None else torch.where(mask, weight, 0.0)).sum()
+        check_total(total)
+        return total
 
     def _fused(self, logits: Tensor, weak: Tensor, ctx: LossContext, **options: Any) -> LossOut:
         """Run the fused op and pack its results."""

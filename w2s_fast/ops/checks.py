@@ -53,6 +53,25 @@ def check_weight(weight: Tensor, by_kernel: bool = False) -> None:
         )
 
 
+def check_total(total: Tensor) -> None:
+    """Raise ``W2SError`` on the CPU if the sum of the row weights, 0-d, is infinite.
+
+    A mean over such rows would be 0, and so would its gradient.
+    """
+    if _unknown(total) or not on_host(total):
+        return
+    if bool(values(total.detach()).isinf().any()):
+        raise total_error(total.dtype)
+
+
+def total_error(dtype: torch.dtype) -> W2SError:
+    """Return the error for row weights whose sum overflows ``dtype``."""
+    return W2SError(
+        f"weight sums to inf in {str(dtype).removeprefix('torch.')}; expected a finite sum, divide "
+        "the weights by their largest"
+    )
+
+
 def check_weight_dtype(weight: Tensor) -> None:
     """Raise ``W2SError`` for weights that are not real numbers."""
     if weight.dtype == torch.bool or weight.is_complex():

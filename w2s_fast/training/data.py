@@ -324,6 +324,11 @@ def check_weak_labels(
             raise W2SError(f"weight has shape {weight.shape}; expected {(n,)} to fit the data")
         if not (np.isfinite(weight).all() and (weight >= 0).all()):
             raise W2SError("row weights must be finite and not negative")
+        if (total := weight.sum(dtype=np.float64)) > np.finfo(np.float32).max:
+            raise W2SError(
+                f"row weights sum to {total:.3g}; expected a sum that 32 bits hold, divide them by "
+                f"the largest, {weight.max():.3g}"
+            )
 
 
 def check_features(features: np.ndarray, n: int, width: int | None) -> None:

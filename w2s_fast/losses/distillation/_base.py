@@ -19,7 +19,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.losses._base import summed_metrics
 from w2s_fast.ops.arguments import check_methods, check_number
-from w2s_fast.ops.checks import check_weight, check_weight_dtype
+from w2s_fast.ops.checks import check_total, check_weight, check_weight_dtype
 from w2s_fast.ops.fused_linear.cross_entropy import flat_rows
 from w2s_fast.ops.fused_linear.logprob import make_head
 from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
@@ -178,7 +178,7 @@ class Distillation:
         loss = torch.where(mask, rows * counts, 0.0).sum() * factor
         agreement = stats.argmax == top
         metrics = summed_metrics(mask, agreement, stats.max_prob, stats.entropy)
-        return DistillOut(loss, counts.detach().sum(), metrics)
+        return DistillOut(loss, total_weight(counts), metrics)
 
 
 check_methods(Distillation, ("__call__", "linear"))
@@ -198,6 +198,13 @@ def row_weights(rows: Tensor, weight: Tensor | None) -> Tensor:
     weight = weight.to(rows.dtype)
     check_weight(weight.detach())
     return weight
+
+
+def total_weight(weights: Tensor) -> Tensor:
+    """Return 0-d: the sum of the row weights (N,), a constant; an error if it overflows."""
+    total = weights.detach().sum()
+    check_total(total)
+    return total
 
 
 def teacher_outcomes(

@@ -23,6 +23,7 @@ from w2s_fast.losses.distillation._base import (
     Teacher,
     neg_entropy,
     row_weights,
+    total_weight,
 )
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
 from w2s_fast.ops.results import Stats
@@ -85,7 +86,7 @@ class ForwardKL(Distillation):
         loss = loss + torch.where(mask, constant * counts, 0.0).sum().to(loss.dtype)
         factor = self.temperature**2 if self.rescale else 1.0
         metrics = summed_metrics(mask, stats.agreement, stats.max_prob, stats.entropy)
-        return DistillOut(loss * factor, counts.detach().sum(), metrics)
+        return DistillOut(loss * factor, total_weight(counts), metrics)
 
 
 def _check_teacher(teacher: Teacher) -> None:

@@ -23,7 +23,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.losses._fields import RangeChecked
 from w2s_fast.losses._tensor_checks import check_values
 from w2s_fast.ops.arguments import check_methods
-from w2s_fast.ops.checks import check_weight_dtype
+from w2s_fast.ops.checks import check_total, check_weight_dtype
 
 _LARGEST = torch.finfo(torch.float64).max
 _MOST_NATS = 80.0  # e^80 times an advantage is a number of fp32
@@ -139,6 +139,7 @@ class PolicyLoss(RangeChecked):
         if t.entropy is not None and self.entropy_coef:
             loss = loss - self.entropy_coef * t.entropy
         factor, count = self.normalise(t)
+        check_total(count)
         return PolicyOut(_sum(loss * factor, t.mask), count, metrics)
 
     def _tokens(

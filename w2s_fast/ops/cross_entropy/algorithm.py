@@ -24,7 +24,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.ops import dispatch
 from w2s_fast.ops.balanced import api as _balanced  # noqa: F401 - registers its operator
-from w2s_fast.ops.checks import check_coefficient
+from w2s_fast.ops.checks import check_coefficient, check_total
 from w2s_fast.ops.cross_entropy.ref import dense_weak, soft_capped
 from w2s_fast.ops.loss_call import Index, LossResult, LossSpec, RowCall, Stat, new_record
 from w2s_fast.ops.quantile import api as quantile_op
@@ -144,6 +144,7 @@ def reduce_rows(
     if reduction != "none":
         loss = loss.sum()
     if reduction == "mean":
+        check_total(total)
         loss = torch.where(total > 0, loss / torch.where(total > 0, total, 1.0), 0.0)
     return loss, total
 
@@ -239,7 +240,10 @@ def sums_in_one_call(p: LossInputs, spec: LossSpec) -> bool:
 
 def gradient_scale(total: Tensor, mean: bool) -> Tensor:
     """Return the 0-d factor of every row's gradient besides its weight: 1 / normaliser, or 1."""
-    return torch.where(total > 0, 1 / total, 0.0) if mean else torch.ones_like(total)
+    if not mean:
+        return torch.ones_like(total)
+    check_total(total)
+    return torch.where(total > 0, 1 / total, 0.0)
 
 
 def total_loss(p: LossInputs, rows: Tensor, divisor: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from w2s_fast.ops import native
+from w2s_fast.ops.checks import total_error
 from w2s_fast.ops.dtypes import DTYPE_CODES
 from w2s_fast.ops.loss_call import LossResult, LossSpec, RowCall, RowRule, new_record
 from w2s_fast.ops.targets import LossInputs, check_labels
@@ -76,6 +77,8 @@ def two_class(p: LossInputs, spec: LossSpec, grad: Tensor | None, mean: bool) ->
         0 if grad is None else grad.stride(0), loss.data_ptr(),
     )  # fmt: skip
     _check(p, bad)
+    if mean and count == math.inf:
+        raise total_error(p.accumulator)
     threshold = at if rule is RowRule.MARGIN else None
     return LossResult(stats, index, loss, count, threshold, (grad,), sums=sums)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from w2s_fast.ops.checks import check_total
 from w2s_fast.ops.chunking import rows_per_chunk
 from w2s_fast.ops.dispatch import backend
 from w2s_fast.ops.dtypes import accumulator
@@ -81,4 +82,5 @@ def normaliser(positives: Tensor, weight: Tensor | None) -> Tensor:
 
 def mean_of(total: Tensor, count: Tensor) -> Tensor:
     """Return total / count, and 0 where nothing counts."""
+    check_total(count)
     return torch.where(count > 0, total / torch.where(count > 0, count, 1), 0.0).to(total.dtype)
