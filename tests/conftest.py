@@ -282,14 +282,25 @@ def served(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_inherited_process_group() -> Iterator[None]:
+    """Files share a process in any order: a group that one initialised ends with it."""
+    yield
+    if not torch.distributed.is_initialized():
+        return
+    if (comm := sys.modules.get("deepspeed.comm")) is not None and comm.is_initialized():
+        comm.destroy_process_group()  # and forgets the groups that it made
+    else:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.fixture(scope="module")
-def one_rank() -> Iterator[Any]:
-    """A process group of this process alone, for as long as the file's tests: none inherits it."""
+def one_rank(no_inherited_process_group: None) -> Any:
+    """A process group of this process alone, for as long as the file's tests."""
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )
-    yield torch.distributed.group.WORLD
-    torch.distributed.destroy_process_group()
+    return torch.distributed.group.WORLD
 
 
 @pytest.fixture
