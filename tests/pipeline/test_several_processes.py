@@ -362,6 +362,21 @@ def test_a_node_with_other_data_is_named(tmp_path: Path) -> None:
     assert not list((Path(path).parent / "out" / "cache").glob("weak-*"))
 
 
+def test_a_node_with_another_checkpoint_is_named(tmp_path: Path) -> None:
+    """One path, which leads each rank to a folder of its own; they differ in one byte."""
+    for rank in "01":
+        checkpoint("llama", tmp_path / rank / "student", tokenizer())
+    weights = tmp_path / "1" / "student" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    cfg = dataclasses.replace(config(tmp_path), student=ModelConfig("/proc/self/cwd/student"))
+    job = json.dumps(["run", "--config", str(write(cfg, tmp_path)), "--quiet"])
+    processes = ranks.start(__file__, 2, job, W2S_TEST_FOLDER_OF_RANK=str(tmp_path))
+    outputs = [p.communicate(timeout=120)[0] for p in processes]
+    assert all(p.returncode for p in processes)
+    assert "the checkpoint /proc/self/cwd/student is " in outputs[0], outputs
+    assert "(rank 1)" in outputs[0] and not list((tmp_path / "out" / "cache").glob("weak-*"))
+
+
 def test_export_loads_in_transformers(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
@@ -412,6 +427,8 @@ def main(args: list[str]) -> int:
 
         right = experiment.data_digests
         experiment.data_digests = lambda d: right(d) | {"test.inputs": "another copy"}
+    if folder := os.environ.get("W2S_TEST_FOLDER_OF_RANK"):
+        os.chdir(Path(folder) / os.environ["RANK"])
     return cli.main(args)
 
 
