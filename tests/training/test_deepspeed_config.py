@@ -14,7 +14,7 @@ from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError
 from w2s_fast.training import TrainConfig
 from w2s_fast.training.deepspeed.config import deepspeed_config
-from w2s_fast.training.loop import make_engine
+from w2s_fast.training.engine_choice import make_engine
 
 pytest.importorskip("deepspeed")
 BASE = TrainConfig(batch_size=48, micro_batch_size=4, zero_stage=3, clip_norm=0.5, lr=1e-4)

@@ -16,7 +16,7 @@ from helpers.sharded_training import RECIPE, close, fit
 from w2s_fast.distributed.world import World
 from w2s_fast.errors import W2SError
 from w2s_fast.training import TrainConfig, checkpoint
-from w2s_fast.training.loop import make_engine
+from w2s_fast.training.engine_choice import make_engine
 
 pytest.importorskip("deepspeed")
 PROGRAM = sharded_training.__file__

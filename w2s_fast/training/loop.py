@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2s_fast.distributed.world import World, get_world
+from w2s_fast.distributed.world import get_world
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import Loss, LossContext
 from w2s_fast.models.weights import module_tensors, sample_weights, shape_of
@@ -35,27 +34,25 @@ from w2s_fast.training.data import (
     check_weak_labels,
     derived_seed,
 )
-from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
-from w2s_fast.training.engine import Engine, PlainEngine
+from w2s_fast.training.engine_choice import make_engine
 from w2s_fast.training.first_pass import FirstPass, check_step_targets
 from w2s_fast.training.head_input import HeadInput, head_of
 from w2s_fast.training.mixup import check_mixed
 from w2s_fast.training.monitor import Monitor, Watch
 from w2s_fast.training.nested_dropout import nested_width
 from w2s_fast.training.self_targets import SelfTargets
-from w2s_fast.training.step import Stepper, StepResult
+from w2s_fast.training.step import Stepper
 from w2s_fast.training.step_batches import StepBatches
+from w2s_fast.training.step_log import ProgressFn, StepLog
 from w2s_fast.training.step_record import StepRecord, step_series
 from w2s_fast.training.step_targets import StepTargets
 from w2s_fast.training.teacher import Teacher
 from w2s_fast.training.thresholds import Thresholds
-from w2s_fast.training.train_mode import check_no_layer_drop, training_mode
+from w2s_fast.training.train_mode import training_mode
 from w2s_fast.training.weight_average import WeightAverage
 
 # Reading a loss waits for the device or for other processes; a single CPU process has no such wait.
 _READ_EVERY_STEPS = 20
-
-ProgressFn = Callable[[int, int, float], None]  # (steps done, steps, loss of the last step)
 
 
 def train(
@@ -206,12 +203,10 @@ class _Training:
             )
         state = loss.init_state()
         self.loss_state = None if state is None else state.to(self.device)
-        self.log: list[StepRecord] = []
-        self.unread: list[tuple[StepResult, StepRecord]] = []  # the record has host numbers only
+        self.log = StepLog(self.steps, self.engine, self.world)
         self.lengths = data.lengths
         self.monitor: Monitor | None = None
         self.first_weights: Tensor | None = None  # a sample, for the checkpoints
-        self.told = 0  # records that ``tell`` has reported
         self.seed, self.seconds, self.start = seed, 0.0, 0.0
 
     @contextlib.contextmanager
@@ -245,8 +240,8 @@ class _Training:
             save = self.cfg.checkpoint_every and done % self.cfg.checkpoint_every == 0
             evaluate = self.monitor is not None and self.monitor.due(done)
             if save or evaluate or done % read_every == 0 or done == self.steps:
-                self.read_results(done)
-                self.tell(progress, on_step)
+                self.log.read()
+                self.log.tell(progress, on_step)
             if done == self.steps:
                 self.finish_weights()
             if evaluate and self.monitor is not None:
@@ -257,7 +252,7 @@ class _Training:
         return {
             "steps": self.steps,
             "seconds": time.perf_counter() - self.start,
-            **step_series(self.log),
+            **step_series(self.log.records),
             **({} if self.monitor is None else self.monitor.finish()),
         }
 
@@ -279,7 +274,7 @@ class _Training:
         coefficient = self.loss.coefficient(ctx.step_frac, step)
         seconds = time.perf_counter() - self.start
         record = StepRecord(step + 1, nan, nan, nan, coefficient, nan, lr, tokens, seconds)
-        self.unread.append((result, record))
+        self.log.add(result, record)
         self.average.add(step + 1)
         if self.teacher is not None:
             self.teacher.update(step + 1)
@@ -296,66 +291,12 @@ class _Training:
         if self.head_input is not None:
             self.head_input.close()
 
-    def tell(
-        self, progress: ProgressFn | None, on_step: Callable[[StepRecord], None] | None
-    ) -> None:
-        """Report the steps that were read since the last call, on rank 0."""
-        if self.world.is_main_process and progress is not None:
-            progress(self.log[-1].step, self.steps, self.log[-1].loss)
-        if self.world.is_main_process and on_step is not None:
-            for record in self.log[self.told :]:
-                on_step(record)
-        self.told = len(self.log)
-
     def save(self, directory: Path, done: int, identity: dict[str, Any]) -> None:
         """Write a checkpoint."""
         files = {} if self.monitor is None else self.monitor.before_checkpoint()
         checkpoint.save(directory, done, self.seconds, self.tensors(), identity, self.world, files)
         if self.monitor is not None:
             self.monitor.after_checkpoint()
-
-    def read_results(self, done: int) -> None:
-        """Copy the results of the unread steps to the host and check that they are finite."""
-        parts = [torch.stack([*r[:5]]) for r, _ in self.unread]
-        own = torch.stack(parts).double()
-        sums = self.world.sum(own).cpu()
-        for (_, record), row in zip(self.unread, sums.tolist(), strict=True):
-            loss, agreed, rows, threshold, grad_norm = row
-            self.log.append(
-                record._replace(
-                    loss=loss,
-                    agreement=agreed / max(rows, 1.0),
-                    threshold=threshold / self.world.size,
-                    grad_norm=grad_norm / self.world.size,
-                )
-            )
-        self.unread.clear()
-        for offset, record in enumerate(self.log[-len(sums) :]):
-            self.check_finite(record, own[offset, 0])
-
-    def check_finite(self, record: StepRecord, own_loss: Tensor) -> None:
-        """Raise `W2SError` if a step's loss or gradient is not finite; a collective call."""
-        if math.isfinite(record.loss):
-            if math.isinf(record.grad_norm) and not self.engine.skips_overflow:
-                raise W2SError(
-                    f"the loss is {record.loss:.3g} at step {record.step} of {self.steps}, but its "
-                    "gradient is not finite; use a smaller lr, a warm-up (warmup_frac) or a dtype "
-                    "of larger range"
-                )
-            return
-        raise W2SError(
-            f"the loss is {record.loss} at step {record.step} of {self.steps}"
-            f"{self._on_ranks(own_loss)}; use a smaller lr, a warm-up (warmup_frac) or clip_norm=1"
-        )
-
-    def _on_ranks(self, own_loss: Tensor) -> str:
-        """Return which processes have a loss that is not finite, "" if all have; a collective call.
-
-        The gradients of one reach the weights of all: a later step does not tell them apart.
-        """
-        everyone = self.world.all_gather_object([bool(own_loss.isfinite()), self.world.name])
-        bad = [name for finite, name in everyone if not finite]
-        return f" in the rows of {', '.join(bad)}" if 0 < len(bad) < len(everyone) else ""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield everything that changes during training, whole, by name."""
@@ -374,8 +315,7 @@ class _Training:
             yield "random.cuda", self.world.all_gather(state[None])
         if self.monitor is not None:
             yield from self.monitor.tensors()
-        rows = [record.row() for record in self.log]
-        yield "log.steps", torch.tensor(rows, dtype=torch.float64)
+        yield "log.steps", self.log.tensor()
 
     def resume(self, directory: Path | None, identity: dict[str, Any]) -> int:
         """Restore the newest checkpoint, if any, and return the step to continue with."""
@@ -396,10 +336,8 @@ class _Training:
         if self.monitor is not None:
             self.monitor.load(saved)
         self.restore_random(saved.read("random.cpu"), saved.read("random.cuda"), saved.step)
-        log = saved.read("log.steps")
-        rows = [] if log is None else log.tolist()
-        self.log = [StepRecord.from_row(i, row) for i, row in enumerate(rows, 1)]
-        self.told, self.seconds = len(self.log), saved.seconds
+        self.log.load(saved.read("log.steps"))
+        self.seconds = saved.seconds
         return saved.step
 
     def restore_random(self, cpu: Tensor | None, cuda: Tensor | None, step: int) -> None:
@@ -435,27 +373,3 @@ class _Training:
 
 def _digest(stages: np.ndarray) -> str:
     return hashlib.sha256(stages.astype("<i8").tobytes()).hexdigest()
-
-
-def make_engine(model: nn.Module, cfg: TrainConfig, world: World) -> Engine:
-    """Return the engine for ``model``: plain torch, or DeepSpeed where ``cfg.zero_stage`` is not 0.
-
-    Raises:
-        W2SError: if the batch does not split over the processes, fp16 weights lack loss scaling, or
-            ZeRO would train a model that skips layers at random.
-    """
-    cfg.batch_shape(world.size)
-    dtype = _lowest_dtype(model)
-    if cfg.zero_stage:
-        if world.size > 1:
-            check_no_layer_drop(model, cfg)
-        return DeepSpeedEngine(model, cfg, world, dtype)
-    if dtype == "fp16":
-        raise W2SError("fp16 weights need loss scaling; use zero_stage=1 or more, or dtype bf16")
-    return PlainEngine(model, cfg, world)
-
-
-def _lowest_dtype(model: nn.Module) -> str:
-    dtypes = {p.dtype for p in model.parameters()}
-    names = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-    return next((name for dtype, name in names.items() if dtype in dtypes), "fp32")
