@@ -27,9 +27,12 @@ def user_path(value: str | Path, name: str) -> Path:
         name: Name of the option, field or argument, for messages.
 
     Raises:
-        W2SError: The path is empty, or has a null character, or there is no such user.
+        W2SError: It is no path, is empty, has a null character, or there is no such user.
     """
-    text = os.fspath(value)
+    try:
+        text = os.fspath(value)
+    except TypeError as err:
+        raise W2SError(f"{name} is {value!r}; expected a path") from err
     if not text.strip():
         raise W2SError(f"{name} is empty; expected a path, or leave it out")
     if "\0" in text:

@@ -69,6 +69,9 @@ def test_what_has_no_results_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         w2s_fast.to_dataframe(tmp_path)
     with pytest.raises(W2SError, match="results has the keys a; expected what"):
         w2s_fast.to_dataframe({"a": 1})
+    for wrong in ([1], 1, None):
+        with pytest.raises(W2SError, match=r"results is (\[1\]|1|None); expected a path"):
+            w2s_fast.to_dataframe(wrong)  # type: ignore[arg-type]
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(W2SError, match=r"sweep\.json cannot be read"):
         w2s_fast.to_dataframe(tmp_path)

@@ -63,7 +63,7 @@ CEILING = {"file": "ceiling.csv", "role": "ceiling"}
         (lambda f: replace(f / "ceiling.csv", "item 1,", "item x,"), "such as 'item 1'"),
         (lambda f: replace(f / "weak.csv", "item 1,0", "item 1,1"), "'item 1' has gold"),
         (lambda f: replace(f / "weak.csv", "item 1,0", "item 1,2"), "has gold='2'; expected one"),
-        (lambda f: replace(f / "weak.csv", "item 1,0,.*\n", "item 1,0,nan\n"), "row 1 is [nan"),
+        (lambda f: replace(f / "weak.csv", "item 1,0,.*\n", "item 1,0,nan\n"), "row 2 is [nan"),
         (lambda f: replace(f / "weak.csv", "item 1,0,.*\n", "item 1,0,-0.1\n"), "sum to 1"),
         (lambda f: replace(f / "weak.csv", "item 1,0,.*\n", "item 1,0,1.2\n"), "sum to 1"),
         (lambda f: replace(f / "weak.csv", "item 1,0,.*\n", "item 1,0,x\n"), "row 2 has prob='x'"),
@@ -115,7 +115,7 @@ def test_columns_of_classes_are_sorted_by_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({**ROW, "probs": [0.5, 0.2]}, "expected probabilities that sum to 1"),
+        ({**ROW, "probs": [0.5, 0.2]}, "row 2 is [0.5, 0.2]; expected probabilities that sum to 1"),
         ({**ROW, "probs": [0.5, 0.5, 0.0]}, "row 2 has 3 probabilities, row 1 has 2"),
         ({**ROW, "probs": []}, "row 2 has no list in probs"),
         ({**ROW, "prob_0": 0.5, "prob_1": 0.5}, "has probs, prob_0, prob_1"),
@@ -232,3 +232,24 @@ def test_one_text_under_two_ids(tmp_path: Path) -> None:
     )
     (line,) = warnings(tmp_path)
     assert "'item 0 = item 399'" in line and "the same text" in line
+
+
+def test_two_texts_under_one_id(tmp_path: Path) -> None:
+    """White space at the ends is no difference."""
+    drawn = draw(0)
+    write_seed(tmp_path, None, drawn)
+    rows = list(zip(drawn["ids"], drawn["gold"].tolist(), strict=True))
+    for name, change in (("ceiling", ""), ("student-xent", " \n"), ("weak", "x")):
+        (tmp_path / f"{name}.csv").unlink()
+        write_jsonl(
+            tmp_path / f"{name}.jsonl",
+            [
+                {"id": i, "gold": g, "prob": p, "text": f"text {n}" + change * (n < 5)}
+                for n, ((i, g), p) in enumerate(
+                    zip(rows, drawn["probs"][name].tolist(), strict=True)
+                )
+            ],
+        )
+    (line,) = warnings(tmp_path)
+    assert "5 items have another text in weak.jsonl than in ceiling.jsonl" in line
+    assert "'item 0', 'item 1', 'item 2' and 2 more" in line

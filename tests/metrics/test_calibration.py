@@ -197,6 +197,7 @@ GOOD = np.array([[0.7, 0.3], [0.2, 0.8]])
         (GOOD[:, 1], [0, 1], r"probs has shape \(2,\); expected \(items, classes\)"),
         (GOOD[:0], [], r"shape \(0, 2\).*at least one item"),
         (GOOD * 2, [0, 1], r"row 0 is \[1.4, 0.6\]; expected probabilities that sum to 1"),
+        (GOOD * 100, [0, 1], r"row 0 is \[70.0, 30.0\]; .* divide percentages by 100"),
         (GOOD - 0.5, [0, 1], "row 0 is .*expected probabilities"),
         (np.where(GOOD > 0.75, np.nan, GOOD), [0, 1], "row 1 is .*nan"),
         (GOOD, [0, 2], "labels: row 1 is 2; expected a class from 0 to 1"),

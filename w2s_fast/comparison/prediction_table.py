@@ -86,7 +86,7 @@ def read_predictions(folder: Path, model: ModelFile) -> PredictionTable:
         digest=file_hash(path),
         ids=ids,
         gold=_read_gold(table, classes, ids, path),
-        probs=checked_probs(probs, str(path)),
+        probs=checked_probs(probs, str(path), first_row=1),
         precise=_precise(probs),
         classes=classes,
         groups=_texts(table, "group", path),

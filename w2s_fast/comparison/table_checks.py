@@ -83,7 +83,7 @@ def check_items(tables: Sequence[PredictionTable]) -> None:
 
 
 def find_warnings(tables: Sequence[PredictionTable]) -> list[str]:
-    """Return a line for each set of files with equal numbers, and for items under two ids."""
+    """Return a line for each set of files with equal numbers, and for items that are mixed up."""
     lines = []
     seen: list[list[int]] = []
     for same, text in (
@@ -97,7 +97,7 @@ def find_warnings(tables: Sequence[PredictionTable]) -> list[str]:
             seen.append(members)
             names = [f"{tables[i].model.title} ({tables[i].model.file})" for i in members]
             lines.append(f"{' and '.join(names)} {text}: one may carry the numbers of another")
-    return lines + list(_double_items(tables))
+    return [*lines, *_double_items(tables), *_other_texts(tables)]
 
 
 def _clusters(
@@ -177,6 +177,22 @@ def _repeated(ids: Sequence[str], keys: Sequence[object]) -> list[tuple[str, ...
     for name, key in zip(ids, keys, strict=True):
         by_key.setdefault(key, []).append(name)
     return [tuple(names) for names in by_key.values() if len(names) > 1]
+
+
+def _other_texts(tables: Sequence[PredictionTable]) -> Iterator[str]:
+    """Yield a line on each file that has other texts under the ids of an earlier file."""
+    first: dict[str, tuple[str, str]] = {}
+    for table in tables:
+        names: dict[str, list[str]] = {}
+        for name, text in zip(table.ids, table.texts or (), strict=table.texts is not None):
+            before, file = first.setdefault(name, (text.strip(), table.model.file))
+            if before != text.strip():
+                names.setdefault(file, []).append(name)
+        for file, own in names.items():
+            yield (
+                f"{len(own)} items have another text in {table.model.file} than in {file} "
+                f"({_named(own)}): one may be of other items"
+            )
 
 
 def _named(names: Sequence[str]) -> str:

@@ -9,8 +9,13 @@ from w2s_fast.errors import W2SError
 _SUM_TOLERANCE = 0.01  # rows of fp16 or bf16 probabilities sum to 1 within this
 
 
-def checked_probs(probs: np.ndarray, name: str = "probs") -> np.ndarray:
+def checked_probs(probs: np.ndarray, name: str = "probs", first_row: int = 0) -> np.ndarray:
     """Return class probabilities (N, C) as float64 whose rows sum to 1.
+
+    Args:
+        probs: (N, C).
+        name: of the array or file, for messages.
+        first_row: number of the first row in messages; rows of files are counted from 1.
 
     Raises:
         W2SError: They have another shape, a value outside [0, 1], or a row that does not sum to 1.
@@ -28,8 +33,9 @@ def checked_probs(probs: np.ndarray, name: str = "probs") -> np.ndarray:
     if bad.any():
         row = int(bad.argmax())
         raise W2SError(
-            f"{name}: row {row} is {values[row].tolist()}; expected probabilities that sum to 1: "
-            "apply softmax to logits, and drop rows of models that diverged"
+            f"{name}: row {row + first_row} is {values[row].tolist()}; expected probabilities that "
+            "sum to 1: apply softmax to logits, divide percentages by 100, and drop rows of models "
+            "that diverged"
         )
     return values / sums[:, None]
 
