@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
@@ -28,6 +29,7 @@ import w2s_fast
 from w2s_fast import W2SError, metrics
 from w2s_fast.cli.main import main
 from w2s_fast.comparison.file_results import results_of_files
+from w2s_fast.comparison.run_diff import diff_runs
 from w2s_fast.pipeline.artifacts import TEST
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.report.check_results import problem
@@ -325,3 +327,24 @@ def test_classes_may_have_names_and_files_other_formats(tmp_path: Path) -> None:
     (row,) = results_of_files(tmp_path)["runs"]
     assert row["weak"] < row["student"] < row["ceiling"]
     assert row["weak_f1"] is not None
+
+
+def test_results_of_files_are_compared_where_the_items_are_the_same(tmp_path: Path) -> None:
+    """By id and class; seed 1 has another item, seed 2 the items in another order."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    for folder in (a, b):
+        folder.mkdir()
+        write_folder(folder)
+    for name in draw(0)["probs"]:
+        file = b / f"{name}.seed1.csv"
+        file.write_text(file.read_text().replace("1/item 3,", "1/new,"))
+        head, *rows = (b / f"{name}.seed2.csv").read_text().splitlines()
+        (b / f"{name}.seed2.csv").write_text("\n".join([head, *rows[::-1]]) + "\n")
+    first, second = results_of_files(a), results_of_files(b)
+    for row in diff_runs(first, second)["differences"]:
+        assert row["seeds"] == [0, 2] and row["difference"] == 0
+        assert row["reason"] == "without seed 1, whose test items differ"
+    run = copy.deepcopy(second)
+    del run["provenance"]["config"]["from"]
+    (reason,) = {row["reason"] for row in diff_runs(first, run)["differences"]}
+    assert reason == "test items are known by id in one run and by content in the other"

@@ -24,6 +24,7 @@ from w2s_fast.comparison.manifest import (
 from w2s_fast.comparison.prediction_table import PredictionTable, read_predictions
 from w2s_fast.comparison.table_checks import check_gold, check_items, find_warnings, groups_of_items
 from w2s_fast.errors import W2SError
+from w2s_fast.files import content_hash
 from w2s_fast.pipeline import statistics
 from w2s_fast.pipeline.predictions import Predictions
 from w2s_fast.pipeline.provenance import git_state, machine, versions
@@ -146,6 +147,12 @@ class _Scores:
             if model.seed is None
         ]
 
+    def _items(self, seed: int) -> str:
+        """Return a digest of the ids and true classes of a seed's test items."""
+        table = self.tables[self._model("weak", "", seed)]
+        names = [table.classes[c] for c in table.gold.tolist()]
+        return content_hash(sorted(zip(table.ids, names, strict=True)))
+
     def _provenance(self, folder: Path) -> dict[str, Any]:
         return {
             "utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -158,6 +165,7 @@ class _Scores:
             "machine": machine(),
             "git": git_state(),
             "backends": {},
+            "test_items": {str(seed): self._items(seed) for seed in self.base_of},
             "stages": {
                 model.title: {
                     "folder": model.file,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from w2s_fast import metrics
+from w2s_fast.comparison.file_results import is_of_files
 from w2s_fast.errors import W2SError
 from w2s_fast.report import RESULTS, load_results
 from w2s_fast.report.model_rows import ceiling_title
@@ -122,6 +123,8 @@ def _comparable(a: Results, b: Results, common: Sequence[int]) -> tuple[list[int
     items = [results["provenance"].get("test_items", {}) for results in (a, b)]
     if not common:
         return [], "the runs have no seed in common"
+    if is_of_files(a) != is_of_files(b):
+        return [], "test items are known by id in one run and by content in the other"
     unknown = [s for s in common if not all(str(s) in own for own in items)]
     if unknown:
         return [], "results of an older version do not say which test items they have"
