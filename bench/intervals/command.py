@@ -40,8 +40,8 @@ def interval_cells() -> Iterator[Cell]:
         yield Cell(gap, n, seeds, bases, sd)
     for bases, n, seeds, sd in itertools.product((3, 8), (200, 2000), SEEDS, SEED_SDS):
         yield Cell(0.1, n, seeds, bases, sd, crossed=True)
-    for bases, n, seeds, sd in itertools.product((1, 3), (500,), (3, 10), (0.0, 0.25)):
-        yield Cell(0.1, n, seeds, bases, sd, same_items=True)
+    for pool, bases, seeds, sd in itertools.product((500, 1000), (1, 3), (3, 10), (0.0, 0.25)):
+        yield Cell(0.1, 500, seeds, bases, sd, pool=pool)
 
 
 def report_cells() -> Iterator[Cell]:

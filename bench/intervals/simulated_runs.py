@@ -14,7 +14,8 @@ v_s are those of a seed and its data; otherwise every base has its own.
 
 Test items are hard or easy with probability 1/2; within a kind, models err independently. A model
 of accuracy a is right on an easy item with probability a + a (1 - a), on a hard one with
-a - a (1 - a), so models agree on items more often than by chance.
+a - a (1 - a), so models agree on items more often than by chance. If runs draw their items from one
+pool, a model mostly errs on the same items of it in all runs, as trained models do.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from w2s_fast.metrics import Runs, runs_of
 WEAK, BASELINE, METHOD, CEILING = range(4)
 FLOOR, RECOVERED, RECOVERED_METHOD = 0.6, 0.5, 0.8
 _KINDS = np.array([1.0, -1.0])  # easy and hard items
+_ALIKE = 0.8  # share of the items of a pool whose chance is drawn once for all runs of a model
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Cell:
         bases: B.
         seed_sd: Standard deviation of the baseline's PGR over seeds, and over bases.
         crossed: Whether all bases have the same seeds and, with them, data and weak models.
-        same_items: Whether all runs have the same test items.
+        pool: Items that every run draws its ``n`` from; with as many as ``n`` all runs have the
+            same ones. None: every run has its own.
         scale: The gap that ``seed_sd`` is a share of; None: ``gap``.
         base_effect: Whether bases differ. They do not where the gap of every base is to be ``gap``.
     """
@@ -52,7 +55,7 @@ class Cell:
     bases: int
     seed_sd: float
     crossed: bool = False
-    same_items: bool = False
+    pool: int | None = None
     scale: float | None = None
     base_effect: bool = True
 
@@ -71,7 +74,7 @@ class Simulated:
         target: (R, 4) true mean accuracies: over bases if at least three were drawn, else of the
             bases that were drawn.
         patterns: (R, S, 8) numbers of items of the first base on which (weak, baseline, ceiling)
-            are right, as bits 1, 2, 4; None where items are the same for all seeds.
+            are right, as bits 1, 2, 4; None where seeds have items in common.
     """
 
     runs: Runs
@@ -96,8 +99,8 @@ def simulate(cell: Cell, replicates: int, seed: int, generalize_from: int) -> Si
     if cell.bases < generalize_from:
         target = truth.mean(1)
     accuracy = truth[:, :, None, :] + _run_effects(rng, cell, replicates)
-    if cell.same_items:
-        return Simulated(_same_items(rng, cell, accuracy), target, None)
+    if cell.pool is not None:
+        return Simulated(_items_of_pool(rng, cell, cell.pool, accuracy), target, None)
     measured, patterns = _own_items(rng, cell, accuracy)
     return Simulated(Runs(measured, crossed=cell.crossed), target, patterns)
 
@@ -159,14 +162,20 @@ def _pattern_chances(p: np.ndarray) -> np.ndarray:
     return chances / chances.sum(-1, keepdims=True)
 
 
-def _same_items(rng: np.random.Generator, cell: Cell, accuracy: np.ndarray) -> Runs:
-    """Return runs that are all scored on the same items, item by item."""
-    groups = [[np.arange(cell.n)] * cell.seeds] * cell.bases
+def _items_of_pool(rng: np.random.Generator, cell: Cell, pool: int, accuracy: np.ndarray) -> Runs:
+    """Return runs that are scored on items of one pool, item by item."""
+    shape = (cell.bases, cell.seeds)
     each = []
     for one in accuracy:
-        p = _right_probability(one[..., None], rng.choice(_KINDS, cell.n))
-        right = rng.random(p.shape, dtype=np.float32) < p
-        each.append(runs_of([list(base) for base in right], groups))
+        kinds = rng.choice(_KINDS, pool)
+        items = rng.permuted(np.broadcast_to(np.arange(pool), (*shape, pool)), axis=-1)
+        items = items[..., : cell.n]
+        p = _right_probability(one[..., None], kinds[items][..., None, :])
+        chance = rng.random(p.shape, dtype=np.float32)
+        alike = rng.random(pool) < _ALIKE
+        of_item = rng.random((pool, 4), dtype=np.float32)[items].swapaxes(-1, -2)
+        right = np.where(alike[items][..., None, :], of_item, chance) < p
+        each.append(runs_of([list(base) for base in right], [list(base) for base in items]))
     accuracy, common, within = (
         np.stack([getattr(r, name) for r in each]) for name in ("accuracy", "common", "within")
     )

@@ -78,7 +78,10 @@ def _design(row: Row) -> str:
     bases = f"{row['bases']} base{'s' * (row['bases'] > 1)}"
     if row["crossed"]:
         return f"{bases}, crossed with seeds"
-    return f"{bases}, one test set" if row["same_items"] else bases
+    if row["pool"] is None:
+        return bases
+    same = row["pool"] == row["n"]
+    return f"{bases}, one test set" if same else f"{bases}, {row['n']} of {row['pool']} items each"
 
 
 def _range(rows: Sequence[Row], name: str) -> str:

@@ -128,7 +128,7 @@ def test_seeds_that_share_test_items_share_their_error(tmp_path: Path) -> None:
         models = ("weak", "student-xent", "ceiling")
         right.append(np.stack([(probs[m] > 0.5) == (drawn["gold"] == 1) for m in models]))
     expected = metrics.pgr_interval(metrics.runs_of([right], [[items] * 3]))
-    alone = metrics.pgr_interval(metrics.runs_of([right], [[items.copy() for _ in range(3)]]))
+    alone = metrics.pgr_interval(metrics.runs_of([right], [[items + 400 * s for s in range(3)]]))
     summary = next(s for s in results_of_files(tmp_path)["summary"] if s["name"] == "xent")
     assert (summary["pgr_low"], summary["pgr_high"]) == pytest.approx(expected)
     assert expected != pytest.approx(alone)

@@ -38,10 +38,11 @@ def test_intervals_cover_their_target(cell: Cell) -> None:
         assert abs(row[interval] - 0.95) < NOISE, interval
 
 
+@pytest.mark.parametrize("pool", [200, 260, 400])
 @pytest.mark.parametrize("seeds", [3, 10])
-def test_items_that_all_runs_share_are_part_of_the_error(seeds: int) -> None:
-    """Without a seed effect they are most of it."""
-    cell = Cell(0.1, 200, seeds, 1, 0.0, same_items=True)
+def test_items_that_runs_share_are_part_of_the_error(seeds: int, pool: int) -> None:
+    """All items of a run, or a part of them; without a seed effect they are most of the error."""
+    cell = Cell(0.1, 200, seeds, 1, 0.0, pool=pool)
     row = measure(cell, 600)
     noise = 3 * math.sqrt(0.05 * 0.95 / 600)
     assert all(abs(row[k] - 0.95) < noise for k in ("gain", "paired"))

@@ -71,7 +71,8 @@ class _Scores:
         self.manifest, self.bases, self.tables = manifest, bases, tables
         self.base_of = {seed: name for name, seeds in bases.items() for seed in seeds}
         self._group_of = groups_of_items(list(tables.values()))
-        self._known_groups: dict[tuple[str, ...], np.ndarray] = {}
+        names = sorted({self._group(item) for table in tables.values() for item in table.ids})
+        self._numbers = {name: number for number, name in enumerate(names)}
         self.runs = {
             name: {seed: self._run(name, seed) for seed in self.base_of}
             for name in student_names(manifest)
@@ -120,7 +121,7 @@ class _Scores:
         ceiling = own_ceiling or self._model("ceiling", "", seed)
         tables = [self.tables[model] for model in (*models, ceiling)]
         check_items(tables)
-        ids = tuple(sorted(tables[0].ids))  # one order for all seeds with these items
+        ids = tuple(sorted(tables[0].ids))
         weak, student, top = (_predictions(table, ids) for table in tables)
         return ScoredRun(weak, student, top, self._groups(ids), ceiling.name)
 
@@ -130,11 +131,12 @@ class _Scores:
         return model
 
     def _groups(self, ids: tuple[str, ...]) -> np.ndarray:
-        """Return the groups of the items; seeds with the same items share one array."""
+        """Return the numbers of the items' groups, which are the same at all seeds."""
+        return np.array([self._numbers[self._group(name)] for name in ids])
+
+    def _group(self, item: str) -> str:
         # An item without a group is alone: the name of a group does not begin with a null.
-        names = [self._group_of.get(name, f"\0{name}") for name in ids]
-        numbers = np.unique(np.array(names), return_inverse=True)[1]
-        return self._known_groups.setdefault(ids, numbers)
+        return self._group_of.get(item, f"\0{item}")
 
     def _shared_models(self) -> list[str]:
         """Return a line for each model that is the same at several seeds."""

@@ -233,7 +233,7 @@ def deception_over_runs(
 
     Args:
         items: B x S runs, one base a row.
-        groups: B x S arrays (N,) of integers, the same object where runs share their items.
+        groups: B x S arrays (N,) of integers, as ``runs_of`` takes them.
         level: Coverage, in (0, 1).
 
     Raises:

@@ -16,7 +16,10 @@ drawn: weights, data splits, weak models, test items. If all bases have the same
 With few draws a level without an effect would widen that interval much, so its mean square is
 pooled with the error's unless their ratio is above the ``POOL_QUANTILE`` quantile of F.
 
-Test items that all runs share add their own variance, with infinite degrees of freedom.
+Test items of more than one run add their own variance, which is known well. The degrees of freedom
+of the table are then divided by its share in the variance. Satterthwaite's rule divides by the
+square of the share, but the share is itself an estimate: with two degrees of freedom, and few items
+in common, it covers 92 %. The first power covers 94 to 97 %, see docs/intervals.md.
 
 Sources: Satterthwaite 1946, Biometrics Bulletin 2; Bancroft 1964, Biometrics 20, for pooling after
 a preliminary test. ``POOL_QUANTILE`` was chosen by simulation, see docs/intervals.md.
@@ -83,7 +86,7 @@ def estimate(runs: Runs, contrast: np.ndarray, fewest: int = MIN_DRAWS) -> Estim
     common = np.maximum(_quadratic(runs.common, contrast), 0.0)
     total = variance + common
     share = np.divide(variance, total, out=np.ones_like(total), where=total > 0)
-    return Estimate(cells.mean((-2, -1)), total, df / share**2)
+    return Estimate(cells.mean((-2, -1)), total, df / share)
 
 
 def _quadratic(covariance: np.ndarray | None, contrast: np.ndarray) -> np.ndarray:

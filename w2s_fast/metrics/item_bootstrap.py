@@ -35,8 +35,8 @@ class Outcomes:
 def paired_gap_se(outcomes: Outcomes) -> float:
     """Return the standard error of ceiling - floor on the same items, clustered by group."""
     diff = outcomes.ceiling.astype(float) - outcomes.weak.astype(float)
-    sums = np.bincount(outcomes.groups, weights=diff - diff.mean())
-    n_groups = len(np.unique(outcomes.groups))
+    names, index = np.unique(outcomes.groups, return_inverse=True)
+    sums, n_groups = np.bincount(index, weights=diff - diff.mean()), len(names)
     if n_groups < 2:
         return math.inf
     return float(math.sqrt((sums**2).sum() * n_groups / (n_groups - 1)) / len(diff))
@@ -98,7 +98,8 @@ def _percentiles(
 ) -> tuple[float, float]:
     """Return percentiles of a statistic of the resampled numbers of right items (R, K)."""
     rng = np.random.default_rng(rng_seed)
-    table = np.stack([np.bincount(groups, weights=m.astype(float)) for m in models], 1)
+    index = np.unique(groups, return_inverse=True)[1]
+    table = np.stack([np.bincount(index, weights=m.astype(float)) for m in models], 1)
     values = np.empty(n_resamples)
     step = max(1, _CHUNK_ITEMS // len(table))
     for lo in range(0, n_resamples, step):

@@ -25,8 +25,8 @@ class Runs:
         crossed: Whether all bases have the same S seeds, and with them the same data and weak
             models. In a run of the pipeline every base has seeds of its own.
         common: (..., K, K) float64, the covariance of the mean accuracies that comes from test
-            items which runs share, beyond what differences between runs show; None: they share
-            none, or only those of their seed.
+            items of more than one run, beyond what differences between runs show; None: every run
+            has its own.
         within: (..., K, K) float64, the covariance of the mean accuracies that the items of each
             run alone would give; used where runs do not differ at all. None: not known.
     """
@@ -57,9 +57,10 @@ def runs_of(right: Sequence[Sequence[np.ndarray]], groups: Sequence[Sequence[np.
     """Return the runs of per-item results, of bases that have seeds of their own.
 
     Args:
-        right: B x S arrays (K, N) bool, True where a prediction is right. All runs have the same
-            test items if ``groups`` are the same objects, else each has its own.
-        groups: B x S arrays (N,) int64; items of one group are correlated.
+        right: B x S arrays (K, N) bool, True where a prediction is right.
+        groups: B x S arrays (N,) int64. Items of one number are correlated, in a run and between
+            the runs that have it: an item that several runs are tested on has one number in all of
+            them, and test sets without a common item have numbers of their own.
 
     Raises:
         W2SError: The shapes do not fit.
@@ -72,34 +73,38 @@ def runs_of(right: Sequence[Sequence[np.ndarray]], groups: Sequence[Sequence[np.
         )
     accuracy = np.array([[run.mean(-1) for run in base] for base in right], dtype=float)
     flat = [run for base in right for run in base], [g for base in groups for g in base]
-    every = list(zip(*flat, strict=True))
-    first = every[0][1]
-    if len(every) > 1 and all(g is first for _, g in every):
-        common, within = _shared_items([run for run, _ in every], first)
-        return Runs(accuracy, common=common, within=within)
-    within = np.sum([_clustered(run, g) for run, g in every], axis=0) / len(every) ** 2
-    return Runs(accuracy, within=within)
+    every = [_influences(run, g) for run, g in zip(*flat, strict=True)]
+    within = np.sum([_variance(own) for _, own in every], axis=0) / len(every) ** 2
+    return Runs(accuracy, common=_common(every), within=within)
 
 
-def _shared_items(runs: list[np.ndarray], groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (common, within) (K, K) of the mean over R runs (K, N) that share their items.
-
-    The covariance of the mean over runs is a + e / R, where a belongs to the items and e to items
-    within a run; that of one run is a + e. Differences between runs show e / R already, so a alone
-    is added.
-    """
-    n = len(runs)
-    alone = np.mean([_clustered(run, groups) for run in runs], axis=0)
-    of_mean = _clustered(np.mean(np.asarray(runs, dtype=float), axis=0), groups)
-    return (of_mean - alone / n) * n / (n - 1), alone / n
-
-
-def _clustered(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return the covariance (K, K) of the means over items of (K, N), clustered by group."""
+def _influences(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the groups (G,) of a run, and what each adds to the errors of its means (K, G)."""
     names, index = np.unique(groups, return_inverse=True)
-    n_groups = len(names)
-    if n_groups < 2:
-        return np.full((len(values), len(values)), np.inf)
     centred = values - values.mean(-1, keepdims=True)
-    sums = np.stack([np.bincount(index, weights=row, minlength=n_groups) for row in centred])
-    return sums @ sums.T * n_groups / (n_groups - 1) / values.shape[-1] ** 2
+    sums = np.stack([np.bincount(index, weights=row) for row in centred])
+    n = len(names)
+    return names, sums * np.sqrt(n / max(n - 1, 1)) / values.shape[-1]
+
+
+def _variance(influences: np.ndarray) -> np.ndarray:
+    """Return the covariance (K, K) of the means of a run; of a single group nothing is known."""
+    k, n_groups = influences.shape
+    return influences @ influences.T if n_groups > 1 else np.full((k, k), np.inf)
+
+
+def _common(every: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
+    """Return the mean covariance (K, K) of two runs by their common groups; None if none has any.
+
+    The variance of a mean over R runs is (a + (R - 1) c) / R for runs of variance a and covariance
+    c. Differences between runs show (a - c) / R, so c is added.
+    """
+    names, at = np.unique(np.concatenate([own for own, _ in every]), return_inverse=True)
+    if len(names) == len(at):
+        return None
+    total = np.zeros((len(every[0][1]), len(names)))
+    ends = np.cumsum([len(own) for own, _ in every])
+    for (_, influences), places in zip(every, np.split(at, ends[:-1]), strict=True):
+        total[:, places] += influences
+    alone = np.sum([own @ own.T for _, own in every], axis=0)
+    return (total @ total.T - alone) / (len(every) * (len(every) - 1))

@@ -147,7 +147,7 @@ def runs_by_base(
 
     Args:
         bases: Seeds of each base, by name.
-        groups: (N,) int64 by seed; the same object where seeds share their test items.
+        groups: (N,) int64 by seed; a group has one number at all seeds.
         right: (K, N) bool by seed, whether each of K models is right.
     """
     return metrics.runs_of(

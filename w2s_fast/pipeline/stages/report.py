@@ -55,17 +55,13 @@ class _Supervisor:
         test: Its predictions of the test items.
         labels: Its labels of the transfer set.
         diagnosed: What diagnostics know about these labels.
-        groups: (N,) int64, the group of each test item.
-        order: (N,) int64, rows of the test items by id: every seed shuffles them.
-        ordered_groups: ``groups`` in this order; seeds with the same items share the array.
+        groups: (N,) int64, the group of each test item, of one number at all seeds.
     """
 
     test: Predictions
     labels: Predictions
     diagnosed: WeakLabels
     groups: np.ndarray
-    order: np.ndarray
-    ordered_groups: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ def score(
     jobs = plan_jobs(cfg)
     bases = finished_bases(cfg, jobs, folders)
     supervisors = _read_supervisors(bases, jobs, data, folders)
-    groups = {s: own.ordered_groups for s, own in supervisors.items()}
+    groups = {s: own.groups for s, own in supervisors.items()}
     rows: list[dict[str, Any]] = []
     summary, everyone = [], {}
     for student in students(cfg):
@@ -123,7 +119,7 @@ def score(
         scored = {s: _scored_run(supervisors[s], t) for s, t in trained.items()}
         own = [_run_row(s, student, supervisors[s], trained[s], run) for s, run in scored.items()]
         own = [{**row, "base": name} for row, name in zip(own, _name_of_run(bases), strict=True)]
-        right = {s: run.right[:, supervisors[s].order] for s, run in scored.items()}
+        right = {s: run.right for s, run in scored.items()}
         models = runs_by_base(bases, groups, right)
         summary.append(
             summary_row(_names(student), own, models, scored[own[0]["seed"]].weak.n_classes)
@@ -141,8 +137,7 @@ def score(
         rows += own
         everyone[student.name] = trained
     by_student = {
-        name: {s: t.student.right[supervisors[s].order] for s, t in own.items()}
-        for name, own in everyone.items()
+        name: {s: t.student.right for s, t in own.items()} for name, own in everyone.items()
     }
     controls = [
         _control_row(s, _read_test(name, data[s], folders))
@@ -213,12 +208,12 @@ def _deception(
         weak, own = supervisors[seed], trained[name][seed]
         plain_own = trained[plain][seed].student
         return Compared(
-            weak=_probs(weak.test)[weak.order],
-            ceiling=_probs(own.ceiling)[weak.order],
-            no_conflict=_probs(plain_own)[weak.order],
-            conflict=_probs(own.student)[weak.order],
-            gold=weak.test.gold[weak.order],
-            groups=weak.ordered_groups,
+            weak=_probs(weak.test),
+            ceiling=_probs(own.ceiling),
+            no_conflict=_probs(plain_own),
+            conflict=_probs(own.student),
+            gold=weak.test.gold,
+            groups=weak.groups,
         )
 
     return [
@@ -300,23 +295,19 @@ def _read_supervisors(
     data: Mapping[int, TaskData],
     folders: Mapping[str, Path],
 ) -> dict[int, _Supervisor]:
-    """Return the supervisors by seed; seeds with the same test items share their groups."""
-    shared: dict[tuple[str, ...], np.ndarray] = {}
+    """Return the supervisors by seed."""
+    seeds = [s for own in bases.values() for s in own]
+    numbers = {g: i for i, g in enumerate(sorted({g for s in seeds for g in data[s].test.groups}))}
     supervisors = {}
-    for seed in (s for seeds in bases.values() for s in seeds):
+    for seed in seeds:
         one = data[seed]
         path = folders[jobs.supervisors[seed].labels] / LABELS
         labels = task_kind(one.kind).read(path, one.transfer, one)
-        ids = one.test.ids
-        order = np.array(sorted(range(len(ids)), key=ids.__getitem__))
-        groups = np.unique(np.array(one.test.groups), return_inverse=True)[1]
         supervisors[seed] = _Supervisor(
             test=_read_weak_test(jobs.supervisors[seed], one, folders),
             labels=labels,
             diagnosed=read_weak_labels(seed, jobs, folders, labels, one.transfer.ids),
-            groups=groups,
-            order=order,
-            ordered_groups=shared.setdefault(tuple(sorted(ids)), groups[order]),
+            groups=np.array([numbers[g] for g in one.test.groups]),
         )
     return supervisors
 
