@@ -104,7 +104,7 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's message would be of an invalid device ordinal."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(W2SError, match="process 3 of its host, which has 2 GPUs; start one"):
+    with pytest.raises(W2SError, match="process 3 of its host and sees 2 GPUs; start one"):
         init_process_group(World(2, 4, 2), ("127.0.0.1", 1), 1)
 
 

@@ -25,6 +25,7 @@ from w2s_fast.losses.policy import POLICY_LOSSES, make_policy_loss
 from w2s_fast.losses.preference import PREFERENCES
 
 NAN, INF = float("nan"), float("inf")
+TWO_ROWS = 4e-5  # MiB: a chunk of five fp32 logits a row
 FRAC = 0.3
 N = 4
 SPECS = (
@@ -296,20 +297,20 @@ def test_distillation_names_a_class_that_does_not_exist(spec: str) -> None:
 LABELS = torch.tensor([1, 0, 4, 2])
 HEADS: dict[str, Callable[..., Any]] = {
     "labels": lambda h, w, out: w2s_fast.linear_cross_entropy(
-        h, w, torch.where(out, -100, LABELS), reduction="sum", memory_mib=1e-4
+        h, w, torch.where(out, -100, LABELS), reduction="sum", memory_mib=TWO_ROWS
     ),
     "weights": lambda h, w, out: w2s_fast.linear_cross_entropy(
-        h, w, LABELS, weight=(~out).float(), memory_mib=1e-4
+        h, w, LABELS, weight=(~out).float(), memory_mib=TWO_ROWS
     ),
     "rows": lambda h, w, out: _rows(h, w, torch.where(out, -100, LABELS)),
     "late": lambda h, w, out: w2s_fast.linear_cross_entropy(
-        h, w, torch.where(out, -100, LABELS), aux=0.5, threshold="median", memory_mib=1e-4
+        h, w, torch.where(out, -100, LABELS), aux=0.5, threshold="median", memory_mib=TWO_ROWS
     ),
     "one chunk": lambda h, w, out: w2s_fast.linear_cross_entropy(
         h, w, F.one_hot(LABELS, 5).float(), weight=(~out).float()
     ),
     "info_nce": lambda h, w, out: w2s_fast.info_nce(
-        h, w, positives=LABELS, weight=(~out).float(), memory_mib=1e-4
+        h, w, positives=LABELS, weight=(~out).float(), memory_mib=TWO_ROWS
     ),
     "info_nce normalize": lambda h, w, out: w2s_fast.info_nce(
         h, w, positives=torch.where(out, -100, LABELS), normalize=True
@@ -319,7 +320,7 @@ HEADS: dict[str, Callable[..., Any]] = {
     ),
     "jsd": lambda h, w, out: (
         make_distillation("jsd")
-        .linear(h, w, _teacher(), weight=(~out).float(), memory_mib=1e-4)
+        .linear(h, w, _teacher(), weight=(~out).float(), memory_mib=TWO_ROWS)
         .loss_sum
     ),
 }
@@ -414,8 +415,9 @@ def test_an_ignored_label_of_more_than_64_bits() -> None:
 
 
 def _weights_of_a_mean() -> dict[str, Callable[[Tensor], Tensor]]:
-    two, three = torch.randn(N, 2), torch.randn(N, 3)
-    hidden, head, labels = torch.randn(N, 4), torch.randn(3, 4), torch.tensor([0, 1, 1, 0])
+    g = torch.Generator().manual_seed(5)
+    two, three, hidden = (torch.randn(N, c, generator=g) for c in (2, 3, 4))
+    head, labels = torch.randn(3, 4, generator=g), torch.tensor([0, 1, 1, 0])
     calls: dict[str, Callable[[Tensor], Tensor]] = {
         f"{tuple(z.shape)} {kind} {aux} {needs}": (
             lambda w, z=z, kind=kind, aux=aux, needs=needs: w2s_fast.cross_entropy(
@@ -454,4 +456,109 @@ MEANS = _weights_of_a_mean()
 def test_a_mean_by_weights_whose_sum_overflows(name: str) -> None:
     with pytest.raises(W2SError, match="weight sums to inf in float32; expected a finite sum"):
         MEANS[name](torch.full((N,), 3e38))
-    assert MEANS[name](torch.tensor([1e37, 0, 0, 0])).isfinite()
+    assert MEANS[name](torch.tensor([1e30, 0, 0, 0])).isfinite()
+
+
+def test_a_mean_by_weights_whose_sum_overflows_under_a_transform() -> None:
+    def loss(z: Tensor) -> Tensor:
+        return w2s_fast.cross_entropy(z, torch.tensor([0, 1, 1, 0]), weight=torch.full((N,), 3e38))
+
+    for call, z in (
+        (torch.func.grad(loss), torch.zeros(N, 3)),
+        (torch.func.vmap(loss), torch.zeros(2, N, 3)),
+    ):
+        with pytest.raises(W2SError, match="weight sums to inf"):
+            call(z)
+
+
+@pytest.mark.parametrize("c", [2, 3])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_a_sum_does_not_divide_by_the_weights(c: int, reduction: str) -> None:
+    """Of rows that are sure and right, so that the losses are 0 and the weights may be any."""
+    z = (40 * torch.eye(c)).repeat(2, 1)[:N]
+    labels = z.argmax(1)
+    for weak in (labels, torch.eye(c)[labels]):
+        for needs in (False, True):
+            loss = w2s_fast.cross_entropy(
+                z.clone().requires_grad_(needs), weak, weight=torch.full((N,), 3e38),
+                reduction=reduction,
+            )  # fmt: skip
+            assert not loss.isnan().any()
+
+
+@pytest.mark.parametrize(("spec", "logits", "classes"), ALL)
+def test_hard_labels_of_another_length(spec: str, logits: Tensor, classes: int) -> None:
+    for n in (N - 1, N + 1):
+        with pytest.raises(W2SError, match=rf"weak.*\({n},\).*expected.*\({N},\)"):
+            _run(spec, logits, torch.zeros(n, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", DISTILLATIONS)
+def test_learned_weights_of_rows_that_do_not_count(name: str) -> None:
+    """A teacher's NaN does not reach the gradient of a weight of 0."""
+    z, w = torch.zeros(2, 3), torch.tensor([1.0, 0.0], requires_grad=True)
+    teacher = SparseTargets(
+        torch.tensor([[0], [1]]), torch.tensor([[0.6], [NAN]]), torch.tensor([0.4, NAN])
+    )
+    out = make_distillation(name)(z, teacher, weight=w)
+    assert torch.autograd.grad(out.loss_sum, w)[0].isfinite().all()
+    assert not out.count.requires_grad
+
+
+def test_a_probability_far_below_the_others_is_exact() -> None:
+    z = torch.tensor([[0.0, -14.0]], dtype=torch.float64)
+    p = z.softmax(1)
+    weak = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    expected = -p[0, 0].log() - (p * p.log()).sum()
+    value = make_loss("entropy_min:aux_coef=1")(z, weak).loss_sum
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
+
+
+def test_compiled_losses_make_unknown_labels_nan() -> None:
+    """A compiled graph does not look at values; a row of weight 0 stays out of it."""
+    reverse = torch.compile(lambda z, y: make_loss("reverse_ce")(z, y).loss_sum, backend="eager")
+    for wrong in (2, -1):
+        assert reverse(torch.zeros(3, 2), torch.tensor([0, wrong, -100])).isnan()
+    hard = torch.compile(
+        lambda z, q, w: make_loss("hard_xent")(z, q, weight=w).loss_sum, backend="eager"
+    )
+    soft = torch.tensor([[0.6, 0.4], [NAN, 0.5], [0.2, 0.8]])
+    assert hard(torch.zeros(3, 2), soft, torch.ones(3)).isnan()
+    assert hard(torch.zeros(3, 2), soft, torch.tensor([1.0, 0, 1])).isfinite()
+
+
+def test_a_large_ratio_is_exact() -> None:
+    old, new = torch.tensor([-41.0]), torch.tensor([-1.0])
+    value, grad = differentiate(
+        lambda logp: make_policy_loss("ppo")(logp, torch.tensor([-1.0]), old=old).loss_sum, new
+    )
+    torch.testing.assert_close(value, torch.tensor(40.0).exp())
+    torch.testing.assert_close(grad, torch.tensor([40.0]).exp())
+
+
+def test_info_nce_of_queries_that_do_not_count() -> None:
+    """Gradients of the documents alone, and normalized queries, of which one is no number."""
+    g = torch.Generator().manual_seed(8)
+    q, d = (torch.randn(3, 4, generator=g) for _ in range(2))
+    w = torch.tensor([1.0, 0.0, 1.0])
+    for symmetric in (False, True):  # with it a query of weight 0 is a negative of others
+        got = w2s_fast.info_nce(q, d, weight=w, normalize=True, symmetric=symmetric)
+        units = F.normalize(q), F.normalize(d)
+        torch.testing.assert_close(got, w2s_fast.info_nce(*units, weight=w, symmetric=symmetric))
+    q[1] = NAN
+    for options in ({"weight": w}, {"positives": torch.tensor([0, -100, 2])}):
+        grad = differentiate(lambda x, o=options: w2s_fast.info_nce(q, x, **o), d)[1]
+        assert grad.isfinite().all()
+    grad = differentiate(lambda x: w2s_fast.info_nce(x, d, weight=w, normalize=True), q)[1]
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_hidden_states_of_a_split_vocabulary(reduction: str, one_rank: Any) -> None:
+    hidden, head = torch.ones(N, 3), torch.ones(5, 3, requires_grad=True)
+    hidden[2] = NAN
+    hidden.requires_grad_()
+    loss = w2s_fast.vocab_parallel_cross_entropy(
+        hidden, head, torch.tensor([1, 0, -100, 2]), group=one_rank, reduction=reduction
+    ).sum()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, (hidden, head)))

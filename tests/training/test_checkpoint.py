@@ -6,6 +6,8 @@ import os
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 from w2s_fast import files
 from w2s_fast.errors import W2SError
 from w2s_fast.files import file_hash
+from w2s_fast.models.weights import sample_weights
 from w2s_fast.store import StoreWarning
 from w2s_fast.training import checkpoint
 
@@ -131,3 +134,26 @@ def test_every_dtype_of_a_file_is_known_to_its_readers(tmp_path: Path) -> None:
         save_file({"x": torch.zeros(3).to(dtype)}, tmp_path / "x")
         with safe_open(tmp_path / "x", framework="pt") as f:
             assert getattr(torch, checkpoint._DTYPES[f.get_slice("x").get_dtype()]) == dtype
+
+
+def test_first_weights_are_compared_up_to_rounding() -> None:
+    own = torch.tensor([1.0, 0.0, float("nan")])
+
+    def check(theirs: torch.Tensor | None) -> None:
+        saved: Any = SimpleNamespace(path="p", read=lambda _: theirs)
+        checkpoint.check_first_weights(saved, own)
+
+    for same in (None, own, own * (1 + 1e-5)):
+        check(same)
+    for other in (own * 1.01, own + torch.tensor([0, 1e-4, 0])):
+        with pytest.raises(W2SError, match="other weights"):
+            check(other)
+
+
+def test_a_sample_of_weights_reaches_the_end_of_a_tensor() -> None:
+    model = torch.nn.Linear(1000, 1, bias=False)
+    before = sample_weights(model)
+    assert 60 < len(before) <= 64
+    with torch.no_grad():
+        model.weight[:, 500:] += 1
+    assert not sample_weights(model).equal(before)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,9 @@ import torch
 
 from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError
-from w2s_fast.training import TrainConfig
+from w2s_fast.training import TrainConfig, engine_choice
 from w2s_fast.training.deepspeed.config import deepspeed_config
+from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
 from w2s_fast.training.engine_choice import make_engine
 
 pytest.importorskip("deepspeed")
@@ -56,7 +59,14 @@ def test_a_users_own(tmp_path: Path) -> None:
     cfg = _own(
         tmp_path,
         train_batch_size="auto",
-        optimizer={"params": {"lr": 1e-4, "betas": [0.9, 0.999], "adam_w_mode": True}},
+        optimizer={
+            "params": {
+                "lr": 1e-4,
+                "betas": [0.9, 0.999],
+                "adam_w_mode": True,
+                "bias_correction": True,
+            }
+        },
         zero_optimization={"stage": 3, "overlap_comm": False, "stage3_max_live_parameters": 10**6},
         wall_clock_breakdown=True,
     )
@@ -85,6 +95,12 @@ def test_a_users_own(tmp_path: Path) -> None:
         ),
         ({"fp16": {"enabled": True}}, "fp16.enabled is True, this training needs False"),
         ({"optimizer": []}, r"optimizer is \[\]; expected"),
+        ({"optimizer": {"params": []}}, r"optimizer is .*; expected"),
+        (
+            {"optimizer": {"settings": {"lr": 1}}},
+            "leave out optimizer.settings; expected type and params",
+        ),
+        ({"optimizer": {"params": {"foreach": True}}}, "leave out optimizer.params.foreach"),
         ({"optimizer": {"params": {"maximize": True}}}, "leave out optimizer.params.maximize: it"),
         ({"optimizer": {"params": {"adam_w_mode": False}}}, "adam_w_mode is False; leave it out"),
         ({"optimizer": {"params": {"beta": 1}}}, "params.beta: it .* did you mean 'betas'"),
@@ -113,3 +129,39 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_fp16_needs_loss_scaling() -> None:
     with pytest.raises(W2SError, match="fp16 weights need loss scaling; use zero_stage=1 or more"):
         make_engine(torch.nn.Linear(2, 2).half(), TrainConfig(), SINGLE_PROCESS)
+
+
+@pytest.mark.parametrize(
+    ("overflow", "norm", "expected"),
+    [
+        (False, -1.0, math.inf),
+        (False, math.nan, math.inf),
+        (False, math.inf, math.inf),
+        (True, 1.0, math.inf),
+        (True, None, math.inf),
+        (False, 2.0, 2.0),
+        (False, None, math.nan),
+    ],
+)
+def test_norms_of_deepspeed(overflow: bool, norm: float | None, expected: float) -> None:
+    """It marks an overflow by a flag, -1, NaN or inf, by stage and dtype."""
+    engine: Any = object.__new__(DeepSpeedEngine)
+    optimizer = SimpleNamespace(param_groups=[], overflow=overflow)
+    engine._steps = 0
+    engine._engine = SimpleNamespace(
+        optimizer=optimizer, step=lambda: None, get_global_grad_norm=lambda: norm
+    )
+    assert engine.update(0.1).item() == pytest.approx(expected, nan_ok=True)
+
+
+def test_layers_may_be_skipped_on_one_process_or_without_dropout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_choice, "DeepSpeedEngine", lambda *_: "engine")
+    model: Any = torch.nn.Linear(2, 2)
+    model.layerdrop = 0.5
+    cfg = TrainConfig(zero_stage=2, batch_size=4, dropout=True)
+    assert make_engine(model, cfg, World(0, 1)) == "engine"
+    assert make_engine(model, replace(cfg, dropout=False), World(0, 2)) == "engine"
+    with pytest.raises(W2SError, match="layerdrop=0.5"):
+        make_engine(model, cfg, World(0, 2))

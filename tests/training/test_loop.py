@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from helpers.training_rows import BASE, N, encoded_rows, small_model, soft_labels
 from torch import Tensor, nn
 
+from w2s_fast.distributed.world import SINGLE_PROCESS
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import LOSSES, LossContext, make_loss
 from w2s_fast.models import ModelConfig, build_model
@@ -20,7 +23,10 @@ from w2s_fast.training import THRESHOLD_SCOPES, Encoded, TrainConfig, predict, t
 from w2s_fast.training.checkpoint import finished
 from w2s_fast.training.data import RowOrder
 from w2s_fast.training.engine import PlainEngine, forward
+from w2s_fast.training.optim import MasterAdamW
 from w2s_fast.training.step import MicroBatch, Stepper
+from w2s_fast.training.step_log import StepLog
+from w2s_fast.training.step_record import StepRecord
 from w2s_fast.training.thresholds import Thresholds
 from w2s_fast.training.train_mode import training_mode
 
@@ -288,20 +294,45 @@ def test_bad_targets(tokenizer: Any, data: Encoded, soft: np.ndarray) -> None:
     )
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_gradient_that_is_not_finite_names_its_step(
-    stage: int, tokenizer: Any, data: Encoded, soft: np.ndarray, tmp_path: Path
+    stage: int, value: float, tokenizer: Any, data: Encoded, soft: np.ndarray, tmp_path: Path
 ) -> None:
     """The loss is finite, so weights or a checkpoint of NaN would be kept, or a step left out."""
     model, calls = small_model(tokenizer), [0]
 
-    def poison(_m: nn.Module, _i: Any, out: Tensor) -> None:
+    def poison(gradient: Tensor) -> Tensor:
         calls[0] += 1
-        if calls[0] == 3:
-            out.register_hook(lambda g: g * float("nan"))
+        return torch.full_like(gradient, value) if calls[0] == 3 else gradient
 
-    model.register_forward_hook(poison)
+    [*model.parameters()][-1].register_hook(poison)
     cfg = replace(BASE, checkpoint_every=1, zero_stage=stage)
     with pytest.raises(W2SError, match="at step 3 of 6, but its gradient is not finite"):
         train(model, data, soft, make_loss("xent"), cfg, 0, checkpoint_dir=tmp_path)
     assert [p.name for p in finished(tmp_path)] == ["step-00000001", "step-00000002"]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e25])
+def test_the_norm_of_a_gradient_that_overflows_is_infinite(value: float) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = MasterAdamW(model, TrainConfig())
+    for p in model.parameters():
+        p.grad = torch.full_like(p, value)
+    assert optimizer.step(1e-3).item() == math.inf
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_every_step_that_was_not_read_is_checked(skips: bool) -> None:
+    """An unknown norm is no error, and an infinite one is none where the step was skipped."""
+    engine: Any = SimpleNamespace(skips_overflow=skips)
+    log = StepLog(3, engine, SINGLE_PROCESS)
+    for step, norm in ((1, math.nan), (2, math.inf), (3, 1.0)):
+        result: Any = tuple(torch.tensor(x) for x in (1.0, 1.0, 1.0, 1.0, norm))
+        log.add(result, StepRecord(step, *[math.nan] * 6, 0, 0.0))
+    if skips:
+        log.read()
+        assert [record.step for record in log.records] == [1, 2, 3]
+    else:
+        with pytest.raises(W2SError, match="at step 2 of 3, but its gradient is not finite"):
+            log.read()

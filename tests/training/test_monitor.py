@@ -24,6 +24,7 @@ from w2s_fast.store import StoreWarning
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import Encoded, TrainConfig, Watch, encode, predict, train
 from w2s_fast.training.checkpoint import finished
+from w2s_fast.training.monitor import Monitor
 
 N = 23  # 12 steps of 8 rows in 4 epochs, which end after steps 3, 6, 9 and 12
 CFG = TrainConfig(epochs=4, batch_size=8, lr=1e-2)
@@ -310,3 +311,11 @@ def main(job: dict[str, Any]) -> None:
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
     exit_process(0)
+
+
+def test_the_weights_of_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    monitor = object.__new__(Monitor)
+    monitor._directory = tmp_path
+    for name in ("best-00000001", "best-00000002", "best-00000004", "best-00000007", "best-of-all"):
+        (tmp_path / name).mkdir()
+    assert monitor._kept_until(4) == [2, 4]

@@ -221,8 +221,9 @@ def init_process_group(world: World, address: tuple[str, int], timeout_s: float)
     if torch.cuda.is_available():
         if world.local_rank >= torch.cuda.device_count():
             raise W2SError(
-                f"{world.name} is process {world.local_rank + 1} of its host, which has "
-                f"{torch.cuda.device_count()} GPUs; start one process for each GPU"
+                f"{world.name} is process {world.local_rank + 1} of its host and sees "
+                f"{torch.cuda.device_count()} GPUs; start one process for each GPU, and let each "
+                "see all of them (CUDA_VISIBLE_DEVICES)"
             )
         torch.cuda.set_device(world.local_rank)
         backend = "cpu:gloo,cuda:nccl"

@@ -108,6 +108,7 @@ class Loss(RangeChecked):
         """
         if weight is not None and weight.requires_grad:
             weight = weight.detach()
+        _check_rows(logits, weak)
         ctx = LossContext(weight, step_frac, step, threshold, state, gold)
         return self.forward(logits, weak, ctx)
 
@@ -213,6 +214,12 @@ def _label_mask(weak: Tensor | SparseTargets) -> Tensor | None:
     if isinstance(weak, SparseTargets) or weak.is_floating_point():
         return None
     return weak != IGNORE
+
+
+def _check_rows(logits: Tensor, weak: Tensor | SparseTargets) -> None:
+    n = logits.shape[:1]
+    if isinstance(weak, Tensor) and weak.dim() == 1 and weak.shape != n:
+        raise W2SError(f"weak (hard labels) has shape {tuple(weak.shape)}; expected {tuple(n)}")
 
 
 def _check_weight(weak: Tensor | SparseTargets, weight: Tensor | None) -> None:

@@ -52,15 +52,16 @@ class HardXent(Xent):
 def _hardened(weak: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return the top classes (n,) of soft labels; of rows with NaN no label, for a loss of NaN.
 
-    Where the host cannot look for NaN the label of such a row is C, which the kernels make NaN.
+    On a device, where the host does not look for NaN, the label of such a row is C, which the
+    kernels make NaN.
     """
     if tuple(weak.shape) != shape:
         raise W2SError(f"weak (soft labels) has shape {tuple(weak.shape)}; expected {shape}")
     top, label = weak.max(1)  # NaN is the largest
     unknown = top.isnan()
-    if torch.compiler.is_compiling() or not on_host(weak):
+    if not on_host(weak):
         return torch.where(unknown, shape[1], label)
-    if not bool(values(unknown).any()):
+    if not torch.compiler.is_compiling() and not bool(values(unknown).any()):
         return label
     rows = one_hot(label, shape[1], weak.dtype)
     return torch.where(unknown.unsqueeze(1), float("nan"), rows)

@@ -67,8 +67,8 @@ def check_total(total: Tensor) -> None:
 def total_error(dtype: torch.dtype) -> W2SError:
     """Return the error for row weights whose sum overflows ``dtype``."""
     return W2SError(
-        f"weight sums to inf in {str(dtype).removeprefix('torch.')}; expected a finite sum, divide "
-        "the weights by their largest"
+        f"weight sums to inf in {str(dtype).removeprefix('torch.')}; expected a finite sum of "
+        "finite weights, divide them by their largest"
     )
 
 

@@ -184,8 +184,8 @@ def check_first_weights(saved: Checkpoint, own: Tensor) -> None:
         return
     raise W2SError(
         f"checkpoint {saved.path} is of another training: it began with other weights, which "
-        f"differ by up to {(theirs - own).abs().max():.2g}; use another directory, or remove this "
-        "one to start again"
+        f"differ by up to {(theirs - own).abs().max():.2g}; pass a model as it was built, use "
+        "another directory, or remove this one to start again"
     )
 
 

@@ -207,8 +207,9 @@ class Monitor:
         The one before is not read here, but a later damage to this one falls back on it.
         """
         assert self._directory is not None
-        saved = [int(folder.name.partition("-")[2]) for folder in self._directory.glob("best-*")]
-        return sorted(step for step in saved if step <= best)[-N_KEPT:]
+        names = [folder.name.removeprefix("best-") for folder in self._directory.glob("best-*")]
+        steps = [int(name) for name in names if name.isdecimal()]
+        return sorted(step for step in steps if step <= best)[-N_KEPT:]
 
     def finish(self) -> dict[str, Any]:
         """Restore the best weights if they are to be kept; return the evaluations for ``train``."""

@@ -77,7 +77,7 @@ class MasterAdamW:
             for name, p in self._params.items():
                 if self.masters[name] is not p:
                     p.copy_(self.masters[name])
-        return norm.nan_to_num(nan=math.inf)
+        return norm.nan_to_num(nan=math.inf, posinf=math.inf)
 
     def _share_gradients(self) -> None:
         """Give a master a gradient of zeros if only other processes have one, so all sum the same.

@@ -13,7 +13,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.integrations.patching.column_types import read_targets, unpack_sparse
 from w2s_fast.losses.hidden_teacher import TeacherStates
-from w2s_fast.ops.checks import check_probs, check_weight
+from w2s_fast.ops.checks import check_probs, check_total, check_weight
 from w2s_fast.ops.targets import SparseTargets
 
 Weak = Tensor | SparseTargets | TeacherStates
@@ -167,6 +167,7 @@ def _normalised(weight: Tensor, n_items: Tensor | int | None) -> Tensor:
         total = weight.sum()
     else:
         total = torch.as_tensor(n_items, device=weight.device).to(weight.dtype)
+    check_total(total)
     return weight * torch.where(total > 0, 1 / total, 0.0)
 
 

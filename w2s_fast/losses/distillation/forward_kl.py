@@ -83,7 +83,7 @@ class ForwardKL(Distillation):
         counts = row_weights(constant, weight)
         mask = counts != 0
         # Not detached: the weights that multiply the entropy may be learned.
-        loss = loss + torch.where(mask, constant * counts, 0.0).sum().to(loss.dtype)
+        loss = loss + (torch.where(mask, constant, 0.0) * counts).sum().to(loss.dtype)
         factor = self.temperature**2 if self.rescale else 1.0
         metrics = summed_metrics(mask, stats.agreement, stats.max_prob, stats.entropy)
         return DistillOut(loss * factor, total_weight(counts), metrics)

@@ -20,7 +20,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.losses._fields import RangeChecked
 from w2s_fast.losses._tensor_checks import check_values
 from w2s_fast.ops.arguments import check_methods
-from w2s_fast.ops.checks import check_weight_dtype
+from w2s_fast.ops.checks import check_total, check_weight_dtype
 
 
 class Answers(NamedTuple):
@@ -157,10 +157,12 @@ def pack(
     # An expectation over q: a tie, or a judge at 1/2, counts half.
     accuracy = torch.where(gap == 0, 0.5, torch.where(gap > 0, q, 1 - q))
     margin = torch.where(q != 0.5, (2 * q - 1) * gap, 0.0)
+    total = counts.detach().sum()
+    check_total(total)
     sums = {"pairs": torch.ones_like(gap), "margin": margin, "accuracy": accuracy}
     return PreferenceOut(
         torch.where(mask, loss * counts, 0.0).sum(),
-        counts.detach().sum(),
+        total,
         {name: torch.where(mask, x, 0.0).sum().detach() for name, x in sums.items()},
     )
 

@@ -48,7 +48,7 @@ from w2s_fast.ops.vocab_parallel.dtensor import (
     labels_part,
     whole,
 )
-from w2s_fast.ops.vocab_parallel.shard import Shard, check_total
+from w2s_fast.ops.vocab_parallel.shard import Shard, check_vocabulary
 
 
 @checked
@@ -189,7 +189,7 @@ def _shard(width: int, shard: tuple[int, int] | None, group: Any) -> Shard:
             f"shard is {(first, total)} for {width} rows of the head; expected (first class, V) "
             f"with 0 <= first and first + {width} <= V"
         )
-    check_total(total)
+    check_vocabulary(total)
     return Shard(first, width, total, group)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.targets import SparseTargets
-from w2s_fast.ops.vocab_parallel.shard import Shard, check_total
+from w2s_fast.ops.vocab_parallel.shard import Shard, check_vocabulary
 
 _MODULE = "torch.distributed.tensor"
 _PLAIN = frozenset((Tensor, float, int, bool, str, type(None)))
@@ -65,7 +65,7 @@ def class_shard(name: str, value: Any, dim: int) -> Shard | None:
             f"over the classes, or Replicate(): pass {name}.redistribute(placements=[Shard({dim})])"
         )
     total = value.shape[dim]
-    check_total(total)
+    check_vocabulary(total)
     width = -(-total // ranks)
     if width * (ranks - 1) >= total:
         raise W2SError(

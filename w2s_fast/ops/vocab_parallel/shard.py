@@ -29,7 +29,7 @@ class Shard(NamedTuple):
         return slice(self.first, self.first + self.width)
 
 
-def check_total(total: int) -> None:
+def check_vocabulary(total: int) -> None:
     """Raise ``W2SError`` for a vocabulary that is too small to be split."""
     if total <= 2:
         raise W2SError(

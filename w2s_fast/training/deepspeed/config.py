@@ -44,9 +44,11 @@ _REFUSED_SETTINGS = {
     "autotuning": "it would run trainings with other settings",
 }
 # Parameters of the optimizer that may be given: what a training's fields decide, and how it is
-# computed. The second may only be true: otherwise another optimizer, or less exact moments.
-_OPTIMIZER_PARAMS = ("lr", "betas", "eps", "weight_decay", "torch_adam", "fused", "foreach")
+# computed. The second may only be true, and are left out, as not every AdamW has them: otherwise
+# it would be another optimizer, or have less exact moments.
+_OPTIMIZER_PARAMS = ("lr", "betas", "eps", "weight_decay", "torch_adam", "fused")
 _ONLY_TRUE = ("adam_w_mode", "bias_correction", "fp32_optimizer_states")
+_PARAMS = "optimizer.params."
 # DeepSpeed setting -> the field of ``TrainConfig`` (or property of the model) that decides it
 _DECIDED_BY = {
     "train_batch_size": "batch_size",
@@ -134,6 +136,8 @@ def merge(derived: Mapping[str, Any], user: Mapping[str, Any], path: str) -> dic
     out = copy.deepcopy(dict(derived))
     flat = dict(_flat(derived, ""))
     for name, value in _flat(user, ""):
+        if name.startswith(_PARAMS) and name.removeprefix(_PARAMS) in _ONLY_TRUE:
+            continue
         if value == AUTO:
             if name not in flat:
                 raise W2SError(f'{path}: {name} is "auto"; leave it out to get its default')
@@ -189,8 +193,11 @@ def _check_optimizer(section: Any, path: Path) -> None:
     params = section.get("params", {}) if isinstance(section, dict) else None
     if not isinstance(params, dict):
         raise W2SError(f'{path}: optimizer is {section!r}; expected {{"params": {{...}}}}')
+    for name in section:
+        if name not in ("type", "params"):
+            raise W2SError(f"{path}: leave out optimizer.{name}; expected type and params alone")
     for name, value in params.items():
-        if name in _ONLY_TRUE and value not in (True, AUTO):
+        if name in _ONLY_TRUE and value is not True:
             raise W2SError(
                 f"{path}: optimizer.params.{name} is {value!r}; leave it out, it is always true"
             )
