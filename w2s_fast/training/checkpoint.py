@@ -180,7 +180,10 @@ def check_first_weights(saved: Checkpoint, own: Tensor) -> None:
         W2SError: if the weights differ by more than rounding, as processors draw them.
     """
     theirs = saved.read("first_weights")
-    if theirs is None or theirs.allclose(own, rtol=1e-3, atol=1e-6, equal_nan=True):
+    numbers = own.nan_to_num()
+    bf16 = numbers.equal(numbers.bfloat16().float())  # whose neighbours differ by up to 0.8 %
+    rtol = 1e-2 if bf16 else 1e-3
+    if theirs is None or theirs.allclose(own, rtol=rtol, atol=1e-6, equal_nan=True):
         return
     raise W2SError(
         f"checkpoint {saved.path} is of another training: it began with other weights, which "
