@@ -224,8 +224,10 @@ def gradients_from_rows(
     shard: Shard,
 ) -> tuple[Tensor | None, ...]:
     """Compute gradients for an upstream (N,) of row losses, from the record and new logits."""
-    parts, used = _chunk_count(x, p, shard), p.some_counted() if needs.head else None
-    grads = Gradients(x, needs, parts, used)
+    used = upstream != 0
+    if (counted := p.some_counted()) is not None:
+        used = used & counted
+    grads = Gradients(x, needs, _chunk_count(x, p, shard), used if needs.head else None)
     for rows, inputs in local_chunks(x, p, shard):
         some, few = result.stats[:, rows].contiguous(), result.index[:, rows].contiguous()
         call = RowCall(inputs, spec, some, few)
