@@ -549,6 +549,10 @@ def test_info_nce_of_queries_that_do_not_count() -> None:
     for options in ({"weight": w}, {"positives": torch.tensor([0, -100, 2])}):
         grad = differentiate(lambda x, o=options: w2s_fast.info_nce(q, x, **o), d)[1]
         assert grad.isfinite().all()
+    leaves = q.clone().requires_grad_(), d.clone().requires_grad_()
+    rows = w2s_fast.info_nce(*leaves, reduction="none")  # out by its upstream gradient
+    loss = torch.where(torch.arange(3) == 1, 0.0, rows).sum()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, leaves))
     grad = differentiate(lambda x: w2s_fast.info_nce(x, d, weight=w, normalize=True), q)[1]
     assert grad.isfinite().all()
 

@@ -38,7 +38,10 @@ def solve(
     needs: tuple[bool, bool] = (False, False),
     mean: bool = False,
 ) -> Solution:
-    """Compute the row losses, and gradients of their sum or mean weighted by ``weight`` (N,)."""
+    """Compute the row losses, and gradients of their sum or mean weighted by ``weight`` (N,).
+
+    A query of weight 0 has no positive, so that its NaN stays out.
+    """
     kernels = backend("info_nce", x.queries)
     n, m = x.queries.shape[0], x.documents.shape[0]
     acc, narrow = accumulator(x.queries.dtype), products.gradient_dtype(x.queries)
@@ -51,8 +54,7 @@ def solve(
     room = x.queries.new_empty((size, width), dtype=acc)[:, :m]
     grads = x.queries.new_empty((size, width), dtype=narrow)[:, :m] if own else room
     stats = new_stats(x.queries)
-    used = x.positives >= 0 if weight is None else (x.positives >= 0) & (weight != 0)
-    sums = products.PairGradients(x, needs, used)
+    sums = products.PairGradients(x, needs, x.positives >= 0)
     for start in range(0, n, max(size, 1)):
         rows = slice(start, min(start + size, n))
         length = rows.stop - rows.start

@@ -16,7 +16,7 @@ from torch import Tensor
 from w2s_fast.ops.cross_entropy.operators import refuse
 from w2s_fast.ops.dispatch import LIBRARY
 from w2s_fast.ops.info_nce.algorithm import mean_of, normaliser, solve
-from w2s_fast.ops.info_nce.call import Negatives, Pairs, Stat, new_stats
+from w2s_fast.ops.info_nce.call import EXCLUDED, Negatives, Pairs, Stat, new_stats
 from w2s_fast.ops.transforms import batched, differentiable, needs_operators
 
 NAME = "info_nce"
@@ -148,6 +148,7 @@ def _info_nce_backward(upstream: Tensor, *arguments: Any) -> tuple[Tensor, Tenso
     x = _pairs(*pairs)
     # The upstream holds the row weights, and may be an expanded scalar.
     weight = upstream.to(new_stats(x.queries[:0]).dtype).contiguous()
+    x = x._replace(positives=torch.where(weight != 0, x.positives, EXCLUDED))
     solution = solve(x, weight, (needs_grad[0], needs_grad[1]))
     empty = x.queries.new_empty(0)
     grads = (solution.queries, solution.documents)
