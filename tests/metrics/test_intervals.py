@@ -105,6 +105,23 @@ def test_items_that_all_runs_share_add_their_variance() -> None:
     assert _estimate(twins).variance == pytest.approx(_estimate(shared).variance, rel=1e-6)
 
 
+def test_the_items_of_a_run_give_the_error_of_its_mean() -> None:
+    """Of one group nothing is known, and the numbers of groups may have gaps."""
+    right = np.array([[True, False, True, True]])
+    for groups in (np.arange(4), np.array([7, 0, 90, 3])):
+        within = metrics.runs_of([[right]], [[groups]]).within
+        assert within is not None and within[0, 0] == pytest.approx(right.var(ddof=1) / 4)
+    single = metrics.runs_of([[right]], [[np.zeros(4, dtype=np.int64)]]).within
+    assert single is not None and np.isinf(single).all()
+
+
+def test_numbers_of_groups_with_gaps_change_no_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    first, second, groups = rng.random(40) < 0.8, rng.random(40) < 0.5, np.arange(40) // 2
+    ends = metrics.difference_item_interval(first, second, groups, n_resamples=200)
+    assert metrics.difference_item_interval(first, second, 9 * groups, n_resamples=200) == ends
+
+
 def test_bad_shapes_are_one_line() -> None:
     right = np.ones((3, 10), dtype=bool)
     with pytest.raises(W2SError, match="expected \\(models, items\\)") as err:

@@ -72,6 +72,7 @@ def test_a_users_own(tmp_path: Path) -> None:
     )
     got = deepspeed_config(cfg, "fp32", 4, cuda=True)
     assert got["train_batch_size"] == 48 and got["wall_clock_breakdown"] is True
+    assert set(got["optimizer"]["params"]) == {"lr", "betas", "eps", "weight_decay"}
     zero = got["zero_optimization"]
     assert zero["overlap_comm"] is False and zero["stage3_max_live_parameters"] == 10**6
     assert zero["reduce_bucket_size"] > 0 and got["optimizer"]["type"] == "AdamW"
