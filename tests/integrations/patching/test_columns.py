@@ -175,6 +175,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"weak_rest": torch.rand(B, T)}, "weak_rest came without"),
     ({"weak_weight": torch.rand(T)}, r"weak_weight has shape \(9,\); expected \(3,\) or \(3, 9\)"),
     ({"weak_weight": -torch.ones(B)}, r"weight\[0\] is -"),
+    ({"weak_labels": soft(), "weak_weight": torch.full((B,), 3e38)}, "weight sums to inf"),
     ({"labels": torch.ones(B, T + 1, dtype=torch.long)}, r"labels has shape \(3, 10\)"),
     ({"labels": torch.full((B, T), V)}, r"67"),
     ({"shift_labels": batch()["labels"], "weak_labels": soft()}, "shift_labels came with weak"),
