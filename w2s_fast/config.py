@@ -76,7 +76,7 @@ class RunConfig:
         diagnostics: Diagnostics that cost time: "fit" records how every student fits its weak
             labels, "overlap" computes the overlap density of the transfer split.
         page: What the page shows of the test items.
-        output_dir: Folder of results.json, items.json, plot and page.
+        output_dir: Folder of results.json, items.json, outcomes.parquet, plot and page.
         cache_dir: Folder of the finished stages; default: OUTPUT_DIR/cache. Runs may share one.
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
         workers: Number of parallel trainings; 0: by cores and model. It never changes results.

@@ -28,8 +28,9 @@ from rich.console import Console
 import w2s_fast
 from w2s_fast import W2SError, metrics
 from w2s_fast.cli.main import main
-from w2s_fast.comparison.file_results import results_of_files
+from w2s_fast.comparison.file_results import read_scores, results_of_files
 from w2s_fast.comparison.run_diff import diff_runs
+from w2s_fast.comparison.run_scores import load_outcomes
 from w2s_fast.pipeline.artifacts import TEST
 from w2s_fast.pipeline.context import load_data
 from w2s_fast.report.check_results import problem
@@ -285,7 +286,7 @@ def test_the_command_writes_what_a_run_writes(
     assert "the same file" in text and "weak labels of the transfer set" not in text
     out = tmp_path / "report"
     assert {p.name for p in out.iterdir()} == {
-        "results.json", "plot.png", "plot.svg", "report.html",
+        "results.json", "outcomes.parquet", "plot.png", "plot.svg", "report.html",
     }  # fmt: skip
     stored = json.loads((out / "results.json").read_text())
     assert problem(stored) == ""
@@ -306,6 +307,19 @@ def test_results_of_a_run_are_not_replaced(
     assert main(["report", "--from", str(tmp_path), "--out", str(out)]) == 2
     assert "has the results of a run; choose another folder with --out" in capsys.readouterr().err
     assert json.loads((out / "results.json").read_text()) == run
+
+
+def test_outcomes_of_files_are_of_their_results(tmp_path: Path) -> None:
+    """Groups have their names, and an item without one is a group of its own."""
+    out = tmp_path / "report"
+    write_folder(tmp_path)
+    assert main(["report", "--from", str(tmp_path)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    outcomes = load_outcomes(out, results)
+    assert outcomes is not None and list(outcomes) == [0, 1, 2]
+    for own in outcomes.values():
+        assert set(own.right) == {"weak", "student/xent", "student/logconf", "ceiling"}
+        assert own.ids == tuple(sorted(own.ids)) and own.groups[0] == f"item {own.ids[0]}"
 
 
 def test_classes_may_have_names_and_files_other_formats(tmp_path: Path) -> None:
@@ -340,11 +354,13 @@ def test_results_of_files_are_compared_where_the_items_are_the_same(tmp_path: Pa
         file.write_text(file.read_text().replace("1/item 3,", "1/new,"))
         head, *rows = (b / f"{name}.seed2.csv").read_text().splitlines()
         (b / f"{name}.seed2.csv").write_text("\n".join([head, *rows[::-1]]) + "\n")
-    first, second = results_of_files(a), results_of_files(b)
-    for row in diff_runs(first, second)["differences"]:
+    (first, in_first), (second, in_second) = (
+        (scores.results(), scores.outcomes()) for scores in map(read_scores, (a, b))
+    )
+    for row in diff_runs(first, second, (in_first, in_second))["differences"]:
         assert row["seeds"] == [0, 2] and row["difference"] == 0
         assert row["reason"] == "without seed 1, whose test items differ"
     run = copy.deepcopy(second)
     del run["provenance"]["config"]["from"]
-    (reason,) = {row["reason"] for row in diff_runs(first, run)["differences"]}
+    (reason,) = {row["reason"] for row in diff_runs(first, run, (None, None))["differences"]}
     assert reason == "test items are known by id in one run and by content in the other"

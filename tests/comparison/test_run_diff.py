@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.run_results import make_results
 from helpers.toy_run import config
@@ -18,6 +19,9 @@ from w2s_fast import metrics
 from w2s_fast.cli.main import main
 from w2s_fast.comparison.diff_tables import print_diff
 from w2s_fast.comparison.run_diff import diff_runs
+from w2s_fast.comparison.run_scores import load_outcomes
+from w2s_fast.errors import W2SError
+from w2s_fast.report.outcomes import Outcomes, read_outcomes, write_outcomes
 
 SEEDS = (0, 1, 2)
 
@@ -35,6 +39,11 @@ def three_seeds(shift: float = 0.0) -> dict[str, Any]:
     return results
 
 
+def diff_of(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Compare results of an older version, which lack outcomes."""
+    return diff_runs(a, b, (None, None))
+
+
 def student_row(diff: dict[str, Any]) -> dict[str, Any]:
     return next(row for row in diff["differences"] if row["name"] == "student · xent")
 
@@ -43,7 +52,7 @@ def test_a_run_equals_itself_wherever_its_folders_are() -> None:
     a, b = three_seeds(), three_seeds()
     a["provenance"]["config"]["output_dir"] = "a"
     b["provenance"]["config"]["output_dir"] = "b"
-    diff = diff_runs(a, b)
+    diff = diff_of(a, b)
     assert diff["equal"] and not diff["settings"] and not diff["environment"]
     assert student_row(diff)["difference"] == 0
 
@@ -54,7 +63,7 @@ def test_settings_and_environment_are_named_by_dotted_paths() -> None:
     b["provenance"]["config"]["seeds"] = [0]
     b["provenance"]["versions"]["python"] = "3.12"
     b["provenance"]["git"] = {"commit": "f" * 40, "dirty": False}
-    diff = diff_runs(a, b)
+    diff = diff_of(a, b)
     assert diff["settings"] == {"task.n_test": [None, 7], "seeds": [[0, 1, 2], [0]]}
     assert diff["environment"] == {
         "versions.python": ["3.11", "3.12"],
@@ -67,15 +76,13 @@ def test_settings_and_environment_are_named_by_dotted_paths() -> None:
 def test_another_machine_alone_is_no_difference() -> None:
     a, b = three_seeds(), three_seeds()
     b["provenance"]["machine"]["cpu"] = "another"
-    diff = diff_runs(a, b)
+    diff = diff_of(a, b)
     assert diff["equal"] and diff["environment"] == {"machine.cpu": ["a cpu", "another"]}
 
 
 def test_differences_are_paired_over_seeds() -> None:
-    diff = diff_runs(three_seeds(), three_seeds(0.05))
+    diff = diff_of(three_seeds(), three_seeds(0.05))
     row = student_row(diff)
-    import numpy as np
-
     pairs = np.array([[[0.9 + 0.05 * (1 + s / 10), 0.9] for s in SEEDS]])
     expected = metrics.paired_difference(metrics.Runs(pairs))
     assert (row["difference"], row["low"], row["high"], row["p"]) == pytest.approx(
@@ -85,6 +92,72 @@ def test_differences_are_paired_over_seeds() -> None:
     assert row["p_holm"] == pytest.approx(3 * row["p"]), "of three models"
     own = next(m for m in diff["models"] if m["name"] == "student · xent" and m["seed"] == 1)
     assert own["a"]["pgr"] == 0.5 and own["b"]["pgr"] == pytest.approx(0.55)
+
+
+def with_outcomes(
+    n_items: int, groups: dict[int, list[str]], seed: int, chance: float
+) -> tuple[dict[str, Any], dict[int, Outcomes]]:
+    """Results of three seeds and their outcomes; the student is right with this chance."""
+    rng = np.random.default_rng(seed)
+    results, outcomes = three_seeds(), {}
+    for row in results["runs"]:
+        chances = {"weak": 0.8, "student/xent": chance, "ceiling": 0.9}
+        right = {model: rng.random(n_items) < p for model, p in chances.items()}
+        row |= {m.split("/")[0]: float(r.mean()) for m, r in right.items()}
+        ids = tuple(f"{row['seed']}-{i}" for i in range(n_items))
+        outcomes[row["seed"]] = Outcomes(ids, tuple(groups[row["seed"]]), right)
+    return results, outcomes
+
+
+@pytest.mark.parametrize("n_shared", [0, 40, 200])
+def test_test_items_of_several_seeds_widen_the_interval(n_shared: int) -> None:
+    n = 200
+    groups = {s: [f"{i if i < n_shared else (s, i)}" for i in range(n)] for s in SEEDS}
+    a, in_a = with_outcomes(n, groups, 1, 0.7)
+    b, in_b = with_outcomes(n, groups, 2, 0.8)
+    shuffled = {s: shuffle(own) for s, own in in_b.items()}  # ids tell which items are the same
+    row = student_row(diff_runs(a, b, (in_a, shuffled)))
+    right = [[np.stack([own[s].right["student/xent"] for own in (in_b, in_a)]) for s in SEEDS]]
+    numbers = [
+        [np.array([i if i < n_shared else n * (s + 1) + i for i in range(n)]) for s in SEEDS]
+    ]
+    expected = metrics.paired_difference(metrics.runs_of(right, numbers))
+    assert (row["difference"], row["low"], row["high"], row["p"]) == pytest.approx(
+        (expected.mean, expected.low, expected.high, expected.p)
+    )
+    alone = student_row(diff_of(a, b))
+    assert row["difference"] == pytest.approx(alone["difference"])
+    assert (row["high"] != pytest.approx(alone["high"])) == (n_shared > 0)
+
+
+def shuffle(outcomes: Outcomes) -> Outcomes:
+    """The same outcomes in another order of the items."""
+    order = np.random.default_rng(0).permutation(len(outcomes.ids))
+    ids, groups = (tuple(column[i] for i in order) for column in (outcomes.ids, outcomes.groups))
+    return Outcomes(ids, groups, {m: right[order] for m, right in outcomes.right.items()})
+
+
+def test_a_single_seed_has_an_interval_over_its_items() -> None:
+    groups = {s: [f"{s} {i}" for i in range(300)] for s in SEEDS}
+    (a, in_a), (b, in_b) = with_outcomes(300, groups, 1, 0.6), with_outcomes(300, groups, 2, 0.9)
+    a["runs"], b["runs"] = a["runs"][:1], b["runs"][:1]
+    row = student_row(diff_runs(a, b, (in_a, in_b)))
+    assert row["low"] < row["difference"] < row["high"] and row["p"] is None and row["low"] > 0.1
+    assert student_row(diff_of(a, b))["low"] is None
+
+
+def test_outcomes_of_other_results_are_refused(tmp_path: Path) -> None:
+    groups = {s: [f"{s} {i}" for i in range(50)] for s in SEEDS}
+    results, outcomes = with_outcomes(50, groups, 1, 0.7)
+    write_outcomes(tmp_path, outcomes)
+    assert load_outcomes(tmp_path, results) is not None
+    results["runs"][1]["student"] += 0.02
+    with pytest.raises(W2SError, match="not of the results beside it: student/xent at seed 1"):
+        load_outcomes(tmp_path / "results.json", results)
+    write_outcomes(tmp_path, {0: outcomes[0]})
+    with pytest.raises(W2SError, match="at seed 1 differs"):
+        load_outcomes(tmp_path, results)
+    assert load_outcomes(tmp_path / "nowhere", results) is None
 
 
 @pytest.mark.parametrize(
@@ -103,7 +176,7 @@ def test_only_seeds_with_the_same_items_are_compared(
         del b["provenance"]["test_items"]
     else:
         b["provenance"]["test_items"] = items
-    row = student_row(diff_runs(three_seeds(), b))
+    row = student_row(diff_of(three_seeds(), b))
     assert row["seeds"] == seeds and row["reason"].startswith(reason)
     assert ("difference" in row) == bool(seeds)
     if seeds:
@@ -115,12 +188,12 @@ def test_bases_are_what_intervals_are_over() -> None:
     for results in (a, b):
         for row in results["runs"]:
             row["base"] = f"base {row['seed']}"
-    over_bases = student_row(diff_runs(a, b))
+    over_bases = student_row(diff_of(a, b))
     assert over_bases["low"] is not None
     for row in a["runs"]:
         row["base"] = "one" if row["seed"] < 2 else "two"
-    assert student_row(diff_runs(a, b))["low"] is None
-    assert student_row(diff_runs(a, b))["difference"] == pytest.approx(over_bases["difference"])
+    assert student_row(diff_of(a, b))["low"] is None
+    assert student_row(diff_of(a, b))["difference"] == pytest.approx(over_bases["difference"])
 
 
 def test_runs_without_a_common_seed_and_models_of_one_run() -> None:
@@ -128,7 +201,7 @@ def test_runs_without_a_common_seed_and_models_of_one_run() -> None:
     for row in b["runs"]:
         row["seed"] += 10
         row["name"] = "gce"
-    diff = diff_runs(three_seeds(), b)
+    diff = diff_of(three_seeds(), b)
     reasons = {row["name"]: row["reason"] for row in diff["differences"]}
     assert reasons == dict.fromkeys(
         ("weak supervisor", "ceiling"), "the runs have no seed in common"
@@ -144,7 +217,7 @@ def test_stages_are_compared_by_identity_and_contents() -> None:
     b["provenance"]["stages"] = {n: dict(stage) for n in ("same", "moved", "other", "yours")}
     b["provenance"]["stages"]["moved"]["folder"] = "weak-2"
     b["provenance"]["stages"]["other"]["digest"] = "0" * 64
-    diff = diff_runs(a, b)
+    diff = diff_of(a, b)
     assert diff["stages"] == {
         "changed": ["moved"], "contents": ["other"], "only_a": ["mine"], "only_b": ["yours"],
     }  # fmt: skip
@@ -157,11 +230,12 @@ def test_everything_that_differs_is_printed() -> None:
     b["provenance"]["test_items"]["2"] = "x"
     b["provenance"]["stages"]["weak/0"]["folder"] = "weak-2"
     stream = io.StringIO()
-    print_diff(diff_runs(three_seeds(), b), Console(file=stream, width=100))
+    print_diff(diff_of(three_seeds(), b), Console(file=stream, width=100))
     text = " ".join(stream.getvalue().split())
     for words in (
         "task.n_test – 7", "student · xent 1 0.900 0.955 +0.055 0.50 0.55", "ceiling 0 1.000",
-        "without seed 2, whose test items differ",
+        "without seed 2, whose test items differ", "A has no outcomes.parquet: intervals lack",
+        "B has no outcomes.parquet",
         "stages with other settings or inputs: weak/0", "student · xent 2 +0.05",
     ):  # fmt: skip
         assert words in text, words
@@ -173,6 +247,10 @@ def test_the_command_compares_two_runs(tmp_path: Path, capsys: pytest.CaptureFix
     cache = str(tmp_path / "cache")
     for name, losses in (("a", ["xent"]), ("b", ["xent", "gce"])):
         w2s_fast.run(config(tmp_path / name, cache_dir=cache, losses=losses))
+    outcomes = read_outcomes(tmp_path / "b")
+    assert outcomes is not None and list(outcomes[0].right) == [
+        "weak", "student/xent", "ceiling", "student/gce",
+    ]  # fmt: skip
     a, b = (str(tmp_path / name) for name in ("a", "b"))
     assert main(["diff", a, f"{a}/results.json"]) == 0
     assert "settings, results and stages are equal" in capsys.readouterr().out
@@ -183,6 +261,7 @@ def test_the_command_compares_two_runs(tmp_path: Path, capsys: pytest.CaptureFix
         "changed": ["report"], "contents": [], "only_a": [], "only_b": ["student/0/gce"],
     }  # fmt: skip
     assert student_row(diff)["seeds"] == [0] and student_row(diff)["difference"] == 0
+    assert diff["notes"] == [], "and the outcomes are of these results"
 
 
 @pytest.mark.parametrize(
@@ -206,5 +285,5 @@ def test_wrong_arguments_are_one_line(
 def test_results_of_two_runs_are_not_changed() -> None:
     a, b = three_seeds(), three_seeds(0.1)
     before = copy.deepcopy([a, b])
-    diff_runs(a, b)
+    diff_of(a, b)
     assert [a, b] == before

@@ -144,8 +144,10 @@ def test_a_kill_leaves_no_temporary_file(tmp_path: Path) -> None:
     other = out / f".plot.png.{os.getppid()}"  # of another process, which runs
     other.touch()
     run(cfg)
-    names = {"results.json", "items.json", "plot.png", "plot.svg", "report.html", "cache", ".lock"}
-    names.add(other.name)
+    names = {
+        "results.json", "items.json", "outcomes.parquet", "plot.png", "plot.svg", "report.html",
+        "cache", ".lock", other.name,
+    }  # fmt: skip
     assert {p.name for p in out.iterdir()} == names
     assert {p.name for p in cfg.store_dir.glob(".*")} == {".locks"}
 

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 from scipy.stats import ttest_1samp, wilcoxon
 
+from w2s_fast.report.outcomes import Outcomes
 from w2s_fast.sweeps import SweepConfig
 from w2s_fast.sweeps.statistics import comparisons, medians, sign_flip
 from w2s_fast.sweeps.sweep_figure import cells_without_pgr, sweep_figure
@@ -35,8 +36,27 @@ def _cell(task: str, weak: str, accuracies: dict[str, list[float | None]]) -> di
                  "ceiling": tops[seed], "pgr": (value - floors[seed]) / gap}
             )  # fmt: skip
         summary.append(student)
-    return {"task": task, "weak": weak, "student": "big", "same": weak == "big", "runs": runs,
-            "summary": summary}  # fmt: skip
+    return {"name": f"{task}--{weak}", "task": task, "weak": weak, "student": "big",
+            "same": weak == "big", "runs": runs, "summary": summary}  # fmt: skip
+
+
+def _outcomes(cells: list[dict[str, Any]]) -> dict[str, dict[int, Outcomes]]:
+    """Return outcomes with the accuracies of these cells, with other items in every unit."""
+    outcomes: dict[str, dict[int, Outcomes]] = {}
+    for cell in cells:
+        by_seed: dict[int, dict[str, np.ndarray]] = {}
+        for run in cell["runs"]:
+            right = np.arange(200) < round(200 * run["student"])
+            by_seed.setdefault(run["seed"], {})[f"student/{run['name']}"] = right
+        outcomes[cell["name"]] = {
+            seed: _of_items([f"{cell['task']} {seed} {i}" for i in range(200)], right)
+            for seed, right in by_seed.items()
+        }
+    return outcomes
+
+
+def _of_items(names: list[str], right: dict[str, np.ndarray]) -> Outcomes:
+    return Outcomes(tuple(names), tuple(names), right)
 
 
 def test_medians_omit_pgrs_that_are_not_reported() -> None:
@@ -59,7 +79,7 @@ def test_the_comparison_pairs_cells_and_seeds_and_counts_units() -> None:
         _cell("a", "other", {"focal": [0.70, 0.70], "xent": [0.69, 0.71]}),
         _cell("b", "small", {"focal": [0.75, 0.70], "xent": [0.70, 0.70]}),
     ]
-    (comparison,) = comparisons(cells)
+    (comparison,) = comparisons(cells, _outcomes(cells))
     assert comparison["name"] == "focal"
     assert (comparison["wins"], comparison["pairs"]) == (4, 6)
     assert comparison["units"] == 4
@@ -69,9 +89,46 @@ def test_the_comparison_pairs_cells_and_seeds_and_counts_units() -> None:
     assert (comparison["low"], comparison["high"]) == pytest.approx(tuple(interval))
     # sums of units: .02, .01, .05, 0; at least .08 only with the first three positive: 2 of 16
     assert comparison["p"] == pytest.approx(2 / 16)
-    assert comparisons([_cell("a", "small", {"focal": [0.7, 0.7]})]) == []
-    (two,) = comparisons(cells[:1])
+    assert comparisons([_cell("a", "small", {"focal": [0.7, 0.7]})], {}) == []
+    (two,) = comparisons(cells[:1], _outcomes(cells[:1]))
     assert (two["units"], two["low"], two["high"]) == (2, None, None)
+
+
+def _drawn(rng: np.random.Generator, n_seeds: int, n_items: int, share: float) -> dict[str, Any]:
+    """Compare two equally good students whose seeds have a share of their test items in common."""
+    n_common = int(share * n_items)
+    common = rng.random((2, n_common)) < 0.7  # every seed errs alike on these
+    outcomes, runs = {}, []
+    for seed in range(n_seeds):
+        own = rng.random((2, n_items - n_common)) < 0.7
+        names = [f"{i}" if i < n_common else f"{seed} {i}" for i in range(n_items)]
+        right = np.concatenate([common, own], axis=1)
+        models = {
+            f"student/{name}": row for name, row in zip(("xent", "focal"), right, strict=True)
+        }
+        outcomes[seed] = _of_items(names, models)
+        runs += [{"name": n, "seed": seed} for n in ("xent", "focal")]
+    summary = [{"name": n, "method": "naive", "loss": n} for n in ("xent", "focal")]
+    cell = {"name": "cell", "task": "a", "runs": runs, "summary": summary}
+    (entry,) = comparisons([cell], {"cell": outcomes})
+    return entry
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_methods_without_an_effect_seldom_differ(share: float) -> None:
+    """Also where seeds have test items in common, whose errors say little by being repeated."""
+    rng = np.random.default_rng(2)
+    entries = [_drawn(rng, 6, 400, share) for _ in range(400)]
+    assert np.mean([entry["p"] <= 0.05 for entry in entries]) < 0.08
+    covered = np.mean([entry["low"] <= 0 <= entry["high"] for entry in entries])
+    assert 0.91 < covered < 0.99
+
+
+def test_units_that_are_equal_on_common_items_have_their_error() -> None:
+    """Six seeds of one test set and equal models are one draw of the items, not six."""
+    entry = _drawn(np.random.default_rng(1), 6, 400, 1.0)
+    width = (entry["high"] - entry["low"]) / 2
+    assert width == pytest.approx(1.96 * np.sqrt(2 * 0.7 * 0.3 / 400), rel=0.15)
 
 
 def test_sign_flips_against_scipy_and_by_hand() -> None:

@@ -34,10 +34,12 @@ def main(args: Sequence[str]) -> int:
     from rich.console import Console
 
     from w2s_fast.comparison.diff_tables import print_diff
-    from w2s_fast.comparison.run_diff import diff_runs, load_run
+    from w2s_fast.comparison.run_diff import diff_runs
+    from w2s_fast.comparison.run_scores import load_outcomes, load_run
 
-    a, b = (load_run(user_path(p, name), name) for p, name in zip(paths, "AB", strict=True))
-    diff = diff_runs(a, b)
+    first, second = (user_path(path, name) for path, name in zip(paths, "AB", strict=True))
+    a, b = load_run(first, "A"), load_run(second, "B")
+    diff = diff_runs(a, b, (load_outcomes(first, a), load_outcomes(second, b)))
     if "json" in own:
         print(json.dumps(diff, indent=2))
     else:

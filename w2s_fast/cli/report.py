@@ -59,14 +59,17 @@ def _results_of_run(out: Path) -> dict[str, Any]:
 
 
 def _results_of_files(folder: Path, out: Path) -> dict[str, Any]:
-    from w2s_fast.comparison.file_results import check_output, results_of_files
+    from w2s_fast.comparison.file_results import check_output, read_scores
     from w2s_fast.files import explain_write_errors, write_json
     from w2s_fast.report import RESULTS
+    from w2s_fast.report.outcomes import write_outcomes
 
     check_output(out, folder)
-    results = results_of_files(folder)
+    scores = read_scores(folder)
+    results = scores.results()
     with explain_write_errors("the report", out.absolute()):
         out.mkdir(parents=True, exist_ok=True)
+        write_outcomes(out, scores.outcomes())
         write_json(out / RESULTS, results)
     return results
 

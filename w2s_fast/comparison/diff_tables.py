@@ -35,6 +35,8 @@ def print_diff(diff: Mapping[str, Any], console: Console) -> None:
     console.print(_models_table(diff))
     if any("difference" in row for row in diff["differences"]):
         console.print(_differences_table(diff))
+        for note in diff["notes"]:
+            console.print(Text(note), soft_wrap=True)
     for row in diff["differences"]:
         if row["reason"]:
             console.print(Text(printable(f"{row['name']}: {row['reason']}")), soft_wrap=True)
@@ -73,7 +75,10 @@ def _models_table(diff: Mapping[str, Any]) -> NameTable:
 
 def _differences_table(diff: Mapping[str, Any]) -> NameTable:
     heads = ("seeds", "B − A", f"{level_text()} interval", "p", "p, Holm")
-    caption = "An interval needs three seeds, or bases, with the same test items in both runs."
+    caption = (
+        "An interval needs three seeds, or bases, with the same test items in both runs; that of a "
+        "single seed is over its test items."
+    )
     table = NameTable("Accuracy of B compared with A, paired by run", "model", heads, caption)
     for row in diff["differences"]:
         if "difference" in row:

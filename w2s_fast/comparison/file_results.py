@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from w2s_fast.comparison.manifest import (
     Manifest,
     ModelFile,
@@ -31,10 +29,12 @@ from w2s_fast.pipeline.provenance import git_state, machine, versions
 from w2s_fast.pipeline.run_rows import (
     ScoredRun,
     difference_rows,
+    right_by_model,
     run_row,
     runs_by_base,
     summary_row,
 )
+from w2s_fast.report.outcomes import Outcomes, group_numbers
 
 _BASELINES = ("xent", "naive")  # names of the baseline where the manifest gives none
 
@@ -52,34 +52,41 @@ def results_of_files(folder: Path) -> dict[str, Any]:
     Raises:
         W2SError: A file is missing, cannot be read, or contradicts another.
     """
+    return read_scores(folder).results()
+
+
+def read_scores(folder: Path) -> FileScores:
+    """Return the scores of a folder of predictions, see ``results_of_files``."""
     manifest = read_manifest(folder)
     bases = seeds_by_base(manifest)
     tables = {model: read_predictions(folder, model) for model in manifest.models}
     check_gold(list(tables.values()))
-    return _Scores(manifest, bases, tables).results(folder)
+    return FileScores(folder, manifest, bases, tables)
 
 
-class _Scores:
+class FileScores:
     """The scores of all students at all seeds."""
 
     def __init__(
         self,
+        folder: Path,
         manifest: Manifest,
         bases: Mapping[str, Sequence[int]],
         tables: Mapping[ModelFile, PredictionTable],
     ) -> None:
-        self.manifest, self.bases, self.tables = manifest, bases, tables
+        self.folder, self.manifest, self.bases, self.tables = folder, manifest, bases, tables
         self.base_of = {seed: name for name, seeds in bases.items() for seed in seeds}
         self._group_of = groups_of_items(list(tables.values()))
-        names = sorted({self._group(item) for table in tables.values() for item in table.ids})
-        self._numbers = {name: number for number, name in enumerate(names)}
+        self._ids = {seed: tuple(sorted(self._items_table(seed).ids)) for seed in self.base_of}
+        self._names = {s: tuple(self._group(i) for i in ids) for s, ids in self._ids.items()}
+        self._groups = group_numbers(self._names)
         self.runs = {
             name: {seed: self._run(name, seed) for seed in self.base_of}
             for name in student_names(manifest)
         }
-        self.groups = {s: run.groups for s, run in next(iter(self.runs.values())).items()}
 
-    def results(self, folder: Path) -> dict[str, Any]:
+    def results(self) -> dict[str, Any]:
+        """Return the content of results.json."""
         rows, summary = [], []
         for name, own in self.runs.items():
             names = {"name": name, "method": name, "loss": ""}
@@ -88,7 +95,7 @@ class _Scores:
                 for seed, run in own.items()
             ]
             right = {seed: run.right for seed, run in own.items()}
-            models = runs_by_base(self.bases, self.groups, right)
+            models = runs_by_base(self.bases, self._groups, right)
             n_classes = next(iter(own.values())).weak.n_classes
             summary.append(summary_row(names, own_rows, models, n_classes))
             rows += own_rows
@@ -101,7 +108,18 @@ class _Scores:
             "gold": [],
             "failed": {},
             "warnings": [*self._shared_models(), *find_warnings(list(self.tables.values()))],
-            "provenance": self._provenance(folder),
+            "provenance": self._provenance(),
+        }
+
+    def outcomes(self) -> dict[int, Outcomes]:
+        """Return which test items every model has right, by seed."""
+        return {
+            seed: Outcomes(
+                ids,
+                self._names[seed],
+                right_by_model({n: own[seed] for n, own in self.runs.items()}),
+            )
+            for seed, ids in self._ids.items()
         }
 
     def _differences(self) -> list[dict[str, Any]]:
@@ -111,7 +129,7 @@ class _Scores:
         }
         baseline = self.manifest.baseline or next((n for n in _BASELINES if n in right), None)
         return difference_rows(
-            self.bases, self.groups, right, {name: (name, "") for name in right}, baseline
+            self.bases, self._groups, right, {name: (name, "") for name in right}, baseline
         )
 
     def _run(self, name: str, seed: int) -> ScoredRun:
@@ -121,22 +139,21 @@ class _Scores:
         ceiling = own_ceiling or self._model("ceiling", "", seed)
         tables = [self.tables[model] for model in (*models, ceiling)]
         check_items(tables)
-        ids = tuple(sorted(tables[0].ids))
-        weak, student, top = (_predictions(table, ids) for table in tables)
-        return ScoredRun(weak, student, top, self._groups(ids), ceiling.name)
+        weak, student, top = (_predictions(table, self._ids[seed]) for table in tables)
+        return ScoredRun(weak, student, top, self._groups[seed], ceiling.name)
 
     def _model(self, role: str, name: str, seed: int) -> ModelFile:
         model = find_model(self.manifest, role, name, seed)
         assert model is not None, "seeds_by_base has checked it"
         return model
 
-    def _groups(self, ids: tuple[str, ...]) -> np.ndarray:
-        """Return the numbers of the items' groups, which are the same at all seeds."""
-        return np.array([self._numbers[self._group(name)] for name in ids])
+    def _items_table(self, seed: int) -> PredictionTable:
+        """Return the table of the weak model: all models of a seed have its items."""
+        return self.tables[self._model("weak", "", seed)]
 
     def _group(self, item: str) -> str:
-        # An item without a group is alone: the name of a group does not begin with a null.
-        return self._group_of.get(item, f"\0{item}")
+        name = self._group_of.get(item)
+        return f"item {item}" if name is None else f"group {name}"
 
     def _shared_models(self) -> list[str]:
         """Return a line for each model that is the same at several seeds."""
@@ -151,17 +168,17 @@ class _Scores:
 
     def _items(self, seed: int) -> str:
         """Return a digest of the ids and true classes of a seed's test items."""
-        table = self.tables[self._model("weak", "", seed)]
+        table = self._items_table(seed)
         names = [table.classes[c] for c in table.gold.tolist()]
         return content_hash(sorted(zip(table.ids, names, strict=True)))
 
-    def _provenance(self, folder: Path) -> dict[str, Any]:
+    def _provenance(self) -> dict[str, Any]:
         return {
             "utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "config": {
                 "task": {"name": self.manifest.task},
                 "seeds": list(self.base_of),
-                "from": str(folder.absolute()),
+                "from": str(self.folder.absolute()),
             },
             "versions": versions(),
             "machine": machine(),

@@ -57,7 +57,8 @@ def runs_of(right: Sequence[Sequence[np.ndarray]], groups: Sequence[Sequence[np.
     """Return the runs of per-item results, of bases that have seeds of their own.
 
     Args:
-        right: B x S arrays (K, N) bool, True where a prediction is right.
+        right: B x S arrays (K, N) bool, True where a prediction is right; or float, any score of an
+            item whose mean is what is compared.
         groups: B x S arrays (N,) int64. Items of one number are correlated, in a run and between
             the runs that have it: an item that several runs are tested on has one number in all of
             them, and test sets without a common item have numbers of their own.

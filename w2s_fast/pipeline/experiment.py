@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,10 @@ from w2s_fast.pipeline.preflight import check_processes_agree, check_shared_stor
 from w2s_fast.pipeline.provenance import class_counts, provenance
 from w2s_fast.pipeline.stage_times import StageTimes
 from w2s_fast.pipeline.stages.build_model import device
-from w2s_fast.pipeline.stages.report import read_report
+from w2s_fast.pipeline.stages.report import Report, read_report
 from w2s_fast.pipeline.stages.supervisor_card import read_card
 from w2s_fast.report import RESULTS
 from w2s_fast.report.card_rows import card_lines
-from w2s_fast.report.items import write_items
 from w2s_fast.report.page import write_report
 from w2s_fast.report.run_progress import show_run
 from w2s_fast.store import Artifact, Store, redirect_store_warnings
@@ -74,17 +73,21 @@ def run(cfg: RunConfig, *, quiet: bool = True) -> dict[str, Any]:
     with open_session(cfg, quiet) as session:
         jobs = plan_jobs(cfg)
         session.compute(jobs.jobs[:-1])
-        scores, items = _report_stage(session, session.report_job(jobs))
+        report = _report_stage(session, session.report_job(jobs))
         counts = {s: class_counts(data) for s, data in session.data.items()}
         facts = provenance(cfg, session.results, session.cached, counts, session.digests)
         results = session.world.broadcast_object(
-            {**scores, "failed": failed_bases(cfg, jobs, session.failed), "provenance": facts}
+            {
+                **report.scores,
+                "failed": failed_bases(cfg, jobs, session.failed),
+                "provenance": facts,
+            }
         )
         if session.world.is_main_process:
             with explain_write_errors("the report", Path(cfg.output_dir).absolute()):
+                report.write_parts(Path(cfg.output_dir))
                 write_json(Path(cfg.output_dir) / RESULTS, results)
-                write_items(Path(cfg.output_dir), items)
-                write_report(Path(cfg.output_dir), results, items)
+                write_report(Path(cfg.output_dir), results, report.items)
     return results
 
 
@@ -337,8 +340,8 @@ class Session:
         return all(name in self.results for name in job.needs)
 
 
-def _report_stage(session: Session, job: Job) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
-    """Return scores and items, from the store if these predictions were scored before."""
+def _report_stage(session: Session, job: Job) -> Report:
+    """Return what the report has, from the store if these predictions were scored before."""
     if not session.take_stored(job):
         session.prepare_store()
         session.observer.started(job)

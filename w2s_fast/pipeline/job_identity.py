@@ -57,7 +57,7 @@ VERSIONS = {
     "reference": 1,
     "backbone": 1,
     "compressed": 1,
-    "report": 12,
+    "report": 13,
 }
 # Stages without a model that draw random numbers.
 _SEEDED = ("apply", "generated_votes", "gate", "trust", "text_labels", "supervisor_card")

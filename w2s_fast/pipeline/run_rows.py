@@ -14,6 +14,7 @@ import numpy as np
 from w2s_fast import metrics
 from w2s_fast.pipeline import statistics
 from w2s_fast.pipeline.predictions import SCORE_NAMES, Predictions
+from w2s_fast.report.outcomes import WEAK, ceiling_model, student_model
 
 MODELS = ("weak", "student", "ceiling")
 
@@ -138,6 +139,17 @@ def summary_row(
     }
 
 
+def right_by_model(runs: Mapping[str, ScoredRun]) -> dict[str, np.ndarray]:
+    """Return (N,) bool by model, as ``Outcomes`` has them, given the runs of all students at one
+    seed."""
+    right: dict[str, np.ndarray] = {}
+    for name, run in runs.items():
+        right[WEAK] = run.weak.right
+        right[student_model(name)] = run.student.right
+        right[ceiling_model(run.ceiling_name)] = run.ceiling.right
+    return right
+
+
 def runs_by_base(
     bases: Mapping[str, Sequence[int]],
     groups: Mapping[int, np.ndarray],
@@ -172,24 +184,33 @@ def difference_rows(
         baseline: Name of the baseline; None: plain cross-entropy, else the first.
     """
     baseline = baseline or statistics.baseline_name(specs)
-    differences = {}
-    for name, own in right.items():
-        if name != baseline:
-            pairs = {s: np.stack([own[s], right[baseline][s]]) for s in own}
-            over_runs = metrics.paired_difference(runs_by_base(bases, groups, pairs))
-            differences[name] = over_runs if len(pairs) > 1 else _single(over_runs, groups, pairs)
+    differences = {
+        name: paired_difference(
+            bases, groups, {s: np.stack([own[s], right[baseline][s]]) for s in own}
+        )
+        for name, own in right.items()
+        if name != baseline
+    }
     return statistics.difference_rows(differences, baseline)
 
 
-def _single(
-    difference: metrics.Difference,
+def paired_difference(
+    bases: Mapping[str, Sequence[int]],
     groups: Mapping[int, np.ndarray],
     pairs: Mapping[int, np.ndarray],
 ) -> metrics.Difference:
-    """Return the difference of a single run with the interval over its test items."""
+    """Return the difference of two models over runs; of a single run, over its test items.
+
+    Args:
+        bases, groups: As in ``runs_by_base``.
+        pairs: (2, N) bool by seed, whether the two models are right.
+    """
+    over_runs = metrics.paired_difference(runs_by_base(bases, groups, pairs))
+    if len(pairs) > 1:
+        return over_runs
     ((seed, (first, second)),) = pairs.items()
     low, high = metrics.difference_item_interval(first, second, groups[seed])
-    return replace(difference, low=low, high=high)
+    return replace(over_runs, low=low, high=high)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from w2s_fast.pipeline.pool import JobError, ProcessPool, choose_parallelism
 from w2s_fast.pipeline.provenance import git_state, machine, provenance, versions
 from w2s_fast.pipeline.stages.report import read_report
 from w2s_fast.report import RESULTS
-from w2s_fast.report.items import write_items
+from w2s_fast.report.outcomes import Outcomes
 from w2s_fast.store import Artifact, Store, redirect_store_warnings
 from w2s_fast.sweeps.devices import device_of, worker_environments
 from w2s_fast.sweeps.graph import JobGraph, JobNode, make_graph
@@ -57,14 +57,15 @@ def sweep(cfg: SweepConfig, *, quiet: bool = True) -> dict[str, Any]:
     """
     cells, graph = prepare(cfg)
     with _output_folder(cfg), show_sweep(quiet, len(graph.nodes)) as progress:
-        finished = _Sweep(cfg, {cell.name: cell for cell in cells}, graph, progress).compute()
+        running = _Sweep(cfg, {cell.name: cell for cell in cells}, graph, progress)
+        finished = running.compute()
         entries = [finished[cell.name] for cell in cells if cell.name in finished]
         results = {
             "config": to_dict(cfg),
             "cells": entries,
             "failed": {c.name: graph.failed[c.name] for c in cells if c.name in graph.failed},
             "medians": medians(entries),
-            "comparisons": comparisons(entries),
+            "comparisons": comparisons(entries, running.outcomes),
             "stages": {"distinct": len(graph.nodes), "total": graph.total},
             "provenance": _provenance(),
         }
@@ -126,6 +127,7 @@ class _Sweep:
         self.stored: set[str] = set()
         self.running: dict[int, JobNode] = {}
         self.finished: dict[str, dict[str, Any]] = {}
+        self.outcomes: dict[str, Mapping[int, Outcomes]] = {}
         redirect_store_warnings(self.progress.warned)
         with explain_write_errors("stages", self.store.root):
             self.store.root.mkdir(parents=True, exist_ok=True)
@@ -197,7 +199,7 @@ class _Sweep:
         done = {name: self.graph.done[key] for name, key in keys.items()}
         owned = {n for n, k in keys.items() if self.graph.nodes[k].cell.name == cell.name}
         computed = {name for name in owned if keys[name] not in self.stored}
-        scores, items = read_report(artifact.path)
+        report = read_report(artifact.path)
         facts = provenance(
             cell.cfg,
             done,
@@ -205,8 +207,9 @@ class _Sweep:
             self.graph.key_inputs.counts(cell.cfg),
             self.graph.key_inputs.digests(cell.cfg),
         )
-        write_json(Path(cell.cfg.output_dir) / RESULTS, {**scores, "provenance": facts})
-        write_items(Path(cell.cfg.output_dir), items)
+        report.write_parts(Path(cell.cfg.output_dir))
+        write_json(Path(cell.cfg.output_dir) / RESULTS, {**report.scores, "provenance": facts})
+        self.outcomes[cell.name] = report.outcomes
         self.finished[cell.name] = {
             "name": cell.name,
             "task": cell.task,
@@ -214,7 +217,7 @@ class _Sweep:
             "student": cell.student,
             "same": cell.same,
             "results": f"{CELLS}/{cell.name}/{RESULTS}",
-            **{part: scores[part] for part in ("runs", "summary", "gold")},
+            **{part: report.scores[part] for part in ("runs", "summary", "gold")},
         }
         seconds = sum(done[name].info.get("seconds") or 0.0 for name in computed)
         text = f"{seconds:.1f} s in {len(computed)} of {len(keys)} stages" if computed else "stored"

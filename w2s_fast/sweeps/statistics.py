@@ -13,6 +13,10 @@ are correlated: together they are one *unit*. Under the null hypothesis the sign
 is random; p is the one-sided share of sign patterns whose total is at least the observed one (all
 2^U patterns up to 16 units, 65536 random ones above). U units cannot give a p below 2^-U. The t
 interval is over the means of the units, from three units on.
+
+Test items of several units add to the error what differences between units do not show
+(``metrics.runs``). The interval contains it. Signs of such units are not independent, so p is then
+the larger one of that and the t test's.
 """
 
 from __future__ import annotations
@@ -22,12 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from w2s_fast.metrics import Runs, holm, mean_interval
+from w2s_fast.metrics import Runs, estimate, holm, mean_interval, p_value, runs_of
 from w2s_fast.pipeline.statistics import BASELINE
+from w2s_fast.report.outcomes import Outcomes, group_numbers, student_model
 
 _PATTERNS = 2**16
+_MEAN = np.ones(1)
 
 Cells = Sequence[Mapping[str, Any]]
+OutcomesOfCells = Mapping[str, Mapping[int, Outcomes]]  # by cell and seed
 
 
 def medians(cells: Cells) -> list[dict[str, Any]]:
@@ -84,11 +91,12 @@ def _median(runs_by_cell: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, An
     }
 
 
-def comparisons(cells: Cells) -> list[dict[str, Any]]:
+def comparisons(cells: Cells, outcomes: OutcomesOfCells) -> list[dict[str, Any]]:
     """Compare each student with plain cross-entropy; empty if the sweep lacks that student.
 
     Args:
         cells: Entries of ``cells`` in sweep.json.
+        outcomes: Which test items the models of every cell have right.
 
     Returns:
         Entries with ``name``, ``difference`` (mean over units, in accuracy), ``low`` and ``high``
@@ -99,14 +107,18 @@ def comparisons(cells: Cells) -> list[dict[str, Any]]:
     baseline = _baseline_name(cells)
     if baseline is None:
         return []
+    groups = _groups(cells, outcomes)
     entries: list[dict[str, Any]] = []
     for name in student_names(cells):
         if name == baseline:
             continue
-        by_unit = _paired_differences(cells, name, baseline)
-        differences = [d for unit in by_unit.values() for d in unit]
-        means = Runs(np.array([[[np.mean(unit)] for unit in by_unit.values()]]))
-        low, high = mean_interval(means, np.ones(1)) or (None, None)
+        units = _paired_differences(cells, outcomes, name, baseline)
+        differences = [float(d.mean()) for unit in units.values() for d in unit]
+        means = runs_of(
+            [[np.mean(unit, axis=0)[None] for unit in units.values()]],
+            [[groups[key] for key in units]],
+        )
+        low, high = mean_interval(means, _MEAN) or (None, None)
         entries.append(
             {
                 "name": name,
@@ -115,8 +127,8 @@ def comparisons(cells: Cells) -> list[dict[str, Any]]:
                 "high": high,
                 "wins": sum(d > 0 for d in differences),
                 "pairs": len(differences),
-                "units": len(by_unit),
-                "p": sign_flip([sum(unit) for unit in by_unit.values()]),
+                "units": len(units),
+                "p": _one_sided_p(means, [float(np.sum(d, axis=0).mean()) for d in units.values()]),
             }
         )
     corrected = holm([entry["p"] for entry in entries])
@@ -132,17 +144,37 @@ def _baseline_name(cells: Cells) -> str | None:
     return None
 
 
+def _groups(cells: Cells, outcomes: OutcomesOfCells) -> dict[tuple[str, int], np.ndarray]:
+    """Return the groups (N,) of the test items of every unit; tasks have none in common."""
+    return group_numbers(
+        {
+            (cell["task"], seed): [f"{cell['task']}/{group}" for group in own.groups]
+            for cell in cells
+            for seed, own in outcomes[cell["name"]].items()
+        }
+    )
+
+
 def _paired_differences(
-    cells: Cells, name: str, baseline: str
-) -> dict[tuple[str, int], list[float]]:
-    """Return the differences in accuracy by unit."""
-    by_unit: dict[tuple[str, int], list[float]] = {}
+    cells: Cells, outcomes: OutcomesOfCells, name: str, baseline: str
+) -> dict[tuple[str, int], list[np.ndarray]]:
+    """Return by unit, for each of its cells, by how much more a test item is right (N,)."""
+    units: dict[tuple[str, int], list[np.ndarray]] = {}
     for cell in cells:
-        accuracy = {(r["name"], r["seed"]): r["student"] for r in cell["runs"]}
-        for seed in dict.fromkeys(r["seed"] for r in cell["runs"]):
-            difference = accuracy[name, seed] - accuracy[baseline, seed]
-            by_unit.setdefault((cell["task"], seed), []).append(difference)
-    return by_unit
+        for seed, own in outcomes[cell["name"]].items():
+            right = [own.right[student_model(n)].astype(float) for n in (name, baseline)]
+            units.setdefault((cell["task"], seed), []).append(right[0] - right[1])
+    return units
+
+
+def _one_sided_p(means: Runs, sums: Sequence[float]) -> float:
+    """Return the p of a positive difference, given means and sums of the units."""
+    p = sign_flip(sums)
+    error = estimate(means, _MEAN)
+    if means.common is None or error is None:
+        return p
+    half = float(p_value(error)) / 2
+    return max(p, half if error.mean > 0 else 1 - half)
 
 
 def sign_flip(sums: Sequence[float]) -> float:

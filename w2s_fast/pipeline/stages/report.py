@@ -21,6 +21,7 @@ from w2s_fast.pipeline.predictions import Predictions, calibrations
 from w2s_fast.pipeline.run_rows import (
     ScoredRun,
     difference_rows,
+    right_by_model,
     run_row,
     runs_by_base,
     summary_row,
@@ -43,6 +44,7 @@ from w2s_fast.pipeline.students import Student, no_conflict_of, students
 from w2s_fast.pipeline.task_kinds import task_kind
 from w2s_fast.report.items import load_items, write_items
 from w2s_fast.report.model_rows import ceiling_title
+from w2s_fast.report.outcomes import Outcomes, group_numbers, read_outcomes, write_outcomes
 from w2s_fast.store import StageBuild
 from w2s_fast.tasks import TaskData
 
@@ -85,22 +87,44 @@ def report(ctx: Context, build: StageBuild) -> None:
     """Write the scores of all runs."""
     data = {s: ctx.read(s) for s in run_seeds(ctx.cfg)}
     scores = score(ctx.cfg, data, ctx.folders)
-    items = scores.pop("items")
+    items, outcomes = scores.pop("items"), scores.pop("outcomes")
     ctx.write(lambda: write_json(build.path / artifacts.REPORT, scores))
     ctx.write(lambda: write_items(build.path, items))
+    ctx.write(lambda: write_outcomes(build.path, outcomes))
 
 
-def read_report(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return the scores of a finished stage, and its test items, None if it has none."""
-    return json.loads((folder / artifacts.REPORT).read_bytes()), load_items(folder)
+@dataclass(frozen=True)
+class Report:
+    """What a finished stage has.
+
+    Attributes:
+        scores: results.json without ``failed`` and ``provenance``.
+        items: The content of items.json, or None.
+        outcomes: Which test items every model has right, by seed.
+    """
+
+    scores: dict[str, Any]
+    items: dict[str, Any] | None
+    outcomes: dict[int, Outcomes]
+
+    def write_parts(self, out: Path) -> None:
+        """Write items.json and outcomes.parquet."""
+        write_items(out, self.items)
+        write_outcomes(out, self.outcomes)
+
+
+def read_report(folder: Path) -> Report:
+    """Return what a finished stage has."""
+    scores = json.loads((folder / artifacts.REPORT).read_bytes())
+    return Report(scores, load_items(folder), read_outcomes(folder) or {})
 
 
 def score(
     cfg: RunConfig, data: Mapping[int, TaskData], folders: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Return everything in results.json but ``provenance`` and ``failed``, and ``items``.
+    """Return everything in results.json but ``provenance`` and ``failed``, ``items``, ``outcomes``.
 
-    Items are the content of items.json, or None.
+    Items are the content of items.json, or None; outcomes are those of ``write_outcomes``.
 
     Args:
         cfg: The run.
@@ -173,6 +197,7 @@ def score(
             for row in merge_rows(s, name, own.folder, _classes(own.student))
         ],
         "items": _items(cfg, supervisors, everyone, data),
+        "outcomes": _outcomes(supervisors, everyone, data),
         "controls": controls,
         "gold": gold_uses(jobs),
     }
@@ -194,6 +219,22 @@ def _items(
     plain_last = sorted(ceiling, reverse=True)
     models += [(ceiling_title(name), "ceiling", ceiling[name]) for name in plain_last]
     return page_items(cfg.page, seed, data[seed], models)
+
+
+def _outcomes(
+    supervisors: Mapping[int, _Supervisor],
+    trained: Mapping[str, Mapping[int, _Trained]],
+    data: Mapping[int, TaskData],
+) -> dict[int, Outcomes]:
+    """Return which test items the models have right, by seed."""
+    return {
+        seed: Outcomes(
+            data[seed].test.ids,
+            data[seed].test.groups,
+            right_by_model({n: _scored_run(weak, runs[seed]) for n, runs in trained.items()}),
+        )
+        for seed, weak in supervisors.items()
+    }
 
 
 def _deception(
@@ -297,7 +338,7 @@ def _read_supervisors(
 ) -> dict[int, _Supervisor]:
     """Return the supervisors by seed."""
     seeds = [s for own in bases.values() for s in own]
-    numbers = {g: i for i, g in enumerate(sorted({g for s in seeds for g in data[s].test.groups}))}
+    groups = group_numbers({s: data[s].test.groups for s in seeds})
     supervisors = {}
     for seed in seeds:
         one = data[seed]
@@ -307,7 +348,7 @@ def _read_supervisors(
             test=_read_weak_test(jobs.supervisors[seed], one, folders),
             labels=labels,
             diagnosed=read_weak_labels(seed, jobs, folders, labels, one.transfer.ids),
-            groups=np.array([numbers[g] for g in one.test.groups]),
+            groups=groups[seed],
         )
     return supervisors
 
