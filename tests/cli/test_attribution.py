@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from campaigns import attribution
+from helpers import ranks
 from helpers.cluster import without
 
 pytestmark = [
@@ -16,6 +17,7 @@ pytestmark = [
 ]
 
 
+@ranks.minutes  # test_two_hosts.py has another fault of the kind
 def test_the_rank_of_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     index = list(attribution.FAULTS).index("NaN")
     outcome = attribution.run([index], 0, tmp_path)

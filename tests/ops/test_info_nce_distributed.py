@@ -5,15 +5,10 @@ Run as a program this file is one rank.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.paths import PYTHONPATH
+from helpers import ranks
 
 import w2s_fast
 from w2s_fast.ops.info_nce.gather import gather_documents
@@ -39,26 +34,14 @@ def test_one_rank(one_rank: object) -> None:
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_ranks_agree_with_one_place(tmp_path: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path / "store"), str(r)],
-            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for r in range(WORLD)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=120)[0][-2000:] for process in ranks]
-        assert not any(process.returncode for process in ranks), "\n".join(outputs)
-    finally:
-        for process in ranks:
-            process.kill()
+def test_ranks_agree_with_one_place() -> None:
+    ranks.run(__file__, WORLD, {})
 
 
-def main(store: str, rank: int) -> None:
+def main() -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     g = torch.Generator().manual_seed(0)
     queries, documents, encoder = (
         torch.randn(*s, generator=g) for s in ((WORLD * N, D), (WORLD * N, D), (D, D))
@@ -93,4 +76,4 @@ def main(store: str, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main()

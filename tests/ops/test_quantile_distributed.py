@@ -5,16 +5,15 @@ Run as a program this file is one rank.
 
 from __future__ import annotations
 
+import json
 import math
 import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.paths import PYTHONPATH
+from helpers import ranks
 from torch import Tensor
 
 import w2s_fast
@@ -25,23 +24,9 @@ SIZES = {4: (0, 700, 33, 1500), 2: (901, 5)}
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_ranks_agree_with_one_place(tmp_path: Path) -> None:
+def test_ranks_agree_with_one_place() -> None:
     """Every backend in turn on the same four processes: starting them is what takes the time."""
-    backends = [b for b in ("ref", "cpp", "triton") if not dispatch.missing(b)]
-    command = [sys.executable, __file__, ",".join(backends), str(tmp_path / "store")]
-    env = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [*command, str(r)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for r in range(4)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0][-2000:] for process in ranks]
-        assert not any(process.returncode for process in ranks), "\n".join(outputs)
-    finally:
-        for process in ranks:
-            process.kill()
+    ranks.run(__file__, 4, [b for b in ("ref", "cpp", "triton") if not dispatch.missing(b)])
 
 
 def test_messages_do_not_grow(one_rank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,11 +94,10 @@ def check_odd_scores(world: int, rank: int, group: object) -> None:
     assert float(w2s_fast.quantile(mine, 0.1, keep=~mine.isnan(), group=group)) == 0.0
 
 
-def main(backends: str, store: str, rank: int) -> None:
+def main(backends: list[str]) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=4
-    )
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     pair = torch.distributed.new_group([0, 1])
     groups = {4: torch.distributed.group.WORLD}
     if rank < 2:
@@ -127,7 +111,7 @@ def main(backends: str, store: str, rank: int) -> None:
         x = torch.randn(n, generator=g) * 2
         keep = torch.rand(n, generator=g) < 0.7
         inf = torch.where(x > 1.5, math.inf, torch.where(x < -1.5, -math.inf, x))
-        for backend in backends.split(","):
+        for backend in backends:
             with use_backend(backend):
                 check(x, keep, world, rank, group)
                 check(x.mul(2).round().bfloat16(), None, world, rank, group)
@@ -139,4 +123,4 @@ def main(backends: str, store: str, rank: int) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(json.loads(sys.argv[1]))
