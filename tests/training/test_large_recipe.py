@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import ranks
+from helpers import quick_build, ranks
 from helpers.generation_cases import checkpoint, texts
 
 from w2s_fast.distributed.world import exit_process, init_distributed
@@ -31,6 +31,12 @@ class Rows:
     ids: tuple[str, ...]
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None = None
+
+
+@pytest.fixture(autouse=True)
+def build_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in quick_build.environment().items():
+        monkeypatch.setenv(name, value)
 
 
 def _data(kind: str, tokenizer: Any) -> tuple[Any, np.ndarray]:

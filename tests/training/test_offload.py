@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ranks, sharded_training
+from helpers import quick_build, ranks, sharded_training
 from helpers.sharded_training import RECIPE, close, fit
 
 from w2s_fast.errors import W2SError
@@ -40,6 +40,12 @@ NVME: list[dict[str, Any]] = [
     {"zero_stage": 3, "offload_optimizer": "nvme"},
     {"zero_stage": 3, "offload_optimizer": "nvme", "offload_params": "nvme"},
 ]
+
+
+@pytest.fixture(autouse=True)
+def build_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in quick_build.environment().items():
+        monkeypatch.setenv(name, value)
 
 
 def _ready(where: str, tmp_path: Path) -> list[dict[str, Any]]:
