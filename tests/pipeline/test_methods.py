@@ -12,6 +12,7 @@ import pytest
 from helpers.toy_run import config
 from safetensors.torch import load_file
 
+from w2s_fast.comparison.run_scores import load_outcomes
 from w2s_fast.errors import W2SError
 from w2s_fast.methods import METHODS, Method, Node, Plan, Targets
 from w2s_fast.pipeline import run
@@ -312,6 +313,8 @@ def test_every_method_runs_and_none_sees_a_true_label(tmp_path: Path) -> None:
     true, flipped = (every_method(tmp_path / str(f), f) for f in (False, True))
     names = [r["name"] for r in true["runs"]]
     assert names == ["xent", *(f"{m}+xent" for m in OF_CLASSES if m != "naive")]
+    assert any(r["ceiling_name"] for r in true["runs"])
+    assert load_outcomes(tmp_path / "False", true) is not None, "of every model, own ceilings too"
     uses = GOLD | WEAK_GOLD
     assert true["gold"] == [{"name": f"{m}+xent", "use": uses[m]} for m in OF_CLASSES if m in uses]
     before, after = (r["provenance"]["stages"] for r in (true, flipped))

@@ -41,7 +41,7 @@ def _cell(task: str, weak: str, accuracies: dict[str, list[float | None]]) -> di
 
 
 def _outcomes(cells: list[dict[str, Any]]) -> dict[str, dict[int, Outcomes]]:
-    """Return outcomes with the accuracies of these cells, with other items in every unit."""
+    """Return outcomes with the accuracies of these cells; tasks name other items alike."""
     outcomes: dict[str, dict[int, Outcomes]] = {}
     for cell in cells:
         by_seed: dict[int, dict[str, np.ndarray]] = {}
@@ -49,7 +49,7 @@ def _outcomes(cells: list[dict[str, Any]]) -> dict[str, dict[int, Outcomes]]:
             right = np.arange(200) < round(200 * run["student"])
             by_seed.setdefault(run["seed"], {})[f"student/{run['name']}"] = right
         outcomes[cell["name"]] = {
-            seed: _of_items([f"{cell['task']} {seed} {i}" for i in range(200)], right)
+            seed: _of_items([f"{seed} {i}" for i in range(200)], right)
             for seed, right in by_seed.items()
         }
     return outcomes
