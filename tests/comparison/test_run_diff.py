@@ -146,6 +146,14 @@ def test_a_single_seed_has_an_interval_over_its_items() -> None:
     assert student_row(diff_of(a, b))["low"] is None
 
 
+def test_outcomes_of_other_items_are_refused() -> None:
+    groups = {s: [f"{s} {i}" for i in range(50)] for s in SEEDS}
+    (a, in_a), (b, in_b) = with_outcomes(50, groups, 1, 0.6), with_outcomes(50, groups, 2, 0.9)
+    other = {s: Outcomes(("new", *own.ids[1:]), own.groups, own.right) for s, own in in_b.items()}
+    with pytest.raises(W2SError, match="have other items at seed 0"):
+        diff_runs(a, b, (in_a, other))
+
+
 def test_outcomes_of_other_results_are_refused(tmp_path: Path) -> None:
     groups = {s: [f"{s} {i}" for i in range(50)] for s in SEEDS}
     results, outcomes = with_outcomes(50, groups, 1, 0.7)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from w2s_fast.errors import W2SError
@@ -51,6 +53,34 @@ def test_a_folder_without_outcomes_and_a_damaged_file(tmp_path: Path) -> None:
         (tmp_path / OUTCOMES).write_bytes(damaged)
         with pytest.raises(W2SError, match=r"outcomes.parquet cannot be read .*again"):
             read_outcomes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("seed", ["0"], "column 'seed' is string, expected int64"),
+        ("id", None, "column 'id' is missing, expected string"),
+        ("id", [None], "column 'id' is null, expected string"),
+        ("group", [1], "column 'group' is int64"),
+        ("weak", ["yes"], "column 'weak' is string, expected bool"),
+        ("weak", [[True]], "column 'weak' is list"),
+    ],
+)
+def test_a_column_of_another_type_is_named(
+    column: str, values: list[object] | None, message: str, tmp_path: Path
+) -> None:
+    whole = {"seed": [0], "id": ["a"], "group": ["a"], "weak": [True]} | {column: values}
+    table = pa.table({name: own for name, own in whole.items() if own is not None})
+    pq.write_table(table, tmp_path / OUTCOMES)
+    with pytest.raises(W2SError, match=f"cannot be read .{message}"):
+        read_outcomes(tmp_path)
+
+
+def test_items_without_a_name_are_refused(tmp_path: Path) -> None:
+    columns = {"seed": [0, 0], "id": ["a", None], "group": ["a", "b"], "weak": [True, False]}
+    pq.write_table(pa.table(columns), tmp_path / OUTCOMES)
+    with pytest.raises(W2SError, match="column 'id' has 1 empty rows"):
+        read_outcomes(tmp_path)
 
 
 def test_a_group_has_one_number_everywhere() -> None:

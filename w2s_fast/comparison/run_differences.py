@@ -11,8 +11,9 @@ import numpy as np
 from w2s_fast import metrics
 from w2s_fast.comparison.file_results import is_of_files
 from w2s_fast.comparison.run_scores import OutcomesBySeed, Results, model_scores, model_title
+from w2s_fast.errors import W2SError
 from w2s_fast.pipeline.run_rows import paired_difference
-from w2s_fast.report.outcomes import group_numbers
+from w2s_fast.report.outcomes import OUTCOMES, group_numbers
 
 
 def run_differences(
@@ -23,6 +24,9 @@ def run_differences(
     Args:
         a, b: The contents of their results.json.
         outcomes: What ``load_outcomes`` returns for both.
+
+    Raises:
+        W2SError: The items of the outcomes differ where those of the results do not.
     """
     first, second = model_scores(a), model_scores(b)
     models = dict.fromkeys(name for name, _ in first if name in {n for n, _ in second})
@@ -81,6 +85,11 @@ def _pairs(
     right = {}
     for seed in seeds:
         row_of = {item: row for row, item in enumerate(b[seed].ids)}
+        if row_of.keys() != set(a[seed].ids):
+            raise W2SError(
+                f"{OUTCOMES} of A and B have other items at seed {seed}, but their results the "
+                "same; run both again, or remove the files to compare accuracies alone"
+            )
         order = [row_of[item] for item in a[seed].ids]
         right[seed] = np.stack([b[seed].right[model][order], a[seed].right[model]])
     return _Pairs(group_numbers({s: a[s].groups for s in seeds}), right)

@@ -19,7 +19,7 @@ from w2s_fast.errors import W2SError, one_line
 
 OUTCOMES = "outcomes.parquet"
 WEAK = "weak"
-_FIRST = ("seed", "id", "group")
+_KINDS = {"seed": "int64", "id": "string", "group": "string"}  # those of models are bool
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -62,7 +62,7 @@ def write_outcomes(out: Path, outcomes: Mapping[int, Outcomes]) -> None:
     from w2s_fast.files import write_bytes
 
     models = dict.fromkeys(model for own in outcomes.values() for model in own.right)
-    columns: dict[str, list[Any]] = {name: [] for name in (*_FIRST, *models)}
+    columns: dict[str, list[Any]] = {name: [] for name in (*_KINDS, *models)}
     for seed, own in outcomes.items():
         columns["seed"] += [seed] * len(own.ids)
         columns["id"] += own.ids
@@ -70,8 +70,7 @@ def write_outcomes(out: Path, outcomes: Mapping[int, Outcomes]) -> None:
         for model in models:
             lacking = [None] * len(own.ids)
             columns[model] += own.right[model].tolist() if model in own.right else lacking
-    kinds = dict(zip(_FIRST, (pa.int64(), pa.string(), pa.string()), strict=True))
-    table = pa.table({n: pa.array(v, kinds.get(n, pa.bool_())) for n, v in columns.items()})
+    table = pa.table({n: pa.array(v, _KINDS.get(n, "bool")) for n, v in columns.items()})
     write_bytes(out / OUTCOMES, _parquet(table))
 
 
@@ -98,16 +97,27 @@ def read_outcomes(out: Path) -> dict[int, Outcomes] | None:
         return None
     try:
         table = pq.read_table(path)
+        _check_columns(table)
         seeds = table["seed"].to_numpy()
         return {int(s): _of_seed(table.filter(pa.array(seeds == s))) for s in dict.fromkeys(seeds)}
-    except (OSError, ValueError, KeyError, pa.ArrowException) as err:
+    except (OSError, ValueError, pa.ArrowException) as err:
         raise W2SError(f"{path} cannot be read ({one_line(err)}); make the results again") from err
+
+
+def _check_columns(table: Any) -> None:
+    """Raise ValueError for a column that is missing, of another type, or has no value in a row."""
+    found = {field.name: str(field.type) for field in table.schema}
+    for name, kind in {**_KINDS, **dict.fromkeys(set(found) - set(_KINDS), "bool")}.items():
+        if found.get(name) != kind:
+            raise ValueError(f"column {name!r} is {found.get(name, 'missing')}, expected {kind}")
+        if name in _KINDS and table[name].null_count:
+            raise ValueError(f"column {name!r} has {table[name].null_count} empty rows")
 
 
 def _of_seed(table: Any) -> Outcomes:
     right = {
         name: table[name].to_numpy().astype(bool)
         for name in table.column_names
-        if name not in _FIRST and not table[name].null_count
+        if name not in _KINDS and not table[name].null_count
     }
     return Outcomes(tuple(table["id"].to_pylist()), tuple(table["group"].to_pylist()), right)
