@@ -159,6 +159,14 @@ def _nowhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.chdir(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_core() -> Iterator[None]:
+    """Runs that do not ask for workers have none: a worker starts longer than a toy stage takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left(_nowhere: None) -> Iterator[None]:
     here = Path.cwd()

@@ -55,9 +55,7 @@ def _blocks(path: Path, language: str) -> list[tuple[int, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", DOCS, ids=_name)
-def test_python_blocks_run(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None
-) -> None:
+def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one document share their names and run in order, in an empty directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

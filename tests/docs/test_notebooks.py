@@ -23,9 +23,7 @@ def test_there_are_three() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_cells_run_in_order(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None
-) -> None:
+def test_cells_run_in_order(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells are plain Python, so they run without a kernel."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
