@@ -66,8 +66,8 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "w2s_fast.sweeps.run_sweep.sweep", "w2s_fast.sweeps.run_sweep.prepare",
         "w2s_fast.cli.launch.run_job", "w2s_fast.cli.estimate.estimate_step",
         "w2s_fast.report.load_results", "w2s_fast.cli.doctor.print_findings",
-        "w2s_fast.comparison.file_results.results_of_files", "w2s_fast.pipeline.forecast.forecast",
-        "w2s_fast.comparison.run_diff.load_run", "w2s_fast.cli.predict._read",
+        "w2s_fast.comparison.file_results.read_scores", "w2s_fast.pipeline.forecast.forecast",
+        "w2s_fast.comparison.run_scores.load_run", "w2s_fast.cli.predict._read",
         "w2s_fast.pipeline.push.check_push",
     ):  # fmt: skip
         monkeypatch.setattr(name, _stop)

@@ -72,6 +72,8 @@ def tables(out: Path) -> dict[str, np.ndarray]:
     for file in sorted(out.glob("cache/*/**/*.parquet")):
         name = file.relative_to(out / "cache")
         table = pq.read_table(file)
+        if "probs" not in table.column_names:  # outcomes
+            continue
         arrays[f"{name.parts[0].partition('-')[0]}/{file.name}"] = np.array(
             table["probs"].to_pylist(), np.float32
         )
