@@ -195,8 +195,10 @@ class Job:
         found = {}
         for file in sorted(self.out.glob("cache/*/**/*.parquet")):
             stage = file.relative_to(self.out / "cache").parts[0].partition("-")[0]
-            probs = pq.read_table(file)["probs"].to_pylist()
-            found[f"{stage}/{file.name}"] = np.array(probs, np.float32).tobytes()
+            table = pq.read_table(file)
+            if "probs" in table.column_names:  # outcomes have none
+                probs = table["probs"].to_pylist()
+                found[f"{stage}/{file.name}"] = np.array(probs, np.float32).tobytes()
         stages = {name.partition("/")[0] for name in found}
         assert stages == {"weak", "labels", "student", "ceiling"}, self.output()
         return found
