@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from w2s_fast.losses.policy import make_policy_loss
 
 
 def case(n: int, c: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -51,3 +54,8 @@ def evidential_by_hand(
         rows = rows + target[:, k] * (-Dirichlet(alpha).mean[:, k].log() + kl * frac * divergence)
     (grad,) = torch.autograd.grad(rows.sum(), z)
     return rows.detach(), grad
+
+
+def policy_loss(name: str) -> Any:
+    """A policy loss of ``POLICY_LOSSES``, with what it cannot do without."""
+    return make_policy_loss(f"{name}:max_length=3" if name == "dr_grpo" else name)

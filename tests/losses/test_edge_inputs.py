@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.loss_cases import differentiate
+from helpers.loss_cases import differentiate, policy_loss
 from torch import Tensor
 
 import w2s_fast
@@ -352,14 +352,10 @@ def test_true_classes_of_a_conflict() -> None:
         loss(logits, weak, gold=weak > 0)
 
 
-def _policy(name: str) -> Any:
-    return make_policy_loss(f"{name}:max_length=3" if name == "dr_grpo" else name)
-
-
 @pytest.mark.parametrize("name", POLICY_LOSSES)
 def test_a_ratio_that_overflows(name: str) -> None:
     """Where it is clipped or the advantage is 0, the token has a finite loss and no gradient."""
-    loss = _policy(name)
+    loss = policy_loss(name)
     old = torch.tensor([[-1000.0, -1.0, -INF], [-1.0, -500.0, -1.0]])
     advantage = torch.tensor([[1.0, 0.5, 2.0], [0.5, 0.0, 1.0]])
     value, grad = differentiate(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from helpers.loss_cases import policy_loss
 from torch import Tensor
 
 import w2s_fast
 from w2s_fast import W2SError, pack_topk
 from w2s_fast.losses.distillation import DISTILLATIONS, make_distillation
-from w2s_fast.losses.policy import POLICY_LOSSES, make_policy_loss
+from w2s_fast.losses.policy import POLICY_LOSSES
 from w2s_fast.losses.preference import PREFERENCES, Answers, make_preference
 
 N = 4
@@ -22,10 +22,6 @@ def _answers(shift: float) -> Answers:
     """Log-probabilities of one answer to every prompt, under the student and a reference."""
     logp = torch.linspace(-3, -2, N) + shift
     return Answers(logp, logp - 0.1, torch.full((N,), 5), logp - 0.2)
-
-
-def _policy(name: str) -> Any:
-    return make_policy_loss(f"{name}:max_length=3" if name == "dr_grpo" else name)
 
 
 def _weights_of_a_mean() -> dict[str, Callable[[Tensor], Tensor]]:
@@ -64,7 +60,7 @@ def _weights_of_a_mean() -> dict[str, Callable[[Tensor], Tensor]]:
         )
     for name in POLICY_LOSSES:
         calls[name] = lambda w, name=name: (
-            _policy(name)(-three.exp(), torch.ones(N), old=-three.exp(), weight=w).loss_sum
+            policy_loss(name)(-three.exp(), torch.ones(N), old=-three.exp(), weight=w).loss_sum
         )
     return calls
 
