@@ -30,6 +30,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.pipeline.preflight import difference, process_facts, tree_digest
 
 MEETING_S = 3.0
+ALONE_S = 4.0  # timeout of collective calls
 
 
 def test_launchers() -> None:
@@ -131,6 +132,13 @@ def test_exchanges() -> None:
 
 @pytest.mark.slow
 @pytest.mark.dist
+def test_what_rank_0_does_alone_may_outlast_the_timeout() -> None:
+    """Of a collective call, as the hash of a large stage does; an error is everyone's."""
+    ranks.run(__file__, 3, {"part": "alone"})
+
+
+@pytest.mark.slow
+@pytest.mark.dist
 @pytest.mark.parametrize(
     "fault", ["error", "crash", "killed", "stopped", "unguarded", "first", "unguarded first"]
 )
@@ -200,6 +208,24 @@ def _exchanges(world: World) -> None:
     assert world.broadcast(torch.empty(0), 0).numel() == 0
 
 
+def _alone(world: World) -> None:
+    called = []
+
+    def slow(error: str = "") -> dict[str, int]:
+        called.append(error)
+        time.sleep(2.5 * ALONE_S)
+        if error:
+            raise W2SError(error)
+        return {"rank": world.rank}
+
+    assert world.call_on_main(slow) == {"rank": 0}
+    with pytest.raises(W2SError, match="the disk is full"):
+        world.call_on_main(lambda: slow("the disk is full"))
+    assert called == (["", "the disk is full"] if world.is_main_process else [])
+    assert [world.call_on_main(lambda i=i: i) for i in range(50)] == list(range(50))
+    assert world.sum(torch.ones(1)).tolist() == [3.0]  # no message is left over
+
+
 def _lost(world: World, fault: str) -> None:
     with monitor_processes(world, 3.0):
         print("looping", flush=True)
@@ -228,9 +254,9 @@ def main(job: dict[str, Any]) -> int:
     if job["part"] == "meet":
         _meet()
         return 0
-    world = init_distributed(20.0)
-    if job["part"] == "exchanges":
-        _exchanges(world)
+    world = init_distributed(ALONE_S if job["part"] == "alone" else 20.0)
+    if part := {"exchanges": _exchanges, "alone": _alone}.get(job["part"]):
+        part(world)
         return 0
     try:
         _lost(world, job["fault"])

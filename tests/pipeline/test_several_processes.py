@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import pytest
 from helpers import ranks
 from helpers.generation_cases import checkpoint
 
+from w2s_fast import store
 from w2s_fast.cli import main as cli
 from w2s_fast.config import RunConfig, to_yaml
 from w2s_fast.errors import W2SError
@@ -125,6 +127,25 @@ def test_ranks_wait_for_another_run_longer_than_for_each_other(tmp_path: Path) -
     said = [p.communicate(timeout=60)[0] for p in found]
     assert [p.returncode for p in found] == [0, 0], said
     assert f"waiting for process {os.getpid()}, which computes" in said[0]
+
+
+def test_a_stage_that_is_published_slowly_and_in_vain(tmp_path: Path) -> None:
+    """Rank 0 hashes for longer than a collective call may take; every rank hears of its error."""
+    cfg = config(tmp_path)
+    trains = {
+        name: dataclasses.replace(getattr(cfg, name), timeout_s=4)
+        for name in ("weak_train", "student_train")
+    }
+    job = ["run", "--config", str(write(dataclasses.replace(cfg, **trains), tmp_path)), "--quiet"]
+    for p in ranks.start(__file__, 2, json.dumps(job), W2S_TEST_FULL_DISK="student"):
+        text, _ = p.communicate(timeout=120)
+        assert p.returncode == 2 and "no space left while writing stage" in text, text
+    cache = tmp_path / "out" / "cache"
+    assert not list(cache.glob("student-*"))
+    (computed,) = (path.stat() for path in cache.glob(".student-*/test.parquet"))
+    ranks.run(__file__, 2, job)
+    (published,) = (path.stat() for path in cache.glob("student-*/test.parquet"))
+    assert published.st_mtime_ns == computed.st_mtime_ns  # nothing is trained again
 
 
 def test_models_that_only_predict_are_sharded_too(tmp_path: Path) -> None:
@@ -429,6 +450,16 @@ def main(args: list[str]) -> int:
 
         right = experiment.data_digests
         experiment.data_digests = lambda d: right(d) | {"test.inputs": "another copy"}
+    if stage := os.environ.get("W2S_TEST_FULL_DISK"):
+        publish = store._publish
+
+        def in_vain(temp: Path, final: Path) -> Any:
+            if not final.name.startswith(stage):
+                return publish(temp, final)
+            time.sleep(10)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        store._publish = in_vain
     if folder := os.environ.get("W2S_TEST_FOLDER_OF_RANK"):
         os.chdir(Path(folder) / os.environ["RANK"])
     return cli.main(args)

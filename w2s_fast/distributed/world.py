@@ -7,10 +7,12 @@ and tensors; nothing is pickled.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,6 +31,7 @@ _VARIABLES = (
 )
 DEFAULT_PORT = 29500
 _BUCKET_ENTRIES = 25_000_000  # gradients summed in one all-reduce
+_WAITING_S = 0.5  # between two messages of a rank 0 that works alone
 
 
 @dataclass(frozen=True)
@@ -79,21 +82,49 @@ class World:
     def call_on_main(self, function: Callable[[], Any]) -> Any:
         """Call a function on rank 0 and return its JSON value on every process.
 
+        The others wait for as long as it takes, not for the timeout of a collective call: rank 0
+        keeps telling them that it works. The function makes no collective call.
+
         Raises:
             W2SError: The function raised it; every process then raises it.
         """
-        value, error = None, ""
+        if self.size == 1:
+            return function()
         if self.is_main_process:
-            try:
-                value = function()
-            except W2SError as err:
-                if self.size == 1:
-                    raise
-                error = str(err)
-        value, error = self.broadcast_object([value, error])
+            value, error = None, ""
+            with self._others_wait():
+                try:
+                    value = function()
+                except W2SError as err:
+                    error = str(err)
+            value, error = self.broadcast_object([value, error])
+        else:
+            while (message := self.broadcast_object(None)) is None:
+                pass
+            value, error = message
         if error:
             raise W2SError(error)
         return value
+
+    @contextlib.contextmanager
+    def _others_wait(self) -> Iterator[None]:
+        """Broadcast None from time to time until the block ends."""
+        done = threading.Event()
+
+        def tell() -> None:
+            while not done.wait(_WAITING_S):
+                try:
+                    self.broadcast_object(None)
+                except RuntimeError:  # a process is lost; the next collective call says so
+                    return
+
+        thread = threading.Thread(target=tell, name="w2s-others-wait", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """Return the JSON values of all processes, by rank, on every process."""

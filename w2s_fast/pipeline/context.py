@@ -72,16 +72,16 @@ class Context:
 
     def write(self, write: Callable[[], Any]) -> None:
         """Call ``write`` on rank 0; an error there raises on every process."""
-        error = ""
-        if self.world.is_main_process:
+
+        def on_main() -> None:
             try:
                 write()
             except OSError as e:
                 if self.world.size == 1:
                     raise
-                error = f"{e}"
-        if error := self.world.broadcast_object(error):
-            raise W2SError(f"rank 0 could not write: {error}")
+                raise W2SError(f"rank 0 could not write: {e}") from e
+
+        self.world.call_on_main(on_main)
 
     def input(self, name: str) -> Path:
         """Return the folder of an input by the name it has in this job."""

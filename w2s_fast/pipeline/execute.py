@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,28 +65,36 @@ def execute(
         progress: Called with (step, steps, loss).
         read: Returns the splits of a seed.
     """
-    world = get_world()
-    if not world.is_main_process:
-        while (message := world.broadcast_object(None)) is None:
-            pass  # rank 0 waits for another run, which may take longer than a collective call
-        build_path, done = message
-        if not done:
-            _compute(cfg, work_item, threads, progress, read, StageBuild(Path(build_path), None))
-        return Artifact.from_json(world.broadcast_object(None))
-    store = Store(cfg.store_dir)
-
-    def keep_others() -> None:
-        world.broadcast_object(None)  # they read on, see above
-
-    stage, inputs = work_item.job.stage, work_item.inputs
-    with store.building(stage, work_item.config, inputs, keep_others) as build:
-        world.broadcast_object([str(build.path), build.artifact is not None])
+    with _building(Store(cfg.store_dir), work_item) as build:
         if build.artifact is None:
             _compute(cfg, work_item, threads, progress, read, build)
-            _check_models(work_item)
+            get_world().call_on_main(lambda: _check_models(work_item))
     assert build.artifact is not None
-    world.broadcast_object(build.artifact.to_json())
     return build.artifact
+
+
+@contextmanager
+def _building(store: Store, work_item: WorkItem) -> Iterator[StageBuild]:
+    """``Store.building`` for all processes: rank 0 locks, publishes and tells the others."""
+    world, build = get_world(), StageBuild(Path(), None)
+    with ExitStack() as stack:
+
+        def begin() -> list[Any]:
+            nonlocal build
+            stage = store.building(work_item.job.stage, work_item.config, work_item.inputs)
+            build = stack.enter_context(stage)
+            return [str(build.path), build.artifact and build.artifact.to_json()]
+
+        def publish() -> dict[str, Any]:
+            stack.close()
+            assert build.artifact is not None
+            return build.artifact.to_json()
+
+        path, done = world.call_on_main(begin)
+        if not world.is_main_process:
+            build = StageBuild(Path(path), done and Artifact.from_json(done))
+        yield build
+        build.artifact = Artifact.from_json(world.call_on_main(publish))
 
 
 def find(store: Store, work_item: WorkItem) -> Artifact | None:
