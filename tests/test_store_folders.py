@@ -127,6 +127,45 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert (other / "file").read_text() == "kept"
 
 
+def test_a_link_in_place_of_checkpoints_is_refused(tmp_path: Path) -> None:
+    """Before a stage is computed; one that appears meanwhile goes, and what it leads to stays."""
+    other = tmp_path / "disk"
+    (other / "step-1").mkdir(parents=True)
+    store = Store(tmp_path / "store")
+    store.root.mkdir()
+    folder = store.root / f".weak-{key(store)[:12]}"
+    folder.mkdir()
+    (folder / "checkpoint").symlink_to(other)
+    with pytest.raises(W2SError, match="checkpoint is a symbolic link, and checkpoints are not"):
+        build(store)
+    (folder / "checkpoint").unlink()
+    (folder / "left").symlink_to(other)
+    with store.building("weak", CONFIG, INPUTS) as b:
+        (b.path / "a").write_text("a")
+        b.checkpoint.symlink_to(other)
+    assert b.artifact is not None
+    assert sorted(p.name for p in b.artifact.path.iterdir()) == ["a", "stage.json"]
+    assert (other / "step-1").is_dir()
+
+
+@pytest.mark.parametrize("name", ["b.txt", "labels/part-00000.sync-conflict.parquet"])
+def test_a_file_that_is_no_part_of_a_finished_stage_is_named(name: str, tmp_path: Path) -> None:
+    """It might be read as one; hidden files are not."""
+    store = Store(tmp_path)
+    done = build(store)
+    for hidden in (".DS_Store", ".nfs01/x"):
+        (done.path / hidden).parent.mkdir(exist_ok=True)
+        (done.path / hidden).write_text("x")
+    assert store.find("weak", key(store)) == done
+    stray = done.path / name
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_text("x")
+    with pytest.raises(W2SError, match=rf"{name} is no part of the finished stage 'weak': move"):
+        store.find("weak", key(store))
+    stray.unlink()
+    assert store.find("weak", key(store)) == done
+
+
 def test_a_stage_can_be_read_by_those_who_may_read_the_folder(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with store.building("weak", CONFIG, INPUTS) as b:

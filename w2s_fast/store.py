@@ -115,8 +115,8 @@ class Store:
         A damaged folder is removed with a warning, and left as it is without ``repair``.
 
         Raises:
-            W2SError: The folder belongs to another configuration, cannot be read, or is damaged and
-                cannot be removed.
+            W2SError: The folder belongs to another configuration, holds a file that is no part of
+                it, cannot be read, or is damaged and cannot be removed.
         """
         path = self.path(stage, key)
         try:
@@ -141,6 +141,12 @@ class Store:
                 f"{path} holds the result of another configuration; move it away or choose another "
                 "folder with --cache_dir"
             )
+        if others := _unlisted(path, meta):
+            # It may be read as a part: files of labels and of models are found by their folder.
+            raise W2SError(
+                f"{others[0]} is no part of the finished stage {stage!r}: move it away, then run "
+                "the same command again"
+            )
         return Artifact(path, meta["digest"], meta["info"])
 
     def has_checkpoint(self, stage: str, key: str) -> bool:
@@ -157,7 +163,6 @@ class Store:
         stage: str,
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
-        waiting: Callable[[], None] | None = None,
     ) -> Iterator[StageBuild]:
         """Yield a folder to fill; publish it if the block ends without an error.
 
@@ -169,7 +174,6 @@ class Store:
             stage: Name of the stage.
             config: Settings that the stage depends on.
             inputs: Digests of what it reads.
-            waiting: Called several times a second while this process waits for another one.
 
         Raises:
             W2SError: The disk is full or the folder may not be written.
@@ -179,7 +183,7 @@ class Store:
             # Not the root: if it was moved away, nothing may stand in its way back.
             (self.root / ".locks").mkdir(exist_ok=True)
             lock = self.root / ".locks" / f"{stage}-{key[:12]}"
-            with file_lock(lock, waiting=_tell_once(stage, waiting)):
+            with file_lock(lock, waiting=_tell_once(stage)):
                 done = self.find(stage, key)
                 if done is not None:
                     yield StageBuild(self.root, done)
@@ -212,8 +216,8 @@ class StageBuild:
         return self.path / CHECKPOINT_NAME
 
 
-def _tell_once(stage: str, also: Callable[[], None] | None) -> Callable[[str], None]:
-    """Return a function of the owner of a lock that warns once and calls ``also`` every time."""
+def _tell_once(stage: str) -> Callable[[str], None]:
+    """Return a function of the owner of a lock that warns of the first call by each owner."""
     told: set[str] = set()
 
     def waiting(owner: str) -> None:
@@ -221,8 +225,6 @@ def _tell_once(stage: str, also: Callable[[], None] | None) -> Callable[[str], N
             told.add(owner)
             text = f"waiting for process {owner}, which computes the same stage {stage!r}"
             warnings.warn(text, StoreWarning, stacklevel=2)
-        if also is not None:
-            also()
 
     return waiting
 
@@ -240,12 +242,13 @@ def _clear(temp: Path) -> None:
         temp.unlink()  # what a link leads to is not cleared
     temp.mkdir(exist_ok=True)
     for child in temp.iterdir():
-        if child.name == CHECKPOINT_NAME:
-            continue
-        if child.is_dir():
-            remove_tree(child)
-        else:
-            child.unlink()
+        if child.name != CHECKPOINT_NAME:
+            _remove(child)
+        elif child.is_symlink():
+            raise W2SError(
+                f"{child} is a symbolic link, and checkpoints are not written through one: put the "
+                "folder it leads to in its place, or remove it to start the training again"
+            )
 
 
 def _read_meta(path: Path) -> tuple[dict[str, Any] | None, str]:
@@ -264,6 +267,13 @@ def _read_meta(path: Path) -> tuple[dict[str, Any] | None, str]:
         if file_hash(path / name) != checksum:
             return meta, f"{name} differs from its checksum"
     return meta, ""
+
+
+def _unlisted(path: Path, meta: Mapping[str, Any]) -> list[Path]:
+    """Return files that were not there when the stage was complete; hidden ones are never read."""
+    known = {path / name for name in (META_NAME, *meta["files"])}
+    found = (p for p in sorted(path.rglob("*")) if p not in known and not p.is_dir())
+    return [p for p in found if not any(x.startswith(".") for x in p.relative_to(path).parts)]
 
 
 def _format_of(path: Path) -> int | None:
@@ -298,8 +308,8 @@ def _is_complete(temp: Path, key: str) -> bool:
 
 def _publish(temp: Path, final: Path) -> Artifact:
     """Give a complete stage its name; checkpoints are no part of it."""
-    if (temp / CHECKPOINT_NAME).exists():  # what stayed would be published
-        remove_tree(temp / CHECKPOINT_NAME)
+    if os.path.lexists(temp / CHECKPOINT_NAME):  # what stayed would be published
+        _remove(temp / CHECKPOINT_NAME)
     os.replace(temp, final)
     folder = os.open(final.parent, os.O_RDONLY)
     try:

@@ -28,6 +28,13 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_language_model(tmp_path_factory.mktemp("lm"))
 
 
+def test_an_item_that_parts_have_twice_is_an_error(tmp_path: Path) -> None:
+    for part, text in (("part-0.parquet", "yes"), ("part-0 (copy).parquet", "no")):
+        write_texts(tmp_path / part, ["a", "b"], [text, text])
+    with pytest.raises(W2SError, match="has 4 items where 2 were expected"):
+        read_texts(tmp_path, ["a", "b"])
+
+
 def config(out: Path, lm: Path, **changes: Any) -> RunConfig:
     recipe = {"epochs": 16, "lr": 0.01, "batch_size": 16, "checkpoint_every": 4}
     values = {

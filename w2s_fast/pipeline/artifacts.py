@@ -192,9 +192,9 @@ def read_rows_of(path: Path, stored: Sequence[str], ids: Sequence[str]) -> list[
     """Return the position of each of ``ids`` among the items of a file."""
     rows = {key: row for row, key in enumerate(stored)}
     missing = [key for key in ids if key not in rows]
-    if missing or len(rows) != len(ids):
+    if missing or len(stored) != len(ids):
         raise W2SError(
-            f"{path} has {len(rows)} items where {len(ids)} were expected"
+            f"{path} has {len(stored)} items where {len(ids)} were expected"
             f"{f', {len(missing)} of them absent, first {missing[0]!r}' if missing else ''}; "
             "remove its folder and run again"
         )
