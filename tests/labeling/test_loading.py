@@ -132,6 +132,31 @@ def test_the_digest_follows_files_beside_it(
             read("house.rules:A")
 
 
+@pytest.mark.parametrize(
+    "imports",
+    ["from ..common import A", "from .. import common", "from house.common import A",
+     "import house.common", "from .shift import A", "from ..tools import A"],
+)  # fmt: skip
+def test_the_digest_follows_its_package(imports: str, tmp_path: Path) -> None:
+    """Up to the outermost package, and through the packages on the way."""
+    package = tmp_path / "house"
+    for folder in ("losses", "tools"):
+        (package / folder).mkdir(parents=True)
+    for name in ("__init__.py", "losses/__init__.py"):
+        (package / name).write_text("")
+    (package / "common.py").write_text("A = 1\n")
+    (package / "losses/shift.py").write_text("from ..common import A\n")
+    (package / "tools/__init__.py").write_text("from house.common import A\n")
+    (tmp_path / "common.py").write_text("A = 1\n")  # outside
+    mine = package / "losses/mine.py"
+    mine.write_text(f"{imports}\n")
+    before = source_digest(str(mine))
+    (tmp_path / "common.py").write_text("A = 2\n")
+    assert source_digest(str(mine)) == before
+    (package / "common.py").write_text("A = 2\n")
+    assert source_digest(str(mine)) != before
+
+
 def test_an_edited_file_is_read_again(module: Path) -> None:
     assert votes_of(f"{module}:zebra")[0] == [1]
     module.write_text(SOURCE.replace('"zebra" in text', '"apple" in text'))
