@@ -145,6 +145,19 @@ def changed(cfg: RunConfig, **settings: Any) -> set[str]:
     return {job.stage for job, before, after in pairs if before != after}
 
 
+def test_precision_of_a_deepspeed_file_is_part_of_a_result(tmp_path: Path) -> None:
+    """By its content: an edited file has the same name. What changes no number is left out."""
+    path, cfg = tmp_path / "ds.json", config(tmp_path)
+    train = replace(cfg.student_train, zero_stage=1, deepspeed_config=str(path))
+    sharded = replace(cfg, student_train=train)
+    (student,) = [job for job in plan_jobs(cfg).jobs if job.stage == "student"][:1]
+    found = []
+    for text in ("{}", '{"wall_clock_breakdown": true}', '{"data_types": {"a": "bf16"}}'):
+        path.write_text(text)
+        found.append(config_slice(sharded, student, 2))
+    assert found[0] == found[1] == config_slice(cfg, student, 2) != found[2]
+
+
 def test_groups_and_the_reading_of_answers_are_part_of_a_result(tmp_path: Path) -> None:
     """Groups decide which rows a training holds out; how an answer is read decides the scores."""
     cfg = config(tmp_path)

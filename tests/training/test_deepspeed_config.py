@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ranks, sharded_training
 
 from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError
 from w2s_fast.training import TrainConfig, engine_choice
-from w2s_fast.training.deepspeed.config import deepspeed_config
+from w2s_fast.training.deepspeed.config import deepspeed_config, precision_settings
 from w2s_fast.training.deepspeed.engine import DeepSpeedEngine
 from w2s_fast.training.engine_choice import make_engine
 
@@ -114,6 +115,46 @@ def test_a_users_own_refused(settings: Any, message: str, tmp_path: Path) -> Non
     with pytest.raises(W2SError, match=message) as caught:
         deepspeed_config(_own(tmp_path, **settings), "fp32", 4, cuda=True)
     assert "\n" not in str(caught.value)
+
+
+def test_precision_is_part_of_what_is_trained(tmp_path: Path) -> None:
+    assert precision_settings(BASE) == precision_settings(_own(tmp_path)) == {}
+    plain = _own(
+        tmp_path,
+        wall_clock_breakdown=True,
+        bf16={"enabled": True},
+        fp16={"enabled": "auto", "loss_scale": "auto"},
+        zero_optimization={"stage": 3, "reduce_bucket_size": 10**6},
+    )
+    assert precision_settings(plain) == {}
+    rounded = {
+        "bf16": {"bf16_master_weights_and_grads": True},
+        "data_types": {"grad_accum_dtype": "bf16"},
+        "communication_data_type": "fp16",
+        "zero_optimization": {"zero_quantized_gradients": True},
+    }
+    assert precision_settings(_own(tmp_path, **rounded)) == {
+        "bf16.bf16_master_weights_and_grads": True,
+        "data_types.grad_accum_dtype": "bf16",
+        "communication_data_type": "fp16",
+        "zero_optimization.zero_quantized_gradients": True,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_a_checkpoint_of_another_precision_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    cell = {**sharded_training.RECIPE, "zero_stage": 1, "directory": str(tmp_path / "checkpoint")}
+    cell |= {"deepspeed_config": str(path)}
+    out = str(tmp_path / "out.json")
+    path.write_text('{"data_types": {"grad_accum_dtype": "fp32"}}')
+    ranks.run(sharded_training.__file__, 1, {"fits": [{**cell, "stop": 5}], "out": out})
+    path.write_text("{}")
+    job = json.dumps({"fits": [cell], "out": out})
+    (other,) = ranks.start(sharded_training.__file__, 1, job)
+    text, _ = other.communicate(timeout=120)
+    assert "another training: data_types.grad_accum_dtype was" in text, text
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

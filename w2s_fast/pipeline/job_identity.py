@@ -22,6 +22,7 @@ from w2s_fast.paths import user_path
 from w2s_fast.pipeline.jobs import FIRST_EMBEDDED, TRAINED, Job
 from w2s_fast.tasks import EMBEDDED, TaskData
 from w2s_fast.training.config import EXECUTION_FIELDS
+from w2s_fast.training.deepspeed.config import precision_settings
 
 # Raise a version when its stage computes something else from the same inputs: old results are then
 # not reused.
@@ -110,6 +111,7 @@ def config_slice(cfg: RunConfig, job: Job, n_classes: int) -> dict[str, Any]:
     if job.stage in (*TRAINED, "tuned", "compressed"):
         settings = {k: v for k, v in to_dict(train).items() if k not in _NOT_CONTENT}
         settings = {k: v for k, v in settings.items() if _ADDED.get(k) != v}
+        settings |= precision_settings(train)
         return common | {"train": settings, "seed": job.seed}
     if job.stage in ("samples", "reference", "pair_logprob", "perplexity"):
         common |= {"seed": job.seed}

@@ -34,6 +34,7 @@ from w2s_fast.training.data import (
     check_weak_labels,
     derived_seed,
 )
+from w2s_fast.training.deepspeed.config import precision_settings
 from w2s_fast.training.engine_choice import make_engine
 from w2s_fast.training.first_pass import FirstPass, check_step_targets
 from w2s_fast.training.head_input import HeadInput, head_of
@@ -360,6 +361,7 @@ class _Training:
         made = {} if self.step_targets is None else {"step_targets": repr(self.step_targets)}
         return {
             **recipe,
+            **precision_settings(self.cfg),
             **order,
             **made,
             "seed": self.seed,

@@ -68,6 +68,13 @@ _DECIDED_BY = {
 }
 
 
+# Settings that change how numbers are rounded or which steps are skipped, so what is trained.
+_PRECISION = (
+    "bf16.", "bfloat16.", "fp16.", "data_types.", "communication_data_type",
+    "zero_optimization.zero_quantized_", "zero_optimization.zeropp_loco_param",
+)  # fmt: skip
+
+
 def deepspeed_config(cfg: TrainConfig, dtype: str, size: int, cuda: bool) -> dict[str, Any]:
     """Return DeepSpeed's configuration for a training.
 
@@ -102,6 +109,22 @@ def deepspeed_config(cfg: TrainConfig, dtype: str, size: int, cuda: bool) -> dic
     return merged
 
 
+def precision_settings(cfg: TrainConfig) -> dict[str, Any]:
+    """Return the settings of the JSON file by which a result depends on more than ``cfg``, by name.
+
+    Raises:
+        W2SError: if the file cannot be read.
+    """
+    if cfg.deepspeed_config is None:
+        return {}
+    settings = _flat(_read(Path(cfg.deepspeed_config)), "")
+    return {
+        name: value
+        for name, value in settings
+        if name.startswith(_PRECISION) and name not in _DECIDED_BY and value != AUTO
+    }
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read a DeepSpeed JSON file and check its names.
 
@@ -109,14 +132,7 @@ def read_config(path: Path) -> dict[str, Any]:
         W2SError: if it cannot be read, has a name DeepSpeed does not know, or would train with
             another optimizer.
     """
-    try:
-        settings = json.loads(read_text(path))
-    except OSError as e:
-        raise W2SError(f"cannot read the DeepSpeed configuration {path}: {e.strerror}") from e
-    except (ValueError, RecursionError) as e:
-        raise W2SError(f"the DeepSpeed configuration {path} is not JSON: {one_line(e)}") from e
-    if not isinstance(settings, dict):
-        raise W2SError(f"the DeepSpeed configuration {path} holds no settings; expected {{...}}")
+    settings = _read(path)
     for name in settings:
         if name in _REFUSED_SETTINGS:
             raise W2SError(f"{path}: leave out {name!r}: {_REFUSED_SETTINGS[name]}")
@@ -149,6 +165,18 @@ def merge(derived: Mapping[str, Any], user: Mapping[str, Any], path: str) -> dic
             )
         _put(out, name, value)
     return out
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(read_text(path))
+    except OSError as e:
+        raise W2SError(f"cannot read the DeepSpeed configuration {path}: {e.strerror}") from e
+    except (ValueError, RecursionError) as e:
+        raise W2SError(f"the DeepSpeed configuration {path} is not JSON: {one_line(e)}") from e
+    if not isinstance(settings, dict):
+        raise W2SError(f"the DeepSpeed configuration {path} holds no settings; expected {{...}}")
+    return settings
 
 
 def _optimizer(cfg: TrainConfig, cuda: bool) -> dict[str, Any]:
