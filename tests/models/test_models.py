@@ -19,6 +19,7 @@ from w2s_fast.models import (
     load_weights,
     save_weights,
 )
+from w2s_fast.models.backbone import architecture
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 
 IDS = torch.tensor([[1, 5, 6, 7], [1, 9, 0, 0]])
@@ -199,6 +200,37 @@ def test_bad_models(tokenizer: Any, bert: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(W2SError, match="no tokenizer that loads"):
         load_tokenizer(ModelConfig(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"attn_implementation": "kernels-community/attention"},
+        {"_attn_implementation_internal": "someone/attention@main"},
+        {"text_config": {"_experts_implementation": "someone/experts"}},
+        {"attn_implementation": {"text_config": "someone/attention"}},
+    ],
+)
+def test_kernels_of_the_hub_are_code(entry: dict[str, Any], tokenizer: Any, tmp_path: Path) -> None:
+    folder = checkpoint("llama", tmp_path / "lm", tokenizer)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entry}))
+    for read in (architecture, lambda cfg: build_model(cfg, 2, tokenizer, 0)):
+        with pytest.raises(W2SError, match=r"asks for \w+='\S+', which is code of the Hugging"):
+            read(ModelConfig(str(folder)))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_is_no_model(whole: bool, tokenizer: Any, tmp_path: Path) -> None:
+    """Beside a model, transformers would add it and freeze the model."""
+    folder = checkpoint("llama", tmp_path / "lm", tokenizer)
+    (folder / "adapter_config.json").write_text("{}")
+    if not whole:
+        (folder / "config.json").unlink()
+    with pytest.raises(
+        W2SError, match="holds an adapter .*expected a whole model: save what merge"
+    ):
+        build_model(ModelConfig(str(folder)), 2, tokenizer, 0)
 
 
 def test_a_checkpoint_with_weights_missing_is_refused(bert: Path, tmp_path: Path) -> None:

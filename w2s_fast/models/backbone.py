@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_fast.errors import W2SError, nearest, one_line
+from w2s_fast.files import read_text
 from w2s_fast.models.checkpoint_source import (
     check_gguf,
     from_pretrained_arguments,
@@ -218,8 +220,10 @@ def checkpoint(cfg: ModelConfig, causal: bool = False, *, empty: bool = False) -
 
 def _location(cfg: ModelConfig) -> dict[str, Any]:
     """Return arguments of ``from_pretrained`` for local files alone."""
+    folder = folder_of(cfg)
+    _check_kernels(cfg, folder)
     options = {"local_files_only": True, "trust_remote_code": cfg.trust_remote_code}
-    return from_pretrained_arguments(folder_of(cfg)) | options
+    return from_pretrained_arguments(folder) | options
 
 
 def _from_config(config: Any, cfg: ModelConfig, causal: bool = False) -> nn.Module:
@@ -250,12 +254,41 @@ def folder_of(cfg: ModelConfig) -> Path:
     if is_gguf(folder):
         check_gguf(folder)
         return folder
+    if (folder / "adapter_config.json").exists():
+        # transformers would add it, and freeze the model below.
+        raise W2SError(
+            f"{folder} holds an adapter (adapter_config.json); expected a whole model: save what "
+            "merge_and_unload() of peft returns, or move the files of the adapter away"
+        )
     if not (folder / "config.json").is_file():
         raise W2SError(
             f"model {cfg.source!r} is neither one of {', '.join(BUILT_IN)} nor a directory with a "
             f"config.json or a .gguf file{nearest(cfg.source, BUILT_IN)}"
         )
     return folder
+
+
+def _check_kernels(cfg: ModelConfig, folder: Path) -> None:
+    """Raise if config.json names kernels of the Hugging Face Hub, which are code from elsewhere."""
+    if cfg.trust_remote_code or is_gguf(folder):
+        return
+    try:
+        named = next(_hub_kernels(json.loads(read_text(folder / "config.json"))), None)
+    except (OSError, ValueError, RecursionError):
+        return  # transformers says what is wrong with it
+    if named is not None:
+        raise W2SError(
+            f"{folder / 'config.json'} asks for {named}, which is code of the Hugging Face Hub; "
+            "take it out, or set trust_remote_code=true"
+        )
+
+
+def _hub_kernels(values: Any, name: str = "") -> Iterator[str]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _hub_kernels(value, key if "implementation" in key else name)
+    elif name and isinstance(values, str) and "/" in values:
+        yield f"{name}={values!r}"
 
 
 def check_folder(cfg: ModelConfig) -> Path | None:
