@@ -49,14 +49,15 @@ def _outcomes(cells: list[dict[str, Any]]) -> dict[str, dict[int, Outcomes]]:
             right = np.arange(200) < round(200 * run["student"])
             by_seed.setdefault(run["seed"], {})[f"student/{run['name']}"] = right
         outcomes[cell["name"]] = {
-            seed: _of_items([f"{seed} {i}" for i in range(200)], right)
+            seed: _of_items([f"{seed} {i}" for i in range(200)], right, cell["task"])
             for seed, right in by_seed.items()
         }
     return outcomes
 
 
-def _of_items(names: list[str], right: dict[str, np.ndarray]) -> Outcomes:
-    return Outcomes(tuple(names), tuple(names), right)
+def _of_items(names: list[str], right: dict[str, np.ndarray], task: str = "") -> Outcomes:
+    """Return outcomes whose groups have these names, and whose items are those of a task."""
+    return Outcomes(tuple(f"{task} {name}" for name in names), tuple(names), right)
 
 
 def test_medians_omit_pgrs_that_are_not_reported() -> None:
@@ -94,23 +95,42 @@ def test_the_comparison_pairs_cells_and_seeds_and_counts_units() -> None:
     assert (two["units"], two["low"], two["high"]) == (2, None, None)
 
 
-def _drawn(rng: np.random.Generator, n_seeds: int, n_items: int, share: float) -> dict[str, Any]:
-    """Compare two equally good students whose seeds have a share of their test items in common."""
+def _drawn(
+    rng: np.random.Generator,
+    n_seeds: int,
+    n_items: int,
+    share: float,
+    tasks: tuple[str, ...] = ("",),
+) -> dict[str, Any]:
+    """Compare two equally good students whose seeds have a share of their test items in common.
+
+    An item suits one of them in the cells of all tasks; a task with a name of its own leaves out
+    its first item, so its test set is another one.
+    """
     n_common = int(share * n_items)
     common = rng.random((2, n_common)) < 0.7  # every seed errs alike on these
-    outcomes, runs = {}, []
+    summary = [{"name": n, "method": "naive", "loss": n} for n in ("xent", "focal")]
+    cells: dict[str, Any] = {
+        f"cell {i}": {"task": f"a:n_weak={i}{task}", "runs": [], "summary": summary}
+        for i, task in enumerate(tasks)
+    }
+    outcomes: dict[str, dict[int, Outcomes]] = {name: {} for name in cells}
     for seed in range(n_seeds):
         own = rng.random((2, n_items - n_common)) < 0.7
         names = [f"{i}" if i < n_common else f"{seed} {i}" for i in range(n_items)]
         right = np.concatenate([common, own], axis=1)
-        models = {
-            f"student/{name}": row for name, row in zip(("xent", "focal"), right, strict=True)
-        }
-        outcomes[seed] = _of_items(names, models)
-        runs += [{"name": n, "seed": seed} for n in ("xent", "focal")]
-    summary = [{"name": n, "method": "naive", "loss": n} for n in ("xent", "focal")]
-    cell = {"name": "cell", "task": "a", "runs": runs, "summary": summary}
-    (entry,) = comparisons([cell], {"cell": outcomes})
+        for (name, cell), task in zip(cells.items(), tasks, strict=True):
+            first = 1 if task else 0
+            models = {
+                f"student/{model}": np.where(
+                    rng.random(n_items) < 0.1, rng.random(n_items) < 0.7, row
+                )
+                for model, row in zip(("xent", "focal"), right, strict=True)
+            }
+            kept = {model: row[first:] for model, row in models.items()}
+            outcomes[name][seed] = _of_items(names[first:], kept)
+            cell["runs"] += [{"name": n, "seed": seed} for n in ("xent", "focal")]
+    (entry,) = comparisons([{**cell, "name": name} for name, cell in cells.items()], outcomes)
     return entry
 
 
@@ -119,6 +139,18 @@ def test_methods_without_an_effect_seldom_differ(share: float) -> None:
     """Also where seeds have test items in common, whose errors say little by being repeated."""
     rng = np.random.default_rng(2)
     entries = [_drawn(rng, 6, 400, share) for _ in range(400)]
+    assert np.mean([entry["p"] <= 0.05 for entry in entries]) < 0.08
+    covered = np.mean([entry["low"] <= 0 <= entry["high"] for entry in entries])
+    assert 0.91 < covered < 0.99
+
+
+@pytest.mark.parametrize("tasks", [("", "", ""), ("", ",n_test=1", ",n_test=2")], ids=str)
+def test_tasks_of_one_file_are_not_independent(tasks: tuple[str, ...]) -> None:
+    """Tasks that differ in training rows have one test set; others share a part of theirs."""
+    rng = np.random.default_rng(3)
+    entries = [_drawn(rng, 5, 200, 0.0, tasks) for _ in range(200)]
+    assert {entry["units"] for entry in entries} == {5 if tasks[1] == "" else 10}
+    assert {entry["pairs"] for entry in entries} == {15}
     assert np.mean([entry["p"] <= 0.05 for entry in entries]) < 0.08
     covered = np.mean([entry["low"] <= 0 <= entry["high"] for entry in entries])
     assert 0.91 < covered < 0.99

@@ -8,8 +8,9 @@ above the floor, and nothing else; floor and ceiling of a pair are means over se
 
 **Against cross-entropy.** The difference in accuracy between a student and the one trained by plain
 cross-entropy on the same weak labels, for each cell and seed, with a permutation test clustered by
-task and seed. Cells of one task and seed share test items and usually a model, so their differences
-are correlated: together they are one *unit*. Under the null hypothesis the sign of each unit's sum
+test set. Cells of one task and seed share test items and usually a model, so their differences are
+correlated: together they are one *unit*, with those of tasks that differ in other rows, such as in
+``n_weak``. Under the null hypothesis the sign of each unit's sum
 is random; p is the one-sided share of sign patterns whose total is at least the observed one (all
 2^U patterns up to 16 units, 65536 random ones above). U units cannot give a p below 2^-U. The t
 interval is over the means of the units, from three units on.
@@ -35,6 +36,7 @@ _MEAN = np.ones(1)
 
 Cells = Sequence[Mapping[str, Any]]
 OutcomesOfCells = Mapping[str, Mapping[int, Outcomes]]  # by cell and seed
+Unit = tuple[str, int]  # task and seed
 
 
 def medians(cells: Cells) -> list[dict[str, Any]]:
@@ -101,18 +103,19 @@ def comparisons(cells: Cells, outcomes: OutcomesOfCells) -> list[dict[str, Any]]
     Returns:
         Entries with ``name``, ``difference`` (mean over units, in accuracy), ``low`` and ``high``
         (ends of its t interval over units; None below three), ``wins`` (pairs with higher
-        accuracy), ``pairs`` (cell and seed), ``units`` (task and seed), ``p`` (one-sided) and
+        accuracy), ``pairs`` (cell and seed), ``units`` (test set and seed), ``p`` (one-sided) and
         ``p_holm``, corrected for the number of students.
     """
     baseline = _baseline_name(cells)
     if baseline is None:
         return []
-    groups = _groups(cells, outcomes)
+    unit_of = _units(cells, outcomes)
+    groups = _groups(cells, outcomes, unit_of)
     entries: list[dict[str, Any]] = []
     for name in student_names(cells):
         if name == baseline:
             continue
-        units = _paired_differences(cells, outcomes, name, baseline)
+        units = _paired_differences(unit_of, outcomes, name, baseline)
         differences = [float(d.mean()) for unit in units.values() for d in unit]
         means = runs_of(
             [[np.mean(unit, axis=0)[None] for unit in units.values()]],
@@ -144,26 +147,57 @@ def _baseline_name(cells: Cells) -> str | None:
     return None
 
 
-def _groups(cells: Cells, outcomes: OutcomesOfCells) -> dict[tuple[str, int], np.ndarray]:
-    """Return the groups (N,) of the test items of every unit; tasks have none in common."""
+def _units(cells: Cells, outcomes: OutcomesOfCells) -> dict[tuple[str, int], Unit]:
+    """Return the unit of every cell and seed, named by the first task with these test items."""
+    first: dict[tuple[int, tuple[str, ...]], str] = {}
+    return {
+        (cell["name"], seed): (first.setdefault((seed, own.ids), cell["task"]), seed)
+        for cell in cells
+        for seed, own in outcomes[cell["name"]].items()
+    }
+
+
+def _groups(
+    cells: Cells, outcomes: OutcomesOfCells, unit_of: Mapping[tuple[str, int], Unit]
+) -> dict[Unit, np.ndarray]:
+    """Return the groups (N,) of the test items of every unit.
+
+    An id is a digest of the item. Without items in common, groups of two tasks are others, whatever
+    their names.
+    """
+    data = _data_names(cells, outcomes)
     return group_numbers(
         {
-            (cell["task"], seed): [f"{cell['task']}/{group}" for group in own.groups]
-            for cell in cells
-            for seed, own in outcomes[cell["name"]].items()
+            unit: [f"{data[unit[0]]}/{group}" for group in outcomes[name][seed].groups]
+            for (name, seed), unit in unit_of.items()
         }
     )
 
 
-def _paired_differences(
-    cells: Cells, outcomes: OutcomesOfCells, name: str, baseline: str
-) -> dict[tuple[str, int], list[np.ndarray]]:
-    """Return by unit, for each of its cells, by how much more a test item is right (N,)."""
-    units: dict[tuple[str, int], list[np.ndarray]] = {}
+def _data_names(cells: Cells, outcomes: OutcomesOfCells) -> dict[str, str]:
+    """Return one name for all tasks with test items in common, directly or through others."""
+    ids: dict[str, set[str]] = {}
     for cell in cells:
-        for seed, own in outcomes[cell["name"]].items():
-            right = [own.right[student_model(n)].astype(float) for n in (name, baseline)]
-            units.setdefault((cell["task"], seed), []).append(right[0] - right[1])
+        ids.setdefault(cell["task"], set()).update(
+            *(o.ids for o in outcomes[cell["name"]].values())
+        )
+    names: dict[str, str] = {}
+    for task, own in ids.items():
+        same = {names[other] for other in names if ids[other] & own}
+        names[task] = task
+        names = {other: task if name in same else name for other, name in names.items()}
+    return names
+
+
+def _paired_differences(
+    unit_of: Mapping[tuple[str, int], Unit], outcomes: OutcomesOfCells, name: str, baseline: str
+) -> dict[Unit, list[np.ndarray]]:
+    """Return by unit, for each of its cells, by how much more a test item is right (N,)."""
+    units: dict[Unit, list[np.ndarray]] = {}
+    for (cell, seed), unit in unit_of.items():
+        own = outcomes[cell][seed]
+        right = [own.right[student_model(n)].astype(float) for n in (name, baseline)]
+        units.setdefault(unit, []).append(right[0] - right[1])
     return units
 
 
