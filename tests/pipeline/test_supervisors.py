@@ -287,14 +287,31 @@ def test_methods_with_weak_models_of_their_own_are_refused(path: Path, method: s
         (["votes"], {"supervisors": {"class_balance": "0.2+0.3+0.5"}}, "has 3 numbers; expected o"),
         (["functions:absent.py"], {}, "absent.py"),
         (["stumps"], {}, "a method needs hidden states of the student"),
-        (["weak", "weak:member=1"], {}, "2 of 2 sources vary .* at least 3"),
+        (["weak", "weak:member=1"], {}, "have 2 columns of votes; .* at least 3: add sources, or"),
+        (
+            ["label_words", "weak"],
+            {"supervisors": {"label_model": "tree_dawid_skene"}},
+            "at least 3",
+        ),
     ],
 )
 def test_bad_blocks_are_named(
     path: Path, sources: list[str], more: dict[str, Any], message: str
 ) -> None:
+    cfg = supervised(path, sources, **more)
     with pytest.raises(W2SError, match=message):
-        w2s_fast.run(supervised(path, sources, **more))
+        w2s_fast.run(cfg)
+    assert not list(cfg.store_dir.glob("*-*"))  # nothing is computed before
+
+
+def test_too_few_columns_of_votes_are_named_at_once(path: Path) -> None:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**r, "votes": r["votes"][:2]}) + "\n" for r in rows))
+    cfg = supervised(path, ["votes"])
+    with pytest.raises(W2SError, match="have 2 columns of votes"):
+        w2s_fast.run(cfg)
+    assert not list(cfg.store_dir.glob("*-*"))
+    assert w2s_fast.run(supervised(path, ["votes"], supervisors={"label_model": "majority"}))
 
 
 def test_texts_without_any_vote_are_an_error(path: Path) -> None:

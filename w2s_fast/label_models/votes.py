@@ -249,7 +249,7 @@ def check_columns(
     if varying < MIN_SOURCES:
         raise W2SError(
             f"{varying} of {len(coverage)} sources vary over the rows; rates are identified by "
-            f"at least {MIN_SOURCES}: add sources, or use MajorityVote"
+            f"at least {MIN_SOURCES}: add sources, or use MajorityVote (label_model: majority)"
         )
     if constant:
         _warn(f"{_named(constant)} the same vote in every row, which carries no information")

@@ -22,7 +22,7 @@ _CELL_NOTES = """\
 * agreement with the supervisor where it is right, and where it is wrong
 """
 _COMPARISON_NOTES = """\
-* over units, of which each is a task and seed
+* over units, of which each is a test set and seed
 † one-sided, with signs flipped by unit: U units cannot give less than 2^-U; Holm corrects for the \
 number of methods
 """
