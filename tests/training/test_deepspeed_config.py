@@ -168,6 +168,19 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             )
 
 
+def test_fp16_needs_a_processor_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    for able in (False, True):
+        monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda able=able: able)
+        if able:
+            assert deepspeed_config(BASE, "fp16", 4, cuda=False)["fp16"] == {"enabled": True}
+            continue
+        with pytest.raises(W2SError, match="fp16, which DeepSpeed does not train on this proc"):
+            deepspeed_config(BASE, "fp16", 4, cuda=False)
+    assert deepspeed_config(BASE, "fp16", 4, cuda=True)["fp16"] == {"enabled": True}
+
+
 def test_fp16_needs_loss_scaling() -> None:
     with pytest.raises(W2SError, match="fp16 weights need loss scaling; use zero_stage=1 or more"):
         make_engine(torch.nn.Linear(2, 2).half(), TrainConfig(), SINGLE_PROCESS)

@@ -85,8 +85,11 @@ def deepspeed_config(cfg: TrainConfig, dtype: str, size: int, cuda: bool) -> dic
         cuda: whether the model is on CUDA devices.
 
     Raises:
-        W2SError: for a batch that does not split, or a JSON file that contradicts.
+        W2SError: for a batch that does not split, fp16 on CPUs without it, or a JSON file that
+            contradicts.
     """
+    if dtype == "fp16" and not cuda:
+        _check_fp16()
     micro, accumulation = cfg.batch_shape(size)
     derived: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
@@ -165,6 +168,17 @@ def merge(derived: Mapping[str, Any], user: Mapping[str, Any], path: str) -> dic
             )
         _put(out, name, value)
     return out
+
+
+def _check_fp16() -> None:
+    load_deepspeed()
+    from deepspeed.accelerator import get_accelerator
+
+    if not get_accelerator().is_fp16_supported():
+        raise W2SError(
+            "the model's dtype is fp16, which DeepSpeed does not train on this processor; use bf16 "
+            "or a GPU"
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:
