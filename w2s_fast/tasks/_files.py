@@ -190,8 +190,21 @@ def _read_json(text: str, path: Path) -> pyarrow.Table:
 
     table = read(None)
     # Strings that look like dates would be written out in another form.
-    dates = [f.name for f in table.schema if pyarrow.types.is_timestamp(f.type)]
-    return read(pyarrow.schema([(name, pyarrow.string()) for name in dates])) if dates else table
+    schema = pyarrow.schema([(f.name, _without_dates(f.type)) for f in table.schema])
+    return table if schema.types == table.schema.types else read(schema)
+
+
+def _without_dates(kind: pyarrow.DataType) -> pyarrow.DataType:
+    """Return the type of a JSON column with texts for dates, in lists and objects too."""
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_list(kind):
+        return pyarrow.list_(_without_dates(kind.value_type))
+    if types.is_struct(kind):
+        parts = [kind.field(i) for i in range(kind.num_fields)]
+        return pyarrow.struct([(part.name, _without_dates(part.type)) for part in parts])
+    return pyarrow.string() if types.is_timestamp(kind) else kind
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:
