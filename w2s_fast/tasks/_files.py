@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.tasks._delimited import Dialect, parse_delimited
 from w2s_fast.tasks._encoding import decode_cell, decode_file
+from w2s_fast.tasks._nesting import check_nesting
 from w2s_fast.tasks._read_once import once
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ def _read_json(text: str, path: Path) -> pyarrow.Table:
             f"{path} is a JSON array; expected one object per line, without the brackets"
         )
     data = text.encode()
+    check_nesting(data, path)
     block = min(_MAX_ROW_BYTES, max(1 << 20, len(data)))
     options = pyarrow.json.ReadOptions(use_threads=False, block_size=block)
 
