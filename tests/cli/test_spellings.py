@@ -81,6 +81,12 @@ def test_specs_as_options(specs: list[str], name: str) -> None:
         ("control: yes", "control", True),
         ("a: &a {lr: 3}\nstudent_train: *a", None, "unknown setting 'a.lr'"),
         ("weak_train: &a {lr: 3}\nstudent_train: {<<: *a, epochs: 7}", "student_train.lr", 3.0),
+        ("weak_train: &a {lr: 3}\nstudent_train: {<<: *a, lr: 7}", "student_train.lr", 7.0),
+        ("student_train: {lr: 5}\nstudent_train.epochs: 7", "student_train.lr", 5.0),
+        ("student_train: {epochs: 08}", "student_train.epochs", 8),
+        ("student_train: {epochs: 007}", "student_train.epochs", 7),
+        ("student_train: {epochs: 0x10}", "student_train.epochs", 16),
+        ("student_train: {lr: 1_000}", "student_train.lr", 1000.0),
     ],
 )
 def test_values_in_a_file(tmp_path: Path, text: str, name: str | None, value: Any) -> None:
@@ -103,6 +109,30 @@ def test_values_in_a_file(tmp_path: Path, text: str, name: str | None, value: An
         ("task: {label: {a: 1}}", "task.label is a block of settings; expected one value"),
         ("seeds: [[0]]", "seeds is a list; expected one value"),
         ("seeds: [0, x]", "seeds: Expected an int. Got value: x"),
+        ("task: {n_weak: 30}\ntask.n_weak: 31", "'task.n_weak' is given twice, in lines 1 and 2"),
+        (
+            "task.pretrain.steps: 3\ntask:\n  n_weak: 2\n  pretrain: {steps: 3}",
+            "'task.pretrain.steps' is given twice, in lines 1 and 4; keep one of them",
+        ),
+        (
+            "task: {pretrain.steps: 3, pretrain: {steps: 4}}",
+            "'task.pretrain.steps' is given twice, in lines 1 and 1",
+        ),
+        (
+            "weak_train: &a {lr: 3}\nstudent_train: {<<: *a}\nstudent_train.lr: 7",
+            "'student_train.lr' is given twice, in lines 1 and 3",
+        ),
+        (
+            "student_train: {epochs: 010}",
+            "student_train.epochs is '010', which YAML reads in base 8",
+        ),
+        ("student_train: {lr: -010}", "student_train.lr is '-010', which YAML reads in base 8"),
+        (
+            "student_train: {epochs: 1:30}",
+            "student_train.epochs is '1:30', which YAML reads in base 60",
+        ),
+        ("student_train: {lr: '1:30.5'}", "student_train.lr is '1:30.5', which YAML reads in base"),
+        ("seeds: [0, 010]", "seeds is '010', which YAML reads in base 8"),
         ("x: {y: {z: 1}}", "unknown setting 'x.y.z'"),
         ("x: &x {y: *x}", "unknown setting 'x.y.y.y'"),
         ("x: {}", "unknown setting 'x'"),

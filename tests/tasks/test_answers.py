@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from helpers.task_data import (
     HUB_TASKS,
@@ -40,6 +43,20 @@ NUMBERS = {
     "-0": "0",
     "007": "7",
     "1, 2, 3": "3",
+    "2e-5": "0.00002",
+    "1E+16 atoms": "10000000000000000",
+    "#### -2.50e3": "-2500",
+    "2 eggs": "2",
+    "0e99": "0",
+    "#### \u22125": "-5",
+    "12\u22123": "3",
+    "x = \u2011$7": "-7",
+    "pages 3\u20135": "5",  # a dash is no minus
+    "1e400": "1" + "0" * 400,
+    "1e999999999": "1E+999999999",
+    "10e999999998": "1E+999999999",
+    "1e-999999999": "1E-999999999",
+    "1e" + "9" * 5000: "",
     "18 apples ####": "18",
     "The answer is H2O.": "",
     "no idea": "",
@@ -97,6 +114,28 @@ def test_no_answer_matches_nothing(tmp_path: Path) -> None:
 
 def _config(path: Path, **options: object) -> TaskConfig:
     return replace(local_config(path), name="local_answers", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("cells", "written"),
+    [
+        ([2e-5], "0.00002"),
+        ([1e16], "10000000000000000"),
+        ([-1.5e-7], "-0.00000015"),
+        ([0.1], "0.1"),
+        ([Decimal("0.0000002")], "0.0000002"),
+        ([Decimal("0.0000000")], "0.0000000"),
+    ],
+)
+def test_answers_in_a_column_of_numbers(tmp_path: Path, cells: list[object], written: str) -> None:
+    """Python spells them with an exponent, as no model that answers does."""
+    path = tmp_path / "a.parquet"
+    prompts = [f"Ask {i}" for i in range(60)]
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": prompts, "answer": cells * 60}), path)
+    data = get_task("local_answers").load(_config(path, read="number"), 0)
+    assert set(data.test.answers or ()) == {f" {written}"}
+    assert data.agree(f"It is {written}.", data.test.answers[0])  # type: ignore[index]
+    assert not data.agree("It is 5.", data.test.answers[0])  # type: ignore[index]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

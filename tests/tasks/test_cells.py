@@ -10,6 +10,7 @@ import pytest
 from helpers.task_data import HUB_TASKS, all_columns, fails, local_config, write_rows
 
 from w2s_fast.tasks import TaskConfig, get_task
+from w2s_fast.tasks._files import read_table
 
 
 def parquet(path: Path, **columns: list[object]) -> Path:
@@ -81,3 +82,15 @@ def test_local_copies_of_hub_sets_hold_bytes_too(tmp_path: Path) -> None:
         TaskConfig(name="sst2", path=str(tmp_path), n_weak=8, n_transfer=8, n_test=8), 0
     )
     assert data.weak.texts[0].startswith("train ")
+
+
+def test_texts_that_look_like_dates_stay_as_they_are(tmp_path: Path) -> None:
+    """Within lists and objects too, whatever else these hold."""
+    day = "2049-01-01"
+    row = {
+        "top": day,
+        "choices": {"text": [day, f"{day}T10:00:00Z"], "label": None, "n": 3},
+        "turns": [{"when": day, "marks": [[day], []]}, {"when": None, "marks": []}],
+    }
+    path = write_rows(tmp_path / "a.jsonl", [row] * 3)
+    assert read_table(path).to_pylist() == [row] * 3

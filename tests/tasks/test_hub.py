@@ -72,6 +72,59 @@ def test_csv_copy_and_shards(tmp_path: Path) -> None:
     check_schema(boolq.load(cfg, 0), cfg)
 
 
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("train.parquet", "train.jsonl"),
+        ("train.parquet", "train.csv"),
+        ("train.parquet", "train.old.parquet"),
+        ("train.jsonl", "data/train.ndjson"),
+        ("train.parquet", "train-00001-of-00002.parquet"),
+        ("train.parquet", "train/0000.parquet"),
+        ("data/train-00000-of-00002.parquet", "train-00000-of-00003.parquet"),
+        ("train/0000.parquet", "train/0001.csv"),
+    ],
+)
+def test_a_split_in_two_kinds_of_files_is_refused(tmp_path: Path, one: str, two: str) -> None:
+    """A converted copy beside the original would count every row twice."""
+    sst2 = HUB_TASKS["sst2"]
+    for name in (one, two, "validation.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_rows(tmp_path / name, many_like(sst2, 60, name[0]))
+    cfg = TaskConfig(name="sst2", path=str(tmp_path), **SMALL)
+    fails(lambda: sst2.load(cfg, 0), f"task.path={tmp_path} has", one, two, "train files")
+
+
+def test_files_of_one_name_in_several_folders_are_one_split(tmp_path: Path) -> None:
+    """As in a checkout of Anthropic's repository."""
+    task = HUB_TASKS["anthropic_hh"]
+    for folder in ("harmless-base", "helpful-base"):
+        (tmp_path / folder).mkdir()
+        for split in ("train", "test"):
+            write_rows(tmp_path / folder / f"{split}.jsonl", many_like(task, 40, folder[:3]))
+    cfg = TaskConfig(name="anthropic_hh", path=str(tmp_path), balance=False, n_weak=8, n_test=8)
+    table = task._local_table(cfg, tmp_path, "train")
+    assert table.num_rows == 80
+
+
+def test_shards_whose_types_differ(tmp_path: Path) -> None:
+    """A column that is empty in one shard has no type there; text beside numbers is an error."""
+    sciq = HUB_TASKS["sciq_with_support"]
+    shards = [tmp_path / f"train-0000{i}-of-00002.jsonl" for i in range(2)]
+    rows = many_like(sciq, 60, "a")
+    write_rows(tmp_path / "test.jsonl", many_like(sciq, 60, "e"))
+    write_rows(shards[1], many_like(sciq, 60, "b"))
+    write_rows(shards[0], [{**row, "support": None} for row in rows])
+    cfg = TaskConfig(name="sciq_with_support", path=str(tmp_path), **SMALL)
+    table = sciq._local_table(cfg, tmp_path, "train")
+    assert table.num_rows == 120 and table["support"].null_count == 60
+    write_rows(shards[0], [{**row, "support": 3} for row in rows])
+    fails(
+        lambda: sciq.load(cfg, 0),
+        "train-00001-of-00002.jsonl: column 'support' has string, not int64 as in train-00000-of-",
+    )  # fmt: skip
+
+
 def test_a_large_split_is_sampled_not_taken_from_its_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,13 @@ def test_two_names_of_one_declared_class(tmp_path: Path) -> None:
         (["Positive", "positive", "negative"], "'Positive' (20 rows) and 'positive' (20 rows)"),
         (["1", "01", "2"], "'01' (20 rows) and '1' (20 rows)"),
         (["a  b", "a b", "c"], "'a  b' (20 rows) and 'a b' (20 rows)"),
+        (["neg", "neg\u200b", "pos"], r"'neg' (20 rows) and 'neg\u200b' (20 rows)"),
+        (["neg", "\ufeffneg", "pos"], r"'neg' (20 rows) and '\ufeffneg' (20 rows)"),
+        (["so\xadso", "soso", "pos"], r"'soso' (20 rows) and 'so\xadso' (20 rows)"),
+        (["a \u200eb", "a b", "c"], r"'a b' (20 rows) and 'a \u200eb' (20 rows)"),
+        (["1\u2060", "01", "2"], r"'01' (20 rows) and '1\u2060' (20 rows)"),
+        (["neg\0", "neg", "pos"], r"'neg' (20 rows) and 'neg\x00' (20 rows)"),
+        (["\u2764", "\u2764\ufe0f", "\u2639"], r"\ufe0f' (20 rows)"),
     ],
 )
 def test_classes_that_differ_in_form_only(tmp_path: Path, labels: list[object], words: str) -> None:
@@ -100,7 +107,7 @@ def test_classes_that_differ_in_form_only(tmp_path: Path, labels: list[object], 
     with pytest.warns(DataWarning) as caught:
         assert len(load(local_config(path), 0).class_names) == 3
     (message,) = (str(w.message) for w in caught)
-    assert words in message and "differ only in case or format" in message
+    assert words in message and "differ only in case or format, or in characters" in message
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(local_config(path, classes=tuple(map(str, labels))), 0)  # the user wants both

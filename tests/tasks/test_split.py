@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import pytest
 from helpers.task_data import SMALL, fails
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from w2s_fast.errors import W2SError
@@ -58,39 +59,75 @@ def test_the_smallest_group_is_cut_where_none_fits() -> None:
         assert set(data.weak.groups) == {pool.groups[68]}
 
 
+@pytest.mark.parametrize(("balance", "n_classes"), [(True, 2), (False, 2), (True, 1)])
+def test_rows_that_the_test_file_has_too(balance: bool, n_classes: int) -> None:
+    """They are left out, and a message that lacks rows says so."""
+    answers = None if n_classes > 1 else ["a"] * 90
+    pool = make_examples([f"t {i}" for i in range(90)], [i % n_classes for i in range(90)],
+                         answers=answers)  # fmt: skip
+    names = ("a", "b")
+    cfg = TaskConfig(name="local", balance=balance, **SMALL)
+    words = (
+        "train.csv has 0 rows without the 90 of 90 that are left out because test.csv has their",
+        "but task.n_weak + task.n_transfer = 20; lower them or add other rows",
+    )
+    fails(lambda: split_pool(pool, pool, names, cfg, 0, "train.csv", "test.csv"), *words)
+    same = pool.take(range(75))
+    fails(lambda: split_pool(pool, same, names, cfg, 0, "a", "b"), "a has 15 rows without the 75 ")
+    split_pool(pool, pool.take(range(70)), names, cfg, 0, "a", "b")
+
+
+def test_the_advice_about_balance_counts_the_rows_that_are_left() -> None:
+    """Rows that the test file has too cannot be drawn, balanced or not."""
+    pool = make_examples([f"t {i}" for i in range(82)], [int(i >= 60) for i in range(82)])
+    cfg = TaskConfig(name="local", n_weak=14, n_transfer=12, n_test=12)
+    for first, advised in ((72, True), (76, False)):  # 10 or 6 rows of the second class are left
+        tests = pool.take([*range(30), *range(60, first)])
+        message = _message(pool, ("a", "b"), cfg, 0, tests)
+        assert f"of class 'b' short without the {len(tests)} of 82 that are left out" in message
+        assert message.endswith("or set task.balance=false") == advised
+
+
 def test_draw_of_one_class_only() -> None:
     pool = make_examples([f"t {i}" for i in range(1000)], [int(i == 0) for i in range(1000)])
     cfg = TaskConfig(name="local", balance=False, **SMALL)
     fails(lambda: split_pool(pool, None, ("a", "b"), cfg, 0, "data"), "of class 'a'")
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=300)
 @given(
     counts=st.tuples(st.integers(1, 200), st.integers(1, 60), st.integers(0, 60)),
     sizes=st.tuples(*[st.integers(2, 40)] * 3),
     seed=st.integers(0, 9),
     balance=st.booleans(),
+    tested=st.floats(0, 1),
 )
+@example((60, 30, 0), (20, 20, 20), 0, True, 1.0)
 def test_the_advice_about_balance_is_no_circle(
-    counts: tuple[int, ...], sizes: tuple[int, ...], seed: int, balance: bool
+    counts: tuple[int, ...], sizes: tuple[int, ...], seed: int, balance: bool, tested: float
 ) -> None:
-    """Whoever follows it does not get the opposite advice."""
+    """Whoever follows it does not get the opposite advice; with a file of test rows too."""
     labels = [c for c, n in enumerate(counts) for _ in range(n)]
     pool = make_examples([f"t {i}" for i in range(len(labels))], labels)
+    rows = [i for i in range(len(labels)) if i * 7 % len(labels) < tested * len(labels)]
+    test_pool = pool.take(rows) if rows else None
     names = ("a", "b", "c")[: max(labels) + 1] if max(labels) else ("a", "b")
     fields = dict(zip(("n_weak", "n_transfer", "n_test"), sizes, strict=True))
     cfg = TaskConfig(name="local", balance=balance, **fields)
-    first = _message(pool, names, cfg, seed)
+    first = _message(pool, names, cfg, seed, test_pool)
     advice = f"set task.balance={str(not balance).lower()}"
     assert f"task.balance={str(balance).lower()}" not in first
     if advice in first:
-        second = _message(pool, names, dataclasses.replace(cfg, balance=not balance), seed)
+        other = dataclasses.replace(cfg, balance=not balance)
+        second = _message(pool, names, other, seed, test_pool)
         assert f"task.balance={str(balance).lower()}" not in second
 
 
-def _message(pool: Examples, names: tuple[str, ...], cfg: TaskConfig, seed: int) -> str:
+def _message(
+    pool: Examples, names: tuple[str, ...], cfg: TaskConfig, seed: int, tests: Examples | None
+) -> str:
     try:
-        split_pool(pool, None, names, cfg, seed, "data")
+        split_pool(pool, tests, names, cfg, seed, "data", "tests")
     except W2SError as err:
         return str(err)
     return ""

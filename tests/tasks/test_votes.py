@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,8 @@ def test_test_files_have_votes_too(tmp_path: Path) -> None:
         (("0", "1"), ["1", "-1", "0"], [1, -1, 0]),
         (("0", "1"), [1.0, -1.0, 0.0], [1, -1, 0]),
         (("False", "True"), [True, None, False], [1, -1, 0]),
+        (("false", "true"), ["true", "-1", "FALSE"], [1, -1, 0]),
+        (("2020-01-01", "2020-01-02"), ["2020-01-02", None, "2020-01-01"], [1, -1, 0]),
     ],
 )
 def test_votes_are_spelled_as_labels(
@@ -80,6 +84,34 @@ def test_votes_are_spelled_as_labels(
 ) -> None:
     cfg = task(write_rows(tmp_path / "a.jsonl", [votes], labels))
     assert get_task("local").load(cfg, seed=0).weak.votes.tolist() == [expected] * 8  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.jsonl"])
+def test_votes_for_truth_values_in_text(tmp_path: Path, name: str) -> None:
+    """Labels are spelled "True" by then; a text file says true."""
+    votes: list[Any] = [["true", "-1", "FALSE"]]
+    cfg = task(write_rows(tmp_path / name, votes, ("false", "true")))
+    assert get_task("local").load(cfg, seed=0).weak.votes.tolist() == [[1, -1, 0]] * 8  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        (b"caf\xc3\xa9", b"th\xc3\xa9"),
+        (date(2020, 1, 1), date(2020, 1, 2)),
+        (datetime(2020, 1, 1, 10), datetime(2020, 1, 2)),
+        (Decimal("0.00"), Decimal("1.00")),
+        (1e16, 2e16),
+        (False, True),
+    ],
+)
+def test_votes_of_every_type_that_labels_have(tmp_path: Path, cells: tuple[Any, Any]) -> None:
+    path = tmp_path / "a.parquet"
+    labels = [cells[i % 2] for i in range(40)]
+    votes = [[cells[1], None, cells[0]]] * 40
+    columns = {"text": [f"text {i}" for i in range(40)], "label": labels, "votes": votes}
+    pq.write_table(pa.table(columns), path)
+    assert get_task("local").load(task(path), seed=0).weak.votes.tolist() == [[1, -1, 0]] * 8  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -92,11 +124,18 @@ def test_votes_are_spelled_as_labels(
         ([None], "is 'None'; expected a list"),
         ([[[1], [0]]], "expected a list with the class"),
         (["[1, 0"], r"is '\[1, 0'; expected a list"),
+        (["[" * 100_000], r"is '\[\[\[.*'; expected a list"),
     ],
 )
 def test_bad_votes_are_named(tmp_path: Path, votes: list[Any], message: str) -> None:
     cfg = task(write_rows(tmp_path / "a.jsonl", votes))
     with pytest.raises(W2SError, match=message):
+        get_task("local").load(cfg, seed=0)
+
+
+def test_votes_in_bytes_that_are_no_text(tmp_path: Path) -> None:
+    cfg = task(write_rows(tmp_path / "a.parquet", [[b"caf\xe9", b"spam"]]))
+    with pytest.raises(W2SError, match=r"row 1 of column 'votes' .* has the vote 'caf"):
         get_task("local").load(cfg, seed=0)
 
 

@@ -6,8 +6,9 @@ and the column ``010`` as 8.
 
 from __future__ import annotations
 
+import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,22 @@ def read_config_file(path: str | Path, kind: type) -> dict[str, Any]:
     if repeated := repeated_key(root):
         raise W2SError(f"{path}: {repeated}; keep one of them")
     try:
-        return dict(_settings(root, "", field_types(kind), kind))
+        return _once(_settings(root, "", field_types(kind), kind))
     except W2SError as err:
         raise W2SError(f"{path}: {err}") from err
+
+
+def _once(settings: Iterable[tuple[str, int, Any]]) -> dict[str, Any]:
+    """Return values by name; a block and a dotted name may both set one."""
+    values: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    for name, line, value in settings:
+        if name in values:
+            raise W2SError(
+                f"{name!r} is given twice, in lines {lines[name]} and {line}; keep one of them"
+            )
+        values[name], lines[name] = value, line
+    return values
 
 
 def leaf(node: yaml.Node, name: str, hint: Any) -> Any:
@@ -61,7 +75,7 @@ def leaf(node: yaml.Node, name: str, hint: Any) -> Any:
         hint: Its type; values of other types than text stay for the type's parser.
 
     Raises:
-        W2SError: The node is of another shape.
+        W2SError: The node is of another shape, or a number in base 8 or 60.
     """
     is_list = isinstance(node, yaml.SequenceNode)
     expected = without_none(hint)
@@ -72,8 +86,23 @@ def leaf(node: yaml.Node, name: str, hint: Any) -> Any:
         raise W2SError(f"{name} is {got}; expected one value")
     if node.tag == _NULL:
         return None
-    is_text = expected is str or typing.get_origin(expected) is tuple
-    return _join_pairs(node.value) if is_text else yaml.SafeLoader("").construct_object(node)
+    if expected is str or typing.get_origin(expected) is tuple:
+        return _join_pairs(node.value)
+    value = yaml.SafeLoader("").construct_object(node)
+    if _is_in_another_base(node.value, value):
+        raise W2SError(
+            f"{name} is {node.value!r}, which YAML reads in base {60 if ':' in node.value else 8}; "
+            "write a number without colons and leading zeros"
+        )
+    return value
+
+
+def _is_in_another_base(text: str, value: Any) -> bool:
+    """Return whether YAML takes a scalar for another number than its digits say: 010, 1:30."""
+    digits = text.strip().lstrip("+-").replace("_", "")
+    if ":" in digits:
+        return re.fullmatch(r"[\d:.]+", digits) is not None
+    return type(value) is int and digits.isdecimal() and int(digits) != abs(value)
 
 
 def _join_pairs(text: str) -> str:
@@ -85,7 +114,7 @@ def parse_value(text: str, name: str, hint: Any) -> Any:
     """Return the value of an option that is written in YAML, such as ``[0, 1]``.
 
     Raises:
-        W2SError: The text is not YAML, or of another shape.
+        W2SError: The text is not YAML, or of another shape, or a number in base 8 or 60.
     """
     try:
         return leaf(typing.cast(yaml.Node, yaml.compose(text, yaml.SafeLoader)), name, hint)
@@ -96,13 +125,14 @@ def parse_value(text: str, name: str, hint: Any) -> Any:
 
 def _settings(
     node: yaml.MappingNode, prefix: str, known: dict[str, Any], kind: type
-) -> Iterator[tuple[str, Any]]:
+) -> Iterator[tuple[str, int, Any]]:
     blocks = {k.rsplit(".", i)[0] for k in known for i in range(1, k.count(".") + 1)}
     yaml.SafeLoader("").flatten_mapping(node)  # merge keys, <<
-    for key, value in node.value:
+    # Of a merged key and one of the block itself, the latter comes last and counts.
+    for key, value in {str(key.value): (key, value) for key, value in node.value}.values():
         name = f"{prefix}{key.value}"
         if name in known:
-            yield name, leaf(value, name, known[name])
+            yield name, key.start_mark.line + 1, leaf(value, name, known[name])
         elif name not in blocks:
             raise unknown_setting(_first_name(value, name), kind)
         elif isinstance(value, yaml.MappingNode):

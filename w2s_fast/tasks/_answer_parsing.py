@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 
 CLASSES = ("wrong", "right")
 PROMPT = "{text}"
 _MARKER = "####"
 # A minus after a digit or a bracket is a subtraction; commas count only between thousands.
-_NUMBER = re.compile(r"(?<![\w.)])[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))")
+_NUMBER = re.compile(
+    r"(?<![\w.)])[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?"
+)
+# Typeset text has a minus sign or a hyphen of its own. Dashes are punctuation.
+_HYPHENS = str.maketrans(dict.fromkeys("\u2010\u2011\u2212\ufe63\uff0d", "-"))
+_MOST_PLACES = 400  # any double has fewer; more would let "1e999999999" take a gigabyte
 
 
 def after(prompt: str, answer: str) -> str:
@@ -34,8 +40,10 @@ def last_line(text: str) -> str:
 def final_number(text: str) -> str:
     """Return the number after "####", or else the last number, in canonical spelling.
 
-    "1,000", "$1000", "1000." and "1000.0" are all "1000".
+    "1,000", "$1000", "1000.", "1000.0" and "1e3" are all "1000". A number that is too large for
+    a `Decimal` is no answer.
     """
+    text = text.translate(_HYPHENS)
     _, marker, rest = text.partition(_MARKER)
     match = _NUMBER.search(rest) if marker else None
     if match is None:
@@ -47,12 +55,15 @@ def final_number(text: str) -> str:
 
 
 def _plain(number: str) -> str:
-    digits = number.replace(",", "").replace("$", "").replace("+", "")
-    minus, digits = digits.startswith("-"), digits.lstrip("-")
-    whole, dot, rest = digits.partition(".")
-    rest = rest.rstrip("0")
-    plain = (whole.lstrip("0") or "0") + (f".{rest}" if rest else "")
-    return f"-{plain}" if minus and plain != "0" else plain
+    """Return the one spelling of a number: digits without an exponent, unless it is enormous."""
+    digits = number.replace(",", "").replace("$", "")
+    exact = Context(prec=len(digits), Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
+    value = Decimal(digits, exact).normalize(exact)
+    if not value.is_finite():
+        return ""
+    if not value:
+        return "0"
+    return f"{value:f}" if abs(value.adjusted()) <= _MOST_PLACES else str(value)
 
 
 READERS: dict[str, Callable[[str], str]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +118,22 @@ def texts(path: Path, values: Sequence[Any], key: str, ref: str) -> list[str]:
     Raises:
         W2SError: A cell is empty.
     """
-    cells = [None if is_missing(value) else str(value) for value in values]
+    cells = [None if is_missing(value) else written(value) for value in values]
     check_present(path, cells, key, ref)
     return [value for value in cells if value is not None]
 
 
 def groups(values: Sequence[Any] | None, n: int) -> list[str | None]:
     """Return the cells of the group column; None for a blank cell, or if there is no column."""
-    return [None if is_missing(value) else str(value) for value in values or [None] * n]
+    return [None if is_missing(value) else written(value) for value in values or [None] * n]
+
+
+def written(value: Any) -> str:
+    """Return a cell as people write it: Python spells the number 0.00002 "2e-05"."""
+    text = str(value)
+    if isinstance(value, float | Decimal) and "e" in text.lower():
+        return f"{Decimal(text):f}"
+    return text
 
 
 def check_present(path: Path, values: Sequence[str | None], key: str, ref: str) -> None:

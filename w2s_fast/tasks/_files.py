@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.tasks._delimited import Dialect, parse_delimited
 from w2s_fast.tasks._encoding import decode_cell, decode_file
+from w2s_fast.tasks._nesting import check_nesting
 from w2s_fast.tasks._read_once import once
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ def _read_json(text: str, path: Path) -> pyarrow.Table:
             f"{path} is a JSON array; expected one object per line, without the brackets"
         )
     data = text.encode()
+    check_nesting(data, path)
     block = min(_MAX_ROW_BYTES, max(1 << 20, len(data)))
     options = pyarrow.json.ReadOptions(use_threads=False, block_size=block)
 
@@ -190,8 +192,21 @@ def _read_json(text: str, path: Path) -> pyarrow.Table:
 
     table = read(None)
     # Strings that look like dates would be written out in another form.
-    dates = [f.name for f in table.schema if pyarrow.types.is_timestamp(f.type)]
-    return read(pyarrow.schema([(name, pyarrow.string()) for name in dates])) if dates else table
+    schema = pyarrow.schema([(f.name, _without_dates(f.type)) for f in table.schema])
+    return table if schema.types == table.schema.types else read(schema)
+
+
+def _without_dates(kind: pyarrow.DataType) -> pyarrow.DataType:
+    """Return the type of a JSON column with texts for dates, in lists and objects too."""
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_list(kind):
+        return pyarrow.list_(_without_dates(kind.value_type))
+    if types.is_struct(kind):
+        parts = [kind.field(i) for i in range(kind.num_fields)]
+        return pyarrow.struct([(part.name, _without_dates(part.type)) for part in parts])
+    return pyarrow.string() if types.is_timestamp(kind) else kind
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

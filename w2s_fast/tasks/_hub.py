@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from w2s_fast.errors import W2SError
 from w2s_fast.tasks._base import Examples, TaskData
 from w2s_fast.tasks._config import TaskConfig
 from w2s_fast.tasks._examples import Item, as_examples, split_items
-from w2s_fast.tasks._files import SUFFIXES, file_format, read_table, text_cell
+from w2s_fast.tasks._files import read_table, text_cell
 from w2s_fast.tasks._labels import canonical_name
+from w2s_fast.tasks._split_files import joined, split_files
 
 Row = Mapping[str, Any]
 # Formatting all 3.6 million rows of the largest set takes minutes, and no run uses that many.
@@ -133,16 +133,14 @@ class HubTask:
         return text_cell(value, f"{self.name}: a value in column {column_name!r}", encoding)
 
     def _local_table(self, cfg: TaskConfig, root: Path, split: str) -> Any:
-        import pyarrow
-
         if not root.is_dir():
             raise W2SError(f"task.path={root}: no such directory; {self._where()}")
         if self.config is not None and (root / self.config).is_dir():
             root = root / self.config
-        tables = [self._columns_of(cfg, file) for file in _split_files(root, split)]
-        if not tables:
+        files = split_files(root, split)
+        if not files:
             raise W2SError(f"task.path={root} has no {split} file; {self._where()}")
-        return pyarrow.concat_tables(tables)
+        return joined({file: self._columns_of(cfg, file) for file in files})
 
     def _columns_of(self, cfg: TaskConfig, file: Path) -> Any:
         table = read_table(file, True, cfg.delimiter, cfg.quoted, cfg.encoding)
@@ -207,10 +205,3 @@ def class_index(value: Any, column_name: str, n_classes: int) -> int:
             "of this set"
         )
     return index
-
-
-def _split_files(root: Path, split: str) -> list[Path]:
-    """Find ``split``.ext, its shards, and files in a directory of that name, at any depth."""
-    named = re.compile(rf"{split}(-\d+-of-\d+)?\.")
-    files = [path for path in root.rglob("*") if path.is_file() and file_format(path) in SUFFIXES]
-    return sorted(path for path in files if named.match(path.name) or path.parent.name == split)

@@ -13,6 +13,7 @@ from typing import Any
 
 from w2s_fast.errors import DataWarning, W2SError
 
+_SELECTORS = re.compile("[\ufe00-\ufe0f]")  # of a symbol's shape, as text or as emoji
 _WHOLE = re.compile(r"([+-]?)(0|[1-9][0-9]*)(?:\.0*)?")  # no leading zero: "01" is a code
 
 
@@ -67,27 +68,40 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def warn_of_near_equals(labels: Sequence[str], path: Path) -> None:
-    """Warn of classes that differ only in case or format, such as "1" and "01"."""
+    """Warn of classes that differ only in case, format, as "1" and "01", or unseen characters."""
     alike: dict[str, list[str]] = {}
     counts = Counter(labels)
     for name in ordered(counts):
         alike.setdefault(_meaning(name), []).append(name)
     for group in alike.values():
         if len(group) > 1:
-            shown = " and ".join(f"{name!r} ({counts[name]} rows)" for name in group)
+            shown = " and ".join(f"{_shown(name)} ({counts[name]} rows)" for name in group)
             warnings.warn(
-                f"{path}: the classes {shown} differ only in case or format; correct the rows if "
-                "they are one class",
+                f"{path}: the classes {shown} differ only in case or format, or in characters that "
+                "are not seen; correct the rows if they are one class",
                 DataWarning,
                 stacklevel=2,
             )
 
 
 def _meaning(name: str) -> str:
-    text = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
+    seen = unicodedata.normalize("NFKC", "".join(filter(_is_seen, name)))
+    text = " ".join(seen.split()).casefold()
     if len(text) > 15:  # more digits than a float distinguishes
         return text
     try:
         return f"number {float(text)}"
     except ValueError:
         return text
+
+
+def _is_seen(character: str) -> bool:
+    """Return whether a character is drawn, or is white space: joiners, marks of order are not."""
+    return character.isspace() or not (
+        unicodedata.category(character) in ("Cc", "Cf") or _SELECTORS.match(character)
+    )
+
+
+def _shown(name: str) -> str:
+    """Return a name in quotes, with what cannot be seen as escapes."""
+    return _SELECTORS.sub(lambda found: f"\\u{ord(found[0]):04x}", repr(name))

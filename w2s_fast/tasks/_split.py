@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
 
 import numpy as np
@@ -91,53 +92,90 @@ def split_pool(
     Raises:
         W2SError: There are too few rows, or rows of one class only.
     """
-    test_source = test_source or source
-    _check_enough(pool, test_pool, cfg, source, test_source)
+    train, test = _sources(pool, test_pool, cfg, source, test_source or source)
+    for each in dict.fromkeys((train, test)):
+        _check_enough(each)
     drawn = class_names if pool.answers is None else ("answers",)
+    fits = _unbalanced_fits if cfg.balance else _balanced_fits
+    other_balance_fits = all(fits(each, len(drawn)) for each in (train, test))
     taken: set[str] = set()
     splits: dict[str, Examples] = {}
     for part in ("test", "weak", "transfer"):
-        rows = test_pool if part == "test" and test_pool is not None else pool
+        rows = test if part == "test" else train
         rng = Random(f"{seed}/{part}")
-        where = source if rows is pool else test_source
-        splits[part] = _draw(rows, part, taken, drawn, cfg, rng, where)
+        splits[part] = _draw(rows, part, taken, drawn, cfg, rng, other_balance_fits)
         taken.update(splits[part].groups)
-        if part == "test" and test_pool is not None:
-            taken.update(test_pool.groups)
     kind = "classification" if pool.answers is None else "generation"
-    weak, transfer, test = splits["weak"], splits["transfer"], splits["test"]
-    return TaskData(cfg.name, tuple(class_names), weak, transfer, test, kind=kind)
+    weak, transfer = splits["weak"], splits["transfer"]
+    return TaskData(cfg.name, tuple(class_names), weak, transfer, splits["test"], kind=kind)
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """Rows that splits are drawn from.
+
+    Attributes:
+        rows: The rows.
+        sizes: Setting -> rows of each of these splits.
+        name: Name of the data in messages.
+        left_out: Words about rows that are not among ``rows``, for messages; "" if there are none.
+    """
+
+    rows: Examples
+    sizes: dict[str, int]
+    name: str
+    left_out: str = ""
+
+
+def _sources(
+    pool: Examples, test_pool: Examples | None, cfg: TaskConfig, name: str, test_name: str
+) -> tuple[_Source, _Source]:
+    """Return the rows to train on and those to test on; with one file, these are the same."""
+    sizes = {f"task.n_{part}": getattr(cfg, f"n_{part}") for part in ("weak", "transfer", "test")}
+    if test_pool is None:
+        one = _Source(pool, sizes, name)
+        return one, one
+    test = _Source(test_pool, {"task.n_test": sizes.pop("task.n_test")}, test_name)
+    tested = set(test_pool.groups)
+    free = [row for row, group in enumerate(pool.groups) if group not in tested]
+    if len(free) == len(pool):
+        return _Source(pool, sizes, name), test
+    left_out = (
+        f" without the {len(pool) - len(free)} of {len(pool)} that are left out because "
+        f"{test_name} has their text or group too, as rows to test on"
+    )
+    return _Source(pool.take(free), sizes, name, left_out), test
 
 
 def _draw(
-    pool: Examples,
+    source: _Source,
     part: str,
     taken: set[str],
     class_names: Sequence[str],
     cfg: TaskConfig,
     rng: Random,
-    source: str,
+    other_balance_fits: bool,
 ) -> Examples:
     """Fill one split from the groups that are not taken, in random order."""
-    size = getattr(cfg, f"n_{part}")
+    size = source.sizes[f"task.n_{part}"]
     room = [size] * len(class_names)
     if cfg.balance:
         room = [size // len(room) + (c < size % len(room)) for c in range(len(room))]
-    chosen = _fill(pool, taken, room, size, rng)
+    chosen = _fill(source.rows, taken, room, size, rng)
     if len(chosen) < size:
         short = max(range(len(room)), key=room.__getitem__)
         message = _shortage(source, part, size, len(chosen), room, class_names[short], cfg)
-        if cfg.balance and _unbalanced_fits(pool, cfg):
+        if cfg.balance and other_balance_fits:
             message += ", or set task.balance=false"
         raise W2SError(message)
     rng.shuffle(chosen)  # rows of a group must not follow each other in training
-    drawn = pool.take(chosen)
+    drawn = source.rows.take(chosen)
     if len(class_names) > 1 and len(set(drawn.labels.tolist())) < 2:
         fix = f"raise task.n_{part}, or add rows of other classes"
-        if _balanced_fits(pool, cfg, len(class_names)):
+        if not cfg.balance and other_balance_fits:
             fix = f"raise task.n_{part} or set task.balance=true"
         raise W2SError(
-            f"{source}: all {size} {part} rows drawn are of class "
+            f"{source.name}: all {size} {part} rows drawn are of class "
             f"{class_names[int(drawn.labels[0])]!r}; {fix}"
         )
     return drawn
@@ -173,51 +211,52 @@ def _fill(pool: Examples, taken: set[str], room: list[int], size: int, rng: Rand
 
 
 def _shortage(
-    source: str, part: str, size: int, drawn: int, room: list[int], short: str, cfg: TaskConfig
+    source: _Source,
+    part: str,
+    size: int,
+    drawn: int,
+    room: list[int],
+    short: str,
+    cfg: TaskConfig,
 ) -> str:
     fix = "lower task.n_weak, task.n_transfer or task.n_test, or add rows"
     if not cfg.balance or len(room) == 1:
         return (
-            f"{source}: task.n_{part}={size} but only {drawn} rows are left if groups stay "
-            f"whole; {fix}"
+            f"{source.name}: task.n_{part}={size} but only {drawn} rows are left if groups stay "
+            f"whole{source.left_out}; {fix}"
         )
     return (
-        f"{source}: task.n_{part}={size} balanced over {len(room)} classes is {max(room)} rows of "
-        f"class {short!r} short; {fix}"
+        f"{source.name}: task.n_{part}={size} balanced over {len(room)} classes is {max(room)} "
+        f"rows of class {short!r} short{source.left_out}; {fix}"
     )
 
 
-def _balanced_fits(pool: Examples, cfg: TaskConfig, n_classes: int) -> bool:
+def _balanced_fits(source: _Source, n_classes: int) -> bool:
     """Return whether every class has the rows of balanced splits, if groups were single rows."""
-    counts = Counter(pool.labels.tolist())
-    needed = sum(-(-size // n_classes) for size in (cfg.n_weak, cfg.n_transfer, cfg.n_test))
+    counts = Counter(source.rows.labels.tolist())
+    needed = sum(-(-size // n_classes) for size in source.sizes.values())
     return all(counts[c] >= needed for c in range(n_classes))
 
 
-def _unbalanced_fits(pool: Examples, cfg: TaskConfig) -> bool:
+def _unbalanced_fits(source: _Source, n_classes: int) -> bool:
     """Return whether splits drawn at random probably have a second class.
 
     With three such rows expected, a split of one class has a probability of about exp(-3).
     """
-    needed = cfg.n_weak + cfg.n_transfer + cfg.n_test
-    counts = Counter(pool.labels.tolist())
-    others = 1 - max(counts.values()) / len(pool)
-    return len(pool) >= needed and others * min(cfg.n_weak, cfg.n_transfer, cfg.n_test) >= 3
+    rows, sizes = source.rows, source.sizes.values()
+    if len(rows) < sum(sizes):
+        return False
+    others = 1 - max(Counter(rows.labels.tolist()).values()) / len(rows)
+    return others * min(sizes) >= 3
 
 
-def _check_enough(
-    pool: Examples, test_pool: Examples | None, cfg: TaskConfig, source: str, test_source: str
-) -> None:
-    needed = cfg.n_weak + cfg.n_transfer + (cfg.n_test if test_pool is None else 0)
-    if len(pool) < needed:
-        names = "task.n_weak + task.n_transfer" + (" + task.n_test" if test_pool is None else "")
+def _check_enough(source: _Source) -> None:
+    needed, has = sum(source.sizes.values()), len(source.rows)
+    if has < needed:
+        lower = "them" if len(source.sizes) > 1 else "it"
         raise W2SError(
-            f"{source} has {len(pool)} rows, but {names} = {needed}; lower them or add rows"
-        )
-    if test_pool is not None and len(test_pool) < cfg.n_test:
-        raise W2SError(
-            f"{test_source} has {len(test_pool)} rows, but task.n_test = {cfg.n_test}; lower it or "
-            "add rows"
+            f"{source.name} has {has} rows{source.left_out}, but {' + '.join(source.sizes)} = "
+            f"{needed}; lower {lower} or add {'other ' if source.left_out else ''}rows"
         )
 
 

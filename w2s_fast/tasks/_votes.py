@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from w2s_fast.errors import W2SError, nearest
-from w2s_fast.tasks._columns import is_missing, read_columns
+from w2s_fast.tasks._columns import is_missing, read_columns, written
 from w2s_fast.tasks._config import TaskConfig
-from w2s_fast.tasks._labels import canonical_name
+from w2s_fast.tasks._labels import canonical_name, canonical_truths
 
 ABSTAIN = -1
 
@@ -39,7 +40,8 @@ def read_votes(paths: Sequence[Path], names: Sequence[str], cfg: TaskConfig) -> 
     position = _positions(names)
     rows: list[list[int]] = []
     for path in paths:
-        cells = read_columns(path, {"votes": cfg.votes}, cfg, unpack=_as_text)["votes"]
+        as_text = partial(_as_text, encoding=cfg.encoding)
+        cells = read_columns(path, {"votes": cfg.votes}, cfg, unpack=as_text)["votes"]
         for i, cell in enumerate(cells):
             where = f"{path}: row {i + 1} of column {cfg.votes!r} (task.votes)"
             votes = [_vote(value, position, where) for value in _parse(cell, where)]
@@ -65,8 +67,15 @@ def _positions(names: Sequence[str]) -> dict[str, int]:
     return position
 
 
-def _as_text(cell: Any) -> Any:
-    return json.dumps(list(cell)) if isinstance(cell, list | tuple) else cell
+def _as_text(cell: Any, encoding: str) -> Any:
+    """Return a list as JSON, with its votes spelled as the label column spells such cells."""
+
+    def spelled(value: Any) -> str:
+        if isinstance(value, bytes):  # what is no text stays visible: no class has that name
+            return value.decode(encoding, "backslashreplace")
+        return written(value)
+
+    return json.dumps(list(cell), default=spelled) if isinstance(cell, list | tuple) else cell
 
 
 def _parse(cell: Any, where: str) -> list[Any]:
@@ -74,7 +83,7 @@ def _parse(cell: Any, where: str) -> list[Any]:
     text = "" if is_missing(cell) else str(cell).strip()
     try:
         values = json.loads(text) if text.startswith("[") else text.replace(",", " ").split()
-    except ValueError:
+    except (ValueError, RecursionError):
         values = []
     if not values or any(isinstance(v, list | dict) for v in values):
         raise W2SError(
@@ -87,12 +96,13 @@ def _parse(cell: Any, where: str) -> list[Any]:
 def _vote(value: Any, position: dict[str, int], where: str) -> int:
     if value is None or is_missing(value):
         return ABSTAIN
-    name = canonical_name(str(value))
+    name = canonical_name(written(value))
     if name == str(ABSTAIN):
         return ABSTAIN
-    if name not in position:
-        raise W2SError(
-            f"{where} has the vote {value!r}; expected one of {list(position)}, or -1 to abstain"
-            f"{nearest(name, list(position))}"
-        )
-    return position[name]
+    for spelling in (name, *canonical_truths([name])):
+        if spelling in position:
+            return position[spelling]
+    raise W2SError(
+        f"{where} has the vote {value!r}; expected one of {list(position)}, or -1 to abstain"
+        f"{nearest(name, list(position))}"
+    )
