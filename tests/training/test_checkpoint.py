@@ -163,3 +163,26 @@ def test_a_sample_of_weights_reaches_the_end_of_a_tensor() -> None:
     with torch.no_grad():
         model.weight[:, 500:] += 1
     assert not sample_weights(model).equal(before)
+
+
+def test_one_of_another_version_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not record all that tells trainings apart; what it lacks is not named as a change."""
+    monkeypatch.setattr(checkpoint, "_FORMAT", 1)
+    checkpoint.save(tmp_path, 2, 1.0, [("w", torch.tensor([2]))], {"seed": 0})
+    monkeypatch.undo()
+    with pytest.raises(W2SError, match="step-00000002 was written by another version of w2s_fast"):
+        checkpoint.load(tmp_path, {"seed": 0, "dtype": "torch.float32"})
+
+
+def test_the_message_names_the_part_that_differs(tmp_path: Path) -> None:
+    saved = {"watch": {"every": 2, "data": "a" * 64}, "seed": 0}
+    checkpoint.save(tmp_path, 2, 1.0, [("w", torch.tensor([2]))], saved)
+    for other, says in (
+        ({"every": 2, "data": "a" * 64, "score": "nll"}, "watch.score was not set, now it is nll;"),
+        ({"every": 3, "data": "a" * 64}, "watch.every was 2, now it is 3;"),
+        (None, "watch was {'data': 'aa.*, now it is None;"),
+    ):
+        with pytest.raises(W2SError, match=says):
+            checkpoint.load(tmp_path, {"watch": other, "seed": 0})

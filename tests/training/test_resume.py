@@ -14,10 +14,12 @@ from torch import nn
 
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
+from w2s_fast.models import ModelConfig, build_model
 from w2s_fast.models.weights import module_tensors
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import Encoded, train
 from w2s_fast.training.checkpoint import finished
+from w2s_fast.training.engine import PlainEngine
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +125,63 @@ def test_checkpoint_of_another_training_is_refused(
     weights.write_bytes(whole[:-1] + b"?")  # one byte
     with pytest.warns(UserWarning, match="differs from its checksum.; continuing from step"):
         refused("lr was 0.01, now it is 0.02", lr=0.02)
+
+
+class Killed(Exception):
+    pass
+
+
+def _kill_at_three(step: int, _steps: int, _loss: float) -> None:
+    if step == 3:
+        raise Killed
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ({"dtype": "fp32"}, {"dtype": "bf16"}, "dtype was torch.float32, now it is torch.bfloat16"),
+        ({"dtype": "bf16"}, {"dtype": "fp32"}, "dtype was torch.bfloat16, now it is torch.float32"),
+        ({}, {"heads": 4}, "form.base.config.head_dim was 8, now it is 4"),
+        ({}, {"pooling": "mean"}, "form.pooling was last, now it is mean"),
+        ({"lora_rank": 2}, {"lora_rank": 2, "lora_alpha": 32}, "lora_alpha was 16, now it is 32"),
+    ],
+)
+def test_a_checkpoint_of_another_model_of_the_same_shapes_is_refused(
+    before: dict[str, Any],
+    after: dict[str, Any],
+    says: str,
+    tokenizer: Any,
+    data: Encoded,
+    soft: np.ndarray,
+    tmp_path: Path,
+) -> None:
+    """Its weights would fit, and the numbers would be wrong without a word."""
+    if "lora_rank" in before:
+        pytest.importorskip("peft")
+
+    def fit(fields: dict[str, Any], **options: Any) -> dict[str, Any]:
+        cfg = replace(BASE, checkpoint_every=2)
+        model = build_model(
+            ModelConfig("scratch", **{"hidden": 16, "heads": 2} | fields), 2, tokenizer, 0
+        )
+        return train(
+            model, data, soft, make_loss("xent"), cfg, 0, checkpoint_dir=tmp_path, **options
+        )
+
+    with pytest.raises(Killed):
+        fit(before, progress=_kill_at_three)
+    with pytest.raises(W2SError, match=f"is of another training: .*{says}; use another directory"):
+        fit(after)
+    fit(before)
+
+
+def test_masters_that_were_not_saved_begin_with_the_saved_weights() -> None:
+    """As where a layer of a model with several dtypes was fp32, and is bf16 now."""
+    torch.manual_seed(0)
+    fp32, bf16 = nn.Linear(3, 2), nn.Linear(3, 2).bfloat16()
+    saved = dict(PlainEngine(fp32, BASE).tensors())
+    engine = PlainEngine(bf16, BASE)
+    engine.load(saved.get)
+    for name, master in engine.masters():
+        assert torch.equal(master, fp32.state_dict()[name])
+        assert torch.equal(bf16.state_dict()[name], master.bfloat16())

@@ -29,6 +29,7 @@ from w2s_fast.store import StoreWarning
 
 _PREFIX = "step-"
 _META = "state.json"
+_FORMAT = 2  # of ``state.json``; 1 had none, and did not record form and dtype of the model
 N_KEPT = 2
 
 
@@ -120,6 +121,7 @@ def save(
     written = world.all_gather_object([file, digest, list(own)])
     if world.is_main_process:
         meta = {
+            "format": _FORMAT,
             "step": step,
             "seconds": seconds,
             "training": identity,
@@ -142,7 +144,7 @@ def load(
 
     Raises:
         W2SError: if the newest undamaged one is of another training, the message names the
-            difference; or if one may not be read.
+            difference, or of another version of this package; or if one may not be read.
     """
     names = world.broadcast_object([p.name for p in finished(directory)])
     if world.is_main_process:
@@ -156,9 +158,13 @@ def load(
             damaged.append(f"checkpoint {path} is damaged ({fault})")
             continue
         _warn(damaged, f"continuing from {name}", world)
+        if meta.get("format") != _FORMAT:
+            raise W2SError(
+                f"checkpoint {path} was written by another version of w2s_fast; use another "
+                "directory, or remove this one to start again"
+            )
         saved = meta["training"]
-        differs = sorted(k for k in {*saved, *identity} if saved.get(k) != identity.get(k))
-        if differs:
+        if differs := _differing(saved, identity):
             raise W2SError(
                 f"checkpoint {path} is of another training: "
                 f"{_difference(differs[0], saved, identity)}; use another directory, or remove "
@@ -298,9 +304,17 @@ def _verify(path: Path, world: World) -> tuple[dict[str, Any] | None, str]:
     return (None, first) if first else (meta, "")
 
 
-def _difference(key: str, saved: dict[str, Any], identity: dict[str, Any]) -> str:
-    short = [str(d.get(key))[:60] for d in (saved, identity)]
+def _difference(key: str, saved: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """Say how a value differs, of groups of values its first part that does."""
+    values = [d.get(key, "not set") for d in (saved, identity)]
+    if all(isinstance(value, dict) for value in values):
+        return f"{key}.{_difference(_differing(*values)[0], *values)}"
+    short = [str(value)[:60] for value in values]
     return f"{key} was {short[0]}, now it is {short[1]}"
+
+
+def _differing(saved: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    return sorted(k for k in {*saved, *identity} if saved.get(k) != identity.get(k))
 
 
 def flush(path: Path) -> None:

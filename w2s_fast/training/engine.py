@@ -104,7 +104,9 @@ class PlainEngine:
         """See ``Engine``."""
         names = module_tensors(self._model)
         load_module(self._model, {k: read_required(read, f"model.{k}") for k in names})
-        self._optimizer.load(lambda name: read(f"optimizer.{name}"))
+        self._optimizer.load(
+            lambda name: read(f"optimizer.{name}"), lambda name: read(f"model.{name}")
+        )
 
 
 def read_required(read: ReadTensor, name: str) -> Tensor:

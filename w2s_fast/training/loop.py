@@ -39,6 +39,7 @@ from w2s_fast.training.engine_choice import make_engine
 from w2s_fast.training.first_pass import FirstPass, check_step_targets
 from w2s_fast.training.head_input import HeadInput, head_of
 from w2s_fast.training.mixup import check_mixed
+from w2s_fast.training.model_form import lowest_dtype, model_form
 from w2s_fast.training.monitor import Monitor, Watch
 from w2s_fast.training.nested_dropout import nested_width
 from w2s_fast.training.self_targets import SelfTargets
@@ -174,6 +175,7 @@ class _Training:
         self.shapes = [
             (n, list(shape_of(t)), t.requires_grad) for n, t in module_tensors(model).items()
         ]
+        self.form, self.dtype = model_form(model), str(lowest_dtype(model))
         self.head_input: HeadInput | None = None
         contrast = getattr(step_targets, "contrast", 0.0)
         if cfg.nested_dropout or contrast:
@@ -366,6 +368,8 @@ class _Training:
             **made,
             "seed": self.seed,
             "loss": repr(self.loss),
+            "form": self.form,
+            "dtype": self.dtype,
             "model": hashlib.sha256(repr(self.shapes).encode()).hexdigest(),
             "data": self.data.digest(),
             "targets": self.batches.digest(),

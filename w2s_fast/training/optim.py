@@ -102,10 +102,24 @@ class MasterAdamW:
                 out[f"{key}.{name}"] = value
         return out
 
-    def load(self, read: Callable[[str], Tensor | None]) -> None:
-        """Restore ``tensors``; ``read`` returns None for a name that was not saved."""
+    def load(
+        self,
+        read: Callable[[str], Tensor | None],
+        read_weight: Callable[[str], Tensor | None],
+    ) -> None:
+        """Restore ``tensors``.
+
+        Args:
+            read: returns a tensor by its name, None for one that was not saved.
+            read_weight: the same for parameters by theirs. One that was its own master has no
+                other, and its master here would keep the weights that the training began with.
+        """
         for name, master in self.masters.items():
-            if (saved := read(f"master.{name}")) is not None:
+            saved, p = read(f"master.{name}"), self._params[name]
+            if saved is None and master is not p:
+                weight = read_weight(name)
+                saved = p if weight is None else weight
+            if saved is not None:
                 with torch.no_grad():
                     master.copy_(saved)
             state = {key: read(f"{key}.{name}") for key in ADAMW_STATE}
