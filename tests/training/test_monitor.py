@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,25 @@ class Scripted:
 
     def __call__(self, probs: np.ndarray) -> float:
         return self.left.pop(0)
+
+
+def _first(probs: np.ndarray) -> float:
+    return float(probs[0, 0])
+
+
+def _share(probs: np.ndarray, power: float, rows: Any = None) -> float:
+    return float((probs[:, 0] ** power).mean())
+
+
+@dataclass(frozen=True)
+class Power:
+    power: float
+
+    def __call__(self, probs: np.ndarray) -> float:
+        return _share(probs, self.power)
+
+    def score(self, probs: np.ndarray) -> float:
+        return self(probs)
 
 
 def _fit(model: nn.Module, data: Encoded, watch: Watch | None, **fields: Any) -> dict[str, Any]:
@@ -237,13 +257,43 @@ def test_what_a_checkpoint_refuses(
         _fit(_model(tokenizer), data, watch, checkpoint_every=5, checkpoint_dir=tmp_path)
 
     fit(Watch(held, Scripted(2, 3, 1, 0), keep="best"))
-    for watch in (None, Watch(held), Watch(data, Scripted(), keep="best")):
-        with pytest.raises(W2SError, match="watch was"):
+    for watch, part in (
+        (None, "watch was {"),
+        (Watch(held), "watch.keep was best, now it is last"),
+        (Watch(data, Scripted(), keep="best"), "watch.data was"),
+        (Watch(held, _first, keep="best"), "watch.score was .*Scripted, now it is .*_first"),
+        (
+            Watch(held, lambda p: -_first(p), keep="best"),
+            "watch.score was .*Scripted, now .*<lambda> [0-9a-f]{12};",
+        ),
+    ):
+        with pytest.raises(W2SError, match=part):
             fit(watch)
     for part in tmp_path.glob("best-*"):
         part.rename(tmp_path / f"moved-{part.name}")
     with pytest.warns(StoreWarning, match="best-00000006/model.safetensors: No such file"):
         fit(Watch(held, Scripted(2, 3, 1, 0), keep="best"))
+
+
+def test_how_scores_are_told_apart(held: Encoded) -> None:
+    """By their names; what has none to tell is no error."""
+
+    def names(*scores: Any) -> list[str | None]:
+        found = [Watch(held, score).identity()["score"] for score in scores]
+        assert found == json.loads(json.dumps(found))
+        return found
+
+    a, b = (lambda p: float(p.mean()) for _ in range(2))
+    assert len(set(names(a, b))) == 1
+    different = (
+        _first, a, lambda p: float(p.max()), lambda p: float(p.mean() + 1), Power(1.0).score,
+        partial(_share, power=1.0), partial(_share, power=2.0), partial(partial(_share, power=2.0)),
+        Power(1.0), Power(2.0), Scripted(), np.mean, np.max, len, None,
+    )  # fmt: skip
+    assert len(set(names(*different))) == len(different) - 1  # partials of partials are flat
+    rows = [partial(_share, power=1.0, rows=np.arange(n)) for n in (1, 2)]
+    assert len(set(names(*rows, partial(_share, np.zeros(2))))) == 2  # arrays are not read
+    assert names(Scripted(1), Scripted(2), partial(Scripted(3), 1))[0] == names(Scripted(3))[0]
 
 
 def test_bad_watches(tokenizer: Any, data: Encoded, held: Encoded) -> None:

@@ -29,7 +29,7 @@ from w2s_fast.store import StoreWarning
 
 _PREFIX = "step-"
 _META = "state.json"
-_FORMAT = 2  # of ``state.json``; 1 had none, and did not record form and dtype of the model
+_FORMAT = 2  # of ``state.json``; 1 did not record it, nor form and dtype of the model, nor scores
 N_KEPT = 2
 
 
@@ -309,7 +309,7 @@ def _difference(key: str, saved: Mapping[str, Any], identity: Mapping[str, Any])
     values = [d.get(key, "not set") for d in (saved, identity)]
     if all(isinstance(value, dict) for value in values):
         return f"{key}.{_difference(_differing(*values)[0], *values)}"
-    short = [str(value)[:60] for value in values]
+    short = [str(value)[:160] for value in values]
     return f"{key} was {short[0]}, now it is {short[1]}"
 
 

@@ -34,6 +34,7 @@ from w2s_fast.training.data import RowData
 from w2s_fast.training.likelihood import completion_logprob
 from w2s_fast.training.pair_logprob import predict_pairs
 from w2s_fast.training.prediction import predict
+from w2s_fast.training.score_name import score_name
 
 KEEPS = ("last", "best")
 _MODEL = "model.safetensors"
@@ -47,7 +48,8 @@ class Watch:
         data: M rows to predict. For ``Completions`` the (M,) log-probabilities take the place of
             (M, C) probabilities. ``CompletionPairs``, for a loss over pairs alone, are predicted as
             in ``predict_pairs``.
-        score: function of the predictions; higher is better.
+        score: function of the predictions; higher is better. A checkpoint knows it by its name, see
+            ``score_name``.
         every: optimizer steps between evaluations; 0: at the end of every epoch. The end of the
             training is always evaluated.
         keep: ``last`` leaves the weights of the last step, ``best`` those of the first evaluation
@@ -75,7 +77,10 @@ class Watch:
 
     def identity(self) -> dict[str, Any]:
         """Return what identifies this watch in a checkpoint."""
-        return {"every": self.every, "keep": self.keep, "data": self.data.digest()}
+        score = score_name(self.score)
+        return {
+            "every": self.every, "keep": self.keep, "score": score, "data": self.data.digest(),
+        }  # fmt: skip
 
 
 class Evaluation(NamedTuple):
