@@ -151,7 +151,8 @@ class Store:
 
     def has_checkpoint(self, stage: str, key: str) -> bool:
         """Return whether an interrupted run left checkpoints of the stage."""
-        return (self._hidden(stage, key) / CHECKPOINT_NAME).is_dir()
+        folder = self._hidden(stage, key) / CHECKPOINT_NAME
+        return folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir())
 
     def _hidden(self, stage: str, key: str) -> Path:
         """Return the folder in which the stage is computed."""

@@ -16,7 +16,7 @@ import torch
 from helpers import ranks
 from torch import nn
 
-from w2s_fast.distributed.world import exit_process, init_distributed
+from w2s_fast.distributed.world import SINGLE_PROCESS, exit_process, init_distributed
 from w2s_fast.errors import W2SError
 from w2s_fast.losses import make_loss
 from w2s_fast.models import ModelConfig, build_model
@@ -24,7 +24,7 @@ from w2s_fast.models.weights import gathered, module_tensors
 from w2s_fast.store import StoreWarning
 from w2s_fast.tasks.datasets.agreement import tokenizer as agreement_tokenizer
 from w2s_fast.training import Encoded, TrainConfig, Watch, encode, predict, train
-from w2s_fast.training.checkpoint import finished
+from w2s_fast.training.checkpoint import finished, owned
 from w2s_fast.training.monitor import Monitor
 
 N = 23  # 12 steps of 8 rows in 4 epochs, which end after steps 3, 6, 9 and 12
@@ -170,7 +170,7 @@ def test_best_comes_back(
         now = predict(model, held)
         for step, then in zip(EPOCHS, log["trajectory"], strict=True):
             assert np.array_equal(now, then) == (step == best)
-    assert [p.name for p in tmp_path.iterdir()] == [f"best-{best:08d}"]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == [f"best-{best:08d}"]
     last = _model(tokenizer, dtype)
     log = _fit(last, data, Watch(held, Scripted(*scores)))
     assert log["best"] == best and np.array_equal(predict(last, held), log["trajectory"][-1])
@@ -273,6 +273,36 @@ def test_what_a_checkpoint_refuses(
         part.rename(tmp_path / f"moved-{part.name}")
     with pytest.warns(StoreWarning, match="best-00000006/model.safetensors: No such file"):
         fit(Watch(held, Scripted(2, 3, 1, 0), keep="best"))
+
+
+def test_a_folder_has_one_training_at_a_time(
+    tokenizer: Any, data: Encoded, held: Encoded, tmp_path: Path
+) -> None:
+    watch = Watch(held, Scripted(2, 3, 1, 0), keep="best")
+    folder = tmp_path / "checkpoints"
+    with owned(folder, SINGLE_PROCESS):
+        found = {p: p.read_bytes() for p in folder.iterdir()}
+        with pytest.raises(W2SError, match=r"is in use by the training of process \d+; give every"):
+            _fit(_model(tokenizer), data, watch, checkpoint_dir=folder)
+        assert found == {p: p.read_bytes() for p in folder.iterdir()}
+    _fit(_model(tokenizer), data, watch, checkpoint_dir=folder)
+
+
+def test_best_weights_that_changed_are_not_restored(
+    tokenizer: Any, data: Encoded, held: Encoded, tmp_path: Path
+) -> None:
+    scores = [2.0, 3.0, 1.0, 0.0]
+
+    def score(probs: np.ndarray) -> float:
+        if scores[0] == 1:
+            (path,) = tmp_path.glob("best-00000006/*.safetensors")
+            changed = bytearray(path.read_bytes())
+            changed[-1] ^= 1
+            path.write_bytes(changed)
+        return scores.pop(0)
+
+    with pytest.raises(W2SError, match="the best weights, .*, changed after they were written"):
+        _fit(_model(tokenizer), data, Watch(held, score, keep="best"), checkpoint_dir=tmp_path)
 
 
 def test_how_scores_are_told_apart(held: Encoded) -> None:

@@ -16,7 +16,7 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from w2s_fast.distributed.world import SINGLE_PROCESS, World
 from w2s_fast.errors import W2SError, one_line
-from w2s_fast.files import file_hash, read_sealed, write_sealed
+from w2s_fast.files import file_hash, file_lock, read_sealed, write_sealed
 from w2s_fast.store import StoreWarning
 
 _PREFIX = "step-"
@@ -133,6 +133,32 @@ def save(
     _raise_on_all(world, final, error)
     if world.is_main_process:
         _prune(directory, final)
+
+
+@contextlib.contextmanager
+def owned(directory: Path | None, world: World) -> Iterator[None]:
+    """Keep other trainings out of a folder of checkpoints inside the block; a collective call.
+
+    Raises:
+        W2SError: on every process, if another training uses it.
+    """
+    taken = (
+        f"checkpoint_dir {directory} is in use by the training of process {{pid}}; give every "
+        "training a folder of its own"
+    )
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            assert directory is not None
+            # A folder that cannot be written is an error of the first checkpoint, and some file
+            # systems have no locks.
+            with contextlib.suppress(OSError):
+                directory.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(file_lock(directory / ".lock", taken))
+
+        if directory is not None:
+            world.call_on_main(lock)
+        yield
 
 
 def load(

@@ -137,7 +137,12 @@ def train(
     rank = run.world.rank
     with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(derived_seed(seed, 0, rank) if rank else seed)
-        with training_mode(model, cfg), contextlib.closing(run), run.anchored(model):
+        with (
+            checkpoint.owned(checkpoint_dir, run.world),
+            training_mode(model, cfg),
+            contextlib.closing(run),
+            run.anchored(model),
+        ):
             return run.loop(checkpoint_dir, progress, on_step)
 
 

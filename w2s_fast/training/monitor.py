@@ -221,6 +221,7 @@ class Monitor:
         best = self.best
         last_step = self.evaluations[-1].step
         if self._watch.keep == "best" and best is not None and best != last_step:
+            self._world.call_on_main(self._check_best)
             load_weights(self._model, self._path(best), self._world)
         if self._temporary is not None:
             self._temporary.cleanup()
@@ -231,6 +232,17 @@ class Monitor:
             "best": best,
             "trajectory": np.stack(probs),
         }
+
+    def _check_best(self) -> None:
+        """Raise `W2SError` if the files of the best weights are not as they were written."""
+        assert self._directory is not None
+        for name, checksum in self._checksums.items():
+            path = self._directory / name
+            if not path.is_file() or file_hash(path) != checksum:
+                raise W2SError(
+                    f"the best weights, {path}, changed after they were written; run the training "
+                    "again with checkpoint_dir on a disk that keeps them"
+                )
 
     def _path(self, step: int) -> Path:
         assert self._directory is not None

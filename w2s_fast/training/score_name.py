@@ -41,7 +41,8 @@ def _object_name(value: Any) -> str:
     if isinstance(value, type):
         return _qualified(value)
     name = _qualified(type(value))
-    if not dataclasses.is_dataclass(value) or not value.__dataclass_params__.frozen:
+    parameters = getattr(type(value), "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
         return name
     fields = [f"{f.name}={_plain(getattr(value, f.name, None))}" for f in dataclasses.fields(value)]
     return f"{name}({', '.join(fields)})"
