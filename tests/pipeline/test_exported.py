@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers.locales import ascii_locale
 from helpers.toy_run import config
 
 import w2s_fast
@@ -100,6 +101,34 @@ def test_predict_writes_labels_of_another_run(
     assert table["id"].to_pylist() == [str(i) for i in range(len(texts))]
 
 
+def test_predictions_are_utf8_in_every_locale(folder: Path, tmp_path: Path) -> None:
+    data, to = tmp_path / "new.jsonl", tmp_path / "out.jsonl"
+    data.write_text('{"text": "die Schlüssel 鍵"}\n', encoding="utf-8")
+    with ascii_locale():
+        assert main(["predict", "--model", str(folder), "--data", str(data), "--to", str(to)]) == 0
+    assert json.loads(to.read_text(encoding="utf-8"))["text"] == "die Schlüssel 鍵"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_file_of_predictions_is_there_whole_or_not_at_all(
+    suffix: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half would be in the way of the next try."""
+    (tmp_path / "new.jsonl").write_text('{"text": "the keys"}\n')
+    given = {"model": folder, "data": tmp_path / "new.jsonl", "to": tmp_path / f"out{suffix}"}
+    args = ["predict", *(f"--{k}={v}" for k, v in given.items())]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            main(args)
+    assert [p.name for p in tmp_path.iterdir()] == ["new.jsonl"]
+    assert main(args) == 0
+
+
+def fail(*_: Any) -> None:
+    raise RuntimeError("the disk is gone")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -148,6 +177,19 @@ def test_a_damaged_folder_is_an_error(about: str, folder: Path, tmp_path: Path) 
     (tmp_path / "w2s.json").write_text(about)
     with pytest.raises(W2SError, match="export the model again"):
         load_exported(tmp_path)
+
+
+def test_an_export_that_fails_leaves_nothing_in_the_way(
+    cfg: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("w2s_fast.pipeline.export.model_card", fail)
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            export(cfg, STUDENT, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with ascii_locale():
+        export(cfg, STUDENT, tmp_path)
+    assert "–" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 class TestModelCard:

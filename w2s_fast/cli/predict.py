@@ -90,18 +90,26 @@ def _text(cell: Any, where: str) -> str:
 
 
 def _write(to: Path, columns: dict[str, Any]) -> None:
-    from w2s_fast.files import explain_write_errors
+    """Write the file whole or not at all: a half would be in the way of the next try."""
+    from w2s_fast.files import explain_write_errors, write_bytes
 
-    with explain_write_errors("the predictions", to.absolute()):
-        if to.suffix == ".jsonl":
-            rows = (
-                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-            )
-            to.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            return
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    data = _as_jsonl(columns) if to.suffix == ".jsonl" else _as_parquet(columns)
+    with explain_write_errors("the predictions", to.absolute().parent):
+        write_bytes(to, data)
 
-        size = len(columns["probs"][0])
-        probs = pa.array(columns["probs"], pa.list_(pa.float32(), size))
-        pq.write_table(pa.table({**columns, "probs": probs}), to)
+
+def _as_jsonl(columns: dict[str, Any]) -> bytes:
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _as_parquet(columns: dict[str, Any]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    size = len(columns["probs"][0])
+    probs = pa.array(columns["probs"], pa.list_(pa.float32(), size))
+    stream = pa.BufferOutputStream()
+    pq.write_table(pa.table({**columns, "probs": probs}), stream)
+    data: bytes = stream.getvalue().to_pybytes()
+    return data
