@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from w2s_fast.comparison.manifest import ModelFile
+from w2s_fast.comparison.gold_classes import GoldClasses
+from w2s_fast.comparison.manifest import ModelFile, file_inside
 from w2s_fast.errors import W2SError
 from w2s_fast.files import file_hash
 from w2s_fast.metrics import checked_probs
@@ -25,6 +26,8 @@ _EXPECTED = (
     "column per class: prob_0, prob_1, ... or prob_NAME, ..."
 )
 _CLASS = "prob_"  # prefix of a column per class
+_MEANINGS = ("id", "gold", "prob", "probs", "group", "text")
+_SHOWN = 60  # characters of a value in a message
 # What probabilities were rounded to if they are equal by chance: text, bf16 or fp16, saturation.
 _DECIMALS, _BITS, _SATURATED = 5, 12, 1e-4
 
@@ -69,8 +72,9 @@ def read_predictions(folder: Path, model: ModelFile) -> PredictionTable:
         W2SError: The file cannot be read, lacks a column, repeats an id, or has values that are no
             class or no probabilities.
     """
-    path = folder / model.file
+    path = file_inside(folder, model.file)
     table = read_table(path)
+    _check_named_once(table.column_names, path)
     columns = set(table.column_names)
     if missing := [name for name in ("id", "gold") if name not in columns]:
         raise W2SError(
@@ -92,6 +96,16 @@ def read_predictions(folder: Path, model: ModelFile) -> PredictionTable:
         groups=_texts(table, "group", path),
         texts=_texts(table, "text", path),
     )
+
+
+def _check_named_once(names: Sequence[str], path: Path) -> None:
+    """Check that no column that has a meaning is there twice; others may be."""
+    for name in names:
+        if (name in _MEANINGS or name.startswith(_CLASS)) and names.count(name) > 1:
+            raise W2SError(
+                f"{path}: {names.count(name)} columns are named {name!r}; remove or rename all but "
+                "one"
+            )
 
 
 def _texts(table: pyarrow.Table, name: str, path: Path) -> tuple[str, ...] | None:
@@ -171,7 +185,7 @@ def _as_list(cell: Any, row: int, path: Path) -> list[Any]:
     if isinstance(cell, str):
         try:
             cell = json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             cell = None
     if not isinstance(cell, list) or not cell:
         raise W2SError(
@@ -183,18 +197,23 @@ def _as_list(cell: Any, row: int, path: Path) -> list[Any]:
 def _numbers(values: Sequence[Any], column: str, path: Path, per_row: int = 1) -> np.ndarray:
     try:
         return np.array([float(value) for value in values])
-    except (TypeError, ValueError) as err:
+    except (TypeError, ValueError, OverflowError) as err:
         row, value = next((i, v) for i, v in enumerate(values) if not _is_number(v))
         raise W2SError(
-            f"{path}: row {row // per_row + 1} has {column}={value!r}; expected a number from 0 to "
-            "1"
+            f"{path}: row {row // per_row + 1} has {column}={_short(value)}; expected a number "
+            "from 0 to 1"
         ) from err
+
+
+def _short(value: Any) -> str:
+    """Return a value as messages show it."""
+    return repr(value)[:_SHOWN]
 
 
 def _is_number(value: Any) -> bool:
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 
@@ -202,16 +221,15 @@ def _is_number(value: Any) -> bool:
 def _read_gold(
     table: pyarrow.Table, classes: Sequence[str], ids: Sequence[str], path: Path
 ) -> np.ndarray:
-    """Return the true classes as numbers; integers may be written as 1.0."""
-    number = {name: i for i, name in enumerate(classes)}
+    """Return the true classes as numbers."""
+    known = GoldClasses(classes)
     gold = []
     for name, value in zip(ids, table["gold"].to_pylist(), strict=True):
-        text = str(value)
-        if text not in number and _is_number(value) and float(value).is_integer():
-            text = str(int(float(value)))
-        if text not in number:
+        number = known.find(text_cell(value, f"{path}: gold of item {name!r}"))
+        if number is None:
             raise W2SError(
-                f"{path}: item {name!r} has gold={value!r}; expected one of {', '.join(classes)}"
+                f"{path}: item {name!r} has gold={_short(value)}; expected one of "
+                f"{', '.join(classes)}"
             )
-        gold.append(number[text])
+        gold.append(number)
     return np.array(gold, dtype=np.int64)
