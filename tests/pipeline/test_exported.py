@@ -160,14 +160,33 @@ def test_bad_arguments_are_named_before_a_model_is_loaded(
     assert not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("new.jsonl", '{"text": "the keys"}\n{"text": null}\n'),
+        ("new.csv", 'text,more\nthe keys,1\n"",2\n'),
+        ("new.csv", 'text,more\nthe keys,1\n" \t",2\n'),
+        ("new.parquet", [1.5, float("nan")]),
+    ],
+    ids=["null", "nothing", "blanks", "NaN"],
+)
 def test_an_empty_cell_is_an_error(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    content: str | list[float],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    data = tmp_path / "new.jsonl"
-    data.write_text('{"text": "the keys"}\n{"text": null}\n')
+    """Every format has its own; none has a class."""
+    data = tmp_path / name
+    if isinstance(content, str):
+        data.write_text(content)
+    else:
+        pq.write_table(pa.table({"text": content}), data)
     options = ["--data", str(data), "--to", str(tmp_path / "out.jsonl")]
     assert main(["predict", "--model", str(folder), *options]) == 2
-    assert "row 1, column 'text' is empty" in capsys.readouterr().err
+    message = "1 of 2 rows have no value in column 'text' (--text), the first is row 2; fill or"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("about", ["{", '{"pooling": "last"}', "[]"])

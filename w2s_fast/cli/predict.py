@@ -72,21 +72,26 @@ def _read(path: Path, own: dict[str, str]) -> dict[str, list[str]]:
     }
     for key, name in options.items():
         if name is not None:
-            cells = column(table, name, f"--{key.replace('_', '-')}", path)
-            columns[key] = [
-                _text(cell, f"{path}: row {i}, column {name!r}") for i, cell in enumerate(cells)
-            ]
+            option = f"--{key.replace('_', '-')}"
+            columns[key] = _texts(column(table, name, option, path), name, option, path)
     columns.setdefault("id", [str(i) for i in range(table.num_rows)])
     return {key: columns[key] for key in options if key in columns}
 
 
-def _text(cell: Any, where: str) -> str:
+def _texts(cells: Sequence[Any], name: str, option: str, path: Path) -> list[str]:
+    from w2s_fast.tasks._columns import is_missing
     from w2s_fast.tasks._files import text_cell
 
-    value = text_cell(cell, where)
-    if value is None:
-        raise W2SError(f"{where} is empty; expected a text, so leave the row out")
-    return str(value)
+    values = [
+        text_cell(cell, f"{path}: row {row + 1} of column {name!r} ({option})")
+        for row, cell in enumerate(cells)
+    ]
+    if missing := [row for row, value in enumerate(values) if is_missing(value)]:
+        raise W2SError(
+            f"{path}: {len(missing)} of {len(values)} rows have no value in column {name!r} "
+            f"({option}), the first is row {missing[0] + 1}; fill or remove them"
+        )
+    return [str(value) for value in values]
 
 
 def _write(to: Path, columns: dict[str, Any]) -> None:
