@@ -189,6 +189,63 @@ def test_an_empty_cell_is_an_error(
     assert message in capsys.readouterr().err
 
 
+LATIN = "name;words\n1;die Schlüssel\n2;der Schrank\n".encode("cp1252")
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ((), "it looks like latin-1, so set --encoding=latin-1"),
+        (("--encoding=latin-1",), "it looks like --delimiter=';', --quoted=true, so set those"),
+        (("--encoding=latn1", "--delimiter=;"), "--encoding='latn1' is unknown; expected utf-8"),
+        (("--delimiter=;;",), "--delimiter=';;': expected one character"),
+        (("--quoted=maybe",), "--quoted is 'maybe'; expected true or false"),
+        (("--header=1",), "--header is '1'; expected true or false"),
+        (("--encoding=latin-1", "--delimiter=;", "--id=nmae"), "no column 'nmae' (--id); did"),
+    ],
+)
+def test_the_advice_about_a_file_names_options_of_predict(
+    options: tuple[str, ...],
+    advice: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "new.csv").write_bytes(LATIN)
+    given = ["--data", f"{tmp_path}/new.csv", "--to", f"{tmp_path}/out.jsonl", "--text", "words"]
+    assert main(["predict", "--model", str(folder), *given, *options]) == 2
+    error = capsys.readouterr().err
+    assert advice in error and "task." not in error
+
+
+def test_files_of_other_programs_are_predicted(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_bytes(LATIN)
+    given = ["--data", f"{tmp_path}/new.csv", "--to", f"{tmp_path}/out.jsonl", "--text", "words"]
+    options = ["--encoding", "cp1252", "--delimiter", ";", "--quoted", "true", "--id", "name"]
+    assert main(["predict", "--model", str(folder), *given, *options]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == [
+        ("1", "die Schlüssel"), ("2", "der Schrank"),
+    ]  # fmt: skip
+
+
+def test_a_column_by_its_position_is_of_a_file_without_header(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in tasks; the first text became the header, and had no prediction."""
+    data, to = tmp_path / "new.tsv", tmp_path / "out.jsonl"
+    data.write_text("1\tthe keys\n2\tthe key\n")
+    given = ["--model", str(folder), "--data", str(data), "--to", str(to), "--text=1"]
+    assert main(["predict", *given, r"--delimiter=\t"]) == 0
+    assert len(to.read_text().splitlines()) == 2
+    to.unlink()
+    data.write_text("id\ttext\n1\tthe keys\n")
+    assert main(["predict", *given]) == 2
+    assert "looks like a header; set --header=true, or false" in capsys.readouterr().err
+    assert main(["predict", *given, "--header=true"]) == 0
+    assert len(to.read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize("about", ["{", '{"pooling": "last"}', "[]"])
 def test_a_damaged_folder_is_an_error(about: str, folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():

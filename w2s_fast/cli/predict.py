@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from w2s_fast.cli.parse import asks_for_help, take_options
+from w2s_fast.cli.table_options import FORMAT_OPTIONS, FORMAT_USAGE, table_format, truth_option
 from w2s_fast.errors import W2SError
 from w2s_fast.paths import user_path
 
-USAGE = """usage: w2s-fast predict --model FOLDER --data FILE --to FILE [options]
+USAGE = f"""usage: w2s-fast predict --model FOLDER --data FILE --to FILE [options]
 
 Reads texts (CSV, TSV, JSONL or Parquet) and writes the class probabilities of an exported model:
 id, text, label (the most likely class) and probs, in the form of weak labels.
@@ -22,8 +24,11 @@ id, text, label (the most likely class) and probs, in the form of weak labels.
   --text COLUMN       the text (default: text); of a reward model, the first dialogue
   --text-pair COLUMN  the second text, where the model was trained on two
   --id COLUMN         identifiers (default: numbers from 0)
+{FORMAT_USAGE}\
+  --header BOOL       whether the first row names the columns (default: true, unless all columns
+                      are given by their position: 0, 1, ...)
 """
-_VALUES = ("model", "data", "to", "text", "text-pair", "id")
+_VALUES = ("model", "data", "to", "text", "text-pair", "id", *FORMAT_OPTIONS, "header")
 _FORMATS = (".parquet", ".jsonl")
 
 
@@ -62,36 +67,18 @@ def _check_target(to: Path) -> None:
 
 def _read(path: Path, own: dict[str, str]) -> dict[str, list[str]]:
     """Return the columns id, text and, if it is named, text_pair."""
-    from w2s_fast.tasks._files import column, read_table
+    from w2s_fast.comparison.table_format import option_names
+    from w2s_fast.tasks import TaskConfig
+    from w2s_fast.tasks._columns import read_columns, texts
 
-    table, columns = read_table(path), {}
-    options = {
-        "id": own.get("id"),
-        "text": own.get("text", "text"),
-        "text_pair": own.get("text-pair"),
-    }
-    for key, name in options.items():
-        if name is not None:
-            option = f"--{key.replace('_', '-')}"
-            columns[key] = _texts(column(table, name, option, path), name, option, path)
-    columns.setdefault("id", [str(i) for i in range(table.num_rows)])
-    return {key: columns[key] for key in options if key in columns}
-
-
-def _texts(cells: Sequence[Any], name: str, option: str, path: Path) -> list[str]:
-    from w2s_fast.tasks._columns import is_missing
-    from w2s_fast.tasks._files import text_cell
-
-    values = [
-        text_cell(cell, f"{path}: row {row + 1} of column {name!r} ({option})")
-        for row, cell in enumerate(cells)
-    ]
-    if missing := [row for row, value in enumerate(values) if is_missing(value)]:
-        raise W2SError(
-            f"{path}: {len(missing)} of {len(values)} rows have no value in column {name!r} "
-            f"({option}), the first is row {missing[0] + 1}; fill or remove them"
-        )
-    return [str(value) for value in values]
+    form, header = table_format(own), truth_option(own, "header")
+    refs = {"text": own.get("text", "text")}
+    refs |= {key.replace("-", "_"): own[key] for key in ("id", "text-pair") if key in own}
+    with option_names():
+        cells = read_columns(path, refs, TaskConfig(**asdict(form), header=header))
+        columns = {key: texts(path, cells[key], key, name) for key, name in refs.items()}
+    columns.setdefault("id", [str(i) for i in range(len(columns["text"]))])
+    return {key: columns[key] for key in ("id", "text", "text_pair") if key in columns}
 
 
 def _write(to: Path, columns: dict[str, Any]) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 
 from w2s_fast.comparison.gold_classes import GoldClasses
 from w2s_fast.comparison.manifest import ModelFile, file_inside
+from w2s_fast.comparison.table_format import USUAL, TableFormat, option_names
 from w2s_fast.errors import W2SError
 from w2s_fast.files import file_hash
 from w2s_fast.metrics import checked_probs
 from w2s_fast.tasks._columns import is_missing
-from w2s_fast.tasks._files import read_table, text_cell
+from w2s_fast.tasks._files import text_cell
 
 if TYPE_CHECKING:
     import pyarrow
@@ -65,15 +66,19 @@ class PredictionTable:
         return [row[name] for name in ids]
 
 
-def read_predictions(folder: Path, model: ModelFile) -> PredictionTable:
+def read_predictions(folder: Path, model: ModelFile, form: TableFormat = USUAL) -> PredictionTable:
     """Read the file of a model.
 
     Raises:
         W2SError: The file cannot be read, lacks a column, repeats an id, or has values that are no
             class or no probabilities.
     """
-    path = file_inside(folder, model.file)
-    table = read_table(path)
+    with option_names():
+        return _read_predictions(file_inside(folder, model.file), model, form)
+
+
+def _read_predictions(path: Path, model: ModelFile, form: TableFormat) -> PredictionTable:
+    table = form.read(path)
     _check_named_once(table.column_names, path)
     columns = set(table.column_names)
     if missing := [name for name in ("id", "gold") if name not in columns]:
@@ -81,7 +86,7 @@ def read_predictions(folder: Path, model: ModelFile) -> PredictionTable:
             f"{path} has no column {missing[0]!r}; its columns are "
             f"{', '.join(table.column_names)}; {_EXPECTED}"
         )
-    ids = _texts(table, "id", path)
+    ids = _texts(table, "id", path, form.encoding)
     assert ids is not None
     _check_unique(ids, path)
     classes, probs = _read_probs(table, path)
@@ -89,12 +94,12 @@ def read_predictions(folder: Path, model: ModelFile) -> PredictionTable:
         model=model,
         digest=file_hash(path),
         ids=ids,
-        gold=_read_gold(table, classes, ids, path),
+        gold=_read_gold(table, classes, ids, path, form.encoding),
         probs=checked_probs(probs, str(path), first_row=1),
         precise=_precise(probs),
         classes=classes,
-        groups=_texts(table, "group", path),
-        texts=_texts(table, "text", path),
+        groups=_texts(table, "group", path, form.encoding),
+        texts=_texts(table, "text", path, form.encoding),
     )
 
 
@@ -108,12 +113,12 @@ def _check_named_once(names: Sequence[str], path: Path) -> None:
             )
 
 
-def _texts(table: pyarrow.Table, name: str, path: Path) -> tuple[str, ...] | None:
+def _texts(table: pyarrow.Table, name: str, path: Path, encoding: str) -> tuple[str, ...] | None:
     """Return a column as text, None if the file lacks it."""
     if name not in table.column_names:
         return None
     values = [
-        text_cell(value, f"{path}: {name} of row {row + 1}")
+        text_cell(value, f"{path}: {name} of row {row + 1}", encoding)
         for row, value in enumerate(table[name].to_pylist())
     ]
     for row, value in enumerate(values):
@@ -196,7 +201,7 @@ def _as_list(cell: Any, row: int, path: Path) -> list[Any]:
 
 def _numbers(values: Sequence[Any], column: str, path: Path, per_row: int = 1) -> np.ndarray:
     try:
-        return np.array([float(value) for value in values])
+        return np.array([_number(value) for value in values])
     except (TypeError, ValueError, OverflowError) as err:
         row, value = next((i, v) for i, v in enumerate(values) if not _is_number(v))
         raise W2SError(
@@ -210,22 +215,28 @@ def _short(value: Any) -> str:
     return repr(value)[:_SHOWN]
 
 
+def _number(value: Any) -> float:
+    """Return a cell as a number; some programs write a decimal comma."""
+    text = isinstance(value, str) and "." not in value
+    return float(value.replace(",", ".", 1) if text else value)
+
+
 def _is_number(value: Any) -> bool:
     try:
-        float(value)
+        _number(value)
     except (TypeError, ValueError, OverflowError):
         return False
     return True
 
 
 def _read_gold(
-    table: pyarrow.Table, classes: Sequence[str], ids: Sequence[str], path: Path
+    table: pyarrow.Table, classes: Sequence[str], ids: Sequence[str], path: Path, encoding: str
 ) -> np.ndarray:
     """Return the true classes as numbers."""
     known = GoldClasses(classes)
     gold = []
     for name, value in zip(ids, table["gold"].to_pylist(), strict=True):
-        number = known.find(text_cell(value, f"{path}: gold of item {name!r}"))
+        number = known.find(text_cell(value, f"{path}: gold of item {name!r}", encoding))
         if number is None:
             raise W2SError(
                 f"{path}: item {name!r} has gold={_short(value)}; expected one of "
