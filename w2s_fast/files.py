@@ -241,7 +241,7 @@ def file_lock(
     Raises:
         W2SError: Another process holds the lock, and ``taken`` is given.
     """
-    with open(path, "a+", opener=open_no_link) as f:
+    with open(path, "a+", encoding="utf-8", opener=open_no_link) as f:
         while not _try_lock(f):
             f.seek(0)
             owner = f.read().strip() or "unknown"

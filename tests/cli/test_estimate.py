@@ -179,9 +179,33 @@ def test_time_and_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--gpus", "2", "--tokens", "0.5"], "--tokens is '0.5'; expected a whole number above 0"),
         (["--gpus", "2", "--tflops", "inf"], "--tflops is 'inf'; expected a number above 0"),
         (["--gpus", "5", "--model", str(folder)], "does not split over 5"),
-        (["--gpus", "2", "--model", "/nowhere"], "neither one of"),
     ):
         assert main(["plan", *bad]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(W2SError, match="has to be pretrained first"):
         estimate_step(RunConfig(), 2, 16)
+
+
+@pytest.mark.parametrize("source", ["bow", "scratch", "/nowhere"])
+def test_a_student_without_a_checkpoint_has_no_plan(
+    source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs build "bow" and "scratch" from their texts, which a plan does not read."""
+    assert main(["plan", "--gpus", "4", "--model", source]) == 2
+    error = capsys.readouterr().err
+    assert f"student {source!r} has no config.json; give the folder of a checkpoint" in error
+    assert "did you mean" not in error
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [(None, "has no config.json; give the folder"), ("{", "config.json cannot be read")],
+    ids=["none", "damaged"],
+)
+def test_a_folder_without_a_configuration_is_one_line(
+    config: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert main(["plan", "--gpus", "4", "--model", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err

@@ -13,6 +13,13 @@ from helpers.run_results import make_results
 import w2s_fast
 from w2s_fast import W2SError
 
+# Those of the docstring of `to_dataframe`.
+DOCUMENTED = (
+    "cell", "task", "base", "seed", "role", "name", "method", "loss", "n_test", "accuracy", "auroc",
+    "balanced", "f1", "pgr", "pgr_low", "pgr_high", "refused", "gap", "gap_se",
+    "weak_label_accuracy",
+)  # fmt: skip
+
 
 def test_every_model_of_every_seed_is_one_row() -> None:
     frame = w2s_fast.to_dataframe(make_results(control=True))
@@ -27,6 +34,35 @@ def test_every_model_of_every_seed_is_one_row() -> None:
     assert frame[frame.role == "control"].accuracy.tolist() == [0.81, 0.81]
     assert set(frame.task) == {"<b>mine</b>"} and set(frame.cell) == {""}
     assert "worst_group" not in frame, "no model has one"
+
+
+def test_documented_columns_are_there_without_values() -> None:
+    results = make_results(control=True)
+    for run in results["runs"]:
+        run |= {"pgr": None, "pgr_low": None, "pgr_high": None, "refused": None}
+        for score in ("auroc", "f1", "balanced"):
+            run |= {f"{role}_{score}": None for role in ("weak", "student", "ceiling")}
+        run["weak_label_accuracy"] = None
+    for control in results["controls"]:
+        control["auroc"] = None
+    frame = w2s_fast.to_dataframe(results)
+    assert frame.pgr.isna().all() and frame.refused.isna().all() and frame.auroc.isna().all()
+    assert set(DOCUMENTED) <= set(frame)
+    assert not [c for c in frame if c in ("harm_score", "worst_group") or c.startswith("ood")]
+
+
+def test_the_columns_of_no_runs_are_those_of_some() -> None:
+    frame = w2s_fast.to_dataframe({"cells": [], "failed": {}})
+    assert len(frame) == 0 and set(DOCUMENTED) <= set(frame)
+
+
+def test_controls_have_base_and_number_of_items() -> None:
+    """Without them whole numbers became floats."""
+    frame = w2s_fast.to_dataframe(make_results(control=True))
+    control = frame[frame.role == "control"]
+    assert control.n_test.tolist() == [500, 500] and frame.n_test.dtype == "int64"
+    assert control.base.tolist() == frame[frame.role == "weak"].base.tolist()
+    assert control.seed.dtype == "int64"
 
 
 def test_a_ceiling_of_one_student_is_a_row_of_its_own() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.prediction_files import draw, write_csv, write_folder, write_jsonl, write_seed
 
@@ -23,6 +25,19 @@ def replace(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert re.search(old, text)
     path.write_text(re.sub(old, new, text, count=1))
+
+
+def repeat(path: Path, column: str) -> None:
+    """Write a column a second time."""
+    head, *rows = path.read_text().splitlines()
+    i = head.split(",").index(column)
+    path.write_text("\n".join(f"{row},{row.split(',')[i]}" for row in (head, *rows)))
+
+
+def write_probs(stem: Path, cell: str) -> None:
+    """Write a file with one cell in probs."""
+    stem.with_suffix(".csv").unlink()
+    stem.with_suffix(".tsv").write_text(f"id\tgold\tprobs\nitem 0\t0\t{cell}\n")
 
 
 def write_roles(folder: Path, *models: Any, **more: Any) -> None:
@@ -85,6 +100,15 @@ CEILING = {"file": "ceiling.csv", "role": "ceiling"}
             lambda f: write_roles(f, WEAK, STUDENT, STUDENT | {"name": "b", "base": "x"}, CEILING),
             "seed 0 belongs to the bases '' and 'x'",
         ),
+        (lambda f: write_roles(f, WEAK, STUDENT, CEILING | {"file": "a\0.csv"}), "null character"),
+        (lambda f: write_roles(f, WEAK, STUDENT | {"base": "\udc80"}, CEILING), "half of a surr"),
+        (lambda f: write_roles(f, WEAK, STUDENT, CEILING, task="\udc80"), "half of a surrogate"),
+        (lambda f: (f / "weak.csv").rename(f / "student-\udcff.csv"), "is no UTF-8; rename it"),
+        (lambda f: repeat(f / "weak.csv", "prob"), "2 columns are named 'prob'; remove or rename"),
+        (lambda f: repeat(f / "weak.csv", "id"), "2 columns are named 'id'"),
+        (lambda f: repeat(f / "weak.csv", "gold"), "2 columns are named 'gold'"),
+        (lambda f: write_probs(f / "weak", "[" * 10**5), "row 1 has no list in probs"),
+        (lambda f: write_probs(f / "weak", f"[0, 1{'0' * 400}]"), "row 1 has probs=1000"),
     ],
 )
 def test_contradictions_are_one_line_with_the_fix(
@@ -96,6 +120,120 @@ def test_contradictions_are_one_line_with_the_fix(
     with pytest.raises(W2SError) as caught:
         results_of_files(tmp_path)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_column_without_a_meaning_may_be_there_twice(tmp_path: Path) -> None:
+    write_seed(tmp_path, None, draw(12))
+    expected = results_of_files(tmp_path)["runs"]
+    for path in tmp_path.glob("*.csv"):
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join(f"{line},note,note" for line in lines))
+    assert results_of_files(tmp_path)["runs"] == expected
+
+
+class TestFilesOutside:
+    """A folder that someone sent must not show other files of whoever reports on it."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "sent"
+        folder.mkdir()
+        write_seed(folder, None, draw(12))
+        (folder / "ceiling.csv").rename(tmp_path / "secret.csv")
+        return folder
+
+    @pytest.mark.parametrize("way", ["../secret.csv", "absolute", "link", "link in roles"])
+    def test_they_are_refused(self, folder: Path, way: str) -> None:
+        secret = folder.parent / "secret.csv"
+        file = str(secret) if way == "absolute" else way
+        if way.startswith("link"):
+            file = "ceiling.csv"
+            (folder / file).symlink_to(secret)
+        if way != "link":
+            write_roles(folder, WEAK, STUDENT, CEILING | {"file": file})
+        with pytest.raises(W2SError, match=r"leads out of .*sent; expected a file inside it, so"):
+            results_of_files(folder)
+
+    def test_a_manifest_outside_is_refused(self, folder: Path) -> None:
+        (folder / "roles.yaml").symlink_to(folder.parent / "secret.csv")
+        with pytest.raises(W2SError, match=r"roles\.yaml leads out of"):
+            results_of_files(folder)
+
+    def test_a_link_to_itself_is_one_line(self, folder: Path) -> None:
+        (folder / "ceiling.csv").symlink_to("ceiling.csv")
+        write_roles(folder, WEAK, STUDENT, CEILING)
+        with pytest.raises(W2SError, match=r"ceiling\.csv"):
+            results_of_files(folder)
+
+    def test_links_and_folders_inside_are_read(self, folder: Path) -> None:
+        (folder / "runs").mkdir()
+        (folder.parent / "secret.csv").rename(folder / "runs" / "top.csv")
+        (folder / "ceiling.csv").symlink_to("runs/top.csv")
+        by_name = results_of_files(folder)["runs"]
+        write_roles(folder, WEAK, STUDENT, CEILING | {"file": "../sent/runs/top.csv"})
+        assert results_of_files(folder)["runs"][0]["ceiling"] == by_name[0]["ceiling"]
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / "sent\udcff"
+    folder.mkdir()
+    write_seed(folder, None, draw(12))
+    with pytest.raises(W2SError, match=r"--from is .*no UTF-8; rename it"):
+        results_of_files(folder)
+
+
+class TestGold:
+    """A true class is a number from 0, or the name of a class, in the spellings of tables."""
+
+    @pytest.mark.parametrize(
+        ("heads", "golds"),
+        [
+            (("prob_neg", "prob_pos"), ("0", "1")),
+            (("prob_neg", "prob_pos"), ("0.0", "1.0")),
+            (("prob_neg", "prob_pos"), ("neg", " pos ")),
+            (("prob_-1", "prob_+1"), ("-1", "1")),
+            (("prob_-1", "prob_1"), ("-1", "+1")),
+            (("prob_False", "prob_True"), ("false", "TRUE")),
+            (("prob_0", "prob_1"), ("False", "true")),
+        ],
+    )
+    def test_spellings(
+        self, tmp_path: Path, heads: tuple[str, str], golds: tuple[str, str]
+    ) -> None:
+        drawn = draw(12)
+        write_seed(tmp_path, None, drawn)
+        expected = results_of_files(tmp_path)["runs"]
+        for name, probs in drawn["probs"].items():
+            rows = zip(drawn["ids"], drawn["gold"].tolist(), probs.tolist(), strict=True)
+            lines = [f"{i},{golds[g]},{1 - p!r},{p!r}" for i, g, p in rows]
+            text = "\n".join([f"id,gold,{','.join(heads)}", *lines])
+            (tmp_path / f"{name}.csv").write_text(text)
+        runs = results_of_files(tmp_path)["runs"]
+        assert [r["student"] for r in runs] == [r["student"] for r in expected]
+
+    def test_truth_values_of_other_formats(self, tmp_path: Path) -> None:
+        drawn = draw(12)
+        write_seed(tmp_path, None, drawn)
+        expected = results_of_files(tmp_path)["runs"]
+        (tmp_path / "weak.csv").unlink()
+        table = {"id": drawn["ids"], "gold": drawn["gold"] == 1, "prob": drawn["probs"]["weak"]}
+        pq.write_table(pa.table(table), tmp_path / "weak.parquet")
+        (tmp_path / "ceiling.csv").unlink()
+        table = {"id": drawn["ids"], "prob": drawn["probs"]["ceiling"]}
+        table["gold"] = [str(g).encode() for g in drawn["gold"]]
+        pq.write_table(pa.table(table), tmp_path / "ceiling.parquet")
+        assert results_of_files(tmp_path)["runs"] == expected
+
+    @pytest.mark.parametrize(
+        ("head", "gold"),
+        [("prob_a,prob_b", "2"), ("prob_1,prob_2", "0"), ("prob_a,prob_b", "true"), ("prob", "")],
+    )
+    def test_others_are_refused(self, tmp_path: Path, head: str, gold: str) -> None:
+        write_seed(tmp_path, None, draw(12))
+        probs = "0.5,0.5" if "," in head else "0.5"
+        (tmp_path / "weak.csv").write_text(f"id,gold,{head}\nitem 0,{gold},{probs}\n")
+        with pytest.raises(W2SError, match=r"item 'item 0' has gold=|expected prob_0 to prob_1"):
+            results_of_files(tmp_path)
 
 
 def test_columns_of_classes_are_sorted_by_number(tmp_path: Path) -> None:

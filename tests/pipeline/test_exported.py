@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers.locales import ascii_locale
 from helpers.toy_run import config
 
 import w2s_fast
@@ -100,6 +101,34 @@ def test_predict_writes_labels_of_another_run(
     assert table["id"].to_pylist() == [str(i) for i in range(len(texts))]
 
 
+def test_predictions_are_utf8_in_every_locale(folder: Path, tmp_path: Path) -> None:
+    data, to = tmp_path / "new.jsonl", tmp_path / "out.jsonl"
+    data.write_text('{"text": "die Schlüssel 鍵"}\n', encoding="utf-8")
+    with ascii_locale():
+        assert main(["predict", "--model", str(folder), "--data", str(data), "--to", str(to)]) == 0
+    assert json.loads(to.read_text(encoding="utf-8"))["text"] == "die Schlüssel 鍵"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_file_of_predictions_is_there_whole_or_not_at_all(
+    suffix: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half would be in the way of the next try."""
+    (tmp_path / "new.jsonl").write_text('{"text": "the keys"}\n')
+    given = {"model": folder, "data": tmp_path / "new.jsonl", "to": tmp_path / f"out{suffix}"}
+    args = ["predict", *(f"--{k}={v}" for k, v in given.items())]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            main(args)
+    assert [p.name for p in tmp_path.iterdir()] == ["new.jsonl"]
+    assert main(args) == 0
+
+
+def fail(*_: Any) -> None:
+    raise RuntimeError("the disk is gone")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -131,14 +160,90 @@ def test_bad_arguments_are_named_before_a_model_is_loaded(
     assert not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("new.jsonl", '{"text": "the keys"}\n{"text": null}\n'),
+        ("new.csv", 'text,more\nthe keys,1\n"",2\n'),
+        ("new.csv", 'text,more\nthe keys,1\n" \t",2\n'),
+        ("new.parquet", [1.5, float("nan")]),
+    ],
+    ids=["null", "nothing", "blanks", "NaN"],
+)
 def test_an_empty_cell_is_an_error(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    content: str | list[float],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    data = tmp_path / "new.jsonl"
-    data.write_text('{"text": "the keys"}\n{"text": null}\n')
+    """Every format has its own; none has a class."""
+    data = tmp_path / name
+    if isinstance(content, str):
+        data.write_text(content)
+    else:
+        pq.write_table(pa.table({"text": content}), data)
     options = ["--data", str(data), "--to", str(tmp_path / "out.jsonl")]
     assert main(["predict", "--model", str(folder), *options]) == 2
-    assert "row 1, column 'text' is empty" in capsys.readouterr().err
+    message = "1 of 2 rows have no value in column 'text' (--text), the first is row 2; fill or"
+    assert message in capsys.readouterr().err
+
+
+LATIN = "name;words\n1;die Schlüssel\n2;der Schrank\n".encode("cp1252")
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ((), "it looks like latin-1, so set --encoding=latin-1"),
+        (("--encoding=latin-1",), "it looks like --delimiter=';', --quoted=true, so set those"),
+        (("--encoding=latn1", "--delimiter=;"), "--encoding='latn1' is unknown; expected utf-8"),
+        (("--delimiter=;;",), "--delimiter=';;': expected one character"),
+        (("--quoted=maybe",), "--quoted is 'maybe'; expected true or false"),
+        (("--header=1",), "--header is '1'; expected true or false"),
+        (("--encoding=latin-1", "--delimiter=;", "--id=nmae"), "no column 'nmae' (--id); did"),
+    ],
+)
+def test_the_advice_about_a_file_names_options_of_predict(
+    options: tuple[str, ...],
+    advice: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "new.csv").write_bytes(LATIN)
+    given = ["--data", f"{tmp_path}/new.csv", "--to", f"{tmp_path}/out.jsonl", "--text", "words"]
+    assert main(["predict", "--model", str(folder), *given, *options]) == 2
+    error = capsys.readouterr().err
+    assert advice in error and "task." not in error
+
+
+def test_files_of_other_programs_are_predicted(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_bytes(LATIN)
+    given = ["--data", f"{tmp_path}/new.csv", "--to", f"{tmp_path}/out.jsonl", "--text", "words"]
+    options = ["--encoding", "cp1252", "--delimiter", ";", "--quoted", "true", "--id", "name"]
+    assert main(["predict", "--model", str(folder), *given, *options]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == [
+        ("1", "die Schlüssel"), ("2", "der Schrank"),
+    ]  # fmt: skip
+
+
+def test_a_column_by_its_position_is_of_a_file_without_header(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in tasks; the first text became the header, and had no prediction."""
+    data, to = tmp_path / "new.tsv", tmp_path / "out.jsonl"
+    data.write_text("1\tthe keys\n2\tthe key\n")
+    given = ["--model", str(folder), "--data", str(data), "--to", str(to), "--text=1"]
+    assert main(["predict", *given, r"--delimiter=\t"]) == 0
+    assert len(to.read_text().splitlines()) == 2
+    to.unlink()
+    data.write_text("id\ttext\n1\tthe keys\n")
+    assert main(["predict", *given]) == 2
+    assert "looks like a header; set --header=true, or false" in capsys.readouterr().err
+    assert main(["predict", *given, "--header=true"]) == 0
+    assert len(to.read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize("about", ["{", '{"pooling": "last"}', "[]"])
@@ -148,6 +253,19 @@ def test_a_damaged_folder_is_an_error(about: str, folder: Path, tmp_path: Path) 
     (tmp_path / "w2s.json").write_text(about)
     with pytest.raises(W2SError, match="export the model again"):
         load_exported(tmp_path)
+
+
+def test_an_export_that_fails_leaves_nothing_in_the_way(
+    cfg: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("w2s_fast.pipeline.export.model_card", fail)
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            export(cfg, STUDENT, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with ascii_locale():
+        export(cfg, STUDENT, tmp_path)
+    assert "–" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 class TestModelCard:

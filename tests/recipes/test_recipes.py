@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ranks
+from helpers.locales import ascii_locale
 from helpers.paths import ROOT
 
 from w2s_fast.cli.main import main
@@ -53,6 +54,14 @@ def kinds_of(cfg: RunConfig) -> list[str]:
 def test_every_paper_has_a_recipe() -> None:
     papers = " ".join(load_card(name).paper for name in NAMES)
     assert [p for p in PAPERS if p not in papers] == [] and len(NAMES) == len(PAPERS)
+
+
+def test_cards_are_read_in_every_locale(capsys: pytest.CaptureFixture[str]) -> None:
+    with ascii_locale():
+        cards = [load_card(name) for name in NAMES]
+        assert main(["recipe", "show", NAMES[0], "--yaml"]) == 0
+    assert not all(str(card).isascii() for card in cards)
+    assert capsys.readouterr().out == run_file(NAMES[0]).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -133,7 +133,7 @@ def launch(options: LaunchOptions) -> int:
         check_port(options.master_port)
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "environment"
-        exported.write_text("".join(f"{k}={v}\n" for k, v in exports().items()))
+        exported.write_bytes(os.fsencode("".join(f"{k}={v}\n" for k, v in exports().items())))
         env = os.environ | {
             "DS_ENV_FILE": str(exported),
             "PDSH_SSH_ARGS_APPEND": f"{_KEEP_ALIVE} {os.environ.get('PDSH_SSH_ARGS_APPEND', '')}",

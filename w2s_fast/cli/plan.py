@@ -19,7 +19,7 @@ USAGE = """usage: w2s-fast plan --gpus DxH [options] [--config FILE] [--NAME VAL
 Estimate memory per device, traffic and time of a step of the student from its config.json alone.
 
   --gpus DxH      D devices on each of H hosts, such as 8x4
-  --model DIR     student.source
+  --model DIR     student.source, which has to be a checkpoint
   --zero N        student_train.zero_stage
   --tokens N      tokens per row (default: max_length)
   --tflops X      10^12 operations per second that a device reaches in matrix products

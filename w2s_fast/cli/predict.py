@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from w2s_fast.cli.parse import asks_for_help, take_options
+from w2s_fast.cli.table_options import FORMAT_OPTIONS, FORMAT_USAGE, table_format, truth_option
 from w2s_fast.errors import W2SError
 from w2s_fast.paths import user_path
 
-USAGE = """usage: w2s-fast predict --model FOLDER --data FILE --to FILE [options]
+USAGE = f"""usage: w2s-fast predict --model FOLDER --data FILE --to FILE [options]
 
 Reads texts (CSV, TSV, JSONL or Parquet) and writes the class probabilities of an exported model:
 id, text, label (the most likely class) and probs, in the form of weak labels.
@@ -22,8 +24,11 @@ id, text, label (the most likely class) and probs, in the form of weak labels.
   --text COLUMN       the text (default: text); of a reward model, the first dialogue
   --text-pair COLUMN  the second text, where the model was trained on two
   --id COLUMN         identifiers (default: numbers from 0)
+{FORMAT_USAGE}\
+  --header BOOL       whether the first row names the columns (default: true, unless all columns
+                      are given by their position: 0, 1, ...)
 """
-_VALUES = ("model", "data", "to", "text", "text-pair", "id")
+_VALUES = ("model", "data", "to", "text", "text-pair", "id", *FORMAT_OPTIONS, "header")
 _FORMATS = (".parquet", ".jsonl")
 
 
@@ -62,46 +67,41 @@ def _check_target(to: Path) -> None:
 
 def _read(path: Path, own: dict[str, str]) -> dict[str, list[str]]:
     """Return the columns id, text and, if it is named, text_pair."""
-    from w2s_fast.tasks._files import column, read_table
+    from w2s_fast.comparison.table_format import option_names
+    from w2s_fast.tasks import TaskConfig
+    from w2s_fast.tasks._columns import read_columns, texts
 
-    table, columns = read_table(path), {}
-    options = {
-        "id": own.get("id"),
-        "text": own.get("text", "text"),
-        "text_pair": own.get("text-pair"),
-    }
-    for key, name in options.items():
-        if name is not None:
-            cells = column(table, name, f"--{key.replace('_', '-')}", path)
-            columns[key] = [
-                _text(cell, f"{path}: row {i}, column {name!r}") for i, cell in enumerate(cells)
-            ]
-    columns.setdefault("id", [str(i) for i in range(table.num_rows)])
-    return {key: columns[key] for key in options if key in columns}
-
-
-def _text(cell: Any, where: str) -> str:
-    from w2s_fast.tasks._files import text_cell
-
-    value = text_cell(cell, where)
-    if value is None:
-        raise W2SError(f"{where} is empty; expected a text, so leave the row out")
-    return str(value)
+    form, header = table_format(own), truth_option(own, "header")
+    refs = {"text": own.get("text", "text")}
+    refs |= {key.replace("-", "_"): own[key] for key in ("id", "text-pair") if key in own}
+    with option_names():
+        cells = read_columns(path, refs, TaskConfig(**asdict(form), header=header))
+        columns = {key: texts(path, cells[key], key, name) for key, name in refs.items()}
+    columns.setdefault("id", [str(i) for i in range(len(columns["text"]))])
+    return {key: columns[key] for key in ("id", "text", "text_pair") if key in columns}
 
 
 def _write(to: Path, columns: dict[str, Any]) -> None:
-    from w2s_fast.files import explain_write_errors
+    """Write the file whole or not at all: a half would be in the way of the next try."""
+    from w2s_fast.files import explain_write_errors, write_bytes
 
-    with explain_write_errors("the predictions", to.absolute()):
-        if to.suffix == ".jsonl":
-            rows = (
-                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-            )
-            to.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            return
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    data = _as_jsonl(columns) if to.suffix == ".jsonl" else _as_parquet(columns)
+    with explain_write_errors("the predictions", to.absolute().parent):
+        write_bytes(to, data)
 
-        size = len(columns["probs"][0])
-        probs = pa.array(columns["probs"], pa.list_(pa.float32(), size))
-        pq.write_table(pa.table({**columns, "probs": probs}), to)
+
+def _as_jsonl(columns: dict[str, Any]) -> bytes:
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _as_parquet(columns: dict[str, Any]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    size = len(columns["probs"][0])
+    probs = pa.array(columns["probs"], pa.list_(pa.float32(), size))
+    stream = pa.BufferOutputStream()
+    pq.write_table(pa.table({**columns, "probs": probs}), stream)
+    data: bytes = stream.getvalue().to_pybytes()
+    return data

@@ -81,13 +81,14 @@ def _list(rest: Sequence[str]) -> None:
 def _show(name: str, rest: Sequence[str], own: dict[str, str]) -> int:
     from rich.console import Console
 
+    from w2s_fast.files import read_text
     from w2s_fast.recipes import load_card, run_file, toy_file
 
     card, file = load_card(name), toy_file(name) if "toy" in own else run_file(name)
     if rest:
         raise W2SError(f"recipe show takes a name, --yaml and --toy; found {' '.join(rest)}")
     if own:
-        print(file.read_text(), end="")
+        print(read_text(file), end="")
     else:
         print_card(card, load_config(paths=[file]), Console())
     return 0
@@ -127,7 +128,8 @@ def estimate(card: Card, cfg: RunConfig, devices: int) -> StepEstimate:
     from w2s_fast.cli.estimate import estimate_step
 
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(card.student_config))
+        config = json.dumps(card.student_config)
+        (Path(folder) / "config.json").write_text(config, encoding="utf-8")
         student = replace(cfg.student, source=folder)
         return estimate_step(replace(cfg, student=student), devices, card.tokens)
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _RUN = ("pgr", "pgr_low", "pgr_high", "refused", "gap", "gap_se", "weak_label_accuracy")
 _NESTED = ("agreement", "misfit", "gain")  # their columns are NAME_FIELD
+_MODEL = ("cell", "task", "base", "seed", "role", "name", "method", "loss", "n_test", "accuracy")
+_OPTIONAL = ("harm_score", "worst_group", "ood", "ood_worst_group")  # of some tasks only
+_TEXTS = ("cell", "task", "base", "role", "name", "method", "loss", "refused")
 
 
 def to_dataframe(results: Mapping[str, Any] | str | Path) -> pd.DataFrame:
@@ -33,7 +36,8 @@ def to_dataframe(results: Mapping[str, Any] | str | Path) -> pd.DataFrame:
         (``auroc``, ``balanced``, ``f1``, ...), and of students ``pgr`` with ``pgr_low`` and
         ``pgr_high``, ``refused`` (why it is omitted), ``gap``, ``gap_se``, ``weak_label_accuracy``,
         ``agreement_*``, ``misfit_*``, ``gain_*``. What a model does not have is missing (NaN or
-        None).
+        None); the columns are always there, but for ``harm_score``, ``worst_group``, ``ood`` and
+        ``ood_worst_group``, which only some tasks have.
 
     Raises:
         W2SError: pandas is not installed, or there are no results.
@@ -50,8 +54,20 @@ def to_dataframe(results: Mapping[str, Any] | str | Path) -> pd.DataFrame:
             f"results has the keys {', '.join(map(str, values)) or 'none'}; expected what run() or "
             "sweep() returns"
         )
-    frame = pd.DataFrame(list(_rows(values)))
-    return frame.dropna(axis="columns", how="all") if len(frame) else frame
+    return _typed(pd.DataFrame(list(_rows(values)), columns=_columns(values)))
+
+
+def _columns(results: Mapping[str, Any]) -> list[str]:
+    """Return the columns: the documented ones, and those that a row has besides."""
+    found = {key: None for row in _rows(results) for key, value in row.items() if value is not None}
+    fixed = (*_MODEL, *(name for name in SCORE_NAMES if name not in _OPTIONAL or name in found))
+    return list(dict.fromkeys((*fixed, *_RUN, *found)))
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame whose numbers are numbers also where a column has none."""
+    empty = [name for name in frame if name not in _TEXTS and frame[name].isna().all()]
+    return frame.astype(dict.fromkeys(empty, float))
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -88,8 +104,11 @@ def _rows_of_run(results: Mapping[str, Any], names: Mapping[str, Any]) -> Iterat
             if (role, name, run["seed"]) not in seen:
                 seen.add((role, name, run["seed"]))
                 yield {**names, **_row(run, role, name)}
+    first = {run["seed"]: run for run in reversed(results["runs"])}
     for control in results.get("controls", ()):
-        yield {**names, "role": "control", **control}
+        run = first.get(control["seed"], {})
+        of_seed = {"base": run.get("base", ""), "n_test": run.get("n_test")}
+        yield {**names, **of_seed, "role": "control", "name": "", **control}
 
 
 def _row(run: Mapping[str, Any], role: str, name: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from w2s_fast.comparison.manifest import (
 )
 from w2s_fast.comparison.prediction_table import PredictionTable, read_predictions
 from w2s_fast.comparison.table_checks import check_gold, check_items, find_warnings, groups_of_items
+from w2s_fast.comparison.table_format import USUAL, TableFormat
 from w2s_fast.errors import W2SError
 from w2s_fast.files import content_hash
 from w2s_fast.pipeline import statistics
@@ -39,11 +40,12 @@ from w2s_fast.report.outcomes import Outcomes, group_numbers
 _BASELINES = ("xent", "naive")  # names of the baseline where the manifest gives none
 
 
-def results_of_files(folder: Path) -> dict[str, Any]:
+def results_of_files(folder: Path, form: TableFormat = USUAL) -> dict[str, Any]:
     """Return the results of a folder of predictions.
 
     Args:
         folder: Has a file per model, see ``read_manifest`` and ``read_predictions``.
+        form: Encoding, delimiter and quoting of the files.
 
     Returns:
         What ``w2s_fast.run`` returns, but without the parts that need a training, and with
@@ -52,14 +54,14 @@ def results_of_files(folder: Path) -> dict[str, Any]:
     Raises:
         W2SError: A file is missing, cannot be read, or contradicts another.
     """
-    return read_scores(folder).results()
+    return read_scores(folder, form).results()
 
 
-def read_scores(folder: Path) -> FileScores:
+def read_scores(folder: Path, form: TableFormat = USUAL) -> FileScores:
     """Return the scores of a folder of predictions, see ``results_of_files``."""
     manifest = read_manifest(folder)
     bases = seeds_by_base(manifest)
-    tables = {model: read_predictions(folder, model) for model in manifest.models}
+    tables = {model: read_predictions(folder, model, form) for model in manifest.models}
     check_gold(list(tables.values()))
     return FileScores(folder, manifest, bases, tables)
 

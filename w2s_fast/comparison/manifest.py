@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from w2s_fast.errors import W2SError, nearest
+from w2s_fast.errors import W2SError, is_unicode, nearest
 from w2s_fast.files import read_text
 from w2s_fast.tasks._files import SUFFIXES, file_format
 from w2s_fast.yaml_keys import repeated_key
@@ -26,7 +26,7 @@ class ModelFile:
     """The file of one model's predictions of the test items.
 
     Attributes:
-        file: Path of the file inside its folder.
+        file: Path of the file inside its folder; it may lie in a folder below.
         role: "weak", "student" or "ceiling".
         name: Name of the student; of a ceiling: the student that it belongs to, empty for the
             ceiling of all.
@@ -58,6 +58,7 @@ class ModelFile:
         for key in ("file", "name", "base"):
             if not isinstance(getattr(self, key), str):
                 raise W2SError(f"{self.file}: {key}={getattr(self, key)!r}; expected text")
+            _check_text(getattr(self, key), f"{self.file!r}: {key}")
 
     @property
     def title(self) -> str:
@@ -82,6 +83,35 @@ class Manifest:
     baseline: str = ""
 
 
+def file_inside(folder: Path, file: str) -> Path:
+    """Return the path of a file of a folder.
+
+    Raises:
+        W2SError: It leads out of the folder, by its name or as a symbolic link. A folder that
+            someone sent must not show other files of whoever reports on it.
+    """
+    path = folder / file
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except RuntimeError as err:  # links in a circle
+        raise W2SError(f"{path} is a link to itself; expected a file") from err
+    if not inside:
+        raise W2SError(
+            f"{path} leads out of {folder}; expected a file inside it, so copy the file there"
+        )
+    return path
+
+
+def _check_text(text: str, where: str) -> None:
+    """Check that tables, pages and file systems can hold a text."""
+    if "\0" in text:
+        raise W2SError(f"{where} is {text!r}; expected text without a null character")
+    if not is_unicode(text):
+        raise W2SError(
+            f"{where} is {text!r}, which has half of a surrogate pair or is no UTF-8; rename it"
+        )
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Return the models of a folder.
 
@@ -90,7 +120,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     if not folder.is_dir():
         raise W2SError(f"--from {folder} is no folder; expected one with {_NAMES}")
-    path = folder / MANIFEST
+    _check_text(str(folder.resolve()), "--from")
+    path = file_inside(folder, MANIFEST)
     if path.is_file():
         manifest = _parse_manifest(path)
     else:
@@ -141,7 +172,10 @@ def _parse_manifest(path: Path) -> Manifest:
     except W2SError as err:
         raise W2SError(f"{path}: {err}") from err
     default = path.parent.resolve().name
-    return Manifest(models, str(values.get("task", default)), str(values.get("baseline", "")))
+    task, baseline = str(values.get("task", default)), str(values.get("baseline", ""))
+    _check_text(task, f"{path}: task")
+    _check_text(baseline, f"{path}: baseline")
+    return Manifest(models, task, baseline)
 
 
 def _parse_entry(position: int, entry: Any) -> ModelFile:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from w2s_fast.comparison.manifest import ModelFile
+from w2s_fast.comparison.gold_classes import GoldClasses
+from w2s_fast.comparison.manifest import ModelFile, file_inside
+from w2s_fast.comparison.table_format import USUAL, TableFormat, option_names
 from w2s_fast.errors import W2SError
 from w2s_fast.files import file_hash
 from w2s_fast.metrics import checked_probs
 from w2s_fast.tasks._columns import is_missing
-from w2s_fast.tasks._files import read_table, text_cell
+from w2s_fast.tasks._files import text_cell
 
 if TYPE_CHECKING:
     import pyarrow
@@ -25,6 +27,8 @@ _EXPECTED = (
     "column per class: prob_0, prob_1, ... or prob_NAME, ..."
 )
 _CLASS = "prob_"  # prefix of a column per class
+_MEANINGS = ("id", "gold", "prob", "probs", "group", "text")
+_SHOWN = 60  # characters of a value in a message
 # What probabilities were rounded to if they are equal by chance: text, bf16 or fp16, saturation.
 _DECIMALS, _BITS, _SATURATED = 5, 12, 1e-4
 
@@ -62,22 +66,27 @@ class PredictionTable:
         return [row[name] for name in ids]
 
 
-def read_predictions(folder: Path, model: ModelFile) -> PredictionTable:
+def read_predictions(folder: Path, model: ModelFile, form: TableFormat = USUAL) -> PredictionTable:
     """Read the file of a model.
 
     Raises:
         W2SError: The file cannot be read, lacks a column, repeats an id, or has values that are no
             class or no probabilities.
     """
-    path = folder / model.file
-    table = read_table(path)
+    with option_names():
+        return _read_predictions(file_inside(folder, model.file), model, form)
+
+
+def _read_predictions(path: Path, model: ModelFile, form: TableFormat) -> PredictionTable:
+    table = form.read(path)
+    _check_named_once(table.column_names, path)
     columns = set(table.column_names)
     if missing := [name for name in ("id", "gold") if name not in columns]:
         raise W2SError(
             f"{path} has no column {missing[0]!r}; its columns are "
             f"{', '.join(table.column_names)}; {_EXPECTED}"
         )
-    ids = _texts(table, "id", path)
+    ids = _texts(table, "id", path, form.encoding)
     assert ids is not None
     _check_unique(ids, path)
     classes, probs = _read_probs(table, path)
@@ -85,21 +94,31 @@ def read_predictions(folder: Path, model: ModelFile) -> PredictionTable:
         model=model,
         digest=file_hash(path),
         ids=ids,
-        gold=_read_gold(table, classes, ids, path),
+        gold=_read_gold(table, classes, ids, path, form.encoding),
         probs=checked_probs(probs, str(path), first_row=1),
         precise=_precise(probs),
         classes=classes,
-        groups=_texts(table, "group", path),
-        texts=_texts(table, "text", path),
+        groups=_texts(table, "group", path, form.encoding),
+        texts=_texts(table, "text", path, form.encoding),
     )
 
 
-def _texts(table: pyarrow.Table, name: str, path: Path) -> tuple[str, ...] | None:
+def _check_named_once(names: Sequence[str], path: Path) -> None:
+    """Check that no column that has a meaning is there twice; others may be."""
+    for name in names:
+        if (name in _MEANINGS or name.startswith(_CLASS)) and names.count(name) > 1:
+            raise W2SError(
+                f"{path}: {names.count(name)} columns are named {name!r}; remove or rename all but "
+                "one"
+            )
+
+
+def _texts(table: pyarrow.Table, name: str, path: Path, encoding: str) -> tuple[str, ...] | None:
     """Return a column as text, None if the file lacks it."""
     if name not in table.column_names:
         return None
     values = [
-        text_cell(value, f"{path}: {name} of row {row + 1}")
+        text_cell(value, f"{path}: {name} of row {row + 1}", encoding)
         for row, value in enumerate(table[name].to_pylist())
     ]
     for row, value in enumerate(values):
@@ -171,7 +190,7 @@ def _as_list(cell: Any, row: int, path: Path) -> list[Any]:
     if isinstance(cell, str):
         try:
             cell = json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             cell = None
     if not isinstance(cell, list) or not cell:
         raise W2SError(
@@ -182,36 +201,46 @@ def _as_list(cell: Any, row: int, path: Path) -> list[Any]:
 
 def _numbers(values: Sequence[Any], column: str, path: Path, per_row: int = 1) -> np.ndarray:
     try:
-        return np.array([float(value) for value in values])
-    except (TypeError, ValueError) as err:
+        return np.array([_number(value) for value in values])
+    except (TypeError, ValueError, OverflowError) as err:
         row, value = next((i, v) for i, v in enumerate(values) if not _is_number(v))
         raise W2SError(
-            f"{path}: row {row // per_row + 1} has {column}={value!r}; expected a number from 0 to "
-            "1"
+            f"{path}: row {row // per_row + 1} has {column}={_short(value)}; expected a number "
+            "from 0 to 1"
         ) from err
+
+
+def _short(value: Any) -> str:
+    """Return a value as messages show it."""
+    return repr(value)[:_SHOWN]
+
+
+def _number(value: Any) -> float:
+    """Return a cell as a number; some programs write a decimal comma."""
+    text = isinstance(value, str) and "." not in value
+    return float(value.replace(",", ".", 1) if text else value)
 
 
 def _is_number(value: Any) -> bool:
     try:
-        float(value)
-    except (TypeError, ValueError):
+        _number(value)
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 
 
 def _read_gold(
-    table: pyarrow.Table, classes: Sequence[str], ids: Sequence[str], path: Path
+    table: pyarrow.Table, classes: Sequence[str], ids: Sequence[str], path: Path, encoding: str
 ) -> np.ndarray:
-    """Return the true classes as numbers; integers may be written as 1.0."""
-    number = {name: i for i, name in enumerate(classes)}
+    """Return the true classes as numbers."""
+    known = GoldClasses(classes)
     gold = []
     for name, value in zip(ids, table["gold"].to_pylist(), strict=True):
-        text = str(value)
-        if text not in number and _is_number(value) and float(value).is_integer():
-            text = str(int(float(value)))
-        if text not in number:
+        number = known.find(text_cell(value, f"{path}: gold of item {name!r}", encoding))
+        if number is None:
             raise W2SError(
-                f"{path}: item {name!r} has gold={value!r}; expected one of {', '.join(classes)}"
+                f"{path}: item {name!r} has gold={_short(value)}; expected one of "
+                f"{', '.join(classes)}"
             )
-        gold.append(number[text])
+        gold.append(number)
     return np.array(gold, dtype=np.int64)

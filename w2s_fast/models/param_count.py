@@ -7,10 +7,14 @@ up.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from w2s_fast.errors import W2SError, one_line
-from w2s_fast.models.backbone import ModelConfig
+from w2s_fast.files import is_folder
+from w2s_fast.models.backbone import ModelConfig, architecture
+from w2s_fast.models.checkpoint_source import is_gguf
+from w2s_fast.tasks import EMBEDDED
 
 PERSISTENCE = 100_000  # DeepSpeed's stage3_param_persistence_threshold
 
@@ -41,8 +45,9 @@ def count(model: ModelConfig, rows: int, tokens: int, checkpointing: bool) -> Co
     """Count parameters and saved activations of a model on fake tensors.
 
     Raises:
-        W2SError: if it has no config.json, or its forward needs values.
+        W2SError: if it has no config.json that can be read, or its forward needs values.
     """
+    _check_configuration(model)
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -72,6 +77,18 @@ def count(model: ModelConfig, rows: int, tokens: int, checkpointing: bool) -> Co
         activations=saved,
         transient=transient,
     )
+
+
+def _check_configuration(model: ModelConfig) -> None:
+    """Check that a model has a configuration: runs build some from their texts instead."""
+    folder = Path(model.source)
+    named = model.source in EMBEDDED or is_gguf(folder)  # `architecture` says what is wrong there
+    if not named and not (is_folder(folder) and (folder / "config.json").is_file()):
+        raise W2SError(
+            f"student {model.source!r} has no config.json; give the folder of a checkpoint, or a "
+            ".gguf file, as student.source"
+        )
+    architecture(model)
 
 
 def _uninitialized() -> Any:

@@ -110,7 +110,8 @@ class _Writer:
             os.replace(self.path.with_name(part), self.path.with_name(name))
             names |= dict.fromkeys(tensors, name)
         index = {"metadata": {"total_size": self.total}, "weight_map": names}
-        _index(self.path).write_text(json.dumps(index, indent=1, sort_keys=True))
+        text = json.dumps(index, indent=1, sort_keys=True)
+        _index(self.path).write_text(text, encoding="utf-8")
         return ""
 
 

@@ -43,7 +43,7 @@ def _symbol_of_torch(name: str) -> int:
 def _why_not_built() -> str:
     """Return the note that a failed build wrote; see setup.py."""
     note = Path(__file__).resolve().parents[1] / "_core_missing.txt"
-    return note.read_text().strip() if note.is_file() else ""
+    return note.read_text(encoding="utf-8").strip() if note.is_file() else ""
 
 
 def missing() -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +69,27 @@ def export(cfg: RunConfig, name: str, folder: str | Path, *, quiet: bool = True)
         folders = {n: Path(path) for n, path in work_item.folders.items()}
         ctx = Context(cfg, jobs[name], folders, lambda *_: None, session.read)
         model, tokenizer = whole_model(ctx, session.results[name].path)
-        with explain_write_errors("the model", folder.absolute()):
+        with explain_write_errors("the model", folder.absolute()), _whole_or_empty(folder):
             _write(model, tokenizer, folder, _about(ctx))
             kind = "generation" if hasattr(model, "lm") else ctx.task.kind
             card = model_card(cfg, jobs[name], kind, _results(cfg))
-            (folder / CARD).write_text(card)
+            (folder / CARD).write_text(card, encoding="utf-8")
             for file in folder.iterdir():
                 file.chmod(usual_mode())
+
+
+@contextlib.contextmanager
+def _whole_or_empty(folder: Path) -> Iterator[None]:
+    """Remove what an export that fails has written: the next try takes an empty folder only."""
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        raise
 
 
 def _about(ctx: Context) -> dict[str, Any]:

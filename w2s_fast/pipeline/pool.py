@@ -222,13 +222,13 @@ class ProcessPool:
         taken = {w.place for w in self._workers}
         place = next(i for i in range(len(self._places)) if i not in taken)
         log = folder / f"worker-{next(self._numbers)}.txt"
-        with open(log, "w", opener=open_no_link) as errors:
+        with open(log, "wb", opener=open_no_link) as errors:
             process = subprocess.Popen(
                 [*module_command("w2s_fast.pipeline.worker"), str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
+                encoding="utf-8",
                 env={**_environment(self._threads), **self._places[place]},
             )
         worker = _Worker(place, process, log)

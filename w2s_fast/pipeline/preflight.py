@@ -70,7 +70,8 @@ def process_facts(
 
 def tree_digest(root: Path) -> str:
     """Return a digest of the Python sources under ``root``."""
-    sources = {p.relative_to(root).as_posix(): p.read_text() for p in sorted(root.rglob("*.py"))}
+    files = sorted(root.rglob("*.py"))
+    sources = {p.relative_to(root).as_posix(): p.read_text(encoding="utf-8") for p in files}
     return content_hash(sources)[:12]
 
 
@@ -112,7 +113,7 @@ def check_shared_store(cfg: RunConfig, world: World) -> None:
 
     name, token = world.call_on_main(write)
     marker = store / name
-    sees = marker.is_file() and marker.read_text() == token
+    sees = marker.is_file() and marker.read_bytes() == token.encode()
     seen = world.all_gather_object(sees)
     if world.is_main_process:
         marker.unlink()

@@ -118,8 +118,8 @@ def git_state() -> dict[str, Any] | None:
         return None
 
     def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        done = subprocess.run(["git", *args], cwd=root, capture_output=True, check=True)
+        return done.stdout.decode(errors="replace").strip()  # names of files may be anything
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
@@ -129,7 +129,7 @@ def git_state() -> dict[str, Any] | None:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_bytes().decode(errors="replace").splitlines()
     except OSError:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -24,7 +24,8 @@ def main() -> None:
     """Serve jobs until standard input ends."""
     _exit_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    replies = os.fdopen(os.dup(1), "w")  # keeps prints of libraries out of the replies
+    # A descriptor of its own keeps prints of libraries out of the replies.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     from w2s_fast.store import redirect_store_warnings
 

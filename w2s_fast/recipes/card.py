@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_fast.errors import W2SError, nearest
+from w2s_fast.files import read_text
 
 _FOLDER = Path(__file__).parent
 
@@ -101,7 +102,7 @@ def load_card(name: str) -> Card:
     """
     import yaml
 
-    values = yaml.safe_load((_folder(name) / "card.yaml").read_text())
+    values = yaml.safe_load(read_text(_folder(name) / "card.yaml"))
     return Card(
         name=name,
         models=tuple(Model(**row) for row in values.pop("models")),

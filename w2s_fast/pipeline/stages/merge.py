@@ -68,7 +68,8 @@ def merge(ctx: Context, build: StageBuild) -> None:
     first = json.loads((ctx.input(trained_inputs_of(ctx.job.inputs)[0]) / LOG).read_bytes())
     log = {k: v for k, v in first.items() if k not in ("truncated_prompts", "seconds")}
     log["merge"] = record | ({"before": first["merge"]} if "merge" in first else {})
-    ctx.write(lambda: (build.path / LOG).write_text(json.dumps(log) + "\n"))
+    text = json.dumps(log) + "\n"
+    ctx.write(lambda: (build.path / LOG).write_text(text, encoding="utf-8"))
 
 
 def _how(ctx: Context) -> str:

@@ -36,7 +36,8 @@ def prototype_student(ctx: Context, build: StageBuild) -> None:
     _set(model, head)
     save_weights(model, build.path / MODEL, ctx.world)
     predict_test(ctx, build, model, tokenizer)
-    ctx.write(lambda: (build.path / LOG).write_text(json.dumps({"steps": 0}) + "\n"))
+    text = json.dumps({"steps": 0}) + "\n"
+    ctx.write(lambda: (build.path / LOG).write_text(text, encoding="utf-8"))
 
 
 @torch.no_grad()

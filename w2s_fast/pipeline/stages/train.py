@@ -164,4 +164,5 @@ def train_model(ctx: Context, build: StageBuild) -> None:
         fit = trajectory[:, -len(ids) :]
         ctx.write(lambda: write_fit(build.path / FIT, ids, log["watched"], fit))
     build.info["train_seconds"] = log.pop("seconds", None)
-    ctx.write(lambda: (build.path / LOG).write_text(json.dumps(log) + "\n"))
+    text = json.dumps(log) + "\n"
+    ctx.write(lambda: (build.path / LOG).write_text(text, encoding="utf-8"))
