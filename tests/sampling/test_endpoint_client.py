@@ -12,6 +12,7 @@ import pytest
 from helpers.endpoint import KEY, chat, echo
 
 from w2s_fast.errors import W2SError
+from w2s_fast.files import content_hash
 from w2s_fast.sampling import _http
 from w2s_fast.sampling._cache import AnswerCache
 from w2s_fast.sampling.endpoint_client import EndpointClient
@@ -131,6 +132,30 @@ def test_an_answer_is_paid_for_once(serve: Any, tmp_path: Path) -> None:
     other = EndpointClient(server.config(temperature=0.1), tmp_path, process=1)
     other(prompts[:1], seeds[:1])
     assert len(server.requests) - before == 7, "another temperature is another question"
+
+
+@pytest.mark.parametrize("blank", ["", None, " \n"])
+def test_a_blank_answer_is_requested_again(serve: Any, tmp_path: Path, blank: str | None) -> None:
+    """An overloaded server may send one; kept, it would fail the same command for ever."""
+    well: set[str] = set()
+
+    def reply(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        known = body["messages"][0]["content"] in well
+        return echo(number, body) if known else (200, {}, chat(blank))
+
+    server = serve(reply)
+    cfg = server.config(workers=1)
+    for _ in range(2):
+        with pytest.raises(W2SError, match="answered 1 prompts with empty texts"):
+            EndpointClient(cfg, tmp_path)(["x"], [0])
+    assert len(server.requests) == 2
+    older = AnswerCache(tmp_path, 9)
+    older.put(content_hash([cfg.url, server.requests[0]]), blank or "")  # older versions kept it
+    well = {"y"}
+    assert EndpointClient(cfg, tmp_path)(["x", "y"], [0, 1]) == [blank or "", "on y"]
+    well = {"x", "y"}
+    assert EndpointClient(cfg, tmp_path)(["x", "y"], [0, 1]) == ["on x", "on y"]
+    assert len(server.requests) == 5, "what is not blank is paid for once"
 
 
 def test_a_damaged_answer_is_no_answer(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from w2s_fast.sampling.protocol import check_request, sample_seed
 
 
 class EndpointSampler:
-    """Samples by one request each, stored when it arrives, so none is requested twice.
+    """Samples by one request each, stored when it arrives, so none is requested twice unless blank.
 
     Every request has its own seed, a function of seed, prompt and the sample's number. Whether
     equal requests have equal answers is up to the server; stored answers stay as they are.

@@ -23,6 +23,8 @@ _SHORT_ANSWER = 10_000
 class EndpointClient:
     """Requests several prompts in parallel and stores every answer immediately.
 
+    A blank answer is not stored, as an overloaded server may send one: the next call asks again.
+
     Args:
         cfg: Address, model and how it samples.
         folder: Folder of answers; those already stored are not requested again.
@@ -65,11 +67,12 @@ class EndpointClient:
 
     def _answer(self, body: dict[str, Any], stop: threading.Event) -> str:
         name = content_hash([self.cfg.url, body])
-        text = self._cache.get(name)
-        if text is None:
+        text = self._cache.get(name) or ""
+        if not text.strip():  # older versions stored blank answers too
             text = request_text(self.cfg, body, self._key, stop)
             self._check_length(text)
-            self._cache.put(name, text)
+            if text.strip():
+                self._cache.put(name, text)
         return text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
 
     def _check_length(self, text: str) -> None:
