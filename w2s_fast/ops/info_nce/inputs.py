@@ -9,7 +9,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.checks import check_dense, check_weight, check_weight_dtype
-from w2s_fast.ops.dtypes import LOGIT_DTYPES, accumulator
+from w2s_fast.ops.dtypes import LOGIT_DTYPES, accumulator, autocast_dtype
 from w2s_fast.ops.info_nce.call import EXCLUDED, NO_MARGIN, Negatives, Pairs
 from w2s_fast.ops.results import check_reduction
 from w2s_fast.ops.transforms import values
@@ -33,7 +33,8 @@ def check_pairs(queries: Tensor, documents: Tensor) -> None:
             f"documents have shape {tuple(documents.shape)}; expected (M, D) with M of 1 or more "
             f"and D = {queries.shape[1]}; hard negatives (N, K, D) are flattened and appended"
         )
-    if documents.dtype != queries.dtype or documents.device != queries.device:
+    one_dtype = autocast_dtype(documents) == autocast_dtype(queries)
+    if not one_dtype or documents.device != queries.device:
         raise W2SError(
             f"documents are {documents.dtype} on {documents.device}, queries {queries.dtype} on "
             f"{queries.device}; bring them to one dtype and device, or run under torch.autocast"
