@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.info_nce_calls import results, sample
 from torch import Tensor
 
@@ -127,6 +128,19 @@ def test_autocast() -> None:
     assert torch.equal(loss, w2s_fast.info_nce(q.bfloat16(), **rounded))
     loss.backward()
     assert q.grad is not None and q.grad.dtype == FP32
+
+
+@pytest.mark.parametrize("given", [FP32, BF16, FP16], ids=str)
+@pytest.mark.parametrize("auto", [BF16, FP16], ids=str)
+def test_autocast_rounds_vectors_of_length_1(auto: torch.dtype, given: torch.dtype) -> None:
+    """As eager does: lengths are those of the embeddings before they are cast."""
+    call = sample(6, 12, given, positives=None)
+    call["queries"], call["documents"] = 3e4 * call["queries"], 3e4 * call["documents"]
+    call["documents"][9] = 0
+    with torch.autocast("cpu", auto):
+        loss = w2s_fast.info_nce(**call, normalize=True)
+    low = {k: F.normalize(call[k].float(), dim=-1).to(auto) for k in ("queries", "documents")}
+    assert bool(loss.isfinite()) and torch.equal(loss, w2s_fast.info_nce(**call | low))
 
 
 def test_nothing_of_the_size_of_the_similarities_is_allocated(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
@@ -39,6 +40,14 @@ def check_pairs(queries: Tensor, documents: Tensor) -> None:
             f"documents are {documents.dtype} on {documents.device}, queries {queries.dtype} on "
             f"{queries.device}; bring them to one dtype and device, or run under torch.autocast"
         )
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """Return rows of length 1, in fp32 where ``x`` has 16 bits.
+
+    There a length may be infinite or, rounded, move all similarities of its row the same way.
+    """
+    return F.normalize(x.to(accumulator(x.dtype)), dim=-1)
 
 
 def check_options(
