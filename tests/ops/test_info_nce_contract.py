@@ -226,6 +226,22 @@ def test_mixed_negatives() -> None:
     torch.testing.assert_close(listed[0], share @ h[0])
 
 
+@pytest.mark.parametrize("auto", [None, BF16, FP16], ids=str)
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
+def test_similarities_of_mixing_have_32_bits(dtype: torch.dtype, auto: Any) -> None:
+    """Also under autocast; products of these fp16 embeddings are above 65504."""
+    g = torch.Generator().manual_seed(0)
+    q = 4 * torch.randn(32, 1024, generator=g)
+    h = (q[:, None] + 2 * torch.randn(32, 8, 1024, generator=g)).to(dtype)
+    q = q.to(dtype)
+    truth = w2s_fast.mix_hard_negatives(q.double(), h.double(), rule="list")
+    eager = w2s_fast.mix_hard_negatives(q.float(), h.float(), rule="list")
+    with torch.autocast("cpu", auto, enabled=auto is not None):
+        mixed = w2s_fast.mix_hard_negatives(q, h, rule="list")
+    assert mixed.dtype == dtype
+    assert_within_budget(mixed, truth, eager.to(dtype), FORWARD)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
