@@ -52,8 +52,9 @@ W2S_HD inline void row_factor(const RowParams& p, bool kept, Record& r) {
     const float miss = -expm1f(r.chosen - r.logs);
     r.factor *= powf(miss < 0 ? 0 : miss, p.focal_gamma);  // keeps NaN
   }
-  // Not `<`: a NaN row must show in the loss.
-  if (p.max_confidence != INFINITY && expf(-r.logs) >= p.max_confidence) r.factor = 0;
+  // Not `<`: a NaN must show in the loss, be it in a logit or in a weak label.
+  const bool sure = p.max_confidence != INFINITY && expf(-r.logs) >= p.max_confidence;
+  if (sure && r.mass == r.mass) r.factor = 0;
   if (!kept) r.factor = 0;
 }
 

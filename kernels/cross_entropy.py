@@ -112,7 +112,8 @@ def rows_kernel(
     if FOCAL:
         factor = tl.exp(focal_gamma * tl.log(m.complement(chosen - logs)))
     if WINDOW:
-        factor = tl.where(1.0 / s >= max_confidence, 0.0, factor)  # a NaN row must show in the loss
+        # A NaN must show in the loss, be it in a logit or in a weak label.
+        factor = tl.where((1.0 / s >= max_confidence) & (mass == mass), 0.0, factor)
     kept = tl.load(ids_ptr) != ignore if KIND == HARD else row >= 0
     weight = 1.0
     if w_ptr is not None:

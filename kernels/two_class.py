@@ -155,8 +155,10 @@ def write_rows(
         miss = tl.exp(tl.where(weak1, d0, d1) - logs)
         factor = tl.exp(focal_gamma * tl.log(miss))
     if WINDOW:
-        # A NaN row must show in the loss.
         factor = tl.where(tl.exp(-logs) >= max_confidence, 0.0, factor)
+    if FOCAL or WINDOW:
+        # A NaN must show in the loss, be it in a logit or in a weak label.
+        factor = tl.where(chosen == chosen, factor, chosen)
     factor = tl.where(kept, factor, 0.0)
     z_part, z_slope = m.z_part(top, logs, z_loss)
     loss = m.weak_part(mass, none, linear, none, logs, mean, smoothing, SMOOTH)

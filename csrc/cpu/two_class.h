@@ -123,7 +123,8 @@ inline void finish(const RowCall& c, int64_t n, Columns& x) {
     x.own1[j] = h1, x.mass[j] = mass, x.linear[j] = linear, x.mean[j] = mean, x.coef[j] = a;
     x.max[j] = s < 0 ? z1 : z0;
     x.chosen[j] = q1 > q0 ? d1 : d0;
-    x.loss[j] = x.kept[j] != 0 ? v : 0;
+    // A factor of 0 excludes the row even where its weak label is impossible (value +inf).
+    x.loss[j] = x.factor[j] != 0 ? v : 0;
     // Not v0 alone: NaN logits of a row that does not count must give exactly 0.
     x.g0[j] = g != 0 ? v0 : 0;
     x.g1[j] = g != 0 ? v1 : 0;
@@ -133,16 +134,21 @@ inline void finish(const RowCall& c, int64_t n, Columns& x) {
 // Focal and window factors, and the upstream factor of each row.
 inline void factors(const RowCall& c, int64_t at, int64_t n, Columns& x) {
   for (int64_t j = 0; j < n; ++j) {
-    x.factor[j] = x.kept[j];
+    float factor = 1;
+    // A NaN must show in the loss, be it in a logit or in a weak label.
+    const float mass = x.q0[j] + x.q1[j];
     if (c.params.focal_gamma != 0) {
       // 1 - p of the weak class is p of the other one: no cancellation.
       const bool weak1 = x.q1[j] > x.q0[j], top1 = x.margin[j] < 0;
-      x.factor[j] *= powf(weak1 == top1 ? x.small[j] : x.big[j], c.params.focal_gamma);
+      const float miss = weak1 == top1 ? x.small[j] : x.big[j];
+      factor = mass == mass ? powf(miss, c.params.focal_gamma) : NAN;
     }
-    if (c.params.max_confidence != INFINITY && x.big[j] >= c.params.max_confidence) x.factor[j] = 0;
+    const bool sure = c.params.max_confidence != INFINITY && x.big[j] >= c.params.max_confidence;
+    if (sure && mass == mass) factor = 0;
+    x.factor[j] = x.kept[j] != 0 ? factor : 0;
   }
   for (int64_t j = 0; j < n; ++j) {
-    x.g[j] = x.kept[j] != 0 ? upstream(c, at + j) * x.factor[j] : 0;
+    x.g[j] = x.factor[j] != 0 ? upstream(c, at + j) * x.factor[j] : 0;
   }
 }
 

@@ -81,6 +81,20 @@ def test_bf16_embeddings_are_multiplied_in_fp32() -> None:
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("auto", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_rounds_nothing(auto: torch.dtype, normalize: bool) -> None:
+    low = _embeddings(torch.float32)
+    results = []
+    for on in (False, True):
+        leaves = {k: low[k].clone().requires_grad_() for k in ("queries", "documents")}
+        with torch.autocast("cpu", auto, enabled=on):
+            loss = contrastive_distillation(**low | leaves, normalize=normalize)
+        results.append((loss, *torch.autograd.grad(loss, tuple(leaves.values()))))
+    for plain, cast in zip(*results, strict=True):
+        assert torch.equal(cast, plain)
+
+
 def test_other_divergences_are_those_of_the_op() -> None:
     e = _embeddings()
     log_q = (e["queries"] @ e["documents"].T).log_softmax(1)

@@ -23,15 +23,15 @@ from w2s_fast.ops.pack_topk import pack_topk
 from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.testing import BACKWARD, FORWARD, assert_within_budget
 
-FP32, BF16, FP64 = torch.float32, torch.bfloat16, torch.float64
+FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 
 
 def student(n: int, v: int, seed: int) -> Tensor:
     return 2 * torch.randn(n, v, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("name", DISTILLATIONS)
 def test_value_and_gradient(
     backend: str, name: str, temperature: float, dtype: torch.dtype

@@ -165,11 +165,13 @@ def test_nan_in_rows_that_count_is_seen(spec: str, logits: Tensor, classes: int)
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_nan_in_a_soft_label_is_seen(spec: str) -> None:
+    """Also where the student is sure of its class, which closes the window."""
     logits, weak = _case(spec)
-    weak[1, -1] = NAN
-    assert _run(spec, logits, weak)[0].isnan()
-    weak[1] = NAN
-    assert _run(spec, logits, weak)[0].isnan()
+    for z in (logits, 60 * logits):
+        for broken in (slice(-1, None), slice(None)):
+            q = weak.clone()
+            q[1, broken] = NAN
+            assert _run(spec, z, q)[0].isnan()
 
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if s != "smoothing" and "balance" not in s])
@@ -208,6 +210,23 @@ def test_generalised_cross_entropy_of_a_probability_that_underflows() -> None:
             _run(f"gce:q={q}", logits, torch.tensor([1, 0])), exact, strict=True
         ):
             torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("spec", ["entropy_eleuther", "logconf"])
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_coefficient_of_1_removes_an_impossible_label(spec: str, hard: bool) -> None:
+    spec = f"{spec}:aux_coef=1" + (",warmup_steps=0" if spec == "entropy_eleuther" else "")
+    logits = torch.tensor([[0.0, -INF], [0.0, 1.0]])
+    weak = torch.tensor([1, 0]) if hard else torch.full((2, 2), 0.5)
+    value, grad = _run(spec, logits, weak)
+    expected = _run(spec, logits.double().clamp_min(-1e4), weak)
+    torch.testing.assert_close(value.double(), expected[0])
+    torch.testing.assert_close(grad.double(), expected[1])
+    broken = torch.full((2, 2), NAN)
+    broken[1] = 0.5
+    for z, q in ((logits, broken), (torch.where(logits > 0, NAN, logits), weak)):
+        value, grad = _run(spec, z, q)
+        assert value.isnan() and grad.isnan().any(1).tolist() == [q is broken, z is not logits]
 
 
 def test_product_with_all_mass_on_an_impossible_class() -> None:

@@ -20,7 +20,9 @@ from helpers.loss_cases import case
 from torch import Tensor
 
 import w2s_fast
+from w2s_fast import W2SError
 from w2s_fast.losses import LOSSES, make_loss
+from w2s_fast.losses.contrastive import contrastive_distillation
 from w2s_fast.losses.distillation import DISTILLATIONS
 from w2s_fast.losses.preference import PREFERENCES, Answers
 from w2s_fast.ops.fused_linear.logprob import linear_logprob, linear_topk_logprob
@@ -159,3 +161,49 @@ def test_order_statistics() -> None:
     for q in (0.1, 0.37, 0.9):
         assert_fp64(w2s_fast.quantile(x, q), torch.quantile(x, q))
     assert float(w2s_fast.kth_value(x, 30)) == float(x.sort().values[29])
+
+
+HIDDEN, HEAD = normal(6, 5, seed=1), normal(9, 5, seed=2)
+LABELS, IDS = torch.arange(6), torch.arange(12).view(6, 2) % 9
+TERMS = [w2s_fast.TeacherHead(0.7, normal(6, 4, seed=3), normal(9, 4, seed=4))]
+CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "linear_cross_entropy": lambda h, w: w2s_fast.linear_cross_entropy(h, w, LABELS, bias=w[:, 0]),
+    "a teacher": lambda h, w: w2s_fast.linear_cross_entropy(h, w, teacher=TERMS),
+    "lazy logits": lambda h, w: make_loss("xent")(Projected(h, w), LABELS).loss_sum,
+    "linear_logprob": lambda h, w: linear_logprob(h, w, LABELS),
+    "linear_topk_logprob": lambda h, w: linear_topk_logprob(h, w, IDS)[1],
+    "linear_topk_ids": lambda h, w: w2s_fast.linear_topk_ids(h, w, 3).double() * h[:, :1],
+    "distillation": lambda h, w: (
+        DISTILLATIONS["jsd"]().linear(h, w, pack_topk(h @ w.T, 3)).loss_sum
+    ),
+    "info_nce": lambda h, w: w2s_fast.info_nce(h, w),
+    "info_nce normalize": lambda h, w: w2s_fast.info_nce(h, w, normalize=True),
+    "contrastive": lambda h, w: contrastive_distillation(h, w, h + 1, w),
+    "mixing": lambda h, w: w2s_fast.mix_hard_negatives(h, w[:2].expand(6, 2, 5), rule="list"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_autocast_leaves_fp64_alone(name: str) -> None:
+    """As it does in torch's own layers."""
+    found = []
+    for on in (False, True):
+        h, w = HIDDEN.clone().requires_grad_(), HEAD.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            out = CALLS[name](h, w)
+        assert out.dtype == FP64
+        found.append((out, *torch.autograd.grad(out.sum(), (h, w), allow_unused=True)))
+    for plain, cast in zip(*found, strict=True):
+        assert (cast is plain is None) or torch.equal(cast, plain)
+
+
+@pytest.mark.parametrize("name", ["linear_cross_entropy", "linear_logprob", "info_nce"])
+def test_fp64_beside_fp32_is_an_error(name: str) -> None:
+    """Under autocast too, as it is for ``F.linear``."""
+    for h, w in ((HIDDEN, HEAD.float()), (HIDDEN.float(), HEAD)):
+        for on in (False, True):
+            with (
+                torch.autocast("cpu", torch.bfloat16, enabled=on),
+                pytest.raises(W2SError, match="bring them to one dtype"),
+            ):
+                CALLS[name](h, w)

@@ -289,6 +289,53 @@ def test_factors_and_z_loss(backend: str) -> None:
         assert x.grad.isfinite().all(1).tolist() == [True, True, False, True]
 
 
+# Each makes the factor of the first row of ``_sure`` 0.
+FACTORS = {"focal": {"focal_gamma": 2.0}, "window": {"max_confidence": 0.9}}
+
+
+def _sure(v: int, lower: float, dtype: torch.dtype) -> Tensor:
+    """A row whose first class is certain, and one whose factor is not 0."""
+    z = torch.tensor([[0.0, lower], [0.0, 1.0]], dtype=dtype)
+    return torch.nn.functional.pad(z, (0, v - 2), value=-INF)
+
+
+def _losses(backend: str, z: Tensor, weak: Tensor, **kw: Any) -> tuple[Tensor, Tensor]:
+    x = z.clone().requires_grad_()
+    with use_backend(backend):
+        loss = weak_loss(x, weak, **kw).loss
+        loss.sum().backward()
+    assert x.grad is not None
+    return loss.detach(), x.grad
+
+
+@pytest.mark.parametrize("v", [2, 3])
+@pytest.mark.parametrize("kind", ["focal", "window", "window hard"])
+def test_a_factor_of_0_removes_an_impossible_label(backend: str, kind: str, v: int) -> None:
+    """0 times an infinite loss is 0: the row does not count."""
+    weak = torch.tensor([[0.6, 0.4, 0.0], [0.3, 0.7, 0.0]])[:, :v]
+    weak = torch.tensor([1, 1]) if kind.endswith("hard") else weak
+    factor = FACTORS[kind.split()[0]]
+    for dtype, reduction in ((FP32, "sum"), (FP32, "none"), (FP16, "sum")):
+        z = _sure(v, -INF, dtype)
+        expected, slope = _losses("ref", z[1:].double(), weak[1:], reduction="sum", **factor)
+        loss, grad = _losses(backend, z, weak, reduction=reduction, **factor)
+        assert float(loss.sum()) == pytest.approx(float(expected), rel=1e-6)
+        assert not bool(grad[0].any())
+        torch.testing.assert_close(grad[1:].double(), slope, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("v", [2, 3])
+@pytest.mark.parametrize("factor", FACTORS)
+def test_a_factor_of_0_keeps_a_nan_label(backend: str, factor: str, v: int) -> None:
+    for q in ([NAN, 0.5, 0.0], [0.5, NAN, 0.0]):
+        weak = torch.tensor([q, [0.3, 0.7, 0.0]])[:, :v]
+        for dtype, reduction in ((FP32, "sum"), (FP32, "none"), (FP16, "sum")):
+            z = _sure(v, -60.0, dtype)
+            loss, grad = _losses(backend, z, weak, reduction=reduction, **FACTORS[factor])
+            assert bool((loss if reduction == "sum" else loss[0]).isnan())
+            assert bool(grad[0].isnan().all()) and bool(grad[1].isfinite().all())
+
+
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 def test_logprob_tails(backend: str, dtype: torch.dtype) -> None:
     rows = logit_rows(37, dtype)

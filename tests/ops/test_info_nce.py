@@ -113,6 +113,24 @@ def test_16_bits_lose_nothing_in_the_exponent(backend: str) -> None:
     assert float((eager.double() - exact).abs().max()) > 0.02
 
 
+@pytest.mark.parametrize("scale", [1.0, 8e4])
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_16_bits_are_normalized_in_fp32(backend: str, dtype: torch.dtype, scale: float) -> None:
+    """A length rounded to bf16 moves all similarities of its row; in fp16 it may be infinite."""
+    call = sample(9, 37, dtype, temperature=0.02, normalize=True, reduction="none")
+    call["queries"], call["documents"] = scale * call["queries"], scale * call["documents"]
+    call["documents"][5] = 0  # has no direction, and similarity 0
+    with use_backend(backend):
+        actual = results(w2s_fast.info_nce, call, dtype)
+    truth, eager = (results(info_nce_reference, call, wide) for wide in (FP64, FP32))
+    for (name, y, c), (_, t, _), (_, b, _) in zip(actual, truth, eager, strict=True):
+        kept = torch.ones(len(y), dtype=torch.bool, device=y.device)
+        if name == "documents":
+            # The slope of a direction that there is not: 1e12, as eager has it.
+            kept[5] = False
+        assert_within_budget(y[kept], t[kept], b[kept].to(y.dtype), c, name)
+
+
 def test_stats(backend: str) -> None:
     call = sample(9, 37, FP32, margin=0.3, focal_gamma=0.5)
     with use_backend(backend):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.info_nce_calls import results, sample
 from torch import Tensor
 
@@ -129,6 +130,19 @@ def test_autocast() -> None:
     assert q.grad is not None and q.grad.dtype == FP32
 
 
+@pytest.mark.parametrize("given", [FP32, BF16, FP16], ids=str)
+@pytest.mark.parametrize("auto", [BF16, FP16], ids=str)
+def test_autocast_rounds_vectors_of_length_1(auto: torch.dtype, given: torch.dtype) -> None:
+    """As eager does: lengths are those of the embeddings before they are cast."""
+    call = sample(6, 12, given, positives=None)
+    call["queries"], call["documents"] = 3e4 * call["queries"], 3e4 * call["documents"]
+    call["documents"][9] = 0
+    with torch.autocast("cpu", auto):
+        loss = w2s_fast.info_nce(**call, normalize=True)
+    low = {k: F.normalize(call[k].float(), dim=-1).to(auto) for k in ("queries", "documents")}
+    assert bool(loss.isfinite()) and torch.equal(loss, w2s_fast.info_nce(**call | low))
+
+
 def test_nothing_of_the_size_of_the_similarities_is_allocated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -210,6 +224,22 @@ def test_mixed_negatives() -> None:
     (listed,) = w2s_fast.mix_hard_negatives(q, h, rule="list", temperature=0.5)[:1]
     share = (h[0] @ q[0] / 0.5).softmax(0)
     torch.testing.assert_close(listed[0], share @ h[0])
+
+
+@pytest.mark.parametrize("auto", [None, BF16, FP16], ids=str)
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
+def test_similarities_of_mixing_have_32_bits(dtype: torch.dtype, auto: Any) -> None:
+    """Also under autocast; products of these fp16 embeddings are above 65504."""
+    g = torch.Generator().manual_seed(0)
+    q = 4 * torch.randn(32, 1024, generator=g)
+    h = (q[:, None] + 2 * torch.randn(32, 8, 1024, generator=g)).to(dtype)
+    q = q.to(dtype)
+    truth = w2s_fast.mix_hard_negatives(q.double(), h.double(), rule="list")
+    eager = w2s_fast.mix_hard_negatives(q.float(), h.float(), rule="list")
+    with torch.autocast("cpu", auto, enabled=auto is not None):
+        mixed = w2s_fast.mix_hard_negatives(q, h, rule="list")
+    assert mixed.dtype == dtype
+    assert_within_budget(mixed, truth, eager.to(dtype), FORWARD)
 
 
 @pytest.mark.parametrize(

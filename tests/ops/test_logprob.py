@@ -61,8 +61,16 @@ def test_values_and_gradients(backend: str, v: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kw", [{"temperature": 2.5}, {"temperature": 0.5}], ids=str)
-def test_temperature(backend: str, kw: dict[str, float]) -> None:
-    compare(backend, **topk_logprob_sample(6, 17, FP32, device(), seed=1), **kw)
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
+def test_temperature(backend: str, dtype: torch.dtype, kw: dict[str, float]) -> None:
+    compare(backend, **topk_logprob_sample(6, 17, dtype, device(), seed=1), **kw)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 3000.0])
+def test_a_temperature_takes_no_logit_past_fp16(backend: str, softcap: float) -> None:
+    call = topk_logprob_sample(6, 17, FP16, device(), seed=1)
+    call["logits"] *= 130  # up to 3900
+    compare(backend, **call, temperature=0.02, softcap=softcap)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

@@ -178,9 +178,7 @@ TOPK_LOGPROB = Entry(
     ("logits", "ids"),
     (
         Option("K classes and the tail; padding"),
-        Option(
-            "`temperature`", {"temperature": 2.5}, note="16-bit logits are rounded once more by it"
-        ),
+        Option("`temperature`", {"temperature": 2.5}),
         _SOFTCAP,
         *_STATS,
         _COMPILED,

@@ -61,8 +61,9 @@ def contrastive_distillation(
         reduction: ``"mean"`` divides by the sum of weights, ``"sum"``, or ``"none"`` for (N,).
         memory_mib: what the similarities of a chunk may take, see ``linear_cross_entropy``.
 
-    16-bit embeddings are multiplied in fp32: a similarity rounded to 16 bits and divided by a small
-    temperature would be off by as much as teacher and student differ.
+    16-bit embeddings are multiplied in fp32, and so are those of fp32 under autocast: a similarity
+    rounded to 16 bits and divided by a small temperature would be off by as much as teacher and
+    student differ.
 
     Returns:
         0-d fp32 loss ((N,) for ``"none"``; fp64 for fp64 inputs).
@@ -76,20 +77,21 @@ def contrastive_distillation(
         if not 0 < t < math.inf:
             raise W2SError(f"{name} is {t}; expected a positive number, such as 0.05")
     weight = checked_weight(weight, queries)
-    student = [_wide(x) for x in (queries, documents)]
-    teacher = [_wide(x.detach()) for x in (teacher_queries, teacher_documents)]
-    if normalize:
-        student, teacher = ([F.normalize(x, dim=1) for x in xs] for xs in (student, teacher))
-    loss = linear_cross_entropy(
-        student[0] / temperature,
-        student[1],
-        teacher=[TeacherHead(1.0, teacher[0], teacher[1])],
-        temperature=teacher_temperature,
-        divergence=divergence,
-        weight=weight,
-        reduction=reduction,
-        memory_mib=memory_mib,
-    )
+    with torch.autocast(queries.device.type, enabled=False):
+        student = [_wide(x) for x in (queries, documents)]
+        teacher = [_wide(x.detach()) for x in (teacher_queries, teacher_documents)]
+        if normalize:
+            student, teacher = ([F.normalize(x, dim=1) for x in xs] for xs in (student, teacher))
+        loss = linear_cross_entropy(
+            student[0] / temperature,
+            student[1],
+            teacher=[TeacherHead(1.0, teacher[0], teacher[1])],
+            temperature=teacher_temperature,
+            divergence=divergence,
+            weight=weight,
+            reduction=reduction,
+            memory_mib=memory_mib,
+        )
     assert isinstance(loss, Tensor)
     return loss
 

@@ -72,5 +72,7 @@ class EntropyEleuther(Loss):
         own = out.stats.entropy if weight is None else out.stats.entropy * weight.detach()
         own = torch.where(row_mask(weak, weight), own, 0.0).sum()
         c = self.coefficient(ctx.step_frac, ctx.step)
-        loss = (1 - c) * out.loss + c * own
+        # A coefficient of 1 removes a weak label that is impossible (+inf), but no NaN.
+        weak_part = torch.where(out.loss.isinf(), 0.0, out.loss) if c == 1 else out.loss
+        loss = (1 - c) * weak_part + c * own
         return LossOut(loss, self.count(weak, weight), ctx.state, fused_metrics(out, weak, weight))

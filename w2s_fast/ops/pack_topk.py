@@ -90,8 +90,6 @@ def _logits(
     if probs:
         rows = _checked(rows, start).log()
     ids = rows.topk(k, dim=1).indices
-    if temperature != 1 and rows.dtype.itemsize < 4:
-        rows = rows.float()  # 16-bit logits / T would be rounded once more
     logp, tail = topk_logprob(rows, ids, temperature=temperature)
     return ids, logp.exp(), tail.exp()
 

@@ -23,7 +23,7 @@ from w2s_fast.ops.checks import check_total, check_weight, check_weight_dtype
 from w2s_fast.ops.fused_linear.cross_entropy import flat_rows
 from w2s_fast.ops.fused_linear.logprob import make_head
 from w2s_fast.ops.fused_linear.logprob_autograd import linear_topk
-from w2s_fast.ops.logprob.api import check_ids, check_scale, row_stats
+from w2s_fast.ops.logprob.api import check_ids, check_scale, row_stats, tempered
 from w2s_fast.ops.targets import SparseTargets, check_logits
 
 Teacher = SparseTargets | Tensor
@@ -130,8 +130,7 @@ class Distillation:
         teacher = _check_sparse(self, teacher)
         ids = check_ids(teacher.ids, logits.shape[0], logits.shape[1], logits.device)
         t = self.temperature
-        logits = logits if t == 1 else logits / t
-        student = torch.ops.w2s_fast.topk_logp(logits, ids, softcap / t, True)
+        student = torch.ops.w2s_fast.topk_logp(tempered(logits, t), ids, softcap / t, True)
         return self._sum(student, ids, teacher, weight)
 
     def _from_head(

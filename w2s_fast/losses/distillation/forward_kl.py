@@ -26,8 +26,9 @@ from w2s_fast.losses.distillation._base import (
     total_weight,
 )
 from w2s_fast.ops.fused_linear.cross_entropy import linear_cross_entropy
+from w2s_fast.ops.logprob.api import tempered
 from w2s_fast.ops.results import Stats
-from w2s_fast.ops.targets import SparseTargets
+from w2s_fast.ops.targets import SparseTargets, check_logits
 from w2s_fast.ops.weak_loss import weak_loss
 
 
@@ -43,8 +44,8 @@ class ForwardKL(Distillation):
         self, logits: Tensor, teacher: Teacher, weight: Tensor | None, softcap: float
     ) -> DistillOut:
         _check_teacher(teacher)
-        t = self.temperature
-        scaled = logits if t == 1 else logits / t
+        check_logits(logits)
+        t, scaled = self.temperature, tempered(logits, self.temperature)
         out = weak_loss(scaled, teacher, weight=weight, softcap=softcap / t, return_stats=True)
         assert out.stats is not None
         return self._minus_entropy(out.loss, out.stats, teacher, weight)

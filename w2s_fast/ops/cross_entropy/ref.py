@@ -219,8 +219,9 @@ def set_factor(call: RowCall) -> None:
         miss = -torch.expm1(stats[Stat.CHOSEN] - stats[Stat.LOGS])
         factor = factor * miss.clamp_min(0) ** spec.focal_gamma
     if spec.max_confidence != float("inf"):
-        # Not `<`: a NaN row must show in the loss.
-        factor = factor * ~((-stats[Stat.LOGS]).exp() >= spec.max_confidence)
+        # Not `<`: a NaN must show in the loss, be it in a logit or in a weak label.
+        sure = (-stats[Stat.LOGS]).exp() >= spec.max_confidence
+        factor = torch.where(sure & ~stats[Stat.MASS].isnan(), 0.0, factor)
     stats[Stat.FACTOR] = torch.where(call.inputs.counted(), factor, 0.0)
 
 

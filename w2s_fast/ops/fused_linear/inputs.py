@@ -7,7 +7,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.checks import check_dense
-from w2s_fast.ops.dtypes import LOGIT_DTYPES
+from w2s_fast.ops.dtypes import LOGIT_DTYPES, autocast_dtype
 from w2s_fast.ops.targets import SparseTargets
 from w2s_fast.ops.vocab_parallel.dtensor import has_dtensor
 
@@ -15,12 +15,9 @@ from w2s_fast.ops.vocab_parallel.dtensor import has_dtensor
 def cast_for_autocast(
     hidden: Tensor, head: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cast to the dtype in which ``F.linear`` would compute under the current autocast."""
-    device = hidden.device.type
-    if not torch.is_autocast_enabled(device):
-        return hidden, head, bias
-    dtype = torch.get_autocast_dtype(device)
-    return hidden.to(dtype), head.to(dtype), None if bias is None else bias.to(dtype)
+    """Cast each to the dtype in which ``F.linear`` would read it under the current autocast."""
+    hidden, head = hidden.to(autocast_dtype(hidden)), head.to(autocast_dtype(head))
+    return hidden, head, None if bias is None else bias.to(autocast_dtype(bias))
 
 
 def flat_rows(hidden: Tensor, positions: Tensor | None) -> Tensor:

@@ -22,7 +22,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from w2s_fast.ops.arguments import checked
@@ -40,6 +39,7 @@ from w2s_fast.ops.info_nce.inputs import (
     checked_weight,
     make_negatives,
     turned,
+    unit_vectors,
 )
 from w2s_fast.ops.info_nce.reference import info_nce_reference, info_nce_sample
 
@@ -106,7 +106,8 @@ def info_nce(
         focal_gamma: exponent gamma of the focal weight; 0 for none.
         symmetric: mean of this loss and that of the documents against the queries (CLIP, Radford
             et al. 2021). Needs M = N and the default positives; similarities are computed twice.
-        normalize: use queries and documents of length 1: cosine similarities.
+        normalize: use queries and documents of length 1: cosine similarities. Those of 16-bit
+            embeddings are made and multiplied in fp32; under autocast they are cast to its dtype.
         weight: (N,) row weights; get gradients. A weight of 0 excludes its query; its document is
             still a negative of the others.
         reduction: ``"mean"`` divides by the sum of weights of the queries that count (0 queries
@@ -123,7 +124,6 @@ def info_nce(
         W2SError: for shapes, dtypes, devices, ids or options that do not fit.
         RuntimeError: on a second derivative, or a tangent of forward mode.
     """
-    queries, documents, _ = cast_for_autocast(queries, documents, None)
     check_pairs(queries, documents)
     check_options(temperature, focal_gamma, margin, negatives, reduction)
     weight = checked_weight(weight, queries)
@@ -134,7 +134,8 @@ def info_nce(
         if not symmetric and (weight is not None or positives is not None):
             # NaN of a query that does not count would reach its gradient.
             queries = torch.where((rows >= 0).unsqueeze(1), queries, 0.0)
-        queries, documents = F.normalize(queries, dim=-1), F.normalize(documents, dim=-1)
+        queries, documents = unit_vectors(queries), unit_vectors(documents)
+    queries, documents, _ = cast_for_autocast(queries, documents, None)
     pairs = Pairs(
         queries,
         documents,

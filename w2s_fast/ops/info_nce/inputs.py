@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.checks import check_dense, check_weight, check_weight_dtype
-from w2s_fast.ops.dtypes import LOGIT_DTYPES, accumulator
+from w2s_fast.ops.dtypes import LOGIT_DTYPES, accumulator, autocast_dtype
 from w2s_fast.ops.info_nce.call import EXCLUDED, NO_MARGIN, Negatives, Pairs
 from w2s_fast.ops.results import check_reduction
 from w2s_fast.ops.transforms import values
@@ -33,11 +34,20 @@ def check_pairs(queries: Tensor, documents: Tensor) -> None:
             f"documents have shape {tuple(documents.shape)}; expected (M, D) with M of 1 or more "
             f"and D = {queries.shape[1]}; hard negatives (N, K, D) are flattened and appended"
         )
-    if documents.dtype != queries.dtype or documents.device != queries.device:
+    one_dtype = autocast_dtype(documents) == autocast_dtype(queries)
+    if not one_dtype or documents.device != queries.device:
         raise W2SError(
             f"documents are {documents.dtype} on {documents.device}, queries {queries.dtype} on "
             f"{queries.device}; bring them to one dtype and device, or run under torch.autocast"
         )
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """Return rows of length 1, in fp32 where ``x`` has 16 bits.
+
+    There a length may be infinite or, rounded, move all similarities of its row the same way.
+    """
+    return F.normalize(x.to(accumulator(x.dtype)), dim=-1)
 
 
 def check_options(

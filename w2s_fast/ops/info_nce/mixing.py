@@ -10,7 +10,7 @@ from torch import Tensor
 
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import checked
-from w2s_fast.ops.dtypes import LOGIT_DTYPES
+from w2s_fast.ops.dtypes import LOGIT_DTYPES, accumulator
 
 RULES = ("pairs", "list")
 
@@ -30,8 +30,8 @@ def mix_hard_negatives(
     ``"pairs"``: a h_j + (1 - a) h_k of two different negatives of the query, a drawn from
     Beta(2, 2). ``"list"``: sum_k softmax_k(q h_k / temperature) h_k, over all of them. Both are
     the online hard-negative mixing of KaLM-Embedding-V2 (Zhao et al. 2025, arXiv 2506.20923), in
-    plain PyTorch: O(N K D). Flatten the result and append it to the documents of ``info_nce``;
-    ``normalize=True`` there gives mixtures length 1.
+    plain PyTorch: O(N K D), ``"list"`` in fp32 for embeddings of 16 bits. Flatten the result and
+    append it to the documents of ``info_nce``; ``normalize=True`` there gives mixtures length 1.
 
     Args:
         queries: (N, D), fp32, bf16, fp16 or fp64. Get gradients under ``"list"``.
@@ -49,8 +49,7 @@ def mix_hard_negatives(
     """
     _check(queries, negatives, rule, count, temperature)
     if rule == "list":
-        share = (torch.einsum("nd,nkd->nk", queries, negatives) / temperature).softmax(1)
-        return torch.einsum("nk,nkd->nd", share, negatives).unsqueeze(1)
+        return _mix_all(queries, negatives, temperature).to(negatives.dtype)
     n, k, d = negatives.shape
     draw: dict[str, Any] = {"device": negatives.device, "generator": generator}
     first = torch.randint(k, (n, count), **draw)
@@ -59,6 +58,17 @@ def mix_hard_negatives(
     share = torch.rand(n, count, 3, **draw).median(2)[0].unsqueeze(2).to(negatives.dtype)
     one, two = (negatives.gather(1, at.unsqueeze(2).expand(n, count, d)) for at in (first, second))
     return torch.lerp(two, one, share)
+
+
+def _mix_all(queries: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """Return (N, 1, D) in fp32 (fp64), also under autocast.
+
+    A similarity of 16 bits divided by a small temperature is off by whole units of the exponent.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        q, h = (x.to(accumulator(x.dtype)) for x in (queries, negatives))
+        share = (torch.einsum("nd,nkd->nk", q, h) / temperature).softmax(1)
+        return torch.einsum("nk,nkd->nd", share, h).unsqueeze(1)
 
 
 def _check(queries: Tensor, negatives: Tensor, rule: str, count: int, temperature: float) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError
 from w2s_fast.ops.arguments import check_number, checked
 from w2s_fast.ops.dispatch import Cost, Op
+from w2s_fast.ops.dtypes import accumulator
 from w2s_fast.ops.logprob import autograd as _autograd  # noqa: F401 - registers its operators
 from w2s_fast.ops.logprob import statistics_autograd as _statistics  # noqa: F401 - the same
 from w2s_fast.ops.logprob.statistics import RowValue
@@ -64,8 +65,8 @@ def topk_logprob(
         ids: (N, K) integer class ids, different from one another within a row. A negative id is
             padding: its log-probability is 0 and it has no gradient. A class that does not exist or
             is listed twice is an error on the CPU; on a GPU its row is NaN.
-        temperature: above 0; other than 1 costs one more read and write, and rounds 16-bit logits
-            once more.
+        temperature: above 0; other than 1 costs one more read and a write, in fp32 where logits
+            have 16 bits: a copy of twice their size.
         softcap: 0 for none.
         return_stats: True: also return detached ``RowStats``, which cost nothing.
             ``"differentiable"``: ones that get gradients, with the margin; one more read forward,
@@ -85,8 +86,7 @@ def topk_logprob(
     ids = check_ids(ids, logits.shape[0], logits.shape[1], logits.device)
     check_scale(temperature, softcap)
     differentiable = check_return_stats(return_stats)
-    if temperature != 1:
-        logits = logits / temperature
+    logits = tempered(logits, temperature)
     softcap = softcap / temperature
     if differentiable:
         logp, tail, values, _, _, index = torch.ops.w2s_fast.topk_logp_values(logits, ids, softcap)
@@ -139,6 +139,17 @@ def check_scale(temperature: float, softcap: float) -> None:
         raise W2SError(f"temperature is {temperature}; expected a number above 0")
     if not 0 <= softcap < math.inf:
         raise W2SError(f"softcap is {softcap}; expected a number of at least 0 (0 for none)")
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Return logits / temperature, in fp32 where logits have 16 bits.
+
+    There the quotient would be rounded once more, and in fp16 it may be infinite.
+    """
+    if temperature == 1:
+        return logits
+    acc = accumulator(logits.dtype)
+    return logits / temperature if logits.dtype == acc else logits.to(acc).div_(temperature)
 
 
 def topk_logprob_reference(

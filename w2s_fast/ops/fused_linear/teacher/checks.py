@@ -12,6 +12,7 @@ from torch import Tensor
 from w2s_fast.errors import W2SError, nearest
 from w2s_fast.ops.arguments import check_number
 from w2s_fast.ops.dtypes import LOGIT_DTYPES, accumulator
+from w2s_fast.ops.fused_linear.inputs import cast_for_autocast
 from w2s_fast.ops.fused_linear.teacher.divergences import DIVERGENCES
 from w2s_fast.ops.fused_linear.teacher.heads import CROSS_ENTROPY, Teacher, TeacherHead
 from w2s_fast.ops.logprob.api import check_scale
@@ -111,11 +112,9 @@ def _term(name: str, term: Any, n: int, v: int, like: Tensor) -> TeacherHead:
     if not 0 <= softcap < math.inf:
         raise W2SError(f"{name}.softcap is {softcap}; expected a number in [0, inf), 0 for none")
     hidden = _rows(name, hidden.detach(), n)
-    head, bias = head.detach(), None if bias is None else bias.detach()
-    if torch.is_autocast_enabled(like.device.type):
-        dtype = torch.get_autocast_dtype(like.device.type)
-        hidden, head = hidden.to(dtype), head.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    hidden, head, bias = cast_for_autocast(
+        hidden, head.detach(), None if bias is None else bias.detach()
+    )
     _check_shapes(name, hidden, head, bias, v)
     for part, t in (("hidden", hidden), ("head", head), ("bias", bias)):
         if t is not None and t.device != like.device:
