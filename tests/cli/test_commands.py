@@ -70,7 +70,7 @@ def test_print_config_is_a_config_file(capsys: pytest.CaptureFixture[str], tmp_p
         (["run", "--sedes", "1"], "did you mean 'seeds'?"),
         (["run", "--losses", "xnet"], "did you mean 'xent'?"),
         (["label", "--task.name", "agrement"], "did you mean 'agreement'?"),
-        (["report", "--outt", "x"], "report takes only --from FOLDER and --out DIR"),
+        (["report", "--outt", "x"], "report takes only --from FOLDER, --out DIR"),
         (["report", "--out", "nowhere"], "no results.json in nowhere"),
         (["doctor", "now"], "doctor takes --strict or nothing"),
     ],
