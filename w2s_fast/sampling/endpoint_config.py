@@ -31,7 +31,7 @@ class EndpointConfig:
         max_tokens: Largest number of tokens of a text.
         workers: Number of parallel requests per process.
         retries: Number of retries of a request while the endpoint is busy.
-        timeout_s: Largest duration of a request in seconds.
+        timeout_s: Largest duration of a request in seconds, from its start to the end of its reply.
 
     Raises:
         W2SError: A value does not fit.
