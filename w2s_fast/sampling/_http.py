@@ -14,6 +14,7 @@ from typing import Any
 
 from w2s_fast.errors import W2SError
 from w2s_fast.sampling._deadline import Deadline
+from w2s_fast.sampling._redaction import excerpt, redact
 from w2s_fast.sampling.endpoint_config import KEY_IN_URL, EndpointConfig
 
 BACKOFF_S = 1.0  # before the second try; doubled for each further try
@@ -21,7 +22,6 @@ LONGEST_S = 60.0
 LONGEST_REPLY = 16 << 20  # bytes; the longest turns have a few hundred thousand
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 _KEY_REJECTED = (401, 403)
-_EXCERPT = 200
 _LONG_KEY = 16  # a shorter one, such as "none", may be a word of an answer
 
 
@@ -53,7 +53,7 @@ def request_text(
         try:
             return _text(cfg, _once(cfg, body, key), key)
         except _Retryable as e:
-            why = _excerpt(str(e).encode(errors="replace"), key)
+            why = excerpt(str(e), key)
             # Random within the second half, so that requests rejected together are retried apart.
             wait = BACKOFF_S * 2**number * Random(f"{body}/{number}").uniform(0.5, 1)
             if number + 1 == tries or stop.wait(min(LONGEST_S, max(wait, e.wait_s))):
@@ -127,20 +127,8 @@ def _reason(error: Exception, key: str) -> str:
         refused = isinstance(error.reason, ConnectionRefusedError)
         return "connection refused; is the server running?" if refused else f"{error.reason}"
     if isinstance(error, http.client.IncompleteRead) and error.partial:
-        return f"the connection ended after {_excerpt(error.partial, key)!r}"
+        return f"the connection ended after {excerpt(error.partial, key)!r}"
     return f"{type(error).__name__} {error}".strip()
-
-
-def _redact(text: str, key: str) -> str:
-    for spelling in {key, urllib.parse.quote(key, safe="")} - {""}:
-        text = text.replace(spelling, "***")
-    return text
-
-
-def _excerpt(reply: bytes, key: str) -> str:
-    """Return the start of a reply as one line, without the key."""
-    start = _redact(reply[: 20 * _EXCERPT + len(key)].decode(errors="replace"), key)
-    return " ".join(start[: 20 * _EXCERPT].split())[:_EXCERPT]
 
 
 def _key_rejection(cfg: EndpointConfig, status: int, key: str) -> str:
@@ -151,7 +139,7 @@ def _key_rejection(cfg: EndpointConfig, status: int, key: str) -> str:
 
 def _rejection(cfg: EndpointConfig, status: int, reply: bytes, key: str) -> str:
     return (
-        f"{cfg.url} rejects the request (HTTP {status}: {_excerpt(reply, key)}); check "
+        f"{cfg.url} rejects the request (HTTP {status}: {excerpt(reply, key)}); check "
         f"{cfg.setting}.url, {cfg.setting}.model={cfg.model!r} and "
         f"{cfg.setting}.max_tokens={cfg.max_tokens}"
     )
@@ -166,10 +154,10 @@ def _text(cfg: EndpointConfig, reply: bytes, key: str) -> str:
             raise TypeError
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         raise W2SError(
-            f"{cfg.url} did not answer with a completion ({_excerpt(reply, key)!r}); expected JSON "
+            f"{cfg.url} did not answer with a completion ({excerpt(reply, key)!r}); expected JSON "
             "with choices, as OpenAI-compatible servers send it"
         ) from None
-    return _redact(text or "", key if len(key) >= _LONG_KEY else "")
+    return redact(text or "", key if len(key) >= _LONG_KEY else "")
 
 
 def _seconds(header: str | None) -> float:
