@@ -126,6 +126,17 @@ def test_what_travels(
     assert lines == [os.getcwd(), f"{value}|/src"]
 
 
+def test_no_address_with_a_password_travels(commands: Callable[..., list[list[str]]]) -> None:
+    """Command lines of ssh and pdsh are visible; an address without a user name stays."""
+    start, end = commands(
+        HF_ENDPOINT=f"https://me:{SECRET}@mirror", NCCL_TEST=f"x,http://{SECRET}@h:1/a",
+        PYTHONPATH="/src", HF_HOME="hf://mirror/a",
+    )  # fmt: skip
+    assert SECRET not in " ".join([*start, *end, *exports().values()])
+    assert not {"HF_ENDPOINT", "NCCL_TEST"} & set(exports())
+    assert exports()["HF_HOME"] == "hf://mirror/a"
+
+
 def test_the_end_of_a_job_ends_no_other(commands: Callable[..., list[list[str]]]) -> None:
     (first, end), (second, _) = commands(NCCL_TEST=""), commands()
     jobs = [subprocess.Popen(remote(start), stdout=subprocess.PIPE) for start in (first, second)]

@@ -39,16 +39,18 @@ _EXPORTED = {
     "TORCHINDUCTOR_CACHE_DIR", "TORCHDYNAMO_DISABLE", "TRITON_CACHE_DIR", "TRITON_INTERPRET",
 }  # fmt: skip
 _FAMILIES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "OMP_")
+_USER_IN_ADDRESS = re.compile(r"://\S*@")  # what stands before the @ may be a password
 _OF_ACCELERATORS = ("PATH", "LD_LIBRARY_PATH")  # exported where DeepSpeed's accelerator needs them
 
 
 def exports() -> dict[str, str]:
     """Return the variables that are passed on to every host."""
-    return {k: v for k, v in os.environ.items() if _travels(k) and "\n" not in v}
+    return {k: v for k, v in os.environ.items() if _travels(k, v) and "\n" not in v}
 
 
-def _travels(name: str) -> bool:
-    return name in _EXPORTED or name.startswith(_FAMILIES)
+def _travels(name: str, value: str) -> bool:
+    named = name in _EXPORTED or name.startswith(_FAMILIES)
+    return named and not _USER_IN_ADDRESS.search(value)
 
 
 def read_hosts(path: str) -> dict[str, int]:
@@ -130,7 +132,7 @@ def runner_class() -> type[Any]:
             key = key.strip()
             # DeepSpeed puts the working folder in front of its copy of PYTHONPATH.
             value = os.environ.get(key) if key == "PYTHONPATH" else var.strip()
-            if value and (_travels(key) or key in _OF_ACCELERATORS):
+            if value and (_travels(key, value) or key in _OF_ACCELERATORS):
                 self.exports[key] = shlex.quote(value)
 
         def get_cmd(
