@@ -69,10 +69,11 @@ def test_hosts_that_do_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     check_hosts(["node-a", "node-c"], None)
     with pytest.raises(W2SError, match="no answer from node-b over ssh within 5 s"):
         check_hosts(["node-a", "node-b", "node-c"], 2222)
-    (tools / "pdsh").unlink()
     monkeypatch.setenv("PATH", str(tools))
-    with pytest.raises(W2SError, match="pdsh is not installed"):
-        check_hosts(["node-a"], None)
+    for name in ("ssh", "pdsh"):
+        (tools / name).unlink()
+        with pytest.raises(W2SError, match=f"{name} is not installed"):
+            check_hosts(["node-a"], None)
 
 
 @pytest.fixture

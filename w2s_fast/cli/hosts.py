@@ -12,6 +12,7 @@ import re
 import secrets
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -86,17 +87,25 @@ def read_hosts(path: str) -> dict[str, int]:
     return hosts
 
 
+def is_this_host(name: str) -> bool:
+    """Tell whether a line of a hostfile names this host, and no user of it."""
+    own = socket.gethostname().lower()
+    names = ("localhost", "127.0.0.1", "::1", own, own.partition(".")[0])
+    return name.lower() in names or name.lower() == socket.getfqdn().lower()
+
+
 def check_hosts(hosts: Sequence[str], ssh_port: int | None) -> None:
     """Check that every host answers over ssh without a password.
 
     Raises:
         W2SError: Some hosts do not; the message names them.
     """
-    if shutil.which("pdsh") is None:
-        raise W2SError(
-            "pdsh is not installed, which starts processes on other hosts; install it, or run "
-            "this command with --no-ssh --node-rank I on every host"
-        )
+    for tool in ("pdsh", "ssh"):
+        if shutil.which(tool) is None:
+            raise W2SError(
+                f"{tool} is not installed, which starts processes on other hosts; install it, or "
+                "run this command with --no-ssh --node-rank I on every host"
+            )
     port = [] if ssh_port is None else ["-p", str(ssh_port)]
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_TIMEOUT_S}"]
 
