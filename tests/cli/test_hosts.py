@@ -69,10 +69,11 @@ def test_hosts_that_do_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     check_hosts(["node-a", "node-c"], None)
     with pytest.raises(W2SError, match="no answer from node-b over ssh within 5 s"):
         check_hosts(["node-a", "node-b", "node-c"], 2222)
-    (tools / "pdsh").unlink()
     monkeypatch.setenv("PATH", str(tools))
-    with pytest.raises(W2SError, match="pdsh is not installed"):
-        check_hosts(["node-a"], None)
+    for name in ("ssh", "pdsh"):
+        (tools / name).unlink()
+        with pytest.raises(W2SError, match=f"{name} is not installed"):
+            check_hosts(["node-a"], None)
 
 
 @pytest.fixture
@@ -124,6 +125,17 @@ def test_what_travels(
         lines = job.stdout.read().splitlines()
         job.kill()
     assert lines == [os.getcwd(), f"{value}|/src"]
+
+
+def test_no_address_with_a_password_travels(commands: Callable[..., list[list[str]]]) -> None:
+    """Command lines of ssh and pdsh are visible; an address without a user name stays."""
+    start, end = commands(
+        HF_ENDPOINT=f"https://me:{SECRET}@mirror", NCCL_TEST=f"x,http://{SECRET}@h:1/a",
+        PYTHONPATH="/src", HF_HOME="hf://mirror/a",
+    )  # fmt: skip
+    assert SECRET not in " ".join([*start, *end, *exports().values()])
+    assert not {"HF_ENDPOINT", "NCCL_TEST"} & set(exports())
+    assert exports()["HF_HOME"] == "hf://mirror/a"
 
 
 def test_the_end_of_a_job_ends_no_other(commands: Callable[..., list[list[str]]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -47,6 +48,8 @@ def test_options() -> None:
     for args, message in (
         (["--hostfil", "h", "r.yaml"], "unknown option '--hostfil'; did you mean '--hostfile'"),
         (["--processes", "two", "r.yaml"], "--processes is 'two'; expected a number"),
+        (["--processes", "0", "r.yaml"], "--processes is '0'; expected at least 1"),
+        (["--processes", "9" * 5000, "r.yaml"], "expected a number"),
         (["--processes"], "--processes needs a value"),
         (["--no-ssh"], "no configuration file"),
     ):
@@ -78,18 +81,103 @@ def test_words_reach_other_hosts_as_they_are(hosts: str, config: str) -> None:
     runner = PDSHRunner(argparse.Namespace(user_args=command[-len(words) :], user_script="x"), "")
     line = " ".join(["printf '%s\\n'", *runner.parse_user_args()])
     assert subprocess.check_output(["sh", "-c", line], text=True).splitlines() == words
-    assert (
-        build_command(LaunchOptions(config, ("a|b",), hosts), {"a": 1})[-1] == "a|b"
-    )  # no shell in between
+    alone = build_command(LaunchOptions(config, ("a|b",)), None)
+    assert alone[-1] == "a|b", "no shell in between"
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
+    """The commands of jobs, which are not run; ssh reaches every host but one."""
+    tools, commands = tmp_path / "bin", list[list[str]]()
+    tools.mkdir()
+    for name, script in (
+        ("pdsh", f"echo $* > {tmp_path}/pdsh.log"),
+        ("ssh", 'case "$*" in *gone*) exit 255;; esac; echo 10.0.0.7'),
+    ):
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+
+    def run_job(command: list[str], *_: object, **__: object) -> int:
+        commands.append(command)
+        return 0
+
+    monkeypatch.setattr(module, "run_job", run_job)
+    return commands
+
+
+def start_on(host: str, tmp_path: Path, config: str, *options: str) -> None:
+    path = tmp_path / "one"
+    path.write_text(f"{host} slots=1\n")
+    port = ["--master-port", str(free_port())]
+    assert launch(parse(["--hostfile", str(path), *port, *options, config])) == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "options"),
+    [("gpu-node-7", []), ("me@localhost", []), ("10.0.0.7", []),
+     ("localhost", ["--ssh-port", "2222"])],
+)  # fmt: skip
+def test_one_other_host_is_reached_over_ssh(
+    host: str, options: list[str], started: list[list[str]], tmp_path: Path, config: str
+) -> None:
+    """A user or a port of ssh says that not this host is meant, or not this user."""
+    start_on(host, tmp_path, config, *options)
+    assert {"w2s_fast.cli.hosts", "--force_multi"} <= set(started[0])
+    assert "--no_ssh" not in started[0]
+
+
+@pytest.mark.parametrize("host", ["localhost", "LocalHost", "127.0.0.1", "::1", "box", "box.lan"])
+def test_this_host_alone_needs_no_ssh(
+    host: str,
+    started: list[list[str]],
+    tmp_path: Path,
+    config: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DeepSpeed asks an ssh server for the address of a host, without these options."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "box.lan")
+    start_on(host, tmp_path, config)
+    line = " ".join(started[0])
+    assert "deepspeed.launcher.runner" in line and "--no_ssh" in line
+    assert "--master_addr 127.0.0.1 --node_rank 0" in line
+    start_on(host, tmp_path, config, "--master-addr", "10.0.0.1")
+    assert "--master_addr 10.0.0.1" in " ".join(started[1])
+
+
+def test_without_ssh_no_host_is_asked_for_its_address(
+    started: list[list[str]], hosts: str, config: str
+) -> None:
+    without = ["--hostfile", hosts, "--no-ssh", "--node-rank", "1"]
+    launch(parse([*without, config]))
+    launch(parse([*without, "--master-addr", "10.0.0.1", config]))
+    addresses = [command[command.index("--master_addr") + 1] for command in started]
+    assert addresses == ["node-a", "10.0.0.1"]
+
+
+def test_one_other_host_that_does_not_answer(
+    started: list[list[str]], tmp_path: Path, config: str
+) -> None:
+    with pytest.raises(W2SError, match="no answer from gone over ssh"):
+        start_on("gone", tmp_path, config)
+    assert not started
+
+
+def test_deepspeed_starts_nothing_here_for_another_host(
+    started: list[list[str]], tmp_path: Path, config: str
+) -> None:
+    start_on("gpu-node-7", tmp_path, config)
+    subprocess.run(started[0], check=True, cwd=tmp_path)
+    assert "-w gpu-node-7" in (tmp_path / "pdsh.log").read_text()
 
 
 def test_bad_input_before_anything_starts(
     hosts: str, config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def started(*_: object, **__: object) -> None:
+    def run_job(*_: object, **__: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(module, "run_job", started)
+    monkeypatch.setattr(module, "run_job", run_job)
     for args, message in (
         (["--processes", "5", config], "batch_size is 32, which does not split over 5 processes"),
         (["--hostfile", hosts, config, "--student_train.batch_size", "12"], "over 8 processes"),

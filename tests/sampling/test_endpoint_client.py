@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import warnings
+from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from helpers.endpoint import KEY, chat, echo
@@ -15,6 +19,7 @@ from w2s_fast.errors import W2SError
 from w2s_fast.files import content_hash
 from w2s_fast.sampling import _http
 from w2s_fast.sampling._cache import AnswerCache
+from w2s_fast.sampling._redaction import excerpt
 from w2s_fast.sampling.endpoint_client import EndpointClient
 from w2s_fast.store import StoreWarning
 
@@ -200,6 +205,47 @@ def test_the_key_arrives_and_stays_out_of_files(
         with pytest.raises(W2SError, match="has spaces or characters that are not ASCII") as err:
             EndpointClient(in_url, tmp_path)
         assert KEY not in str(err.value)
+
+
+_ODD_KEY = "sk-abc/def+ghi0123456789=="  # with characters that are escaped
+_ECHOES = {
+    "as it is": str,
+    "slashes": lambda key: key.replace("/", "\\/"),
+    "JSON": lambda key: key.replace("+", "\\u002b").replace("=", "\\u003D"),
+    "all of it": lambda key: "".join(f"\\u{ord(c):04X}" for c in key),
+    "JSON in JSON": lambda key: json.dumps(json.dumps(key.replace("/", "\\/")))[3:-3],
+    "an address": lambda key: quote(key, safe=""),
+    "lower case": lambda key: quote(key, safe="").lower().replace("abc", "%61bc"),
+    "an address in an address": lambda key: quote(quote(key, safe=""), safe=""),
+    "HTML": lambda key: key.replace("+", "&plus;").replace("/", "&#47;").replace("=", "&#x3D;"),
+    "HTML in HTML": lambda key: escape(key.replace("+", "&#43;")),
+}
+
+
+@pytest.mark.parametrize("spell", _ECHOES.values(), ids=_ECHOES.keys())
+def test_no_spelling_of_the_key_is_shown(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spell: Callable[[str], str]
+) -> None:
+    """Servers repeat the headers of a request in an error, or a model in an answer."""
+    monkeypatch.setenv("W2S_KEY", _ODD_KEY)
+    echoed = f'{{"headers": {{"authorization": "Bearer {spell(_ODD_KEY)}"}}}}'
+    for status in (400, 200):
+        server = serve(lambda *_, status=status: (status, {}, echoed.encode()))
+        with pytest.raises(W2SError, match=r"Bearer (\*\*\*|\\+\*\*\*)\"") as err:
+            EndpointClient(server.config(key_variable="W2S_KEY"), tmp_path)(["x"], [0])
+        assert "0123456789" not in str(err.value) and "abc" not in str(err.value)
+    server = serve(lambda *_: (200, {}, chat(echoed)))
+    (answer,) = EndpointClient(server.config(key_variable="W2S_KEY"), tmp_path)(["x"], [0])
+    assert "***" in answer and "0123456789" not in answer
+
+
+@pytest.mark.parametrize("before", [0, 150, 3900, 3990, 4000, 5000, 66_000])
+def test_no_part_of_the_key_is_shown(before: int) -> None:
+    """Where a long reply is cut, a spelling of the key may be cut too; blanks are not shown."""
+    reply = " " * before + "".join(f"\\u{ord(c):04x}" for c in _ODD_KEY) * 40
+    for text in (reply, reply.encode(), reply[:-200]):
+        assert not re.search("u00", excerpt(text, _ODD_KEY))
+    assert excerpt("x " * 9000, "") == "x " * 100
 
 
 def test_half_a_surrogate_pair(serve: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import re
 import secrets
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -39,16 +40,18 @@ _EXPORTED = {
     "TORCHINDUCTOR_CACHE_DIR", "TORCHDYNAMO_DISABLE", "TRITON_CACHE_DIR", "TRITON_INTERPRET",
 }  # fmt: skip
 _FAMILIES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "OMP_")
+_USER_IN_ADDRESS = re.compile(r"://\S*@")  # what stands before the @ may be a password
 _OF_ACCELERATORS = ("PATH", "LD_LIBRARY_PATH")  # exported where DeepSpeed's accelerator needs them
 
 
 def exports() -> dict[str, str]:
     """Return the variables that are passed on to every host."""
-    return {k: v for k, v in os.environ.items() if _travels(k) and "\n" not in v}
+    return {k: v for k, v in os.environ.items() if _travels(k, v) and "\n" not in v}
 
 
-def _travels(name: str) -> bool:
-    return name in _EXPORTED or name.startswith(_FAMILIES)
+def _travels(name: str, value: str) -> bool:
+    named = name in _EXPORTED or name.startswith(_FAMILIES)
+    return named and not _USER_IN_ADDRESS.search(value)
 
 
 def read_hosts(path: str) -> dict[str, int]:
@@ -84,17 +87,25 @@ def read_hosts(path: str) -> dict[str, int]:
     return hosts
 
 
+def is_this_host(name: str) -> bool:
+    """Tell whether a line of a hostfile names this host, and no user of it."""
+    own = socket.gethostname().lower()
+    names = ("localhost", "127.0.0.1", "::1", own, own.partition(".")[0])
+    return name.lower() in names or name.lower() == socket.getfqdn().lower()
+
+
 def check_hosts(hosts: Sequence[str], ssh_port: int | None) -> None:
     """Check that every host answers over ssh without a password.
 
     Raises:
         W2SError: Some hosts do not; the message names them.
     """
-    if shutil.which("pdsh") is None:
-        raise W2SError(
-            "pdsh is not installed, which starts processes on other hosts; install it, or run "
-            "this command with --no-ssh --node-rank I on every host"
-        )
+    for tool in ("pdsh", "ssh"):
+        if shutil.which(tool) is None:
+            raise W2SError(
+                f"{tool} is not installed, which starts processes on other hosts; install it, or "
+                "run this command with --no-ssh --node-rank I on every host"
+            )
     port = [] if ssh_port is None else ["-p", str(ssh_port)]
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_TIMEOUT_S}"]
 
@@ -130,7 +141,7 @@ def runner_class() -> type[Any]:
             key = key.strip()
             # DeepSpeed puts the working folder in front of its copy of PYTHONPATH.
             value = os.environ.get(key) if key == "PYTHONPATH" else var.strip()
-            if value and (_travels(key) or key in _OF_ACCELERATORS):
+            if value and (_travels(key, value) or key in _OF_ACCELERATORS):
                 self.exports[key] = shlex.quote(value)
 
         def get_cmd(

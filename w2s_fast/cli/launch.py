@@ -13,11 +13,11 @@ import signal
 import socket
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from w2s_fast.cli.hosts import check_hosts, exports, read_hosts
+from w2s_fast.cli.hosts import check_hosts, exports, is_this_host, read_hosts
 from w2s_fast.cli.job import run_job
 from w2s_fast.cli.parse import (
     PRINT,
@@ -39,7 +39,8 @@ Starts `w2s-fast run --config CONFIG.yaml --NAME VALUE ...` once per accelerator
 
   --hostfile FILE     one host per line: `name slots=8`; without it, this host alone
   --processes N       processes on each host (default: its accelerators, or the slots of its line)
-  --master-addr A     address at which the other hosts reach the first one
+  --master-addr A     address at which the other hosts reach the first one (default: what it says
+                      over ssh; with --no-ssh its name in the hostfile)
   --master-port P     port on the first host (default 29500)
   --ssh-port P        ssh port of every host
   --no-ssh            start only this host's processes; run the same command on every host
@@ -102,8 +103,10 @@ def parse(args: Sequence[str]) -> LaunchOptions:
         raise W2SError("no configuration file; expected `w2s-fast launch [options] CONFIG.yaml`")
     fields: dict[str, Any] = {}
     for name, value in own.items():
-        if name in numbers and not (value.isascii() and value.isdecimal()):
+        if name in numbers and not re.fullmatch("[0-9]{1,9}", value):
             raise W2SError(f"--{name} is {value!r}; expected a number")
+        if name == "processes" and int(value) < 1:
+            raise W2SError(f"--{name} is {value!r}; expected at least 1")
         if name.endswith("-port") and not 0 < int(value) < 1 << 16:
             raise W2SError(f"--{name} is {value!r}; expected 1 to 65535")
         parsed = True if name in flags else int(value) if name in numbers else value
@@ -121,6 +124,7 @@ def launch(options: LaunchOptions) -> int:
     """
     hosts = None if options.hostfile is None else read_hosts(options.hostfile)
     _check_options(options, hosts)
+    options = _complete(options, hosts)
     command = build_command(options, hosts)
     if options.dry_run:
         print(shlex.join(command))
@@ -158,14 +162,34 @@ def build_command(options: LaunchOptions, hosts: dict[str, int] | None) -> list[
     command += ["--master_port", str(options.master_port)]
     if options.no_ssh:
         command.append("--no_ssh")
+    if over_ssh:
+        command.append("--force_multi")  # a single host of a hostfile may be another one too
     run = ["--config", options.config, *options.arguments]
     if over_ssh:
         run = [_quote_for_shell(word) for word in run]
     return [*command, "--module", "w2s_fast", "run", *run]
 
 
+def _complete(options: LaunchOptions, hosts: dict[str, int] | None) -> LaunchOptions:
+    """Return the options with which DeepSpeed uses ssh only where it has to.
+
+    Without an address it asks the first host for one over ssh, also if that is this host or ssh is
+    not to be used.
+    """
+    if hosts is None:
+        return options
+    first, *others = hosts
+    # A port of ssh on this host may lead to another one, such as a container.
+    if not others and options.ssh_port is None and is_this_host(first):
+        options = replace(options, no_ssh=True, node_rank=0)
+    if options.no_ssh and options.master_addr is None:
+        address = first.rpartition("@")[2] if others else "127.0.0.1"
+        options = replace(options, master_addr=address)
+    return options
+
+
 def _uses_ssh(options: LaunchOptions, hosts: dict[str, int] | None) -> bool:
-    return hosts is not None and len(hosts) > 1 and not options.no_ssh
+    return hosts is not None and not options.no_ssh
 
 
 def _quote_for_shell(word: str) -> str:

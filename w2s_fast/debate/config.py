@@ -28,7 +28,7 @@ class WriterConfig(EndpointConfig):
         max_tokens: Largest number of tokens of a turn.
         workers: Number of parallel requests per process.
         retries: Number of retries of a request while the endpoint is busy.
-        timeout_s: Largest duration of a request in seconds.
+        timeout_s: Largest duration of a request in seconds, from its start to the end of its reply.
     """
 
     setting = "transcript_writer"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -14,21 +13,16 @@ from random import Random
 from typing import Any
 
 from w2s_fast.errors import W2SError
+from w2s_fast.sampling._deadline import Deadline
+from w2s_fast.sampling._redaction import excerpt, redact
 from w2s_fast.sampling.endpoint_config import KEY_IN_URL, EndpointConfig
 
 BACKOFF_S = 1.0  # before the second try; doubled for each further try
 LONGEST_S = 60.0
 LONGEST_REPLY = 16 << 20  # bytes; the longest turns have a few hundred thousand
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
-_EXCERPT = 200
+_KEY_REJECTED = (401, 403)
 _LONG_KEY = 16  # a shorter one, such as "none", may be a word of an answer
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follow no redirect, which would send the key to another address."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
 
 
 class _Retryable(Exception):
@@ -59,7 +53,7 @@ def request_text(
         try:
             return _text(cfg, _once(cfg, body, key), key)
         except _Retryable as e:
-            why = _redact(str(e), key)
+            why = excerpt(str(e), key)
             # Random within the second half, so that requests rejected together are retried apart.
             wait = BACKOFF_S * 2**number * Random(f"{body}/{number}").uniform(0.5, 1)
             if number + 1 == tries or stop.wait(min(LONGEST_S, max(wait, e.wait_s))):
@@ -76,26 +70,31 @@ def _once(cfg: EndpointConfig, body: Mapping[str, Any], key: str) -> bytes:
     if key and url == cfg.url:
         headers["Authorization"] = f"Bearer {key}"
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=cfg.timeout_s) as reply:
-            return _read(cfg, reply)
-    except urllib.error.HTTPError as e:
-        with e:
-            if e.code in _BUSY:
-                raise _Retryable(f"HTTP {e.code}", _seconds(e.headers.get("Retry-After"))) from None
-            raise W2SError(_rejection(cfg, e, key)) from None
-    except urllib.error.URLError as e:
-        reason = e.reason
-        if isinstance(reason, ConnectionRefusedError):
-            raise _Retryable("connection refused; is the server running?") from None
-        raise _Retryable(f"{reason}") from None
-    except (OSError, http.client.HTTPException) as e:
-        raise _Retryable(f"{type(e).__name__} {e}".strip()) from None
+    with Deadline(cfg.timeout_s) as deadline:
+        try:
+            with deadline.open(request) as reply:
+                if reply.status in _BUSY:
+                    wait_s = _seconds(reply.headers.get("Retry-After"))
+                    raise _Retryable(f"HTTP {reply.status}", wait_s)
+                if reply.status in _KEY_REJECTED:
+                    raise W2SError(_key_rejection(cfg, reply.status, key))
+                text = _read(cfg, reply, deadline)
+        except (OSError, http.client.HTTPException) as e:
+            why = f"no whole reply in {cfg.timeout_s:g} s" if deadline.over else _reason(e, key)
+            raise _Retryable(why) from None
+    if not 200 <= reply.status < 300:
+        raise W2SError(_rejection(cfg, reply.status, text, key))
+    return text
 
 
-def _read(cfg: EndpointConfig, reply: http.client.HTTPResponse) -> bytes:
-    """Return the whole reply, which has a largest size and duration."""
-    blocks, size, end = [], 0, time.monotonic() + cfg.timeout_s
+def _read(cfg: EndpointConfig, reply: http.client.HTTPResponse, deadline: Deadline) -> bytes:
+    """Return the whole reply, which has a largest size.
+
+    Raises:
+        OSError, http.client.HTTPException: It is not whole.
+    """
+    blocks, size = [], 0
+    sized = reply.chunked or reply.length is not None
     while block := reply.read1(1 << 16):
         blocks.append(block)
         size += len(block)
@@ -104,34 +103,45 @@ def _read(cfg: EndpointConfig, reply: http.client.HTTPResponse) -> bytes:
                 f"{cfg.url} sends a reply of more than {LONGEST_REPLY >> 20} MiB; expected a "
                 "completion, as OpenAI-compatible servers send it"
             )
-        if time.monotonic() > end:
-            raise _Retryable(f"no whole reply in {cfg.timeout_s:g} s")
+    if deadline.over:  # which ends a reply as a server may end it
+        raise TimeoutError
     if reply.length:
         raise http.client.IncompleteRead(b"", reply.length)
-    return b"".join(blocks)
-
-
-def _redact(text: str, key: str) -> str:
-    for spelling in {key, urllib.parse.quote(key, safe="")} - {""}:
-        text = text.replace(spelling, "***")
+    text = b"".join(blocks)
+    if not sized and 200 <= reply.status < 300 and not _is_json(text):
+        raise http.client.IncompleteRead(text)  # a connection that is cut ends it like any other
     return text
 
 
-def _excerpt(reply: bytes, key: str) -> str:
-    """Return the start of a reply as one line, without the key."""
-    start = _redact(reply[: 20 * _EXCERPT + len(key)].decode(errors="replace"), key)
-    return " ".join(start[: 20 * _EXCERPT].split())[:_EXCERPT]
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
-def _rejection(cfg: EndpointConfig, error: urllib.error.HTTPError, key: str) -> str:
-    if error.code in (401, 403):
-        credential = f"the key in {cfg.key_variable}" if key else "a request without a key"
-        fix = "check that key" if key else f"set {cfg.setting}.key_variable"
-        return f"{cfg.url} rejects {credential} (HTTP {error.code}); {fix}"
-    reply = _excerpt(error.read(1 << 16), key)
+def _reason(error: Exception, key: str) -> str:
+    """Return why there is no whole reply."""
+    if isinstance(error, urllib.error.URLError):
+        refused = isinstance(error.reason, ConnectionRefusedError)
+        return "connection refused; is the server running?" if refused else f"{error.reason}"
+    if isinstance(error, http.client.IncompleteRead) and error.partial:
+        return f"the connection ended after {excerpt(error.partial, key)!r}"
+    return f"{type(error).__name__} {error}".strip()
+
+
+def _key_rejection(cfg: EndpointConfig, status: int, key: str) -> str:
+    credential = f"the key in {cfg.key_variable}" if key else "a request without a key"
+    fix = "check that key" if key else f"set {cfg.setting}.key_variable"
+    return f"{cfg.url} rejects {credential} (HTTP {status}); {fix}"
+
+
+def _rejection(cfg: EndpointConfig, status: int, reply: bytes, key: str) -> str:
     return (
-        f"{cfg.url} rejects the request (HTTP {error.code}: {reply}); check {cfg.setting}.url, "
-        f"{cfg.setting}.model={cfg.model!r} and {cfg.setting}.max_tokens={cfg.max_tokens}"
+        f"{cfg.url} rejects the request (HTTP {status}: {excerpt(reply, key)}); check "
+        f"{cfg.setting}.url, {cfg.setting}.model={cfg.model!r} and "
+        f"{cfg.setting}.max_tokens={cfg.max_tokens}"
     )
 
 
@@ -144,10 +154,10 @@ def _text(cfg: EndpointConfig, reply: bytes, key: str) -> str:
             raise TypeError
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         raise W2SError(
-            f"{cfg.url} did not answer with a completion ({_excerpt(reply, key)!r}); expected JSON "
+            f"{cfg.url} did not answer with a completion ({excerpt(reply, key)!r}); expected JSON "
             "with choices, as OpenAI-compatible servers send it"
         ) from None
-    return _redact(text or "", key if len(key) >= _LONG_KEY else "")
+    return redact(text or "", key if len(key) >= _LONG_KEY else "")
 
 
 def _seconds(header: str | None) -> float:

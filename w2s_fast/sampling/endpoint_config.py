@@ -12,7 +12,9 @@ from urllib.parse import parse_qsl, urlsplit
 from w2s_fast.errors import W2SError
 
 KEY_IN_URL = "{key}"  # in an address, stands for the key
-_CREDENTIAL = re.compile("key|token|secret|passw|credential|(^|[-_.])(auth|sig)", re.IGNORECASE)
+# What an address may hold beside {key}: keys have too many names to refuse each of them.
+_NO_KEY = ("api-version", "api_version", "version", "v", "model", "deployment", "region")
+_PLAIN = re.compile(r"[\w.:-]{1,32}", re.ASCII)
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 
 
@@ -31,7 +33,7 @@ class EndpointConfig:
         max_tokens: Largest number of tokens of a text.
         workers: Number of parallel requests per process.
         retries: Number of retries of a request while the endpoint is busy.
-        timeout_s: Largest duration of a request in seconds.
+        timeout_s: Largest duration of a request in seconds, from its start to the end of its reply.
 
     Raises:
         W2SError: A value does not fit.
@@ -70,26 +72,27 @@ class EndpointConfig:
         return None
 
     def _endpoint_problem(self) -> str | None:
+        example = "http://localhost:8000/v1/chat/completions"
         try:
             parts = urlsplit(self.url)
-        except ValueError as e:
-            return f"url={self.url!r} is not an address: {e}"
+            _ = parts.port  # not before it is read
+        except ValueError:  # its text may hold a password
+            return f"url is not an address; expected one such as {example}"
         if parts.username or parts.password:
             return f"url contains a user name or password; use {self.setting}.key_variable instead"
-        for name, value in parse_qsl(f"{parts.query}&{parts.fragment}"):
-            if _CREDENTIAL.search(name) and value != KEY_IN_URL:
-                return (  # the value may be a key
-                    f"url contains a value of {name!r}, which would be stored with the results; "
-                    f"put it into an environment variable, name that in key_variable, and write "
-                    f"{name}={KEY_IN_URL}"
-                )
+        for text in (parts.query, parts.fragment):
+            # Some servers take ; for &. Without a =, all of it may be a key.
+            for name, value in parse_qsl(text.replace(";", "&"), keep_blank_values=True):
+                if value != KEY_IN_URL and not _holds_no_key(name, value):
+                    return _stored_value(name, value)
         if KEY_IN_URL in self.url and not self.key_variable:
             return f"url contains {KEY_IN_URL}, but key_variable is empty; name the key's variable"
         valid = parts.scheme in ("http", "https") and parts.hostname
         if not valid or not parts.path.endswith(COMPLETIONS):
+            shown = "" if "@" in self.url else f"={self.url!r}"  # before an @ may be a password
             return (
-                f"url={self.url!r}: expected an address that ends in {CHAT} or {COMPLETIONS}, such "
-                "as http://localhost:8000/v1/chat/completions"
+                f"url{shown}: expected an address that ends in {CHAT} or {COMPLETIONS}, such as "
+                f"{example}"
             )
         return None if self.model else "model is empty; give the name of the model at the endpoint"
 
@@ -118,3 +121,18 @@ class EndpointConfig:
                 "export it again as one word"
             )
         return key
+
+
+def _holds_no_key(name: str, value: str) -> bool:
+    return name.lower() in _NO_KEY and _PLAIN.fullmatch(value) is not None
+
+
+def _stored_value(name: str, value: str) -> str:
+    """Return what is wrong with a parameter of an address, without its value."""
+    word = re.fullmatch(r"[a-z][a-z._-]{0,23}", name, re.IGNORECASE) and value.strip("=")
+    shown = repr(name) if word else "a parameter"  # a key alone is read as a name
+    return (
+        f"url contains a value of {shown}, which would be stored with the results; only "
+        f"{', '.join(_NO_KEY)} may have one: put it into an environment variable, name that in "
+        f"key_variable, and write {name if word else 'NAME'}={KEY_IN_URL}"
+    )
