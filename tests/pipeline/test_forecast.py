@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,12 +89,12 @@ def test_a_checkpoint_of_an_interrupted_run_is_named(finished: RunConfig) -> Non
     (folder,) = finished.store_dir.glob("ceiling-*")
     hidden = folder.with_name(f".{folder.name}")
     folder.rename(hidden)
-    (hidden / "checkpoint").mkdir()
+    (hidden / "checkpoint" / "step-00000002").mkdir(parents=True)
     try:
         stage = next(s for s in forecast(finished).stages if s.job.name == "ceiling/0")
         assert stage.started and not stage.stored and stage.seconds is not None
     finally:
-        (hidden / "checkpoint").rmdir()
+        shutil.rmtree(hidden / "checkpoint")
         hidden.rename(folder)
 
 

@@ -123,7 +123,11 @@ def test_weak_policies_that_are_sources_have_their_references(tmp_path: Path) ->
         ("", {}, "weak.preference=''"),
         ("wspo", {}, "weak.preference='wspo' learns how the weak"),
         ("dpo", {"losses": ["xent", "gce"]}, "'gce' with student.preference='wspo' would learn"),
-        ("dpo", {"supervisors": {"sources": ["weak", "weak:member=1"]}}, "weak models of its own"),
+        (
+            "dpo",
+            {"supervisors": {"sources": ["weak", "weak:member=1", "weak:member=2"]}},
+            "weak models of its own",
+        ),
     ],
 )
 def test_wspo_needs_a_weak_policy(
