@@ -246,7 +246,7 @@ def file_lock(
             f.seek(0)
             owner = f.read().strip() or "unknown"
             if taken is not None:
-                raise W2SError(taken.format(pid=owner))
+                raise W2SError(taken.replace("{pid}", owner))
             if waiting is not None:
                 waiting(owner)
             time.sleep(_LOCK_POLL_S)

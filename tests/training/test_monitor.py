@@ -279,7 +279,7 @@ def test_a_folder_has_one_training_at_a_time(
     tokenizer: Any, data: Encoded, held: Encoded, tmp_path: Path
 ) -> None:
     watch = Watch(held, Scripted(2, 3, 1, 0), keep="best")
-    folder = tmp_path / "checkpoints"
+    folder = tmp_path / "{checkpoints}"
     with owned(folder, SINGLE_PROCESS):
         found = {p: p.read_bytes() for p in folder.iterdir()}
         with pytest.raises(W2SError, match=r"is in use by the training of process \d+; give every"):

@@ -159,6 +159,7 @@ def owned(directory: Path | None, world: World) -> Iterator[None]:
         if directory is not None:
             world.call_on_main(lock)
         yield
+        world.barrier()  # other processes may still read the best weights
 
 
 def load(
