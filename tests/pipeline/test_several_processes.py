@@ -54,13 +54,21 @@ def config(folder: Path, **train: Any) -> RunConfig:
         student=ModelConfig("scratch", hidden=16, layers=1, heads=2),
         weak=ModelConfig("scratch", hidden=16, layers=1, heads=2),
         weak_train=dataclasses.replace(base.weak_train, epochs=1, timeout_s=30),
-        student_train=dataclasses.replace(base.student_train, epochs=1, timeout_s=30, **train),
+        student_train=dataclasses.replace(
+            base.student_train, **{"epochs": 1, "timeout_s": 30, **train}
+        ),
         losses=("logconf",),
         seeds=(0,),
         output_dir=str(folder / "out"),
         workers=1,
         threads=1,
     )
+
+
+def impatient(folder: Path) -> RunConfig:
+    """Return a configuration whose collective calls may take four seconds."""
+    cfg = config(folder, timeout_s=4)
+    return dataclasses.replace(cfg, weak_train=dataclasses.replace(cfg.weak_train, timeout_s=4))
 
 
 def write(cfg: RunConfig, folder: Path) -> Path:
@@ -109,12 +117,7 @@ def test_as_by_one_process(tmp_path: Path) -> None:
 
 def test_ranks_wait_for_another_run_longer_than_for_each_other(tmp_path: Path) -> None:
     """A stage that this test computes: rank 0 waits for it, and nobody takes it for lost."""
-    cfg = config(tmp_path)
-    trains = {
-        name: dataclasses.replace(getattr(cfg, name), timeout_s=4)
-        for name in ("weak_train", "student_train")
-    }
-    arguments = ["run", "--config", str(write(dataclasses.replace(cfg, **trains), tmp_path))]
+    arguments = ["run", "--config", str(write(impatient(tmp_path), tmp_path))]
     locks = tmp_path / "out" / "cache" / ".locks"
     ranks.run(__file__, 2, [*arguments, "--quiet"])
     for stage in (tmp_path / "out" / "cache").glob("student-*"):
@@ -131,12 +134,7 @@ def test_ranks_wait_for_another_run_longer_than_for_each_other(tmp_path: Path) -
 
 def test_a_stage_that_is_published_slowly_and_in_vain(tmp_path: Path) -> None:
     """Rank 0 hashes for longer than a collective call may take; every rank hears of its error."""
-    cfg = config(tmp_path)
-    trains = {
-        name: dataclasses.replace(getattr(cfg, name), timeout_s=4)
-        for name in ("weak_train", "student_train")
-    }
-    job = ["run", "--config", str(write(dataclasses.replace(cfg, **trains), tmp_path)), "--quiet"]
+    job = ["run", "--config", str(write(impatient(tmp_path), tmp_path)), "--quiet"]
     for p in ranks.start(__file__, 2, json.dumps(job), W2S_TEST_FULL_DISK="student"):
         text, _ = p.communicate(timeout=120)
         assert p.returncode == 2 and "no space left while writing stage" in text, text
